@@ -1,0 +1,287 @@
+//! What describes a hybrid attention layer, apart from its weights.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{AttentionError, Result};
+
+/// Head counts of one attention layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeadGeometry {
+    /// Query heads `H`.
+    pub num_heads: usize,
+    /// Key/value heads `K`; `H` is a multiple of it.
+    pub num_key_value_heads: usize,
+    /// Channels of one head `D`.
+    pub head_dim: usize,
+}
+
+impl HeadGeometry {
+    /// Query heads that share one KV head.
+    pub fn group(&self) -> usize {
+        self.num_heads / self.num_key_value_heads
+    }
+
+    /// Selection heads `S` under a granularity.
+    pub fn selection_heads(&self, granularity: SelectionHead) -> usize {
+        match granularity {
+            SelectionHead::KvHead => self.num_key_value_heads,
+            SelectionHead::QueryHead => self.num_heads,
+        }
+    }
+}
+
+/// How the tokens of a retiring chunk are ranked.
+///
+/// A new router is one more variant here and one more arm in [`crate::router`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Router {
+    /// The Self-Saliency Score (STILL).
+    #[default]
+    SelfSaliency,
+    /// A hash of (seed, layer, head, absolute position): the ablation's control.
+    Random {
+        /// Seed of the hash.
+        seed: u64,
+    },
+    /// Nothing is kept, whatever the budgets say.
+    None,
+}
+
+/// The head at which routing is decided.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SelectionHead {
+    /// One decision per KV head, shared by its group of query heads.
+    #[default]
+    KvHead,
+    /// One decision per query head (the paper's code; K/V rows are kept per query head).
+    QueryHead,
+}
+
+/// The feature map `φ` of the linear branch.
+///
+/// A new map is one more variant here and one more arm in [`crate::feature_map`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FeatureMap {
+    /// Norm-Preserved Feature Map: `[softmax(u); softmax(−u)]`, `u = ‖x‖·f(x)/‖f(x)‖`.
+    NpMap {
+        /// Reflect `x` by a learned per-head Householder vector first.
+        householder: bool,
+    },
+    /// LoLCATs' Hedgehog map: `[softmax(xW); softmax(−xW)]`.
+    Softmax,
+}
+
+impl Default for FeatureMap {
+    fn default() -> Self {
+        Self::NpMap { householder: false }
+    }
+}
+
+/// Scale of the linear branch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LinearNorm {
+    /// `λ = 1` (the paper).
+    Sum,
+    /// `λ = exp(ℓ_h) / max(n, 1)` with `ℓ_h` learned per query head.
+    #[default]
+    Mean,
+}
+
+/// Which parts of the operator are on; all by default. The others are ablations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Branches {
+    /// Off: the keys of the current and the previous chunk are dropped except the token itself.
+    pub window: bool,
+    /// Off: selected tokens are neither attended to nor absorbed.
+    pub salient: bool,
+    /// Off: no second terms in numerator and denominator.
+    pub linear: bool,
+}
+
+impl Default for Branches {
+    fn default() -> Self {
+        Self { window: true, salient: true, linear: true }
+    }
+}
+
+/// The hybrid attention of a whole model: the `still` section of a student's `config.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StillConfig {
+    /// Chunk length `C` in tokens.
+    pub chunk: usize,
+    /// How tokens are ranked.
+    pub router: Router,
+    /// Where routing is decided.
+    pub selection_head: SelectionHead,
+    /// Salient tokens kept of each retired chunk: `[layer][selection head]`, 0 … C.
+    pub budgets: Vec<Vec<usize>>,
+    /// At most this many salient tokens per selection head; the lowest are demoted.
+    pub cap: Option<usize>,
+    /// The feature map.
+    pub feature_map: FeatureMap,
+    /// Columns `F` of a feature map's matrix; `φ` has `2F` channels.
+    pub feature_dim: usize,
+    /// Scale of the linear branch.
+    pub linear_norm: LinearNorm,
+    /// Whether the linear numerator is gated by `sigmoid(W_g x)`.
+    pub gate: bool,
+    /// Branch switches.
+    #[serde(default)]
+    pub branches: Branches,
+}
+
+impl StillConfig {
+    /// Our defaults with one budget everywhere: `kv_head`, mean, NP-Map, no gate.
+    pub fn uniform(num_layers: usize, geometry: HeadGeometry, chunk: usize, budget: usize) -> Self {
+        let selection_head = SelectionHead::default();
+        Self {
+            chunk,
+            router: Router::default(),
+            selection_head,
+            budgets: vec![vec![budget; geometry.selection_heads(selection_head)]; num_layers],
+            cap: None,
+            feature_map: FeatureMap::default(),
+            feature_dim: geometry.head_dim,
+            linear_norm: LinearNorm::default(),
+            gate: false,
+            branches: Branches::default(),
+        }
+    }
+
+    /// Only the sliding window: budget 0 and no linear branch.
+    pub fn window_only(num_layers: usize, geometry: HeadGeometry, chunk: usize) -> Self {
+        let mut config = Self::uniform(num_layers, geometry, chunk, 0);
+        config.branches.linear = false;
+        config
+    }
+
+    /// The configuration of one layer.
+    ///
+    /// # Errors
+    /// If the layer has no budgets.
+    pub fn layer(&self, layer: usize) -> Result<HybridConfig> {
+        let budgets = self.budgets.get(layer).cloned().ok_or_else(|| {
+            AttentionError::Config(format!(
+                "budgets cover {} layers, layer {layer} was asked for",
+                self.budgets.len()
+            ))
+        })?;
+        Ok(HybridConfig {
+            layer,
+            chunk: self.chunk,
+            router: self.router,
+            selection_head: self.selection_head,
+            budgets,
+            cap: self.cap,
+            feature_map: self.feature_map,
+            feature_dim: self.feature_dim,
+            linear_norm: self.linear_norm,
+            gate: self.gate,
+            branches: self.branches,
+        })
+    }
+
+    /// Checks every layer against the model's geometry.
+    ///
+    /// # Errors
+    /// Names the layer and the value that does not fit.
+    pub fn validate(&self, num_layers: usize, geometry: HeadGeometry) -> Result<()> {
+        if self.budgets.len() != num_layers {
+            return Err(AttentionError::Config(format!(
+                "budgets cover {} layers, the model has {num_layers}",
+                self.budgets.len()
+            )));
+        }
+        (0..num_layers).try_for_each(|layer| self.layer(layer)?.validate(geometry))
+    }
+}
+
+/// The hybrid attention of one layer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HybridConfig {
+    /// Index of the layer (the random router's hash takes it).
+    pub layer: usize,
+    /// Chunk length `C` in tokens.
+    pub chunk: usize,
+    /// How tokens are ranked.
+    pub router: Router,
+    /// Where routing is decided.
+    pub selection_head: SelectionHead,
+    /// Budget of each selection head, 0 … C.
+    pub budgets: Vec<usize>,
+    /// Most salient tokens per selection head.
+    pub cap: Option<usize>,
+    /// The feature map.
+    pub feature_map: FeatureMap,
+    /// Columns `F` of a feature map's matrix.
+    pub feature_dim: usize,
+    /// Scale of the linear branch.
+    pub linear_norm: LinearNorm,
+    /// Whether the linear numerator is gated.
+    pub gate: bool,
+    /// Branch switches.
+    pub branches: Branches,
+}
+
+impl HybridConfig {
+    /// Checks the layer against the head geometry.
+    ///
+    /// # Errors
+    /// Names the value that does not fit.
+    pub fn validate(&self, geometry: HeadGeometry) -> Result<()> {
+        let fail = |message: String| Err(AttentionError::Config(message));
+        let HeadGeometry { num_heads, num_key_value_heads, head_dim } = geometry;
+        if num_key_value_heads == 0 || num_heads == 0 || num_heads % num_key_value_heads != 0 {
+            return fail(format!(
+                "{num_heads} query heads cannot share {num_key_value_heads} key/value heads"
+            ));
+        }
+        if self.chunk == 0 || head_dim == 0 || self.feature_dim == 0 {
+            return fail("chunk, head_dim and feature_dim must be positive".into());
+        }
+        let selection_heads = geometry.selection_heads(self.selection_head);
+        if self.budgets.len() != selection_heads {
+            return fail(format!(
+                "layer {}: {} budgets for {selection_heads} selection heads",
+                self.layer,
+                self.budgets.len()
+            ));
+        }
+        if let Some(budget) = self.budgets.iter().find(|&&budget| budget > self.chunk) {
+            return fail(format!(
+                "layer {}: a budget of {budget} exceeds the chunk of {} tokens",
+                self.layer, self.chunk
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// How the exact rows of K and V are stored in a state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RowDtype {
+    /// 4 bytes a value.
+    F32,
+    /// 2 bytes a value: the default of inference.
+    #[default]
+    Bf16,
+    /// 2 bytes a value.
+    F16,
+}
+
+impl RowDtype {
+    /// Bytes of one stored value.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 | Self::F16 => 2,
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! Small single-threaded matrix products over strided views.
+
+use crate::real::Real;
+
+/// A strided read-only matrix: element `(i, j)` is `data[i * row_stride + j * col_stride]`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Mat<'a, T> {
+    pub data: &'a [T],
+    pub row_stride: usize,
+    pub col_stride: usize,
+}
+
+impl<'a, T> Mat<'a, T> {
+    /// Rows of `row_stride` values.
+    pub fn rows(data: &'a [T], row_stride: usize) -> Self {
+        Self { data, row_stride, col_stride: 1 }
+    }
+
+    /// The transpose.
+    pub fn t(self) -> Self {
+        Self { row_stride: self.col_stride, col_stride: self.row_stride, ..self }
+    }
+
+    fn covers(&self, rows: usize, cols: usize) -> bool {
+        rows == 0
+            || cols == 0
+            || (rows - 1) * self.row_stride + (cols - 1) * self.col_stride < self.data.len()
+    }
+}
+
+/// `C = A B` or, with `accumulate`, `C += A B`; `A` is `m × k`, `B` is `k × n`, `C` has rows of `c_stride` values.
+pub(crate) fn matmul<T: Real>(
+    (m, n, k): (usize, usize, usize),
+    c: &mut [T],
+    c_stride: usize,
+    accumulate: bool,
+    a: Mat<'_, T>,
+    b: Mat<'_, T>,
+) {
+    if m == 0 || n == 0 {
+        return;
+    }
+    assert!(a.covers(m, k), "left matrix is smaller than {m}x{k}");
+    assert!(b.covers(k, n), "right matrix is smaller than {k}x{n}");
+    assert!((m - 1) * c_stride + n <= c.len() && n <= c_stride, "output is smaller than {m}x{n}");
+    if k == 0 {
+        if !accumulate {
+            c.chunks_mut(c_stride).take(m).for_each(|row| row[..n].fill(T::zero()));
+        }
+        return;
+    }
+    // SAFETY: the assertions above bound every element that the product reads or writes, and `c`
+    // is borrowed mutably, so it cannot overlap `a` or `b`.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            c.as_mut_ptr(),
+            1,
+            c_stride as isize,
+            accumulate,
+            a.data.as_ptr(),
+            a.col_stride as isize,
+            a.row_stride as isize,
+            b.data.as_ptr(),
+            b.col_stride as isize,
+            b.row_stride as isize,
+            T::one(),
+            T::one(),
+            false,
+            false,
+            false,
+            gemm::Parallelism::None,
+        );
+    }
+}

@@ -1,0 +1,8 @@
+//! CPU kernels: plain loops and small matrix products, threads over (sequence, selection head).
+
+pub(crate) mod backward;
+pub(crate) mod feature_map;
+pub(crate) mod forward;
+pub(crate) mod head_state;
+pub(crate) mod linalg;
+pub(crate) mod rows;

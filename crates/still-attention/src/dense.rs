@@ -1,0 +1,138 @@
+//! Dense causal softmax attention: the teacher's.
+
+use candle_core::Tensor;
+use rayon::prelude::*;
+
+use crate::cpu::linalg::{Mat, matmul};
+use crate::cpu::rows::RowStore;
+use crate::state::checked_lengths;
+use crate::tensor::{expect_shape, with_values};
+use crate::{HeadGeometry, Result, RowDtype, vector};
+
+/// Query rows answered together.
+const BLOCK: usize = 64;
+
+/// Dense causal attention of whole sequences, no gradient: `q` `[B, H, N, D]`, `k`, `v` `[B, K, N, D]`
+/// f32 on the CPU → `[B, H, N, D]`.
+///
+/// # Errors
+/// Shapes that contradict each other; a dtype or device without a kernel.
+pub fn dense_attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+    let (batch, num_heads, _, head_dim) = q.dims4()?;
+    let geometry = HeadGeometry { num_heads, num_key_value_heads: k.dim(1)?, head_dim };
+    KvCache::new(geometry, batch, RowDtype::F32).advance(q, k, v, None)
+}
+
+/// Keys and values of every token of a batch of sequences: one layer.
+#[derive(Clone, Debug)]
+pub struct KvCache {
+    geometry: HeadGeometry,
+    batch: usize,
+    /// `[batch, K]` pairs of K and V rows.
+    rows: Vec<(RowStore<f32>, RowStore<f32>)>,
+}
+
+impl KvCache {
+    /// An empty cache of `batch` sequences whose rows are stored as `rows`.
+    pub fn new(geometry: HeadGeometry, batch: usize, rows: RowDtype) -> Self {
+        let store = RowStore::new(geometry.head_dim, rows);
+        let pairs = vec![(store.clone(), store); batch * geometry.num_key_value_heads];
+        Self { geometry, batch, rows: pairs }
+    }
+
+    /// Feeds `T` tokens more to each sequence; shapes and `lengths` as in [`crate::HybridState::advance`].
+    ///
+    /// # Errors
+    /// Shapes that contradict the cache; a dtype or device without a kernel.
+    pub fn advance(
+        &mut self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        lengths: Option<&[usize]>,
+    ) -> Result<Tensor> {
+        const OP: &str = "KvCache::advance";
+        let HeadGeometry { num_heads, num_key_value_heads: kv_heads, head_dim: d } = self.geometry;
+        let tokens = q.dim(2)?;
+        expect_shape(OP, "q", q, &[self.batch, num_heads, tokens, d])?;
+        expect_shape(OP, "k", k, &[self.batch, kv_heads, tokens, d])?;
+        expect_shape(OP, "v", v, &[self.batch, kv_heads, tokens, d])?;
+        let lengths = checked_lengths(OP, lengths, self.batch, tokens)?;
+
+        with_values(OP, "k", k, |k: &[f32]| {
+            with_values(OP, "v", v, |v: &[f32]| {
+                for (i, (k_rows, v_rows)) in self.rows.iter_mut().enumerate() {
+                    let block = i * tokens * d..(i * tokens + lengths[i / kv_heads]) * d;
+                    k_rows.extend(&k[block.clone()]);
+                    v_rows.extend(&v[block]);
+                }
+            })
+        })??;
+
+        let mut out = vec![0.0; self.batch * num_heads * tokens * d];
+        let widened: Vec<(Vec<f32>, Vec<f32>)> = self
+            .rows
+            .par_iter()
+            .map(|(k, v)| {
+                let (mut a, mut b) = (Vec::new(), Vec::new());
+                // Borrowed rows stay where they are; only 16-bit rows are copied out.
+                if !k.is_native() {
+                    k.read(0, k.len(), &mut a);
+                    v.read(0, v.len(), &mut b);
+                }
+                (a, b)
+            })
+            .collect();
+        with_values(OP, "q", q, |q: &[f32]| {
+            out.par_chunks_mut((tokens * d).max(1)).enumerate().for_each(|(task, out)| {
+                let (sequence, head) = (task / num_heads, task % num_heads);
+                let pair = sequence * kv_heads + head * kv_heads / num_heads;
+                let (k_store, v_store) = &self.rows[pair];
+                let (mut none_k, mut none_v) = (Vec::new(), Vec::new());
+                let (k, v): (&[f32], &[f32]) = if k_store.is_native() {
+                    let rows = k_store.len();
+                    (k_store.read(0, rows, &mut none_k), v_store.read(0, rows, &mut none_v))
+                } else {
+                    (&widened[pair].0, &widened[pair].1)
+                };
+                let length = lengths[sequence];
+                let past = k_store.len() - length;
+                let q = &q[task * tokens * d..(task + 1) * tokens * d];
+                out[..length * d].par_chunks_mut(BLOCK * d).enumerate().for_each(|(block, out)| {
+                    query_block(&q[block * BLOCK * d..], k, v, past + block * BLOCK, d, out);
+                });
+            });
+        })?;
+        Ok(Tensor::from_vec(out, (self.batch, num_heads, tokens, d), q.device())?)
+    }
+
+    /// Tokens fed to a sequence so far.
+    pub fn position(&self, sequence: usize) -> usize {
+        self.rows[sequence * self.geometry.num_key_value_heads].0.len()
+    }
+
+    /// Bytes of the rows held.
+    pub fn size_bytes(&self) -> usize {
+        self.rows.iter().map(|(k, v)| k.size_bytes() + v.size_bytes()).sum()
+    }
+}
+
+/// Causal softmax attention of a block of queries, the first at position `first`.
+fn query_block(q: &[f32], k: &[f32], v: &[f32], first: usize, d: usize, out: &mut [f32]) {
+    let rows = out.len() / d;
+    let keys = first + rows;
+    let scale = 1.0 / (d as f32).sqrt();
+    let mut logits = vec![f32::NAN; rows * keys];
+    matmul((rows, keys, d), &mut logits, keys, false, Mat::rows(q, d), Mat::rows(k, d).t());
+    let mut inverse = vec![0.0; rows];
+    for (i, row) in logits.chunks_exact_mut(keys).enumerate() {
+        let (row, future) = row.split_at_mut(first + i + 1);
+        future.fill(0.0);
+        row.iter_mut().for_each(|x| *x *= scale);
+        inverse[i] = 1.0 / vector::exp_sub_sum(row, vector::max(row));
+    }
+    matmul((rows, d, keys), out, d, false, Mat::rows(&logits, keys), Mat::rows(v, d));
+    for (out, inverse) in out.chunks_exact_mut(d).zip(inverse) {
+        out.iter_mut().for_each(|x| *x *= inverse);
+    }
+}

@@ -1,0 +1,32 @@
+//! The STILL hybrid attention operator (arXiv 2602.02180).
+//!
+//! Each softmax-attention layer becomes a hybrid: the Self-Saliency Score keeps a few tokens of every
+//! retired chunk for exact attention, the rest are summarised by linear attention through a feature map.
+
+mod config;
+mod cpu;
+mod dense;
+mod error;
+mod feature_map;
+mod hybrid;
+pub mod naive;
+mod real;
+pub mod router;
+mod selection;
+mod state;
+mod tensor;
+pub mod vector;
+mod weights;
+
+pub use config::{
+    Branches, FeatureMap, HeadGeometry, HybridConfig, LinearNorm, Router, RowDtype, SelectionHead,
+    StillConfig,
+};
+pub use dense::{KvCache, dense_attention};
+pub use error::{AttentionError, Result};
+pub use feature_map::{feature_map, fold_householder};
+pub use hybrid::{HybridOutput, hybrid_attention};
+pub use real::Real;
+pub use selection::Selection;
+pub use state::{HybridState, LinearState, PreparedWeights};
+pub use weights::HybridWeights;

@@ -1,0 +1,84 @@
+//! Scores and selection: which tokens of a retiring chunk stay exact.
+
+use crate::config::{HybridConfig, Router};
+use crate::real::Real;
+
+/// `ε` of the Self-Saliency Score.
+pub const SALIENCY_EPSILON: f64 = 1e-8;
+
+/// Self-Saliency Score from the closed form (method, "One layer, one head").
+///
+/// `others` is `Σ e^{s_tj − shift}` over the window without `t`, `own` is `e^{s_tt − shift}`, for any one `shift`.
+/// Equals `Σ_j a_j ln((a_j+ε)/(b_j+ε))` within 1e-6.
+pub fn self_saliency(others: f64, own: f64) -> f64 {
+    let total = others + own;
+    let (p, r) = (own / total, others / total);
+    let entropy = if r > 0.0 { r * r.ln() } else { 0.0 };
+    entropy + p * (p / SALIENCY_EPSILON).ln_1p()
+}
+
+/// Score of the `random` router in [0, 1): a hash of (seed, layer, head, position), so that chunking cannot change it.
+pub fn random_score(seed: u64, layer: usize, head: usize, position: usize) -> f64 {
+    let mut state = seed;
+    for word in [layer as u64, head as u64, position as u64] {
+        state = split_mix(state ^ word.wrapping_mul(0x9E37_79B9_7F4A_7C15));
+    }
+    (state >> 11) as f64 / (1_u64 << 53) as f64
+}
+
+/// The finaliser of SplitMix64 (Steele, Lea and Flood 2014).
+fn split_mix(state: u64) -> u64 {
+    let mut z = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}
+
+/// The budget that a selection head really has under the configured router.
+pub fn effective_budget(config: &HybridConfig, head: usize) -> usize {
+    match config.router {
+        Router::None => 0,
+        Router::SelfSaliency | Router::Random { .. } => config.budgets[head],
+    }
+}
+
+/// Orders `(score, position)` pairs from most to least salient; ties go to the earlier token.
+///
+/// NaN ranks last, so that a broken score cannot displace a sound one.
+pub fn rank<T: Real>(candidates: &mut [(T, u32)]) {
+    let key = |score: T| if score.is_nan() { f64::NEG_INFINITY } else { score.wide() };
+    candidates.sort_by(|a, b| key(b.0).total_cmp(&key(a.0)).then(a.1.cmp(&b.1)));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_closed_form_equals_the_definition() {
+        for own in [1e-12, 1e-4, 0.3, 0.9, 1.0 - 1e-12] {
+            let others = [0.5, 0.25, 0.25].map(|share| share * (1.0 - own));
+            let eps = SALIENCY_EPSILON;
+            let total: f64 = others.iter().sum();
+            let by_definition: f64 = others
+                .iter()
+                .map(|a| a * ((a + eps) / (a / total + eps)).ln())
+                .chain([own * ((own + eps) / eps).ln()])
+                .sum();
+            let closed = self_saliency(total, own);
+            assert!((closed - by_definition).abs() < 1e-6, "{own}: {closed} vs {by_definition}");
+        }
+    }
+
+    #[test]
+    fn a_lone_token_scores_highest() {
+        assert!(self_saliency(0.0, 1.0) > self_saliency(1e-9, 1.0));
+    }
+
+    #[test]
+    fn ties_go_to_the_earlier_token_and_nan_last() {
+        let mut candidates = vec![(1.0_f32, 3), (f32::NAN, 0), (1.0, 2), (2.0, 9)];
+        rank(&mut candidates);
+        assert_eq!(candidates.iter().map(|c| c.1).collect::<Vec<_>>(), [9, 2, 3, 0]);
+    }
+}

@@ -1,0 +1,246 @@
+//! The recurrent state of hybrid attention: one layer, a batch of sequences.
+
+use std::sync::Arc;
+
+use candle_core::Tensor;
+use rayon::prelude::*;
+
+use crate::config::LinearNorm;
+use crate::cpu::forward::{Features, HeadInput, Record, advance};
+use crate::cpu::head_state::{HeadState, Routing};
+use crate::cpu::rows::Rows;
+use crate::tensor::{expect_shape, values, with_values};
+use crate::{AttentionError, HeadGeometry, HybridConfig, HybridWeights, Result, RowDtype, router};
+
+const OP: &str = "HybridState::advance";
+
+/// A layer's weights folded and laid out for inference; made once by [`PreparedWeights::new`].
+#[derive(Clone, Debug)]
+pub struct PreparedWeights {
+    geometry: HeadGeometry,
+    config: HybridConfig,
+    /// `[H, D, F]`, reflections folded in.
+    map_q: Vec<f32>,
+    /// `[S, D, F]`, reflections folded in.
+    map_k: Vec<f32>,
+    /// `exp(ℓ)`, `[H]`, with `LinearNorm::Mean`.
+    lambda: Option<Vec<f32>>,
+}
+
+impl PreparedWeights {
+    /// Folds Householder reflections into `W` and copies everything to contiguous f32.
+    ///
+    /// # Errors
+    /// Shapes that contradict the configuration.
+    pub fn new(
+        geometry: HeadGeometry,
+        config: &HybridConfig,
+        weights: &HybridWeights,
+    ) -> Result<Arc<Self>> {
+        config.validate(geometry)?;
+        weights.check(geometry, config)?;
+        let (map_q, map_k) = weights.folded()?;
+        let lambda = match (&weights.log_lambda, config.linear_norm) {
+            (Some(log_lambda), LinearNorm::Mean) => {
+                let log_lambda = values::<f32>("PreparedWeights::new", "log_lambda", log_lambda)?;
+                Some(log_lambda.into_iter().map(f32::exp).collect())
+            }
+            _ => None,
+        };
+        Ok(Arc::new(Self {
+            geometry,
+            config: config.clone(),
+            map_q: values("PreparedWeights::new", "feature_map_q", &map_q)?,
+            map_k: values("PreparedWeights::new", "feature_map_k", &map_k)?,
+            lambda,
+        }))
+    }
+}
+
+/// Everything a layer remembers of a batch of sequences: per sequence and selection head the window's
+/// ring, the salient rows and the linear state.
+#[derive(Clone, Debug)]
+pub struct HybridState {
+    weights: Arc<PreparedWeights>,
+    /// `[batch, selection heads]`
+    heads: Vec<HeadState<f32>>,
+    batch: usize,
+}
+
+/// The linear state of one sequence and selection head.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LinearState {
+    /// `S`, `[2F, D]` row-major.
+    pub s: Vec<f32>,
+    /// `z`, `[2F]`.
+    pub z: Vec<f32>,
+    /// Tokens absorbed, `n`.
+    pub count: usize,
+}
+
+impl HybridState {
+    /// An empty state of `batch` sequences whose exact rows are stored as `rows`.
+    pub fn new(weights: Arc<PreparedWeights>, batch: usize, rows: RowDtype) -> Self {
+        let heads = weights.geometry.selection_heads(weights.config.selection_head);
+        let head = HeadState::new(weights.config.chunk, weights.geometry.head_dim, rows);
+        Self { weights, heads: vec![head; batch * heads], batch }
+    }
+
+    /// Feeds `T` tokens more to each sequence and returns their attention output, `[B, H, T, D]` f32.
+    ///
+    /// * `q` `[B, H, T, D]`, `k`, `v` `[B, K, T, D]`, `gate` `[B, H, T, D]`: f32, CPU.
+    /// * `lengths`: valid tokens of each sequence (right padding is ignored; its output rows are 0); all `T` if absent.
+    ///
+    /// Any split of a sequence into calls gives the same output and state.
+    ///
+    /// # Errors
+    /// Shapes that contradict the state; a dtype or device without a kernel.
+    pub fn advance(
+        &mut self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        gate: Option<&Tensor>,
+        lengths: Option<&[usize]>,
+    ) -> Result<Tensor> {
+        let weights = self.weights.clone();
+        let HeadGeometry { num_heads, num_key_value_heads, head_dim } = weights.geometry;
+        let tokens = q.dim(2)?;
+        expect_shape(OP, "q", q, &[self.batch, num_heads, tokens, head_dim])?;
+        expect_shape(OP, "k", k, &[self.batch, num_key_value_heads, tokens, head_dim])?;
+        expect_shape(OP, "v", v, &[self.batch, num_key_value_heads, tokens, head_dim])?;
+        let lengths = checked_lengths(OP, lengths, self.batch, tokens)?;
+        if weights.config.gate != gate.is_some() {
+            return Err(AttentionError::Config(
+                "the output gate's value is needed exactly when the gate is on".into(),
+            ));
+        }
+        let gate = match gate {
+            Some(gate) => {
+                expect_shape(OP, "gate", gate, q.dims())?;
+                Some(values::<f32>(OP, "gate", gate)?)
+            }
+            None => None,
+        };
+        let out = with_values(OP, "q", q, |q: &[f32]| {
+            with_values(OP, "k", k, |k: &[f32]| {
+                with_values(OP, "v", v, |v: &[f32]| {
+                    self.run(&weights, q, k, v, gate.as_deref(), &lengths, tokens)
+                })
+            })
+        })???;
+        Ok(Tensor::from_vec(out, (self.batch, num_heads, tokens, head_dim), q.device())?)
+    }
+
+    fn run(
+        &mut self,
+        weights: &PreparedWeights,
+        q: &[f32],
+        k: &[f32],
+        v: &[f32],
+        gate: Option<&[f32]>,
+        lengths: &[usize],
+        tokens: usize,
+    ) -> Vec<f32> {
+        let HeadGeometry { num_heads, num_key_value_heads, head_dim: d } = weights.geometry;
+        let config = &weights.config;
+        let heads = self.heads.len() / self.batch.max(1);
+        let group = num_heads / heads;
+        let map_size = d * config.feature_dim;
+        let mut out = vec![0.0; self.batch * num_heads * tokens * d];
+        let block = group * tokens * d;
+        let task = |(task, (state, out)): (usize, (&mut HeadState<f32>, &mut [f32]))| {
+            let (sequence, head) = (task / heads, task % heads);
+            let rows = |values: &'_ [f32], index: usize| -> std::ops::Range<usize> {
+                let start = index * tokens * d;
+                start..(start + tokens * d).min(values.len())
+            };
+            let queries = head * group..(head + 1) * group;
+            let kv = sequence * num_key_value_heads + head * num_key_value_heads / heads;
+            let input = HeadInput {
+                chunk: config.chunk,
+                head_dim: d,
+                layer: config.layer,
+                head,
+                router: config.router,
+                branches: config.branches,
+                routing: Routing::Scores {
+                    budget: router::effective_budget(config, head),
+                    cap: config.cap,
+                },
+                q: queries
+                    .clone()
+                    .map(|h| Rows::new(&q[rows(q, sequence * num_heads + h)], d, d))
+                    .collect(),
+                k: Rows::new(&k[rows(k, kv)], d, d),
+                v: Rows::new(&v[rows(v, kv)], d, d),
+                gate: gate.map(|gate| {
+                    queries
+                        .clone()
+                        .map(|h| Rows::new(&gate[rows(gate, sequence * num_heads + h)], d, d))
+                        .collect()
+                }),
+                features: Features::Map {
+                    map: config.feature_map,
+                    q: queries
+                        .clone()
+                        .map(|h| &weights.map_q[h * map_size..(h + 1) * map_size])
+                        .collect(),
+                    k: &weights.map_k[head * map_size..(head + 1) * map_size],
+                    feature_dim: config.feature_dim,
+                },
+                lambda: weights.lambda.as_ref().map(|lambda| &lambda[queries]),
+            };
+            advance(state, &input, lengths[sequence], out, tokens, Record::default());
+        };
+        self.heads.par_iter_mut().zip(out.par_chunks_mut(block.max(1))).enumerate().for_each(task);
+        out
+    }
+
+    /// Tokens fed to a sequence so far.
+    pub fn position(&self, sequence: usize) -> usize {
+        self.heads[sequence * (self.heads.len() / self.batch)].position
+    }
+
+    /// Bytes held for all sequences: ring, salient rows, scores, positions and the linear state.
+    pub fn size_bytes(&self) -> usize {
+        self.heads.iter().map(HeadState::size_bytes).sum()
+    }
+
+    /// The linear state of one sequence and selection head (empty while nothing was absorbed).
+    pub fn linear(&self, sequence: usize, head: usize) -> LinearState {
+        let state = self.head(sequence, head);
+        LinearState { s: state.s.clone(), z: state.z.clone(), count: state.count }
+    }
+
+    /// Positions of the salient tokens of one sequence and selection head, ascending.
+    pub fn salient_positions(&self, sequence: usize, head: usize) -> Vec<u32> {
+        let mut positions: Vec<u32> =
+            self.head(sequence, head).salient.iter().map(|&(_, position)| position).collect();
+        positions.sort_unstable();
+        positions
+    }
+
+    fn head(&self, sequence: usize, head: usize) -> &HeadState<f32> {
+        &self.heads[sequence * (self.heads.len() / self.batch) + head]
+    }
+}
+
+/// One length per sequence, each at most `tokens`.
+pub(crate) fn checked_lengths(
+    op: &'static str,
+    lengths: Option<&[usize]>,
+    batch: usize,
+    tokens: usize,
+) -> Result<Vec<usize>> {
+    let lengths = lengths.map_or_else(|| vec![tokens; batch], <[usize]>::to_vec);
+    if lengths.len() != batch || lengths.iter().any(|&length| length > tokens) {
+        return Err(AttentionError::Shape {
+            op,
+            tensor: "lengths",
+            expected: format!("{batch} lengths of at most {tokens}"),
+            got: lengths,
+        });
+    }
+    Ok(lengths)
+}

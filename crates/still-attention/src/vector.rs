@@ -1,0 +1,102 @@
+//! Elementwise loops over slices, in the form that the compiler vectorises.
+
+use crate::real::Real;
+
+/// Partial results kept side by side: one vector register's worth, so that a reduction vectorises.
+const LANES: usize = 16;
+
+/// The largest value; `−∞` of an empty slice. NaN if any value is NaN.
+#[inline]
+pub fn max<T: Real>(row: &[T]) -> T {
+    let pick = |a: T, b: T| if a > b || a.is_nan() { a } else { b };
+    let mut lanes = [T::neg_infinity(); LANES];
+    let (blocks, rest) = row.as_chunks::<LANES>();
+    for block in blocks {
+        for i in 0..LANES {
+            lanes[i] = pick(lanes[i], block[i]);
+        }
+    }
+    let best = lanes.into_iter().fold(T::neg_infinity(), pick);
+    rest.iter().fold(best, |a, &b| pick(a, b))
+}
+
+/// The sum, in lanes (its rounding differs from left-to-right).
+#[inline]
+pub fn sum<T: Real>(row: &[T]) -> T {
+    let mut lanes = [T::zero(); LANES];
+    let (blocks, rest) = row.as_chunks::<LANES>();
+    for block in blocks {
+        for i in 0..LANES {
+            lanes[i] += block[i];
+        }
+    }
+    lanes.into_iter().sum::<T>() + rest.iter().copied().sum::<T>()
+}
+
+/// `Σ a_i b_i`.
+#[inline]
+pub fn dot<T: Real>(a: &[T], b: &[T]) -> T {
+    assert_eq!(a.len(), b.len(), "dot of slices of different lengths");
+    let mut lanes = [T::zero(); LANES];
+    let (a_blocks, a_rest) = a.as_chunks::<LANES>();
+    let (b_blocks, b_rest) = b.as_chunks::<LANES>();
+    for (a, b) in a_blocks.iter().zip(b_blocks) {
+        for i in 0..LANES {
+            lanes[i] = a[i].mul_add(b[i], lanes[i]);
+        }
+    }
+    let rest: T = a_rest.iter().zip(b_rest).map(|(&a, &b)| a * b).sum();
+    lanes.into_iter().sum::<T>() + rest
+}
+
+/// `y += a x`.
+#[inline]
+pub fn axpy<T: Real>(y: &mut [T], a: T, x: &[T]) {
+    assert_eq!(y.len(), x.len(), "axpy of slices of different lengths");
+    for (y, &x) in y.iter_mut().zip(x) {
+        *y = a.mul_add(x, *y);
+    }
+}
+
+/// `x_i = e^{x_i − shift}`; returns their sum.
+#[inline]
+pub fn exp_sub_sum<T: Real>(row: &mut [T], shift: T) -> T {
+    for x in row.iter_mut() {
+        *x = (*x - shift).fast_exp();
+    }
+    sum(row)
+}
+
+/// Softmax in place.
+#[inline]
+pub fn softmax<T: Real>(row: &mut [T]) {
+    let max = max(row);
+    let scale = T::one() / exp_sub_sum(row, max);
+    for x in row.iter_mut() {
+        *x *= scale;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reductions_cover_whole_blocks_and_the_rest() {
+        for n in [0, 1, 15, 16, 17, 40] {
+            let row: Vec<f64> = (0..n).map(|i| f64::from(i * 7 % 11) - 3.0).collect();
+            assert_eq!(sum(&row), row.iter().sum::<f64>());
+            assert_eq!(dot(&row, &row), row.iter().map(|x| x * x).sum::<f64>());
+            assert_eq!(max(&row), row.iter().copied().fold(f64::NEG_INFINITY, f64::max));
+        }
+    }
+
+    #[test]
+    fn max_lets_nan_through() {
+        for at in [0, 5, 17] {
+            let mut row = vec![1.0_f32; 18];
+            row[at] = f32::NAN;
+            assert!(max(&row).is_nan(), "NaN at {at} was dropped");
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! The learned tensors of one hybrid attention layer.
+
+use candle_core::Tensor;
+
+use crate::config::{FeatureMap, HeadGeometry, HybridConfig, LinearNorm};
+use crate::error::{AttentionError, Result};
+use crate::feature_map::{feature_map, fold_householder};
+use crate::tensor::expect_shape;
+
+/// Learned tensors of the operator in one layer, f32 (or f64 for gradient checks).
+///
+/// Feature maps multiply row vectors from the right: `f(x) = x W`. `S` is the number of selection
+/// heads, `H` of query heads. The output gate's projection belongs to the model: the operator
+/// takes the gate's value.
+#[derive(Clone, Debug)]
+pub struct HybridWeights {
+    /// `W` of `φ_q`, `[H, D, F]`.
+    pub feature_map_q: Tensor,
+    /// `W` of `φ_k`, `[S, D, F]`.
+    pub feature_map_k: Tensor,
+    /// Householder vectors of `φ_q`, `[H, D]`.
+    pub householder_q: Option<Tensor>,
+    /// Householder vectors of `φ_k`, `[S, D]`.
+    pub householder_k: Option<Tensor>,
+    /// `ℓ`, `[H]`: the linear branch's scale is `exp(ℓ)/max(n, 1)`. Present with `LinearNorm::Mean`.
+    pub log_lambda: Option<Tensor>,
+}
+
+impl HybridWeights {
+    /// `φ_q` `[B, H, N, 2F]` and `φ_k` `[B, S, N, 2F]` of rotated queries and keys, differentiable.
+    ///
+    /// # Errors
+    /// Shapes that contradict each other; a dtype or device without a kernel.
+    pub fn features(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        config: &HybridConfig,
+    ) -> Result<(Tensor, Tensor)> {
+        let (w_q, w_k) = self.folded()?;
+        let map = config.feature_map;
+        Ok((feature_map(map, q, &w_q)?, feature_map(map, k, &w_k)?))
+    }
+
+    /// The maps' matrices with their Householder reflections folded in.
+    pub(crate) fn folded(&self) -> Result<(Tensor, Tensor)> {
+        let fold = |w: &Tensor, u: &Option<Tensor>| match u {
+            Some(u) => fold_householder(w, u),
+            None => Ok(w.clone()),
+        };
+        Ok((
+            fold(&self.feature_map_q, &self.householder_q)?,
+            fold(&self.feature_map_k, &self.householder_k)?,
+        ))
+    }
+
+    /// Checks shapes and presence against the configuration.
+    ///
+    /// # Errors
+    /// Names the tensor that does not fit.
+    pub fn check(&self, geometry: HeadGeometry, config: &HybridConfig) -> Result<()> {
+        const OP: &str = "HybridWeights::check";
+        let HeadGeometry { num_heads, head_dim, .. } = geometry;
+        let heads = geometry.selection_heads(config.selection_head);
+        let features = config.feature_dim;
+        expect_shape(OP, "feature_map_q", &self.feature_map_q, &[num_heads, head_dim, features])?;
+        expect_shape(OP, "feature_map_k", &self.feature_map_k, &[heads, head_dim, features])?;
+        let householder = matches!(config.feature_map, FeatureMap::NpMap { householder: true });
+        let optional = [
+            ("householder_q", &self.householder_q, householder, vec![num_heads, head_dim]),
+            ("householder_k", &self.householder_k, householder, vec![heads, head_dim]),
+            (
+                "log_lambda",
+                &self.log_lambda,
+                config.linear_norm == LinearNorm::Mean,
+                vec![num_heads],
+            ),
+        ];
+        for (name, tensor, wanted, shape) in optional {
+            match tensor {
+                Some(tensor) if wanted => expect_shape(OP, name, tensor, &shape)?,
+                None if !wanted => {}
+                Some(_) => {
+                    return Err(AttentionError::Config(format!(
+                        "{name} was given, but the configuration has no use for it"
+                    )));
+                }
+                None => {
+                    return Err(AttentionError::Config(format!(
+                        "the configuration needs {name}, which is missing"
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+}
