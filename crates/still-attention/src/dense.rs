@@ -12,6 +12,9 @@ use crate::{HeadGeometry, Result, RowDtype, vector};
 /// Query rows answered together.
 const BLOCK: usize = 64;
 
+/// Keys whose logits are held at a time: a block's logits stay in the second-level cache.
+const KEY_TILE: usize = 256;
+
 /// Dense causal attention of whole sequences, no gradient: `q` `[B, H, N, D]`, `k`, `v` `[B, K, N, D]`
 /// f32 on the CPU → `[B, H, N, D]`.
 ///
@@ -117,22 +120,43 @@ impl KvCache {
     }
 }
 
-/// Causal softmax attention of a block of queries, the first at position `first`.
+/// Causal softmax attention of a block of queries, the first at position `first`: keys in tiles, online softmax.
 fn query_block(q: &[f32], k: &[f32], v: &[f32], first: usize, d: usize, out: &mut [f32]) {
     let rows = out.len() / d;
     let keys = first + rows;
     let scale = 1.0 / (d as f32).sqrt();
-    let mut logits = vec![f32::NAN; rows * keys];
-    matmul((rows, keys, d), &mut logits, keys, false, Mat::rows(q, d), Mat::rows(k, d).t());
-    let mut inverse = vec![0.0; rows];
-    for (i, row) in logits.chunks_exact_mut(keys).enumerate() {
-        let (row, future) = row.split_at_mut(first + i + 1);
-        future.fill(0.0);
-        row.iter_mut().for_each(|x| *x *= scale);
-        inverse[i] = 1.0 / vector::exp_sub_sum(row, vector::max(row));
+    let q: Vec<f32> = q[..rows * d].iter().map(|x| x * scale).collect();
+    let mut logits = vec![f32::NAN; rows * KEY_TILE];
+    let mut max = vec![f32::NEG_INFINITY; rows];
+    let mut sum = vec![0.0_f32; rows];
+    out.fill(0.0);
+    for start in (0..keys).step_by(KEY_TILE) {
+        let tile = KEY_TILE.min(keys - start);
+        let (k, v) = (&k[start * d..(start + tile) * d], &v[start * d..(start + tile) * d]);
+        let k = Mat::rows(k, d).t();
+        matmul((rows, tile, d), &mut logits, KEY_TILE, false, Mat::rows(&q, d), k);
+        for i in 0..rows {
+            let visible = (first + i + 1).saturating_sub(start).min(tile);
+            let row = &mut logits[i * KEY_TILE..i * KEY_TILE + tile];
+            let (row, future) = row.split_at_mut(visible);
+            future.fill(0.0);
+            if row.is_empty() {
+                continue;
+            }
+            let tile_max = vector::max(row);
+            if tile_max > max[i] || tile_max.is_nan() {
+                let shrink = (max[i] - tile_max).exp();
+                sum[i] *= shrink;
+                out[i * d..(i + 1) * d].iter_mut().for_each(|x| *x *= shrink);
+                max[i] = tile_max;
+            }
+            sum[i] += vector::exp_sub_sum(row, max[i]);
+        }
+        let weights = Mat::rows(&logits, KEY_TILE);
+        matmul((rows, d, tile), out, d, true, weights, Mat::rows(v, d));
     }
-    matmul((rows, d, keys), out, d, false, Mat::rows(&logits, keys), Mat::rows(v, d));
-    for (out, inverse) in out.chunks_exact_mut(d).zip(inverse) {
+    for (out, sum) in out.chunks_exact_mut(d).zip(sum) {
+        let inverse = 1.0 / sum;
         out.iter_mut().for_each(|x| *x *= inverse);
     }
 }

@@ -45,8 +45,13 @@ impl Real for f32 {
     fn fast_exp(self) -> Self {
         // Range reduction x = n ln 2 + r, |r| ≤ ln 2 / 2, ln 2 in two parts so that r is exact,
         // then the degree-6 Taylor-like minimax polynomial of Cephes' expf.
-        let n = (self.clamp(-104.0, 88.7) * std::f32::consts::LOG2_E).round_ties_even();
-        let r = n.mul_add(-0.693_359_4, self.clamp(-104.0, 88.7));
+        // Adding 1.5·2²³ rounds to an integer and leaves it in the low bits: a conversion to i32 would
+        // not vectorise, because it has to saturate.
+        const ROUND: f32 = 12_582_912.0;
+        let x = self.clamp(-104.0, 88.7);
+        let shifted = x.mul_add(std::f32::consts::LOG2_E, ROUND);
+        let n = shifted - ROUND;
+        let r = n.mul_add(-0.693_359_4, x);
         let r = n.mul_add(2.121_944_4e-4, r);
         let mut p = 1.987_569_1e-4_f32;
         p = p.mul_add(r, 1.398_199_9e-3);
@@ -56,10 +61,10 @@ impl Real for f32 {
         p = p.mul_add(r, 5.000_000_1e-1);
         let y = p.mul_add(r * r, r) + 1.0;
         // 2^n in two factors keeps the subnormal range right without a branch.
-        let n = n as i32;
+        let n = (shifted.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
         let half = n >> 1;
-        let scale = |n: i32| f32::from_bits(((n + 127) << 23) as u32);
-        if self < -103.9 { 0.0 } else { y * scale(half) * scale(n - half) }
+        let scale = |n: i32| f32::from_bits((n.wrapping_add(127) << 23) as u32);
+        if self < -103.9 { 0.0 } else { y * scale(half) * scale(n.wrapping_sub(half)) }
     }
 }
 

@@ -61,10 +61,20 @@ pub fn axpy<T: Real>(y: &mut [T], a: T, x: &[T]) {
 /// `x_i = e^{x_i − shift}`; returns their sum.
 #[inline]
 pub fn exp_sub_sum<T: Real>(row: &mut [T], shift: T) -> T {
-    for x in row.iter_mut() {
-        *x = (*x - shift).fast_exp();
+    let mut lanes = [T::zero(); LANES];
+    let (blocks, rest) = row.as_chunks_mut::<LANES>();
+    for block in blocks {
+        for i in 0..LANES {
+            block[i] = (block[i] - shift).fast_exp();
+            lanes[i] += block[i];
+        }
     }
-    sum(row)
+    let mut total = lanes.into_iter().sum::<T>();
+    for x in rest {
+        *x = (*x - shift).fast_exp();
+        total += *x;
+    }
+    total
 }
 
 /// Softmax in place.

@@ -235,20 +235,29 @@ fn query_head<T: Real>(
     };
 
     // Recompute the weights e^{s − m}.
-    let mut local = vec![T::nan(); length * width];
-    matmul((length, width, d), &mut local, width, false, q, k.t());
-    let mut exact = vec![T::nan(); length * kept];
-    matmul((length, kept, d), &mut exact, kept.max(1), false, q, Mat::rows(&salient.k, d).t());
     let scale = input.logit_scale();
+    let scaled_q: Vec<T> = (start..start + length)
+        .flat_map(|t| input.q[head].row(t).iter().map(move |&x| x * scale))
+        .collect();
+    let scaled_q = Mat::rows(&scaled_q, d);
+    let mut local = vec![T::nan(); length * width];
+    matmul((length, width, d), &mut local, width, false, scaled_q, k.t());
+    let mut exact = vec![T::nan(); length * kept];
+    matmul(
+        (length, kept, d),
+        &mut exact,
+        kept.max(1),
+        false,
+        scaled_q,
+        Mat::rows(&salient.k, d).t(),
+    );
     let mut denominator = vec![T::zero(); length];
     for i in 0..length {
         let visible = start - local_start + i + 1;
         let row = &mut local[i * width..(i + 1) * width];
         row[visible..].fill(T::zero());
-        let row = &mut row[..visible];
         let exact = &mut exact[i * kept..(i + 1) * kept];
-        row.iter_mut().chain(exact.iter_mut()).for_each(|x| *x *= scale);
-        denominator[i] = RowWeights::new(row, exact, input).denominator;
+        denominator[i] = RowWeights::new(&mut row[..visible], exact, input).denominator;
     }
 
     let mut part = Part {

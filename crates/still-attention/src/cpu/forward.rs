@@ -213,7 +213,12 @@ fn query_head<T: Real>(
     out: &mut [T],
 ) -> Vec<T> {
     let d = input.head_dim;
-    let q = input.q[head].mat(start);
+    // Scaling the queries costs less than scaling the logits.
+    let scale = input.logit_scale();
+    let q: Vec<T> = (start..start + length)
+        .flat_map(|t| input.q[head].row(t).iter().map(move |&x| x * scale))
+        .collect();
+    let q = Mat::rows(&q, d);
     let product = |rows: &[T], to: &mut [T], stride: usize| {
         matmul((length, rows.len() / d, d), to, stride, false, q, Mat::rows(rows, d).t());
     };
@@ -230,7 +235,6 @@ fn query_head<T: Real>(
         product(keys.salient.0, &mut exact, salient);
     }
 
-    let scale = input.logit_scale();
     let mut scores = vec![T::zero(); length];
     let mut denominator = vec![T::zero(); length];
     for i in 0..length {
@@ -238,9 +242,7 @@ fn query_head<T: Real>(
         let exact = &mut exact[i * salient..(i + 1) * salient];
         let visible = previous + keys.offset + i + 1;
         row[visible..].fill(T::zero());
-        let row = &mut row[..visible];
-        row.iter_mut().chain(exact.iter_mut()).for_each(|x| *x *= scale);
-        let weights = RowWeights::new(row, exact, input);
+        let weights = RowWeights::new(&mut row[..visible], exact, input);
         scores[i] = weights.score;
         denominator[i] = weights.denominator;
     }
