@@ -1,0 +1,207 @@
+//! Tensors by name, whatever file they come from.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::BufReader;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use candle_core::quantized::gguf_file;
+use candle_core::safetensors::MmapedSafetensors;
+use candle_core::{DType, Device, Tensor};
+
+use super::{gguf, names};
+use crate::config::{Architecture, ModelConfig};
+use crate::error::{ModelError, Result};
+
+/// A readable set of tensors under Hugging Face's names.
+pub struct Weights {
+    /// Later layers are looked at first.
+    sources: Vec<Source>,
+}
+
+enum Source {
+    Safetensors { files: MmapedSafetensors, path: PathBuf },
+    Gguf(Box<GgufSource>),
+    Memory(HashMap<String, Tensor>),
+}
+
+struct GgufSource {
+    content: gguf_file::Content,
+    reader: Mutex<BufReader<File>>,
+    path: PathBuf,
+    config: ModelConfig,
+}
+
+impl std::fmt::Debug for Weights {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Weights({} sources)", self.sources.len())
+    }
+}
+
+impl Weights {
+    /// Memory-maps safetensors files that together hold a model.
+    ///
+    /// # Errors
+    /// A missing, truncated or otherwise broken file, named.
+    pub fn from_safetensors(paths: &[PathBuf]) -> Result<Self> {
+        for path in paths {
+            check_safetensors(path)?;
+        }
+        // SAFETY: the maps are read-only; as with any mapped file, another process must not truncate
+        // it while it is in use.
+        let files = unsafe { MmapedSafetensors::multi(paths) }?;
+        let path = paths.first().cloned().unwrap_or_default();
+        Ok(Self { sources: vec![Source::Safetensors { files, path }] })
+    }
+
+    /// Reads a GGUF file's directory; tensors are dequantized when asked for.
+    pub(crate) fn from_gguf(
+        path: &Path,
+        content: gguf_file::Content,
+        config: ModelConfig,
+    ) -> Result<Self> {
+        let reader = Mutex::new(BufReader::new(File::open(path).map_err(ModelError::read(path))?));
+        let source = GgufSource { content, reader, path: path.to_path_buf(), config };
+        Ok(Self { sources: vec![Source::Gguf(Box::new(source))] })
+    }
+
+    /// Tensors already in memory.
+    pub fn from_tensors(tensors: HashMap<String, Tensor>) -> Self {
+        Self { sources: vec![Source::Memory(tensors)] }
+    }
+
+    /// These weights, with `top`'s taking precedence.
+    #[must_use]
+    pub fn overlaid(mut self, top: Self) -> Self {
+        self.sources.extend(top.sources);
+        self
+    }
+
+    /// Names of every tensor.
+    pub fn names(&self) -> Vec<String> {
+        let mut all: Vec<String> = self
+            .sources
+            .iter()
+            .flat_map(|source| match source {
+                Source::Safetensors { files, .. } => {
+                    files.tensors().into_iter().map(|(name, _)| name).collect::<Vec<_>>()
+                }
+                Source::Gguf(source) => source
+                    .content
+                    .tensor_infos
+                    .keys()
+                    .filter_map(|name| names::from_gguf(name))
+                    .collect(),
+                Source::Memory(tensors) => tensors.keys().cloned().collect(),
+            })
+            .collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    /// A tensor of a known shape.
+    ///
+    /// # Errors
+    /// If it is missing or of another shape.
+    pub fn get(
+        &self,
+        name: &str,
+        shape: &[usize],
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Tensor> {
+        self.get_optional(name, shape, dtype, device)?
+            .ok_or_else(|| self.broken(format!("tensor {name} is missing")))
+    }
+
+    /// A tensor that may be absent.
+    ///
+    /// # Errors
+    /// If it is of another shape or unreadable.
+    pub fn get_optional(
+        &self,
+        name: &str,
+        shape: &[usize],
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Option<Tensor>> {
+        for source in self.sources.iter().rev() {
+            let Some(tensor) = source.load(name, device)? else { continue };
+            if tensor.dims() != shape {
+                return Err(self.broken(format!(
+                    "tensor {name} has shape {:?}, the configuration needs {shape:?}",
+                    tensor.dims()
+                )));
+            }
+            return Ok(Some(tensor.to_dtype(dtype)?.contiguous()?));
+        }
+        Ok(None)
+    }
+
+    fn broken(&self, reason: String) -> ModelError {
+        let path = self.sources.iter().find_map(|source| match source {
+            Source::Safetensors { path, .. } => Some(path.clone()),
+            Source::Gguf(source) => Some(source.path.clone()),
+            Source::Memory(_) => None,
+        });
+        ModelError::Corrupt {
+            path: path.unwrap_or_else(|| "model".into()),
+            reason,
+            hint: "the weights do not belong to this configuration".into(),
+        }
+    }
+}
+
+impl Source {
+    fn load(&self, name: &str, device: &Device) -> Result<Option<Tensor>> {
+        match self {
+            Self::Memory(tensors) => {
+                Ok(tensors.get(name).map(|t| t.to_device(device)).transpose()?)
+            }
+            Self::Safetensors { files, .. } => match files.get(name) {
+                Ok(_) => Ok(Some(files.load(name, device)?)),
+                Err(_) => Ok(None),
+            },
+            Self::Gguf(source) => source.load(name, device),
+        }
+    }
+}
+
+impl GgufSource {
+    fn load(&self, name: &str, device: &Device) -> Result<Option<Tensor>> {
+        let Some(gguf_name) = names::to_gguf(name) else { return Ok(None) };
+        if !self.content.tensor_infos.contains_key(&gguf_name) {
+            return Ok(None);
+        }
+        let mut reader = self.reader.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let tensor = self.content.tensor(&mut *reader, &gguf_name, device)?.dequantize(device)?;
+        if self.config.architecture != Architecture::Llama {
+            return Ok(Some(tensor));
+        }
+        let heads = match name.rsplit_once("self_attn.") {
+            Some((_, "q_proj.weight")) => self.config.num_attention_heads,
+            Some((_, "k_proj.weight")) => self.config.num_key_value_heads,
+            _ => return Ok(Some(tensor)),
+        };
+        Ok(Some(gguf::unpermute(&tensor, heads)?))
+    }
+}
+
+/// An error unless the file's header is sound and its data complete.
+fn check_safetensors(path: &Path) -> Result<()> {
+    let file = File::open(path).map_err(ModelError::read(path))?;
+    let length = file.metadata().map_err(ModelError::read(path))?.len();
+    if length < 8 {
+        return Err(ModelError::corrupt(
+            path,
+            format!("{length} bytes are too few for safetensors"),
+        ));
+    }
+    // SAFETY: as in `from_safetensors`.
+    let map = unsafe { memmap2::Mmap::map(&file) }.map_err(ModelError::read(path))?;
+    safetensors::SafeTensors::deserialize(&map)
+        .map(drop)
+        .map_err(|error| ModelError::corrupt(path, format!("not valid safetensors: {error}")))
+}

@@ -1,0 +1,100 @@
+//! One decoder layer, cut where the attention goes: teacher and student differ only there.
+
+use candle_core::Tensor;
+
+use super::linear::{Linear, LoraLayer};
+use super::ops::{Rotation, rms_norm, rope, swiglu};
+use crate::error::Result;
+use crate::student::StudentLayer;
+
+/// The frozen weights of one layer.
+#[derive(Clone, Debug)]
+#[allow(missing_docs, reason = "the names are Hugging Face's own")]
+pub struct DecoderLayer {
+    pub input_layernorm: Tensor,
+    pub q_proj: Linear,
+    pub k_proj: Linear,
+    pub v_proj: Linear,
+    pub o_proj: Linear,
+    pub post_attention_layernorm: Tensor,
+    pub gate_proj: Linear,
+    pub up_proj: Linear,
+    pub down_proj: Linear,
+    pub rms_norm_eps: f64,
+    pub head_dim: usize,
+}
+
+/// What the attention of a layer is computed from.
+#[derive(Clone, Debug)]
+pub struct AttentionInputs {
+    /// The normalised hidden states, `[B, N, E]` (the output gate's input).
+    pub normed: Tensor,
+    /// Rotated queries, `[B, H, N, D]`.
+    pub q: Tensor,
+    /// Rotated keys, `[B, K, N, D]`.
+    pub k: Tensor,
+    /// Values, `[B, K, N, D]`.
+    pub v: Tensor,
+}
+
+impl DecoderLayer {
+    /// Norm, projections (with the student's low-rank updates) and rotation of `x` `[B, N, E]`.
+    ///
+    /// # Errors
+    /// Shapes or dtypes that do not fit.
+    pub fn attention_inputs(
+        &self,
+        x: &Tensor,
+        rotation: &Rotation,
+        student: Option<&StudentLayer>,
+    ) -> Result<AttentionInputs> {
+        let none = LoraLayer::default();
+        let lora = student.and_then(|student| student.lora.as_ref()).unwrap_or(&none);
+        let normed = rms_norm(x, &self.input_layernorm, self.rms_norm_eps)?;
+        let q = self.split_heads(&self.q_proj.forward(&normed, lora.q.as_ref())?)?;
+        let k = self.split_heads(&self.k_proj.forward(&normed, lora.k.as_ref())?)?;
+        let v = self.split_heads(&self.v_proj.forward(&normed, lora.v.as_ref())?)?;
+        Ok(AttentionInputs { q: rope(&q, rotation)?, k: rope(&k, rotation)?, v, normed })
+    }
+
+    /// Output projection of `attention` `[B, H, N, D]` and residual, then the MLP and residual: `[B, N, E]`.
+    ///
+    /// # Errors
+    /// Shapes or dtypes that do not fit.
+    pub fn finish(
+        &self,
+        x: &Tensor,
+        attention: &Tensor,
+        student: Option<&StudentLayer>,
+    ) -> Result<Tensor> {
+        let (batch, heads, tokens, head_dim) = attention.dims4()?;
+        let lora = student.and_then(|student| student.lora.as_ref()?.o.as_ref());
+        let attention =
+            attention.transpose(1, 2)?.contiguous()?.reshape((batch, tokens, heads * head_dim))?;
+        let x = (x + self.o_proj.forward(&attention, lora)?)?;
+        let normed = rms_norm(&x, &self.post_attention_layernorm, self.rms_norm_eps)?;
+        let gate = self.gate_proj.forward(&normed, None)?;
+        let up = self.up_proj.forward(&normed, None)?;
+        Ok((&x + self.down_proj.forward(&swiglu(&gate, &up)?, None)?)?)
+    }
+
+    /// The layer with low-rank updates added to its weights.
+    ///
+    /// # Errors
+    /// Shapes or dtypes that do not fit.
+    pub fn merged(&self, lora: &LoraLayer) -> Result<Self> {
+        Ok(Self {
+            q_proj: self.q_proj.merged(lora.q.as_ref())?,
+            k_proj: self.k_proj.merged(lora.k.as_ref())?,
+            v_proj: self.v_proj.merged(lora.v.as_ref())?,
+            o_proj: self.o_proj.merged(lora.o.as_ref())?,
+            ..self.clone()
+        })
+    }
+
+    fn split_heads(&self, x: &Tensor) -> Result<Tensor> {
+        let (batch, tokens, width) = x.dims3()?;
+        let heads = width / self.head_dim;
+        Ok(x.reshape((batch, tokens, heads, self.head_dim))?.transpose(1, 2)?.contiguous()?)
+    }
+}

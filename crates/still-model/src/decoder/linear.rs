@@ -1,0 +1,66 @@
+//! A frozen projection and its low-rank update.
+
+use candle_core::Tensor;
+
+use super::ops::frozen_linear;
+use crate::error::Result;
+
+/// A frozen projection.
+#[derive(Clone, Debug)]
+pub struct Linear {
+    /// `[out, in]`
+    pub weight: Tensor,
+    /// `[out]`
+    pub bias: Option<Tensor>,
+}
+
+/// A low-rank update of a projection: `scale · (x Aᵀ) Bᵀ`.
+#[derive(Clone, Debug)]
+pub struct Lora {
+    /// `A`, `[rank, in]`
+    pub a: Tensor,
+    /// `B`, `[out, rank]`
+    pub b: Tensor,
+    /// `α / rank`
+    pub scale: f64,
+}
+
+/// The updates of one attention layer; projections that are not targets have none.
+#[derive(Clone, Debug, Default)]
+pub struct LoraLayer {
+    /// Of `q_proj`.
+    pub q: Option<Lora>,
+    /// Of `k_proj`.
+    pub k: Option<Lora>,
+    /// Of `v_proj`.
+    pub v: Option<Lora>,
+    /// Of `o_proj`.
+    pub o: Option<Lora>,
+}
+
+impl Linear {
+    /// `x` `[B, N, in]` → `[B, N, out]`, with the update if given. Differentiable in `x` and the update.
+    ///
+    /// # Errors
+    /// Shapes or dtypes that do not fit.
+    pub fn forward(&self, x: &Tensor, lora: Option<&Lora>) -> Result<Tensor> {
+        let y = frozen_linear(x, &self.weight, self.bias.as_ref())?;
+        let Some(lora) = lora else { return Ok(y) };
+        let (batch, tokens, inner) = x.dims3()?;
+        let flat = x.reshape((batch * tokens, inner))?;
+        let update = flat.matmul(&lora.a.t()?)?.matmul(&lora.b.t()?)?;
+        Ok((&y + (update * lora.scale)?.reshape(y.shape())?)?)
+    }
+
+    /// The projection with the update added to its weight.
+    ///
+    /// # Errors
+    /// Shapes or dtypes that do not fit.
+    pub fn merged(&self, lora: Option<&Lora>) -> Result<Self> {
+        let weight = match lora {
+            Some(lora) => (&self.weight + (lora.b.matmul(&lora.a)? * lora.scale)?)?,
+            None => self.weight.clone(),
+        };
+        Ok(Self { weight, bias: self.bias.clone() })
+    }
+}

@@ -1,0 +1,182 @@
+//! The decoder: embeddings, layers, final norm and head of a base model.
+
+mod layer;
+mod linear;
+pub mod ops;
+mod rotation;
+
+use candle_core::{DType, Device, Tensor};
+
+pub use layer::{AttentionInputs, DecoderLayer};
+pub use linear::{Linear, Lora, LoraLayer};
+pub use ops::Rotation;
+
+use crate::checkpoint::Weights;
+use crate::config::ModelConfig;
+use crate::error::{ModelError, Result};
+use rotation::inverse_frequencies;
+
+/// A base model's frozen weights. Without a student's layers it is the teacher.
+#[derive(Clone, Debug)]
+pub struct Decoder {
+    /// Hyper-parameters.
+    pub config: ModelConfig,
+    /// `[vocab, E]`
+    pub embed_tokens: Tensor,
+    /// The layers, bottom first.
+    pub layers: Vec<DecoderLayer>,
+    /// Weight of the final norm, `[E]`.
+    pub norm: Tensor,
+    /// `[vocab, E]`; the embedding's own storage if tied.
+    pub lm_head: Tensor,
+    inverse_frequencies: Vec<f64>,
+}
+
+impl Decoder {
+    /// Assembles a decoder from named weights in f32.
+    ///
+    /// # Errors
+    /// A missing tensor or one of another shape.
+    pub fn load(config: &ModelConfig, weights: &Weights, device: &Device) -> Result<Self> {
+        let get = |name: &str, shape: &[usize]| weights.get(name, shape, DType::F32, device);
+        let ModelConfig {
+            hidden_size: e, intermediate_size: i, vocab_size: v, head_dim: d, ..
+        } = *config;
+        let (q, kv) = (config.num_attention_heads * d, config.num_key_value_heads * d);
+        let layer = |n: usize| -> Result<DecoderLayer> {
+            let linear = |name: &str, out: usize, inner: usize, biased: bool| -> Result<Linear> {
+                let name = format!("model.layers.{n}.{name}");
+                Ok(Linear {
+                    weight: get(&format!("{name}.weight"), &[out, inner])?,
+                    bias: if biased { Some(get(&format!("{name}.bias"), &[out])?) } else { None },
+                })
+            };
+            let norm = |name: &str| get(&format!("model.layers.{n}.{name}.weight"), &[e]);
+            let biased = config.attention_bias;
+            Ok(DecoderLayer {
+                input_layernorm: norm("input_layernorm")?,
+                q_proj: linear("self_attn.q_proj", q, e, biased)?,
+                k_proj: linear("self_attn.k_proj", kv, e, biased)?,
+                v_proj: linear("self_attn.v_proj", kv, e, biased)?,
+                o_proj: linear("self_attn.o_proj", e, q, false)?,
+                post_attention_layernorm: norm("post_attention_layernorm")?,
+                gate_proj: linear("mlp.gate_proj", i, e, false)?,
+                up_proj: linear("mlp.up_proj", i, e, false)?,
+                down_proj: linear("mlp.down_proj", e, i, false)?,
+                rms_norm_eps: config.rms_norm_eps,
+                head_dim: d,
+            })
+        };
+        let embed_tokens = get("model.embed_tokens.weight", &[v, e])?;
+        let lm_head = if config.tie_word_embeddings {
+            embed_tokens.clone()
+        } else {
+            get("lm_head.weight", &[v, e])?
+        };
+        let layers = (0..config.num_hidden_layers).map(layer).collect::<Result<_>>()?;
+        Ok(Self::new(
+            config.clone(),
+            embed_tokens,
+            layers,
+            get("model.norm.weight", &[e])?,
+            lm_head,
+        ))
+    }
+
+    /// From parts.
+    pub fn new(
+        config: ModelConfig,
+        embed_tokens: Tensor,
+        layers: Vec<DecoderLayer>,
+        norm: Tensor,
+        lm_head: Tensor,
+    ) -> Self {
+        let inverse_frequencies = inverse_frequencies(&config);
+        Self { config, embed_tokens, layers, norm, lm_head, inverse_frequencies }
+    }
+
+    /// Every weight by its Hugging Face name.
+    pub fn named_tensors(&self) -> Vec<(String, Tensor)> {
+        let mut all = vec![("model.embed_tokens.weight".to_owned(), self.embed_tokens.clone())];
+        for (n, layer) in self.layers.iter().enumerate() {
+            let mut add = |name: &str, tensor: &Tensor| {
+                all.push((format!("model.layers.{n}.{name}"), tensor.clone()));
+            };
+            add("input_layernorm.weight", &layer.input_layernorm);
+            add("post_attention_layernorm.weight", &layer.post_attention_layernorm);
+            for (name, linear) in [
+                ("self_attn.q_proj", &layer.q_proj),
+                ("self_attn.k_proj", &layer.k_proj),
+                ("self_attn.v_proj", &layer.v_proj),
+                ("self_attn.o_proj", &layer.o_proj),
+                ("mlp.gate_proj", &layer.gate_proj),
+                ("mlp.up_proj", &layer.up_proj),
+                ("mlp.down_proj", &layer.down_proj),
+            ] {
+                add(&format!("{name}.weight"), &linear.weight);
+                if let Some(bias) = &linear.bias {
+                    add(&format!("{name}.bias"), bias);
+                }
+            }
+        }
+        all.push(("model.norm.weight".into(), self.norm.clone()));
+        if !self.config.tie_word_embeddings {
+            all.push(("lm_head.weight".into(), self.lm_head.clone()));
+        }
+        all
+    }
+
+    /// `ids` `[B, N]` u32 → `[B, N, E]`.
+    ///
+    /// # Errors
+    /// An id outside the vocabulary.
+    pub fn embed(&self, ids: &Tensor) -> Result<Tensor> {
+        let (batch, tokens) = ids.dims2()?;
+        let flat = ids.flatten_all()?;
+        let vocab = self.config.vocab_size as u32;
+        if let Some(id) = flat.to_vec1::<u32>()?.into_iter().find(|&id| id >= vocab) {
+            return Err(ModelError::Invalid(format!(
+                "token id {id} is outside the vocabulary of {vocab}"
+            )));
+        }
+        let rows = self.embed_tokens.index_select(&flat, 0)?;
+        Ok(rows.reshape((batch, tokens, self.config.hidden_size))?)
+    }
+
+    /// The rotation of positions `start..start + tokens`, the same for every sequence.
+    ///
+    /// # Errors
+    /// If `tokens` is 0.
+    pub fn rotation(&self, start: usize, tokens: usize) -> Result<Rotation> {
+        self.rotation_at(&[start], tokens)
+    }
+
+    /// One run of positions per sequence.
+    ///
+    /// # Errors
+    /// If `tokens` is 0.
+    pub fn rotation_at(&self, starts: &[usize], tokens: usize) -> Result<Rotation> {
+        let angles: Vec<f64> = starts
+            .iter()
+            .flat_map(|&start| start..start + tokens)
+            .flat_map(|position| self.inverse_frequencies.iter().map(move |f| position as f64 * f))
+            .collect();
+        Ok(Rotation::of_runs(&angles, starts.len(), tokens)?)
+    }
+
+    /// The final norm of `[B, N, E]`.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub fn final_norm(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(ops::rms_norm(x, &self.norm, self.config.rms_norm_eps)?)
+    }
+
+    /// Logits of final-normed hidden states, `[…, E]` → `[…, vocab]`.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        Ok(ops::frozen_linear(hidden, &self.lm_head, None)?)
+    }
+}

@@ -1,0 +1,117 @@
+//! Fused, differentiable ops of the decoder.
+//!
+//! candle's own fused RMSNorm and RoPE have no gradient, and its matrix product computes the gradients of
+//! both operands even where one is frozen. These have exactly the gradients that linearization needs.
+
+mod frozen_linear;
+mod rms_norm;
+mod rope;
+mod swiglu;
+
+pub use frozen_linear::frozen_linear;
+pub use rms_norm::rms_norm;
+pub use rope::{Rotation, rope};
+pub use swiglu::swiglu;
+
+use candle_core::{CpuStorage, Layout, Result, Tensor};
+use still_attention::Real;
+
+/// Rows of an op that one thread takes at a time.
+const ROWS_PER_TASK: usize = 16;
+
+/// The values of a contiguous part of a CPU storage.
+fn slice<'a, T: Real>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [T]> {
+    let Some((start, end)) = layout.contiguous_offsets() else {
+        candle_core::bail!("expected a contiguous tensor, got {layout:?}")
+    };
+    Ok(&storage.as_slice::<T>()?[start..end])
+}
+
+/// All values of a tensor.
+fn values<T: Real>(tensor: &Tensor) -> Result<Vec<T>> {
+    tensor.contiguous()?.flatten_all()?.to_vec1()
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device, Tensor, Var};
+    use still_attention::Real;
+
+    use super::*;
+
+    fn random(shape: &[usize], seed: u64) -> Tensor {
+        let count = shape.iter().product::<usize>();
+        let values: Vec<f64> = (0..count)
+            .map(|i| 4.0 * still_attention::router::random_score(seed, 0, 0, i) - 2.0)
+            .collect();
+        Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+    }
+
+    fn flat(tensor: &Tensor) -> Vec<f64> {
+        tensor.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    /// The gradient of `Σ f(x) ⊙ weight` against central differences, in float64.
+    fn check(x: &Tensor, f: impl Fn(&Tensor) -> Result<Tensor>) {
+        let x = Var::from_tensor(x).unwrap();
+        let y = f(&x).unwrap();
+        let weight = random(y.dims(), 99);
+        let objective = |x: &Tensor| -> f64 {
+            (f(x).unwrap() * &weight).unwrap().sum_all().unwrap().to_scalar().unwrap()
+        };
+        let grads = (y * &weight).unwrap().sum_all().unwrap().backward().unwrap();
+        let got = flat(grads.get(&x).unwrap());
+        let base = flat(&x);
+        for (i, got) in got.iter().enumerate() {
+            let at = |delta: f64| {
+                let mut moved = base.clone();
+                moved[i] += delta;
+                objective(&Tensor::from_vec(moved, x.shape(), &Device::Cpu).unwrap())
+            };
+            let numeric = (at(1e-5) - at(-1e-5)) / 2e-5;
+            assert!((got - numeric).abs() < 1e-7, "value {i}: {got} vs {numeric}");
+        }
+    }
+
+    #[test]
+    fn gradients_match_finite_differences() {
+        let weight = random(&[6], 1);
+        check(&random(&[2, 3, 6], 2), |x| rms_norm(x, &weight, 1e-5));
+        let other = random(&[2, 3, 6], 3);
+        check(&random(&[2, 3, 6], 4), |x| swiglu(x, &other));
+        check(&other, |x| swiglu(&random(&[2, 3, 6], 4), x));
+        let rotation = Rotation::from_angles(&[0.0, 0.3, 1.0, 2.0, -0.5, 4.0], 3).unwrap();
+        check(&random(&[2, 2, 3, 4], 5), |x| rope(x, &rotation));
+        let (w, b) = (random(&[5, 6], 6), random(&[5], 7));
+        check(&random(&[2, 3, 6], 8), |x| frozen_linear(x, &w, Some(&b)));
+    }
+
+    #[test]
+    fn values_match_composed_ops() {
+        let x = random(&[2, 3, 6], 2);
+        let weight = random(&[6], 1);
+        let norm = (x.sqr().unwrap().mean_keepdim(2).unwrap() + 1e-5).unwrap().sqrt().unwrap();
+        let expected = x.broadcast_div(&norm).unwrap().broadcast_mul(&weight).unwrap();
+        assert_close(&rms_norm(&x, &weight, 1e-5).unwrap(), &expected);
+        let up = random(&[2, 3, 6], 3);
+        let expected = (x.silu().unwrap() * &up).unwrap();
+        assert_close(&swiglu(&x, &up).unwrap(), &expected);
+        let (w, b) = (random(&[5, 6], 6), random(&[5], 7));
+        let expected = x.broadcast_matmul(&w.t().unwrap()).unwrap().broadcast_add(&b).unwrap();
+        assert_close(&frozen_linear(&x, &w, Some(&b)).unwrap(), &expected);
+        // Half rotation: channel i pairs with channel i + D/2.
+        let x = Tensor::new(&[[[[1.0_f64, 2.0, 3.0, 4.0]]]], &Device::Cpu).unwrap();
+        let rotation = Rotation::from_angles(&[std::f64::consts::FRAC_PI_2, 0.0], 1).unwrap();
+        let got = flat(&rope(&x, &rotation).unwrap());
+        for (got, expected) in got.iter().zip([-3.0, 2.0, 1.0, 4.0]) {
+            assert!((got - expected).abs() < 1e-6, "{got} vs {expected}");
+        }
+    }
+
+    fn assert_close(got: &Tensor, expected: &Tensor) {
+        assert_eq!(got.dims(), expected.dims());
+        for (a, b) in flat(got).iter().zip(flat(expected)) {
+            assert!((a - b).abs() < 1e-12 * (1.0 + f64::wide(b).abs()), "{a} vs {b}");
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! Root-mean-square normalisation with a weight that never trains.
+
+use std::marker::PhantomData;
+
+use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
+use still_attention::{Real, vector};
+
+use super::{ROWS_PER_TASK, slice, values};
+
+/// `x / √(mean(x²) + ε) ⊙ weight` over the last axis; the gradient flows to `x` alone.
+///
+/// # Errors
+/// A weight of another length, a dtype other than f32 and f64.
+pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    let x = x.contiguous()?;
+    match x.dtype() {
+        DType::F32 => x.apply_op1(RmsNorm::<f32>::new(weight, eps)?),
+        DType::F64 => x.apply_op1(RmsNorm::<f64>::new(weight, eps)?),
+        other => candle_core::bail!("rms_norm: no kernel for {other:?}, expected f32 or f64"),
+    }
+}
+
+struct RmsNorm<T> {
+    weight: Vec<T>,
+    eps: f64,
+    dtype: PhantomData<T>,
+}
+
+impl<T: Real> RmsNorm<T> {
+    fn new(weight: &Tensor, eps: f64) -> Result<Self> {
+        Ok(Self { weight: values(weight)?, eps, dtype: PhantomData })
+    }
+
+    fn inverse_rms(&self, x: &[T]) -> T {
+        let mean = vector::dot(x, x) / T::of(x.len() as f64);
+        T::one() / (mean + T::of(self.eps)).sqrt()
+    }
+}
+
+impl<T: Real> CustomOp1 for RmsNorm<T> {
+    fn name(&self) -> &'static str {
+        "rms_norm"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let width = self.weight.len();
+        if layout.dims().last() != Some(&width) {
+            candle_core::bail!("rms_norm: weight of {width} values for x {:?}", layout.dims())
+        }
+        let x = slice::<T>(x, layout)?;
+        let mut y = vec![T::zero(); x.len()];
+        y.par_chunks_mut(width * ROWS_PER_TASK).zip(x.par_chunks(width * ROWS_PER_TASK)).for_each(
+            |(y, x)| {
+                for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+                    let scale = self.inverse_rms(x);
+                    for i in 0..width {
+                        y[i] = x[i] * scale * self.weight[i];
+                    }
+                }
+            },
+        );
+        Ok((T::to_cpu_storage_owned(y), layout.shape().clone()))
+    }
+
+    fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        let width = self.weight.len();
+        let (xs, dys) = (values::<T>(x)?, values::<T>(dy)?);
+        let mut dx = vec![T::zero(); xs.len()];
+        dx.par_chunks_mut(width)
+            .with_min_len(ROWS_PER_TASK)
+            .zip(xs.par_chunks(width))
+            .zip(dys.par_chunks(width))
+            .for_each(|((dx, x), dy)| {
+                let scale = self.inverse_rms(x);
+                for i in 0..width {
+                    dx[i] = dy[i] * self.weight[i];
+                }
+                let along = vector::dot(dx, x) * scale * scale / T::of(width as f64);
+                for i in 0..width {
+                    dx[i] = scale * (dx[i] - x[i] * along);
+                }
+            });
+        Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
+    }
+}

@@ -1,0 +1,112 @@
+//! Errors of loading, running and saving models.
+
+use std::path::{Path, PathBuf};
+
+/// What can go wrong with a model. Every message says what was wrong and where; [`ModelError::hint`] says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// A file or directory could not be read or written.
+    #[error("{action} {}: {source}", path.display())]
+    Io {
+        /// What was attempted, as in "cannot read".
+        action: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// The system's word.
+        source: std::io::Error,
+    },
+    /// A file is not what its name promises.
+    #[error("{}: {reason}", path.display())]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// What was found.
+        reason: String,
+        /// What to do.
+        hint: String,
+    },
+    /// Something sound that this project does not run.
+    #[error("{what} is not supported{}", at(found_in))]
+    Unsupported {
+        /// The thing, by its own name.
+        what: String,
+        /// Where it was met, if in a file.
+        found_in: Option<PathBuf>,
+        /// What to do.
+        hint: String,
+    },
+    /// A value that contradicts another.
+    #[error("{0}")]
+    Invalid(String),
+    /// A model could not be found or fetched.
+    #[error("{what}")]
+    NotFound {
+        /// What was looked for and where.
+        what: String,
+        /// What to do.
+        hint: String,
+    },
+    /// The tokenizer library refused something.
+    #[error("tokenizer: {0}")]
+    Tokenizer(String),
+    /// The chat template could not be rendered.
+    #[error("chat template: {0}")]
+    ChatTemplate(String),
+    /// An error of the operator.
+    #[error(transparent)]
+    Attention(#[from] still_attention::AttentionError),
+    /// An error of the tensor library.
+    #[error(transparent)]
+    Tensor(#[from] candle_core::Error),
+}
+
+fn at(path: &Option<PathBuf>) -> String {
+    path.as_ref().map(|path| format!(" (in {})", path.display())).unwrap_or_default()
+}
+
+/// Result of this crate's functions.
+pub type Result<T> = std::result::Result<T, ModelError>;
+
+impl ModelError {
+    /// What the user can do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Corrupt { hint, .. }
+            | Self::Unsupported { hint, .. }
+            | Self::NotFound { hint, .. } => Some(hint.clone()),
+            Self::Io { source, .. } => match source.kind() {
+                std::io::ErrorKind::NotFound => Some("check the path".into()),
+                std::io::ErrorKind::PermissionDenied => Some("check the permissions".into()),
+                std::io::ErrorKind::StorageFull => {
+                    Some("free some space; what was saved before is untouched".into())
+                }
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// For `map_err` on reading.
+    pub fn read(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        Self::io("cannot read", path)
+    }
+
+    /// For `map_err` on writing.
+    pub fn write(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        Self::io("cannot write", path)
+    }
+
+    fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_path_buf();
+        move |source| Self::Io { action, path, source }
+    }
+
+    /// A broken file and the usual advice.
+    pub fn corrupt(path: &Path, reason: impl Into<String>) -> Self {
+        Self::Corrupt {
+            path: path.to_path_buf(),
+            reason: reason.into(),
+            hint: "the file is damaged or incomplete: fetch or export it again".into(),
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! Generation: sampling, streaming, stopping.
+
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+use candle_core::Tensor;
+
+use crate::error::{ModelError, Result};
+use crate::model::{Cache, Model};
+use crate::sampler::Sampler;
+
+/// How to generate.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GenerateOptions {
+    /// Most tokens to generate.
+    pub max_new_tokens: usize,
+    /// 0 is greedy.
+    pub temperature: f64,
+    /// Nucleus of this share; 1 is off.
+    pub top_p: f64,
+    /// The best so many; 0 is off.
+    pub top_k: usize,
+    /// Seed of the sampling.
+    pub seed: u64,
+    /// Texts that end the generation; they are not part of the output.
+    pub stop: Vec<String>,
+}
+
+impl Default for GenerateOptions {
+    fn default() -> Self {
+        Self {
+            max_new_tokens: 256,
+            temperature: 0.0,
+            top_p: 1.0,
+            top_k: 0,
+            seed: 0,
+            stop: Vec::new(),
+        }
+    }
+}
+
+/// Why a generation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// An end-of-sequence id.
+    EndOfSequence,
+    /// A stop string.
+    StopString,
+    /// `max_new_tokens`.
+    Length,
+    /// The caller's callback said so.
+    Interrupted,
+}
+
+/// What was generated.
+#[derive(Clone, Debug)]
+pub struct Generation {
+    /// The new ids, without the end-of-sequence id.
+    pub ids: Vec<u32>,
+    /// How many of them, and of the end-of-sequence id, the cache has been fed.
+    pub fed: usize,
+    /// Their text, up to a stop string.
+    pub text: String,
+    /// Why it ended.
+    pub finish: Finish,
+    /// Said where the sequence left the positions that the base was trained for.
+    pub warning: Option<String>,
+    /// Seconds until the first token's logits.
+    pub prefill_seconds: f64,
+    /// Seconds after that.
+    pub decode_seconds: f64,
+}
+
+/// Continues a sequence. `ids` are fed first (the cache may hold earlier ones); `on_text` gets the text as it grows.
+///
+/// # Errors
+/// An empty prompt, an id outside the vocabulary.
+pub fn generate(
+    model: &Model,
+    ids: &[u32],
+    cache: &mut Cache,
+    options: &GenerateOptions,
+    on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
+) -> Result<Generation> {
+    let start = Instant::now();
+    let mut hidden = model.prefill(ids, cache)?;
+    let prefill_seconds = start.elapsed().as_secs_f64();
+    let start = Instant::now();
+
+    let mut sampler = Sampler::new(options.temperature, options.top_p, options.top_k, options.seed);
+    let mut stream = model.tokenizer.stream();
+    let mut output = StopBuffer::new(&options.stop);
+    let (mut new, mut fed) = (Vec::new(), 0);
+    let mut finish = Finish::Length;
+    let mut interrupted = false;
+    while new.len() < options.max_new_tokens {
+        let logits = model.logits(&hidden)?.flatten_all()?.to_vec1::<f32>()?;
+        if logits.iter().any(|x| x.is_nan()) {
+            return Err(ModelError::Invalid(
+                "the model's logits are not numbers: its weights are damaged".into(),
+            ));
+        }
+        let id = sampler.sample(&logits);
+        if model.config().eos_token_ids.contains(&id) {
+            finish = Finish::EndOfSequence;
+            break;
+        }
+        new.push(id);
+        if let Some(text) = stream.push(id)? {
+            let stopped = output.push(&text, &mut |text| {
+                interrupted |= on_text(text).is_break();
+            });
+            if stopped {
+                finish = Finish::StopString;
+                break;
+            }
+        }
+        if interrupted {
+            finish = Finish::Interrupted;
+            break;
+        }
+        if new.len() < options.max_new_tokens {
+            let next = Tensor::new(&[[id]], model.decoder.embed_tokens.device())?;
+            hidden = model.forward(&next, cache, None)?.squeeze(0)?;
+            fed += 1;
+        }
+    }
+    if finish != Finish::StopString {
+        let rest = stream.finish()?.unwrap_or_default();
+        let stopped = output.push(&rest, &mut |text| {
+            let _ = on_text(text);
+        });
+        if stopped {
+            finish = Finish::StopString;
+        } else {
+            output.flush(&mut |text| {
+                let _ = on_text(text);
+            });
+        }
+    }
+    let trained = model.config().max_position_embeddings;
+    let reached = cache.position(0);
+    let warning = (reached > trained).then(|| {
+        format!("the sequence reached {reached} tokens; the base was trained for {trained}: expect worse text")
+    });
+    let decode_seconds = start.elapsed().as_secs_f64();
+    Ok(Generation {
+        ids: new,
+        fed,
+        text: output.text,
+        finish,
+        warning,
+        prefill_seconds,
+        decode_seconds,
+    })
+}
+
+/// Holds back text that may be the beginning of a stop string.
+#[derive(Debug)]
+struct StopBuffer<'a> {
+    stop: &'a [String],
+    /// Everything given out.
+    text: String,
+    /// Not given out yet.
+    held: String,
+}
+
+impl<'a> StopBuffer<'a> {
+    fn new(stop: &'a [String]) -> Self {
+        Self { stop, text: String::new(), held: String::new() }
+    }
+
+    /// Adds text; returns whether a stop string was met (text before it is given out).
+    fn push(&mut self, text: &str, emit: &mut dyn FnMut(&str)) -> bool {
+        self.held.push_str(text);
+        let stops = self.stop.iter().filter(|stop| !stop.is_empty());
+        if let Some(at) = stops.filter_map(|stop| self.held.find(stop.as_str())).min() {
+            self.held.truncate(at);
+            self.flush(emit);
+            return true;
+        }
+        let keep = self.longest_beginning();
+        let rest = self.held.split_off(self.held.len() - keep);
+        self.flush(emit);
+        self.held = rest;
+        false
+    }
+
+    /// Bytes at the end of `held` that begin a stop string.
+    fn longest_beginning(&self) -> usize {
+        let begins = |at: &usize| {
+            let tail = &self.held[*at..];
+            self.stop.iter().any(|stop| stop.len() > tail.len() && stop.starts_with(tail))
+        };
+        let starts = self.held.char_indices().map(|(at, _)| at);
+        starts.into_iter().find(begins).map_or(0, |at| self.held.len() - at)
+    }
+
+    fn flush(&mut self, emit: &mut dyn FnMut(&str)) {
+        if !self.held.is_empty() {
+            emit(&self.held);
+            self.text.push_str(&self.held);
+            self.held.clear();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(stop: &[&str], pieces: &[&str]) -> (Vec<String>, String, bool) {
+        let stop: Vec<String> = stop.iter().map(|s| (*s).to_owned()).collect();
+        let mut buffer = StopBuffer::new(&stop);
+        let mut emitted = Vec::new();
+        let mut stopped = false;
+        for piece in pieces {
+            stopped |= buffer.push(piece, &mut |text| emitted.push(text.to_owned()));
+            if stopped {
+                break;
+            }
+        }
+        if !stopped {
+            buffer.flush(&mut |text| emitted.push(text.to_owned()));
+        }
+        (emitted, buffer.text, stopped)
+    }
+
+    #[test]
+    fn a_stop_string_across_pieces_never_leaks() {
+        let (emitted, text, stopped) = run(&["END."], &["one E", "N", "D. two"]);
+        assert_eq!((emitted, text.as_str(), stopped), (vec!["one ".to_owned()], "one ", true));
+    }
+
+    #[test]
+    fn a_false_beginning_is_given_out_late() {
+        let (emitted, text, stopped) = run(&["END."], &["one E", "NE", "X"]);
+        assert_eq!(emitted, ["one ", "EN", "EX"]);
+        assert_eq!((text.as_str(), stopped), ("one ENEX", false));
+    }
+
+    #[test]
+    fn the_earliest_of_several_counts() {
+        let (_, text, stopped) = run(&["b", "ab"], &["xxab"]);
+        assert_eq!((text.as_str(), stopped), ("xx", true));
+    }
+}

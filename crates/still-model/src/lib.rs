@@ -1,0 +1,27 @@
+//! Models: configurations, checkpoints, tokenizers, the decoder, students and generation.
+
+mod chat;
+mod checkpoint;
+mod config;
+pub mod decoder;
+mod error;
+pub mod fetch;
+mod generate;
+mod model;
+pub mod random;
+mod sampler;
+mod session;
+mod student;
+mod tokenizer;
+
+pub use chat::{ChatTemplate, Message};
+pub use checkpoint::{BaseIdentity, Checkpoint, ExportKind, Weights, names, save_student};
+pub use config::{Architecture, ModelConfig, RopeScaling};
+pub use decoder::{AttentionInputs, Decoder, DecoderLayer, Linear, Lora, LoraLayer, Rotation};
+pub use error::{ModelError, Result};
+pub use generate::{Finish, GenerateOptions, Generation, generate};
+pub use model::{Cache, Model};
+pub use sampler::Sampler;
+pub use session::{ChatSession, Reply};
+pub use student::{FeatureInit, LoraConfig, LoraTarget, Student, StudentLayer};
+pub use tokenizer::{TokenStream, Tokenizer};

@@ -1,0 +1,123 @@
+//! Small random models, for tests and examples.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use tokenizers::models::bpe::BPE;
+
+use crate::chat::ChatTemplate;
+use crate::checkpoint::{BaseIdentity, Weights};
+use crate::config::{Architecture, ModelConfig};
+use crate::decoder::Decoder;
+use crate::error::{ModelError, Result};
+use crate::model::Model;
+use crate::student::normal;
+use crate::tokenizer::Tokenizer;
+
+/// A Llama configuration of two layers, 4 query heads and 2 KV heads, over the 256 bytes and two special tokens.
+pub fn tiny_config() -> ModelConfig {
+    ModelConfig {
+        architecture: Architecture::Llama,
+        hidden_size: 32,
+        intermediate_size: 48,
+        num_hidden_layers: 2,
+        num_attention_heads: 4,
+        num_key_value_heads: 2,
+        head_dim: 8,
+        vocab_size: 258,
+        rms_norm_eps: 1e-5,
+        rope_theta: 10_000.0,
+        rope_scaling: None,
+        max_position_embeddings: 512,
+        tie_word_embeddings: true,
+        attention_bias: false,
+        bos_token_id: None,
+        eos_token_ids: vec![257],
+    }
+}
+
+/// A model with normal weights and a byte-level tokenizer (`<|im_start|>` and `<|im_end|>` added).
+///
+/// # Errors
+/// A configuration that contradicts itself.
+pub fn random_model(config: ModelConfig, seed: u64) -> Result<Model> {
+    config.validate()?;
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let weights = random_weights(&config, &mut rng)?;
+    let decoder = Decoder::load(&config, &weights, &Device::Cpu)?;
+    Ok(Model {
+        decoder: Arc::new(decoder),
+        student: None,
+        tokenizer: byte_tokenizer()?,
+        base: BaseIdentity { source: format!("random model {seed}"), files: Vec::new() },
+    })
+}
+
+fn random_weights(config: &ModelConfig, rng: &mut ChaCha8Rng) -> Result<Weights> {
+    let (e, i, d) = (config.hidden_size, config.intermediate_size, config.head_dim);
+    let (q, kv) = (config.num_attention_heads * d, config.num_key_value_heads * d);
+    let mut shapes =
+        BTreeMap::from([("model.embed_tokens.weight".to_owned(), vec![config.vocab_size, e])]);
+    shapes.insert("model.norm.weight".into(), vec![e]);
+    if !config.tie_word_embeddings {
+        shapes.insert("lm_head.weight".into(), vec![config.vocab_size, e]);
+    }
+    for n in 0..config.num_hidden_layers {
+        let mut add = |name: &str, shape: Vec<usize>| {
+            shapes.insert(format!("model.layers.{n}.{name}"), shape);
+        };
+        add("input_layernorm.weight", vec![e]);
+        add("post_attention_layernorm.weight", vec![e]);
+        for (name, out) in [("q_proj", q), ("k_proj", kv), ("v_proj", kv)] {
+            add(&format!("self_attn.{name}.weight"), vec![out, e]);
+            if config.attention_bias {
+                add(&format!("self_attn.{name}.bias"), vec![out]);
+            }
+        }
+        add("self_attn.o_proj.weight", vec![e, q]);
+        add("mlp.gate_proj.weight", vec![i, e]);
+        add("mlp.up_proj.weight", vec![i, e]);
+        add("mlp.down_proj.weight", vec![e, i]);
+    }
+    let tensors = shapes
+        .into_iter()
+        .map(|(name, shape)| {
+            let tensor = match shape[..] {
+                // Norm weights near one, matrices of unit gain.
+                [size] if name.ends_with("norm.weight") => {
+                    (normal(rng, &[size], 0.1)? + Tensor::ones(size, DType::F32, &Device::Cpu)?)?
+                }
+                [size] => normal(rng, &[size], 0.1)?,
+                _ => normal(rng, &shape, (shape[1] as f64).powf(-0.5))?,
+            };
+            Ok((name, tensor))
+        })
+        .collect::<Result<_>>()?;
+    Ok(Weights::from_tensors(tensors))
+}
+
+/// One token a byte, and the two tokens of a chat.
+fn byte_tokenizer() -> Result<Tokenizer> {
+    let failed = |error: tokenizers::Error| ModelError::Tokenizer(error.to_string());
+    let mut alphabet: Vec<char> =
+        tokenizers::pre_tokenizers::byte_level::ByteLevel::alphabet().into_iter().collect();
+    alphabet.sort_unstable();
+    let vocab: tokenizers::models::bpe::Vocab =
+        alphabet.iter().enumerate().map(|(id, c)| (c.to_string(), id as u32)).collect();
+    let bpe = BPE::builder().vocab_and_merges(vocab, Vec::new()).build().map_err(failed)?;
+    let mut inner = tokenizers::Tokenizer::new(bpe);
+    inner.with_pre_tokenizer(Some(tokenizers::pre_tokenizers::byte_level::ByteLevel::new(
+        false, true, false,
+    )));
+    inner.with_decoder(Some(tokenizers::decoders::byte_level::ByteLevel::default()));
+    let special = |text: &str| tokenizers::AddedToken::from(text, true).normalized(false);
+    inner.add_special_tokens(&[special("<|im_start|>"), special("<|im_end|>")]);
+    let template = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] \
+                    + '<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}\
+                    {{ '<|im_start|>assistant\n' }}{% endif %}";
+    let template = ChatTemplate::new(template.into(), None, Some("<|im_end|>".into()))?;
+    Ok(Tokenizer::new(inner, Some(template)))
+}

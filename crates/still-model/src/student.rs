@@ -1,0 +1,387 @@
+//! What a student learns: feature maps, λ, gate and low-rank updates of every layer.
+
+use candle_core::{DType, Device, Tensor};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+use still_attention::{FeatureMap, HybridConfig, HybridWeights, LinearNorm, StillConfig};
+
+use crate::checkpoint::Weights;
+use crate::config::ModelConfig;
+use crate::decoder::{Decoder, Lora, LoraLayer, ops};
+use crate::error::{ModelError, Result};
+
+/// How feature maps start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FeatureInit {
+    /// `W = I`.
+    #[default]
+    Identity,
+    /// `W` normal with variance `1/D`.
+    Normal,
+}
+
+/// Which low-rank updates a student has.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LoraConfig {
+    /// Rank `r`.
+    pub rank: usize,
+    /// `α`: updates are scaled by `α / r`.
+    pub alpha: f64,
+    /// Projections among `q`, `k`, `v`, `o`.
+    pub targets: Vec<LoraTarget>,
+}
+
+/// A projection that can have a low-rank update.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs, reason = "the names say it")]
+pub enum LoraTarget {
+    Q,
+    K,
+    V,
+    O,
+}
+
+impl LoraTarget {
+    /// All four.
+    pub const ALL: [Self; 4] = [Self::Q, Self::K, Self::V, Self::O];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Q => "q_proj",
+            Self::K => "k_proj",
+            Self::V => "v_proj",
+            Self::O => "o_proj",
+        }
+    }
+
+    fn slot(self, layer: &LoraLayer) -> &Option<Lora> {
+        match self {
+            Self::Q => &layer.q,
+            Self::K => &layer.k,
+            Self::V => &layer.v,
+            Self::O => &layer.o,
+        }
+    }
+
+    fn slot_mut(self, layer: &mut LoraLayer) -> &mut Option<Lora> {
+        match self {
+            Self::Q => &mut layer.q,
+            Self::K => &mut layer.k,
+            Self::V => &mut layer.v,
+            Self::O => &mut layer.o,
+        }
+    }
+
+    /// `[out, in]` of the projection.
+    fn shape(self, model: &ModelConfig) -> (usize, usize) {
+        let (q, kv) = (model.num_attention_heads, model.num_key_value_heads);
+        match self {
+            Self::Q => (q * model.head_dim, model.hidden_size),
+            Self::K | Self::V => (kv * model.head_dim, model.hidden_size),
+            Self::O => (model.hidden_size, q * model.head_dim),
+        }
+    }
+}
+
+/// The learned part of a student and the configuration of its attention.
+#[derive(Clone, Debug)]
+pub struct Student {
+    /// The attention of every layer.
+    pub config: StillConfig,
+    /// Learned tensors, by layer.
+    pub layers: Vec<StudentLayer>,
+    /// Present while low-rank updates are unmerged.
+    pub lora: Option<LoraConfig>,
+    /// The resolved recipe that made it, if any.
+    pub recipe: Option<serde_json::Value>,
+}
+
+/// The learned part of one layer.
+#[derive(Clone, Debug)]
+pub struct StudentLayer {
+    /// The layer's attention.
+    pub config: HybridConfig,
+    /// Feature maps and `ℓ`.
+    pub attention: HybridWeights,
+    /// `W_g` `[H·D, E]`, with `config.gate`.
+    pub gate_proj: Option<Tensor>,
+    /// Unmerged low-rank updates.
+    pub lora: Option<LoraLayer>,
+}
+
+impl StudentLayer {
+    /// The output gate `sigmoid(W_g x)` of normalised hidden states `[B, N, E]`, as `[B, H, N, D]`.
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub fn gate(&self, normed: &Tensor, head_dim: usize) -> Result<Option<Tensor>> {
+        let Some(weight) = &self.gate_proj else { return Ok(None) };
+        let (batch, tokens, width) = normed.dims3()?;
+        let flat = normed.reshape((batch * tokens, width))?;
+        // A constant weight must not cost its gradient.
+        let logits = if weight.track_op() {
+            flat.matmul(&weight.t()?)?
+        } else {
+            ops::frozen_linear(&flat, weight, None)?
+        };
+        let heads = weight.dim(0)? / head_dim;
+        let gate = (logits.neg()?.exp()? + 1.0)?.recip()?;
+        Ok(Some(gate.reshape((batch, tokens, heads, head_dim))?.transpose(1, 2)?.contiguous()?))
+    }
+}
+
+impl Student {
+    /// A fresh student: feature maps as `init` says, `û` normal, `ℓ = ln 8`, a gate near one half.
+    ///
+    /// # Errors
+    /// A configuration that does not fit the model.
+    pub fn init(
+        config: StillConfig,
+        model: &ModelConfig,
+        init: FeatureInit,
+        seed: u64,
+    ) -> Result<Self> {
+        let geometry = model.geometry();
+        config.validate(model.num_hidden_layers, geometry)?;
+        if init == FeatureInit::Identity && config.feature_dim != model.head_dim {
+            return Err(ModelError::Invalid(format!(
+                "an identity feature map needs feature_dim = head_dim: {} and {}",
+                config.feature_dim, model.head_dim
+            )));
+        }
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let (d, f) = (model.head_dim, config.feature_dim);
+        let heads = model.num_attention_heads;
+        let selection_heads = geometry.selection_heads(config.selection_head);
+        let mut map = |heads: usize| -> Result<Tensor> {
+            Ok(match init {
+                FeatureInit::Identity => {
+                    Tensor::eye(d, DType::F32, &Device::Cpu)?.unsqueeze(0)?.repeat((heads, 1, 1))?
+                }
+                FeatureInit::Normal => normal(&mut rng, &[heads, d, f], (d as f64).powf(-0.5))?,
+            })
+        };
+        let maps = (0..model.num_hidden_layers)
+            .map(|_| Ok((map(heads)?, map(selection_heads)?)))
+            .collect::<Result<Vec<_>>>()?;
+        let reflected = matches!(config.feature_map, FeatureMap::NpMap { householder: true });
+        let layers = maps
+            .into_iter()
+            .enumerate()
+            .map(|(n, (feature_map_q, feature_map_k))| {
+                let mut reflection = |heads: usize| -> Result<Option<Tensor>> {
+                    reflected.then(|| normal(&mut rng, &[heads, d], 1.0)).transpose()
+                };
+                let (householder_q, householder_k) =
+                    (reflection(heads)?, reflection(selection_heads)?);
+                let log_lambda = (config.linear_norm == LinearNorm::Mean)
+                    .then(|| Tensor::full(8.0_f32.ln(), heads, &Device::Cpu))
+                    .transpose()?;
+                let gate_proj = config
+                    .gate
+                    .then(|| normal(&mut rng, &[heads * d, model.hidden_size], 0.02))
+                    .transpose()?;
+                Ok(StudentLayer {
+                    config: config.layer(n)?,
+                    attention: HybridWeights {
+                        feature_map_q,
+                        feature_map_k,
+                        householder_q,
+                        householder_k,
+                        log_lambda,
+                    },
+                    gate_proj,
+                    lora: None,
+                })
+            })
+            .collect::<Result<_>>()?;
+        Ok(Self { config, layers, lora: None, recipe: None })
+    }
+
+    /// Adds low-rank updates that change nothing yet: `A` uniform as PEFT does (Kaiming, a = √5), `B = 0`.
+    ///
+    /// # Errors
+    /// A rank of 0 or no targets.
+    pub fn add_lora(&mut self, model: &ModelConfig, lora: LoraConfig, seed: u64) -> Result<()> {
+        if lora.rank == 0 || lora.targets.is_empty() {
+            return Err(ModelError::Invalid(
+                "LoRA needs a positive rank and at least one target".into(),
+            ));
+        }
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        for layer in &mut self.layers {
+            let mut updates = LoraLayer::default();
+            for &target in &lora.targets {
+                let (out, inner) = target.shape(model);
+                let bound = 1.0 / (inner as f32).sqrt();
+                let a: Vec<f32> =
+                    (0..lora.rank * inner).map(|_| rng.random_range(-bound..bound)).collect();
+                *target.slot_mut(&mut updates) = Some(Lora {
+                    a: Tensor::from_vec(a, (lora.rank, inner), &Device::Cpu)?,
+                    b: Tensor::zeros((out, lora.rank), DType::F32, &Device::Cpu)?,
+                    scale: lora.alpha / lora.rank as f64,
+                });
+            }
+            layer.lora = Some(updates);
+        }
+        self.lora = Some(lora);
+        Ok(())
+    }
+
+    /// The same student with every learned tensor replaced by `f(name, tensor)`.
+    ///
+    /// Names are `model.layers.N.self_attn.` and `feature_map_q`, `feature_map_k`, `householder_q`,
+    /// `householder_k`, `log_lambda`, `g_proj.weight`, or `q_proj.lora_A.weight` and its like.
+    ///
+    /// # Errors
+    /// Whatever `f` returns.
+    pub fn map_tensors(&self, mut f: impl FnMut(&str, &Tensor) -> Result<Tensor>) -> Result<Self> {
+        let mut student = self.clone();
+        for (n, layer) in student.layers.iter_mut().enumerate() {
+            let mut apply = |name: &str, tensor: &mut Tensor| -> Result<()> {
+                *tensor = f(&format!("model.layers.{n}.self_attn.{name}"), tensor)?;
+                Ok(())
+            };
+            let attention = &mut layer.attention;
+            apply("feature_map_q", &mut attention.feature_map_q)?;
+            apply("feature_map_k", &mut attention.feature_map_k)?;
+            for (name, tensor) in [
+                ("householder_q", &mut attention.householder_q),
+                ("householder_k", &mut attention.householder_k),
+                ("log_lambda", &mut attention.log_lambda),
+                ("g_proj.weight", &mut layer.gate_proj),
+            ] {
+                if let Some(tensor) = tensor {
+                    apply(name, tensor)?;
+                }
+            }
+            let Some(updates) = &mut layer.lora else { continue };
+            for target in LoraTarget::ALL {
+                if let Some(lora) = target.slot_mut(updates) {
+                    apply(&format!("{}.lora_A.weight", target.name()), &mut lora.a)?;
+                    apply(&format!("{}.lora_B.weight", target.name()), &mut lora.b)?;
+                }
+            }
+        }
+        Ok(student)
+    }
+
+    /// Every learned tensor by the name it has in a checkpoint: feature maps split by head and transposed,
+    /// as official STILL checkpoints have them.
+    ///
+    /// # Errors
+    /// An error of the tensor library.
+    pub fn checkpoint_tensors(&self) -> Result<Vec<(String, Tensor)>> {
+        let mut all = Vec::new();
+        self.map_tensors(|name, tensor| {
+            if name.ends_with("feature_map_q") || name.ends_with("feature_map_k") {
+                for head in 0..tensor.dim(0)? {
+                    let weight = tensor.get(head)?.t()?.contiguous()?;
+                    all.push((format!("{name}.mlp.linears.{head}.weight"), weight));
+                }
+            } else if let Some(stem) = name.strip_suffix("householder_q") {
+                all.push((format!("{stem}feature_map_q.hh.u"), tensor.clone()));
+            } else if let Some(stem) = name.strip_suffix("householder_k") {
+                all.push((format!("{stem}feature_map_k.hh.u"), tensor.clone()));
+            } else {
+                all.push((name.to_owned(), tensor.clone()));
+            }
+            Ok(tensor.clone())
+        })?;
+        Ok(all)
+    }
+
+    /// Reads what [`Student::checkpoint_tensors`] names.
+    ///
+    /// # Errors
+    /// A missing tensor or one of another shape.
+    pub fn from_weights(
+        config: StillConfig,
+        lora: Option<LoraConfig>,
+        model: &ModelConfig,
+        weights: &Weights,
+    ) -> Result<Self> {
+        let init = if config.feature_dim == model.head_dim {
+            FeatureInit::Identity
+        } else {
+            FeatureInit::Normal
+        };
+        let mut student = Self::init(config, model, init, 0)?;
+        if let Some(lora) = lora {
+            student.add_lora(model, lora, 0)?;
+        }
+        let device = Device::Cpu;
+        let get = |name: &str, shape: &[usize]| weights.get(name, shape, DType::F32, &device);
+        student.map_tensors(|name, tensor| {
+            if name.ends_with("feature_map_q") || name.ends_with("feature_map_k") {
+                let (heads, d, f) = tensor.dims3()?;
+                let maps = (0..heads)
+                    .map(|head| {
+                        let weight = get(&format!("{name}.mlp.linears.{head}.weight"), &[f, d])?;
+                        Ok(weight.t()?.contiguous()?)
+                    })
+                    .collect::<Result<Vec<_>>>()?;
+                return Ok(Tensor::stack(&maps, 0)?);
+            }
+            let name =
+                match (name.strip_suffix("householder_q"), name.strip_suffix("householder_k")) {
+                    (Some(stem), _) => format!("{stem}feature_map_q.hh.u"),
+                    (_, Some(stem)) => format!("{stem}feature_map_k.hh.u"),
+                    _ => name.to_owned(),
+                };
+            get(&name, tensor.dims())
+        })
+    }
+
+    /// The decoder with this student's low-rank updates added to its weights, and the student without them.
+    ///
+    /// # Errors
+    /// An error of the tensor library.
+    pub fn merged_into(&self, decoder: &Decoder) -> Result<(Decoder, Self)> {
+        let mut decoder = decoder.clone();
+        let mut student = self.clone();
+        for (base, layer) in decoder.layers.iter_mut().zip(&mut student.layers) {
+            if let Some(lora) = layer.lora.take() {
+                *base = base.merged(&lora)?;
+            }
+        }
+        student.lora = None;
+        Ok((decoder, student))
+    }
+
+    /// Number of learned values.
+    pub fn parameters(&self) -> usize {
+        let mut count = 0;
+        let counted = self.map_tensors(|_, tensor| {
+            count += tensor.elem_count();
+            Ok(tensor.clone())
+        });
+        debug_assert!(counted.is_ok(), "counting cannot fail");
+        count
+    }
+
+    /// Whether a projection has an update (for messages and tests).
+    pub fn has_lora(&self, target: LoraTarget) -> bool {
+        let slot = |layer: &StudentLayer| {
+            layer.lora.as_ref().is_some_and(|lora| target.slot(lora).is_some())
+        };
+        self.layers.iter().any(slot)
+    }
+}
+
+/// Normal values of a standard deviation.
+pub(crate) fn normal(rng: &mut ChaCha8Rng, shape: &[usize], deviation: f64) -> Result<Tensor> {
+    let count = shape.iter().product::<usize>();
+    let values: Vec<f32> = (0..count)
+        .map(|_| {
+            // Box and Muller: seeded alike on every platform.
+            let (u, v): (f64, f64) = (rng.random_range(f64::EPSILON..1.0), rng.random());
+            (deviation * (-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos()) as f32
+        })
+        .collect();
+    Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
+}
