@@ -1,0 +1,132 @@
+//! Checkpoints of a run: complete or not there.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, Tensor};
+use serde::{Deserialize, Serialize};
+use still_model::Student;
+
+use crate::data::Position;
+use crate::error::{Result, TrainError};
+use crate::metrics::Stage;
+
+const PARAMETERS: &str = "parameters.safetensors";
+const OPTIMIZER: &str = "optimizer.safetensors";
+const TRAINER: &str = "trainer.json";
+
+/// Where a run stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Progress {
+    pub stage: Stage,
+    /// Steps of the stage done.
+    pub step: usize,
+    pub position: Position,
+    /// SHA-256 of the resolved recipe, the data and the base: a run goes on only with the same.
+    pub fingerprint: String,
+}
+
+/// A checkpoint read back.
+#[derive(Debug)]
+pub(crate) struct Saved {
+    pub progress: Progress,
+    pub parameters: HashMap<String, Tensor>,
+    pub optimizer: HashMap<String, Tensor>,
+}
+
+/// The checkpoints of one run, under `RUN_DIR/checkpoints`.
+#[derive(Debug)]
+pub(crate) struct Checkpoints {
+    dir: PathBuf,
+    keep: usize,
+}
+
+impl Checkpoints {
+    pub fn new(run_dir: &Path, keep: usize) -> Self {
+        Self { dir: run_dir.join("checkpoints"), keep }
+    }
+
+    /// Complete checkpoints, oldest first. Whatever a kill left half-written has another name.
+    pub fn list(&self) -> Vec<PathBuf> {
+        let Ok(entries) = self.dir.read_dir() else { return Vec::new() };
+        let mut found: Vec<(Stage, usize, PathBuf)> = entries
+            .filter_map(|entry| {
+                let path = entry.ok()?.path();
+                let (stage, step) = path.file_name()?.to_str()?.split_once("-step-")?;
+                let stage =
+                    [Stage::Transfer, Stage::Finetune].into_iter().find(|s| s.name() == stage)?;
+                Some((stage, step.parse().ok()?, path))
+            })
+            .collect();
+        found.sort();
+        found.into_iter().map(|(_, _, path)| path).collect()
+    }
+
+    /// Writes beside, then renames; then drops the oldest beyond those to keep.
+    pub fn save(
+        &self,
+        progress: &Progress,
+        student: &Student,
+        optimizer: &HashMap<String, Tensor>,
+    ) -> Result<PathBuf> {
+        std::fs::create_dir_all(&self.dir).map_err(TrainError::write(&self.dir))?;
+        let staging = tempfile::Builder::new()
+            .prefix(".saving-")
+            .tempdir_in(&self.dir)
+            .map_err(TrainError::write(&self.dir))?;
+        let mut parameters = HashMap::new();
+        student.map_tensors(|name, tensor| {
+            parameters.insert(name.to_owned(), tensor.clone());
+            Ok(tensor.clone())
+        })?;
+        save_tensors(&staging.path().join(PARAMETERS), &parameters)?;
+        save_tensors(&staging.path().join(OPTIMIZER), optimizer)?;
+        let path = staging.path().join(TRAINER);
+        let text = serde_json::to_string_pretty(progress)
+            .map_err(|error| TrainError::write(&path)(std::io::Error::other(error)))?;
+        std::fs::write(&path, text).map_err(TrainError::write(&path))?;
+        for file in [PARAMETERS, OPTIMIZER, TRAINER] {
+            let path = staging.path().join(file);
+            let synced = std::fs::File::open(&path).and_then(|file| file.sync_all());
+            synced.map_err(TrainError::write(&path))?;
+        }
+        let target = self.dir.join(format!("{}-step-{:06}", progress.stage.name(), progress.step));
+        if target.exists() {
+            std::fs::remove_dir_all(&target).map_err(TrainError::write(&target))?;
+        }
+        std::fs::rename(staging.keep(), &target).map_err(TrainError::write(&target))?;
+        let all = self.list();
+        for old in &all[..all.len().saturating_sub(self.keep)] {
+            std::fs::remove_dir_all(old).map_err(TrainError::write(old))?;
+        }
+        Ok(target)
+    }
+
+    /// The newest checkpoint, if there is one.
+    pub fn latest(&self) -> Result<Option<Saved>> {
+        self.list().pop().map(|path| read(&path)).transpose()
+    }
+}
+
+fn read(dir: &Path) -> Result<Saved> {
+    let damaged = |path: &Path, what: String| TrainError::Run {
+        path: path.to_path_buf(),
+        what,
+        hint: format!("delete {} to go on from the checkpoint before it", dir.display()),
+    };
+    let path = dir.join(TRAINER);
+    let text = std::fs::read_to_string(&path).map_err(TrainError::read(&path))?;
+    let progress =
+        serde_json::from_str(&text).map_err(|error| damaged(&path, format!("damaged: {error}")))?;
+    let tensors = |file: &str| {
+        let path = dir.join(file);
+        candle_core::safetensors::load(&path, &Device::Cpu)
+            .map_err(|error| damaged(&path, format!("damaged: {error}")))
+    };
+    Ok(Saved { progress, parameters: tensors(PARAMETERS)?, optimizer: tensors(OPTIMIZER)? })
+}
+
+fn save_tensors(path: &Path, tensors: &HashMap<String, Tensor>) -> Result<()> {
+    candle_core::safetensors::save(tensors, path)
+        .map_err(|error| TrainError::write(path)(std::io::Error::other(error.to_string())))
+}

@@ -1,0 +1,28 @@
+//! Two-stage linearization: attention transfer, then low-rank finetuning.
+
+mod checkpoint;
+mod data;
+mod error;
+mod finetune;
+mod loss;
+mod metrics;
+mod optimizer;
+mod parameters;
+mod recipe;
+mod run;
+mod schedule;
+mod transfer;
+
+pub use data::{Position, Windows};
+pub use error::{Result, TrainError};
+pub use finetune::FinetuneStage;
+pub use loss::{Target, vocabulary_loss};
+pub use metrics::{Observer, Silent, Stage, StepReport};
+pub use optimizer::{AdamW, AdamWConfig, Parameters};
+pub use recipe::{
+    AttentionRecipe, CheckpointRecipe, DataRecipe, FinetuneRecipe, Objective, Recipe,
+    TransferRecipe,
+};
+pub use run::{linearize, linearize_windows};
+pub use schedule::warmup_cosine;
+pub use transfer::{TransferStage, TransferStep};

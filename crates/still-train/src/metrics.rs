@@ -1,0 +1,115 @@
+//! What a run tells while it goes on.
+
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Result, TrainError};
+
+/// A stage of training.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stage {
+    /// Attention transfer.
+    Transfer,
+    /// Low-rank finetuning.
+    Finetune,
+}
+
+impl Stage {
+    /// As in files and messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Transfer => "transfer",
+            Self::Finetune => "finetune",
+        }
+    }
+}
+
+/// One optimizer step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StepReport {
+    /// Its stage.
+    pub stage: Stage,
+    /// Steps of the stage done, this one included.
+    pub step: usize,
+    /// Mean squared error per value (transfer) or nats per token (finetune).
+    pub loss: f64,
+    /// Global norm of the gradient before clipping.
+    pub grad_norm: f64,
+    /// Learning rate.
+    pub lr: f64,
+    /// Tokens of the step.
+    pub tokens: usize,
+    /// Loss of each layer (transfer).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub layer_losses: Vec<f64>,
+}
+
+/// Told of a run's progress.
+pub trait Observer {
+    /// A stage of `steps` steps begins; `done` of them were done in an earlier run.
+    fn on_stage(&mut self, stage: Stage, steps: usize, done: usize) {
+        let _ = (stage, steps, done);
+    }
+
+    /// A step is done.
+    fn on_step(&mut self, report: &StepReport) {
+        let _ = report;
+    }
+
+    /// A checkpoint is complete.
+    fn on_checkpoint(&mut self, path: &Path) {
+        let _ = path;
+    }
+
+    /// Asked after each step: whether to save and return.
+    fn stop_requested(&self) -> bool {
+        false
+    }
+}
+
+/// Tells nobody.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Silent;
+
+impl Observer for Silent {}
+
+/// `metrics.jsonl`: one line per step.
+#[derive(Debug)]
+pub(crate) struct MetricsLog {
+    file: File,
+    path: PathBuf,
+}
+
+impl MetricsLog {
+    /// Opens the log, keeping the lines of steps up to the one that the run goes on from.
+    pub fn open(path: &Path, keep: Option<(Stage, usize)>) -> Result<Self> {
+        let mut kept = Vec::new();
+        if let (Some(last), Ok(file)) = (keep, File::open(path)) {
+            for line in BufReader::new(file).lines() {
+                let line = line.map_err(TrainError::read(path))?;
+                // A line cut off by a kill is one whose step will be done again.
+                let Ok(report) = serde_json::from_str::<StepReport>(&line) else { continue };
+                if (report.stage, report.step) <= last {
+                    kept.extend_from_slice(line.as_bytes());
+                    kept.push(b'\n');
+                }
+            }
+        }
+        let beside = path.with_extension("jsonl.new");
+        std::fs::write(&beside, kept).map_err(TrainError::write(&beside))?;
+        std::fs::rename(&beside, path).map_err(TrainError::write(path))?;
+        let file = OpenOptions::new().append(true).open(path).map_err(TrainError::write(path))?;
+        Ok(Self { file, path: path.to_path_buf() })
+    }
+
+    pub fn write(&mut self, report: &StepReport) -> Result<()> {
+        let mut line = serde_json::to_string(report)
+            .map_err(|error| TrainError::write(&self.path)(std::io::Error::other(error)))?;
+        line.push('\n');
+        self.file.write_all(line.as_bytes()).map_err(TrainError::write(&self.path))
+    }
+}

@@ -1,0 +1,247 @@
+//! AdamW whose whole state can be saved.
+
+use std::collections::HashMap;
+
+use candle_core::{Tensor, Var};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Result, TrainError};
+use crate::schedule::warmup_cosine;
+
+/// Settings of AdamW (Loshchilov and Hutter 2019) and its schedule.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AdamWConfig {
+    /// Peak learning rate.
+    pub lr: f64,
+    /// Steps of linear warmup.
+    pub warmup: usize,
+    /// The cosine ends at this share of `lr`.
+    pub floor: f64,
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Gradients are scaled down to this global norm.
+    pub clip: f64,
+}
+
+impl Default for AdamWConfig {
+    fn default() -> Self {
+        Self {
+            lr: 1e-3,
+            warmup: 2,
+            floor: 0.1,
+            beta1: 0.9,
+            beta2: 0.99,
+            eps: 1e-8,
+            weight_decay: 0.0,
+            clip: 1.0,
+        }
+    }
+}
+
+impl AdamWConfig {
+    pub(crate) fn validate(&self, section: &str) -> Result<()> {
+        let bad = |key: &str, value: f64, hint: &str| {
+            Err(TrainError::Recipe {
+                what: format!("{section}.{key} is {value}"),
+                hint: hint.into(),
+            })
+        };
+        if !(self.lr > 0.0 && self.lr.is_finite()) {
+            return bad("lr", self.lr, "use a positive number");
+        }
+        if !(self.clip > 0.0) {
+            return bad(
+                "clip",
+                self.clip,
+                "use a positive norm; a very large one is as good as none",
+            );
+        }
+        for (key, value) in [("beta1", self.beta1), ("beta2", self.beta2), ("floor", self.floor)] {
+            if !(0.0..=1.0).contains(&value) {
+                return bad(key, value, "use a number between 0 and 1");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Named variables in a fixed order.
+pub type Parameters = Vec<(String, Var)>;
+
+/// AdamW over named variables.
+#[derive(Clone, Debug)]
+pub struct AdamW {
+    config: AdamWConfig,
+    parameters: Parameters,
+    /// First and second moments.
+    moments: Vec<(Tensor, Tensor)>,
+    step: usize,
+    total: usize,
+}
+
+impl AdamW {
+    /// Fresh moments for a run of `total` steps.
+    ///
+    /// # Errors
+    /// An error of the tensor library.
+    pub fn new(config: AdamWConfig, parameters: Parameters, total: usize) -> Result<Self> {
+        let zeros =
+            |var: &Var| -> Result<(Tensor, Tensor)> { Ok((var.zeros_like()?, var.zeros_like()?)) };
+        let moments = parameters.iter().map(|(_, var)| zeros(var)).collect::<Result<_>>()?;
+        Ok(Self { config, parameters, moments, step: 0, total })
+    }
+
+    /// Steps taken.
+    pub fn step_count(&self) -> usize {
+        self.step
+    }
+
+    /// The variables.
+    pub fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
+
+    /// Learning rate of the next step.
+    pub fn lr(&self) -> f64 {
+        let AdamWConfig { lr, warmup, floor, .. } = self.config;
+        warmup_cosine(lr, self.step, warmup, self.total, floor)
+    }
+
+    /// Takes one step; a parameter without gradient stays. Returns the gradient's global norm before clipping.
+    ///
+    /// # Errors
+    /// [`TrainError::NotFinite`] if the norm is not a number; nothing has changed then.
+    pub fn step(&mut self, stage: &'static str, grads: &[Option<Tensor>]) -> Result<f64> {
+        let mut squares = 0.0;
+        for grad in grads.iter().flatten() {
+            squares += f64::from(grad.sqr()?.sum_all()?.to_scalar::<f32>()?);
+        }
+        let norm = squares.sqrt();
+        if !norm.is_finite() {
+            return Err(TrainError::NotFinite {
+                stage,
+                step: self.step,
+                what: "the gradient's norm",
+                value: norm,
+            });
+        }
+        let AdamWConfig { beta1, beta2, eps, weight_decay, clip, .. } = self.config;
+        let scale = if norm > clip { clip / norm } else { 1.0 };
+        let lr = self.lr();
+        self.step += 1;
+        let correct1 = 1.0 - beta1.powi(self.step as i32);
+        let correct2 = 1.0 - beta2.powi(self.step as i32);
+        for (((_, var), (m, v)), grad) in self.parameters.iter().zip(&mut self.moments).zip(grads) {
+            let Some(grad) = grad else { continue };
+            let grad = (grad * scale)?;
+            *m = ((&*m * beta1)? + (&grad * (1.0 - beta1))?)?;
+            *v = ((&*v * beta2)? + (grad.sqr()? * (1.0 - beta2))?)?;
+            let denominator = ((&*v / correct2)?.sqrt()? + eps)?;
+            let update = ((&*m / correct1)? / denominator)?;
+            let decayed = (var.as_tensor() * (1.0 - lr * weight_decay))?;
+            var.set(&(decayed - (update * lr)?)?)?;
+        }
+        Ok(norm)
+    }
+
+    /// Moments by parameter name, `m.` and `v.` before it.
+    pub fn state(&self) -> HashMap<String, Tensor> {
+        let named = self.parameters.iter().zip(&self.moments);
+        named
+            .flat_map(|((name, _), (m, v))| {
+                [(format!("m.{name}"), m.clone()), (format!("v.{name}"), v.clone())]
+            })
+            .collect()
+    }
+
+    /// Goes on from saved moments.
+    ///
+    /// # Errors
+    /// The name of a moment that is missing or of another shape.
+    pub fn restore(
+        &mut self,
+        step: usize,
+        state: &HashMap<String, Tensor>,
+    ) -> std::result::Result<(), String> {
+        for ((name, var), (m, v)) in self.parameters.iter().zip(&mut self.moments) {
+            for (prefix, moment) in [("m", m), ("v", v)] {
+                let key = format!("{prefix}.{name}");
+                match state.get(&key) {
+                    Some(saved) if saved.dims() == var.dims() => *moment = saved.clone(),
+                    _ => return Err(key),
+                }
+            }
+        }
+        self.step = step;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    fn one(value: f32) -> Parameters {
+        vec![("x".into(), Var::new(&[value], &Device::Cpu).unwrap())]
+    }
+
+    fn grad(value: f32) -> [Option<Tensor>; 1] {
+        [Some(Tensor::new(&[value], &Device::Cpu).unwrap())]
+    }
+
+    fn value(parameters: &Parameters) -> f32 {
+        parameters[0].1.to_vec1::<f32>().unwrap()[0]
+    }
+
+    #[test]
+    fn two_steps_by_hand() {
+        let config = AdamWConfig {
+            lr: 0.1,
+            warmup: 0,
+            floor: 1.0,
+            beta1: 0.9,
+            beta2: 0.99,
+            eps: 0.0,
+            weight_decay: 0.5,
+            clip: 1e9,
+        };
+        let parameters = one(1.0);
+        let mut adam = AdamW::new(config, parameters.clone(), 10).unwrap();
+        // First step: m̂/√v̂ is the gradient's sign.
+        adam.step("test", &grad(2.0)).unwrap();
+        assert!((value(&parameters) - (0.95 - 0.1)).abs() < 1e-6);
+        // Second: m = 0.9·0.2 − 0.1·1 = 0.08, v = 0.99·0.04 + 0.01·1 = 0.0496.
+        adam.step("test", &grad(-1.0)).unwrap();
+        let update = (0.08 / 0.19) / (0.0496_f64 / 0.0199).sqrt();
+        let expected = 0.85 * 0.95 - 0.1 * update;
+        assert!((f64::from(value(&parameters)) - expected).abs() < 1e-6);
+    }
+
+    #[test]
+    fn clipping_scales_and_reports_the_norm_before() {
+        let free = AdamWConfig { eps: 1.0, warmup: 0, clip: 1e9, ..AdamWConfig::default() };
+        let clipped = AdamWConfig { clip: 0.5, ..free };
+        let (a, b) = (one(0.0), one(0.0));
+        let norm = AdamW::new(clipped, a.clone(), 10).unwrap().step("test", &grad(4.0)).unwrap();
+        AdamW::new(free, b.clone(), 10).unwrap().step("test", &grad(0.5)).unwrap();
+        assert_eq!(norm, 4.0);
+        assert_eq!(value(&a), value(&b));
+    }
+
+    #[test]
+    fn a_gradient_that_is_not_a_number_changes_nothing() {
+        let parameters = one(1.0);
+        let mut adam = AdamW::new(AdamWConfig::default(), parameters.clone(), 10).unwrap();
+        assert!(matches!(adam.step("test", &grad(f32::NAN)), Err(TrainError::NotFinite { .. })));
+        assert_eq!((value(&parameters), adam.step_count()), (1.0, 0));
+    }
+}

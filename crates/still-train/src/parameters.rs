@@ -1,0 +1,64 @@
+//! A student whose learned tensors are variables.
+
+use candle_core::backprop::GradStore;
+use candle_core::{Tensor, Var};
+use still_model::Student;
+
+use crate::error::Result;
+use crate::optimizer::Parameters;
+
+/// Makes variables of the tensors that `wanted` names; the returned student runs on them.
+pub(crate) fn trainable(
+    student: &Student,
+    wanted: impl Fn(&str) -> bool,
+) -> Result<(Student, Parameters)> {
+    let mut parameters = Vec::new();
+    let student = student.map_tensors(|name, tensor| {
+        if !wanted(name) {
+            return Ok(tensor.clone());
+        }
+        let var = Var::from_tensor(tensor)?;
+        parameters.push((name.to_owned(), var.clone()));
+        Ok(var.as_tensor().clone())
+    })?;
+    Ok((student, parameters))
+}
+
+/// The student with plain copies of its tensors: later steps do not change it.
+pub(crate) fn detached(student: &Student) -> Result<Student> {
+    Ok(student.map_tensors(|_, tensor| Ok(tensor.detach().copy()?))?)
+}
+
+/// Whether a tensor belongs to the attention (feature maps, reflections, `ℓ`, gate), not to a low-rank update.
+pub(crate) fn is_attention(name: &str) -> bool {
+    !name.contains(".lora_")
+}
+
+/// Gradients of each parameter, summed over the windows of a step.
+#[derive(Debug)]
+pub(crate) struct Accumulator {
+    sums: Vec<Option<Tensor>>,
+}
+
+impl Accumulator {
+    pub fn new(parameters: &Parameters) -> Self {
+        Self { sums: vec![None; parameters.len()] }
+    }
+
+    /// Adds `scale` times what a backward pass left.
+    pub fn add(&mut self, parameters: &Parameters, grads: &GradStore, scale: f64) -> Result<()> {
+        for ((_, var), sum) in parameters.iter().zip(&mut self.sums) {
+            let Some(grad) = grads.get(var) else { continue };
+            let grad = (grad * scale)?;
+            *sum = Some(match sum.take() {
+                Some(sum) => (sum + grad)?,
+                None => grad,
+            });
+        }
+        Ok(())
+    }
+
+    pub fn into_gradients(self) -> Vec<Option<Tensor>> {
+        self.sums
+    }
+}
