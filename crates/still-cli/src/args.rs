@@ -1,0 +1,259 @@
+//! The command line, declared.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Linearize pretrained transformers with STILL, and run the result.
+#[derive(Debug, Parser)]
+#[command(name = "still", version, about, arg_required_else_help = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// Options of every command.
+    #[command(flatten)]
+    pub global: Global,
+}
+
+/// Options of every command.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct Global {
+    /// Say nothing on stderr but warnings and errors
+    #[arg(long, short, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// Say more on stderr; twice for everything
+    #[arg(long, short, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// Colours on stderr (NO_COLOR is honoured too)
+    #[arg(long, global = true, value_enum, default_value_t = Color::Auto)]
+    pub color: Color,
+}
+
+/// When to use colours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Color {
+    /// On a terminal, unless NO_COLOR is set.
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Linearize a small model on this machine, start to end, and show what each step bought
+    Demo(DemoArgs),
+    /// Turn a pretrained model into a STILL student
+    Linearize(LinearizeArgs),
+    /// Continue a prompt
+    Generate(GenerateArgs),
+    /// Talk to a model; its attention state is kept between turns
+    Chat(ChatArgs),
+    /// Show which tokens each layer and head keeps of a text, and why
+    Inspect(InspectArgs),
+    /// Show versions, CPU features, devices and where files are cached
+    Doctor(DoctorArgs),
+}
+
+/// The model to use.
+#[derive(Clone, Debug, Args)]
+pub struct ModelArg {
+    /// Hugging Face directory, .gguf file, hub id (org/name), or a student made by `still linearize`
+    #[arg(long, short, value_name = "MODEL")]
+    pub model: String,
+}
+
+/// `still demo`
+#[derive(Clone, Debug, Args)]
+pub struct DemoArgs {
+    /// Print one JSON object on stdout instead of the table
+    #[arg(long)]
+    pub json: bool,
+    /// Model to linearize instead of the pinned SmolLM2-135M-Instruct
+    #[arg(long, short, value_name = "MODEL")]
+    pub model: Option<String>,
+    /// Stage 1 steps, each of one window of 1024 tokens
+    #[arg(long, value_name = "N", default_value_t = 24)]
+    pub transfer_steps: usize,
+    /// Stage 2 steps, each of one window of 1024 tokens
+    #[arg(long, value_name = "N", default_value_t = 12)]
+    pub finetune_steps: usize,
+    /// Held-out windows of 4096 tokens
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    pub windows: usize,
+    /// Pass keys to ask each model for
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    pub keys: usize,
+    /// Decode steps timed at each context
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    pub decode_steps: usize,
+    /// Seed of everything
+    #[arg(long, value_name = "SEED", default_value_t = 0)]
+    pub seed: u64,
+    /// Keep the finished student here
+    #[arg(long, short, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+}
+
+/// `still linearize`
+#[derive(Clone, Debug, Args)]
+pub struct LinearizeArgs {
+    /// The teacher.
+    #[command(flatten)]
+    pub model: ModelArg,
+    /// Training text: .txt, .jsonl or .jsonl.zst (field "text"); several may be given
+    #[arg(long, short, value_name = "FILE", num_args = 1.., required = true)]
+    pub data: Vec<PathBuf>,
+    /// Where the student is written; must not exist yet
+    #[arg(long, short, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Training recipe (TOML); built-in defaults without it
+    #[arg(long, short, value_name = "FILE")]
+    pub recipe: Option<PathBuf>,
+    /// Override one recipe value, such as --set transfer.steps=200
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Go on from the newest checkpoint of an interrupted run
+    #[arg(long)]
+    pub resume: bool,
+    /// Where checkpoints and metrics go [default: OUT with ".run" appended]
+    #[arg(long, value_name = "DIR")]
+    pub run_dir: Option<PathBuf>,
+    /// Write only what differs from the base model, which is named and hashed
+    #[arg(long, conflicts_with = "dtype")]
+    pub delta: bool,
+    /// Weights of a full student
+    #[arg(long, value_enum, default_value_t = ExportDtype::F32)]
+    pub dtype: ExportDtype,
+    /// Replace OUT if it exists
+    #[arg(long)]
+    pub overwrite: bool,
+    /// Print one JSON object on stdout
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Number format of exported weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ExportDtype {
+    /// 4 bytes a weight.
+    F32,
+    /// 2 bytes a weight.
+    Bf16,
+}
+
+/// How the next token is chosen.
+#[derive(Clone, Debug, Args)]
+pub struct SamplingArgs {
+    /// Most tokens to generate
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 256)]
+    pub max_new_tokens: usize,
+    /// 0 takes the likeliest token every time
+    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    pub temperature: f64,
+    /// Sample among the likeliest tokens that together have this probability
+    #[arg(long, value_name = "P")]
+    pub top_p: Option<f64>,
+    /// Sample among this many of the likeliest tokens
+    #[arg(long, value_name = "K")]
+    pub top_k: Option<usize>,
+    /// Seed of the sampling
+    #[arg(long, value_name = "SEED", default_value_t = 0)]
+    pub seed: u64,
+    /// End when this text appears (it is not printed); may be repeated
+    #[arg(long, value_name = "TEXT")]
+    pub stop: Vec<String>,
+    /// How the attention cache stores exact keys and values
+    #[arg(long, value_enum, default_value_t = CacheDtype::Bf16)]
+    pub cache_dtype: CacheDtype,
+}
+
+/// Number format of exact rows in the attention cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CacheDtype {
+    /// 4 bytes a value.
+    F32,
+    /// 2 bytes a value.
+    Bf16,
+    /// 2 bytes a value.
+    F16,
+}
+
+/// `still generate`
+#[derive(Clone, Debug, Args)]
+pub struct GenerateArgs {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelArg,
+    /// Text to continue; standard input without this and --prompt-file
+    #[arg(long, short, value_name = "TEXT", conflicts_with = "prompt_file")]
+    pub prompt: Option<String>,
+    /// File to continue
+    #[arg(long, value_name = "FILE")]
+    pub prompt_file: Option<PathBuf>,
+    /// Sampling.
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    /// Print one JSON object at the end instead of streaming text
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `still chat`
+#[derive(Clone, Debug, Args)]
+pub struct ChatArgs {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelArg,
+    /// System message
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    /// Sampling.
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+}
+
+/// `still inspect`
+#[derive(Clone, Debug, Args)]
+pub struct InspectArgs {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelArg,
+    /// Text to read
+    #[arg(long, short, value_name = "FILE")]
+    pub text: PathBuf,
+    /// Write a self-contained HTML page here
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+    /// Read at most this many tokens of the text
+    #[arg(long, value_name = "N", default_value_t = 2048)]
+    pub max_tokens: usize,
+    /// Tokens kept of each chunk of 64, for a model that is not a student yet
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    pub budget: usize,
+    /// Print one JSON object on stdout
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `still doctor`
+#[derive(Clone, Debug, Args)]
+pub struct DoctorArgs {
+    /// Print one JSON object on stdout
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_declaration_is_sound() {
+        Cli::command().debug_assert();
+    }
+}

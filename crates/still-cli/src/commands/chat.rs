@@ -1,0 +1,68 @@
+//! `still chat`: turns with the model's own template; the attention state is kept between them.
+
+use std::io::{BufRead, IsTerminal};
+use std::ops::ControlFlow;
+
+use anyhow::Context;
+use still_model::{ChatSession, GenerateOptions};
+
+use super::generate::summary;
+use super::{load, row_dtype, sampling};
+use crate::args::ChatArgs;
+use crate::interrupt;
+use crate::printer::Printer;
+
+/// Runs the command.
+pub fn run(args: &ChatArgs, printer: &Printer) -> anyhow::Result<()> {
+    let options = sampling(&args.sampling)?;
+    let model = load(&args.model.model, printer)?;
+    let rows = row_dtype(args.sampling.cache_dtype);
+    let mut session = ChatSession::new(model, rows, args.system.as_deref())?;
+    interrupt::catch()?;
+    let stdin = std::io::stdin();
+    let terminal = stdin.is_terminal();
+    if terminal {
+        printer.note("Ctrl-C cuts a reply short; /exit or Ctrl-D ends the chat");
+    }
+    loop {
+        if terminal {
+            printer.ask("> ");
+        }
+        let mut line = String::new();
+        if stdin.lock().read_line(&mut line).context("cannot read standard input")? == 0 {
+            return Ok(());
+        }
+        match line.trim() {
+            "" => continue,
+            "/exit" | "/quit" => return Ok(()),
+            message => turn(&mut session, message, &options, printer)?,
+        }
+    }
+}
+
+fn turn(
+    session: &mut ChatSession,
+    message: &str,
+    options: &GenerateOptions,
+    printer: &Printer,
+) -> anyhow::Result<()> {
+    interrupt::take();
+    let mut written = Ok(());
+    let reply = session.send(message, options, &mut |piece| {
+        written = printer.stream(piece);
+        if written.is_err() || interrupt::raised() {
+            return ControlFlow::Break(());
+        }
+        ControlFlow::Continue(())
+    })?;
+    written?;
+    printer.stream("\n")?;
+    if reply.reread {
+        printer.warn("the chat template rewrote earlier turns, so they were read again");
+    }
+    if let Some(warning) = &reply.generation.warning {
+        printer.warn(warning);
+    }
+    printer.note(summary(&reply.generation, reply.read, session.cache_bytes()));
+    Ok(())
+}

@@ -1,0 +1,59 @@
+//! The demo's books, embedded, and the windows cut from them.
+
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+use still_model::Tokenizer;
+
+use crate::errors::user;
+
+const TRAIN: &str = include_str!("../../../demo/train.txt");
+const HELDOUT: &str = include_str!("../../../demo/heldout.txt");
+
+/// What the bars call the training text.
+pub const TRAIN_BOOKS: &str = "Middlemarch, Kidnapped and The Land of Little Rain";
+/// What the bars call the held-out text.
+pub const HELDOUT_BOOK: &str = "The House on the Borderland";
+
+/// Tokens of a training window.
+pub const TRAIN_WINDOW: usize = 1024;
+/// Tokens of a held-out window.
+pub const EVAL_WINDOW: usize = 4096;
+/// Positions of a held-out window that count for perplexity at 1k.
+pub const SHORT: usize = 1024;
+
+/// The tokenized demo text.
+#[derive(Debug)]
+pub struct DemoText {
+    /// Windows of [`TRAIN_WINDOW`] tokens in a seeded order.
+    pub train: Vec<Vec<u32>>,
+    /// Held-out tokens, in reading order.
+    pub heldout: Vec<u32>,
+}
+
+impl DemoText {
+    /// Tokenizes the books and shuffles the training windows.
+    ///
+    /// # Errors
+    /// If the held-out text has fewer than `eval_windows` windows under this tokenizer.
+    pub fn new(tokenizer: &Tokenizer, eval_windows: usize, seed: u64) -> anyhow::Result<Self> {
+        let heldout = tokenizer.encode(HELDOUT, true)?;
+        let available = heldout.len() / EVAL_WINDOW;
+        if eval_windows == 0 || eval_windows > available {
+            return Err(user(
+                format!("--windows {eval_windows} is out of range"),
+                format!("the held-out text has 1 to {available} windows of {EVAL_WINDOW} tokens"),
+            ));
+        }
+        let tokens = tokenizer.encode(TRAIN, true)?;
+        let mut train: Vec<Vec<u32>> =
+            tokens.chunks_exact(TRAIN_WINDOW).map(<[u32]>::to_vec).collect();
+        train.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
+        Ok(Self { train, heldout })
+    }
+
+    /// Index of the window that the `step`-th training step reads: past the last it begins again.
+    pub fn window_of_step(&self, step: usize) -> usize {
+        step % self.train.len()
+    }
+}

@@ -1,0 +1,114 @@
+//! The demo's training: one window a step, the teacher's hidden states computed once per window.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use candle_core::Tensor;
+use still_model::{Model, Student};
+use still_train::{FinetuneRecipe, FinetuneStage, TransferRecipe, TransferStage};
+
+use super::text::DemoText;
+use crate::printer::Printer;
+use crate::progress::Bar;
+
+/// Trains students of one teacher on the demo's windows.
+pub struct Trainer<'a> {
+    teacher: &'a Model,
+    text: &'a DemoText,
+    seed: u64,
+    printer: &'a Printer,
+    /// The teacher's final-normed hidden states, `[N, E]`, by window: stage 1 leaves them, and both students that
+    /// learn its logits read them.
+    hidden: HashMap<usize, Tensor>,
+}
+
+impl<'a> Trainer<'a> {
+    /// Nothing is computed yet.
+    pub fn new(teacher: &'a Model, text: &'a DemoText, seed: u64, printer: &'a Printer) -> Self {
+        Self { teacher, text, seed, printer, hidden: HashMap::new() }
+    }
+
+    /// Stage 1 over the windows of `steps`.
+    ///
+    /// # Errors
+    /// A loss that is not a number.
+    pub fn transfer(&mut self, student: Student, steps: Range<usize>) -> anyhow::Result<Student> {
+        let recipe = TransferRecipe { steps: steps.len(), ..TransferRecipe::default() };
+        let mut stage = TransferStage::new(self.teacher, &student, &recipe)?;
+        let bar = Bar::new(self.printer, "Training", "stage 1", steps.len(), "windows");
+        let mut losses = Losses::default();
+        for step in steps {
+            let window = self.text.window_of_step(step);
+            let mut done = stage.step(&[&self.text.train[window]])?;
+            if let Some(hidden) = done.teacher_hidden.pop() {
+                self.hidden.insert(window, hidden);
+            }
+            losses.add(done.report.loss);
+            bar.advance(1);
+            bar.message(format!("mean squared error {:.2e}", done.report.loss));
+        }
+        bar.done(format_args!("stage 1, attention transfer: {losses}"));
+        Ok(stage.student()?)
+    }
+
+    /// Low-rank finetuning towards the teacher's logits over the windows of `steps`.
+    ///
+    /// # Errors
+    /// A loss that is not a number.
+    pub fn finetune(
+        &mut self,
+        name: &'static str,
+        student: Student,
+        steps: Range<usize>,
+    ) -> anyhow::Result<Student> {
+        // A window of 1024 tokens is short enough to keep every layer's graph.
+        let recipe =
+            FinetuneRecipe { steps: steps.len(), recompute: false, ..FinetuneRecipe::default() };
+        let mut stage = FinetuneStage::new(self.teacher, &student, &recipe, self.seed)?;
+        let bar = Bar::new(self.printer, "Training", name, steps.len(), "windows");
+        let mut losses = Losses::default();
+        for step in steps {
+            let index = self.text.window_of_step(step);
+            let window = self.text.train[index].as_slice();
+            let hidden = match self.hidden.get(&index) {
+                Some(hidden) => hidden.clone(),
+                None => {
+                    let hidden = stage.teacher_hidden(window)?;
+                    self.hidden.insert(index, hidden.clone());
+                    hidden
+                }
+            };
+            let report = stage.step(&[window], Some(&[hidden]))?;
+            losses.add(report.loss);
+            bar.advance(1);
+            bar.message(format!("KL {:.4} nats", report.loss));
+        }
+        bar.done(format_args!("{name}, logit KL: {losses}"));
+        Ok(stage.student()?)
+    }
+}
+
+/// First and last loss of a stage, for its closing line.
+#[derive(Debug, Default)]
+struct Losses {
+    first: Option<f64>,
+    last: f64,
+}
+
+impl Losses {
+    fn add(&mut self, loss: f64) {
+        self.first.get_or_insert(loss);
+        self.last = loss;
+    }
+}
+
+impl std::fmt::Display for Losses {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "loss {:.3e} at first, {:.3e} at last,",
+            self.first.unwrap_or(self.last),
+            self.last
+        )
+    }
+}

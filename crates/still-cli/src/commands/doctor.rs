@@ -1,0 +1,183 @@
+//! `still doctor`: what this machine and this build offer.
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use serde::Serialize;
+use still_model::fetch;
+
+use crate::args::DoctorArgs;
+use crate::printer::Printer;
+use crate::table;
+
+/// Everything that a report of a problem should contain.
+#[derive(Debug, Serialize)]
+struct Report {
+    version: &'static str,
+    target: String,
+    cpu: Cpu,
+    devices: Vec<Device>,
+    caches: Vec<CacheLocation>,
+    tools: Vec<Tool>,
+}
+
+#[derive(Debug, Serialize)]
+struct Cpu {
+    cores: usize,
+    threads_used: usize,
+    features: Vec<&'static str>,
+    /// Features that the CPU has and this binary was not compiled for.
+    features_unused: Vec<&'static str>,
+}
+
+#[derive(Debug, Serialize)]
+struct Device {
+    name: &'static str,
+    available: bool,
+    note: &'static str,
+}
+
+#[derive(Debug, Serialize)]
+struct CacheLocation {
+    what: &'static str,
+    path: Option<PathBuf>,
+    present: bool,
+    bytes: Option<u64>,
+}
+
+#[derive(Debug, Serialize)]
+struct Tool {
+    name: &'static str,
+    version: Option<String>,
+    needed_for: &'static str,
+}
+
+/// Runs the command.
+pub fn run(args: &DoctorArgs, printer: &Printer) -> anyhow::Result<()> {
+    let report = gather();
+    if args.json { printer.json(&report) } else { Ok(printer.result(render(&report))?) }
+}
+
+fn gather() -> Report {
+    let features = cpu_features();
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    Report {
+        version: env!("CARGO_PKG_VERSION"),
+        target: format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS),
+        cpu: Cpu {
+            cores,
+            threads_used: rayon::current_num_threads(),
+            features: features.iter().filter(|f| f.present).map(|f| f.name).collect(),
+            features_unused: features
+                .iter()
+                .filter(|f| f.present && !f.compiled)
+                .map(|f| f.name)
+                .collect(),
+        },
+        devices: vec![Device { name: "cpu", available: true, note: "f32" }],
+        caches: caches(),
+        tools: vec![
+            tool("python3", &["--version"]),
+            tool("python3 -m pip", &["-m", "pip", "--version"]),
+        ],
+    }
+}
+
+struct Feature {
+    name: &'static str,
+    present: bool,
+    compiled: bool,
+}
+
+macro_rules! features {
+    ($detect:ident: $($name:tt)*) => {
+        vec![$(Feature {
+            name: $name,
+            present: std::arch::$detect!($name),
+            compiled: cfg!(target_feature = $name),
+        }),*]
+    };
+}
+
+fn cpu_features() -> Vec<Feature> {
+    #[cfg(target_arch = "x86_64")]
+    return features!(is_x86_feature_detected: "sse4.2" "avx" "avx2" "fma" "f16c" "avx512f" "avx512bf16");
+    #[cfg(target_arch = "aarch64")]
+    return features!(is_aarch64_feature_detected: "neon" "fp16" "dotprod" "bf16" "sve");
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    return Vec::new();
+}
+
+fn caches() -> Vec<CacheLocation> {
+    let location = |what, path: Option<PathBuf>| {
+        let metadata = path.as_ref().and_then(|path| std::fs::metadata(path).ok());
+        let bytes = metadata.as_ref().filter(|m| m.is_file()).map(std::fs::Metadata::len);
+        CacheLocation { what, path, present: metadata.is_some(), bytes }
+    };
+    let own = fetch::cache_dir().ok();
+    let mut caches =
+        vec![location("still's cache", own.clone()), location("hub cache", hub_cache())];
+    let entries = own.and_then(|dir| dir.read_dir().ok()).into_iter().flatten().flatten();
+    let fetched = entries.map(|entry| entry.path());
+    let models = fetched.filter(|path| path.extension().is_some_and(|end| end == "gguf"));
+    caches.extend(models.map(|path| location("fetched model", Some(path))));
+    caches
+}
+
+/// Where models named by a hub id are kept.
+fn hub_cache() -> Option<PathBuf> {
+    let home = match std::env::var_os("HF_HOME") {
+        Some(home) => PathBuf::from(home),
+        None => std::env::home_dir()?.join(".cache").join("huggingface"),
+    };
+    Some(home.join("hub"))
+}
+
+/// A tool that fetching the demo's model needs.
+fn tool(name: &'static str, arguments: &[&str]) -> Tool {
+    let output = Command::new("python3").args(arguments).stdin(Stdio::null()).output();
+    let version = output.ok().filter(|output| output.status.success()).map(|output| {
+        let text = String::from_utf8_lossy(&output.stdout);
+        text.split_whitespace()
+            .find(|word| word.starts_with(char::is_numeric))
+            .unwrap_or("?")
+            .into()
+    });
+    Tool { name, version, needed_for: "fetching the demo's model" }
+}
+
+fn render(report: &Report) -> String {
+    let mut lines = vec![
+        format!("still {} ({})", report.version, report.target),
+        format!(
+            "cpu: {} cores, {} threads used; {}",
+            report.cpu.cores,
+            report.cpu.threads_used,
+            report.cpu.features.join(" ")
+        ),
+    ];
+    if !report.cpu.features_unused.is_empty() {
+        lines.push(format!(
+            "  not used by this build: {} (build with -C target-cpu=native)",
+            report.cpu.features_unused.join(" ")
+        ));
+    }
+    for device in &report.devices {
+        let state = if device.available { "available" } else { "not available" };
+        lines.push(format!("device {}: {state} ({})", device.name, device.note));
+    }
+    for cache in &report.caches {
+        let path = cache.path.as_ref().map_or("unknown".into(), |path| path.display().to_string());
+        let state = match (cache.present, cache.bytes) {
+            (true, Some(bytes)) => format!(" ({})", table::bytes(bytes as usize)),
+            (true, None) => String::new(),
+            (false, _) => " (not there yet)".into(),
+        };
+        lines.push(format!("{}: {path}{state}", cache.what));
+    }
+    for tool in &report.tools {
+        let version = tool.version.as_deref().unwrap_or("not found");
+        lines.push(format!("{}: {version} (for {})", tool.name, tool.needed_for));
+    }
+    lines.join("\n")
+}

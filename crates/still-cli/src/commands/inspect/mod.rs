@@ -1,0 +1,69 @@
+//! `still inspect`: which tokens each layer and head keeps, and why.
+
+mod page;
+mod routing;
+mod summary;
+
+use std::io::Write;
+
+use anyhow::Context;
+
+use self::routing::route;
+use super::{load, read_text};
+use crate::args::InspectArgs;
+use crate::errors::user;
+use crate::printer::Printer;
+use crate::progress::Bar;
+
+/// Runs the command.
+pub fn run(args: &InspectArgs, printer: &Printer) -> anyhow::Result<()> {
+    let text = read_text(&args.text)?;
+    if let Some(html) = &args.html
+        && html.is_dir()
+    {
+        return Err(user(format!("{} is a directory", html.display()), "name a file for --html"));
+    }
+    let model = load(&args.model.model, printer)?;
+    let mut ids = model.tokenizer.encode(&text, true)?;
+    if ids.is_empty() || args.max_tokens == 0 {
+        return Err(user(
+            "there are no tokens to look at",
+            "give a text, and --max-tokens above 0",
+        ));
+    }
+    if ids.len() > args.max_tokens {
+        printer.warn(format_args!(
+            "the text has {} tokens; the first {} are read (--max-tokens)",
+            ids.len(),
+            args.max_tokens
+        ));
+        ids.truncate(args.max_tokens);
+    }
+    let layers = model.decoder.layers.len();
+    let bar = Bar::new(printer, "Routing", "layers", layers, "layers");
+    let routing = route(&model, &ids, args.budget, &mut |layers| bar.advance(layers))?;
+    bar.done(format_args!("{} tokens through {layers} layers", ids.len()));
+    if let Some(path) = &args.html {
+        write_beside(path, page::render(&routing, &args.model.model)?.as_bytes())
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        printer.step("Wrote", path.display());
+    }
+    if args.json {
+        return printer.json(&summary::Summary::new(&routing));
+    }
+    Ok(printer.result(summary::Summary::new(&routing).render())?)
+}
+
+/// Writes beside the target, then renames: the target is never half-written.
+fn write_beside(path: &std::path::Path, bytes: &[u8]) -> std::io::Result<()> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let mut builder = tempfile::Builder::new();
+    // As any new file, not private as temporary files are.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let mut file = builder.tempfile_in(parent.unwrap_or(".".as_ref()))?;
+    file.write_all(bytes)?;
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    Ok(())
+}

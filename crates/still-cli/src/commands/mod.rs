@@ -1,0 +1,90 @@
+//! One module per command.
+
+pub mod chat;
+pub mod demo;
+pub mod doctor;
+pub mod generate;
+pub mod inspect;
+pub mod linearize;
+mod observer;
+
+use anyhow::Context;
+use still_attention::RowDtype;
+use still_model::{GenerateOptions, Model};
+
+use crate::args::{CacheDtype, SamplingArgs};
+use crate::errors::user;
+use crate::printer::Printer;
+
+/// Chunk length of the students that commands make without a recipe.
+const CHUNK: usize = 64;
+
+/// Loads a model and says which one.
+fn load(model: &str, printer: &Printer) -> anyhow::Result<Model> {
+    printer.step("Loading", model);
+    let model = Model::load(model)?;
+    let config = &model.decoder.config;
+    printer.step(
+        "Loaded",
+        format_args!(
+            "{} layers, {} query and {} key/value heads of {}, {}",
+            config.num_hidden_layers,
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+            if model.student.is_some() { "STILL attention" } else { "softmax attention" },
+        ),
+    );
+    Ok(model)
+}
+
+/// Reads a text file.
+fn read_text(path: &std::path::Path) -> anyhow::Result<String> {
+    std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+/// Checks sampling options and translates them.
+fn sampling(args: &SamplingArgs) -> anyhow::Result<GenerateOptions> {
+    if !(args.temperature.is_finite() && args.temperature >= 0.0) {
+        return Err(user(
+            format!("--temperature {} is out of range", args.temperature),
+            "use 0 for the likeliest token, or a positive number such as 0.7",
+        ));
+    }
+    if let Some(top_p) = args.top_p
+        && !(top_p > 0.0 && top_p <= 1.0)
+    {
+        return Err(user(
+            format!("--top-p {top_p} is out of range"),
+            "use a probability above 0 and at most 1",
+        ));
+    }
+    if args.top_k == Some(0) {
+        return Err(user("--top-k 0 leaves no token to choose", "use 1 or more, or leave it out"));
+    }
+    if args.temperature == 0.0 && (args.top_p.is_some() || args.top_k.is_some()) {
+        return Err(user(
+            "--top-p and --top-k do nothing at temperature 0",
+            "add --temperature, such as 0.7",
+        ));
+    }
+    if args.stop.iter().any(String::is_empty) {
+        return Err(user("an empty --stop would end at once", "give the text to stop at"));
+    }
+    Ok(GenerateOptions {
+        max_new_tokens: args.max_new_tokens,
+        temperature: args.temperature,
+        top_p: args.top_p.unwrap_or(1.0),
+        top_k: args.top_k.unwrap_or(0),
+        seed: args.seed,
+        stop: args.stop.clone(),
+    })
+}
+
+fn row_dtype(dtype: CacheDtype) -> RowDtype {
+    match dtype {
+        CacheDtype::F32 => RowDtype::F32,
+        CacheDtype::Bf16 => RowDtype::Bf16,
+        CacheDtype::F16 => RowDtype::F16,
+    }
+}

@@ -1,0 +1,187 @@
+//! Whose an error is to mend, how it is told in one line, and the exit code.
+
+use std::error::Error;
+use std::fmt;
+use std::io;
+use std::process::ExitCode;
+
+use still_attention::AttentionError;
+use still_eval::EvalError;
+use still_model::ModelError;
+use still_train::TrainError;
+
+use crate::printer::Printer;
+
+/// The user's to mend: a bad argument, a file that is missing or corrupt, no network.
+pub const EXIT_USER: u8 = 1;
+/// Ours to mend.
+pub const EXIT_INTERNAL: u8 = 2;
+
+const REPORT_IT: &str = "this is a bug in still; please report it with the command that led here";
+
+/// An error that the user can mend.
+#[derive(Debug)]
+pub struct UserError {
+    message: String,
+    hint: String,
+}
+
+impl fmt::Display for UserError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl Error for UserError {}
+
+/// Builds a [`UserError`]: what was wrong, and what to do.
+pub fn user(message: impl Into<String>, hint: impl Into<String>) -> anyhow::Error {
+    UserError { message: message.into(), hint: hint.into() }.into()
+}
+
+/// Says what happened on stderr and returns the exit code.
+pub fn report(printer: &Printer, error: &anyhow::Error) -> ExitCode {
+    // Whoever reads our stdout has read enough: `still … | head` is no failure.
+    if error.chain().any(|cause| io_kind(cause) == Some(io::ErrorKind::BrokenPipe)) {
+        return ExitCode::SUCCESS;
+    }
+    let verdict = judge(error);
+    printer.error(&one_line(error), Some(verdict.hint()));
+    ExitCode::from(match verdict {
+        Verdict::User(_) => EXIT_USER,
+        Verdict::Internal => EXIT_INTERNAL,
+    })
+}
+
+/// From now on a panic is told as an internal error, in the same two lines.
+pub fn install_panic_hook() {
+    std::panic::set_hook(Box::new(|panic| {
+        let payload = panic.payload();
+        let text = payload.downcast_ref::<&str>().copied();
+        let message = text
+            .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
+            .unwrap_or("no message");
+        let place = panic.location().map_or_else(String::new, |at| format!(" ({at})"));
+        eprintln!("error: internal error: {}{place}", message.replace('\n', " "));
+        eprintln!("hint: {REPORT_IT}");
+    }));
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    User(String),
+    Internal,
+}
+
+impl Verdict {
+    fn hint(&self) -> &str {
+        match self {
+            Self::User(hint) => hint,
+            Self::Internal => REPORT_IT,
+        }
+    }
+}
+
+/// The first cause that knows its hint decides; what nobody claims is ours.
+fn judge(error: &anyhow::Error) -> Verdict {
+    error.chain().find_map(verdict_of).unwrap_or(Verdict::Internal)
+}
+
+fn verdict_of(cause: &(dyn Error + 'static)) -> Option<Verdict> {
+    if let Some(error) = cause.downcast_ref::<UserError>() {
+        return Some(Verdict::User(error.hint.clone()));
+    }
+    if let Some(error) = cause.downcast_ref::<ModelError>() {
+        return Some(of_model(error));
+    }
+    if let Some(error) = cause.downcast_ref::<EvalError>() {
+        return Some(match error {
+            EvalError::Model(error) => of_model(error),
+            _ => error.hint().map_or(Verdict::Internal, Verdict::User),
+        });
+    }
+    if let Some(error) = cause.downcast_ref::<TrainError>() {
+        return Some(of_training(error));
+    }
+    io_kind(cause).map(|kind| Verdict::User(io_hint(kind).into()))
+}
+
+fn of_model(error: &ModelError) -> Verdict {
+    let generic = match error {
+        ModelError::Tensor(_) | ModelError::Attention(AttentionError::Tensor(_)) => {
+            return Verdict::Internal;
+        }
+        ModelError::Io { source, .. } => io_hint(source.kind()),
+        ModelError::Tokenizer(_) => "check the model's tokenizer files",
+        ModelError::ChatTemplate(_) => "check the model's chat template, or use `still generate`",
+        _ => "check the model's config.json, or export the model again",
+    };
+    Verdict::User(error.hint().unwrap_or_else(|| generic.into()))
+}
+
+fn of_training(error: &TrainError) -> Verdict {
+    let generic = match error {
+        TrainError::Model(error) => return of_model(error),
+        TrainError::Tensor(_) | TrainError::Attention(AttentionError::Tensor(_)) => {
+            return Verdict::Internal;
+        }
+        TrainError::Io { source, .. } => io_hint(source.kind()),
+        _ => "check the recipe's [attention] section against the model",
+    };
+    Verdict::User(error.hint().filter(|hint| !hint.is_empty()).unwrap_or_else(|| generic.into()))
+}
+
+fn io_kind(cause: &(dyn Error + 'static)) -> Option<io::ErrorKind> {
+    cause.downcast_ref::<io::Error>().map(io::Error::kind)
+}
+
+fn io_hint(kind: io::ErrorKind) -> &'static str {
+    match kind {
+        io::ErrorKind::NotFound => "check the path",
+        io::ErrorKind::PermissionDenied => "check the file's permissions",
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "free some disk space",
+        io::ErrorKind::IsADirectory => "a file is needed here, not a directory",
+        io::ErrorKind::InvalidData => "the file must be UTF-8 text",
+        _ => "check the file and the disk",
+    }
+}
+
+/// The chain of causes joined by colons; a cause that the line already tells is left out.
+fn one_line(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        if line.is_empty() {
+            line = cause;
+        } else if !line.contains(&cause) {
+            line = format!("{line}: {cause}");
+        }
+    }
+    line.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::Context;
+
+    #[test]
+    fn the_chain_is_one_line_without_repeats() {
+        let error = anyhow::anyhow!("no such\nfile").context("cannot read a.txt: no such\nfile");
+        assert_eq!(one_line(&error), "cannot read a.txt: no such file");
+        let error = anyhow::anyhow!("inner").context("outer");
+        assert_eq!(one_line(&error), "outer: inner");
+    }
+
+    #[test]
+    fn hints_are_found_below_context() {
+        let error: anyhow::Result<()> = Err(user("bad", "do better"));
+        let error = error.context("while testing").unwrap_err();
+        assert_eq!(judge(&error), Verdict::User("do better".into()));
+    }
+
+    #[test]
+    fn what_nobody_claims_is_ours() {
+        assert_eq!(judge(&anyhow::anyhow!("surprise")), Verdict::Internal);
+    }
+}

@@ -1,0 +1,48 @@
+//! The `still` command.
+
+mod args;
+mod commands;
+mod errors;
+mod interrupt;
+mod printer;
+mod progress;
+mod table;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::args::{Cli, Command};
+use crate::printer::Printer;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are results; everything else is the user's to mend, whatever clap numbers it.
+            let failed = error.use_stderr();
+            let _ = error.print();
+            return ExitCode::from(if failed { errors::EXIT_USER } else { 0 });
+        }
+    };
+    let printer = Printer::new(cli.global.quiet, cli.global.verbose, cli.global.color);
+    errors::install_panic_hook();
+    match catch_unwind(AssertUnwindSafe(|| run(cli.command, &printer))) {
+        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Err(error)) => errors::report(&printer, &error),
+        // The hook has said what happened.
+        Err(_) => ExitCode::from(errors::EXIT_INTERNAL),
+    }
+}
+
+fn run(command: Command, printer: &Printer) -> anyhow::Result<()> {
+    match command {
+        Command::Demo(args) => commands::demo::run(&args, printer),
+        Command::Linearize(args) => commands::linearize::run(&args, printer),
+        Command::Generate(args) => commands::generate::run(&args, printer),
+        Command::Chat(args) => commands::chat::run(&args, printer),
+        Command::Inspect(args) => commands::inspect::run(&args, printer),
+        Command::Doctor(args) => commands::doctor::run(&args, printer),
+    }
+}

@@ -1,0 +1,58 @@
+//! Plain-text tables: the first column to the left, numbers to the right.
+
+/// Renders `rows` under `headers`, columns two spaces apart, with a rule below the headers.
+pub fn render(headers: &[&str], rows: &[Vec<String>]) -> String {
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
+        cells.chain([headers[column].chars().count()]).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..headers.len()).map(width).collect();
+    let line = |cells: &mut dyn Iterator<Item = &str>| {
+        let mut text = String::new();
+        for (column, cell) in cells.enumerate() {
+            let width = widths[column];
+            match column {
+                0 => text.push_str(&format!("{cell:<width$}")),
+                _ => text.push_str(&format!("  {cell:>width$}")),
+            }
+        }
+        text.trim_end().to_owned()
+    };
+    let rule = "-".repeat(widths.iter().sum::<usize>() + 2 * (headers.len().max(1) - 1));
+    let mut lines = vec![line(&mut headers.iter().copied()), rule];
+    lines.extend(rows.iter().map(|row| line(&mut row.iter().map(String::as_str))));
+    lines.join("\n")
+}
+
+/// Bytes with a binary unit: `1.5 MiB`.
+pub fn bytes(bytes: usize) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_line_up() {
+        let rows = vec![vec!["a".into(), "1".into()], vec!["long".into(), "1000".into()]];
+        assert_eq!(
+            render(&["model", "ppl"], &rows),
+            "model   ppl\n-----------\na         1\nlong   1000"
+        );
+    }
+
+    #[test]
+    fn bytes_have_units() {
+        assert_eq!(bytes(12), "12 B");
+        assert_eq!(bytes(1536), "1.5 KiB");
+        assert_eq!(bytes(3 << 20), "3.0 MiB");
+    }
+}

@@ -1,0 +1,258 @@
+//! Bad input gets one clear line and a hint, exit code 1, and never a panic or a half-written output.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+
+use common::{Outcome, still, student_dir, teacher_dir};
+
+fn generate(model: &Path) -> Outcome {
+    Outcome::of(still().args(["generate", "--prompt", "hello", "--model"]).arg(model))
+}
+
+/// A copy of the tiny teacher that a test may damage.
+fn damaged(change: impl FnOnce(&Path)) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    common::copy_dir(teacher_dir(), dir.path());
+    change(dir.path());
+    dir
+}
+
+fn edit_config(dir: &Path, key: &str, value: serde_json::Value) {
+    let path = dir.join("config.json");
+    let mut config: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    config[key] = value;
+    fs::write(path, config.to_string()).unwrap();
+}
+
+#[test]
+fn a_missing_model() {
+    generate(Path::new("/no/such/model")).failed_with("/no/such/model");
+    generate(Path::new("/no/such/model.gguf")).failed_with("/no/such/model.gguf");
+}
+
+#[test]
+fn a_directory_without_a_config() {
+    let dir = tempfile::tempdir().unwrap();
+    generate(dir.path()).failed_with("config.json");
+}
+
+#[test]
+fn a_config_that_is_not_json() {
+    let dir = damaged(|dir| fs::write(dir.join("config.json"), "{ not json").unwrap());
+    generate(dir.path()).failed_with("config.json");
+}
+
+#[test]
+fn truncated_weights() {
+    let dir = damaged(|dir| {
+        let path = dir.join("model.safetensors");
+        let bytes = fs::read(&path).unwrap();
+        fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+    });
+    generate(dir.path()).failed_with("model.safetensors");
+}
+
+#[test]
+fn weights_that_are_no_safetensors() {
+    let dir = damaged(|dir| fs::write(dir.join("model.safetensors"), [0xff; 4096]).unwrap());
+    generate(dir.path()).failed_with("model.safetensors");
+    let dir = damaged(|dir| fs::write(dir.join("model.safetensors"), "").unwrap());
+    generate(dir.path()).failed_with("model.safetensors");
+}
+
+#[test]
+fn missing_weights() {
+    let dir = damaged(|dir| fs::remove_file(dir.join("model.safetensors")).unwrap());
+    generate(dir.path()).failed_with("safetensors");
+}
+
+#[test]
+fn an_unsupported_architecture_is_named() {
+    let dir = damaged(|dir| {
+        edit_config(dir, "model_type", "mamba".into());
+        edit_config(dir, "architectures", serde_json::json!(["MambaForCausalLM"]));
+    });
+    generate(dir.path()).failed_with("mamba");
+}
+
+#[test]
+fn head_counts_that_do_not_divide() {
+    let dir = damaged(|dir| edit_config(dir, "num_key_value_heads", 3.into()));
+    generate(dir.path()).failed_with("3");
+}
+
+#[test]
+fn a_corrupt_gguf() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, bytes) in [
+        ("empty.gguf", vec![]),
+        ("garbage.gguf", vec![0xab; 1000]),
+        (
+            "header.gguf",
+            b"GGUF\x03\0\0\0\xff\xff\xff\xff\xff\xff\xff\x7f\xff\xff\xff\xff\xff\xff\xff\x7f"
+                .to_vec(),
+        ),
+    ] {
+        let path = dir.path().join(name);
+        fs::write(&path, bytes).unwrap();
+        generate(&path).failed_with(name);
+    }
+}
+
+#[test]
+fn sampling_options_out_of_range() {
+    for options in [
+        ["--temperature", "-1"],
+        ["--temperature", "nan"],
+        ["--top-k", "0"],
+        ["--top-p", "1.5"],
+        ["--stop", ""],
+    ] {
+        Outcome::of(
+            still()
+                .args(["generate", "--prompt", "hello", "--model"])
+                .arg(teacher_dir())
+                .arg(options.join("=")),
+        )
+        .failed_with(options[0]);
+    }
+}
+
+#[test]
+fn prompts_that_are_missing_empty_or_not_text() {
+    let dir = tempfile::tempdir().unwrap();
+    let generate = |file: &Path| {
+        Outcome::of(
+            still().args(["generate", "--model"]).arg(teacher_dir()).arg("--prompt-file").arg(file),
+        )
+    };
+    generate(&dir.path().join("missing.txt")).failed_with("missing.txt");
+    generate(dir.path()).failed_with("cannot read");
+    let path = dir.path().join("latin1.txt");
+    fs::write(&path, [0x66, 0xfc, 0x72]).unwrap();
+    generate(&path).failed_with("latin1.txt");
+}
+
+/// `still linearize` with one data file; `out` must not appear.
+fn linearize(data: &str, extra: &[&str]) -> Outcome {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("data.txt");
+    fs::write(&file, data).unwrap();
+    let out = dir.path().join("student");
+    let outcome = Outcome::of(
+        still()
+            .args(["linearize", "--model"])
+            .arg(teacher_dir())
+            .arg("--data")
+            .arg(&file)
+            .arg("--out")
+            .arg(&out)
+            .args(extra),
+    );
+    assert!(!out.exists(), "a failed run left an output behind");
+    outcome
+}
+
+#[test]
+fn empty_and_tiny_data() {
+    linearize("", &[]).failed_with("data.txt");
+    linearize("Only a few words.", &[]).failed_with("token");
+}
+
+#[test]
+fn unknown_recipe_keys_name_the_nearest() {
+    let outcome = linearize("text", &["--set", "transfer.stepz=3"]);
+    outcome.failed_with("transfer.stepz");
+    assert!(outcome.stderr.contains("\"transfer.steps\""), "{}", outcome.stderr);
+    linearize("text", &["--set", "transfer.steps"]).failed_with("transfer.steps");
+}
+
+#[test]
+fn recipes_that_are_missing_or_broken() {
+    linearize("text", &["--recipe", "/no/such/recipe.toml"]).failed_with("/no/such/recipe.toml");
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("recipe.toml");
+    fs::write(&path, "[transfer\nsteps = 1").unwrap();
+    linearize("text", &["--recipe", path.to_str().unwrap()]).failed_with("recipe");
+}
+
+#[test]
+fn an_existing_output_is_not_touched() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("student");
+    fs::create_dir(&out).unwrap();
+    fs::write(out.join("precious"), "kept").unwrap();
+    let data = dir.path().join("data.txt");
+    fs::write(&data, "text").unwrap();
+    Outcome::of(
+        still()
+            .args(["linearize", "--model"])
+            .arg(teacher_dir())
+            .arg("--data")
+            .arg(&data)
+            .arg("--out")
+            .arg(&out),
+    )
+    .failed_with("exists already");
+    assert_eq!(fs::read_to_string(out.join("precious")).unwrap(), "kept");
+}
+
+#[test]
+fn a_student_cannot_be_linearized_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data.txt");
+    fs::write(&data, "text").unwrap();
+    Outcome::of(
+        still()
+            .args(["linearize", "--model"])
+            .arg(student_dir())
+            .arg("--data")
+            .arg(&data)
+            .arg("--out")
+            .arg(dir.path().join("student")),
+    )
+    .failed_with("student already");
+}
+
+#[test]
+fn inspect_refuses_what_it_cannot_read_or_write() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = dir.path().join("text.txt");
+    fs::write(&text, "some text").unwrap();
+    let inspect = |text: &Path, extra: &[&str]| {
+        Outcome::of(
+            still()
+                .args(["inspect", "--model"])
+                .arg(teacher_dir())
+                .arg("--text")
+                .arg(text)
+                .args(extra),
+        )
+    };
+    inspect(&dir.path().join("missing.txt"), &[]).failed_with("missing.txt");
+    inspect(&text, &["--budget", "65"]).failed_with("--budget 65");
+    inspect(&text, &["--max-tokens", "0"]).failed_with("no tokens");
+    inspect(&text, &["--html", "/no/such/directory/page.html"]).failed_with("/no/such/directory");
+    inspect(&text, &["--html", dir.path().to_str().unwrap()]).failed_with("is a directory");
+}
+
+#[test]
+fn demo_options_out_of_range() {
+    let demo = |extra: [&str; 2]| {
+        Outcome::of(still().args(["demo", "--model"]).arg(teacher_dir()).args(extra))
+    };
+    demo(["--windows", "100000"]).failed_with("--windows 100000");
+    demo(["--transfer-steps", "0"]).failed_with("--transfer-steps 0");
+    demo(["--keys", "0"]).failed_with("--keys 0");
+}
+
+#[test]
+fn quiet_still_tells_errors() {
+    let outcome =
+        Outcome::of(still().args(["--quiet", "generate", "--prompt", "x", "--model", "/no/such"]));
+    outcome.failed_with("/no/such");
+    assert_eq!(outcome.stderr.lines().count(), 2, "{}", outcome.stderr);
+}

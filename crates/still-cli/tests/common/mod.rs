@@ -1,0 +1,145 @@
+//! The binary under test and small random models to feed it.
+
+#![allow(dead_code, reason = "each test binary uses a part")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+use assert_cmd::Command;
+use candle_core::DType;
+use still_attention::StillConfig;
+use still_model::random::{random_model, tiny_config};
+use still_model::{ExportKind, FeatureInit, Model, ModelConfig, Student, save_student};
+use tempfile::TempDir;
+
+/// Path of the built command.
+pub const BINARY: &str = env!("CARGO_BIN_EXE_still");
+
+/// `still`, with no settings of the person who runs the tests.
+pub fn still() -> Command {
+    let mut command = Command::new(BINARY);
+    command.env_remove("NO_COLOR").env_remove("STILL_CACHE").env("HF_HUB_OFFLINE", "1");
+    command
+}
+
+/// What a run said.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Exit code; −1 for a signal.
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Outcome {
+    /// Runs the command to its end.
+    pub fn of(command: &mut Command) -> Self {
+        let output = command.output().unwrap();
+        Self {
+            code: output.status.code().unwrap_or(-1),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+
+    #[track_caller]
+    pub fn succeeded(&self) {
+        assert_eq!(self.code, 0, "stderr: {}", self.stderr);
+    }
+
+    /// Exit code 1, one `error:` line that contains `words`, one `hint:` line, nothing on stdout, no panic.
+    #[track_caller]
+    pub fn failed_with(&self, words: &str) {
+        assert_eq!(self.code, 1, "stderr: {}", self.stderr);
+        assert!(self.stdout.is_empty(), "stdout: {}", self.stdout);
+        assert!(!self.stderr.contains("panicked"), "{}", self.stderr);
+        let errors: Vec<&str> =
+            self.stderr.lines().filter(|line| line.starts_with("error: ")).collect();
+        assert_eq!(errors.len(), 1, "{}", self.stderr);
+        assert!(errors[0].contains(words), "no {words:?} in: {}", self.stderr);
+        let last = self.stderr.lines().last().unwrap_or_default();
+        assert!(last.starts_with("hint: ") && last.len() > 6, "{}", self.stderr);
+        assert!(!last.contains("this is a bug"), "{}", self.stderr);
+    }
+
+    #[track_caller]
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("{e}: {}", self.stdout))
+    }
+}
+
+/// A random student of two layers that never ends by itself.
+fn tiny_student() -> Model {
+    let config = ModelConfig { eos_token_ids: vec![], ..tiny_config() };
+    let model = random_model(config.clone(), 7).unwrap();
+    let still = StillConfig::uniform(config.num_hidden_layers, config.geometry(), 64, 4);
+    let student = Student::init(still, &config, FeatureInit::Identity, 7).unwrap();
+    model.with_student(student)
+}
+
+/// A fresh directory of this test binary under the build's own temporary directory.
+fn scratch(name: &str) -> PathBuf {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(env!("CARGO_CRATE_NAME")).join(name);
+    if dir.exists() {
+        fs::remove_dir_all(&dir).unwrap();
+    }
+    fs::create_dir_all(dir.parent().unwrap()).unwrap();
+    dir
+}
+
+/// A saved student.
+pub fn student_dir() -> &'static Path {
+    static DIR: OnceLock<PathBuf> = OnceLock::new();
+    DIR.get_or_init(|| {
+        let dir = scratch("student");
+        save_student(&dir, &tiny_student(), ExportKind::Full(DType::F32)).unwrap();
+        dir
+    })
+}
+
+/// The same model as a plain base model: a student whose configuration no longer says so.
+pub fn teacher_dir() -> &'static Path {
+    static DIR: OnceLock<PathBuf> = OnceLock::new();
+    DIR.get_or_init(|| {
+        let dir = scratch("teacher");
+        fs::create_dir(&dir).unwrap();
+        copy_dir(student_dir(), &dir);
+        let path = dir.join("config.json");
+        let mut config: serde_json::Value =
+            serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+        config.as_object_mut().unwrap().retain(|key, _| !key.starts_with("still"));
+        fs::write(&path, config.to_string()).unwrap();
+        dir
+    })
+}
+
+/// A student with this chat template that answers everything with exclamation marks: its head is zero, and of equal
+/// logits the lowest id wins. So its answers are text, whatever the weights.
+pub fn chat_dir(template: &str) -> TempDir {
+    let mut model = tiny_student();
+    let mut decoder = model.decoder.as_ref().clone();
+    decoder.config.tie_word_embeddings = false;
+    decoder.lm_head = decoder.lm_head.zeros_like().unwrap();
+    model.decoder = Arc::new(decoder);
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join("student");
+    save_student(&dir, &model, ExportKind::Full(DType::F32)).unwrap();
+    let config = serde_json::json!({ "chat_template": template });
+    fs::write(dir.join("tokenizer_config.json"), config.to_string()).unwrap();
+    parent
+}
+
+/// Copies the files of a directory.
+pub fn copy_dir(from: &Path, to: &Path) {
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    }
+}
+
+/// Varied words, deterministic.
+pub fn words(count: usize) -> String {
+    const WORDS: [&str; 8] = ["sea", "ship", "wind", "harbour", "sail", "storm", "rope", "gull"];
+    (0..count).map(|i| WORDS[(i * i + i / 3) % WORDS.len()]).collect::<Vec<_>>().join(" ")
+}

@@ -1,0 +1,131 @@
+//! `still generate` and `still chat` on a small random model.
+
+mod common;
+
+use common::{Outcome, chat_dir, still, student_dir, teacher_dir};
+
+fn generate(model: &std::path::Path, extra: &[&str]) -> Outcome {
+    Outcome::of(
+        still().args(["generate", "--max-new-tokens", "12", "--model"]).arg(model).args(extra),
+    )
+}
+
+#[test]
+fn greedy_text_repeats_for_teacher_and_student() {
+    for model in [teacher_dir(), student_dir()] {
+        let (a, b) = (
+            generate(model, &["--prompt", "The sea is"]),
+            generate(model, &["--prompt", "The sea is"]),
+        );
+        a.succeeded();
+        assert_eq!(a.stdout, b.stdout);
+        assert!(a.stderr.contains("tokens read"), "{}", a.stderr);
+    }
+}
+
+#[test]
+fn a_seed_repeats_samples() {
+    let sample = |seed| {
+        let options = ["--prompt", "The sea", "--temperature", "1.5", "--seed", seed, "--json"];
+        let outcome = generate(student_dir(), &options);
+        outcome.succeeded();
+        outcome.json()["text"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(sample("1"), sample("1"));
+    assert_ne!(sample("1"), sample("2"));
+}
+
+#[test]
+fn the_prompt_may_come_from_stdin_or_a_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("prompt.txt");
+    std::fs::write(&file, "The sea is").unwrap();
+    let direct = generate(student_dir(), &["--prompt", "The sea is"]);
+    let from_file = generate(student_dir(), &["--prompt-file", file.to_str().unwrap()]);
+    let piped = Outcome::of(
+        still()
+            .args(["generate", "--max-new-tokens", "12", "--model"])
+            .arg(student_dir())
+            .write_stdin("The sea is"),
+    );
+    piped.succeeded();
+    assert_eq!(direct.stdout, from_file.stdout);
+    assert_eq!(direct.stdout, piped.stdout);
+}
+
+#[test]
+fn json_is_one_object_and_nothing_else_on_stdout() {
+    let outcome = generate(student_dir(), &["--prompt", "The sea is", "--json"]);
+    outcome.succeeded();
+    let report = outcome.json();
+    assert_eq!(report["finish"], "length");
+    assert_eq!(report["new_tokens"], 12);
+    assert!(report["cache_bytes"].as_u64().unwrap() > 0);
+}
+
+#[test]
+fn quiet_says_only_the_result() {
+    let outcome = generate(student_dir(), &["--prompt", "The sea is", "--quiet"]);
+    outcome.succeeded();
+    assert!(outcome.stderr.is_empty(), "{}", outcome.stderr);
+}
+
+#[test]
+fn a_prompt_beyond_the_models_range_warns_and_runs() {
+    let outcome = generate(student_dir(), &["--prompt", &common::words(3000)]);
+    outcome.succeeded();
+    assert!(outcome.stderr.contains("warning:"), "{}", outcome.stderr);
+}
+
+/// `read` numbers of the notes after each turn.
+fn tokens_read(stderr: &str) -> Vec<usize> {
+    let note =
+        |line: &str| line.split_once(" tokens read").and_then(|(n, _)| n.trim().parse().ok());
+    stderr.lines().filter_map(note).collect()
+}
+
+fn chat(template: &str) -> Outcome {
+    let dir = chat_dir(template);
+    let turns = "Tell me about the sea and the ships that sail on it\nWhy\nAnd then\n";
+    let outcome = Outcome::of(
+        still()
+            .args(["chat", "--max-new-tokens", "5", "--model"])
+            .arg(dir.path().join("student"))
+            .write_stdin(turns),
+    );
+    outcome.succeeded();
+    assert_eq!(outcome.stdout, "!!!!!\n".repeat(3));
+    outcome
+}
+
+#[test]
+fn chat_reads_only_what_is_new() {
+    let outcome = chat(
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}\
+         {% if add_generation_prompt %}<assistant>{% endif %}",
+    );
+    let read = tokens_read(&outcome.stderr);
+    assert_eq!(read.len(), 3, "{}", outcome.stderr);
+    assert!(read[1] < read[0] && read[2] < read[0], "{read:?}");
+    assert!(!outcome.stderr.contains("read again"), "{}", outcome.stderr);
+}
+
+#[test]
+fn chat_says_when_a_template_rewrites_history() {
+    // Only the last message is rendered: earlier turns are dropped.
+    let outcome = chat(
+        "{{ messages | length }}: {{ messages[-1].content }}{% if add_generation_prompt %} >{% endif %}",
+    );
+    let read = tokens_read(&outcome.stderr);
+    assert_eq!(read.len(), 3, "{}", outcome.stderr);
+    assert_eq!(outcome.stderr.matches("read again").count(), 2, "{}", outcome.stderr);
+}
+
+#[test]
+fn chat_needs_a_template() {
+    let dir = chat_dir("unused");
+    let student = dir.path().join("student");
+    std::fs::write(student.join("tokenizer_config.json"), "{}").unwrap();
+    Outcome::of(still().args(["chat", "--model"]).arg(student).write_stdin("hello\n"))
+        .failed_with("chat template");
+}

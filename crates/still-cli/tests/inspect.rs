@@ -1,0 +1,55 @@
+//! `still inspect` on a small random model.
+
+mod common;
+
+use std::fs;
+
+use common::{Outcome, still, student_dir, teacher_dir, words};
+
+#[test]
+fn a_student_is_summarised_and_drawn() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = dir.path().join("text.txt");
+    let html = dir.path().join("page.html");
+    fs::write(&text, words(600)).unwrap();
+    let outcome = Outcome::of(
+        still()
+            .args(["inspect", "--max-tokens", "512", "--model"])
+            .arg(student_dir())
+            .arg("--text")
+            .arg(&text)
+            .arg("--html")
+            .arg(&html),
+    );
+    outcome.succeeded();
+    assert!(outcome.stdout.starts_with("512 tokens, chunks of "), "{}", outcome.stdout);
+    assert!(outcome.stdout.contains("Self-Saliency Score"));
+    assert!(outcome.stderr.contains("--max-tokens"), "{}", outcome.stderr);
+    let page = fs::read_to_string(&html).unwrap();
+    assert!(page.starts_with("<!doctype html>") && page.trim_end().ends_with("</html>"));
+    assert!(!page.contains("__DATA__") && !page.contains("https:"));
+}
+
+#[test]
+fn json_counts_what_the_budget_promises() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = dir.path().join("text.txt");
+    fs::write(&text, words(600)).unwrap();
+    let outcome = Outcome::of(
+        still()
+            .args(["inspect", "--json", "--max-tokens", "512", "--budget", "5", "--model"])
+            .arg(teacher_dir())
+            .arg("--text")
+            .arg(&text),
+    );
+    outcome.succeeded();
+    let report = outcome.json();
+    assert_eq!(report["hypothetical"], true);
+    // 8 chunks of 64, the last two of them the window: 6 retired.
+    for layer in report["layers"].as_array().unwrap() {
+        for salient in layer["salient"].as_array().unwrap() {
+            assert_eq!(salient, 6 * 5);
+        }
+    }
+    assert!(report["cache_bytes"].as_u64().unwrap() > 0);
+}

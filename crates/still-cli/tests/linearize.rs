@@ -1,0 +1,132 @@
+//! `still linearize` on a small random model: both stages, exports, interruption.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+
+use common::{Outcome, still, teacher_dir, words};
+
+const SHORT: [&str; 10] = [
+    "--set",
+    "data.length=128",
+    "--set",
+    "transfer.steps=3",
+    "--set",
+    "finetune.steps=2",
+    "--set",
+    "checkpoint.every=1",
+    "--set",
+    "attention.budget=8",
+];
+
+fn linearize(dir: &Path, out: &str, extra: &[&str]) -> Outcome {
+    let data = dir.join("data.txt");
+    fs::write(&data, words(2000)).unwrap();
+    Outcome::of(
+        still()
+            .args(["linearize", "--model"])
+            .arg(teacher_dir())
+            .arg("--data")
+            .arg(&data)
+            .arg("--out")
+            .arg(dir.join(out))
+            .args(SHORT)
+            .args(extra),
+    )
+}
+
+fn greedy(model: &Path) -> String {
+    let outcome = Outcome::of(
+        still()
+            .args(["generate", "--max-new-tokens", "8", "--prompt", "The sea", "--model"])
+            .arg(model),
+    );
+    outcome.succeeded();
+    outcome.stdout
+}
+
+#[test]
+fn full_and_delta_students_write_the_same_text() {
+    let dir = tempfile::tempdir().unwrap();
+    let full = linearize(dir.path(), "full", &["--json"]);
+    full.succeeded();
+    let report = full.json();
+    assert_eq!(report["stages"][0]["stage"], "transfer");
+    assert_eq!(report["stages"][0]["steps"], 3);
+    assert_eq!(report["stages"][1]["steps"], 2);
+    linearize(dir.path(), "delta", &["--delta"]).succeeded();
+    assert_eq!(greedy(&dir.path().join("full")), greedy(&dir.path().join("delta")));
+
+    let config = fs::read_to_string(dir.path().join("full/config.json")).unwrap();
+    let config: serde_json::Value = serde_json::from_str(&config).unwrap();
+    assert_eq!(config["still"]["budgets"][0][0], 8);
+    assert_eq!(config["still_recipe"]["transfer"]["steps"], 3);
+    assert!(dir.path().join("full.run/metrics.jsonl").exists());
+}
+
+#[test]
+fn a_finished_run_is_not_overwritten_unless_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    linearize(dir.path(), "student", &[]).succeeded();
+    linearize(dir.path(), "student", &[]).failed_with("exists already");
+    // The run directory is the first run's, too.
+    linearize(dir.path(), "student", &["--overwrite"]).failed_with("earlier run");
+    linearize(dir.path(), "student", &["--overwrite", "--resume"]).succeeded();
+}
+
+#[test]
+fn resume_needs_a_run_of_the_same_recipe() {
+    let dir = tempfile::tempdir().unwrap();
+    linearize(dir.path(), "student", &["--resume"]).failed_with("resume");
+    linearize(dir.path(), "student", &[]).succeeded();
+    linearize(dir.path(), "student", &["--overwrite", "--resume", "--set", "transfer.batch=2"])
+        .failed_with("another recipe");
+}
+
+/// Ctrl-C saves, says how to go on, and leaves no student behind; the resumed run ends as an uninterrupted one.
+#[cfg(unix)]
+#[test]
+fn an_interrupted_run_goes_on() {
+    use std::process::{Command, Stdio};
+    use std::time::{Duration, Instant};
+
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data.txt");
+    fs::write(&data, words(2000)).unwrap();
+    let command = |out: &str| {
+        let mut command = Command::new(common::BINARY);
+        command.args(["linearize", "--model"]).arg(teacher_dir()).arg("--data").arg(&data);
+        command.arg("--out").arg(dir.path().join(out)).args(SHORT);
+        command.args(["--set", "transfer.steps=200"]).stderr(Stdio::piped());
+        command
+    };
+    let child = command("cut").spawn().unwrap();
+    // Any checkpoint will do; old ones are dropped as the run goes on.
+    let checkpoints = dir.path().join("cut.run/checkpoints");
+    let saved = || {
+        let entries = checkpoints.read_dir().ok()?;
+        let mut names = entries.filter_map(|entry| Some(entry.ok()?.file_name()));
+        names.find(|name| name.to_string_lossy().starts_with("transfer-step"))
+    };
+    let patience = Instant::now();
+    while saved().is_none() && patience.elapsed() < Duration::from_secs(60) {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let interrupted =
+        Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(interrupted.success());
+    let output = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("stopped at") && stderr.contains("--resume"), "{stderr}");
+    assert!(!dir.path().join("cut").exists());
+
+    assert!(command("cut").arg("--resume").output().unwrap().status.success());
+    assert!(command("whole").output().unwrap().status.success());
+    let weights = |out: &str| fs::read(dir.path().join(out).join("model.safetensors")).unwrap();
+    assert!(
+        weights("cut") == weights("whole"),
+        "the resumed run differs from the uninterrupted one"
+    );
+}

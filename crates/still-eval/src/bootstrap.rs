@@ -1,0 +1,130 @@
+//! Paired bootstrap of the difference of two models' mean NLL on the same text.
+
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde::Serialize;
+
+use crate::error::{EvalError, Result};
+use crate::nll::Nll;
+
+/// A mean with its percentile interval.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Interval {
+    /// The mean of the data itself, nats per token.
+    pub mean: f64,
+    /// Lower end, nats per token.
+    pub low: f64,
+    /// Upper end, nats per token.
+    pub high: f64,
+}
+
+/// How to resample: whole blocks of neighbouring tokens, because their errors are correlated.
+#[derive(Clone, Copy, Debug)]
+pub struct PairedBootstrap {
+    /// Tokens of a block.
+    pub block: usize,
+    /// Resamples drawn.
+    pub resamples: usize,
+    /// Probability that the interval covers, such as 0.95.
+    pub confidence: f64,
+    /// Seed of the resampling.
+    pub seed: u64,
+}
+
+impl Default for PairedBootstrap {
+    fn default() -> Self {
+        Self { block: 256, resamples: 10_000, confidence: 0.95, seed: 0 }
+    }
+}
+
+impl PairedBootstrap {
+    /// The interval of `mean(a − b)` over tokens: wholly below 0 means that `a` predicts better.
+    ///
+    /// Blocks never span two windows; the last block of a window may be shorter.
+    ///
+    /// # Errors
+    /// If the two were not measured on the same windows, or options are out of range.
+    pub fn difference(&self, a: &Nll, b: &Nll) -> Result<Interval> {
+        if self.block == 0 || self.resamples == 0 || !(0.0..1.0).contains(&self.confidence) {
+            return Err(EvalError::Argument(format!(
+                "bootstrap: block {}, {} resamples and confidence {} must be positive, the last below 1",
+                self.block, self.resamples, self.confidence
+            )));
+        }
+        let same = a.per_token.len() == b.per_token.len()
+            && a.per_token.iter().zip(&b.per_token).all(|(a, b)| a.len() == b.len());
+        if !same {
+            return Err(EvalError::Argument(
+                "bootstrap: the two models were not measured on the same windows".into(),
+            ));
+        }
+        let blocks = self.blocks(a, b);
+        if blocks.is_empty() {
+            return Err(EvalError::TooShort { what: "the paired bootstrap", needed: 1, got: 0 });
+        }
+        let mean = ratio(blocks.iter());
+        let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
+        let mut means: Vec<f64> = (0..self.resamples)
+            .map(|_| ratio((0..blocks.len()).map(|_| &blocks[rng.random_range(0..blocks.len())])))
+            .collect();
+        means.sort_unstable_by(f64::total_cmp);
+        let at = |share: f64| means[((share * (means.len() - 1) as f64).round()) as usize];
+        let tail = (1.0 - self.confidence) / 2.0;
+        Ok(Interval { mean, low: at(tail), high: at(1.0 - tail) })
+    }
+
+    /// `(sum of differences, tokens)` of each block.
+    fn blocks(&self, a: &Nll, b: &Nll) -> Vec<(f64, f64)> {
+        let mut blocks = Vec::new();
+        for (a, b) in a.per_token.iter().zip(&b.per_token) {
+            for (a, b) in a.chunks(self.block).zip(b.chunks(self.block)) {
+                let sum = a.iter().zip(b).map(|(a, b)| f64::from(*a) - f64::from(*b)).sum();
+                blocks.push((sum, a.len() as f64));
+            }
+        }
+        blocks
+    }
+}
+
+/// Mean over tokens of a collection of blocks.
+fn ratio<'a>(blocks: impl Iterator<Item = &'a (f64, f64)>) -> f64 {
+    let (sum, tokens) = blocks.fold((0.0, 0.0), |(s, n), block| (s + block.0, n + block.1));
+    sum / tokens
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nll(values: impl Fn(usize) -> f32) -> Nll {
+        Nll { per_token: (0..4).map(|w| (0..100).map(|t| values(w * 100 + t)).collect()).collect() }
+    }
+
+    fn options() -> PairedBootstrap {
+        PairedBootstrap { block: 16, resamples: 500, ..PairedBootstrap::default() }
+    }
+
+    #[test]
+    fn a_constant_difference_has_no_width() {
+        let interval = options().difference(&nll(|_| 2.5), &nll(|_| 3.0)).unwrap();
+        assert!((interval.mean + 0.5).abs() < 1e-9);
+        assert!((interval.low + 0.5).abs() < 1e-9 && (interval.high + 0.5).abs() < 1e-9);
+    }
+
+    #[test]
+    fn noise_covers_zero_and_a_seed_repeats_it() {
+        let noise = |i: usize| ((i * 2_654_435_761) % 1000) as f32 / 1000.0;
+        let (a, b) = (nll(noise), nll(|i| noise(i + 7919)));
+        let interval = options().difference(&a, &b).unwrap();
+        assert!(interval.low < 0.0 && 0.0 < interval.high, "{interval:?}");
+        assert!(interval.low <= interval.mean && interval.mean <= interval.high);
+        assert_eq!(interval, options().difference(&a, &b).unwrap());
+    }
+
+    #[test]
+    fn other_windows_are_refused() {
+        let short = Nll { per_token: vec![vec![1.0; 100]; 3] };
+        let error = options().difference(&short, &nll(|_| 1.0)).unwrap_err();
+        assert!(error.to_string().contains("same windows"), "{error}");
+    }
+}

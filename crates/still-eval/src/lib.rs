@@ -1,0 +1,19 @@
+//! Perplexity with paired intervals, pass-key recall, speed and cache bytes.
+//!
+//! Everything here takes a [`still_model::Model`] and returns numbers; nothing prints.
+
+mod bootstrap;
+mod error;
+mod gap;
+mod long_context;
+mod nll;
+mod passkey;
+mod speed;
+
+pub use bootstrap::{Interval, PairedBootstrap};
+pub use error::{EvalError, Result};
+pub use gap::gap_closed;
+pub use long_context::{ContextPoint, LongContext, LongContextOptions, long_context};
+pub use nll::{Nll, evaluate_windows, nll_of_hidden};
+pub use passkey::{PasskeyAnswer, PasskeyPrompt, PasskeyPrompts};
+pub use speed::{DecodeSpeed, decode_speed};

@@ -1,0 +1,75 @@
+//! Decode speed from a filled cache.
+
+use std::time::Instant;
+
+use candle_core::{D, Device, Tensor};
+use serde::Serialize;
+use still_model::{Cache, Model};
+
+use crate::error::{EvalError, Result};
+
+/// Speed of decoding one token at a time after a context.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct DecodeSpeed {
+    /// From the median step.
+    pub tokens_per_s: f64,
+    /// Steps timed, without the one that warms up.
+    pub steps: usize,
+}
+
+/// Decodes greedily from a copy of `cache`, whose last token's final-normed hidden state `[1, E]` is given.
+///
+/// A step is the forward pass of one token, its logits and their arg-max. One step warms up.
+///
+/// # Errors
+/// If `steps` is 0 or the model fails.
+pub fn decode_speed(
+    model: &Model,
+    cache: &Cache,
+    hidden: &Tensor,
+    steps: usize,
+) -> Result<DecodeSpeed> {
+    if steps == 0 {
+        return Err(EvalError::Argument("decode speed needs at least one step".into()));
+    }
+    let mut cache = cache.clone();
+    let mut hidden = hidden.clone();
+    let mut seconds = Vec::with_capacity(steps);
+    for step in 0..=steps {
+        let started = Instant::now();
+        let id = greedy(model, &hidden)?;
+        hidden = feed_one(model, id, &mut cache)?;
+        if step > 0 {
+            seconds.push(started.elapsed().as_secs_f64());
+        }
+    }
+    Ok(DecodeSpeed { tokens_per_s: 1.0 / median(&mut seconds), steps })
+}
+
+/// Arg-max of the logits of one hidden state `[1, E]`.
+pub(crate) fn greedy(model: &Model, hidden: &Tensor) -> Result<u32> {
+    Ok(model.logits(hidden)?.argmax(D::Minus1)?.flatten_all()?.to_vec1::<u32>()?[0])
+}
+
+/// Feeds one token; returns its final-normed hidden state `[1, E]`.
+pub(crate) fn feed_one(model: &Model, id: u32, cache: &mut Cache) -> Result<Tensor> {
+    let ids = Tensor::new(&[[id]], &Device::Cpu)?;
+    Ok(model.forward(&ids, cache, None)?.squeeze(0)?)
+}
+
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_unstable_by(f64::total_cmp);
+    let (low, high) = (values[(values.len() - 1) / 2], values[values.len() / 2]);
+    (low + high) / 2.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn median_of_odd_and_even() {
+        assert_eq!(median(&mut [3.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median(&mut [4.0, 1.0, 2.0, 3.0]), 2.5);
+    }
+}

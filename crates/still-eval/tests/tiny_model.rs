@@ -1,0 +1,127 @@
+//! The evaluators on a small random model.
+
+use candle_core::{Device, Tensor};
+use still_attention::{RowDtype, StillConfig};
+use still_eval::{
+    EvalError, LongContextOptions, PasskeyPrompts, evaluate_windows, long_context, nll_of_hidden,
+};
+use still_model::random::{random_model, tiny_config};
+use still_model::{FeatureInit, Model, Student};
+
+fn teacher() -> Model {
+    random_model(tiny_config(), 3).unwrap()
+}
+
+fn student() -> Model {
+    let teacher = teacher();
+    let config = teacher.config().clone();
+    let still = StillConfig::uniform(config.num_hidden_layers, config.geometry(), 64, 4);
+    let student = Student::init(still, &config, FeatureInit::Identity, 3).unwrap();
+    teacher.with_student(student)
+}
+
+fn tokens(count: usize) -> Vec<u32> {
+    (0..count as u64).map(|i| (i.wrapping_mul(6_364_136_223_846_793_005) >> 57) as u32).collect()
+}
+
+#[test]
+fn likelihoods_are_those_of_whole_logits() {
+    for model in [teacher(), student()] {
+        // Five windows: a full batch of them and one more.
+        let ids = tokens(300);
+        let nll = evaluate_windows(&model, &ids.repeat(5), 300, 5, &mut |_| {}).unwrap();
+        for other in &nll.per_token[1..] {
+            let same = other.iter().zip(&nll.per_token[0]).all(|(a, b)| (a - b).abs() < 1e-5);
+            assert!(same, "a window in a batch differs from the same window alone");
+        }
+        let mut cache = model.new_cache(1, RowDtype::F32).unwrap();
+        let input = Tensor::new(ids.as_slice(), &Device::Cpu).unwrap().unsqueeze(0).unwrap();
+        let hidden = model.forward(&input, &mut cache, None).unwrap().squeeze(0).unwrap();
+        let logits = model.logits(&hidden).unwrap().to_vec2::<f32>().unwrap();
+        assert_eq!(nll.per_token[0].len(), 299);
+        for (i, &got) in nll.per_token[0].iter().enumerate() {
+            let total: f64 = logits[i].iter().map(|&x| f64::from(x).exp()).sum();
+            let expected = total.ln() - f64::from(logits[i][ids[i + 1] as usize]);
+            assert!((f64::from(got) - expected).abs() < 1e-4, "token {i}: {got} {expected}");
+        }
+    }
+}
+
+#[test]
+fn a_windows_beginning_is_a_shorter_window() {
+    for model in [teacher(), student()] {
+        let ids = tokens(1400);
+        let long = evaluate_windows(&model, &ids, 1400, 1, &mut |_| {}).unwrap();
+        let short = evaluate_windows(&model, &ids, 700, 1, &mut |_| {}).unwrap();
+        let prefix = long.prefix(700);
+        assert_eq!(prefix.tokens(), short.tokens());
+        assert!((prefix.mean() - short.mean()).abs() < 1e-5);
+    }
+}
+
+#[test]
+fn progress_counts_every_token() {
+    let mut seen = 0;
+    evaluate_windows(&teacher(), &tokens(2600), 1300, 2, &mut |count| seen += count).unwrap();
+    assert_eq!(seen, 2600);
+}
+
+#[test]
+fn too_little_text_and_wrong_targets_are_refused() {
+    let model = teacher();
+    let error = evaluate_windows(&model, &tokens(99), 50, 2, &mut |_| {}).unwrap_err();
+    assert!(matches!(error, EvalError::TooShort { needed: 100, got: 99, .. }), "{error}");
+    assert!(evaluate_windows(&model, &tokens(99), 1, 2, &mut |_| {}).is_err());
+    let hidden = Tensor::zeros((2, 32), candle_core::DType::F32, &Device::Cpu).unwrap();
+    assert!(nll_of_hidden(&model, &hidden, &[1]).is_err());
+    assert!(nll_of_hidden(&model, &hidden, &[1, 9999]).is_err());
+}
+
+#[test]
+fn prompts_have_exactly_the_length_and_hold_their_key() {
+    let tokenizer = &teacher().tokenizer;
+    let prompts = PasskeyPrompts::new(tokenizer, 1000, 4, 5).unwrap();
+    let mut depths = Vec::new();
+    for prompt in &prompts.prompts {
+        let mut ids = prompts.shared[..prompt.shared_tokens].to_vec();
+        ids.extend(&prompt.rest);
+        assert_eq!(ids.len(), 1000);
+        let text = tokenizer.decode(&ids, true).unwrap();
+        let needle = format!("The pass key is {0}. Remember it. {0} is the pass key.", prompt.key);
+        assert_eq!(text.matches(&needle).count(), 1, "{text}");
+        assert!(text.ends_with("What is the pass key? The pass key is"));
+        depths.push(text.find(&needle).unwrap());
+    }
+    assert!(depths.is_sorted_by(|a, b| a < b), "{depths:?}");
+    assert!(PasskeyPrompts::new(tokenizer, 300, 1, 5).is_err());
+}
+
+#[test]
+fn the_walk_measures_at_its_marks_and_shares_the_beginning() {
+    let dense_row = 2 * 2 * 8 * 2 * 2;
+    for (model, dense) in [(teacher(), true), (student(), false)] {
+        let prompts = PasskeyPrompts::new(&model.tokenizer, 1500, 3, 5).unwrap();
+        let options =
+            LongContextOptions { marks: vec![200, 1500], decode_steps: 2, rows: RowDtype::Bf16 };
+        let mut read = 0;
+        let walk = long_context(&model, &prompts, &options, &mut |count| read += count).unwrap();
+        assert_eq!(read, prompts.tokens_to_read());
+        assert!(read < 3 * 1500, "nothing was shared");
+        assert_eq!(walk.answers.len(), 3);
+        let contexts: Vec<usize> = walk.points.iter().map(|point| point.context_tokens).collect();
+        assert_eq!(contexts, [200, 1500]);
+        let full = walk.points[1].cache_bytes;
+        assert_eq!(full == 1500 * dense_row, dense, "{full} bytes");
+        assert!(walk.points.iter().all(|point| point.decode_tokens_per_s > 0.0));
+    }
+}
+
+#[test]
+fn marks_must_ascend_within_the_prompt() {
+    let model = teacher();
+    let prompts = PasskeyPrompts::new(&model.tokenizer, 600, 1, 5).unwrap();
+    for marks in [vec![0], vec![601], vec![300, 200], vec![300, 300]] {
+        let options = LongContextOptions { marks, decode_steps: 1, rows: RowDtype::F32 };
+        assert!(long_context(&model, &prompts, &options, &mut |_| {}).is_err());
+    }
+}
