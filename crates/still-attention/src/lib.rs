@@ -22,6 +22,7 @@ pub use config::{
     Branches, FeatureMap, HeadGeometry, HybridConfig, LinearNorm, Router, RowDtype, SelectionHead,
     StillConfig,
 };
+pub use cpu::linalg;
 pub use dense::{KvCache, dense_attention};
 pub use error::{AttentionError, Result};
 pub use feature_map::{feature_map, fold_householder};

@@ -76,10 +76,10 @@ pub struct DemoArgs {
     #[arg(long, short, value_name = "MODEL")]
     pub model: Option<String>,
     /// Stage 1 steps, each of one window of 1024 tokens
-    #[arg(long, value_name = "N", default_value_t = 24)]
+    #[arg(long, value_name = "N", default_value_t = 8)]
     pub transfer_steps: usize,
     /// Stage 2 steps, each of one window of 1024 tokens
-    #[arg(long, value_name = "N", default_value_t = 12)]
+    #[arg(long, value_name = "N", default_value_t = 6)]
     pub finetune_steps: usize,
     /// Held-out windows of 4096 tokens
     #[arg(long, value_name = "N", default_value_t = 8)]

@@ -4,6 +4,7 @@ mod args;
 mod commands;
 mod errors;
 mod interrupt;
+mod memory;
 mod printer;
 mod progress;
 mod table;
@@ -17,6 +18,7 @@ use crate::args::{Cli, Command};
 use crate::printer::Printer;
 
 fn main() -> ExitCode {
+    memory::keep_freed_blocks();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {

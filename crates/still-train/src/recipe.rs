@@ -136,7 +136,7 @@ pub struct TransferRecipe {
 
 impl Default for TransferRecipe {
     fn default() -> Self {
-        Self { steps: 24, batch: 1, optimizer: AdamWConfig { lr: 1e-2, ..AdamWConfig::default() } }
+        Self { steps: 24, batch: 1, optimizer: AdamWConfig { lr: 3e-2, ..AdamWConfig::default() } }
     }
 }
 
@@ -180,7 +180,7 @@ impl Default for FinetuneRecipe {
             train_attention: true,
             recompute: true,
             lora: LoraConfig { rank: 8, alpha: 16.0, targets: LoraTarget::ALL.to_vec() },
-            optimizer: AdamWConfig { lr: 1e-3, ..AdamWConfig::default() },
+            optimizer: AdamWConfig { lr: 3e-3, ..AdamWConfig::default() },
         }
     }
 }

@@ -1,12 +1,15 @@
-//! Small single-threaded matrix products over strided views.
+//! Matrix products over strided views.
 
 use crate::real::Real;
 
 /// A strided read-only matrix: element `(i, j)` is `data[i * row_stride + j * col_stride]`.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Mat<'a, T> {
+pub struct Mat<'a, T> {
+    /// The values.
     pub data: &'a [T],
+    /// Values from one row to the next.
     pub row_stride: usize,
+    /// Values from one column to the next.
     pub col_stride: usize,
 }
 
@@ -17,6 +20,7 @@ impl<'a, T> Mat<'a, T> {
     }
 
     /// The transpose.
+    #[must_use]
     pub fn t(self) -> Self {
         Self { row_stride: self.col_stride, col_stride: self.row_stride, ..self }
     }
@@ -28,14 +32,47 @@ impl<'a, T> Mat<'a, T> {
     }
 }
 
-/// `C = A B` or, with `accumulate`, `C += A B`; `A` is `m × k`, `B` is `k × n`, `C` has rows of `c_stride` values.
-pub(crate) fn matmul<T: Real>(
+/// `C = A B` or, with `accumulate`, `C += A B`, on this thread.
+///
+/// `A` is `m × k`, `B` is `k × n`, `C` has rows of `c_stride` values.
+///
+/// # Panics
+/// If a view or `c` is too small for its sizes.
+pub fn matmul<T: Real>(
+    sizes: (usize, usize, usize),
+    c: &mut [T],
+    c_stride: usize,
+    accumulate: bool,
+    a: Mat<'_, T>,
+    b: Mat<'_, T>,
+) {
+    product(sizes, c, c_stride, accumulate, a, b, gemm::Parallelism::None);
+}
+
+/// [`matmul`] on every thread of rayon's pool.
+///
+/// # Panics
+/// As [`matmul`].
+pub fn par_matmul<T: Real>(
+    sizes: (usize, usize, usize),
+    c: &mut [T],
+    c_stride: usize,
+    accumulate: bool,
+    a: Mat<'_, T>,
+    b: Mat<'_, T>,
+) {
+    let threads = gemm::Parallelism::Rayon(rayon::current_num_threads());
+    product(sizes, c, c_stride, accumulate, a, b, threads);
+}
+
+fn product<T: Real>(
     (m, n, k): (usize, usize, usize),
     c: &mut [T],
     c_stride: usize,
     accumulate: bool,
     a: Mat<'_, T>,
     b: Mat<'_, T>,
+    parallelism: gemm::Parallelism,
 ) {
     if m == 0 || n == 0 {
         return;
@@ -71,7 +108,7 @@ pub(crate) fn matmul<T: Real>(
             false,
             false,
             false,
-            gemm::Parallelism::None,
+            parallelism,
         );
     }
 }

@@ -4,5 +4,5 @@ pub(crate) mod backward;
 pub(crate) mod feature_map;
 pub(crate) mod forward;
 pub(crate) mod head_state;
-pub(crate) mod linalg;
+pub mod linalg;
 pub(crate) mod rows;

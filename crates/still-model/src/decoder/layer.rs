@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 
 use super::linear::{Linear, LoraLayer};
-use super::ops::{Rotation, rms_norm, rope, swiglu};
+use super::ops::{MlpWeights, Rotation, mlp, rms_norm, rope};
 use crate::error::Result;
 use crate::student::StudentLayer;
 
@@ -16,10 +16,7 @@ pub struct DecoderLayer {
     pub k_proj: Linear,
     pub v_proj: Linear,
     pub o_proj: Linear,
-    pub post_attention_layernorm: Tensor,
-    pub gate_proj: Linear,
-    pub up_proj: Linear,
-    pub down_proj: Linear,
+    pub mlp: MlpWeights,
     pub rms_norm_eps: f64,
     pub head_dim: usize,
 }
@@ -72,10 +69,7 @@ impl DecoderLayer {
         let attention =
             attention.transpose(1, 2)?.contiguous()?.reshape((batch, tokens, heads * head_dim))?;
         let x = (x + self.o_proj.forward(&attention, lora)?)?;
-        let normed = rms_norm(&x, &self.post_attention_layernorm, self.rms_norm_eps)?;
-        let gate = self.gate_proj.forward(&normed, None)?;
-        let up = self.up_proj.forward(&normed, None)?;
-        Ok((&x + self.down_proj.forward(&swiglu(&gate, &up)?, None)?)?)
+        Ok(mlp(&x, &self.mlp)?)
     }
 
     /// The layer with low-rank updates added to its weights.

@@ -9,7 +9,7 @@ use candle_core::{DType, Device, Tensor};
 
 pub use layer::{AttentionInputs, DecoderLayer};
 pub use linear::{Linear, Lora, LoraLayer};
-pub use ops::Rotation;
+pub use ops::{MlpWeights, Rotation};
 
 use crate::checkpoint::Weights;
 use crate::config::ModelConfig;
@@ -59,10 +59,13 @@ impl Decoder {
                 k_proj: linear("self_attn.k_proj", kv, e, biased)?,
                 v_proj: linear("self_attn.v_proj", kv, e, biased)?,
                 o_proj: linear("self_attn.o_proj", e, q, false)?,
-                post_attention_layernorm: norm("post_attention_layernorm")?,
-                gate_proj: linear("mlp.gate_proj", i, e, false)?,
-                up_proj: linear("mlp.up_proj", i, e, false)?,
-                down_proj: linear("mlp.down_proj", e, i, false)?,
+                mlp: MlpWeights {
+                    norm: norm("post_attention_layernorm")?,
+                    gate: linear("mlp.gate_proj", i, e, false)?.weight,
+                    up: linear("mlp.up_proj", i, e, false)?.weight,
+                    down: linear("mlp.down_proj", e, i, false)?.weight,
+                    rms_norm_eps: config.rms_norm_eps,
+                },
                 rms_norm_eps: config.rms_norm_eps,
                 head_dim: d,
             })
@@ -103,15 +106,15 @@ impl Decoder {
                 all.push((format!("model.layers.{n}.{name}"), tensor.clone()));
             };
             add("input_layernorm.weight", &layer.input_layernorm);
-            add("post_attention_layernorm.weight", &layer.post_attention_layernorm);
+            add("post_attention_layernorm.weight", &layer.mlp.norm);
+            add("mlp.gate_proj.weight", &layer.mlp.gate);
+            add("mlp.up_proj.weight", &layer.mlp.up);
+            add("mlp.down_proj.weight", &layer.mlp.down);
             for (name, linear) in [
                 ("self_attn.q_proj", &layer.q_proj),
                 ("self_attn.k_proj", &layer.k_proj),
                 ("self_attn.v_proj", &layer.v_proj),
                 ("self_attn.o_proj", &layer.o_proj),
-                ("mlp.gate_proj", &layer.gate_proj),
-                ("mlp.up_proj", &layer.up_proj),
-                ("mlp.down_proj", &layer.down_proj),
             ] {
                 add(&format!("{name}.weight"), &linear.weight);
                 if let Some(bias) = &linear.bias {

@@ -4,16 +4,18 @@
 //! both operands even where one is frozen. These have exactly the gradients that linearization needs.
 
 mod frozen_linear;
+mod mlp;
 mod rms_norm;
 mod rope;
 mod swiglu;
 
 pub use frozen_linear::frozen_linear;
+pub use mlp::{MlpWeights, mlp};
 pub use rms_norm::rms_norm;
 pub use rope::{Rotation, rope};
 pub use swiglu::swiglu;
 
-use candle_core::{CpuStorage, Layout, Result, Tensor};
+use candle_core::{CpuStorage, Layout, Result, Storage, Tensor};
 use still_attention::Real;
 
 /// Rows of an op that one thread takes at a time.
@@ -25,6 +27,16 @@ fn slice<'a, T: Real>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [T
         candle_core::bail!("expected a contiguous tensor, got {layout:?}")
     };
     Ok(&storage.as_slice::<T>()?[start..end])
+}
+
+/// Calls `body` with the values of a CPU tensor, made contiguous if it is not.
+fn with_values<T: Real, R>(tensor: &Tensor, body: impl FnOnce(&[T]) -> R) -> Result<R> {
+    let tensor = tensor.contiguous()?;
+    let (storage, layout) = tensor.storage_and_layout();
+    match &*storage {
+        Storage::Cpu(storage) => Ok(body(slice(storage, layout)?)),
+        _ => candle_core::bail!("this op has a CPU kernel only, got a tensor on {:?}", tensor.device().location()),
+    }
 }
 
 /// All values of a tensor.
@@ -84,6 +96,8 @@ mod tests {
         check(&random(&[2, 2, 3, 4], 5), |x| rope(x, &rotation));
         let (w, b) = (random(&[5, 6], 6), random(&[5], 7));
         check(&random(&[2, 3, 6], 8), |x| frozen_linear(x, &w, Some(&b)));
+        let weights = mlp_weights();
+        check(&random(&[2, 3, 6], 9), |x| mlp(x, &weights));
     }
 
     #[test]
@@ -106,6 +120,27 @@ mod tests {
         for (got, expected) in got.iter().zip([-3.0, 2.0, 1.0, 4.0]) {
             assert!((got - expected).abs() < 1e-6, "{got} vs {expected}");
         }
+    }
+
+    fn mlp_weights() -> MlpWeights {
+        MlpWeights {
+            norm: random(&[6], 1),
+            gate: random(&[5, 6], 2),
+            up: random(&[5, 6], 3),
+            down: random(&[6, 5], 4),
+            rms_norm_eps: 1e-5,
+        }
+    }
+
+    #[test]
+    fn the_fused_mlp_is_its_parts() {
+        let x = random(&[2, 3, 6], 9);
+        let w = mlp_weights();
+        let normed = rms_norm(&x, &w.norm, w.rms_norm_eps).unwrap();
+        let linear = |x: &Tensor, w: &Tensor| frozen_linear(x, w, None).unwrap();
+        let inner = swiglu(&linear(&normed, &w.gate), &linear(&normed, &w.up)).unwrap();
+        let expected = (&x + linear(&inner, &w.down)).unwrap();
+        assert_close(&mlp(&x, &w).unwrap(), &expected);
     }
 
     fn assert_close(got: &Tensor, expected: &Tensor) {

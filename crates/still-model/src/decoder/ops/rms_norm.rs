@@ -6,7 +6,7 @@ use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 use still_attention::{Real, vector};
 
-use super::{ROWS_PER_TASK, slice, values};
+use super::{ROWS_PER_TASK, slice, values, with_values};
 
 /// `x / √(mean(x²) + ε) ⊙ weight` over the last axis; the gradient flows to `x` alone.
 ///
@@ -31,11 +31,50 @@ impl<T: Real> RmsNorm<T> {
     fn new(weight: &Tensor, eps: f64) -> Result<Self> {
         Ok(Self { weight: values(weight)?, eps, dtype: PhantomData })
     }
+}
 
-    fn inverse_rms(&self, x: &[T]) -> T {
-        let mean = vector::dot(x, x) / T::of(x.len() as f64);
-        T::one() / (mean + T::of(self.eps)).sqrt()
-    }
+fn inverse_rms<T: Real>(x: &[T], eps: f64) -> T {
+    let mean = vector::dot(x, x) / T::of(x.len() as f64);
+    T::one() / (mean + T::of(eps)).sqrt()
+}
+
+/// The norm of every row of `x`.
+pub(super) fn forward<T: Real>(x: &[T], weight: &[T], eps: f64) -> Vec<T> {
+    let width = weight.len();
+    let mut y = vec![T::zero(); x.len()];
+    y.par_chunks_mut(width * ROWS_PER_TASK).zip(x.par_chunks(width * ROWS_PER_TASK)).for_each(
+        |(y, x)| {
+            for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+                let scale = inverse_rms(x, eps);
+                for i in 0..width {
+                    y[i] = x[i] * scale * weight[i];
+                }
+            }
+        },
+    );
+    y
+}
+
+/// Adds the gradient of [`forward`] to `dx`.
+pub(super) fn add_backward<T: Real>(x: &[T], weight: &[T], eps: f64, dy: &[T], dx: &mut [T]) {
+    let width = weight.len();
+    let rows = width * ROWS_PER_TASK;
+    dx.par_chunks_mut(rows).zip(x.par_chunks(rows)).zip(dy.par_chunks(rows)).for_each(
+        |((dx, x), dy)| {
+            let mut weighted = vec![T::zero(); width];
+            let rows = dx.chunks_exact_mut(width).zip(x.chunks_exact(width));
+            for ((dx, x), dy) in rows.zip(dy.chunks_exact(width)) {
+                let scale = inverse_rms(x, eps);
+                for i in 0..width {
+                    weighted[i] = dy[i] * weight[i];
+                }
+                let along = vector::dot(&weighted, x) * scale * scale / T::of(width as f64);
+                for i in 0..width {
+                    dx[i] += scale * (weighted[i] - x[i] * along);
+                }
+            }
+        },
+    );
 }
 
 impl<T: Real> CustomOp1 for RmsNorm<T> {
@@ -48,39 +87,13 @@ impl<T: Real> CustomOp1 for RmsNorm<T> {
         if layout.dims().last() != Some(&width) {
             candle_core::bail!("rms_norm: weight of {width} values for x {:?}", layout.dims())
         }
-        let x = slice::<T>(x, layout)?;
-        let mut y = vec![T::zero(); x.len()];
-        y.par_chunks_mut(width * ROWS_PER_TASK).zip(x.par_chunks(width * ROWS_PER_TASK)).for_each(
-            |(y, x)| {
-                for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
-                    let scale = self.inverse_rms(x);
-                    for i in 0..width {
-                        y[i] = x[i] * scale * self.weight[i];
-                    }
-                }
-            },
-        );
+        let y = forward(slice::<T>(x, layout)?, &self.weight, self.eps);
         Ok((T::to_cpu_storage_owned(y), layout.shape().clone()))
     }
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        let width = self.weight.len();
-        let (xs, dys) = (values::<T>(x)?, values::<T>(dy)?);
-        let mut dx = vec![T::zero(); xs.len()];
-        dx.par_chunks_mut(width)
-            .with_min_len(ROWS_PER_TASK)
-            .zip(xs.par_chunks(width))
-            .zip(dys.par_chunks(width))
-            .for_each(|((dx, x), dy)| {
-                let scale = self.inverse_rms(x);
-                for i in 0..width {
-                    dx[i] = dy[i] * self.weight[i];
-                }
-                let along = vector::dot(dx, x) * scale * scale / T::of(width as f64);
-                for i in 0..width {
-                    dx[i] = scale * (dx[i] - x[i] * along);
-                }
-            });
+        let mut dx = vec![T::zero(); x.elem_count()];
+        with_values(x, |x| with_values(dy, |dy| add_backward(x, &self.weight, self.eps, dy, &mut dx)))??;
         Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
     }
 }

@@ -6,7 +6,7 @@ use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 use still_attention::Real;
 
-use super::{slice, values};
+use super::{slice, values, with_values};
 
 /// Values that one thread takes at a time.
 const BLOCK: usize = 16_384;
@@ -30,6 +30,37 @@ fn sigmoid<T: Real>(x: T) -> T {
     T::one() / (T::one() + (-x).fast_exp())
 }
 
+/// `silu(gate) ⊙ up` of every value.
+pub(super) fn forward<T: Real>(gate: &[T], up: &[T]) -> Vec<T> {
+    let mut y = vec![T::zero(); gate.len()];
+    y.par_chunks_mut(BLOCK).zip(gate.par_chunks(BLOCK)).zip(up.par_chunks(BLOCK)).for_each(
+        |((y, gate), up)| {
+            for ((y, &gate), &up) in y.iter_mut().zip(gate).zip(up) {
+                *y = gate * sigmoid(gate) * up;
+            }
+        },
+    );
+    y
+}
+
+/// Gradients of [`forward`]; `dy` becomes that of `up`, that of `gate` is returned.
+pub(super) fn backward<T: Real>(gate: &[T], up: &[T], dy: &mut [T]) -> Vec<T> {
+    let mut d_gate = vec![T::zero(); gate.len()];
+    d_gate
+        .par_chunks_mut(BLOCK)
+        .zip(dy.par_chunks_mut(BLOCK))
+        .zip(gate.par_chunks(BLOCK))
+        .zip(up.par_chunks(BLOCK))
+        .for_each(|(((d_gate, dy), gate), up)| {
+            for i in 0..gate.len() {
+                let s = sigmoid(gate[i]);
+                d_gate[i] = dy[i] * up[i] * s * (T::one() + gate[i] * (T::one() - s));
+                dy[i] *= gate[i] * s;
+            }
+        });
+    d_gate
+}
+
 impl<T: Real> CustomOp2 for SwiGlu<T> {
     fn name(&self) -> &'static str {
         "swiglu"
@@ -45,15 +76,7 @@ impl<T: Real> CustomOp2 for SwiGlu<T> {
         if gate_layout.dims() != up_layout.dims() {
             candle_core::bail!("swiglu: {:?} and {:?}", gate_layout.dims(), up_layout.dims())
         }
-        let (gate, up) = (slice::<T>(gate, gate_layout)?, slice::<T>(up, up_layout)?);
-        let mut y = vec![T::zero(); gate.len()];
-        y.par_chunks_mut(BLOCK).zip(gate.par_chunks(BLOCK)).zip(up.par_chunks(BLOCK)).for_each(
-            |((y, gate), up)| {
-                for ((y, &gate), &up) in y.iter_mut().zip(gate).zip(up) {
-                    *y = gate * sigmoid(gate) * up;
-                }
-            },
-        );
+        let y = forward(slice::<T>(gate, gate_layout)?, slice::<T>(up, up_layout)?);
         Ok((T::to_cpu_storage_owned(y), gate_layout.shape().clone()))
     }
 
@@ -64,22 +87,8 @@ impl<T: Real> CustomOp2 for SwiGlu<T> {
         _y: &Tensor,
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let (gates, ups, dys) = (values::<T>(gate)?, values::<T>(up)?, values::<T>(dy)?);
-        let mut d_gate = vec![T::zero(); gates.len()];
-        let mut d_up = vec![T::zero(); gates.len()];
-        d_gate
-            .par_chunks_mut(BLOCK)
-            .zip(d_up.par_chunks_mut(BLOCK))
-            .zip(gates.par_chunks(BLOCK))
-            .zip(ups.par_chunks(BLOCK))
-            .zip(dys.par_chunks(BLOCK))
-            .for_each(|((((d_gate, d_up), gate), up), dy)| {
-                for i in 0..gate.len() {
-                    let s = sigmoid(gate[i]);
-                    d_up[i] = dy[i] * gate[i] * s;
-                    d_gate[i] = dy[i] * up[i] * s * (T::one() + gate[i] * (T::one() - s));
-                }
-            });
+        let mut d_up = values::<T>(dy)?;
+        let d_gate = with_values(gate, |gate| with_values(up, |up| backward(gate, up, &mut d_up)))??;
         let tensor = |values| Tensor::from_vec(values, gate.shape(), gate.device());
         Ok((Some(tensor(d_gate)?), Some(tensor(d_up)?)))
     }

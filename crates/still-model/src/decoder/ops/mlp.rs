@@ -1,0 +1,136 @@
+//! The frozen half of a layer in one op: `x + down(silu(gate(n)) ⊙ up(n))`, `n` the norm of `x`.
+//!
+//! As separate ops its wide activations would each be a node whose gradient is allocated, zeroed and added to.
+
+use std::marker::PhantomData;
+use std::sync::OnceLock;
+
+use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor};
+use still_attention::Real;
+use still_attention::linalg::{Mat, par_matmul};
+
+use super::{rms_norm, slice, swiglu, with_values};
+
+/// The frozen weights of one MLP.
+#[derive(Clone, Debug)]
+pub struct MlpWeights {
+    /// Norm before it, `[E]`.
+    pub norm: Tensor,
+    /// `[I, E]`
+    pub gate: Tensor,
+    /// `[I, E]`
+    pub up: Tensor,
+    /// `[E, I]`
+    pub down: Tensor,
+    /// ε of the norm.
+    pub rms_norm_eps: f64,
+}
+
+/// `x` `[…, E]` plus the MLP of its norm. The gradient flows to `x` alone.
+///
+/// # Errors
+/// Weights of other sizes, a dtype other than f32 and f64.
+pub fn mlp(x: &Tensor, weights: &MlpWeights) -> Result<Tensor> {
+    let (inner, width) = weights.gate.dims2()?;
+    let fits = x.dims().last() == Some(&width)
+        && weights.norm.dims() == [width]
+        && weights.up.dims() == [inner, width]
+        && weights.down.dims() == [width, inner];
+    if !fits {
+        candle_core::bail!("mlp: x is {:?}, gate {:?}", x.dims(), weights.gate.dims())
+    }
+    let x = x.contiguous()?;
+    match x.dtype() {
+        DType::F32 => x.apply_op1(Mlp::<f32>::new(weights, x.track_op())),
+        DType::F64 => x.apply_op1(Mlp::<f64>::new(weights, x.track_op())),
+        other => candle_core::bail!("mlp: no kernel for {other:?}, expected f32 or f64"),
+    }
+}
+
+struct Mlp<T> {
+    weights: MlpWeights,
+    /// `gate(n)` and `up(n)`, kept for the backward pass if there will be one.
+    saved: OnceLock<(Vec<T>, Vec<T>)>,
+    keep: bool,
+    dtype: PhantomData<fn() -> T>,
+}
+
+impl<T: Real> Mlp<T> {
+    fn new(weights: &MlpWeights, keep: bool) -> Self {
+        Self { weights: weights.clone(), saved: OnceLock::new(), keep, dtype: PhantomData }
+    }
+
+    /// `(rows, inner, width)` of a call.
+    fn sizes(&self, values: usize) -> Result<(usize, usize, usize)> {
+        let (inner, width) = self.weights.gate.dims2()?;
+        Ok((values / width, inner, width))
+    }
+
+    fn forward(&self, x: &[T]) -> Result<Vec<T>> {
+        let (rows, inner, width) = self.sizes(x.len())?;
+        let w = &self.weights;
+        let normed = with_values(&w.norm, |norm| rms_norm::forward(x, norm, w.rms_norm_eps))?;
+        let widen = |weight: &Tensor| {
+            with_values(weight, |weight| {
+                let mut y = vec![T::zero(); rows * inner];
+                let weight = Mat::rows(weight, width).t();
+                par_matmul((rows, inner, width), &mut y, inner, false, Mat::rows(&normed, width), weight);
+                y
+            })
+        };
+        let (gate, up) = (widen(&w.gate)?, widen(&w.up)?);
+        let hidden = swiglu::forward(&gate, &up);
+        let mut y = x.to_vec();
+        with_values(&w.down, |down| {
+            let down = Mat::rows(down, inner).t();
+            par_matmul((rows, width, inner), &mut y, width, true, Mat::rows(&hidden, inner), down);
+        })?;
+        if self.keep {
+            // A second forward of one op would compute the same.
+            let _ = self.saved.set((gate, up));
+        }
+        Ok(y)
+    }
+
+    fn backward(&self, x: &[T], dy: &[T]) -> Result<Vec<T>> {
+        let (rows, inner, width) = self.sizes(x.len())?;
+        let w = &self.weights;
+        let Some((gate, up)) = self.saved.get() else {
+            candle_core::bail!("mlp: the forward pass kept nothing for a backward pass")
+        };
+        let mut d_up = vec![T::zero(); rows * inner];
+        with_values(&w.down, |down| {
+            let down = Mat::rows(down, inner);
+            par_matmul((rows, inner, width), &mut d_up, inner, false, Mat::rows(dy, width), down);
+        })?;
+        let d_gate = swiglu::backward(gate, up, &mut d_up);
+        let mut d_normed = vec![T::zero(); rows * width];
+        for (i, (d, weight)) in [(&d_gate, &w.gate), (&d_up, &w.up)].into_iter().enumerate() {
+            with_values(weight, |weight| {
+                let (d, weight) = (Mat::rows(d, inner), Mat::rows(weight, width));
+                par_matmul((rows, width, inner), &mut d_normed, width, i > 0, d, weight);
+            })?;
+        }
+        let mut dx = dy.to_vec();
+        with_values(&w.norm, |norm| {
+            rms_norm::add_backward(x, norm, w.rms_norm_eps, &d_normed, &mut dx);
+        })?;
+        Ok(dx)
+    }
+}
+
+impl<T: Real> CustomOp1 for Mlp<T> {
+    fn name(&self) -> &'static str {
+        "mlp"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let y = self.forward(slice(x, layout)?)?;
+        Ok((T::to_cpu_storage_owned(y), layout.shape().clone()))
+    }
+
+    fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        let dx = with_values(x, |x| with_values(dy, |dy| self.backward(x, dy)))???;
+        Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
+    }
+}

@@ -1,0 +1,146 @@
+//! The recipes that ship, and what a wrong one says.
+
+mod common;
+
+use std::path::Path;
+
+use still_model::random::{random_model, tiny_config};
+use still_train::{DataRecipe, Recipe, TrainError, Windows, linearize};
+
+#[test]
+fn every_shipped_recipe_parses() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../recipes");
+    let mut count = 0;
+    for entry in dir.read_dir().unwrap() {
+        let path = entry.unwrap().path();
+        let text = std::fs::read_to_string(&path).unwrap();
+        Recipe::parse(&text, &[]).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        count += 1;
+    }
+    assert!(count >= 2);
+}
+
+#[test]
+fn quick_is_the_default() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../recipes/quick.toml");
+    let quick = Recipe::parse(&std::fs::read_to_string(path).unwrap(), &[]).unwrap();
+    assert_eq!(quick, Recipe::default());
+}
+
+#[test]
+fn a_resolved_recipe_reads_back() {
+    let recipe = common::recipe(&["attention.cap=9"]);
+    let text = toml::to_string_pretty(&recipe).unwrap();
+    assert_eq!(Recipe::parse(&text, &[]).unwrap(), recipe);
+}
+
+fn complaint(text: &str, overrides: &[&str]) -> (String, String) {
+    let overrides: Vec<String> = overrides.iter().map(|s| (*s).to_owned()).collect();
+    let error = Recipe::parse(text, &overrides).unwrap_err();
+    (error.to_string(), error.hint().unwrap())
+}
+
+#[test]
+fn unknown_keys_name_the_nearest() {
+    let (what, hint) = complaint("[transfer]\nstep = 3", &[]);
+    assert_eq!(what, "recipe: unknown key \"transfer.step\"");
+    assert_eq!(hint, "did you mean \"transfer.steps\"?");
+    let (what, hint) = complaint("", &["finetune.lora.ranks=4"]);
+    assert_eq!(what, "recipe: unknown key \"finetune.lora.ranks\"");
+    assert_eq!(hint, "did you mean \"finetune.lora.rank\"?");
+    let (what, _) = complaint("[atention]\nchunk = 3", &[]);
+    assert!(what.contains("atention"), "{what}");
+}
+
+#[test]
+fn overrides_win_and_take_any_toml_value() {
+    let set = |item: &str| Recipe::parse("seed = 1", &[item.to_owned()]).unwrap();
+    assert_eq!(set("seed=7").seed, 7);
+    assert_eq!(set("attention.router=none").attention.router, still_attention::Router::None);
+    let random = set("attention.router={ random = { seed = 4 } }").attention.router;
+    assert_eq!(random, still_attention::Router::Random { seed: 4 });
+    assert_eq!(set("attention.budgets=[[1, 2]]").attention.budgets, Some(vec![vec![1, 2]]));
+}
+
+#[test]
+fn values_without_sense_are_refused() {
+    for (item, word) in [
+        ("transfer.batch=0", "transfer.batch is 0"),
+        ("finetune.optimizer.lr=-1", "finetune.optimizer.lr is -1"),
+        ("data.min_length=1", "min_length"),
+        ("attention.router=best", "best"),
+        ("seed", "cannot read the override"),
+    ] {
+        let (what, hint) = complaint("", &[item]);
+        assert!(what.contains(word), "{item}: {what}");
+        assert!(!hint.is_empty());
+    }
+}
+
+#[test]
+fn data_that_cannot_be_trained_on() {
+    let model = random_model(tiny_config(), 0).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let read = |name: &str, bytes: &[u8]| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        let error = Windows::read(&[path], &model.tokenizer, &DataRecipe::default(), 0).unwrap_err();
+        assert!(error.hint().is_some());
+        error.to_string()
+    };
+    assert!(read("empty.txt", b"").contains("too little text"));
+    assert!(read("tiny.txt", b"a few words").contains("11 tokens"));
+    assert!(read("latin1.txt", b"caf\xe9").contains("byte 3"));
+    assert!(read("text.pdf", b"").contains("unknown kind"));
+    assert!(read("a.jsonl", b"{\"text\": \"x\"}\n{\"txt\": 1}\n").contains("line 2"));
+    assert!(read("a.jsonl.zst", b"not zstd").contains("a.jsonl.zst"));
+
+    let missing = vec![dir.path().join("missing.txt")];
+    let run = linearize(
+        &model,
+        &Recipe::default(),
+        &missing,
+        &dir.path().join("run"),
+        false,
+        &mut still_train::Silent,
+    );
+    assert!(matches!(run, Err(TrainError::Io { .. })));
+}
+
+#[test]
+fn documents_never_share_a_window() {
+    let model = random_model(tiny_config(), 0).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.jsonl");
+    let line = |c: &str, n: usize| format!("{{\"text\": \"{}\"}}\n", c.repeat(n));
+    std::fs::write(&path, line("a", 25) + &line("b", 3) + &line("c", 14)).unwrap();
+    let recipe = DataRecipe { length: 10, min_length: 4 };
+    let windows = Windows::read(&[path], &model.tokenizer, &recipe, 1).unwrap();
+    assert_eq!((windows.len(), windows.documents, windows.tokens), (5, 2, 39));
+    let mut position = still_train::Position::default();
+    let mut lengths: Vec<usize> = windows
+        .next(&mut position, 5)
+        .into_iter()
+        .map(|window| {
+            assert!(window.iter().all(|id| *id == window[0]));
+            window.len()
+        })
+        .collect();
+    lengths.sort_unstable();
+    assert_eq!(lengths, [4, 5, 10, 10, 10]);
+}
+
+#[test]
+fn every_epoch_reads_everything_in_another_order() {
+    let windows = Windows::from_windows((0..20).map(|i| vec![i; 4]).collect(), 9);
+    let mut position = still_train::Position::default();
+    let mut epoch = || -> Vec<u32> {
+        windows.next(&mut position, 20).into_iter().map(|window| window[0]).collect()
+    };
+    let (first, second) = (epoch(), epoch());
+    assert_ne!(first, second);
+    for mut order in [first, second] {
+        order.sort_unstable();
+        assert_eq!(order, (0..20).collect::<Vec<_>>());
+    }
+}
