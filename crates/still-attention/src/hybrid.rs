@@ -6,7 +6,7 @@ use candle_core::{CpuStorage, CustomOp3, DType, Layout, Shape, Tensor};
 use rayon::prelude::*;
 
 use crate::cpu::backward::{HeadGrads, Packing, Wanted, backward};
-use crate::cpu::forward::{Features, HeadInput, Record, advance};
+use crate::cpu::forward::{Features, HeadInput, Record, advance, few};
 use crate::cpu::head_state::{HeadState, Routing, unabsorbed};
 use crate::cpu::rows::Rows;
 use crate::error::AttentionError;
@@ -216,6 +216,7 @@ impl HybridOp {
             gate: self.config.gate.then(|| query(d + phi, d)),
             features: Features::Given { q: query(d, phi), k: key(phi_k, phi), width: phi },
             lambda: mean.then(|| &packed.lambda[head * group..(head + 1) * group]),
+            split_heads: few(packed.batch * self.heads()),
         }
     }
 

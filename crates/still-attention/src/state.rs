@@ -6,7 +6,7 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 
 use crate::config::LinearNorm;
-use crate::cpu::forward::{Features, HeadInput, Record, advance};
+use crate::cpu::forward::{Features, HeadInput, Record, advance, few};
 use crate::cpu::head_state::{HeadState, Routing};
 use crate::cpu::rows::Rows;
 use crate::tensor::{expect_shape, values, with_values};
@@ -149,6 +149,7 @@ impl HybridState {
         let map_size = d * config.feature_dim;
         let mut out = vec![0.0; self.batch * num_heads * tokens * d];
         let block = group * tokens * d;
+        let split_heads = few(self.heads.len());
         let task = |(task, (state, out)): (usize, (&mut HeadState<f32>, &mut [f32]))| {
             let (sequence, head) = (task / heads, task % heads);
             let rows = |values: &'_ [f32], index: usize| -> std::ops::Range<usize> {
@@ -190,6 +191,7 @@ impl HybridState {
                     feature_dim: config.feature_dim,
                 },
                 lambda: weights.lambda.as_ref().map(|lambda| &lambda[queries]),
+                split_heads,
             };
             advance(state, &input, lengths[sequence], out, tokens, Record::default());
         };

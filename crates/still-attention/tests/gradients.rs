@@ -87,7 +87,7 @@ fn check(config: &HybridConfig, seed: u64) {
         };
         let numeric: Vec<f64> = (0..len)
             .map(|i| {
-                let mut at = |delta: f64| {
+                let at = |delta: f64| {
                     let mut moved = input.clone();
                     field(&mut moved).unwrap()[i] += delta;
                     objective(&moved)

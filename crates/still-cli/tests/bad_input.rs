@@ -256,3 +256,47 @@ fn quiet_still_tells_errors() {
     outcome.failed_with("/no/such");
     assert_eq!(outcome.stderr.lines().count(), 2, "{}", outcome.stderr);
 }
+
+/// A full disk, played by a limit on the size of any file that is written.
+#[cfg(unix)]
+#[test]
+fn a_write_that_fails_leaves_nothing_half_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data.txt");
+    fs::write(&data, "the quick brown fox ".repeat(40)).unwrap();
+    let run = |limit: &str, out: &str| {
+        let script = format!("trap '' XFSZ; ulimit -f {limit}; exec \"$0\" \"$@\"");
+        let mut shell = assert_cmd::Command::new("sh");
+        shell.args(["-c", &script, common::BINARY, "linearize", "--model"]).arg(teacher_dir());
+        shell.arg("--data").arg(&data).arg("--out").arg(dir.path().join(out));
+        shell.args(["--set", "transfer.steps=1", "--set", "finetune.steps=1"]);
+        Outcome::of(&mut shell)
+    };
+    // In the first checkpoint, then (with room for checkpoints alone) in the student itself.
+    run("4", "first").failed_with("cannot write");
+    run("100", "second").failed_with("cannot write");
+    assert!(!dir.path().join("first").exists() && !dir.path().join("second").exists());
+    let left: Vec<String> = fs::read_dir(dir.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name.starts_with('.'))
+        .collect();
+    assert!(left.is_empty(), "half-written: {left:?}");
+}
+
+#[test]
+fn a_hub_id_without_a_network_fails_fast() {
+    let started = std::time::Instant::now();
+    let mut command = still();
+    // Nothing listens there: the same as no network, wherever the test runs.
+    command.env("HF_ENDPOINT", "http://127.0.0.1:9").env("HF_HOME", "/nonexistent/hub");
+    let outcome = Outcome::of(command.args([
+        "generate",
+        "--prompt",
+        "x",
+        "--model",
+        "no-such-owner/no-such-model",
+    ]));
+    outcome.failed_with("no-such-owner/no-such-model");
+    assert!(started.elapsed().as_secs() < 20);
+}

@@ -229,7 +229,7 @@ impl ModelConfig {
                 "num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}"
             )));
         }
-        if self.head_dim == 0 || self.head_dim % 2 != 0 {
+        if self.head_dim == 0 || !self.head_dim.is_multiple_of(2) {
             return Err(ModelError::Invalid(format!(
                 "head_dim {} is not even: RoPE rotates pairs of channels",
                 self.head_dim

@@ -77,6 +77,9 @@ impl ModelError {
             Self::Io { source, .. } => match source.kind() {
                 std::io::ErrorKind::NotFound => Some("check the path".into()),
                 std::io::ErrorKind::PermissionDenied => Some("check the permissions".into()),
+                std::io::ErrorKind::FileTooLarge => {
+                    Some("raise the limit on file sizes (ulimit -f)".into())
+                }
                 std::io::ErrorKind::StorageFull => {
                     Some("free some space; what was saved before is untouched".into())
                 }

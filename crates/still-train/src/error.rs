@@ -95,6 +95,9 @@ impl TrainError {
             Self::Io { source, .. } => match source.kind() {
                 std::io::ErrorKind::NotFound => Some("check the path".into()),
                 std::io::ErrorKind::PermissionDenied => Some("check the permissions".into()),
+                std::io::ErrorKind::FileTooLarge => {
+                    Some("raise the limit on file sizes (ulimit -f)".into())
+                }
                 std::io::ErrorKind::StorageFull => {
                     Some("free some space and use --resume: the last checkpoint is whole".into())
                 }

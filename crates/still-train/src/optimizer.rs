@@ -56,7 +56,7 @@ impl AdamWConfig {
         if !(self.lr > 0.0 && self.lr.is_finite()) {
             return bad("lr", self.lr, "use a positive number");
         }
-        if !(self.clip > 0.0) {
+        if self.clip.is_nan() || self.clip <= 0.0 {
             return bad(
                 "clip",
                 self.clip,

@@ -47,7 +47,9 @@ fn recomputing_layers_changes_nothing() {
         let student = Student::init(still, model.config(), recipe.attention.init, 3).unwrap();
         let mut stage = FinetuneStage::new(&model, &student, &recipe.finetune, 3).unwrap();
         let mut position = Position::default();
-        (0..3).map(|_| stage.step(&windows.next(&mut position, 2), None).unwrap()).collect::<Vec<_>>()
+        (0..3)
+            .map(|_| stage.step(&windows.next(&mut position, 2), None).unwrap())
+            .collect::<Vec<_>>()
     };
     assert_eq!(run("finetune.recompute=true"), run("finetune.recompute=false"));
 }

@@ -84,7 +84,8 @@ fn data_that_cannot_be_trained_on() {
     let read = |name: &str, bytes: &[u8]| {
         let path = dir.path().join(name);
         std::fs::write(&path, bytes).unwrap();
-        let error = Windows::read(&[path], &model.tokenizer, &DataRecipe::default(), 0).unwrap_err();
+        let error =
+            Windows::read(&[path], &model.tokenizer, &DataRecipe::default(), 0).unwrap_err();
         assert!(error.hint().is_some());
         error.to_string()
     };

@@ -7,9 +7,7 @@ use std::path::Path;
 
 use common::{model, recipe, windows};
 use still_model::Model;
-use still_train::{
-    Observer, Silent, Stage, StepReport, TrainError, Windows, linearize_windows,
-};
+use still_train::{Observer, Silent, Stage, StepReport, TrainError, Windows, linearize_windows};
 
 /// Asks to stop after so many steps.
 struct StopAfter(usize);
@@ -31,7 +29,8 @@ fn parameters(model: &Model) -> HashMap<String, Vec<u32>> {
         .as_ref()
         .unwrap()
         .map_tensors(|name, tensor| {
-            let bits = tensor.flatten_all()?.to_vec1::<f32>()?.into_iter().map(f32::to_bits).collect();
+            let bits =
+                tensor.flatten_all()?.to_vec1::<f32>()?.into_iter().map(f32::to_bits).collect();
             all.insert(name.to_owned(), bits);
             Ok(tensor.clone())
         })
@@ -55,8 +54,14 @@ fn resumed_equals_uninterrupted_bit_for_bit() {
     for stops in [vec![4], vec![10], vec![2, 5, 6]] {
         let dir = tempfile::tempdir().unwrap();
         for (i, &after) in stops.iter().enumerate() {
-            let stopped =
-                linearize_windows(&model, &recipe, &windows, dir.path(), i > 0, &mut StopAfter(after));
+            let stopped = linearize_windows(
+                &model,
+                &recipe,
+                &windows,
+                dir.path(),
+                i > 0,
+                &mut StopAfter(after),
+            );
             assert!(matches!(stopped, Err(TrainError::Interrupted { .. })), "{stops:?}");
         }
         let resumed =
@@ -70,7 +75,8 @@ fn resumed_equals_uninterrupted_bit_for_bit() {
 fn a_half_written_checkpoint_is_not_there() {
     let (model, windows, recipe) = (model(), windows(), recipe(&[]));
     let dir = tempfile::tempdir().unwrap();
-    let stopped = linearize_windows(&model, &recipe, &windows, dir.path(), false, &mut StopAfter(4));
+    let stopped =
+        linearize_windows(&model, &recipe, &windows, dir.path(), false, &mut StopAfter(4));
     assert!(matches!(stopped, Err(TrainError::Interrupted { stage: "transfer", step: 4, .. })));
     // What a kill leaves: a staging directory, and a line cut off in the log.
     let checkpoints = dir.path().join("checkpoints");

@@ -75,6 +75,13 @@ pub(crate) struct HeadInput<'a, T> {
     pub features: Features<'a, T>,
     /// `exp(ℓ)` per query head with `LinearNorm::Mean`, else the linear branch is summed.
     pub lambda: Option<&'a [T]>,
+    /// Whether a segment's query heads are run on several threads: worth it where there are few selection heads.
+    pub split_heads: bool,
+}
+
+/// Whether so many selection heads are too few to keep every thread busy.
+pub(crate) fn few(selection_heads: usize) -> bool {
+    selection_heads < 4 * rayon::current_num_threads()
 }
 
 impl<T: Real> HeadInput<'_, T> {
@@ -180,7 +187,7 @@ fn segment<T: Real>(
         let rows = &mut out[start * head_dim..(start + length) * head_dim];
         query_head(&keys, input, head, start, length, rows)
     };
-    let per_head: Vec<Vec<T>> = if length >= PARALLEL_TOKENS && group > 1 {
+    let per_head: Vec<Vec<T>> = if input.split_heads && length >= PARALLEL_TOKENS && group > 1 {
         out.par_chunks_mut(stride * head_dim).enumerate().map(run).collect()
     } else {
         out.chunks_mut(stride * head_dim).enumerate().map(run).collect()

@@ -72,7 +72,7 @@ impl<T: Real> HeadState<T> {
         &mut self,
         now: usize,
         input: &HeadInput<'_, T>,
-        mut absorbed_at: Option<&mut [u32]>,
+        absorbed_at: Option<&mut [u32]>,
     ) {
         let chunk = input.chunk;
         let first = (now - 2) * chunk;
@@ -108,7 +108,7 @@ impl<T: Real> HeadState<T> {
             self.salient_k.swap_remove(index);
             self.salient_v.swap_remove(index);
         }
-        if let Some(absorbed_at) = absorbed_at.as_deref_mut() {
+        if let Some(absorbed_at) = absorbed_at {
             for &position in &absorbed.positions {
                 absorbed_at[position as usize] = now as u32;
             }

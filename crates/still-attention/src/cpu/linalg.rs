@@ -65,6 +65,31 @@ pub fn par_matmul<T: Real>(
     product(sizes, c, c_stride, accumulate, a, b, threads);
 }
 
+/// The product of [`par_matmul`] in a new vector, `[m, n]`, whose memory is not zeroed first.
+///
+/// # Panics
+/// As [`matmul`].
+pub fn par_matmul_new<T: Real>(
+    (m, n, k): (usize, usize, usize),
+    a: Mat<'_, T>,
+    b: Mat<'_, T>,
+) -> Vec<T> {
+    if k == 0 {
+        return vec![T::zero(); m * n];
+    }
+    let mut c: Vec<T> = Vec::with_capacity(m * n);
+    let threads = gemm::Parallelism::Rayon(rayon::current_num_threads());
+    assert!(a.covers(m, k), "left matrix is smaller than {m}x{k}");
+    assert!(b.covers(k, n), "right matrix is smaller than {k}x{n}");
+    // SAFETY: the operands cover their sizes; `c` has room for m·n values, of which the product reads none
+    // (`read_dst` is false) and writes all, as k is positive.
+    unsafe {
+        multiply((m, n, k), c.as_mut_ptr(), n, false, a, b, threads);
+        c.set_len(m * n);
+    }
+    c
+}
+
 fn product<T: Real>(
     (m, n, k): (usize, usize, usize),
     c: &mut [T],
@@ -88,12 +113,28 @@ fn product<T: Real>(
     }
     // SAFETY: the assertions above bound every element that the product reads or writes, and `c`
     // is borrowed mutably, so it cannot overlap `a` or `b`.
+    unsafe { multiply((m, n, k), c.as_mut_ptr(), c_stride, accumulate, a, b, parallelism) }
+}
+
+/// # Safety
+/// `a` and `b` cover `m × k` and `k × n`; `c` points to `m` rows of `c_stride` values, `n` of them writable, and
+/// initialised if they are accumulated to; it overlaps neither operand.
+unsafe fn multiply<T: Real>(
+    (m, n, k): (usize, usize, usize),
+    c: *mut T,
+    c_stride: usize,
+    accumulate: bool,
+    a: Mat<'_, T>,
+    b: Mat<'_, T>,
+    parallelism: gemm::Parallelism,
+) {
+    // SAFETY: by this function's own contract.
     unsafe {
         gemm::gemm(
             m,
             n,
             k,
-            c.as_mut_ptr(),
+            c,
             1,
             c_stride as isize,
             accumulate,

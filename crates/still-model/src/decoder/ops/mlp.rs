@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor};
 use still_attention::Real;
-use still_attention::linalg::{Mat, par_matmul};
+use still_attention::linalg::{Mat, par_matmul, par_matmul_new};
 
 use super::{rms_norm, slice, swiglu, with_values};
 
@@ -72,23 +72,25 @@ impl<T: Real> Mlp<T> {
         let normed = with_values(&w.norm, |norm| rms_norm::forward(x, norm, w.rms_norm_eps))?;
         let widen = |weight: &Tensor| {
             with_values(weight, |weight| {
-                let mut y = vec![T::zero(); rows * inner];
                 let weight = Mat::rows(weight, width).t();
-                par_matmul((rows, inner, width), &mut y, inner, false, Mat::rows(&normed, width), weight);
-                y
+                par_matmul_new((rows, inner, width), Mat::rows(&normed, width), weight)
             })
         };
         let (gate, up) = (widen(&w.gate)?, widen(&w.up)?);
-        let hidden = swiglu::forward(&gate, &up);
+        // Without a backward pass to come, the activation can take the place of `gate`.
+        let hidden = if self.keep {
+            let hidden = swiglu::forward(&gate, &up);
+            // A second forward of one op would compute the same.
+            let _ = self.saved.set((gate, up));
+            hidden
+        } else {
+            swiglu::forward_in_place(gate, &up)
+        };
         let mut y = x.to_vec();
         with_values(&w.down, |down| {
             let down = Mat::rows(down, inner).t();
             par_matmul((rows, width, inner), &mut y, width, true, Mat::rows(&hidden, inner), down);
         })?;
-        if self.keep {
-            // A second forward of one op would compute the same.
-            let _ = self.saved.set((gate, up));
-        }
         Ok(y)
     }
 
@@ -98,10 +100,8 @@ impl<T: Real> Mlp<T> {
         let Some((gate, up)) = self.saved.get() else {
             candle_core::bail!("mlp: the forward pass kept nothing for a backward pass")
         };
-        let mut d_up = vec![T::zero(); rows * inner];
-        with_values(&w.down, |down| {
-            let down = Mat::rows(down, inner);
-            par_matmul((rows, inner, width), &mut d_up, inner, false, Mat::rows(dy, width), down);
+        let mut d_up = with_values(&w.down, |down| {
+            par_matmul_new((rows, inner, width), Mat::rows(dy, width), Mat::rows(down, inner))
         })?;
         let d_gate = swiglu::backward(gate, up, &mut d_up);
         let mut d_normed = vec![T::zero(); rows * width];

@@ -35,7 +35,10 @@ fn with_values<T: Real, R>(tensor: &Tensor, body: impl FnOnce(&[T]) -> R) -> Res
     let (storage, layout) = tensor.storage_and_layout();
     match &*storage {
         Storage::Cpu(storage) => Ok(body(slice(storage, layout)?)),
-        _ => candle_core::bail!("this op has a CPU kernel only, got a tensor on {:?}", tensor.device().location()),
+        _ => candle_core::bail!(
+            "this op has a CPU kernel only, got a tensor on {:?}",
+            tensor.device().location()
+        ),
     }
 }
 

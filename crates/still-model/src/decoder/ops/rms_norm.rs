@@ -93,7 +93,9 @@ impl<T: Real> CustomOp1 for RmsNorm<T> {
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
         let mut dx = vec![T::zero(); x.elem_count()];
-        with_values(x, |x| with_values(dy, |dy| add_backward(x, &self.weight, self.eps, dy, &mut dx)))??;
+        with_values(x, |x| {
+            with_values(dy, |dy| add_backward(x, &self.weight, self.eps, dy, &mut dx))
+        })??;
         Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
     }
 }

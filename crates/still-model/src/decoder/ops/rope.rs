@@ -26,7 +26,7 @@ impl Rotation {
     /// # Errors
     /// If the angles do not divide into `rows` rows.
     pub fn from_angles(angles: &[f64], rows: usize) -> Result<Self> {
-        if rows == 0 || angles.len() % rows != 0 {
+        if rows == 0 || !angles.len().is_multiple_of(rows) {
             candle_core::bail!("rope: {} angles do not make {rows} rows", angles.len())
         }
         Ok(Self {

@@ -32,15 +32,17 @@ fn sigmoid<T: Real>(x: T) -> T {
 
 /// `silu(gate) ⊙ up` of every value.
 pub(super) fn forward<T: Real>(gate: &[T], up: &[T]) -> Vec<T> {
-    let mut y = vec![T::zero(); gate.len()];
-    y.par_chunks_mut(BLOCK).zip(gate.par_chunks(BLOCK)).zip(up.par_chunks(BLOCK)).for_each(
-        |((y, gate), up)| {
-            for ((y, &gate), &up) in y.iter_mut().zip(gate).zip(up) {
-                *y = gate * sigmoid(gate) * up;
-            }
-        },
-    );
-    y
+    forward_in_place(gate.to_vec(), up)
+}
+
+/// [`forward`], in the memory of `gate`.
+pub(super) fn forward_in_place<T: Real>(mut gate: Vec<T>, up: &[T]) -> Vec<T> {
+    gate.par_chunks_mut(BLOCK).zip(up.par_chunks(BLOCK)).for_each(|(gate, up)| {
+        for (gate, &up) in gate.iter_mut().zip(up) {
+            *gate = *gate * sigmoid(*gate) * up;
+        }
+    });
+    gate
 }
 
 /// Gradients of [`forward`]; `dy` becomes that of `up`, that of `gate` is returned.
@@ -88,7 +90,8 @@ impl<T: Real> CustomOp2 for SwiGlu<T> {
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let mut d_up = values::<T>(dy)?;
-        let d_gate = with_values(gate, |gate| with_values(up, |up| backward(gate, up, &mut d_up)))??;
+        let d_gate =
+            with_values(gate, |gate| with_values(up, |up| backward(gate, up, &mut d_up)))??;
         let tensor = |values| Tensor::from_vec(values, gate.shape(), gate.device());
         Ok((Some(tensor(d_gate)?), Some(tensor(d_up)?)))
     }

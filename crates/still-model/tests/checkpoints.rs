@@ -1,0 +1,273 @@
+//! Students saved and read back: full, delta, official names; saves that are cut off.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+use still_attention::{FeatureMap, LinearNorm, RowDtype, SelectionHead, StillConfig};
+use still_model::random::{random_model, tiny_config};
+use still_model::{
+    Architecture, Checkpoint, ExportKind, FeatureInit, LoraConfig, LoraTarget, Model, ModelError,
+    RopeScaling, Student, names, save_student,
+};
+
+/// A student with everything that can be learned, at values that are not the initial ones.
+fn student(model: &Model) -> Student {
+    let config = model.config();
+    let mut still = StillConfig::uniform(config.num_hidden_layers, config.geometry(), 8, 2);
+    still.gate = true;
+    still.linear_norm = LinearNorm::Mean;
+    still.feature_map = FeatureMap::NpMap { householder: true };
+    let mut student = Student::init(still, config, FeatureInit::Normal, 5).unwrap();
+    let lora = LoraConfig { rank: 2, alpha: 4.0, targets: LoraTarget::ALL.to_vec() };
+    student.add_lora(config, lora, 6).unwrap();
+    let mut shift = 0.0;
+    let moved = student.map_tensors(|_, tensor| {
+        shift += 0.001;
+        Ok((tensor + shift)?)
+    });
+    moved.unwrap()
+}
+
+fn logits(model: &Model) -> Vec<f32> {
+    let ids: Vec<u32> = (0..60).map(|t| (t * 37 + 5) % 256).collect();
+    let mut cache = model.new_cache(1, RowDtype::F32).unwrap();
+    let ids = Tensor::new(ids, &Device::Cpu).unwrap().unsqueeze(0).unwrap();
+    let hidden = model.forward(&ids, &mut cache, None).unwrap();
+    model.logits(&hidden).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+fn relative_rms(got: &[f32], expected: &[f32]) -> f64 {
+    assert_eq!(got.len(), expected.len());
+    assert!(got.iter().all(|x| x.is_finite()));
+    let error: f64 = got.iter().zip(expected).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+    let size: f64 = expected.iter().map(|b| f64::from(*b).powi(2)).sum();
+    (error / size).sqrt()
+}
+
+/// A base on disk: a student of full budget and no updates is the base with a `still` section; without it, a base.
+fn base_on_disk(dir: &Path, model: &Model) -> Model {
+    let config = model.config();
+    let still = StillConfig::window_only(config.num_hidden_layers, config.geometry(), 8);
+    let student = Student::init(still, config, FeatureInit::Identity, 0).unwrap();
+    save_student(dir, &model.with_student(student), ExportKind::Full(DType::F32)).unwrap();
+    let path = dir.join("config.json");
+    let mut json: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    json.as_object_mut().unwrap().remove("still");
+    std::fs::write(&path, json.to_string()).unwrap();
+    Model::load(dir.to_str().unwrap()).unwrap()
+}
+
+#[test]
+fn a_full_f32_export_gives_identical_logits() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = random_model(tiny_config(), 1).unwrap();
+    let (decoder, merged) = student(&model).merged_into(&model.decoder).unwrap();
+    let merged = Model { decoder: decoder.into(), student: Some(merged), ..model.clone() };
+    let out = dir.path().join("student");
+    save_student(&out, &model.with_student(student(&model)), ExportKind::Full(DType::F32)).unwrap();
+    let loaded = Model::load(out.to_str().unwrap()).unwrap();
+    assert_eq!(logits(&loaded), logits(&merged));
+    // Merging itself only rounds.
+    assert!(relative_rms(&logits(&merged), &logits(&model.with_student(student(&model)))) < 1e-5);
+    assert_eq!(loaded.config(), model.config());
+}
+
+#[test]
+fn a_bf16_export_is_itself_after_rounding() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = random_model(tiny_config(), 1).unwrap();
+    let first = dir.path().join("first");
+    save_student(&first, &model.with_student(student(&model)), ExportKind::Full(DType::BF16))
+        .unwrap();
+    let loaded = Model::load(first.to_str().unwrap()).unwrap();
+    let error = relative_rms(&logits(&loaded), &logits(&model.with_student(student(&model))));
+    assert!(error > 0.0 && error < 5e-2, "{error}");
+    let second = dir.path().join("second");
+    save_student(&second, &loaded, ExportKind::Full(DType::BF16)).unwrap();
+    assert_eq!(logits(&Model::load(second.to_str().unwrap()).unwrap()), logits(&loaded));
+}
+
+#[test]
+fn a_delta_gives_identical_logits_and_checks_its_base() {
+    let dir = tempfile::tempdir().unwrap();
+    let base_dir = dir.path().join("base");
+    let base = base_on_disk(&base_dir, &random_model(tiny_config(), 1).unwrap());
+    assert!(base.student.is_none());
+    let model = base.with_student(student(&base));
+    let out = dir.path().join("delta");
+    save_student(&out, &model, ExportKind::Delta).unwrap();
+    assert!(!out.join("model.safetensors").exists());
+    let loaded = Model::load(out.to_str().unwrap()).unwrap();
+    assert_eq!(logits(&loaded), logits(&model));
+
+    // Another base in the same place is noticed.
+    std::fs::remove_dir_all(&base_dir).unwrap();
+    let gone = Model::load(out.to_str().unwrap()).unwrap_err();
+    assert!(gone.to_string().contains("could not be opened"), "{gone}");
+    base_on_disk(&base_dir, &random_model(tiny_config(), 2).unwrap());
+    let other = Model::load(out.to_str().unwrap()).unwrap_err();
+    assert!(other.to_string().contains("sha256"), "{other}");
+}
+
+#[test]
+fn a_delta_of_a_model_in_memory_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = random_model(tiny_config(), 1).unwrap();
+    let out = dir.path().join("delta");
+    let error = save_student(&out, &model.with_student(student(&model)), ExportKind::Delta);
+    assert!(matches!(error, Err(ModelError::Invalid(_))));
+    assert!(!out.exists());
+    let left: Vec<_> = dir.path().read_dir().unwrap().collect();
+    assert!(left.is_empty(), "a refused save left {left:?}");
+}
+
+#[test]
+fn official_names_are_read() {
+    // Per-head maps [out, in], reflections and gate under the official names; φ_k per query head.
+    let model = random_model(tiny_config(), 1).unwrap();
+    let config = model.config();
+    let mut still = StillConfig::uniform(config.num_hidden_layers, config.geometry(), 8, 2);
+    still.selection_head = SelectionHead::QueryHead;
+    still.budgets = vec![vec![2; 4]; 2];
+    still.gate = true;
+    still.linear_norm = LinearNorm::Sum;
+    still.feature_map = FeatureMap::NpMap { householder: true };
+    let student = Student::init(still.clone(), config, FeatureInit::Normal, 5).unwrap();
+    let tensors: HashMap<String, Tensor> =
+        student.checkpoint_tensors().unwrap().into_iter().collect();
+    for name in [
+        "model.layers.1.self_attn.feature_map_q.mlp.linears.3.weight",
+        "model.layers.1.self_attn.feature_map_k.mlp.linears.3.weight",
+        "model.layers.0.self_attn.feature_map_q.hh.u",
+        "model.layers.0.self_attn.feature_map_k.hh.u",
+        "model.layers.0.self_attn.g_proj.weight",
+    ] {
+        assert!(tensors.contains_key(name), "{name}");
+    }
+    let map = student.layers[1].attention.feature_map_k.get(3).unwrap().t().unwrap();
+    let saved = &tensors["model.layers.1.self_attn.feature_map_k.mlp.linears.3.weight"];
+    assert_eq!(saved.to_vec2::<f32>().unwrap(), map.to_vec2::<f32>().unwrap());
+    let weights = still_model::Weights::from_tensors(tensors);
+    let read = Student::from_weights(still, None, config, &weights).unwrap();
+    assert_eq!(logits(&model.with_student(read)), logits(&model.with_student(student)));
+}
+
+#[test]
+fn a_save_that_was_cut_off_leaves_the_one_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = random_model(tiny_config(), 1).unwrap();
+    let model = model.with_student(student(&model));
+    let out = dir.path().join("student");
+    save_student(&out, &model, ExportKind::Full(DType::F32)).unwrap();
+    let expected = logits(&Model::load(out.to_str().unwrap()).unwrap());
+    // Killed while writing: a staging directory is left, the student is whole.
+    let half = dir.path().join(".still-saving-abc");
+    std::fs::create_dir(&half).unwrap();
+    std::fs::write(half.join("model.safetensors"), b"half").unwrap();
+    assert_eq!(logits(&Model::load(out.to_str().unwrap()).unwrap()), expected);
+    // Killed between the two renames: what stood there has another name, and is found.
+    std::fs::rename(&out, dir.path().join(".student.previous")).unwrap();
+    assert_eq!(logits(&Model::load(out.to_str().unwrap()).unwrap()), expected);
+    // The next save tidies up.
+    save_student(&out, &model, ExportKind::Full(DType::F32)).unwrap();
+    save_student(&out, &model, ExportKind::Full(DType::F32)).unwrap();
+    assert!(!dir.path().join(".student.previous").exists());
+}
+
+#[test]
+fn a_directory_of_something_else_is_never_overwritten() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("thesis.tex"), "years of work").unwrap();
+    let model = random_model(tiny_config(), 1).unwrap();
+    let model = model.with_student(student(&model));
+    let error = save_student(dir.path(), &model, ExportKind::Full(DType::F32)).unwrap_err();
+    assert!(error.to_string().contains("not a student"));
+    assert!(dir.path().join("thesis.tex").exists());
+}
+
+#[test]
+fn sharded_weights_and_a_missing_shard() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = base_on_disk(dir.path(), &random_model(tiny_config(), 1).unwrap());
+    let expected = logits(&base);
+    let single = dir.path().join("model.safetensors");
+    let all = candle_core::safetensors::load(&single, &Device::Cpu).unwrap();
+    std::fs::remove_file(&single).unwrap();
+    let mut shards: [HashMap<String, Tensor>; 2] = Default::default();
+    let mut map = serde_json::Map::new();
+    for (i, (name, tensor)) in all.into_iter().enumerate() {
+        map.insert(name.clone(), format!("part{}.safetensors", i % 2).into());
+        shards[i % 2].insert(name, tensor);
+    }
+    for (i, shard) in shards.iter().enumerate() {
+        let path = dir.path().join(format!("part{i}.safetensors"));
+        candle_core::safetensors::save(shard, path).unwrap();
+    }
+    let index = serde_json::json!({ "weight_map": map });
+    std::fs::write(dir.path().join("model.safetensors.index.json"), index.to_string()).unwrap();
+    let path = dir.path().to_str().unwrap();
+    assert_eq!(logits(&Model::load(path).unwrap()), expected);
+    std::fs::remove_file(dir.path().join("part1.safetensors")).unwrap();
+    let error = Model::load(path).unwrap_err();
+    assert!(error.to_string().contains("part1.safetensors"), "{error}");
+    assert!(error.hint().is_some());
+}
+
+#[test]
+fn qwen2_has_biases_and_round_trips() {
+    let config = still_model::ModelConfig {
+        architecture: Architecture::Qwen2,
+        attention_bias: true,
+        tie_word_embeddings: false,
+        ..tiny_config()
+    };
+    let model = random_model(config, 3).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let base = base_on_disk(&dir.path().join("base"), &model);
+    assert_eq!(base.config(), model.config());
+    assert_eq!(logits(&base), logits(&model));
+    let mut unbiased = (*model.decoder).clone();
+    unbiased.layers[0].k_proj.bias = None;
+    let unbiased = Model { decoder: unbiased.into(), ..model.clone() };
+    assert!(relative_rms(&logits(&unbiased), &logits(&model)) > 1e-3, "the bias counts");
+}
+
+#[test]
+fn configurations_in_hugging_faces_words() {
+    let json = serde_json::json!({
+        "model_type": "llama", "hidden_size": 2048, "intermediate_size": 8192,
+        "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64,
+        "vocab_size": 128256, "rms_norm_eps": 1e-5, "rope_theta": 500000.0,
+        "max_position_embeddings": 131072, "tie_word_embeddings": true,
+        "bos_token_id": 128000, "eos_token_id": [128001, 128008, 128009],
+        "rope_scaling": { "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0,
+                          "high_freq_factor": 4.0, "original_max_position_embeddings": 8192 },
+    });
+    let config = still_model::ModelConfig::from_hf_json(&json).unwrap();
+    assert_eq!(config.eos_token_ids, [128001, 128008, 128009]);
+    assert!(matches!(config.rope_scaling, Some(RopeScaling::Llama3 { factor: 32.0, .. })));
+    let again = still_model::ModelConfig::from_hf_json(&config.to_hf_json()).unwrap();
+    assert_eq!(again, config);
+    let with = |key: &str, value: serde_json::Value| {
+        let mut json = json.clone();
+        json[key] = value;
+        still_model::ModelConfig::from_hf_json(&json).unwrap_err().to_string()
+    };
+    assert!(with("model_type", "mamba".into()).contains("mamba"));
+    assert!(with("num_key_value_heads", 5.into()).contains("not a multiple"));
+    assert!(with("hidden_act", "gelu".into()).contains("gelu"));
+    assert!(with("rope_scaling", serde_json::json!({ "rope_type": "yarn" })).contains("yarn"));
+    assert!(with("vocab_size", serde_json::Value::Null).contains("vocab_size"));
+}
+
+#[test]
+fn names_and_hub_ids() {
+    assert_eq!(
+        names::to_gguf("model.layers.3.mlp.up_proj.weight").as_deref(),
+        Some("blk.3.ffn_up.weight")
+    );
+    let error = Checkpoint::open("/no/such/place").unwrap_err();
+    assert!(error.to_string().contains("/no/such/place") && error.hint().is_some());
+}

@@ -1,0 +1,164 @@
+//! The whole model: prefill = chunked prefill = token by token, and a batch = each alone.
+
+use candle_core::{Device, Tensor};
+use still_attention::{RowDtype, StillConfig};
+use still_model::random::{random_model, tiny_config};
+use still_model::{
+    Cache, ChatSession, FeatureInit, Finish, GenerateOptions, Model, Student, generate,
+};
+
+fn models() -> [Model; 2] {
+    let teacher = random_model(tiny_config(), 4).unwrap();
+    let config = teacher.config();
+    let still = StillConfig::uniform(config.num_hidden_layers, config.geometry(), 8, 2);
+    let student = Student::init(still, config, FeatureInit::Normal, 5).unwrap();
+    let student = teacher.with_student(student);
+    [teacher, student]
+}
+
+fn ids(tokens: usize, seed: usize) -> Vec<u32> {
+    (0..tokens).map(|t| ((t * t + seed * 31 + t * 7) % 256) as u32).collect()
+}
+
+fn feed(model: &Model, cache: &mut Cache, ids: &[u32]) -> Vec<Vec<f32>> {
+    let ids = Tensor::new(ids, &Device::Cpu).unwrap().unsqueeze(0).unwrap();
+    model.forward(&ids, cache, None).unwrap().squeeze(0).unwrap().to_vec2().unwrap()
+}
+
+fn assert_close(got: &[Vec<f32>], expected: &[Vec<f32>]) {
+    assert_eq!(got.len(), expected.len());
+    let (mut error, mut size) = (0.0, 0.0);
+    for (a, b) in got.iter().flatten().zip(expected.iter().flatten()) {
+        assert!(a.is_finite());
+        error += f64::from(a - b).powi(2);
+        size += f64::from(*b).powi(2);
+    }
+    let relative = (error / size).sqrt();
+    assert!(relative <= 1e-5, "relative RMS {relative:e}");
+}
+
+#[test]
+fn any_split_of_a_prompt_gives_the_same_hidden_states() {
+    for model in models() {
+        let ids = ids(75, 1);
+        let whole = feed(&model, &mut model.new_cache(1, RowDtype::F32).unwrap(), &ids);
+        for sizes in [vec![75], vec![1; 75], vec![8, 1, 30, 36], vec![64, 11]] {
+            let mut cache = model.new_cache(1, RowDtype::F32).unwrap();
+            let mut parts = Vec::new();
+            let mut start = 0;
+            for size in sizes {
+                parts.extend(feed(&model, &mut cache, &ids[start..start + size]));
+                start += size;
+            }
+            assert_eq!(cache.position(0), 75);
+            assert_close(&parts, &whole);
+        }
+    }
+}
+
+#[test]
+fn a_batch_of_unequal_lengths_equals_each_alone() {
+    for model in models() {
+        let sequences = [ids(40, 1), ids(75, 2), ids(9, 3)];
+        let mut cache = model.new_cache(3, RowDtype::F32).unwrap();
+        let mut alone: Vec<Cache> =
+            (0..3).map(|_| model.new_cache(1, RowDtype::F32).unwrap()).collect();
+        // Two calls: in the second the sequences stand at different positions.
+        for (begin, end) in [(0, 20), (20, 75)] {
+            let parts: Vec<&[u32]> = sequences
+                .iter()
+                .map(|ids| &ids[begin.min(ids.len())..end.min(ids.len())])
+                .collect();
+            let lengths: Vec<usize> = parts.iter().map(|part| part.len()).collect();
+            let widest = *lengths.iter().max().unwrap();
+            let padded: Vec<u32> = parts
+                .iter()
+                .flat_map(|part| part.iter().copied().chain(std::iter::repeat(0)).take(widest))
+                .collect();
+            let batch = Tensor::from_vec(padded, (3, widest), &Device::Cpu).unwrap();
+            let hidden = model.forward(&batch, &mut cache, Some(&lengths)).unwrap();
+            for (i, part) in parts.iter().enumerate().filter(|(_, part)| !part.is_empty()) {
+                let got = hidden.get(i).unwrap().narrow(0, 0, part.len()).unwrap();
+                assert_close(&got.to_vec2().unwrap(), &feed(&model, &mut alone[i], part));
+            }
+        }
+        for (i, ids) in sequences.iter().enumerate() {
+            assert_eq!(cache.position(i), ids.len());
+        }
+    }
+}
+
+#[test]
+fn an_id_outside_the_vocabulary_is_an_error() {
+    let [teacher, _] = models();
+    let mut cache = teacher.new_cache(1, RowDtype::F32).unwrap();
+    let error = teacher.prefill(&[3, 258], &mut cache).unwrap_err();
+    assert!(error.to_string().contains("258"), "{error}");
+    assert!(teacher.prefill(&[], &mut cache).is_err());
+}
+
+#[test]
+fn generation_is_seeded_and_says_how_it_ended() {
+    let [_, student] = models();
+    let run = |options: &GenerateOptions| {
+        let mut cache = student.new_cache(1, RowDtype::F32).unwrap();
+        let mut streamed = String::new();
+        let generation = generate(&student, &ids(30, 1), &mut cache, options, &mut |text| {
+            streamed.push_str(text);
+            std::ops::ControlFlow::Continue(())
+        })
+        .unwrap();
+        assert_eq!(streamed, generation.text);
+        assert_eq!(cache.position(0), 30 + generation.fed);
+        generation
+    };
+    let options =
+        GenerateOptions { max_new_tokens: 12, temperature: 1.0, seed: 9, ..Default::default() };
+    let (first, second) = (run(&options), run(&options));
+    assert_eq!((&first.ids, first.finish), (&second.ids, second.finish));
+    assert_ne!(run(&GenerateOptions { seed: 10, ..options.clone() }).ids, first.ids);
+    let nothing = run(&GenerateOptions { max_new_tokens: 0, ..options });
+    assert_eq!((nothing.ids.len(), nothing.finish), (0, Finish::Length));
+}
+
+#[test]
+fn generation_beyond_the_trained_positions_warns() {
+    let mut config = tiny_config();
+    config.max_position_embeddings = 32;
+    let model = random_model(config, 4).unwrap();
+    let mut cache = model.new_cache(1, RowDtype::F32).unwrap();
+    let options = GenerateOptions { max_new_tokens: 4, ..Default::default() };
+    let mut ignore = |_: &str| std::ops::ControlFlow::Continue(());
+    let generation = generate(&model, &ids(40, 1), &mut cache, &options, &mut ignore).unwrap();
+    assert!(generation.warning.unwrap().contains("32"));
+}
+
+#[test]
+fn a_conversation_reads_only_what_is_new() {
+    let [_, student] = models();
+    let options =
+        GenerateOptions { max_new_tokens: 6, temperature: 1.0, seed: 2, ..Default::default() };
+    let mut ignore = |_: &str| std::ops::ControlFlow::Continue(());
+    let mut session = ChatSession::new(student.clone(), RowDtype::F32, None).unwrap();
+    let first = session.send("hello", &options, &mut ignore).unwrap();
+    assert!(!first.reread);
+    let second = session.send("and again", &options, &mut ignore).unwrap();
+    let rendered = student.tokenizer.chat_template().unwrap();
+    let all = rendered.render(&session.messages()[..3], true).unwrap();
+    let total = student.tokenizer.encode(&all, false).unwrap().len();
+    if second.reread {
+        // Bytes that are no UTF-8 came out: their text does not encode to the same ids.
+        assert_eq!(second.read, total);
+    } else {
+        assert!(second.read < total, "{} of {total} tokens were read", second.read);
+    }
+
+    // Read at once or turn by turn, the state is the same: so is the next answer.
+    let greedy = GenerateOptions { max_new_tokens: 6, ..Default::default() };
+    let turn_by_turn = session.send("third", &greedy, &mut ignore).unwrap().generation.ids;
+    let text = rendered.render(&session.messages()[..5], true).unwrap();
+    let ids = student.tokenizer.encode(&text, false).unwrap();
+    let mut cache = student.new_cache(1, RowDtype::F32).unwrap();
+    let at_once = generate(&student, &ids, &mut cache, &greedy, &mut ignore).unwrap().ids;
+    assert_eq!(turn_by_turn, at_once);
+}
