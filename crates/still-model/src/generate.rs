@@ -39,6 +39,26 @@ impl Default for GenerateOptions {
     }
 }
 
+impl GenerateOptions {
+    /// Checks the sampling's ranges.
+    ///
+    /// # Errors
+    /// The first value that is out of range.
+    pub fn validate(&self) -> Result<()> {
+        if !(self.temperature.is_finite() && self.temperature >= 0.0) {
+            let given = self.temperature;
+            return Err(ModelError::Invalid(format!(
+                "temperature {given} is not a number from 0 up"
+            )));
+        }
+        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
+            let given = self.top_p;
+            return Err(ModelError::Invalid(format!("top-p {given} is not above 0 and at most 1")));
+        }
+        Ok(())
+    }
+}
+
 /// Why a generation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finish {
@@ -71,10 +91,11 @@ pub struct Generation {
     pub decode_seconds: f64,
 }
 
-/// Continues a sequence. `ids` are fed first (the cache may hold earlier ones); `on_text` gets the text as it grows.
+/// Continues a sequence. `ids` are fed first (the cache may hold earlier ones); `on_text` gets the text as it grows
+/// and is not called again once it has returned `Break`.
 ///
 /// # Errors
-/// An empty prompt, an id outside the vocabulary.
+/// An empty prompt, an id outside the vocabulary, sampling options out of range.
 pub fn generate(
     model: &Model,
     ids: &[u32],
@@ -82,6 +103,7 @@ pub fn generate(
     options: &GenerateOptions,
     on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
 ) -> Result<Generation> {
+    options.validate()?;
     let start = Instant::now();
     let mut hidden = model.prefill(ids, cache)?;
     let prefill_seconds = start.elapsed().as_secs_f64();
@@ -93,6 +115,9 @@ pub fn generate(
     let (mut new, mut fed) = (Vec::new(), 0);
     let mut finish = Finish::Length;
     let mut interrupted = false;
+    let mut emit = |text: &str, interrupted: &mut bool| {
+        *interrupted = *interrupted || on_text(text).is_break();
+    };
     while new.len() < options.max_new_tokens {
         let logits = model.logits(&hidden)?.flatten_all()?.to_vec1::<f32>()?;
         if logits.iter().any(|x| x.is_nan()) {
@@ -107,10 +132,7 @@ pub fn generate(
         }
         new.push(id);
         if let Some(text) = stream.push(id)? {
-            let stopped = output.push(&text, &mut |text| {
-                interrupted |= on_text(text).is_break();
-            });
-            if stopped {
+            if output.push(&text, &mut |text| emit(text, &mut interrupted)) {
                 finish = Finish::StopString;
                 break;
             }
@@ -125,17 +147,12 @@ pub fn generate(
             fed += 1;
         }
     }
-    if finish != Finish::StopString {
+    if !matches!(finish, Finish::StopString | Finish::Interrupted) {
         let rest = stream.finish()?.unwrap_or_default();
-        let stopped = output.push(&rest, &mut |text| {
-            let _ = on_text(text);
-        });
-        if stopped {
+        if output.push(&rest, &mut |text| emit(text, &mut interrupted)) {
             finish = Finish::StopString;
         } else {
-            output.flush(&mut |text| {
-                let _ = on_text(text);
-            });
+            output.flush(&mut |text| emit(text, &mut interrupted));
         }
     }
     let trained = model.config().max_position_embeddings;

@@ -122,6 +122,34 @@ fn generation_is_seeded_and_says_how_it_ended() {
 }
 
 #[test]
+fn an_interrupted_generation_says_nothing_more() {
+    let [_, student] = models();
+    let options =
+        GenerateOptions { max_new_tokens: 40, temperature: 1.0, seed: 9, ..Default::default() };
+    let mut cache = student.new_cache(1, RowDtype::F32).unwrap();
+    let mut calls = 0;
+    let generation = generate(&student, &ids(30, 1), &mut cache, &options, &mut |_| {
+        calls += 1;
+        std::ops::ControlFlow::Break(())
+    })
+    .unwrap();
+    assert_eq!((calls, generation.finish), (1, Finish::Interrupted));
+    assert_eq!(cache.position(0), 30 + generation.fed);
+}
+
+#[test]
+fn sampling_out_of_range_is_refused() {
+    let [_, student] = models();
+    for (temperature, top_p) in [(-1.0, 1.0), (f64::NAN, 1.0), (1.0, 0.0), (1.0, 1.5)] {
+        let options = GenerateOptions { temperature, top_p, ..Default::default() };
+        let mut cache = student.new_cache(1, RowDtype::F32).unwrap();
+        let mut ignore = |_: &str| std::ops::ControlFlow::Continue(());
+        assert!(generate(&student, &ids(3, 1), &mut cache, &options, &mut ignore).is_err());
+        assert_eq!(cache.position(0), 0);
+    }
+}
+
+#[test]
 fn generation_beyond_the_trained_positions_warns() {
     let mut config = tiny_config();
     config.max_position_embeddings = 32;

@@ -7,8 +7,30 @@ use still_model::Student;
 use still_train::{FinetuneStage, Position, TransferStage};
 
 /// Recorded from this test on x86-64 with AVX-512, f32.
-const TRANSFER: [f64; 10] = [0.0; 10];
-const FINETUNE: [f64; 10] = [0.0; 10];
+const TRANSFER: [f64; 10] = [
+    0.019939118530601263,
+    0.01779888430610299,
+    0.018848570063710213,
+    0.01652696542441845,
+    0.021606065798550844,
+    0.01699400064535439,
+    0.017052647657692432,
+    0.01899461029097438,
+    0.018097770167514682,
+    0.014783638529479504,
+];
+const FINETUNE: [f64; 10] = [
+    0.17211743973802723,
+    0.21709752020713796,
+    0.12996386855483402,
+    0.15417495028638467,
+    0.17634550810131108,
+    0.11223541065601239,
+    0.19431581340480383,
+    0.1358784347347258,
+    0.13523286200355264,
+    0.19138447621071464,
+];
 
 #[test]
 fn ten_steps_of_each_stage() {
@@ -32,9 +54,9 @@ fn ten_steps_of_each_stage() {
 }
 
 fn assert_curve(stage: &str, got: &[f64], expected: &[f64]) {
-    for (step, (got, expected)) in got.iter().zip(expected).enumerate() {
-        let error = (got / expected - 1.0).abs();
-        assert!(error <= 1e-4, "{stage} step {step}: {got:e}, expected {expected:e}");
+    for (step, (x, expected)) in got.iter().zip(expected).enumerate() {
+        let error = (x / expected - 1.0).abs();
+        assert!(error <= 1e-4, "{stage} step {step}: {x:e}, expected {expected:e}; all: {got:?}");
     }
 }
 
