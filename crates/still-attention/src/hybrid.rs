@@ -6,7 +6,7 @@ use candle_core::{CpuStorage, CustomOp3, DType, Layout, Shape, Tensor};
 use rayon::prelude::*;
 
 use crate::cpu::backward::{HeadGrads, Packing, Wanted, backward};
-use crate::cpu::forward::{Features, HeadInput, Record, advance, few};
+use crate::cpu::forward::{Features, HeadInput, Record, Scratch, advance, few};
 use crate::cpu::head_state::{HeadState, Routing, unabsorbed};
 use crate::cpu::rows::Rows;
 use crate::error::AttentionError;
@@ -235,7 +235,8 @@ impl HybridOp {
                 let input = self.input(packed, sequence, head, self.given.as_ref());
                 let mut state = HeadState::new(self.config.chunk, d, RowDtype::F32);
                 let record = Record { absorbed_at: Some(absorbed_at), scores: Some(scores) };
-                advance(&mut state, &input, tokens, out, tokens, record);
+                let mut scratch = Scratch::default();
+                advance(&mut state, &input, tokens, out, tokens, record, &mut scratch);
             });
         let selection =
             Selection { chunk: self.config.chunk, batch: packed.batch, heads, tokens, absorbed_at };

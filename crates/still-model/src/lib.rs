@@ -6,6 +6,7 @@ mod config;
 pub mod decoder;
 mod error;
 pub mod fetch;
+pub mod files;
 mod generate;
 mod model;
 pub mod random;

@@ -128,9 +128,8 @@ impl StudentLayer {
         } else {
             ops::frozen_linear(&flat, weight, None)?
         };
-        let heads = weight.dim(0)? / head_dim;
         let gate = (logits.neg()?.exp()? + 1.0)?.recip()?;
-        Ok(Some(gate.reshape((batch, tokens, heads, head_dim))?.transpose(1, 2)?.contiguous()?))
+        Ok(Some(ops::split_heads(&gate.reshape((batch, tokens, ()))?, head_dim, None)?))
     }
 }
 

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 use still_model::Student;
+use still_model::files::staging_dir;
 
 use crate::data::Position;
 use crate::error::{Result, TrainError};
@@ -70,10 +71,7 @@ impl Checkpoints {
         optimizer: &HashMap<String, Tensor>,
     ) -> Result<PathBuf> {
         std::fs::create_dir_all(&self.dir).map_err(TrainError::write(&self.dir))?;
-        let staging = tempfile::Builder::new()
-            .prefix(".saving-")
-            .tempdir_in(&self.dir)
-            .map_err(TrainError::write(&self.dir))?;
+        let staging = staging_dir(&self.dir, ".saving-").map_err(TrainError::write(&self.dir))?;
         let mut parameters = HashMap::new();
         student.map_tensors(|name, tensor| {
             parameters.insert(name.to_owned(), tensor.clone());

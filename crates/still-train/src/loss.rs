@@ -2,12 +2,15 @@
 
 use candle_core::{CpuStorage, Storage, Tensor};
 use rayon::prelude::*;
+use still_attention::linalg::{Mat, par_matmul};
 use still_attention::vector;
 
 use crate::error::Result;
 
 /// Rows whose logits exist at a time.
-const BLOCK: usize = 128;
+const BLOCK: usize = 256;
+/// Logits summed in f32 before they join a float64 total.
+const SHORT: usize = 512;
 
 /// What the student's distribution is held against.
 #[derive(Clone, Copy, Debug)]
@@ -34,89 +37,95 @@ pub fn vocabulary_loss(
         Target::Teacher(_) => tokens,
         Target::NextToken(_) => tokens.saturating_sub(1),
     };
-    let head = lm_head.t()?;
+    let (vocab, width) = lm_head.dims2()?;
+    let weight = 1.0 / rows.max(1) as f32;
     let mut total = 0.0;
-    let mut gradients = Vec::new();
-    for start in (0..rows).step_by(BLOCK) {
+    let (mut student, mut teacher) = (Vec::new(), Vec::new());
+    let mut gradient = vec![0.0_f32; tokens * width];
+    for (start, gradient) in (0..rows).step_by(BLOCK).zip(gradient.chunks_mut(BLOCK * width)) {
         let count = BLOCK.min(rows - start);
-        let logits = hidden.narrow(0, start, count)?.matmul(&head)?;
-        let teacher = match target {
-            Target::Teacher(teacher) => Some(teacher.narrow(0, start, count)?.matmul(&head)?),
-            Target::NextToken(_) => None,
+        logits(&hidden.narrow(0, start, count)?, lm_head, &mut student)?;
+        total += match target {
+            Target::Teacher(hidden) => {
+                logits(&hidden.narrow(0, start, count)?, lm_head, &mut teacher)?;
+                let rows =
+                    student.par_chunks_exact_mut(vocab).zip(teacher.par_chunks_exact_mut(vocab));
+                sum_in_order(rows.map(|(student, teacher)| divergence(student, teacher, weight)))
+            }
+            Target::NextToken(ids) => {
+                let rows = student.par_chunks_exact_mut(vocab).zip(&ids[start + 1..=start + count]);
+                sum_in_order(rows.map(|(student, &id)| surprise(student, id as usize, weight)))
+            }
         };
-        let ids = match target {
-            Target::Teacher(_) => None,
-            Target::NextToken(ids) => Some(&ids[start + 1..start + 1 + count]),
-        };
-        let (loss, d_logits) = block(&logits, teacher.as_ref(), ids, 1.0 / rows as f32)?;
-        total += loss;
-        gradients.push(d_logits.matmul(lm_head)?);
+        let d_logits = Mat::rows(&student, vocab);
+        with_f32(lm_head, |head| {
+            let head = Mat::rows(head, width);
+            par_matmul((count, width, vocab), gradient, width, false, d_logits, head);
+        })?;
     }
-    if rows < tokens {
-        gradients.push(hidden.narrow(0, rows, tokens - rows)?.zeros_like()?);
-    }
-    Ok((total / rows.max(1) as f64, Tensor::cat(&gradients, 0)?))
+    let gradient = Tensor::from_vec(gradient, hidden.shape(), hidden.device())?;
+    Ok((total / rows.max(1) as f64, gradient))
 }
 
-/// Summed loss of a block of rows, and the gradient of `weight` times it with respect to the logits.
-fn block(
-    logits: &Tensor,
-    teacher: Option<&Tensor>,
-    ids: Option<&[u32]>,
-    weight: f32,
-) -> Result<(f64, Tensor)> {
-    let (rows, vocab) = logits.dims2()?;
-    let mut gradient = vec![0.0_f32; rows * vocab];
-    let (guard, _) = logits.storage_and_layout();
-    let student = cpu_values(&guard)?;
-    let teacher_guard = teacher.map(|teacher| teacher.storage_and_layout().0);
-    let teacher = teacher_guard.as_deref().map(cpu_values).transpose()?;
-    let losses: Vec<f64> = gradient
-        .par_chunks_mut(vocab)
-        .enumerate()
-        .map(|(row, gradient)| {
-            let span = row * vocab..(row + 1) * vocab;
-            let student = &student[span.clone()];
-            let (log_z, scale) = exponentials(student, gradient);
-            gradient.iter_mut().for_each(|g| *g *= scale * weight);
-            if let Some(ids) = ids {
-                let id = ids[row] as usize;
-                gradient[id] -= weight;
-                return f64::from(log_z) - f64::from(student[id]);
-            }
-            let Some(teacher) = teacher else { return f64::NAN };
-            let teacher = &teacher[span];
-            let mut share = vec![0.0_f32; vocab];
-            let (teacher_log_z, scale) = exponentials(teacher, &mut share);
-            let mut kl = 0.0_f64;
-            // Short partial sums in f32, their total in f64.
-            for start in (0..vocab).step_by(512) {
-                let end = (start + 512).min(vocab);
-                let mut part = 0.0_f32;
-                for i in start..end {
-                    let p = share[i] * scale;
-                    part += p * (teacher[i] - student[i]);
-                    gradient[i] -= p * weight;
-                }
-                kl += f64::from(part);
-            }
-            kl + f64::from(log_z) - f64::from(teacher_log_z)
+/// `hidden` `[rows, E]` times `lm_head` `[vocab, E]` transposed, over what `out` held.
+fn logits(hidden: &Tensor, lm_head: &Tensor, out: &mut Vec<f32>) -> Result<()> {
+    let (rows, width) = hidden.dims2()?;
+    let vocab = lm_head.dim(0)?;
+    out.resize(rows * vocab, f32::NAN);
+    with_f32(hidden, |hidden| {
+        with_f32(lm_head, |head| {
+            let (hidden, head) = (Mat::rows(hidden, width), Mat::rows(head, width).t());
+            par_matmul((rows, vocab, width), out, vocab, false, hidden, head);
         })
-        .collect();
-    Ok((losses.iter().sum(), Tensor::from_vec(gradient, (rows, vocab), logits.device())?))
+    })?
 }
 
-/// Writes `e^{x − max}`; returns the log-sum-exp and the inverse of the sum.
-fn exponentials(x: &[f32], to: &mut [f32]) -> (f32, f32) {
-    let max = vector::max(x);
-    to.copy_from_slice(x);
-    let sum = vector::exp_sub_sum(to, max);
-    (max + sum.ln(), 1.0 / sum)
+/// The sum, always in the same order: an exactly resumed run must not depend on which thread was first.
+fn sum_in_order(losses: impl IndexedParallelIterator<Item = f64>) -> f64 {
+    losses.collect::<Vec<_>>().into_iter().sum()
 }
 
-fn cpu_values(storage: &Storage) -> Result<&[f32]> {
-    match storage {
-        Storage::Cpu(storage @ CpuStorage::F32(_)) => Ok(storage.as_slice()?),
+/// −ln p(id) of one row of logits, which becomes `weight` times its gradient.
+fn surprise(logits: &mut [f32], id: usize, weight: f32) -> f64 {
+    let max = vector::max(logits);
+    let own = f64::from(logits[id] - max);
+    let sum = vector::exp_sub_sum(logits, max);
+    let scale = weight / sum;
+    logits.iter_mut().for_each(|x| *x *= scale);
+    logits[id] -= weight;
+    f64::from(sum.ln()) - own
+}
+
+/// KL(teacher ‖ student) of one row of logits each. `student` becomes `weight` times its gradient; `teacher` is spent.
+fn divergence(student: &mut [f32], teacher: &mut [f32], weight: f32) -> f64 {
+    let (max_s, max_t) = (vector::max(student), vector::max(teacher));
+    let (mut sum_s, mut sum_t, mut cross) = (0.0_f64, 0.0_f64, 0.0_f64);
+    // Short partial sums in f32, their total in f64.
+    for (student, teacher) in student.chunks_mut(SHORT).zip(teacher.chunks_mut(SHORT)) {
+        let mut shifted = [0.0_f32; SHORT];
+        for ((shifted, &s), &t) in shifted.iter_mut().zip(student.iter()).zip(teacher.iter()) {
+            *shifted = (t - max_t) - (s - max_s);
+        }
+        sum_s += f64::from(vector::exp_sub_sum(student, max_s));
+        sum_t += f64::from(vector::exp_sub_sum(teacher, max_t));
+        cross += f64::from(vector::dot(teacher, &shifted[..teacher.len()]));
+    }
+    let (scale_s, scale_t) = (weight / sum_s as f32, weight / sum_t as f32);
+    for (student, &teacher) in student.iter_mut().zip(teacher.iter()) {
+        *student = *student * scale_s - teacher * scale_t;
+    }
+    cross / sum_t + sum_s.ln() - sum_t.ln()
+}
+
+/// Calls `body` with the values of a contiguous f32 CPU tensor.
+fn with_f32<R>(tensor: &Tensor, body: impl FnOnce(&[f32]) -> R) -> Result<R> {
+    let tensor = tensor.contiguous()?;
+    let (storage, layout) = tensor.storage_and_layout();
+    let first = layout.start_offset();
+    match &*storage {
+        Storage::Cpu(CpuStorage::F32(values)) => {
+            Ok(body(&values[first..first + layout.shape().elem_count()]))
+        }
         _ => {
             Err(candle_core::Error::Msg("vocabulary_loss has an f32 CPU kernel only".into()).into())
         }

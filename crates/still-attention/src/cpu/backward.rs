@@ -2,8 +2,9 @@
 
 use rayon::prelude::*;
 
-use super::forward::{Features, HeadInput, RowWeights};
+use super::forward::{Features, HeadInput};
 use super::linalg::{Mat, matmul};
+use super::query_rows::RowWeights;
 use super::rows::Rows;
 use crate::config::Router;
 use crate::real::Real;

@@ -18,11 +18,24 @@ pub(crate) fn map_rows<T: Real>(
     w: &[T],
     feature_dim: usize,
 ) -> Vec<T> {
+    let mut phi = vec![T::nan(); rows * 2 * feature_dim];
+    map_into(map, x, w, feature_dim, &mut phi);
+    phi
+}
+
+/// [`map_rows`] into `phi`, `[rows, 2F]`.
+pub(crate) fn map_into<T: Real>(
+    map: FeatureMap,
+    x: Mat<'_, T>,
+    w: &[T],
+    feature_dim: usize,
+    phi: &mut [T],
+) {
     let head_dim = w.len() / feature_dim;
     let width = 2 * feature_dim;
-    let mut phi = vec![T::nan(); rows * width];
+    let rows = phi.len() / width;
     // f(x) lands in the left halves; the right halves follow from it.
-    matmul((rows, feature_dim, head_dim), &mut phi, width, false, x, Mat::rows(w, feature_dim));
+    matmul((rows, feature_dim, head_dim), phi, width, false, x, Mat::rows(w, feature_dim));
     for (i, phi) in phi.chunks_exact_mut(width).enumerate() {
         let (left, right) = phi.split_at_mut(feature_dim);
         if let FeatureMap::NpMap { .. } = map {
@@ -36,7 +49,6 @@ pub(crate) fn map_rows<T: Real>(
         vector::softmax(left);
         vector::softmax(right);
     }
-    phi
 }
 
 fn norm<T: Real>(f: &[T]) -> T {

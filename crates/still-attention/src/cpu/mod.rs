@@ -5,4 +5,5 @@ pub(crate) mod feature_map;
 pub(crate) mod forward;
 pub(crate) mod head_state;
 pub mod linalg;
+pub(crate) mod query_rows;
 pub(crate) mod rows;

@@ -7,6 +7,7 @@ use candle_core::{DType, Tensor};
 use serde_json::{Value, json};
 
 use crate::error::{ModelError, Result};
+use crate::files::staging_dir;
 use crate::model::Model;
 
 /// The attention, in `config.json`.
@@ -43,10 +44,7 @@ pub fn save_student(dir: &Path, model: &Model, kind: ExportKind) -> Result<()> {
         _ => Path::new("."),
     };
     std::fs::create_dir_all(parent).map_err(ModelError::write(parent))?;
-    let staging = tempfile::Builder::new()
-        .prefix(".still-saving-")
-        .tempdir_in(parent)
-        .map_err(ModelError::write(parent))?;
+    let staging = staging_dir(parent, ".still-saving-").map_err(ModelError::write(parent))?;
 
     let mut config = model.decoder.config.to_hf_json();
     config[STILL_KEY] = to_json(&student.config)?;

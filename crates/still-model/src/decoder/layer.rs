@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 
 use super::linear::{Linear, LoraLayer};
-use super::ops::{MlpWeights, Rotation, mlp, rms_norm, rope};
+use super::ops::{MlpWeights, Rotation, merge_heads, mlp, rms_norm, split_heads};
 use crate::error::Result;
 use crate::student::StudentLayer;
 
@@ -48,10 +48,15 @@ impl DecoderLayer {
         let none = LoraLayer::default();
         let lora = student.and_then(|student| student.lora.as_ref()).unwrap_or(&none);
         let normed = rms_norm(x, &self.input_layernorm, self.rms_norm_eps)?;
-        let q = self.split_heads(&self.q_proj.forward(&normed, lora.q.as_ref())?)?;
-        let k = self.split_heads(&self.k_proj.forward(&normed, lora.k.as_ref())?)?;
-        let v = self.split_heads(&self.v_proj.forward(&normed, lora.v.as_ref())?)?;
-        Ok(AttentionInputs { q: rope(&q, rotation)?, k: rope(&k, rotation)?, v, normed })
+        let q = self.q_proj.forward(&normed, lora.q.as_ref())?;
+        let k = self.k_proj.forward(&normed, lora.k.as_ref())?;
+        let v = self.v_proj.forward(&normed, lora.v.as_ref())?;
+        Ok(AttentionInputs {
+            q: split_heads(&q, self.head_dim, Some(rotation))?,
+            k: split_heads(&k, self.head_dim, Some(rotation))?,
+            v: split_heads(&v, self.head_dim, None)?,
+            normed,
+        })
     }
 
     /// Output projection of `attention` `[B, H, N, D]` and residual, then the MLP and residual: `[B, N, E]`.
@@ -64,11 +69,8 @@ impl DecoderLayer {
         attention: &Tensor,
         student: Option<&StudentLayer>,
     ) -> Result<Tensor> {
-        let (batch, heads, tokens, head_dim) = attention.dims4()?;
         let lora = student.and_then(|student| student.lora.as_ref()?.o.as_ref());
-        let attention =
-            attention.transpose(1, 2)?.contiguous()?.reshape((batch, tokens, heads * head_dim))?;
-        let x = (x + self.o_proj.forward(&attention, lora)?)?;
+        let x = (x + self.o_proj.forward(&merge_heads(attention)?, lora)?)?;
         Ok(mlp(&x, &self.mlp)?)
     }
 
@@ -84,11 +86,5 @@ impl DecoderLayer {
             o_proj: self.o_proj.merged(lora.o.as_ref())?,
             ..self.clone()
         })
-    }
-
-    fn split_heads(&self, x: &Tensor) -> Result<Tensor> {
-        let (batch, tokens, width) = x.dims3()?;
-        let heads = width / self.head_dim;
-        Ok(x.reshape((batch, tokens, heads, self.head_dim))?.transpose(1, 2)?.contiguous()?)
     }
 }

@@ -182,4 +182,23 @@ impl Decoder {
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
         Ok(ops::frozen_linear(hidden, &self.lm_head, None)?)
     }
+
+    /// Writes the logits of the token ids `ids` alone, `[rows, ids]` f32, over what `out` held.
+    ///
+    /// `hidden` `[rows, E]` f32, CPU. A caller that takes the vocabulary in parts never holds all logits.
+    ///
+    /// # Errors
+    /// Shapes that do not fit, ids outside the vocabulary, another dtype or device.
+    pub fn logits_into(
+        &self,
+        hidden: &Tensor,
+        ids: std::ops::Range<usize>,
+        out: &mut Vec<f32>,
+    ) -> Result<()> {
+        let (rows, width) = hidden.dims2()?;
+        let part = self.lm_head.narrow(0, ids.start, ids.len())?;
+        out.resize(rows * ids.len(), f32::NAN);
+        ops::product_into(hidden, &part, (rows, ids.len(), width), out)?;
+        Ok(())
+    }
 }

@@ -4,19 +4,22 @@
 //! both operands even where one is frozen. These have exactly the gradients that linearization needs.
 
 mod frozen_linear;
+mod heads;
 mod mlp;
 mod rms_norm;
 mod rope;
 mod swiglu;
 
 pub use frozen_linear::frozen_linear;
+pub use heads::{merge_heads, split_heads};
 pub use mlp::{MlpWeights, mlp};
 pub use rms_norm::rms_norm;
-pub use rope::{Rotation, rope};
+pub use rope::Rotation;
 pub use swiglu::swiglu;
 
 use candle_core::{CpuStorage, Layout, Result, Storage, Tensor};
 use still_attention::Real;
+use still_attention::linalg::{Mat, par_matmul};
 
 /// Rows of an op that one thread takes at a time.
 const ROWS_PER_TASK: usize = 16;
@@ -40,6 +43,24 @@ fn with_values<T: Real, R>(tensor: &Tensor, body: impl FnOnce(&[T]) -> R) -> Res
             tensor.device().location()
         ),
     }
+}
+
+/// `x` `[rows, inner]` times `weight` `[out, inner]` transposed, into `y` `[rows, out]`; sizes `(rows, out, inner)`.
+pub(super) fn product_into(
+    x: &Tensor,
+    weight: &Tensor,
+    sizes: (usize, usize, usize),
+    y: &mut [f32],
+) -> Result<()> {
+    let (_, out, inner) = sizes;
+    if x.dims().last() != Some(&inner) || weight.dims() != [out, inner] {
+        candle_core::bail!("product: x is {:?}, weight {:?}", x.dims(), weight.dims())
+    }
+    with_values(x, |x| {
+        with_values(weight, |weight| {
+            par_matmul(sizes, y, out, false, Mat::rows(x, inner), Mat::rows(weight, inner).t());
+        })
+    })?
 }
 
 /// All values of a tensor.
@@ -96,7 +117,9 @@ mod tests {
         check(&random(&[2, 3, 6], 4), |x| swiglu(x, &other));
         check(&other, |x| swiglu(&random(&[2, 3, 6], 4), x));
         let rotation = Rotation::from_angles(&[0.0, 0.3, 1.0, 2.0, -0.5, 4.0], 3).unwrap();
-        check(&random(&[2, 2, 3, 4], 5), |x| rope(x, &rotation));
+        check(&random(&[2, 3, 8], 5), |x| split_heads(x, 4, Some(&rotation)));
+        check(&random(&[2, 3, 8], 5), |x| split_heads(x, 4, None));
+        check(&random(&[2, 2, 3, 4], 5), merge_heads);
         let (w, b) = (random(&[5, 6], 6), random(&[5], 7));
         check(&random(&[2, 3, 6], 8), |x| frozen_linear(x, &w, Some(&b)));
         let weights = mlp_weights();
@@ -117,12 +140,24 @@ mod tests {
         let expected = x.broadcast_matmul(&w.t().unwrap()).unwrap().broadcast_add(&b).unwrap();
         assert_close(&frozen_linear(&x, &w, Some(&b)).unwrap(), &expected);
         // Half rotation: channel i pairs with channel i + D/2.
-        let x = Tensor::new(&[[[[1.0_f64, 2.0, 3.0, 4.0]]]], &Device::Cpu).unwrap();
+        let x = Tensor::new(&[[[1.0_f64, 2.0, 3.0, 4.0]]], &Device::Cpu).unwrap();
         let rotation = Rotation::from_angles(&[std::f64::consts::FRAC_PI_2, 0.0], 1).unwrap();
-        let got = flat(&rope(&x, &rotation).unwrap());
+        let got = flat(&split_heads(&x, 4, Some(&rotation)).unwrap());
         for (got, expected) in got.iter().zip([-3.0, 2.0, 1.0, 4.0]) {
             assert!((got - expected).abs() < 1e-6, "{got} vs {expected}");
         }
+    }
+
+    #[test]
+    fn heads_are_transposed_and_merging_undoes_splitting() {
+        let x = random(&[2, 37, 12], 3);
+        let split = split_heads(&x, 4, None).unwrap();
+        let expected = x.reshape((2, 37, 3, 4)).unwrap().transpose(1, 2).unwrap();
+        assert_close(&split, &expected.contiguous().unwrap());
+        assert_close(&merge_heads(&split).unwrap(), &x);
+        let rotation = Rotation::from_angles(&[0.5; 74], 37).unwrap();
+        assert!(split_heads(&x, 5, None).is_err());
+        assert!(split_heads(&x, 6, Some(&rotation)).is_err());
     }
 
     fn mlp_weights() -> MlpWeights {

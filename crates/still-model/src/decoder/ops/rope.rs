@@ -1,13 +1,9 @@
 //! Rotary position embedding, half rotation (Hugging Face's layout).
 
-use std::marker::PhantomData;
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor};
-use rayon::prelude::*;
+use candle_core::Result;
 use still_attention::Real;
-
-use super::{slice, values};
 
 /// Cosines and sines of a run of positions, one run for the whole batch or one per sequence.
 #[derive(Clone, Debug)]
@@ -48,83 +44,37 @@ impl Rotation {
 
     /// Angles of sequence `sequence`'s token `token`: its cosines and sines.
     fn row(&self, sequence: usize, token: usize) -> (&[f32], &[f32]) {
-        let runs = self.cos.len() / (self.tokens * self.half);
-        let run = if runs == 1 { 0 } else { sequence };
+        let run = if self.runs() == 1 { 0 } else { sequence };
         let start = (run * self.tokens + token) * self.half;
         (&self.cos[start..start + self.half], &self.sin[start..start + self.half])
     }
-}
-
-/// Rotates `x` `[B, H, N, D]`: channel `i` with channel `i + D/2`. The gradient rotates back.
-///
-/// # Errors
-/// Another number of tokens or channels than the rotation's; a dtype other than f32 and f64.
-pub fn rope(x: &Tensor, rotation: &Rotation) -> Result<Tensor> {
-    let (batch, _, tokens, head_dim) = x.dims4()?;
-    let runs = rotation.cos.len() / (rotation.tokens * rotation.half).max(1);
-    if tokens != rotation.tokens || head_dim != 2 * rotation.half || (runs != 1 && runs != batch) {
-        candle_core::bail!(
-            "rope: x is {:?}, the rotation is for {runs} runs of {} tokens of {} channels",
-            x.dims(),
-            rotation.tokens,
-            2 * rotation.half
-        )
-    }
-    rotate(&x.contiguous()?, rotation, false)
-}
-
-fn rotate(x: &Tensor, rotation: &Rotation, back: bool) -> Result<Tensor> {
-    let rotation = rotation.clone();
-    match x.dtype() {
-        DType::F32 => x.apply_op1(Rope::<f32> { rotation, back, dtype: PhantomData }),
-        DType::F64 => x.apply_op1(Rope::<f64> { rotation, back, dtype: PhantomData }),
-        other => candle_core::bail!("rope: no kernel for {other:?}, expected f32 or f64"),
-    }
-}
-
-struct Rope<T> {
-    rotation: Rotation,
-    back: bool,
-    dtype: PhantomData<fn() -> T>,
-}
-
-impl<T: Real> Rope<T> {
-    fn run(&self, x: &[T], heads: usize, back: bool) -> Vec<T> {
-        let (tokens, half) = (self.rotation.tokens, self.rotation.half);
-        let block = tokens * 2 * half;
-        let mut y = vec![T::zero(); x.len()];
-        y.par_chunks_mut(block).zip(x.par_chunks(block)).enumerate().for_each(|(task, (y, x))| {
-            let sequence = task / heads;
-            for (token, (y, x)) in
-                y.chunks_exact_mut(2 * half).zip(x.chunks_exact(2 * half)).enumerate()
-            {
-                let (cos, sin) = self.rotation.row(sequence, token);
-                let (x_low, x_high) = x.split_at(half);
-                let (y_low, y_high) = y.split_at_mut(half);
-                for i in 0..half {
-                    let cos = T::of(f64::from(cos[i]));
-                    let sin = T::of(f64::from(if back { -sin[i] } else { sin[i] }));
-                    y_low[i] = x_low[i] * cos - x_high[i] * sin;
-                    y_high[i] = x_high[i] * cos + x_low[i] * sin;
-                }
-            }
-        });
-        y
-    }
-}
-
-impl<T: Real> CustomOp1 for Rope<T> {
-    fn name(&self) -> &'static str {
-        "rope"
+    /// Whether it is for `batch` sequences of `tokens` tokens with heads of `head_dim` channels.
+    pub(super) fn fits(&self, batch: usize, tokens: usize, head_dim: usize) -> bool {
+        let runs = self.runs();
+        tokens == self.tokens && head_dim == 2 * self.half && (runs == 1 || runs == batch)
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let y = self.run(slice::<T>(x, layout)?, layout.dims()[1], self.back);
-        Ok((T::to_cpu_storage_owned(y), layout.shape().clone()))
+    fn runs(&self) -> usize {
+        self.cos.len() / (self.tokens * self.half).max(1)
     }
 
-    fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        let dx = self.run(&values::<T>(dy)?, x.dim(1)?, !self.back);
-        Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
+    /// Rotates one head of one token, channel `i` with channel `i + D/2`; `back` undoes it.
+    pub(super) fn apply<T: Real>(
+        &self,
+        (sequence, token): (usize, usize),
+        x: &[T],
+        y: &mut [T],
+        back: bool,
+    ) {
+        let half = self.half;
+        let (cos, sin) = self.row(sequence, token);
+        let (x_low, x_high) = x.split_at(half);
+        let (y_low, y_high) = y.split_at_mut(half);
+        for i in 0..half {
+            let cos = T::of(f64::from(cos[i]));
+            let sin = T::of(f64::from(if back { -sin[i] } else { sin[i] }));
+            y_low[i] = x_low[i] * cos - x_high[i] * sin;
+            y_high[i] = x_high[i] * cos + x_low[i] * sin;
+        }
     }
 }

@@ -1,0 +1,210 @@
+//! The queries of one segment: everything that they attend to, in a few matrix products.
+
+use std::ops::Range;
+
+use super::forward::HeadInput;
+use super::linalg::{Mat, matmul};
+use crate::config::Router;
+use crate::real::Real;
+use crate::{router, vector};
+
+/// Which tokens of a call a segment is: within one chunk.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Segment {
+    /// First token of the call.
+    pub start: usize,
+    /// Tokens.
+    pub length: usize,
+    /// Tokens from one query head's output to the next one's.
+    pub stride: usize,
+}
+
+/// The keys that one segment's queries see, widened to the kernel's type.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Keys<'a, T> {
+    pub previous: (&'a [T], &'a [T]),
+    pub current: (&'a [T], &'a [T]),
+    pub salient: (&'a [T], &'a [T]),
+    pub state: Option<(&'a [T], &'a [T])>,
+    pub count: usize,
+    /// Tokens of the current chunk that came before this segment.
+    pub offset: usize,
+}
+
+/// Memory of [`query_rows`]. Every buffer is written before it is read, so that what a call left may stay.
+#[derive(Clone, Debug)]
+pub(crate) struct Buffers<T> {
+    q: Vec<T>,
+    local: Vec<T>,
+    exact: Vec<T>,
+    attended: Vec<T>,
+    denominator: Vec<T>,
+    phi: Vec<T>,
+    linear: Vec<T>,
+}
+
+impl<T> Default for Buffers<T> {
+    fn default() -> Self {
+        let new = Vec::new;
+        Self {
+            q: new(),
+            local: new(),
+            exact: new(),
+            attended: new(),
+            denominator: new(),
+            phi: new(),
+            linear: new(),
+        }
+    }
+}
+
+/// The first `length` values, whatever they are.
+fn take<T: Real>(buffer: &mut Vec<T>, length: usize) -> &mut [T] {
+    buffer.resize(length, T::nan());
+    buffer
+}
+
+/// Answers the segment's tokens of the query heads `heads`, stacked so that they share each matrix product.
+///
+/// `out` is `[heads, stride, D]`, of which the segment's rows are written; `scores` `[heads, length]` gets the
+/// Self-Saliency Scores.
+pub(crate) fn query_rows<T: Real>(
+    keys: &Keys<'_, T>,
+    input: &HeadInput<'_, T>,
+    heads: Range<usize>,
+    segment: Segment,
+    out: &mut [T],
+    scores: &mut [T],
+    buffers: &mut Buffers<T>,
+) {
+    let Segment { start, length, stride } = segment;
+    let d = input.head_dim;
+    let rows = heads.len() * length;
+    // Scaling the queries costs less than scaling the logits.
+    let scale = input.logit_scale();
+    let q = take(&mut buffers.q, rows * d);
+    for (row, q) in q.chunks_exact_mut(d).enumerate() {
+        let (head, token) = (heads.start + row / length, start + row % length);
+        for (q, &x) in q.iter_mut().zip(input.q[head].row(token)) {
+            *q = x * scale;
+        }
+    }
+    let q = Mat::rows(q, d);
+    let product = |keys: &[T], to: &mut [T], stride: usize| {
+        matmul((rows, keys.len() / d, d), to, stride, false, q, Mat::rows(keys, d).t());
+    };
+
+    // Logits against the window, in order of position: [previous | current].
+    let previous = keys.previous.0.len() / d;
+    let width = previous + keys.current.0.len() / d;
+    let local = take(&mut buffers.local, rows * width);
+    product(keys.previous.0, local, width);
+    product(keys.current.0, &mut local[previous..], width);
+    let salient = keys.salient.0.len() / d;
+    let exact = take(&mut buffers.exact, rows * salient);
+    product(keys.salient.0, exact, salient);
+
+    let denominator = take(&mut buffers.denominator, rows);
+    for row in 0..rows {
+        let local = &mut local[row * width..(row + 1) * width];
+        let exact = &mut exact[row * salient..(row + 1) * salient];
+        let (visible, future) = local.split_at_mut(previous + keys.offset + row % length + 1);
+        future.fill(T::zero());
+        let weights = RowWeights::new(visible, exact, input);
+        scores[row] = weights.score;
+        denominator[row] = weights.denominator;
+    }
+
+    let attended = take(&mut buffers.attended, rows * d);
+    let mut add = |weights: &[T], stride: usize, v: &[T], accumulate: bool| {
+        let (weights, v, keys) = (Mat::rows(weights, stride), Mat::rows(v, d), v.len() / d);
+        matmul((rows, d, keys), attended, d, accumulate, weights, v);
+    };
+    add(&local[previous..], width, keys.current.1, false);
+    add(local, width, keys.previous.1, true);
+    add(exact, salient, keys.salient.1, true);
+
+    if let (Some((s, z)), true) = (keys.state, input.branches.linear) {
+        let features = z.len();
+        let phi = take(&mut buffers.phi, rows * features);
+        for (head, phi) in heads.clone().zip(phi.chunks_exact_mut(length * features)) {
+            input.features.of_queries(head, input.q[head], start, phi);
+        }
+        let linear = take(&mut buffers.linear, rows * d);
+        let state = Mat::rows(s, d);
+        matmul((rows, d, features), linear, d, false, Mat::rows(phi, features), state);
+        for row in 0..rows {
+            let (head, token) = (heads.start + row / length, start + row % length);
+            let scale = input.linear_scale(head, keys.count);
+            denominator[row] += scale * vector::dot(&phi[row * features..(row + 1) * features], z);
+            let attended = &mut attended[row * d..(row + 1) * d];
+            let linear = &linear[row * d..(row + 1) * d];
+            match &input.gate {
+                Some(gate) => {
+                    let gate = gate[head].row(token);
+                    for ((attended, &linear), &gate) in attended.iter_mut().zip(linear).zip(gate) {
+                        *attended += scale * gate * linear;
+                    }
+                }
+                None => vector::axpy(attended, scale, linear),
+            }
+        }
+    }
+    for (row, attended) in attended.chunks_exact(d).enumerate() {
+        let to = (row / length * stride + start + row % length) * d;
+        let inverse = T::one() / denominator[row];
+        for (out, &x) in out[to..to + d].iter_mut().zip(attended) {
+            *out = x * inverse;
+        }
+    }
+}
+
+/// The softmax part of one query token.
+pub(crate) struct RowWeights<T> {
+    /// Self-Saliency Score.
+    pub score: T,
+    /// `Σ e^{s − m}` over everything attended exactly.
+    pub denominator: T,
+}
+
+impl<T: Real> RowWeights<T> {
+    /// Turns scaled logits into `e^{s − m}` in place, `m` the true maximum over what is attended, and scores the token.
+    ///
+    /// `local` holds the window's keys in order of position, the token's own last.
+    pub fn new(local: &mut [T], salient: &mut [T], input: &HeadInput<'_, T>) -> Self {
+        let last = local.len() - 1;
+        let own = local[last];
+        let window_start = local.len() - local.len().min(input.chunk);
+        let others_max = vector::max(&local[window_start..last]);
+        let window_max = if others_max > own { others_max } else { own };
+
+        let attended = if input.branches.window { vector::max(local) } else { own };
+        let salient_max = vector::max(salient);
+        let m = if salient_max > attended { salient_max } else { attended };
+
+        let wants_score = input.router == Router::SelfSaliency;
+        // The score may reuse e^{s − m} unless all of its window would vanish under that shift.
+        let reuse = input.branches.window && window_max > m - T::of(60.0);
+        let mut score = T::zero();
+        if wants_score && !reuse {
+            let others: T =
+                local[window_start..last].iter().map(|&x| (x - window_max).fast_exp()).sum();
+            let own = (own - window_max).fast_exp();
+            score = T::of(router::self_saliency(others.wide(), own.wide()));
+        }
+
+        let mut denominator = vector::exp_sub_sum(salient, m);
+        if input.branches.window {
+            denominator += vector::exp_sub_sum(local, m);
+        } else {
+            local[..last].fill(T::zero());
+            local[last] = (own - m).fast_exp();
+            denominator += local[last];
+        }
+        if wants_score && reuse {
+            let others = vector::sum(&local[window_start..last]);
+            score = T::of(router::self_saliency(others.wide(), local[last].wide()));
+        }
+        Self { score, denominator }
+    }
+}

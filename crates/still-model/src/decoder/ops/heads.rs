@@ -1,0 +1,126 @@
+//! From rows of tokens to heads, rotated on the way, and back.
+
+use std::marker::PhantomData;
+
+use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
+use still_attention::Real;
+
+use super::{ROWS_PER_TASK, Rotation, slice, with_values};
+
+/// `x` `[B, N, H·D]` → `[B, H, N, D]`, each head rotated if a rotation is given. Differentiable.
+///
+/// # Errors
+/// A width that `head_dim` does not divide, a rotation of other sizes, a dtype other than f32 and f64.
+pub fn split_heads(x: &Tensor, head_dim: usize, rotation: Option<&Rotation>) -> Result<Tensor> {
+    let (batch, tokens, width) = x.dims3()?;
+    let fits = rotation.is_none_or(|rotation| rotation.fits(batch, tokens, head_dim));
+    if head_dim == 0 || !width.is_multiple_of(head_dim) || !fits {
+        candle_core::bail!("split_heads: x is {:?}, heads have {head_dim} channels", x.dims())
+    }
+    let sizes = Sizes { batch, tokens, heads: width / head_dim, head_dim };
+    apply(x, Step { sizes, split: true, rotation: rotation.cloned() })
+}
+
+/// `x` `[B, H, N, D]` → `[B, N, H·D]`. Differentiable.
+///
+/// # Errors
+/// A dtype other than f32 and f64.
+pub fn merge_heads(x: &Tensor) -> Result<Tensor> {
+    let (batch, heads, tokens, head_dim) = x.dims4()?;
+    let sizes = Sizes { batch, tokens, heads, head_dim };
+    apply(x, Step { sizes, split: false, rotation: None })
+}
+
+fn apply(x: &Tensor, step: Step) -> Result<Tensor> {
+    let x = x.contiguous()?;
+    match x.dtype() {
+        DType::F32 => x.apply_op1(Heads::<f32> { step, dtype: PhantomData }),
+        DType::F64 => x.apply_op1(Heads::<f64> { step, dtype: PhantomData }),
+        other => candle_core::bail!("heads: no kernel for {other:?}, expected f32 or f64"),
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Sizes {
+    batch: usize,
+    tokens: usize,
+    heads: usize,
+    head_dim: usize,
+}
+
+/// One of the two directions. A rotation comes after a split, and is undone before a merge.
+#[derive(Clone)]
+struct Step {
+    sizes: Sizes,
+    split: bool,
+    rotation: Option<Rotation>,
+}
+
+impl Step {
+    fn shape(&self) -> Shape {
+        let Sizes { batch, tokens, heads, head_dim } = self.sizes;
+        if self.split {
+            (batch, heads, tokens, head_dim).into()
+        } else {
+            (batch, tokens, heads * head_dim).into()
+        }
+    }
+
+    fn run<T: Real>(&self, x: &[T]) -> Vec<T> {
+        let Sizes { tokens, heads, head_dim: d, .. } = self.sizes;
+        let width = heads * d;
+        let one = |sequence: usize, token: usize, x: &[T], y: &mut [T]| match &self.rotation {
+            Some(rotation) => rotation.apply((sequence, token), x, y, !self.split),
+            None => y.copy_from_slice(x),
+        };
+        let mut y = vec![T::zero(); x.len()];
+        if x.is_empty() {
+            return y;
+        }
+        if self.split {
+            y.par_chunks_mut(tokens * d).enumerate().for_each(|(task, y)| {
+                let (sequence, head) = (task / heads, task % heads);
+                for (token, y) in y.chunks_exact_mut(d).enumerate() {
+                    let from = (sequence * tokens + token) * width + head * d;
+                    one(sequence, token, &x[from..from + d], y);
+                }
+            });
+        } else {
+            y.par_chunks_mut(ROWS_PER_TASK * width).enumerate().for_each(|(task, y)| {
+                for (row, y) in y.chunks_exact_mut(width).enumerate() {
+                    let row = task * ROWS_PER_TASK + row;
+                    let (sequence, token) = (row / tokens, row % tokens);
+                    for (head, y) in y.chunks_exact_mut(d).enumerate() {
+                        let from = ((sequence * heads + head) * tokens + token) * d;
+                        one(sequence, token, &x[from..from + d], y);
+                    }
+                }
+            });
+        }
+        y
+    }
+}
+
+struct Heads<T> {
+    step: Step,
+    dtype: PhantomData<fn() -> T>,
+}
+
+impl<T: Real> CustomOp1 for Heads<T> {
+    fn name(&self) -> &'static str {
+        "heads"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let y = self.step.run(slice::<T>(x, layout)?);
+        Ok((T::to_cpu_storage_owned(y), self.step.shape()))
+    }
+
+    /// A rotation is orthogonal: the gradient takes the way back.
+    fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        let back = Step { split: !self.step.split, ..self.step.clone() };
+        let dx = with_values(dy, |dy| back.run::<T>(dy))?;
+        Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
+    }
+}
