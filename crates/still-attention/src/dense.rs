@@ -10,7 +10,7 @@ use crate::tensor::{expect_shape, with_values};
 use crate::{HeadGeometry, Result, RowDtype, vector};
 
 /// Query rows answered together.
-const BLOCK: usize = 64;
+const BLOCK: usize = 128;
 
 /// Keys whose logits are held at a time: a block's logits stay in the second-level cache.
 const KEY_TILE: usize = 256;
@@ -102,7 +102,11 @@ impl KvCache {
                 let past = k_store.len() - length;
                 let q = &q[task * tokens * d..(task + 1) * tokens * d];
                 out[..length * d].par_chunks_mut(BLOCK * d).enumerate().for_each(|(block, out)| {
-                    query_block(&q[block * BLOCK * d..], k, v, past + block * BLOCK, d, out);
+                    let (q, first) = (&q[block * BLOCK * d..], past + block * BLOCK);
+                    vector::vectorize(
+                        #[inline(always)]
+                        || query_block(q, k, v, first, d, out),
+                    );
                 });
             });
         })?;
@@ -121,6 +125,7 @@ impl KvCache {
 }
 
 /// Causal softmax attention of a block of queries, the first at position `first`: keys in tiles, online softmax.
+#[inline(always)]
 fn query_block(q: &[f32], k: &[f32], v: &[f32], first: usize, d: usize, out: &mut [f32]) {
     let rows = out.len() / d;
     let keys = first + rows;

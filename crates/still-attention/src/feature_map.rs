@@ -6,11 +6,12 @@ use candle_core::{CpuStorage, CustomOp2, D, DType, Layout, Shape, Tensor};
 use rayon::prelude::*;
 
 use crate::config::FeatureMap;
-use crate::cpu::feature_map::{map_rows, map_rows_backward};
+use crate::cpu::feature_map::{map_into, map_rows_backward};
 use crate::cpu::linalg::Mat;
 use crate::error::{AttentionError, Result};
 use crate::real::Real;
 use crate::tensor::slice;
+use crate::vector::vectorize;
 
 /// `φ` of `x` `[B, X, N, D]` under `w` `[S, D, F]`, `S` a multiple of `X`: `[B, S, N, 2F]`.
 ///
@@ -113,13 +114,10 @@ impl<T: Real> CustomOp2 for MapOp<T> {
         let mut phi = vec![T::nan(); batch * sizes.heads * sizes.tokens * width];
         phi.par_chunks_mut(sizes.tokens * width).enumerate().for_each(|(task, phi)| {
             let x = Mat::rows(sizes.x(x, task), sizes.head_dim);
-            phi.copy_from_slice(&map_rows(
-                self.map,
-                x,
-                sizes.tokens,
-                sizes.w(w, task),
-                sizes.feature_dim,
-            ));
+            vectorize(
+                #[inline(always)]
+                || map_into(self.map, x, sizes.w(w, task), sizes.feature_dim, phi),
+            );
         });
         let shape = Shape::from((batch, sizes.heads, sizes.tokens, width));
         Ok((T::to_cpu_storage_owned(phi), shape))
@@ -142,16 +140,24 @@ impl<T: Real> CustomOp2 for MapOp<T> {
                 let mut dx = vec![T::zero(); sizes.tokens * sizes.head_dim];
                 let mut dw = vec![T::zero(); sizes.head_dim * sizes.feature_dim];
                 let span = task * rows..(task + 1) * rows;
-                map_rows_backward(
-                    self.map,
-                    Mat::rows(sizes.x(&x_values, task), sizes.head_dim),
-                    sizes.tokens,
-                    sizes.w(&w_values, task),
-                    sizes.feature_dim,
-                    &phi[span.clone()],
-                    &d_phi[span],
-                    &mut dx,
-                    &mut dw,
+                let x = Mat::rows(sizes.x(&x_values, task), sizes.head_dim);
+                let (w, f) = (sizes.w(&w_values, task), sizes.feature_dim);
+                let (phi, d_phi) = (&phi[span.clone()], &d_phi[span]);
+                vectorize(
+                    #[inline(always)]
+                    || {
+                        map_rows_backward(
+                            self.map,
+                            x,
+                            sizes.tokens,
+                            w,
+                            f,
+                            phi,
+                            d_phi,
+                            &mut dx,
+                            &mut dw,
+                        )
+                    },
                 );
                 (dx, dw)
             })

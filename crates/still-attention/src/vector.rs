@@ -1,12 +1,45 @@
-//! Elementwise loops over slices, in the form that the compiler vectorises.
+//! Elementwise loops over slices, in the form that the compiler vectorises, and the one place where it is told for
+//! which CPU.
 
 use crate::real::Real;
+
+/// Runs `body` compiled for the widest vectors that this CPU has, as found at run time.
+///
+/// What `body` calls must be `#[inline(always)]` to be compiled so too, and `body` itself should be written
+/// `#[inline(always)] || …`. Enter once per block of rows: within, a second call only stands in the way.
+#[inline(always)]
+pub fn vectorize<R>(body: impl FnOnce() -> R) -> R {
+    pulp::Arch::new().dispatch(body)
+}
 
 /// Partial results kept side by side: one vector register's worth, so that a reduction vectorises.
 const LANES: usize = 16;
 
+/// Folds lanes by halves: a chain over all of them would cost more than the row that they came from.
+#[inline(always)]
+fn fold<T: Real>(mut lanes: [T; LANES], pick: impl Fn(T, T) -> T) -> T {
+    let mut half = LANES / 2;
+    while half > 0 {
+        for i in 0..half {
+            lanes[i] = pick(lanes[i], lanes[i + half]);
+        }
+        half /= 2;
+    }
+    lanes[0]
+}
+
+/// What is left of a row after its whole blocks, as one more block.
+#[inline(always)]
+fn padded<T: Real>(rest: &[T], padding: T) -> [T; LANES] {
+    let mut block = [padding; LANES];
+    for (to, &from) in block.iter_mut().zip(rest) {
+        *to = from;
+    }
+    block
+}
+
 /// The largest value; `−∞` of an empty slice. NaN if any value is NaN.
-#[inline]
+#[inline(always)]
 pub fn max<T: Real>(row: &[T]) -> T {
     let pick = |a: T, b: T| if a > b || a.is_nan() { a } else { b };
     let mut lanes = [T::neg_infinity(); LANES];
@@ -16,12 +49,17 @@ pub fn max<T: Real>(row: &[T]) -> T {
             lanes[i] = pick(lanes[i], block[i]);
         }
     }
-    let best = lanes.into_iter().fold(T::neg_infinity(), pick);
-    rest.iter().fold(best, |a, &b| pick(a, b))
+    if !rest.is_empty() {
+        let rest = padded(rest, T::neg_infinity());
+        for i in 0..LANES {
+            lanes[i] = pick(lanes[i], rest[i]);
+        }
+    }
+    fold(lanes, pick)
 }
 
 /// The sum, in lanes (its rounding differs from left-to-right).
-#[inline]
+#[inline(always)]
 pub fn sum<T: Real>(row: &[T]) -> T {
     let mut lanes = [T::zero(); LANES];
     let (blocks, rest) = row.as_chunks::<LANES>();
@@ -30,11 +68,15 @@ pub fn sum<T: Real>(row: &[T]) -> T {
             lanes[i] += block[i];
         }
     }
-    lanes.into_iter().sum::<T>() + rest.iter().copied().sum::<T>()
+    let rest = padded(rest, T::zero());
+    for i in 0..LANES {
+        lanes[i] += rest[i];
+    }
+    fold(lanes, |a, b| a + b)
 }
 
 /// `Σ a_i b_i`.
-#[inline]
+#[inline(always)]
 pub fn dot<T: Real>(a: &[T], b: &[T]) -> T {
     assert_eq!(a.len(), b.len(), "dot of slices of different lengths");
     let mut lanes = [T::zero(); LANES];
@@ -46,11 +88,11 @@ pub fn dot<T: Real>(a: &[T], b: &[T]) -> T {
         }
     }
     let rest: T = a_rest.iter().zip(b_rest).map(|(&a, &b)| a * b).sum();
-    lanes.into_iter().sum::<T>() + rest
+    fold(lanes, |a, b| a + b) + rest
 }
 
 /// `y += a x`.
-#[inline]
+#[inline(always)]
 pub fn axpy<T: Real>(y: &mut [T], a: T, x: &[T]) {
     assert_eq!(y.len(), x.len(), "axpy of slices of different lengths");
     for (y, &x) in y.iter_mut().zip(x) {
@@ -59,7 +101,7 @@ pub fn axpy<T: Real>(y: &mut [T], a: T, x: &[T]) {
 }
 
 /// `x_i = e^{x_i − shift}`; returns their sum.
-#[inline]
+#[inline(always)]
 pub fn exp_sub_sum<T: Real>(row: &mut [T], shift: T) -> T {
     let mut lanes = [T::zero(); LANES];
     let (blocks, rest) = row.as_chunks_mut::<LANES>();
@@ -69,16 +111,19 @@ pub fn exp_sub_sum<T: Real>(row: &mut [T], shift: T) -> T {
             lanes[i] += block[i];
         }
     }
-    let mut total = lanes.into_iter().sum::<T>();
-    for x in rest {
-        *x = (*x - shift).fast_exp();
-        total += *x;
+    if !rest.is_empty() {
+        let mut block = padded(rest, T::neg_infinity());
+        for i in 0..LANES {
+            block[i] = (block[i] - shift).fast_exp();
+            lanes[i] += block[i];
+        }
+        rest.copy_from_slice(&block[..rest.len()]);
     }
-    total
+    fold(lanes, |a, b| a + b)
 }
 
 /// Softmax in place.
-#[inline]
+#[inline(always)]
 pub fn softmax<T: Real>(row: &mut [T]) {
     let max = max(row);
     let scale = T::one() / exp_sub_sum(row, max);

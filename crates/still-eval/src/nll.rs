@@ -3,6 +3,7 @@
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 use still_attention::RowDtype;
+use still_attention::vector::{self, vectorize};
 use still_model::Model;
 
 use crate::error::{EvalError, Result};
@@ -136,7 +137,11 @@ pub fn nll_of_hidden(model: &Model, hidden: &Tensor, targets: &[u32]) -> Result<
         model.decoder.logits_into(hidden, start..start + tile, &mut logits)?;
         logits.par_chunks_exact_mut(tile).zip(&mut surprises).zip(targets).for_each(
             |((logits, surprise), &target)| {
-                surprise.add(logits, (target as usize).checked_sub(start));
+                let target = (target as usize).checked_sub(start);
+                vectorize(
+                    #[inline(always)]
+                    || surprise.add(logits, target),
+                );
             },
         );
     }
@@ -160,16 +165,17 @@ impl Default for Surprise {
 
 impl Surprise {
     /// Adds a part, which is overwritten; `target` is the wanted logit's index, if it may be in this part.
+    #[inline(always)]
     fn add(&mut self, logits: &mut [f32], target: Option<usize>) {
         if let Some(&logit) = target.and_then(|target| logits.get(target)) {
             self.target = logit;
         }
-        let max = still_attention::vector::max(logits);
+        let max = vector::max(logits);
         if max > self.max || max.is_nan() {
             self.sum *= (self.max - max).exp();
             self.max = max;
         }
-        self.sum += still_attention::vector::exp_sub_sum(logits, self.max);
+        self.sum += vector::exp_sub_sum(logits, self.max);
     }
 
     fn nats(&self) -> f32 {

@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, Storage, Tensor};
 use rayon::prelude::*;
 use still_attention::linalg::{Mat, par_matmul};
-use still_attention::vector;
+use still_attention::vector::{self, vectorize};
 
 use crate::error::Result;
 
@@ -50,11 +50,21 @@ pub fn vocabulary_loss(
                 logits(&hidden.narrow(0, start, count)?, lm_head, &mut teacher)?;
                 let rows =
                     student.par_chunks_exact_mut(vocab).zip(teacher.par_chunks_exact_mut(vocab));
-                sum_in_order(rows.map(|(student, teacher)| divergence(student, teacher, weight)))
+                sum_in_order(rows.map(|(student, teacher)| {
+                    vectorize(
+                        #[inline(always)]
+                        || divergence(student, teacher, weight),
+                    )
+                }))
             }
             Target::NextToken(ids) => {
                 let rows = student.par_chunks_exact_mut(vocab).zip(&ids[start + 1..=start + count]);
-                sum_in_order(rows.map(|(student, &id)| surprise(student, id as usize, weight)))
+                sum_in_order(rows.map(|(student, &id)| {
+                    vectorize(
+                        #[inline(always)]
+                        || surprise(student, id as usize, weight),
+                    )
+                }))
             }
         };
         let d_logits = Mat::rows(&student, vocab);
@@ -86,6 +96,7 @@ fn sum_in_order(losses: impl IndexedParallelIterator<Item = f64>) -> f64 {
 }
 
 /// −ln p(id) of one row of logits, which becomes `weight` times its gradient.
+#[inline(always)]
 fn surprise(logits: &mut [f32], id: usize, weight: f32) -> f64 {
     let max = vector::max(logits);
     let own = f64::from(logits[id] - max);
@@ -97,6 +108,7 @@ fn surprise(logits: &mut [f32], id: usize, weight: f32) -> f64 {
 }
 
 /// KL(teacher ‖ student) of one row of logits each. `student` becomes `weight` times its gradient; `teacher` is spent.
+#[inline(always)]
 fn divergence(student: &mut [f32], teacher: &mut [f32], weight: f32) -> f64 {
     let (max_s, max_t) = (vector::max(student), vector::max(teacher));
     let (mut sum_s, mut sum_t, mut cross) = (0.0_f64, 0.0_f64, 0.0_f64);

@@ -106,7 +106,10 @@ pub(crate) fn backward<T: Real>(
                 let span = (head * tokens + start) * d..(head * tokens + start + length) * d;
                 let rows = ChunkRows { head, start, length, local_start };
                 let (out, d_out) = (&out[span.clone()], &d_out[span]);
-                query_head(input, rows, &salient, linear, out, d_out, wanted, query_width)
+                vector::vectorize(
+                    #[inline(always)]
+                    || query_head(input, rows, &salient, linear, out, d_out, wanted, query_width),
+                )
             })
             .collect();
 
@@ -214,6 +217,7 @@ struct ChunkRows {
     local_start: usize,
 }
 
+#[inline(always)]
 fn query_head<T: Real>(
     input: &HeadInput<'_, T>,
     rows: ChunkRows,

@@ -19,11 +19,15 @@ pub(crate) fn map_rows<T: Real>(
     feature_dim: usize,
 ) -> Vec<T> {
     let mut phi = vec![T::nan(); rows * 2 * feature_dim];
-    map_into(map, x, w, feature_dim, &mut phi);
+    vector::vectorize(
+        #[inline(always)]
+        || map_into(map, x, w, feature_dim, &mut phi),
+    );
     phi
 }
 
-/// [`map_rows`] into `phi`, `[rows, 2F]`.
+/// [`map_rows`] into `phi`, `[rows, 2F]`; for callers that are within [`vector::vectorize`].
+#[inline(always)]
 pub(crate) fn map_into<T: Real>(
     map: FeatureMap,
     x: Mat<'_, T>,
@@ -51,11 +55,13 @@ pub(crate) fn map_into<T: Real>(
     }
 }
 
+#[inline(always)]
 fn norm<T: Real>(f: &[T]) -> T {
     Float::max(vector::dot(f, f).sqrt(), T::of(MIN_NORM))
 }
 
-/// Gradients of [`map_rows`]: adds to `dx` (rows of `D`) and `dw` `[D, F]`.
+/// Gradients of [`map_rows`], for callers that are within [`vector::vectorize`]: adds to `dx` (rows of `D`) and `dw` `[D, F]`.
+#[inline(always)]
 pub(crate) fn map_rows_backward<T: Real>(
     map: FeatureMap,
     x: Mat<'_, T>,

@@ -46,6 +46,7 @@ impl<T: Real> Features<'_, T> {
     }
 
     /// `φ_q` of query head `head`'s tokens `start…` of the call into `phi`, `[tokens, width]`.
+    #[inline(always)]
     pub fn of_queries(&self, head: usize, q: Rows<'_, T>, start: usize, phi: &mut [T]) {
         let width = self.width();
         match self {

@@ -5,8 +5,8 @@ use super::linalg::{Mat, matmul};
 use super::rows::RowStore;
 use crate::config::RowDtype;
 use crate::real::Real;
-use crate::router;
 use crate::selection::Selection;
+use crate::{router, vector};
 
 /// The declared layout: everything one selection head remembers of one sequence.
 ///
@@ -156,11 +156,7 @@ impl<T: Real> HeadState<T> {
             Mat::rows(&phi, features).t(),
             Mat::rows(&absorbed.v, head_dim),
         );
-        for phi in phi.chunks_exact(features) {
-            for (z, &phi) in self.z.iter_mut().zip(phi) {
-                *z += phi;
-            }
-        }
+        phi.chunks_exact(features).for_each(|phi| vector::axpy(&mut self.z, T::one(), phi));
         self.count += rows;
     }
 }

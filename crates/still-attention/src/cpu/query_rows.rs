@@ -77,6 +77,22 @@ pub(crate) fn query_rows<T: Real>(
     scores: &mut [T],
     buffers: &mut Buffers<T>,
 ) {
+    vector::vectorize(
+        #[inline(always)]
+        || query_rows_body(keys, input, heads, segment, out, scores, buffers),
+    );
+}
+
+#[inline(always)]
+fn query_rows_body<T: Real>(
+    keys: &Keys<'_, T>,
+    input: &HeadInput<'_, T>,
+    heads: Range<usize>,
+    segment: Segment,
+    out: &mut [T],
+    scores: &mut [T],
+    buffers: &mut Buffers<T>,
+) {
     let Segment { start, length, stride } = segment;
     let d = input.head_dim;
     let rows = heads.len() * length;
@@ -167,44 +183,52 @@ pub(crate) struct RowWeights<T> {
     pub denominator: T,
 }
 
+/// The larger one; NaN if the second is.
+#[inline(always)]
+fn larger<T: Real>(a: T, b: T) -> T {
+    if a > b { a } else { b }
+}
+
 impl<T: Real> RowWeights<T> {
     /// Turns scaled logits into `e^{s − m}` in place, `m` the true maximum over what is attended, and scores the token.
     ///
     /// `local` holds the window's keys in order of position, the token's own last.
+    #[inline(always)]
     pub fn new(local: &mut [T], salient: &mut [T], input: &HeadInput<'_, T>) -> Self {
         let last = local.len() - 1;
-        let own = local[last];
         let window_start = local.len() - local.len().min(input.chunk);
-        let others_max = vector::max(&local[window_start..last]);
-        let window_max = if others_max > own { others_max } else { own };
+        let (before, window) = local.split_at_mut(window_start);
+        let (others, own) = window.split_at_mut(last - window_start);
+        let own = &mut own[0];
 
-        let attended = if input.branches.window { vector::max(local) } else { own };
-        let salient_max = vector::max(salient);
-        let m = if salient_max > attended { salient_max } else { attended };
+        let others_max = vector::max(others);
+        let window_max = larger(others_max, *own);
+        let attended =
+            if input.branches.window { larger(vector::max(before), window_max) } else { *own };
+        let m = larger(vector::max(salient), attended);
 
         let wants_score = input.router == Router::SelfSaliency;
         // The score may reuse e^{s − m} unless all of its window would vanish under that shift.
         let reuse = input.branches.window && window_max > m - T::of(60.0);
         let mut score = T::zero();
         if wants_score && !reuse {
-            let others: T =
-                local[window_start..last].iter().map(|&x| (x - window_max).fast_exp()).sum();
-            let own = (own - window_max).fast_exp();
+            let others: T = others.iter().map(|&x| (x - window_max).fast_exp()).sum();
+            let own = (*own - window_max).fast_exp();
             score = T::of(router::self_saliency(others.wide(), own.wide()));
         }
 
         let mut denominator = vector::exp_sub_sum(salient, m);
+        *own = (*own - m).fast_exp();
         if input.branches.window {
-            denominator += vector::exp_sub_sum(local, m);
+            let others = vector::exp_sub_sum(others, m);
+            denominator += vector::exp_sub_sum(before, m) + others;
+            if wants_score && reuse {
+                score = T::of(router::self_saliency(others.wide(), own.wide()));
+            }
         } else {
             local[..last].fill(T::zero());
-            local[last] = (own - m).fast_exp();
-            denominator += local[last];
         }
-        if wants_score && reuse {
-            let others = vector::sum(&local[window_start..last]);
-            score = T::of(router::self_saliency(others.wide(), local[last].wide()));
-        }
+        denominator += local[last];
         Self { score, denominator }
     }
 }

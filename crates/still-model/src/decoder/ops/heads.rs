@@ -5,6 +5,7 @@ use std::marker::PhantomData;
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 use still_attention::Real;
+use still_attention::vector::vectorize;
 
 use super::{ROWS_PER_TASK, Rotation, slice, with_values};
 
@@ -70,10 +71,6 @@ impl Step {
     fn run<T: Real>(&self, x: &[T]) -> Vec<T> {
         let Sizes { tokens, heads, head_dim: d, .. } = self.sizes;
         let width = heads * d;
-        let one = |sequence: usize, token: usize, x: &[T], y: &mut [T]| match &self.rotation {
-            Some(rotation) => rotation.apply((sequence, token), x, y, !self.split),
-            None => y.copy_from_slice(x),
-        };
         let mut y = vec![T::zero(); x.len()];
         if x.is_empty() {
             return y;
@@ -81,24 +78,43 @@ impl Step {
         if self.split {
             y.par_chunks_mut(tokens * d).enumerate().for_each(|(task, y)| {
                 let (sequence, head) = (task / heads, task % heads);
-                for (token, y) in y.chunks_exact_mut(d).enumerate() {
-                    let from = (sequence * tokens + token) * width + head * d;
-                    one(sequence, token, &x[from..from + d], y);
-                }
+                vectorize(
+                    #[inline(always)]
+                    || {
+                        for (token, y) in y.chunks_exact_mut(d).enumerate() {
+                            let from = (sequence * tokens + token) * width + head * d;
+                            self.one((sequence, token), &x[from..from + d], y);
+                        }
+                    },
+                );
             });
         } else {
             y.par_chunks_mut(ROWS_PER_TASK * width).enumerate().for_each(|(task, y)| {
-                for (row, y) in y.chunks_exact_mut(width).enumerate() {
-                    let row = task * ROWS_PER_TASK + row;
-                    let (sequence, token) = (row / tokens, row % tokens);
-                    for (head, y) in y.chunks_exact_mut(d).enumerate() {
-                        let from = ((sequence * heads + head) * tokens + token) * d;
-                        one(sequence, token, &x[from..from + d], y);
-                    }
-                }
+                vectorize(
+                    #[inline(always)]
+                    || {
+                        for (row, y) in y.chunks_exact_mut(width).enumerate() {
+                            let row = task * ROWS_PER_TASK + row;
+                            let (sequence, token) = (row / tokens, row % tokens);
+                            for (head, y) in y.chunks_exact_mut(d).enumerate() {
+                                let from = ((sequence * heads + head) * tokens + token) * d;
+                                self.one((sequence, token), &x[from..from + d], y);
+                            }
+                        }
+                    },
+                );
             });
         }
         y
+    }
+
+    /// One head of one token.
+    #[inline(always)]
+    fn one<T: Real>(&self, at: (usize, usize), x: &[T], y: &mut [T]) {
+        match &self.rotation {
+            Some(rotation) => rotation.apply(at, x, y, !self.split),
+            None => y.copy_from_slice(x),
+        }
     }
 }
 

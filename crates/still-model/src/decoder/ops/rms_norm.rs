@@ -33,6 +33,7 @@ impl<T: Real> RmsNorm<T> {
     }
 }
 
+#[inline(always)]
 fn inverse_rms<T: Real>(x: &[T], eps: f64) -> T {
     let mean = vector::dot(x, x) / T::of(x.len() as f64);
     T::one() / (mean + T::of(eps)).sqrt()
@@ -44,12 +45,17 @@ pub(super) fn forward<T: Real>(x: &[T], weight: &[T], eps: f64) -> Vec<T> {
     let mut y = vec![T::zero(); x.len()];
     y.par_chunks_mut(width * ROWS_PER_TASK).zip(x.par_chunks(width * ROWS_PER_TASK)).for_each(
         |(y, x)| {
-            for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
-                let scale = inverse_rms(x, eps);
-                for i in 0..width {
-                    y[i] = x[i] * scale * weight[i];
-                }
-            }
+            vector::vectorize(
+                #[inline(always)]
+                || {
+                    for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+                        let scale = inverse_rms(x, eps);
+                        for i in 0..width {
+                            y[i] = x[i] * scale * weight[i];
+                        }
+                    }
+                },
+            );
         },
     );
     y
@@ -61,18 +67,23 @@ pub(super) fn add_backward<T: Real>(x: &[T], weight: &[T], eps: f64, dy: &[T], d
     let rows = width * ROWS_PER_TASK;
     dx.par_chunks_mut(rows).zip(x.par_chunks(rows)).zip(dy.par_chunks(rows)).for_each(
         |((dx, x), dy)| {
-            let mut weighted = vec![T::zero(); width];
-            let rows = dx.chunks_exact_mut(width).zip(x.chunks_exact(width));
-            for ((dx, x), dy) in rows.zip(dy.chunks_exact(width)) {
-                let scale = inverse_rms(x, eps);
-                for i in 0..width {
-                    weighted[i] = dy[i] * weight[i];
-                }
-                let along = vector::dot(&weighted, x) * scale * scale / T::of(width as f64);
-                for i in 0..width {
-                    dx[i] += scale * (weighted[i] - x[i] * along);
-                }
-            }
+            vector::vectorize(
+                #[inline(always)]
+                || {
+                    let mut weighted = vec![T::zero(); width];
+                    let rows = dx.chunks_exact_mut(width).zip(x.chunks_exact(width));
+                    for ((dx, x), dy) in rows.zip(dy.chunks_exact(width)) {
+                        let scale = inverse_rms(x, eps);
+                        for i in 0..width {
+                            weighted[i] = dy[i] * weight[i];
+                        }
+                        let along = vector::dot(&weighted, x) * scale * scale / T::of(width as f64);
+                        for i in 0..width {
+                            dx[i] += scale * (weighted[i] - x[i] * along);
+                        }
+                    }
+                },
+            );
         },
     );
 }

@@ -43,6 +43,7 @@ impl Rotation {
     }
 
     /// Angles of sequence `sequence`'s token `token`: its cosines and sines.
+    #[inline(always)]
     fn row(&self, sequence: usize, token: usize) -> (&[f32], &[f32]) {
         let run = if self.runs() == 1 { 0 } else { sequence };
         let start = (run * self.tokens + token) * self.half;
@@ -54,11 +55,13 @@ impl Rotation {
         tokens == self.tokens && head_dim == 2 * self.half && (runs == 1 || runs == batch)
     }
 
+    #[inline(always)]
     fn runs(&self) -> usize {
         self.cos.len() / (self.tokens * self.half).max(1)
     }
 
     /// Rotates one head of one token, channel `i` with channel `i + D/2`; `back` undoes it.
+    #[inline(always)]
     pub(super) fn apply<T: Real>(
         &self,
         (sequence, token): (usize, usize),

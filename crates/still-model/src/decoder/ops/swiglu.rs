@@ -5,6 +5,7 @@ use std::marker::PhantomData;
 use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 use still_attention::Real;
+use still_attention::vector::vectorize;
 
 use super::{slice, values, with_values};
 
@@ -26,6 +27,7 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 
 struct SwiGlu<T>(PhantomData<fn() -> T>);
 
+#[inline(always)]
 fn sigmoid<T: Real>(x: T) -> T {
     T::one() / (T::one() + (-x).fast_exp())
 }
@@ -38,9 +40,14 @@ pub(super) fn forward<T: Real>(gate: &[T], up: &[T]) -> Vec<T> {
 /// [`forward`], in the memory of `gate`.
 pub(super) fn forward_in_place<T: Real>(mut gate: Vec<T>, up: &[T]) -> Vec<T> {
     gate.par_chunks_mut(BLOCK).zip(up.par_chunks(BLOCK)).for_each(|(gate, up)| {
-        for (gate, &up) in gate.iter_mut().zip(up) {
-            *gate = *gate * sigmoid(*gate) * up;
-        }
+        vectorize(
+            #[inline(always)]
+            || {
+                for (gate, &up) in gate.iter_mut().zip(up) {
+                    *gate = *gate * sigmoid(*gate) * up;
+                }
+            },
+        );
     });
     gate
 }
@@ -54,11 +61,16 @@ pub(super) fn backward<T: Real>(gate: &[T], up: &[T], dy: &mut [T]) -> Vec<T> {
         .zip(gate.par_chunks(BLOCK))
         .zip(up.par_chunks(BLOCK))
         .for_each(|(((d_gate, dy), gate), up)| {
-            for i in 0..gate.len() {
-                let s = sigmoid(gate[i]);
-                d_gate[i] = dy[i] * up[i] * s * (T::one() + gate[i] * (T::one() - s));
-                dy[i] *= gate[i] * s;
-            }
+            vectorize(
+                #[inline(always)]
+                || {
+                    for i in 0..gate.len() {
+                        let s = sigmoid(gate[i]);
+                        d_gate[i] = dy[i] * up[i] * s * (T::one() + gate[i] * (T::one() - s));
+                        dy[i] *= gate[i] * s;
+                    }
+                },
+            );
         });
     d_gate
 }
