@@ -15,6 +15,24 @@ pub fn vectorize<R>(body: impl FnOnce() -> R) -> R {
 /// Partial results kept side by side: one vector register's worth, so that a reduction vectorises.
 const LANES: usize = 16;
 
+/// Name of the vector code that [`vectorize`] runs on this CPU.
+pub fn level() -> &'static str {
+    struct Lanes;
+    impl pulp::WithSimd for Lanes {
+        type Output = usize;
+        fn with_simd<S: pulp::Simd>(self, _: S) -> usize {
+            S::F32_LANES
+        }
+    }
+    match (pulp::Arch::new().dispatch(Lanes), cfg!(target_arch = "x86_64")) {
+        (16, true) => "AVX-512",
+        (8, true) => "AVX2",
+        (1, _) => "portable",
+        (_, false) => "NEON or like",
+        _ => "unknown",
+    }
+}
+
 /// Folds lanes by halves: a chain over all of them would cost more than the row that they came from.
 #[inline(always)]
 fn fold<T: Real>(mut lanes: [T; LANES], pick: impl Fn(T, T) -> T) -> T {

@@ -26,8 +26,8 @@ struct Cpu {
     cores: usize,
     threads_used: usize,
     features: Vec<&'static str>,
-    /// Features that the CPU has and this binary was not compiled for.
-    features_unused: Vec<&'static str>,
+    /// The vector code that this CPU gets, chosen at run time.
+    vector_code: &'static str,
 }
 
 #[derive(Debug, Serialize)]
@@ -59,7 +59,6 @@ pub fn run(args: &DoctorArgs, printer: &Printer) -> anyhow::Result<()> {
 }
 
 fn gather() -> Report {
-    let features = cpu_features();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     Report {
         version: env!("CARGO_PKG_VERSION"),
@@ -67,12 +66,8 @@ fn gather() -> Report {
         cpu: Cpu {
             cores,
             threads_used: rayon::current_num_threads(),
-            features: features.iter().filter(|f| f.present).map(|f| f.name).collect(),
-            features_unused: features
-                .iter()
-                .filter(|f| f.present && !f.compiled)
-                .map(|f| f.name)
-                .collect(),
+            features: cpu_features(),
+            vector_code: still_attention::vector::level(),
         },
         devices: vec![Device { name: "cpu", available: true, note: "f32" }],
         caches: caches(),
@@ -83,27 +78,20 @@ fn gather() -> Report {
     }
 }
 
-struct Feature {
-    name: &'static str,
-    present: bool,
-    compiled: bool,
-}
-
-macro_rules! features {
+macro_rules! present {
     ($detect:ident: $($name:tt)*) => {
-        vec![$(Feature {
-            name: $name,
-            present: std::arch::$detect!($name),
-            compiled: cfg!(target_feature = $name),
-        }),*]
+        [$(($name, std::arch::$detect!($name))),*]
+            .into_iter()
+            .filter_map(|(name, present)| present.then_some(name))
+            .collect()
     };
 }
 
-fn cpu_features() -> Vec<Feature> {
+fn cpu_features() -> Vec<&'static str> {
     #[cfg(target_arch = "x86_64")]
-    return features!(is_x86_feature_detected: "sse4.2" "avx" "avx2" "fma" "f16c" "avx512f" "avx512bf16");
+    return present!(is_x86_feature_detected: "sse4.2" "avx" "avx2" "fma" "f16c" "avx512f" "avx512bf16");
     #[cfg(target_arch = "aarch64")]
-    return features!(is_aarch64_feature_detected: "neon" "fp16" "dotprod" "bf16" "sve");
+    return present!(is_aarch64_feature_detected: "neon" "fp16" "dotprod" "bf16" "sve");
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     return Vec::new();
 }
@@ -156,12 +144,7 @@ fn render(report: &Report) -> String {
             report.cpu.features.join(" ")
         ),
     ];
-    if !report.cpu.features_unused.is_empty() {
-        lines.push(format!(
-            "  not used by this build: {} (build with -C target-cpu=native)",
-            report.cpu.features_unused.join(" ")
-        ));
-    }
+    lines.push(format!("  vector code: {}", report.cpu.vector_code));
     for device in &report.devices {
         let state = if device.available { "available" } else { "not available" };
         lines.push(format!("device {}: {state} ({})", device.name, device.note));

@@ -1,0 +1,14 @@
+//! Products with matrices stored in GGUF's block formats, without ever widening the whole matrix.
+//!
+//! A few rows at a time (decoding) are multiplied with blocks widened in registers; many rows (prefill) with stretches
+//! of the matrix widened into scratch and a f32 matrix product. Both use the same widened values and f32
+//! activations, so that decoding and prefill differ by rounding alone. Vector code is chosen at run time
+//! ([`still_attention::vector::vectorize`]).
+
+mod block;
+mod format;
+mod matrix;
+mod product;
+
+pub use format::Format;
+pub use matrix::{QuantError, QuantizedMatrix};

@@ -1,0 +1,98 @@
+//! Every format against the tensor library's own reading of it, and products against f64 sums.
+
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{Device, Tensor};
+use still_quant::{Format, QuantError, QuantizedMatrix};
+
+const FORMATS: [(Format, GgmlDType); 5] = [
+    (Format::Q4_0, GgmlDType::Q4_0),
+    (Format::Q4_1, GgmlDType::Q4_1),
+    (Format::Q8_0, GgmlDType::Q8_0),
+    (Format::Q4K, GgmlDType::Q4K),
+    (Format::Q6K, GgmlDType::Q6K),
+];
+
+/// Repeatable values in −1 … 1.
+fn values(count: usize, seed: usize) -> Vec<f32> {
+    (0..count).map(|i| ((i * 7919 + seed * 104_729) as f32 * 0.618_034).sin()).collect()
+}
+
+/// A matrix quantized by the tensor library, and what it reads back.
+fn matrix(
+    format: Format,
+    dtype: GgmlDType,
+    rows: usize,
+    columns: usize,
+) -> (QuantizedMatrix, Vec<f32>) {
+    let dense = Tensor::from_vec(values(rows * columns, 1), (rows, columns), &Device::Cpu).unwrap();
+    let stored = QTensor::quantize(&dense, dtype).unwrap();
+    let bytes = stored.data().unwrap().into_owned();
+    let expected = stored.dequantize(&Device::Cpu).unwrap().flatten_all().unwrap();
+    let matrix = QuantizedMatrix::new(format, rows, columns, bytes.into()).unwrap();
+    (matrix, expected.to_vec1().unwrap())
+}
+
+#[test]
+fn widened_values_are_the_tensor_librarys() {
+    for (format, dtype) in FORMATS {
+        let (matrix, expected) = matrix(format, dtype, 70, 512);
+        let mut got = Vec::new();
+        matrix.dequantize_into(0..70, &mut got);
+        for (i, (a, b)) in got.iter().zip(&expected).enumerate() {
+            assert!((a - b).abs() <= 1e-6 * (1.0 + b.abs()), "{format:?} value {i}: {a} and {b}");
+        }
+        matrix.dequantize_into(33..35, &mut got);
+        assert_eq!(got.len(), 2 * 512);
+        assert!((got[0] - expected[33 * 512]).abs() <= 1e-6);
+    }
+}
+
+#[test]
+fn products_of_few_and_many_rows_are_sums_of_widened_values() {
+    for (format, dtype) in FORMATS {
+        let (matrix, wide) = matrix(format, dtype, 70, 512);
+        for n in [1, 2, 3, 4, 5, 6, 7, 8, 9, 40] {
+            let x = values(n * 512, 2);
+            for rows in [0..70, 5..38] {
+                let mut y = vec![f32::NAN; n * rows.len()];
+                matrix.multiply(rows.clone(), &x, &mut y);
+                for i in 0..n {
+                    for (column, row) in rows.clone().enumerate() {
+                        let w = &wide[row * 512..(row + 1) * 512];
+                        let x = &x[i * 512..(i + 1) * 512];
+                        let terms = w.iter().zip(x).map(|(&w, &x)| f64::from(w) * f64::from(x));
+                        let (sum, size) =
+                            terms.fold((0.0, 0.0_f64), |(sum, size), t| (sum + t, size + t.abs()));
+                        let got = f64::from(y[i * rows.len() + column]);
+                        assert!(
+                            (got - sum).abs() <= 1e-6 * size.max(1.0),
+                            "{format:?}, {n} rows, {i} × {row}: {got} instead of {sum}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_can_be_reordered() {
+    let (matrix, wide) = matrix(Format::Q4K, GgmlDType::Q4K, 6, 256);
+    let order = [5, 0, 3];
+    let mut got = Vec::new();
+    matrix.with_rows(&order).dequantize_into(0..3, &mut got);
+    let expected: Vec<f32> =
+        order.iter().flat_map(|&row| wide[row * 256..(row + 1) * 256].to_vec()).collect();
+    for (a, b) in got.iter().zip(&expected) {
+        assert!((a - b).abs() <= 1e-6);
+    }
+}
+
+#[test]
+fn shapes_that_do_not_fit_are_refused() {
+    let new = |columns, bytes: usize| {
+        QuantizedMatrix::new(Format::Q4_0, 2, columns, vec![0; bytes].into()).unwrap_err()
+    };
+    assert!(matches!(new(48, 54), QuantError::Columns { block: 32, .. }));
+    assert_eq!(new(64, 71), QuantError::Bytes { got: 71, expected: 72 });
+}
