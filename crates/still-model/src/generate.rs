@@ -131,11 +131,11 @@ pub fn generate(
             break;
         }
         new.push(id);
-        if let Some(text) = stream.push(id)? {
-            if output.push(&text, &mut |text| emit(text, &mut interrupted)) {
-                finish = Finish::StopString;
-                break;
-            }
+        if let Some(text) = stream.push(id)?
+            && output.push(&text, &mut |text| emit(text, &mut interrupted))
+        {
+            finish = Finish::StopString;
+            break;
         }
         if interrupted {
             finish = Finish::Interrupted;

@@ -5,15 +5,24 @@
 /// Values of a piece.
 pub const PIECE: usize = 32;
 
+/// Whole numbers and what they stand for: `scale · quant + offset`, with one scale for each half.
+pub struct Piece {
+    pub quants: [f32; PIECE],
+    pub scales: [f32; 2],
+    pub offset: f32,
+}
+
 /// One format's blocks.
-pub trait Block {
+pub trait Block: Send + Sync {
     /// Bytes of a block.
     const BYTES: usize;
     /// Values of a block: a multiple of [`PIECE`].
     const VALUES: usize;
+    /// Whether pieces have offsets other than 0.
+    const OFFSETS: bool;
 
-    /// Calls `each(piece, values)` with the block's pieces in order.
-    fn pieces(bytes: &[u8], each: impl FnMut(usize, &[f32; PIECE]));
+    /// Calls `each(index, piece)` with the block's pieces in order.
+    fn pieces(bytes: &[u8], each: impl FnMut(usize, &Piece));
 }
 
 /// IEEE half precision to single. Infinities and NaN are no scales; everything else is exact.
@@ -25,16 +34,16 @@ fn half(bytes: &[u8]) -> f32 {
     f32::from_bits(magnitude.to_bits() | (bits & 0x8000) << 16)
 }
 
-/// `scale · nibble + offset`: low nibbles first, then high ones.
+/// Low nibbles first, then high ones.
 #[inline(always)]
-fn nibbles(bytes: &[u8], scale: f32, offset: f32) -> [f32; PIECE] {
-    let mut values = [0.0; PIECE];
+fn nibbles(bytes: &[u8]) -> [f32; PIECE] {
+    let mut quants = [0.0; PIECE];
     let bytes = &bytes[..16];
     for i in 0..16 {
-        values[i] = f32::from(bytes[i] & 0xf).mul_add(scale, offset);
-        values[i + 16] = f32::from(bytes[i] >> 4).mul_add(scale, offset);
+        quants[i] = f32::from(bytes[i] & 0xf);
+        quants[i + 16] = f32::from(bytes[i] >> 4);
     }
-    values
+    quants
 }
 
 pub struct Q4_0;
@@ -42,11 +51,13 @@ pub struct Q4_0;
 impl Block for Q4_0 {
     const BYTES: usize = 18;
     const VALUES: usize = 32;
+    const OFFSETS: bool = true;
 
     #[inline(always)]
-    fn pieces(bytes: &[u8], mut each: impl FnMut(usize, &[f32; PIECE])) {
+    fn pieces(bytes: &[u8], mut each: impl FnMut(usize, &Piece)) {
         let scale = half(bytes);
-        each(0, &nibbles(&bytes[2..], scale, -8.0 * scale));
+        let quants = nibbles(&bytes[2..]);
+        each(0, &Piece { quants, scales: [scale; 2], offset: -8.0 * scale });
     }
 }
 
@@ -55,10 +66,12 @@ pub struct Q4_1;
 impl Block for Q4_1 {
     const BYTES: usize = 20;
     const VALUES: usize = 32;
+    const OFFSETS: bool = true;
 
     #[inline(always)]
-    fn pieces(bytes: &[u8], mut each: impl FnMut(usize, &[f32; PIECE])) {
-        each(0, &nibbles(&bytes[4..], half(bytes), half(&bytes[2..])));
+    fn pieces(bytes: &[u8], mut each: impl FnMut(usize, &Piece)) {
+        let quants = nibbles(&bytes[4..]);
+        each(0, &Piece { quants, scales: [half(bytes); 2], offset: half(&bytes[2..]) });
     }
 }
 
@@ -67,16 +80,16 @@ pub struct Q8_0;
 impl Block for Q8_0 {
     const BYTES: usize = 34;
     const VALUES: usize = 32;
+    const OFFSETS: bool = false;
 
     #[inline(always)]
-    fn pieces(bytes: &[u8], mut each: impl FnMut(usize, &[f32; PIECE])) {
-        let scale = half(bytes);
-        let quants = &bytes[2..2 + PIECE];
-        let mut values = [0.0; PIECE];
+    fn pieces(bytes: &[u8], mut each: impl FnMut(usize, &Piece)) {
+        let mut quants = [0.0; PIECE];
+        let stored = &bytes[2..2 + PIECE];
         for i in 0..PIECE {
-            values[i] = f32::from(quants[i] as i8) * scale;
+            quants[i] = f32::from(stored[i] as i8);
         }
-        each(0, &values);
+        each(0, &Piece { quants, scales: [half(bytes); 2], offset: 0.0 });
     }
 }
 
@@ -85,22 +98,22 @@ pub struct Q4K;
 impl Block for Q4K {
     const BYTES: usize = 144;
     const VALUES: usize = 256;
+    const OFFSETS: bool = true;
 
     #[inline(always)]
-    fn pieces(bytes: &[u8], mut each: impl FnMut(usize, &[f32; PIECE])) {
+    fn pieces(bytes: &[u8], mut each: impl FnMut(usize, &Piece)) {
         let (scale, minimum) = (half(bytes), half(&bytes[2..]));
-        let (sixes, quants) = (&bytes[4..16], &bytes[16..144]);
+        let (sixes, stored) = (&bytes[4..16], &bytes[16..144]);
         for pair in 0..4 {
-            let bytes = &quants[32 * pair..32 * pair + 32];
-            for high in [0, 1] {
+            let stored = &stored[32 * pair..32 * pair + 32];
+            for high in 0..2 {
                 let (s, m) = scale_and_minimum(sixes, 2 * pair + high);
-                let (scale, offset) = (scale * s, -minimum * m);
-                let mut values = [0.0; PIECE];
+                let mut quants = [0.0; PIECE];
                 for i in 0..PIECE {
-                    let nibble = if high == 0 { bytes[i] & 0xf } else { bytes[i] >> 4 };
-                    values[i] = f32::from(nibble).mul_add(scale, offset);
+                    quants[i] = f32::from(stored[i] >> (4 * high) & 0xf);
                 }
-                each(2 * pair + high, &values);
+                let piece = Piece { quants, scales: [scale * s; 2], offset: -minimum * m };
+                each(2 * pair + high, &piece);
             }
         }
     }
@@ -125,9 +138,10 @@ pub struct Q6K;
 impl Block for Q6K {
     const BYTES: usize = 210;
     const VALUES: usize = 256;
+    const OFFSETS: bool = false;
 
     #[inline(always)]
-    fn pieces(bytes: &[u8], mut each: impl FnMut(usize, &[f32; PIECE])) {
+    fn pieces(bytes: &[u8], mut each: impl FnMut(usize, &Piece)) {
         let scale = half(&bytes[208..]);
         for half in 0..2 {
             let low = &bytes[64 * half..64 * half + 64];
@@ -135,14 +149,14 @@ impl Block for Q6K {
             let scales = &bytes[192 + 8 * half..192 + 8 * half + 8];
             for part in 0..4 {
                 let low = &low[32 * (part % 2)..32 * (part % 2) + 32];
-                let mut values = [0.0; PIECE];
+                let mut quants = [0.0; PIECE];
                 for i in 0..PIECE {
-                    let four = if part < 2 { low[i] & 0xf } else { low[i] >> 4 };
+                    let four = low[i] >> (4 * (part / 2)) & 0xf;
                     let two = high[i] >> (2 * part) & 3;
-                    let scale = scale * f32::from(scales[2 * part + i / 16] as i8);
-                    values[i] = f32::from((four | two << 4) as i8 - 32) * scale;
+                    quants[i] = f32::from((four | two << 4) as i8 - 32);
                 }
-                each(4 * half + part, &values);
+                let scales = [0, 1].map(|i| scale * f32::from(scales[2 * part + i] as i8));
+                each(4 * half + part, &Piece { quants, scales, offset: 0.0 });
             }
         }
     }

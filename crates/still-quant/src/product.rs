@@ -1,10 +1,12 @@
 //! Matrix products.
 
+use std::marker::PhantomData;
 use std::ops::Range;
 
+use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 use still_attention::linalg::{Mat, par_matmul};
-use still_attention::vector::vectorize;
+use still_attention::vector;
 
 use crate::block::{Block, PIECE, Q4_0, Q4_1, Q4K, Q6K, Q8_0};
 use crate::format::Format;
@@ -16,8 +18,6 @@ const FEW: usize = 8;
 const ROWS_PER_TASK: usize = 32;
 /// Values widened at a time for a f32 product: they stay in the second- or third-level cache.
 const STRETCH: usize = 1 << 21;
-/// Partial sums kept side by side.
-const LANES: usize = 16;
 
 /// Runs one body with the format's block type.
 macro_rules! with_block {
@@ -54,23 +54,42 @@ pub fn dequantize(format: Format, columns: usize, bytes: &[u8], out: &mut [f32])
         let values = ROWS_PER_TASK * columns;
         out.par_chunks_mut(values).zip(bytes.par_chunks(ROWS_PER_TASK * row_bytes)).for_each(
             |(out, bytes)| {
-                vectorize(
-                    #[inline(always)]
-                    || widen::<B>(bytes, out),
-                );
+                Arch::new().dispatch(Widen::<B> { bytes, out, block: PhantomData });
             },
         );
     });
 }
 
-#[inline(always)]
-fn widen<B: Block>(bytes: &[u8], out: &mut [f32]) {
-    for (block, out) in bytes.chunks_exact(B::BYTES).zip(out.chunks_exact_mut(B::VALUES)) {
-        B::pieces(
-            block,
-            #[inline(always)]
-            |piece, values| out[piece * PIECE..(piece + 1) * PIECE].copy_from_slice(values),
-        );
+/// Some rows of a matrix in [`dequantize`].
+struct Widen<'a, B> {
+    bytes: &'a [u8],
+    out: &'a mut [f32],
+    block: PhantomData<B>,
+}
+
+impl<B: Block> WithSimd for Widen<'_, B> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let blocks = self.bytes.chunks_exact(B::BYTES);
+        for (bytes, out) in blocks.zip(self.out.chunks_exact_mut(B::VALUES)) {
+            B::pieces(
+                bytes,
+                #[inline(always)]
+                |index, piece| {
+                    let out = &mut out[index * PIECE..(index + 1) * PIECE];
+                    let (out, _) = S::as_mut_simd_f32s(out);
+                    let (quants, _) = S::as_simd_f32s(&piece.quants);
+                    let scales = piece.scales.map(|scale| simd.splat_f32s(scale));
+                    let offset = simd.splat_f32s(piece.offset);
+                    let registers = quants.len();
+                    for (at, (out, &quants)) in out.iter_mut().zip(quants).enumerate() {
+                        *out = simd.mul_add_f32s(quants, scales[2 * at / registers], offset);
+                    }
+                },
+            );
+        }
     }
 }
 
@@ -109,57 +128,72 @@ pub fn multiply(matrix: &QuantizedMatrix, rows: Range<usize>, x: &[f32], y: &mut
 }
 
 /// `y[row][i] = x[i] · row` for the `N` rows of `x`.
+///
+/// `Σ (scale · quant + offset) x = Σ scale (Σ quant · x) + Σ offset (Σ x)`, and `Σ x` of a piece is the same for all rows.
 fn few<B: Block, const N: usize>(bytes: &[u8], row_bytes: usize, x: &[f32], y: &mut [f32]) {
-    let columns = x.len() / N;
+    let sums: Vec<f32> =
+        if B::OFFSETS { x.chunks_exact(PIECE).map(vector::sum).collect() } else { Vec::new() };
+    let sums = sums.as_slice();
     y.par_chunks_mut(ROWS_PER_TASK * N).zip(bytes.par_chunks(ROWS_PER_TASK * row_bytes)).for_each(
         |(y, bytes)| {
-            vectorize(
-                #[inline(always)]
-                || {
-                    for (row, y) in bytes.chunks_exact(row_bytes).zip(y.chunks_exact_mut(N)) {
-                        dot_rows::<B, N>(row, x, columns, y);
-                    }
-                },
-            );
+            Arch::new().dispatch(Few::<B, N> { bytes, row_bytes, x, sums, y, block: PhantomData });
         },
     );
 }
 
-#[inline(always)]
-fn dot_rows<B: Block, const N: usize>(row: &[u8], x: &[f32], columns: usize, y: &mut [f32]) {
-    // Two registers a row of x: a sum must not wait for the one before it.
-    let mut sums = [[[0.0_f32; LANES]; PIECE / LANES]; N];
-    for (block, bytes) in row.chunks_exact(B::BYTES).enumerate() {
-        B::pieces(
-            bytes,
-            #[inline(always)]
-            |piece, values| {
-                let start = block * B::VALUES + piece * PIECE;
-                for (i, sums) in sums.iter_mut().enumerate() {
-                    let x = &x[i * columns + start..i * columns + start + PIECE];
-                    for (part, sums) in sums.iter_mut().enumerate() {
-                        for lane in 0..LANES {
-                            let at = part * LANES + lane;
-                            sums[lane] = values[at].mul_add(x[at], sums[lane]);
+/// Some rows of a matrix in [`few`].
+struct Few<'a, B, const N: usize> {
+    bytes: &'a [u8],
+    row_bytes: usize,
+    x: &'a [f32],
+    /// `Σ x` of each piece of each row of `x`, for a format with offsets.
+    sums: &'a [f32],
+    y: &'a mut [f32],
+    block: PhantomData<B>,
+}
+
+impl<B: Block, const N: usize> WithSimd for Few<'_, B, N> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let columns = self.x.len() / N;
+        let rows = self.bytes.chunks_exact(self.row_bytes);
+        for (row, y) in rows.zip(self.y.chunks_exact_mut(N)) {
+            // Two registers a row of x: a sum must not wait for the one before it.
+            let mut scaled = [[simd.splat_f32s(0.0); 2]; N];
+            let mut offset = [0.0_f32; N];
+            for (block, bytes) in row.chunks_exact(B::BYTES).enumerate() {
+                B::pieces(
+                    bytes,
+                    #[inline(always)]
+                    |index, piece| {
+                        let start = block * B::VALUES + index * PIECE;
+                        let (quants, _) = S::as_simd_f32s(&piece.quants);
+                        let half = quants.len() / 2;
+                        let scales = piece.scales.map(|scale| simd.splat_f32s(scale));
+                        for (i, scaled) in scaled.iter_mut().enumerate() {
+                            let x = &self.x[i * columns + start..i * columns + start + PIECE];
+                            let (x, _) = S::as_simd_f32s(x);
+                            for part in 0..2 {
+                                let mut sum = simd.mul_f32s(quants[part * half], x[part * half]);
+                                for at in part * half + 1..(part + 1) * half {
+                                    sum = simd.mul_add_f32s(quants[at], x[at], sum);
+                                }
+                                scaled[part] = simd.mul_add_f32s(sum, scales[part], scaled[part]);
+                            }
+                            if B::OFFSETS {
+                                let sum = self.sums[(i * columns + start) / PIECE];
+                                offset[i] = piece.offset.mul_add(sum, offset[i]);
+                            }
                         }
-                    }
-                }
-            },
-        );
-    }
-    for (y, [a, b]) in y.iter_mut().zip(sums) {
-        let mut lanes = [0.0; LANES];
-        for i in 0..LANES {
-            lanes[i] = a[i] + b[i];
-        }
-        let mut half = LANES / 2;
-        while half > 0 {
-            for i in 0..half {
-                lanes[i] += lanes[i + half];
+                    },
+                );
             }
-            half /= 2;
+            for (i, (y, [a, b])) in y.iter_mut().zip(scaled).enumerate() {
+                *y = simd.reduce_sum_f32s(simd.add_f32s(a, b)) + offset[i];
+            }
         }
-        *y = lanes[0];
     }
 }
 

@@ -200,7 +200,7 @@ fn feed<T: Real>(
     let heads = if split { 1 } else { group };
     scratch.buffers.resize_with(group.max(1), Buffers::default);
     scratch.scores.resize(group * length, T::nan());
-    let task = |(((index, out), scores), buffers): (((usize, &mut [T]), &mut [T]), &mut _)| {
+    let answer = |index: usize, out: &mut [T], scores: &mut [T], buffers: &mut Buffers<T>| {
         let first = index * heads;
         query_rows(&keys, input, first..first + heads, segment, out, scores, buffers);
     };
@@ -210,13 +210,13 @@ fn feed<T: Real>(
             .enumerate()
             .zip(scratch.scores.par_chunks_mut(part))
             .zip(&mut scratch.buffers)
-            .for_each(task);
+            .for_each(|(((index, out), scores), buffers)| answer(index, out, scores, buffers));
     } else {
         out.chunks_mut(block)
             .enumerate()
             .zip(scratch.scores.chunks_mut(part))
             .zip(&mut scratch.buffers)
-            .for_each(task);
+            .for_each(|(((index, out), scores), buffers)| answer(index, out, scores, buffers));
     }
 
     for (i, score) in state.ring_score[slot..slot + length].iter_mut().enumerate() {
