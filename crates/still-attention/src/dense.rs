@@ -62,17 +62,37 @@ impl KvCache {
         expect_shape(OP, "v", v, &[self.batch, kv_heads, tokens, d])?;
         let lengths = checked_lengths(OP, lengths, self.batch, tokens)?;
 
-        with_values(OP, "k", k, |k: &[f32]| {
-            with_values(OP, "v", v, |v: &[f32]| {
-                for (i, (k_rows, v_rows)) in self.rows.iter_mut().enumerate() {
-                    let block = i * tokens * d..(i * tokens + lengths[i / kv_heads]) * d;
-                    k_rows.extend(&k[block.clone()]);
-                    v_rows.extend(&v[block]);
-                }
+        let mut out = vec![0.0; q.elem_count()];
+        with_values(OP, "q", q, |q: &[f32]| {
+            with_values(OP, "k", k, |k: &[f32]| {
+                with_values(OP, "v", v, |v: &[f32]| {
+                    self.advance_values(q, k, v, &lengths, &mut out);
+                })
             })
-        })??;
+        })???;
+        Ok(Tensor::from_vec(out, (self.batch, num_heads, tokens, d), q.device())?)
+    }
 
-        let mut out = vec![0.0; self.batch * num_heads * tokens * d];
+    /// [`KvCache::advance`] on plain slices of the same layout, into `out` `[B, H, T, D]`; as in
+    /// [`crate::HybridState::advance_values`].
+    ///
+    /// # Panics
+    /// If the slices are too short for their layout.
+    pub fn advance_values(
+        &mut self,
+        q: &[f32],
+        k: &[f32],
+        v: &[f32],
+        lengths: &[usize],
+        out: &mut [f32],
+    ) {
+        let HeadGeometry { num_heads, num_key_value_heads: kv_heads, head_dim: d } = self.geometry;
+        let tokens = q.len() / (self.batch * num_heads * d).max(1);
+        for (i, (k_rows, v_rows)) in self.rows.iter_mut().enumerate() {
+            let block = i * tokens * d..(i * tokens + lengths[i / kv_heads]) * d;
+            k_rows.extend(&k[block.clone()]);
+            v_rows.extend(&v[block]);
+        }
         let widened: Vec<(Vec<f32>, Vec<f32>)> = self
             .rows
             .par_iter()
@@ -86,31 +106,28 @@ impl KvCache {
                 (a, b)
             })
             .collect();
-        with_values(OP, "q", q, |q: &[f32]| {
-            out.par_chunks_mut((tokens * d).max(1)).enumerate().for_each(|(task, out)| {
-                let (sequence, head) = (task / num_heads, task % num_heads);
-                let pair = sequence * kv_heads + head * kv_heads / num_heads;
-                let (k_store, v_store) = &self.rows[pair];
-                let (mut none_k, mut none_v) = (Vec::new(), Vec::new());
-                let (k, v): (&[f32], &[f32]) = if k_store.is_native() {
-                    let rows = k_store.len();
-                    (k_store.read(0, rows, &mut none_k), v_store.read(0, rows, &mut none_v))
-                } else {
-                    (&widened[pair].0, &widened[pair].1)
-                };
-                let length = lengths[sequence];
-                let past = k_store.len() - length;
-                let q = &q[task * tokens * d..(task + 1) * tokens * d];
-                out[..length * d].par_chunks_mut(BLOCK * d).enumerate().for_each(|(block, out)| {
-                    let (q, first) = (&q[block * BLOCK * d..], past + block * BLOCK);
-                    vector::vectorize(
-                        #[inline(always)]
-                        || query_block(q, k, v, first, d, out),
-                    );
-                });
+        out.par_chunks_mut((tokens * d).max(1)).enumerate().for_each(|(task, out)| {
+            let (sequence, head) = (task / num_heads, task % num_heads);
+            let pair = sequence * kv_heads + head * kv_heads / num_heads;
+            let (k_store, v_store) = &self.rows[pair];
+            let (mut none_k, mut none_v) = (Vec::new(), Vec::new());
+            let (k, v): (&[f32], &[f32]) = if k_store.is_native() {
+                let rows = k_store.len();
+                (k_store.read(0, rows, &mut none_k), v_store.read(0, rows, &mut none_v))
+            } else {
+                (&widened[pair].0, &widened[pair].1)
+            };
+            let length = lengths[sequence];
+            let past = k_store.len() - length;
+            let q = &q[task * tokens * d..(task + 1) * tokens * d];
+            out[..length * d].par_chunks_mut(BLOCK * d).enumerate().for_each(|(block, out)| {
+                let (q, first) = (&q[block * BLOCK * d..], past + block * BLOCK);
+                vector::vectorize(
+                    #[inline(always)]
+                    || query_block(q, k, v, first, d, out),
+                );
             });
-        })?;
-        Ok(Tensor::from_vec(out, (self.batch, num_heads, tokens, d), q.device())?)
+        });
     }
 
     /// Tokens fed to a sequence so far.

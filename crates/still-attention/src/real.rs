@@ -11,6 +11,10 @@ pub trait Real: Float + WithDType + Default + std::iter::Sum + std::fmt::Debug {
     fn wide(self) -> f64;
     /// `e^x`. For f32 a branch-free polynomial that the compiler vectorises (within 2 ulp).
     fn fast_exp(self) -> Self;
+    /// The same values, if this is f32.
+    fn as_f32s(values: &[Self]) -> Option<&[f32]>;
+    /// From f32 values, exactly.
+    fn from_f32s(values: Vec<f32>) -> Vec<Self>;
 }
 
 impl Real for f64 {
@@ -27,6 +31,14 @@ impl Real for f64 {
     #[inline(always)]
     fn fast_exp(self) -> Self {
         self.exp()
+    }
+
+    fn as_f32s(_: &[f64]) -> Option<&[f32]> {
+        None
+    }
+
+    fn from_f32s(values: Vec<f32>) -> Vec<f64> {
+        values.into_iter().map(f64::from).collect()
     }
 }
 
@@ -65,6 +77,14 @@ impl Real for f32 {
         let half = n >> 1;
         let scale = |n: i32| f32::from_bits((n.wrapping_add(127) << 23) as u32);
         if self < -103.9 { 0.0 } else { y * scale(half) * scale(n.wrapping_sub(half)) }
+    }
+
+    fn as_f32s(values: &[f32]) -> Option<&[f32]> {
+        Some(values)
+    }
+
+    fn from_f32s(values: Vec<f32>) -> Vec<f32> {
+        values
     }
 }
 

@@ -125,32 +125,38 @@ impl HybridState {
             }
             None => None,
         };
-        let out = with_values(OP, "q", q, |q: &[f32]| {
+        let mut out = vec![0.0; q.elem_count()];
+        with_values(OP, "q", q, |q: &[f32]| {
             with_values(OP, "k", k, |k: &[f32]| {
                 with_values(OP, "v", v, |v: &[f32]| {
-                    self.run(&weights, q, k, v, gate.as_deref(), &lengths, tokens)
+                    self.advance_values(q, k, v, gate.as_deref(), &lengths, &mut out);
                 })
             })
         })???;
         Ok(Tensor::from_vec(out, (self.batch, num_heads, tokens, head_dim), q.device())?)
     }
 
-    fn run(
+    /// [`HybridState::advance`] on plain slices of the same layout, into `out` `[B, H, T, D]`: a decode step makes no
+    /// tensors. `lengths` has one entry per sequence; rows of `out` beyond it are left alone.
+    ///
+    /// # Panics
+    /// If the slices are too short for their layout.
+    pub fn advance_values(
         &mut self,
-        weights: &PreparedWeights,
         q: &[f32],
         k: &[f32],
         v: &[f32],
         gate: Option<&[f32]>,
         lengths: &[usize],
-        tokens: usize,
-    ) -> Vec<f32> {
+        out: &mut [f32],
+    ) {
+        let weights = &*self.weights;
         let HeadGeometry { num_heads, num_key_value_heads, head_dim: d } = weights.geometry;
         let config = &weights.config;
         let heads = self.heads.len() / self.batch.max(1);
         let group = num_heads / heads;
+        let tokens = q.len() / (self.batch * num_heads * d).max(1);
         let map_size = d * config.feature_dim;
-        let mut out = vec![0.0; self.batch * num_heads * tokens * d];
         let block = group * tokens * d;
         let split_heads = few(self.heads.len());
         let task = |(task, ((state, scratch), out)): (
@@ -207,7 +213,6 @@ impl HybridState {
             .zip(out.par_chunks_mut(block.max(1)))
             .enumerate()
             .for_each(task);
-        out
     }
 
     /// Tokens fed to a sequence so far.

@@ -54,6 +54,8 @@ pub enum Command {
     Chat(ChatArgs),
     /// Show which tokens each layer and head keeps of a text, and why
     Inspect(InspectArgs),
+    /// Time reading and writing at several contexts, dense and linearized
+    Bench(BenchArgs),
     /// Show versions, CPU features, devices and where files are cached
     Doctor(DoctorArgs),
 }
@@ -237,6 +239,51 @@ pub struct InspectArgs {
     /// Print one JSON object on stdout
     #[arg(long)]
     pub json: bool,
+}
+
+/// `still bench`
+#[derive(Clone, Debug, Args)]
+pub struct BenchArgs {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelArg,
+    /// Tokens read before decoding
+    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "512,2048,4096,7680")]
+    pub contexts: Vec<usize>,
+    /// Tokens decoded at each context
+    #[arg(long, value_name = "N", default_value_t = 48)]
+    pub new_tokens: usize,
+    /// Attention to time, each at every context
+    #[arg(
+        long,
+        value_name = "V,…",
+        value_delimiter = ',',
+        value_enum,
+        default_value = "dense,still"
+    )]
+    pub variants: Vec<Variant>,
+    /// Threads [default: all cores]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// How the attention cache stores exact keys and values
+    #[arg(long, value_enum, default_value_t = CacheDtype::Bf16)]
+    pub cache_dtype: CacheDtype,
+    /// Print one JSON object a line on stdout instead of the table
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Attention that `still bench` times.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Variant {
+    /// The base's softmax attention.
+    Dense,
+    /// Nothing but the sliding window.
+    Window,
+    /// 4 tokens kept of every 64 by every KV head, whatever the model.
+    Still,
+    /// The student as it is.
+    Student,
 }
 
 /// `still doctor`

@@ -2,6 +2,7 @@
 //!
 //! Everything here takes a [`still_model::Model`] and returns numbers; nothing prints.
 
+mod bench;
 mod bootstrap;
 mod error;
 mod gap;
@@ -10,6 +11,7 @@ mod nll;
 mod passkey;
 mod speed;
 
+pub use bench::{BenchOptions, BenchPoint, bench};
 pub use bootstrap::{Interval, PairedBootstrap};
 pub use error::{EvalError, Result};
 pub use gap::gap_closed;

@@ -142,7 +142,7 @@ pub fn generate(
             break;
         }
         if new.len() < options.max_new_tokens {
-            let next = Tensor::new(&[[id]], model.decoder.embed_tokens.device())?;
+            let next = Tensor::new(&[[id]], model.decoder.device())?;
             hidden = model.forward(&next, cache, None)?.squeeze(0)?;
             fed += 1;
         }

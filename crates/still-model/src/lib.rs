@@ -12,13 +12,16 @@ mod model;
 pub mod random;
 mod sampler;
 mod session;
+mod step;
 mod student;
 mod tokenizer;
 
 pub use chat::{ChatTemplate, Message};
 pub use checkpoint::{BaseIdentity, Checkpoint, ExportKind, Weights, names, save_student};
 pub use config::{Architecture, ModelConfig, RopeScaling};
-pub use decoder::{AttentionInputs, Decoder, DecoderLayer, Linear, Lora, LoraLayer, Rotation};
+pub use decoder::{
+    AttentionInputs, Decoder, DecoderLayer, Linear, Lora, LoraLayer, Rotation, Weight,
+};
 pub use error::{ModelError, Result};
 pub use generate::{Finish, GenerateOptions, Generation, generate};
 pub use model::{Cache, Model};

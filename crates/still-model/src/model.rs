@@ -4,11 +4,13 @@ use std::sync::Arc;
 
 use candle_core::{Device, IndexOp, Tensor};
 use still_attention::{HybridState, KvCache, PreparedWeights, RowDtype};
+use still_quant::FEW;
 
 use crate::checkpoint::{BaseIdentity, Checkpoint};
 use crate::config::ModelConfig;
 use crate::decoder::Decoder;
 use crate::error::{ModelError, Result};
+use crate::step::{Buffers, step};
 use crate::student::Student;
 use crate::tokenizer::Tokenizer;
 
@@ -85,7 +87,7 @@ impl Model {
                 })
                 .collect::<Result<_>>()?,
         };
-        Ok(Cache { layers, batch })
+        Ok(Cache { layers, batch, buffers: Buffers::default() })
     }
 
     /// Feeds `ids` `[B, T]` u32 and returns the final-normed hidden states `[B, T, E]`.
@@ -115,6 +117,15 @@ impl Model {
         }
         let rotation = self.decoder.rotation_at(&starts, tokens)?;
         let mut x = self.decoder.embed(ids)?;
+        self.check_cache(cache)?;
+        if tokens == 1 && batch <= FEW && lengths.is_none() {
+            let mut values = x.flatten_all()?.to_vec1::<f32>()?;
+            // On a thread of the pool, so that its many short parallel loops start at once.
+            rayon::scope(|_| {
+                step(&self.decoder, self.student.as_ref(), &mut values, &rotation, cache)
+            })?;
+            return Ok(Tensor::from_vec(values, x.shape(), x.device())?);
+        }
         for (n, (layer, cache)) in self.decoder.layers.iter().zip(&mut cache.layers).enumerate() {
             let student = self.student.as_ref().map(|student| &student.layers[n]);
             let inputs = layer.attention_inputs(&x, &rotation, student)?;
@@ -126,13 +137,20 @@ impl Model {
                     let gate = student.gate(&inputs.normed, self.config().head_dim)?;
                     state.advance(&inputs.q, &inputs.k, &inputs.v, gate.as_ref(), lengths)?
                 }
-                _ => {
-                    return Err(ModelError::Invalid("the cache was made for another model".into()));
-                }
+                _ => unreachable!("the cache was checked"),
             };
             x = layer.finish(&x, &attention, student)?;
         }
         self.decoder.final_norm(&x)
+    }
+
+    /// An error unless the cache's layers are of this model's kinds.
+    fn check_cache(&self, cache: &Cache) -> Result<()> {
+        let hybrid = self.student.is_some();
+        if cache.layers.iter().all(|layer| matches!(layer, LayerCache::Hybrid(_)) == hybrid) {
+            return Ok(());
+        }
+        Err(ModelError::Invalid("the cache was made for another model".into()))
     }
 
     /// Logits of hidden states, `[…, E]` → `[…, vocab]`.
@@ -150,7 +168,7 @@ impl Model {
     pub fn prefill(&self, ids: &[u32], cache: &mut Cache) -> Result<Tensor> {
         let mut last = None;
         for block in ids.chunks(PREFILL_BLOCK) {
-            let ids = Tensor::new(block, self.decoder.embed_tokens.device())?.unsqueeze(0)?;
+            let ids = Tensor::new(block, self.decoder.device())?.unsqueeze(0)?;
             let hidden = self.forward(&ids, cache, None)?;
             last = Some(hidden.i((0, block.len() - 1..block.len()))?);
         }
@@ -161,12 +179,14 @@ impl Model {
 /// What a model remembers of a batch of sequences.
 #[derive(Clone, Debug)]
 pub struct Cache {
-    layers: Vec<LayerCache>,
+    pub(crate) layers: Vec<LayerCache>,
     batch: usize,
+    /// Of [`step`]; holds nothing between calls that matters.
+    pub(crate) buffers: Buffers,
 }
 
 #[derive(Clone, Debug)]
-enum LayerCache {
+pub(crate) enum LayerCache {
     Dense(KvCache),
     Hybrid(Box<HybridState>),
 }

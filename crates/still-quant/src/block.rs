@@ -46,6 +46,47 @@ fn nibbles(bytes: &[u8]) -> [f32; PIECE] {
     quants
 }
 
+/// A piece that is its own values.
+#[inline(always)]
+fn plain(quants: [f32; PIECE]) -> Piece {
+    Piece { quants, scales: [1.0; 2], offset: 0.0 }
+}
+
+pub struct Bf16;
+
+impl Block for Bf16 {
+    const BYTES: usize = 64;
+    const VALUES: usize = 32;
+    const OFFSETS: bool = false;
+
+    #[inline(always)]
+    fn pieces(bytes: &[u8], mut each: impl FnMut(usize, &Piece)) {
+        let mut quants = [0.0; PIECE];
+        let (stored, _) = bytes.as_chunks::<2>();
+        for i in 0..PIECE {
+            quants[i] = f32::from_bits(u32::from(u16::from_le_bytes(stored[i])) << 16);
+        }
+        each(0, &plain(quants));
+    }
+}
+
+pub struct F16;
+
+impl Block for F16 {
+    const BYTES: usize = 64;
+    const VALUES: usize = 32;
+    const OFFSETS: bool = false;
+
+    #[inline(always)]
+    fn pieces(bytes: &[u8], mut each: impl FnMut(usize, &Piece)) {
+        let mut quants = [0.0; PIECE];
+        for i in 0..PIECE {
+            quants[i] = half(&bytes[2 * i..2 * i + 2]);
+        }
+        each(0, &plain(quants));
+    }
+}
+
 pub struct Q4_0;
 
 impl Block for Q4_0 {

@@ -1,4 +1,4 @@
-//! Products with matrices stored in GGUF's block formats, without ever widening the whole matrix.
+//! Products with matrices stored in 16 bits or in GGUF's block formats, without ever widening the whole matrix.
 //!
 //! A few rows at a time (decoding) are multiplied with blocks widened in registers; many rows (prefill) with stretches
 //! of the matrix widened into scratch and a f32 matrix product. Both use the same widened values and f32
@@ -11,4 +11,5 @@ mod matrix;
 mod product;
 
 pub use format::Format;
-pub use matrix::{QuantError, QuantizedMatrix};
+pub use matrix::{PackError, PackedMatrix};
+pub use product::FEW;

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use crate::format::Format;
 use crate::product;
 
-/// What can be wrong with a quantized matrix.
+/// What can be wrong with a packed matrix.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum QuantError {
+pub enum PackError {
     /// Columns that blocks do not divide.
     #[error("{columns} columns do not divide into blocks of {block} ({format:?})")]
     Columns {
@@ -31,21 +31,21 @@ pub enum QuantError {
 
 /// A matrix `[rows, columns]` in a block format, rows contiguous; cheap to clone.
 #[derive(Clone)]
-pub struct QuantizedMatrix {
+pub struct PackedMatrix {
     format: Format,
     rows: usize,
     columns: usize,
     bytes: Arc<[u8]>,
 }
 
-impl std::fmt::Debug for QuantizedMatrix {
+impl std::fmt::Debug for PackedMatrix {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "QuantizedMatrix({:?} [{}, {}])", self.format, self.rows, self.columns)
+        write!(f, "PackedMatrix({:?} [{}, {}])", self.format, self.rows, self.columns)
     }
 }
 
-impl QuantizedMatrix {
-    /// From GGUF's own bytes.
+impl PackedMatrix {
+    /// From a file's own bytes.
     ///
     /// # Errors
     /// Columns or bytes that do not fit the format.
@@ -54,14 +54,14 @@ impl QuantizedMatrix {
         rows: usize,
         columns: usize,
         bytes: Arc<[u8]>,
-    ) -> Result<Self, QuantError> {
+    ) -> Result<Self, PackError> {
         let block = format.block_values();
         if columns == 0 || !columns.is_multiple_of(block) {
-            return Err(QuantError::Columns { format, columns, block });
+            return Err(PackError::Columns { format, columns, block });
         }
         let expected = rows * (columns / block) * format.block_bytes();
         if bytes.len() != expected {
-            return Err(QuantError::Bytes { got: bytes.len(), expected });
+            return Err(PackError::Bytes { got: bytes.len(), expected });
         }
         Ok(Self { format, rows, columns, bytes })
     }

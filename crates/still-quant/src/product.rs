@@ -8,12 +8,12 @@ use rayon::prelude::*;
 use still_attention::linalg::{Mat, par_matmul};
 use still_attention::vector;
 
-use crate::block::{Block, PIECE, Q4_0, Q4_1, Q4K, Q6K, Q8_0};
+use crate::block::{Bf16, Block, F16, PIECE, Q4_0, Q4_1, Q4K, Q6K, Q8_0};
 use crate::format::Format;
-use crate::matrix::QuantizedMatrix;
+use crate::matrix::PackedMatrix;
 
 /// Rows of `x` up to which blocks are widened in registers, each for all of them.
-const FEW: usize = 8;
+pub const FEW: usize = 8;
 /// Rows of the matrix that one thread takes at a time.
 const ROWS_PER_TASK: usize = 32;
 /// Values widened at a time for a f32 product: they stay in the second- or third-level cache.
@@ -23,6 +23,14 @@ const STRETCH: usize = 1 << 21;
 macro_rules! with_block {
     ($format:expr, $block:ident => $body:expr) => {
         match $format {
+            Format::Bf16 => {
+                type $block = Bf16;
+                $body
+            }
+            Format::F16 => {
+                type $block = F16;
+                $body
+            }
             Format::Q4_0 => {
                 type $block = Q4_0;
                 $body
@@ -93,8 +101,8 @@ impl<B: Block> WithSimd for Widen<'_, B> {
     }
 }
 
-/// See [`QuantizedMatrix::multiply`], which checks the sizes.
-pub fn multiply(matrix: &QuantizedMatrix, rows: Range<usize>, x: &[f32], y: &mut [f32]) {
+/// See [`PackedMatrix::multiply`], which checks the sizes.
+pub fn multiply(matrix: &PackedMatrix, rows: Range<usize>, x: &[f32], y: &mut [f32]) {
     let columns = matrix.columns();
     let n = x.len() / columns;
     if n == 0 || rows.is_empty() {
@@ -198,7 +206,7 @@ impl<B: Block, const N: usize> WithSimd for Few<'_, B, N> {
 }
 
 /// Many rows of `x`: a f32 product with a stretch of widened rows at a time.
-fn multiply_many(matrix: &QuantizedMatrix, rows: Range<usize>, x: &[f32], y: &mut [f32]) {
+fn multiply_many(matrix: &PackedMatrix, rows: Range<usize>, x: &[f32], y: &mut [f32]) {
     let (columns, out) = (matrix.columns(), rows.len());
     let n = x.len() / columns;
     let step = (STRETCH / columns).max(1);

@@ -2,9 +2,11 @@
 
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
-use still_quant::{Format, QuantError, QuantizedMatrix};
+use still_quant::{Format, PackError, PackedMatrix};
 
-const FORMATS: [(Format, GgmlDType); 5] = [
+const FORMATS: [(Format, GgmlDType); 7] = [
+    (Format::Bf16, GgmlDType::BF16),
+    (Format::F16, GgmlDType::F16),
     (Format::Q4_0, GgmlDType::Q4_0),
     (Format::Q4_1, GgmlDType::Q4_1),
     (Format::Q8_0, GgmlDType::Q8_0),
@@ -23,12 +25,12 @@ fn matrix(
     dtype: GgmlDType,
     rows: usize,
     columns: usize,
-) -> (QuantizedMatrix, Vec<f32>) {
+) -> (PackedMatrix, Vec<f32>) {
     let dense = Tensor::from_vec(values(rows * columns, 1), (rows, columns), &Device::Cpu).unwrap();
     let stored = QTensor::quantize(&dense, dtype).unwrap();
     let bytes = stored.data().unwrap().into_owned();
     let expected = stored.dequantize(&Device::Cpu).unwrap().flatten_all().unwrap();
-    let matrix = QuantizedMatrix::new(format, rows, columns, bytes.into()).unwrap();
+    let matrix = PackedMatrix::new(format, rows, columns, bytes.into()).unwrap();
     (matrix, expected.to_vec1().unwrap())
 }
 
@@ -91,8 +93,8 @@ fn rows_can_be_reordered() {
 #[test]
 fn shapes_that_do_not_fit_are_refused() {
     let new = |columns, bytes: usize| {
-        QuantizedMatrix::new(Format::Q4_0, 2, columns, vec![0; bytes].into()).unwrap_err()
+        PackedMatrix::new(Format::Q4_0, 2, columns, vec![0; bytes].into()).unwrap_err()
     };
-    assert!(matches!(new(48, 54), QuantError::Columns { block: 32, .. }));
-    assert_eq!(new(64, 71), QuantError::Bytes { got: 71, expected: 72 });
+    assert!(matches!(new(48, 54), PackError::Columns { block: 32, .. }));
+    assert_eq!(new(64, 71), PackError::Bytes { got: 71, expected: 72 });
 }

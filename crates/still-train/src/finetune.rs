@@ -17,6 +17,8 @@ pub struct FinetuneStage {
     teacher: Model,
     student: Student,
     optimizer: AdamW,
+    /// `[vocab, E]` f32: widened once, as the loss reads it twice a step.
+    lm_head: Tensor,
     objective: Objective,
     recompute: bool,
 }
@@ -51,6 +53,7 @@ impl FinetuneStage {
             teacher: model.teacher(),
             student,
             optimizer,
+            lm_head: model.decoder.lm_head.to_tensor()?,
             objective: recipe.objective,
             recompute: recipe.recompute,
         })
@@ -97,7 +100,7 @@ impl FinetuneStage {
     ) -> Result<f64> {
         let decoder = &self.teacher.decoder;
         let rotation = decoder.rotation(0, ids.len())?;
-        let batch = Tensor::new(ids, decoder.embed_tokens.device())?.unsqueeze(0)?;
+        let batch = Tensor::new(ids, decoder.device())?.unsqueeze(0)?;
 
         // Forward, cut between layers.
         let mut tapes = Vec::with_capacity(decoder.layers.len());
@@ -123,7 +126,7 @@ impl FinetuneStage {
                 Target::Teacher(&computed)
             }
         };
-        let (loss, d_hidden) = vocabulary_loss(&student_hidden, &decoder.lm_head, target)?;
+        let (loss, d_hidden) = vocabulary_loss(&student_hidden, &self.lm_head, target)?;
         if !loss.is_finite() {
             return Err(TrainError::NotFinite {
                 stage: Stage::Finetune.name(),
@@ -160,7 +163,7 @@ impl FinetuneStage {
     /// An id outside the vocabulary.
     pub fn teacher_hidden(&self, ids: &[u32]) -> Result<Tensor> {
         let mut cache = self.teacher.new_cache(1, still_attention::RowDtype::F32)?;
-        let ids = Tensor::new(ids, self.teacher.decoder.embed_tokens.device())?.unsqueeze(0)?;
+        let ids = Tensor::new(ids, self.teacher.decoder.device())?.unsqueeze(0)?;
         Ok(self.teacher.forward(&ids, &mut cache, None)?.squeeze(0)?)
     }
 

@@ -55,7 +55,7 @@ impl TransferStage {
         let mut teacher_hidden = Vec::with_capacity(windows.len());
         let share = 1.0 / windows.len().max(1) as f64;
         for window in windows {
-            let ids = Tensor::new(*window, decoder.embed_tokens.device())?.unsqueeze(0)?;
+            let ids = Tensor::new(*window, decoder.device())?.unsqueeze(0)?;
             let rotation = decoder.rotation(0, window.len())?;
             let mut x = decoder.embed(&ids)?;
             for (n, (layer, student)) in decoder.layers.iter().zip(&self.student.layers).enumerate()

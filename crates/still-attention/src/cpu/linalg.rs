@@ -1,6 +1,9 @@
 //! Matrix products over strided views.
 
+use rayon::prelude::*;
+
 use crate::real::Real;
+use crate::vector;
 
 /// A strided read-only matrix: element `(i, j)` is `data[i * row_stride + j * col_stride]`.
 #[derive(Clone, Copy, Debug)]
@@ -88,6 +91,40 @@ pub fn par_matmul_new<T: Real>(
         c.set_len(m * n);
     }
     c
+}
+
+/// `y = x Wᵀ` for a few rows: `x` `[m, k]`, `w` `[n, k]`, `y` `[m, n]`. Each row of `w` is read once, so that its memory's
+/// speed is the limit.
+///
+/// # Panics
+/// If the sizes do not fit.
+pub fn par_few_rows<T: Real>(w: &[T], k: usize, x: &[T], y: &mut [T]) {
+    const ROWS: usize = 16;
+    let (n, m) = (w.len() / k, x.len() / k);
+    assert_eq!(y.len(), m * n, "y is not {m}x{n}");
+    let dots = |w: &[T], out: &mut [T]| {
+        vector::vectorize(
+            #[inline(always)]
+            || {
+                for (row, out) in w.chunks_exact(k).zip(out.chunks_exact_mut(m)) {
+                    for (x, out) in x.chunks_exact(k).zip(out) {
+                        *out = vector::dot(row, x);
+                    }
+                }
+            },
+        );
+    };
+    if m == 1 {
+        y.par_chunks_mut(ROWS).zip(w.par_chunks(ROWS * k)).for_each(|(y, w)| dots(w, y));
+        return;
+    }
+    let mut transposed = vec![T::zero(); m * n];
+    transposed.par_chunks_mut(ROWS * m).zip(w.par_chunks(ROWS * k)).for_each(|(y, w)| dots(w, y));
+    for (row, values) in transposed.chunks_exact(m).enumerate() {
+        for (i, &value) in values.iter().enumerate() {
+            y[i * n + row] = value;
+        }
+    }
 }
 
 fn product<T: Real>(

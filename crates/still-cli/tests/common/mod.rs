@@ -120,7 +120,7 @@ pub fn chat_dir(template: &str) -> TempDir {
     let mut model = tiny_student();
     let mut decoder = model.decoder.as_ref().clone();
     decoder.config.tie_word_embeddings = false;
-    decoder.lm_head = decoder.lm_head.zeros_like().unwrap();
+    decoder.lm_head = decoder.lm_head.to_tensor().unwrap().zeros_like().unwrap().into();
     model.decoder = Arc::new(decoder);
     let parent = tempfile::tempdir().unwrap();
     let dir = parent.path().join("student");

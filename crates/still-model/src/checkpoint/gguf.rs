@@ -4,7 +4,6 @@ use std::fs::File;
 use std::io::BufReader;
 use std::path::Path;
 
-use candle_core::Tensor;
 use candle_core::quantized::gguf_file::{Content, Value};
 
 use crate::config::{Architecture, ModelConfig, RopeScaling};
@@ -225,10 +224,12 @@ fn as_f64(value: &Value) -> Option<f64> {
     }
 }
 
-/// Undoes the interleaved order in which Llama GGUF files store q and k rows: back to half rotation.
-pub fn unpermute(weight: &Tensor, heads: usize) -> Result<Tensor> {
-    let (rows, columns) = weight.dims2()?;
+/// Undoes the interleaved order in which Llama GGUF files store q and k rows: the stored row of each row in half
+/// rotation's order.
+pub fn row_order(rows: usize, heads: usize) -> impl Iterator<Item = usize> {
     let half = rows / heads / 2;
-    let weight = weight.reshape((heads, half, 2, columns))?.transpose(1, 2)?.contiguous()?;
-    Ok(weight.reshape((rows, columns))?)
+    (0..rows).map(move |row| {
+        let (head, pair, channel) = (row / (2 * half), row / half % 2, row % half);
+        (head * half + channel) * 2 + pair
+    })
 }

@@ -56,7 +56,7 @@ pub fn save_student(dir: &Path, model: &Model, kind: ExportKind) -> Result<()> {
             let (decoder, student) = student.merged_into(&model.decoder)?;
             config["torch_dtype"] = json!(dtype_name(dtype)?);
             let mut tensors = BTreeMap::new();
-            for (name, tensor) in decoder.named_tensors() {
+            for (name, tensor) in decoder.named_tensors()? {
                 tensors.insert(name, tensor.to_dtype(dtype)?);
             }
             tensors.extend(student.checkpoint_tensors()?);

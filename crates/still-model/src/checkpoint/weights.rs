@@ -6,12 +6,14 @@ use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use candle_core::quantized::gguf_file;
+use candle_core::quantized::{GgmlDType, QTensor, gguf_file};
 use candle_core::safetensors::MmapedSafetensors;
 use candle_core::{DType, Device, Tensor};
+use still_quant::{Format, PackedMatrix};
 
 use super::{gguf, names};
 use crate::config::{Architecture, ModelConfig};
+use crate::decoder::Weight;
 use crate::error::{ModelError, Result};
 
 /// A readable set of tensors under Hugging Face's names.
@@ -140,6 +142,29 @@ impl Weights {
         Ok(None)
     }
 
+    /// A matrix of a known shape, as the file has it where products can use that; otherwise in f32.
+    ///
+    /// # Errors
+    /// If it is missing or of another shape.
+    pub fn matrix(&self, name: &str, shape: [usize; 2], device: &Device) -> Result<Weight> {
+        for source in self.sources.iter().rev() {
+            match source.packed(name)? {
+                Some(matrix) if [matrix.rows(), matrix.columns()] == shape => {
+                    return Ok(Weight::Packed(matrix));
+                }
+                Some(matrix) => {
+                    return Err(self.broken(format!(
+                        "tensor {name} has shape {:?}, the configuration needs {shape:?}",
+                        [matrix.rows(), matrix.columns()]
+                    )));
+                }
+                None if source.has(name) => break,
+                None => {}
+            }
+        }
+        Ok(Weight::Dense(self.get(name, &shape, DType::F32, device)?))
+    }
+
     fn broken(&self, reason: String) -> ModelError {
         let path = self.sources.iter().find_map(|source| match source {
             Source::Safetensors { path, .. } => Some(path.clone()),
@@ -155,6 +180,33 @@ impl Weights {
 }
 
 impl Source {
+    fn has(&self, name: &str) -> bool {
+        match self {
+            Self::Memory(tensors) => tensors.contains_key(name),
+            Self::Safetensors { files, .. } => files.get(name).is_ok(),
+            Self::Gguf(source) => names::to_gguf(name)
+                .is_some_and(|name| source.content.tensor_infos.contains_key(&name)),
+        }
+    }
+
+    /// A matrix in the file's own form; `None` if it is not there, or in a form that has no product.
+    fn packed(&self, name: &str) -> Result<Option<PackedMatrix>> {
+        match self {
+            Self::Memory(_) => Ok(None),
+            Self::Safetensors { files, .. } => {
+                let Ok(view) = files.get(name) else { return Ok(None) };
+                let format = match view.dtype() {
+                    safetensors::Dtype::BF16 => Format::Bf16,
+                    safetensors::Dtype::F16 => Format::F16,
+                    _ => return Ok(None),
+                };
+                let &[rows, columns] = view.shape() else { return Ok(None) };
+                Ok(PackedMatrix::new(format, rows, columns, view.data().into()).ok())
+            }
+            Self::Gguf(source) => source.packed(name),
+        }
+    }
+
     fn load(&self, name: &str, device: &Device) -> Result<Option<Tensor>> {
         match self {
             Self::Memory(tensors) => {
@@ -170,22 +222,58 @@ impl Source {
 }
 
 impl GgufSource {
-    fn load(&self, name: &str, device: &Device) -> Result<Option<Tensor>> {
-        let Some(gguf_name) = names::to_gguf(name) else { return Ok(None) };
-        if !self.content.tensor_infos.contains_key(&gguf_name) {
+    fn read(&self, name: &str) -> Result<Option<QTensor>> {
+        let Some(name) = names::to_gguf(name) else { return Ok(None) };
+        if !self.content.tensor_infos.contains_key(&name) {
             return Ok(None);
         }
         let mut reader = self.reader.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let tensor = self.content.tensor(&mut *reader, &gguf_name, device)?.dequantize(device)?;
-        if self.config.architecture != Architecture::Llama {
-            return Ok(Some(tensor));
-        }
-        let heads = match name.rsplit_once("self_attn.") {
-            Some((_, "q_proj.weight")) => self.config.num_attention_heads,
-            Some((_, "k_proj.weight")) => self.config.num_key_value_heads,
-            _ => return Ok(Some(tensor)),
+        Ok(Some(self.content.tensor(&mut *reader, &name, &Device::Cpu)?))
+    }
+
+    fn load(&self, name: &str, device: &Device) -> Result<Option<Tensor>> {
+        let Some(tensor) = self.read(name)? else { return Ok(None) };
+        let tensor = tensor.dequantize(device)?;
+        Ok(Some(match self.permuted_heads(name) {
+            Some(heads) => {
+                let order: Vec<u32> =
+                    gguf::row_order(tensor.dim(0)?, heads).map(|row| row as u32).collect();
+                tensor.index_select(&Tensor::new(order, device)?, 0)?
+            }
+            None => tensor,
+        }))
+    }
+
+    fn packed(&self, name: &str) -> Result<Option<PackedMatrix>> {
+        let Some(tensor) = self.read(name)? else { return Ok(None) };
+        let format = match tensor.dtype() {
+            GgmlDType::BF16 => Format::Bf16,
+            GgmlDType::F16 => Format::F16,
+            GgmlDType::Q4_0 => Format::Q4_0,
+            GgmlDType::Q4_1 => Format::Q4_1,
+            GgmlDType::Q8_0 => Format::Q8_0,
+            GgmlDType::Q4K => Format::Q4K,
+            GgmlDType::Q6K => Format::Q6K,
+            _ => return Ok(None),
         };
-        Ok(Some(gguf::unpermute(&tensor, heads)?))
+        let &[rows, columns] = tensor.shape().dims() else { return Ok(None) };
+        let matrix = PackedMatrix::new(format, rows, columns, tensor.data()?.into()).ok();
+        Ok(matrix.map(|matrix| match self.permuted_heads(name) {
+            Some(heads) => matrix.with_rows(&gguf::row_order(rows, heads).collect::<Vec<_>>()),
+            None => matrix,
+        }))
+    }
+
+    /// Heads of a matrix whose rows GGUF files of the Llama architecture store interleaved.
+    fn permuted_heads(&self, name: &str) -> Option<usize> {
+        if self.config.architecture != Architecture::Llama {
+            return None;
+        }
+        match name.rsplit_once("self_attn.")?.1 {
+            "q_proj.weight" => Some(self.config.num_attention_heads),
+            "k_proj.weight" => Some(self.config.num_key_value_heads),
+            _ => None,
+        }
     }
 }
 

@@ -3,13 +3,14 @@
 use candle_core::Tensor;
 
 use super::ops::frozen_linear;
+use super::weight::Weight;
 use crate::error::Result;
 
 /// A frozen projection.
 #[derive(Clone, Debug)]
 pub struct Linear {
     /// `[out, in]`
-    pub weight: Tensor,
+    pub weight: Weight,
     /// `[out]`
     pub bias: Option<Tensor>,
 }
@@ -58,7 +59,9 @@ impl Linear {
     /// Shapes or dtypes that do not fit.
     pub fn merged(&self, lora: Option<&Lora>) -> Result<Self> {
         let weight = match lora {
-            Some(lora) => (&self.weight + (lora.b.matmul(&lora.a)? * lora.scale)?)?,
+            Some(lora) => {
+                (self.weight.to_tensor()? + (lora.b.matmul(&lora.a)? * lora.scale)?)?.into()
+            }
             None => self.weight.clone(),
         };
         Ok(Self { weight, bias: self.bias.clone() })

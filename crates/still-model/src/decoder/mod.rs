@@ -4,12 +4,14 @@ mod layer;
 mod linear;
 pub mod ops;
 mod rotation;
+mod weight;
 
 use candle_core::{DType, Device, Tensor};
 
 pub use layer::{AttentionInputs, DecoderLayer};
 pub use linear::{Linear, Lora, LoraLayer};
 pub use ops::{MlpWeights, Rotation};
+pub use weight::Weight;
 
 use crate::checkpoint::Weights;
 use crate::config::ModelConfig;
@@ -22,23 +24,25 @@ pub struct Decoder {
     /// Hyper-parameters.
     pub config: ModelConfig,
     /// `[vocab, E]`
-    pub embed_tokens: Tensor,
+    pub embed_tokens: Weight,
     /// The layers, bottom first.
     pub layers: Vec<DecoderLayer>,
     /// Weight of the final norm, `[E]`.
     pub norm: Tensor,
     /// `[vocab, E]`; the embedding's own storage if tied.
-    pub lm_head: Tensor,
+    pub lm_head: Weight,
     inverse_frequencies: Vec<f64>,
 }
 
 impl Decoder {
-    /// Assembles a decoder from named weights in f32.
+    /// Assembles a decoder from named weights. Matrices stay as their file has them where products can use that
+    /// ([`Weight::Packed`]); everything else is widened to f32.
     ///
     /// # Errors
     /// A missing tensor or one of another shape.
     pub fn load(config: &ModelConfig, weights: &Weights, device: &Device) -> Result<Self> {
         let get = |name: &str, shape: &[usize]| weights.get(name, shape, DType::F32, device);
+        let matrix = |name: &str, shape: &[usize; 2]| weights.matrix(name, *shape, device);
         let ModelConfig {
             hidden_size: e, intermediate_size: i, vocab_size: v, head_dim: d, ..
         } = *config;
@@ -47,7 +51,7 @@ impl Decoder {
             let linear = |name: &str, out: usize, inner: usize, biased: bool| -> Result<Linear> {
                 let name = format!("model.layers.{n}.{name}");
                 Ok(Linear {
-                    weight: get(&format!("{name}.weight"), &[out, inner])?,
+                    weight: matrix(&format!("{name}.weight"), &[out, inner])?,
                     bias: if biased { Some(get(&format!("{name}.bias"), &[out])?) } else { None },
                 })
             };
@@ -70,11 +74,11 @@ impl Decoder {
                 head_dim: d,
             })
         };
-        let embed_tokens = get("model.embed_tokens.weight", &[v, e])?;
+        let embed_tokens = matrix("model.embed_tokens.weight", &[v, e])?;
         let lm_head = if config.tie_word_embeddings {
             embed_tokens.clone()
         } else {
-            get("lm_head.weight", &[v, e])?
+            matrix("lm_head.weight", &[v, e])?
         };
         let layers = (0..config.num_hidden_layers).map(layer).collect::<Result<_>>()?;
         Ok(Self::new(
@@ -89,34 +93,43 @@ impl Decoder {
     /// From parts.
     pub fn new(
         config: ModelConfig,
-        embed_tokens: Tensor,
+        embed_tokens: Weight,
         layers: Vec<DecoderLayer>,
         norm: Tensor,
-        lm_head: Tensor,
+        lm_head: Weight,
     ) -> Self {
         let inverse_frequencies = inverse_frequencies(&config);
         Self { config, embed_tokens, layers, norm, lm_head, inverse_frequencies }
     }
 
-    /// Every weight by its Hugging Face name.
-    pub fn named_tensors(&self) -> Vec<(String, Tensor)> {
-        let mut all = vec![("model.embed_tokens.weight".to_owned(), self.embed_tokens.clone())];
+    /// Where the weights live.
+    pub fn device(&self) -> &Device {
+        self.embed_tokens.device()
+    }
+
+    /// Every weight by its Hugging Face name, widened if it is packed.
+    ///
+    /// # Errors
+    /// An error of the tensor library.
+    pub fn named_tensors(&self) -> Result<Vec<(String, Tensor)>> {
+        let embed_tokens = self.embed_tokens.to_tensor()?;
+        let mut all = vec![("model.embed_tokens.weight".to_owned(), embed_tokens)];
         for (n, layer) in self.layers.iter().enumerate() {
             let mut add = |name: &str, tensor: &Tensor| {
                 all.push((format!("model.layers.{n}.{name}"), tensor.clone()));
             };
             add("input_layernorm.weight", &layer.input_layernorm);
             add("post_attention_layernorm.weight", &layer.mlp.norm);
-            add("mlp.gate_proj.weight", &layer.mlp.gate);
-            add("mlp.up_proj.weight", &layer.mlp.up);
-            add("mlp.down_proj.weight", &layer.mlp.down);
+            add("mlp.gate_proj.weight", &layer.mlp.gate.to_tensor()?);
+            add("mlp.up_proj.weight", &layer.mlp.up.to_tensor()?);
+            add("mlp.down_proj.weight", &layer.mlp.down.to_tensor()?);
             for (name, linear) in [
                 ("self_attn.q_proj", &layer.q_proj),
                 ("self_attn.k_proj", &layer.k_proj),
                 ("self_attn.v_proj", &layer.v_proj),
                 ("self_attn.o_proj", &layer.o_proj),
             ] {
-                add(&format!("{name}.weight"), &linear.weight);
+                add(&format!("{name}.weight"), &linear.weight.to_tensor()?);
                 if let Some(bias) = &linear.bias {
                     add(&format!("{name}.bias"), bias);
                 }
@@ -124,9 +137,9 @@ impl Decoder {
         }
         all.push(("model.norm.weight".into(), self.norm.clone()));
         if !self.config.tie_word_embeddings {
-            all.push(("lm_head.weight".into(), self.lm_head.clone()));
+            all.push(("lm_head.weight".into(), self.lm_head.to_tensor()?));
         }
-        all
+        Ok(all)
     }
 
     /// `ids` `[B, N]` u32 → `[B, N, E]`.
@@ -142,7 +155,7 @@ impl Decoder {
                 "token id {id} is outside the vocabulary of {vocab}"
             )));
         }
-        let rows = self.embed_tokens.index_select(&flat, 0)?;
+        let rows = self.embed_tokens.select(&flat)?;
         Ok(rows.reshape((batch, tokens, self.config.hidden_size))?)
     }
 
@@ -196,9 +209,14 @@ impl Decoder {
         out: &mut Vec<f32>,
     ) -> Result<()> {
         let (rows, width) = hidden.dims2()?;
-        let part = self.lm_head.narrow(0, ids.start, ids.len())?;
+        let (vocab, inner) = self.lm_head.dims2()?;
+        if width != inner || ids.end > vocab {
+            return Err(ModelError::Invalid(format!(
+                "logits of ids {ids:?} of {vocab} from hidden states of width {width}"
+            )));
+        }
         out.resize(rows * ids.len(), f32::NAN);
-        ops::product_into(hidden, &part, (rows, ids.len(), width), out)?;
+        ops::with_values(hidden, |hidden| self.lm_head.multiply_into(ids, hidden, out))??;
         Ok(())
     }
 }

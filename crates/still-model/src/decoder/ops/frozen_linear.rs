@@ -1,7 +1,13 @@
 //! `x Wᵀ + b` with a weight that never trains.
 
-use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use std::marker::PhantomData;
+
+use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor};
+use still_attention::Real;
+use still_attention::linalg::{Mat, par_matmul_new};
+
+use super::{slice, with_values};
+use crate::decoder::Weight;
 
 /// `x` `[…, in]` times `weight` `[out, in]` transposed, plus `bias` `[out]`: `[…, out]`.
 ///
@@ -9,44 +15,51 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 ///
 /// # Errors
 /// Shapes or dtypes that do not fit.
-pub fn frozen_linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    let (out, inner) = weight.dims2()?;
-    let mut shape = x.dims().to_vec();
-    let rows = x.elem_count() / inner.max(1);
-    let flat = x.contiguous()?.reshape((rows, inner))?;
-    let y = flat.apply_op1(FrozenLinear { weight: weight.clone() })?;
-    let y = match bias {
-        Some(bias) => y.broadcast_add(bias)?,
-        None => y,
-    };
-    if let Some(last) = shape.last_mut() {
-        *last = out;
+pub fn frozen_linear(x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> Result<Tensor> {
+    let (_, inner) = weight.dims2()?;
+    if x.dims().last() != Some(&inner) {
+        candle_core::bail!("frozen_linear: x is {:?}, weight {:?}", x.dims(), weight.dims2()?)
     }
-    y.reshape(shape)
+    let x = x.contiguous()?;
+    let weight = weight.clone();
+    let y = match x.dtype() {
+        DType::F32 => x.apply_op1(FrozenLinear::<f32> { weight, dtype: PhantomData })?,
+        DType::F64 => x.apply_op1(FrozenLinear::<f64> { weight, dtype: PhantomData })?,
+        other => candle_core::bail!("frozen_linear: no kernel for {other:?}, expected f32 or f64"),
+    };
+    match bias {
+        Some(bias) => y.broadcast_add(bias),
+        None => Ok(y),
+    }
 }
 
-struct FrozenLinear {
-    weight: Tensor,
+struct FrozenLinear<T> {
+    weight: Weight,
+    dtype: PhantomData<fn() -> T>,
 }
 
-impl CustomOp1 for FrozenLinear {
+impl<T: Real> CustomOp1 for FrozenLinear<T> {
     fn name(&self) -> &'static str {
         "frozen_linear"
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (rows, inner) = layout.shape().dims2()?;
-        let weight = self.weight.t()?;
-        let (storage, weight_layout) = weight.storage_and_layout();
-        let candle_core::Storage::Cpu(w) = &*storage else {
-            candle_core::bail!("frozen_linear: the input is on the CPU, the weight is not")
-        };
-        let out = weight.dim(1)?;
-        let y = x.matmul(w, (1, rows, out, inner), layout, weight_layout)?;
-        Ok((y, Shape::from((rows, out))))
+        let y = self.weight.multiply(slice::<T>(x, layout)?)?;
+        let mut shape = layout.dims().to_vec();
+        if let Some(last) = shape.last_mut() {
+            *last = self.weight.dims2()?.0;
+        }
+        Ok((T::to_cpu_storage_owned(y), shape.into()))
     }
 
-    fn bwd(&self, _x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        Ok(Some(dy.contiguous()?.matmul(&self.weight)?))
+    fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        let (out, inner) = self.weight.dims2()?;
+        let dx = with_values(dy, |dy: &[T]| {
+            self.weight.with_values(|w| {
+                let rows = dy.len() / out;
+                par_matmul_new((rows, inner, out), Mat::rows(dy, out), Mat::rows(w, inner))
+            })
+        })??;
+        Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
     }
 }

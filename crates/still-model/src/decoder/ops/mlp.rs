@@ -6,10 +6,15 @@ use std::marker::PhantomData;
 use std::sync::OnceLock;
 
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
 use still_attention::Real;
 use still_attention::linalg::{Mat, par_matmul, par_matmul_new};
 
 use super::{rms_norm, slice, swiglu, with_values};
+use crate::decoder::Weight;
+
+/// Values that one thread adds at a time.
+const BLOCK: usize = 16_384;
 
 /// The frozen weights of one MLP.
 #[derive(Clone, Debug)]
@@ -17,11 +22,11 @@ pub struct MlpWeights {
     /// Norm before it, `[E]`.
     pub norm: Tensor,
     /// `[I, E]`
-    pub gate: Tensor,
+    pub gate: Weight,
     /// `[I, E]`
-    pub up: Tensor,
+    pub up: Weight,
     /// `[E, I]`
-    pub down: Tensor,
+    pub down: Weight,
     /// ε of the norm.
     pub rms_norm_eps: f64,
 }
@@ -34,10 +39,10 @@ pub fn mlp(x: &Tensor, weights: &MlpWeights) -> Result<Tensor> {
     let (inner, width) = weights.gate.dims2()?;
     let fits = x.dims().last() == Some(&width)
         && weights.norm.dims() == [width]
-        && weights.up.dims() == [inner, width]
-        && weights.down.dims() == [width, inner];
+        && weights.up.dims2()? == (inner, width)
+        && weights.down.dims2()? == (width, inner);
     if !fits {
-        candle_core::bail!("mlp: x is {:?}, gate {:?}", x.dims(), weights.gate.dims())
+        candle_core::bail!("mlp: x is {:?}, gate {:?}", x.dims(), (inner, width))
     }
     let x = x.contiguous()?;
     match x.dtype() {
@@ -67,16 +72,9 @@ impl<T: Real> Mlp<T> {
     }
 
     fn forward(&self, x: &[T]) -> Result<Vec<T>> {
-        let (rows, inner, width) = self.sizes(x.len())?;
         let w = &self.weights;
         let normed = with_values(&w.norm, |norm| rms_norm::forward(x, norm, w.rms_norm_eps))?;
-        let widen = |weight: &Tensor| {
-            with_values(weight, |weight| {
-                let weight = Mat::rows(weight, width).t();
-                par_matmul_new((rows, inner, width), Mat::rows(&normed, width), weight)
-            })
-        };
-        let (gate, up) = (widen(&w.gate)?, widen(&w.up)?);
+        let (gate, up) = (w.gate.multiply(&normed)?, w.up.multiply(&normed)?);
         // Without a backward pass to come, the activation can take the place of `gate`.
         let hidden = if self.keep {
             let hidden = swiglu::forward(&gate, &up);
@@ -86,11 +84,10 @@ impl<T: Real> Mlp<T> {
         } else {
             swiglu::forward_in_place(gate, &up)
         };
-        let mut y = x.to_vec();
-        with_values(&w.down, |down| {
-            let down = Mat::rows(down, inner).t();
-            par_matmul((rows, width, inner), &mut y, width, true, Mat::rows(&hidden, inner), down);
-        })?;
+        let mut y = w.down.multiply(&hidden)?;
+        y.par_chunks_mut(BLOCK).zip(x.par_chunks(BLOCK)).for_each(|(y, x)| {
+            y.iter_mut().zip(x).for_each(|(y, &x)| *y += x);
+        });
         Ok(y)
     }
 
@@ -100,13 +97,13 @@ impl<T: Real> Mlp<T> {
         let Some((gate, up)) = self.saved.get() else {
             candle_core::bail!("mlp: the forward pass kept nothing for a backward pass")
         };
-        let mut d_up = with_values(&w.down, |down| {
+        let mut d_up = w.down.with_values(|down| {
             par_matmul_new((rows, inner, width), Mat::rows(dy, width), Mat::rows(down, inner))
         })?;
         let d_gate = swiglu::backward(gate, up, &mut d_up);
         let mut d_normed = vec![T::zero(); rows * width];
         for (i, (d, weight)) in [(&d_gate, &w.gate), (&d_up, &w.up)].into_iter().enumerate() {
-            with_values(weight, |weight| {
+            weight.with_values(|weight| {
                 let (d, weight) = (Mat::rows(d, inner), Mat::rows(weight, width));
                 par_matmul((rows, width, inner), &mut d_normed, width, i > 0, d, weight);
             })?;

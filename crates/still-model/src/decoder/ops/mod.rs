@@ -13,13 +13,14 @@ mod swiglu;
 pub use frozen_linear::frozen_linear;
 pub use heads::{merge_heads, split_heads};
 pub use mlp::{MlpWeights, mlp};
+pub(crate) use rms_norm::forward_into as rms_norm_into;
 pub use rms_norm::rms_norm;
 pub use rope::Rotation;
+pub(crate) use swiglu::in_place as swiglu_in_place;
 pub use swiglu::swiglu;
 
 use candle_core::{CpuStorage, Layout, Result, Storage, Tensor};
 use still_attention::Real;
-use still_attention::linalg::{Mat, par_matmul};
 
 /// Rows of an op that one thread takes at a time.
 const ROWS_PER_TASK: usize = 16;
@@ -33,7 +34,7 @@ fn slice<'a, T: Real>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [T
 }
 
 /// Calls `body` with the values of a CPU tensor, made contiguous if it is not.
-fn with_values<T: Real, R>(tensor: &Tensor, body: impl FnOnce(&[T]) -> R) -> Result<R> {
+pub(crate) fn with_values<T: Real, R>(tensor: &Tensor, body: impl FnOnce(&[T]) -> R) -> Result<R> {
     let tensor = tensor.contiguous()?;
     let (storage, layout) = tensor.storage_and_layout();
     match &*storage {
@@ -43,24 +44,6 @@ fn with_values<T: Real, R>(tensor: &Tensor, body: impl FnOnce(&[T]) -> R) -> Res
             tensor.device().location()
         ),
     }
-}
-
-/// `x` `[rows, inner]` times `weight` `[out, inner]` transposed, into `y` `[rows, out]`; sizes `(rows, out, inner)`.
-pub(super) fn product_into(
-    x: &Tensor,
-    weight: &Tensor,
-    sizes: (usize, usize, usize),
-    y: &mut [f32],
-) -> Result<()> {
-    let (_, out, inner) = sizes;
-    if x.dims().last() != Some(&inner) || weight.dims() != [out, inner] {
-        candle_core::bail!("product: x is {:?}, weight {:?}", x.dims(), weight.dims())
-    }
-    with_values(x, |x| {
-        with_values(weight, |weight| {
-            par_matmul(sizes, y, out, false, Mat::rows(x, inner), Mat::rows(weight, inner).t());
-        })
-    })?
 }
 
 /// All values of a tensor.
@@ -74,6 +57,7 @@ mod tests {
     use still_attention::Real;
 
     use super::*;
+    use crate::decoder::Weight;
 
     fn random(shape: &[usize], seed: u64) -> Tensor {
         let count = shape.iter().product::<usize>();
@@ -121,6 +105,7 @@ mod tests {
         check(&random(&[2, 3, 8], 5), |x| split_heads(x, 4, None));
         check(&random(&[2, 2, 3, 4], 5), merge_heads);
         let (w, b) = (random(&[5, 6], 6), random(&[5], 7));
+        let w = Weight::Dense(w);
         check(&random(&[2, 3, 6], 8), |x| frozen_linear(x, &w, Some(&b)));
         let weights = mlp_weights();
         check(&random(&[2, 3, 6], 9), |x| mlp(x, &weights));
@@ -138,7 +123,7 @@ mod tests {
         assert_close(&swiglu(&x, &up).unwrap(), &expected);
         let (w, b) = (random(&[5, 6], 6), random(&[5], 7));
         let expected = x.broadcast_matmul(&w.t().unwrap()).unwrap().broadcast_add(&b).unwrap();
-        assert_close(&frozen_linear(&x, &w, Some(&b)).unwrap(), &expected);
+        assert_close(&frozen_linear(&x, &w.into(), Some(&b)).unwrap(), &expected);
         // Half rotation: channel i pairs with channel i + D/2.
         let x = Tensor::new(&[[[1.0_f64, 2.0, 3.0, 4.0]]], &Device::Cpu).unwrap();
         let rotation = Rotation::from_angles(&[std::f64::consts::FRAC_PI_2, 0.0], 1).unwrap();
@@ -163,9 +148,9 @@ mod tests {
     fn mlp_weights() -> MlpWeights {
         MlpWeights {
             norm: random(&[6], 1),
-            gate: random(&[5, 6], 2),
-            up: random(&[5, 6], 3),
-            down: random(&[6, 5], 4),
+            gate: random(&[5, 6], 2).into(),
+            up: random(&[5, 6], 3).into(),
+            down: random(&[6, 5], 4).into(),
             rms_norm_eps: 1e-5,
         }
     }
@@ -175,7 +160,7 @@ mod tests {
         let x = random(&[2, 3, 6], 9);
         let w = mlp_weights();
         let normed = rms_norm(&x, &w.norm, w.rms_norm_eps).unwrap();
-        let linear = |x: &Tensor, w: &Tensor| frozen_linear(x, w, None).unwrap();
+        let linear = |x: &Tensor, w: &Weight| frozen_linear(x, w, None).unwrap();
         let inner = swiglu(&linear(&normed, &w.gate), &linear(&normed, &w.up)).unwrap();
         let expected = (&x + linear(&inner, &w.down)).unwrap();
         assert_close(&mlp(&x, &w).unwrap(), &expected);

@@ -41,8 +41,14 @@ fn inverse_rms<T: Real>(x: &[T], eps: f64) -> T {
 
 /// The norm of every row of `x`.
 pub(super) fn forward<T: Real>(x: &[T], weight: &[T], eps: f64) -> Vec<T> {
-    let width = weight.len();
     let mut y = vec![T::zero(); x.len()];
+    forward_into(x, weight, eps, &mut y);
+    y
+}
+
+/// [`forward`] into `y`.
+pub(crate) fn forward_into<T: Real>(x: &[T], weight: &[T], eps: f64, y: &mut [T]) {
+    let width = weight.len();
     y.par_chunks_mut(width * ROWS_PER_TASK).zip(x.par_chunks(width * ROWS_PER_TASK)).for_each(
         |(y, x)| {
             vector::vectorize(
@@ -58,7 +64,6 @@ pub(super) fn forward<T: Real>(x: &[T], weight: &[T], eps: f64) -> Vec<T> {
             );
         },
     );
-    y
 }
 
 /// Adds the gradient of [`forward`] to `dx`.

@@ -62,7 +62,7 @@ impl Rotation {
 
     /// Rotates one head of one token, channel `i` with channel `i + D/2`; `back` undoes it.
     #[inline(always)]
-    pub(super) fn apply<T: Real>(
+    pub(crate) fn apply<T: Real>(
         &self,
         (sequence, token): (usize, usize),
         x: &[T],

@@ -1,0 +1,118 @@
+//! `still bench`: how fast a model reads and writes, by context and kind of attention.
+
+use serde::Serialize;
+use still_attention::StillConfig;
+use still_eval::{BenchOptions, BenchPoint};
+use still_model::{FeatureInit, Model, Student};
+
+use super::{CHUNK, load, row_dtype};
+use crate::args::{BenchArgs, Variant};
+use crate::errors::user;
+use crate::memory;
+use crate::printer::Printer;
+use crate::table;
+
+/// Salient tokens of each chunk of the variant `still`.
+const BUDGET: usize = 4;
+
+/// One line of the result.
+#[derive(Debug, Serialize)]
+struct Line {
+    variant: &'static str,
+    #[serde(flatten)]
+    point: BenchPoint,
+    /// Of the process so far, the model included.
+    peak_rss_bytes: Option<u64>,
+    threads: usize,
+}
+
+/// Runs the command.
+pub fn run(args: &BenchArgs, printer: &Printer) -> anyhow::Result<()> {
+    if args.new_tokens == 0 || args.contexts.contains(&0) {
+        return Err(user("there is nothing to time", "give contexts and --new-tokens above 0"));
+    }
+    if let Some(threads) = args.threads {
+        if threads == 0 {
+            return Err(user("--threads 0 runs nothing", "use 1 or more"));
+        }
+        rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
+    }
+    let model = load(&args.model.model, printer)?;
+    let mut lines = Vec::new();
+    for &variant in &args.variants {
+        let (name, model) = variant_of(variant, &model)?;
+        let options = |context, new_tokens| BenchOptions {
+            context,
+            new_tokens,
+            rows: row_dtype(args.cache_dtype),
+        };
+        // The first pass finds memory and threads cold.
+        still_eval::bench(&model, options(CHUNK, 2))?;
+        for &context in &args.contexts {
+            let point = still_eval::bench(&model, options(context, args.new_tokens))?;
+            let line = Line {
+                variant: name,
+                point,
+                peak_rss_bytes: memory::peak_resident_bytes(),
+                threads: rayon::current_num_threads(),
+            };
+            if args.json {
+                printer.result(serde_json::to_string(&line)?)?;
+            } else {
+                printer.step("Timed", format_args!("{name} at {context} tokens"));
+            }
+            lines.push(line);
+        }
+    }
+    if args.json { Ok(()) } else { Ok(printer.result(render(&lines))?) }
+}
+
+/// The model with the attention that a variant stands for.
+fn variant_of(variant: Variant, model: &Model) -> anyhow::Result<(&'static str, Model)> {
+    let (layers, geometry) = (model.config().num_hidden_layers, model.config().geometry());
+    // Untrained feature maps cost what trained ones do.
+    let with = |still| -> anyhow::Result<Model> {
+        let student = Student::init(still, model.config(), FeatureInit::Identity, 0)?;
+        Ok(model.teacher().with_student(student))
+    };
+    Ok(match variant {
+        Variant::Dense => ("dense", model.teacher()),
+        Variant::Window => ("window", with(StillConfig::window_only(layers, geometry, CHUNK))?),
+        Variant::Still => ("still", with(StillConfig::uniform(layers, geometry, CHUNK, BUDGET))?),
+        Variant::Student if model.student.is_some() => ("student", model.clone()),
+        Variant::Student => {
+            return Err(user(
+                "the variant `student` needs a student, and this model is a base",
+                "leave it out of --variants, or name a student for --model",
+            ));
+        }
+    })
+}
+
+fn render(lines: &[Line]) -> String {
+    let headers =
+        ["variant", "context", "prefill tok/s", "decode tok/s", "p50 ms", "p99 ms", "cache"];
+    let rows: Vec<Vec<String>> = lines
+        .iter()
+        .map(|line| {
+            let point = &line.point;
+            vec![
+                line.variant.to_owned(),
+                point.context.to_string(),
+                format!("{:.0}", point.prefill_tokens_per_s),
+                format!("{:.1}", point.decode_tokens_per_s),
+                format!("{:.2}", point.decode_p50_ms),
+                format!("{:.2}", point.decode_p99_ms),
+                table::bytes(point.cache_bytes),
+            ]
+        })
+        .collect();
+    let mut text = table::render(&headers, &rows);
+    if let Some(line) = lines.last() {
+        text += &format!("\n\n{} threads", line.threads);
+        if let Some(peak) = line.peak_rss_bytes {
+            text += &format!(", at most {} resident", table::bytes(peak as usize));
+        }
+    }
+    text
+}

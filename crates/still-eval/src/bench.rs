@@ -1,0 +1,77 @@
+//! Prefill and decode speed of one model at one context.
+
+use std::time::Instant;
+
+use serde::Serialize;
+use still_attention::RowDtype;
+use still_model::Model;
+
+use crate::error::{EvalError, Result};
+use crate::speed::{feed_one, greedy};
+
+/// What to time.
+#[derive(Clone, Copy, Debug)]
+pub struct BenchOptions {
+    /// Tokens read before decoding.
+    pub context: usize,
+    /// Tokens decoded and timed.
+    pub new_tokens: usize,
+    /// How the cache stores exact rows.
+    pub rows: RowDtype,
+}
+
+/// One measured context.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct BenchPoint {
+    /// Tokens read before decoding.
+    pub context: usize,
+    /// Of the prompt, its last token's logits included.
+    pub prefill_tokens_per_s: f64,
+    /// Over all decoded tokens.
+    pub decode_tokens_per_s: f64,
+    /// Median step, milliseconds.
+    pub decode_p50_ms: f64,
+    /// 99th percentile of the steps, milliseconds: the slowest of fewer than a hundred.
+    pub decode_p99_ms: f64,
+    /// Bytes of the attention cache after the prompt.
+    pub cache_bytes: usize,
+}
+
+/// Reads a made-up prompt and decodes greedily after it; a step is a forward pass, its logits and their arg-max.
+///
+/// # Errors
+/// If there is nothing to time or the model fails.
+pub fn bench(model: &Model, options: BenchOptions) -> Result<BenchPoint> {
+    let BenchOptions { context, new_tokens, rows } = options;
+    if context == 0 || new_tokens == 0 {
+        return Err(EvalError::Argument("there must be tokens to read and to decode".into()));
+    }
+    // Which tokens they are has no bearing on the speed.
+    let vocab = model.config().vocab_size as u64;
+    let ids: Vec<u32> =
+        (0..context as u64).map(|i| (i.wrapping_mul(2_654_435_761) % vocab) as u32).collect();
+    let mut cache = model.new_cache(1, rows)?;
+    let started = Instant::now();
+    let hidden = model.prefill(&ids, &mut cache)?;
+    let mut id = greedy(model, &hidden)?;
+    let prefill = started.elapsed().as_secs_f64();
+    let cache_bytes = cache.size_bytes();
+    let mut steps = Vec::with_capacity(new_tokens);
+    for _ in 0..new_tokens {
+        let started = Instant::now();
+        let hidden = feed_one(model, id, &mut cache)?;
+        id = greedy(model, &hidden)?;
+        steps.push(started.elapsed().as_secs_f64());
+    }
+    let total: f64 = steps.iter().sum();
+    steps.sort_unstable_by(f64::total_cmp);
+    let at = |share: f64| 1e3 * steps[((steps.len() - 1) as f64 * share).round() as usize];
+    Ok(BenchPoint {
+        context,
+        prefill_tokens_per_s: context as f64 / prefill,
+        decode_tokens_per_s: new_tokens as f64 / total,
+        decode_p50_ms: at(0.5),
+        decode_p99_ms: at(0.99),
+        cache_bytes,
+    })
+}

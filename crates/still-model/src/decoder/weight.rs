@@ -1,0 +1,153 @@
+//! A frozen matrix, in the form that its file had.
+
+use std::ops::Range;
+
+use candle_core::{DType, Device, Result, Tensor};
+use still_attention::Real;
+use still_attention::linalg::{Mat, par_few_rows, par_matmul, par_matmul_new};
+use still_quant::{FEW, PackedMatrix};
+
+use super::ops::with_values;
+
+/// A frozen matrix `[out, in]`.
+#[derive(Clone, Debug)]
+pub enum Weight {
+    /// f32 (or f64, where gradients are checked).
+    Dense(Tensor),
+    /// 16-bit or block-quantized, widened to f32 as it is used.
+    Packed(PackedMatrix),
+}
+
+impl From<Tensor> for Weight {
+    fn from(tensor: Tensor) -> Self {
+        Self::Dense(tensor)
+    }
+}
+
+impl Weight {
+    /// `(out, in)`.
+    ///
+    /// # Errors
+    /// A tensor that is no matrix.
+    pub fn dims2(&self) -> Result<(usize, usize)> {
+        match self {
+            Self::Dense(tensor) => tensor.dims2(),
+            Self::Packed(matrix) => Ok((matrix.rows(), matrix.columns())),
+        }
+    }
+
+    /// Where it lives.
+    pub fn device(&self) -> &Device {
+        match self {
+            Self::Dense(tensor) => tensor.device(),
+            Self::Packed(_) => &Device::Cpu,
+        }
+    }
+
+    /// Bytes that it takes.
+    pub fn size_bytes(&self) -> usize {
+        match self {
+            Self::Dense(tensor) => tensor.elem_count() * tensor.dtype().size_in_bytes(),
+            Self::Packed(matrix) => matrix.bytes().len(),
+        }
+    }
+
+    /// All values, widened if they are packed.
+    ///
+    /// # Errors
+    /// An error of the tensor library.
+    pub fn to_tensor(&self) -> Result<Tensor> {
+        match self {
+            Self::Dense(tensor) => Ok(tensor.clone()),
+            Self::Packed(matrix) => {
+                let mut values = Vec::new();
+                matrix.dequantize_into(0..matrix.rows(), &mut values);
+                Tensor::from_vec(values, (matrix.rows(), matrix.columns()), &Device::Cpu)
+            }
+        }
+    }
+
+    /// The rows `ids` (u32, one axis), in that order, each below the number of rows.
+    ///
+    /// # Errors
+    /// An error of the tensor library.
+    pub fn select(&self, ids: &Tensor) -> Result<Tensor> {
+        let Self::Packed(matrix) = self else {
+            return self.to_tensor()?.index_select(ids, 0);
+        };
+        let ids = ids.to_vec1::<u32>()?;
+        let mut values = Vec::with_capacity(ids.len() * matrix.columns());
+        let mut row = Vec::new();
+        for &id in &ids {
+            matrix.dequantize_into(id as usize..id as usize + 1, &mut row);
+            values.extend_from_slice(&row);
+        }
+        Tensor::from_vec(values, (ids.len(), matrix.columns()), &Device::Cpu)
+    }
+
+    /// `y = x Wᵀ` for rows `rows` of the matrix: `x` `[n, in]`, `y` `[n, rows]`; f32 on the CPU.
+    ///
+    /// # Errors
+    /// A tensor of another dtype or device.
+    pub fn multiply_into(&self, rows: Range<usize>, x: &[f32], y: &mut [f32]) -> Result<()> {
+        match self {
+            Self::Packed(matrix) => {
+                matrix.multiply(rows, x, y);
+                Ok(())
+            }
+            Self::Dense(tensor) => with_values(tensor, |w| {
+                let inner = tensor.dims()[1];
+                let w = &w[rows.start * inner..rows.end * inner];
+                if x.len() <= FEW * inner {
+                    par_few_rows(w, inner, x, y);
+                } else {
+                    let (n, out) = (x.len() / inner, rows.len());
+                    let (x, w) = (Mat::rows(x, inner), Mat::rows(w, inner).t());
+                    par_matmul((n, out, inner), y, out, false, x, w);
+                }
+            }),
+        }
+    }
+
+    /// `x Wᵀ` in a new vector: `x` `[n, in]`, the result `[n, out]`.
+    ///
+    /// # Errors
+    /// A packed matrix for another type than f32; a tensor of another dtype or device.
+    pub(super) fn multiply<T: Real>(&self, x: &[T]) -> Result<Vec<T>> {
+        let (out, inner) = self.dims2()?;
+        let n = x.len() / inner;
+        match (self, T::as_f32s(x)) {
+            (Self::Dense(tensor), _) if n > FEW => with_values(tensor, |w| {
+                par_matmul_new((n, out, inner), Mat::rows(x, inner), Mat::rows(w, inner).t())
+            }),
+            (Self::Dense(tensor), _) => with_values(tensor, |w| {
+                let mut y = vec![T::zero(); n * out];
+                par_few_rows(w, inner, x, &mut y);
+                y
+            }),
+            (Self::Packed(matrix), Some(x)) => {
+                let mut y = vec![0.0; n * out];
+                matrix.multiply(0..out, x, &mut y);
+                Ok(T::from_f32s(y))
+            }
+            (Self::Packed(_), None) => {
+                candle_core::bail!("a packed matrix multiplies f32, not {:?}", DType::F64)
+            }
+        }
+    }
+
+    /// Calls `body` with all values, `[out, in]`.
+    ///
+    /// # Errors
+    /// A tensor of another dtype or device.
+    pub(super) fn with_values<T: Real, R>(&self, body: impl FnOnce(&[T]) -> R) -> Result<R> {
+        match self {
+            Self::Dense(tensor) => with_values(tensor, body),
+            Self::Packed(matrix) => {
+                let mut values = Vec::new();
+                matrix.dequantize_into(0..matrix.rows(), &mut values);
+                Ok(body(&T::from_f32s(values)))
+            }
+        }
+    }
+}
