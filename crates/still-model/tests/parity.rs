@@ -4,8 +4,24 @@ use candle_core::{Device, Tensor};
 use still_attention::{RowDtype, StillConfig};
 use still_model::random::{random_model, tiny_config};
 use still_model::{
-    Cache, ChatSession, FeatureInit, Finish, GenerateOptions, Model, Student, generate,
+    Cache, ChatSession, FeatureInit, Finish, GenerateOptions, LoraConfig, LoraTarget, Model,
+    Student, generate,
 };
+
+/// A student with an output gate and low-rank updates that are not zero, over a base with biases.
+fn updated_student() -> Model {
+    let mut config = tiny_config();
+    config.attention_bias = true;
+    let teacher = random_model(config, 4).unwrap();
+    let config = teacher.config();
+    let mut still = StillConfig::uniform(config.num_hidden_layers, config.geometry(), 8, 2);
+    still.gate = true;
+    let mut student = Student::init(still, config, FeatureInit::Normal, 5).unwrap();
+    let lora = LoraConfig { rank: 2, alpha: 4.0, targets: LoraTarget::ALL.to_vec() };
+    student.add_lora(config, lora, 6).unwrap();
+    let student = student.map_tensors(|_, tensor| Ok((tensor + 0.01)?)).unwrap();
+    teacher.with_student(student)
+}
 
 fn models() -> [Model; 2] {
     let teacher = random_model(tiny_config(), 4).unwrap();
@@ -39,7 +55,7 @@ fn assert_close(got: &[Vec<f32>], expected: &[Vec<f32>]) {
 
 #[test]
 fn any_split_of_a_prompt_gives_the_same_hidden_states() {
-    for model in models() {
+    for model in models().into_iter().chain([updated_student()]) {
         let ids = ids(75, 1);
         let whole = feed(&model, &mut model.new_cache(1, RowDtype::F32).unwrap(), &ids);
         for sizes in [vec![75], vec![1; 75], vec![8, 1, 30, 36], vec![64, 11]] {
@@ -84,6 +100,27 @@ fn a_batch_of_unequal_lengths_equals_each_alone() {
         }
         for (i, ids) in sequences.iter().enumerate() {
             assert_eq!(cache.position(i), ids.len());
+        }
+    }
+}
+
+#[test]
+fn steps_of_a_batch_equal_each_alone() {
+    for model in models().into_iter().chain([updated_student()]) {
+        let sequences = [ids(40, 1), ids(40, 2), ids(40, 3)];
+        let mut cache = model.new_cache(3, RowDtype::F32).unwrap();
+        let mut steps: Vec<Vec<Vec<f32>>> = vec![Vec::new(); 3];
+        for t in 0..40 {
+            let column: Vec<u32> = sequences.iter().map(|ids| ids[t]).collect();
+            let column = Tensor::from_vec(column, (3, 1), &Device::Cpu).unwrap();
+            let hidden = model.forward(&column, &mut cache, None).unwrap();
+            for (sequence, steps) in steps.iter_mut().enumerate() {
+                steps.extend(hidden.get(sequence).unwrap().to_vec2::<f32>().unwrap());
+            }
+        }
+        for (steps, ids) in steps.iter().zip(&sequences) {
+            let mut alone = model.new_cache(1, RowDtype::F32).unwrap();
+            assert_close(steps, &feed(&model, &mut alone, ids));
         }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 
 use candle_core::{Device, Tensor};
 use still_attention::{RowDtype, StillConfig};
-use still_model::{FeatureInit, Message, Model, Student};
+use still_model::{FeatureInit, Message, Model, Student, Weight};
 
 fn model() -> &'static Model {
     static MODEL: OnceLock<Model> = OnceLock::new();
@@ -94,6 +94,29 @@ fn a_full_budget_student_is_the_teacher() {
     let student = Student::init(still, config, FeatureInit::Identity, 0).unwrap();
     let nll = mean_nll(&logits(&model().with_student(student), &ids), &ids);
     assert!((nll - golden.mean_nll).abs() <= 1e-4, "mean NLL {nll} vs {}", golden.mean_nll);
+}
+
+#[test]
+fn quantized_decode_steps_equal_prefill() {
+    assert!(matches!(model().decoder.lm_head, Weight::Packed(_)), "the weights were widened");
+    let golden = golden();
+    let ids = &ids(&golden)[..150];
+    let config = model().config();
+    let still = StillConfig::uniform(config.num_hidden_layers, config.geometry(), 16, 2);
+    let student = Student::init(still, config, FeatureInit::Identity, 0).unwrap();
+    for model in [model().clone(), model().with_student(student)] {
+        let expected = logits(&model, ids);
+        let mut cache = model.new_cache(1, RowDtype::F32).unwrap();
+        for (position, (&id, expected)) in ids.iter().zip(&expected).enumerate() {
+            let id = Tensor::new(&[[id]], &Device::Cpu).unwrap();
+            let hidden = model.forward(&id, &mut cache, None).unwrap().squeeze(0).unwrap();
+            let got = model.logits(&hidden).unwrap().squeeze(0).unwrap().to_vec1::<f32>().unwrap();
+            let error: f64 = got.iter().zip(expected).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+            let size: f64 = expected.iter().map(|b| f64::from(*b).powi(2)).sum();
+            let relative = (error / size).sqrt();
+            assert!(relative <= 1e-4, "position {position}: relative RMS {relative:e}");
+        }
+    }
 }
 
 #[test]

@@ -28,10 +28,10 @@ pub trait Block: Send + Sync {
 /// IEEE half precision to single. Infinities and NaN are no scales; everything else is exact.
 #[inline(always)]
 fn half(bytes: &[u8]) -> f32 {
-    let bits = u32::from(u16::from_le_bytes([bytes[0], bytes[1]]));
-    // The exponent's bias differs by 112; the product also gives subnormals their value.
-    let magnitude = f32::from_bits((bits & 0x7fff) << 13) * f32::from_bits((112 + 127) << 23);
-    f32::from_bits(magnitude.to_bits() | (bits & 0x8000) << 16)
+    // Sign-extended and shifted, the sign is in place; the mask drops its copies. The exponent's bias differs by 112,
+    // and the product also gives subnormals their value.
+    let bits = i32::from(i16::from_le_bytes([bytes[0], bytes[1]])) << 13;
+    f32::from_bits(bits as u32 & 0x8fff_e000) * f32::from_bits((112 + 127) << 23)
 }
 
 /// Low nibbles first, then high ones.
