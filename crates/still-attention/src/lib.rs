@@ -14,7 +14,7 @@ mod real;
 pub mod router;
 mod selection;
 mod state;
-mod tensor;
+pub mod tensor;
 pub mod vector;
 mod weights;
 

@@ -13,6 +13,8 @@ pub trait Real: Float + WithDType + Default + std::iter::Sum + std::fmt::Debug {
     fn fast_exp(self) -> Self;
     /// The same values, if this is f32.
     fn as_f32s(values: &[Self]) -> Option<&[f32]>;
+    /// [`Real::as_f32s`], to write.
+    fn as_f32s_mut(values: &mut [Self]) -> Option<&mut [f32]>;
     /// From f32 values, exactly.
     fn from_f32s(values: Vec<f32>) -> Vec<Self>;
 }
@@ -34,6 +36,10 @@ impl Real for f64 {
     }
 
     fn as_f32s(_: &[f64]) -> Option<&[f32]> {
+        None
+    }
+
+    fn as_f32s_mut(_: &mut [f64]) -> Option<&mut [f32]> {
         None
     }
 
@@ -80,6 +86,10 @@ impl Real for f32 {
     }
 
     fn as_f32s(values: &[f32]) -> Option<&[f32]> {
+        Some(values)
+    }
+
+    fn as_f32s_mut(values: &mut [f32]) -> Option<&mut [f32]> {
         Some(values)
     }
 

@@ -8,7 +8,10 @@ use crate::error::{AttentionError, Result};
 use crate::real::Real;
 
 /// The values of a contiguous part of a CPU storage.
-pub(crate) fn slice<'a, T: Real>(
+///
+/// # Errors
+/// A layout with gaps, or another dtype.
+pub fn slice<'a, T: Real>(
     storage: &'a CpuStorage,
     layout: &Layout,
 ) -> candle_core::Result<&'a [T]> {
@@ -19,6 +22,22 @@ pub(crate) fn slice<'a, T: Real>(
 }
 
 /// Calls `body` with the values of a CPU tensor, made contiguous if it is not.
+///
+/// # Errors
+/// Another dtype or device.
+pub fn borrow<T: Real, R>(tensor: &Tensor, body: impl FnOnce(&[T]) -> R) -> candle_core::Result<R> {
+    let tensor = tensor.contiguous()?;
+    let (storage, layout) = tensor.storage_and_layout();
+    match storage.deref() {
+        Storage::Cpu(storage) => Ok(body(slice(storage, layout)?)),
+        _ => candle_core::bail!(
+            "this op has a CPU kernel only, got a tensor on {:?}",
+            tensor.device().location()
+        ),
+    }
+}
+
+/// [`borrow`] for an operator's argument, with its name in the error.
 pub(crate) fn with_values<T: Real, R>(
     op: &'static str,
     name: &'static str,
@@ -26,12 +45,7 @@ pub(crate) fn with_values<T: Real, R>(
     body: impl FnOnce(&[T]) -> R,
 ) -> Result<R> {
     expect_cpu(op, name, tensor, T::DTYPE)?;
-    let tensor = tensor.contiguous()?;
-    let (storage, layout) = tensor.storage_and_layout();
-    match storage.deref() {
-        Storage::Cpu(storage) => Ok(body(slice(storage, layout)?)),
-        _ => unreachable!("the device was checked"),
-    }
+    Ok(borrow(tensor, body)?)
 }
 
 /// Copies a CPU tensor's values.

@@ -136,14 +136,7 @@ fn io_kind(cause: &(dyn Error + 'static)) -> Option<io::ErrorKind> {
 }
 
 fn io_hint(kind: io::ErrorKind) -> &'static str {
-    match kind {
-        io::ErrorKind::NotFound => "check the path",
-        io::ErrorKind::PermissionDenied => "check the file's permissions",
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "free some disk space",
-        io::ErrorKind::IsADirectory => "a file is needed here, not a directory",
-        io::ErrorKind::InvalidData => "the file must be UTF-8 text",
-        _ => "check the file and the disk",
-    }
+    still_model::files::io_hint(kind).unwrap_or("check the file and the disk")
 }
 
 /// The chain of causes joined by colons; a cause that the line already tells is left out.

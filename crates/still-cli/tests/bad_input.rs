@@ -5,7 +5,7 @@ mod common;
 use std::fs;
 use std::path::Path;
 
-use common::{Outcome, still, student_dir, teacher_dir};
+use common::{Outcome, linearize_args, still, student_dir, teacher_dir};
 
 fn generate(model: &Path) -> Outcome {
     Outcome::of(still().args(["generate", "--prompt", "hello", "--model"]).arg(model))
@@ -142,16 +142,7 @@ fn linearize(data: &str, extra: &[&str]) -> Outcome {
     let file = dir.path().join("data.txt");
     fs::write(&file, data).unwrap();
     let out = dir.path().join("student");
-    let outcome = Outcome::of(
-        still()
-            .args(["linearize", "--model"])
-            .arg(teacher_dir())
-            .arg("--data")
-            .arg(&file)
-            .arg("--out")
-            .arg(&out)
-            .args(extra),
-    );
+    let outcome = Outcome::of(still().args(linearize_args(teacher_dir(), &file, &out)).args(extra));
     assert!(!out.exists(), "a failed run left an output behind");
     outcome
 }
@@ -187,16 +178,8 @@ fn an_existing_output_is_not_touched() {
     fs::write(out.join("precious"), "kept").unwrap();
     let data = dir.path().join("data.txt");
     fs::write(&data, "text").unwrap();
-    Outcome::of(
-        still()
-            .args(["linearize", "--model"])
-            .arg(teacher_dir())
-            .arg("--data")
-            .arg(&data)
-            .arg("--out")
-            .arg(&out),
-    )
-    .failed_with("exists already");
+    Outcome::of(still().args(linearize_args(teacher_dir(), &data, &out)))
+        .failed_with("exists already");
     assert_eq!(fs::read_to_string(out.join("precious")).unwrap(), "kept");
 }
 
@@ -205,16 +188,9 @@ fn a_student_cannot_be_linearized_again() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data.txt");
     fs::write(&data, "text").unwrap();
-    Outcome::of(
-        still()
-            .args(["linearize", "--model"])
-            .arg(student_dir())
-            .arg("--data")
-            .arg(&data)
-            .arg("--out")
-            .arg(dir.path().join("student")),
-    )
-    .failed_with("student already");
+    let out = dir.path().join("student");
+    Outcome::of(still().args(linearize_args(student_dir(), &data, &out)))
+        .failed_with("student already");
 }
 
 #[test]
@@ -267,8 +243,9 @@ fn a_write_that_fails_leaves_nothing_half_written() {
     let run = |limit: &str, out: &str| {
         let script = format!("trap '' XFSZ; ulimit -f {limit}; exec \"$0\" \"$@\"");
         let mut shell = assert_cmd::Command::new("sh");
-        shell.args(["-c", &script, common::BINARY, "linearize", "--model"]).arg(teacher_dir());
-        shell.arg("--data").arg(&data).arg("--out").arg(dir.path().join(out));
+        let out = dir.path().join(out);
+        shell.args(["-c", &script, common::BINARY]);
+        shell.args(linearize_args(teacher_dir(), &data, &out));
         shell.args(["--set", "transfer.steps=1", "--set", "finetune.steps=1"]);
         Outcome::of(&mut shell)
     };

@@ -5,7 +5,7 @@ mod common;
 use std::fs;
 use std::path::Path;
 
-use common::{Outcome, still, teacher_dir, words};
+use common::{Outcome, linearize_args, still, teacher_dir, words};
 
 const SHORT: [&str; 10] = [
     "--set",
@@ -24,15 +24,7 @@ fn linearize(dir: &Path, out: &str, extra: &[&str]) -> Outcome {
     let data = dir.join("data.txt");
     fs::write(&data, words(2000)).unwrap();
     Outcome::of(
-        still()
-            .args(["linearize", "--model"])
-            .arg(teacher_dir())
-            .arg("--data")
-            .arg(&data)
-            .arg("--out")
-            .arg(dir.join(out))
-            .args(SHORT)
-            .args(extra),
+        still().args(linearize_args(teacher_dir(), &data, &dir.join(out))).args(SHORT).args(extra),
     )
 }
 
@@ -96,8 +88,7 @@ fn an_interrupted_run_goes_on() {
     fs::write(&data, words(2000)).unwrap();
     let command = |out: &str| {
         let mut command = Command::new(common::BINARY);
-        command.args(["linearize", "--model"]).arg(teacher_dir()).arg("--data").arg(&data);
-        command.arg("--out").arg(dir.path().join(out)).args(SHORT);
+        command.args(linearize_args(teacher_dir(), &data, &dir.path().join(out))).args(SHORT);
         command.args(["--set", "transfer.steps=200"]).stderr(Stdio::piped());
         command
     };

@@ -7,6 +7,7 @@ use still_attention::RowDtype;
 use still_model::Model;
 
 use crate::error::{EvalError, Result};
+use crate::quantile::quantile;
 use crate::speed::{feed_one, greedy};
 
 /// What to time.
@@ -65,13 +66,12 @@ pub fn bench(model: &Model, options: BenchOptions) -> Result<BenchPoint> {
     }
     let total: f64 = steps.iter().sum();
     steps.sort_unstable_by(f64::total_cmp);
-    let at = |share: f64| 1e3 * steps[((steps.len() - 1) as f64 * share).round() as usize];
     Ok(BenchPoint {
         context,
         prefill_tokens_per_s: context as f64 / prefill,
         decode_tokens_per_s: new_tokens as f64 / total,
-        decode_p50_ms: at(0.5),
-        decode_p99_ms: at(0.99),
+        decode_p50_ms: 1e3 * quantile(&steps, 0.5),
+        decode_p99_ms: 1e3 * quantile(&steps, 0.99),
         cache_bytes,
     })
 }

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::error::{EvalError, Result};
 use crate::nll::Nll;
+use crate::quantile::quantile;
 
 /// A mean with its percentile interval.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -68,9 +69,8 @@ impl PairedBootstrap {
             .map(|_| ratio((0..blocks.len()).map(|_| &blocks[rng.random_range(0..blocks.len())])))
             .collect();
         means.sort_unstable_by(f64::total_cmp);
-        let at = |share: f64| means[((share * (means.len() - 1) as f64).round()) as usize];
         let tail = (1.0 - self.confidence) / 2.0;
-        Ok(Interval { mean, low: at(tail), high: at(1.0 - tail) })
+        Ok(Interval { mean, low: quantile(&means, tail), high: quantile(&means, 1.0 - tail) })
     }
 
     /// `(sum of differences, tokens)` of each block.

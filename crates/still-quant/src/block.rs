@@ -25,6 +25,28 @@ pub trait Block: Send + Sync {
     fn pieces(bytes: &[u8], each: impl FnMut(usize, &Piece));
 }
 
+/// A format whose blocks are one piece each.
+pub trait OnePiece: Send + Sync {
+    /// Bytes of a block.
+    const BYTES: usize;
+    /// Whether offsets are other than 0.
+    const OFFSETS: bool;
+
+    /// The block.
+    fn piece(bytes: &[u8]) -> Piece;
+}
+
+impl<B: OnePiece> Block for B {
+    const BYTES: usize = B::BYTES;
+    const VALUES: usize = PIECE;
+    const OFFSETS: bool = B::OFFSETS;
+
+    #[inline(always)]
+    fn pieces(bytes: &[u8], mut each: impl FnMut(usize, &Piece)) {
+        each(0, &B::piece(bytes));
+    }
+}
+
 /// IEEE half precision to single. Infinities and NaN are no scales; everything else is exact.
 #[inline(always)]
 fn half(bytes: &[u8]) -> f32 {
@@ -54,83 +76,77 @@ fn plain(quants: [f32; PIECE]) -> Piece {
 
 pub struct Bf16;
 
-impl Block for Bf16 {
+impl OnePiece for Bf16 {
     const BYTES: usize = 64;
-    const VALUES: usize = 32;
     const OFFSETS: bool = false;
 
     #[inline(always)]
-    fn pieces(bytes: &[u8], mut each: impl FnMut(usize, &Piece)) {
+    fn piece(bytes: &[u8]) -> Piece {
         let mut quants = [0.0; PIECE];
         let (stored, _) = bytes.as_chunks::<2>();
         for i in 0..PIECE {
             quants[i] = f32::from_bits(u32::from(u16::from_le_bytes(stored[i])) << 16);
         }
-        each(0, &plain(quants));
+        plain(quants)
     }
 }
 
 pub struct F16;
 
-impl Block for F16 {
+impl OnePiece for F16 {
     const BYTES: usize = 64;
-    const VALUES: usize = 32;
     const OFFSETS: bool = false;
 
     #[inline(always)]
-    fn pieces(bytes: &[u8], mut each: impl FnMut(usize, &Piece)) {
+    fn piece(bytes: &[u8]) -> Piece {
         let mut quants = [0.0; PIECE];
         for i in 0..PIECE {
             quants[i] = half(&bytes[2 * i..2 * i + 2]);
         }
-        each(0, &plain(quants));
+        plain(quants)
     }
 }
 
 pub struct Q4_0;
 
-impl Block for Q4_0 {
+impl OnePiece for Q4_0 {
     const BYTES: usize = 18;
-    const VALUES: usize = 32;
     const OFFSETS: bool = true;
 
     #[inline(always)]
-    fn pieces(bytes: &[u8], mut each: impl FnMut(usize, &Piece)) {
+    fn piece(bytes: &[u8]) -> Piece {
         let scale = half(bytes);
-        let quants = nibbles(&bytes[2..]);
-        each(0, &Piece { quants, scales: [scale; 2], offset: -8.0 * scale });
+        Piece { quants: nibbles(&bytes[2..]), scales: [scale; 2], offset: -8.0 * scale }
     }
 }
 
 pub struct Q4_1;
 
-impl Block for Q4_1 {
+impl OnePiece for Q4_1 {
     const BYTES: usize = 20;
-    const VALUES: usize = 32;
     const OFFSETS: bool = true;
 
     #[inline(always)]
-    fn pieces(bytes: &[u8], mut each: impl FnMut(usize, &Piece)) {
+    fn piece(bytes: &[u8]) -> Piece {
         let quants = nibbles(&bytes[4..]);
-        each(0, &Piece { quants, scales: [half(bytes); 2], offset: half(&bytes[2..]) });
+        Piece { quants, scales: [half(bytes); 2], offset: half(&bytes[2..]) }
     }
 }
 
 pub struct Q8_0;
 
-impl Block for Q8_0 {
+impl OnePiece for Q8_0 {
     const BYTES: usize = 34;
-    const VALUES: usize = 32;
     const OFFSETS: bool = false;
 
     #[inline(always)]
-    fn pieces(bytes: &[u8], mut each: impl FnMut(usize, &Piece)) {
+    fn piece(bytes: &[u8]) -> Piece {
         let mut quants = [0.0; PIECE];
         let stored = &bytes[2..2 + PIECE];
         for i in 0..PIECE {
             quants[i] = f32::from(stored[i] as i8);
         }
-        each(0, &Piece { quants, scales: [half(bytes); 2], offset: 0.0 });
+        Piece { quants, scales: [half(bytes); 2], offset: 0.0 }
     }
 }
 

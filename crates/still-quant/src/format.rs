@@ -1,6 +1,6 @@
 //! The formats, by name and size.
 
-use crate::block::{Bf16, Block, F16, Q4_0, Q4_1, Q4K, Q6K, Q8_0};
+use crate::block::Block;
 
 /// How a matrix is stored: 16-bit floats, or a block format of GGUF.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,30 +22,32 @@ pub enum Format {
     Q6K,
 }
 
+/// Runs one body with the format's [`Block`] as a type.
+macro_rules! with_block {
+    ($format:expr, $block:ident => $body:expr) => {
+        $crate::format::with_block!(
+            $format, $block => $body, Bf16 F16 Q4_0 Q4_1 Q8_0 Q4K Q6K
+        )
+    };
+    ($format:expr, $block:ident => $body:expr, $($name:ident)*) => {
+        match $format {
+            $($crate::Format::$name => {
+                type $block = $crate::block::$name;
+                $body
+            })*
+        }
+    };
+}
+pub(crate) use with_block;
+
 impl Format {
     /// Values of a block.
     pub fn block_values(self) -> usize {
-        match self {
-            Self::Bf16 => Bf16::VALUES,
-            Self::F16 => F16::VALUES,
-            Self::Q4_0 => Q4_0::VALUES,
-            Self::Q4_1 => Q4_1::VALUES,
-            Self::Q8_0 => Q8_0::VALUES,
-            Self::Q4K => Q4K::VALUES,
-            Self::Q6K => Q6K::VALUES,
-        }
+        with_block!(self, B => B::VALUES)
     }
 
     /// Bytes of a block.
     pub fn block_bytes(self) -> usize {
-        match self {
-            Self::Bf16 => Bf16::BYTES,
-            Self::F16 => F16::BYTES,
-            Self::Q4_0 => Q4_0::BYTES,
-            Self::Q4_1 => Q4_1::BYTES,
-            Self::Q8_0 => Q8_0::BYTES,
-            Self::Q4K => Q4K::BYTES,
-            Self::Q6K => Q6K::BYTES,
-        }
+        with_block!(self, B => <B as Block>::BYTES)
     }
 }

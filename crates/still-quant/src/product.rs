@@ -5,11 +5,11 @@ use std::ops::Range;
 
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
-use still_attention::linalg::{Mat, par_matmul};
+use still_attention::linalg::{Mat, par_matmul, transpose};
 use still_attention::vector;
 
-use crate::block::{Bf16, Block, F16, PIECE, Q4_0, Q4_1, Q4K, Q6K, Q8_0};
-use crate::format::Format;
+use crate::block::{Block, PIECE};
+use crate::format::{Format, with_block};
 use crate::matrix::PackedMatrix;
 
 /// Rows of `x` up to which blocks are widened in registers, each for all of them.
@@ -18,42 +18,6 @@ pub const FEW: usize = 8;
 const ROWS_PER_TASK: usize = 32;
 /// Values widened at a time for a f32 product: they stay in the second- or third-level cache.
 const STRETCH: usize = 1 << 21;
-
-/// Runs one body with the format's block type.
-macro_rules! with_block {
-    ($format:expr, $block:ident => $body:expr) => {
-        match $format {
-            Format::Bf16 => {
-                type $block = Bf16;
-                $body
-            }
-            Format::F16 => {
-                type $block = F16;
-                $body
-            }
-            Format::Q4_0 => {
-                type $block = Q4_0;
-                $body
-            }
-            Format::Q4_1 => {
-                type $block = Q4_1;
-                $body
-            }
-            Format::Q8_0 => {
-                type $block = Q8_0;
-                $body
-            }
-            Format::Q4K => {
-                type $block = Q4K;
-                $body
-            }
-            Format::Q6K => {
-                type $block = Q6K;
-                $body
-            }
-        }
-    };
-}
 
 /// Widens whole rows.
 pub fn dequantize(format: Format, columns: usize, bytes: &[u8], out: &mut [f32]) {
@@ -128,11 +92,7 @@ pub fn multiply(matrix: &PackedMatrix, rows: Range<usize>, x: &[f32], y: &mut [f
         7 => few::<B, 7>(bytes, size, x, &mut transposed),
         _ => few::<B, 8>(bytes, size, x, &mut transposed),
     });
-    for (row, values) in transposed.chunks_exact(n).enumerate() {
-        for (i, &value) in values.iter().enumerate() {
-            y[i * rows.len() + row] = value;
-        }
-    }
+    transpose(&transposed, n, y);
 }
 
 /// `y[row][i] = x[i] · row` for the `N` rows of `x`.

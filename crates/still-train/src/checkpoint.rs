@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 use still_model::Student;
-use still_model::files::staging_dir;
+use still_model::files::{save_tensors, staging_dir, sync_files};
 
 use crate::data::Position;
 use crate::error::{Result, TrainError};
@@ -77,17 +77,15 @@ impl Checkpoints {
             parameters.insert(name.to_owned(), tensor.clone());
             Ok(tensor.clone())
         })?;
-        save_tensors(&staging.path().join(PARAMETERS), &parameters)?;
-        save_tensors(&staging.path().join(OPTIMIZER), optimizer)?;
+        for (file, tensors) in [(PARAMETERS, &parameters), (OPTIMIZER, optimizer)] {
+            let path = staging.path().join(file);
+            save_tensors(&path, tensors).map_err(TrainError::write(&path))?;
+        }
         let path = staging.path().join(TRAINER);
         let text = serde_json::to_string_pretty(progress)
             .map_err(|error| TrainError::write(&path)(std::io::Error::other(error)))?;
         std::fs::write(&path, text).map_err(TrainError::write(&path))?;
-        for file in [PARAMETERS, OPTIMIZER, TRAINER] {
-            let path = staging.path().join(file);
-            let synced = std::fs::File::open(&path).and_then(|file| file.sync_all());
-            synced.map_err(TrainError::write(&path))?;
-        }
+        sync_files(staging.path()).map_err(TrainError::write(staging.path()))?;
         let target = self.dir.join(format!("{}-step-{:06}", progress.stage.name(), progress.step));
         if target.exists() {
             std::fs::remove_dir_all(&target).map_err(TrainError::write(&target))?;
@@ -122,9 +120,4 @@ fn read(dir: &Path) -> Result<Saved> {
             .map_err(|error| damaged(&path, format!("damaged: {error}")))
     };
     Ok(Saved { progress, parameters: tensors(PARAMETERS)?, optimizer: tensors(OPTIMIZER)? })
-}
-
-fn save_tensors(path: &Path, tensors: &HashMap<String, Tensor>) -> Result<()> {
-    candle_core::safetensors::save(tensors, path)
-        .map_err(|error| TrainError::write(path)(std::io::Error::other(error.to_string())))
 }

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use still_model::files::io_hint;
+
 /// What can go wrong in a run. Messages say what and where; [`TrainError::hint`] says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
@@ -92,17 +94,7 @@ impl TrainError {
             Self::Interrupted { .. } => {
                 Some("the same command with --resume goes on from here".into())
             }
-            Self::Io { source, .. } => match source.kind() {
-                std::io::ErrorKind::NotFound => Some("check the path".into()),
-                std::io::ErrorKind::PermissionDenied => Some("check the permissions".into()),
-                std::io::ErrorKind::FileTooLarge => {
-                    Some("raise the limit on file sizes (ulimit -f)".into())
-                }
-                std::io::ErrorKind::StorageFull => {
-                    Some("free some space and use --resume: the last checkpoint is whole".into())
-                }
-                _ => None,
-            },
+            Self::Io { source, .. } => io_hint(source.kind()).map(Into::into),
             Self::Model(error) => error.hint(),
             Self::Attention(_) | Self::Tensor(_) => None,
         }

@@ -1,8 +1,9 @@
 //! Losses over the vocabulary, in blocks of rows: a full `[tokens, vocab]` tensor never exists.
 
-use candle_core::{CpuStorage, Storage, Tensor};
+use candle_core::Tensor;
 use rayon::prelude::*;
 use still_attention::linalg::{Mat, par_matmul};
+use still_attention::tensor::borrow;
 use still_attention::vector::{self, vectorize};
 
 use crate::error::Result;
@@ -68,7 +69,7 @@ pub fn vocabulary_loss(
             }
         };
         let d_logits = Mat::rows(&student, vocab);
-        with_f32(lm_head, |head| {
+        borrow(lm_head, |head| {
             let head = Mat::rows(head, width);
             par_matmul((count, width, vocab), gradient, width, false, d_logits, head);
         })?;
@@ -82,12 +83,13 @@ fn logits(hidden: &Tensor, lm_head: &Tensor, out: &mut Vec<f32>) -> Result<()> {
     let (rows, width) = hidden.dims2()?;
     let vocab = lm_head.dim(0)?;
     out.resize(rows * vocab, f32::NAN);
-    with_f32(hidden, |hidden| {
-        with_f32(lm_head, |head| {
+    borrow(hidden, |hidden: &[f32]| {
+        borrow(lm_head, |head| {
             let (hidden, head) = (Mat::rows(hidden, width), Mat::rows(head, width).t());
             par_matmul((rows, vocab, width), out, vocab, false, hidden, head);
         })
-    })?
+    })??;
+    Ok(())
 }
 
 /// The sum, always in the same order: an exactly resumed run must not depend on which thread was first.
@@ -127,21 +129,6 @@ fn divergence(student: &mut [f32], teacher: &mut [f32], weight: f32) -> f64 {
         *student = *student * scale_s - teacher * scale_t;
     }
     cross / sum_t + sum_s.ln() - sum_t.ln()
-}
-
-/// Calls `body` with the values of a contiguous f32 CPU tensor.
-fn with_f32<R>(tensor: &Tensor, body: impl FnOnce(&[f32]) -> R) -> Result<R> {
-    let tensor = tensor.contiguous()?;
-    let (storage, layout) = tensor.storage_and_layout();
-    let first = layout.start_offset();
-    match &*storage {
-        Storage::Cpu(CpuStorage::F32(values)) => {
-            Ok(body(&values[first..first + layout.shape().elem_count()]))
-        }
-        _ => {
-            Err(candle_core::Error::Msg("vocabulary_loss has an f32 CPU kernel only".into()).into())
-        }
-    }
 }
 
 #[cfg(test)]

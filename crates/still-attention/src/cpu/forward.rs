@@ -10,6 +10,7 @@ use super::rows::Rows;
 use crate::config::{Branches, FeatureMap, Router};
 use crate::real::Real;
 use crate::router;
+use crate::vector::vectorize;
 
 /// Tokens of a segment from which its query heads are worth running on several threads.
 const PARALLEL_TOKENS: usize = 16;
@@ -202,7 +203,10 @@ fn feed<T: Real>(
     scratch.scores.resize(group * length, T::nan());
     let answer = |index: usize, out: &mut [T], scores: &mut [T], buffers: &mut Buffers<T>| {
         let first = index * heads;
-        query_rows(&keys, input, first..first + heads, segment, out, scores, buffers);
+        vectorize(
+            #[inline(always)]
+            || query_rows(&keys, input, first..first + heads, segment, out, scores, buffers),
+        );
     };
     let (block, part) = (heads * stride * head_dim, heads * length);
     if split {

@@ -120,9 +120,15 @@ pub fn par_few_rows<T: Real>(w: &[T], k: usize, x: &[T], y: &mut [T]) {
     }
     let mut transposed = vec![T::zero(); m * n];
     transposed.par_chunks_mut(ROWS * m).zip(w.par_chunks(ROWS * k)).for_each(|(y, w)| dots(w, y));
-    for (row, values) in transposed.chunks_exact(m).enumerate() {
-        for (i, &value) in values.iter().enumerate() {
-            y[i * n + row] = value;
+    transpose(&transposed, m, y);
+}
+
+/// Writes the transpose of `x`, whose rows have `columns` values, into `y`.
+pub fn transpose<T: Copy>(x: &[T], columns: usize, y: &mut [T]) {
+    let rows = x.len() / columns;
+    for (row, values) in x.chunks_exact(columns).enumerate() {
+        for (column, &value) in values.iter().enumerate() {
+            y[column * rows + row] = value;
         }
     }
 }

@@ -67,24 +67,9 @@ fn take<T: Real>(buffer: &mut Vec<T>, length: usize) -> &mut [T] {
 /// Answers the segment's tokens of the query heads `heads`, stacked so that they share each matrix product.
 ///
 /// `out` is `[heads, stride, D]`, of which the segment's rows are written; `scores` `[heads, length]` gets the
-/// Self-Saliency Scores.
-pub(crate) fn query_rows<T: Real>(
-    keys: &Keys<'_, T>,
-    input: &HeadInput<'_, T>,
-    heads: Range<usize>,
-    segment: Segment,
-    out: &mut [T],
-    scores: &mut [T],
-    buffers: &mut Buffers<T>,
-) {
-    vector::vectorize(
-        #[inline(always)]
-        || query_rows_body(keys, input, heads, segment, out, scores, buffers),
-    );
-}
-
+/// Self-Saliency Scores. For callers that are within [`vector::vectorize`].
 #[inline(always)]
-fn query_rows_body<T: Real>(
+pub(crate) fn query_rows<T: Real>(
     keys: &Keys<'_, T>,
     input: &HeadInput<'_, T>,
     heads: Range<usize>,

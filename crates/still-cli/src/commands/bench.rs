@@ -5,15 +5,12 @@ use still_attention::StillConfig;
 use still_eval::{BenchOptions, BenchPoint};
 use still_model::{FeatureInit, Model, Student};
 
-use super::{CHUNK, load, row_dtype};
+use super::{BUDGET, CHUNK, load, row_dtype};
 use crate::args::{BenchArgs, Variant};
 use crate::errors::user;
 use crate::memory;
 use crate::printer::Printer;
 use crate::table;
-
-/// Salient tokens of each chunk of the variant `still`.
-const BUDGET: usize = 4;
 
 /// One line of the result.
 #[derive(Debug, Serialize)]

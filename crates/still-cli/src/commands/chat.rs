@@ -1,13 +1,12 @@
 //! `still chat`: turns with the model's own template; the attention state is kept between them.
 
 use std::io::{BufRead, IsTerminal};
-use std::ops::ControlFlow;
 
 use anyhow::Context;
 use still_model::{ChatSession, GenerateOptions};
 
 use super::generate::summary;
-use super::{load, row_dtype, sampling};
+use super::{load, row_dtype, sampling, stream_to};
 use crate::args::ChatArgs;
 use crate::interrupt;
 use crate::printer::Printer;
@@ -48,13 +47,7 @@ fn turn(
 ) -> anyhow::Result<()> {
     interrupt::take();
     let mut written = Ok(());
-    let reply = session.send(message, options, &mut |piece| {
-        written = printer.stream(piece);
-        if written.is_err() || interrupt::raised() {
-            return ControlFlow::Break(());
-        }
-        ControlFlow::Continue(())
-    })?;
+    let reply = session.send(message, options, &mut stream_to(printer, true, &mut written))?;
     written?;
     printer.stream("\n")?;
     if reply.reread {

@@ -1,13 +1,12 @@
 //! `still generate`: continue a prompt, streaming.
 
 use std::io::{IsTerminal, Read};
-use std::ops::ControlFlow;
 
 use anyhow::Context;
 use serde_json::json;
 use still_model::{Finish, Generation, generate};
 
-use super::{load, read_text, row_dtype, sampling};
+use super::{load, read_text, row_dtype, sampling, stream_to};
 use crate::args::GenerateArgs;
 use crate::errors::user;
 use crate::interrupt;
@@ -26,15 +25,9 @@ pub fn run(args: &GenerateArgs, printer: &Printer) -> anyhow::Result<()> {
     let mut cache = model.new_cache(1, row_dtype(args.sampling.cache_dtype))?;
     interrupt::catch()?;
     let mut written = Ok(());
-    let generation = generate(&model, &ids, &mut cache, &options, &mut |piece| {
-        if !args.json {
-            written = printer.stream(piece);
-        }
-        if written.is_err() || interrupt::raised() {
-            return ControlFlow::Break(());
-        }
-        ControlFlow::Continue(())
-    })?;
+    let mut stream = stream_to(printer, !args.json, &mut written);
+    let generation = generate(&model, &ids, &mut cache, &options, &mut stream)?;
+    drop(stream);
     written?;
     if let Some(warning) = &generation.warning {
         printer.warn(warning);

@@ -9,16 +9,22 @@ pub mod inspect;
 pub mod linearize;
 mod observer;
 
+use std::io;
+use std::ops::ControlFlow;
+
 use anyhow::Context;
 use still_attention::RowDtype;
 use still_model::{GenerateOptions, Model};
 
 use crate::args::{CacheDtype, SamplingArgs};
 use crate::errors::user;
+use crate::interrupt;
 use crate::printer::Printer;
 
 /// Chunk length of the students that commands make without a recipe.
 const CHUNK: usize = 64;
+/// Salient tokens that they keep of each chunk.
+const BUDGET: usize = 4;
 
 /// Loads a model and says which one.
 fn load(model: &str, printer: &Printer) -> anyhow::Result<Model> {
@@ -37,6 +43,24 @@ fn load(model: &str, printer: &Printer) -> anyhow::Result<Model> {
         ),
     );
     Ok(model)
+}
+
+/// What a generation does with its text: shows it (unless told not to) until Ctrl-C, or until standard output fails,
+/// which `written` then tells.
+fn stream_to<'a>(
+    printer: &'a Printer,
+    show: bool,
+    written: &'a mut io::Result<()>,
+) -> impl FnMut(&str) -> ControlFlow<()> + 'a {
+    move |piece| {
+        if show {
+            *written = printer.stream(piece);
+        }
+        if written.is_err() || interrupt::raised() {
+            return ControlFlow::Break(());
+        }
+        ControlFlow::Continue(())
+    }
 }
 
 /// Reads a text file.

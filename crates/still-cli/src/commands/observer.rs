@@ -7,7 +7,7 @@ use still_train::{Observer, Stage, StepReport};
 
 use crate::interrupt;
 use crate::printer::Printer;
-use crate::progress::Bar;
+use crate::progress::{Bar, Losses};
 
 /// Draws one bar per stage and remembers how each went.
 #[derive(Debug)]
@@ -25,10 +25,9 @@ pub struct StageSummary {
     steps: usize,
     /// Tokens read by this run.
     tokens: usize,
-    /// Loss of the first step of this run.
-    first_loss: Option<f64>,
-    /// Loss of the last step.
-    last_loss: Option<f64>,
+    /// Of this run's steps.
+    #[serde(flatten)]
+    losses: Losses,
     /// Wall-clock seconds of this run.
     seconds: f64,
 }
@@ -43,11 +42,7 @@ impl<'a> BarObserver<'a> {
     pub fn finish(&mut self) {
         let (Some(bar), Some(stage)) = (self.bar.take(), self.stages.last_mut()) else { return };
         stage.seconds = bar.seconds();
-        let loss = match (stage.first_loss, stage.last_loss) {
-            (Some(first), Some(last)) => format!("loss {first:.3e} at first, {last:.3e} at last,"),
-            _ => "nothing left to do,".into(),
-        };
-        bar.done(format_args!("{}: {} steps, {loss}", stage.stage, stage.steps));
+        bar.done(format_args!("{}: {} steps, {}", stage.stage, stage.steps, stage.losses));
     }
 
     /// Every stage of this run.
@@ -66,8 +61,7 @@ impl Observer for BarObserver<'_> {
             stage: stage.name(),
             steps: done,
             tokens: 0,
-            first_loss: None,
-            last_loss: None,
+            losses: Losses::default(),
             seconds: 0.0,
         });
     }
@@ -76,8 +70,7 @@ impl Observer for BarObserver<'_> {
         let Some(stage) = self.stages.last_mut() else { return };
         stage.steps = report.step;
         stage.tokens += report.tokens;
-        stage.first_loss.get_or_insert(report.loss);
-        stage.last_loss = Some(report.loss);
+        stage.losses.add(report.loss);
         if let Some(bar) = &self.bar {
             bar.set(report.step);
             bar.message(format!("loss {:.3e}, lr {:.1e}", report.loss, report.lr));

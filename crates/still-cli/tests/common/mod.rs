@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -21,6 +22,14 @@ pub fn still() -> Command {
     let mut command = Command::new(BINARY);
     command.env_remove("NO_COLOR").env_remove("STILL_CACHE").env("HF_HUB_OFFLINE", "1");
     command
+}
+
+/// `linearize --model … --data … --out …`.
+pub fn linearize_args(model: &Path, data: &Path, out: &Path) -> [OsString; 7] {
+    let paths = [model, data, out].map(|path| path.as_os_str().to_owned());
+    let [model, data, out] = paths;
+    let word = OsString::from;
+    [word("linearize"), word("--model"), model, word("--data"), data, word("--out"), out]
 }
 
 /// What a run said.

@@ -1,13 +1,13 @@
 //! Students on disk.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use candle_core::{DType, Tensor};
+use candle_core::DType;
 use serde_json::{Value, json};
 
 use crate::error::{ModelError, Result};
-use crate::files::staging_dir;
+use crate::files::{save_tensors, staging_dir, sync_files};
 use crate::model::Model;
 
 /// The attention, in `config.json`.
@@ -55,12 +55,13 @@ pub fn save_student(dir: &Path, model: &Model, kind: ExportKind) -> Result<()> {
         ExportKind::Full(dtype) => {
             let (decoder, student) = student.merged_into(&model.decoder)?;
             config["torch_dtype"] = json!(dtype_name(dtype)?);
-            let mut tensors = BTreeMap::new();
+            let mut tensors = HashMap::new();
             for (name, tensor) in decoder.named_tensors()? {
                 tensors.insert(name, tensor.to_dtype(dtype)?);
             }
             tensors.extend(student.checkpoint_tensors()?);
-            save_tensors(&staging.path().join("model.safetensors"), &tensors)?;
+            let path = staging.path().join("model.safetensors");
+            save_tensors(&path, &tensors).map_err(ModelError::write(&path))?;
         }
         ExportKind::Delta => {
             if model.base.files.is_empty() {
@@ -74,14 +75,15 @@ pub fn save_student(dir: &Path, model: &Model, kind: ExportKind) -> Result<()> {
                 config[LORA_KEY] = to_json(lora)?;
             }
             let tensors = student.checkpoint_tensors()?.into_iter().collect();
-            save_tensors(&staging.path().join(DELTA_FILE), &tensors)?;
+            let path = staging.path().join(DELTA_FILE);
+            save_tensors(&path, &tensors).map_err(ModelError::write(&path))?;
         }
     }
     model.tokenizer.save(staging.path())?;
     let path = staging.path().join("config.json");
     let text = format!("{config:#}\n");
     std::fs::write(&path, text).map_err(ModelError::write(&path))?;
-    sync_files(staging.path())?;
+    sync_files(staging.path()).map_err(ModelError::write(staging.path()))?;
     replace(staging, dir)
 }
 
@@ -126,27 +128,6 @@ fn replace(staging: tempfile::TempDir, dir: &Path) -> Result<()> {
 pub(super) fn previous_path(dir: &Path) -> PathBuf {
     let name = dir.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     dir.with_file_name(format!(".{name}.previous"))
-}
-
-fn save_tensors(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
-    let metadata = [("format".to_owned(), "pt".to_owned())].into();
-    safetensors::serialize_to_file(tensors, Some(metadata), path).map_err(|error| {
-        let source = match error {
-            safetensors::SafeTensorError::IoError(error) => error,
-            other => std::io::Error::other(other.to_string()),
-        };
-        ModelError::write(path)(source)
-    })
-}
-
-/// Data reaches the disk before the rename does.
-fn sync_files(dir: &Path) -> Result<()> {
-    for entry in dir.read_dir().map_err(ModelError::read(dir))? {
-        let path = entry.map_err(ModelError::read(dir))?.path();
-        let file = std::fs::File::open(&path).map_err(ModelError::read(&path))?;
-        file.sync_all().map_err(ModelError::write(&path))?;
-    }
-    Ok(())
 }
 
 fn absolute(source: &str) -> String {

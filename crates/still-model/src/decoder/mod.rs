@@ -177,7 +177,7 @@ impl Decoder {
             .flat_map(|&start| start..start + tokens)
             .flat_map(|position| self.inverse_frequencies.iter().map(move |f| position as f64 * f))
             .collect();
-        Ok(Rotation::of_runs(&angles, starts.len(), tokens)?)
+        Ok(Rotation::from_angles(&angles, starts.len(), tokens)?)
     }
 
     /// The final norm of `[B, N, E]`.

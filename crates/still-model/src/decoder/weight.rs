@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 use still_attention::Real;
 use still_attention::linalg::{Mat, par_few_rows, par_matmul, par_matmul_new};
 use still_quant::{FEW, PackedMatrix};
@@ -85,16 +85,19 @@ impl Weight {
         Tensor::from_vec(values, (ids.len(), matrix.columns()), &Device::Cpu)
     }
 
-    /// `y = x Wᵀ` for rows `rows` of the matrix: `x` `[n, in]`, `y` `[n, rows]`; f32 on the CPU.
+    /// `y = x Wᵀ` for rows `rows` of the matrix: `x` `[n, in]`, `y` `[n, rows]`, on the CPU.
     ///
     /// # Errors
-    /// A tensor of another dtype or device.
-    pub fn multiply_into(&self, rows: Range<usize>, x: &[f32], y: &mut [f32]) -> Result<()> {
+    /// A packed matrix for another type than f32; a tensor of another dtype or device.
+    pub fn multiply_into<T: Real>(&self, rows: Range<usize>, x: &[T], y: &mut [T]) -> Result<()> {
         match self {
-            Self::Packed(matrix) => {
-                matrix.multiply(rows, x, y);
-                Ok(())
-            }
+            Self::Packed(matrix) => match (T::as_f32s(x), T::as_f32s_mut(y)) {
+                (Some(x), Some(y)) => {
+                    matrix.multiply(rows, x, y);
+                    Ok(())
+                }
+                _ => candle_core::bail!("a packed matrix multiplies f32, not {:?}", T::DTYPE),
+            },
             Self::Dense(tensor) => with_values(tensor, |w| {
                 let inner = tensor.dims()[1];
                 let w = &w[rows.start * inner..rows.end * inner];
@@ -112,28 +115,18 @@ impl Weight {
     /// `x Wᵀ` in a new vector: `x` `[n, in]`, the result `[n, out]`.
     ///
     /// # Errors
-    /// A packed matrix for another type than f32; a tensor of another dtype or device.
+    /// As [`Weight::multiply_into`].
     pub(super) fn multiply<T: Real>(&self, x: &[T]) -> Result<Vec<T>> {
         let (out, inner) = self.dims2()?;
         let n = x.len() / inner;
-        match (self, T::as_f32s(x)) {
-            (Self::Dense(tensor), _) if n > FEW => with_values(tensor, |w| {
+        if let (Self::Dense(tensor), true) = (self, n > FEW) {
+            return with_values(tensor, |w| {
                 par_matmul_new((n, out, inner), Mat::rows(x, inner), Mat::rows(w, inner).t())
-            }),
-            (Self::Dense(tensor), _) => with_values(tensor, |w| {
-                let mut y = vec![T::zero(); n * out];
-                par_few_rows(w, inner, x, &mut y);
-                y
-            }),
-            (Self::Packed(matrix), Some(x)) => {
-                let mut y = vec![0.0; n * out];
-                matrix.multiply(0..out, x, &mut y);
-                Ok(T::from_f32s(y))
-            }
-            (Self::Packed(_), None) => {
-                candle_core::bail!("a packed matrix multiplies f32, not {:?}", DType::F64)
-            }
+            });
         }
+        let mut y = vec![T::zero(); n * out];
+        self.multiply_into(0..out, x, &mut y)?;
+        Ok(y)
     }
 
     /// Calls `body` with all values, `[out, in]`.

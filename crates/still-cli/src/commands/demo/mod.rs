@@ -17,13 +17,10 @@ use self::report::{Parts, Report, Setting};
 use self::samples::samples;
 use self::text::{DemoText, EVAL_WINDOW, HELDOUT_BOOK, TRAIN_BOOKS, TRAIN_WINDOW};
 use self::training::Trainer;
-use super::CHUNK;
+use super::{BUDGET, CHUNK};
 use crate::args::DemoArgs;
 use crate::errors::user;
 use crate::printer::Printer;
-
-/// Salient tokens kept of each chunk.
-const BUDGET: usize = 4;
 
 /// Runs the command.
 pub fn run(args: &DemoArgs, printer: &Printer) -> anyhow::Result<()> {

@@ -9,7 +9,7 @@ use still_train::{FinetuneRecipe, FinetuneStage, TransferRecipe, TransferStage};
 
 use super::text::DemoText;
 use crate::printer::Printer;
-use crate::progress::Bar;
+use crate::progress::{Bar, Losses};
 
 /// Trains students of one teacher on the demo's windows.
 pub struct Trainer<'a> {
@@ -85,30 +85,5 @@ impl<'a> Trainer<'a> {
         }
         bar.done(format_args!("{name}, logit KL: {losses}"));
         Ok(stage.student()?)
-    }
-}
-
-/// First and last loss of a stage, for its closing line.
-#[derive(Debug, Default)]
-struct Losses {
-    first: Option<f64>,
-    last: f64,
-}
-
-impl Losses {
-    fn add(&mut self, loss: f64) {
-        self.first.get_or_insert(loss);
-        self.last = loss;
-    }
-}
-
-impl std::fmt::Display for Losses {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "loss {:.3e} at first, {:.3e} at last,",
-            self.first.unwrap_or(self.last),
-            self.last
-        )
     }
 }

@@ -4,9 +4,8 @@ mod page;
 mod routing;
 mod summary;
 
-use std::io::Write;
-
 use anyhow::Context;
+use still_model::files::write_file;
 
 use self::routing::route;
 use super::{load, read_text};
@@ -44,7 +43,7 @@ pub fn run(args: &InspectArgs, printer: &Printer) -> anyhow::Result<()> {
     let routing = route(&model, &ids, args.budget, &mut |layers| bar.advance(layers))?;
     bar.done(format_args!("{} tokens through {layers} layers", ids.len()));
     if let Some(path) = &args.html {
-        write_beside(path, page::render(&routing, &args.model.model)?.as_bytes())
+        write_file(path, page::render(&routing, &args.model.model)?.as_bytes())
             .with_context(|| format!("cannot write {}", path.display()))?;
         printer.step("Wrote", path.display());
     }
@@ -52,18 +51,4 @@ pub fn run(args: &InspectArgs, printer: &Printer) -> anyhow::Result<()> {
         return printer.json(&summary::Summary::new(&routing));
     }
     Ok(printer.result(summary::Summary::new(&routing).render())?)
-}
-
-/// Writes beside the target, then renames: the target is never half-written.
-fn write_beside(path: &std::path::Path, bytes: &[u8]) -> std::io::Result<()> {
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    let mut builder = tempfile::Builder::new();
-    // As any new file, not private as temporary files are.
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut file = builder.tempfile_in(parent.unwrap_or(".".as_ref()))?;
-    file.write_all(bytes)?;
-    file.as_file().sync_all()?;
-    file.persist(path)?;
-    Ok(())
 }

@@ -17,29 +17,21 @@ pub struct Rotation {
 }
 
 impl Rotation {
-    /// From angles `[runs, tokens, D/2]` in radians, given the number of tokens of one run times the runs.
+    /// From angles `[runs, tokens, D/2]` in radians.
     ///
     /// # Errors
-    /// If the angles do not divide into `rows` rows.
-    pub fn from_angles(angles: &[f64], rows: usize) -> Result<Self> {
+    /// If the angles do not divide into so many rows.
+    pub fn from_angles(angles: &[f64], runs: usize, tokens: usize) -> Result<Self> {
+        let rows = runs * tokens;
         if rows == 0 || !angles.len().is_multiple_of(rows) {
             candle_core::bail!("rope: {} angles do not make {rows} rows", angles.len())
         }
         Ok(Self {
             cos: Arc::new(angles.iter().map(|a| a.cos() as f32).collect()),
             sin: Arc::new(angles.iter().map(|a| a.sin() as f32).collect()),
-            tokens: rows,
+            tokens,
             half: angles.len() / rows,
         })
-    }
-
-    /// From one run of angles per sequence, `tokens` tokens each.
-    ///
-    /// # Errors
-    /// If the angles do not divide.
-    pub fn of_runs(angles: &[f64], runs: usize, tokens: usize) -> Result<Self> {
-        let all = Self::from_angles(angles, runs * tokens)?;
-        Ok(Self { tokens, ..all })
     }
 
     /// Angles of sequence `sequence`'s token `token`: its cosines and sines.
@@ -49,6 +41,7 @@ impl Rotation {
         let start = (run * self.tokens + token) * self.half;
         (&self.cos[start..start + self.half], &self.sin[start..start + self.half])
     }
+
     /// Whether it is for `batch` sequences of `tokens` tokens with heads of `head_dim` channels.
     pub(super) fn fits(&self, batch: usize, tokens: usize, head_dim: usize) -> bool {
         let runs = self.runs();

@@ -1,31 +1,11 @@
 //! The gated activation of the MLP.
 
-use std::marker::PhantomData;
-
-use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 use still_attention::Real;
 use still_attention::vector::vectorize;
 
-use super::{slice, values, with_values};
-
 /// Values that one thread takes at a time.
 const BLOCK: usize = 16_384;
-
-/// `silu(gate) ⊙ up`, same shapes; differentiable in both.
-///
-/// # Errors
-/// Shapes that differ, a dtype other than f32 and f64.
-pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    let (gate, up) = (gate.contiguous()?, up.contiguous()?);
-    match gate.dtype() {
-        DType::F32 => gate.apply_op2(&up, SwiGlu::<f32>(PhantomData)),
-        DType::F64 => gate.apply_op2(&up, SwiGlu::<f64>(PhantomData)),
-        other => candle_core::bail!("swiglu: no kernel for {other:?}, expected f32 or f64"),
-    }
-}
-
-struct SwiGlu<T>(PhantomData<fn() -> T>);
 
 #[inline(always)]
 fn sigmoid<T: Real>(x: T) -> T {
@@ -78,38 +58,4 @@ pub(super) fn backward<T: Real>(gate: &[T], up: &[T], dy: &mut [T]) -> Vec<T> {
             );
         });
     d_gate
-}
-
-impl<T: Real> CustomOp2 for SwiGlu<T> {
-    fn name(&self) -> &'static str {
-        "swiglu"
-    }
-
-    fn cpu_fwd(
-        &self,
-        gate: &CpuStorage,
-        gate_layout: &Layout,
-        up: &CpuStorage,
-        up_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        if gate_layout.dims() != up_layout.dims() {
-            candle_core::bail!("swiglu: {:?} and {:?}", gate_layout.dims(), up_layout.dims())
-        }
-        let y = forward(slice::<T>(gate, gate_layout)?, slice::<T>(up, up_layout)?);
-        Ok((T::to_cpu_storage_owned(y), gate_layout.shape().clone()))
-    }
-
-    fn bwd(
-        &self,
-        gate: &Tensor,
-        up: &Tensor,
-        _y: &Tensor,
-        dy: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let mut d_up = values::<T>(dy)?;
-        let d_gate =
-            with_values(gate, |gate| with_values(up, |up| backward(gate, up, &mut d_up)))??;
-        let tensor = |values| Tensor::from_vec(values, gate.shape(), gate.device());
-        Ok((Some(tensor(d_gate)?), Some(tensor(d_up)?)))
-    }
 }
