@@ -11,9 +11,6 @@ use crate::error::{EvalError, Result};
 use crate::passkey::{PasskeyAnswer, PasskeyPrompts};
 use crate::speed::{decode_speed, feed_one, greedy};
 
-/// Tokens read between two reports of progress.
-const FEED: usize = 512;
-
 /// What to measure.
 #[derive(Clone, Debug)]
 pub struct LongContextOptions {
@@ -66,7 +63,7 @@ pub fn long_context(
     model: &Model,
     prompts: &PasskeyPrompts,
     options: &LongContextOptions,
-    progress: &mut dyn FnMut(usize),
+    progress: &(dyn Fn(usize) + Sync),
 ) -> Result<LongContext> {
     let (marks, length) = (options.marks.as_slice(), prompts.length);
     if prompts.prompts.is_empty() {
@@ -111,7 +108,7 @@ pub fn long_context(
 struct Walk<'a> {
     model: &'a Model,
     options: &'a LongContextOptions,
-    progress: &'a mut dyn FnMut(usize),
+    progress: &'a (dyn Fn(usize) + Sync),
     points: Vec<ContextPoint>,
     tokens: usize,
     seconds: f64,
@@ -130,7 +127,7 @@ impl Walk<'_> {
             let position = cache.position(0);
             let next = marks.get(self.points.len()).copied();
             let until_mark = next.map_or(ids.len(), |mark| mark.saturating_sub(position));
-            let (now, later) = ids.split_at(until_mark.min(ids.len()).min(FEED));
+            let (now, later) = ids.split_at(until_mark.min(ids.len()));
             ids = later;
             let started = Instant::now();
             let hidden = self.model.prefill(now, cache)?;

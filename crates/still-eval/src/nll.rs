@@ -1,6 +1,9 @@
 //! Negative log-likelihood per token, in windows, without ever holding all logits.
 
-use candle_core::{Device, Tensor};
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+use candle_core::Tensor;
 use rayon::prelude::*;
 use still_attention::RowDtype;
 use still_attention::vector::{self, vectorize};
@@ -10,10 +13,6 @@ use crate::error::{EvalError, Result};
 
 /// Part of the vocabulary whose logits are held at a time.
 const VOCAB_TILE: usize = 4096;
-/// Windows read side by side: one sequence alone has too few heads to keep every core busy.
-const BATCH: usize = 4;
-/// Tokens fed to the model at a time, over all windows of a batch.
-const FEED: usize = 1024;
 
 /// Negative log-likelihood of each predicted token, in nats.
 #[derive(Clone, Debug, PartialEq)]
@@ -60,7 +59,7 @@ pub fn evaluate_windows(
     tokens: &[u32],
     window: usize,
     windows: usize,
-    progress: &mut dyn FnMut(usize),
+    progress: &(dyn Fn(usize) + Sync),
 ) -> Result<Nll> {
     if window < 2 || windows == 0 {
         return Err(EvalError::Argument(format!(
@@ -71,11 +70,10 @@ pub fn evaluate_windows(
     if tokens.len() < needed {
         return Err(EvalError::TooShort { what: "perplexity", needed, got: tokens.len() });
     }
-    let all: Vec<&[u32]> = tokens[..needed].chunks_exact(window).collect();
-    let mut per_token = Vec::with_capacity(windows);
-    for batch in all.chunks(BATCH) {
-        per_token.extend(one_batch(model, batch, progress)?);
-    }
+    let per_token = tokens[..needed]
+        .chunks_exact(window)
+        .map(|window| one_window(model, window, progress))
+        .collect::<Result<Vec<_>>>()?;
     for (index, nll) in per_token.iter().enumerate() {
         if let Some(token) = nll.iter().position(|x| !x.is_finite()) {
             return Err(EvalError::NotFinite { what: "the likelihood", window: index, token });
@@ -84,34 +82,29 @@ pub fn evaluate_windows(
     Ok(Nll { per_token })
 }
 
-/// Windows of equal length, read side by side.
-fn one_batch(
+/// Of each token but the first.
+fn one_window(
     model: &Model,
-    windows: &[&[u32]],
-    progress: &mut dyn FnMut(usize),
-) -> Result<Vec<Vec<f32>>> {
-    let length = windows.first().map_or(0, |window| window.len());
-    let mut cache = model.new_cache(windows.len(), RowDtype::F32)?;
-    let mut nll = vec![Vec::with_capacity(length.saturating_sub(1)); windows.len()];
-    let feed = (FEED / windows.len()).max(1);
-    for start in (0..length).step_by(feed) {
-        let end = (start + feed).min(length);
-        let ids: Vec<u32> =
-            windows.iter().flat_map(|window| &window[start..end]).copied().collect();
-        let ids = Tensor::from_vec(ids, (windows.len(), end - start), &Device::Cpu)?;
-        let hidden = model.forward(&ids, &mut cache, None)?;
-        // The last token of a window predicts nothing that is in it: its row is computed and dropped.
-        let targets: Vec<u32> = windows
-            .iter()
-            .flat_map(|window| (start + 1..=end).map(|t| window.get(t).copied().unwrap_or(0)))
-            .collect();
-        let all = nll_of_hidden(model, &hidden.flatten_to(1)?, &targets)?;
-        for (nll, rows) in nll.iter_mut().zip(all.chunks_exact(end - start)) {
-            nll.extend(&rows[..rows.len().min(length - 1 - start)]);
-        }
-        progress(windows.len() * (end - start));
-    }
-    Ok(nll)
+    window: &[u32],
+    progress: &(dyn Fn(usize) + Sync),
+) -> Result<Vec<f32>> {
+    let mut cache = model.new_cache(1, RowDtype::F32)?;
+    let blocks = Mutex::new(BTreeMap::new());
+    model.read(window, &mut cache, |start, hidden| {
+        let read = hidden.dim(0)?;
+        let targets = &window[start + 1..window.len().min(start + 1 + read)];
+        // The last token of a window predicts nothing that is in it.
+        let nll = nll_of_hidden(model, &hidden.narrow(0, 0, targets.len())?, targets)?;
+        blocks.lock().unwrap_or_else(PoisonError::into_inner).insert(start, nll);
+        progress(read);
+        Ok::<_, EvalError>(())
+    })?;
+    Ok(blocks
+        .into_inner()
+        .unwrap_or_else(PoisonError::into_inner)
+        .into_values()
+        .flatten()
+        .collect())
 }
 
 /// `−ln p(target)` of each row of final-normed hidden states `[T, E]`; logits exist for a part of the vocabulary

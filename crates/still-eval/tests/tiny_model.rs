@@ -1,5 +1,7 @@
 //! The evaluators on a small random model.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use candle_core::{Device, Tensor};
 use still_attention::{RowDtype, StillConfig};
 use still_eval::{
@@ -29,7 +31,7 @@ fn likelihoods_are_those_of_whole_logits() {
     for model in [teacher(), student()] {
         // Five windows: a full batch of them and one more.
         let ids = tokens(300);
-        let nll = evaluate_windows(&model, &ids.repeat(5), 300, 5, &mut |_| {}).unwrap();
+        let nll = evaluate_windows(&model, &ids.repeat(5), 300, 5, &|_| {}).unwrap();
         for other in &nll.per_token[1..] {
             let same = other.iter().zip(&nll.per_token[0]).all(|(a, b)| (a - b).abs() < 1e-5);
             assert!(same, "a window in a batch differs from the same window alone");
@@ -51,8 +53,8 @@ fn likelihoods_are_those_of_whole_logits() {
 fn a_windows_beginning_is_a_shorter_window() {
     for model in [teacher(), student()] {
         let ids = tokens(1400);
-        let long = evaluate_windows(&model, &ids, 1400, 1, &mut |_| {}).unwrap();
-        let short = evaluate_windows(&model, &ids, 700, 1, &mut |_| {}).unwrap();
+        let long = evaluate_windows(&model, &ids, 1400, 1, &|_| {}).unwrap();
+        let short = evaluate_windows(&model, &ids, 700, 1, &|_| {}).unwrap();
         let prefix = long.prefix(700);
         assert_eq!(prefix.tokens(), short.tokens());
         assert!((prefix.mean() - short.mean()).abs() < 1e-5);
@@ -61,17 +63,20 @@ fn a_windows_beginning_is_a_shorter_window() {
 
 #[test]
 fn progress_counts_every_token() {
-    let mut seen = 0;
-    evaluate_windows(&teacher(), &tokens(2600), 1300, 2, &mut |count| seen += count).unwrap();
-    assert_eq!(seen, 2600);
+    let seen = AtomicUsize::new(0);
+    let count = |tokens| {
+        seen.fetch_add(tokens, Ordering::Relaxed);
+    };
+    evaluate_windows(&teacher(), &tokens(2600), 1300, 2, &count).unwrap();
+    assert_eq!(seen.into_inner(), 2600);
 }
 
 #[test]
 fn too_little_text_and_wrong_targets_are_refused() {
     let model = teacher();
-    let error = evaluate_windows(&model, &tokens(99), 50, 2, &mut |_| {}).unwrap_err();
+    let error = evaluate_windows(&model, &tokens(99), 50, 2, &|_| {}).unwrap_err();
     assert!(matches!(error, EvalError::TooShort { needed: 100, got: 99, .. }), "{error}");
-    assert!(evaluate_windows(&model, &tokens(99), 1, 2, &mut |_| {}).is_err());
+    assert!(evaluate_windows(&model, &tokens(99), 1, 2, &|_| {}).is_err());
     let hidden = Tensor::zeros((2, 32), candle_core::DType::F32, &Device::Cpu).unwrap();
     assert!(nll_of_hidden(&model, &hidden, &[1]).is_err());
     assert!(nll_of_hidden(&model, &hidden, &[1, 9999]).is_err());
@@ -103,8 +108,12 @@ fn the_walk_measures_at_its_marks_and_shares_the_beginning() {
         let prompts = PasskeyPrompts::new(&model.tokenizer, 1500, 3, 5).unwrap();
         let options =
             LongContextOptions { marks: vec![200, 1500], decode_steps: 2, rows: RowDtype::Bf16 };
-        let mut read = 0;
-        let walk = long_context(&model, &prompts, &options, &mut |count| read += count).unwrap();
+        let read = AtomicUsize::new(0);
+        let count = |tokens| {
+            read.fetch_add(tokens, Ordering::Relaxed);
+        };
+        let walk = long_context(&model, &prompts, &options, &count).unwrap();
+        let read = read.into_inner();
         assert_eq!(read, prompts.tokens_to_read());
         assert!(read < 3 * 1500, "nothing was shared");
         assert_eq!(walk.answers.len(), 3);
@@ -122,6 +131,6 @@ fn marks_must_ascend_within_the_prompt() {
     let prompts = PasskeyPrompts::new(&model.tokenizer, 600, 1, 5).unwrap();
     for marks in [vec![0], vec![601], vec![300, 200], vec![300, 300]] {
         let options = LongContextOptions { marks, decode_steps: 1, rows: RowDtype::F32 };
-        assert!(long_context(&model, &prompts, &options, &mut |_| {}).is_err());
+        assert!(long_context(&model, &prompts, &options, &|_| {}).is_err());
     }
 }

@@ -10,6 +10,7 @@ pub mod files;
 mod generate;
 mod model;
 pub mod random;
+mod read;
 mod sampler;
 mod session;
 mod step;

@@ -2,20 +2,17 @@
 
 use std::sync::Arc;
 
-use candle_core::{Device, IndexOp, Tensor};
+use candle_core::{Device, Tensor};
 use still_attention::{HybridState, KvCache, PreparedWeights, RowDtype};
 use still_quant::FEW;
 
 use crate::checkpoint::{BaseIdentity, Checkpoint};
 use crate::config::ModelConfig;
-use crate::decoder::Decoder;
+use crate::decoder::{AttentionInputs, Decoder, Rotation};
 use crate::error::{ModelError, Result};
 use crate::step::{Buffers, step};
 use crate::student::Student;
 use crate::tokenizer::Tokenizer;
-
-/// Tokens that a prompt is fed in at a time: a multiple of every usual chunk, small enough to keep activations small.
-const PREFILL_BLOCK: usize = 512;
 
 /// A model, dense without a student.
 #[derive(Clone, Debug)]
@@ -95,7 +92,7 @@ impl Model {
     /// `lengths`: valid tokens of each right-padded sequence; all `T` if absent.
     ///
     /// # Errors
-    /// An id outside the vocabulary; a cache of another batch.
+    /// An id outside the vocabulary; a cache of another batch or model.
     pub fn forward(
         &self,
         ids: &Tensor,
@@ -103,21 +100,13 @@ impl Model {
         lengths: Option<&[usize]>,
     ) -> Result<Tensor> {
         let (batch, tokens) = ids.dims2()?;
-        if batch != cache.batch || cache.layers.len() != self.decoder.layers.len() {
-            return Err(ModelError::Invalid(format!(
-                "{batch} sequences for a cache of {}, {} layers for one of {}",
-                cache.batch,
-                self.decoder.layers.len(),
-                cache.layers.len()
-            )));
-        }
+        self.check_cache(cache, batch)?;
         let mut starts: Vec<usize> = (0..batch).map(|sequence| cache.position(sequence)).collect();
         if starts.iter().all(|&start| start == starts[0]) {
             starts.truncate(1);
         }
         let rotation = self.decoder.rotation_at(&starts, tokens)?;
-        let mut x = self.decoder.embed(ids)?;
-        self.check_cache(cache)?;
+        let x = self.decoder.embed(ids)?;
         if tokens == 1 && batch <= FEW && lengths.is_none() {
             let mut values = x.flatten_all()?.to_vec1::<f32>()?;
             // On a thread of the pool, so that its many short parallel loops start at once.
@@ -126,31 +115,48 @@ impl Model {
             })?;
             return Ok(Tensor::from_vec(values, x.shape(), x.device())?);
         }
-        for (n, (layer, cache)) in self.decoder.layers.iter().zip(&mut cache.layers).enumerate() {
-            let student = self.student.as_ref().map(|student| &student.layers[n]);
-            let inputs = layer.attention_inputs(&x, &rotation, student)?;
-            let attention = match (cache, student) {
-                (LayerCache::Dense(cache), None) => {
-                    cache.advance(&inputs.q, &inputs.k, &inputs.v, lengths)?
-                }
-                (LayerCache::Hybrid(state), Some(student)) => {
-                    let gate = student.gate(&inputs.normed, self.config().head_dim)?;
-                    state.advance(&inputs.q, &inputs.k, &inputs.v, gate.as_ref(), lengths)?
-                }
-                _ => unreachable!("the cache was checked"),
-            };
-            x = layer.finish(&x, &attention, student)?;
-        }
-        self.decoder.final_norm(&x)
+        let hidden = self.through_layers(x, &rotation, |layer, inputs, gate| {
+            cache.layers[layer].advance(inputs, gate, lengths).map(Some)
+        })?;
+        hidden.ok_or_else(|| ModelError::Invalid("a layer gave no attention".into()))
     }
 
-    /// An error unless the cache's layers are of this model's kinds.
-    fn check_cache(&self, cache: &Cache) -> Result<()> {
-        let hybrid = self.student.is_some();
-        if cache.layers.iter().all(|layer| matches!(layer, LayerCache::Hybrid(_)) == hybrid) {
-            return Ok(());
+    /// All layers and the final norm, with the attention that `attend(layer, inputs, gate)` gives; `None` as soon as it
+    /// gives none.
+    pub(crate) fn through_layers(
+        &self,
+        mut x: Tensor,
+        rotation: &Rotation,
+        mut attend: impl FnMut(usize, &AttentionInputs, Option<&Tensor>) -> Result<Option<Tensor>>,
+    ) -> Result<Option<Tensor>> {
+        for (n, layer) in self.decoder.layers.iter().enumerate() {
+            let student = self.student.as_ref().map(|student| &student.layers[n]);
+            let inputs = layer.attention_inputs(&x, rotation, student)?;
+            let gate = match student {
+                Some(student) => student.gate(&inputs.normed, layer.head_dim)?,
+                None => None,
+            };
+            let Some(attention) = attend(n, &inputs, gate.as_ref())? else { return Ok(None) };
+            x = layer.finish(&x, &attention, student)?;
         }
-        Err(ModelError::Invalid("the cache was made for another model".into()))
+        self.decoder.final_norm(&x).map(Some)
+    }
+
+    /// An error unless the cache is for `batch` sequences and its layers are of this model's number and kind.
+    pub(crate) fn check_cache(&self, cache: &Cache, batch: usize) -> Result<()> {
+        if batch != cache.batch || cache.layers.len() != self.decoder.layers.len() {
+            return Err(ModelError::Invalid(format!(
+                "{batch} sequences for a cache of {}, {} layers for one of {}",
+                cache.batch,
+                self.decoder.layers.len(),
+                cache.layers.len()
+            )));
+        }
+        let hybrid = self.student.is_some();
+        if cache.layers.iter().any(|layer| matches!(layer, LayerCache::Hybrid(_)) != hybrid) {
+            return Err(ModelError::Invalid("the cache was made for another model".into()));
+        }
+        Ok(())
     }
 
     /// Logits of hidden states, `[…, E]` → `[…, vocab]`.
@@ -159,20 +165,6 @@ impl Model {
     /// Shapes that do not fit.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
         self.decoder.logits(hidden)
-    }
-
-    /// Feeds one sequence's prompt in blocks; returns the last token's hidden state, `[1, E]`.
-    ///
-    /// # Errors
-    /// An empty prompt, an id outside the vocabulary.
-    pub fn prefill(&self, ids: &[u32], cache: &mut Cache) -> Result<Tensor> {
-        let mut last = None;
-        for block in ids.chunks(PREFILL_BLOCK) {
-            let ids = Tensor::new(block, self.decoder.device())?.unsqueeze(0)?;
-            let hidden = self.forward(&ids, cache, None)?;
-            last = Some(hidden.i((0, block.len() - 1..block.len()))?);
-        }
-        last.ok_or_else(|| ModelError::Invalid("the prompt has no tokens".into()))
     }
 }
 
@@ -189,6 +181,22 @@ pub struct Cache {
 pub(crate) enum LayerCache {
     Dense(KvCache),
     Hybrid(Box<HybridState>),
+}
+
+impl LayerCache {
+    /// Attends from the new tokens to themselves and everything before: `[B, H, T, D]`.
+    pub(crate) fn advance(
+        &mut self,
+        inputs: &AttentionInputs,
+        gate: Option<&Tensor>,
+        lengths: Option<&[usize]>,
+    ) -> Result<Tensor> {
+        let AttentionInputs { q, k, v, .. } = inputs;
+        Ok(match self {
+            Self::Dense(cache) => cache.advance(q, k, v, lengths)?,
+            Self::Hybrid(state) => state.advance(q, k, v, gate, lengths)?,
+        })
+    }
 }
 
 impl Cache {

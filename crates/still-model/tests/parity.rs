@@ -1,11 +1,14 @@
 //! The whole model: prefill = chunked prefill = token by token, and a batch = each alone.
 
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
 use candle_core::{Device, Tensor};
 use still_attention::{RowDtype, StillConfig};
 use still_model::random::{random_model, tiny_config};
 use still_model::{
     Cache, ChatSession, FeatureInit, Finish, GenerateOptions, LoraConfig, LoraTarget, Model,
-    Student, generate,
+    ModelError, Student, generate,
 };
 
 /// A student with an output gate and low-rank updates that are not zero, over a base with biases.
@@ -69,6 +72,58 @@ fn any_split_of_a_prompt_gives_the_same_hidden_states() {
             assert_eq!(cache.position(0), 75);
             assert_close(&parts, &whole);
         }
+    }
+}
+
+/// Hidden states of a sequence read on `threads` threads after one token, and the state's bytes.
+fn read(model: &Model, ids: &[u32], threads: usize) -> (Vec<Vec<f32>>, usize) {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+    let mut cache = model.new_cache(1, RowDtype::F32).unwrap();
+    let first = feed(model, &mut cache, &ids[..1]);
+    let blocks = Mutex::new(BTreeMap::new());
+    pool.install(|| {
+        model.read(&ids[1..], &mut cache, |start, hidden| {
+            blocks.lock().unwrap().insert(start, hidden.to_vec2()?);
+            Ok::<_, ModelError>(())
+        })
+    })
+    .unwrap();
+    assert_eq!(cache.position(0), ids.len());
+    let rest = blocks.into_inner().unwrap().into_values().flatten();
+    (first.into_iter().chain(rest).collect(), cache.size_bytes())
+}
+
+#[test]
+fn reading_in_lanes_equals_one_pass_whatever_the_threads() {
+    for model in models().into_iter().chain([updated_student()]) {
+        let ids = ids(1100, 1);
+        let mut cache = model.new_cache(1, RowDtype::F32).unwrap();
+        let whole = feed(&model, &mut cache, &ids);
+        let (one, bytes) = read(&model, &ids, 1);
+        assert_eq!(bytes, cache.size_bytes());
+        assert_close(&one, &whole);
+        for threads in [2, 3, 7] {
+            assert_eq!(read(&model, &ids, threads), (one.clone(), bytes), "{threads} threads");
+        }
+    }
+}
+
+#[test]
+fn a_lane_that_fails_ends_them_all() {
+    let [teacher, student] = models();
+    for model in [teacher, student] {
+        let mut cache = model.new_cache(1, RowDtype::F32).unwrap();
+        let mut ids = ids(1500, 1);
+        let refuse = |start: usize, _| match start {
+            512 => Err(ModelError::Invalid("enough".into())),
+            _ => Ok(()),
+        };
+        let error = model.read(&ids, &mut cache, refuse).unwrap_err();
+        assert_eq!(error.to_string(), "enough");
+        ids[700] = 9999;
+        let mut cache = model.new_cache(1, RowDtype::F32).unwrap();
+        let error = model.prefill(&ids, &mut cache).unwrap_err();
+        assert!(error.to_string().contains("9999"), "{error}");
     }
 }
 

@@ -17,7 +17,7 @@ pub const FEW: usize = 8;
 /// Rows of the matrix that one thread takes at a time.
 const ROWS_PER_TASK: usize = 32;
 /// Values widened at a time for a f32 product: they stay in the second- or third-level cache.
-const STRETCH: usize = 1 << 21;
+const STRETCH: usize = 1 << 19;
 
 /// Widens whole rows.
 pub fn dequantize(format: Format, columns: usize, bytes: &[u8], out: &mut [f32]) {

@@ -87,7 +87,8 @@ pub(crate) struct HeadInput<'a, T> {
 
 /// Whether so many selection heads are too few to keep every thread busy.
 pub(crate) fn few(selection_heads: usize) -> bool {
-    selection_heads < 4 * rayon::current_num_threads()
+    let threads = rayon::current_num_threads();
+    threads > 1 && selection_heads < 4 * threads
 }
 
 impl<T: Real> HeadInput<'_, T> {

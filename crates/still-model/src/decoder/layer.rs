@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 
 use super::linear::{Linear, LoraLayer};
-use super::ops::{MlpWeights, Rotation, merge_heads, mlp, rms_norm, split_heads};
+use super::ops::{MlpWeights, Rotation, merge_heads, mlp, residual, rms_norm, split_heads};
 use crate::error::Result;
 use crate::student::StudentLayer;
 
@@ -70,7 +70,7 @@ impl DecoderLayer {
         student: Option<&StudentLayer>,
     ) -> Result<Tensor> {
         let lora = student.and_then(|student| student.lora.as_ref()?.o.as_ref());
-        let x = (x + self.o_proj.forward(&merge_heads(attention)?, lora)?)?;
+        let x = residual(x, &self.o_proj.forward(&merge_heads(attention)?, lora)?)?;
         Ok(mlp(&x, &self.mlp)?)
     }
 

@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 
-use super::ops::frozen_linear;
+use super::ops::{frozen_linear, residual};
 use super::weight::Weight;
 use crate::error::Result;
 
@@ -50,7 +50,7 @@ impl Linear {
         let (batch, tokens, inner) = x.dims3()?;
         let flat = x.reshape((batch * tokens, inner))?;
         let update = flat.matmul(&lora.a.t()?)?.matmul(&lora.b.t()?)?;
-        Ok((&y + (update * lora.scale)?.reshape(y.shape())?)?)
+        Ok(residual(&y, &(update * lora.scale)?.reshape(y.shape())?)?)
     }
 
     /// The projection with the update added to its weight.

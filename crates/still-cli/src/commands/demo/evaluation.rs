@@ -63,20 +63,20 @@ impl Bench<'_> {
     ) -> anyhow::Result<Row> {
         let total = self.windows * EVAL_WINDOW + self.prompts.tokens_to_read();
         let bar = Bar::new(printer, "Evaluating", name, total, "tokens");
-        let mut progress = |tokens: usize| bar.advance(tokens);
+        let progress = |tokens: usize| bar.advance(tokens);
         let nll = still_eval::evaluate_windows(
             model,
             self.heldout,
             EVAL_WINDOW,
             self.windows,
-            &mut progress,
+            &progress,
         )?;
         let options = LongContextOptions {
             marks: vec![SHORT, EVAL_WINDOW],
             decode_steps: self.decode_steps,
             rows: RowDtype::Bf16,
         };
-        let long = still_eval::long_context(model, &self.prompts, &options, &mut progress)?;
+        let long = still_eval::long_context(model, &self.prompts, &options, &progress)?;
         let row = row(name, nll, &long)?;
         bar.done(format_args!(
             "{name}: perplexity {:.2} at 1k, {:.2} at 4k,",

@@ -6,15 +6,12 @@ use std::marker::PhantomData;
 use std::sync::OnceLock;
 
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor};
-use rayon::prelude::*;
 use still_attention::Real;
 use still_attention::linalg::{Mat, par_matmul, par_matmul_new};
 
+use super::residual::add_into;
 use super::{rms_norm, slice, swiglu, with_values};
 use crate::decoder::Weight;
-
-/// Values that one thread adds at a time.
-const BLOCK: usize = 16_384;
 
 /// The frozen weights of one MLP.
 #[derive(Clone, Debug)]
@@ -85,9 +82,7 @@ impl<T: Real> Mlp<T> {
             swiglu::forward_in_place(gate, &up)
         };
         let mut y = w.down.multiply(&hidden)?;
-        y.par_chunks_mut(BLOCK).zip(x.par_chunks(BLOCK)).for_each(|(y, x)| {
-            y.iter_mut().zip(x).for_each(|(y, &x)| *y += x);
-        });
+        add_into(&mut y, x);
         Ok(y)
     }
 

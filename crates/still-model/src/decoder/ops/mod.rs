@@ -6,6 +6,7 @@
 mod frozen_linear;
 mod heads;
 mod mlp;
+mod residual;
 mod rms_norm;
 mod rope;
 mod swiglu;
@@ -13,6 +14,7 @@ mod swiglu;
 pub use frozen_linear::frozen_linear;
 pub use heads::{merge_heads, split_heads};
 pub use mlp::{MlpWeights, mlp};
+pub use residual::residual;
 pub(crate) use rms_norm::forward_into as rms_norm_into;
 pub use rms_norm::rms_norm;
 pub use rope::Rotation;
@@ -81,6 +83,9 @@ mod tests {
         check(&random(&[2, 3, 8], 5), |x| split_heads(x, 4, Some(&rotation)));
         check(&random(&[2, 3, 8], 5), |x| split_heads(x, 4, None));
         check(&random(&[2, 2, 3, 4], 5), merge_heads);
+        let other = random(&[2, 3, 6], 3);
+        check(&random(&[2, 3, 6], 4), |x| residual(x, &(x * 2.0)?));
+        check(&random(&[2, 3, 6], 4), |x| residual(&other, x));
         let (w, b) = (random(&[5, 6], 6), random(&[5], 7));
         let w = Weight::Dense(w);
         check(&random(&[2, 3, 6], 8), |x| frozen_linear(x, &w, Some(&b)));
@@ -95,6 +100,9 @@ mod tests {
         let norm = (x.sqr().unwrap().mean_keepdim(2).unwrap() + 1e-5).unwrap().sqrt().unwrap();
         let expected = x.broadcast_div(&norm).unwrap().broadcast_mul(&weight).unwrap();
         assert_close(&rms_norm(&x, &weight, 1e-5).unwrap(), &expected);
+        let other = random(&[2, 3, 6], 3);
+        assert_close(&residual(&x, &other).unwrap(), &(&x + &other).unwrap());
+        assert!(residual(&x, &random(&[6], 1)).is_err());
         let (w, b) = (random(&[5, 6], 6), random(&[5], 7));
         let expected = x.broadcast_matmul(&w.t().unwrap()).unwrap().broadcast_add(&b).unwrap();
         assert_close(&frozen_linear(&x, &w.into(), Some(&b)).unwrap(), &expected);
