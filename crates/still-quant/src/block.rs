@@ -1,220 +1,379 @@
-//! How each format spells its values.
+//! How each format spells its values: in a file, and in a tile.
 //!
-//! Each block is widened into a fixed number of pieces of 32 values, so that the compiler keeps a piece in registers.
+//! A tile has the blocks of 16 rows. A code is a column's values up to an affine map that a group of columns shares:
+//! `value = scale · code + offset`.
 
-/// Values of a piece.
-pub const PIECE: usize = 32;
+use pulp::Simd;
 
-/// Whole numbers and what they stand for: `scale · quant + offset`, with one scale for each half.
-pub struct Piece {
-    pub quants: [f32; PIECE],
-    pub scales: [f32; 2],
-    pub offset: f32,
-}
+use crate::tile::{Part, Words, put};
 
 /// One format's blocks.
 pub trait Block: Send + Sync {
-    /// Bytes of a block.
+    /// Bytes of a block in a file.
     const BYTES: usize;
-    /// Values of a block: a multiple of [`PIECE`].
+    /// Values of a block.
     const VALUES: usize;
-    /// Whether pieces have offsets other than 0.
-    const OFFSETS: bool;
+    /// Words of a tile.
+    const WORDS: usize;
+    /// Columns that share scale and offset; as many as a block has where codes are values.
+    const GROUP: usize;
+    /// Whether codes are values.
+    const PLAIN: bool = false;
 
-    /// Calls `each(index, piece)` with the block's pieces in order.
-    fn pieces(bytes: &[u8], each: impl FnMut(usize, &Piece));
-}
+    /// Enters a file's block into a tile of zeros, as row `lane`.
+    fn pack(block: &[u8], tile: &mut [Words], lane: usize);
 
-/// A format whose blocks are one piece each.
-pub trait OnePiece: Send + Sync {
-    /// Bytes of a block.
-    const BYTES: usize;
-    /// Whether offsets are other than 0.
-    const OFFSETS: bool;
+    /// Columns whose codes come at a time.
+    const STEP: usize;
 
-    /// The block.
-    fn piece(bytes: &[u8]) -> Piece;
-}
+    /// Calls `each(column, code)` for the columns `0..STEP` of step `step` of group `group`.
+    ///
+    /// The calls are spelled out, so that what `each` keeps by column stays in registers.
+    fn codes<S: Simd>(
+        part: Part<'_, S>,
+        group: usize,
+        step: usize,
+        each: impl FnMut(usize, S::f32s),
+    );
 
-impl<B: OnePiece> Block for B {
-    const BYTES: usize = B::BYTES;
-    const VALUES: usize = PIECE;
-    const OFFSETS: bool = B::OFFSETS;
-
-    #[inline(always)]
-    fn pieces(bytes: &[u8], mut each: impl FnMut(usize, &Piece)) {
-        each(0, &B::piece(bytes));
+    /// Scale and offset of a group.
+    fn affine<S: Simd>(part: Part<'_, S>, group: usize) -> (S::f32s, S::f32s) {
+        let _ = group;
+        (part.simd.splat_f32s(1.0), part.simd.splat_f32s(0.0))
     }
 }
 
-/// IEEE half precision to single. Infinities and NaN are no scales; everything else is exact.
-#[inline(always)]
-fn half(bytes: &[u8]) -> f32 {
-    // Sign-extended and shifted, the sign is in place; the mask drops its copies. The exponent's bias differs by 112,
-    // and the product also gives subnormals their value.
-    let bits = i32::from(i16::from_le_bytes([bytes[0], bytes[1]])) << 13;
-    f32::from_bits(bits as u32 & 0x8fff_e000) * f32::from_bits((112 + 127) << 23)
+fn bits16(bytes: &[u8]) -> u32 {
+    u32::from(u16::from_le_bytes([bytes[0], bytes[1]]))
 }
 
-/// Low nibbles first, then high ones.
-#[inline(always)]
-fn nibbles(bytes: &[u8]) -> [f32; PIECE] {
-    let mut quants = [0.0; PIECE];
-    let bytes = &bytes[..16];
-    for i in 0..16 {
-        quants[i] = f32::from(bytes[i] & 0xf);
-        quants[i + 16] = f32::from(bytes[i] >> 4);
+/// Value `index` of 16 bytes: low nibbles first, then high ones.
+fn nibble(bytes: &[u8], index: usize) -> u32 {
+    u32::from(bytes[index % 16] >> (index / 16 * 4) & 0xf)
+}
+
+/// Two 16-bit values a word.
+fn pack_pairs(block: &[u8], tile: &mut [Words], lane: usize) {
+    for (i, value) in block.chunks_exact(2).enumerate() {
+        put(tile, i / 2, lane, i % 2 * 16, bits16(value));
     }
-    quants
 }
 
-/// A piece that is its own values.
+/// Eight codes of four bits in a word: `1 + quant / 16`.
 #[inline(always)]
-fn plain(quants: [f32; PIECE]) -> Piece {
-    Piece { quants, scales: [1.0; 2], offset: 0.0 }
+fn four_bits<S: Simd>(part: Part<'_, S>, word: usize, mut each: impl FnMut(usize, S::f32s)) {
+    let word = part.word(word);
+    let code = |at| part.one_and(part.field(word, at, 4, 19));
+    each(0, code(0));
+    each(1, code(4));
+    each(2, code(8));
+    each(3, code(12));
+    each(4, code(16));
+    each(5, code(20));
+    each(6, code(24));
+    each(7, code(28));
 }
 
 pub struct Bf16;
 
-impl OnePiece for Bf16 {
+impl Block for Bf16 {
     const BYTES: usize = 64;
-    const OFFSETS: bool = false;
+    const VALUES: usize = 32;
+    const WORDS: usize = 16;
+    const GROUP: usize = 32;
+    const STEP: usize = 2;
+    const PLAIN: bool = true;
+
+    fn pack(block: &[u8], tile: &mut [Words], lane: usize) {
+        pack_pairs(block, tile, lane);
+    }
 
     #[inline(always)]
-    fn piece(bytes: &[u8]) -> Piece {
-        let mut quants = [0.0; PIECE];
-        let (stored, _) = bytes.as_chunks::<2>();
-        for i in 0..PIECE {
-            quants[i] = f32::from_bits(u32::from(u16::from_le_bytes(stored[i])) << 16);
-        }
-        plain(quants)
+    fn codes<S: Simd>(
+        part: Part<'_, S>,
+        _group: usize,
+        step: usize,
+        mut each: impl FnMut(usize, S::f32s),
+    ) {
+        let word = part.word(step);
+        let simd = part.simd;
+        each(0, simd.transmute_f32s_u32s(part.field(word, 0, 16, 16)));
+        each(1, simd.transmute_f32s_u32s(part.field(word, 16, 16, 16)));
     }
 }
 
 pub struct F16;
 
-impl OnePiece for F16 {
+impl Block for F16 {
     const BYTES: usize = 64;
-    const OFFSETS: bool = false;
+    const VALUES: usize = 32;
+    const WORDS: usize = 16;
+    const GROUP: usize = 32;
+    const STEP: usize = 2;
+    const PLAIN: bool = true;
+
+    fn pack(block: &[u8], tile: &mut [Words], lane: usize) {
+        pack_pairs(block, tile, lane);
+    }
 
     #[inline(always)]
-    fn piece(bytes: &[u8]) -> Piece {
-        let mut quants = [0.0; PIECE];
-        for i in 0..PIECE {
-            quants[i] = half(&bytes[2 * i..2 * i + 2]);
-        }
-        plain(quants)
+    fn codes<S: Simd>(
+        part: Part<'_, S>,
+        _group: usize,
+        step: usize,
+        mut each: impl FnMut(usize, S::f32s),
+    ) {
+        let word = part.word(step);
+        each(0, part.half(word, 0));
+        each(1, part.half(word, 16));
     }
 }
 
+/// In a file a scale and 32 nibbles `q`: `scale (q − 8)`. The tile's last word has the scale.
 pub struct Q4_0;
 
-impl OnePiece for Q4_0 {
+impl Block for Q4_0 {
     const BYTES: usize = 18;
-    const OFFSETS: bool = true;
+    const VALUES: usize = 32;
+    const WORDS: usize = 5;
+    const GROUP: usize = 32;
+    const STEP: usize = 8;
+
+    fn pack(block: &[u8], tile: &mut [Words], lane: usize) {
+        for i in 0..32 {
+            put(tile, i / 8, lane, i % 8 * 4, nibble(&block[2..], i));
+        }
+        put(tile, 4, lane, 0, bits16(block));
+    }
 
     #[inline(always)]
-    fn piece(bytes: &[u8]) -> Piece {
-        let scale = half(bytes);
-        Piece { quants: nibbles(&bytes[2..]), scales: [scale; 2], offset: -8.0 * scale }
+    fn codes<S: Simd>(
+        part: Part<'_, S>,
+        _group: usize,
+        step: usize,
+        each: impl FnMut(usize, S::f32s),
+    ) {
+        four_bits(part, step, each);
+    }
+
+    #[inline(always)]
+    fn affine<S: Simd>(part: Part<'_, S>, _group: usize) -> (S::f32s, S::f32s) {
+        let simd = part.simd;
+        let scale = part.half(part.word(4), 0);
+        (simd.mul_f32s(scale, simd.splat_f32s(16.0)), simd.mul_f32s(scale, simd.splat_f32s(-24.0)))
     }
 }
 
+/// In a file scale, minimum and 32 nibbles `q`: `scale q + minimum`. The tile's last word has scale and minimum.
 pub struct Q4_1;
 
-impl OnePiece for Q4_1 {
+impl Block for Q4_1 {
     const BYTES: usize = 20;
-    const OFFSETS: bool = true;
+    const VALUES: usize = 32;
+    const WORDS: usize = 5;
+    const GROUP: usize = 32;
+    const STEP: usize = 8;
+
+    fn pack(block: &[u8], tile: &mut [Words], lane: usize) {
+        for i in 0..32 {
+            put(tile, i / 8, lane, i % 8 * 4, nibble(&block[4..], i));
+        }
+        put(tile, 4, lane, 0, bits16(block));
+        put(tile, 4, lane, 16, bits16(&block[2..]));
+    }
 
     #[inline(always)]
-    fn piece(bytes: &[u8]) -> Piece {
-        let quants = nibbles(&bytes[4..]);
-        Piece { quants, scales: [half(bytes); 2], offset: half(&bytes[2..]) }
+    fn codes<S: Simd>(
+        part: Part<'_, S>,
+        _group: usize,
+        step: usize,
+        each: impl FnMut(usize, S::f32s),
+    ) {
+        four_bits(part, step, each);
+    }
+
+    #[inline(always)]
+    fn affine<S: Simd>(part: Part<'_, S>, _group: usize) -> (S::f32s, S::f32s) {
+        let simd = part.simd;
+        let word = part.word(4);
+        let scale = simd.mul_f32s(part.half(word, 0), simd.splat_f32s(16.0));
+        (scale, simd.sub_f32s(part.half(word, 16), scale))
     }
 }
 
+/// In a file a scale and 32 signed bytes. In a tile the bytes are 128 more, and the last word has the scale.
 pub struct Q8_0;
 
-impl OnePiece for Q8_0 {
+impl Block for Q8_0 {
     const BYTES: usize = 34;
-    const OFFSETS: bool = false;
+    const VALUES: usize = 32;
+    const WORDS: usize = 9;
+    const GROUP: usize = 32;
+    const STEP: usize = 4;
+
+    fn pack(block: &[u8], tile: &mut [Words], lane: usize) {
+        for i in 0..32 {
+            put(tile, i / 4, lane, i % 4 * 8, u32::from(block[2 + i] ^ 0x80));
+        }
+        put(tile, 8, lane, 0, bits16(block));
+    }
 
     #[inline(always)]
-    fn piece(bytes: &[u8]) -> Piece {
-        let mut quants = [0.0; PIECE];
-        let stored = &bytes[2..2 + PIECE];
-        for i in 0..PIECE {
-            quants[i] = f32::from(stored[i] as i8);
-        }
-        Piece { quants, scales: [half(bytes); 2], offset: 0.0 }
+    fn codes<S: Simd>(
+        part: Part<'_, S>,
+        _group: usize,
+        step: usize,
+        mut each: impl FnMut(usize, S::f32s),
+    ) {
+        let word = part.word(step);
+        let code = |at| part.one_and(part.field(word, at, 8, 15));
+        each(0, code(0));
+        each(1, code(8));
+        each(2, code(16));
+        each(3, code(24));
+    }
+
+    #[inline(always)]
+    fn affine<S: Simd>(part: Part<'_, S>, _group: usize) -> (S::f32s, S::f32s) {
+        let simd = part.simd;
+        let scale = part.half(part.word(8), 0);
+        (
+            simd.mul_f32s(scale, simd.splat_f32s(256.0)),
+            simd.mul_f32s(scale, simd.splat_f32s(-384.0)),
+        )
     }
 }
 
+/// In a file scale and minimum of all, then eight 6-bit pairs of both, then 256 nibbles. In a tile the nibbles of a group
+/// are four words, then come the pairs, two a word, then scale and minimum of all.
 pub struct Q4K;
+
+impl Q4K {
+    const PAIRS: usize = 32;
+    const SCALES: usize = 36;
+}
 
 impl Block for Q4K {
     const BYTES: usize = 144;
     const VALUES: usize = 256;
-    const OFFSETS: bool = true;
+    const WORDS: usize = 37;
+    const GROUP: usize = 32;
+    const STEP: usize = 8;
+
+    fn pack(block: &[u8], tile: &mut [Words], lane: usize) {
+        let (sixes, stored) = (&block[4..16], &block[16..144]);
+        for group in 0..8 {
+            for i in 0..32 {
+                let quant = stored[group / 2 * 32 + i] >> (group % 2 * 4) & 0xf;
+                put(tile, group * 4 + i / 8, lane, i % 8 * 4, u32::from(quant));
+            }
+            let (scale, minimum) = scale_and_minimum(sixes, group);
+            let shift = group % 2 * 16;
+            put(tile, Self::PAIRS + group / 2, lane, shift, u32::from(scale));
+            put(tile, Self::PAIRS + group / 2, lane, shift + 8, u32::from(minimum));
+        }
+        put(tile, Self::SCALES, lane, 0, bits16(block));
+        put(tile, Self::SCALES, lane, 16, bits16(&block[2..]));
+    }
 
     #[inline(always)]
-    fn pieces(bytes: &[u8], mut each: impl FnMut(usize, &Piece)) {
-        let (scale, minimum) = (half(bytes), half(&bytes[2..]));
-        let (sixes, stored) = (&bytes[4..16], &bytes[16..144]);
-        for pair in 0..4 {
-            let stored = &stored[32 * pair..32 * pair + 32];
-            for high in 0..2 {
-                let (s, m) = scale_and_minimum(sixes, 2 * pair + high);
-                let mut quants = [0.0; PIECE];
-                for i in 0..PIECE {
-                    quants[i] = f32::from(stored[i] >> (4 * high) & 0xf);
-                }
-                let piece = Piece { quants, scales: [scale * s; 2], offset: -minimum * m };
-                each(2 * pair + high, &piece);
-            }
-        }
+    fn codes<S: Simd>(
+        part: Part<'_, S>,
+        group: usize,
+        step: usize,
+        each: impl FnMut(usize, S::f32s),
+    ) {
+        four_bits(part, group * 4 + step, each);
+    }
+
+    #[inline(always)]
+    fn affine<S: Simd>(part: Part<'_, S>, group: usize) -> (S::f32s, S::f32s) {
+        let simd = part.simd;
+        let (pairs, shift) = (part.word(Self::PAIRS + group / 2), group as u32 % 2 * 16);
+        let all = part.word(Self::SCALES);
+        let scale = simd.mul_f32s(part.half(all, 0), part.number(pairs, shift, 8, 0.0));
+        let minimum = simd.mul_f32s(part.half(all, 16), part.number(pairs, shift + 8, 8, 0.0));
+        let scale = simd.mul_f32s(scale, simd.splat_f32s(16.0));
+        (scale, simd.sub_f32s(simd.neg_f32s(scale), minimum))
     }
 }
 
-/// The 6-bit scale and minimum of piece `index`, of which GGUF packs eight pairs into twelve bytes.
-#[inline(always)]
-fn scale_and_minimum(sixes: &[u8], index: usize) -> (f32, f32) {
-    let (scale, minimum) = if index < 4 {
+/// The 6-bit scale and minimum of group `index`, of which GGUF packs eight pairs into twelve bytes.
+fn scale_and_minimum(sixes: &[u8], index: usize) -> (u8, u8) {
+    if index < 4 {
         (sixes[index] & 63, sixes[index + 4] & 63)
     } else {
         (
             (sixes[index + 4] & 0xf) | (sixes[index - 4] >> 6 << 4),
             (sixes[index + 4] >> 4) | (sixes[index] >> 6 << 4),
         )
-    };
-    (f32::from(scale), f32::from(minimum))
+    }
 }
 
+/// In a file 256 values of six bits, their low four and high two apart, a signed byte for each 16, and a scale. In a tile a
+/// group of 16 has two words of low bits and one of high ones; then come the bytes, 128 more, then the scale.
 pub struct Q6K;
+
+impl Q6K {
+    const BYTE_SCALES: usize = 48;
+    const SCALE: usize = 52;
+}
 
 impl Block for Q6K {
     const BYTES: usize = 210;
     const VALUES: usize = 256;
-    const OFFSETS: bool = false;
+    const WORDS: usize = 53;
+    const GROUP: usize = 16;
+    const STEP: usize = 8;
+
+    fn pack(block: &[u8], tile: &mut [Words], lane: usize) {
+        for i in 0..256 {
+            let (half, part, at) = (i / 128, i / 32 % 4, i % 32);
+            let low = block[64 * half + 32 * (part % 2) + at] >> (4 * (part / 2)) & 0xf;
+            let high = block[128 + 32 * half + at] >> (2 * part) & 3;
+            let (group, column) = (i / 16, i % 16);
+            put(tile, group * 3 + column / 8, lane, column % 8 * 4, u32::from(low));
+            put(tile, group * 3 + 2, lane, column * 2, u32::from(high));
+        }
+        for (group, &scale) in block[192..208].iter().enumerate() {
+            let (word, shift) = (Self::BYTE_SCALES + group / 4, group % 4 * 8);
+            put(tile, word, lane, shift, u32::from(scale ^ 0x80));
+        }
+        put(tile, Self::SCALE, lane, 0, bits16(&block[208..]));
+    }
 
     #[inline(always)]
-    fn pieces(bytes: &[u8], mut each: impl FnMut(usize, &Piece)) {
-        let scale = half(&bytes[208..]);
-        for half in 0..2 {
-            let low = &bytes[64 * half..64 * half + 64];
-            let high = &bytes[128 + 32 * half..128 + 32 * half + 32];
-            let scales = &bytes[192 + 8 * half..192 + 8 * half + 8];
-            for part in 0..4 {
-                let low = &low[32 * (part % 2)..32 * (part % 2) + 32];
-                let mut quants = [0.0; PIECE];
-                for i in 0..PIECE {
-                    let four = low[i] >> (4 * (part / 2)) & 0xf;
-                    let two = high[i] >> (2 * part) & 3;
-                    quants[i] = f32::from((four | two << 4) as i8 - 32);
-                }
-                let scales = [0, 1].map(|i| scale * f32::from(scales[2 * part + i] as i8));
-                each(4 * half + part, &Piece { quants, scales, offset: 0.0 });
-            }
-        }
+    fn codes<S: Simd>(
+        part: Part<'_, S>,
+        group: usize,
+        step: usize,
+        mut each: impl FnMut(usize, S::f32s),
+    ) {
+        let simd = part.simd;
+        let low = part.word(group * 3 + step);
+        // The step's eight columns have their two bits each in one half of the word.
+        let high = part.word(group * 3 + 2);
+        let high = if step == 0 { part.field(high, 0, 16, 0) } else { part.field(high, 16, 16, 0) };
+        let code = |at: u32| {
+            let low = part.field(low, 4 * at, 4, 17);
+            part.one_and(simd.or_u32s(low, part.field(high, 2 * at, 2, 21)))
+        };
+        each(0, code(0));
+        each(1, code(1));
+        each(2, code(2));
+        each(3, code(3));
+        each(4, code(4));
+        each(5, code(5));
+        each(6, code(6));
+        each(7, code(7));
+    }
+
+    #[inline(always)]
+    fn affine<S: Simd>(part: Part<'_, S>, group: usize) -> (S::f32s, S::f32s) {
+        let simd = part.simd;
+        let bytes = part.word(Self::BYTE_SCALES + group / 4);
+        let scale = part.number(bytes, group as u32 % 4 * 8, 8, 128.0);
+        let scale = simd.mul_f32s(scale, part.half(part.word(Self::SCALE), 0));
+        (simd.mul_f32s(scale, simd.splat_f32s(64.0)), simd.mul_f32s(scale, simd.splat_f32s(-96.0)))
     }
 }

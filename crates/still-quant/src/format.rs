@@ -46,8 +46,13 @@ impl Format {
         with_block!(self, B => B::VALUES)
     }
 
-    /// Bytes of a block.
-    pub fn block_bytes(self) -> usize {
-        with_block!(self, B => <B as Block>::BYTES)
+    /// Bytes of a row of so many values in a file.
+    pub fn row_bytes(self, columns: usize) -> usize {
+        with_block!(self, B => columns / B::VALUES * B::BYTES)
+    }
+
+    /// Words of a block of 16 rows in memory.
+    pub(crate) fn tile_words(self) -> usize {
+        with_block!(self, B => B::WORDS)
     }
 }

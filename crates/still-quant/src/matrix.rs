@@ -3,8 +3,12 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::format::Format;
+use rayon::prelude::*;
+
+use crate::block::Block;
+use crate::format::{Format, with_block};
 use crate::product;
+use crate::tile::{LANES, Words};
 
 /// What can be wrong with a packed matrix.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -29,13 +33,14 @@ pub enum PackError {
     },
 }
 
-/// A matrix `[rows, columns]` in a block format, rows contiguous; cheap to clone.
+/// A matrix `[rows, columns]` in 16 bits or a block format, in tiles of 16 rows; cheap to clone.
 #[derive(Clone)]
 pub struct PackedMatrix {
     format: Format,
     rows: usize,
     columns: usize,
-    bytes: Arc<[u8]>,
+    /// `[tiles, blocks of a row, words of a block]`; rows past the last are zeros.
+    words: Arc<[Words]>,
 }
 
 impl std::fmt::Debug for PackedMatrix {
@@ -45,7 +50,7 @@ impl std::fmt::Debug for PackedMatrix {
 }
 
 impl PackedMatrix {
-    /// From a file's own bytes.
+    /// From a file's own bytes, rows contiguous; nothing is rounded.
     ///
     /// # Errors
     /// Columns or bytes that do not fit the format.
@@ -53,17 +58,31 @@ impl PackedMatrix {
         format: Format,
         rows: usize,
         columns: usize,
-        bytes: Arc<[u8]>,
+        bytes: &[u8],
     ) -> Result<Self, PackError> {
         let block = format.block_values();
         if columns == 0 || !columns.is_multiple_of(block) {
             return Err(PackError::Columns { format, columns, block });
         }
-        let expected = rows * (columns / block) * format.block_bytes();
-        if bytes.len() != expected {
-            return Err(PackError::Bytes { got: bytes.len(), expected });
+        let row_bytes = format.row_bytes(columns);
+        if bytes.len() != rows * row_bytes {
+            return Err(PackError::Bytes { got: bytes.len(), expected: rows * row_bytes });
         }
-        Ok(Self { format, rows, columns, bytes })
+        let row_words = columns / block * format.tile_words();
+        let mut words = vec![Words::default(); rows.div_ceil(LANES) * row_words];
+        with_block!(format, B => {
+            words.par_chunks_mut(row_words).zip(bytes.par_chunks(LANES * row_bytes)).for_each(
+                |(tile, bytes)| {
+                    for (lane, row) in bytes.chunks_exact(row_bytes).enumerate() {
+                        let tiles = tile.chunks_exact_mut(B::WORDS);
+                        for (block, tile) in row.chunks_exact(B::BYTES).zip(tiles) {
+                            B::pack(block, tile, lane);
+                        }
+                    }
+                },
+            );
+        });
+        Ok(Self { format, rows, columns, words: words.into() })
     }
 
     /// The format.
@@ -81,26 +100,15 @@ impl PackedMatrix {
         self.columns
     }
 
-    /// The blocks, row by row.
-    pub fn bytes(&self) -> &[u8] {
-        &self.bytes
+    /// Bytes in memory.
+    pub fn size_bytes(&self) -> usize {
+        size_of_val(&*self.words)
     }
 
-    /// Bytes of a row.
-    pub fn row_bytes(&self) -> usize {
-        self.columns / self.format.block_values() * self.format.block_bytes()
-    }
-
-    /// The matrix with its rows in another order: row `i` is this one's row `order[i]`.
-    #[must_use]
-    pub fn with_rows(&self, order: &[usize]) -> Self {
-        let size = self.row_bytes();
-        let bytes: Vec<u8> = order
-            .iter()
-            .flat_map(|&row| &self.bytes[row * size..(row + 1) * size])
-            .copied()
-            .collect();
-        Self { rows: order.len(), bytes: bytes.into(), ..*self }
+    /// The words of some tiles.
+    pub(crate) fn tiles(&self, tiles: Range<usize>) -> &[Words] {
+        let size = self.columns / self.format.block_values() * self.format.tile_words();
+        &self.words[tiles.start * size..tiles.end * size]
     }
 
     /// The f32 values of some rows, over what `out` held: `[rows, columns]`.
@@ -108,10 +116,9 @@ impl PackedMatrix {
     /// # Panics
     /// If there are no such rows.
     pub fn dequantize_into(&self, rows: Range<usize>, out: &mut Vec<f32>) {
-        let size = self.row_bytes();
-        let bytes = &self.bytes[rows.start * size..rows.end * size];
+        assert!(rows.end <= self.rows, "rows {rows:?} of {}", self.rows);
         out.resize(rows.len() * self.columns, f32::NAN);
-        product::dequantize(self.format, self.columns, bytes, out);
+        product::dequantize(self, rows, out);
     }
 
     /// `y = x Wᵀ` for `x` `[n, columns]` and rows `rows` of the matrix: `y` is `[n, rows]`.

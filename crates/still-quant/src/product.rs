@@ -5,37 +5,87 @@ use std::ops::Range;
 
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
-use still_attention::linalg::{Mat, par_matmul, transpose};
+use still_attention::linalg::{Mat, par_matmul};
 use still_attention::vector;
 
-use crate::block::{Block, PIECE};
-use crate::format::{Format, with_block};
+use crate::block::Block;
+use crate::format::with_block;
 use crate::matrix::PackedMatrix;
+use crate::tile::{LANES, Part, Words};
 
-/// Rows of `x` up to which blocks are widened in registers, each for all of them.
+/// Rows of `x` up to which codes are used as they leave a tile, each for all of them.
 pub const FEW: usize = 8;
-/// Rows of the matrix that one thread takes at a time.
-const ROWS_PER_TASK: usize = 32;
-/// Values widened at a time for a f32 product: they stay in the second- or third-level cache.
+/// Values of the matrix that one thread takes at a time, at least.
+const VALUES_PER_TASK: usize = 1 << 15;
+/// Values widened at a time for a f32 product: they stay in the second-level cache.
 const STRETCH: usize = 1 << 19;
 
-/// Widens whole rows.
-pub fn dequantize(format: Format, columns: usize, bytes: &[u8], out: &mut [f32]) {
-    with_block!(format, B => {
-        let row_bytes = columns / B::VALUES * B::BYTES;
-        let values = ROWS_PER_TASK * columns;
-        out.par_chunks_mut(values).zip(bytes.par_chunks(ROWS_PER_TASK * row_bytes)).for_each(
-            |(out, bytes)| {
-                Arch::new().dispatch(Widen::<B> { bytes, out, block: PhantomData });
-            },
-        );
+/// See [`PackedMatrix::dequantize_into`].
+pub fn dequantize(matrix: &PackedMatrix, rows: Range<usize>, out: &mut [f32]) {
+    let columns = matrix.columns();
+    let tiles = tiles_of(&rows);
+    let first_row = tiles.start * LANES;
+    // `out` cut where tiles end.
+    let mut parts = Vec::with_capacity(tiles.len());
+    let mut rest = out;
+    for tile in tiles {
+        let lanes = rows.start.max(tile * LANES)..rows.end.min((tile + 1) * LANES);
+        let (part, later) = rest.split_at_mut(lanes.len() * columns);
+        parts.push((tile, lanes.start - tile * LANES, part));
+        rest = later;
+    }
+    debug_assert!(rest.is_empty() && first_row <= rows.start);
+    with_block!(matrix.format(), B => {
+        let blocks = columns / B::VALUES;
+        parts.into_par_iter().for_each_init(Vec::new, |wide, (tile, lane, out)| {
+            wide.resize(columns * LANES, f32::NAN);
+            Arch::new().dispatch(Widen::<B> {
+                tiles: matrix.tiles(tile..tile + 1),
+                count: blocks,
+                step: B::WORDS,
+                out: wide,
+                out_step: B::VALUES * LANES,
+                stride: LANES,
+                block: PhantomData,
+            });
+            for (row, out) in out.chunks_exact_mut(columns).enumerate() {
+                for (out, values) in out.iter_mut().zip(wide.chunks_exact(LANES)) {
+                    *out = values[lane + row];
+                }
+            }
+        });
     });
 }
 
-/// Some rows of a matrix in [`dequantize`].
+/// The values of whole tiles, transposed: `[columns, 16 · tiles]`.
+fn widen_transposed(matrix: &PackedMatrix, tiles: Range<usize>, out: &mut Vec<f32>) {
+    let (columns, stride) = (matrix.columns(), tiles.len() * LANES);
+    out.resize(columns * stride, f32::NAN);
+    with_block!(matrix.format(), B => {
+        let words = matrix.tiles(tiles.clone());
+        let step = columns / B::VALUES * B::WORDS;
+        out.par_chunks_mut(B::VALUES * stride).enumerate().for_each(|(block, out)| {
+            Arch::new().dispatch(Widen::<B> {
+                tiles: &words[block * B::WORDS..],
+                count: tiles.len(),
+                step,
+                out,
+                out_step: LANES,
+                stride,
+                block: PhantomData,
+            });
+        });
+    });
+}
+
+/// Widens `count` tiles: tile `i` begins at word `i · step`, and its column `c` goes to `out[i · out_step + c · stride..]`.
 struct Widen<'a, B> {
-    bytes: &'a [u8],
+    tiles: &'a [Words],
+    count: usize,
+    step: usize,
     out: &'a mut [f32],
+    out_step: usize,
+    stride: usize,
     block: PhantomData<B>,
 }
 
@@ -44,138 +94,187 @@ impl<B: Block> WithSimd for Widen<'_, B> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let blocks = self.bytes.chunks_exact(B::BYTES);
-        for (bytes, out) in blocks.zip(self.out.chunks_exact_mut(B::VALUES)) {
-            B::pieces(
-                bytes,
-                #[inline(always)]
-                |index, piece| {
-                    let out = &mut out[index * PIECE..(index + 1) * PIECE];
-                    let (out, _) = S::as_mut_simd_f32s(out);
-                    let (quants, _) = S::as_simd_f32s(&piece.quants);
-                    let scales = piece.scales.map(|scale| simd.splat_f32s(scale));
-                    let offset = simd.splat_f32s(piece.offset);
-                    let registers = quants.len();
-                    for (at, (out, &quants)) in out.iter_mut().zip(quants).enumerate() {
-                        *out = simd.mul_add_f32s(quants, scales[2 * at / registers], offset);
+        for i in 0..self.count {
+            let tile = &self.tiles[i * self.step..i * self.step + B::WORDS];
+            let out = &mut self.out[i * self.out_step..];
+            for part in 0..LANES / S::F32_LANES {
+                let at = part * S::F32_LANES;
+                let part = Part { simd, tile, part };
+                for group in 0..B::VALUES / B::GROUP {
+                    let (scale, offset) = B::affine(part, group);
+                    for step in 0..B::GROUP / B::STEP {
+                        let first = group * B::GROUP + step * B::STEP;
+                        B::codes(
+                            part,
+                            group,
+                            step,
+                            #[inline(always)]
+                            |column, code| {
+                                let to = (first + column) * self.stride + at;
+                                let (to, _) = S::as_mut_simd_f32s(&mut out[to..to + S::F32_LANES]);
+                                to[0] = if B::PLAIN {
+                                    code
+                                } else {
+                                    simd.mul_add_f32s(scale, code, offset)
+                                };
+                            },
+                        );
                     }
-                },
-            );
+                }
+            }
         }
     }
 }
 
+/// The tiles that have these rows.
+fn tiles_of(rows: &Range<usize>) -> Range<usize> {
+    rows.start / LANES..rows.end.div_ceil(LANES)
+}
+
 /// See [`PackedMatrix::multiply`], which checks the sizes.
 pub fn multiply(matrix: &PackedMatrix, rows: Range<usize>, x: &[f32], y: &mut [f32]) {
-    let columns = matrix.columns();
-    let n = x.len() / columns;
+    let n = x.len() / matrix.columns();
     if n == 0 || rows.is_empty() {
         return;
     }
-    if n > FEW {
-        return multiply_many(matrix, rows, x, y);
-    }
-    let size = matrix.row_bytes();
-    let bytes = &matrix.bytes()[rows.start * size..rows.end * size];
-    if n == 1 {
-        with_block!(matrix.format(), B => few::<B, 1>(bytes, size, x, y));
+    with_block!(matrix.format(), B => match n {
+        1 => few::<B, 1, 4>(matrix, rows, x, y),
+        2 => few::<B, 2, 4>(matrix, rows, x, y),
+        3 => few::<B, 3, 2>(matrix, rows, x, y),
+        4 => few::<B, 4, 2>(matrix, rows, x, y),
+        5 => few::<B, 5, 2>(matrix, rows, x, y),
+        6 => few::<B, 6, 2>(matrix, rows, x, y),
+        7 => few::<B, 7, 1>(matrix, rows, x, y),
+        8 => few::<B, 8, 1>(matrix, rows, x, y),
+        _ => many(matrix, rows, x, y),
+    });
+}
+
+/// `y[i][row] = x[i] · row` for the `N` rows of `x`; a sum is `CHAINS` sums, so that additions need not wait for each other.
+///
+/// `Σ (scale · code + offset) x = scale (Σ code · x) + offset (Σ x)`, and `Σ x` of a group is the same for all rows.
+fn few<B: Block, const N: usize, const CHAINS: usize>(
+    matrix: &PackedMatrix,
+    rows: Range<usize>,
+    x: &[f32],
+    y: &mut [f32],
+) {
+    let sums: Vec<f32> =
+        if B::PLAIN { Vec::new() } else { x.chunks_exact(B::GROUP).map(vector::sum).collect() };
+    let tiles = tiles_of(&rows);
+    let words = matrix.tiles(tiles.clone());
+    let row_words = matrix.columns() / B::VALUES * B::WORDS;
+    let tiles_per_task = VALUES_PER_TASK.div_ceil(matrix.columns() * LANES);
+    let run = |words: &[Words], y: &mut [f32]| {
+        let (sums, block) = (sums.as_slice(), PhantomData);
+        Arch::new().dispatch(Few::<B, N, CHAINS> { words, row_words, x, sums, y, block });
+    };
+    let whole = rows.start.is_multiple_of(LANES) && rows.len().is_multiple_of(LANES);
+    if N == 1 && whole {
+        y.par_chunks_mut(LANES * tiles_per_task)
+            .zip(words.par_chunks(row_words * tiles_per_task))
+            .for_each(|(y, words)| run(words, y));
         return;
     }
-    // Transposed results, as threads own rows of the matrix: `[rows, n]`.
-    let mut transposed = vec![0.0; y.len()];
-    with_block!(matrix.format(), B => match n {
-        2 => few::<B, 2>(bytes, size, x, &mut transposed),
-        3 => few::<B, 3>(bytes, size, x, &mut transposed),
-        4 => few::<B, 4>(bytes, size, x, &mut transposed),
-        5 => few::<B, 5>(bytes, size, x, &mut transposed),
-        6 => few::<B, 6>(bytes, size, x, &mut transposed),
-        7 => few::<B, 7>(bytes, size, x, &mut transposed),
-        _ => few::<B, 8>(bytes, size, x, &mut transposed),
-    });
-    transpose(&transposed, n, y);
+    // Threads own tiles, results are by row of x: `[tiles, N, 16]` first.
+    let mut by_tile = vec![0.0; tiles.len() * N * LANES];
+    by_tile
+        .par_chunks_mut(N * LANES * tiles_per_task)
+        .zip(words.par_chunks(row_words * tiles_per_task))
+        .for_each(|(y, words)| run(words, y));
+    let skipped = rows.start % LANES;
+    for (i, y) in y.chunks_exact_mut(rows.len()).enumerate() {
+        let values = by_tile.chunks_exact(N * LANES).flat_map(|y| &y[i * LANES..(i + 1) * LANES]);
+        y.iter_mut().zip(values.skip(skipped)).for_each(|(y, &value)| *y = value);
+    }
 }
 
-/// `y[row][i] = x[i] · row` for the `N` rows of `x`.
-///
-/// `Σ (scale · quant + offset) x = Σ scale (Σ quant · x) + Σ offset (Σ x)`, and `Σ x` of a piece is the same for all rows.
-fn few<B: Block, const N: usize>(bytes: &[u8], row_bytes: usize, x: &[f32], y: &mut [f32]) {
-    let sums: Vec<f32> =
-        if B::OFFSETS { x.chunks_exact(PIECE).map(vector::sum).collect() } else { Vec::new() };
-    let sums = sums.as_slice();
-    y.par_chunks_mut(ROWS_PER_TASK * N).zip(bytes.par_chunks(ROWS_PER_TASK * row_bytes)).for_each(
-        |(y, bytes)| {
-            Arch::new().dispatch(Few::<B, N> { bytes, row_bytes, x, sums, y, block: PhantomData });
-        },
-    );
-}
-
-/// Some rows of a matrix in [`few`].
-struct Few<'a, B, const N: usize> {
-    bytes: &'a [u8],
-    row_bytes: usize,
+/// Some tiles' rows in [`few`]: `y` is `[tiles, N, 16]`.
+struct Few<'a, B, const N: usize, const CHAINS: usize> {
+    words: &'a [Words],
+    /// Words of a tile's row of blocks.
+    row_words: usize,
     x: &'a [f32],
-    /// `Σ x` of each piece of each row of `x`, for a format with offsets.
+    /// `Σ x` of each group of each row of `x`.
     sums: &'a [f32],
     y: &'a mut [f32],
     block: PhantomData<B>,
 }
 
-impl<B: Block, const N: usize> WithSimd for Few<'_, B, N> {
+impl<B: Block, const N: usize, const CHAINS: usize> WithSimd for Few<'_, B, N, CHAINS> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let columns = self.x.len() / N;
-        let rows = self.bytes.chunks_exact(self.row_bytes);
-        for (row, y) in rows.zip(self.y.chunks_exact_mut(N)) {
-            // Two registers a row of x: a sum must not wait for the one before it.
-            let mut scaled = [[simd.splat_f32s(0.0); 2]; N];
-            let mut offset = [0.0_f32; N];
-            for (block, bytes) in row.chunks_exact(B::BYTES).enumerate() {
-                B::pieces(
-                    bytes,
-                    #[inline(always)]
-                    |index, piece| {
-                        let start = block * B::VALUES + index * PIECE;
-                        let (quants, _) = S::as_simd_f32s(&piece.quants);
-                        let half = quants.len() / 2;
-                        let scales = piece.scales.map(|scale| simd.splat_f32s(scale));
-                        for (i, scaled) in scaled.iter_mut().enumerate() {
-                            let x = &self.x[i * columns + start..i * columns + start + PIECE];
-                            let (x, _) = S::as_simd_f32s(x);
-                            for part in 0..2 {
-                                let mut sum = simd.mul_f32s(quants[part * half], x[part * half]);
-                                for at in part * half + 1..(part + 1) * half {
-                                    sum = simd.mul_add_f32s(quants[at], x[at], sum);
-                                }
-                                scaled[part] = simd.mul_add_f32s(sum, scales[part], scaled[part]);
-                            }
-                            if B::OFFSETS {
-                                let sum = self.sums[(i * columns + start) / PIECE];
-                                offset[i] = piece.offset.mul_add(sum, offset[i]);
-                            }
+        let rows = self.words.chunks_exact(self.row_words);
+        for (words, y) in rows.zip(self.y.chunks_exact_mut(N * LANES)) {
+            for part in 0..LANES / S::F32_LANES {
+                let at = part * S::F32_LANES;
+                let mut total = [simd.splat_f32s(0.0); N];
+                for (block, tile) in words.chunks_exact(B::WORDS).enumerate() {
+                    let part = Part { simd, tile, part };
+                    for group in 0..B::VALUES / B::GROUP {
+                        let first = block * B::VALUES + group * B::GROUP;
+                        let x: [&[f32]; N] = std::array::from_fn(|i| {
+                            &self.x[i * columns + first..i * columns + first + B::GROUP]
+                        });
+                        let mut chains = [[simd.splat_f32s(0.0); CHAINS]; N];
+                        for step in 0..B::GROUP / B::STEP {
+                            B::codes(
+                                part,
+                                group,
+                                step,
+                                #[inline(always)]
+                                |column, code| {
+                                    for i in 0..N {
+                                        let chain = &mut chains[i][column % CHAINS];
+                                        let x = simd.splat_f32s(x[i][step * B::STEP + column]);
+                                        *chain = simd.mul_add_f32s(code, x, *chain);
+                                    }
+                                },
+                            );
                         }
-                    },
-                );
-            }
-            for (i, (y, [a, b])) in y.iter_mut().zip(scaled).enumerate() {
-                *y = simd.reduce_sum_f32s(simd.add_f32s(a, b)) + offset[i];
+                        let (scale, offset) = B::affine(part, group);
+                        for i in 0..N {
+                            let mut sum = chains[i][0];
+                            for chain in &chains[i][1..] {
+                                sum = simd.add_f32s(sum, *chain);
+                            }
+                            total[i] = if B::PLAIN {
+                                simd.add_f32s(total[i], sum)
+                            } else {
+                                let of_x = self.sums[(i * columns + first) / B::GROUP];
+                                let total =
+                                    simd.mul_add_f32s(offset, simd.splat_f32s(of_x), total[i]);
+                                simd.mul_add_f32s(scale, sum, total)
+                            };
+                        }
+                    }
+                }
+                for i in 0..N {
+                    let y = &mut y[i * LANES + at..i * LANES + at + S::F32_LANES];
+                    S::as_mut_simd_f32s(y).0[0] = total[i];
+                }
             }
         }
     }
 }
 
-/// Many rows of `x`: a f32 product with a stretch of widened rows at a time.
-fn multiply_many(matrix: &PackedMatrix, rows: Range<usize>, x: &[f32], y: &mut [f32]) {
+/// Many rows of `x`: a f32 product with a stretch of widened tiles at a time.
+fn many(matrix: &PackedMatrix, rows: Range<usize>, x: &[f32], y: &mut [f32]) {
     let (columns, out) = (matrix.columns(), rows.len());
     let n = x.len() / columns;
-    let step = (STRETCH / columns).max(1);
+    let tiles = tiles_of(&rows);
+    let step = (STRETCH / (columns * LANES)).max(1);
     let mut wide = Vec::new();
-    for start in rows.clone().step_by(step) {
-        let end = (start + step).min(rows.end);
-        matrix.dequantize_into(start..end, &mut wide);
-        let w = Mat::rows(&wide, columns).t();
-        let y = &mut y[start - rows.start..];
-        par_matmul((n, end - start, columns), y, out, false, Mat::rows(x, columns), w);
+    for first in tiles.clone().step_by(step) {
+        let stretch = first..(first + step).min(tiles.end);
+        let from = rows.start.max(stretch.start * LANES);
+        let to = rows.end.min(stretch.end * LANES);
+        widen_transposed(matrix, stretch.clone(), &mut wide);
+        let w = Mat::rows(&wide[from - stretch.start * LANES..], stretch.len() * LANES);
+        let y = &mut y[from - rows.start..];
+        par_matmul((n, to - from, columns), y, out, false, Mat::rows(x, columns), w);
     }
 }

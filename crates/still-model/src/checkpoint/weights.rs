@@ -201,7 +201,7 @@ impl Source {
                     _ => return Ok(None),
                 };
                 let &[rows, columns] = view.shape() else { return Ok(None) };
-                Ok(PackedMatrix::new(format, rows, columns, view.data().into()).ok())
+                Ok(PackedMatrix::new(format, rows, columns, view.data()).ok())
             }
             Self::Gguf(source) => source.packed(name),
         }
@@ -257,11 +257,18 @@ impl GgufSource {
             _ => return Ok(None),
         };
         let &[rows, columns] = tensor.shape().dims() else { return Ok(None) };
-        let matrix = PackedMatrix::new(format, rows, columns, tensor.data()?.into()).ok();
-        Ok(matrix.map(|matrix| match self.permuted_heads(name) {
-            Some(heads) => matrix.with_rows(&gguf::row_order(rows, heads).collect::<Vec<_>>()),
-            None => matrix,
-        }))
+        let stored = tensor.data()?;
+        let bytes = match self.permuted_heads(name) {
+            Some(heads) => {
+                let size = stored.len() / rows;
+                gguf::row_order(rows, heads)
+                    .flat_map(|row| &stored[row * size..(row + 1) * size])
+                    .copied()
+                    .collect()
+            }
+            None => stored,
+        };
+        Ok(PackedMatrix::new(format, rows, columns, &bytes).ok())
     }
 
     /// Heads of a matrix whose rows GGUF files of the Llama architecture store interleaved.

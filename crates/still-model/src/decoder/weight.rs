@@ -48,7 +48,7 @@ impl Weight {
     pub fn size_bytes(&self) -> usize {
         match self {
             Self::Dense(tensor) => tensor.elem_count() * tensor.dtype().size_in_bytes(),
-            Self::Packed(matrix) => matrix.bytes().len(),
+            Self::Packed(matrix) => matrix.size_bytes(),
         }
     }
 
