@@ -7,7 +7,8 @@ use crate::cpu::linalg::{Mat, matmul};
 use crate::cpu::rows::RowStore;
 use crate::state::checked_lengths;
 use crate::tensor::{expect_shape, with_values};
-use crate::{HeadGeometry, Result, RowDtype, vector};
+use crate::vector::{self, vectorize};
+use crate::{HeadGeometry, Result, RowDtype};
 
 /// Query rows answered together.
 const BLOCK: usize = 128;
@@ -122,12 +123,18 @@ impl KvCache {
             let q = &q[task * tokens * d..(task + 1) * tokens * d];
             out[..length * d].par_chunks_mut(BLOCK * d).enumerate().for_each(|(block, out)| {
                 let (q, first) = (&q[block * BLOCK * d..], past + block * BLOCK);
-                vector::vectorize(
+                vectorize(
                     #[inline(always)]
                     || query_block(q, k, v, first, d, out),
                 );
             });
         });
+    }
+
+    /// The parts that know nothing of each other: one per sequence and KV head, in that order.
+    pub fn heads_mut(&mut self) -> impl Iterator<Item = DenseHead<'_>> {
+        let d = self.geometry.head_dim;
+        self.rows.iter_mut().map(move |(k, v)| DenseHead { k, v, d })
     }
 
     /// Tokens fed to a sequence so far.
@@ -138,6 +145,36 @@ impl KvCache {
     /// Bytes of the rows held.
     pub fn size_bytes(&self) -> usize {
         self.rows.iter().map(|(k, v)| k.size_bytes() + v.size_bytes()).sum()
+    }
+}
+
+/// K and V rows of one KV head of one sequence.
+#[derive(Debug)]
+pub struct DenseHead<'a> {
+    k: &'a mut RowStore<f32>,
+    v: &'a mut RowStore<f32>,
+    d: usize,
+}
+
+impl DenseHead<'_> {
+    /// Feeds one token, on this thread: `q` and `out` are `[query heads, D]`, `k` and `v` `[D]`.
+    ///
+    /// # Panics
+    /// If the slices are too short for their layout.
+    pub fn feed(&mut self, q: &[f32], k: &[f32], v: &[f32], out: &mut [f32]) {
+        self.k.extend(k);
+        self.v.extend(v);
+        let (mut wide_k, mut wide_v) = (Vec::new(), Vec::new());
+        let rows = self.k.len();
+        let (k, v) = (self.k.read(0, rows, &mut wide_k), self.v.read(0, rows, &mut wide_v));
+        vectorize(
+            #[inline(always)]
+            || {
+                for (q, out) in q.chunks_exact(self.d).zip(out.chunks_exact_mut(self.d)) {
+                    query_block(q, k, v, rows - 1, self.d, out);
+                }
+            },
+        );
     }
 }
 

@@ -23,11 +23,11 @@ pub use config::{
     StillConfig,
 };
 pub use cpu::linalg;
-pub use dense::{KvCache, dense_attention};
+pub use dense::{DenseHead, KvCache, dense_attention};
 pub use error::{AttentionError, Result};
 pub use feature_map::{feature_map, fold_householder};
 pub use hybrid::{HybridOutput, hybrid_attention};
 pub use real::Real;
 pub use selection::Selection;
-pub use state::{HybridState, LinearState, PreparedWeights};
+pub use state::{HeadRows, HybridHead, HybridState, LinearState, PreparedWeights};
 pub use weights::HybridWeights;

@@ -69,6 +69,77 @@ pub struct HybridState {
     batch: usize,
 }
 
+/// New rows of one selection head and sequence, after RoPE.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadRows<'a> {
+    /// Of its query heads, `[query heads, T, D]`.
+    pub q: &'a [f32],
+    /// `[T, D]`.
+    pub k: &'a [f32],
+    /// `[T, D]`.
+    pub v: &'a [f32],
+    /// `[query heads, T, D]`, with the output gate.
+    pub gate: Option<&'a [f32]>,
+}
+
+/// What a layer remembers for one selection head of one sequence.
+#[derive(Debug)]
+pub struct HybridHead<'a> {
+    weights: &'a PreparedWeights,
+    head: usize,
+    state: &'a mut HeadState<f32>,
+    scratch: &'a mut Scratch<f32>,
+}
+
+impl HybridHead<'_> {
+    /// Feeds the first `length` rows; writes as many of each query head's rows of `out`, `[query heads, T, D]`.
+    ///
+    /// `split` lets long inputs use several threads.
+    ///
+    /// # Panics
+    /// If the slices are too short for their layout.
+    pub fn feed(&mut self, rows: HeadRows<'_>, length: usize, split: bool, out: &mut [f32]) {
+        let (weights, head) = (self.weights, self.head);
+        let (config, d) = (&weights.config, weights.geometry.head_dim);
+        let group =
+            weights.geometry.num_heads / weights.geometry.selection_heads(config.selection_head);
+        let tokens = rows.k.len() / d;
+        let queries = head * group..(head + 1) * group;
+        let map_size = d * config.feature_dim;
+        let size = (tokens * d).max(1);
+        let input = HeadInput {
+            chunk: config.chunk,
+            head_dim: d,
+            layer: config.layer,
+            head,
+            router: config.router,
+            branches: config.branches,
+            routing: Routing::Scores {
+                budget: router::effective_budget(config, head),
+                cap: config.cap,
+            },
+            q: rows.q.chunks_exact(size).map(|q| Rows::new(q, d, d)).collect(),
+            k: Rows::new(rows.k, d, d),
+            v: Rows::new(rows.v, d, d),
+            gate: rows
+                .gate
+                .map(|gate| gate.chunks_exact(size).map(|gate| Rows::new(gate, d, d)).collect()),
+            features: Features::Map {
+                map: config.feature_map,
+                q: queries
+                    .clone()
+                    .map(|h| &weights.map_q[h * map_size..(h + 1) * map_size])
+                    .collect(),
+                k: &weights.map_k[head * map_size..(head + 1) * map_size],
+                feature_dim: config.feature_dim,
+            },
+            lambda: weights.lambda.as_ref().map(|lambda| &lambda[queries]),
+            split_heads: split,
+        };
+        advance(self.state, &input, length, out, tokens, Record::default(), self.scratch);
+    }
+}
+
 /// The linear state of one sequence and selection head.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LinearState {
@@ -150,69 +221,41 @@ impl HybridState {
         lengths: &[usize],
         out: &mut [f32],
     ) {
-        let weights = &*self.weights;
-        let HeadGeometry { num_heads, num_key_value_heads, head_dim: d } = weights.geometry;
-        let config = &weights.config;
+        let HeadGeometry { num_heads, num_key_value_heads, head_dim: d } = self.weights.geometry;
         let heads = self.heads.len() / self.batch.max(1);
         let group = num_heads / heads;
         let tokens = q.len() / (self.batch * num_heads * d).max(1);
-        let map_size = d * config.feature_dim;
         let block = group * tokens * d;
-        let split_heads = few(self.heads.len());
-        let task = |(task, ((state, scratch), out)): (
-            usize,
-            ((&mut HeadState<f32>, &mut _), &mut [f32]),
-        )| {
-            let (sequence, head) = (task / heads, task % heads);
-            let rows = |values: &'_ [f32], index: usize| -> std::ops::Range<usize> {
-                let start = index * tokens * d;
-                start..(start + tokens * d).min(values.len())
-            };
-            let queries = head * group..(head + 1) * group;
-            let kv = sequence * num_key_value_heads + head * num_key_value_heads / heads;
-            let input = HeadInput {
-                chunk: config.chunk,
-                head_dim: d,
-                layer: config.layer,
-                head,
-                router: config.router,
-                branches: config.branches,
-                routing: Routing::Scores {
-                    budget: router::effective_budget(config, head),
-                    cap: config.cap,
-                },
-                q: queries
-                    .clone()
-                    .map(|h| Rows::new(&q[rows(q, sequence * num_heads + h)], d, d))
-                    .collect(),
-                k: Rows::new(&k[rows(k, kv)], d, d),
-                v: Rows::new(&v[rows(v, kv)], d, d),
-                gate: gate.map(|gate| {
-                    queries
-                        .clone()
-                        .map(|h| Rows::new(&gate[rows(gate, sequence * num_heads + h)], d, d))
-                        .collect()
-                }),
-                features: Features::Map {
-                    map: config.feature_map,
-                    q: queries
-                        .clone()
-                        .map(|h| &weights.map_q[h * map_size..(h + 1) * map_size])
-                        .collect(),
-                    k: &weights.map_k[head * map_size..(head + 1) * map_size],
-                    feature_dim: config.feature_dim,
-                },
-                lambda: weights.lambda.as_ref().map(|lambda| &lambda[queries]),
-                split_heads,
-            };
-            advance(state, &input, lengths[sequence], out, tokens, Record::default(), scratch);
-        };
-        self.heads
-            .par_iter_mut()
-            .zip(&mut self.scratch)
-            .zip(out.par_chunks_mut(block.max(1)))
-            .enumerate()
-            .for_each(task);
+        let split = few(self.heads.len());
+        let parts: Vec<HybridHead<'_>> = self.heads_mut().collect();
+        parts.into_par_iter().zip(out.par_chunks_mut(block.max(1))).enumerate().for_each(
+            |(task, (mut part, out))| {
+                let (sequence, head) = (task / heads, task % heads);
+                let kv = sequence * num_key_value_heads + head * num_key_value_heads / heads;
+                let (queries, kv) = (task * block..(task + 1) * block, kv * tokens * d);
+                let rows = HeadRows {
+                    q: &q[queries.clone()],
+                    k: &k[kv..kv + tokens * d],
+                    v: &v[kv..kv + tokens * d],
+                    gate: gate.map(|gate| &gate[queries]),
+                };
+                part.feed(rows, lengths[sequence], split, out);
+            },
+        );
+    }
+
+    /// The parts that know nothing of each other: one per sequence and selection head, in that order.
+    pub fn heads_mut(&mut self) -> impl Iterator<Item = HybridHead<'_>> {
+        let heads = self.heads.len() / self.batch.max(1);
+        let weights = &*self.weights;
+        self.heads.iter_mut().zip(&mut self.scratch).enumerate().map(
+            move |(index, (state, scratch))| HybridHead {
+                weights,
+                head: index % heads,
+                state,
+                scratch,
+            },
+        )
     }
 
     /// Tokens fed to a sequence so far.

@@ -15,6 +15,7 @@ mod sampler;
 mod session;
 mod step;
 mod student;
+mod team;
 mod tokenizer;
 
 pub use chat::{ChatTemplate, Message};

@@ -109,10 +109,7 @@ impl Model {
         let x = self.decoder.embed(ids)?;
         if tokens == 1 && batch <= FEW && lengths.is_none() {
             let mut values = x.flatten_all()?.to_vec1::<f32>()?;
-            // On a thread of the pool, so that its many short parallel loops start at once.
-            rayon::scope(|_| {
-                step(&self.decoder, self.student.as_ref(), &mut values, &rotation, cache)
-            })?;
+            step(&self.decoder, self.student.as_ref(), &mut values, &rotation, cache)?;
             return Ok(Tensor::from_vec(values, x.shape(), x.device())?);
         }
         let hidden = self.through_layers(x, &rotation, |layer, inputs, gate| {

@@ -1,37 +1,80 @@
-//! One decode step on plain slices: no tensors, no graph.
+//! One decode step on plain slices, by all threads together: no tensors, no graph.
 //!
-//! The same arithmetic as [`Model::forward`] with one token a sequence, where a head's rows need no transposing.
+//! The same arithmetic as [`Model::forward`](crate::Model::forward) with one token a sequence, where a head's rows need
+//! no transposing.
 
-use still_attention::vector;
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
-use crate::decoder::ops::{rms_norm_into, swiglu_in_place, with_values};
-use crate::decoder::{Decoder, DecoderLayer, Linear, Lora, Rotation};
+use candle_core::Tensor;
+use still_attention::vector::{dot, vectorize};
+use still_attention::{DenseHead, HeadRows, HybridHead};
+use still_quant::LANES;
+
+use crate::decoder::ops::{rms_norm_rows, sigmoid, silu, with_values};
+use crate::decoder::{Decoder, DecoderLayer, Linear, Lora, LoraLayer, Rotation, Weight};
 use crate::error::Result;
 use crate::model::{Cache, LayerCache};
 use crate::student::{Student, StudentLayer};
+use crate::team::{Member, Shared, together};
+
+/// Shares of a phase's tiles that a thread takes, so that a faster one can take more.
+const SHARES: usize = 6;
 
 /// Activations of a step, kept from one to the next.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Buffers {
-    x: Vec<f32>,
-    normed: Vec<f32>,
-    /// Before rotation.
-    flat: Vec<f32>,
     q: Vec<f32>,
     k: Vec<f32>,
     v: Vec<f32>,
-    attention: Vec<f32>,
     gate: Vec<f32>,
-    up: Vec<f32>,
-    out: Vec<f32>,
-    low: Vec<f32>,
-    lengths: Vec<usize>,
+    attention: Vec<f32>,
+    hidden: Vec<f32>,
 }
 
-/// `length` values, whatever they are: each is written before it is read.
-fn take(buffer: &mut Vec<f32>, length: usize) -> &mut [f32] {
-    buffer.resize(length, f32::NAN);
-    buffer
+/// What every member sees.
+struct Step<'a> {
+    rotation: &'a Rotation,
+    batch: usize,
+    x: Shared<'a>,
+    q: Shared<'a>,
+    k: Shared<'a>,
+    v: Shared<'a>,
+    gate: Shared<'a>,
+    attention: Shared<'a>,
+    hidden: Shared<'a>,
+    /// By layer, one per sequence and selection head (or KV head); each is taken by one member of a phase.
+    heads: Vec<Vec<Mutex<Head<'a>>>>,
+}
+
+/// The part of a layer's cache that one member advances.
+enum Head<'a> {
+    Hybrid(HybridHead<'a>),
+    Dense(DenseHead<'a>),
+}
+
+/// What a member keeps to itself.
+#[derive(Default)]
+struct Own {
+    normed: Vec<f32>,
+    prepared: Vec<Prepared>,
+    sums: Vec<f32>,
+    other_sums: Vec<f32>,
+    tiles: Vec<f32>,
+    other_tiles: Vec<f32>,
+    rotated: Vec<f32>,
+    gate: Vec<f32>,
+}
+
+/// What a projection's tiles have in common.
+#[derive(Default)]
+struct Prepared {
+    /// In the phase's count.
+    first_tile: usize,
+    /// See [`Weight::group_sums_into`].
+    sums: Vec<f32>,
+    /// See [`update_input`].
+    low: Vec<f32>,
 }
 
 /// Feeds one token to each sequence; `x` are their embeddings `[B, E]`, and become the final-normed hidden states.
@@ -42,114 +85,290 @@ pub(crate) fn step(
     rotation: &Rotation,
     cache: &mut Cache,
 ) -> Result<()> {
-    let width = decoder.config.hidden_size;
-    let batch = x.len() / width;
-    let mut buffers = std::mem::take(&mut cache.buffers);
-    buffers.lengths.resize(batch, 1);
-    buffers.x.clear();
-    buffers.x.extend_from_slice(x);
-    for (n, (layer, cache)) in decoder.layers.iter().zip(&mut cache.layers).enumerate() {
-        let student = student.map(|student| &student.layers[n]);
-        one_layer(layer, student, rotation, cache, &mut buffers)?;
-    }
+    let config = &decoder.config;
+    let batch = x.len() / config.hidden_size;
+    let (queries, keys) = (config.num_attention_heads, config.num_key_value_heads);
+    let (queries, keys) = (batch * queries * config.head_dim, batch * keys * config.head_dim);
+    let Cache { layers, buffers, .. } = cache;
+    let Buffers { q, k, v, gate, attention, hidden } = buffers;
+    let shared = |buffer, length| Shared::new(take(buffer, length));
+    let step = Step {
+        rotation,
+        batch,
+        q: shared(q, queries),
+        k: shared(k, keys),
+        v: shared(v, keys),
+        gate: shared(gate, queries),
+        attention: shared(attention, queries),
+        hidden: shared(hidden, batch * config.intermediate_size),
+        heads: layers.iter_mut().map(heads).collect(),
+        x: Shared::new(x),
+    };
+    together(|member| {
+        let mut own = Own::default();
+        for (n, layer) in decoder.layers.iter().enumerate() {
+            let student = student.map(|student| &student.layers[n]);
+            step.attention(member, &mut own, layer, student, &step.heads[n])?;
+            step.mlp(member, &mut own, layer)?;
+        }
+        Ok(())
+    })?;
+    let mut normed = vec![0.0; x.len()];
     with_values(&decoder.norm, |weight| {
-        rms_norm_into(&buffers.x, weight, decoder.config.rms_norm_eps, x);
+        rms_norm_rows(x, weight, config.rms_norm_eps, &mut normed);
     })?;
-    cache.buffers = buffers;
+    x.copy_from_slice(&normed);
     Ok(())
 }
 
-fn one_layer(
-    layer: &DecoderLayer,
-    student: Option<&StudentLayer>,
-    rotation: &Rotation,
-    cache: &mut LayerCache,
-    buffers: &mut Buffers,
-) -> Result<()> {
-    let Buffers { x, normed, flat, q, k, v, attention, gate, up, out, low, lengths } = buffers;
-    let (batch, d) = (lengths.len(), layer.head_dim);
-    let lora = student.and_then(|student| student.lora.as_ref());
-    let normed = take(normed, x.len());
-    with_values(&layer.input_layernorm, |weight| {
-        rms_norm_into(x, weight, layer.rms_norm_eps, normed);
-    })?;
-
-    for (linear, lora, rotated) in [
-        (&layer.q_proj, lora.and_then(|lora| lora.q.as_ref()), &mut *q),
-        (&layer.k_proj, lora.and_then(|lora| lora.k.as_ref()), &mut *k),
-    ] {
-        project(linear, lora, normed, batch, flat, low)?;
-        let heads = flat.len() / batch / d;
-        let rows = flat.chunks_exact(d).zip(take(rotated, flat.len()).chunks_exact_mut(d));
-        for (row, (from, to)) in rows.enumerate() {
-            rotation.apply((row / heads, 0), from, to, false);
-        }
-    }
-    project(&layer.v_proj, lora.and_then(|lora| lora.v.as_ref()), normed, batch, v, low)?;
-
-    let attention = take(attention, q.len());
-    match (cache, student) {
-        (LayerCache::Hybrid(state), Some(student)) => {
-            let gate = student.gate_values(normed)?;
-            state.advance_values(q, k, v, gate.as_deref(), lengths, attention);
-        }
-        (LayerCache::Dense(cache), _) => cache.advance_values(q, k, v, lengths, attention),
-        (LayerCache::Hybrid(_), None) => {
-            unreachable!("the model checked that its cache was made for it")
-        }
-    }
-    project(&layer.o_proj, lora.and_then(|lora| lora.o.as_ref()), attention, batch, out, low)?;
-    vector::axpy(x, 1.0, out);
-
-    let mlp = &layer.mlp;
-    with_values(&mlp.norm, |weight| rms_norm_into(x, weight, mlp.rms_norm_eps, normed))?;
-    let inner = mlp.gate.dims2()?.0;
-    let (gate, up) = (take(gate, batch * inner), take(up, batch * inner));
-    mlp.gate.multiply_into(0..inner, normed, gate)?;
-    mlp.up.multiply_into(0..inner, normed, up)?;
-    swiglu_in_place(gate, up);
-    let out = take(out, x.len());
-    mlp.down.multiply_into(0..out.len() / batch, gate, out)?;
-    vector::axpy(x, 1.0, out);
-    Ok(())
+/// `length` values, whatever they are: each is written before it is read.
+fn take(buffer: &mut Vec<f32>, length: usize) -> &mut [f32] {
+    buffer.resize(length, f32::NAN);
+    buffer
 }
 
-/// A projection of `batch` rows with its bias and low-rank update.
-fn project(
-    linear: &Linear,
-    lora: Option<&Lora>,
-    x: &[f32],
-    batch: usize,
-    y: &mut Vec<f32>,
-    low: &mut Vec<f32>,
-) -> Result<()> {
-    let (out, inner) = linear.weight.dims2()?;
-    let y = take(y, batch * out);
-    linear.weight.multiply_into(0..out, x, y)?;
-    if let Some(bias) = &linear.bias {
-        with_values(bias, |bias| y.chunks_exact_mut(out).for_each(|y| vector::axpy(y, 1.0, bias)))?;
+fn heads(cache: &mut LayerCache) -> Vec<Mutex<Head<'_>>> {
+    match cache {
+        LayerCache::Hybrid(state) => {
+            state.heads_mut().map(|head| Mutex::new(Head::Hybrid(head))).collect()
+        }
+        LayerCache::Dense(cache) => {
+            cache.heads_mut().map(|head| Mutex::new(Head::Dense(head))).collect()
+        }
     }
-    let Some(lora) = lora else { return Ok(()) };
-    let (rank, scale) = (lora.a.dims()[0], lora.scale as f32);
-    let low = take(low, batch * rank);
-    with_values(&lora.a, |a| {
-        with_values(&lora.b, |b| {
-            vector::vectorize(
+}
+
+/// A product that is shared out by tiles of its rows.
+#[derive(Clone, Copy)]
+struct Projection<'a> {
+    weight: &'a Weight,
+    bias: Option<&'a Tensor>,
+    lora: Option<&'a Lora>,
+    /// `[B, rows]`
+    to: &'a Shared<'a>,
+    /// Whether to add to what is there.
+    add: bool,
+}
+
+impl<'a> Projection<'a> {
+    fn new(linear: &'a Linear, lora: Option<&'a Lora>, to: &'a Shared<'a>) -> Self {
+        Self { weight: &linear.weight, bias: linear.bias.as_ref(), lora, to, add: false }
+    }
+
+    /// Enters the products of some tiles, `[tiles, B, 16]`, in place of what was there or in addition.
+    ///
+    /// # Safety
+    /// Nobody else has these rows of `to` in this phase.
+    unsafe fn enter(&self, tiles: Range<usize>, values: &[f32], low: &[f32]) -> Result<()> {
+        let (rows, _) = self.weight.dims2()?;
+        let batch = values.len() / tiles.len() / LANES;
+        for (n, values) in values.chunks_exact(LANES).enumerate() {
+            let (first, sequence) = ((tiles.start + n / batch) * LANES, n % batch);
+            let own = first..rows.min(first + LANES);
+            // SAFETY: by this function's own contract.
+            let to =
+                unsafe { self.to.write(sequence * rows + own.start..sequence * rows + own.end) };
+            if self.add {
+                to.iter_mut().zip(values).for_each(|(to, &value)| *to += value);
+            } else {
+                to.copy_from_slice(&values[..own.len()]);
+            }
+            if let Some(bias) = self.bias {
+                with_values(bias, |bias: &[f32]| {
+                    to.iter_mut().zip(&bias[own.clone()]).for_each(|(to, &bias)| *to += bias);
+                })?;
+            }
+            if let Some(lora) = self.lora {
+                let rank = low.len() / batch;
+                let low = &low[sequence * rank..(sequence + 1) * rank];
+                with_values(&lora.b, |b: &[f32]| {
+                    let b = &b[own.start * rank..own.end * rank];
+                    vectorize(
+                        #[inline(always)]
+                        || {
+                            for (to, b) in to.iter_mut().zip(b.chunks_exact(rank)) {
+                                *to += dot(b, low);
+                            }
+                        },
+                    );
+                })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Step<'_> {
+    /// Projections, attention and the output projection of a layer.
+    fn attention(
+        &self,
+        member: &Member<'_>,
+        own: &mut Own,
+        layer: &DecoderLayer,
+        student: Option<&StudentLayer>,
+        heads: &[Mutex<Head<'_>>],
+    ) -> Result<()> {
+        let none = LoraLayer::default();
+        let lora = student.and_then(|student| student.lora.as_ref()).unwrap_or(&none);
+        let gate = student.and_then(|student| student.gate_proj.clone()).map(Weight::from);
+        let (q, k, v) = (&layer.q_proj, &layer.k_proj, &layer.v_proj);
+        let mut projections = vec![
+            Projection::new(q, lora.q.as_ref(), &self.q),
+            Projection::new(k, lora.k.as_ref(), &self.k),
+            Projection::new(v, lora.v.as_ref(), &self.v),
+        ];
+        projections.extend(gate.as_ref().map(|weight| Projection {
+            weight,
+            bias: None,
+            lora: None,
+            to: &self.gate,
+            add: false,
+        }));
+        let normed = self.normed(&layer.input_layernorm, layer.rms_norm_eps, own)?;
+        self.project(member, own, &normed, &projections)?;
+        own.normed = normed;
+
+        member.phase(heads.len(), heads.len(), |units| {
+            for unit in units {
+                self.attend(unit, &heads[unit], heads.len(), layer.head_dim, gate.is_some(), own);
+            }
+            Ok(())
+        })?;
+
+        // SAFETY: the phase that wrote it is over.
+        let attention = unsafe { self.attention.read() };
+        let output = Projection::new(&layer.o_proj, lora.o.as_ref(), &self.x);
+        self.project(member, own, attention, &[Projection { add: true, ..output }])
+    }
+
+    fn mlp(&self, member: &Member<'_>, own: &mut Own, layer: &DecoderLayer) -> Result<()> {
+        let mlp = &layer.mlp;
+        let (rows, _) = mlp.gate.dims2()?;
+        let normed = self.normed(&mlp.norm, mlp.rms_norm_eps, own)?;
+        let Own { sums, other_sums, tiles, other_tiles, .. } = own;
+        mlp.gate.group_sums_into(&normed, sums);
+        mlp.up.group_sums_into(&normed, other_sums);
+        let hidden =
+            Projection { weight: &mlp.gate, bias: None, lora: None, to: &self.hidden, add: false };
+        member.phase(rows.div_ceil(LANES), SHARES, |part| {
+            let gate = take(tiles, part.len() * self.batch * LANES);
+            let up = take(other_tiles, gate.len());
+            mlp.gate.multiply_tiles(part.clone(), &normed, sums, gate)?;
+            mlp.up.multiply_tiles(part.clone(), &normed, other_sums, up)?;
+            vectorize(
                 #[inline(always)]
-                || {
-                    for (x, low) in x.chunks_exact(inner).zip(low.chunks_exact_mut(rank)) {
-                        for (row, low) in a.chunks_exact(inner).zip(low) {
-                            *low = scale * vector::dot(row, x);
-                        }
-                    }
-                    for (low, y) in low.chunks_exact(rank).zip(y.chunks_exact_mut(out)) {
-                        for (row, y) in b.chunks_exact(rank).zip(y) {
-                            *y += vector::dot(row, low);
-                        }
-                    }
-                },
+                || gate.iter_mut().zip(up.iter()).for_each(|(gate, &up)| *gate = silu(*gate) * up),
             );
-        })
-    })??;
+            // SAFETY: shares are disjoint.
+            unsafe { hidden.enter(part, gate, &[]) }
+        })?;
+        own.normed = normed;
+        // SAFETY: the phase that wrote it is over.
+        let input = unsafe { self.hidden.read() };
+        let down = Projection { weight: &mlp.down, to: &self.x, add: true, ..hidden };
+        self.project(member, own, input, &[down])
+    }
+
+    /// The norm of `x`, which every member computes for itself.
+    fn normed(&self, weight: &Tensor, eps: f64, own: &mut Own) -> Result<Vec<f32>> {
+        // SAFETY: the phase that wrote it is over.
+        let x = unsafe { self.x.read() };
+        let mut normed = std::mem::take(&mut own.normed);
+        with_values(weight, |weight| rms_norm_rows(x, weight, eps, take(&mut normed, x.len())))?;
+        Ok(normed)
+    }
+
+    /// One phase: projections of the same `x` `[B, in]`.
+    fn project(
+        &self,
+        member: &Member<'_>,
+        own: &mut Own,
+        x: &[f32],
+        projections: &[Projection<'_>],
+    ) -> Result<()> {
+        let mut prepared = std::mem::take(&mut own.prepared);
+        prepared.resize_with(prepared.len().max(projections.len()), Prepared::default);
+        let mut total = 0;
+        for (projection, prepared) in projections.iter().zip(&mut prepared) {
+            prepared.first_tile = total;
+            total += projection.weight.tiles()?;
+            projection.weight.group_sums_into(x, &mut prepared.sums);
+            if let Some(lora) = projection.lora {
+                update_input(lora, x, self.batch, &mut prepared.low)?;
+            }
+        }
+        member.phase(total, SHARES, |part| {
+            for (projection, prepared) in projections.iter().zip(&prepared) {
+                let (first, tiles) = (prepared.first_tile, projection.weight.tiles()?);
+                let part = part.start.clamp(first, first + tiles) - first
+                    ..part.end.clamp(first, first + tiles) - first;
+                if part.is_empty() {
+                    continue;
+                }
+                let values = take(&mut own.tiles, part.len() * self.batch * LANES);
+                projection.weight.multiply_tiles(part.clone(), x, &prepared.sums, values)?;
+                // SAFETY: shares are disjoint.
+                unsafe { projection.enter(part, values, &prepared.low) }?;
+            }
+            Ok(())
+        })?;
+        own.prepared = prepared;
+        Ok(())
+    }
+
+    /// Rotation and attention of one head of one sequence.
+    fn attend(
+        &self,
+        unit: usize,
+        head: &Mutex<Head<'_>>,
+        units: usize,
+        d: usize,
+        gated: bool,
+        own: &mut Own,
+    ) {
+        // SAFETY: the phase that wrote them is over.
+        let (q, k, v, gate) =
+            unsafe { (self.q.read(), self.k.read(), self.v.read(), self.gate.read()) };
+        let queries = unit * (q.len() / units)..(unit + 1) * (q.len() / units);
+        // Selection heads may share a KV head.
+        let kv = unit * (k.len() / d) / units * d;
+        let sequence = (unit * self.batch / units, 0);
+        let rotated = take(&mut own.rotated, queries.len() + d);
+        let rows = q[queries.clone()].chunks_exact(d).chain([&k[kv..kv + d]]);
+        for (from, to) in rows.zip(rotated.chunks_exact_mut(d)) {
+            self.rotation.apply(sequence, from, to, false);
+        }
+        let (q, k) = rotated.split_at(queries.len());
+        let v = &v[kv..kv + d];
+        let gate = gated.then(|| {
+            own.gate.clear();
+            own.gate.extend(gate[queries.clone()].iter().map(|&x| sigmoid(x)));
+            own.gate.as_slice()
+        });
+        // SAFETY: every head has its own part.
+        let out = unsafe { self.attention.write(queries) };
+        match &mut *head.lock().unwrap_or_else(PoisonError::into_inner) {
+            Head::Hybrid(head) => head.feed(HeadRows { q, k, v, gate }, 1, false, out),
+            Head::Dense(head) => head.feed(q, k, v, out),
+        }
+    }
+}
+
+/// `scale · x Aᵀ`, `[B, rank]`, over what `low` held.
+fn update_input(lora: &Lora, x: &[f32], batch: usize, low: &mut Vec<f32>) -> Result<()> {
+    let (rank, inner) = lora.a.dims2()?;
+    let low = take(low, batch * rank);
+    with_values(&lora.a, |a: &[f32]| {
+        vectorize(
+            #[inline(always)]
+            || {
+                for (x, low) in x.chunks_exact(inner).zip(low.chunks_exact_mut(rank)) {
+                    for (a, low) in a.chunks_exact(inner).zip(low) {
+                        *low = lora.scale as f32 * dot(a, x);
+                    }
+                }
+            },
+        );
+    })?;
     Ok(())
 }

@@ -8,7 +8,7 @@ use still_attention::{FeatureMap, HybridConfig, HybridWeights, LinearNorm, Still
 
 use crate::checkpoint::Weights;
 use crate::config::ModelConfig;
-use crate::decoder::{Decoder, Lora, LoraLayer, Weight, ops};
+use crate::decoder::{Decoder, Lora, LoraLayer, ops};
 use crate::error::{ModelError, Result};
 
 /// How feature maps start.
@@ -130,18 +130,6 @@ impl StudentLayer {
         };
         let gate = (logits.neg()?.exp()? + 1.0)?.recip()?;
         Ok(Some(ops::split_heads(&gate.reshape((batch, tokens, ()))?, head_dim, None)?))
-    }
-}
-
-impl StudentLayer {
-    /// [`StudentLayer::gate`] of single tokens: `normed` `[B, E]` → `[B, H, 1, D]`.
-    pub(crate) fn gate_values(&self, normed: &[f32]) -> Result<Option<Vec<f32>>> {
-        let Some(weight) = &self.gate_proj else { return Ok(None) };
-        let (out, inner) = weight.dims2()?;
-        let mut gate = vec![0.0; normed.len() / inner * out];
-        Weight::from(weight.clone()).multiply_into(0..out, normed, &mut gate)?;
-        gate.iter_mut().for_each(|x| *x = 1.0 / (1.0 + (-*x).exp()));
-        Ok(Some(gate))
     }
 }
 

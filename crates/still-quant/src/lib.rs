@@ -15,3 +15,4 @@ mod tile;
 pub use format::Format;
 pub use matrix::{PackError, PackedMatrix};
 pub use product::FEW;
+pub use tile::LANES;

@@ -121,6 +121,20 @@ impl PackedMatrix {
         product::dequantize(self, rows, out);
     }
 
+    /// What [`PackedMatrix::multiply_tiles`] needs to know of `x` `[n, columns]`, over what `sums` held: the same for all
+    /// tiles.
+    pub fn group_sums_into(&self, x: &[f32], sums: &mut Vec<f32>) {
+        product::group_sums_into(self, x, sums);
+    }
+
+    /// `x Wᵀ` for the rows of some tiles, on this thread alone: `y` is `[tiles, n, 16]`, rows past the last are 0.
+    ///
+    /// # Panics
+    /// If there are no such tiles, or `x`, `sums` and `y` are not of these sizes; if `n` is above [`crate::FEW`].
+    pub fn multiply_tiles(&self, tiles: Range<usize>, x: &[f32], sums: &[f32], y: &mut [f32]) {
+        product::multiply_tiles(self, tiles, x, sums, y);
+    }
+
     /// `y = x Wᵀ` for `x` `[n, columns]` and rows `rows` of the matrix: `y` is `[n, rows]`.
     ///
     /// Small `n` reads each block once and widens it in registers; large `n` widens a stretch of rows at a time.

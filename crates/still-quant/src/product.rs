@@ -159,15 +159,13 @@ fn few<B: Block, const N: usize, const CHAINS: usize>(
     x: &[f32],
     y: &mut [f32],
 ) {
-    let sums: Vec<f32> =
-        if B::PLAIN { Vec::new() } else { x.chunks_exact(B::GROUP).map(vector::sum).collect() };
+    let sums = if B::PLAIN { Vec::new() } else { group_sums(x, B::GROUP).collect() };
     let tiles = tiles_of(&rows);
     let words = matrix.tiles(tiles.clone());
     let row_words = matrix.columns() / B::VALUES * B::WORDS;
     let tiles_per_task = VALUES_PER_TASK.div_ceil(matrix.columns() * LANES);
     let run = |words: &[Words], y: &mut [f32]| {
-        let (sums, block) = (sums.as_slice(), PhantomData);
-        Arch::new().dispatch(Few::<B, N, CHAINS> { words, row_words, x, sums, y, block });
+        few_tiles::<B, N, CHAINS>(words, row_words, x, &sums, y);
     };
     let whole = rows.start.is_multiple_of(LANES) && rows.len().is_multiple_of(LANES);
     if N == 1 && whole {
@@ -187,6 +185,57 @@ fn few<B: Block, const N: usize, const CHAINS: usize>(
         let values = by_tile.chunks_exact(N * LANES).flat_map(|y| &y[i * LANES..(i + 1) * LANES]);
         y.iter_mut().zip(values.skip(skipped)).for_each(|(y, &value)| *y = value);
     }
+}
+
+/// `Σ x` of each group of columns.
+fn group_sums(x: &[f32], group: usize) -> impl Iterator<Item = f32> {
+    x.chunks_exact(group).map(vector::sum)
+}
+
+/// See [`PackedMatrix::group_sums_into`].
+pub fn group_sums_into(matrix: &PackedMatrix, x: &[f32], sums: &mut Vec<f32>) {
+    sums.clear();
+    with_block!(matrix.format(), B => if !B::PLAIN {
+        sums.extend(group_sums(x, B::GROUP));
+    });
+}
+
+/// See [`PackedMatrix::multiply_tiles`].
+pub fn multiply_tiles(
+    matrix: &PackedMatrix,
+    tiles: Range<usize>,
+    x: &[f32],
+    sums: &[f32],
+    y: &mut [f32],
+) {
+    let n = x.len() / matrix.columns();
+    let words = matrix.tiles(tiles);
+    with_block!(matrix.format(), B => {
+        let row_words = matrix.columns() / B::VALUES * B::WORDS;
+        match n {
+            1 => few_tiles::<B, 1, 4>(words, row_words, x, sums, y),
+            2 => few_tiles::<B, 2, 4>(words, row_words, x, sums, y),
+            3 => few_tiles::<B, 3, 2>(words, row_words, x, sums, y),
+            4 => few_tiles::<B, 4, 2>(words, row_words, x, sums, y),
+            5 => few_tiles::<B, 5, 2>(words, row_words, x, sums, y),
+            6 => few_tiles::<B, 6, 2>(words, row_words, x, sums, y),
+            7 => few_tiles::<B, 7, 1>(words, row_words, x, sums, y),
+            8 => few_tiles::<B, 8, 1>(words, row_words, x, sums, y),
+            _ => panic!("{n} rows are not few"),
+        }
+    });
+}
+
+/// On this thread, `y` `[tiles, N, 16]`.
+fn few_tiles<B: Block, const N: usize, const CHAINS: usize>(
+    words: &[Words],
+    row_words: usize,
+    x: &[f32],
+    sums: &[f32],
+    y: &mut [f32],
+) {
+    let block = PhantomData;
+    Arch::new().dispatch(Few::<B, N, CHAINS> { words, row_words, x, sums, y, block });
 }
 
 /// Some tiles' rows in [`few`]: `y` is `[tiles, N, 16]`.

@@ -5,7 +5,8 @@ use std::ops::Range;
 use candle_core::{Device, Result, Tensor};
 use still_attention::Real;
 use still_attention::linalg::{Mat, par_few_rows, par_matmul, par_matmul_new};
-use still_quant::{FEW, PackedMatrix};
+use still_attention::vector::{dot, vectorize};
+use still_quant::{FEW, LANES, PackedMatrix};
 
 use super::ops::with_values;
 
@@ -110,6 +111,58 @@ impl Weight {
                 }
             }),
         }
+    }
+
+    /// Tiles of 16 rows, the last perhaps of fewer.
+    ///
+    /// # Errors
+    /// A tensor that is no matrix.
+    pub(crate) fn tiles(&self) -> Result<usize> {
+        Ok(self.dims2()?.0.div_ceil(LANES))
+    }
+
+    /// [`PackedMatrix::group_sums_into`]; nothing for a dense matrix.
+    pub(crate) fn group_sums_into(&self, x: &[f32], sums: &mut Vec<f32>) {
+        if let Self::Packed(matrix) = self {
+            matrix.group_sums_into(x, sums);
+        }
+    }
+
+    /// [`PackedMatrix::multiply_tiles`], for a dense matrix too.
+    ///
+    /// # Errors
+    /// A tensor of another dtype or device.
+    pub(crate) fn multiply_tiles(
+        &self,
+        tiles: Range<usize>,
+        x: &[f32],
+        sums: &[f32],
+        y: &mut [f32],
+    ) -> Result<()> {
+        let tensor = match self {
+            Self::Packed(matrix) => {
+                matrix.multiply_tiles(tiles, x, sums, y);
+                return Ok(());
+            }
+            Self::Dense(tensor) => tensor,
+        };
+        let (out, inner) = tensor.dims2()?;
+        with_values(tensor, |w: &[f32]| {
+            let n = x.len() / inner;
+            let rows = tiles.start * LANES..out.min(tiles.end * LANES);
+            y.fill(0.0);
+            vectorize(
+                #[inline(always)]
+                || {
+                    let w = &w[rows.start * inner..rows.end * inner];
+                    for (row, w) in w.chunks_exact(inner).enumerate() {
+                        for (i, x) in x.chunks_exact(inner).enumerate() {
+                            y[(row / LANES * n + i) * LANES + row % LANES] = dot(w, x);
+                        }
+                    }
+                },
+            );
+        })
     }
 
     /// `x Wᵀ` in a new vector: `x` `[n, in]`, the result `[n, out]`.

@@ -15,10 +15,10 @@ pub use frozen_linear::frozen_linear;
 pub use heads::{merge_heads, split_heads};
 pub use mlp::{MlpWeights, mlp};
 pub use residual::residual;
-pub(crate) use rms_norm::forward_into as rms_norm_into;
+pub(crate) use rms_norm::forward_rows as rms_norm_rows;
 pub use rms_norm::rms_norm;
 pub use rope::Rotation;
-pub(crate) use swiglu::in_place as swiglu_in_place;
+pub(crate) use swiglu::{sigmoid, silu};
 
 use candle_core::{Result, Tensor};
 use still_attention::Real;

@@ -42,26 +42,25 @@ fn inverse_rms<T: Real>(x: &[T], eps: f64) -> T {
 /// The norm of every row of `x`.
 pub(super) fn forward<T: Real>(x: &[T], weight: &[T], eps: f64) -> Vec<T> {
     let mut y = vec![T::zero(); x.len()];
-    forward_into(x, weight, eps, &mut y);
+    let block = weight.len() * ROWS_PER_TASK;
+    y.par_chunks_mut(block)
+        .zip(x.par_chunks(block))
+        .for_each(|(y, x)| forward_rows(x, weight, eps, y));
     y
 }
 
-/// [`forward`] into `y`.
-pub(crate) fn forward_into<T: Real>(x: &[T], weight: &[T], eps: f64, y: &mut [T]) {
+/// [`forward`] on this thread, into `y`.
+pub(crate) fn forward_rows<T: Real>(x: &[T], weight: &[T], eps: f64, y: &mut [T]) {
     let width = weight.len();
-    y.par_chunks_mut(width * ROWS_PER_TASK).zip(x.par_chunks(width * ROWS_PER_TASK)).for_each(
-        |(y, x)| {
-            vector::vectorize(
-                #[inline(always)]
-                || {
-                    for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
-                        let scale = inverse_rms(x, eps);
-                        for i in 0..width {
-                            y[i] = x[i] * scale * weight[i];
-                        }
-                    }
-                },
-            );
+    vector::vectorize(
+        #[inline(always)]
+        || {
+            for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+                let scale = inverse_rms(x, eps);
+                for i in 0..width {
+                    y[i] = x[i] * scale * weight[i];
+                }
+            }
         },
     );
 }

@@ -8,8 +8,13 @@ use still_attention::vector::vectorize;
 const BLOCK: usize = 16_384;
 
 #[inline(always)]
-fn sigmoid<T: Real>(x: T) -> T {
+pub(crate) fn sigmoid<T: Real>(x: T) -> T {
     T::one() / (T::one() + (-x).fast_exp())
+}
+
+#[inline(always)]
+pub(crate) fn silu<T: Real>(x: T) -> T {
+    x * sigmoid(x)
 }
 
 /// `silu(gate) ⊙ up` of every value.
@@ -30,7 +35,7 @@ pub(crate) fn in_place<T: Real>(gate: &mut [T], up: &[T]) {
             #[inline(always)]
             || {
                 for (gate, &up) in gate.iter_mut().zip(up) {
-                    *gate = *gate * sigmoid(*gate) * up;
+                    *gate = silu(*gate) * up;
                 }
             },
         );
