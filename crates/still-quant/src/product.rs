@@ -332,3 +332,100 @@ fn many(matrix: &PackedMatrix, rows: Range<usize>, x: &[f32], y: &mut [f32]) {
         par_matmul((n, to - from, columns), y, out, false, Mat::rows(x, columns), w);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Format;
+    use crate::tile::put;
+
+    /// A matrix of one row of tiles with every bit in use.
+    fn tiles<B: Block>(blocks: usize) -> Vec<Words> {
+        let mut words = vec![Words::default(); blocks * B::WORDS];
+        for block in 0..blocks {
+            for lane in 0..LANES {
+                let byte = |i: usize| ((i * 89 + lane * 31 + block * 7) % 251) as u8;
+                let mut bytes: Vec<u8> = (0..B::BYTES).map(byte).collect();
+                // Halves of an ordinary size wherever a format may have them.
+                let size = bytes.len();
+                for at in [1, 3, size - 1] {
+                    bytes[at] = 0x2c;
+                }
+                B::pack(&bytes, &mut words[block * B::WORDS..(block + 1) * B::WORDS], lane);
+            }
+        }
+        words
+    }
+
+    fn on_every_vector_width<B: Block, const N: usize, const CHAINS: usize>() {
+        let (blocks, columns) = (3, 3 * B::VALUES);
+        let words = tiles::<B>(blocks);
+        let x: Vec<f32> = (0..N * columns).map(|i| (i as f32 * 0.7).sin()).collect();
+        let sums: Vec<f32> = group_sums(&x, B::GROUP).collect();
+        let run = |on: &dyn Fn(Few<'_, B, N, CHAINS>)| {
+            let mut y = vec![f32::NAN; N * LANES];
+            let (words, row_words, block) = (words.as_slice(), blocks * B::WORDS, PhantomData);
+            on(Few { words, row_words, x: &x, sums: &sums, y: &mut y, block });
+            y
+        };
+        let expected = run(&|few| few.with_simd(pulp::Scalar::new()));
+        let size = expected.iter().fold(0.0_f32, |size, y| size.max(y.abs()));
+        assert!(size.is_finite() && size > 0.0);
+        let check = |name: &str, got: Vec<f32>| {
+            for (a, b) in got.iter().zip(&expected) {
+                assert!((a - b).abs() <= 2e-5 * size, "{name}: {a} and {b}");
+            }
+        };
+        check("chosen at run time", run(&|few| Arch::new().dispatch(few)));
+        #[cfg(target_arch = "x86_64")]
+        if let Some(simd) = pulp::x86::V3::try_new() {
+            check("AVX2", run(&|few| pulp::Simd::vectorize(simd, few)));
+        }
+    }
+
+    #[test]
+    fn every_vector_width_gives_the_same_products() {
+        for format in [
+            Format::Bf16,
+            Format::F16,
+            Format::Q4_0,
+            Format::Q4_1,
+            Format::Q8_0,
+            Format::Q4K,
+            Format::Q6K,
+        ] {
+            with_block!(format, B => {
+                on_every_vector_width::<B, 1, 4>();
+                on_every_vector_width::<B, 3, 2>();
+                on_every_vector_width::<B, 8, 1>();
+            });
+        }
+    }
+
+    #[test]
+    fn the_portable_code_widens_as_any_other() {
+        let mut tile = vec![Words::default(); 5];
+        for lane in 0..LANES {
+            put(&mut tile, 0, lane, 4 * (lane % 8), 9);
+            // 1.5 as a half.
+            put(&mut tile, 4, lane, 0, 0x3e00);
+        }
+        let mut out = vec![f32::NAN; 32 * LANES];
+        Widen::<crate::block::Q4_0> {
+            tiles: &tile,
+            count: 1,
+            step: 5,
+            out: &mut out,
+            out_step: 0,
+            stride: LANES,
+            block: PhantomData,
+        }
+        .with_simd(pulp::Scalar::new());
+        for lane in 0..LANES {
+            for column in 0..32 {
+                let quant = if column == lane % 8 { 9.0 } else { 0.0 };
+                assert_eq!(out[column * LANES + lane], 1.5 * (quant - 8.0));
+            }
+        }
+    }
+}
