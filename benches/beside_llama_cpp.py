@@ -21,7 +21,7 @@ import sys
 SPEEDS = ("prefill_tokens_per_s", "decode_tokens_per_s")
 
 
-def llama_cpp(args):
+def time_llama_cpp(args):
     """Times llama.cpp in this process; one JSON object a line."""
     import random
     import time
@@ -80,7 +80,7 @@ def main():
     parser.add_argument("--worker", choices=["plain", "flash"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
-        return llama_cpp(args)
+        return time_llama_cpp(args)
     if args.out is None:
         parser.error("--out is needed")
 
