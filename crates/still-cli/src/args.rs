@@ -262,6 +262,9 @@ pub struct BenchArgs {
         default_value = "dense,still"
     )]
     pub variants: Vec<Variant>,
+    /// Most salient tokens of each head of the variant `still` [default: no limit]
+    #[arg(long, value_name = "N")]
+    pub cap: Option<usize>,
     /// Threads [default: all cores]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,

@@ -37,7 +37,7 @@ pub fn run(args: &BenchArgs, printer: &Printer) -> anyhow::Result<()> {
     let model = load(&args.model.model, printer)?;
     let mut lines = Vec::new();
     for &variant in &args.variants {
-        let (name, model) = variant_of(variant, &model)?;
+        let (name, model) = variant_of(variant, args.cap, &model)?;
         let options = |context, new_tokens| BenchOptions {
             context,
             new_tokens,
@@ -65,7 +65,11 @@ pub fn run(args: &BenchArgs, printer: &Printer) -> anyhow::Result<()> {
 }
 
 /// The model with the attention that a variant stands for.
-fn variant_of(variant: Variant, model: &Model) -> anyhow::Result<(&'static str, Model)> {
+fn variant_of(
+    variant: Variant,
+    cap: Option<usize>,
+    model: &Model,
+) -> anyhow::Result<(&'static str, Model)> {
     let (layers, geometry) = (model.config().num_hidden_layers, model.config().geometry());
     // Untrained feature maps cost what trained ones do.
     let with = |still| -> anyhow::Result<Model> {
@@ -75,7 +79,10 @@ fn variant_of(variant: Variant, model: &Model) -> anyhow::Result<(&'static str, 
     Ok(match variant {
         Variant::Dense => ("dense", model.teacher()),
         Variant::Window => ("window", with(StillConfig::window_only(layers, geometry, CHUNK))?),
-        Variant::Still => ("still", with(StillConfig::uniform(layers, geometry, CHUNK, BUDGET))?),
+        Variant::Still => {
+            let uniform = StillConfig::uniform(layers, geometry, CHUNK, BUDGET);
+            ("still", with(StillConfig { cap, ..uniform })?)
+        }
         Variant::Student if model.student.is_some() => ("student", model.clone()),
         Variant::Student => {
             return Err(user(
