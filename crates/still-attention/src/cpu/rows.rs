@@ -6,6 +6,7 @@ use half::{bf16, f16};
 use super::linalg::Mat;
 use crate::config::RowDtype;
 use crate::real::Real;
+use crate::vector::vectorize;
 
 /// A borrowed matrix whose rows lie `stride` values apart.
 #[derive(Clone, Copy, Debug)]
@@ -158,12 +159,16 @@ impl<T: Real> RowStore<T> {
         match &self.values {
             Values::Native(v) => &v[span],
             Values::Bf16(v) => {
-                scratch.clear();
-                // bf16 is the upper half of an f32: a shift, which vectorises everywhere.
-                scratch.extend(
-                    v[span]
-                        .iter()
-                        .map(|x| widen::<T>(f32::from_bits(u32::from(x.to_bits()) << 16))),
+                let v = &v[span];
+                scratch.resize(v.len(), T::nan());
+                vectorize(
+                    #[inline(always)]
+                    || {
+                        // bf16 is the upper half of an f32.
+                        for (to, from) in scratch.iter_mut().zip(v) {
+                            *to = widen(f32::from_bits(u32::from(from.to_bits()) << 16));
+                        }
+                    },
                 );
                 scratch
             }
