@@ -29,5 +29,5 @@ pub use feature_map::{feature_map, fold_householder};
 pub use hybrid::{HybridOutput, hybrid_attention};
 pub use real::Real;
 pub use selection::Selection;
-pub use state::{HeadRows, HybridHead, HybridState, LinearState, PreparedWeights};
+pub use state::{HeadRows, HeadScratch, HybridHead, HybridState, LinearState, PreparedWeights};
 pub use weights::HybridWeights;

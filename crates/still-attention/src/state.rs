@@ -64,8 +64,6 @@ pub struct HybridState {
     weights: Arc<PreparedWeights>,
     /// `[batch, selection heads]`
     heads: Vec<HeadState<f32>>,
-    /// One for each of `heads`; holds nothing between calls that matters.
-    scratch: Vec<Scratch<f32>>,
     batch: usize,
 }
 
@@ -88,8 +86,11 @@ pub struct HybridHead<'a> {
     weights: &'a PreparedWeights,
     head: usize,
     state: &'a mut HeadState<f32>,
-    scratch: &'a mut Scratch<f32>,
 }
+
+/// Memory that heads are fed in; one a thread is enough, and keeps widened rows in its cache.
+#[derive(Clone, Debug, Default)]
+pub struct HeadScratch(Scratch<f32>);
 
 impl HybridHead<'_> {
     /// Feeds the first `length` rows; writes as many of each query head's rows of `out`, `[query heads, T, D]`.
@@ -98,7 +99,14 @@ impl HybridHead<'_> {
     ///
     /// # Panics
     /// If the slices are too short for their layout.
-    pub fn feed(&mut self, rows: HeadRows<'_>, length: usize, split: bool, out: &mut [f32]) {
+    pub fn feed(
+        &mut self,
+        rows: HeadRows<'_>,
+        length: usize,
+        split: bool,
+        scratch: &mut HeadScratch,
+        out: &mut [f32],
+    ) {
         let (weights, head) = (self.weights, self.head);
         let (config, d) = (&weights.config, weights.geometry.head_dim);
         let group =
@@ -136,7 +144,7 @@ impl HybridHead<'_> {
             lambda: weights.lambda.as_ref().map(|lambda| &lambda[queries]),
             split_heads: split,
         };
-        advance(self.state, &input, length, out, tokens, Record::default(), self.scratch);
+        advance(self.state, &input, length, out, tokens, Record::default(), &mut scratch.0);
     }
 }
 
@@ -157,7 +165,7 @@ impl HybridState {
         let heads = weights.geometry.selection_heads(weights.config.selection_head);
         let head = HeadState::new(weights.config.chunk, weights.geometry.head_dim, rows);
         let heads = batch * heads;
-        Self { weights, heads: vec![head; heads], scratch: vec![Scratch::default(); heads], batch }
+        Self { weights, heads: vec![head; heads], batch }
     }
 
     /// Feeds `T` tokens more to each sequence and returns their attention output, `[B, H, T, D]` f32.
@@ -228,8 +236,9 @@ impl HybridState {
         let block = group * tokens * d;
         let split = few(self.heads.len());
         let parts: Vec<HybridHead<'_>> = self.heads_mut().collect();
-        parts.into_par_iter().zip(out.par_chunks_mut(block.max(1))).enumerate().for_each(
-            |(task, (mut part, out))| {
+        parts.into_par_iter().zip(out.par_chunks_mut(block.max(1))).enumerate().for_each_init(
+            HeadScratch::default,
+            |scratch, (task, (mut part, out))| {
                 let (sequence, head) = (task / heads, task % heads);
                 let kv = sequence * num_key_value_heads + head * num_key_value_heads / heads;
                 let (queries, kv) = (task * block..(task + 1) * block, kv * tokens * d);
@@ -239,7 +248,7 @@ impl HybridState {
                     v: &v[kv..kv + tokens * d],
                     gate: gate.map(|gate| &gate[queries]),
                 };
-                part.feed(rows, lengths[sequence], split, out);
+                part.feed(rows, lengths[sequence], split, scratch, out);
             },
         );
     }
@@ -248,14 +257,11 @@ impl HybridState {
     pub fn heads_mut(&mut self) -> impl Iterator<Item = HybridHead<'_>> {
         let heads = self.heads.len() / self.batch.max(1);
         let weights = &*self.weights;
-        self.heads.iter_mut().zip(&mut self.scratch).enumerate().map(
-            move |(index, (state, scratch))| HybridHead {
-                weights,
-                head: index % heads,
-                state,
-                scratch,
-            },
-        )
+        self.heads.iter_mut().enumerate().map(move |(index, state)| HybridHead {
+            weights,
+            head: index % heads,
+            state,
+        })
     }
 
     /// Tokens fed to a sequence so far.

@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 
 use candle_core::Tensor;
 use still_attention::vector::{dot, vectorize};
-use still_attention::{DenseHead, HeadRows, HybridHead};
+use still_attention::{DenseHead, HeadRows, HeadScratch, HybridHead};
 use still_quant::LANES;
 
 use crate::decoder::ops::{rms_norm_rows, sigmoid, silu, with_values};
@@ -30,6 +30,8 @@ pub(crate) struct Buffers {
     gate: Vec<f32>,
     attention: Vec<f32>,
     hidden: Vec<f32>,
+    /// By member.
+    own: Vec<Own>,
 }
 
 /// What every member sees.
@@ -54,7 +56,7 @@ enum Head<'a> {
 }
 
 /// What a member keeps to itself.
-#[derive(Default)]
+#[derive(Clone, Debug, Default)]
 struct Own {
     normed: Vec<f32>,
     prepared: Vec<Prepared>,
@@ -64,10 +66,11 @@ struct Own {
     other_tiles: Vec<f32>,
     rotated: Vec<f32>,
     gate: Vec<f32>,
+    scratch: HeadScratch,
 }
 
 /// What a projection's tiles have in common.
-#[derive(Default)]
+#[derive(Clone, Debug, Default)]
 struct Prepared {
     /// In the phase's count.
     first_tile: usize,
@@ -90,7 +93,9 @@ pub(crate) fn step(
     let (queries, keys) = (config.num_attention_heads, config.num_key_value_heads);
     let (queries, keys) = (batch * queries * config.head_dim, batch * keys * config.head_dim);
     let Cache { layers, buffers, .. } = cache;
-    let Buffers { q, k, v, gate, attention, hidden } = buffers;
+    let Buffers { q, k, v, gate, attention, hidden, own } = buffers;
+    own.resize_with(own.len().max(rayon::current_num_threads()), Own::default);
+    let own: Vec<Mutex<&mut Own>> = own.iter_mut().map(Mutex::new).collect();
     let shared = |buffer, length| Shared::new(take(buffer, length));
     let step = Step {
         rotation,
@@ -105,7 +110,7 @@ pub(crate) fn step(
         x: Shared::new(x),
     };
     together(|member| {
-        let mut own = Own::default();
+        let mut own = own[member.index].lock().unwrap_or_else(PoisonError::into_inner);
         for (n, layer) in decoder.layers.iter().enumerate() {
             let student = student.map(|student| &student.layers[n]);
             step.attention(member, &mut own, layer, student, &step.heads[n])?;
@@ -348,7 +353,9 @@ impl Step<'_> {
         // SAFETY: every head has its own part.
         let out = unsafe { self.attention.write(queries) };
         match &mut *head.lock().unwrap_or_else(PoisonError::into_inner) {
-            Head::Hybrid(head) => head.feed(HeadRows { q, k, v, gate }, 1, false, out),
+            Head::Hybrid(head) => {
+                head.feed(HeadRows { q, k, v, gate }, 1, false, &mut own.scratch, out);
+            }
             Head::Dense(head) => head.feed(q, k, v, out),
         }
     }

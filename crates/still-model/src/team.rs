@@ -30,10 +30,10 @@ pub(crate) fn together(body: impl Fn(&Member<'_>) -> Result<()> + Sync) -> Resul
         failed: AtomicBool::new(false),
         error: Mutex::new(None),
     };
-    rayon::broadcast(|_| {
+    rayon::broadcast(|thread| {
         // Also if the body panics.
         let fails = FailOnDrop(&team);
-        match body(&Member { team: &team }) {
+        match body(&Member { team: &team, index: thread.index() }) {
             Ok(()) => std::mem::forget(fails),
             Err(error) => {
                 team.error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
@@ -58,6 +58,8 @@ struct Team {
 /// One thread of the team.
 pub(crate) struct Member<'a> {
     team: &'a Team,
+    /// Of the threads of the pool.
+    pub index: usize,
 }
 
 impl Member<'_> {
