@@ -74,12 +74,8 @@ impl KvCache {
         Ok(Tensor::from_vec(out, (self.batch, num_heads, tokens, d), q.device())?)
     }
 
-    /// [`KvCache::advance`] on plain slices of the same layout, into `out` `[B, H, T, D]`; as in
-    /// [`crate::HybridState::advance_values`].
-    ///
-    /// # Panics
-    /// If the slices are too short for their layout.
-    pub fn advance_values(
+    /// [`KvCache::advance`] on slices whose sizes it has checked; rows of `out` beyond `lengths` are left alone.
+    fn advance_values(
         &mut self,
         q: &[f32],
         k: &[f32],

@@ -215,12 +215,8 @@ impl HybridState {
         Ok(Tensor::from_vec(out, (self.batch, num_heads, tokens, head_dim), q.device())?)
     }
 
-    /// [`HybridState::advance`] on plain slices of the same layout, into `out` `[B, H, T, D]`: a decode step makes no
-    /// tensors. `lengths` has one entry per sequence; rows of `out` beyond it are left alone.
-    ///
-    /// # Panics
-    /// If the slices are too short for their layout.
-    pub fn advance_values(
+    /// [`HybridState::advance`] on slices whose sizes it has checked; rows of `out` beyond `lengths` are left alone.
+    fn advance_values(
         &mut self,
         q: &[f32],
         k: &[f32],

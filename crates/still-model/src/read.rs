@@ -106,7 +106,10 @@ fn lanes(blocks: usize) -> Result<Vec<ThreadPool>> {
         .map(|lane| {
             let share = threads / lanes + usize::from(lane < threads % lanes);
             let pool = rayon::ThreadPoolBuilder::new().num_threads(share).build();
-            pool.map_err(|error| ModelError::Invalid(format!("no threads to read with: {error}")))
+            pool.map_err(|error| ModelError::NotFound {
+                what: format!("no threads to read with: {error}"),
+                hint: "raise the limit on processes (ulimit -u), or use fewer threads".into(),
+            })
         })
         .collect()
 }

@@ -17,14 +17,13 @@ pub trait Block: Send + Sync {
     const WORDS: usize;
     /// Columns that share scale and offset; as many as a block has where codes are values.
     const GROUP: usize;
+    /// Columns whose codes come at a time.
+    const STEP: usize;
     /// Whether codes are values.
     const PLAIN: bool = false;
 
     /// Enters a file's block into a tile of zeros, as row `lane`.
     fn pack(block: &[u8], tile: &mut [Words], lane: usize);
-
-    /// Columns whose codes come at a time.
-    const STEP: usize;
 
     /// Calls `each(column, code)` for the columns `0..STEP` of step `step` of group `group`.
     ///
@@ -47,9 +46,12 @@ fn bits16(bytes: &[u8]) -> u32 {
     u32::from(u16::from_le_bytes([bytes[0], bytes[1]]))
 }
 
-/// Value `index` of 16 bytes: low nibbles first, then high ones.
-fn nibble(bytes: &[u8], index: usize) -> u32 {
-    u32::from(bytes[index % 16] >> (index / 16 * 4) & 0xf)
+/// 32 values of 16 bytes, low nibbles first, then high ones: eight a word.
+fn pack_nibbles(bytes: &[u8], tile: &mut [Words], lane: usize) {
+    for i in 0..32 {
+        let quant = bytes[i % 16] >> (i / 16 * 4) & 0xf;
+        put(tile, i / 8, lane, i % 8 * 4, u32::from(quant));
+    }
 }
 
 /// Two 16-bit values a word.
@@ -140,9 +142,7 @@ impl Block for Q4_0 {
     const STEP: usize = 8;
 
     fn pack(block: &[u8], tile: &mut [Words], lane: usize) {
-        for i in 0..32 {
-            put(tile, i / 8, lane, i % 8 * 4, nibble(&block[2..], i));
-        }
+        pack_nibbles(&block[2..], tile, lane);
         put(tile, 4, lane, 0, bits16(block));
     }
 
@@ -175,9 +175,7 @@ impl Block for Q4_1 {
     const STEP: usize = 8;
 
     fn pack(block: &[u8], tile: &mut [Words], lane: usize) {
-        for i in 0..32 {
-            put(tile, i / 8, lane, i % 8 * 4, nibble(&block[4..], i));
-        }
+        pack_nibbles(&block[4..], tile, lane);
         put(tile, 4, lane, 0, bits16(block));
         put(tile, 4, lane, 16, bits16(&block[2..]));
     }

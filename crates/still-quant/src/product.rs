@@ -26,7 +26,6 @@ const STRETCH: usize = 1 << 19;
 pub fn dequantize(matrix: &PackedMatrix, rows: Range<usize>, out: &mut [f32]) {
     let columns = matrix.columns();
     let tiles = tiles_of(&rows);
-    let first_row = tiles.start * LANES;
     // `out` cut where tiles end.
     let mut parts = Vec::with_capacity(tiles.len());
     let mut rest = out;
@@ -36,7 +35,7 @@ pub fn dequantize(matrix: &PackedMatrix, rows: Range<usize>, out: &mut [f32]) {
         parts.push((tile, lanes.start - tile * LANES, part));
         rest = later;
     }
-    debug_assert!(rest.is_empty() && first_row <= rows.start);
+    debug_assert!(rest.is_empty());
     with_block!(matrix.format(), B => {
         let blocks = columns / B::VALUES;
         parts.into_par_iter().for_each_init(Vec::new, |wide, (tile, lane, out)| {
@@ -139,52 +138,35 @@ pub fn multiply(matrix: &PackedMatrix, rows: Range<usize>, x: &[f32], y: &mut [f
     if n == 0 || rows.is_empty() {
         return;
     }
-    with_block!(matrix.format(), B => match n {
-        1 => few::<B, 1, 4>(matrix, rows, x, y),
-        2 => few::<B, 2, 4>(matrix, rows, x, y),
-        3 => few::<B, 3, 2>(matrix, rows, x, y),
-        4 => few::<B, 4, 2>(matrix, rows, x, y),
-        5 => few::<B, 5, 2>(matrix, rows, x, y),
-        6 => few::<B, 6, 2>(matrix, rows, x, y),
-        7 => few::<B, 7, 1>(matrix, rows, x, y),
-        8 => few::<B, 8, 1>(matrix, rows, x, y),
-        _ => many(matrix, rows, x, y),
-    });
+    if n > FEW {
+        many(matrix, rows, x, y);
+    } else {
+        few(matrix, n, rows, x, y);
+    }
 }
 
-/// `y[i][row] = x[i] · row` for the `N` rows of `x`; a sum is `CHAINS` sums, so that additions need not wait for each other.
-///
-/// `Σ (scale · code + offset) x = scale (Σ code · x) + offset (Σ x)`, and `Σ x` of a group is the same for all rows.
-fn few<B: Block, const N: usize, const CHAINS: usize>(
-    matrix: &PackedMatrix,
-    rows: Range<usize>,
-    x: &[f32],
-    y: &mut [f32],
-) {
-    let sums = if B::PLAIN { Vec::new() } else { group_sums(x, B::GROUP).collect() };
+/// A few rows of `x`: threads take tiles.
+fn few(matrix: &PackedMatrix, n: usize, rows: Range<usize>, x: &[f32], y: &mut [f32]) {
+    let mut sums = Vec::new();
+    group_sums_into(matrix, x, &mut sums);
     let tiles = tiles_of(&rows);
-    let words = matrix.tiles(tiles.clone());
-    let row_words = matrix.columns() / B::VALUES * B::WORDS;
-    let tiles_per_task = VALUES_PER_TASK.div_ceil(matrix.columns() * LANES);
-    let run = |words: &[Words], y: &mut [f32]| {
-        few_tiles::<B, N, CHAINS>(words, row_words, x, &sums, y);
+    let per_task = VALUES_PER_TASK.div_ceil(matrix.columns() * LANES);
+    let run = |y: &mut [f32]| {
+        y.par_chunks_mut(n * LANES * per_task).enumerate().for_each(|(task, y)| {
+            let first = tiles.start + task * per_task;
+            multiply_tiles(matrix, first..(first + per_task).min(tiles.end), x, &sums, y);
+        });
     };
     let whole = rows.start.is_multiple_of(LANES) && rows.len().is_multiple_of(LANES);
-    if N == 1 && whole {
-        y.par_chunks_mut(LANES * tiles_per_task)
-            .zip(words.par_chunks(row_words * tiles_per_task))
-            .for_each(|(y, words)| run(words, y));
-        return;
+    if n == 1 && whole {
+        return run(y);
     }
-    // Threads own tiles, results are by row of x: `[tiles, N, 16]` first.
-    let mut by_tile = vec![0.0; tiles.len() * N * LANES];
-    by_tile
-        .par_chunks_mut(N * LANES * tiles_per_task)
-        .zip(words.par_chunks(row_words * tiles_per_task))
-        .for_each(|(y, words)| run(words, y));
+    // Results are by row of x: `[tiles, n, 16]` first.
+    let mut by_tile = vec![0.0; tiles.len() * n * LANES];
+    run(&mut by_tile);
     let skipped = rows.start % LANES;
     for (i, y) in y.chunks_exact_mut(rows.len()).enumerate() {
-        let values = by_tile.chunks_exact(N * LANES).flat_map(|y| &y[i * LANES..(i + 1) * LANES]);
+        let values = by_tile.chunks_exact(n * LANES).flat_map(|y| &y[i * LANES..(i + 1) * LANES]);
         y.iter_mut().zip(values.skip(skipped)).for_each(|(y, &value)| *y = value);
     }
 }
@@ -240,7 +222,10 @@ fn few_tiles<B: Block, const N: usize, const CHAINS: usize>(
     Arch::new().dispatch(Few::<B, N, CHAINS> { words, row_words, x, sums, y, block });
 }
 
-/// Some tiles' rows in [`few`]: `y` is `[tiles, N, 16]`.
+/// `y[tile][i][lane] = x[i] · row` for the `N` rows of `x` and the rows of some tiles; a sum is `CHAINS` sums, so that
+/// additions need not wait for each other.
+///
+/// `Σ (scale · code + offset) x = scale (Σ code · x) + offset (Σ x)`, and `Σ x` of a group is the same for all rows.
 struct Few<'a, B, const N: usize, const CHAINS: usize> {
     words: &'a [Words],
     /// Words of a tile's row of blocks.

@@ -111,8 +111,7 @@ pub(crate) struct Record<'a, T> {
     pub scores: Option<&'a mut [T]>,
 }
 
-/// Memory that the segments of one selection head work in, kept from call to call so that a decode step allocates
-/// nothing.
+/// Memory that segments are worked in. A thread keeps one for all its heads: it then stays in that thread's cache.
 #[derive(Clone, Debug)]
 pub(crate) struct Scratch<T> {
     /// One for all query heads, or one for each.

@@ -124,7 +124,7 @@ pub fn par_few_rows<T: Real>(w: &[T], k: usize, x: &[T], y: &mut [T]) {
 }
 
 /// Writes the transpose of `x`, whose rows have `columns` values, into `y`.
-pub fn transpose<T: Copy>(x: &[T], columns: usize, y: &mut [T]) {
+fn transpose<T: Copy>(x: &[T], columns: usize, y: &mut [T]) {
     let rows = x.len() / columns;
     for (row, values) in x.chunks_exact(columns).enumerate() {
         for (column, &value) in values.iter().enumerate() {

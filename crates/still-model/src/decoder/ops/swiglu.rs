@@ -24,12 +24,6 @@ pub(super) fn forward<T: Real>(gate: &[T], up: &[T]) -> Vec<T> {
 
 /// [`forward`], in the memory of `gate`.
 pub(super) fn forward_in_place<T: Real>(mut gate: Vec<T>, up: &[T]) -> Vec<T> {
-    in_place(&mut gate, up);
-    gate
-}
-
-/// [`forward`], over `gate`.
-pub(crate) fn in_place<T: Real>(gate: &mut [T], up: &[T]) {
     gate.par_chunks_mut(BLOCK).zip(up.par_chunks(BLOCK)).for_each(|(gate, up)| {
         vectorize(
             #[inline(always)]
@@ -40,6 +34,7 @@ pub(crate) fn in_place<T: Real>(gate: &mut [T], up: &[T]) {
             },
         );
     });
+    gate
 }
 
 /// Gradients of [`forward`]; `dy` becomes that of `up`, that of `gate` is returned.
