@@ -5,13 +5,13 @@ use std::sync::{Arc, OnceLock};
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Shape, Tensor};
 use rayon::prelude::*;
 
-use crate::cpu::backward::{HeadGrads, Packing, Wanted, backward};
-use crate::cpu::forward::{Features, HeadInput, Record, Scratch, advance, few};
+use crate::cpu::backward::{RowGrads, Wanted, WeightGrads, backward};
+use crate::cpu::forward::{FeatureMaps, HeadInput, Record, Scratch, advance, few};
 use crate::cpu::head_state::{HeadState, Routing, unabsorbed};
 use crate::cpu::rows::Rows;
 use crate::error::AttentionError;
 use crate::real::Real;
-use crate::tensor::{expect_shape, slice};
+use crate::tensor::{borrow, expect_shape, slice};
 use crate::{
     HeadGeometry, HybridConfig, HybridWeights, LinearNorm, Result, RowDtype, Selection, router,
 };
@@ -74,30 +74,20 @@ pub fn hybrid_attention(
         }
     }
 
-    let mut query_side = vec![q.clone()];
-    let mut key_side = vec![k.clone(), v.clone()];
-    if config.branches.linear {
-        let (phi_q, phi_k) = weights.features(q, k, config)?;
-        query_side.push(phi_q);
-        // φ_k of the selection heads that share a KV head lie side by side in its rows.
-        let shared = heads / num_key_value_heads;
-        let width = phi_k.dim(3)?;
-        let phi_k = phi_k
-            .reshape((batch, num_key_value_heads, shared, tokens, width))?
-            .transpose(2, 3)?
-            .reshape((batch, num_key_value_heads, tokens, shared * width))?;
-        key_side.push(phi_k);
-    }
-    if let Some(gate) = gate {
-        expect_shape(OP, "gate", gate, q.dims())?;
-        query_side.push(gate.clone());
-    }
-    let query_side = Tensor::cat(&query_side, 3)?.contiguous()?;
-    let key_side = Tensor::cat(&key_side, 3)?.contiguous()?;
-    let log_lambda = match (&weights.log_lambda, config.linear_norm) {
-        (Some(log_lambda), LinearNorm::Mean) => log_lambda.contiguous()?,
-        _ => Tensor::zeros(num_heads, q.dtype(), q.device())?,
+    let query_side = match gate {
+        Some(gate) => {
+            expect_shape(OP, "gate", gate, q.dims())?;
+            Tensor::cat(&[q, gate], 3)?
+        }
+        None => q.clone(),
     };
+    let key_side = Tensor::cat(&[k, v], 3)?;
+    let (map_q, map_k) = weights.folded()?;
+    let mut learned = vec![map_q.flatten_all()?, map_k.flatten_all()?];
+    if let (Some(log_lambda), LinearNorm::Mean) = (&weights.log_lambda, config.linear_norm) {
+        learned.push(log_lambda.clone());
+    }
+    let learned = Tensor::cat(&learned, 0)?;
 
     let saved = Arc::new(OnceLock::new());
     let op = HybridOp {
@@ -107,7 +97,7 @@ pub fn hybrid_attention(
         wanted: Wanted { qkv: q.track_op() || k.track_op() || v.track_op() },
         saved: saved.clone(),
     };
-    let out = query_side.apply_op3(&key_side, &log_lambda, op)?;
+    let out = query_side.contiguous()?.apply_op3(&key_side.contiguous()?, &learned, op)?;
     let saved: &Saved = saved
         .get()
         .ok_or_else(|| AttentionError::Config("the kernel left no selection behind".into()))?;
@@ -121,7 +111,10 @@ struct Saved {
     scores: Vec<f32>,
 }
 
-/// `(query side [B, H, N, D + 2F (+ D)], key side [B, K, N, 2D + shared·2F], ℓ [H]) → [B, H, N, D]`.
+/// `(query side [B, H, N, D (+ D)], key side [B, K, N, 2D], learned) → [B, H, N, D]`.
+///
+/// Rows of the query side are `[q | γ]`, of the key side `[k | v]`; what is learned is one vector,
+/// `[W_q [H, D, F] | W_k [S, D, F] | ℓ [H] with LinearNorm::Mean]`.
 struct HybridOp {
     geometry: HeadGeometry,
     config: HybridConfig,
@@ -130,23 +123,20 @@ struct HybridOp {
     saved: Arc<OnceLock<Saved>>,
 }
 
-/// The three packed arguments as slices, and how to cut them.
+/// The three packed arguments as slices.
 struct Packed<'a, T> {
     query: &'a [T],
     key: &'a [T],
-    lambda: Vec<T>,
+    learned: &'a [T],
+    /// `exp(ℓ)`, `[H]`, with `LinearNorm::Mean`.
+    lambda: Option<Vec<T>>,
     batch: usize,
     tokens: usize,
 }
 
 impl HybridOp {
-    fn phi_width(&self) -> usize {
-        if self.config.branches.linear { 2 * self.config.feature_dim } else { 0 }
-    }
-
     fn query_width(&self) -> usize {
-        let d = self.geometry.head_dim;
-        d + self.phi_width() + if self.config.gate { d } else { 0 }
+        self.geometry.head_dim * if self.config.gate { 2 } else { 1 }
     }
 
     fn heads(&self) -> usize {
@@ -158,13 +148,23 @@ impl HybridOp {
         self.heads() / self.geometry.num_key_value_heads
     }
 
-    fn packing(&self, head: usize) -> Packing {
-        let key_width = 2 * self.geometry.head_dim + self.shared() * self.phi_width();
-        Packing {
-            query_width: self.query_width(),
-            key_width,
-            phi_k: 2 * self.geometry.head_dim + head % self.shared() * self.phi_width(),
-        }
+    /// Values of one head's `W`.
+    fn map_size(&self) -> usize {
+        self.geometry.head_dim * self.config.feature_dim
+    }
+
+    fn packed<'a, T: Real>(
+        &self,
+        query: &'a [T],
+        key: &'a [T],
+        learned: &'a [T],
+        shape: &Shape,
+    ) -> candle_core::Result<Packed<'a, T>> {
+        let (batch, _, tokens, _) = shape.dims4()?;
+        let maps = (self.geometry.num_heads + self.heads()) * self.map_size();
+        let mean = self.config.linear_norm == LinearNorm::Mean;
+        let lambda = mean.then(|| learned[maps..].iter().map(|l| l.exp()).collect());
+        Ok(Packed { query, key, learned, lambda, batch, tokens })
     }
 
     /// The input of selection head `head` of sequence `sequence`.
@@ -177,22 +177,21 @@ impl HybridOp {
     ) -> HeadInput<'a, T> {
         let HeadGeometry { num_heads, num_key_value_heads, head_dim: d } = self.geometry;
         let group = num_heads / self.heads();
-        let Packing { query_width, key_width, phi_k } = self.packing(head);
-        let phi = self.phi_width();
-        let query = |column: usize, width: usize| {
-            (head * group..(head + 1) * group)
-                .map(|h| {
-                    let start = (sequence * num_heads + h) * packed.tokens * query_width;
-                    let end = start + packed.tokens * query_width;
-                    Rows::new(&packed.query[(start + column).min(end)..end], query_width, width)
-                })
-                .collect::<Vec<_>>()
+        let queries = head * group..(head + 1) * group;
+        let (query_width, tokens) = (self.query_width(), packed.tokens);
+        // Empty inputs have no column to start from.
+        let rows = |data: &'a [T], block: usize, width: usize, column: usize| {
+            let block = &data[block * tokens * width..(block + 1) * tokens * width];
+            Rows::new(&block[column.min(block.len())..], width, d)
         };
-        let start =
-            (sequence * num_key_value_heads + head / self.shared()) * packed.tokens * key_width;
-        let end = start + packed.tokens * key_width;
-        let key = |column: usize, width: usize| {
-            Rows::new(&packed.key[(start + column).min(end)..end], key_width, width)
+        let query = |column: usize| {
+            let rows = |h| rows(packed.query, sequence * num_heads + h, query_width, column);
+            queries.clone().map(rows).collect::<Vec<_>>()
+        };
+        let kv_head = sequence * num_key_value_heads + head / self.shared();
+        let map = |index: usize| {
+            let size = self.map_size();
+            &packed.learned[index * size..(index + 1) * size]
         };
         let routing = match given {
             Some(selection) => Routing::Given(selection.row(sequence, head)),
@@ -201,7 +200,6 @@ impl HybridOp {
                 cap: self.config.cap,
             },
         };
-        let mean = self.config.linear_norm == LinearNorm::Mean;
         HeadInput {
             chunk: self.config.chunk,
             head_dim: d,
@@ -210,12 +208,17 @@ impl HybridOp {
             router: self.config.router,
             branches: self.config.branches,
             routing,
-            q: query(0, d),
-            k: key(0, d),
-            v: key(d, d),
-            gate: self.config.gate.then(|| query(d + phi, d)),
-            features: Features::Given { q: query(d, phi), k: key(phi_k, phi), width: phi },
-            lambda: mean.then(|| &packed.lambda[head * group..(head + 1) * group]),
+            q: query(0),
+            k: rows(packed.key, kv_head, 2 * d, 0),
+            v: rows(packed.key, kv_head, 2 * d, d),
+            gate: self.config.gate.then(|| query(d)),
+            features: FeatureMaps {
+                map: self.config.feature_map,
+                q: queries.clone().map(map).collect(),
+                k: map(num_heads + head),
+                feature_dim: self.config.feature_dim,
+            },
+            lambda: packed.lambda.as_ref().map(|lambda| &lambda[queries]),
             split_heads: few(packed.batch * self.heads()),
         }
     }
@@ -246,92 +249,94 @@ impl HybridOp {
         out
     }
 
+    /// Gradients of the query side, the key side and what is learned.
     fn gradients<T: Real>(&self, packed: &Packed<'_, T>, out: &[T], d_out: &[T]) -> [Vec<T>; 3] {
         let Some(saved) = self.saved.get() else {
             unreachable!("the backward pass follows the forward pass");
         };
         let HeadGeometry { num_heads, num_key_value_heads: kv_heads, head_dim: d } = self.geometry;
-        let (shared, tokens) = (self.shared(), packed.tokens);
+        let (shared, tokens, query_width) = (self.shared(), packed.tokens, self.query_width());
         let group = num_heads / self.heads();
-        let Packing { query_width, key_width, .. } = self.packing(0);
         let mut query = vec![T::zero(); packed.query.len()];
         let mut key = vec![T::zero(); packed.key.len()];
-        let mut log_lambda = vec![T::zero(); packed.batch * num_heads];
-        let per_kv = num_heads / kv_heads;
-        query
-            .par_chunks_mut((per_kv * tokens * query_width).max(1))
-            .zip(key.par_chunks_mut((tokens * key_width).max(1)))
-            .zip(log_lambda.par_chunks_mut(per_kv))
+        let learned: Vec<Vec<WeightGrads<T>>> = query
+            .par_chunks_mut((shared * group * tokens * query_width).max(1))
+            .zip(key.par_chunks_mut((tokens * 2 * d).max(1)))
             .enumerate()
-            .for_each(|(task, ((query, key), log_lambda))| {
+            .map(|(task, (query, key))| {
                 let (sequence, kv_head) = (task / kv_heads, task % kv_heads);
-                for i in 0..shared {
-                    let head = kv_head * shared + i;
-                    let input = self.input(packed, sequence, head, Some(&saved.selection));
-                    let span = {
+                let heads = query.chunks_mut(group * tokens * query_width).enumerate();
+                heads
+                    .map(|(i, query)| {
+                        let head = kv_head * shared + i;
+                        let input = self.input(packed, sequence, head, Some(&saved.selection));
                         let start = (sequence * num_heads + head * group) * tokens * d;
-                        start..start + group * tokens * d
-                    };
-                    let rows = i * group * tokens * query_width;
-                    let mut grads = HeadGrads {
-                        query: &mut query[rows..rows + group * tokens * query_width],
-                        key,
-                        log_lambda: &mut log_lambda[i * group..(i + 1) * group],
-                        packing: self.packing(head),
-                    };
-                    backward(
-                        &input,
-                        saved.selection.row(sequence, head),
-                        tokens,
-                        &out[span.clone()],
-                        &d_out[span],
-                        self.wanted,
-                        &mut grads,
-                    );
-                }
-            });
-        let mut summed = vec![T::zero(); num_heads];
-        for part in log_lambda.chunks_exact(num_heads) {
-            summed.iter_mut().zip(part).for_each(|(sum, &x)| *sum += x);
+                        let span = start..start + group * tokens * d;
+                        let grads = RowGrads { query, query_width, key: &mut *key };
+                        let selection = saved.selection.row(sequence, head);
+                        let (out, d_out) = (&out[span.clone()], &d_out[span]);
+                        backward(&input, selection, tokens, out, d_out, self.wanted, grads)
+                    })
+                    .collect()
+            })
+            .collect();
+        // In the order of the heads, whichever was first: an exactly resumed run depends on it.
+        let mut sum = vec![T::zero(); packed.learned.len()];
+        let size = self.map_size();
+        for (index, grads) in learned.into_iter().flatten().enumerate() {
+            let head = index % self.heads();
+            let keys = (num_heads + head) * size;
+            let scales = (num_heads + self.heads()) * size + head * group;
+            let parts = [
+                (head * group * size, &grads.map_q),
+                (keys, &grads.map_k),
+                (scales, &grads.log_lambda),
+            ];
+            let parts = if packed.lambda.is_some() { &parts[..] } else { &parts[..2] };
+            for &(start, part) in parts {
+                let to = &mut sum[start..start + part.len()];
+                to.iter_mut().zip(part).for_each(|(to, &x)| *to += x);
+            }
         }
-        [query, key, summed]
+        [query, key, sum]
     }
 
     fn bwd_as<T: Real>(
         &self,
-        args: [&Tensor; 3],
+        [query, key, learned]: [&Tensor; 3],
         out: &Tensor,
         d_out: &Tensor,
-    ) -> candle_core::Result<[Tensor; 3]> {
-        let flat = |tensor: &Tensor| tensor.contiguous()?.flatten_all()?.to_vec1::<T>();
-        let (query, key, log_lambda) = (flat(args[0])?, flat(args[1])?, flat(args[2])?);
-        let packed = Packed {
-            query: &query,
-            key: &key,
-            lambda: log_lambda.iter().map(|l| l.exp()).collect(),
-            batch: args[0].dim(0)?,
-            tokens: args[0].dim(2)?,
+    ) -> candle_core::Result<[Option<Tensor>; 3]> {
+        let gradients = |query_values: &[T], key_values: &[T], learned_values: &[T]| {
+            let packed = self.packed(query_values, key_values, learned_values, query.shape())?;
+            borrow(out, |out| borrow(d_out, |d_out| self.gradients(&packed, out, d_out)))?
         };
-        let [query, key, log_lambda] = self.gradients(&packed, &flat(out)?, &flat(d_out)?);
+        let [d_query, d_key, d_learned] = borrow(query, |q: &[T]| {
+            borrow(key, |k: &[T]| borrow(learned, |l: &[T]| gradients(q, k, l)))
+        })????;
         let tensor = |values, like: &Tensor| Tensor::from_vec(values, like.shape(), like.device());
-        Ok([tensor(query, args[0])?, tensor(key, args[1])?, tensor(log_lambda, args[2])?])
+        let rows = self.wanted.qkv || self.config.gate;
+        Ok([
+            rows.then(|| tensor(d_query, query)).transpose()?,
+            self.wanted.qkv.then(|| tensor(d_key, key)).transpose()?,
+            Some(tensor(d_learned, learned)?),
+        ])
     }
 
     fn fwd_as<T: Real>(
         &self,
         (query, query_layout): (&CpuStorage, &Layout),
         (key, key_layout): (&CpuStorage, &Layout),
-        (log_lambda, log_lambda_layout): (&CpuStorage, &Layout),
+        (learned, learned_layout): (&CpuStorage, &Layout),
     ) -> candle_core::Result<(CpuStorage, Shape)> {
-        let (batch, heads, tokens, _) = query_layout.shape().dims4()?;
-        let log_lambda = slice::<T>(log_lambda, log_lambda_layout)?;
-        let packed = Packed {
-            query: slice(query, query_layout)?,
-            key: slice(key, key_layout)?,
-            lambda: log_lambda.iter().map(|l| l.exp()).collect(),
-            batch,
-            tokens,
-        };
+        let shape = query_layout.shape();
+        let packed = self.packed(
+            slice::<T>(query, query_layout)?,
+            slice(key, key_layout)?,
+            slice(learned, learned_layout)?,
+            shape,
+        )?;
+        let (batch, heads, tokens, _) = shape.dims4()?;
         let out = self.forward(&packed);
         let shape = Shape::from((batch, heads, tokens, self.geometry.head_dim));
         Ok((T::to_cpu_storage_owned(out), shape))
@@ -363,15 +368,15 @@ impl CustomOp3 for HybridOp {
         &self,
         query: &Tensor,
         key: &Tensor,
-        log_lambda: &Tensor,
+        learned: &Tensor,
         out: &Tensor,
         d_out: &Tensor,
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let args = [query, key, log_lambda];
-        let [query, key, log_lambda] = match query.dtype() {
+        let args = [query, key, learned];
+        let [query, key, learned] = match query.dtype() {
             DType::F64 => self.bwd_as::<f64>(args, out, d_out)?,
             _ => self.bwd_as::<f32>(args, out, d_out)?,
         };
-        Ok((Some(query), Some(key), Some(log_lambda)))
+        Ok((query, key, learned))
     }
 }

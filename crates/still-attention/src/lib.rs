@@ -25,7 +25,7 @@ pub use config::{
 pub use cpu::linalg;
 pub use dense::{DenseHead, KvCache, dense_attention};
 pub use error::{AttentionError, Result};
-pub use feature_map::{feature_map, fold_householder};
+pub use feature_map::fold_householder;
 pub use hybrid::{HybridOutput, hybrid_attention};
 pub use real::Real;
 pub use selection::Selection;

@@ -6,7 +6,7 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 
 use crate::config::LinearNorm;
-use crate::cpu::forward::{Features, HeadInput, Record, Scratch, advance, few};
+use crate::cpu::forward::{FeatureMaps, HeadInput, Record, Scratch, advance, few};
 use crate::cpu::head_state::{HeadState, Routing};
 use crate::cpu::rows::Rows;
 use crate::tensor::{expect_shape, values, with_values};
@@ -132,7 +132,7 @@ impl HybridHead<'_> {
             gate: rows
                 .gate
                 .map(|gate| gate.chunks_exact(size).map(|gate| Rows::new(gate, d, d)).collect()),
-            features: Features::Map {
+            features: FeatureMaps {
                 map: config.feature_map,
                 q: queries
                     .clone()

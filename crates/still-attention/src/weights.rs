@@ -4,7 +4,7 @@ use candle_core::Tensor;
 
 use crate::config::{FeatureMap, HeadGeometry, HybridConfig, LinearNorm};
 use crate::error::{AttentionError, Result};
-use crate::feature_map::{feature_map, fold_householder};
+use crate::feature_map::fold_householder;
 use crate::tensor::expect_shape;
 
 /// Learned tensors of the operator in one layer, f32 (or f64 for gradient checks).
@@ -27,21 +27,6 @@ pub struct HybridWeights {
 }
 
 impl HybridWeights {
-    /// `φ_q` `[B, H, N, 2F]` and `φ_k` `[B, S, N, 2F]` of rotated queries and keys, differentiable.
-    ///
-    /// # Errors
-    /// Shapes that contradict each other; a dtype or device without a kernel.
-    pub fn features(
-        &self,
-        q: &Tensor,
-        k: &Tensor,
-        config: &HybridConfig,
-    ) -> Result<(Tensor, Tensor)> {
-        let (w_q, w_k) = self.folded()?;
-        let map = config.feature_map;
-        Ok((feature_map(map, q, &w_q)?, feature_map(map, k, &w_k)?))
-    }
-
     /// The maps' matrices with their Householder reflections folded in.
     pub(crate) fn folded(&self) -> Result<(Tensor, Tensor)> {
         let fold = |w: &Tensor, u: &Option<Tensor>| match u {

@@ -60,21 +60,23 @@ fn norm<T: Real>(f: &[T]) -> T {
     Float::max(vector::dot(f, f).sqrt(), T::of(MIN_NORM))
 }
 
-/// Gradients of [`map_rows`], for callers that are within [`vector::vectorize`]: adds to `dx` (rows of `D`) and `dw` `[D, F]`.
+/// Gradients of [`map_rows`], for callers that are within [`vector::vectorize`]: adds to `dx` (rows of `D`), if it is
+/// wanted, and to `dw` `[D, F]`.
 #[inline(always)]
 pub(crate) fn map_rows_backward<T: Real>(
     map: FeatureMap,
     x: Mat<'_, T>,
-    rows: usize,
     w: &[T],
     feature_dim: usize,
     phi: &[T],
     dphi: &[T],
-    dx: &mut [T],
+    mut dx: Option<&mut [T]>,
     dw: &mut [T],
 ) {
     let head_dim = w.len() / feature_dim;
     let width = 2 * feature_dim;
+    let rows = phi.len() / width;
+    let w = Mat::rows(w, feature_dim);
     // Through the two softmaxes: du = p₊(d₊ − p₊·d₊) − p₋(d₋ − p₋·d₋).
     let mut df = vec![T::nan(); rows * feature_dim];
     for i in 0..rows {
@@ -89,7 +91,6 @@ pub(crate) fn map_rows_backward<T: Real>(
     if let FeatureMap::NpMap { .. } = map {
         // u = ‖x‖ g, g = f/‖f‖: du/d‖x‖ = g; df = (‖x‖/‖f‖)(du − g (g·du)), the last term only above the clamp.
         let mut f = vec![T::nan(); rows * feature_dim];
-        let w = Mat::rows(w, feature_dim);
         matmul((rows, feature_dim, head_dim), &mut f, feature_dim, false, x, w);
         for i in 0..rows {
             let f = &mut f[i * feature_dim..(i + 1) * feature_dim];
@@ -103,12 +104,14 @@ pub(crate) fn map_rows_backward<T: Real>(
             for (du, &g) in du.iter_mut().zip(f.iter()) {
                 *du = x_norm / f_norm * (*du - g * radial);
             }
-            if x_norm > T::zero() {
+            if let (Some(dx), true) = (&mut dx, x_norm > T::zero()) {
                 vector::axpy(&mut dx[i * head_dim..(i + 1) * head_dim], along / x_norm, x);
             }
         }
     }
     let df = Mat::rows(&df, feature_dim);
-    matmul((rows, head_dim, feature_dim), dx, head_dim, true, df, Mat::rows(w, feature_dim).t());
+    if let Some(dx) = dx {
+        matmul((rows, head_dim, feature_dim), dx, head_dim, true, df, w.t());
+    }
     matmul((head_dim, feature_dim, rows), dw, feature_dim, true, x.t(), df);
 }

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::feature_map::{map_into, map_rows};
+use super::feature_map::map_rows;
 use super::head_state::{HeadState, Routing};
 use super::linalg::Mat;
 use super::query_rows::{Buffers, Keys, Segment, query_rows};
@@ -15,51 +15,27 @@ use crate::vector::vectorize;
 /// Tokens of a segment from which its query heads are worth running on several threads.
 const PARALLEL_TOKENS: usize = 16;
 
-/// Where `φ_q` and `φ_k` come from.
+/// The feature maps of one selection head, reflections folded in.
 #[derive(Clone, Debug)]
-pub(crate) enum Features<'a, T> {
-    /// Computed before (training, where they need gradients): rows by token of the call.
-    Given { q: Vec<Rows<'a, T>>, k: Rows<'a, T>, width: usize },
-    /// Computed here from `W`, `[D, F]` each (inference).
-    Map { map: FeatureMap, q: Vec<&'a [T]>, k: &'a [T], feature_dim: usize },
+pub(crate) struct FeatureMaps<'a, T> {
+    pub map: FeatureMap,
+    /// `W` of `φ_q`, `[D, F]`, by query head.
+    pub q: Vec<&'a [T]>,
+    /// `W` of `φ_k`, `[D, F]`.
+    pub k: &'a [T],
+    pub feature_dim: usize,
 }
 
-impl<T: Real> Features<'_, T> {
+impl<T: Real> FeatureMaps<'_, T> {
     /// Channels of `φ`.
     pub fn width(&self) -> usize {
-        match self {
-            Self::Given { width, .. } => *width,
-            Self::Map { feature_dim, .. } => 2 * feature_dim,
-        }
+        2 * self.feature_dim
     }
 
-    /// `φ_k` of the tokens at `positions`, whose key rows are `k`.
-    pub fn of_keys(&self, positions: &[u32], k: &[T]) -> Vec<T> {
-        match self {
-            Self::Given { k, .. } => {
-                positions.iter().flat_map(|&p| k.row(p as usize).iter().copied()).collect()
-            }
-            Self::Map { map, k: w, feature_dim, .. } => {
-                let head_dim = w.len() / feature_dim;
-                map_rows(*map, Mat::rows(k, head_dim), positions.len(), w, *feature_dim)
-            }
-        }
-    }
-
-    /// `φ_q` of query head `head`'s tokens `start…` of the call into `phi`, `[tokens, width]`.
-    #[inline(always)]
-    pub fn of_queries(&self, head: usize, q: Rows<'_, T>, start: usize, phi: &mut [T]) {
-        let width = self.width();
-        match self {
-            Self::Given { q, .. } => {
-                for (i, phi) in phi.chunks_exact_mut(width).enumerate() {
-                    phi.copy_from_slice(q[head].row(start + i));
-                }
-            }
-            Self::Map { map, q: w, feature_dim, .. } => {
-                map_into(*map, q.mat(start), w[head], *feature_dim, phi);
-            }
-        }
+    /// `φ_k` of key rows of `head_dim` values.
+    pub fn of_keys(&self, k: &[T], head_dim: usize) -> Vec<T> {
+        let rows = k.len() / head_dim;
+        map_rows(self.map, Mat::rows(k, head_dim), rows, self.k, self.feature_dim)
     }
 }
 
@@ -78,7 +54,7 @@ pub(crate) struct HeadInput<'a, T> {
     pub k: Rows<'a, T>,
     pub v: Rows<'a, T>,
     pub gate: Option<Vec<Rows<'a, T>>>,
-    pub features: Features<'a, T>,
+    pub features: FeatureMaps<'a, T>,
     /// `exp(ℓ)` per query head with `LinearNorm::Mean`, else the linear branch is summed.
     pub lambda: Option<&'a [T]>,
     /// Whether a segment's query heads are run on several threads: worth it where there are few selection heads.

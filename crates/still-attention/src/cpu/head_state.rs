@@ -147,7 +147,7 @@ impl<T: Real> HeadState<T> {
             self.s = vec![T::zero(); features * head_dim];
             self.z = vec![T::zero(); features];
         }
-        let phi = input.features.of_keys(&absorbed.positions, &absorbed.k);
+        let phi = input.features.of_keys(&absorbed.k, head_dim);
         matmul(
             (features, head_dim, rows),
             &mut self.s,

@@ -6,4 +6,5 @@ pub(crate) mod forward;
 pub(crate) mod head_state;
 pub mod linalg;
 pub(crate) mod query_rows;
+pub(crate) mod query_rows_backward;
 pub(crate) mod rows;

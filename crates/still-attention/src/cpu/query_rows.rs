@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::feature_map::map_into;
 use super::forward::HeadInput;
 use super::linalg::{Mat, matmul};
 use crate::config::Router;
@@ -59,7 +60,7 @@ impl<T> Default for Buffers<T> {
 }
 
 /// The first `length` values, whatever they are.
-fn take<T: Real>(buffer: &mut Vec<T>, length: usize) -> &mut [T] {
+pub(crate) fn take<T: Real>(buffer: &mut Vec<T>, length: usize) -> &mut [T] {
     buffer.resize(length, T::nan());
     buffer
 }
@@ -129,7 +130,8 @@ pub(crate) fn query_rows<T: Real>(
         let features = z.len();
         let phi = take(&mut buffers.phi, rows * features);
         for (head, phi) in heads.clone().zip(phi.chunks_exact_mut(length * features)) {
-            input.features.of_queries(head, input.q[head], start, phi);
+            let maps = &input.features;
+            map_into(maps.map, input.q[head].mat(start), maps.q[head], maps.feature_dim, phi);
         }
         let linear = take(&mut buffers.linear, rows * d);
         let state = Mat::rows(s, d);
