@@ -2,6 +2,7 @@
 
 use candle_core::{Tensor, Var};
 use still_attention::hybrid_attention;
+use still_model::decoder::ops::pull_back;
 use still_model::{DecoderLayer, Model, Rotation, Student, StudentLayer};
 
 use crate::error::{Result, TrainError};
@@ -135,20 +136,20 @@ impl FinetuneStage {
                 value: loss,
             });
         }
-        let grads = (normed * d_hidden.unsqueeze(0)?)?.sum_all()?.backward()?;
+        let grads = pull_back(&normed, &d_hidden.unsqueeze(0)?)?.backward()?;
         let mut upstream = match grads.get(&last) {
             Some(grad) => grad.clone(),
             None => return Ok(loss),
         };
 
-        // Back through the layers: d(Σ output ⊙ upstream).
+        // Back through the layers.
         let layers = decoder.layers.iter().zip(&self.student.layers);
         for (tape, (layer, student)) in tapes.into_iter().zip(layers).rev() {
             let output = match tape.output {
                 Some(output) => output,
                 None => student_layer(layer, student, &tape.input, &rotation)?,
             };
-            let grads = (output * &upstream)?.sum_all()?.backward()?;
+            let grads = pull_back(&output, &upstream)?.backward()?;
             gradients.add(self.optimizer.parameters(), &grads, share)?;
             if let Some(grad) = grads.get(&tape.input) {
                 upstream = grad.clone();

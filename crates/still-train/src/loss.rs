@@ -13,6 +13,41 @@ const BLOCK: usize = 256;
 /// Logits summed in f32 before they join a float64 total.
 const SHORT: usize = 512;
 
+/// Values whose squared errors one thread sums at a time.
+const PART: usize = 16_384;
+
+/// `mean((x − target)²)` of equal shapes, f32, and its gradient with respect to `x`.
+///
+/// # Errors
+/// Shapes that differ.
+pub fn mean_squared_error(x: &Tensor, target: &Tensor) -> candle_core::Result<(f64, Tensor)> {
+    if x.dims() != target.dims() {
+        candle_core::bail!("mean_squared_error: {:?} and {:?}", x.dims(), target.dims())
+    }
+    let count = x.elem_count().max(1);
+    let weight = 2.0 / count as f32;
+    let mut gradient = vec![0.0_f32; x.elem_count()];
+    let total = borrow(x, |x: &[f32]| {
+        borrow(target, |target: &[f32]| {
+            let parts = gradient.par_chunks_mut(PART).zip(x.par_chunks(PART));
+            sum_in_order(parts.zip(target.par_chunks(PART)).map(|((gradient, x), target)| {
+                vectorize(
+                    #[inline(always)]
+                    || {
+                        for ((gradient, &x), &target) in gradient.iter_mut().zip(x).zip(target) {
+                            *gradient = x - target;
+                        }
+                        let squares = f64::from(vector::dot(gradient, gradient));
+                        gradient.iter_mut().for_each(|gradient| *gradient *= weight);
+                        squares
+                    },
+                )
+            }))
+        })
+    })??;
+    Ok((total / count as f64, Tensor::from_vec(gradient, x.shape(), x.device())?))
+}
+
 /// What the student's distribution is held against.
 #[derive(Clone, Copy, Debug)]
 pub enum Target<'a> {
@@ -168,6 +203,19 @@ mod tests {
             let error = (f64::from(gradient[i]) - numeric).abs();
             assert!(error < 2e-5 + 1e-3 * numeric.abs(), "{i}: {} vs {numeric}", gradient[i]);
         }
+    }
+
+    #[test]
+    fn squared_error_equals_its_definition_over_several_parts() {
+        let (x, target) = (random(150, 300, 1), random(150, 300, 2));
+        let expected = (&x - &target).unwrap();
+        let mean = expected.sqr().unwrap().mean_all().unwrap().to_scalar::<f32>().unwrap();
+        let (got, gradient) = mean_squared_error(&x, &target).unwrap();
+        assert!((got - f64::from(mean)).abs() < 1e-5 * got, "{got} vs {mean}");
+        let expected = (expected * (2.0 / 45_000.0)).unwrap();
+        let worst = (gradient - expected).unwrap().abs().unwrap().max_all().unwrap();
+        assert!(worst.to_scalar::<f32>().unwrap() < 1e-9);
+        assert!(mean_squared_error(&x, &random(3, 3, 1)).is_err());
     }
 
     #[test]

@@ -2,9 +2,11 @@
 
 use candle_core::Tensor;
 use still_attention::{dense_attention, hybrid_attention};
+use still_model::decoder::ops::pull_back;
 use still_model::{Model, Student};
 
 use crate::error::{Result, TrainError};
+use crate::loss::mean_squared_error;
 use crate::metrics::{Stage, StepReport};
 use crate::optimizer::AdamW;
 use crate::parameters::{Accumulator, detached, is_attention, trainable};
@@ -66,13 +68,12 @@ impl TransferStage {
                 let gate = student.gate(&inputs.normed, layer.head_dim)?;
                 let (weights, config) = (&student.attention, &student.config);
                 let out = hybrid_attention(q, k, v, weights, gate.as_ref(), config, None)?.out;
-                let loss = (out - &target)?.sqr()?.mean_all()?;
-                let value = f64::from(loss.to_scalar::<f32>()?);
+                let (value, gradient) = mean_squared_error(&out, &target)?;
                 if !value.is_finite() {
                     return Err(self.not_finite(value));
                 }
                 layer_losses[n] += value * share;
-                let grads = loss.backward()?;
+                let grads = pull_back(&out, &gradient)?.backward()?;
                 gradients.add(self.optimizer.parameters(), &grads, share)?;
                 x = layer.finish(&x, &target, None)?;
             }

@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 
-use super::ops::{frozen_linear, residual};
+use super::ops::{frozen_linear, low_rank_linear};
 use super::weight::Weight;
 use crate::error::Result;
 
@@ -45,12 +45,13 @@ impl Linear {
     /// # Errors
     /// Shapes or dtypes that do not fit.
     pub fn forward(&self, x: &Tensor, lora: Option<&Lora>) -> Result<Tensor> {
-        let y = frozen_linear(x, &self.weight, self.bias.as_ref())?;
-        let Some(lora) = lora else { return Ok(y) };
-        let (batch, tokens, inner) = x.dims3()?;
-        let flat = x.reshape((batch * tokens, inner))?;
-        let update = flat.matmul(&lora.a.t()?)?.matmul(&lora.b.t()?)?;
-        Ok(residual(&y, &(update * lora.scale)?.reshape(y.shape())?)?)
+        match (lora, &self.bias) {
+            (None, bias) => Ok(frozen_linear(x, &self.weight, bias.as_ref())?),
+            (Some(lora), None) => Ok(low_rank_linear(x, &self.weight, lora)?),
+            (Some(lora), Some(bias)) => {
+                Ok(low_rank_linear(x, &self.weight, lora)?.broadcast_add(bias)?)
+            }
+        }
     }
 
     /// The projection with the update added to its weight.

@@ -5,7 +5,9 @@
 
 mod frozen_linear;
 mod heads;
+mod low_rank;
 mod mlp;
+mod pull_back;
 mod residual;
 mod rms_norm;
 mod rope;
@@ -13,7 +15,9 @@ mod swiglu;
 
 pub use frozen_linear::frozen_linear;
 pub use heads::{merge_heads, split_heads};
+pub use low_rank::low_rank_linear;
 pub use mlp::{MlpWeights, mlp};
+pub use pull_back::pull_back;
 pub use residual::residual;
 pub(crate) use rms_norm::forward_rows as rms_norm_rows;
 pub use rms_norm::rms_norm;
@@ -39,7 +43,7 @@ mod tests {
     use still_attention::Real;
 
     use super::*;
-    use crate::decoder::Weight;
+    use crate::decoder::{Lora, Weight};
 
     fn random(shape: &[usize], seed: u64) -> Tensor {
         let count = shape.iter().product::<usize>();
@@ -93,6 +97,29 @@ mod tests {
         check(&random(&[2, 3, 6], 9), |x| mlp(x, &weights));
     }
 
+    fn lora() -> Lora {
+        Lora { a: random(&[2, 6], 10), b: random(&[5, 2], 11), scale: 2.0 }
+    }
+
+    #[test]
+    fn a_low_rank_update_has_all_three_gradients() {
+        let w = Weight::Dense(random(&[5, 6], 6));
+        let (x, lora) = (random(&[2, 3, 6], 8), lora());
+        check(&x, |x| low_rank_linear(x, &w, &lora));
+        check(&lora.a, |a| low_rank_linear(&x, &w, &Lora { a: a.clone(), ..lora.clone() }));
+        check(&lora.b, |b| low_rank_linear(&x, &w, &Lora { b: b.clone(), ..lora.clone() }));
+    }
+
+    #[test]
+    fn a_cut_backward_pass_goes_on_where_it_was_cut() {
+        let x = Var::from_tensor(&random(&[3, 4], 1)).unwrap();
+        let y = (x.as_tensor() * 3.0).unwrap();
+        let gradient = random(&[3, 4], 2);
+        let grads = pull_back(&y, &gradient).unwrap().backward().unwrap();
+        assert_close(grads.get(&x).unwrap(), &(gradient * 3.0).unwrap());
+        assert!(pull_back(&y, &random(&[4], 1)).is_err());
+    }
+
     #[test]
     fn values_match_composed_ops() {
         let x = random(&[2, 3, 6], 2);
@@ -105,7 +132,13 @@ mod tests {
         assert!(residual(&x, &random(&[6], 1)).is_err());
         let (w, b) = (random(&[5, 6], 6), random(&[5], 7));
         let expected = x.broadcast_matmul(&w.t().unwrap()).unwrap().broadcast_add(&b).unwrap();
-        assert_close(&frozen_linear(&x, &w.into(), Some(&b)).unwrap(), &expected);
+        assert_close(&frozen_linear(&x, &w.clone().into(), Some(&b)).unwrap(), &expected);
+        let lora = lora();
+        let rows = x.reshape((6, 6)).unwrap();
+        let update = rows.matmul(&lora.a.t().unwrap()).unwrap().matmul(&lora.b.t().unwrap());
+        let update = (update.unwrap() * lora.scale).unwrap().reshape((2, 3, 5)).unwrap();
+        let expected = (x.broadcast_matmul(&w.t().unwrap()).unwrap() + update).unwrap();
+        assert_close(&low_rank_linear(&x, &w.clone().into(), &lora).unwrap(), &expected);
         // Half rotation: channel i pairs with channel i + D/2.
         let x = Tensor::new(&[[[1.0_f64, 2.0, 3.0, 4.0]]], &Device::Cpu).unwrap();
         let rotation = Rotation::from_angles(&[std::f64::consts::FRAC_PI_2, 0.0], 1, 1).unwrap();
