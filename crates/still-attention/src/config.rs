@@ -274,14 +274,25 @@ pub enum RowDtype {
     Bf16,
     /// 2 bytes a value.
     F16,
+    /// 1 byte a value and 4 a row for its scale. A hybrid state's window stays bf16: only what is kept is 8-bit.
+    Int8,
 }
 
 impl RowDtype {
-    /// Bytes of one stored value.
+    /// Bytes of one stored value, a row's scale aside.
     pub fn bytes(self) -> usize {
         match self {
             Self::F32 => 4,
             Self::Bf16 | Self::F16 => 2,
+            Self::Int8 => 1,
+        }
+    }
+
+    /// How a hybrid state stores its window's rows.
+    pub fn window(self) -> Self {
+        match self {
+            Self::Int8 => Self::Bf16,
+            other => other,
         }
     }
 }

@@ -3,6 +3,7 @@
 use candle_core::Tensor;
 use rayon::prelude::*;
 
+use crate::cpu::key_store::KeyStore;
 use crate::cpu::linalg::{Mat, matmul};
 use crate::cpu::rows::RowStore;
 use crate::state::checked_lengths;
@@ -33,14 +34,15 @@ pub struct KvCache {
     geometry: HeadGeometry,
     batch: usize,
     /// `[batch, K]` pairs of K and V rows.
-    rows: Vec<(RowStore<f32>, RowStore<f32>)>,
+    rows: Vec<(KeyStore<f32>, RowStore<f32>)>,
 }
 
 impl KvCache {
     /// An empty cache of `batch` sequences whose rows are stored as `rows`.
     pub fn new(geometry: HeadGeometry, batch: usize, rows: RowDtype) -> Self {
-        let store = RowStore::new(geometry.head_dim, rows);
-        let pairs = vec![(store.clone(), store); batch * geometry.num_key_value_heads];
+        let d = geometry.head_dim;
+        let pair = (KeyStore::new(d, rows), RowStore::new(d, rows));
+        let pairs = vec![pair; batch * geometry.num_key_value_heads];
         Self { geometry, batch, rows: pairs }
     }
 
@@ -94,25 +96,25 @@ impl KvCache {
             .rows
             .par_iter()
             .map(|(k, v)| {
-                let (mut a, mut b) = (Vec::new(), Vec::new());
-                // Borrowed rows stay where they are; only 16-bit rows are copied out.
-                if !k.is_native() {
-                    k.read(0, k.len(), &mut a);
-                    v.read(0, v.len(), &mut b);
+                let (mut wide_k, mut wide_v) = (Vec::new(), Vec::new());
+                k.transposed(0..k.len(), &mut wide_k);
+                // Borrowed rows stay where they are.
+                if !v.is_native() {
+                    v.read(0..v.len(), &mut wide_v);
                 }
-                (a, b)
+                (wide_k, wide_v)
             })
             .collect();
         out.par_chunks_mut((tokens * d).max(1)).enumerate().for_each(|(task, out)| {
             let (sequence, head) = (task / num_heads, task % num_heads);
             let pair = sequence * kv_heads + head * kv_heads / num_heads;
             let (k_store, v_store) = &self.rows[pair];
-            let (mut none_k, mut none_v) = (Vec::new(), Vec::new());
-            let (k, v): (&[f32], &[f32]) = if k_store.is_native() {
-                let rows = k_store.len();
-                (k_store.read(0, rows, &mut none_k), v_store.read(0, rows, &mut none_v))
+            let (k, wide_v) = &widened[pair];
+            let mut none = Vec::new();
+            let v = if v_store.is_native() {
+                v_store.read(0..v_store.len(), &mut none)
             } else {
-                (&widened[pair].0, &widened[pair].1)
+                wide_v
             };
             let length = lengths[sequence];
             let past = k_store.len() - length;
@@ -147,7 +149,7 @@ impl KvCache {
 /// K and V rows of one KV head of one sequence.
 #[derive(Debug)]
 pub struct DenseHead<'a> {
-    k: &'a mut RowStore<f32>,
+    k: &'a mut KeyStore<f32>,
     v: &'a mut RowStore<f32>,
     d: usize,
 }
@@ -160,21 +162,27 @@ impl DenseHead<'_> {
     pub fn feed(&mut self, q: &[f32], k: &[f32], v: &[f32], out: &mut [f32]) {
         self.k.extend(k);
         self.v.extend(v);
-        let (mut wide_k, mut wide_v) = (Vec::new(), Vec::new());
-        let rows = self.k.len();
-        let (k, v) = (self.k.read(0, rows, &mut wide_k), self.v.read(0, rows, &mut wide_v));
+        let (rows, d) = (self.k.len(), self.d);
+        let scale = 1.0 / (d as f32).sqrt();
+        let q: Vec<f32> = q.iter().map(|x| x * scale).collect();
+        let heads = q.len() / d;
+        let mut weights = vec![f32::NAN; heads * rows];
+        out[..heads * d].fill(0.0);
         vectorize(
             #[inline(always)]
             || {
-                for (q, out) in q.chunks_exact(self.d).zip(out.chunks_exact_mut(self.d)) {
-                    query_block(q, k, v, rows - 1, self.d, out);
+                self.k.dots(0..rows, &q, &mut weights, rows);
+                for weights in weights.chunks_exact_mut(rows) {
+                    vector::softmax(weights);
                 }
+                self.v.add_weighted(0..rows, &weights, rows, &mut out[..heads * d]);
             },
         );
     }
 }
 
-/// Causal softmax attention of a block of queries, the first at position `first`: keys in tiles, online softmax.
+/// Causal softmax attention of a block of queries, the first at position `first`: keys in tiles, online softmax. `k` is
+/// `Kᵀ`, `[D, keys]`.
 #[inline(always)]
 fn query_block(q: &[f32], k: &[f32], v: &[f32], first: usize, d: usize, out: &mut [f32]) {
     let rows = out.len() / d;
@@ -187,8 +195,7 @@ fn query_block(q: &[f32], k: &[f32], v: &[f32], first: usize, d: usize, out: &mu
     out.fill(0.0);
     for start in (0..keys).step_by(KEY_TILE) {
         let tile = KEY_TILE.min(keys - start);
-        let (k, v) = (&k[start * d..(start + tile) * d], &v[start * d..(start + tile) * d]);
-        let k = Mat::rows(k, d).t();
+        let (k, v) = (Mat::rows(&k[start..], k.len() / d), &v[start * d..(start + tile) * d]);
         matmul((rows, tile, d), &mut logits, KEY_TILE, false, Mat::rows(&q, d), k);
         for i in 0..rows {
             let visible = (first + i + 1).saturating_sub(start).min(tile);

@@ -7,6 +7,8 @@ use num_traits::Float;
 pub trait Real: Float + WithDType + Default + std::iter::Sum + std::fmt::Debug {
     /// Nearest value to `x`.
     fn of(x: f64) -> Self;
+    /// The same value.
+    fn of_f32(x: f32) -> Self;
     /// As f64, exactly.
     fn wide(self) -> f64;
     /// `e^x`. For f32 a branch-free polynomial that the compiler vectorises (within 2 ulp).
@@ -23,6 +25,11 @@ impl Real for f64 {
     #[inline(always)]
     fn of(x: f64) -> Self {
         x
+    }
+
+    #[inline(always)]
+    fn of_f32(x: f32) -> Self {
+        f64::from(x)
     }
 
     #[inline(always)]
@@ -52,6 +59,11 @@ impl Real for f32 {
     #[inline(always)]
     fn of(x: f64) -> Self {
         x as f32
+    }
+
+    #[inline(always)]
+    fn of_f32(x: f32) -> Self {
+        x
     }
 
     #[inline(always)]

@@ -12,6 +12,22 @@ pub fn vectorize<R>(body: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(body)
 }
 
+/// Asks for the memory `ahead` bytes past `values` to be brought near, as many bytes as they have.
+///
+/// What is read once a step comes from far away, and what the processor fetches by itself does not hide all of that.
+#[inline(always)]
+pub fn prefetch<T>(values: &[T], ahead: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for at in (0..size_of_val(values)).step_by(64) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        let address = values.as_ptr().cast::<i8>().wrapping_add(at + ahead);
+        // SAFETY: prefetching has no effect but on speed, whatever the address; it may lie past the values' memory.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (values, ahead);
+}
+
 /// Partial results kept side by side: one vector register's worth, so that a reduction vectorises.
 const LANES: usize = 16;
 
@@ -31,6 +47,15 @@ pub fn level() -> &'static str {
         (_, false) => "NEON or like",
         _ => "unknown",
     }
+}
+
+/// Whether sums of 64 columns of a few rows fit in the registers of [`vectorize`]'s code.
+#[inline(always)]
+pub fn has_many_registers() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return matches!(pulp::Arch::new(), pulp::Arch::V4(_));
+    #[cfg(not(target_arch = "x86_64"))]
+    false
 }
 
 /// Folds lanes by halves: a chain over all of them would cost more than the row that they came from.
@@ -60,20 +85,25 @@ fn padded<T: Real>(rest: &[T], padding: T) -> [T; LANES] {
 #[inline(always)]
 pub fn max<T: Real>(row: &[T]) -> T {
     let pick = |a: T, b: T| if a > b || a.is_nan() { a } else { b };
-    let mut lanes = [T::neg_infinity(); LANES];
+    // Several chains of comparisons, which need not wait for each other.
+    const CHAINS: usize = 4;
+    let mut lanes = [[T::neg_infinity(); LANES]; CHAINS];
     let (blocks, rest) = row.as_chunks::<LANES>();
-    for block in blocks {
-        for i in 0..LANES {
-            lanes[i] = pick(lanes[i], block[i]);
+    let (groups, blocks) = blocks.as_chunks::<CHAINS>();
+    for group in groups {
+        for (lanes, block) in lanes.iter_mut().zip(group) {
+            for i in 0..LANES {
+                lanes[i] = pick(lanes[i], block[i]);
+            }
         }
     }
-    if !rest.is_empty() {
-        let rest = padded(rest, T::neg_infinity());
+    let [mut first, others @ ..] = lanes;
+    for block in others.iter().chain(blocks).chain([&padded(rest, T::neg_infinity())]) {
         for i in 0..LANES {
-            lanes[i] = pick(lanes[i], rest[i]);
+            first[i] = pick(first[i], block[i]);
         }
     }
-    fold(lanes, pick)
+    fold(first, pick)
 }
 
 /// The sum, in lanes (its rounding differs from left-to-right).
@@ -123,19 +153,27 @@ pub fn axpy<T: Real>(y: &mut [T], a: T, x: &[T]) {
 pub fn exp_sub_sum<T: Real>(row: &mut [T], shift: T) -> T {
     let mut lanes = [T::zero(); LANES];
     let (blocks, rest) = row.as_chunks_mut::<LANES>();
-    for block in blocks {
+    // The block itself and the sum have no part in common until the end: the sum stays in a register.
+    let exp = |block: &[T; LANES]| {
+        let mut e = [T::zero(); LANES];
         for i in 0..LANES {
-            block[i] = (block[i] - shift).fast_exp();
-            lanes[i] += block[i];
+            e[i] = (block[i] - shift).fast_exp();
+        }
+        e
+    };
+    for block in blocks {
+        let e = exp(block);
+        *block = e;
+        for i in 0..LANES {
+            lanes[i] += e[i];
         }
     }
     if !rest.is_empty() {
-        let mut block = padded(rest, T::neg_infinity());
+        let e = exp(&padded(rest, T::neg_infinity()));
+        rest.copy_from_slice(&e[..rest.len()]);
         for i in 0..LANES {
-            block[i] = (block[i] - shift).fast_exp();
-            lanes[i] += block[i];
+            lanes[i] += e[i];
         }
-        rest.copy_from_slice(&block[..rest.len()]);
     }
     fold(lanes, |a, b| a + b)
 }

@@ -182,6 +182,8 @@ pub enum CacheDtype {
     Bf16,
     /// 2 bytes a value.
     F16,
+    /// 1 byte a value; a student's window stays bf16.
+    Int8,
 }
 
 /// `still generate`

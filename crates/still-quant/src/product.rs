@@ -11,14 +11,14 @@ use still_attention::vector;
 use crate::block::Block;
 use crate::format::with_block;
 use crate::matrix::PackedMatrix;
-use crate::tile::{LANES, Part, Words, prefetch};
+use crate::tile::{LANES, Part, Words};
 
 /// Rows of `x` up to which codes are used as they leave a tile, each for all of them.
 pub const FEW: usize = 8;
 /// Values of the matrix that one thread takes at a time, at least.
 const VALUES_PER_TASK: usize = 1 << 15;
-/// Words between what is used and what is asked for from memory.
-const AHEAD: usize = 64;
+/// Bytes between what is used and what is asked for from memory.
+const AHEAD: usize = 4096;
 /// Values widened at a time for a f32 product: they stay in the second-level cache.
 const STRETCH: usize = 1 << 19;
 
@@ -250,7 +250,7 @@ impl<B: Block, const N: usize, const CHAINS: usize> WithSimd for Few<'_, B, N, C
                 let mut total = [simd.splat_f32s(0.0); N];
                 for (block, tile) in words.chunks_exact(B::WORDS).enumerate() {
                     if part == 0 {
-                        prefetch(tile, AHEAD);
+                        vector::prefetch(tile, AHEAD);
                     }
                     let part = Part { simd, tile, part };
                     for group in 0..B::VALUES / B::GROUP {

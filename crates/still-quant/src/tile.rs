@@ -18,20 +18,6 @@ pub fn put(tile: &mut [Words], word: usize, lane: usize, shift: usize, value: u3
     tile[word].0[lane] |= value << shift;
 }
 
-/// Asks for the words that lie `ahead` of a tile's to be brought near: a matrix is read once a step, from memory, and what
-/// the processor fetches by itself does not hide all of that.
-#[inline(always)]
-pub fn prefetch(tile: &[Words], ahead: usize) {
-    #[cfg(target_arch = "x86_64")]
-    for word in 0..tile.len() {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: prefetching has no effect but on speed, whatever the address; it may lie past the matrix.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(tile.as_ptr().wrapping_add(word + ahead).cast()) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (tile, ahead);
-}
-
 /// A vector's worth of a tile's rows.
 #[derive(Clone, Copy)]
 pub struct Part<'a, S> {

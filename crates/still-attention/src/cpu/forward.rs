@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::feature_map::map_rows;
 use super::head_state::{HeadState, Routing};
 use super::linalg::Mat;
-use super::query_rows::{Buffers, Keys, Segment, query_rows};
+use super::query_rows::{Buffers, Keys, Part, Segment, query_rows};
 use super::rows::Rows;
 use crate::config::{Branches, FeatureMap, Router};
 use crate::real::Real;
@@ -153,26 +153,20 @@ fn feed<T: Real>(
     let previous_half = (now + 1) % 2 * chunk;
     let previous_end = previous_half + if now > 0 { chunk } else { 0 };
     let salient_rows = if input.branches.salient { state.salient_k.len() } else { 0 };
+    let group = input.q.len();
+    let queries = group * length;
+    let ring = (&state.ring_k, &state.ring_v);
+    let salient = (&state.salient_k, &state.salient_v);
     let [a, b, c, d, e, f] = &mut scratch.rows;
     let keys = Keys {
-        previous: (
-            state.ring_k.read(previous_half, previous_end, a),
-            state.ring_v.read(previous_half, previous_end, b),
-        ),
-        current: (
-            state.ring_k.read(current_half, slot + length, c),
-            state.ring_v.read(current_half, slot + length, d),
-        ),
-        salient: (
-            state.salient_k.read(0, salient_rows, e),
-            state.salient_v.read(0, salient_rows, f),
-        ),
+        previous: Part::new(ring, previous_half..previous_end, queries, (a, b)),
+        current: Part::new(ring, current_half..slot + length, queries, (c, d)),
+        salient: Part::new(salient, 0..salient_rows, queries, (e, f)),
         state: (state.count > 0).then_some((state.s.as_slice(), state.z.as_slice())),
         count: state.count,
         offset,
     };
 
-    let group = input.q.len();
     let split = input.split_heads && length >= PARALLEL_TOKENS;
     let heads = if split { 1 } else { group };
     scratch.buffers.resize_with(group.max(1), Buffers::default);

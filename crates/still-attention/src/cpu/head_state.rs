@@ -1,6 +1,7 @@
 //! The state of one sequence and selection head, and the retirement of chunks into it.
 
 use super::forward::HeadInput;
+use super::key_store::KeyStore;
 use super::linalg::{Mat, matmul};
 use super::rows::RowStore;
 use crate::config::RowDtype;
@@ -20,10 +21,10 @@ use crate::{router, vector};
 #[derive(Clone, Debug)]
 pub(crate) struct HeadState<T> {
     pub position: usize,
-    pub ring_k: RowStore<T>,
+    pub ring_k: KeyStore<T>,
     pub ring_v: RowStore<T>,
     pub ring_score: Vec<T>,
-    pub salient_k: RowStore<T>,
+    pub salient_k: KeyStore<T>,
     pub salient_v: RowStore<T>,
     pub salient: Vec<(T, u32)>,
     pub s: Vec<T>,
@@ -44,10 +45,10 @@ impl<T: Real> HeadState<T> {
     pub fn new(chunk: usize, head_dim: usize, rows: RowDtype) -> Self {
         Self {
             position: 0,
-            ring_k: RowStore::zeros(head_dim, 2 * chunk, rows),
-            ring_v: RowStore::zeros(head_dim, 2 * chunk, rows),
+            ring_k: KeyStore::zeros(head_dim, 2 * chunk, rows.window()),
+            ring_v: RowStore::zeros(head_dim, 2 * chunk, rows.window()),
             ring_score: vec![T::zero(); 2 * chunk],
-            salient_k: RowStore::new(head_dim, rows),
+            salient_k: KeyStore::new(head_dim, rows),
             salient_v: RowStore::new(head_dim, rows),
             salient: Vec::new(),
             s: Vec::new(),
@@ -57,9 +58,10 @@ impl<T: Real> HeadState<T> {
     }
 
     pub fn size_bytes(&self) -> usize {
-        let rows = [&self.ring_k, &self.ring_v, &self.salient_k, &self.salient_v];
+        let keys = [&self.ring_k, &self.salient_k].map(KeyStore::size_bytes);
+        let values = [&self.ring_v, &self.salient_v].map(RowStore::size_bytes);
         let floats = self.ring_score.len() + self.s.len() + self.z.len();
-        rows.iter().map(|rows| rows.size_bytes()).sum::<usize>()
+        keys.iter().chain(&values).sum::<usize>()
             + floats * size_of::<T>()
             + self.salient.len() * size_of::<(T, u32)>()
             + size_of_val(&self.count)
@@ -92,9 +94,14 @@ impl<T: Real> HeadState<T> {
                 arrivals.partition_point(|&(_, position)| given[position as usize] != now as u32)
             }
         };
+        let mut row = Vec::with_capacity(input.head_dim);
         for &(score, position) in &arrivals[..kept] {
-            self.salient_k.push_from(&self.ring_k, slot(position as usize));
-            self.salient_v.push_from(&self.ring_v, slot(position as usize));
+            row.clear();
+            self.ring_k.append_row(slot(position as usize), &mut row);
+            self.salient_k.push(&row);
+            row.clear();
+            self.ring_v.append_row(slot(position as usize), &mut row);
+            self.salient_v.push(&row);
             self.salient.push((score, position));
         }
 
@@ -176,10 +183,9 @@ impl<T> Default for Absorbed<T> {
 }
 
 impl<T: Real> Absorbed<T> {
-    fn push(&mut self, k: &RowStore<T>, v: &RowStore<T>, index: usize, position: u32) {
-        let mut scratch = Vec::new();
-        self.k.extend_from_slice(k.read(index, index + 1, &mut scratch));
-        self.v.extend_from_slice(v.read(index, index + 1, &mut scratch));
+    fn push(&mut self, k: &KeyStore<T>, v: &RowStore<T>, index: usize, position: u32) {
+        k.append_row(index, &mut self.k);
+        v.append_row(index, &mut self.v);
         self.positions.push(position);
     }
 }

@@ -1,9 +1,11 @@
 //! CPU kernels: plain loops and small matrix products, threads over (sequence, selection head).
 
 pub(crate) mod backward;
+pub(crate) mod cells;
 pub(crate) mod feature_map;
 pub(crate) mod forward;
 pub(crate) mod head_state;
+pub(crate) mod key_store;
 pub mod linalg;
 pub(crate) mod query_rows;
 pub(crate) mod query_rows_backward;

@@ -4,7 +4,9 @@ use std::ops::Range;
 
 use super::feature_map::map_into;
 use super::forward::HeadInput;
+use super::key_store::KeyStore;
 use super::linalg::{Mat, matmul};
+use super::rows::RowStore;
 use crate::config::Router;
 use crate::real::Real;
 use crate::{router, vector};
@@ -20,12 +22,74 @@ pub(crate) struct Segment {
     pub stride: usize,
 }
 
-/// The keys that one segment's queries see, widened to the kernel's type.
-#[derive(Clone, Copy, Debug)]
+/// Some of the keys that a segment's queries see, with their values.
+#[derive(Clone, Debug)]
+pub(crate) enum Part<'a, T> {
+    /// As they are stored, for few queries: a product then reads no more than the store has.
+    Stored { k: &'a KeyStore<T>, v: &'a RowStore<T>, rows: Range<usize> },
+    /// Widened to the kernel's type, for many: `Kᵀ` `[D, n]` and `V` `[n, D]`.
+    Wide { k: &'a [T], v: &'a [T] },
+}
+
+/// Query rows up to which keys are best read as they are stored.
+pub(crate) const FEW: usize = 8;
+
+impl<'a, T: Real> Part<'a, T> {
+    /// `rows` of a pair of stores, widened into `scratch` if there are many queries.
+    pub fn new(
+        (k, v): (&'a KeyStore<T>, &'a RowStore<T>),
+        rows: Range<usize>,
+        queries: usize,
+        (wide_k, wide_v): (&'a mut Vec<T>, &'a mut Vec<T>),
+    ) -> Self {
+        if queries <= FEW {
+            Self::Stored { k, v, rows }
+        } else {
+            Self::Wide { k: k.transposed(rows.clone(), wide_k), v: v.read(rows, wide_v) }
+        }
+    }
+
+    /// Keys.
+    fn len(&self, head_dim: usize) -> usize {
+        match self {
+            Self::Stored { rows, .. } => rows.len(),
+            Self::Wide { v, .. } => v.len() / head_dim,
+        }
+    }
+
+    /// `q Kᵀ` of `q` `[rows, D]` into rows of `stride` values.
+    #[inline(always)]
+    fn logits(&self, q: &[T], head_dim: usize, to: &mut [T], stride: usize) {
+        match self {
+            Self::Stored { k, rows, .. } => k.dots(rows.clone(), q, to, stride),
+            Self::Wide { k, .. } => {
+                let (rows, keys) = (q.len() / head_dim, self.len(head_dim));
+                let q = Mat::rows(q, head_dim);
+                matmul((rows, keys, head_dim), to, stride, false, q, Mat::rows(k, keys));
+            }
+        }
+    }
+
+    /// Adds `weights V` to `out` `[rows, D]`; the weights have rows of `stride` values.
+    #[inline(always)]
+    fn attend(&self, weights: &[T], stride: usize, head_dim: usize, out: &mut [T]) {
+        match self {
+            Self::Stored { v, rows, .. } => v.add_weighted(rows.clone(), weights, stride, out),
+            Self::Wide { v, .. } => {
+                let (rows, keys) = (out.len() / head_dim, self.len(head_dim));
+                let (weights, v) = (Mat::rows(weights, stride), Mat::rows(v, head_dim));
+                matmul((rows, head_dim, keys), out, head_dim, true, weights, v);
+            }
+        }
+    }
+}
+
+/// What one segment's queries see.
+#[derive(Clone, Debug)]
 pub(crate) struct Keys<'a, T> {
-    pub previous: (&'a [T], &'a [T]),
-    pub current: (&'a [T], &'a [T]),
-    pub salient: (&'a [T], &'a [T]),
+    pub previous: Part<'a, T>,
+    pub current: Part<'a, T>,
+    pub salient: Part<'a, T>,
     pub state: Option<(&'a [T], &'a [T])>,
     pub count: usize,
     /// Tokens of the current chunk that came before this segment.
@@ -91,20 +155,16 @@ pub(crate) fn query_rows<T: Real>(
             *q = x * scale;
         }
     }
-    let q = Mat::rows(q, d);
-    let product = |keys: &[T], to: &mut [T], stride: usize| {
-        matmul((rows, keys.len() / d, d), to, stride, false, q, Mat::rows(keys, d).t());
-    };
 
     // Logits against the window, in order of position: [previous | current].
-    let previous = keys.previous.0.len() / d;
-    let width = previous + keys.current.0.len() / d;
+    let previous = keys.previous.len(d);
+    let width = previous + keys.current.len(d);
     let local = take(&mut buffers.local, rows * width);
-    product(keys.previous.0, local, width);
-    product(keys.current.0, &mut local[previous..], width);
-    let salient = keys.salient.0.len() / d;
+    keys.previous.logits(q, d, local, width);
+    keys.current.logits(q, d, &mut local[previous..], width);
+    let salient = keys.salient.len(d);
     let exact = take(&mut buffers.exact, rows * salient);
-    product(keys.salient.0, exact, salient);
+    keys.salient.logits(q, d, exact, salient);
 
     let denominator = take(&mut buffers.denominator, rows);
     for row in 0..rows {
@@ -118,13 +178,10 @@ pub(crate) fn query_rows<T: Real>(
     }
 
     let attended = take(&mut buffers.attended, rows * d);
-    let mut add = |weights: &[T], stride: usize, v: &[T], accumulate: bool| {
-        let (weights, v, keys) = (Mat::rows(weights, stride), Mat::rows(v, d), v.len() / d);
-        matmul((rows, d, keys), attended, d, accumulate, weights, v);
-    };
-    add(&local[previous..], width, keys.current.1, false);
-    add(local, width, keys.previous.1, true);
-    add(exact, salient, keys.salient.1, true);
+    attended.fill(T::zero());
+    keys.previous.attend(local, width, d, attended);
+    keys.current.attend(&local[previous..], width, d, attended);
+    keys.salient.attend(exact, salient, d, attended);
 
     if let (Some((s, z)), true) = (keys.state, input.branches.linear) {
         let features = z.len();

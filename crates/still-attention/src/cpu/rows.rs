@@ -1,12 +1,13 @@
-//! Rows of vectors: borrowed views of tensors, and owned stores of exact K/V rows.
+//! Rows of vectors: borrowed views of tensors, and an owned store of exact rows.
 
-use half::slice::HalfFloatSliceExt;
-use half::{bf16, f16};
+use std::ops::Range;
 
+use super::cells::{Cell, Cells, Values, each};
+use super::key_store::AHEAD;
 use super::linalg::Mat;
 use crate::config::RowDtype;
 use crate::real::Real;
-use crate::vector::vectorize;
+use crate::vector::{self, vectorize};
 
 /// A borrowed matrix whose rows lie `stride` values apart.
 #[derive(Clone, Copy, Debug)]
@@ -33,92 +34,53 @@ impl<'a, T> Rows<'a, T> {
     }
 }
 
-/// Owned rows of one width, stored in the dtype that the state declares.
+/// Owned rows of one width, one after the other, stored in the dtype that the state declares.
 #[derive(Clone, Debug)]
 pub(crate) struct RowStore<T> {
     width: usize,
-    values: Values<T>,
+    cells: Cells<T>,
 }
 
-#[derive(Clone, Debug)]
-enum Values<T> {
-    Native(Vec<T>),
-    Bf16(Vec<bf16>),
-    F16(Vec<f16>),
-}
-
-/// Runs one body on whichever vector is inside.
-macro_rules! each {
-    ($values:expr, $v:ident => $body:expr) => {
-        match $values {
-            Values::Native($v) => $body,
-            Values::Bf16($v) => $body,
-            Values::F16($v) => $body,
-        }
-    };
-}
+/// Rows that stay in the first-level cache while every channel of them is summed.
+const ROWS: usize = 64;
 
 impl<T: Real> RowStore<T> {
     /// An empty store; `RowDtype::F32` keeps the kernel's own type.
     pub fn new(width: usize, dtype: RowDtype) -> Self {
-        let values = match dtype {
-            RowDtype::F32 => Values::Native(Vec::new()),
-            RowDtype::Bf16 => Values::Bf16(Vec::new()),
-            RowDtype::F16 => Values::F16(Vec::new()),
-        };
-        Self { width, values }
+        Self { width, cells: Cells::new(dtype) }
     }
 
     /// A store of `rows` zero rows.
     pub fn zeros(width: usize, rows: usize, dtype: RowDtype) -> Self {
         let mut store = Self::new(width, dtype);
-        each!(&mut store.values, v => v.resize(rows * width, Default::default()));
+        store.cells.resize(rows * width, rows);
         store
     }
 
     pub fn len(&self) -> usize {
-        each!(&self.values, v => v.len()) / self.width
+        self.cells.len() / self.width
     }
 
     pub fn size_bytes(&self) -> usize {
-        each!(&self.values, v => std::mem::size_of_val(v.as_slice()))
+        self.cells.size_bytes()
     }
 
     /// Overwrites row `index`.
     pub fn set(&mut self, index: usize, row: &[T]) {
         debug_assert_eq!(row.len(), self.width);
+        let scale = self.cells.prepare(index, row);
         let span = index * self.width..(index + 1) * self.width;
-        match &mut self.values {
-            Values::Native(v) => v[span].copy_from_slice(row),
-            Values::Bf16(v) => {
-                for (to, from) in v[span].iter_mut().zip(row) {
-                    *to = bf16::from_f64(from.wide());
-                }
-            }
-            Values::F16(v) => {
-                for (to, from) in v[span].iter_mut().zip(row) {
-                    *to = f16::from_f64(from.wide());
-                }
-            }
-        }
-    }
-
-    /// Makes room for exactly `rows` rows more: growth by a fraction keeps the slack small.
-    fn reserve(&mut self, rows: usize) {
-        let width = self.width;
-        each!(&mut self.values, v => {
-            let wanted = rows * width;
-            if v.capacity() - v.len() < wanted {
-                v.reserve_exact(wanted.max(v.len() / 8));
+        each!(&mut self.cells.values, v => {
+            for (to, &x) in v[span].iter_mut().zip(row) {
+                *to = Cell::<T>::narrow(x * scale);
             }
         });
     }
 
     /// Appends one row.
     pub fn push(&mut self, row: &[T]) {
-        self.reserve(1);
         let index = self.len();
-        each!(&mut self.values, v => v.resize((index + 1) * self.width, Default::default()));
+        self.cells.resize((index + 1) * self.width, index + 1);
         self.set(index, row);
     }
 
@@ -127,63 +89,181 @@ impl<T: Real> RowStore<T> {
         rows.chunks_exact(self.width).for_each(|row| self.push(row));
     }
 
-    /// Whether [`RowStore::read`] borrows.
-    pub fn is_native(&self) -> bool {
-        matches!(self.values, Values::Native(_))
-    }
-
-    /// Appends row `index` of `other`, which has the same dtype, without rounding again.
-    pub fn push_from(&mut self, other: &Self, index: usize) {
-        self.reserve(1);
-        let span = index * self.width..(index + 1) * self.width;
-        match (&mut self.values, &other.values) {
-            (Values::Native(to), Values::Native(from)) => to.extend_from_slice(&from[span]),
-            (Values::Bf16(to), Values::Bf16(from)) => to.extend_from_slice(&from[span]),
-            (Values::F16(to), Values::F16(from)) => to.extend_from_slice(&from[span]),
-            _ => unreachable!("rows move between stores of one state"),
-        }
-    }
-
     /// Drops row `index`; the last row takes its place.
     pub fn swap_remove(&mut self, index: usize) {
-        let last = self.len() - 1;
-        each!(&mut self.values, v => {
-            v.copy_within(last * self.width..(last + 1) * self.width, index * self.width);
-            v.truncate(last * self.width);
+        let (last, width) = (self.len() - 1, self.width);
+        each!(&mut self.cells.values, v => {
+            v.copy_within(last * width..(last + 1) * width, index * width);
+        });
+        self.cells.move_scale(last, index);
+        self.cells.resize(last * width, last);
+    }
+
+    /// Row `index`, appended to `out`.
+    pub fn append_row(&self, index: usize, out: &mut Vec<T>) {
+        let scale = self.cells.scale(index);
+        let span = index * self.width..(index + 1) * self.width;
+        each!(&self.cells.values, v => {
+            out.extend(v[span].iter().map(|&x| Cell::<T>::widen(x) * scale));
         });
     }
 
-    /// Rows `start..end` in the kernel's type: borrowed if stored so, else widened into `scratch`.
-    pub fn read<'a>(&'a self, start: usize, end: usize, scratch: &'a mut Vec<T>) -> &'a [T] {
-        let span = start * self.width..end * self.width;
-        match &self.values {
-            Values::Native(v) => &v[span],
-            Values::Bf16(v) => {
-                let v = &v[span];
-                scratch.resize(v.len(), T::nan());
-                vectorize(
-                    #[inline(always)]
-                    || {
-                        // bf16 is the upper half of an f32.
-                        for (to, from) in scratch.iter_mut().zip(v) {
-                            *to = widen(f32::from_bits(u32::from(from.to_bits()) << 16));
-                        }
-                    },
-                );
-                scratch
+    /// Whether [`RowStore::read`] borrows.
+    pub fn is_native(&self) -> bool {
+        matches!(self.cells.values, Values::Native(_))
+    }
+
+    /// Rows `range` in the kernel's type: borrowed if stored so, else widened into `scratch`.
+    pub fn read<'a>(&'a self, range: Range<usize>, scratch: &'a mut Vec<T>) -> &'a [T] {
+        let span = range.start * self.width..range.end * self.width;
+        if let Values::Native(v) = &self.cells.values {
+            return &v[span];
+        }
+        scratch.resize(span.len(), T::nan());
+        each!(&self.cells.values, v => vectorize(
+            #[inline(always)]
+            || {
+                for (to, from) in scratch.iter_mut().zip(&v[span]) {
+                    *to = from.widen();
+                }
+                if let Some(scales) = self.cells.scales() {
+                    let rows = scratch.chunks_exact_mut(self.width);
+                    for (row, &scale) in rows.zip(&scales[range]) {
+                        row.iter_mut().for_each(|x| *x *= scale);
+                    }
+                }
+            },
+        ));
+        scratch
+    }
+
+    /// Adds to each row of `out`, `[n, width]`, the rows `range` times its weights, rows of `stride` in `weights`.
+    #[inline(always)]
+    pub fn add_weighted(&self, range: Range<usize>, weights: &[T], stride: usize, out: &mut [T]) {
+        if range.is_empty() {
+            return;
+        }
+        each!(&self.cells.values, v => {
+            let (mut out, mut weights) = (out, weights);
+            while !out.is_empty() {
+                let count = (out.len() / self.width).min(4);
+                let (now, later) = out.split_at_mut(count * self.width);
+                match count {
+                    4 => self.add_few::<_, 4>(v, range.clone(), weights, stride, now),
+                    3 => self.add_few::<_, 3>(v, range.clone(), weights, stride, now),
+                    2 => self.add_few::<_, 2>(v, range.clone(), weights, stride, now),
+                    _ => self.add_few::<_, 1>(v, range.clone(), weights, stride, now),
+                }
+                out = later;
+                if !out.is_empty() {
+                    weights = &weights[count * stride..];
+                }
             }
-            Values::F16(v) => {
-                let mut wide = vec![0.0_f32; span.len()];
-                v[span].convert_to_f32_slice(&mut wide);
-                scratch.clear();
-                scratch.extend(wide.into_iter().map(widen::<T>));
-                scratch
+        });
+    }
+
+    #[inline(always)]
+    fn add_few<C: Cell<T>, const N: usize>(
+        &self,
+        values: &[C],
+        range: Range<usize>,
+        weights: &[T],
+        stride: usize,
+        out: &mut [T],
+    ) {
+        for start in range.clone().step_by(ROWS) {
+            let rows = start..(start + ROWS).min(range.end);
+            let weights: [&[T]; N] =
+                std::array::from_fn(|n| &weights[n * stride + start - range.start..][..rows.len()]);
+            let mut column = 0;
+            if vector::has_many_registers() {
+                while column + 64 <= self.width {
+                    self.add_columns::<C, N, 64>(values, rows.clone(), weights, column, out);
+                    column += 64;
+                }
+            }
+            while column + 16 <= self.width {
+                self.add_columns::<C, N, 16>(values, rows.clone(), weights, column, out);
+                column += 16;
+            }
+            for column in column..self.width {
+                self.add_columns::<C, N, 1>(values, rows.clone(), weights, column, out);
+            }
+        }
+    }
+
+    /// `COLUMNS` columns of `out` from `column` on: their sums stay in registers.
+    #[inline(always)]
+    fn add_columns<C: Cell<T>, const N: usize, const COLUMNS: usize>(
+        &self,
+        values: &[C],
+        rows: Range<usize>,
+        weights: [&[T]; N],
+        column: usize,
+        out: &mut [T],
+    ) {
+        let mut sums = [[T::zero(); COLUMNS]; N];
+        let scales = self.cells.scales();
+        for (i, row) in rows.enumerate() {
+            let at = row * self.width + column;
+            let values = &values[at..at + COLUMNS];
+            vector::prefetch(values, AHEAD);
+            let mut wide = [T::zero(); COLUMNS];
+            for c in 0..COLUMNS {
+                wide[c] = values[c].widen();
+            }
+            for n in 0..N {
+                let weight = match scales {
+                    Some(scales) => scales[row] * weights[n][i],
+                    None => weights[n][i],
+                };
+                for c in 0..COLUMNS {
+                    sums[n][c] = weight.mul_add(wide[c], sums[n][c]);
+                }
+            }
+        }
+        for n in 0..N {
+            for c in 0..COLUMNS {
+                out[n * self.width + column + c] += sums[n][c];
             }
         }
     }
 }
 
-#[inline(always)]
-fn widen<T: Real>(x: f32) -> T {
-    T::of(f64::from(x))
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weighted_sums_are_those_of_the_rows_given_back() {
+        for (dtype, width) in
+            [(RowDtype::F32, 80), (RowDtype::Bf16, 64), (RowDtype::F16, 5), (RowDtype::Int8, 96)]
+        {
+            let value = |i: usize| ((i * 7919) as f32 * 0.618).sin();
+            let mut store = RowStore::<f32>::new(width, dtype);
+            store.extend(&(0..150 * width).map(value).collect::<Vec<_>>());
+            store.swap_remove(40);
+            assert_eq!(store.len(), 149);
+            let mut scratch = Vec::new();
+            let rows = store.read(0..149, &mut scratch).to_vec();
+            let mut last = Vec::new();
+            store.append_row(40, &mut last);
+            assert_eq!(last, rows[40 * width..41 * width]);
+            for (range, n) in [(0..149, 3), (3..3, 2), (70..140, 9), (5..6, 1)] {
+                let weights: Vec<f32> = (0..n * 160).map(|i| value(i + 7)).collect();
+                let mut out = vec![1.0; n * width];
+                store.add_weighted(range.clone(), &weights, 160, &mut out);
+                for q in 0..n {
+                    for c in 0..width {
+                        let sum: f32 = range
+                            .clone()
+                            .enumerate()
+                            .map(|(i, row)| weights[q * 160 + i] * rows[row * width + c])
+                            .sum();
+                        assert!((out[q * width + c] - 1.0 - sum).abs() < 1e-4, "{dtype:?}");
+                    }
+                }
+            }
+        }
+    }
 }

@@ -111,5 +111,6 @@ fn row_dtype(dtype: CacheDtype) -> RowDtype {
         CacheDtype::F32 => RowDtype::F32,
         CacheDtype::Bf16 => RowDtype::Bf16,
         CacheDtype::F16 => RowDtype::F16,
+        CacheDtype::Int8 => RowDtype::Int8,
     }
 }

@@ -1,0 +1,321 @@
+//! Keys of one head, stored for products with a few queries: tiles of 16 rows, transposed.
+//!
+//! A query's logits against a tile are then one vector register, and none is summed across.
+
+use std::ops::Range;
+
+use super::cells::{Cell, Cells, each};
+use crate::config::RowDtype;
+use crate::real::Real;
+use crate::vector::{prefetch, vectorize};
+
+/// Bytes between what is multiplied and what is asked for from memory.
+pub(super) const AHEAD: usize = 4096;
+
+/// Rows of a tile.
+const TILE: usize = 16;
+
+/// Channel `c` of row `r` is value `r mod 16` of line `c` of tile `r / 16`.
+#[derive(Clone, Debug)]
+pub(crate) struct KeyStore<T> {
+    width: usize,
+    rows: usize,
+    cells: Cells<T>,
+}
+
+impl<T: Real> KeyStore<T> {
+    /// An empty store of rows of `width` channels.
+    pub fn new(width: usize, dtype: RowDtype) -> Self {
+        Self { width, rows: 0, cells: Cells::new(dtype) }
+    }
+
+    /// A store of `rows` zero rows.
+    pub fn zeros(width: usize, rows: usize, dtype: RowDtype) -> Self {
+        let mut store = Self::new(width, dtype);
+        store.resize(rows);
+        store
+    }
+
+    fn resize(&mut self, rows: usize) {
+        let tiles = rows.div_ceil(TILE);
+        self.cells.resize(tiles * TILE * self.width, tiles * TILE);
+        self.rows = rows;
+    }
+
+    pub fn len(&self) -> usize {
+        self.rows
+    }
+
+    pub fn size_bytes(&self) -> usize {
+        self.cells.size_bytes()
+    }
+
+    /// Where the channels of row `index` begin; they are [`TILE`] values apart.
+    fn start(&self, index: usize) -> usize {
+        index / TILE * TILE * self.width + index % TILE
+    }
+
+    /// Overwrites row `index`.
+    pub fn set(&mut self, index: usize, row: &[T]) {
+        debug_assert_eq!(row.len(), self.width);
+        let scale = self.cells.prepare(index, row);
+        let start = self.start(index);
+        each!(&mut self.cells.values, v => {
+            for (to, &x) in v[start..].iter_mut().step_by(TILE).zip(row) {
+                *to = Cell::<T>::narrow(x * scale);
+            }
+        });
+    }
+
+    /// Appends one row.
+    pub fn push(&mut self, row: &[T]) {
+        self.resize(self.rows + 1);
+        self.set(self.rows - 1, row);
+    }
+
+    /// Appends whole rows.
+    pub fn extend(&mut self, rows: &[T]) {
+        rows.chunks_exact(self.width).for_each(|row| self.push(row));
+    }
+
+    /// Drops row `index`; the last row takes its place.
+    pub fn swap_remove(&mut self, index: usize) {
+        let last = self.rows - 1;
+        let (from, to) = (self.start(last), self.start(index));
+        each!(&mut self.cells.values, v => {
+            for channel in 0..self.width {
+                v[to + channel * TILE] = v[from + channel * TILE];
+            }
+        });
+        self.cells.move_scale(last, index);
+        self.resize(last);
+    }
+
+    /// Row `index`, appended to `out`.
+    pub fn append_row(&self, index: usize, out: &mut Vec<T>) {
+        let scale = self.cells.scale(index);
+        let start = self.start(index);
+        each!(&self.cells.values, v => {
+            let channels = v[start..].iter().step_by(TILE).take(self.width);
+            out.extend(channels.map(|&x| Cell::<T>::widen(x) * scale));
+        });
+    }
+
+    /// The transpose of rows `range`, `[width, rows]`, in `scratch`.
+    pub fn transposed<'a>(&self, range: Range<usize>, scratch: &'a mut Vec<T>) -> &'a [T] {
+        scratch.resize(self.width * range.len(), T::nan());
+        if range.is_empty() {
+            return scratch;
+        }
+        each!(&self.cells.values, v => vectorize(
+            #[inline(always)]
+            || self.transpose(v, range, scratch),
+        ));
+        scratch
+    }
+
+    #[inline(always)]
+    fn transpose<C: Cell<T>>(&self, values: &[C], range: Range<usize>, out: &mut [T]) {
+        let count = range.len();
+        let mut row = range.start;
+        while row < range.end {
+            // Rows of one tile.
+            let (lane, at) = (row % TILE, row - range.start);
+            let rows = (TILE - lane).min(range.end - row);
+            let tile = &values[row / TILE * TILE * self.width..];
+            let lines = tile.as_chunks::<TILE>().0.iter();
+            for (line, out) in lines.zip(out.chunks_exact_mut(count)) {
+                let out = &mut out[at..at + rows];
+                if let Ok(out) = <&mut [T; TILE]>::try_from(&mut *out) {
+                    for (to, from) in out.iter_mut().zip(line) {
+                        *to = from.widen();
+                    }
+                } else {
+                    for (to, from) in out.iter_mut().zip(&line[lane..]) {
+                        *to = from.widen();
+                    }
+                }
+            }
+            row += rows;
+        }
+        if let Some(scales) = self.cells.scales() {
+            let scales = &scales[range];
+            for out in out.chunks_exact_mut(count) {
+                out.iter_mut().zip(scales).for_each(|(x, &scale)| *x *= scale);
+            }
+        }
+    }
+
+    /// Products of a few queries with rows `range`: `q` `[n, width]`, into the first values of each row of `out`, rows of
+    /// `stride`.
+    #[inline(always)]
+    pub fn dots(&self, range: Range<usize>, q: &[T], out: &mut [T], stride: usize) {
+        if range.is_empty() {
+            return;
+        }
+        each!(&self.cells.values, v => {
+            let mut rest = q;
+            let mut out = out;
+            while !rest.is_empty() {
+                let queries = (rest.len() / self.width).min(4);
+                let (now, later) = rest.split_at(queries * self.width);
+                match queries {
+                    4 => self.few_dots::<_, 4>(v, range.clone(), now, out, stride),
+                    3 => self.few_dots::<_, 3>(v, range.clone(), now, out, stride),
+                    2 => self.few_dots::<_, 2>(v, range.clone(), now, out, stride),
+                    _ => self.few_dots::<_, 1>(v, range.clone(), now, out, stride),
+                }
+                rest = later;
+                if !rest.is_empty() {
+                    out = &mut out[queries * stride..];
+                }
+            }
+        });
+    }
+
+    #[inline(always)]
+    fn few_dots<C: Cell<T>, const N: usize>(
+        &self,
+        values: &[C],
+        range: Range<usize>,
+        q: &[T],
+        out: &mut [T],
+        stride: usize,
+    ) {
+        let width = self.width;
+        let q: [&[T]; N] = std::array::from_fn(|n| &q[n * width..(n + 1) * width]);
+        for tile in range.start / TILE..range.end.div_ceil(TILE) {
+            let lines =
+                values[tile * TILE * width..(tile + 1) * TILE * width].as_chunks::<TILE>().0;
+            // Two sums a query: additions need not wait for each other.
+            let mut sums = [[[T::zero(); TILE]; 2]; N];
+            let (pairs, rest) = lines.as_chunks::<2>();
+            for (i, pair) in pairs.iter().enumerate() {
+                prefetch(pair, AHEAD);
+                for chain in 0..2 {
+                    let line = widened(&pair[chain]);
+                    for n in 0..N {
+                        let x = q[n][2 * i + chain];
+                        for lane in 0..TILE {
+                            sums[n][chain][lane] = x.mul_add(line[lane], sums[n][chain][lane]);
+                        }
+                    }
+                }
+            }
+            for line in rest {
+                let line = widened(line);
+                for n in 0..N {
+                    let x = q[n][width - 1];
+                    for lane in 0..TILE {
+                        sums[n][0][lane] = x.mul_add(line[lane], sums[n][0][lane]);
+                    }
+                }
+            }
+            let first = (tile * TILE).max(range.start);
+            let rows = ((tile + 1) * TILE).min(range.end) - first;
+            let lane = first % TILE;
+            for n in 0..N {
+                let mut total = [T::zero(); TILE];
+                for lane in 0..TILE {
+                    total[lane] = sums[n][0][lane] + sums[n][1][lane];
+                }
+                let out = &mut out[n * stride + first - range.start..][..rows];
+                match self.cells.scales() {
+                    Some(scales) => {
+                        let products = total[lane..].iter().zip(&scales[first..]);
+                        out.iter_mut().zip(products).for_each(|(to, (&x, &scale))| *to = x * scale);
+                    }
+                    None => out.copy_from_slice(&total[lane..lane + rows]),
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn widened<T: Real, C: Cell<T>>(line: &[C; TILE]) -> [T; TILE] {
+    let mut wide = [T::zero(); TILE];
+    for (wide, value) in wide.iter_mut().zip(line) {
+        *wide = value.widen();
+    }
+    wide
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rows(count: usize, width: usize, seed: usize) -> Vec<f32> {
+        (0..count * width).map(|i| ((i * 7919 + seed) as f32 * 0.618).sin()).collect()
+    }
+
+    #[test]
+    fn rows_come_back_whole_transposed_and_multiplied() {
+        for width in [1, 5, 64] {
+            let values = rows(53, width, 1);
+            let mut store = KeyStore::new(width, RowDtype::F32);
+            store.extend(&values);
+            store.set(20, &values[..width]);
+            store.swap_remove(3);
+            store.swap_remove(store.len() - 1);
+            let mut expected: Vec<Vec<f32>> =
+                values.chunks_exact(width).map(<[f32]>::to_vec).collect();
+            expected[20] = values[..width].to_vec();
+            expected.swap_remove(3);
+            expected.pop();
+            assert_eq!(store.len(), 51);
+            let mut row = Vec::new();
+            store.append_row(20, &mut row);
+            assert_eq!(row, expected[20]);
+            for range in [0..51, 0..0, 7..9, 5..40, 16..32, 50..51] {
+                let mut scratch = Vec::new();
+                let count = range.len();
+                let transposed = store.transposed(range.clone(), &mut scratch);
+                for (i, row) in range.clone().enumerate() {
+                    let column: Vec<f32> = (0..width).map(|c| transposed[c * count + i]).collect();
+                    assert_eq!(column, expected[row]);
+                }
+                for queries in 1..=9 {
+                    let q = rows(queries, width, 2);
+                    let stride = count + 3;
+                    let mut out = vec![f32::NAN; queries * stride];
+                    store.dots(range.clone(), &q, &mut out, stride);
+                    for (n, q) in q.chunks_exact(width).enumerate() {
+                        for (i, row) in range.clone().enumerate() {
+                            let dot: f32 = q.iter().zip(&expected[row]).map(|(a, b)| a * b).sum();
+                            assert!((out[n * stride + i] - dot).abs() < 1e-5);
+                        }
+                        assert!(
+                            out[n * stride + count..(n + 1) * stride].iter().all(|x| x.is_nan())
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_dtype_multiplies_what_it_gives_back() {
+        for dtype in [RowDtype::F32, RowDtype::Bf16, RowDtype::F16, RowDtype::Int8] {
+            let mut store = KeyStore::new(64, dtype);
+            store.extend(&rows(37, 64, 3));
+            let q = rows(3, 64, 4);
+            let mut out = vec![0.0; 3 * 37];
+            store.dots(0..37, &q, &mut out, 37);
+            let mut scratch = Vec::new();
+            let transposed = store.transposed(0..37, &mut scratch);
+            for row in 0..37 {
+                let mut values = Vec::new();
+                store.append_row(row, &mut values);
+                for (c, &value) in values.iter().enumerate() {
+                    assert_eq!(transposed[c * 37 + row], value);
+                }
+                for n in 0..3 {
+                    let q = &q[n * 64..(n + 1) * 64];
+                    let dot: f32 = q.iter().zip(&values).map(|(a, b)| a * b).sum();
+                    assert!((out[n * 37 + row] - dot).abs() < 2e-5, "{dtype:?}");
+                }
+            }
+        }
+    }
+}
