@@ -48,6 +48,8 @@ pub enum Command {
     Demo(DemoArgs),
     /// Turn a pretrained model into a STILL student
     Linearize(LinearizeArgs),
+    /// Write a student with quantized weights to one .gguf file
+    Export(ExportArgs),
     /// Continue a prompt
     Generate(GenerateArgs),
     /// Talk to a model; its attention state is kept between turns
@@ -145,6 +147,41 @@ pub enum ExportDtype {
     F32,
     /// 2 bytes a weight.
     Bf16,
+}
+
+/// `still export`
+#[derive(Clone, Debug, Args)]
+pub struct ExportArgs {
+    /// The student.
+    #[command(flatten)]
+    pub model: ModelArg,
+    /// Format of the weights; low-rank updates are merged first
+    #[arg(long, value_name = "FORMAT", value_enum)]
+    pub gguf: GgufArg,
+    /// File to write; its name must end in .gguf
+    #[arg(long, short, value_name = "FILE")]
+    pub out: PathBuf,
+    /// Replace OUT if it exists
+    #[arg(long)]
+    pub overwrite: bool,
+    /// Print one JSON object on stdout
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Number format of quantized weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[allow(non_camel_case_types, reason = "the names are GGUF's own")]
+pub enum GgufArg {
+    /// 8 bits a weight and a scale for each 32.
+    #[value(name = "q8_0")]
+    Q8_0,
+    /// 4 bits a weight, scale and minimum for each 32.
+    #[value(name = "q4_1")]
+    Q4_1,
+    /// 4 bits a weight in blocks of 256; q4_1 where rows are no whole blocks.
+    #[value(name = "q4_k")]
+    Q4K,
 }
 
 /// How the next token is chosen.

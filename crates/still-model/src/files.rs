@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
 use candle_core::Tensor;
@@ -37,13 +37,27 @@ pub fn sync_files(dir: &Path) -> io::Result<()> {
 /// # Errors
 /// If it cannot be written; what stood there before is then untouched.
 pub fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    write_file_with(path, |file| file.write_all(bytes))
+}
+
+/// Replaces one file by what `write` writes, in a single step.
+///
+/// # Errors
+/// Of `write`; if the file cannot be written. What stood there before is then untouched.
+pub fn write_file_with(
+    path: &Path,
+    write: impl FnOnce(&mut BufWriter<&File>) -> io::Result<()>,
+) -> io::Result<()> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     let mut builder = tempfile::Builder::new();
     // As any new file, not private as temporary files are.
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut file = builder.tempfile_in(parent.unwrap_or(".".as_ref()))?;
-    file.write_all(bytes)?;
+    let file = builder.tempfile_in(parent.unwrap_or(".".as_ref()))?;
+    let mut writer = BufWriter::new(file.as_file());
+    write(&mut writer)?;
+    writer.flush()?;
+    drop(writer);
     file.as_file().sync_all()?;
     file.persist(path)?;
     Ok(())

@@ -19,7 +19,10 @@ mod team;
 mod tokenizer;
 
 pub use chat::{ChatTemplate, Message};
-pub use checkpoint::{BaseIdentity, Checkpoint, ExportKind, Weights, names, save_student};
+pub use checkpoint::{
+    BaseIdentity, Checkpoint, ExportKind, GgufExport, GgufFormat, Weights, export_gguf, names,
+    save_student,
+};
 pub use config::{Architecture, ModelConfig, RopeScaling};
 pub use decoder::{
     AttentionInputs, Decoder, DecoderLayer, Linear, Lora, LoraLayer, Rotation, Weight,

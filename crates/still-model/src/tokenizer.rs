@@ -47,22 +47,42 @@ impl Tokenizer {
     pub fn from_hf_dir(dir: &Path) -> Result<Self> {
         let path = dir.join("tokenizer.json");
         let bytes = std::fs::read(&path).map_err(ModelError::read(&path))?;
-        let inner = tokenizers::Tokenizer::from_bytes(&bytes)
-            .map_err(|error| ModelError::corrupt(&path, format!("not a tokenizer: {error}")))?;
-        let path = dir.join("tokenizer_config.json");
-        let config = match std::fs::read_to_string(&path) {
-            Ok(text) => serde_json::from_str(&text)
-                .map_err(|error| ModelError::corrupt(&path, format!("not valid JSON: {error}")))?,
+        let config_path = dir.join("tokenizer_config.json");
+        let mut config = match std::fs::read_to_string(&config_path) {
+            Ok(text) => serde_json::from_str(&text).map_err(|error| {
+                ModelError::corrupt(&config_path, format!("not valid JSON: {error}"))
+            })?,
             Err(_) => json!({}),
         };
-        let jinja = std::fs::read_to_string(dir.join("chat_template.jinja")).ok();
-        let chat_template = jinja
-            .or_else(|| template_in(&config["chat_template"]))
+        if let Ok(jinja) = std::fs::read_to_string(dir.join("chat_template.jinja")) {
+            config["chat_template"] = json!(jinja);
+        }
+        Self::from_json(&bytes, config, &path)
+    }
+
+    /// From the contents of `tokenizer.json`, found in the file `path`, and of `tokenizer_config.json`.
+    ///
+    /// # Errors
+    /// If they are not what they should be.
+    pub fn from_json(tokenizer: &[u8], config: Value, path: &Path) -> Result<Self> {
+        let inner = tokenizers::Tokenizer::from_bytes(tokenizer)
+            .map_err(|error| ModelError::corrupt(path, format!("not a tokenizer: {error}")))?;
+        let chat_template = template_in(&config["chat_template"])
             .map(|source| {
                 ChatTemplate::new(source, special(&config, "bos"), special(&config, "eos"))
             })
             .transpose()?;
         Ok(Self { inner: Arc::new(inner), chat_template, config })
+    }
+
+    /// What [`Tokenizer::from_json`] reads: the contents of `tokenizer.json` and of `tokenizer_config.json`.
+    ///
+    /// # Errors
+    /// Whatever the tokenizer library refuses.
+    pub fn to_json(&self) -> Result<(String, &Value)> {
+        let tokenizer =
+            self.inner.to_string(false).map_err(|e| ModelError::Tokenizer(e.to_string()))?;
+        Ok((tokenizer, &self.config))
     }
 
     /// Builds the tokenizer that a GGUF file describes.
@@ -217,12 +237,11 @@ impl Tokenizer {
     /// # Errors
     /// An unwritable directory.
     pub fn save(&self, dir: &Path) -> Result<()> {
+        let (tokenizer, config) = self.to_json()?;
         let path = dir.join("tokenizer.json");
-        self.inner
-            .save(&path, false)
-            .map_err(|error| ModelError::write(&path)(std::io::Error::other(error.to_string())))?;
+        std::fs::write(&path, tokenizer).map_err(ModelError::write(&path))?;
         let path = dir.join("tokenizer_config.json");
-        std::fs::write(&path, format!("{:#}\n", self.config)).map_err(ModelError::write(&path))
+        std::fs::write(&path, format!("{config:#}\n")).map_err(ModelError::write(&path))
     }
 
     /// An incremental decoder of generated ids.

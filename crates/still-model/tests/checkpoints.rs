@@ -7,8 +7,8 @@ use candle_core::{DType, Device, Tensor};
 use still_attention::{FeatureMap, LinearNorm, RowDtype, SelectionHead, StillConfig};
 use still_model::random::{random_model, tiny_config};
 use still_model::{
-    Architecture, Checkpoint, ExportKind, FeatureInit, LoraConfig, LoraTarget, Model, ModelError,
-    RopeScaling, Student, names, save_student,
+    Architecture, Checkpoint, ExportKind, FeatureInit, GgufFormat, LoraConfig, LoraTarget, Model,
+    ModelError, RopeScaling, Student, export_gguf, names, save_student,
 };
 
 /// A student with everything that can be learned, at values that are not the initial ones.
@@ -270,4 +270,150 @@ fn names_and_hub_ids() {
     );
     let error = Checkpoint::open("/no/such/place").unwrap_err();
     assert!(error.to_string().contains("/no/such/place") && error.hint().is_some());
+}
+
+/// Wide enough for blocks of 256 in some matrices and of 32 in the others.
+fn wide_config() -> still_model::ModelConfig {
+    still_model::ModelConfig { hidden_size: 96, intermediate_size: 256, ..tiny_config() }
+}
+
+/// The largest relative error of any tensor, the students' updates merged.
+fn worst_matrix(got: &Model, expected: &Model) -> f64 {
+    let tensors = |model: &Model| {
+        let (decoder, student) =
+            model.student.as_ref().unwrap().merged_into(&model.decoder).unwrap();
+        let mut all: Vec<(String, Vec<f32>)> = Vec::new();
+        let mut add = |name: &str, tensor: &Tensor| {
+            all.push((name.to_owned(), tensor.flatten_all().unwrap().to_vec1().unwrap()));
+        };
+        decoder
+            .visit_tensors(|name, tensor| {
+                add(name, &tensor);
+                Ok(())
+            })
+            .unwrap();
+        student.checkpoint_tensors().unwrap().iter().for_each(|(name, tensor)| add(name, tensor));
+        all
+    };
+    let pairs = tensors(got).into_iter().zip(tensors(expected));
+    pairs.fold(0.0, |worst, ((name, got), (expected_name, expected))| {
+        assert_eq!(name, expected_name);
+        worst.max(relative_rms(&got, &expected))
+    })
+}
+
+#[test]
+fn quantized_exports_differ_by_their_rounding() {
+    let dir = tempfile::tempdir().unwrap();
+    let architectures = [(Architecture::Llama, true), (Architecture::Qwen2, false)];
+    for (architecture, tie_word_embeddings) in architectures {
+        let attention_bias = architecture == Architecture::Qwen2;
+        // What GGUF's own keys could not say must come back too.
+        let rope_scaling = Some(RopeScaling::Llama3 {
+            factor: 8.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_position_embeddings: 64,
+        });
+        let config = still_model::ModelConfig {
+            architecture,
+            tie_word_embeddings,
+            attention_bias,
+            rope_scaling,
+            ..wide_config()
+        };
+        let base = random_model(config, 3).unwrap();
+        let mut learned = student(&base);
+        learned.recipe = Some(serde_json::json!({ "seed": 5 }));
+        let model = base.with_student(learned);
+        let out = dir.path().join("student.gguf");
+        let mut errors = Vec::new();
+        for (format, other, counts) in [
+            (GgufFormat::Q8_0, 0, vec![("Q8_0", 15)]),
+            (GgufFormat::Q4_1, 0, vec![("Q4_1", 14), ("Q8_0", 1)]),
+            (GgufFormat::Q4K, 12, vec![("Q4K", 2), ("Q4_1", 12), ("Q8_0", 1)]),
+        ] {
+            let export = export_gguf(&out, &model, format).unwrap();
+            let vocabularies = 1 + usize::from(!tie_word_embeddings);
+            let expected = counts.into_iter().map(|(name, count)| {
+                (name.to_owned(), count + if name == "Q8_0" { vocabularies - 1 } else { 0 })
+            });
+            assert_eq!(export.matrices, expected.collect());
+            assert_eq!((export.other_format, export.bytes), (other, out.metadata().unwrap().len()));
+            let loaded = Model::load(out.to_str().unwrap()).unwrap();
+            assert_eq!(loaded.config(), model.config());
+            let (read, saved) = (loaded.student.as_ref().unwrap(), model.student.as_ref().unwrap());
+            assert_eq!((&read.config, &read.recipe), (&saved.config, &saved.recipe));
+            assert!(read.lora.is_none(), "updates are merged");
+            assert_eq!(
+                loaded.tokenizer.encode("a<|im_end|>", true).unwrap(),
+                model.tokenizer.encode("a<|im_end|>", true).unwrap()
+            );
+            assert!(loaded.tokenizer.chat_template().is_some());
+            errors.push(worst_matrix(&loaded, &model));
+            if format == GgufFormat::Q8_0 {
+                // Through two layers and a routing, small errors stay small.
+                let error = relative_rms(&logits(&loaded), &logits(&model));
+                assert!(error > 0.0 && error < 0.03, "{error}");
+            }
+            // Once rounded, values stay about where they are.
+            let again = dir.path().join("again.gguf");
+            export_gguf(&again, &loaded, format).unwrap();
+            let moved = worst_matrix(&Model::load(again.to_str().unwrap()).unwrap(), &loaded);
+            assert!(moved < errors.last().unwrap() / 2.0, "{format:?}: {moved}");
+        }
+        // Half a step of 1/127 of the largest of 32 values, and of 1/15 of their range.
+        assert!(errors[0] > 0.002 && errors[0] < 0.008, "{errors:?}");
+        assert!(errors[1..].iter().all(|error| (0.05..0.12).contains(error)), "{errors:?}");
+    }
+}
+
+#[test]
+fn a_quantized_delta_equals_the_quantized_full_student() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = base_on_disk(&dir.path().join("base"), &random_model(wide_config(), 1).unwrap());
+    let model = base.with_student(student(&base));
+    let mut bytes = Vec::new();
+    for (name, kind) in [("full", ExportKind::Full(DType::F32)), ("delta", ExportKind::Delta)] {
+        let path = dir.path().join(name);
+        save_student(&path, &model, kind).unwrap();
+        let out = dir.path().join(format!("{name}.gguf"));
+        let loaded = Model::load(path.to_str().unwrap()).unwrap();
+        export_gguf(&out, &loaded, GgufFormat::Q8_0).unwrap();
+        bytes.push(logits(&Model::load(out.to_str().unwrap()).unwrap()));
+    }
+    assert_eq!(bytes[0], bytes[1]);
+}
+
+#[test]
+fn exports_that_cannot_be_are_refused_and_leave_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = random_model(tiny_config(), 1).unwrap();
+    let model = base.with_student(student(&base));
+    assert!(export_gguf(&dir.path().join("a.gguf"), &base, GgufFormat::Q8_0).is_err());
+    let error = export_gguf(&dir.path().join("a.bin"), &model, GgufFormat::Q8_0).unwrap_err();
+    assert!(error.to_string().contains("a.bin") && error.hint().is_some());
+    assert!(export_gguf(&dir.path().join("no/a.gguf"), &model, GgufFormat::Q8_0).is_err());
+    assert_eq!(dir.path().read_dir().unwrap().count(), 0);
+
+    // A file without its configuration, and one that is cut off.
+    let out = dir.path().join("a.gguf");
+    export_gguf(&out, &model, GgufFormat::Q8_0).unwrap();
+    let bytes = std::fs::read(&out).unwrap();
+    let open = |bytes: &[u8]| {
+        std::fs::write(&out, bytes).unwrap();
+        let error = Model::load(out.to_str().unwrap()).unwrap_err();
+        assert!(error.hint().is_some(), "{error}");
+        error.to_string()
+    };
+    assert!(open(&bytes[..bytes.len() - 100]).contains("truncated"));
+    let key = b"still.config";
+    let at = bytes.windows(key.len()).position(|window| window == key).unwrap();
+    let mut renamed = bytes.clone();
+    renamed[at] = b'x';
+    assert!(open(&renamed).contains("still.config"));
+    let json = at + key.len() + 12;
+    let mut broken = bytes.clone();
+    broken[json] = b'x';
+    assert!(open(&broken).contains("not JSON"));
 }

@@ -1,6 +1,7 @@
 //! Models on disk: Hugging Face directories, GGUF files, hub ids and students.
 
 pub mod gguf;
+mod gguf_student;
 pub mod names;
 mod safetensors_dir;
 mod source;
@@ -12,9 +13,11 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 use still_attention::StillConfig;
 
+pub use gguf_student::{GgufExport, GgufFormat, export_gguf};
 pub use student::{ExportKind, save_student};
 pub use weights::Weights;
 
+use self::weights::GgufLayout;
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
 use crate::student::LoraConfig;
@@ -77,9 +80,12 @@ impl Checkpoint {
 
     fn open_gguf(source: &str, path: &Path) -> Result<Self> {
         let content = gguf::open(path)?;
+        if gguf_student::is_student(&content) {
+            return gguf_student::open(source, path, content);
+        }
         let config = gguf::config(path, &content)?;
         let tokenizer = Tokenizer::from_gguf(path, &content)?;
-        let weights = Weights::from_gguf(path, content, config.clone())?;
+        let weights = Weights::from_gguf(path, content, GgufLayout::LlamaCpp(config.clone()))?;
         Ok(Self {
             config,
             weights,

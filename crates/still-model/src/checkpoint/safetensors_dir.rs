@@ -3,9 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
-use still_attention::StillConfig;
 
-use super::student::{BASE_KEY, DELTA_FILE, LORA_KEY, RECIPE_KEY, STILL_KEY};
+use super::student::{BASE_KEY, DELTA_FILE, Sections};
 use super::{BaseIdentity, Checkpoint, Weights};
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
@@ -20,18 +19,9 @@ pub(super) fn open(source: &str, dir: &Path) -> Result<Checkpoint> {
         });
     }
     let json = read_json(&path)?;
-    let section = |key: &str| json.get(key).filter(|value| !value.is_null());
-    let still = section(STILL_KEY)
-        .map(|value| serde_json::from_value::<StillConfig>(value.clone()))
-        .transpose()
-        .map_err(|error| ModelError::corrupt(&path, format!("section \"{STILL_KEY}\": {error}")))?;
-    let lora = section(LORA_KEY)
-        .map(|value| serde_json::from_value(value.clone()))
-        .transpose()
-        .map_err(|error| ModelError::corrupt(&path, format!("section \"{LORA_KEY}\": {error}")))?;
-    let recipe = section(RECIPE_KEY).cloned();
-    if let Some(base) = section(BASE_KEY) {
-        let base = open_base(&path, base)?;
+    let Sections { still, lora, recipe, base } = Sections::read(&json, &path)?;
+    if let Some(base) = base {
+        let base = open_base(&path, &base)?;
         let weights = base.weights.overlaid(Weights::from_safetensors(&[dir.join(DELTA_FILE)])?);
         return Ok(Checkpoint { weights, still, lora, recipe, ..base });
     }
@@ -142,7 +132,7 @@ fn read_json(path: &Path) -> Result<Value> {
 }
 
 /// Names the file in an error about its contents.
-fn in_file(error: ModelError, path: &Path) -> ModelError {
+pub(super) fn in_file(error: ModelError, path: &Path) -> ModelError {
     match error {
         ModelError::Invalid(reason) => ModelError::Corrupt {
             path: path.to_path_buf(),

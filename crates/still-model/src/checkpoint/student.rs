@@ -4,22 +4,66 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::DType;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use still_attention::StillConfig;
 
+use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
 use crate::files::{save_tensors, staging_dir, sync_files};
 use crate::model::Model;
+use crate::student::{LoraConfig, Student};
 
 /// The attention, in `config.json`.
-pub(super) const STILL_KEY: &str = "still";
+const STILL_KEY: &str = "still";
 /// The updates of a delta, in `config.json`.
-pub(super) const LORA_KEY: &str = "still_lora";
+const LORA_KEY: &str = "still_lora";
 /// The recipe, in `config.json`.
-pub(super) const RECIPE_KEY: &str = "still_recipe";
+const RECIPE_KEY: &str = "still_recipe";
 /// The base of a delta, in `config.json`.
 pub(super) const BASE_KEY: &str = "still_base";
 /// The learned tensors of a delta.
 pub(super) const DELTA_FILE: &str = "student.safetensors";
+
+/// What `config.json` holds of a student.
+pub(super) struct Sections {
+    pub still: Option<StillConfig>,
+    pub lora: Option<LoraConfig>,
+    pub recipe: Option<Value>,
+    pub base: Option<Value>,
+}
+
+impl Sections {
+    /// From the JSON of the file `path`; a base model's has none.
+    ///
+    /// # Errors
+    /// A section of another form.
+    pub fn read(json: &Value, path: &Path) -> Result<Self> {
+        fn parsed<T: DeserializeOwned>(json: &Value, key: &str, path: &Path) -> Result<Option<T>> {
+            json.get(key)
+                .filter(|value| !value.is_null())
+                .map(|value| serde_json::from_value(value.clone()))
+                .transpose()
+                .map_err(|error| ModelError::corrupt(path, format!("section \"{key}\": {error}")))
+        }
+        Ok(Self {
+            still: parsed(json, STILL_KEY, path)?,
+            lora: parsed(json, LORA_KEY, path)?,
+            recipe: parsed(json, RECIPE_KEY, path)?,
+            base: parsed(json, BASE_KEY, path)?,
+        })
+    }
+}
+
+/// The `config.json` of a student with all its weights.
+pub(super) fn full_config(config: &ModelConfig, student: &Student) -> Result<Value> {
+    let mut json = config.to_hf_json();
+    json[STILL_KEY] = to_json(&student.config)?;
+    if let Some(recipe) = &student.recipe {
+        json[RECIPE_KEY] = recipe.clone();
+    }
+    Ok(json)
+}
 
 /// What a saved student holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,19 +90,16 @@ pub fn save_student(dir: &Path, model: &Model, kind: ExportKind) -> Result<()> {
     std::fs::create_dir_all(parent).map_err(ModelError::write(parent))?;
     let staging = staging_dir(parent, ".still-saving-").map_err(ModelError::write(parent))?;
 
-    let mut config = model.decoder.config.to_hf_json();
-    config[STILL_KEY] = to_json(&student.config)?;
-    if let Some(recipe) = &student.recipe {
-        config[RECIPE_KEY] = recipe.clone();
-    }
+    let mut config = full_config(model.config(), student)?;
     match kind {
         ExportKind::Full(dtype) => {
             let (decoder, student) = student.merged_into(&model.decoder)?;
             config["torch_dtype"] = json!(dtype_name(dtype)?);
             let mut tensors = HashMap::new();
-            for (name, tensor) in decoder.named_tensors()? {
-                tensors.insert(name, tensor.to_dtype(dtype)?);
-            }
+            decoder.visit_tensors(|name, tensor| {
+                tensors.insert(name.to_owned(), tensor.to_dtype(dtype)?);
+                Ok(())
+            })?;
             tensors.extend(student.checkpoint_tensors()?);
             let path = staging.path().join("model.safetensors");
             save_tensors(&path, &tensors).map_err(ModelError::write(&path))?;

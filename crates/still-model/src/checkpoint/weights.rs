@@ -32,7 +32,46 @@ struct GgufSource {
     content: gguf_file::Content,
     reader: Mutex<BufReader<File>>,
     path: PathBuf,
-    config: ModelConfig,
+    layout: GgufLayout,
+}
+
+/// How tensors are named and ordered in a GGUF file.
+pub(super) enum GgufLayout {
+    /// As llama.cpp has them.
+    LlamaCpp(ModelConfig),
+    /// As Hugging Face has them: in students' own files.
+    HuggingFace,
+}
+
+impl GgufLayout {
+    /// The file's name of a tensor.
+    fn stored_name(&self, name: &str) -> Option<String> {
+        match self {
+            Self::LlamaCpp(_) => names::to_gguf(name),
+            Self::HuggingFace => Some(name.to_owned()),
+        }
+    }
+
+    /// The tensor that has a name in the file.
+    fn name(&self, stored: &str) -> Option<String> {
+        match self {
+            Self::LlamaCpp(_) => names::from_gguf(stored),
+            Self::HuggingFace => Some(stored.to_owned()),
+        }
+    }
+
+    /// Heads of a matrix whose rows llama.cpp stores interleaved: q and k of the Llama architecture.
+    fn permuted_heads(&self, name: &str) -> Option<usize> {
+        let Self::LlamaCpp(config) = self else { return None };
+        if config.architecture != Architecture::Llama {
+            return None;
+        }
+        match name.rsplit_once("self_attn.")?.1 {
+            "q_proj.weight" => Some(config.num_attention_heads),
+            "k_proj.weight" => Some(config.num_key_value_heads),
+            _ => None,
+        }
+    }
 }
 
 impl std::fmt::Debug for Weights {
@@ -58,13 +97,13 @@ impl Weights {
     }
 
     /// Reads a GGUF file's directory; tensors are dequantized when asked for.
-    pub(crate) fn from_gguf(
+    pub(super) fn from_gguf(
         path: &Path,
         content: gguf_file::Content,
-        config: ModelConfig,
+        layout: GgufLayout,
     ) -> Result<Self> {
         let reader = Mutex::new(BufReader::new(File::open(path).map_err(ModelError::read(path))?));
-        let source = GgufSource { content, reader, path: path.to_path_buf(), config };
+        let source = GgufSource { content, reader, path: path.to_path_buf(), layout };
         Ok(Self { sources: vec![Source::Gguf(Box::new(source))] })
     }
 
@@ -93,7 +132,7 @@ impl Weights {
                     .content
                     .tensor_infos
                     .keys()
-                    .filter_map(|name| names::from_gguf(name))
+                    .filter_map(|name| source.layout.name(name))
                     .collect(),
                 Source::Memory(tensors) => tensors.keys().cloned().collect(),
             })
@@ -184,7 +223,9 @@ impl Source {
         match self {
             Self::Memory(tensors) => tensors.contains_key(name),
             Self::Safetensors { files, .. } => files.get(name).is_ok(),
-            Self::Gguf(source) => names::to_gguf(name)
+            Self::Gguf(source) => source
+                .layout
+                .stored_name(name)
                 .is_some_and(|name| source.content.tensor_infos.contains_key(&name)),
         }
     }
@@ -223,7 +264,7 @@ impl Source {
 
 impl GgufSource {
     fn read(&self, name: &str) -> Result<Option<QTensor>> {
-        let Some(name) = names::to_gguf(name) else { return Ok(None) };
+        let Some(name) = self.layout.stored_name(name) else { return Ok(None) };
         if !self.content.tensor_infos.contains_key(&name) {
             return Ok(None);
         }
@@ -234,7 +275,7 @@ impl GgufSource {
     fn load(&self, name: &str, device: &Device) -> Result<Option<Tensor>> {
         let Some(tensor) = self.read(name)? else { return Ok(None) };
         let tensor = tensor.dequantize(device)?;
-        Ok(Some(match self.permuted_heads(name) {
+        Ok(Some(match self.layout.permuted_heads(name) {
             Some(heads) => {
                 let order: Vec<u32> =
                     gguf::row_order(tensor.dim(0)?, heads).map(|row| row as u32).collect();
@@ -258,7 +299,7 @@ impl GgufSource {
         };
         let &[rows, columns] = tensor.shape().dims() else { return Ok(None) };
         let stored = tensor.data()?;
-        let bytes = match self.permuted_heads(name) {
+        let bytes = match self.layout.permuted_heads(name) {
             Some(heads) => {
                 let size = stored.len() / rows;
                 gguf::row_order(rows, heads)
@@ -269,18 +310,6 @@ impl GgufSource {
             None => stored,
         };
         Ok(PackedMatrix::new(format, rows, columns, &bytes).ok())
-    }
-
-    /// Heads of a matrix whose rows GGUF files of the Llama architecture store interleaved.
-    fn permuted_heads(&self, name: &str) -> Option<usize> {
-        if self.config.architecture != Architecture::Llama {
-            return None;
-        }
-        match name.rsplit_once("self_attn.")?.1 {
-            "q_proj.weight" => Some(self.config.num_attention_heads),
-            "k_proj.weight" => Some(self.config.num_key_value_heads),
-            _ => None,
-        }
     }
 }
 

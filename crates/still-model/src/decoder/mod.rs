@@ -111,35 +111,32 @@ impl Decoder {
     ///
     /// # Errors
     /// An error of the tensor library.
-    pub fn named_tensors(&self) -> Result<Vec<(String, Tensor)>> {
-        let embed_tokens = self.embed_tokens.to_tensor()?;
-        let mut all = vec![("model.embed_tokens.weight".to_owned(), embed_tokens)];
+    pub fn visit_tensors(&self, mut f: impl FnMut(&str, Tensor) -> Result<()>) -> Result<()> {
+        f("model.embed_tokens.weight", self.embed_tokens.to_tensor()?)?;
         for (n, layer) in self.layers.iter().enumerate() {
-            let mut add = |name: &str, tensor: &Tensor| {
-                all.push((format!("model.layers.{n}.{name}"), tensor.clone()));
-            };
-            add("input_layernorm.weight", &layer.input_layernorm);
-            add("post_attention_layernorm.weight", &layer.mlp.norm);
-            add("mlp.gate_proj.weight", &layer.mlp.gate.to_tensor()?);
-            add("mlp.up_proj.weight", &layer.mlp.up.to_tensor()?);
-            add("mlp.down_proj.weight", &layer.mlp.down.to_tensor()?);
+            let mut visit = |name: &str, tensor| f(&format!("model.layers.{n}.{name}"), tensor);
+            visit("input_layernorm.weight", layer.input_layernorm.clone())?;
+            visit("post_attention_layernorm.weight", layer.mlp.norm.clone())?;
+            visit("mlp.gate_proj.weight", layer.mlp.gate.to_tensor()?)?;
+            visit("mlp.up_proj.weight", layer.mlp.up.to_tensor()?)?;
+            visit("mlp.down_proj.weight", layer.mlp.down.to_tensor()?)?;
             for (name, linear) in [
                 ("self_attn.q_proj", &layer.q_proj),
                 ("self_attn.k_proj", &layer.k_proj),
                 ("self_attn.v_proj", &layer.v_proj),
                 ("self_attn.o_proj", &layer.o_proj),
             ] {
-                add(&format!("{name}.weight"), &linear.weight.to_tensor()?);
+                visit(&format!("{name}.weight"), linear.weight.to_tensor()?)?;
                 if let Some(bias) = &linear.bias {
-                    add(&format!("{name}.bias"), bias);
+                    visit(&format!("{name}.bias"), bias.clone())?;
                 }
             }
         }
-        all.push(("model.norm.weight".into(), self.norm.clone()));
+        f("model.norm.weight", self.norm.clone())?;
         if !self.config.tie_word_embeddings {
-            all.push(("lm_head.weight".into(), self.lm_head.to_tensor()?));
+            f("lm_head.weight", self.lm_head.to_tensor()?)?;
         }
-        Ok(all)
+        Ok(())
     }
 
     /// `ids` `[B, N]` u32 → `[B, N, E]`.

@@ -1,0 +1,51 @@
+//! `still export`: a student with quantized weights, in one file.
+
+use still_model::{GgufFormat, export_gguf};
+
+use super::load;
+use crate::args::{ExportArgs, GgufArg};
+use crate::errors::user;
+use crate::printer::Printer;
+
+/// Runs the command.
+pub fn run(args: &ExportArgs, printer: &Printer) -> anyhow::Result<()> {
+    if args.out.exists() && !args.overwrite {
+        return Err(user(
+            format!("{} exists already", args.out.display()),
+            "choose another --out, or add --overwrite",
+        ));
+    }
+    let model = load(&args.model.model, printer)?;
+    if model.student.is_none() {
+        return Err(user(
+            format!("{} is not a student", args.model.model),
+            "linearize it first (still linearize); base models are quantized by the tools of their own format",
+        ));
+    }
+    let format = match args.gguf {
+        GgufArg::Q8_0 => GgufFormat::Q8_0,
+        GgufArg::Q4_1 => GgufFormat::Q4_1,
+        GgufArg::Q4K => GgufFormat::Q4K,
+    };
+    let export = export_gguf(&args.out, &model, format)?;
+    let matrices: Vec<String> =
+        export.matrices.iter().map(|(format, count)| format!("{count} in {format}")).collect();
+    printer.step("Quantized", format_args!("matrices: {}", matrices.join(", ")));
+    if export.other_format > 0 {
+        printer.note(format_args!(
+            "the rows of {} matrices are no whole blocks of the format asked for",
+            export.other_format
+        ));
+    }
+    let megabytes = export.bytes as f64 / 1e6;
+    printer.step("Saved", format_args!("{} ({megabytes:.1} MB)", args.out.display()));
+    if args.json {
+        printer.json(&serde_json::json!({
+            "out": args.out,
+            "bytes": export.bytes,
+            "matrices": export.matrices,
+            "other_format": export.other_format,
+        }))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,165 @@
+//! Students with quantized weights, in one GGUF file.
+//!
+//! The file is a student's directory in another container: tensors under Hugging Face's names and in its order, `config.json`,
+//! `tokenizer.json` and `tokenizer_config.json` as metadata. Its architecture is called "still", so that programs that know only
+//! softmax attention refuse it instead of running something else.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+
+use candle_core::quantized::gguf_file::{self, Content, Value};
+use candle_core::quantized::{GgmlDType, QTensor};
+
+use super::safetensors_dir::in_file;
+use super::student::{Sections, full_config};
+use super::weights::GgufLayout;
+use super::{BaseIdentity, Checkpoint, Weights};
+use crate::config::ModelConfig;
+use crate::error::{ModelError, Result};
+use crate::files::write_file_with;
+use crate::model::Model;
+use crate::tokenizer::Tokenizer;
+
+const ARCHITECTURE_KEY: &str = "general.architecture";
+const ARCHITECTURE: &str = "still";
+const CONFIG_KEY: &str = "still.config";
+const TOKENIZER_KEY: &str = "tokenizer.huggingface.json";
+const TOKENIZER_CONFIG_KEY: &str = "still.tokenizer_config";
+
+/// Number format of a quantized student's matrices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(non_camel_case_types, reason = "the names are GGUF's own")]
+pub enum GgufFormat {
+    /// 8 bits and a scale for each 32 values.
+    Q8_0,
+    /// 4 bits, a scale and a minimum for each 32 values.
+    Q4_1,
+    /// 4 bits; 256 values share a scale and a minimum, which each 32 of them refine.
+    Q4K,
+}
+
+impl GgufFormat {
+    /// The format that a matrix takes.
+    ///
+    /// The vocabulary, which errors reach undiluted, has 8 bits. Rows that are no whole blocks take the next format whose
+    /// blocks fit, of no fewer bits.
+    fn of(self, name: &str, columns: usize) -> GgmlDType {
+        let wanted = match self {
+            _ if is_vocabulary(name) => GgmlDType::Q8_0,
+            Self::Q8_0 => GgmlDType::Q8_0,
+            Self::Q4_1 => GgmlDType::Q4_1,
+            Self::Q4K => GgmlDType::Q4K,
+        };
+        [wanted, GgmlDType::Q4_1, GgmlDType::BF16]
+            .into_iter()
+            .find(|dtype| columns.is_multiple_of(dtype.block_size()))
+            .unwrap_or(GgmlDType::F32)
+    }
+}
+
+fn is_vocabulary(name: &str) -> bool {
+    matches!(name, "model.embed_tokens.weight" | "lm_head.weight")
+}
+
+/// What a quantized student's file holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GgufExport {
+    /// Matrices by the name of their format.
+    pub matrices: BTreeMap<String, usize>,
+    /// Those whose rows are no whole blocks of the format that was asked for.
+    pub other_format: usize,
+    /// Size of the file.
+    pub bytes: u64,
+}
+
+/// Saves a student with its low-rank updates merged and its matrices quantized; what stood at `path` is replaced only once the
+/// new file is complete. Norms, biases and what the attention learned stay f32.
+///
+/// # Errors
+/// A model without a student, a path without `.gguf`, a full disk.
+pub fn export_gguf(path: &Path, model: &Model, format: GgufFormat) -> Result<GgufExport> {
+    let student = model.student.as_ref().ok_or_else(|| {
+        ModelError::Invalid("a model without a student has nothing to export".into())
+    })?;
+    if path.extension().is_none_or(|extension| extension != "gguf") {
+        return Err(ModelError::NotFound {
+            what: format!("{} is not the name of a GGUF file", path.display()),
+            hint: "choose a name that ends in .gguf: it is what tells the file's format".into(),
+        });
+    }
+    let (decoder, student) = student.merged_into(&model.decoder)?;
+    let mut export = GgufExport { matrices: BTreeMap::new(), other_format: 0, bytes: 0 };
+    let mut tensors = Vec::new();
+    decoder.visit_tensors(|name, tensor| {
+        let dtype = match tensor.dims() {
+            &[_, columns] => {
+                let dtype = format.of(name, columns);
+                *export.matrices.entry(format!("{dtype:?}")).or_default() += 1;
+                export.other_format += usize::from(dtype != format.of(name, 256));
+                dtype
+            }
+            _ => GgmlDType::F32,
+        };
+        tensors.push((name.to_owned(), QTensor::quantize(&tensor, dtype)?));
+        Ok(())
+    })?;
+    for (name, tensor) in student.checkpoint_tensors()? {
+        tensors.push((name, QTensor::quantize(&tensor, GgmlDType::F32)?));
+    }
+
+    let (tokenizer, tokenizer_config) = model.tokenizer.to_json()?;
+    let metadata = [
+        (ARCHITECTURE_KEY, ARCHITECTURE.to_owned()),
+        (CONFIG_KEY, full_config(&decoder.config, &student)?.to_string()),
+        (TOKENIZER_KEY, tokenizer),
+        (TOKENIZER_CONFIG_KEY, tokenizer_config.to_string()),
+    ]
+    .map(|(key, text)| (key, Value::String(text)));
+    let metadata: Vec<_> = metadata.iter().map(|(key, value)| (*key, value)).collect();
+    let tensors: Vec<_> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+    write_file_with(path, |file| {
+        gguf_file::write(file, &metadata, &tensors).map_err(|error| match error {
+            candle_core::Error::Io(error) => error,
+            other => io::Error::other(other.to_string()),
+        })
+    })
+    .map_err(ModelError::write(path))?;
+    export.bytes = path.metadata().map_err(ModelError::read(path))?.len();
+    Ok(export)
+}
+
+/// Whether a GGUF file is a student's own.
+pub(super) fn is_student(content: &Content) -> bool {
+    text(content, ARCHITECTURE_KEY) == Some(ARCHITECTURE)
+}
+
+/// Opens a file that [`export_gguf`] wrote.
+pub(super) fn open(source: &str, path: &Path, content: Content) -> Result<Checkpoint> {
+    let required = |key: &str| {
+        text(&content, key).ok_or_else(|| ModelError::corrupt(path, format!("{key} is missing")))
+    };
+    let json = |key: &str| {
+        serde_json::from_str(required(key)?)
+            .map_err(|error| ModelError::corrupt(path, format!("{key} is not JSON: {error}")))
+    };
+    let config_json = json(CONFIG_KEY)?;
+    let config = ModelConfig::from_hf_json(&config_json).map_err(|error| in_file(error, path))?;
+    let Sections { still, recipe, .. } = Sections::read(&config_json, path)?;
+    let tokenizer_config = json(TOKENIZER_CONFIG_KEY)?;
+    let tokenizer =
+        Tokenizer::from_json(required(TOKENIZER_KEY)?.as_bytes(), tokenizer_config, path)?;
+    Ok(Checkpoint {
+        config,
+        weights: Weights::from_gguf(path, content, GgufLayout::HuggingFace)?,
+        tokenizer,
+        still,
+        lora: None,
+        recipe,
+        base: BaseIdentity { source: source.to_owned(), files: vec![path.to_path_buf()] },
+    })
+}
+
+fn text<'a>(content: &'a Content, key: &str) -> Option<&'a str> {
+    content.metadata.get(key)?.to_string().ok().map(String::as_str)
+}
