@@ -50,7 +50,7 @@ impl Nll {
 
 /// Evaluates `windows` consecutive, non-overlapping windows of `window` tokens, each from an empty state.
 ///
-/// `progress` is told the tokens done since it was last called. Exact rows are kept in f32.
+/// Exact rows are kept as `rows`. `progress` is told the tokens done since it was last called.
 ///
 /// # Errors
 /// If `tokens` is too short, a likelihood is not finite, or the model fails.
@@ -59,6 +59,7 @@ pub fn evaluate_windows(
     tokens: &[u32],
     window: usize,
     windows: usize,
+    rows: RowDtype,
     progress: &(dyn Fn(usize) + Sync),
 ) -> Result<Nll> {
     if window < 2 || windows == 0 {
@@ -72,7 +73,7 @@ pub fn evaluate_windows(
     }
     let per_token = tokens[..needed]
         .chunks_exact(window)
-        .map(|window| one_window(model, window, progress))
+        .map(|window| one_window(model, window, rows, progress))
         .collect::<Result<Vec<_>>>()?;
     for (index, nll) in per_token.iter().enumerate() {
         if let Some(token) = nll.iter().position(|x| !x.is_finite()) {
@@ -86,9 +87,10 @@ pub fn evaluate_windows(
 fn one_window(
     model: &Model,
     window: &[u32],
+    rows: RowDtype,
     progress: &(dyn Fn(usize) + Sync),
 ) -> Result<Vec<f32>> {
-    let mut cache = model.new_cache(1, RowDtype::F32)?;
+    let mut cache = model.new_cache(1, rows)?;
     let blocks = Mutex::new(BTreeMap::new());
     model.read(window, &mut cache, |start, hidden| {
         let read = hidden.dim(0)?;

@@ -31,7 +31,7 @@ fn likelihoods_are_those_of_whole_logits() {
     for model in [teacher(), student()] {
         // Five windows: a full batch of them and one more.
         let ids = tokens(300);
-        let nll = evaluate_windows(&model, &ids.repeat(5), 300, 5, &|_| {}).unwrap();
+        let nll = evaluate_windows(&model, &ids.repeat(5), 300, 5, RowDtype::F32, &|_| {}).unwrap();
         for other in &nll.per_token[1..] {
             let same = other.iter().zip(&nll.per_token[0]).all(|(a, b)| (a - b).abs() < 1e-5);
             assert!(same, "a window in a batch differs from the same window alone");
@@ -53,8 +53,8 @@ fn likelihoods_are_those_of_whole_logits() {
 fn a_windows_beginning_is_a_shorter_window() {
     for model in [teacher(), student()] {
         let ids = tokens(1400);
-        let long = evaluate_windows(&model, &ids, 1400, 1, &|_| {}).unwrap();
-        let short = evaluate_windows(&model, &ids, 700, 1, &|_| {}).unwrap();
+        let long = evaluate_windows(&model, &ids, 1400, 1, RowDtype::F32, &|_| {}).unwrap();
+        let short = evaluate_windows(&model, &ids, 700, 1, RowDtype::F32, &|_| {}).unwrap();
         let prefix = long.prefix(700);
         assert_eq!(prefix.tokens(), short.tokens());
         assert!((prefix.mean() - short.mean()).abs() < 1e-5);
@@ -67,16 +67,16 @@ fn progress_counts_every_token() {
     let count = |tokens| {
         seen.fetch_add(tokens, Ordering::Relaxed);
     };
-    evaluate_windows(&teacher(), &tokens(2600), 1300, 2, &count).unwrap();
+    evaluate_windows(&teacher(), &tokens(2600), 1300, 2, RowDtype::F32, &count).unwrap();
     assert_eq!(seen.into_inner(), 2600);
 }
 
 #[test]
 fn too_little_text_and_wrong_targets_are_refused() {
     let model = teacher();
-    let error = evaluate_windows(&model, &tokens(99), 50, 2, &|_| {}).unwrap_err();
+    let error = evaluate_windows(&model, &tokens(99), 50, 2, RowDtype::F32, &|_| {}).unwrap_err();
     assert!(matches!(error, EvalError::TooShort { needed: 100, got: 99, .. }), "{error}");
-    assert!(evaluate_windows(&model, &tokens(99), 1, 2, &|_| {}).is_err());
+    assert!(evaluate_windows(&model, &tokens(99), 1, 2, RowDtype::F32, &|_| {}).is_err());
     let hidden = Tensor::zeros((2, 32), candle_core::DType::F32, &Device::Cpu).unwrap();
     assert!(nll_of_hidden(&model, &hidden, &[1]).is_err());
     assert!(nll_of_hidden(&model, &hidden, &[1, 9999]).is_err());

@@ -69,6 +69,7 @@ impl Bench<'_> {
             self.heldout,
             EVAL_WINDOW,
             self.windows,
+            RowDtype::F32,
             &progress,
         )?;
         let options = LongContextOptions {
