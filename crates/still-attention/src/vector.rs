@@ -12,20 +12,23 @@ pub fn vectorize<R>(body: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(body)
 }
 
-/// Asks for the memory `ahead` bytes past `values` to be brought near, as many bytes as they have.
+/// Bytes between what is used and what [`prefetch`] asks for.
+const AHEAD: usize = 4096;
+
+/// Asks for the memory some way past `values` to be brought near, as many bytes as they have.
 ///
 /// What is read once a step comes from far away, and what the processor fetches by itself does not hide all of that.
 #[inline(always)]
-pub fn prefetch<T>(values: &[T], ahead: usize) {
+pub fn prefetch<T>(values: &[T]) {
     #[cfg(target_arch = "x86_64")]
     for at in (0..size_of_val(values)).step_by(64) {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        let address = values.as_ptr().cast::<i8>().wrapping_add(at + ahead);
+        let address = values.as_ptr().cast::<i8>().wrapping_add(at + AHEAD);
         // SAFETY: prefetching has no effect but on speed, whatever the address; it may lie past the values' memory.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(address) };
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = (values, ahead);
+    let _ = (values, AHEAD);
 }
 
 /// Partial results kept side by side: one vector register's worth, so that a reduction vectorises.

@@ -54,6 +54,9 @@ impl Tokenizer {
             })?,
             Err(_) => json!({}),
         };
+        if !config.is_object() {
+            return Err(ModelError::corrupt(&config_path, "not a JSON object"));
+        }
         if let Ok(jinja) = std::fs::read_to_string(dir.join("chat_template.jinja")) {
             config["chat_template"] = json!(jinja);
         }

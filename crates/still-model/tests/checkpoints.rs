@@ -373,16 +373,16 @@ fn a_quantized_delta_equals_the_quantized_full_student() {
     let dir = tempfile::tempdir().unwrap();
     let base = base_on_disk(&dir.path().join("base"), &random_model(wide_config(), 1).unwrap());
     let model = base.with_student(student(&base));
-    let mut bytes = Vec::new();
+    let mut outputs = Vec::new();
     for (name, kind) in [("full", ExportKind::Full(DType::F32)), ("delta", ExportKind::Delta)] {
         let path = dir.path().join(name);
         save_student(&path, &model, kind).unwrap();
         let out = dir.path().join(format!("{name}.gguf"));
         let loaded = Model::load(path.to_str().unwrap()).unwrap();
         export_gguf(&out, &loaded, GgufFormat::Q8_0).unwrap();
-        bytes.push(logits(&Model::load(out.to_str().unwrap()).unwrap()));
+        outputs.push(logits(&Model::load(out.to_str().unwrap()).unwrap()));
     }
-    assert_eq!(bytes[0], bytes[1]);
+    assert_eq!(outputs[0], outputs[1]);
 }
 
 #[test]
@@ -416,4 +416,20 @@ fn exports_that_cannot_be_are_refused_and_leave_nothing() {
     let mut broken = bytes.clone();
     broken[json] = b'x';
     assert!(open(&broken).contains("not JSON"));
+    // Without its attention it is not to be taken for a dense model.
+    let section = br#""still":"#;
+    let at = bytes.windows(section.len()).position(|window| window == section).unwrap();
+    let mut dense = bytes.clone();
+    dense[at + 1] = b'x';
+    assert!(open(&dense).contains("not describe a student"));
+}
+
+#[test]
+fn a_tokenizer_configuration_that_is_no_object_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    base_on_disk(dir.path(), &random_model(tiny_config(), 1).unwrap());
+    std::fs::write(dir.path().join("tokenizer_config.json"), "[]").unwrap();
+    std::fs::write(dir.path().join("chat_template.jinja"), "{{ messages }}").unwrap();
+    let error = Model::load(dir.path().to_str().unwrap()).unwrap_err();
+    assert!(error.to_string().contains("tokenizer_config.json") && error.hint().is_some());
 }

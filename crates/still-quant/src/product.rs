@@ -17,8 +17,6 @@ use crate::tile::{LANES, Part, Words};
 pub const FEW: usize = 8;
 /// Values of the matrix that one thread takes at a time, at least.
 const VALUES_PER_TASK: usize = 1 << 15;
-/// Bytes between what is used and what is asked for from memory.
-const AHEAD: usize = 4096;
 /// Values widened at a time for a f32 product: they stay in the second-level cache.
 const STRETCH: usize = 1 << 19;
 
@@ -250,7 +248,7 @@ impl<B: Block, const N: usize, const CHAINS: usize> WithSimd for Few<'_, B, N, C
                 let mut total = [simd.splat_f32s(0.0); N];
                 for (block, tile) in words.chunks_exact(B::WORDS).enumerate() {
                     if part == 0 {
-                        vector::prefetch(tile, AHEAD);
+                        vector::prefetch(tile);
                     }
                     let part = Part { simd, tile, part };
                     for group in 0..B::VALUES / B::GROUP {

@@ -9,9 +9,6 @@ use crate::config::RowDtype;
 use crate::real::Real;
 use crate::vector::{prefetch, vectorize};
 
-/// Bytes between what is multiplied and what is asked for from memory.
-pub(super) const AHEAD: usize = 4096;
-
 /// Rows of a tile.
 const TILE: usize = 16;
 
@@ -191,7 +188,7 @@ impl<T: Real> KeyStore<T> {
             let mut sums = [[[T::zero(); TILE]; 2]; N];
             let (pairs, rest) = lines.as_chunks::<2>();
             for (i, pair) in pairs.iter().enumerate() {
-                prefetch(pair, AHEAD);
+                prefetch(pair);
                 for chain in 0..2 {
                     let line = widened(&pair[chain]);
                     for n in 0..N {

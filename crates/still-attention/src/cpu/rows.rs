@@ -3,7 +3,6 @@
 use std::ops::Range;
 
 use super::cells::{Cell, Cells, Values, each};
-use super::key_store::AHEAD;
 use super::linalg::Mat;
 use crate::config::RowDtype;
 use crate::real::Real;
@@ -207,7 +206,7 @@ impl<T: Real> RowStore<T> {
         for (i, row) in rows.enumerate() {
             let at = row * self.width + column;
             let values = &values[at..at + COLUMNS];
-            vector::prefetch(values, AHEAD);
+            vector::prefetch(values);
             let mut wide = [T::zero(); COLUMNS];
             for c in 0..COLUMNS {
                 wide[c] = values[c].widen();

@@ -40,26 +40,23 @@ pub enum GgufFormat {
 }
 
 impl GgufFormat {
-    /// The format that a matrix takes.
-    ///
-    /// The vocabulary, which errors reach undiluted, has 8 bits. Rows that are no whole blocks take the next format whose
-    /// blocks fit, of no fewer bits.
-    fn of(self, name: &str, columns: usize) -> GgmlDType {
-        let wanted = match self {
-            _ if is_vocabulary(name) => GgmlDType::Q8_0,
+    /// The format that a matrix should have. The vocabulary, which errors reach undiluted, has 8 bits.
+    fn of(self, name: &str) -> GgmlDType {
+        match self {
+            _ if matches!(name, "model.embed_tokens.weight" | "lm_head.weight") => GgmlDType::Q8_0,
             Self::Q8_0 => GgmlDType::Q8_0,
             Self::Q4_1 => GgmlDType::Q4_1,
             Self::Q4K => GgmlDType::Q4K,
-        };
-        [wanted, GgmlDType::Q4_1, GgmlDType::BF16]
-            .into_iter()
-            .find(|dtype| columns.is_multiple_of(dtype.block_size()))
-            .unwrap_or(GgmlDType::F32)
+        }
     }
 }
 
-fn is_vocabulary(name: &str) -> bool {
-    matches!(name, "model.embed_tokens.weight" | "lm_head.weight")
+/// The format that rows of so many values take: the one asked for, or the next whose blocks fit, of no fewer bits.
+fn fitting(wanted: GgmlDType, columns: usize) -> GgmlDType {
+    [wanted, GgmlDType::Q4_1]
+        .into_iter()
+        .find(|dtype| columns.is_multiple_of(dtype.block_size()))
+        .unwrap_or(GgmlDType::BF16)
 }
 
 /// What a quantized student's file holds.
@@ -94,9 +91,10 @@ pub fn export_gguf(path: &Path, model: &Model, format: GgufFormat) -> Result<Ggu
     decoder.visit_tensors(|name, tensor| {
         let dtype = match tensor.dims() {
             &[_, columns] => {
-                let dtype = format.of(name, columns);
+                let wanted = format.of(name);
+                let dtype = fitting(wanted, columns);
                 *export.matrices.entry(format!("{dtype:?}")).or_default() += 1;
-                export.other_format += usize::from(dtype != format.of(name, 256));
+                export.other_format += usize::from(dtype != wanted);
                 dtype
             }
             _ => GgmlDType::F32,
@@ -146,6 +144,9 @@ pub(super) fn open(source: &str, path: &Path, content: Content) -> Result<Checkp
     let config_json = json(CONFIG_KEY)?;
     let config = ModelConfig::from_hf_json(&config_json).map_err(|error| in_file(error, path))?;
     let Sections { still, recipe, .. } = Sections::read(&config_json, path)?;
+    if still.is_none() {
+        return Err(ModelError::corrupt(path, format!("{CONFIG_KEY} does not describe a student")));
+    }
     let tokenizer_config = json(TOKENIZER_CONFIG_KEY)?;
     let tokenizer =
         Tokenizer::from_json(required(TOKENIZER_KEY)?.as_bytes(), tokenizer_config, path)?;
