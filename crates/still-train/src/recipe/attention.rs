@@ -1,0 +1,87 @@
+//! `[attention]`: the student's operator.
+
+use serde::{Deserialize, Serialize};
+use still_attention::{
+    Branches, FeatureMap, HeadGeometry, LinearNorm, Router, SelectionHead, StillConfig,
+};
+use still_model::{FeatureInit, ModelConfig};
+
+use crate::error::Result;
+
+/// The hybrid attention of every layer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AttentionRecipe {
+    /// Tokens of a chunk.
+    pub chunk: usize,
+    /// Salient tokens of each chunk, the same everywhere.
+    pub budget: usize,
+    /// `[layer][selection head]`; takes the place of `budget`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub budgets: Option<Vec<Vec<usize>>>,
+    /// Most salient tokens per selection head.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cap: Option<usize>,
+    /// `"self_saliency"`, `"none"` or `{ random = { seed = 0 } }`.
+    pub router: Router,
+    /// `"kv_head"` or `"query_head"`.
+    pub selection_head: SelectionHead,
+    /// `"softmax"` or `{ np_map = { householder = false } }`.
+    pub feature_map: FeatureMap,
+    /// Columns of a feature map's matrix; the head dimension if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub feature_dim: Option<usize>,
+    /// `"identity"` or `"normal"`.
+    pub init: FeatureInit,
+    /// `"mean"` or `"sum"`.
+    pub linear_norm: LinearNorm,
+    /// Output gate on the linear branch.
+    pub gate: bool,
+    /// Branch switches.
+    pub branches: Branches,
+}
+
+impl Default for AttentionRecipe {
+    fn default() -> Self {
+        Self {
+            chunk: 64,
+            budget: 4,
+            budgets: None,
+            cap: None,
+            router: Router::default(),
+            selection_head: SelectionHead::default(),
+            feature_map: FeatureMap::default(),
+            feature_dim: None,
+            init: FeatureInit::default(),
+            linear_norm: LinearNorm::default(),
+            gate: false,
+            branches: Branches::default(),
+        }
+    }
+}
+
+impl AttentionRecipe {
+    /// The student's configuration for a model.
+    ///
+    /// # Errors
+    /// Budgets that do not fit the model.
+    pub fn resolve(&self, model: &ModelConfig) -> Result<StillConfig> {
+        let geometry: HeadGeometry = model.geometry();
+        let heads = geometry.selection_heads(self.selection_head);
+        let uniform = || vec![vec![self.budget; heads]; model.num_hidden_layers];
+        let config = StillConfig {
+            chunk: self.chunk,
+            router: self.router,
+            selection_head: self.selection_head,
+            budgets: self.budgets.clone().unwrap_or_else(uniform),
+            cap: self.cap,
+            feature_map: self.feature_map,
+            feature_dim: self.feature_dim.unwrap_or(model.head_dim),
+            linear_norm: self.linear_norm,
+            gate: self.gate,
+            branches: self.branches,
+        };
+        config.validate(model.num_hidden_layers, geometry)?;
+        Ok(config)
+    }
+}

@@ -1,0 +1,84 @@
+//! Overrides of single values, and keys that no recipe has.
+
+use toml::{Table, Value};
+
+use super::{Recipe, invalid};
+use crate::error::{Result, TrainError};
+
+/// Keys that the default recipe leaves out.
+const OPTIONAL: [&str; 3] = ["attention.budgets", "attention.cap", "attention.feature_dim"];
+
+/// Sets `a.b.c=value`; a value that is not TOML is taken as a string.
+pub(super) fn apply_override(table: &mut Table, item: &str) -> Result<()> {
+    let malformed =
+        || invalid(format!("cannot read the override \"{item}\""), "use section.key=value");
+    let (path, value) = item.split_once('=').ok_or_else(malformed)?;
+    let value = format!("value = {value}")
+        .parse::<Table>()
+        .ok()
+        .and_then(|mut table| table.remove("value"))
+        .unwrap_or_else(|| Value::String(value.trim().to_owned()));
+    let keys: Vec<&str> = path.trim().split('.').collect();
+    let (last, parents) = keys.split_last().ok_or_else(malformed)?;
+    let mut at = table;
+    for key in parents {
+        let entry = at.entry((*key).to_owned()).or_insert_with(|| Value::Table(Table::new()));
+        at = entry.as_table_mut().ok_or_else(malformed)?;
+    }
+    at.insert((*last).to_owned(), value);
+    Ok(())
+}
+
+/// An error for a key that no recipe has, with the nearest one that it could mean.
+pub(super) fn check_keys(table: &Table) -> Result<()> {
+    let complete = Table::try_from(Recipe::default())
+        .map_err(|error| invalid(error.to_string(), "this is a defect of still"))?;
+    let mut valid: Vec<String> = OPTIONAL.map(str::to_owned).into();
+    collect_keys("", &complete, &mut valid);
+    let mut given = Vec::new();
+    collect_keys("", table, &mut given);
+    let is_valid = |key: &String| {
+        // Inside a value such as feature_map = { np_map = … } the value's own type decides.
+        let known =
+            |v: &String| v == key || key.starts_with(&format!("{v}.")) && !is_section(v, &complete);
+        valid.iter().any(known)
+            || valid.iter().any(|v| v.starts_with(&format!("{key}.")))
+            || key.starts_with("attention.feature_map.")
+            || key.starts_with("attention.router.")
+    };
+    let Some(unknown) = given.iter().find(|key| !is_valid(key)) else { return Ok(()) };
+    let nearest = valid
+        .iter()
+        .max_by(|a, b| {
+            let near = |v: &str| strsim::jaro_winkler(v, unknown);
+            near(a).total_cmp(&near(b))
+        })
+        .cloned()
+        .unwrap_or_default();
+    Err(TrainError::Recipe {
+        what: format!("unknown key \"{unknown}\""),
+        hint: format!("did you mean \"{nearest}\"?"),
+    })
+}
+
+fn is_section(path: &str, complete: &Table) -> bool {
+    let mut at = complete;
+    for key in path.split('.') {
+        match at.get(key) {
+            Some(Value::Table(table)) => at = table,
+            _ => return false,
+        }
+    }
+    true
+}
+
+/// Dotted paths of every leaf and section.
+fn collect_keys(prefix: &str, table: &Table, to: &mut Vec<String>) {
+    for (key, value) in table {
+        let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+        if let Value::Table(table) = value {
+            collect_keys(&path, table, to);
+        }
+        to.push(path);
+    }
+}
