@@ -48,6 +48,15 @@ pub enum Router {
     None,
 }
 
+impl Router {
+    /// Whether the scores of a chunk's tokens are final when it is complete, a chunk before it retires.
+    pub fn scores_are_final_with_their_chunk(self) -> bool {
+        match self {
+            Self::SelfSaliency | Self::Random { .. } | Self::None => true,
+        }
+    }
+}
+
 /// The head at which routing is decided.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

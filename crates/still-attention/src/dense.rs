@@ -1,15 +1,18 @@
 //! Dense causal softmax attention: the teacher's.
 
+use std::sync::{Mutex, MutexGuard};
+
 use candle_core::Tensor;
 use rayon::prelude::*;
 
 use crate::cpu::key_store::KeyStore;
 use crate::cpu::linalg::{Mat, matmul};
+use crate::cpu::query_rows::take;
 use crate::cpu::rows::RowStore;
-use crate::state::checked_lengths;
+use crate::state::{checked_lengths, lock};
 use crate::tensor::{expect_shape, with_values};
 use crate::vector::{self, vectorize};
-use crate::{HeadGeometry, Result, RowDtype};
+use crate::{HeadGeometry, HeadScratch, Result, RowDtype};
 
 /// Query rows answered together.
 const BLOCK: usize = 128;
@@ -29,21 +32,31 @@ pub fn dense_attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
 }
 
 /// Keys and values of every token of a batch of sequences: one layer.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct KvCache {
     geometry: HeadGeometry,
     batch: usize,
-    /// `[batch, K]` pairs of K and V rows.
-    rows: Vec<(KeyStore<f32>, RowStore<f32>)>,
+    /// `[batch, K]`; each is fed by one thread at a time.
+    rows: Vec<Mutex<Pair>>,
+}
+
+/// K and V rows.
+type Pair = (KeyStore<f32>, RowStore<f32>);
+
+impl Clone for KvCache {
+    fn clone(&self) -> Self {
+        let rows = self.rows.iter().map(|pair| Mutex::new(lock(pair).clone())).collect();
+        Self { rows, ..*self }
+    }
 }
 
 impl KvCache {
     /// An empty cache of `batch` sequences whose rows are stored as `rows`.
     pub fn new(geometry: HeadGeometry, batch: usize, rows: RowDtype) -> Self {
         let d = geometry.head_dim;
-        let pair = (KeyStore::new(d, rows), RowStore::new(d, rows));
-        let pairs = vec![pair; batch * geometry.num_key_value_heads];
-        Self { geometry, batch, rows: pairs }
+        let pair = || Mutex::new((KeyStore::new(d, rows), RowStore::new(d, rows)));
+        let rows = (0..batch * geometry.num_key_value_heads).map(|_| pair()).collect();
+        Self { geometry, batch, rows }
     }
 
     /// Feeds `T` tokens more to each sequence; shapes and `lengths` as in [`crate::HybridState::advance`].
@@ -87,13 +100,14 @@ impl KvCache {
     ) {
         let HeadGeometry { num_heads, num_key_value_heads: kv_heads, head_dim: d } = self.geometry;
         let tokens = q.len() / (self.batch * num_heads * d).max(1);
-        for (i, (k_rows, v_rows)) in self.rows.iter_mut().enumerate() {
+        let mut rows: Vec<MutexGuard<'_, Pair>> = self.rows.iter().map(lock).collect();
+        for (i, pair) in rows.iter_mut().enumerate() {
             let block = i * tokens * d..(i * tokens + lengths[i / kv_heads]) * d;
-            k_rows.extend(&k[block.clone()]);
-            v_rows.extend(&v[block]);
+            pair.0.extend(&k[block.clone()]);
+            pair.1.extend(&v[block]);
         }
-        let widened: Vec<(Vec<f32>, Vec<f32>)> = self
-            .rows
+        let rows: Vec<&Pair> = rows.iter().map(|pair| &**pair).collect();
+        let widened: Vec<(Vec<f32>, Vec<f32>)> = rows
             .par_iter()
             .map(|(k, v)| {
                 let (mut wide_k, mut wide_v) = (Vec::new(), Vec::new());
@@ -108,7 +122,7 @@ impl KvCache {
         out.par_chunks_mut((tokens * d).max(1)).enumerate().for_each(|(task, out)| {
             let (sequence, head) = (task / num_heads, task % num_heads);
             let pair = sequence * kv_heads + head * kv_heads / num_heads;
-            let (k_store, v_store) = &self.rows[pair];
+            let (k_store, v_store) = rows[pair];
             let (k, wide_v) = &widened[pair];
             let mut none = Vec::new();
             let v = if v_store.is_native() {
@@ -129,29 +143,46 @@ impl KvCache {
         });
     }
 
-    /// The parts that know nothing of each other: one per sequence and KV head, in that order.
-    pub fn heads_mut(&mut self) -> impl Iterator<Item = DenseHead<'_>> {
-        let d = self.geometry.head_dim;
-        self.rows.iter_mut().map(move |(k, v)| DenseHead { k, v, d })
+    /// How many parts know nothing of each other: one per sequence and KV head, in that order.
+    pub fn parts(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// One of the [`parts`](Self::parts), which no other thread has meanwhile.
+    ///
+    /// # Panics
+    /// If there is no such part.
+    pub fn head(&self, part: usize) -> DenseHead<'_> {
+        DenseHead { rows: lock(&self.rows[part]), d: self.geometry.head_dim }
     }
 
     /// Tokens fed to a sequence so far.
     pub fn position(&self, sequence: usize) -> usize {
-        self.rows[sequence * self.geometry.num_key_value_heads].0.len()
+        lock(&self.rows[sequence * self.geometry.num_key_value_heads]).0.len()
     }
 
     /// Bytes of the rows held.
     pub fn size_bytes(&self) -> usize {
-        self.rows.iter().map(|(k, v)| k.size_bytes() + v.size_bytes()).sum()
+        let size = |pair: &Mutex<Pair>| {
+            let pair = lock(pair);
+            pair.0.size_bytes() + pair.1.size_bytes()
+        };
+        self.rows.iter().map(size).sum()
     }
 }
 
 /// K and V rows of one KV head of one sequence.
 #[derive(Debug)]
 pub struct DenseHead<'a> {
-    k: &'a mut KeyStore<f32>,
-    v: &'a mut RowStore<f32>,
+    rows: MutexGuard<'a, Pair>,
     d: usize,
+}
+
+/// Memory of [`DenseHead::feed`].
+#[derive(Clone, Debug, Default)]
+pub(crate) struct DenseScratch {
+    q: Vec<f32>,
+    weights: Vec<f32>,
 }
 
 impl DenseHead<'_> {
@@ -159,23 +190,34 @@ impl DenseHead<'_> {
     ///
     /// # Panics
     /// If the slices are too short for their layout.
-    pub fn feed(&mut self, q: &[f32], k: &[f32], v: &[f32], out: &mut [f32]) {
-        self.k.extend(k);
-        self.v.extend(v);
-        let (rows, d) = (self.k.len(), self.d);
+    pub fn feed(
+        &mut self,
+        q: &[f32],
+        k: &[f32],
+        v: &[f32],
+        scratch: &mut HeadScratch,
+        out: &mut [f32],
+    ) {
+        let d = self.d;
+        let (k_store, v_store) = &mut *self.rows;
+        k_store.extend(k);
+        v_store.extend(v);
+        let rows = k_store.len();
         let scale = 1.0 / (d as f32).sqrt();
-        let q: Vec<f32> = q.iter().map(|x| x * scale).collect();
+        let DenseScratch { q: scaled, weights } = &mut scratch.dense;
+        scaled.clear();
+        scaled.extend(q.iter().map(|x| x * scale));
         let heads = q.len() / d;
-        let mut weights = vec![f32::NAN; heads * rows];
+        let weights = take(weights, heads * rows);
         out[..heads * d].fill(0.0);
         vectorize(
             #[inline(always)]
             || {
-                self.k.dots(0..rows, &q, &mut weights, rows);
+                k_store.dots(0..rows, scaled, weights, rows);
                 for weights in weights.chunks_exact_mut(rows) {
                     vector::softmax(weights);
                 }
-                self.v.add_weighted(0..rows, &weights, rows, &mut out[..heads * d]);
+                v_store.add_weighted(0..rows, weights, rows, &mut out[..heads * d]);
             },
         );
     }

@@ -6,7 +6,7 @@ use candle_core::{CpuStorage, CustomOp3, DType, Layout, Shape, Tensor};
 use rayon::prelude::*;
 
 use crate::cpu::backward::{RowGrads, Wanted, WeightGrads, backward};
-use crate::cpu::forward::{FeatureMaps, HeadInput, Record, Scratch, advance, few};
+use crate::cpu::forward::{FeatureMaps, HeadInput, PerHead, Record, Scratch, advance, few};
 use crate::cpu::head_state::{HeadState, Routing, unabsorbed};
 use crate::cpu::rows::Rows;
 use crate::error::AttentionError;
@@ -186,7 +186,7 @@ impl HybridOp {
         };
         let query = |column: usize| {
             let rows = |h| rows(packed.query, sequence * num_heads + h, query_width, column);
-            queries.clone().map(rows).collect::<Vec<_>>()
+            queries.clone().map(rows).collect::<PerHead<_>>()
         };
         let kv_head = sequence * num_key_value_heads + head / self.shared();
         let map = |index: usize| {

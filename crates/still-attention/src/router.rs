@@ -1,5 +1,7 @@
 //! Scores and selection: which tokens of a retiring chunk stay exact.
 
+use std::cmp::Ordering;
+
 use crate::config::{HybridConfig, Router};
 use crate::real::Real;
 
@@ -42,12 +44,25 @@ pub fn effective_budget(config: &HybridConfig, head: usize) -> usize {
     }
 }
 
-/// Orders `(score, position)` pairs from most to least salient; ties go to the earlier token.
+/// Whether `a` is more salient than `b`, both `(score, position)`: ties go to the earlier token.
 ///
 /// NaN ranks last, so that a broken score cannot displace a sound one.
-pub fn rank<T: Real>(candidates: &mut [(T, u32)]) {
+pub fn order<T: Real>(a: &(T, u32), b: &(T, u32)) -> Ordering {
     let key = |score: T| if score.is_nan() { f64::NEG_INFINITY } else { score.wide() };
-    candidates.sort_by(|a, b| key(b.0).total_cmp(&key(a.0)).then(a.1.cmp(&b.1)));
+    key(b.0).total_cmp(&key(a.0)).then(a.1.cmp(&b.1))
+}
+
+/// Sorts candidates from most to least salient.
+pub fn rank<T: Real>(candidates: &mut [(T, u32)]) {
+    candidates.sort_unstable_by(order);
+}
+
+/// The `count` most salient candidates, the least of them last, the others in no order.
+pub fn best<T: Real>(candidates: &mut [(T, u32)], count: usize) -> &[(T, u32)] {
+    if count > 0 && count < candidates.len() {
+        candidates.select_nth_unstable_by(count - 1, order);
+    }
+    &candidates[..count.min(candidates.len())]
 }
 
 #[cfg(test)]
@@ -80,5 +95,8 @@ mod tests {
         let mut candidates = vec![(1.0_f32, 3), (f32::NAN, 0), (1.0, 2), (2.0, 9)];
         rank(&mut candidates);
         assert_eq!(candidates.iter().map(|c| c.1).collect::<Vec<_>>(), [9, 2, 3, 0]);
+        candidates.reverse();
+        assert_eq!(best(&mut candidates, 2).last(), Some(&(1.0, 2)));
+        assert!(best(&mut candidates, 0).is_empty());
     }
 }

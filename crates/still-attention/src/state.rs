@@ -1,6 +1,6 @@
 //! The recurrent state of hybrid attention: one layer, a batch of sequences.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::Tensor;
 use rayon::prelude::*;
@@ -9,6 +9,7 @@ use crate::config::LinearNorm;
 use crate::cpu::forward::{FeatureMaps, HeadInput, Record, Scratch, advance, few};
 use crate::cpu::head_state::{HeadState, Routing};
 use crate::cpu::rows::Rows;
+use crate::dense::DenseScratch;
 use crate::tensor::{expect_shape, values, with_values};
 use crate::{AttentionError, HeadGeometry, HybridConfig, HybridWeights, Result, RowDtype, router};
 
@@ -59,12 +60,23 @@ impl PreparedWeights {
 
 /// Everything a layer remembers of a batch of sequences: per sequence and selection head the window's
 /// ring, the salient rows and the linear state.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct HybridState {
     weights: Arc<PreparedWeights>,
-    /// `[batch, selection heads]`
-    heads: Vec<HeadState<f32>>,
+    /// `[batch, selection heads]`; each is fed by one thread at a time.
+    heads: Vec<Mutex<HeadState<f32>>>,
     batch: usize,
+}
+
+impl Clone for HybridState {
+    fn clone(&self) -> Self {
+        let heads = self.heads.iter().map(|head| Mutex::new(lock(head).clone())).collect();
+        Self { weights: self.weights.clone(), heads, batch: self.batch }
+    }
+}
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// New rows of one selection head and sequence, after RoPE.
@@ -80,17 +92,20 @@ pub struct HeadRows<'a> {
     pub gate: Option<&'a [f32]>,
 }
 
-/// What a layer remembers for one selection head of one sequence.
+/// What a layer remembers for one selection head of one sequence, for as long as one thread feeds it.
 #[derive(Debug)]
 pub struct HybridHead<'a> {
     weights: &'a PreparedWeights,
     head: usize,
-    state: &'a mut HeadState<f32>,
+    state: MutexGuard<'a, HeadState<f32>>,
 }
 
 /// Memory that heads are fed in; one a thread is enough, and keeps widened rows in its cache.
 #[derive(Clone, Debug, Default)]
-pub struct HeadScratch(Scratch<f32>);
+pub struct HeadScratch {
+    pub(crate) hybrid: Scratch<f32>,
+    pub(crate) dense: DenseScratch,
+}
 
 impl HybridHead<'_> {
     /// Feeds the first `length` rows; writes as many of each query head's rows of `out`, `[query heads, T, D]`.
@@ -144,7 +159,8 @@ impl HybridHead<'_> {
             lambda: weights.lambda.as_ref().map(|lambda| &lambda[queries]),
             split_heads: split,
         };
-        advance(self.state, &input, length, out, tokens, Record::default(), &mut scratch.0);
+        let record = Record::default();
+        advance(&mut self.state, &input, length, out, tokens, record, &mut scratch.hybrid);
     }
 }
 
@@ -164,8 +180,8 @@ impl HybridState {
     pub fn new(weights: Arc<PreparedWeights>, batch: usize, rows: RowDtype) -> Self {
         let heads = weights.geometry.selection_heads(weights.config.selection_head);
         let head = HeadState::new(weights.config.chunk, weights.geometry.head_dim, rows);
-        let heads = batch * heads;
-        Self { weights, heads: vec![head; heads], batch }
+        let heads = (0..batch * heads).map(|_| Mutex::new(head.clone())).collect();
+        Self { weights, heads, batch }
     }
 
     /// Feeds `T` tokens more to each sequence and returns their attention output, `[B, H, T, D]` f32.
@@ -231,10 +247,9 @@ impl HybridState {
         let tokens = q.len() / (self.batch * num_heads * d).max(1);
         let block = group * tokens * d;
         let split = few(self.heads.len());
-        let parts: Vec<HybridHead<'_>> = self.heads_mut().collect();
-        parts.into_par_iter().zip(out.par_chunks_mut(block.max(1))).enumerate().for_each_init(
+        out.par_chunks_mut(block.max(1)).enumerate().for_each_init(
             HeadScratch::default,
-            |scratch, (task, (mut part, out))| {
+            |scratch, (task, out)| {
                 let (sequence, head) = (task / heads, task % heads);
                 let kv = sequence * num_key_value_heads + head * num_key_value_heads / heads;
                 let (queries, kv) = (task * block..(task + 1) * block, kv * tokens * d);
@@ -244,48 +259,52 @@ impl HybridState {
                     v: &v[kv..kv + tokens * d],
                     gate: gate.map(|gate| &gate[queries]),
                 };
-                part.feed(rows, lengths[sequence], split, scratch, out);
+                self.head(task).feed(rows, lengths[sequence], split, scratch, out);
             },
         );
     }
 
-    /// The parts that know nothing of each other: one per sequence and selection head, in that order.
-    pub fn heads_mut(&mut self) -> impl Iterator<Item = HybridHead<'_>> {
+    /// How many parts know nothing of each other: one per sequence and selection head, in that order.
+    pub fn parts(&self) -> usize {
+        self.heads.len()
+    }
+
+    /// One of the [`parts`](Self::parts), which no other thread has meanwhile.
+    ///
+    /// # Panics
+    /// If there is no such part.
+    pub fn head(&self, part: usize) -> HybridHead<'_> {
         let heads = self.heads.len() / self.batch.max(1);
-        let weights = &*self.weights;
-        self.heads.iter_mut().enumerate().map(move |(index, state)| HybridHead {
-            weights,
-            head: index % heads,
-            state,
-        })
+        HybridHead { weights: &self.weights, head: part % heads, state: lock(&self.heads[part]) }
     }
 
     /// Tokens fed to a sequence so far.
     pub fn position(&self, sequence: usize) -> usize {
-        self.heads[sequence * (self.heads.len() / self.batch)].position
+        self.state(sequence, 0).position
     }
 
-    /// Bytes held for all sequences: ring, salient rows, scores, positions and the linear state.
+    /// Bytes held for all sequences: ring, salient rows, scores, positions, the linear state and, while decoding, the one to
+    /// come.
     pub fn size_bytes(&self) -> usize {
-        self.heads.iter().map(HeadState::size_bytes).sum()
+        self.heads.iter().map(|head| lock(head).size_bytes()).sum()
     }
 
     /// The linear state of one sequence and selection head (empty while nothing was absorbed).
     pub fn linear(&self, sequence: usize, head: usize) -> LinearState {
-        let state = self.head(sequence, head);
+        let state = self.state(sequence, head);
         LinearState { s: state.s.clone(), z: state.z.clone(), count: state.count }
     }
 
     /// Positions of the salient tokens of one sequence and selection head, ascending.
     pub fn salient_positions(&self, sequence: usize, head: usize) -> Vec<u32> {
         let mut positions: Vec<u32> =
-            self.head(sequence, head).salient.iter().map(|&(_, position)| position).collect();
+            self.state(sequence, head).salient.iter().map(|&(_, position)| position).collect();
         positions.sort_unstable();
         positions
     }
 
-    fn head(&self, sequence: usize, head: usize) -> &HeadState<f32> {
-        &self.heads[sequence * (self.heads.len() / self.batch) + head]
+    fn state(&self, sequence: usize, head: usize) -> MutexGuard<'_, HeadState<f32>> {
+        lock(&self.heads[sequence * (self.heads.len() / self.batch) + head])
     }
 }
 

@@ -48,6 +48,8 @@ pub enum Command {
     Demo(DemoArgs),
     /// Turn a pretrained model into a STILL student
     Linearize(LinearizeArgs),
+    /// Find how many tokens each head should keep, at a given share of the dense cache
+    Calibrate(CalibrateArgs),
     /// Write a student with quantized weights to one .gguf file
     Export(ExportArgs),
     /// Continue a prompt
@@ -136,6 +138,44 @@ pub struct LinearizeArgs {
     #[arg(long)]
     pub overwrite: bool,
     /// Print one JSON object on stdout
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `still calibrate`
+#[derive(Clone, Debug, Args)]
+pub struct CalibrateArgs {
+    /// The teacher.
+    #[command(flatten)]
+    pub model: ModelArg,
+    /// Text to calibrate on: .txt, .jsonl or .jsonl.zst (field "text"); several may be given
+    #[arg(long, short, value_name = "FILE", num_args = 1.., required = true)]
+    pub data: Vec<PathBuf>,
+    /// Bytes to spend, as a share of the dense cache with 16-bit rows
+    #[arg(long, value_name = "SHARE", default_value_t = 0.2)]
+    pub cache_fraction: f64,
+    /// Tokens of context at which that share holds, windows and linear states included
+    #[arg(long, value_name = "N", default_value_t = 8192)]
+    pub at_length: usize,
+    /// Tokens of text to read
+    #[arg(long, value_name = "N", default_value_t = 65_536)]
+    pub tokens: usize,
+    /// Tokens of a window of text
+    #[arg(long, value_name = "N", default_value_t = 2048)]
+    pub window: usize,
+    /// Recipe whose attention is calibrated; built-in defaults without it
+    #[arg(long, short, value_name = "FILE")]
+    pub recipe: Option<PathBuf>,
+    /// Override one recipe value, such as --set attention.router=received_attention
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Write the budgets here (JSON)
+    #[arg(long, short, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// Replace OUT if it exists
+    #[arg(long)]
+    pub overwrite: bool,
+    /// Print one JSON object with every estimate on stdout instead of the table
     #[arg(long)]
     pub json: bool,
 }

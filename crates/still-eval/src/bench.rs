@@ -4,11 +4,11 @@ use std::time::Instant;
 
 use serde::Serialize;
 use still_attention::RowDtype;
-use still_model::Model;
+use still_model::{Model, likeliest};
 
 use crate::error::{EvalError, Result};
 use crate::quantile::quantile;
-use crate::speed::{feed_one, greedy};
+use crate::speed::greedy;
 
 /// What to time.
 #[derive(Clone, Copy, Debug)]
@@ -60,8 +60,7 @@ pub fn bench(model: &Model, options: BenchOptions) -> Result<BenchPoint> {
     let mut steps = Vec::with_capacity(new_tokens);
     for _ in 0..new_tokens {
         let started = Instant::now();
-        let hidden = feed_one(model, id, &mut cache)?;
-        id = greedy(model, &hidden)?;
+        id = likeliest(model.decode(&[id], &mut cache)?);
         steps.push(started.elapsed().as_secs_f64());
     }
     let total: f64 = steps.iter().sum();

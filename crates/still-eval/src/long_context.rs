@@ -5,11 +5,11 @@ use std::time::Instant;
 use candle_core::Tensor;
 use serde::Serialize;
 use still_attention::RowDtype;
-use still_model::{Cache, Model};
+use still_model::{Cache, Model, likeliest};
 
 use crate::error::{EvalError, Result};
 use crate::passkey::{PasskeyAnswer, PasskeyPrompts};
-use crate::speed::{decode_speed, feed_one, greedy};
+use crate::speed::{decode_speed, greedy};
 
 /// What to measure.
 #[derive(Clone, Debug)]
@@ -85,16 +85,12 @@ pub fn long_context(
         walk.read(&prompts.shared[read..prompt.shared_tokens], &mut shared, marks)?;
         read = prompt.shared_tokens;
         let mut cache = shared.clone();
-        let Some(mut hidden) = walk.read(&prompt.rest, &mut cache, marks)? else {
+        let Some(hidden) = walk.read(&prompt.rest, &mut cache, marks)? else {
             return Err(EvalError::Argument("a pass-key prompt without a question".into()));
         };
-        let mut ids = Vec::with_capacity(prompt.answer_tokens);
+        let mut ids = vec![greedy(model, &hidden)?];
         while ids.len() < prompt.answer_tokens {
-            let id = greedy(model, &hidden)?;
-            ids.push(id);
-            if ids.len() < prompt.answer_tokens {
-                hidden = feed_one(model, id, &mut cache)?;
-            }
+            ids.push(likeliest(model.decode(&ids[ids.len() - 1..], &mut cache)?));
         }
         answers.push(prompt.judge(&model.tokenizer.decode(&ids, true)?));
     }

@@ -2,9 +2,9 @@
 
 use std::time::Instant;
 
-use candle_core::{D, Device, Tensor};
+use candle_core::Tensor;
 use serde::Serialize;
-use still_model::{Cache, Model};
+use still_model::{Cache, Model, likeliest};
 
 use crate::error::{EvalError, Result};
 use crate::quantile::median;
@@ -34,12 +34,11 @@ pub fn decode_speed(
         return Err(EvalError::Argument("decode speed needs at least one step".into()));
     }
     let mut cache = cache.clone();
-    let mut hidden = hidden.clone();
+    let mut id = greedy(model, hidden)?;
     let mut seconds = Vec::with_capacity(steps);
     for step in 0..=steps {
         let started = Instant::now();
-        let id = greedy(model, &hidden)?;
-        hidden = feed_one(model, id, &mut cache)?;
+        id = likeliest(model.decode(&[id], &mut cache)?);
         if step > 0 {
             seconds.push(started.elapsed().as_secs_f64());
         }
@@ -49,11 +48,5 @@ pub fn decode_speed(
 
 /// Arg-max of the logits of one hidden state `[1, E]`.
 pub(crate) fn greedy(model: &Model, hidden: &Tensor) -> Result<u32> {
-    Ok(model.logits(hidden)?.argmax(D::Minus1)?.flatten_all()?.to_vec1::<u32>()?[0])
-}
-
-/// Feeds one token; returns its final-normed hidden state `[1, E]`.
-pub(crate) fn feed_one(model: &Model, id: u32, cache: &mut Cache) -> Result<Tensor> {
-    let ids = Tensor::new(&[[id]], &Device::Cpu)?;
-    Ok(model.forward(&ids, cache, None)?.squeeze(0)?)
+    Ok(likeliest(&model.logits(hidden)?.flatten_all()?.to_vec1::<f32>()?))
 }

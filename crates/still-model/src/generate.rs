@@ -3,8 +3,6 @@
 use std::ops::ControlFlow;
 use std::time::Instant;
 
-use candle_core::Tensor;
-
 use crate::error::{ModelError, Result};
 use crate::model::{Cache, Model};
 use crate::sampler::Sampler;
@@ -105,7 +103,9 @@ pub fn generate(
 ) -> Result<Generation> {
     options.validate()?;
     let start = Instant::now();
-    let mut hidden = model.prefill(ids, cache)?;
+    let hidden = model.prefill(ids, cache)?;
+    let first = model.logits(&hidden)?.flatten_all()?.to_vec1::<f32>()?;
+    let mut logits = first.as_slice();
     let prefill_seconds = start.elapsed().as_secs_f64();
     let start = Instant::now();
 
@@ -119,13 +119,12 @@ pub fn generate(
         *interrupted = *interrupted || on_text(text).is_break();
     };
     while new.len() < options.max_new_tokens {
-        let logits = model.logits(&hidden)?.flatten_all()?.to_vec1::<f32>()?;
         if logits.iter().any(|x| x.is_nan()) {
             return Err(ModelError::Invalid(
                 "the model's logits are not numbers: its weights are damaged".into(),
             ));
         }
-        let id = sampler.sample(&logits);
+        let id = sampler.sample(logits);
         if model.config().eos_token_ids.contains(&id) {
             finish = Finish::EndOfSequence;
             break;
@@ -142,8 +141,7 @@ pub fn generate(
             break;
         }
         if new.len() < options.max_new_tokens {
-            let next = Tensor::new(&[[id]], model.decoder.device())?;
-            hidden = model.forward(&next, cache, None)?.squeeze(0)?;
+            logits = model.decode(&[id], cache)?;
             fed += 1;
         }
     }

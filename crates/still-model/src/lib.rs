@@ -30,7 +30,7 @@ pub use decoder::{
 pub use error::{ModelError, Result};
 pub use generate::{Finish, GenerateOptions, Generation, generate};
 pub use model::{Cache, Model};
-pub use sampler::Sampler;
+pub use sampler::{Sampler, likeliest};
 pub use session::{ChatSession, Reply};
 pub use student::{FeatureInit, LoraConfig, LoraTarget, Student, StudentLayer};
 pub use tokenizer::{TokenStream, Tokenizer};

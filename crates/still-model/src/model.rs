@@ -101,21 +101,44 @@ impl Model {
     ) -> Result<Tensor> {
         let (batch, tokens) = ids.dims2()?;
         self.check_cache(cache, batch)?;
+        if tokens == 1 && batch <= FEW && lengths.is_none() {
+            self.step(&ids.flatten_all()?.to_vec1::<u32>()?, cache, false)?;
+            let shape = (batch, 1, self.config().hidden_size);
+            return Ok(Tensor::from_slice(&cache.buffers.normed, shape, ids.device())?);
+        }
         let mut starts: Vec<usize> = (0..batch).map(|sequence| cache.position(sequence)).collect();
         if starts.iter().all(|&start| start == starts[0]) {
             starts.truncate(1);
         }
         let rotation = self.decoder.rotation_at(&starts, tokens)?;
         let x = self.decoder.embed(ids)?;
-        if tokens == 1 && batch <= FEW && lengths.is_none() {
-            let mut values = x.flatten_all()?.to_vec1::<f32>()?;
-            step(&self.decoder, self.student.as_ref(), &mut values, &rotation, cache)?;
-            return Ok(Tensor::from_vec(values, x.shape(), x.device())?);
-        }
         let hidden = self.through_layers(x, &rotation, |layer, inputs, gate| {
             cache.layers[layer].advance(inputs, gate, lengths).map(Some)
         })?;
         hidden.ok_or_else(|| ModelError::Invalid("a layer gave no attention".into()))
+    }
+
+    /// Feeds one token to each sequence and returns the logits after it, `[B, vocab]`, in the cache's own memory: no step
+    /// takes more than the one before it had, but for what the attention state grows by.
+    ///
+    /// # Errors
+    /// As [`Model::forward`].
+    pub fn decode<'a>(&self, ids: &[u32], cache: &'a mut Cache) -> Result<&'a [f32]> {
+        if ids.len() <= FEW {
+            self.check_cache(cache, ids.len())?;
+            self.step(ids, cache, true)?;
+        } else {
+            let column = Tensor::from_slice(ids, (ids.len(), 1), self.decoder.device())?;
+            let hidden = self.forward(&column, cache, None)?.squeeze(1)?;
+            let vocab = 0..self.config().vocab_size;
+            self.decoder.logits_into(&hidden, vocab, &mut cache.buffers.logits)?;
+        }
+        Ok(&cache.buffers.logits)
+    }
+
+    fn step(&self, ids: &[u32], cache: &mut Cache, wants_logits: bool) -> Result<()> {
+        self.decoder.check_ids(ids)?;
+        step(&self.decoder, self.student.as_ref(), ids, cache, wants_logits)
     }
 
     /// All layers and the final norm, with the attention that `attend(layer, inputs, gate)` gives; `None` as soon as it
@@ -196,6 +219,24 @@ impl LayerCache {
     }
 }
 
+impl LayerCache {
+    /// Parts that know nothing of each other: one per sequence and selection head, or KV head.
+    pub(crate) fn parts(&self) -> usize {
+        match self {
+            Self::Dense(cache) => cache.parts(),
+            Self::Hybrid(state) => state.parts(),
+        }
+    }
+
+    /// Tokens fed to a sequence so far.
+    pub(crate) fn position(&self, sequence: usize) -> usize {
+        match self {
+            Self::Dense(cache) => cache.position(sequence),
+            Self::Hybrid(state) => state.position(sequence),
+        }
+    }
+}
+
 impl Cache {
     /// Bytes held for all sequences in all layers.
     pub fn size_bytes(&self) -> usize {
@@ -208,10 +249,6 @@ impl Cache {
 
     /// Tokens fed to a sequence so far.
     pub fn position(&self, sequence: usize) -> usize {
-        match self.layers.first() {
-            Some(LayerCache::Dense(cache)) => cache.position(sequence),
-            Some(LayerCache::Hybrid(state)) => state.position(sequence),
-            None => 0,
-        }
+        self.layers.first().map_or(0, |layer| layer.position(sequence))
     }
 }

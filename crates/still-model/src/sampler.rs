@@ -2,6 +2,7 @@
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use still_attention::vector::{max, vectorize};
 
 /// Seeded sampling from logits.
 #[derive(Clone, Debug)]
@@ -20,12 +21,8 @@ impl Sampler {
 
     /// The id of the next token; of equal logits the lowest id.
     pub fn sample(&mut self, logits: &[f32]) -> u32 {
-        let greedy = || {
-            let best = (0..logits.len()).rev().max_by(|&a, &b| logits[a].total_cmp(&logits[b]));
-            best.unwrap_or(0) as u32
-        };
         if self.temperature <= 0.0 || logits.is_empty() {
-            return greedy();
+            return likeliest(logits);
         }
         let mut order: Vec<usize> = (0..logits.len()).collect();
         order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
@@ -54,6 +51,15 @@ impl Sampler {
         }
         order[kept - 1] as u32
     }
+}
+
+/// The id with the largest logit, the lowest of equals.
+pub fn likeliest(logits: &[f32]) -> u32 {
+    let max = vectorize(
+        #[inline(always)]
+        || max(logits),
+    );
+    logits.iter().position(|&x| x == max || x.is_nan()).unwrap_or(0) as u32
 }
 
 #[cfg(test)]

@@ -1,14 +1,16 @@
-//! One decode step on plain slices, by all threads together: no tensors, no graph.
+//! One decode step on plain slices, by all threads together: no tensors, no graph, no memory that the step before did
+//! not have.
 //!
-//! The same arithmetic as [`Model::forward`](crate::Model::forward) with one token a sequence, where a head's rows need
-//! no transposing.
+//! The same arithmetic as [`Model::forward`](crate::Model::forward) with several tokens, where a head's rows need
+//! transposing.
 
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 use candle_core::Tensor;
+use smallvec::SmallVec;
 use still_attention::vector::{dot, vectorize};
-use still_attention::{DenseHead, HeadRows, HeadScratch, HybridHead};
+use still_attention::{HeadRows, HeadScratch};
 use still_quant::LANES;
 
 use crate::decoder::ops::{rms_norm_rows, sigmoid, silu, with_values};
@@ -22,16 +24,31 @@ use crate::team::{Member, Shared, together};
 const SHARES: usize = 6;
 
 /// Activations of a step, kept from one to the next.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Buffers {
+    rotation: Rotation,
+    /// A row of packed embeddings is unpacked here.
+    tile: Vec<f32>,
+    x: Vec<f32>,
     q: Vec<f32>,
     k: Vec<f32>,
     v: Vec<f32>,
     gate: Vec<f32>,
     attention: Vec<f32>,
     hidden: Vec<f32>,
+    /// Final-normed hidden states of the last step, `[B, E]`.
+    pub normed: Vec<f32>,
+    /// Logits of the last step that was asked for them, `[B, vocab]`.
+    pub logits: Vec<f32>,
     /// By member.
-    own: Vec<Own>,
+    own: Vec<Mutex<Own>>,
+}
+
+/// A copy of a cache takes its own memory as it needs it.
+impl Clone for Buffers {
+    fn clone(&self) -> Self {
+        Self::default()
+    }
 }
 
 /// What every member sees.
@@ -45,14 +62,9 @@ struct Step<'a> {
     gate: Shared<'a>,
     attention: Shared<'a>,
     hidden: Shared<'a>,
-    /// By layer, one per sequence and selection head (or KV head); each is taken by one member of a phase.
-    heads: Vec<Vec<Mutex<Head<'a>>>>,
-}
-
-/// The part of a layer's cache that one member advances.
-enum Head<'a> {
-    Hybrid(HybridHead<'a>),
-    Dense(DenseHead<'a>),
+    logits: Shared<'a>,
+    /// Each of a layer's parts is taken by one member of a phase.
+    layers: &'a [LayerCache],
 }
 
 /// What a member keeps to itself.
@@ -80,49 +92,60 @@ struct Prepared {
     low: Vec<f32>,
 }
 
-/// Feeds one token to each sequence; `x` are their embeddings `[B, E]`, and become the final-normed hidden states.
+/// Feeds one token, `ids`, to each sequence; leaves its final-normed hidden states and, if they are wanted, the logits
+/// after them in the cache's buffers.
 pub(crate) fn step(
     decoder: &Decoder,
     student: Option<&Student>,
-    x: &mut [f32],
-    rotation: &Rotation,
+    ids: &[u32],
     cache: &mut Cache,
+    wants_logits: bool,
 ) -> Result<()> {
     let config = &decoder.config;
-    let batch = x.len() / config.hidden_size;
+    let batch = ids.len();
     let (queries, keys) = (config.num_attention_heads, config.num_key_value_heads);
     let (queries, keys) = (batch * queries * config.head_dim, batch * keys * config.head_dim);
     let Cache { layers, buffers, .. } = cache;
-    let Buffers { q, k, v, gate, attention, hidden, own } = buffers;
-    own.resize_with(own.len().max(rayon::current_num_threads()), Own::default);
-    let own: Vec<Mutex<&mut Own>> = own.iter_mut().map(Mutex::new).collect();
+    let Buffers { rotation, tile, x, q, k, v, gate, attention, hidden, normed, logits, own } =
+        buffers;
+    let position = |sequence| layers.first().map_or(0, |layer| layer.position(sequence));
+    decoder.turn(rotation, (0..batch).map(position));
+    let x = take(x, batch * config.hidden_size);
+    for (&id, x) in ids.iter().zip(x.chunks_exact_mut(config.hidden_size)) {
+        decoder.embed_tokens.row_into(id as usize, tile, x)?;
+    }
+    own.resize_with(own.len().max(rayon::current_num_threads()), Mutex::default);
     let shared = |buffer, length| Shared::new(take(buffer, length));
     let step = Step {
         rotation,
         batch,
+        x: Shared::new(x),
         q: shared(q, queries),
         k: shared(k, keys),
         v: shared(v, keys),
         gate: shared(gate, queries),
         attention: shared(attention, queries),
         hidden: shared(hidden, batch * config.intermediate_size),
-        heads: layers.iter_mut().map(heads).collect(),
-        x: Shared::new(x),
+        logits: shared(logits, if wants_logits { batch * config.vocab_size } else { 0 }),
+        layers,
     };
     together(|member| {
         let mut own = own[member.index].lock().unwrap_or_else(PoisonError::into_inner);
         for (n, layer) in decoder.layers.iter().enumerate() {
             let student = student.map(|student| &student.layers[n]);
-            step.attention(member, &mut own, layer, student, &step.heads[n])?;
+            step.attention(member, &mut own, layer, student, &step.layers[n])?;
             step.mlp(member, &mut own, layer)?;
+        }
+        if wants_logits {
+            let normed = step.normed(&decoder.norm, config.rms_norm_eps, &mut own)?;
+            let head = Projection::of(&decoder.lm_head, &step.logits);
+            step.project(member, &mut own, &normed, &[head])?;
+            own.normed = normed;
         }
         Ok(())
     })?;
-    let mut normed = vec![0.0; x.len()];
-    with_values(&decoder.norm, |weight| {
-        rms_norm_rows(x, weight, config.rms_norm_eps, &mut normed);
-    })?;
-    x.copy_from_slice(&normed);
+    let normed = take(normed, x.len());
+    with_values(&decoder.norm, |weight| rms_norm_rows(x, weight, config.rms_norm_eps, normed))?;
     Ok(())
 }
 
@@ -130,17 +153,6 @@ pub(crate) fn step(
 fn take(buffer: &mut Vec<f32>, length: usize) -> &mut [f32] {
     buffer.resize(length, f32::NAN);
     buffer
-}
-
-fn heads(cache: &mut LayerCache) -> Vec<Mutex<Head<'_>>> {
-    match cache {
-        LayerCache::Hybrid(state) => {
-            state.heads_mut().map(|head| Mutex::new(Head::Hybrid(head))).collect()
-        }
-        LayerCache::Dense(cache) => {
-            cache.heads_mut().map(|head| Mutex::new(Head::Dense(head))).collect()
-        }
-    }
 }
 
 /// A product that is shared out by tiles of its rows.
@@ -157,7 +169,12 @@ struct Projection<'a> {
 
 impl<'a> Projection<'a> {
     fn new(linear: &'a Linear, lora: Option<&'a Lora>, to: &'a Shared<'a>) -> Self {
-        Self { weight: &linear.weight, bias: linear.bias.as_ref(), lora, to, add: false }
+        Self { bias: linear.bias.as_ref(), lora, ..Self::of(&linear.weight, to) }
+    }
+
+    /// The matrix alone.
+    fn of(weight: &'a Weight, to: &'a Shared<'a>) -> Self {
+        Self { weight, bias: None, lora: None, to, add: false }
     }
 
     /// Enters the products of some tiles, `[tiles, B, 16]`, in place of what was there or in addition.
@@ -211,31 +228,25 @@ impl Step<'_> {
         own: &mut Own,
         layer: &DecoderLayer,
         student: Option<&StudentLayer>,
-        heads: &[Mutex<Head<'_>>],
+        cache: &LayerCache,
     ) -> Result<()> {
         let none = LoraLayer::default();
         let lora = student.and_then(|student| student.lora.as_ref()).unwrap_or(&none);
         let gate = student.and_then(|student| student.gate_proj.clone()).map(Weight::from);
         let (q, k, v) = (&layer.q_proj, &layer.k_proj, &layer.v_proj);
-        let mut projections = vec![
-            Projection::new(q, lora.q.as_ref(), &self.q),
-            Projection::new(k, lora.k.as_ref(), &self.k),
-            Projection::new(v, lora.v.as_ref(), &self.v),
-        ];
-        projections.extend(gate.as_ref().map(|weight| Projection {
-            weight,
-            bias: None,
-            lora: None,
-            to: &self.gate,
-            add: false,
-        }));
+        let mut projections = SmallVec::<[_; 4]>::new();
+        projections.push(Projection::new(q, lora.q.as_ref(), &self.q));
+        projections.push(Projection::new(k, lora.k.as_ref(), &self.k));
+        projections.push(Projection::new(v, lora.v.as_ref(), &self.v));
+        projections.extend(gate.as_ref().map(|weight| Projection::of(weight, &self.gate)));
         let normed = self.normed(&layer.input_layernorm, layer.rms_norm_eps, own)?;
         self.project(member, own, &normed, &projections)?;
         own.normed = normed;
 
-        member.phase(heads.len(), heads.len(), |units| {
+        let parts = cache.parts();
+        member.phase(parts, parts, |units| {
             for unit in units {
-                self.attend(unit, &heads[unit], heads.len(), layer.head_dim, gate.is_some(), own);
+                self.attend(unit, cache, parts, layer.head_dim, gate.is_some(), own);
             }
             Ok(())
         })?;
@@ -253,8 +264,7 @@ impl Step<'_> {
         let Own { sums, other_sums, tiles, other_tiles, .. } = own;
         mlp.gate.group_sums_into(&normed, sums);
         mlp.up.group_sums_into(&normed, other_sums);
-        let hidden =
-            Projection { weight: &mlp.gate, bias: None, lora: None, to: &self.hidden, add: false };
+        let hidden = Projection::of(&mlp.gate, &self.hidden);
         member.phase(rows.div_ceil(LANES), SHARES, |part| {
             let gate = take(tiles, part.len() * self.batch * LANES);
             let up = take(other_tiles, gate.len());
@@ -325,7 +335,7 @@ impl Step<'_> {
     fn attend(
         &self,
         unit: usize,
-        head: &Mutex<Head<'_>>,
+        cache: &LayerCache,
         units: usize,
         d: usize,
         gated: bool,
@@ -352,11 +362,12 @@ impl Step<'_> {
         });
         // SAFETY: every head has its own part.
         let out = unsafe { self.attention.write(queries) };
-        match &mut *head.lock().unwrap_or_else(PoisonError::into_inner) {
-            Head::Hybrid(head) => {
-                head.feed(HeadRows { q, k, v, gate }, 1, false, &mut own.scratch, out);
+        let scratch = &mut own.scratch;
+        match cache {
+            LayerCache::Hybrid(state) => {
+                state.head(unit).feed(HeadRows { q, k, v, gate }, 1, false, scratch, out);
             }
-            Head::Dense(head) => head.feed(q, k, v, out),
+            LayerCache::Dense(cache) => cache.head(unit).feed(q, k, v, scratch, out),
         }
     }
 }

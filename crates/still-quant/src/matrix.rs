@@ -121,6 +121,17 @@ impl PackedMatrix {
         product::dequantize(self, rows, out);
     }
 
+    /// The f32 values of one row into `out` `[columns]`, on this thread and without an allocation where `scratch` has been
+    /// here before.
+    ///
+    /// # Panics
+    /// If there is no such row, or `out` is not of its size.
+    pub fn dequantize_row(&self, row: usize, scratch: &mut Vec<f32>, out: &mut [f32]) {
+        assert!(row < self.rows, "row {row} of {}", self.rows);
+        assert_eq!(out.len(), self.columns, "out is not [{}]", self.columns);
+        product::dequantize_row(self, row, scratch, out);
+    }
+
     /// What [`PackedMatrix::multiply_tiles`] needs to know of `x` `[n, columns]`, over what `sums` held: the same for all
     /// tiles.
     pub fn group_sums_into(&self, x: &[f32], sums: &mut Vec<f32>) {

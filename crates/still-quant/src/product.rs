@@ -34,26 +34,39 @@ pub fn dequantize(matrix: &PackedMatrix, rows: Range<usize>, out: &mut [f32]) {
         rest = later;
     }
     debug_assert!(rest.is_empty());
-    with_block!(matrix.format(), B => {
-        let blocks = columns / B::VALUES;
-        parts.into_par_iter().for_each_init(Vec::new, |wide, (tile, lane, out)| {
-            wide.resize(columns * LANES, f32::NAN);
-            Arch::new().dispatch(Widen::<B> {
-                tiles: matrix.tiles(tile..tile + 1),
-                count: blocks,
-                step: B::WORDS,
-                out: wide,
-                out_step: B::VALUES * LANES,
-                stride: LANES,
-                block: PhantomData,
-            });
-            for (row, out) in out.chunks_exact_mut(columns).enumerate() {
-                for (out, values) in out.iter_mut().zip(wide.chunks_exact(LANES)) {
-                    *out = values[lane + row];
-                }
-            }
-        });
+    parts.into_par_iter().for_each_init(Vec::new, |wide, (tile, lane, out)| {
+        widen_tile(matrix, tile, wide);
+        for (row, out) in out.chunks_exact_mut(columns).enumerate() {
+            pick_lane(wide, lane + row, out);
+        }
     });
+}
+
+/// See [`PackedMatrix::dequantize_row`].
+pub fn dequantize_row(matrix: &PackedMatrix, row: usize, wide: &mut Vec<f32>, out: &mut [f32]) {
+    widen_tile(matrix, row / LANES, wide);
+    pick_lane(wide, row % LANES, out);
+}
+
+/// The values of one tile, `[columns, 16]`.
+fn widen_tile(matrix: &PackedMatrix, tile: usize, wide: &mut Vec<f32>) {
+    wide.resize(matrix.columns() * LANES, f32::NAN);
+    with_block!(matrix.format(), B => Arch::new().dispatch(Widen::<B> {
+        tiles: matrix.tiles(tile..tile + 1),
+        count: matrix.columns() / B::VALUES,
+        step: B::WORDS,
+        out: wide,
+        out_step: B::VALUES * LANES,
+        stride: LANES,
+        block: PhantomData,
+    }));
+}
+
+/// One row of a widened tile.
+fn pick_lane(wide: &[f32], lane: usize, out: &mut [f32]) {
+    for (out, values) in out.iter_mut().zip(wide.chunks_exact(LANES)) {
+        *out = values[lane];
+    }
 }
 
 /// The values of whole tiles, transposed: `[columns, 16 · tiles]`.

@@ -111,6 +111,21 @@ impl Windows {
             .collect()
     }
 
+    /// About so many tokens, in the order of the first epoch.
+    pub fn first_tokens(&self, tokens: usize) -> Vec<&[u32]> {
+        let mut left = tokens;
+        let mut taken = Vec::new();
+        for window in self.next(&mut Position::default(), self.len()) {
+            let window = &window[..window.len().min(left)];
+            if window.is_empty() {
+                break;
+            }
+            left -= window.len();
+            taken.push(window);
+        }
+        taken
+    }
+
     /// SHA-256 of every window, to notice other data on resume.
     pub fn sha256(&self) -> String {
         let mut hasher = Sha256::new();

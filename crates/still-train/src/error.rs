@@ -37,6 +37,14 @@ pub enum TrainError {
         /// Its value.
         value: f64,
     },
+    /// Budgets that cannot be calibrated, or do not fit.
+    #[error("budgets: {what}")]
+    Calibration {
+        /// What stands in the way.
+        what: String,
+        /// What to do.
+        hint: String,
+    },
     /// A run directory in the wrong state.
     #[error("{}: {what}", path.display())]
     Run {
@@ -85,9 +93,10 @@ impl TrainError {
     /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::Recipe { hint, .. } | Self::Data { hint, .. } | Self::Run { hint, .. } => {
-                Some(hint.clone())
-            }
+            Self::Recipe { hint, .. }
+            | Self::Data { hint, .. }
+            | Self::Calibration { hint, .. }
+            | Self::Run { hint, .. } => Some(hint.clone()),
             Self::NotFinite { .. } => {
                 Some("lower the learning rate, or look for damaged data".into())
             }

@@ -1,5 +1,6 @@
 //! Two-stage linearization: attention transfer, then low-rank finetuning.
 
+mod calibrate;
 mod checkpoint;
 mod data;
 mod error;
@@ -13,6 +14,7 @@ mod run;
 mod schedule;
 mod transfer;
 
+pub use calibrate::{Budgets, CalibrateOptions, Calibration, HeadReport, Phase, calibrate};
 pub use data::{Position, Windows};
 pub use error::{Result, TrainError};
 pub use finetune::FinetuneStage;
@@ -20,8 +22,8 @@ pub use loss::{Target, vocabulary_loss};
 pub use metrics::{Observer, Silent, Stage, StepReport};
 pub use optimizer::{AdamW, AdamWConfig, Parameters};
 pub use recipe::{
-    AttentionRecipe, CheckpointRecipe, DataRecipe, FinetuneRecipe, Objective, Recipe,
-    TransferRecipe,
+    AttentionRecipe, CalibrationRecipe, CheckpointRecipe, DataRecipe, FinetuneRecipe, Objective,
+    Recipe, TransferRecipe,
 };
 pub use run::{linearize, linearize_windows};
 pub use schedule::warmup_cosine;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::calibrate::Phase;
 use crate::error::{Result, TrainError};
 
 /// A stage of training.
@@ -50,6 +51,11 @@ pub struct StepReport {
 
 /// Told of a run's progress.
 pub trait Observer {
+    /// Calibration passed so many tokens more of a phase.
+    fn on_calibration(&mut self, phase: Phase, tokens: usize) {
+        let _ = (phase, tokens);
+    }
+
     /// A stage of `steps` steps begins; `done` of them were done in an earlier run.
     fn on_stage(&mut self, stage: Stage, steps: usize, done: usize) {
         let _ = (stage, steps, done);

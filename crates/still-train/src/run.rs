@@ -1,17 +1,19 @@
 //! A whole run: both stages over text files, with checkpoints.
 
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 use still_model::{Model, Student};
 
+use crate::calibrate::calibrated;
 use crate::checkpoint::{Checkpoints, Progress, Saved};
 use crate::data::{Position, Windows};
 use crate::error::{Result, TrainError};
 use crate::finetune::FinetuneStage;
 use crate::metrics::{MetricsLog, Observer, Stage, StepReport};
 use crate::optimizer::AdamW;
-use crate::recipe::Recipe;
+use crate::recipe::{DataRecipe, Recipe};
 use crate::transfer::TransferStage;
 
 /// Linearizes a model: attention transfer, then low-rank finetuning. Returns it with the trained student,
@@ -32,7 +34,16 @@ pub fn linearize(
     observer: &mut dyn Observer,
 ) -> Result<Model> {
     let windows = Windows::read(data, &model.tokenizer, &recipe.data, recipe.seed)?;
-    linearize_windows(model, recipe, &windows, run_dir, resume, observer)
+    let text = |length, tokens| {
+        let data_recipe = DataRecipe { length, ..recipe.data.clone() };
+        let windows = Windows::read(data, &model.tokenizer, &data_recipe, recipe.seed)?;
+        Ok(windows.first_tokens(tokens).into_iter().map(<[u32]>::to_vec).collect())
+    };
+    let observed = RefCell::new(&mut *observer);
+    let recipe = calibrated(model, recipe, text, run_dir, &|phase, tokens| {
+        observed.borrow_mut().on_calibration(phase, tokens);
+    })?;
+    linearize_windows(model, &recipe, &windows, run_dir, resume, observer)
 }
 
 /// [`linearize`] over windows that are already tokenized.

@@ -141,6 +141,13 @@ impl<T: Real> Cells<T> {
         }
     }
 
+    /// Room for so many values and rows in all, touched so that the system has given the memory.
+    pub fn reserve(&mut self, values: usize, rows: usize) {
+        let (had, had_rows) = (self.len(), self.scales.len());
+        self.resize(values.max(had), rows.max(had_rows));
+        self.resize(had, had_rows);
+    }
+
     /// What row `index` is multiplied by when it is widened.
     #[inline(always)]
     pub fn scale(&self, index: usize) -> T {

@@ -10,23 +10,8 @@ use crate::vector;
 /// `‖f‖` is clamped from below by this.
 const MIN_NORM: f64 = 1e-12;
 
-/// `φ` of `rows` rows of `x` `[·, D]` under `w` `[D, F]`: `[rows, 2F]`.
-pub(crate) fn map_rows<T: Real>(
-    map: FeatureMap,
-    x: Mat<'_, T>,
-    rows: usize,
-    w: &[T],
-    feature_dim: usize,
-) -> Vec<T> {
-    let mut phi = vec![T::nan(); rows * 2 * feature_dim];
-    vector::vectorize(
-        #[inline(always)]
-        || map_into(map, x, w, feature_dim, &mut phi),
-    );
-    phi
-}
-
-/// [`map_rows`] into `phi`, `[rows, 2F]`; for callers that are within [`vector::vectorize`].
+/// `φ` of rows of `x` `[·, D]` under `w` `[D, F]` into `phi`, `[rows, 2F]`; for callers that are within
+/// [`vector::vectorize`].
 #[inline(always)]
 pub(crate) fn map_into<T: Real>(
     map: FeatureMap,
@@ -60,7 +45,7 @@ fn norm<T: Real>(f: &[T]) -> T {
     Float::max(vector::dot(f, f).sqrt(), T::of(MIN_NORM))
 }
 
-/// Gradients of [`map_rows`], for callers that are within [`vector::vectorize`]: adds to `dx` (rows of `D`), if it is
+/// Gradients of [`map_into`], for callers that are within [`vector::vectorize`]: adds to `dx` (rows of `D`), if it is
 /// wanted, and to `dw` `[D, F]`.
 #[inline(always)]
 pub(crate) fn map_rows_backward<T: Real>(

@@ -1,11 +1,13 @@
 //! Chunk-wise forward pass of one selection head: training, prefill and decoding alike.
 
 use rayon::prelude::*;
+use smallvec::SmallVec;
 
-use super::feature_map::map_rows;
+use super::feature_map::map_into;
 use super::head_state::{HeadState, Routing};
 use super::linalg::Mat;
 use super::query_rows::{Buffers, Keys, Part, Segment, query_rows};
+use super::retirement::Gathered;
 use super::rows::Rows;
 use crate::config::{Branches, FeatureMap, Router};
 use crate::real::Real;
@@ -15,12 +17,15 @@ use crate::vector::vectorize;
 /// Tokens of a segment from which its query heads are worth running on several threads.
 const PARALLEL_TOKENS: usize = 16;
 
+/// One item per query head of a group: without an allocation for all usual groups.
+pub(crate) type PerHead<A> = SmallVec<[A; 8]>;
+
 /// The feature maps of one selection head, reflections folded in.
 #[derive(Clone, Debug)]
 pub(crate) struct FeatureMaps<'a, T> {
     pub map: FeatureMap,
     /// `W` of `φ_q`, `[D, F]`, by query head.
-    pub q: Vec<&'a [T]>,
+    pub q: PerHead<&'a [T]>,
     /// `W` of `φ_k`, `[D, F]`.
     pub k: &'a [T],
     pub feature_dim: usize,
@@ -34,8 +39,17 @@ impl<T: Real> FeatureMaps<'_, T> {
 
     /// `φ_k` of key rows of `head_dim` values.
     pub fn of_keys(&self, k: &[T], head_dim: usize) -> Vec<T> {
-        let rows = k.len() / head_dim;
-        map_rows(self.map, Mat::rows(k, head_dim), rows, self.k, self.feature_dim)
+        let mut phi = vec![T::nan(); k.len() / head_dim * self.width()];
+        self.of_keys_into(k, head_dim, &mut phi);
+        phi
+    }
+
+    /// [`FeatureMaps::of_keys`] into `phi`, `[rows, 2F]`.
+    pub fn of_keys_into(&self, k: &[T], head_dim: usize, phi: &mut [T]) {
+        vectorize(
+            #[inline(always)]
+            || map_into(self.map, Mat::rows(k, head_dim), self.k, self.feature_dim, phi),
+        );
     }
 }
 
@@ -50,10 +64,10 @@ pub(crate) struct HeadInput<'a, T> {
     pub router: Router,
     pub branches: Branches,
     pub routing: Routing<'a>,
-    pub q: Vec<Rows<'a, T>>,
+    pub q: PerHead<Rows<'a, T>>,
     pub k: Rows<'a, T>,
     pub v: Rows<'a, T>,
-    pub gate: Option<Vec<Rows<'a, T>>>,
+    pub gate: Option<PerHead<Rows<'a, T>>>,
     pub features: FeatureMaps<'a, T>,
     /// `exp(ℓ)` per query head with `LinearNorm::Mean`, else the linear branch is summed.
     pub lambda: Option<&'a [T]>,
@@ -96,11 +110,17 @@ pub(crate) struct Scratch<T> {
     rows: [Vec<T>; 6],
     /// Self-Saliency Scores, `[query heads, tokens]`, then the segment's scores.
     scores: Vec<T>,
+    gathered: Gathered<T>,
 }
 
 impl<T> Default for Scratch<T> {
     fn default() -> Self {
-        Self { buffers: Vec::new(), rows: Default::default(), scores: Vec::new() }
+        Self {
+            buffers: Vec::new(),
+            rows: Default::default(),
+            scores: Vec::new(),
+            gathered: Gathered::default(),
+        }
     }
 }
 
@@ -120,7 +140,8 @@ pub(crate) fn advance<T: Real>(
         let length = (input.chunk - offset).min(tokens - done);
         let now = state.position / input.chunk;
         if offset == 0 && now >= 2 {
-            state.retire(now, input, record.absorbed_at.as_deref_mut());
+            let absorbed_at = record.absorbed_at.as_deref_mut();
+            state.retire(now, input, absorbed_at, &mut scratch.gathered);
         }
         let segment = Segment { start: done, length, stride };
         let slot = feed(state, input, segment, out, scratch);
@@ -129,6 +150,9 @@ pub(crate) fn advance<T: Real>(
         }
         state.position += length;
         done += length;
+    }
+    if tokens == 1 {
+        state.prepare(input, &mut scratch.gathered);
     }
 }
 

@@ -10,7 +10,7 @@ use crate::real::Real;
 use crate::vector::{prefetch, vectorize};
 
 /// Rows of a tile.
-const TILE: usize = 16;
+pub(crate) const TILE: usize = 16;
 
 /// Channel `c` of row `r` is value `r mod 16` of line `c` of tile `r / 16`.
 #[derive(Clone, Debug)]
@@ -62,6 +62,12 @@ impl<T: Real> KeyStore<T> {
                 *to = Cell::<T>::narrow(x * scale);
             }
         });
+    }
+
+    /// Makes room for so many more rows now, so that appending them does not.
+    pub fn reserve(&mut self, rows: usize) {
+        let rows = (self.rows + rows).next_multiple_of(TILE);
+        self.cells.reserve(rows * self.width, rows);
     }
 
     /// Appends one row.

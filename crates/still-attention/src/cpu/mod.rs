@@ -9,4 +9,5 @@ pub(crate) mod key_store;
 pub mod linalg;
 pub(crate) mod query_rows;
 pub(crate) mod query_rows_backward;
+pub(crate) mod retirement;
 pub(crate) mod rows;

@@ -76,6 +76,12 @@ impl<T: Real> RowStore<T> {
         });
     }
 
+    /// Makes room for so many more rows now, so that appending them does not.
+    pub fn reserve(&mut self, rows: usize) {
+        let rows = self.len() + rows;
+        self.cells.reserve(rows * self.width, rows);
+    }
+
     /// Appends one row.
     pub fn push(&mut self, row: &[T]) {
         let index = self.len();

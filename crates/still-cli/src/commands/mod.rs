@@ -1,6 +1,7 @@
 //! One module per command.
 
 pub mod bench;
+pub mod calibrate;
 pub mod chat;
 pub mod demo;
 pub mod doctor;

@@ -146,14 +146,20 @@ impl Decoder {
     pub fn embed(&self, ids: &Tensor) -> Result<Tensor> {
         let (batch, tokens) = ids.dims2()?;
         let flat = ids.flatten_all()?;
-        let vocab = self.config.vocab_size as u32;
-        if let Some(id) = flat.to_vec1::<u32>()?.into_iter().find(|&id| id >= vocab) {
-            return Err(ModelError::Invalid(format!(
-                "token id {id} is outside the vocabulary of {vocab}"
-            )));
-        }
+        self.check_ids(&flat.to_vec1::<u32>()?)?;
         let rows = self.embed_tokens.select(&flat)?;
         Ok(rows.reshape((batch, tokens, self.config.hidden_size))?)
+    }
+
+    /// An error that names an id outside the vocabulary, if there is one.
+    pub(crate) fn check_ids(&self, ids: &[u32]) -> Result<()> {
+        let vocab = self.config.vocab_size;
+        match ids.iter().find(|&&id| id as usize >= vocab) {
+            None => Ok(()),
+            Some(id) => Err(ModelError::Invalid(format!(
+                "token id {id} is outside the vocabulary of {vocab}"
+            ))),
+        }
     }
 
     /// The rotation of positions `start..start + tokens`, the same for every sequence.
@@ -175,6 +181,11 @@ impl Decoder {
             .flat_map(|position| self.inverse_frequencies.iter().map(move |f| position as f64 * f))
             .collect();
         Ok(Rotation::from_angles(&angles, starts.len(), tokens)?)
+    }
+
+    /// Turns `rotation` to one token at each of `positions`, one a sequence.
+    pub(crate) fn turn(&self, rotation: &mut Rotation, positions: impl Iterator<Item = usize>) {
+        rotation.turn_to(positions, &self.inverse_frequencies);
     }
 
     /// The final norm of `[B, N, E]`.

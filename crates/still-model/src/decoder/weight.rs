@@ -86,6 +86,28 @@ impl Weight {
         Tensor::from_vec(values, (ids.len(), matrix.columns()), &Device::Cpu)
     }
 
+    /// Row `row` into `out` `[in]`, in f32; `scratch` is memory that a packed row is unpacked in.
+    ///
+    /// # Errors
+    /// A tensor of another dtype or device.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    pub(crate) fn row_into(
+        &self,
+        row: usize,
+        scratch: &mut Vec<f32>,
+        out: &mut [f32],
+    ) -> Result<()> {
+        match self {
+            Self::Packed(matrix) => matrix.dequantize_row(row, scratch, out),
+            Self::Dense(tensor) => with_values(tensor, |values: &[f32]| {
+                out.copy_from_slice(&values[row * out.len()..(row + 1) * out.len()]);
+            })?,
+        }
+        Ok(())
+    }
+
     /// `y = x Wᵀ` for rows `rows` of the matrix: `x` `[n, in]`, `y` `[n, rows]`, on the CPU.
     ///
     /// # Errors

@@ -1,6 +1,7 @@
 //! Recipes: everything that decides a run, in one TOML file.
 
 mod attention;
+mod calibration;
 mod checkpoint;
 mod data;
 mod overrides;
@@ -10,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 pub use attention::AttentionRecipe;
+pub use calibration::CalibrationRecipe;
 pub use checkpoint::CheckpointRecipe;
 pub use data::DataRecipe;
 pub use stages::{FinetuneRecipe, Objective, TransferRecipe};
@@ -25,6 +27,8 @@ pub struct Recipe {
     pub seed: u64,
     /// The hybrid attention.
     pub attention: AttentionRecipe,
+    /// Budgets found before training.
+    pub calibration: CalibrationRecipe,
     /// How text becomes windows.
     pub data: DataRecipe,
     /// Stage 1: attention transfer.
@@ -63,6 +67,9 @@ impl Recipe {
     fn validate(&self) -> Result<()> {
         let positive = [
             ("data.min_length", self.data.min_length),
+            ("calibration.at_length", self.calibration.at_length),
+            ("calibration.tokens", self.calibration.tokens),
+            ("calibration.window", self.calibration.window),
             ("transfer.batch", self.transfer.batch),
             ("finetune.batch", self.finetune.batch),
             ("finetune.lora.rank", self.finetune.lora.rank),
@@ -73,6 +80,7 @@ impl Recipe {
             return Err(invalid(format!("{key} is 0"), "use 1 or more"));
         }
         self.data.validate()?;
+        self.calibration.validate()?;
         self.transfer.optimizer.validate("transfer.optimizer")?;
         self.finetune.optimizer.validate("finetune.optimizer")
     }

@@ -6,7 +6,8 @@ use super::{Recipe, invalid};
 use crate::error::{Result, TrainError};
 
 /// Keys that the default recipe leaves out.
-const OPTIONAL: [&str; 3] = ["attention.budgets", "attention.cap", "attention.feature_dim"];
+const OPTIONAL: [&str; 4] =
+    ["attention.budgets", "attention.cap", "attention.feature_dim", "calibration.cache_fraction"];
 
 /// Sets `a.b.c=value`; a value that is not TOML is taken as a string.
 pub(super) fn apply_override(table: &mut Table, item: &str) -> Result<()> {

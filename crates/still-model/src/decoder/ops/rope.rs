@@ -6,7 +6,7 @@ use candle_core::Result;
 use still_attention::Real;
 
 /// Cosines and sines of a run of positions, one run for the whole batch or one per sequence.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Rotation {
     /// `[runs, tokens, D/2]`
     cos: Arc<Vec<f32>>,
@@ -32,6 +32,19 @@ impl Rotation {
             tokens,
             half: angles.len() / rows,
         })
+    }
+
+    /// Turns to one token at each of `positions`, one run a sequence; `frequencies` are in radians per position, `[D/2]`.
+    pub(crate) fn turn_to(&mut self, positions: impl Iterator<Item = usize>, frequencies: &[f64]) {
+        let (cos, sin) = (Arc::make_mut(&mut self.cos), Arc::make_mut(&mut self.sin));
+        cos.clear();
+        sin.clear();
+        for position in positions {
+            let angles = frequencies.iter().map(|frequency| position as f64 * frequency);
+            cos.extend(angles.clone().map(|angle| angle.cos() as f32));
+            sin.extend(angles.map(|angle| angle.sin() as f32));
+        }
+        (self.tokens, self.half) = (1, frequencies.len());
     }
 
     /// Angles of sequence `sequence`'s token `token`: its cosines and sines.

@@ -1,0 +1,55 @@
+//! Bytes of a state, known beforehand.
+
+use crate::config::RowDtype;
+use crate::cpu::key_store::TILE;
+
+/// What decides the size of one selection head's state, its budget aside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeadSize {
+    /// Tokens of a chunk.
+    pub chunk: usize,
+    /// Channels of a head.
+    pub head_dim: usize,
+    /// Columns of the feature map's matrix; 0 without a linear branch.
+    pub feature_dim: usize,
+    /// Most salient tokens.
+    pub cap: Option<usize>,
+    /// How exact rows are stored.
+    pub rows: RowDtype,
+}
+
+impl HeadSize {
+    /// Bytes after `tokens` tokens with `budget` salient tokens of each retired chunk, as
+    /// [`HybridState::size_bytes`](crate::HybridState::size_bytes) counts them; while decoding, a second linear state is
+    /// prepared and counted.
+    pub fn bytes(&self, budget: usize, tokens: usize, decoding: bool) -> usize {
+        let Self { chunk, head_dim, feature_dim, cap, rows } = *self;
+        // After the first token of chunk c, chunks 0 … c − 2 are retired.
+        let retired = (tokens.saturating_sub(1) / chunk).saturating_sub(1);
+        let salient = cap.map_or(retired * budget, |cap| cap.min(retired * budget));
+        let absorbed = retired * chunk - salient;
+        let store = |count: usize, rows: RowDtype| {
+            let keys = count.next_multiple_of(TILE);
+            (keys + count) * row_bytes(head_dim, rows)
+        };
+        let exact = store(2 * chunk, rows.window()) + store(salient, rows);
+        let state = (2 * feature_dim * head_dim + 2 * feature_dim) * size_of::<f32>();
+        let states = if absorbed == 0 { 0 } else { 1 + usize::from(decoding) };
+        exact
+            + 2 * chunk * size_of::<f32>()
+            + salient * size_of::<(f32, u32)>()
+            + states * state
+            + size_of::<usize>()
+    }
+
+    /// Bytes of the same head's dense cache with 16-bit rows.
+    pub fn dense_bytes(&self, tokens: usize) -> usize {
+        2 * tokens * row_bytes(self.head_dim, RowDtype::Bf16)
+    }
+}
+
+/// Bytes of one row of K or V.
+fn row_bytes(head_dim: usize, rows: RowDtype) -> usize {
+    let scale = if rows == RowDtype::Int8 { size_of::<f32>() } else { 0 };
+    head_dim * rows.bytes() + scale
+}

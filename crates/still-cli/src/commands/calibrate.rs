@@ -1,0 +1,151 @@
+//! `still calibrate`: a budget for every head.
+
+use std::cell::RefCell;
+
+use still_train::{
+    CalibrateOptions, Calibration, DataRecipe, HeadReport, Phase, Recipe, TrainError, Windows,
+    calibrate,
+};
+
+use super::{load, read_text};
+use crate::args::CalibrateArgs;
+use crate::errors::user;
+use crate::printer::Printer;
+use crate::progress::Bar;
+use crate::table;
+
+/// Runs the command.
+pub fn run(args: &CalibrateArgs, printer: &Printer) -> anyhow::Result<()> {
+    if let Some(out) = &args.out
+        && out.exists()
+        && !args.overwrite
+    {
+        return Err(user(
+            format!("{} exists already", out.display()),
+            "choose another --out, or add --overwrite",
+        ));
+    }
+    if !(args.cache_fraction > 0.0 && args.cache_fraction <= 1.0) {
+        return Err(user(
+            format!("--cache-fraction {} is out of range", args.cache_fraction),
+            "use a share above 0 and at most 1, such as 0.2",
+        ));
+    }
+    let recipe = match &args.recipe {
+        Some(path) => Recipe::parse(&read_text(path)?, &args.set)?,
+        None => Recipe::parse("", &args.set)?,
+    };
+    let model = load(&args.model.model, printer)?;
+    if model.student.is_some() {
+        return Err(user(
+            format!("{} is a student already", args.model.model),
+            "calibrate the base model that it came from",
+        ));
+    }
+    let data = DataRecipe { length: args.window, ..recipe.data.clone() };
+    let windows = Windows::read(&args.data, &model.tokenizer, &data, recipe.seed)?;
+    let windows = windows.first_tokens(args.tokens);
+    let options = CalibrateOptions {
+        cache_fraction: args.cache_fraction,
+        at_length: args.at_length,
+        seed: recipe.seed,
+        ..CalibrateOptions::default()
+    };
+    let found = with_bars(printer, &windows, &options, |progress| {
+        calibrate(&model, &recipe.attention, &windows, &options, progress)
+    })?;
+    if let Some(out) = &args.out {
+        found.budgets.save(out)?;
+        printer.step("Saved", out.display());
+    }
+    if args.json { printer.json(&found) } else { Ok(printer.result(render(&found))?) }
+}
+
+/// Runs `body` with a bar for each phase.
+fn with_bars(
+    printer: &Printer,
+    windows: &[&[u32]],
+    options: &CalibrateOptions,
+    body: impl FnOnce(&dyn Fn(Phase, usize)) -> Result<Calibration, TrainError>,
+) -> anyhow::Result<Calibration> {
+    let bar: RefCell<Option<(Phase, Bar)>> = RefCell::new(None);
+    let begin = |phase| {
+        let (name, total) = match phase {
+            Phase::Retrieval => ("retrieval heads", 2 * options.copies * options.copy_length),
+            Phase::Text => ("losses on text", windows.iter().map(|window| window.len()).sum()),
+        };
+        (phase, Bar::new(printer, "Calibrating", name, total, "tokens"))
+    };
+    let done = |bar: Option<(Phase, Bar)>| {
+        if let Some((phase, bar)) = bar {
+            bar.done(match phase {
+                Phase::Retrieval => "retrieval heads: random sequences fed twice,",
+                Phase::Text => "losses on text: forward and back,",
+            });
+        }
+    };
+    *bar.borrow_mut() = Some(begin(Phase::Retrieval));
+    let found = body(&|phase, tokens| {
+        let mut bar = bar.borrow_mut();
+        if bar.as_ref().is_none_or(|(known, _)| *known != phase) {
+            done(bar.take());
+            *bar = Some(begin(phase));
+        }
+        if let Some((_, bar)) = &*bar {
+            bar.advance(tokens);
+        }
+    })?;
+    done(bar.into_inner());
+    Ok(found)
+}
+
+/// One row a layer: the heads' budgets, `*` where a head is whole because it retrieves, and a bar of what they take.
+fn render(found: &Calibration) -> String {
+    let chunk = found.budgets.chunk;
+    let layers = found.heads.chunk_by(|a, b| a.layer == b.layer);
+    let rows: Vec<Vec<String>> = layers
+        .map(|heads| {
+            let budget = |head: &HeadReport| {
+                format!("{:>3}{}", head.budget, if head.retrieves { "*" } else { " " })
+            };
+            let strongest = heads.iter().map(|head| head.retrieval).fold(0.0, f64::max);
+            let loss = |head: &HeadReport| {
+                let taken = found.candidates.iter().position(|&budget| budget == head.budget);
+                taken.map_or(0.0, |taken| head.losses[taken])
+            };
+            vec![
+                heads[0].layer.to_string(),
+                heads.iter().map(budget).collect(),
+                heads.iter().map(|head| shade(head.budget, chunk)).collect(),
+                format!("{strongest:.2}"),
+                format!("{:.4}", heads.iter().map(loss).sum::<f64>()),
+            ]
+        })
+        .collect();
+    let headers = ["layer", "kept of each chunk", "plot", "retrieval", "loss, nats"];
+    let share = found.cache_bytes as f64 / found.dense_bytes as f64;
+    let uniform = match found.uniform_budget {
+        Some(budget) => format!("{budget} of {chunk} everywhere takes about as much"),
+        None => "no uniform budget takes so little".into(),
+    };
+    format!(
+        "{}\n{} at {} tokens, {:.1} % of the dense cache; {uniform}.\n\
+         * whole because it retrieves. Losses are estimates, nats a token, from {} tokens of text.\n",
+        table::render(&headers, &rows),
+        table::bytes(found.cache_bytes),
+        found.budgets.at_length,
+        100.0 * share,
+        found.tokens,
+    )
+}
+
+/// One character for a budget: the darker the more.
+fn shade(budget: usize, chunk: usize) -> char {
+    const SHADES: [char; 6] = ['·', '░', '▒', '▓', '█', '█'];
+    if budget == 0 {
+        return SHADES[0];
+    }
+    // By powers of four of the share that is kept.
+    let steps = (budget as f64 / chunk as f64).log(4.0);
+    SHADES[(4.0 + steps).clamp(1.0, 4.0).round() as usize]
+}

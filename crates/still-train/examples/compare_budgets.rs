@@ -1,0 +1,104 @@
+//! What budgets cost and what they keep: perplexity, repeated text and pass keys of several students of one model, one JSON
+//! object a line.
+//!
+//! `cargo run --release -p still-train --example compare_budgets -- MODEL TEXT KEYS WINDOWS SUBJECT…`
+//!
+//! `TEXT`: .txt, .jsonl or .jsonl.zst. Of every subject: perplexity of `WINDOWS` windows of 4,096 tokens with its difference from
+//! the teacher (paired bootstrap), the likelihood of the second copy of 1,024 tokens of text that are fed twice, and `KEYS` pass
+//! keys in 2,048 and 4,096 tokens each with Wilson's 95 % interval. A subject is `teacher`, `uniform:B` (untrained, `B` of
+//! every 64), `budgets:FILE` (untrained, as calibrated) or `student:DIR`.
+
+use std::error::Error;
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+use still_attention::{RowDtype, StillConfig};
+use still_eval::{
+    LongContextOptions, Nll, PairedBootstrap, PasskeyPrompts, evaluate_windows, long_context,
+};
+use still_model::{Model, Student};
+use still_train::{AttentionRecipe, Budgets, DataRecipe, Position, Windows};
+
+const WINDOW: usize = 4096;
+const COPY: usize = 1024;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let [model, text, keys, windows, subjects @ ..] = args.as_slice() else {
+        return Err("usage: compare_budgets MODEL TEXT KEYS WINDOWS SUBJECT…".into());
+    };
+    let (keys, windows): (usize, usize) = (keys.parse()?, windows.parse()?);
+    let teacher = Model::load(model)?;
+    let data = DataRecipe { length: WINDOW, min_length: WINDOW, ..DataRecipe::default() };
+    let text = Windows::read(&[PathBuf::from(text)], &teacher.tokenizer, &data, 0)?;
+    let tokens = text.next(&mut Position::default(), windows).concat();
+    let copies: Vec<u32> = tokens
+        .chunks_exact(WINDOW)
+        .flat_map(|window| [&window[..COPY], &window[..COPY]].concat())
+        .collect();
+
+    let mut reference: Option<(Nll, Nll)> = None;
+    for subject in subjects {
+        let model = subject_of(subject, &teacher)?;
+        let nll = evaluate_windows(&model, &tokens, WINDOW, windows, RowDtype::Bf16, &|_| {})?;
+        let both = evaluate_windows(&model, &copies, 2 * COPY, windows, RowDtype::Bf16, &|_| {})?;
+        let second = Nll { per_token: both.per_token.iter().map(|w| w[COPY..].to_vec()).collect() };
+        let mut line = json!({
+            "subject": subject,
+            "tokens": nll.tokens(),
+            "ppl_1k": nll.prefix(1024).perplexity(),
+            "ppl_4k": nll.perplexity(),
+            "repeated_nll": second.mean(),
+        });
+        let (teacher_nll, teacher_second) =
+            reference.get_or_insert_with(|| (nll.clone(), second.clone()));
+        let bootstrap = PairedBootstrap::default();
+        for (name, a, b) in [("nll", &nll, teacher_nll), ("repeated_nll", &second, teacher_second)]
+        {
+            let difference = bootstrap.difference(a, b)?;
+            line[format!("{name}_above_first")] =
+                json!([difference.mean, difference.low, difference.high]);
+        }
+        for length in [2048, 4096] {
+            let prompts = PasskeyPrompts::new(&teacher.tokenizer, length, keys, 1)?;
+            let marks = vec![length / 2];
+            let options = LongContextOptions { marks, decode_steps: 1, rows: RowDtype::Bf16 };
+            let found = long_context(&model, &prompts, &options, &|_| {})?;
+            let right = found.answers.iter().filter(|answer| answer.right).count();
+            line[format!("passkey_{length}")] = wilson(right, keys);
+        }
+        let mut cache = model.new_cache(1, RowDtype::Bf16)?;
+        model.prefill(&tokens[..2 * WINDOW], &mut cache)?;
+        model.decode(&tokens[..1], &mut cache)?;
+        line["cache_bytes_8k"] = json!(cache.size_bytes());
+        println!("{line}");
+    }
+    Ok(())
+}
+
+fn subject_of(subject: &str, teacher: &Model) -> Result<Model, Box<dyn Error>> {
+    let config = teacher.config();
+    let (kind, value) = subject.split_once(':').unwrap_or((subject, ""));
+    let still = match kind {
+        "teacher" => return Ok(teacher.clone()),
+        "student" => return Ok(Model::load(value)?),
+        "uniform" => {
+            StillConfig::uniform(config.num_hidden_layers, config.geometry(), 64, value.parse()?)
+        }
+        "budgets" => {
+            Budgets::read(value.as_ref())?.apply(&AttentionRecipe::default())?.resolve(config)?
+        }
+        _ => return Err(format!("unknown subject {subject}").into()),
+    };
+    Ok(teacher.with_student(Student::init(still, config, Default::default(), 0)?))
+}
+
+/// `[share, low, high]`, 95 %.
+fn wilson(right: usize, of: usize) -> Value {
+    let (n, z) = (of as f64, 1.96_f64);
+    let share = right as f64 / n;
+    let middle = share + z * z / (2.0 * n);
+    let half = z * (share * (1.0 - share) / n + z * z / (4.0 * n * n)).sqrt();
+    let scale = 1.0 + z * z / n;
+    json!([share, (middle - half) / scale, (middle + half) / scale])
+}

@@ -1,0 +1,79 @@
+//! The file that a calibration leaves.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use still_attention::{Router, SelectionHead};
+use still_model::files::write_file;
+
+use super::fail;
+use crate::error::{Result, TrainError};
+use crate::recipe::AttentionRecipe;
+
+/// Budgets by head, and what they were found for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Budgets {
+    /// Tokens of a chunk.
+    pub chunk: usize,
+    /// `[layer][selection head]`, of each chunk.
+    pub budgets: Vec<Vec<usize>>,
+    /// The share of the dense cache that was asked for.
+    pub cache_fraction: f64,
+    /// The context at which it holds, tokens.
+    pub at_length: usize,
+    /// Where routing is decided.
+    #[serde(default)]
+    pub selection_head: SelectionHead,
+    /// The router that the losses were found with.
+    #[serde(default)]
+    pub router: Router,
+}
+
+impl Budgets {
+    /// Reads a file written by [`Budgets::save`].
+    ///
+    /// # Errors
+    /// A file that is missing or of another form.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(TrainError::read(path))?;
+        serde_json::from_str(&text).map_err(|error| {
+            fail(
+                format!("{}: {error}", path.display()),
+                "make the file with `still calibrate --out`",
+            )
+        })
+    }
+
+    /// Writes the file, beside first and then renamed.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let text = serde_json::to_string(self)
+            .map_err(|error| TrainError::write(path)(std::io::Error::other(error)))?;
+        write_file(path, (text + "\n").as_bytes()).map_err(TrainError::write(path))
+    }
+
+    /// The attention of `recipe` with these budgets.
+    ///
+    /// # Errors
+    /// A recipe with another chunk, another place of routing or budgets of its own.
+    pub fn apply(&self, recipe: &AttentionRecipe) -> Result<AttentionRecipe> {
+        if recipe.chunk != self.chunk || recipe.selection_head != self.selection_head {
+            return Err(fail(
+                format!(
+                    "calibrated for chunks of {} and {:?}, the recipe has chunks of {} and {:?}",
+                    self.chunk, self.selection_head, recipe.chunk, recipe.selection_head
+                ),
+                "calibrate again with this recipe",
+            ));
+        }
+        if recipe.budgets.is_some() {
+            return Err(fail(
+                "the recipe has attention.budgets of its own".into(),
+                "remove them, or do not name calibrated ones",
+            ));
+        }
+        Ok(AttentionRecipe { budgets: Some(self.budgets.clone()), ..recipe.clone() })
+    }
+}

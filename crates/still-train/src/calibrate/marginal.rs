@@ -1,0 +1,183 @@
+//! What each budget costs: the loss that a head's error adds, to second order.
+//!
+//! With `g_t` the gradient of the text's negative log-likelihood with respect to a head's attention output at token `t`, and
+//! `Δ_t` what a smaller budget changes of that output, `½ Σ_t (g_t·Δ_t)²` estimates the KL divergence from the teacher:
+//! the Fisher information of its predictions, with the text's own tokens for samples and no terms across tokens. The
+//! gradient of the KL itself vanishes at the teacher, so there is no first-order term.
+
+use candle_core::{Tensor, Var};
+use rayon::prelude::*;
+use still_attention::tensor::borrow;
+use still_attention::{HybridConfig, HybridWeights, hybrid_attention};
+use still_model::decoder::ops::pull_back;
+use still_model::{DecoderLayer, Model, Rotation, Student};
+
+use crate::error::{Result, TrainError};
+use crate::loss::{Target, vocabulary_loss};
+
+/// Estimated loss in nats a token, `[layer][selection head][candidate]`; 0 for a whole head.
+///
+/// `progress` is told the tokens of each window when it is done.
+///
+/// # Errors
+/// An error of the model; a loss that is not a number.
+pub(super) fn losses(
+    teacher: &Model,
+    student: &Student,
+    candidates: &[usize],
+    windows: &[&[u32]],
+    progress: &dyn Fn(usize),
+) -> Result<Vec<Vec<Vec<f64>>>> {
+    let decoder = &teacher.decoder;
+    let lm_head = decoder.lm_head.to_tensor()?;
+    let heads = |layer: &still_model::StudentLayer| layer.config.budgets.len();
+    let mut losses: Vec<Vec<Vec<f64>>> = student
+        .layers
+        .iter()
+        .map(|layer| vec![vec![0.0; candidates.len()]; heads(layer)])
+        .collect();
+    let mut predictions = 0;
+    for window in windows {
+        if window.len() < 2 {
+            continue;
+        }
+        let rotation = decoder.rotation(0, window.len())?;
+        let mut x = decoder.embed(&Tensor::new(*window, decoder.device())?.unsqueeze(0)?)?;
+        let mut inputs = Vec::with_capacity(decoder.layers.len());
+        for (layer, student) in decoder.layers.iter().zip(&student.layers) {
+            let input = Var::from_tensor(&x)?;
+            let pass = Pass::new(layer, &rotation, &student.attention, &student.config, &input)?;
+            x = pass.finish(layer, &input, &pass.attention)?.detach();
+            inputs.push(input);
+        }
+        let last = Var::from_tensor(&x)?;
+        let normed = decoder.final_norm(&last)?;
+        let hidden = normed.detach().squeeze(0)?;
+        let (loss, gradient) = vocabulary_loss(&hidden, &lm_head, Target::NextToken(window))?;
+        if !loss.is_finite() {
+            return Err(TrainError::NotFinite {
+                stage: "calibration",
+                step: 0,
+                what: "the loss of the text",
+                value: loss,
+            });
+        }
+        // Of the sum over predictions, not their mean.
+        let count = window.len() - 1;
+        let gradient = (gradient.unsqueeze(0)? * count as f64)?;
+        predictions += count;
+        let Some(mut upstream) = pull_back(&normed, &gradient)?.backward()?.remove(&last) else {
+            continue;
+        };
+        let layers = decoder.layers.iter().zip(&student.layers).zip(&mut losses);
+        for (((layer, student), losses), input) in layers.zip(inputs).rev() {
+            let config = &student.config;
+            let pass = Pass::new(layer, &rotation, &student.attention, config, &input)?;
+            let attention = Var::from_tensor(&pass.attention)?;
+            let out = pass.finish(layer, &input, &attention)?;
+            let mut grads = pull_back(&out, &upstream)?.backward()?;
+            let Some(g) = grads.remove(&attention) else { continue };
+            pass.add_losses(&g, &student.attention, config, candidates, losses)?;
+            let through = pull_back(&pass.attention, &g)?.backward()?.remove(&input);
+            upstream = match (grads.remove(&input), through) {
+                (Some(a), Some(b)) => (a + b)?,
+                (Some(a), None) | (None, Some(a)) => a,
+                (None, None) => break,
+            };
+        }
+        progress(window.len());
+    }
+    let scale = 0.5 / predictions.max(1) as f64;
+    for loss in losses.iter_mut().flatten().flatten() {
+        *loss *= scale;
+    }
+    Ok(losses)
+}
+
+/// A layer's attention over one window, every head whole.
+struct Pass {
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    /// `[1, H, N, D]`, with its graph.
+    attention: Tensor,
+}
+
+impl Pass {
+    fn new(
+        layer: &DecoderLayer,
+        rotation: &Rotation,
+        weights: &HybridWeights,
+        config: &HybridConfig,
+        input: &Tensor,
+    ) -> Result<Self> {
+        let inputs = layer.attention_inputs(input, rotation, None)?;
+        // A budget of every token is softmax attention, and has a gradient.
+        let whole = with_budget(config, config.chunk);
+        let (q, k, v) = (inputs.q, inputs.k, inputs.v);
+        let attention = hybrid_attention(&q, &k, &v, weights, None, &whole, None)?.out;
+        Ok(Self { q, k, v, attention })
+    }
+
+    fn finish(&self, layer: &DecoderLayer, input: &Tensor, attention: &Tensor) -> Result<Tensor> {
+        Ok(layer.finish(input, attention, None)?)
+    }
+
+    /// Adds `Σ_t (g_t·Δ_t)²` of every head and candidate.
+    fn add_losses(
+        &self,
+        g: &Tensor,
+        weights: &HybridWeights,
+        config: &HybridConfig,
+        candidates: &[usize],
+        losses: &mut [Vec<f64>],
+    ) -> Result<()> {
+        let (_, num_heads, tokens, d) = g.dims4()?;
+        let group = num_heads / losses.len();
+        let (q, k, v) = (self.q.detach(), self.k.detach(), self.v.detach());
+        for (candidate, &budget) in candidates.iter().enumerate() {
+            if budget == config.chunk {
+                continue;
+            }
+            let config = with_budget(config, budget);
+            let out = hybrid_attention(&q, &k, &v, weights, None, &config, None)?.out;
+            let sums = borrow(&out, |out: &[f32]| {
+                borrow(&self.attention, |whole: &[f32]| {
+                    borrow(g, |g: &[f32]| {
+                        let block = group * tokens * d;
+                        let parts = out.par_chunks(block).zip(whole.par_chunks(block));
+                        let sums: Vec<f64> = parts
+                            .zip(g.par_chunks(block))
+                            .map(|((out, whole), g)| squares(out, whole, g, tokens, d))
+                            .collect();
+                        sums
+                    })
+                })
+            })???;
+            for (losses, sum) in losses.iter_mut().zip(sums) {
+                losses[candidate] += sum;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `Σ_t (Σ_h g_ht·(out − whole)_ht)²` of a group of query heads, each `[tokens, D]`.
+fn squares(out: &[f32], whole: &[f32], g: &[f32], tokens: usize, d: usize) -> f64 {
+    let mut total = 0.0;
+    for t in 0..tokens {
+        let mut along = 0.0_f64;
+        for start in (t * d..out.len()).step_by(tokens * d) {
+            let rows = out[start..start + d].iter().zip(&whole[start..start + d]);
+            let dot: f32 = rows.zip(&g[start..start + d]).map(|((o, w), g)| (o - w) * g).sum();
+            along += f64::from(dot);
+        }
+        total += along * along;
+    }
+    total
+}
+
+fn with_budget(config: &HybridConfig, budget: usize) -> HybridConfig {
+    let budgets = vec![budget; config.budgets.len()];
+    HybridConfig { budgets, gate: false, cap: None, ..config.clone() }
+}

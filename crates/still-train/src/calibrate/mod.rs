@@ -1,0 +1,216 @@
+//! Calibrated budgets: which heads keep how much, at a given share of the dense cache.
+//!
+//! Two things decide. Heads that retrieve (found by their attention to the matching token of a random sequence fed twice)
+//! stay whole, the strongest first. Every other head gets the budget that the text says it needs: what the loss gains
+//! per byte, estimated from one backward pass ([`marginal`]), is spent on the best ([`allocate`]).
+
+mod allocate;
+mod budgets;
+mod for_run;
+mod marginal;
+mod retrieval;
+
+use serde::Serialize;
+use still_attention::{HeadSize, RowDtype};
+use still_model::{FeatureInit, Model, Student};
+
+pub use budgets::Budgets;
+pub(crate) use for_run::calibrated;
+
+use crate::error::{Result, TrainError};
+use crate::recipe::AttentionRecipe;
+use allocate::{Choice, allocate};
+
+/// What to calibrate for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CalibrateOptions {
+    /// Bytes to spend, as a share of the dense cache with 16-bit rows: rings and linear states included.
+    pub cache_fraction: f64,
+    /// Tokens of context at which that share holds.
+    pub at_length: usize,
+    /// Tokens of the random sequence that is fed twice.
+    pub copy_length: usize,
+    /// Random sequences.
+    pub copies: usize,
+    /// A head retrieves if so much of its attention is on the matching token and its successor.
+    pub retrieval_threshold: f64,
+    /// The share of what is left after the smallest budgets that heads which retrieve may take.
+    pub retrieval_share: f64,
+    /// Seed of the random sequences and of the feature maps.
+    pub seed: u64,
+}
+
+impl Default for CalibrateOptions {
+    fn default() -> Self {
+        Self {
+            cache_fraction: 0.2,
+            at_length: 8192,
+            copy_length: 512,
+            copies: 2,
+            retrieval_threshold: 0.1,
+            retrieval_share: 0.75,
+            seed: 0,
+        }
+    }
+}
+
+/// What was found of one selection head.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct HeadReport {
+    /// Layer and selection head.
+    pub layer: usize,
+    /// Within its layer.
+    pub head: usize,
+    /// Attention to the matching token and its successor, of its strongest query head: 0 … 1.
+    pub retrieval: f64,
+    /// Estimated loss of each candidate budget, nats a token, in the order of [`Calibration::candidates`].
+    pub losses: Vec<f64>,
+    /// The budget it gets.
+    pub budget: usize,
+    /// Whether it is whole because it retrieves.
+    pub retrieves: bool,
+}
+
+/// The result of [`calibrate`].
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Calibration {
+    /// The budgets.
+    #[serde(flatten)]
+    pub budgets: Budgets,
+    /// Budgets whose loss was estimated, ascending.
+    pub candidates: Vec<usize>,
+    /// By layer, then head.
+    pub heads: Vec<HeadReport>,
+    /// Bytes of the cache after `at_length` tokens.
+    pub cache_bytes: usize,
+    /// Bytes of the dense cache, 16-bit rows.
+    pub dense_bytes: usize,
+    /// The largest uniform budget that takes no more bytes, if there is one.
+    pub uniform_budget: Option<usize>,
+    /// Tokens of text that the losses are from.
+    pub tokens: usize,
+}
+
+/// How far a calibration is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Random sequences fed twice.
+    Retrieval,
+    /// Text, forward and back.
+    Text,
+}
+
+/// Finds budgets for a student with the attention of `recipe`, whose own budgets play no part.
+///
+/// `windows`: token ids of text, about 64,000 in all; `progress` is told of every token passed and in which phase.
+///
+/// # Errors
+/// A share that cannot be met or windows that are too short to retire a chunk; an error of the model.
+pub fn calibrate(
+    model: &Model,
+    recipe: &AttentionRecipe,
+    windows: &[&[u32]],
+    options: &CalibrateOptions,
+    progress: &dyn Fn(Phase, usize),
+) -> Result<Calibration> {
+    let teacher = model.teacher();
+    let plain = AttentionRecipe { budgets: None, budget: 0, ..recipe.clone() };
+    let config = plain.resolve(model.config())?;
+    if !windows.iter().any(|window| window.len() > 2 * config.chunk) {
+        return Err(fail(
+            format!("no text is longer than two chunks of {}", config.chunk),
+            "give longer documents, or longer windows",
+        ));
+    }
+    let size = HeadSize {
+        chunk: config.chunk,
+        head_dim: model.config().head_dim,
+        feature_dim: if config.branches.linear { config.feature_dim } else { 0 },
+        cap: config.cap,
+        rows: RowDtype::Bf16,
+    };
+    let candidates = candidates(config.chunk);
+    let student =
+        Student::init(config.clone(), model.config(), FeatureInit::Identity, options.seed)?;
+
+    let retrieval =
+        retrieval::scores(&teacher, &config, options, &|n| progress(Phase::Retrieval, n))?;
+    let losses =
+        marginal::losses(&teacher, &student, &candidates, windows, &|n| progress(Phase::Text, n))?;
+
+    let bytes: Vec<usize> =
+        candidates.iter().map(|&budget| size.bytes(budget, options.at_length, true)).collect();
+    let heads = losses.len() * losses.first().map_or(0, Vec::len);
+    let dense_bytes = heads * size.dense_bytes(options.at_length);
+    let limit = (options.cache_fraction * dense_bytes as f64) as usize;
+    let choices: Vec<Choice> = retrieval
+        .iter()
+        .zip(&losses)
+        .flat_map(|(retrieval, losses)| retrieval.iter().zip(losses))
+        .map(|(&retrieval, losses)| Choice { retrieval, losses: losses.clone() })
+        .collect();
+    let allocation = allocate(&choices, &bytes, limit, options).ok_or_else(|| {
+        let least = heads * bytes[0];
+        fail(
+            format!(
+                "a cache of {:.3} of the dense one at {} tokens is too small: windows and linear states alone take {:.3}",
+                options.cache_fraction,
+                options.at_length,
+                least as f64 / dense_bytes as f64,
+            ),
+            "raise --cache-fraction, or calibrate for a longer context with --at-length",
+        )
+    })?;
+
+    let per_layer = heads / losses.len().max(1);
+    let reports: Vec<HeadReport> = choices
+        .into_iter()
+        .zip(&allocation)
+        .enumerate()
+        .map(|(index, (choice, taken))| HeadReport {
+            layer: index / per_layer,
+            head: index % per_layer,
+            retrieval: choice.retrieval,
+            losses: choice.losses,
+            budget: candidates[taken.candidate],
+            retrieves: taken.retrieves,
+        })
+        .collect();
+    let of = |report: &HeadReport| size.bytes(report.budget, options.at_length, true);
+    let cache_bytes = reports.iter().map(of).sum();
+    let uniform =
+        |budget: &usize| heads * size.bytes(*budget, options.at_length, true) <= cache_bytes;
+    Ok(Calibration {
+        budgets: Budgets {
+            chunk: config.chunk,
+            budgets: reports
+                .chunks(per_layer)
+                .map(|layer| layer.iter().map(|head| head.budget).collect())
+                .collect(),
+            cache_fraction: options.cache_fraction,
+            at_length: options.at_length,
+            selection_head: config.selection_head,
+            router: config.router,
+        },
+        candidates,
+        heads: reports,
+        cache_bytes,
+        dense_bytes,
+        uniform_budget: (0..=config.chunk).rev().find(uniform),
+        tokens: windows.iter().map(|window| window.len()).sum(),
+    })
+}
+
+/// Budgets worth a try for a chunk: more of the small ones, where a token more changes most.
+fn candidates(chunk: usize) -> Vec<usize> {
+    let mut all: Vec<usize> =
+        [0, 1, 2, 4, 8, 16, 32, 64].iter().map(|share| share * chunk / 64).collect();
+    all.extend([1, 2].iter().filter(|&&budget| budget <= chunk));
+    all.sort_unstable();
+    all.dedup();
+    all
+}
+
+fn fail(what: String, hint: &str) -> TrainError {
+    TrainError::Calibration { what, hint: hint.into() }
+}

@@ -1,0 +1,101 @@
+//! Heads that find earlier copies: their attention on a random sequence fed twice.
+
+use candle_core::Tensor;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
+use still_attention::linalg::{Mat, matmul};
+use still_attention::tensor::borrow;
+use still_attention::vector::{exp_sub_sum, max, vectorize};
+use still_attention::{StillConfig, dense_attention};
+use still_model::Model;
+
+use super::CalibrateOptions;
+use crate::error::Result;
+
+/// Query tokens whose logits exist at a time.
+const BLOCK: usize = 64;
+
+/// Attention of the second copy's tokens to the matching token and its successor in the first, mean over tokens and
+/// sequences, of the strongest query head of each selection head: `[layer][selection head]`.
+///
+/// `progress` is told the tokens passed.
+///
+/// # Errors
+/// An error of the model.
+pub(super) fn scores(
+    teacher: &Model,
+    config: &StillConfig,
+    options: &CalibrateOptions,
+    progress: &dyn Fn(usize),
+) -> Result<Vec<Vec<f64>>> {
+    let decoder = &teacher.decoder;
+    let geometry = teacher.config().geometry();
+    let selection_heads = geometry.selection_heads(config.selection_head);
+    let vocab = teacher.config().vocab_size as u32;
+    let mut rng = ChaCha8Rng::seed_from_u64(options.seed);
+    let mut scores = vec![vec![0.0; geometry.num_heads]; decoder.layers.len()];
+    for _ in 0..options.copies {
+        let copy: Vec<u32> = (0..options.copy_length).map(|_| rng.random_range(0..vocab)).collect();
+        let ids = [teacher.tokenizer.encode("", true)?.as_slice(), &copy, &copy].concat();
+        let rotation = decoder.rotation(0, ids.len())?;
+        let mut x = decoder.embed(&Tensor::new(ids.as_slice(), decoder.device())?.unsqueeze(0)?)?;
+        for (layer, scores) in decoder.layers.iter().zip(&mut scores) {
+            let inputs = layer.attention_inputs(&x, &rotation, None)?;
+            let found = matching_attention(&inputs.q, &inputs.k, options.copy_length)?;
+            for (score, found) in scores.iter_mut().zip(found) {
+                *score += found / options.copies as f64;
+            }
+            x = layer.finish(&x, &dense_attention(&inputs.q, &inputs.k, &inputs.v)?, None)?;
+        }
+        progress(ids.len());
+    }
+    let group = geometry.num_heads / selection_heads;
+    let strongest = |heads: &[f64]| heads.iter().copied().fold(0.0, f64::max);
+    Ok(scores.iter().map(|heads| heads.chunks(group).map(strongest).collect()).collect())
+}
+
+/// By query head: mean over the last `copy` tokens of softmax attention to what stands `copy` and `copy − 1` tokens before.
+fn matching_attention(q: &Tensor, k: &Tensor, copy: usize) -> Result<Vec<f64>> {
+    let (_, heads, tokens, d) = q.dims4()?;
+    let kv_heads = k.dim(1)?;
+    let scale = 1.0 / (d as f32).sqrt();
+    Ok(borrow(q, |q: &[f32]| {
+        borrow(k, |k: &[f32]| {
+            (0..heads)
+                .into_par_iter()
+                .map(|head| {
+                    let q = &q[head * tokens * d..(head + 1) * tokens * d];
+                    let kv = head * kv_heads / heads;
+                    let k = &k[kv * tokens * d..(kv + 1) * tokens * d];
+                    let mut logits = vec![f32::NAN; BLOCK * tokens];
+                    let mut total = 0.0;
+                    for first in (tokens - copy..tokens).step_by(BLOCK) {
+                        let rows = BLOCK.min(tokens - first);
+                        let (q, k) = (Mat::rows(&q[first * d..], d), Mat::rows(k, d).t());
+                        matmul((rows, tokens, d), &mut logits, tokens, false, q, k);
+                        vectorize(
+                            #[inline(always)]
+                            || {
+                                for (i, logits) in
+                                    logits.chunks_exact_mut(tokens).take(rows).enumerate()
+                                {
+                                    let t = first + i;
+                                    let visible = &mut logits[..=t];
+                                    visible.iter_mut().for_each(|x| *x *= scale);
+                                    let top = max(visible);
+                                    let sum = exp_sub_sum(visible, top);
+                                    // The last token's successor in the first copy is the second copy's first token.
+                                    total += f64::from(
+                                        (visible[t - copy] + visible[t - copy + 1]) / sum,
+                                    );
+                                }
+                            },
+                        );
+                    }
+                    total / copy as f64
+                })
+                .collect()
+        })
+    })??)
+}

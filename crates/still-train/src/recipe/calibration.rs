@@ -1,0 +1,51 @@
+//! `[calibration]`: budgets found before training.
+
+use serde::{Deserialize, Serialize};
+
+use super::invalid;
+use crate::calibrate::CalibrateOptions;
+use crate::error::Result;
+
+/// How budgets are found before training; nothing is done without a `cache_fraction`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CalibrationRecipe {
+    /// Bytes to spend, as a share of the dense cache with 16-bit rows; `attention.budget` holds everywhere if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache_fraction: Option<f64>,
+    /// Tokens of context at which that share holds.
+    pub at_length: usize,
+    /// Tokens of text to find the losses with.
+    pub tokens: usize,
+    /// Tokens of a window of that text.
+    pub window: usize,
+}
+
+impl Default for CalibrationRecipe {
+    fn default() -> Self {
+        let options = CalibrateOptions::default();
+        Self { cache_fraction: None, at_length: options.at_length, tokens: 65_536, window: 2048 }
+    }
+}
+
+impl CalibrationRecipe {
+    /// What to calibrate for, if anything.
+    pub fn options(&self, seed: u64) -> Option<CalibrateOptions> {
+        let cache_fraction = self.cache_fraction?;
+        let at_length = self.at_length;
+        Some(CalibrateOptions { cache_fraction, at_length, seed, ..CalibrateOptions::default() })
+    }
+
+    /// Checks the ranges.
+    pub(super) fn validate(&self) -> Result<()> {
+        if let Some(fraction) = self.cache_fraction
+            && !(fraction > 0.0 && fraction <= 1.0)
+        {
+            return Err(invalid(
+                format!("calibration.cache_fraction {fraction} is out of range"),
+                "use a share above 0 and at most 1, such as 0.2",
+            ));
+        }
+        Ok(())
+    }
+}
