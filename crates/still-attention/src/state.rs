@@ -289,6 +289,11 @@ impl HybridState {
         self.heads.iter().map(|head| lock(head).size_bytes()).sum()
     }
 
+    /// Of them, what single tokens have prepared for the retirements to come: it holds nothing that is not also elsewhere.
+    pub fn prepared_bytes(&self) -> usize {
+        self.heads.iter().map(|head| lock(head).next.size_bytes()).sum()
+    }
+
     /// The linear state of one sequence and selection head (empty while nothing was absorbed).
     pub fn linear(&self, sequence: usize, head: usize) -> LinearState {
         let state = self.state(sequence, head);

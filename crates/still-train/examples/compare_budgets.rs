@@ -29,6 +29,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let (keys, windows): (usize, usize) = (keys.parse()?, windows.parse()?);
     let teacher = Model::load(model)?;
+    #[allow(clippy::needless_update, reason = "sections grow")]
     let data = DataRecipe { length: WINDOW, min_length: WINDOW, ..DataRecipe::default() };
     let text = Windows::read(&[PathBuf::from(text)], &teacher.tokenizer, &data, 0)?;
     let tokens = text.next(&mut Position::default(), windows).concat();

@@ -3,6 +3,8 @@
 use num_traits::Float;
 
 use super::linalg::{Mat, matmul};
+use super::query_rows::FEW;
+use super::weighted_sum::matmul_few;
 use crate::config::FeatureMap;
 use crate::real::Real;
 use crate::vector;
@@ -24,7 +26,11 @@ pub(crate) fn map_into<T: Real>(
     let width = 2 * feature_dim;
     let rows = phi.len() / width;
     // f(x) lands in the left halves; the right halves follow from it.
-    matmul((rows, feature_dim, head_dim), phi, width, false, x, Mat::rows(w, feature_dim));
+    if rows <= FEW && x.col_stride == 1 {
+        matmul_few((feature_dim, head_dim), phi, width, false, (x.data, x.row_stride), w);
+    } else {
+        matmul((rows, feature_dim, head_dim), phi, width, false, x, Mat::rows(w, feature_dim));
+    }
     for (i, phi) in phi.chunks_exact_mut(width).enumerate() {
         let (left, right) = phi.split_at_mut(feature_dim);
         if let FeatureMap::NpMap { .. } = map {

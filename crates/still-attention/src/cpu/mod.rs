@@ -11,3 +11,4 @@ pub(crate) mod query_rows;
 pub(crate) mod query_rows_backward;
 pub(crate) mod retirement;
 pub(crate) mod rows;
+pub(crate) mod weighted_sum;

@@ -7,6 +7,7 @@ use super::forward::HeadInput;
 use super::key_store::KeyStore;
 use super::linalg::{Mat, matmul};
 use super::rows::RowStore;
+use super::weighted_sum::matmul_few;
 use crate::config::Router;
 use crate::real::Real;
 use crate::{router, vector};
@@ -191,8 +192,12 @@ pub(crate) fn query_rows<T: Real>(
             map_into(maps.map, input.q[head].mat(start), maps.q[head], maps.feature_dim, phi);
         }
         let linear = take(&mut buffers.linear, rows * d);
-        let state = Mat::rows(s, d);
-        matmul((rows, d, features), linear, d, false, Mat::rows(phi, features), state);
+        if rows <= FEW {
+            matmul_few((d, features), linear, d, false, (phi, features), s);
+        } else {
+            let phi = Mat::rows(phi, features);
+            matmul((rows, d, features), linear, d, false, phi, Mat::rows(s, d));
+        }
         for row in 0..rows {
             let (head, token) = (heads.start + row / length, start + row % length);
             let scale = input.linear_scale(head, keys.count);

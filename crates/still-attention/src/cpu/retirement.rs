@@ -7,7 +7,8 @@
 use super::forward::HeadInput;
 use super::head_state::{HeadState, Routing};
 use super::linalg::{Mat, matmul};
-use super::query_rows::take;
+use super::query_rows::{FEW, take};
+use super::weighted_sum::matmul_few;
 use crate::real::Real;
 use crate::vector::vectorize;
 use crate::{router, vector};
@@ -51,11 +52,12 @@ pub(crate) struct Gathered<T> {
     k: Vec<T>,
     v: Vec<T>,
     phi: Vec<T>,
+    transposed: Vec<T>,
 }
 
 impl<T> Default for Gathered<T> {
     fn default() -> Self {
-        Self { k: Vec::new(), v: Vec::new(), phi: Vec::new() }
+        Self { k: Vec::new(), v: Vec::new(), phi: Vec::new(), transposed: Vec::new() }
     }
 }
 
@@ -208,7 +210,7 @@ impl<T: Real> HeadState<T> {
         if rows == 0 || !input.branches.linear {
             return;
         }
-        let Gathered { k, v, phi } = gathered;
+        let Gathered { k, v, phi, transposed } = gathered;
         k.clear();
         v.clear();
         for row in &self.next.absorbed[from..from + rows] {
@@ -242,17 +244,24 @@ impl<T: Real> HeadState<T> {
         z.resize(features, T::zero());
         let phi = take(phi, rows * features);
         input.features.of_keys_into(k, head_dim, phi);
-        matmul(
-            (features, head_dim, rows),
-            s,
-            head_dim,
-            true,
-            Mat::rows(phi, features).t(),
-            Mat::rows(v, head_dim),
-        );
+        if rows > FEW {
+            let phi = Mat::rows(phi, features).t();
+            matmul((features, head_dim, rows), s, head_dim, true, phi, Mat::rows(v, head_dim));
+        }
         vectorize(
             #[inline(always)]
-            || phi.chunks_exact(features).for_each(|phi| vector::axpy(z, T::one(), phi)),
+            || {
+                phi.chunks_exact(features).for_each(|phi| vector::axpy(z, T::one(), phi));
+                if rows <= FEW {
+                    let transposed = take(transposed, features * rows);
+                    for (row, phi) in phi.chunks_exact(features).enumerate() {
+                        for (to, &x) in transposed.iter_mut().skip(row).step_by(rows).zip(phi) {
+                            *to = x;
+                        }
+                    }
+                    matmul_few((head_dim, rows), s, head_dim, true, (transposed, rows), v);
+                }
+            },
         );
     }
 

@@ -4,9 +4,10 @@ use std::ops::Range;
 
 use super::cells::{Cell, Cells, Values, each};
 use super::linalg::Mat;
+use super::weighted_sum::{Summed, add_weighted};
 use crate::config::RowDtype;
 use crate::real::Real;
-use crate::vector::{self, vectorize};
+use crate::vector::vectorize;
 
 /// A borrowed matrix whose rows lie `stride` values apart.
 #[derive(Clone, Copy, Debug)]
@@ -39,9 +40,6 @@ pub(crate) struct RowStore<T> {
     width: usize,
     cells: Cells<T>,
 }
-
-/// Rows that stay in the first-level cache while every channel of them is summed.
-const ROWS: usize = 64;
 
 impl<T: Real> RowStore<T> {
     /// An empty store; `RowDtype::F32` keeps the kernel's own type.
@@ -145,93 +143,10 @@ impl<T: Real> RowStore<T> {
     /// Adds to each row of `out`, `[n, width]`, the rows `range` times its weights, rows of `stride` in `weights`.
     #[inline(always)]
     pub fn add_weighted(&self, range: Range<usize>, weights: &[T], stride: usize, out: &mut [T]) {
-        if range.is_empty() {
-            return;
-        }
+        let (width, scales) = (self.width, self.cells.scales());
         each!(&self.cells.values, v => {
-            let (mut out, mut weights) = (out, weights);
-            while !out.is_empty() {
-                let count = (out.len() / self.width).min(4);
-                let (now, later) = out.split_at_mut(count * self.width);
-                match count {
-                    4 => self.add_few::<_, 4>(v, range.clone(), weights, stride, now),
-                    3 => self.add_few::<_, 3>(v, range.clone(), weights, stride, now),
-                    2 => self.add_few::<_, 2>(v, range.clone(), weights, stride, now),
-                    _ => self.add_few::<_, 1>(v, range.clone(), weights, stride, now),
-                }
-                out = later;
-                if !out.is_empty() {
-                    weights = &weights[count * stride..];
-                }
-            }
+            add_weighted(Summed { values: v, width, range, scales }, weights, stride, out, width);
         });
-    }
-
-    #[inline(always)]
-    fn add_few<C: Cell<T>, const N: usize>(
-        &self,
-        values: &[C],
-        range: Range<usize>,
-        weights: &[T],
-        stride: usize,
-        out: &mut [T],
-    ) {
-        for start in range.clone().step_by(ROWS) {
-            let rows = start..(start + ROWS).min(range.end);
-            let weights: [&[T]; N] =
-                std::array::from_fn(|n| &weights[n * stride + start - range.start..][..rows.len()]);
-            let mut column = 0;
-            if vector::has_many_registers() {
-                while column + 64 <= self.width {
-                    self.add_columns::<C, N, 64>(values, rows.clone(), weights, column, out);
-                    column += 64;
-                }
-            }
-            while column + 16 <= self.width {
-                self.add_columns::<C, N, 16>(values, rows.clone(), weights, column, out);
-                column += 16;
-            }
-            for column in column..self.width {
-                self.add_columns::<C, N, 1>(values, rows.clone(), weights, column, out);
-            }
-        }
-    }
-
-    /// `COLUMNS` columns of `out` from `column` on: their sums stay in registers.
-    #[inline(always)]
-    fn add_columns<C: Cell<T>, const N: usize, const COLUMNS: usize>(
-        &self,
-        values: &[C],
-        rows: Range<usize>,
-        weights: [&[T]; N],
-        column: usize,
-        out: &mut [T],
-    ) {
-        let mut sums = [[T::zero(); COLUMNS]; N];
-        let scales = self.cells.scales();
-        for (i, row) in rows.enumerate() {
-            let at = row * self.width + column;
-            let values = &values[at..at + COLUMNS];
-            vector::prefetch(values);
-            let mut wide = [T::zero(); COLUMNS];
-            for c in 0..COLUMNS {
-                wide[c] = values[c].widen();
-            }
-            for n in 0..N {
-                let weight = match scales {
-                    Some(scales) => scales[row] * weights[n][i],
-                    None => weights[n][i],
-                };
-                for c in 0..COLUMNS {
-                    sums[n][c] = weight.mul_add(wide[c], sums[n][c]);
-                }
-            }
-        }
-        for n in 0..N {
-            for c in 0..COLUMNS {
-                out[n * self.width + column + c] += sums[n][c];
-            }
-        }
     }
 }
 

@@ -1,0 +1,137 @@
+//! Weighted sums of rows: the product of a few rows with a matrix that is read as it lies, without packing it first.
+
+use std::ops::Range;
+
+use super::cells::Cell;
+use crate::real::Real;
+use crate::vector;
+
+/// Rows that stay in the first-level cache while every channel of them is summed.
+const ROWS: usize = 64;
+
+/// The rows that are summed.
+#[derive(Clone, Debug)]
+pub(crate) struct Summed<'a, T, C> {
+    /// Rows of `width` values.
+    pub values: &'a [C],
+    pub width: usize,
+    pub range: Range<usize>,
+    /// By row, if rows are scaled.
+    pub scales: Option<&'a [T]>,
+}
+
+/// Adds to each row of `out`, rows of `out_stride`, the rows of `summed` times its weights, rows of `stride` in `weights`.
+///
+/// For callers that are within [`vector::vectorize`].
+#[inline(always)]
+pub(crate) fn add_weighted<T: Real, C: Cell<T>>(
+    summed: Summed<'_, T, C>,
+    weights: &[T],
+    stride: usize,
+    out: &mut [T],
+    out_stride: usize,
+) {
+    if summed.range.is_empty() {
+        return;
+    }
+    let rows = out.len().div_ceil(out_stride);
+    let mut row = 0;
+    while row < rows {
+        let count = (rows - row).min(4);
+        let (weights, out) = (&weights[row * stride..], &mut out[row * out_stride..]);
+        match count {
+            4 => add_few::<T, C, 4>(&summed, weights, stride, out, out_stride),
+            3 => add_few::<T, C, 3>(&summed, weights, stride, out, out_stride),
+            2 => add_few::<T, C, 2>(&summed, weights, stride, out, out_stride),
+            _ => add_few::<T, C, 1>(&summed, weights, stride, out, out_stride),
+        }
+        row += count;
+    }
+}
+
+#[inline(always)]
+fn add_few<T: Real, C: Cell<T>, const N: usize>(
+    summed: &Summed<'_, T, C>,
+    weights: &[T],
+    stride: usize,
+    out: &mut [T],
+    out_stride: usize,
+) {
+    let Summed { range, width, .. } = summed;
+    for start in range.clone().step_by(ROWS) {
+        let rows = start..(start + ROWS).min(range.end);
+        let weights: [&[T]; N] =
+            std::array::from_fn(|n| &weights[n * stride + start - range.start..][..rows.len()]);
+        let mut column = 0;
+        if vector::has_many_registers() {
+            while column + 64 <= *width {
+                let rows = rows.clone();
+                add_columns::<T, C, N, 64>(summed, rows, weights, column, out, out_stride);
+                column += 64;
+            }
+        }
+        while column + 16 <= *width {
+            add_columns::<T, C, N, 16>(summed, rows.clone(), weights, column, out, out_stride);
+            column += 16;
+        }
+        for column in column..*width {
+            add_columns::<T, C, N, 1>(summed, rows.clone(), weights, column, out, out_stride);
+        }
+    }
+}
+
+/// `COLUMNS` columns of `out` from `column` on: their sums stay in registers.
+#[inline(always)]
+fn add_columns<T: Real, C: Cell<T>, const N: usize, const COLUMNS: usize>(
+    summed: &Summed<'_, T, C>,
+    rows: Range<usize>,
+    weights: [&[T]; N],
+    column: usize,
+    out: &mut [T],
+    out_stride: usize,
+) {
+    let mut sums = [[T::zero(); COLUMNS]; N];
+    for (i, row) in rows.enumerate() {
+        let at = row * summed.width + column;
+        let values = &summed.values[at..at + COLUMNS];
+        vector::prefetch(values);
+        let mut wide = [T::zero(); COLUMNS];
+        for c in 0..COLUMNS {
+            wide[c] = values[c].widen();
+        }
+        for n in 0..N {
+            let weight = match summed.scales {
+                Some(scales) => scales[row] * weights[n][i],
+                None => weights[n][i],
+            };
+            for c in 0..COLUMNS {
+                sums[n][c] = weight.mul_add(wide[c], sums[n][c]);
+            }
+        }
+    }
+    for n in 0..N {
+        for c in 0..COLUMNS {
+            out[n * out_stride + column + c] += sums[n][c];
+        }
+    }
+}
+
+/// `C = A B` or, with `accumulate`, `C += A B`: `A` has few rows, of `a_stride` values; `B` is `k × n` and contiguous; `C`
+/// has rows of `c_stride`.
+///
+/// For callers that are within [`vector::vectorize`].
+#[inline(always)]
+pub(crate) fn matmul_few<T: Real>(
+    (n, k): (usize, usize),
+    c: &mut [T],
+    c_stride: usize,
+    accumulate: bool,
+    (a, a_stride): (&[T], usize),
+    b: &[T],
+) {
+    if !accumulate {
+        c.chunks_mut(c_stride).for_each(|row| row[..n].fill(T::zero()));
+    }
+    let summed = Summed { values: b, width: n, range: 0..k, scales: None };
+    add_weighted(summed, a, a_stride, c, c_stride);
+}
