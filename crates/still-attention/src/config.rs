@@ -39,6 +39,8 @@ pub enum Router {
     /// The Self-Saliency Score (STILL).
     #[default]
     SelfSaliency,
+    /// The attention that a token receives from later ones while it is in their window.
+    ReceivedAttention,
     /// A hash of (seed, layer, head, absolute position): the ablation's control.
     Random {
         /// Seed of the hash.
@@ -46,6 +48,16 @@ pub enum Router {
     },
     /// Nothing is kept, whatever the budgets say.
     None,
+}
+
+impl Router {
+    /// Whether a chunk's scores are final once its last token has come, not only when it retires.
+    pub fn scores_final_with_chunk(self) -> bool {
+        match self {
+            Self::SelfSaliency | Self::Random { .. } | Self::None => true,
+            Self::ReceivedAttention => false,
+        }
+    }
 }
 
 /// The head at which routing is decided.

@@ -101,6 +101,30 @@ pub fn self_saliency(q: &[f64], k: &[f64], head_dim: usize, chunk: usize) -> Vec
         .collect()
 }
 
+/// Attention that each token of one query head receives, by the definition: the mean over the later tokens of its own
+/// chunk and the next of their softmax over their local keys. Of a sequence that ends before, over those there are.
+///
+/// `q` and `k` are `[N, D]`.
+pub fn received_attention(q: &[f64], k: &[f64], head_dim: usize, chunk: usize) -> Vec<f64> {
+    let tokens = q.len() / head_dim;
+    let row = |x: &'_ [f64], t: usize| x[t * head_dim..(t + 1) * head_dim].to_vec();
+    let scale = (head_dim as f64).sqrt();
+    let first_local = |t: usize| (t / chunk).saturating_sub(1) * chunk;
+    let local: Vec<Vec<f64>> = (0..tokens)
+        .map(|t| {
+            let logit = |j| dot(&row(k, j), &row(q, t)) / scale;
+            softmax(&(first_local(t)..=t).map(logit).collect::<Vec<f64>>())
+        })
+        .collect();
+    (0..tokens)
+        .map(|j| {
+            let queries = j + 1..tokens.min((j / chunk + 2) * chunk);
+            let count = queries.len().max(1) as f64;
+            queries.map(|t| local[t][j - first_local(t)]).sum::<f64>() / count
+        })
+        .collect()
+}
+
 /// Runs the operator over one sequence; `selection` (of one sequence) replaces the router if given.
 pub fn hybrid_attention(
     input: &Input,
@@ -142,13 +166,19 @@ pub fn hybrid_attention(
         for t in 0..n {
             output.score[s * n + t] = match config.router {
                 Router::Random { seed } => random_score(seed, config.layer, s, t),
-                Router::SelfSaliency | Router::None => 0.0,
+                Router::SelfSaliency | Router::ReceivedAttention | Router::None => 0.0,
             };
         }
-        if config.router == Router::SelfSaliency {
+        let by_queries = match config.router {
+            Router::SelfSaliency => Some(self_saliency as fn(&_, &_, _, _) -> _),
+            Router::ReceivedAttention => Some(received_attention as fn(&_, &_, _, _) -> _),
+            Router::Random { .. } | Router::None => None,
+        };
+        if let Some(by_queries) = by_queries {
             let span = |head: usize| head * n * d..(head + 1) * n * d;
             for h in s * group..(s + 1) * group {
-                let score = self_saliency(&input.q[span(h)], &input.k[span(kv_of(s))], d, chunk);
+                let score: Vec<f64> =
+                    by_queries(&input.q[span(h)], &input.k[span(kv_of(s))], d, chunk);
                 for t in 0..n {
                     output.score[s * n + t] += score[t] / group as f64;
                 }

@@ -17,6 +17,7 @@ prop_compose! {
         chunk in 1_usize..9,
         router in prop_oneof![
             Just(Router::SelfSaliency),
+            Just(Router::ReceivedAttention),
             any::<u64>().prop_map(|seed| Router::Random { seed }),
             Just(Router::None),
         ],

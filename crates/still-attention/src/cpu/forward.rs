@@ -1,5 +1,7 @@
 //! Chunk-wise forward pass of one selection head: training, prefill and decoding alike.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::feature_map::map_rows;
@@ -83,8 +85,24 @@ impl<T: Real> HeadInput<'_, T> {
 pub(crate) struct Record<'a, T> {
     /// `Selection::absorbed_at` by absolute position.
     pub absorbed_at: Option<&'a mut [u32]>,
-    /// Router score by token of the call.
+    /// Router score by token of the call; of those still in the window, by the tokens so far.
     pub scores: Option<&'a mut [T]>,
+}
+
+impl<T: Real> Record<'_, T> {
+    /// Takes down the scores of `positions`, all of the window, in a call whose first token was at `first`.
+    fn take_scores(
+        &mut self,
+        positions: Range<usize>,
+        first: usize,
+        state: &HeadState<T>,
+        input: &HeadInput<'_, T>,
+    ) {
+        let Some(scores) = self.scores.as_deref_mut() else { return };
+        for position in positions.start.max(first)..positions.end {
+            scores[position - first] = state.score(position, input);
+        }
+    }
 }
 
 /// Memory that segments are worked in. A thread keeps one for all its heads: it then stays in that thread's cache.
@@ -94,7 +112,7 @@ pub(crate) struct Scratch<T> {
     buffers: Vec<Buffers<T>>,
     /// Widened rows: K and V of the previous chunk, the current one and the salient tokens.
     rows: [Vec<T>; 6],
-    /// Self-Saliency Scores, `[query heads, tokens]`, then the segment's scores.
+    /// What the query heads add to scores, by head: see [`query_rows`].
     scores: Vec<T>,
 }
 
@@ -114,32 +132,38 @@ pub(crate) fn advance<T: Real>(
     mut record: Record<'_, T>,
     scratch: &mut Scratch<T>,
 ) {
+    let first = state.position;
     let mut done = 0;
     while done < tokens {
         let offset = state.position % input.chunk;
         let length = (input.chunk - offset).min(tokens - done);
         let now = state.position / input.chunk;
         if offset == 0 && now >= 2 {
+            record.take_scores(
+                (now - 2) * input.chunk..(now - 1) * input.chunk,
+                first,
+                state,
+                input,
+            );
             state.retire(now, input, record.absorbed_at.as_deref_mut());
         }
         let segment = Segment { start: done, length, stride };
-        let slot = feed(state, input, segment, out, scratch);
-        if let Some(all) = record.scores.as_deref_mut() {
-            all[done..done + length].copy_from_slice(&state.ring_score[slot..slot + length]);
-        }
+        feed(state, input, segment, out, scratch);
         state.position += length;
         done += length;
     }
+    let window = (state.position.saturating_sub(1) / input.chunk).saturating_sub(1) * input.chunk;
+    record.take_scores(window..state.position, first, state, input);
 }
 
-/// Feeds the tokens of one segment: its rows and scores enter the ring, whose first slot it returns.
+/// Feeds the tokens of one segment: its rows and scores enter the ring.
 fn feed<T: Real>(
     state: &mut HeadState<T>,
     input: &HeadInput<'_, T>,
     segment: Segment,
     out: &mut [T],
     scratch: &mut Scratch<T>,
-) -> usize {
+) {
     let Segment { start, length, stride } = segment;
     let (chunk, head_dim) = (input.chunk, input.head_dim);
     let (now, offset) = (state.position / chunk, state.position % chunk);
@@ -167,10 +191,15 @@ fn feed<T: Real>(
         offset,
     };
 
+    // Of each query head: a score per query, or a sum per key.
+    let per_head = match input.router {
+        Router::ReceivedAttention => previous_end - previous_half + offset + length,
+        Router::SelfSaliency | Router::Random { .. } | Router::None => length,
+    };
     let split = input.split_heads && length >= PARALLEL_TOKENS;
     let heads = if split { 1 } else { group };
     scratch.buffers.resize_with(group.max(1), Buffers::default);
-    scratch.scores.resize(group * length, T::nan());
+    scratch.scores.resize(group * per_head, T::nan());
     let answer = |index: usize, out: &mut [T], scores: &mut [T], buffers: &mut Buffers<T>| {
         let first = index * heads;
         vectorize(
@@ -178,7 +207,7 @@ fn feed<T: Real>(
             || query_rows(&keys, input, first..first + heads, segment, out, scores, buffers),
         );
     };
-    let (block, part) = (heads * stride * head_dim, heads * length);
+    let (block, part) = (heads * stride * head_dim, heads * per_head);
     if split {
         out.par_chunks_mut(block)
             .enumerate()
@@ -199,6 +228,7 @@ fn feed<T: Real>(
                 let heads = scratch.scores.iter().skip(i).step_by(length);
                 heads.copied().sum::<T>() / T::of(group as f64)
             }
+            Router::ReceivedAttention => T::zero(),
             Router::Random { seed } => {
                 let position = state.position + i;
                 T::of(router::random_score(seed, input.layer, input.head, position))
@@ -206,5 +236,12 @@ fn feed<T: Real>(
             Router::None => T::zero(),
         };
     }
-    slot
+    if input.router == Router::ReceivedAttention {
+        let keys = (previous_half..previous_end).chain(current_half..slot + length);
+        for received in scratch.scores.chunks_exact(per_head) {
+            for (slot, &received) in keys.clone().zip(received) {
+                state.ring_score[slot] += received;
+            }
+        }
+    }
 }

@@ -151,7 +151,7 @@ impl<T: Real> Stack<T> {
             let (visible, future) = local[row * width..(row + 1) * width].split_at_mut(visible);
             future.fill(T::zero());
             let exact = &mut exact[row * kept..(row + 1) * kept];
-            denominator[row] = RowWeights::new(visible, exact, input).denominator;
+            denominator[row] = RowWeights::new(visible, exact, input, &mut []).denominator;
         }
 
         // The linear branch's share of the denominator, and its numerator for the gate and λ.

@@ -150,6 +150,7 @@ fn router_words(config: &still_attention::StillConfig) -> String {
     use still_attention::Router;
     match config.router {
         Router::SelfSaliency => "Self-Saliency Score".into(),
+        Router::ReceivedAttention => "attention received".into(),
         Router::Random { seed } => format!("random (seed {seed})"),
         Router::None => "none".into(),
     }
