@@ -143,6 +143,9 @@ pub struct StillConfig {
     pub linear_norm: LinearNorm,
     /// Whether the linear numerator is gated by `sigmoid(W_g x)`.
     pub gate: bool,
+    /// Whether the exact terms are multiplied by a learned `sigmoid(w_h)` (LoLCATs), the linear ones by 1.
+    #[serde(default)]
+    pub window_factor: bool,
     /// Branch switches.
     #[serde(default)]
     pub branches: Branches,
@@ -162,6 +165,7 @@ impl StillConfig {
             feature_dim: geometry.head_dim,
             linear_norm: LinearNorm::default(),
             gate: false,
+            window_factor: false,
             branches: Branches::default(),
         }
     }
@@ -171,6 +175,17 @@ impl StillConfig {
         let mut config = Self::uniform(num_layers, geometry, chunk, 0);
         config.branches.linear = false;
         config
+    }
+
+    /// LoLCATs: the window and, weighed against it by a learned factor, everything before it in the linear state.
+    pub fn lolcats(num_layers: usize, geometry: HeadGeometry, chunk: usize) -> Self {
+        Self {
+            router: Router::None,
+            feature_map: FeatureMap::Softmax,
+            linear_norm: LinearNorm::Sum,
+            window_factor: true,
+            ..Self::uniform(num_layers, geometry, chunk, 0)
+        }
     }
 
     /// The configuration of one layer.
@@ -195,6 +210,7 @@ impl StillConfig {
             feature_dim: self.feature_dim,
             linear_norm: self.linear_norm,
             gate: self.gate,
+            window_factor: self.window_factor,
             branches: self.branches,
         })
     }
@@ -237,6 +253,8 @@ pub struct HybridConfig {
     pub linear_norm: LinearNorm,
     /// Whether the linear numerator is gated.
     pub gate: bool,
+    /// Whether the exact terms are multiplied by a learned `sigmoid(w_h)`.
+    pub window_factor: bool,
     /// Branch switches.
     pub branches: Branches,
 }

@@ -32,6 +32,8 @@ pub struct Input {
     pub gate: Option<Vec<f64>>,
     /// `ℓ`, `[H]`
     pub log_lambda: Option<Vec<f64>>,
+    /// `w`, `[H]`
+    pub window_factor: Option<Vec<f64>>,
 }
 
 /// What the operator gives and leaves behind.
@@ -244,11 +246,13 @@ pub fn hybrid_attention(
                     .iter()
                     .map(|&j| dot(&row(&input.k, kv_of(s), j), &query) / (d as f64).sqrt())
                     .collect();
+                let factor =
+                    input.window_factor.as_ref().map_or(1.0, |w| 1.0 / (1.0 + (-w[h]).exp()));
                 let m = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                 let mut denominator = 0.0;
                 let mut numerator = vec![0.0; d];
                 for (&j, logit) in keys.iter().zip(&logits) {
-                    let e = (logit - m).exp();
+                    let e = factor * (logit - m).exp();
                     denominator += e;
                     let value = row(&input.v, kv_of(s), j);
                     numerator.iter_mut().zip(&value).for_each(|(o, v)| *o += e * v);

@@ -9,6 +9,7 @@ use crate::config::LinearNorm;
 use crate::cpu::forward::{FeatureMaps, HeadInput, Record, Scratch, advance, few};
 use crate::cpu::head_state::{HeadState, Routing};
 use crate::cpu::rows::Rows;
+use crate::real::inverse_sigmoid;
 use crate::tensor::{expect_shape, values, with_values};
 use crate::{AttentionError, HeadGeometry, HybridConfig, HybridWeights, Result, RowDtype, router};
 
@@ -25,6 +26,8 @@ pub struct PreparedWeights {
     map_k: Vec<f32>,
     /// `exp(ℓ)`, `[H]`, with `LinearNorm::Mean`.
     lambda: Option<Vec<f32>>,
+    /// `1 / sigmoid(w)`, `[H]`, with a window factor.
+    against_window: Option<Vec<f32>>,
 }
 
 impl PreparedWeights {
@@ -47,12 +50,20 @@ impl PreparedWeights {
             }
             _ => None,
         };
+        let against_window = match &weights.window_factor {
+            Some(w) => {
+                let w = values::<f32>("PreparedWeights::new", "window_factor", w)?;
+                Some(w.into_iter().map(inverse_sigmoid).collect())
+            }
+            None => None,
+        };
         Ok(Arc::new(Self {
             geometry,
             config: config.clone(),
             map_q: values("PreparedWeights::new", "feature_map_q", &map_q)?,
             map_k: values("PreparedWeights::new", "feature_map_k", &map_k)?,
             lambda,
+            against_window,
         }))
     }
 }
@@ -141,7 +152,8 @@ impl HybridHead<'_> {
                 k: &weights.map_k[head * map_size..(head + 1) * map_size],
                 feature_dim: config.feature_dim,
             },
-            lambda: weights.lambda.as_ref().map(|lambda| &lambda[queries]),
+            lambda: weights.lambda.as_ref().map(|lambda| &lambda[queries.clone()]),
+            against_window: weights.against_window.as_ref().map(|inverse| &inverse[queries]),
             split_heads: split,
         };
         advance(self.state, &input, length, out, tokens, Record::default(), &mut scratch.0);

@@ -67,6 +67,7 @@ fn load(name: &str) -> Case {
             None => LinearNorm::Sum,
         },
         gate: optional("gate").is_some(),
+        window_factor: false,
         branches: Branches::default(),
     };
 
@@ -93,6 +94,7 @@ fn load(name: &str) -> Case {
             householder_k: optional("u_k"),
             gate: optional("gate"),
             log_lambda: optional("mean_scale").map(|x| x.into_iter().map(f64::ln).collect()),
+            window_factor: None,
         },
         config,
         out: get("out"),

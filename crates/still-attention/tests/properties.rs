@@ -26,6 +26,7 @@ prop_compose! {
         softmax_map: bool,
         mean: bool,
         gate: bool,
+        window_factor: bool,
         feature_dim in 1_usize..9,
         cap in prop_oneof![Just(None), (0_usize..12).prop_map(Some)],
         off in 0_usize..4,
@@ -43,6 +44,7 @@ prop_compose! {
             feature_dim,
             linear_norm: if mean { LinearNorm::Mean } else { LinearNorm::Sum },
             gate,
+            window_factor,
             branches: Branches { window: off != 1, salient: off != 2, linear: off != 3 },
         }
     }
@@ -333,6 +335,7 @@ fn some_config() -> HybridConfig {
         feature_dim: 8,
         linear_norm: LinearNorm::Mean,
         gate: false,
+        window_factor: false,
         branches: Branches::default(),
     }
 }

@@ -22,6 +22,7 @@ fn config() -> HybridConfig {
         feature_dim: 8,
         linear_norm: LinearNorm::Mean,
         gate: false,
+        window_factor: false,
         branches: Branches::default(),
     }
 }

@@ -6,7 +6,7 @@ use candle_core::{Tensor, Var};
 use common::{flat, random_input, relative_rms, tensors};
 use still_attention::{
     Branches, FeatureMap, HeadGeometry, HybridConfig, HybridState, HybridWeights, LinearNorm,
-    PreparedWeights, Router, RowDtype, SelectionHead, hybrid_attention, naive,
+    PreparedWeights, Router, RowDtype, SelectionHead, StillConfig, hybrid_attention, naive,
 };
 
 /// `(query heads, KV heads, head dim)`: groups of 1, 3, 4 and 8.
@@ -27,6 +27,7 @@ fn config(geometry: HeadGeometry, selection_head: SelectionHead) -> HybridConfig
         feature_dim: geometry.head_dim,
         linear_norm: LinearNorm::Mean,
         gate: false,
+        window_factor: false,
         branches: Branches::default(),
     }
 }
@@ -34,7 +35,15 @@ fn config(geometry: HeadGeometry, selection_head: SelectionHead) -> HybridConfig
 /// The operator as it is by default and its variants.
 fn variants(geometry: HeadGeometry, selection_head: SelectionHead) -> Vec<HybridConfig> {
     let hybrid = config(geometry, selection_head);
-    vec![hybrid.clone(), HybridConfig { router: Router::ReceivedAttention, ..hybrid }]
+    let received = HybridConfig { router: Router::ReceivedAttention, ..hybrid.clone() };
+    let lolcats = StillConfig {
+        selection_head,
+        budgets: vec![vec![0; hybrid.budgets.len()]],
+        ..StillConfig::lolcats(1, geometry, hybrid.chunk)
+    };
+    // Salient terms have the factor too.
+    let factor = HybridConfig { window_factor: true, ..hybrid.clone() };
+    vec![hybrid, received, lolcats.layer(0).unwrap(), factor]
 }
 
 /// Every shape at both granularities in every variant.
@@ -89,10 +98,12 @@ fn every_shape_has_the_gradient_of_the_twin() {
         let (q, k, v) = (var(&x.q), var(&x.k), var(&x.v));
         let (map_q, map_k) = (var(&x.weights.feature_map_q), var(&x.weights.feature_map_k));
         let log_lambda = x.weights.log_lambda.as_ref().map(var);
+        let window_factor = x.weights.window_factor.as_ref().map(var);
         let weights = HybridWeights {
             feature_map_q: map_q.as_tensor().clone(),
             feature_map_k: map_k.as_tensor().clone(),
             log_lambda: log_lambda.as_ref().map(|var| var.as_tensor().clone()),
+            window_factor: window_factor.as_ref().map(|var| var.as_tensor().clone()),
             ..x.weights.clone()
         };
         let selection = Some(&twin.selection);
@@ -100,13 +111,14 @@ fn every_shape_has_the_gradient_of_the_twin() {
         let grads = out.sqr().unwrap().sum_all().unwrap().backward().unwrap();
 
         type Field = fn(&mut naive::Input) -> Option<&mut Vec<f64>>;
-        let fields: [(Option<&Var>, Field); 6] = [
+        let fields: [(Option<&Var>, Field); 7] = [
             (Some(&q), |i| Some(&mut i.q)),
             (Some(&k), |i| Some(&mut i.k)),
             (Some(&v), |i| Some(&mut i.v)),
             (Some(&map_q), |i| Some(&mut i.feature_map_q)),
             (Some(&map_k), |i| Some(&mut i.feature_map_k)),
             (log_lambda.as_ref(), |i| i.log_lambda.as_mut()),
+            (window_factor.as_ref(), |i| i.window_factor.as_mut()),
         ];
         let mut along = 0.0;
         let mut steps = [1e-6, -1e-6].map(|step| (step, input.clone()));

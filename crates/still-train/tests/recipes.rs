@@ -4,20 +4,25 @@ mod common;
 
 use std::path::Path;
 
+use still_model::Student;
 use still_model::random::{random_model, tiny_config};
 use still_train::{DataRecipe, Recipe, TrainError, Windows, linearize};
 
 #[test]
-fn every_shipped_recipe_parses() {
+fn every_shipped_recipe_parses_and_fits_a_model() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../recipes");
     let mut count = 0;
     for entry in dir.read_dir().unwrap() {
         let path = entry.unwrap().path();
         let text = std::fs::read_to_string(&path).unwrap();
-        Recipe::parse(&text, &[]).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let fail = |error: TrainError| panic!("{}: {error}", path.display());
+        let recipe = Recipe::parse(&text, &[]).unwrap_or_else(fail);
+        let still = recipe.attention.resolve(&tiny_config()).unwrap_or_else(fail);
+        let student = Student::init(still, &tiny_config(), recipe.attention.init, recipe.seed);
+        student.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         count += 1;
     }
-    assert!(count >= 2);
+    assert!(count >= 4);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use crate::config::Router;
 use crate::real::Real;
 use crate::vector;
 
-/// Which gradients are wanted beside those of the feature maps, the gate and `ℓ`.
+/// Which gradients are wanted beside those of the feature maps, the gate, `ℓ` and `w`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Wanted {
     /// Of q, k and v: not in attention transfer.
@@ -35,8 +35,8 @@ pub(crate) struct WeightGrads<T> {
     pub map_q: Vec<T>,
     /// `∂/∂W_k`, `[D, F]`.
     pub map_k: Vec<T>,
-    /// `∂/∂ℓ`, by query head.
-    pub log_lambda: Vec<T>,
+    /// `∂/∂ ln(scale of the linear branch)`, by query head.
+    pub log_scale: Vec<T>,
 }
 
 /// Gradients of [`super::forward::advance`] over a whole sequence of `tokens` tokens that started at position 0.
@@ -139,7 +139,7 @@ pub(crate) fn backward<T: Real>(
     WeightGrads {
         map_q: stacks.iter().flat_map(|stack| stack.d_map_q.iter().copied()).collect(),
         map_k,
-        log_lambda: stacks.iter().flat_map(|stack| stack.d_log_lambda.iter().copied()).collect(),
+        log_scale: stacks.iter().flat_map(|stack| stack.d_log_scale.iter().copied()).collect(),
     }
 }
 

@@ -59,6 +59,8 @@ pub(crate) struct HeadInput<'a, T> {
     pub features: FeatureMaps<'a, T>,
     /// `exp(ℓ)` per query head with `LinearNorm::Mean`, else the linear branch is summed.
     pub lambda: Option<&'a [T]>,
+    /// `1 / sigmoid(w)` per query head with a window factor.
+    pub against_window: Option<&'a [T]>,
     /// Whether a segment's query heads are run on several threads: worth it where there are few selection heads.
     pub split_heads: bool,
 }
@@ -71,8 +73,18 @@ pub(crate) fn few(selection_heads: usize) -> bool {
 
 impl<T: Real> HeadInput<'_, T> {
     /// Scale of the linear branch of query head `head` over a state of `count` tokens.
+    ///
+    /// A factor on the exact terms is its inverse on the linear ones: numerator and denominator have both, and the
+    /// denominator is still at least 1.
     pub fn linear_scale(&self, head: usize, count: usize) -> T {
-        self.lambda.map_or(T::one(), |lambda| lambda[head] / T::of(count.max(1) as f64))
+        let scale =
+            self.lambda.map_or(T::one(), |lambda| lambda[head] / T::of(count.max(1) as f64));
+        self.against_window.map_or(scale, |inverse| scale * inverse[head])
+    }
+
+    /// Whether the scale of the linear branch is learned.
+    pub fn learns_scale(&self) -> bool {
+        self.lambda.is_some() || self.against_window.is_some()
     }
 
     pub fn logit_scale(&self) -> T {

@@ -37,6 +37,8 @@ pub struct AttentionRecipe {
     pub linear_norm: LinearNorm,
     /// Output gate on the linear branch.
     pub gate: bool,
+    /// Exact terms are multiplied by a learned factor per query head (LoLCATs).
+    pub window_factor: bool,
     /// Branch switches.
     pub branches: Branches,
 }
@@ -55,6 +57,7 @@ impl Default for AttentionRecipe {
             init: FeatureInit::default(),
             linear_norm: LinearNorm::default(),
             gate: false,
+            window_factor: false,
             branches: Branches::default(),
         }
     }
@@ -79,6 +82,7 @@ impl AttentionRecipe {
             feature_dim: self.feature_dim.unwrap_or(model.head_dim),
             linear_norm: self.linear_norm,
             gate: self.gate,
+            window_factor: self.window_factor,
             branches: self.branches,
         };
         config.validate(model.num_hidden_layers, geometry)?;
