@@ -103,6 +103,21 @@ pub enum LinearNorm {
     Mean,
 }
 
+/// What the operator is made of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// The window and the salient tokens exactly, the rest in the linear state.
+    #[default]
+    Hybrid,
+    /// Every token in the linear state as soon as it comes, nothing exactly (Hedgehog). What speaks of exact tokens,
+    /// or scales numerator and denominator alike, has no meaning then and is refused.
+    LinearOnly,
+}
+
+/// A denominator of linear attention alone is at least this: where every `φ(q)ᵀφ(k)` underflows, the output is 0, not 0/0.
+pub(crate) const MIN_DENOMINATOR: f64 = 1e-30;
+
 /// Which parts of the operator are on; all by default. The others are ablations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -125,6 +140,9 @@ impl Default for Branches {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StillConfig {
+    /// What the operator is made of.
+    #[serde(default)]
+    pub mode: Mode,
     /// Chunk length `C` in tokens.
     pub chunk: usize,
     /// How tokens are ranked.
@@ -156,6 +174,7 @@ impl StillConfig {
     pub fn uniform(num_layers: usize, geometry: HeadGeometry, chunk: usize, budget: usize) -> Self {
         let selection_head = SelectionHead::default();
         Self {
+            mode: Mode::default(),
             chunk,
             router: Router::default(),
             selection_head,
@@ -188,6 +207,17 @@ impl StillConfig {
         }
     }
 
+    /// Linear attention alone, with Hedgehog's feature map.
+    pub fn linear_only(num_layers: usize, geometry: HeadGeometry, chunk: usize) -> Self {
+        Self {
+            mode: Mode::LinearOnly,
+            router: Router::None,
+            feature_map: FeatureMap::Softmax,
+            linear_norm: LinearNorm::Sum,
+            ..Self::uniform(num_layers, geometry, chunk, 0)
+        }
+    }
+
     /// The configuration of one layer.
     ///
     /// # Errors
@@ -201,6 +231,7 @@ impl StillConfig {
         })?;
         Ok(HybridConfig {
             layer,
+            mode: self.mode,
             chunk: self.chunk,
             router: self.router,
             selection_head: self.selection_head,
@@ -235,6 +266,8 @@ impl StillConfig {
 pub struct HybridConfig {
     /// Index of the layer (the random router's hash takes it).
     pub layer: usize,
+    /// What the operator is made of.
+    pub mode: Mode,
     /// Chunk length `C` in tokens.
     pub chunk: usize,
     /// How tokens are ranked.
@@ -289,7 +322,42 @@ impl HybridConfig {
                 self.layer, self.chunk
             ));
         }
-        Ok(())
+        match self.mode {
+            Mode::Hybrid => Ok(()),
+            Mode::LinearOnly => self.validate_linear_only(),
+        }
+    }
+
+    /// Nothing is exact: refuses what would have no effect.
+    fn validate_linear_only(&self) -> Result<()> {
+        let refused = [
+            (self.budgets.iter().any(|&budget| budget > 0), "budgets", "set every budget to 0"),
+            (self.cap.is_some(), "a cap", "leave it out"),
+            (self.router != Router::None, "a router", "set router to \"none\""),
+            (self.gate, "an output gate", "set gate to false"),
+            (self.window_factor, "a window factor", "set window_factor to false"),
+            (self.linear_norm != LinearNorm::Sum, "a learned scale", "set linear_norm to \"sum\""),
+            (
+                self.branches != Branches::default(),
+                "branches to switch off",
+                "leave all of them on",
+            ),
+        ];
+        match refused.into_iter().find(|(given, ..)| *given) {
+            None => Ok(()),
+            Some((_, what, hint)) => Err(AttentionError::Config(format!(
+                "layer {}: linear_only does not have {what}: {hint}",
+                self.layer
+            ))),
+        }
+    }
+
+    /// Chunk length of the window that a state keeps: 0 if nothing is exact.
+    pub(crate) fn ring_chunk(&self) -> usize {
+        match self.mode {
+            Mode::Hybrid => self.chunk,
+            Mode::LinearOnly => 0,
+        }
     }
 }
 

@@ -13,7 +13,8 @@ use crate::error::AttentionError;
 use crate::real::{Real, inverse_sigmoid};
 use crate::tensor::{borrow, expect_shape, slice};
 use crate::{
-    HeadGeometry, HybridConfig, HybridWeights, LinearNorm, Result, RowDtype, Selection, router,
+    HeadGeometry, HybridConfig, HybridWeights, LinearNorm, Mode, Result, RowDtype, Selection,
+    router,
 };
 
 const OP: &str = "hybrid_attention";
@@ -71,6 +72,12 @@ pub fn hybrid_attention(
                 "the given selection is for {}x{}x{} tokens in chunks of {}, expected {expected:?}",
                 given.batch, given.heads, given.tokens, given.chunk
             )));
+        }
+        let at_once = |(i, &at): (usize, &u32)| at as usize == i % tokens / config.chunk;
+        if config.mode == Mode::LinearOnly && !given.absorbed_at.iter().enumerate().all(at_once) {
+            return Err(AttentionError::Config(
+                "linear_only absorbs every token at once: no other selection can be given".into(),
+            ));
         }
     }
 
@@ -211,6 +218,7 @@ impl HybridOp {
             chunk: self.config.chunk,
             head_dim: d,
             layer: self.config.layer,
+            mode: self.config.mode,
             head,
             router: self.config.router,
             branches: self.config.branches,
@@ -244,7 +252,7 @@ impl HybridOp {
             .for_each(|(task, ((out, absorbed_at), scores))| {
                 let (sequence, head) = (task / heads, task % heads);
                 let input = self.input(packed, sequence, head, self.given.as_ref());
-                let mut state = HeadState::new(self.config.chunk, d, RowDtype::F32);
+                let mut state = HeadState::new(self.config.ring_chunk(), d, RowDtype::F32);
                 let record = Record { absorbed_at: Some(absorbed_at), scores: Some(scores) };
                 let mut scratch = Scratch::default();
                 advance(&mut state, &input, tokens, out, tokens, record, &mut scratch);

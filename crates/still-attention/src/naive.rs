@@ -3,7 +3,10 @@
 //! Nothing here is shared with a kernel but the configuration and the random router's hash: the score
 //! is computed by its definition, chunks retire one token at a time, and no product is blocked.
 
-use crate::config::{FeatureMap, HeadGeometry, HybridConfig, LinearNorm, Router, SelectionHead};
+use crate::config::{
+    FeatureMap, HeadGeometry, HybridConfig, LinearNorm, MIN_DENOMINATOR, Mode, Router,
+    SelectionHead,
+};
 use crate::router::{SALIENCY_EPSILON, random_score};
 use crate::selection::Selection;
 
@@ -127,12 +130,72 @@ pub fn received_attention(q: &[f64], k: &[f64], head_dim: usize, chunk: usize) -
         .collect()
 }
 
+/// `o_t = Σ_{j≤t} φ(q_t)ᵀφ(k_j) v_j / Σ_{j≤t} φ(q_t)ᵀφ(k_j)`, as sums over tokens.
+fn linear_only(input: &Input, config: &HybridConfig) -> Output {
+    let HeadGeometry { num_heads, num_key_value_heads, head_dim: d } = input.geometry;
+    let (n, f) = (input.tokens, config.feature_dim);
+    let heads = input.geometry.selection_heads(config.selection_head);
+    let map = |x: &[f64], index: usize, w: &[f64], u: &Option<Vec<f64>>, head: usize| {
+        let x = &x[index * d..(index + 1) * d];
+        let u = u.as_ref().map(|u| &u[head * d..(head + 1) * d]);
+        feature_row(config.feature_map, x, &w[head * d * f..(head + 1) * d * f], u)
+    };
+    let kv_of = |s: usize| s * num_key_value_heads / heads;
+    let phi_k: Vec<Vec<f64>> = (0..heads * n)
+        .map(|i| {
+            let row = kv_of(i / n) * n + i % n;
+            map(&input.k, row, &input.feature_map_k, &input.householder_k, i / n)
+        })
+        .collect();
+    let mut output = Output {
+        out: vec![f64::NAN; num_heads * n * d],
+        score: vec![0.0; heads * n],
+        selection: Selection {
+            chunk: config.chunk,
+            batch: 1,
+            heads,
+            tokens: n,
+            absorbed_at: (0..heads * n).map(|i| (i % n / config.chunk) as u32).collect(),
+        },
+        state_s: vec![0.0; heads * 2 * f * d],
+        state_z: vec![0.0; heads * 2 * f],
+        state_count: vec![n; heads],
+    };
+    for h in 0..num_heads {
+        let s = h * heads / num_heads;
+        for t in 0..n {
+            let phi = map(&input.q, h * n + t, &input.feature_map_q, &input.householder_q, h);
+            let weights: Vec<f64> = (0..=t).map(|j| dot(&phi, &phi_k[s * n + j])).collect();
+            let denominator = weights.iter().sum::<f64>().max(MIN_DENOMINATOR);
+            for e in 0..d {
+                let value = |j: usize| input.v[(kv_of(s) * n + j) * d + e];
+                let numerator: f64 = weights.iter().enumerate().map(|(j, w)| w * value(j)).sum();
+                output.out[(h * n + t) * d + e] = numerator / denominator;
+            }
+        }
+    }
+    for (i, phi) in phi_k.iter().enumerate() {
+        let s = i / n;
+        for (c, phi) in phi.iter().enumerate() {
+            output.state_z[s * 2 * f + c] += phi;
+            for e in 0..d {
+                let value = input.v[(kv_of(s) * n + i % n) * d + e];
+                output.state_s[(s * 2 * f + c) * d + e] += phi * value;
+            }
+        }
+    }
+    output
+}
+
 /// Runs the operator over one sequence; `selection` (of one sequence) replaces the router if given.
 pub fn hybrid_attention(
     input: &Input,
     config: &HybridConfig,
     selection: Option<&Selection>,
 ) -> Output {
+    if config.mode == Mode::LinearOnly {
+        return linear_only(input, config);
+    }
     let HeadGeometry { num_heads, num_key_value_heads, head_dim: d } = input.geometry;
     let n = input.tokens;
     let chunk = config.chunk;

@@ -130,6 +130,7 @@ impl HybridHead<'_> {
             chunk: config.chunk,
             head_dim: d,
             layer: config.layer,
+            mode: config.mode,
             head,
             router: config.router,
             branches: config.branches,
@@ -175,7 +176,7 @@ impl HybridState {
     /// An empty state of `batch` sequences whose exact rows are stored as `rows`.
     pub fn new(weights: Arc<PreparedWeights>, batch: usize, rows: RowDtype) -> Self {
         let heads = weights.geometry.selection_heads(weights.config.selection_head);
-        let head = HeadState::new(weights.config.chunk, weights.geometry.head_dim, rows);
+        let head = HeadState::new(weights.config.ring_chunk(), weights.geometry.head_dim, rows);
         let heads = batch * heads;
         Self { weights, heads: vec![head; heads], batch }
     }

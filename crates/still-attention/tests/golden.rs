@@ -8,8 +8,8 @@ use candle_core::WithDType;
 use common::{assert_same_selection, flat, relative_rms, tensors};
 use safetensors::{Dtype, SafeTensors};
 use still_attention::{
-    Branches, FeatureMap, HeadGeometry, HybridConfig, HybridState, LinearNorm, PreparedWeights,
-    Router, RowDtype, Selection, SelectionHead, hybrid_attention, naive,
+    Branches, FeatureMap, HeadGeometry, HybridConfig, HybridState, LinearNorm, Mode,
+    PreparedWeights, Router, RowDtype, Selection, SelectionHead, hybrid_attention, naive,
 };
 
 struct Case {
@@ -52,6 +52,7 @@ fn load(name: &str) -> Case {
     let chunk: usize = meta["chunk"].parse().unwrap();
     let config = HybridConfig {
         layer: 0,
+        mode: Mode::Hybrid,
         chunk,
         router: Router::SelfSaliency,
         selection_head: match meta["granularity"].as_str() {

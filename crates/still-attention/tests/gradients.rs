@@ -7,13 +7,14 @@ use common::{flat, normal, random_input, relative_rms, tensors};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use still_attention::{
-    Branches, FeatureMap, HeadGeometry, HybridConfig, HybridWeights, LinearNorm, Router,
+    Branches, FeatureMap, HeadGeometry, HybridConfig, HybridWeights, LinearNorm, Mode, Router,
     SelectionHead, hybrid_attention, naive,
 };
 
 fn config() -> HybridConfig {
     HybridConfig {
         layer: 0,
+        mode: Mode::Hybrid,
         chunk: 4,
         router: Router::SelfSaliency,
         selection_head: SelectionHead::KvHead,
@@ -143,6 +144,22 @@ fn a_window_factor_over_a_sum_and_over_a_mean() {
         &HybridConfig { budgets: vec![0, 0], router: Router::None, feature_map, gate, ..sum },
         11,
     );
+}
+
+#[test]
+fn linear_attention_alone() {
+    let linear_only = HybridConfig {
+        mode: Mode::LinearOnly,
+        budgets: vec![0, 0],
+        router: Router::None,
+        linear_norm: LinearNorm::Sum,
+        gate: false,
+        ..config()
+    };
+    check(&linear_only, 13);
+    check(&HybridConfig { feature_map: FeatureMap::Softmax, ..linear_only.clone() }, 14);
+    let (selection_head, budgets) = (SelectionHead::QueryHead, vec![0; 4]);
+    check(&HybridConfig { selection_head, budgets, ..linear_only }, 15);
 }
 
 #[test]

@@ -4,7 +4,7 @@ mod common;
 
 use common::{random_input, relative_rms, tensors};
 use still_attention::{
-    Branches, FeatureMap, HeadGeometry, HybridConfig, LinearNorm, Router, SelectionHead,
+    Branches, FeatureMap, HeadGeometry, HybridConfig, LinearNorm, Mode, Router, SelectionHead,
     hybrid_attention, naive,
 };
 
@@ -13,6 +13,7 @@ const GEOMETRY: HeadGeometry = HeadGeometry { num_heads: 6, num_key_value_heads:
 fn config() -> HybridConfig {
     HybridConfig {
         layer: 0,
+        mode: Mode::Hybrid,
         chunk: 8,
         router: Router::ReceivedAttention,
         selection_head: SelectionHead::KvHead,

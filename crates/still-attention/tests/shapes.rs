@@ -5,7 +5,7 @@ mod common;
 use candle_core::{Tensor, Var};
 use common::{flat, random_input, relative_rms, tensors};
 use still_attention::{
-    Branches, FeatureMap, HeadGeometry, HybridConfig, HybridState, HybridWeights, LinearNorm,
+    Branches, FeatureMap, HeadGeometry, HybridConfig, HybridState, HybridWeights, LinearNorm, Mode,
     PreparedWeights, Router, RowDtype, SelectionHead, StillConfig, hybrid_attention, naive,
 };
 
@@ -17,6 +17,7 @@ fn config(geometry: HeadGeometry, selection_head: SelectionHead) -> HybridConfig
     let heads = geometry.selection_heads(selection_head);
     HybridConfig {
         layer: 0,
+        mode: Mode::Hybrid,
         chunk: 16,
         router: Router::SelfSaliency,
         selection_head,
@@ -43,7 +44,13 @@ fn variants(geometry: HeadGeometry, selection_head: SelectionHead) -> Vec<Hybrid
     };
     // Salient terms have the factor too.
     let factor = HybridConfig { window_factor: true, ..hybrid.clone() };
-    vec![hybrid, received, lolcats.layer(0).unwrap(), factor]
+    let linear_only = StillConfig {
+        selection_head,
+        budgets: lolcats.budgets.clone(),
+        ..StillConfig::linear_only(1, geometry, hybrid.chunk)
+    };
+    let [lolcats, linear_only] = [lolcats, linear_only].map(|config| config.layer(0).unwrap());
+    vec![hybrid, received, lolcats, factor, linear_only]
 }
 
 /// Every shape at both granularities in every variant.

@@ -52,7 +52,25 @@ fn the_window_factor_learns_in_both_stages() {
 
 #[test]
 fn a_window_alone_is_only_finetuned() {
-    train(&recipe(&["attention.budget=0", "attention.branches.linear=false"]));
+    train(&recipe(&[
+        "attention.budget=0",
+        "attention.branches={ window = true, salient = true, linear = false }",
+    ]));
+}
+
+#[test]
+fn linear_attention_alone_learns_its_maps_in_both_stages() {
+    let stages = train(&recipe(&[
+        "attention.mode=linear_only",
+        "attention.budget=0",
+        "attention.router=none",
+        "attention.feature_map=softmax",
+        "attention.linear_norm=sum",
+    ]));
+    let map = |student: &Student| student.layers[0].attention.feature_map_k.clone();
+    let [fresh, transferred, tuned] = stages.each_ref().map(map);
+    assert!(moved(&fresh, &transferred));
+    assert!(moved(&transferred, &tuned));
 }
 
 #[test]

@@ -5,9 +5,10 @@ use rayon::prelude::*;
 use super::feature_map::map_rows_backward;
 use super::forward::HeadInput;
 use super::linalg::{Mat, matmul};
+use super::linear_only_backward;
 use super::query_rows_backward::{ChunkRows, Linear, Salient, Stack};
 use super::rows::Rows;
-use crate::config::Router;
+use crate::config::{Mode, Router};
 use crate::real::Real;
 use crate::vector;
 
@@ -51,6 +52,9 @@ pub(crate) fn backward<T: Real>(
     wanted: Wanted,
     grads: RowGrads<'_, T>,
 ) -> WeightGrads<T> {
+    if input.mode == Mode::LinearOnly {
+        return linear_only_backward::backward(input, tokens, out, d_out, wanted, grads);
+    }
     let (chunk, d) = (input.chunk, input.head_dim);
     let chunks = tokens.div_ceil(chunk);
     let features = input.features.width();
@@ -220,7 +224,7 @@ fn gather<T: Real>(rows: Rows<'_, T>, tokens: &[usize], width: usize) -> Vec<T> 
     out
 }
 
-fn add<T: Real>(to: &mut [T], from: &[T]) {
+pub(super) fn add<T: Real>(to: &mut [T], from: &[T]) {
     for (to, &from) in to.iter_mut().zip(from) {
         *to += from;
     }

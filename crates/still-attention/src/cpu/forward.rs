@@ -7,15 +7,16 @@ use rayon::prelude::*;
 use super::feature_map::map_rows;
 use super::head_state::{HeadState, Routing};
 use super::linalg::Mat;
+use super::linear_only;
 use super::query_rows::{Buffers, Keys, Part, Segment, query_rows};
 use super::rows::Rows;
-use crate::config::{Branches, FeatureMap, Router};
+use crate::config::{Branches, FeatureMap, Mode, Router};
 use crate::real::Real;
 use crate::router;
 use crate::vector::vectorize;
 
 /// Tokens of a segment from which its query heads are worth running on several threads.
-const PARALLEL_TOKENS: usize = 16;
+pub(super) const PARALLEL_TOKENS: usize = 16;
 
 /// The feature maps of one selection head, reflections folded in.
 #[derive(Clone, Debug)]
@@ -47,6 +48,7 @@ pub(crate) struct HeadInput<'a, T> {
     pub chunk: usize,
     pub head_dim: usize,
     pub layer: usize,
+    pub mode: Mode,
     /// Index of the selection head (for the random router).
     pub head: usize,
     pub router: Router,
@@ -121,7 +123,7 @@ impl<T: Real> Record<'_, T> {
 #[derive(Clone, Debug)]
 pub(crate) struct Scratch<T> {
     /// One for all query heads, or one for each.
-    buffers: Vec<Buffers<T>>,
+    pub(super) buffers: Vec<Buffers<T>>,
     /// Widened rows: K and V of the previous chunk, the current one and the salient tokens.
     rows: [Vec<T>; 6],
     /// What the query heads add to scores, by head: see [`query_rows`].
@@ -144,6 +146,9 @@ pub(crate) fn advance<T: Real>(
     mut record: Record<'_, T>,
     scratch: &mut Scratch<T>,
 ) {
+    if input.mode == Mode::LinearOnly {
+        return linear_only::advance(state, input, tokens, out, stride, record, scratch);
+    }
     let first = state.position;
     let mut done = 0;
     while done < tokens {

@@ -96,15 +96,15 @@ pub(crate) struct Keys<'a, T> {
     pub offset: usize,
 }
 
-/// Memory of [`query_rows`]. Every buffer is written before it is read, so that what a call left may stay.
+/// Memory of [`query_rows`] and its like. Every buffer is written before it is read, so that what a call left may stay.
 #[derive(Clone, Debug)]
 pub(crate) struct Buffers<T> {
     q: Vec<T>,
-    local: Vec<T>,
+    pub(super) local: Vec<T>,
     exact: Vec<T>,
-    attended: Vec<T>,
-    denominator: Vec<T>,
-    phi: Vec<T>,
+    pub(super) attended: Vec<T>,
+    pub(super) denominator: Vec<T>,
+    pub(super) phi: Vec<T>,
     linear: Vec<T>,
 }
 
@@ -281,8 +281,11 @@ impl<T: Real> RowWeights<T> {
         let wants_score = input.router == Router::SelfSaliency;
         let receives = input.router == Router::ReceivedAttention;
         // The score may reuse e^{s − m} unless all of its window would vanish under that shift.
-        let scored_max =
-            if receives { larger(vector::max(before), window_max) } else { window_max };
+        let scored_max = match (receives, input.branches.window) {
+            (false, _) => window_max,
+            (true, true) => attended,
+            (true, false) => larger(vector::max(before), window_max),
+        };
         let reuse = input.branches.window && scored_max > m - T::of(60.0);
         let mut score = T::zero();
         if wants_score && !reuse {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use still_attention::{
-    Branches, FeatureMap, HeadGeometry, LinearNorm, Router, SelectionHead, StillConfig,
+    Branches, FeatureMap, HeadGeometry, LinearNorm, Mode, Router, SelectionHead, StillConfig,
 };
 use still_model::{FeatureInit, ModelConfig};
 
@@ -12,6 +12,8 @@ use crate::error::Result;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AttentionRecipe {
+    /// `"hybrid"` or `"linear_only"`.
+    pub mode: Mode,
     /// Tokens of a chunk.
     pub chunk: usize,
     /// Salient tokens of each chunk, the same everywhere.
@@ -46,6 +48,7 @@ pub struct AttentionRecipe {
 impl Default for AttentionRecipe {
     fn default() -> Self {
         Self {
+            mode: Mode::default(),
             chunk: 64,
             budget: 4,
             budgets: None,
@@ -73,6 +76,7 @@ impl AttentionRecipe {
         let heads = geometry.selection_heads(self.selection_head);
         let uniform = || vec![vec![self.budget; heads]; model.num_hidden_layers];
         let config = StillConfig {
+            mode: self.mode,
             chunk: self.chunk,
             router: self.router,
             selection_head: self.selection_head,

@@ -160,12 +160,12 @@ fn heads(config: &HybridConfig, selection: &Selection, scores: &[f32]) -> Vec<He
     let tokens = selection.tokens;
     let current = tokens.saturating_sub(1) / config.chunk;
     let place = |row: &[u32], token: usize| {
-        if token / config.chunk + 2 > current {
-            Place::Window
-        } else if current < row[token] as usize {
-            Place::Salient
-        } else {
+        if row[token] as usize <= current {
             Place::Absorbed
+        } else if token / config.chunk + 2 > current {
+            Place::Window
+        } else {
+            Place::Salient
         }
     };
     (0..selection.heads)
