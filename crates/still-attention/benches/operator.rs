@@ -26,6 +26,7 @@ fn weights() -> HybridWeights {
         householder_q: None,
         householder_k: None,
         log_lambda: Some(values(&[9], 6)),
+        window_factor: None,
     }
 }
 

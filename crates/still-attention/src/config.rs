@@ -39,6 +39,8 @@ pub enum Router {
     /// The Self-Saliency Score (STILL).
     #[default]
     SelfSaliency,
+    /// The attention that a token receives from later ones while it is in their window.
+    ReceivedAttention,
     /// A hash of (seed, layer, head, absolute position): the ablation's control.
     Random {
         /// Seed of the hash.
@@ -49,10 +51,11 @@ pub enum Router {
 }
 
 impl Router {
-    /// Whether the scores of a chunk's tokens are final when it is complete, a chunk before it retires.
-    pub fn scores_are_final_with_their_chunk(self) -> bool {
+    /// Whether a chunk's scores are final once its last token has come, not only when it retires.
+    pub fn scores_final_with_chunk(self) -> bool {
         match self {
             Self::SelfSaliency | Self::Random { .. } | Self::None => true,
+            Self::ReceivedAttention => false,
         }
     }
 }
@@ -100,6 +103,21 @@ pub enum LinearNorm {
     Mean,
 }
 
+/// What the operator is made of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// The window and the salient tokens exactly, the rest in the linear state.
+    #[default]
+    Hybrid,
+    /// Every token in the linear state as soon as it comes, nothing exactly (Hedgehog). What speaks of exact tokens,
+    /// or scales numerator and denominator alike, has no meaning then and is refused.
+    LinearOnly,
+}
+
+/// A denominator of linear attention alone is at least this: where every `φ(q)ᵀφ(k)` underflows, the output is 0, not 0/0.
+pub(crate) const MIN_DENOMINATOR: f64 = 1e-30;
+
 /// Which parts of the operator are on; all by default. The others are ablations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -122,6 +140,9 @@ impl Default for Branches {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StillConfig {
+    /// What the operator is made of.
+    #[serde(default)]
+    pub mode: Mode,
     /// Chunk length `C` in tokens.
     pub chunk: usize,
     /// How tokens are ranked.
@@ -140,6 +161,9 @@ pub struct StillConfig {
     pub linear_norm: LinearNorm,
     /// Whether the linear numerator is gated by `sigmoid(W_g x)`.
     pub gate: bool,
+    /// Whether the exact terms are multiplied by a learned `sigmoid(w_h)` (LoLCATs), the linear ones by 1.
+    #[serde(default)]
+    pub window_factor: bool,
     /// Branch switches.
     #[serde(default)]
     pub branches: Branches,
@@ -150,6 +174,7 @@ impl StillConfig {
     pub fn uniform(num_layers: usize, geometry: HeadGeometry, chunk: usize, budget: usize) -> Self {
         let selection_head = SelectionHead::default();
         Self {
+            mode: Mode::default(),
             chunk,
             router: Router::default(),
             selection_head,
@@ -159,6 +184,7 @@ impl StillConfig {
             feature_dim: geometry.head_dim,
             linear_norm: LinearNorm::default(),
             gate: false,
+            window_factor: false,
             branches: Branches::default(),
         }
     }
@@ -168,6 +194,28 @@ impl StillConfig {
         let mut config = Self::uniform(num_layers, geometry, chunk, 0);
         config.branches.linear = false;
         config
+    }
+
+    /// LoLCATs: the window and, weighed against it by a learned factor, everything before it in the linear state.
+    pub fn lolcats(num_layers: usize, geometry: HeadGeometry, chunk: usize) -> Self {
+        Self {
+            router: Router::None,
+            feature_map: FeatureMap::Softmax,
+            linear_norm: LinearNorm::Sum,
+            window_factor: true,
+            ..Self::uniform(num_layers, geometry, chunk, 0)
+        }
+    }
+
+    /// Linear attention alone, with Hedgehog's feature map.
+    pub fn linear_only(num_layers: usize, geometry: HeadGeometry, chunk: usize) -> Self {
+        Self {
+            mode: Mode::LinearOnly,
+            router: Router::None,
+            feature_map: FeatureMap::Softmax,
+            linear_norm: LinearNorm::Sum,
+            ..Self::uniform(num_layers, geometry, chunk, 0)
+        }
     }
 
     /// The configuration of one layer.
@@ -183,6 +231,7 @@ impl StillConfig {
         })?;
         Ok(HybridConfig {
             layer,
+            mode: self.mode,
             chunk: self.chunk,
             router: self.router,
             selection_head: self.selection_head,
@@ -192,6 +241,7 @@ impl StillConfig {
             feature_dim: self.feature_dim,
             linear_norm: self.linear_norm,
             gate: self.gate,
+            window_factor: self.window_factor,
             branches: self.branches,
         })
     }
@@ -216,6 +266,8 @@ impl StillConfig {
 pub struct HybridConfig {
     /// Index of the layer (the random router's hash takes it).
     pub layer: usize,
+    /// What the operator is made of.
+    pub mode: Mode,
     /// Chunk length `C` in tokens.
     pub chunk: usize,
     /// How tokens are ranked.
@@ -234,6 +286,8 @@ pub struct HybridConfig {
     pub linear_norm: LinearNorm,
     /// Whether the linear numerator is gated.
     pub gate: bool,
+    /// Whether the exact terms are multiplied by a learned `sigmoid(w_h)`.
+    pub window_factor: bool,
     /// Branch switches.
     pub branches: Branches,
 }
@@ -268,7 +322,42 @@ impl HybridConfig {
                 self.layer, self.chunk
             ));
         }
-        Ok(())
+        match self.mode {
+            Mode::Hybrid => Ok(()),
+            Mode::LinearOnly => self.validate_linear_only(),
+        }
+    }
+
+    /// Nothing is exact: refuses what would have no effect.
+    fn validate_linear_only(&self) -> Result<()> {
+        let refused = [
+            (self.budgets.iter().any(|&budget| budget > 0), "budgets", "set every budget to 0"),
+            (self.cap.is_some(), "a cap", "leave it out"),
+            (self.router != Router::None, "a router", "set router to \"none\""),
+            (self.gate, "an output gate", "set gate to false"),
+            (self.window_factor, "a window factor", "set window_factor to false"),
+            (self.linear_norm != LinearNorm::Sum, "a learned scale", "set linear_norm to \"sum\""),
+            (
+                self.branches != Branches::default(),
+                "branches to switch off",
+                "leave all of them on",
+            ),
+        ];
+        match refused.into_iter().find(|(given, ..)| *given) {
+            None => Ok(()),
+            Some((_, what, hint)) => Err(AttentionError::Config(format!(
+                "layer {}: linear_only does not have {what}: {hint}",
+                self.layer
+            ))),
+        }
+    }
+
+    /// Chunk length of the window that a state keeps: 0 if nothing is exact.
+    pub(crate) fn ring_chunk(&self) -> usize {
+        match self.mode {
+            Mode::Hybrid => self.chunk,
+            Mode::LinearOnly => 0,
+        }
     }
 }
 

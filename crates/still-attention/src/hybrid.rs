@@ -10,10 +10,11 @@ use crate::cpu::forward::{FeatureMaps, HeadInput, PerHead, Record, Scratch, adva
 use crate::cpu::head_state::{HeadState, Routing, unabsorbed};
 use crate::cpu::rows::Rows;
 use crate::error::AttentionError;
-use crate::real::Real;
+use crate::real::{Real, inverse_sigmoid};
 use crate::tensor::{borrow, expect_shape, slice};
 use crate::{
-    HeadGeometry, HybridConfig, HybridWeights, LinearNorm, Result, RowDtype, Selection, router,
+    HeadGeometry, HybridConfig, HybridWeights, LinearNorm, Mode, Result, RowDtype, Selection,
+    router,
 };
 
 const OP: &str = "hybrid_attention";
@@ -72,6 +73,12 @@ pub fn hybrid_attention(
                 given.batch, given.heads, given.tokens, given.chunk
             )));
         }
+        let at_once = |(i, &at): (usize, &u32)| at as usize == i % tokens / config.chunk;
+        if config.mode == Mode::LinearOnly && !given.absorbed_at.iter().enumerate().all(at_once) {
+            return Err(AttentionError::Config(
+                "linear_only absorbs every token at once: no other selection can be given".into(),
+            ));
+        }
     }
 
     let query_side = match gate {
@@ -87,6 +94,7 @@ pub fn hybrid_attention(
     if let (Some(log_lambda), LinearNorm::Mean) = (&weights.log_lambda, config.linear_norm) {
         learned.push(log_lambda.clone());
     }
+    learned.extend(weights.window_factor.clone());
     let learned = Tensor::cat(&learned, 0)?;
 
     let saved = Arc::new(OnceLock::new());
@@ -114,7 +122,7 @@ struct Saved {
 /// `(query side [B, H, N, D (+ D)], key side [B, K, N, 2D], learned) → [B, H, N, D]`.
 ///
 /// Rows of the query side are `[q | γ]`, of the key side `[k | v]`; what is learned is one vector,
-/// `[W_q [H, D, F] | W_k [S, D, F] | ℓ [H] with LinearNorm::Mean]`.
+/// `[W_q [H, D, F] | W_k [S, D, F] | ℓ [H] with LinearNorm::Mean | w [H] with a window factor]`.
 struct HybridOp {
     geometry: HeadGeometry,
     config: HybridConfig,
@@ -130,6 +138,8 @@ struct Packed<'a, T> {
     learned: &'a [T],
     /// `exp(ℓ)`, `[H]`, with `LinearNorm::Mean`.
     lambda: Option<Vec<T>>,
+    /// `1 / sigmoid(w)`, `[H]`, with a window factor.
+    against_window: Option<Vec<T>>,
     batch: usize,
     tokens: usize,
 }
@@ -162,9 +172,13 @@ impl HybridOp {
     ) -> candle_core::Result<Packed<'a, T>> {
         let (batch, _, tokens, _) = shape.dims4()?;
         let maps = (self.geometry.num_heads + self.heads()) * self.map_size();
-        let mean = self.config.linear_norm == LinearNorm::Mean;
-        let lambda = mean.then(|| learned[maps..].iter().map(|l| l.exp()).collect());
-        Ok(Packed { query, key, learned, lambda, batch, tokens })
+        let mut rest = learned[maps..].chunks_exact(self.geometry.num_heads.max(1));
+        let mut vector = |wanted: bool, f: fn(T) -> T| -> Option<Vec<T>> {
+            wanted.then(|| rest.next().unwrap_or(&[]).iter().map(|&x| f(x)).collect())
+        };
+        let lambda = vector(self.config.linear_norm == LinearNorm::Mean, |l| l.exp());
+        let against_window = vector(self.config.window_factor, inverse_sigmoid);
+        Ok(Packed { query, key, learned, lambda, against_window, batch, tokens })
     }
 
     /// The input of selection head `head` of sequence `sequence`.
@@ -204,6 +218,7 @@ impl HybridOp {
             chunk: self.config.chunk,
             head_dim: d,
             layer: self.config.layer,
+            mode: self.config.mode,
             head,
             router: self.config.router,
             branches: self.config.branches,
@@ -218,7 +233,8 @@ impl HybridOp {
                 k: map(num_heads + head),
                 feature_dim: self.config.feature_dim,
             },
-            lambda: packed.lambda.as_ref().map(|lambda| &lambda[queries]),
+            lambda: packed.lambda.as_ref().map(|lambda| &lambda[queries.clone()]),
+            against_window: packed.against_window.as_ref().map(|inverse| &inverse[queries]),
             split_heads: few(packed.batch * self.heads()),
         }
     }
@@ -236,7 +252,7 @@ impl HybridOp {
             .for_each(|(task, ((out, absorbed_at), scores))| {
                 let (sequence, head) = (task / heads, task % heads);
                 let input = self.input(packed, sequence, head, self.given.as_ref());
-                let mut state = HeadState::new(self.config.chunk, d, RowDtype::F32);
+                let mut state = HeadState::new(self.config.ring_chunk(), d, RowDtype::F32);
                 let record = Record { absorbed_at: Some(absorbed_at), scores: Some(scores) };
                 let mut scratch = Scratch::default();
                 advance(&mut state, &input, tokens, out, tokens, record, &mut scratch);
@@ -286,16 +302,21 @@ impl HybridOp {
         for (index, grads) in learned.into_iter().flatten().enumerate() {
             let head = index % self.heads();
             let keys = (num_heads + head) * size;
-            let scales = (num_heads + self.heads()) * size + head * group;
-            let parts = [
-                (head * group * size, &grads.map_q),
-                (keys, &grads.map_k),
-                (scales, &grads.log_lambda),
-            ];
-            let parts = if packed.lambda.is_some() { &parts[..] } else { &parts[..2] };
-            for &(start, part) in parts {
+            let mut parts = vec![(head * group * size, grads.map_q), (keys, grads.map_k)];
+            let mut scales = (num_heads + self.heads()) * size + head * group;
+            if packed.lambda.is_some() {
+                parts.push((scales, grads.log_scale.clone()));
+                scales += num_heads;
+            }
+            if let Some(inverse) = &packed.against_window {
+                // d ln(1/sigmoid(w)) / dw = sigmoid(w) − 1.
+                let inverse = inverse[head * group..].iter();
+                let d_w = grads.log_scale.iter().zip(inverse);
+                parts.push((scales, d_w.map(|(&d, &x)| d * (x.recip() - T::one())).collect()));
+            }
+            for (start, part) in parts {
                 let to = &mut sum[start..start + part.len()];
-                to.iter_mut().zip(part).for_each(|(to, &x)| *to += x);
+                to.iter_mut().zip(part).for_each(|(to, x)| *to += x);
             }
         }
         [query, key, sum]

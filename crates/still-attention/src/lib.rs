@@ -20,8 +20,8 @@ pub mod vector;
 mod weights;
 
 pub use config::{
-    Branches, FeatureMap, HeadGeometry, HybridConfig, LinearNorm, Router, RowDtype, SelectionHead,
-    StillConfig,
+    Branches, FeatureMap, HeadGeometry, HybridConfig, LinearNorm, Mode, Router, RowDtype,
+    SelectionHead, StillConfig,
 };
 pub use cpu::linalg;
 pub use dense::{DenseHead, KvCache, dense_attention};

@@ -3,7 +3,10 @@
 //! Nothing here is shared with a kernel but the configuration and the random router's hash: the score
 //! is computed by its definition, chunks retire one token at a time, and no product is blocked.
 
-use crate::config::{FeatureMap, HeadGeometry, HybridConfig, LinearNorm, Router, SelectionHead};
+use crate::config::{
+    FeatureMap, HeadGeometry, HybridConfig, LinearNorm, MIN_DENOMINATOR, Mode, Router,
+    SelectionHead,
+};
 use crate::router::{SALIENCY_EPSILON, random_score};
 use crate::selection::Selection;
 
@@ -32,6 +35,8 @@ pub struct Input {
     pub gate: Option<Vec<f64>>,
     /// `ℓ`, `[H]`
     pub log_lambda: Option<Vec<f64>>,
+    /// `w`, `[H]`
+    pub window_factor: Option<Vec<f64>>,
 }
 
 /// What the operator gives and leaves behind.
@@ -101,12 +106,96 @@ pub fn self_saliency(q: &[f64], k: &[f64], head_dim: usize, chunk: usize) -> Vec
         .collect()
 }
 
+/// Attention that each token of one query head receives, by the definition: the mean over the later tokens of its own
+/// chunk and the next of their softmax over their local keys. Of a sequence that ends before, over those there are.
+///
+/// `q` and `k` are `[N, D]`.
+pub fn received_attention(q: &[f64], k: &[f64], head_dim: usize, chunk: usize) -> Vec<f64> {
+    let tokens = q.len() / head_dim;
+    let row = |x: &'_ [f64], t: usize| x[t * head_dim..(t + 1) * head_dim].to_vec();
+    let scale = (head_dim as f64).sqrt();
+    let first_local = |t: usize| (t / chunk).saturating_sub(1) * chunk;
+    let local: Vec<Vec<f64>> = (0..tokens)
+        .map(|t| {
+            let logit = |j| dot(&row(k, j), &row(q, t)) / scale;
+            softmax(&(first_local(t)..=t).map(logit).collect::<Vec<f64>>())
+        })
+        .collect();
+    (0..tokens)
+        .map(|j| {
+            let queries = j + 1..tokens.min((j / chunk + 2) * chunk);
+            let count = queries.len().max(1) as f64;
+            queries.map(|t| local[t][j - first_local(t)]).sum::<f64>() / count
+        })
+        .collect()
+}
+
+/// `o_t = Σ_{j≤t} φ(q_t)ᵀφ(k_j) v_j / Σ_{j≤t} φ(q_t)ᵀφ(k_j)`, as sums over tokens.
+fn linear_only(input: &Input, config: &HybridConfig) -> Output {
+    let HeadGeometry { num_heads, num_key_value_heads, head_dim: d } = input.geometry;
+    let (n, f) = (input.tokens, config.feature_dim);
+    let heads = input.geometry.selection_heads(config.selection_head);
+    let map = |x: &[f64], index: usize, w: &[f64], u: &Option<Vec<f64>>, head: usize| {
+        let x = &x[index * d..(index + 1) * d];
+        let u = u.as_ref().map(|u| &u[head * d..(head + 1) * d]);
+        feature_row(config.feature_map, x, &w[head * d * f..(head + 1) * d * f], u)
+    };
+    let kv_of = |s: usize| s * num_key_value_heads / heads;
+    let phi_k: Vec<Vec<f64>> = (0..heads * n)
+        .map(|i| {
+            let row = kv_of(i / n) * n + i % n;
+            map(&input.k, row, &input.feature_map_k, &input.householder_k, i / n)
+        })
+        .collect();
+    let mut output = Output {
+        out: vec![f64::NAN; num_heads * n * d],
+        score: vec![0.0; heads * n],
+        selection: Selection {
+            chunk: config.chunk,
+            batch: 1,
+            heads,
+            tokens: n,
+            absorbed_at: (0..heads * n).map(|i| (i % n / config.chunk) as u32).collect(),
+        },
+        state_s: vec![0.0; heads * 2 * f * d],
+        state_z: vec![0.0; heads * 2 * f],
+        state_count: vec![n; heads],
+    };
+    for h in 0..num_heads {
+        let s = h * heads / num_heads;
+        for t in 0..n {
+            let phi = map(&input.q, h * n + t, &input.feature_map_q, &input.householder_q, h);
+            let weights: Vec<f64> = (0..=t).map(|j| dot(&phi, &phi_k[s * n + j])).collect();
+            let denominator = weights.iter().sum::<f64>().max(MIN_DENOMINATOR);
+            for e in 0..d {
+                let value = |j: usize| input.v[(kv_of(s) * n + j) * d + e];
+                let numerator: f64 = weights.iter().enumerate().map(|(j, w)| w * value(j)).sum();
+                output.out[(h * n + t) * d + e] = numerator / denominator;
+            }
+        }
+    }
+    for (i, phi) in phi_k.iter().enumerate() {
+        let s = i / n;
+        for (c, phi) in phi.iter().enumerate() {
+            output.state_z[s * 2 * f + c] += phi;
+            for e in 0..d {
+                let value = input.v[(kv_of(s) * n + i % n) * d + e];
+                output.state_s[(s * 2 * f + c) * d + e] += phi * value;
+            }
+        }
+    }
+    output
+}
+
 /// Runs the operator over one sequence; `selection` (of one sequence) replaces the router if given.
 pub fn hybrid_attention(
     input: &Input,
     config: &HybridConfig,
     selection: Option<&Selection>,
 ) -> Output {
+    if config.mode == Mode::LinearOnly {
+        return linear_only(input, config);
+    }
     let HeadGeometry { num_heads, num_key_value_heads, head_dim: d } = input.geometry;
     let n = input.tokens;
     let chunk = config.chunk;
@@ -142,13 +231,19 @@ pub fn hybrid_attention(
         for t in 0..n {
             output.score[s * n + t] = match config.router {
                 Router::Random { seed } => random_score(seed, config.layer, s, t),
-                Router::SelfSaliency | Router::None => 0.0,
+                Router::SelfSaliency | Router::ReceivedAttention | Router::None => 0.0,
             };
         }
-        if config.router == Router::SelfSaliency {
+        let by_queries = match config.router {
+            Router::SelfSaliency => Some(self_saliency as fn(&_, &_, _, _) -> _),
+            Router::ReceivedAttention => Some(received_attention as fn(&_, &_, _, _) -> _),
+            Router::Random { .. } | Router::None => None,
+        };
+        if let Some(by_queries) = by_queries {
             let span = |head: usize| head * n * d..(head + 1) * n * d;
             for h in s * group..(s + 1) * group {
-                let score = self_saliency(&input.q[span(h)], &input.k[span(kv_of(s))], d, chunk);
+                let score: Vec<f64> =
+                    by_queries(&input.q[span(h)], &input.k[span(kv_of(s))], d, chunk);
                 for t in 0..n {
                     output.score[s * n + t] += score[t] / group as f64;
                 }
@@ -214,11 +309,13 @@ pub fn hybrid_attention(
                     .iter()
                     .map(|&j| dot(&row(&input.k, kv_of(s), j), &query) / (d as f64).sqrt())
                     .collect();
+                let factor =
+                    input.window_factor.as_ref().map_or(1.0, |w| 1.0 / (1.0 + (-w[h]).exp()));
                 let m = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                 let mut denominator = 0.0;
                 let mut numerator = vec![0.0; d];
                 for (&j, logit) in keys.iter().zip(&logits) {
-                    let e = (logit - m).exp();
+                    let e = factor * (logit - m).exp();
                     denominator += e;
                     let value = row(&input.v, kv_of(s), j);
                     numerator.iter_mut().zip(&value).for_each(|(o, v)| *o += e * v);

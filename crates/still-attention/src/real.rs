@@ -21,6 +21,11 @@ pub trait Real: Float + WithDType + Default + std::iter::Sum + std::fmt::Debug {
     fn from_f32s(values: Vec<f32>) -> Vec<Self>;
 }
 
+/// `1 / sigmoid(x)`.
+pub(crate) fn inverse_sigmoid<T: Real>(x: T) -> T {
+    T::one() + (-x).exp()
+}
+
 impl Real for f64 {
     #[inline(always)]
     fn of(x: f64) -> Self {

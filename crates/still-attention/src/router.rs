@@ -40,7 +40,9 @@ fn split_mix(state: u64) -> u64 {
 pub fn effective_budget(config: &HybridConfig, head: usize) -> usize {
     match config.router {
         Router::None => 0,
-        Router::SelfSaliency | Router::Random { .. } => config.budgets[head],
+        Router::SelfSaliency | Router::ReceivedAttention | Router::Random { .. } => {
+            config.budgets[head]
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use crate::cpu::forward::{FeatureMaps, HeadInput, Record, Scratch, advance, few}
 use crate::cpu::head_state::{HeadState, Routing};
 use crate::cpu::rows::Rows;
 use crate::dense::DenseScratch;
+use crate::real::inverse_sigmoid;
 use crate::tensor::{expect_shape, values, with_values};
 use crate::{AttentionError, HeadGeometry, HybridConfig, HybridWeights, Result, RowDtype, router};
 
@@ -26,6 +27,8 @@ pub struct PreparedWeights {
     map_k: Vec<f32>,
     /// `exp(ℓ)`, `[H]`, with `LinearNorm::Mean`.
     lambda: Option<Vec<f32>>,
+    /// `1 / sigmoid(w)`, `[H]`, with a window factor.
+    against_window: Option<Vec<f32>>,
 }
 
 impl PreparedWeights {
@@ -48,12 +51,20 @@ impl PreparedWeights {
             }
             _ => None,
         };
+        let against_window = match &weights.window_factor {
+            Some(w) => {
+                let w = values::<f32>("PreparedWeights::new", "window_factor", w)?;
+                Some(w.into_iter().map(inverse_sigmoid).collect())
+            }
+            None => None,
+        };
         Ok(Arc::new(Self {
             geometry,
             config: config.clone(),
             map_q: values("PreparedWeights::new", "feature_map_q", &map_q)?,
             map_k: values("PreparedWeights::new", "feature_map_k", &map_k)?,
             lambda,
+            against_window,
         }))
     }
 }
@@ -134,6 +145,7 @@ impl HybridHead<'_> {
             chunk: config.chunk,
             head_dim: d,
             layer: config.layer,
+            mode: config.mode,
             head,
             router: config.router,
             branches: config.branches,
@@ -156,7 +168,8 @@ impl HybridHead<'_> {
                 k: &weights.map_k[head * map_size..(head + 1) * map_size],
                 feature_dim: config.feature_dim,
             },
-            lambda: weights.lambda.as_ref().map(|lambda| &lambda[queries]),
+            lambda: weights.lambda.as_ref().map(|lambda| &lambda[queries.clone()]),
+            against_window: weights.against_window.as_ref().map(|inverse| &inverse[queries]),
             split_heads: split,
         };
         let record = Record::default();
@@ -179,7 +192,7 @@ impl HybridState {
     /// An empty state of `batch` sequences whose exact rows are stored as `rows`.
     pub fn new(weights: Arc<PreparedWeights>, batch: usize, rows: RowDtype) -> Self {
         let heads = weights.geometry.selection_heads(weights.config.selection_head);
-        let head = HeadState::new(weights.config.chunk, weights.geometry.head_dim, rows);
+        let head = HeadState::new(weights.config.ring_chunk(), weights.geometry.head_dim, rows);
         let heads = (0..batch * heads).map(|_| Mutex::new(head.clone())).collect();
         Self { weights, heads, batch }
     }

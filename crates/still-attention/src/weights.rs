@@ -24,6 +24,8 @@ pub struct HybridWeights {
     pub householder_k: Option<Tensor>,
     /// `ℓ`, `[H]`: the linear branch's scale is `exp(ℓ)/max(n, 1)`. Present with `LinearNorm::Mean`.
     pub log_lambda: Option<Tensor>,
+    /// `w`, `[H]`: the exact terms are multiplied by `sigmoid(w)`. Present with `window_factor`.
+    pub window_factor: Option<Tensor>,
 }
 
 impl HybridWeights {
@@ -60,6 +62,7 @@ impl HybridWeights {
                 config.linear_norm == LinearNorm::Mean,
                 vec![num_heads],
             ),
+            ("window_factor", &self.window_factor, config.window_factor, vec![num_heads]),
         ];
         for (name, tensor, wanted, shape) in optional {
             match tensor {

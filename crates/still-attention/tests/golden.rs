@@ -8,8 +8,8 @@ use candle_core::WithDType;
 use common::{assert_same_selection, flat, relative_rms, tensors};
 use safetensors::{Dtype, SafeTensors};
 use still_attention::{
-    Branches, FeatureMap, HeadGeometry, HybridConfig, HybridState, LinearNorm, PreparedWeights,
-    Router, RowDtype, Selection, SelectionHead, hybrid_attention, naive,
+    Branches, FeatureMap, HeadGeometry, HybridConfig, HybridState, LinearNorm, Mode,
+    PreparedWeights, Router, RowDtype, Selection, SelectionHead, hybrid_attention, naive,
 };
 
 struct Case {
@@ -52,6 +52,7 @@ fn load(name: &str) -> Case {
     let chunk: usize = meta["chunk"].parse().unwrap();
     let config = HybridConfig {
         layer: 0,
+        mode: Mode::Hybrid,
         chunk,
         router: Router::SelfSaliency,
         selection_head: match meta["granularity"].as_str() {
@@ -67,6 +68,7 @@ fn load(name: &str) -> Case {
             None => LinearNorm::Sum,
         },
         gate: optional("gate").is_some(),
+        window_factor: false,
         branches: Branches::default(),
     };
 
@@ -93,6 +95,7 @@ fn load(name: &str) -> Case {
             householder_k: optional("u_k"),
             gate: optional("gate"),
             log_lambda: optional("mean_scale").map(|x| x.into_iter().map(f64::ln).collect()),
+            window_factor: None,
         },
         config,
         out: get("out"),

@@ -7,13 +7,14 @@ use common::{flat, normal, random_input, relative_rms, tensors};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use still_attention::{
-    Branches, FeatureMap, HeadGeometry, HybridConfig, HybridWeights, LinearNorm, Router,
+    Branches, FeatureMap, HeadGeometry, HybridConfig, HybridWeights, LinearNorm, Mode, Router,
     SelectionHead, hybrid_attention, naive,
 };
 
 fn config() -> HybridConfig {
     HybridConfig {
         layer: 0,
+        mode: Mode::Hybrid,
         chunk: 4,
         router: Router::SelfSaliency,
         selection_head: SelectionHead::KvHead,
@@ -23,6 +24,7 @@ fn config() -> HybridConfig {
         feature_dim: 3,
         linear_norm: LinearNorm::Mean,
         gate: true,
+        window_factor: false,
         branches: Branches::default(),
     }
 }
@@ -46,6 +48,7 @@ fn check(config: &HybridConfig, seed: u64) {
     let (map_q, map_k) = (var(&x.weights.feature_map_q), var(&x.weights.feature_map_k));
     let (u_q, u_k) = (optional(&x.weights.householder_q), optional(&x.weights.householder_k));
     let log_lambda = optional(&x.weights.log_lambda);
+    let window_factor = optional(&x.weights.window_factor);
     let inner = |var: &Option<Var>| var.as_ref().map(|var| var.as_tensor().clone());
     let weights = HybridWeights {
         feature_map_q: map_q.as_tensor().clone(),
@@ -53,6 +56,7 @@ fn check(config: &HybridConfig, seed: u64) {
         householder_q: inner(&u_q),
         householder_k: inner(&u_k),
         log_lambda: inner(&log_lambda),
+        window_factor: inner(&window_factor),
     };
     let got =
         hybrid_attention(&q, &k, &v, &weights, gate.as_deref(), config, Some(&reference.selection))
@@ -68,7 +72,7 @@ fn check(config: &HybridConfig, seed: u64) {
         out.iter().zip(&weight).map(|(o, w)| o * w).sum()
     };
     type Field = fn(&mut naive::Input) -> Option<&mut Vec<f64>>;
-    let fields: [(&str, Option<&Var>, Field); 9] = [
+    let fields: [(&str, Option<&Var>, Field); 10] = [
         ("q", Some(&q), |i| Some(&mut i.q)),
         ("k", Some(&k), |i| Some(&mut i.k)),
         ("v", Some(&v), |i| Some(&mut i.v)),
@@ -78,6 +82,7 @@ fn check(config: &HybridConfig, seed: u64) {
         ("householder_k", u_k.as_ref(), |i| i.householder_k.as_mut()),
         ("gate", gate.as_ref(), |i| i.gate.as_mut()),
         ("log_lambda", log_lambda.as_ref(), |i| i.log_lambda.as_mut()),
+        ("window_factor", window_factor.as_ref(), |i| i.window_factor.as_mut()),
     ];
     for (name, var, field) in fields {
         let mut probe = input.clone();
@@ -126,6 +131,40 @@ fn summed_state_without_gate_or_reflection() {
 #[test]
 fn softmax_feature_map() {
     check(&HybridConfig { feature_map: FeatureMap::Softmax, ..config() }, 3);
+}
+
+#[test]
+fn a_window_factor_over_a_sum_and_over_a_mean() {
+    let sum = HybridConfig { linear_norm: LinearNorm::Sum, window_factor: true, ..config() };
+    check(&sum, 9);
+    check(&HybridConfig { window_factor: true, ..config() }, 10);
+    // LoLCATs.
+    let (feature_map, gate) = (FeatureMap::Softmax, false);
+    check(
+        &HybridConfig { budgets: vec![0, 0], router: Router::None, feature_map, gate, ..sum },
+        11,
+    );
+}
+
+#[test]
+fn linear_attention_alone() {
+    let linear_only = HybridConfig {
+        mode: Mode::LinearOnly,
+        budgets: vec![0, 0],
+        router: Router::None,
+        linear_norm: LinearNorm::Sum,
+        gate: false,
+        ..config()
+    };
+    check(&linear_only, 13);
+    check(&HybridConfig { feature_map: FeatureMap::Softmax, ..linear_only.clone() }, 14);
+    let (selection_head, budgets) = (SelectionHead::QueryHead, vec![0; 4]);
+    check(&HybridConfig { selection_head, budgets, ..linear_only }, 15);
+}
+
+#[test]
+fn attention_received() {
+    check(&HybridConfig { router: Router::ReceivedAttention, ..config() }, 12);
 }
 
 #[test]

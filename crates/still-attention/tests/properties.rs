@@ -6,7 +6,7 @@ use candle_core::Tensor;
 use common::{flat, random_input, relative_rms, tensors};
 use proptest::prelude::*;
 use still_attention::{
-    Branches, FeatureMap, HeadGeometry, HybridConfig, HybridState, KvCache, LinearNorm,
+    Branches, FeatureMap, HeadGeometry, HybridConfig, HybridState, KvCache, LinearNorm, Mode,
     PreparedWeights, Router, RowDtype, SelectionHead, dense_attention, hybrid_attention, naive,
 };
 
@@ -17,6 +17,7 @@ prop_compose! {
         chunk in 1_usize..9,
         router in prop_oneof![
             Just(Router::SelfSaliency),
+            Just(Router::ReceivedAttention),
             any::<u64>().prop_map(|seed| Router::Random { seed }),
             Just(Router::None),
         ],
@@ -25,6 +26,7 @@ prop_compose! {
         softmax_map: bool,
         mean: bool,
         gate: bool,
+        window_factor: bool,
         feature_dim in 1_usize..9,
         cap in prop_oneof![Just(None), (0_usize..12).prop_map(Some)],
         off in 0_usize..4,
@@ -33,6 +35,7 @@ prop_compose! {
         let heads = if per_query_head { 4 } else { 2 };
         HybridConfig {
             layer: 3,
+            mode: Mode::Hybrid,
             chunk,
             router,
             selection_head: if per_query_head { SelectionHead::QueryHead } else { SelectionHead::KvHead },
@@ -42,9 +45,30 @@ prop_compose! {
             feature_dim,
             linear_norm: if mean { LinearNorm::Mean } else { LinearNorm::Sum },
             gate,
+            window_factor,
             branches: Branches { window: off != 1, salient: off != 2, linear: off != 3 },
         }
     }
+}
+
+/// The configuration without anything exact.
+fn linear_only(config: HybridConfig) -> HybridConfig {
+    HybridConfig {
+        mode: Mode::LinearOnly,
+        budgets: vec![0; config.budgets.len()],
+        router: Router::None,
+        cap: None,
+        linear_norm: LinearNorm::Sum,
+        gate: false,
+        window_factor: false,
+        branches: Branches::default(),
+        ..config
+    }
+}
+
+/// Of either mode.
+fn any_config() -> impl Strategy<Value = HybridConfig> {
+    prop_oneof![4 => configs(), 1 => configs().prop_map(linear_only)]
 }
 
 /// Feeds a sequence to a fresh state in pieces that end at the given cuts.
@@ -111,10 +135,10 @@ fn heads(config: &HybridConfig) -> usize {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn kernel_equals_the_naive_twin(config in configs(), tokens in 1_usize..60, seed: u64) {
+    fn kernel_equals_the_naive_twin(config in any_config(), tokens in 1_usize..60, seed: u64) {
         let input = random_input(GEOMETRY, &config, tokens, seed);
         let twin = naive::hybrid_attention(&input, &config, None);
         let x = tensors(&input, &config, |x| x);
@@ -129,7 +153,7 @@ proptest! {
 
     #[test]
     fn any_split_gives_the_same_output_and_state(
-        config in configs(),
+        config in any_config(),
         tokens in 1_usize..60,
         mut cuts in prop::collection::vec(1_usize..60, 0..6),
         seed: u64,
@@ -164,7 +188,7 @@ proptest! {
     }
 
     #[test]
-    fn training_form_equals_the_state(config in configs(), tokens in 1_usize..60, seed: u64) {
+    fn training_form_equals_the_state(config in any_config(), tokens in 1_usize..60, seed: u64) {
         let input = random_input(GEOMETRY, &config, tokens, seed);
         let x = tensors(&input, &config, |x| x as f32);
         let whole = hybrid_attention(
@@ -176,7 +200,7 @@ proptest! {
 
     #[test]
     fn a_batch_of_unequal_lengths_equals_each_alone(
-        config in configs(),
+        config in any_config(),
         lengths in prop::collection::vec((0_usize..40, 0_usize..20), 1..4),
         seed: u64,
     ) {
@@ -227,7 +251,7 @@ proptest! {
     }
 
     #[test]
-    fn the_future_never_changes_the_past(config in configs(), tokens in 2_usize..60, at in 1_usize..59, seed: u64) {
+    fn the_future_never_changes_the_past(config in any_config(), tokens in 2_usize..60, at in 1_usize..59, seed: u64) {
         let at = at.min(tokens - 1);
         let input = random_input(GEOMETRY, &config, tokens, seed);
         let other = random_input(GEOMETRY, &config, tokens, seed ^ 1);
@@ -326,6 +350,7 @@ proptest! {
 fn some_config() -> HybridConfig {
     HybridConfig {
         layer: 0,
+        mode: Mode::Hybrid,
         chunk: 4,
         router: Router::SelfSaliency,
         selection_head: SelectionHead::KvHead,
@@ -335,6 +360,7 @@ fn some_config() -> HybridConfig {
         feature_dim: 8,
         linear_norm: LinearNorm::Mean,
         gate: false,
+        window_factor: false,
         branches: Branches::default(),
     }
 }

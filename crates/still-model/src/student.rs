@@ -11,6 +11,9 @@ use crate::config::ModelConfig;
 use crate::decoder::{Decoder, Lora, LoraLayer, ops};
 use crate::error::{ModelError, Result};
 
+/// `w` at first: the exact terms weigh `sigmoid(w)` = 0.1 (LoLCATs).
+const WINDOW_FACTOR_INIT: f32 = -2.197;
+
 /// How feature maps start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -105,7 +108,7 @@ pub struct Student {
 pub struct StudentLayer {
     /// The layer's attention.
     pub config: HybridConfig,
-    /// Feature maps and `ℓ`.
+    /// Feature maps, `ℓ` and `w`.
     pub attention: HybridWeights,
     /// `W_g` `[H·D, E]`, with `config.gate`.
     pub gate_proj: Option<Tensor>,
@@ -134,7 +137,7 @@ impl StudentLayer {
 }
 
 impl Student {
-    /// A fresh student: feature maps as `init` says, `û` normal, `ℓ = ln 8`, a gate near one half.
+    /// A fresh student: feature maps as `init` says, `û` normal, `ℓ = ln 8`, `w = −2.197`, a gate near one half.
     ///
     /// # Errors
     /// A configuration that does not fit the model.
@@ -180,6 +183,10 @@ impl Student {
                 let log_lambda = (config.linear_norm == LinearNorm::Mean)
                     .then(|| Tensor::full(8.0_f32.ln(), heads, &Device::Cpu))
                     .transpose()?;
+                let window_factor = config
+                    .window_factor
+                    .then(|| Tensor::full(WINDOW_FACTOR_INIT, heads, &Device::Cpu))
+                    .transpose()?;
                 let gate_proj = config
                     .gate
                     .then(|| normal(&mut rng, &[heads * d, model.hidden_size], 0.02))
@@ -192,6 +199,7 @@ impl Student {
                         householder_q,
                         householder_k,
                         log_lambda,
+                        window_factor,
                     },
                     gate_proj,
                     lora: None,
@@ -234,7 +242,7 @@ impl Student {
     /// The same student with every learned tensor replaced by `f(name, tensor)`.
     ///
     /// Names are `model.layers.N.self_attn.` and `feature_map_q`, `feature_map_k`, `householder_q`,
-    /// `householder_k`, `log_lambda`, `g_proj.weight`, or `q_proj.lora_A.weight` and its like.
+    /// `householder_k`, `log_lambda`, `window_factor`, `g_proj.weight`, or `q_proj.lora_A.weight` and its like.
     ///
     /// # Errors
     /// Whatever `f` returns.
@@ -252,6 +260,7 @@ impl Student {
                 ("householder_q", &mut attention.householder_q),
                 ("householder_k", &mut attention.householder_k),
                 ("log_lambda", &mut attention.log_lambda),
+                ("window_factor", &mut attention.window_factor),
                 ("g_proj.weight", &mut layer.gate_proj),
             ] {
                 if let Some(tensor) = tensor {

@@ -16,6 +16,7 @@ fn student(model: &Model) -> Student {
     let config = model.config();
     let mut still = StillConfig::uniform(config.num_hidden_layers, config.geometry(), 8, 2);
     still.gate = true;
+    still.window_factor = true;
     still.linear_norm = LinearNorm::Mean;
     still.feature_map = FeatureMap::NpMap { householder: true };
     let mut student = Student::init(still, config, FeatureInit::Normal, 5).unwrap();
@@ -152,6 +153,26 @@ fn official_names_are_read() {
     let weights = still_model::Weights::from_tensors(tensors);
     let read = Student::from_weights(still, None, config, &weights).unwrap();
     assert_eq!(logits(&model.with_student(read)), logits(&model.with_student(student)));
+}
+
+#[test]
+fn a_student_from_before_the_window_factor_and_modes_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = random_model(tiny_config(), 1).unwrap();
+    let config = model.config();
+    let still = StillConfig::uniform(config.num_hidden_layers, config.geometry(), 8, 2);
+    let student = Student::init(still, config, FeatureInit::Identity, 0).unwrap();
+    let out = dir.path().join("student");
+    save_student(&out, &model.with_student(student), ExportKind::Full(DType::F32)).unwrap();
+    let expected = logits(&Model::load(out.to_str().unwrap()).unwrap());
+    let path = out.join("config.json");
+    let mut json: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    let still = json["still"].as_object_mut().unwrap();
+    still.remove("window_factor").unwrap();
+    still.remove("mode").unwrap();
+    std::fs::write(&path, json.to_string()).unwrap();
+    assert_eq!(logits(&Model::load(out.to_str().unwrap()).unwrap()), expected);
 }
 
 #[test]

@@ -29,7 +29,7 @@ pub(crate) fn detached(student: &Student) -> Result<Student> {
     Ok(student.map_tensors(|_, tensor| Ok(tensor.detach().copy()?))?)
 }
 
-/// Whether a tensor belongs to the attention (feature maps, reflections, `ℓ`, gate), not to a low-rank update.
+/// Whether a tensor belongs to the attention (feature maps, reflections, `ℓ`, `w`, gate), not to a low-rank update.
 pub(crate) fn is_attention(name: &str) -> bool {
     !name.contains(".lora_")
 }

@@ -30,7 +30,7 @@ pub struct TransferStep {
 }
 
 impl TransferStage {
-    /// A fresh optimizer over the student's feature maps, reflections, `ℓ` and gate.
+    /// A fresh optimizer over the student's feature maps, reflections, `ℓ`, `w` and gate.
     ///
     /// # Errors
     /// A student without a linear branch: it has nothing to learn here.

@@ -4,20 +4,26 @@ mod common;
 
 use std::path::Path;
 
+use still_model::Student;
 use still_model::random::{random_model, tiny_config};
 use still_train::{DataRecipe, Recipe, TrainError, Windows, linearize};
 
 #[test]
-fn every_shipped_recipe_parses() {
+fn every_shipped_recipe_parses_and_fits_a_model() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../recipes");
     let mut count = 0;
     for entry in dir.read_dir().unwrap() {
         let path = entry.unwrap().path();
         let text = std::fs::read_to_string(&path).unwrap();
-        Recipe::parse(&text, &[]).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let path = path.display();
+        let recipe = Recipe::parse(&text, &[]).unwrap_or_else(|error| panic!("{path}: {error}"));
+        let still = recipe.attention.resolve(&tiny_config());
+        let still = still.unwrap_or_else(|error| panic!("{path}: {error}"));
+        Student::init(still, &tiny_config(), recipe.attention.init, recipe.seed)
+            .unwrap_or_else(|error| panic!("{path}: {error}"));
         count += 1;
     }
-    assert!(count >= 2);
+    assert!(count >= 5);
 }
 
 #[test]
@@ -69,6 +75,7 @@ fn values_without_sense_are_refused() {
         ("finetune.optimizer.lr=-1", "finetune.optimizer.lr is -1"),
         ("data.min_length=1", "min_length"),
         ("attention.router=best", "best"),
+        ("attention.mode=linear", "linear"),
         ("seed", "cannot read the override"),
     ] {
         let (what, hint) = complaint("", &[item]);

@@ -5,13 +5,14 @@ use rayon::prelude::*;
 use super::feature_map::map_rows_backward;
 use super::forward::HeadInput;
 use super::linalg::{Mat, matmul};
+use super::linear_only_backward;
 use super::query_rows_backward::{ChunkRows, Linear, Salient, Stack};
 use super::rows::Rows;
-use crate::config::Router;
+use crate::config::{Mode, Router};
 use crate::real::Real;
 use crate::vector;
 
-/// Which gradients are wanted beside those of the feature maps, the gate and `ℓ`.
+/// Which gradients are wanted beside those of the feature maps, the gate, `ℓ` and `w`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Wanted {
     /// Of q, k and v: not in attention transfer.
@@ -35,8 +36,8 @@ pub(crate) struct WeightGrads<T> {
     pub map_q: Vec<T>,
     /// `∂/∂W_k`, `[D, F]`.
     pub map_k: Vec<T>,
-    /// `∂/∂ℓ`, by query head.
-    pub log_lambda: Vec<T>,
+    /// `∂/∂ ln(scale of the linear branch)`, by query head.
+    pub log_scale: Vec<T>,
 }
 
 /// Gradients of [`super::forward::advance`] over a whole sequence of `tokens` tokens that started at position 0.
@@ -51,6 +52,9 @@ pub(crate) fn backward<T: Real>(
     wanted: Wanted,
     grads: RowGrads<'_, T>,
 ) -> WeightGrads<T> {
+    if input.mode == Mode::LinearOnly {
+        return linear_only_backward::backward(input, tokens, out, d_out, wanted, grads);
+    }
     let (chunk, d) = (input.chunk, input.head_dim);
     let chunks = tokens.div_ceil(chunk);
     let features = input.features.width();
@@ -139,7 +143,7 @@ pub(crate) fn backward<T: Real>(
     WeightGrads {
         map_q: stacks.iter().flat_map(|stack| stack.d_map_q.iter().copied()).collect(),
         map_k,
-        log_lambda: stacks.iter().flat_map(|stack| stack.d_log_lambda.iter().copied()).collect(),
+        log_scale: stacks.iter().flat_map(|stack| stack.d_log_scale.iter().copied()).collect(),
     }
 }
 
@@ -220,7 +224,7 @@ fn gather<T: Real>(rows: Rows<'_, T>, tokens: &[usize], width: usize) -> Vec<T> 
     out
 }
 
-fn add<T: Real>(to: &mut [T], from: &[T]) {
+pub(super) fn add<T: Real>(to: &mut [T], from: &[T]) {
     for (to, &from) in to.iter_mut().zip(from) {
         *to += from;
     }

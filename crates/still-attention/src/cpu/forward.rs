@@ -1,21 +1,24 @@
 //! Chunk-wise forward pass of one selection head: training, prefill and decoding alike.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 use smallvec::SmallVec;
 
 use super::feature_map::map_into;
 use super::head_state::{HeadState, Routing};
 use super::linalg::Mat;
+use super::linear_only;
 use super::query_rows::{Buffers, Keys, Part, Segment, query_rows};
 use super::retirement::Gathered;
 use super::rows::Rows;
-use crate::config::{Branches, FeatureMap, Router};
+use crate::config::{Branches, FeatureMap, Mode, Router};
 use crate::real::Real;
 use crate::router;
 use crate::vector::vectorize;
 
 /// Tokens of a segment from which its query heads are worth running on several threads.
-const PARALLEL_TOKENS: usize = 16;
+pub(super) const PARALLEL_TOKENS: usize = 16;
 
 /// One item per query head of a group: without an allocation for all usual groups.
 pub(crate) type PerHead<A> = SmallVec<[A; 8]>;
@@ -59,6 +62,7 @@ pub(crate) struct HeadInput<'a, T> {
     pub chunk: usize,
     pub head_dim: usize,
     pub layer: usize,
+    pub mode: Mode,
     /// Index of the selection head (for the random router).
     pub head: usize,
     pub router: Router,
@@ -71,6 +75,8 @@ pub(crate) struct HeadInput<'a, T> {
     pub features: FeatureMaps<'a, T>,
     /// `exp(ℓ)` per query head with `LinearNorm::Mean`, else the linear branch is summed.
     pub lambda: Option<&'a [T]>,
+    /// `1 / sigmoid(w)` per query head with a window factor.
+    pub against_window: Option<&'a [T]>,
     /// Whether a segment's query heads are run on several threads: worth it where there are few selection heads.
     pub split_heads: bool,
 }
@@ -83,8 +89,18 @@ pub(crate) fn few(selection_heads: usize) -> bool {
 
 impl<T: Real> HeadInput<'_, T> {
     /// Scale of the linear branch of query head `head` over a state of `count` tokens.
+    ///
+    /// A factor on the exact terms is its inverse on the linear ones: numerator and denominator have both, and the
+    /// denominator is still at least 1.
     pub fn linear_scale(&self, head: usize, count: usize) -> T {
-        self.lambda.map_or(T::one(), |lambda| lambda[head] / T::of(count.max(1) as f64))
+        let scale =
+            self.lambda.map_or(T::one(), |lambda| lambda[head] / T::of(count.max(1) as f64));
+        self.against_window.map_or(scale, |inverse| scale * inverse[head])
+    }
+
+    /// Whether the scale of the linear branch is learned.
+    pub fn learns_scale(&self) -> bool {
+        self.lambda.is_some() || self.against_window.is_some()
     }
 
     pub fn logit_scale(&self) -> T {
@@ -97,18 +113,34 @@ impl<T: Real> HeadInput<'_, T> {
 pub(crate) struct Record<'a, T> {
     /// `Selection::absorbed_at` by absolute position.
     pub absorbed_at: Option<&'a mut [u32]>,
-    /// Router score by token of the call.
+    /// Router score by token of the call; of those still in the window, by the tokens so far.
     pub scores: Option<&'a mut [T]>,
+}
+
+impl<T: Real> Record<'_, T> {
+    /// Takes down the scores of `positions`, all of the window, in a call whose first token was at `first`.
+    fn take_scores(
+        &mut self,
+        positions: Range<usize>,
+        first: usize,
+        state: &HeadState<T>,
+        input: &HeadInput<'_, T>,
+    ) {
+        let Some(scores) = self.scores.as_deref_mut() else { return };
+        for position in positions.start.max(first)..positions.end {
+            scores[position - first] = state.score(position, input);
+        }
+    }
 }
 
 /// Memory that segments are worked in. A thread keeps one for all its heads: it then stays in that thread's cache.
 #[derive(Clone, Debug)]
 pub(crate) struct Scratch<T> {
     /// One for all query heads, or one for each.
-    buffers: Vec<Buffers<T>>,
+    pub(super) buffers: Vec<Buffers<T>>,
     /// Widened rows: K and V of the previous chunk, the current one and the salient tokens.
     rows: [Vec<T>; 6],
-    /// Self-Saliency Scores, `[query heads, tokens]`, then the segment's scores.
+    /// What the query heads add to scores, by head: see [`query_rows`].
     scores: Vec<T>,
     gathered: Gathered<T>,
 }
@@ -134,36 +166,45 @@ pub(crate) fn advance<T: Real>(
     mut record: Record<'_, T>,
     scratch: &mut Scratch<T>,
 ) {
+    if input.mode == Mode::LinearOnly {
+        return linear_only::advance(state, input, tokens, out, stride, record, scratch);
+    }
+    let first = state.position;
     let mut done = 0;
     while done < tokens {
         let offset = state.position % input.chunk;
         let length = (input.chunk - offset).min(tokens - done);
         let now = state.position / input.chunk;
         if offset == 0 && now >= 2 {
+            record.take_scores(
+                (now - 2) * input.chunk..(now - 1) * input.chunk,
+                first,
+                state,
+                input,
+            );
             let absorbed_at = record.absorbed_at.as_deref_mut();
             state.retire(now, input, absorbed_at, &mut scratch.gathered);
         }
         let segment = Segment { start: done, length, stride };
-        let slot = feed(state, input, segment, out, scratch);
-        if let Some(all) = record.scores.as_deref_mut() {
-            all[done..done + length].copy_from_slice(&state.ring_score[slot..slot + length]);
-        }
+        feed(state, input, segment, out, scratch);
         state.position += length;
         done += length;
     }
     if tokens == 1 {
         state.prepare(input, &mut scratch.gathered);
     }
+    let window = (state.position.saturating_sub(1) / input.chunk).saturating_sub(1) * input.chunk;
+    record.take_scores(window..state.position, first, state, input);
 }
 
-/// Feeds the tokens of one segment: its rows and scores enter the ring, whose first slot it returns.
+/// Feeds the tokens of one segment: its rows and scores enter the ring.
 fn feed<T: Real>(
     state: &mut HeadState<T>,
     input: &HeadInput<'_, T>,
     segment: Segment,
     out: &mut [T],
     scratch: &mut Scratch<T>,
-) -> usize {
+) {
     let Segment { start, length, stride } = segment;
     let (chunk, head_dim) = (input.chunk, input.head_dim);
     let (now, offset) = (state.position / chunk, state.position % chunk);
@@ -191,10 +232,15 @@ fn feed<T: Real>(
         offset,
     };
 
+    // Of each query head: a score per query, or a sum per key.
+    let per_head = match input.router {
+        Router::ReceivedAttention => previous_end - previous_half + offset + length,
+        Router::SelfSaliency | Router::Random { .. } | Router::None => length,
+    };
     let split = input.split_heads && length >= PARALLEL_TOKENS;
     let heads = if split { 1 } else { group };
     scratch.buffers.resize_with(group.max(1), Buffers::default);
-    scratch.scores.resize(group * length, T::nan());
+    scratch.scores.resize(group * per_head, T::nan());
     let answer = |index: usize, out: &mut [T], scores: &mut [T], buffers: &mut Buffers<T>| {
         let first = index * heads;
         vectorize(
@@ -202,7 +248,7 @@ fn feed<T: Real>(
             || query_rows(&keys, input, first..first + heads, segment, out, scores, buffers),
         );
     };
-    let (block, part) = (heads * stride * head_dim, heads * length);
+    let (block, part) = (heads * stride * head_dim, heads * per_head);
     if split {
         out.par_chunks_mut(block)
             .enumerate()
@@ -223,6 +269,7 @@ fn feed<T: Real>(
                 let heads = scratch.scores.iter().skip(i).step_by(length);
                 heads.copied().sum::<T>() / T::of(group as f64)
             }
+            Router::ReceivedAttention => T::zero(),
             Router::Random { seed } => {
                 let position = state.position + i;
                 T::of(router::random_score(seed, input.layer, input.head, position))
@@ -230,5 +277,12 @@ fn feed<T: Real>(
             Router::None => T::zero(),
         };
     }
-    slot
+    if input.router == Router::ReceivedAttention {
+        let keys = (previous_half..previous_end).chain(current_half..slot + length);
+        for received in scratch.scores.chunks_exact(per_head) {
+            for (slot, &received) in keys.clone().zip(received) {
+                state.ring_score[slot] += received;
+            }
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! The state of one sequence and selection head. Chunks retire into it in [`super::retirement`].
 
+use super::forward::HeadInput;
 use super::key_store::KeyStore;
 use super::retirement::Retirement;
 use super::rows::RowStore;
@@ -12,7 +13,7 @@ use crate::selection::Selection;
 /// | part | size |
 /// |---|---|
 /// | window ring of K and V rows, slot `position mod 2C` | `2 · 2C · D` row values |
-/// | router scores of the ring's tokens | `2C` floats |
+/// | router scores of the ring's tokens, or what they are made of so far ([`HeadState::score`]) | `2C` floats |
 /// | salient K and V rows, in no particular order | `2 · m · D` row values |
 /// | score and position of each salient row | `m` floats and u32 |
 /// | linear state `S` `[2F, D]`, `z` `[2F]` (absent until something is absorbed), `n` | floats |
@@ -67,6 +68,19 @@ impl<T: Real> HeadState<T> {
             + self.salient.len() * size_of::<(T, u32)>()
             + self.next.size_bytes()
             + size_of_val(&self.count)
+    }
+
+    /// Router score of a token of the window, by the tokens so far.
+    ///
+    /// Where later tokens have a say, the ring holds the sum of what they gave, and this is their mean (0 of none).
+    pub fn score(&self, position: usize, input: &HeadInput<'_, T>) -> T {
+        let stored = self.ring_score[position % (2 * input.chunk)];
+        if input.router.scores_final_with_chunk() {
+            return stored;
+        }
+        let seen_until = self.position.min((position / input.chunk + 2) * input.chunk);
+        let queries = seen_until.saturating_sub(position + 1) * input.q.len();
+        stored / T::of(queries.max(1) as f64)
     }
 }
 

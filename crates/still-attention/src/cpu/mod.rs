@@ -7,6 +7,8 @@ pub(crate) mod forward;
 pub(crate) mod head_state;
 pub(crate) mod key_store;
 pub mod linalg;
+pub(crate) mod linear_only;
+pub(crate) mod linear_only_backward;
 pub(crate) mod query_rows;
 pub(crate) mod query_rows_backward;
 pub(crate) mod retirement;

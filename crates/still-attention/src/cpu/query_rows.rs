@@ -97,15 +97,15 @@ pub(crate) struct Keys<'a, T> {
     pub offset: usize,
 }
 
-/// Memory of [`query_rows`]. Every buffer is written before it is read, so that what a call left may stay.
+/// Memory of [`query_rows`] and its like. Every buffer is written before it is read, so that what a call left may stay.
 #[derive(Clone, Debug)]
 pub(crate) struct Buffers<T> {
     q: Vec<T>,
-    local: Vec<T>,
+    pub(super) local: Vec<T>,
     exact: Vec<T>,
-    attended: Vec<T>,
-    denominator: Vec<T>,
-    phi: Vec<T>,
+    pub(super) attended: Vec<T>,
+    pub(super) denominator: Vec<T>,
+    pub(super) phi: Vec<T>,
     linear: Vec<T>,
 }
 
@@ -132,8 +132,9 @@ pub(crate) fn take<T: Real>(buffer: &mut Vec<T>, length: usize) -> &mut [T] {
 
 /// Answers the segment's tokens of the query heads `heads`, stacked so that they share each matrix product.
 ///
-/// `out` is `[heads, stride, D]`, of which the segment's rows are written; `scores` `[heads, length]` gets the
-/// Self-Saliency Scores. For callers that are within [`vector::vectorize`].
+/// `out` is `[heads, stride, D]`, of which the segment's rows are written. `scores` has `[heads, length]` for the
+/// Self-Saliency Scores of the queries, with `Router::ReceivedAttention` `[heads, keys of the window]` for the
+/// attention that each key receives from them. For callers that are within [`vector::vectorize`].
 #[inline(always)]
 pub(crate) fn query_rows<T: Real>(
     keys: &Keys<'_, T>,
@@ -167,14 +168,22 @@ pub(crate) fn query_rows<T: Real>(
     let exact = take(&mut buffers.exact, rows * salient);
     keys.salient.logits(q, d, exact, salient);
 
+    let receives = input.router == Router::ReceivedAttention;
+    if receives {
+        scores.fill(T::zero());
+    }
     let denominator = take(&mut buffers.denominator, rows);
     for row in 0..rows {
         let local = &mut local[row * width..(row + 1) * width];
         let exact = &mut exact[row * salient..(row + 1) * salient];
         let (visible, future) = local.split_at_mut(previous + keys.offset + row % length + 1);
         future.fill(T::zero());
-        let weights = RowWeights::new(visible, exact, input);
-        scores[row] = weights.score;
+        let received =
+            if receives { &mut scores[row / length * width..][..width] } else { &mut [] };
+        let weights = RowWeights::new(visible, exact, input, received);
+        if !receives {
+            scores[row] = weights.score;
+        }
         denominator[row] = weights.denominator;
     }
 
@@ -238,12 +247,30 @@ fn larger<T: Real>(a: T, b: T) -> T {
     if a > b { a } else { b }
 }
 
+/// Adds the softmax over two runs of logits and the token's `own` to what their keys received; `max` is the largest logit.
+#[inline(always)]
+fn receive<T: Real>(a: (&[T], &mut [T]), b: (&[T], &mut [T]), own: T, max: T) {
+    let weight = |&logit: &T| (logit - max).fast_exp();
+    let sum = a.0.iter().chain(b.0).map(weight).sum::<T>() + weight(&own);
+    for (logits, received) in [a, b] {
+        for (received, logit) in received.iter_mut().zip(logits) {
+            *received += weight(logit) / sum;
+        }
+    }
+}
+
 impl<T: Real> RowWeights<T> {
     /// Turns scaled logits into `e^{s − m}` in place, `m` the true maximum over what is attended, and scores the token.
     ///
-    /// `local` holds the window's keys in order of position, the token's own last.
+    /// `local` holds the window's keys in order of position, the token's own last. `received` is added to with
+    /// `Router::ReceivedAttention`, else it may be empty: what the keys before the token get of its softmax over `local`.
     #[inline(always)]
-    pub fn new(local: &mut [T], salient: &mut [T], input: &HeadInput<'_, T>) -> Self {
+    pub fn new(
+        local: &mut [T],
+        salient: &mut [T],
+        input: &HeadInput<'_, T>,
+        received: &mut [T],
+    ) -> Self {
         let last = local.len() - 1;
         let window_start = local.len() - local.len().min(input.chunk);
         let (before, window) = local.split_at_mut(window_start);
@@ -257,8 +284,14 @@ impl<T: Real> RowWeights<T> {
         let m = larger(vector::max(salient), attended);
 
         let wants_score = input.router == Router::SelfSaliency;
+        let receives = input.router == Router::ReceivedAttention;
         // The score may reuse e^{s − m} unless all of its window would vanish under that shift.
-        let reuse = input.branches.window && window_max > m - T::of(60.0);
+        let scored_max = match (receives, input.branches.window) {
+            (false, _) => window_max,
+            (true, true) => attended,
+            (true, false) => larger(vector::max(before), window_max),
+        };
+        let reuse = input.branches.window && scored_max > m - T::of(60.0);
         let mut score = T::zero();
         if wants_score && !reuse {
             let others: T = others.iter().map(|&x| (x - window_max).fast_exp()).sum();
@@ -266,13 +299,23 @@ impl<T: Real> RowWeights<T> {
             score = T::of(router::self_saliency(others.wide(), own.wide()));
         }
 
+        if receives && !reuse {
+            let (to_before, to_others) = received[..last].split_at_mut(window_start);
+            receive((before, to_before), (others, to_others), *own, scored_max);
+        }
+
         let mut denominator = vector::exp_sub_sum(salient, m);
         *own = (*own - m).fast_exp();
         if input.branches.window {
             let others = vector::exp_sub_sum(others, m);
-            denominator += vector::exp_sub_sum(before, m) + others;
+            let before = vector::exp_sub_sum(before, m);
+            denominator += before + others;
             if wants_score && reuse {
                 score = T::of(router::self_saliency(others.wide(), own.wide()));
+            }
+            if receives && reuse {
+                let inverse = T::one() / (before + others + local[last]);
+                vector::axpy(&mut received[..last], inverse, &local[..last]);
             }
         } else {
             local[..last].fill(T::zero());

@@ -41,7 +41,7 @@ pub(crate) struct Stack<T> {
     heads: Range<usize>,
     /// Gradients summed over chunks: `[heads, D, F]` and by head.
     pub d_map_q: Vec<T>,
-    pub d_log_lambda: Vec<T>,
+    pub d_log_scale: Vec<T>,
     /// Gradients of the last chunk: window rows, salient rows, the linear state.
     pub d_k_local: Vec<T>,
     pub d_v_local: Vec<T>,
@@ -78,7 +78,7 @@ impl<T: Real> Stack<T> {
         let new = Vec::new;
         Self {
             d_map_q: vec![T::zero(); maps.sum()],
-            d_log_lambda: vec![T::zero(); heads.len()],
+            d_log_scale: vec![T::zero(); heads.len()],
             heads,
             d_k_local: new(),
             d_v_local: new(),
@@ -151,7 +151,7 @@ impl<T: Real> Stack<T> {
             let (visible, future) = local[row * width..(row + 1) * width].split_at_mut(visible);
             future.fill(T::zero());
             let exact = &mut exact[row * kept..(row + 1) * kept];
-            denominator[row] = RowWeights::new(visible, exact, input).denominator;
+            denominator[row] = RowWeights::new(visible, exact, input, &mut []).denominator;
         }
 
         // The linear branch's share of the denominator, and its numerator for the gate and λ.
@@ -216,8 +216,8 @@ impl<T: Real> Stack<T> {
                         }
                     }
                 }
-                if input.lambda.is_some() {
-                    self.d_log_lambda[head - first] += d_scale * scale;
+                if input.learns_scale() {
+                    self.d_log_scale[head - first] += d_scale * scale;
                 }
             }
             // d_φ_q = S d_value + λ d_den z; d_S = φ_qᵀ d_value; d_z = Σ λ d_den φ_q.

@@ -135,7 +135,7 @@ impl<T: Real> HeadState<T> {
     pub fn prepare(&mut self, input: &HeadInput<'_, T>, gathered: &mut Gathered<T>) {
         let Routing::Scores { .. } = input.routing else { return };
         let (now, offset) = ((self.position - 1) / input.chunk, (self.position - 1) % input.chunk);
-        if now == 0 || !input.router.scores_are_final_with_their_chunk() {
+        if now == 0 || !input.router.scores_final_with_chunk() {
             return;
         }
         // A part each `period` steps is done before the chunk is over.
@@ -163,10 +163,10 @@ impl<T: Real> HeadState<T> {
         let (first, now) = (chunk * input.chunk, (chunk + 2) as u32);
         let mut next = std::mem::take(&mut self.next);
         next.arrivals.clear();
-        next.arrivals.extend((first..first + input.chunk).map(|position| {
-            let position = position as u32;
-            (self.ring_score[self.slot(position, input.chunk)], position)
-        }));
+        next.arrivals.extend(
+            (first..first + input.chunk)
+                .map(|position| (self.score(position, input), position as u32)),
+        );
         next.demoted.clear();
         next.absorbed.clear();
         match input.routing {

@@ -70,6 +70,9 @@ pub fn random_input(
         }),
         log_lambda: (config.linear_norm == LinearNorm::Mean)
             .then(|| round(normal(h, 0.5).into_iter().map(|x| x + 8.0_f64.ln()).collect())),
+        window_factor: config
+            .window_factor
+            .then(|| round(normal(h, 0.5).into_iter().map(|x| x - 2.197).collect())),
     }
 }
 
@@ -101,6 +104,7 @@ pub fn tensors<T: WithDType>(
             householder_q: input.householder_q.as_ref().map(|u| tensor(u, &[h, d], to)),
             householder_k: input.householder_k.as_ref().map(|u| tensor(u, &[s, d], to)),
             log_lambda: input.log_lambda.as_ref().map(|l| tensor(l, &[h], to)),
+            window_factor: input.window_factor.as_ref().map(|w| tensor(w, &[h], to)),
         },
     }
 }

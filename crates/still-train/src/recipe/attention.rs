@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use still_attention::{
-    Branches, FeatureMap, HeadGeometry, LinearNorm, Router, SelectionHead, StillConfig,
+    Branches, FeatureMap, HeadGeometry, LinearNorm, Mode, Router, SelectionHead, StillConfig,
 };
 use still_model::{FeatureInit, ModelConfig};
 
@@ -12,6 +12,8 @@ use crate::error::Result;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AttentionRecipe {
+    /// `"hybrid"` or `"linear_only"`.
+    pub mode: Mode,
     /// Tokens of a chunk.
     pub chunk: usize,
     /// Salient tokens of each chunk, the same everywhere.
@@ -22,7 +24,7 @@ pub struct AttentionRecipe {
     /// Most salient tokens per selection head.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cap: Option<usize>,
-    /// `"self_saliency"`, `"none"` or `{ random = { seed = 0 } }`.
+    /// `"self_saliency"`, `"received_attention"`, `"none"` or `{ random = { seed = 0 } }`.
     pub router: Router,
     /// `"kv_head"` or `"query_head"`.
     pub selection_head: SelectionHead,
@@ -37,6 +39,8 @@ pub struct AttentionRecipe {
     pub linear_norm: LinearNorm,
     /// Output gate on the linear branch.
     pub gate: bool,
+    /// Exact terms are multiplied by a learned factor per query head (LoLCATs).
+    pub window_factor: bool,
     /// Branch switches.
     pub branches: Branches,
 }
@@ -44,6 +48,7 @@ pub struct AttentionRecipe {
 impl Default for AttentionRecipe {
     fn default() -> Self {
         Self {
+            mode: Mode::default(),
             chunk: 64,
             budget: 4,
             budgets: None,
@@ -55,6 +60,7 @@ impl Default for AttentionRecipe {
             init: FeatureInit::default(),
             linear_norm: LinearNorm::default(),
             gate: false,
+            window_factor: false,
             branches: Branches::default(),
         }
     }
@@ -70,6 +76,7 @@ impl AttentionRecipe {
         let heads = geometry.selection_heads(self.selection_head);
         let uniform = || vec![vec![self.budget; heads]; model.num_hidden_layers];
         let config = StillConfig {
+            mode: self.mode,
             chunk: self.chunk,
             router: self.router,
             selection_head: self.selection_head,
@@ -79,6 +86,7 @@ impl AttentionRecipe {
             feature_dim: self.feature_dim.unwrap_or(model.head_dim),
             linear_norm: self.linear_norm,
             gate: self.gate,
+            window_factor: self.window_factor,
             branches: self.branches,
         };
         config.validate(model.num_hidden_layers, geometry)?;

@@ -44,7 +44,7 @@ pub struct FinetuneRecipe {
     pub batch: usize,
     /// `"logit_kl"` or `"cross_entropy"`.
     pub objective: Objective,
-    /// Also train feature maps, `ℓ` and gate.
+    /// Also train feature maps, `ℓ`, `w` and gate.
     pub train_attention: bool,
     /// Compute each layer again in the backward pass: memory then does not grow with depth × length.
     pub recompute: bool,

@@ -150,6 +150,7 @@ fn router_words(config: &still_attention::StillConfig) -> String {
     use still_attention::Router;
     match config.router {
         Router::SelfSaliency => "Self-Saliency Score".into(),
+        Router::ReceivedAttention => "attention received".into(),
         Router::Random { seed } => format!("random (seed {seed})"),
         Router::None => "none".into(),
     }
@@ -159,12 +160,12 @@ fn heads(config: &HybridConfig, selection: &Selection, scores: &[f32]) -> Vec<He
     let tokens = selection.tokens;
     let current = tokens.saturating_sub(1) / config.chunk;
     let place = |row: &[u32], token: usize| {
-        if token / config.chunk + 2 > current {
-            Place::Window
-        } else if current < row[token] as usize {
-            Place::Salient
-        } else {
+        if row[token] as usize <= current {
             Place::Absorbed
+        } else if token / config.chunk + 2 > current {
+            Place::Window
+        } else {
+            Place::Salient
         }
     };
     (0..selection.heads)
