@@ -5,6 +5,8 @@ mod commands;
 mod errors;
 mod interrupt;
 mod memory;
+mod page;
+mod plot;
 mod printer;
 mod progress;
 mod table;
