@@ -126,6 +126,9 @@ pub struct LinearizeArgs {
     /// Where checkpoints and metrics go [default: OUT with ".run" appended]
     #[arg(long, value_name = "DIR")]
     pub run_dir: Option<PathBuf>,
+    /// Write no TensorBoard event files (they go to the run directory's tensorboard/)
+    #[arg(long)]
+    pub no_tensorboard: bool,
     /// Write only what differs from the base model, which is named and hashed
     #[arg(long, conflicts_with = "dtype")]
     pub delta: bool,

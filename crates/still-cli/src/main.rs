@@ -9,7 +9,9 @@ mod page;
 mod plot;
 mod printer;
 mod progress;
+mod run_log;
 mod table;
+mod tensorboard;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
