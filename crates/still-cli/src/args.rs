@@ -48,6 +48,8 @@ pub enum Command {
     Demo(DemoArgs),
     /// Turn a pretrained model into a STILL student
     Linearize(LinearizeArgs),
+    /// Draw a run of `still linearize` as one HTML page: curves, layers, budgets, evaluations, recipe
+    Report(ReportArgs),
     /// Write a student with quantized weights to one .gguf file
     Export(ExportArgs),
     /// Continue a prompt
@@ -139,6 +141,20 @@ pub struct LinearizeArgs {
     #[arg(long)]
     pub overwrite: bool,
     /// Print one JSON object on stdout
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `still report`
+#[derive(Clone, Debug, Args)]
+pub struct ReportArgs {
+    /// Run directory of `still linearize`, of a finished run or one that goes on
+    #[arg(value_name = "RUN_DIR")]
+    pub run_dir: PathBuf,
+    /// The page to write [default: report.html in RUN_DIR]
+    #[arg(long, short, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// Print one JSON object on stdout instead of the tables
     #[arg(long)]
     pub json: bool,
 }

@@ -46,6 +46,7 @@ fn run(command: Command, printer: &Printer) -> anyhow::Result<()> {
     match command {
         Command::Demo(args) => commands::demo::run(&args, printer),
         Command::Linearize(args) => commands::linearize::run(&args, printer),
+        Command::Report(args) => commands::report::run(&args, printer),
         Command::Export(args) => commands::export::run(&args, printer),
         Command::Generate(args) => commands::generate::run(&args, printer),
         Command::Chat(args) => commands::chat::run(&args, printer),
