@@ -50,6 +50,8 @@ pub enum Command {
     Linearize(LinearizeArgs),
     /// Find how many tokens each head should keep, at a given share of the dense cache
     Calibrate(CalibrateArgs),
+    /// Draw a run of `still linearize` as one HTML page: curves, layers, budgets, evaluations, recipe
+    Report(ReportArgs),
     /// Write a student with quantized weights to one .gguf file
     Export(ExportArgs),
     /// Continue a prompt
@@ -128,6 +130,9 @@ pub struct LinearizeArgs {
     /// Where checkpoints and metrics go [default: OUT with ".run" appended]
     #[arg(long, value_name = "DIR")]
     pub run_dir: Option<PathBuf>,
+    /// Write no TensorBoard event files (they go to the run directory's tensorboard/)
+    #[arg(long)]
+    pub no_tensorboard: bool,
     /// Write only what differs from the base model, which is named and hashed
     #[arg(long, conflicts_with = "dtype")]
     pub delta: bool,
@@ -176,6 +181,16 @@ pub struct CalibrateArgs {
     #[arg(long)]
     pub overwrite: bool,
     /// Print one JSON object with every estimate on stdout instead of the table
+/// `still report`
+#[derive(Clone, Debug, Args)]
+pub struct ReportArgs {
+    /// Run directory of `still linearize`, of a finished run or one that goes on
+    #[arg(value_name = "RUN_DIR")]
+    pub run_dir: PathBuf,
+    /// The page to write [default: report.html in RUN_DIR]
+    #[arg(long, short, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// Print one JSON object on stdout instead of the tables
     #[arg(long)]
     pub json: bool,
 }

@@ -5,9 +5,13 @@ mod commands;
 mod errors;
 mod interrupt;
 mod memory;
+mod page;
+mod plot;
 mod printer;
 mod progress;
+mod run_log;
 mod table;
+mod tensorboard;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
@@ -43,6 +47,7 @@ fn run(command: Command, printer: &Printer) -> anyhow::Result<()> {
         Command::Demo(args) => commands::demo::run(&args, printer),
         Command::Linearize(args) => commands::linearize::run(&args, printer),
         Command::Calibrate(args) => commands::calibrate::run(&args, printer),
+        Command::Report(args) => commands::report::run(&args, printer),
         Command::Export(args) => commands::export::run(&args, printer),
         Command::Generate(args) => commands::generate::run(&args, printer),
         Command::Chat(args) => commands::chat::run(&args, printer),

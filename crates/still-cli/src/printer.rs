@@ -63,6 +63,13 @@ impl Printer {
         }
     }
 
+    /// A table, as it is.
+    pub fn table(&self, table: &str) {
+        if !self.quiet {
+            eprintln!("{table}");
+        }
+    }
+
     /// Text without a line end, such as the prompt of a chat.
     pub fn ask(&self, message: &str) {
         if !self.quiet {

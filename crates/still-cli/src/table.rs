@@ -36,6 +36,31 @@ pub fn bytes(bytes: usize) -> String {
     if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
 }
 
+/// A time in the units that people use: `8.3 s`, `12 min 5 s`, `2 h 8 min`.
+pub fn seconds(seconds: f64) -> String {
+    if seconds < 60.0 {
+        return format!("{seconds:.1} s");
+    }
+    let whole = seconds.round() as u64;
+    match (whole / 3600, whole / 60 % 60, whole % 60) {
+        (0, minutes, seconds) => format!("{minutes} min {seconds} s"),
+        (hours, minutes, _) => format!("{hours} h {minutes} min"),
+    }
+}
+
+/// A count with its thousands apart: `1,234,567`.
+pub fn count(count: usize) -> String {
+    let digits = count.to_string();
+    let mut text = String::new();
+    for (n, digit) in digits.chars().enumerate() {
+        if n > 0 && (digits.len() - n).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -47,6 +72,16 @@ mod tests {
             render(&["model", "ppl"], &rows),
             "model   ppl\n-----------\na         1\nlong   1000"
         );
+    }
+
+    #[test]
+    fn times_and_counts_are_readable() {
+        assert_eq!(seconds(8.26), "8.3 s");
+        assert_eq!(seconds(725.0), "12 min 5 s");
+        assert_eq!(seconds(7684.0), "2 h 8 min");
+        assert_eq!(count(0), "0");
+        assert_eq!(count(999), "999");
+        assert_eq!(count(1_234_567), "1,234,567");
     }
 
     #[test]

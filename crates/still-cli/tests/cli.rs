@@ -8,7 +8,8 @@ use common::{Outcome, still};
 fn help_names_every_command_on_stdout() {
     let outcome = Outcome::of(still().arg("--help"));
     outcome.succeeded();
-    for command in ["demo", "linearize", "generate", "chat", "inspect", "bench", "doctor"] {
+    for command in ["demo", "linearize", "report", "generate", "chat", "inspect", "bench", "doctor"]
+    {
         assert!(outcome.stdout.contains(&format!("\n  {command} ")), "{}", outcome.stdout);
     }
     assert!(outcome.stderr.is_empty(), "{}", outcome.stderr);
@@ -16,7 +17,8 @@ fn help_names_every_command_on_stdout() {
 
 #[test]
 fn every_command_has_help() {
-    for command in ["demo", "linearize", "generate", "chat", "inspect", "bench", "doctor"] {
+    for command in ["demo", "linearize", "report", "generate", "chat", "inspect", "bench", "doctor"]
+    {
         let outcome = Outcome::of(still().args([command, "--help"]));
         outcome.succeeded();
         assert!(outcome.stdout.contains("Usage: still"), "{}", outcome.stdout);

@@ -57,6 +57,54 @@ fn full_and_delta_students_write_the_same_text() {
     assert!(dir.path().join("full.run/metrics.jsonl").exists());
 }
 
+/// Where a log is kept instead of a terminal: a line at every checkpoint, no bar, no colours; the layers at the end.
+#[test]
+fn progress_is_readable_in_a_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let outcome = linearize(dir.path(), "student", &[]);
+    outcome.succeeded();
+    assert!(outcome.stdout.is_empty(), "{}", outcome.stdout);
+    let stderr = &outcome.stderr;
+    assert!(!stderr.contains(['\u{1b}', '\r']), "{stderr:?}");
+    let told: Vec<&str> = stderr.lines().filter(|line| line.contains("checkpoint saved")).collect();
+    assert_eq!(told.len(), 5, "{stderr}");
+    for (line, place) in told.iter().zip(["transfer 1/3", "transfer 2/3", "transfer 3/3"]) {
+        assert!(line.starts_with(&format!("    Training {place} steps, loss ")), "{line}");
+        assert!(line.contains(" tokens/s, ") && line.contains(" left, "), "{line}");
+    }
+    assert!(told[4].contains("finetune 2/2 steps, loss "), "{stderr}");
+    let table: Vec<&str> =
+        stderr.lines().skip_while(|line| !line.starts_with("transfer: layer")).collect();
+    assert!(table[0].ends_with("first loss  last loss  ratio"), "{stderr}");
+    assert!(table[2].starts_with("0 ") && table[3].starts_with("1 "), "{stderr}");
+    assert!(stderr.contains("still report"), "{stderr}");
+
+    let quiet = linearize(dir.path(), "quiet", &["--quiet"]);
+    quiet.succeeded();
+    assert!(quiet.stderr.is_empty(), "{}", quiet.stderr);
+}
+
+/// A run that goes on tells first losses from its log, not from where it went on.
+#[test]
+fn losses_of_layers_are_of_the_whole_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let whole = linearize(dir.path(), "student", &["--json"]);
+    whole.succeeded();
+    let layers = whole.json()["layers"].clone();
+    assert_eq!(layers.as_array().unwrap().len(), 2);
+    for (n, layer) in layers.as_array().unwrap().iter().enumerate() {
+        let loss = |key: &str| layer[key].as_f64().unwrap();
+        assert_eq!(layer["layer"], n);
+        assert!(loss("first_loss") > 0.0);
+        // JSON is read back to the last digit but one.
+        let ratio = loss("last_loss") / loss("first_loss");
+        assert!((loss("ratio") / ratio - 1.0).abs() < 1e-12);
+    }
+    let again = linearize(dir.path(), "student", &["--json", "--overwrite", "--resume"]);
+    again.succeeded();
+    assert_eq!(again.json()["layers"], layers);
+}
+
 #[test]
 fn a_finished_run_is_not_overwritten_unless_asked() {
     let dir = tempfile::tempdir().unwrap();

@@ -12,6 +12,22 @@ use crate::vector;
 /// `‖f‖` is clamped from below by this.
 const MIN_NORM: f64 = 1e-12;
 
+/// `φ` of `rows` rows of `x` `[·, D]` under `w` `[D, F]`: `[rows, 2F]`.
+pub(crate) fn map_rows<T: Real>(
+    map: FeatureMap,
+    x: Mat<'_, T>,
+    rows: usize,
+    w: &[T],
+    feature_dim: usize,
+) -> Vec<T> {
+    let mut phi = vec![T::nan(); rows * 2 * feature_dim];
+    vector::vectorize(
+        #[inline(always)]
+        || map_into(map, x, w, feature_dim, &mut phi),
+    );
+    phi
+}
+
 /// `φ` of rows of `x` `[·, D]` under `w` `[D, F]` into `phi`, `[rows, 2F]`; for callers that are within
 /// [`vector::vectorize`].
 #[inline(always)]

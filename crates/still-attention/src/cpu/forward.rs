@@ -5,7 +5,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 use smallvec::SmallVec;
 
-use super::feature_map::map_into;
+use super::feature_map::{map_into, map_rows};
 use super::head_state::{HeadState, Routing};
 use super::linalg::Mat;
 use super::linear_only;
@@ -42,9 +42,8 @@ impl<T: Real> FeatureMaps<'_, T> {
 
     /// `φ_k` of key rows of `head_dim` values.
     pub fn of_keys(&self, k: &[T], head_dim: usize) -> Vec<T> {
-        let mut phi = vec![T::nan(); k.len() / head_dim * self.width()];
-        self.of_keys_into(k, head_dim, &mut phi);
-        phi
+        let rows = k.len() / head_dim;
+        map_rows(self.map, Mat::rows(k, head_dim), rows, self.k, self.feature_dim)
     }
 
     /// [`FeatureMaps::of_keys`] into `phi`, `[rows, 2F]`.

@@ -1,6 +1,6 @@
 //! `still linearize`: both training stages, with checkpoints, then the student.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use candle_core::DType;
 use serde_json::json;
@@ -9,10 +9,13 @@ use still_train::{Recipe, linearize};
 
 use super::{load, read_text};
 use crate::args::{ExportDtype, LinearizeArgs};
-use crate::commands::observer::BarObserver;
+use crate::commands::observer::RunObserver;
 use crate::errors::user;
 use crate::interrupt;
+use crate::plot::number;
 use crate::printer::Printer;
+use crate::run_log::{LayerLoss, RunLog};
+use crate::table;
 
 /// Runs the command.
 pub fn run(args: &LinearizeArgs, printer: &Printer) -> anyhow::Result<()> {
@@ -44,9 +47,13 @@ pub fn run(args: &LinearizeArgs, printer: &Printer) -> anyhow::Result<()> {
     interrupt::catch()?;
     let run_dir = run_dir(args);
     printer.step("Run", run_dir.display());
-    let mut observer = BarObserver::new(printer);
+    let mut observer = RunObserver::new(printer, &run_dir, !args.no_tensorboard);
     let student = linearize(&model, &recipe, &args.data, &run_dir, args.resume, &mut observer)?;
     observer.finish();
+    let layers = transfer_layers(&observer, &run_dir, printer);
+    if !layers.is_empty() {
+        printer.table(&layer_table(&layers));
+    }
     let kind = match (args.delta, args.dtype) {
         (true, _) => ExportKind::Delta,
         (false, ExportDtype::F32) => ExportKind::Full(DType::F32),
@@ -54,6 +61,7 @@ pub fn run(args: &LinearizeArgs, printer: &Printer) -> anyhow::Result<()> {
     };
     save_student(&args.out, &student, kind)?;
     printer.step("Saved", args.out.display());
+    printer.note(format_args!("look at the run: still report {}", run_dir.display()));
     printer.note(format_args!("talk to it: still chat --model {}", args.out.display()));
     if args.json {
         printer.json(&json!({
@@ -61,9 +69,37 @@ pub fn run(args: &LinearizeArgs, printer: &Printer) -> anyhow::Result<()> {
             "run_dir": run_dir,
             "export": if args.delta { "delta" } else { "full" },
             "stages": observer.stages(),
+            "layers": layers,
         }))?;
     }
     Ok(())
+}
+
+/// First and last losses, from the log: a resumed run has done only a part of the steps itself.
+fn transfer_layers(
+    observer: &RunObserver<'_>,
+    run_dir: &Path,
+    printer: &Printer,
+) -> Vec<LayerLoss> {
+    if observer.stages().is_empty() {
+        return Vec::new();
+    }
+    RunLog::read(run_dir).map(|log| log.layers()).unwrap_or_else(|error| {
+        printer.warn(format_args!("no losses of layers: {error}"));
+        Vec::new()
+    })
+}
+
+/// What attention transfer did for every layer, as a table.
+pub(super) fn layer_table(layers: &[LayerLoss]) -> String {
+    let rows: Vec<Vec<String>> = layers
+        .iter()
+        .map(|layer| {
+            let numbers = [layer.first_loss, layer.last_loss, layer.ratio].map(number);
+            [layer.layer.to_string()].into_iter().chain(numbers).collect()
+        })
+        .collect();
+    table::render(&["transfer: layer", "first loss", "last loss", "ratio"], &rows)
 }
 
 fn run_dir(args: &LinearizeArgs) -> PathBuf {

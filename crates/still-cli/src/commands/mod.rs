@@ -10,6 +10,7 @@ pub mod generate;
 pub mod inspect;
 pub mod linearize;
 mod observer;
+pub mod report;
 
 use std::io;
 use std::ops::ControlFlow;

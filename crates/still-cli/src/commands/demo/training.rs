@@ -44,8 +44,8 @@ impl<'a> Trainer<'a> {
                 self.hidden.insert(window, hidden);
             }
             losses.add(done.report.loss);
-            bar.advance(1);
             bar.message(format!("mean squared error {:.2e}", done.report.loss));
+            bar.advance(1);
         }
         bar.done(format_args!("stage 1, attention transfer: {losses}"));
         Ok(stage.student()?)
@@ -80,8 +80,8 @@ impl<'a> Trainer<'a> {
             };
             let report = stage.step(&[window], Some(&[hidden]))?;
             losses.add(report.loss);
-            bar.advance(1);
             bar.message(format!("KL {:.4} nats", report.loss));
+            bar.advance(1);
         }
         bar.done(format_args!("{name}, logit KL: {losses}"));
         Ok(stage.student()?)

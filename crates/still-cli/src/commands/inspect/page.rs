@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::routing::{HeadRouting, Place, Routing};
+use crate::page::{STYLE, THEME};
 
 const TEMPLATE: &str = include_str!("page.html");
 
@@ -55,7 +56,8 @@ pub fn render(routing: &Routing, model: &str) -> anyhow::Result<String> {
     };
     // A token may spell "</script>"; JSON may spell "<" otherwise.
     let json = serde_json::to_string(&data)?.replace('<', "\\u003c");
-    Ok(TEMPLATE.replacen("__DATA__", &json, 1))
+    let page = TEMPLATE.replacen("__STYLE__", STYLE, 1).replacen("__THEME__", THEME, 1);
+    Ok(page.replacen("__DATA__", &json, 1))
 }
 
 fn head(head: &HeadRouting) -> Head {
@@ -105,7 +107,7 @@ mod tests {
             }],
         };
         let page = render(&routing, "tiny").unwrap();
-        assert!(!page.contains("__DATA__"));
+        assert!(!page.contains("__DATA__") && !page.contains("__STYLE__"));
         assert_eq!(page.matches("</script>").count(), 2, "the data's and the code's only");
         assert!(page.contains(r#""scores":"ff00ff","places":"102""#), "{page}");
         for outside in ["http:", "https:", "src=", "@import", "url("] {

@@ -1,0 +1,176 @@
+//! The page: what a run's log says, put into the template.
+
+use minijinja::{AutoEscape, Environment};
+use serde::Serialize;
+
+use super::charts;
+use super::settings::{self, Budgets};
+use super::summary::{Stage, metric, metric_names, stages, steps_words};
+use crate::page::{SCRIPT, STYLE, THEME};
+use crate::plot::number;
+use crate::run_log::{Evaluation, RunLog, StageLog, metric_words};
+use crate::table;
+
+const TEMPLATE: &str = include_str!("page.html");
+
+/// What the template fills in. Fields named `charts`, and `budget_map`, are HTML already.
+#[derive(Serialize)]
+struct Data<'a> {
+    style: &'a str,
+    script: String,
+    version: &'a str,
+    run: String,
+    figures: Vec<(&'a str, String)>,
+    stages: Vec<StagePart>,
+    evaluations: Option<Evaluations>,
+    layers: Option<Layers>,
+    attention: Vec<(String, String)>,
+    budgets: Option<String>,
+    budget_map: Option<String>,
+    recipe: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct StagePart {
+    title: String,
+    charts: Vec<String>,
+    skipped: Vec<[String; 3]>,
+}
+
+#[derive(Serialize)]
+struct Evaluations {
+    charts: Vec<String>,
+    metrics: Vec<String>,
+    rows: Vec<EvaluationRow>,
+}
+
+#[derive(Serialize)]
+struct EvaluationRow {
+    best: bool,
+    cells: Vec<String>,
+    remark: &'static str,
+}
+
+#[derive(Serialize)]
+struct Layers {
+    charts: Vec<String>,
+    rows: Vec<[String; 4]>,
+}
+
+/// Renders the page.
+///
+/// # Errors
+/// If the template cannot be filled in, which would be a defect.
+pub fn render(log: &RunLog) -> anyhow::Result<String> {
+    let recipe = log.recipe.as_ref().map(|(text, table)| (text.as_str(), table));
+    let table = recipe.map(|(_, table)| table);
+    let budgets = table.and_then(Budgets::of);
+    let chunk = table.and_then(settings::chunk);
+    let done = stages(log);
+    let data = Data {
+        style: STYLE,
+        script: format!("{THEME}{SCRIPT}"),
+        version: env!("CARGO_PKG_VERSION"),
+        run: log.dir.display().to_string(),
+        figures: figures(log, &done),
+        stages: log.stages.iter().zip(&done).map(|(stage, done)| part(stage, done)).collect(),
+        evaluations: (!log.evaluations.is_empty()).then(|| evaluations(log)),
+        layers: layers(log),
+        attention: table.map(settings::attention).unwrap_or_default(),
+        budgets: budgets.as_ref().map(|budgets| budgets.words(chunk)),
+        budget_map: budgets.as_ref().and_then(|budgets| budgets.heatmap(chunk)),
+        recipe: recipe.map(|(text, _)| text.trim_end()),
+    };
+    let mut environment = Environment::new();
+    // Whatever is not marked as safe in the template is text.
+    environment.set_auto_escape_callback(|_| AutoEscape::Html);
+    environment.set_trim_blocks(true);
+    environment.set_lstrip_blocks(true);
+    Ok(environment.render_str(TEMPLATE, data)?)
+}
+
+fn figures(log: &RunLog, stages: &[Stage]) -> Vec<(&'static str, String)> {
+    let mut figures = Vec::new();
+    let steps: Vec<String> =
+        stages.iter().map(|stage| format!("{} {}", steps_words(stage), stage.stage)).collect();
+    figures.push(("Steps", steps.join(", ")));
+    figures.push(("Tokens", table::count(log.tokens())));
+    let seconds: Option<f64> = stages.iter().map(|stage| stage.seconds).sum();
+    if let Some(seconds) = seconds {
+        figures.push(("Time of all steps", table::seconds(seconds)));
+    }
+    figures.push((
+        "Skipped steps",
+        stages.iter().map(|stage| stage.skipped).sum::<usize>().to_string(),
+    ));
+    for stage in stages {
+        if let (Some(first), Some(last)) = (stage.first_loss, stage.last_loss) {
+            let name = if stage.stage == "transfer" { "Transfer loss" } else { "Finetune loss" };
+            figures.push((name, format!("{} → {}", number(first), number(last))));
+        }
+    }
+    if let Some(best) = log.best() {
+        let metric = best.metrics().next();
+        let value = metric.map_or_else(String::new, |(name, value)| {
+            format!(": {} {}", metric_words(name), number(value))
+        });
+        figures.push(("Best", format!("{} step {}{value}", best.stage, best.step)));
+    }
+    figures
+}
+
+fn part(stage: &StageLog, done: &Stage) -> StagePart {
+    let title = match stage.name.as_str() {
+        "transfer" => "Attention transfer",
+        "finetune" => "Low-rank finetuning",
+        other => other,
+    };
+    let skipped = stage
+        .skipped()
+        .map(|step| [step.step.to_string(), number(step.loss), number(step.grad_norm)]);
+    StagePart {
+        title: format!(
+            "{title}: {} steps, {} tokens",
+            steps_words(done),
+            table::count(done.tokens)
+        ),
+        charts: charts::of_stage(stage),
+        skipped: skipped.collect(),
+    }
+}
+
+fn evaluations(log: &RunLog) -> Evaluations {
+    let names = metric_names(&log.evaluations);
+    let best = log.best();
+    let row = |evaluation: &Evaluation| {
+        let mut cells = vec![evaluation.stage.clone(), evaluation.step.to_string()];
+        cells.extend(names.iter().map(|name| metric(evaluation, name)));
+        cells.push(evaluation.seconds.map_or_else(|| "–".into(), table::seconds));
+        let is_best = best.is_some_and(|best| std::ptr::eq(best, evaluation));
+        let remark = match (is_best, evaluation.best) {
+            (true, _) => "best",
+            (_, true) => "best until then",
+            _ => "",
+        };
+        EvaluationRow { best: is_best, cells, remark }
+    };
+    Evaluations {
+        charts: charts::of_evaluations(log),
+        metrics: names.iter().map(|name| metric_words(name)).collect(),
+        rows: log.evaluations.iter().map(row).collect(),
+    }
+}
+
+fn layers(log: &RunLog) -> Option<Layers> {
+    let layers = log.layers();
+    let rows = layers.iter().map(|layer| {
+        [
+            layer.layer.to_string(),
+            number(layer.first_loss),
+            number(layer.last_loss),
+            number(layer.ratio),
+        ]
+    });
+    let rows: Vec<_> = rows.collect();
+    (!rows.is_empty()).then(|| Layers { charts: vec![charts::of_layers(&layers)], rows })
+}

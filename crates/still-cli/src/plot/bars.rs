@@ -1,0 +1,137 @@
+//! Bars: a few values for each of many things.
+
+use std::fmt::Write as _;
+
+use super::axis::{Axis, Scale};
+use super::figure::{
+    Figure, LEFT, Legend, RIGHT, TOP, about, escape, number, x_name, x_tick, y_axis,
+};
+
+const BOTTOM: f64 = 190.0;
+const HEIGHT: f64 = 224.0;
+/// Names that stand below the bars without touching each other.
+const MOST_NAMES: usize = 12;
+
+/// Bars side by side.
+#[derive(Clone, Debug, Default)]
+pub struct BarChart {
+    /// What is shown.
+    pub title: String,
+    /// What the values are, with their unit.
+    pub about: String,
+    /// What the categories are.
+    pub x: String,
+    /// Of the values. On a logarithmic scale bars begin at the lower edge.
+    pub scale: Scale,
+    /// Names of the categories.
+    pub categories: Vec<String>,
+    /// One bar of each for every category.
+    pub groups: Vec<Group>,
+}
+
+/// The bars of one colour.
+#[derive(Clone, Debug)]
+pub struct Group {
+    /// Its name in the legend.
+    pub name: String,
+    /// One value per category; what is not finite has no bar.
+    pub values: Vec<f64>,
+}
+
+impl BarChart {
+    /// The figure, as HTML.
+    pub fn html(&self) -> String {
+        let values = self.groups.iter().flat_map(|group| group.values.iter().copied());
+        let floor = (self.scale == Scale::Linear).then_some(0.0);
+        let y = Axis::over(values, floor, self.scale, (BOTTOM, TOP)).with_margin(0.06);
+        let count = self.categories.len().max(1);
+        let width = (RIGHT - LEFT) / count as f64;
+        let bar = 0.8 * width / self.groups.len().max(1) as f64;
+
+        let mut svg = String::new();
+        y_axis(&mut svg, &y);
+        for (n, category) in self.categories.iter().enumerate() {
+            let left = LEFT + n as f64 * width;
+            let mut tip = format!("{} {category}", self.x);
+            for (g, group) in self.groups.iter().enumerate() {
+                let value = group.values.get(n).copied().unwrap_or(f64::NAN);
+                let _ = write!(tip, "\n{} {}", group.name, number(value));
+                let Some(top) = y.at(value) else { continue };
+                let (upper, lower) = (top.min(y.base()), top.max(y.base()));
+                let _ = write!(
+                    svg,
+                    "<rect class=\"s{}\" x=\"{:.1}\" y=\"{upper:.1}\" width=\"{bar:.1}\" height=\"{:.1}\"/>",
+                    g % 6,
+                    left + 0.1 * width + g as f64 * bar,
+                    lower - upper
+                );
+            }
+            let _ = write!(
+                svg,
+                "<rect class=\"touch\" data-tip=\"{}\" x=\"{left:.1}\" y=\"{TOP}\" width=\"{width:.1}\" height=\"{}\"/>",
+                escape(&tip),
+                BOTTOM - TOP
+            );
+            if n % count.div_ceil(MOST_NAMES) == 0 {
+                x_tick(&mut svg, left + width / 2.0, BOTTOM, category);
+            }
+        }
+        x_name(&mut svg, BOTTOM, &self.x);
+        let legend = self.groups.iter().enumerate();
+        let legend = legend.map(|(g, group)| (format!("s{}", g % 6), group.name.as_str()));
+        Figure {
+            title: &self.title,
+            about: &about(&self.about, self.scale),
+            height: HEIGHT,
+            data: None,
+            legend: Legend::Names(legend.collect()),
+        }
+        .around(&svg)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chart(scale: Scale) -> String {
+        BarChart {
+            title: "t".into(),
+            x: "layer".into(),
+            scale,
+            categories: vec!["<0>".into(), "1".into()],
+            groups: vec![
+                Group { name: "first".into(), values: vec![1.0, 2.0] },
+                Group { name: "last".into(), values: vec![0.5, f64::NAN] },
+            ],
+            ..BarChart::default()
+        }
+        .html()
+    }
+
+    #[test]
+    fn a_bar_for_each_finite_value() {
+        for scale in [Scale::Linear, Scale::Log] {
+            let html = chart(scale);
+            assert_eq!(html.matches("<rect class=\"s0\"").count(), 2, "{html}");
+            assert_eq!(html.matches("<rect class=\"s1\"").count(), 1, "{html}");
+            assert!(!html.contains("NaN") && !html.contains("<0>"), "{html}");
+            assert!(html.contains("layer 1\nfirst 2\nlast –"), "{html}");
+        }
+    }
+
+    #[test]
+    fn linear_bars_stand_on_zero() {
+        let html = chart(Scale::Linear);
+        let heights: Vec<f64> = html
+            .split("<rect class=\"s")
+            .skip(1)
+            .map(|rect| {
+                rect.split("height=\"").nth(1).unwrap().split('"').next().unwrap().parse().unwrap()
+            })
+            .collect();
+        // In the order they are drawn: 1, 0.5, 2.
+        assert!((heights[0] / heights[2] - 0.5).abs() < 0.01, "{heights:?}");
+        assert!((heights[1] / heights[2] - 0.25).abs() < 0.01, "{heights:?}");
+    }
+}

@@ -1,0 +1,165 @@
+//! What all charts share: the frame, the axes, and how numbers are written.
+
+use std::fmt::Write as _;
+
+use minijinja::HtmlEscape;
+
+use super::axis::{Axis, Scale};
+
+/// Width of a drawing in its own units; a page may show it at any size.
+pub const WIDTH: f64 = 400.0;
+/// Where the plotted area begins: the names of the values stand to its left.
+pub const LEFT: f64 = 50.0;
+/// Where it ends.
+pub const RIGHT: f64 = WIDTH - 8.0;
+/// Its upper edge.
+pub const TOP: f64 = 8.0;
+
+/// Text as it may stand in an element or in a quoted attribute.
+pub fn escape(text: &str) -> HtmlEscape<'_> {
+    HtmlEscape(text)
+}
+
+/// A number in at most four significant digits, in powers of ten where it would be long.
+pub fn number(value: f64) -> String {
+    if !value.is_finite() {
+        return "–".into();
+    }
+    let size = value.abs();
+    if size != 0.0 && !(1e-4..1e5).contains(&size) {
+        let text = format!("{value:.2e}");
+        let (digits, power) = text.split_once('e').unwrap_or((&text, "0"));
+        return format!("{}e{power}", trimmed(digits));
+    }
+    let before = if size < 1.0 { 0 } else { size.log10().floor() as usize + 1 };
+    // Zeros behind the point are no significant digits.
+    let zeros = if size == 0.0 || size >= 1.0 { 0 } else { (-size.log10()).floor() as usize };
+    trimmed(&format!("{value:.*}", 4usize.saturating_sub(before) + zeros)).to_owned()
+}
+
+/// Without zeros that say nothing.
+fn trimmed(digits: &str) -> &str {
+    if digits.contains('.') { digits.trim_end_matches('0').trim_end_matches('.') } else { digits }
+}
+
+/// What the values are, and that their scale is not the usual one.
+pub fn about(words: &str, scale: Scale) -> String {
+    match scale {
+        Scale::Linear => words.to_owned(),
+        Scale::Log if words.is_empty() => "logarithmic".into(),
+        Scale::Log => format!("{words}, logarithmic"),
+    }
+}
+
+/// A chart's parts, put together: caption, drawing, and the names of what is drawn.
+pub struct Figure<'a> {
+    pub title: &'a str,
+    /// What the values are, with their unit.
+    pub about: &'a str,
+    /// Height of the drawing.
+    pub height: f64,
+    /// Data for the page's script, JSON.
+    pub data: Option<String>,
+    /// What stands below.
+    pub legend: Legend<'a>,
+}
+
+/// What the colours mean.
+pub enum Legend<'a> {
+    /// Class and name of each thing drawn; a single one needs no legend.
+    Names(Vec<(String, &'a str)>),
+    /// Anything else.
+    Html(String),
+}
+
+impl Figure<'_> {
+    /// The figure around a drawing.
+    pub fn around(&self, drawing: &str) -> String {
+        let mut html = format!("<figure class=\"chart\"><figcaption>{}", escape(self.title));
+        if !self.about.is_empty() {
+            let _ = write!(html, " <small>{}</small>", escape(self.about));
+        }
+        let _ = write!(
+            html,
+            "</figcaption><svg viewBox=\"0 0 {WIDTH} {}\" role=\"img\" aria-label=\"{}\"",
+            self.height,
+            escape(self.title)
+        );
+        if let Some(data) = &self.data {
+            let _ = write!(html, " data-chart=\"{}\"", escape(data));
+        }
+        let _ = write!(html, ">{drawing}</svg>");
+        match &self.legend {
+            Legend::Html(legend) => html.push_str(legend),
+            Legend::Names(names) if names.len() < 2 => {}
+            Legend::Names(names) => {
+                html.push_str("<p class=\"keys\">");
+                for (class, name) in names {
+                    let _ = write!(html, "<span><i class=\"{class}\"></i>{}</span>", escape(name));
+                }
+                html.push_str("</p>");
+            }
+        }
+        html.push_str("</figure>\n");
+        html
+    }
+}
+
+/// Horizontal lines at the named values of `y`, from `LEFT` to `RIGHT`.
+pub fn y_axis(svg: &mut String, y: &Axis) {
+    for tick in y.ticks() {
+        let Some(at) = y.at(tick) else { continue };
+        let _ = write!(
+            svg,
+            "<path class=\"grid\" d=\"M{LEFT} {at:.1}H{RIGHT}\"/><text class=\"y\" x=\"{:.1}\" y=\"{:.1}\">{}</text>",
+            LEFT - 5.0,
+            at + 4.0,
+            number(tick)
+        );
+    }
+}
+
+/// A word below the drawing at `x`.
+pub fn x_tick(svg: &mut String, x: f64, bottom: f64, text: &str) {
+    let _ = write!(
+        svg,
+        "<text class=\"x\" x=\"{x:.1}\" y=\"{:.1}\">{}</text>",
+        bottom + 15.0,
+        escape(text)
+    );
+}
+
+/// What x counts, at the lower right.
+pub fn x_name(svg: &mut String, bottom: f64, text: &str) {
+    let _ = write!(
+        svg,
+        "<text class=\"name\" x=\"{RIGHT}\" y=\"{:.1}\">{}</text>",
+        bottom + 29.0,
+        escape(text)
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_short() {
+        for (value, text) in [
+            (0.0, "0"),
+            (12.0, "12"),
+            (1234.0, "1234"),
+            (99999.0, "99999"),
+            (2.5, "2.5"),
+            (0.125, "0.125"),
+            (0.0123449, "0.01234"),
+            (5e-4, "0.0005"),
+            (1.5e-5, "1.5e-5"),
+            (-3e-9, "-3e-9"),
+            (1e6, "1e6"),
+            (f64::NAN, "–"),
+        ] {
+            assert_eq!(number(value), text, "{value}");
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! A value for each pair of things, as a shade.
+
+use std::fmt::Write as _;
+
+use super::figure::{Figure, LEFT, Legend, RIGHT, TOP, escape, number, x_name, x_tick};
+
+/// Names along an axis that do not touch each other.
+const MOST_NAMES: usize = 12;
+/// Width of a cell that has room for its value.
+const ROOM_FOR_A_VALUE: f64 = 22.0;
+
+/// Shaded cells.
+#[derive(Clone, Debug, Default)]
+pub struct Heatmap {
+    /// What is shown.
+    pub title: String,
+    /// What the values are, with their unit.
+    pub about: String,
+    /// What the columns are.
+    pub x: String,
+    /// What the rows are.
+    pub y: String,
+    /// `[column][row]`; columns may differ in length.
+    pub columns: Vec<Vec<f64>>,
+    /// The value without shade.
+    pub low: f64,
+    /// The value with the deepest shade.
+    pub high: f64,
+}
+
+impl Heatmap {
+    /// The figure, as HTML.
+    pub fn html(&self) -> String {
+        let rows = self.columns.iter().map(Vec::len).max().unwrap_or(0).max(1);
+        let count = self.columns.len().max(1);
+        let width = (RIGHT - LEFT) / count as f64;
+        let height = (160.0 / rows as f64).clamp(5.0, 24.0);
+        let bottom = TOP + rows as f64 * height;
+        let span = if self.high > self.low { self.high - self.low } else { 1.0 };
+
+        let mut svg = String::new();
+        for (c, column) in self.columns.iter().enumerate() {
+            let left = LEFT + c as f64 * width;
+            for (r, &value) in column.iter().enumerate() {
+                let top = TOP + r as f64 * height;
+                let level = ((value - self.low) / span).clamp(0.0, 1.0);
+                // What is not finite stays without shade.
+                let level = if level.is_finite() { level } else { 0.0 };
+                let tip = format!("{} {c}, {} {r}: {}", self.x, self.y, number(value));
+                let _ = write!(
+                    svg,
+                    "<rect class=\"cell\" data-tip=\"{}\" x=\"{left:.1}\" y=\"{top:.1}\" width=\"{width:.1}\" height=\"{height:.1}\" style=\"--level:{:.3}\"/>",
+                    escape(&tip),
+                    0.08 + 0.92 * level
+                );
+                if width >= ROOM_FOR_A_VALUE && height >= 14.0 {
+                    let _ = write!(
+                        svg,
+                        "<text class=\"value{}\" x=\"{:.1}\" y=\"{:.1}\">{}</text>",
+                        if level > 0.5 { " deep" } else { "" },
+                        left + width / 2.0,
+                        top + height / 2.0 + 4.0,
+                        number(value)
+                    );
+                }
+            }
+            if c % count.div_ceil(MOST_NAMES) == 0 {
+                x_tick(&mut svg, left + width / 2.0, bottom, &c.to_string());
+            }
+        }
+        let every = rows.div_ceil(MOST_NAMES);
+        for r in (0..rows).step_by(every) {
+            let _ = write!(
+                svg,
+                "<text class=\"y\" x=\"{:.1}\" y=\"{:.1}\">{r}</text>",
+                LEFT - 5.0,
+                TOP + (r as f64 + 0.5) * height + 4.0
+            );
+        }
+        x_name(&mut svg, bottom, &format!("{} →  {} ↓", self.x, self.y));
+        let ramp = format!(
+            "<p class=\"keys\"><span>{}<i class=\"ramp\"></i>{}</span></p>",
+            number(self.low),
+            number(self.high)
+        );
+        Figure {
+            title: &self.title,
+            about: &self.about,
+            height: bottom + 34.0,
+            data: None,
+            legend: Legend::Html(ramp),
+        }
+        .around(&svg)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_cell_is_there_and_shaded() {
+        let html = Heatmap {
+            title: "<b>".into(),
+            x: "layer".into(),
+            y: "head".into(),
+            columns: vec![vec![0.0, 64.0], vec![4.0], vec![f64::NAN, 8.0]],
+            high: 64.0,
+            ..Heatmap::default()
+        }
+        .html();
+        assert_eq!(html.matches("class=\"cell\"").count(), 5, "{html}");
+        assert!(html.contains("layer 0, head 1: 64\"") && html.contains("--level:1.000"), "{html}");
+        assert!(!html.contains("<b>") && !html.contains("NaN"), "{html}");
+    }
+
+    #[test]
+    fn nothing_is_an_empty_frame() {
+        let html = Heatmap::default().html();
+        assert!(!html.contains("NaN") && !html.contains("inf"), "{html}");
+    }
+}

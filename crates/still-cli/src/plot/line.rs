@@ -1,0 +1,231 @@
+//! Curves over a common x.
+
+use std::fmt::Write as _;
+
+use serde_json::json;
+
+use super::axis::{Axis, Scale};
+use super::figure::{
+    Figure, LEFT, Legend, RIGHT, TOP, about, escape, number, x_name, x_tick, y_axis,
+};
+
+const BOTTOM: f64 = 190.0;
+const HEIGHT: f64 = 224.0;
+/// Points of a curve that are drawn; more could not be told apart.
+const MOST_POINTS: usize = 600;
+
+/// Curves, one below the other's colour.
+#[derive(Clone, Debug, Default)]
+pub struct LineChart {
+    /// What is shown.
+    pub title: String,
+    /// What y is, with its unit.
+    pub about: String,
+    /// What x counts.
+    pub x: String,
+    /// Of y.
+    pub scale: Scale,
+    /// The curves.
+    pub series: Vec<Series>,
+    /// Places on x to point out.
+    pub marks: Vec<Mark>,
+}
+
+/// One curve.
+#[derive(Clone, Debug)]
+pub struct Series {
+    /// Its name in the legend.
+    pub name: String,
+    /// x and y, by rising x. A y that is not finite interrupts the curve.
+    pub points: Vec<(f64, f64)>,
+    /// How it is drawn.
+    pub stroke: Stroke,
+}
+
+/// How a curve is drawn.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Stroke {
+    /// A line.
+    #[default]
+    Line,
+    /// A pale line, behind what matters more; it takes the colour of the next curve.
+    Pale,
+    /// A line with a dot at each point, for few points.
+    Dots,
+}
+
+/// A place on x.
+#[derive(Clone, Debug)]
+pub struct Mark {
+    /// Where.
+    pub x: f64,
+    /// What is there.
+    pub label: String,
+}
+
+impl LineChart {
+    /// The figure, as HTML.
+    pub fn html(&self) -> String {
+        let xs = self.series.iter().flat_map(|series| series.points.iter().map(|point| point.0));
+        let xs = xs.chain(self.marks.iter().map(|mark| mark.x));
+        let x = Axis::over(xs, None, Scale::Linear, (LEFT + 6.0, RIGHT - 6.0));
+        let ys = self.series.iter().flat_map(|series| series.points.iter().map(|point| point.1));
+        let y = Axis::over(ys, None, self.scale, (BOTTOM, TOP)).with_margin(0.06);
+
+        let mut svg = String::new();
+        y_axis(&mut svg, &y);
+        for tick in x.ticks() {
+            if let Some(at) = x.at(tick) {
+                x_tick(&mut svg, at, BOTTOM, &number(tick));
+            }
+        }
+        x_name(&mut svg, BOTTOM, &self.x);
+        for mark in &self.marks {
+            let Some(at) = x.at(mark.x) else { continue };
+            let _ = write!(
+                svg,
+                "<path class=\"mark\" data-tip=\"{}\" d=\"M{at:.1} {TOP}V{BOTTOM}\"/>",
+                escape(&mark.label)
+            );
+        }
+        let mut data = Vec::new();
+        let mut legend = Vec::new();
+        let mut colour = 0;
+        for series in &self.series {
+            let class = format!("s{}{}", colour % 6, series.stroke.class());
+            let points = thinned(&series.points, MOST_POINTS);
+            draw(&mut svg, &class, series.stroke, &points, &x, &y);
+            let placed = |&(at, value): &(f64, f64)| {
+                Some(json!([tenth(x.at(at)?), tenth(y.at(value)?), at, value]))
+            };
+            data.push(json!({
+                "name": series.name,
+                "points": points.iter().filter_map(placed).collect::<Vec<_>>(),
+            }));
+            legend.push((class, series.name.as_str()));
+            colour += usize::from(series.stroke != Stroke::Pale);
+        }
+        Figure {
+            title: &self.title,
+            about: &about(&self.about, self.scale),
+            height: HEIGHT,
+            data: Some(json!({ "x": self.x, "series": data }).to_string()),
+            legend: Legend::Names(legend),
+        }
+        .around(&svg)
+    }
+}
+
+impl Stroke {
+    fn class(self) -> &'static str {
+        match self {
+            Self::Pale => " pale",
+            Self::Line | Self::Dots => "",
+        }
+    }
+}
+
+fn draw(svg: &mut String, class: &str, stroke: Stroke, points: &[(f64, f64)], x: &Axis, y: &Axis) {
+    let placed: Vec<Option<(f64, f64)>> =
+        points.iter().map(|&(at, value)| Some((x.at(at)?, y.at(value)?))).collect();
+    let mut path = String::new();
+    let mut dots = String::new();
+    for run in placed.split(Option::is_none) {
+        let alone = run.len() == 1;
+        for (n, (x, y)) in run.iter().flatten().enumerate() {
+            let _ = write!(path, "{}{x:.1} {y:.1}", if n == 0 { 'M' } else { 'L' });
+            if alone || stroke == Stroke::Dots {
+                let _ =
+                    write!(dots, "<circle class=\"{class}\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3\"/>");
+            }
+        }
+    }
+    if !path.is_empty() {
+        let _ = write!(svg, "<path class=\"curve {class}\" d=\"{path}\"/>{dots}");
+    }
+}
+
+fn tenth(value: f64) -> f64 {
+    (10.0 * value).round() / 10.0
+}
+
+/// At most about `most` of the points: of each stretch the lowest and the highest, so that no spike is lost, and what
+/// interrupts the curve.
+fn thinned(points: &[(f64, f64)], most: usize) -> Vec<(f64, f64)> {
+    if points.len() <= most {
+        return points.to_vec();
+    }
+    let stretch = points.len().div_ceil(most / 2);
+    let mut kept = Vec::new();
+    for part in points.chunks(stretch) {
+        let finite = || (0..part.len()).filter(|&n| part[n].1.is_finite());
+        let lowest = finite().min_by(|&a, &b| part[a].1.total_cmp(&part[b].1));
+        let highest = finite().max_by(|&a, &b| part[a].1.total_cmp(&part[b].1));
+        let broken = part.iter().position(|point| !point.1.is_finite());
+        let mut chosen: Vec<usize> = [lowest, highest, broken].into_iter().flatten().collect();
+        chosen.sort_unstable();
+        chosen.dedup();
+        kept.extend(chosen.into_iter().map(|n| part[n]));
+    }
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chart(points: &[(f64, f64)]) -> LineChart {
+        LineChart {
+            title: "loss <of> \"a\" & 'b'".into(),
+            about: "nats".into(),
+            x: "step".into(),
+            series: vec![Series {
+                name: "</svg><script>".into(),
+                points: points.to_vec(),
+                stroke: Stroke::Line,
+            }],
+            ..LineChart::default()
+        }
+    }
+
+    #[test]
+    fn text_is_escaped_everywhere() {
+        let mut chart = chart(&[(1.0, 2.0), (2.0, 1.0)]);
+        chart.series.push(chart.series[0].clone());
+        chart.marks.push(Mark { x: 1.0, label: "\" onload=\"x".into() });
+        chart.x = "<step>".into();
+        let html = chart.html();
+        for raw in ["<script", "<of>", "\" onload=\"x", "<step>", "& '"] {
+            assert!(!html.contains(raw), "{raw} in {html}");
+        }
+        assert!(html.contains("&lt;script&gt;") && html.contains("&lt;step&gt;"), "{html}");
+    }
+
+    #[test]
+    fn gaps_interrupt_the_curve() {
+        let html = chart(&[(1.0, 1.0), (2.0, 2.0), (3.0, f64::NAN), (4.0, 3.0)]).html();
+        let path = html.split("class=\"curve s0\" d=\"").nth(1).unwrap();
+        assert_eq!(path.split('"').next().unwrap().matches('M').count(), 2, "{html}");
+        // The lone point behind the gap would be invisible as a line.
+        assert_eq!(html.matches("<circle").count(), 1, "{html}");
+    }
+
+    #[test]
+    fn no_points_give_an_empty_frame() {
+        let html = chart(&[]).html();
+        assert!(!html.contains("NaN") && !html.contains("inf"), "{html}");
+        assert!(!html.contains("curve"), "{html}");
+    }
+
+    #[test]
+    fn thinning_keeps_spikes_and_gaps() {
+        let mut points: Vec<(f64, f64)> = (0..5000).map(|n| (f64::from(n), 1.0)).collect();
+        points[1234].1 = 99.0;
+        points[4321].1 = f64::NAN;
+        let thin = thinned(&points, 600);
+        assert!(thin.len() <= 902, "{}", thin.len());
+        assert!(thin.contains(&(1234.0, 99.0)));
+        assert!(thin.iter().any(|point| point.1.is_nan()));
+        assert!(thin.windows(2).all(|pair| pair[0].0 < pair[1].0));
+    }
+}

@@ -1,0 +1,98 @@
+//! What a run left in its directory, read back: steps, evaluations, the recipe.
+//!
+//! Lines are read by what they say, not by the trainer's types, so that runs of other versions can be read too.
+
+mod evaluations;
+mod lines;
+mod steps;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+
+pub use evaluations::{Evaluation, Follower, metric_words};
+pub use steps::{LayerLoss, StageLog, Step};
+
+use crate::errors::user;
+
+/// The log of a run.
+#[derive(Debug)]
+pub struct RunLog {
+    /// The run directory.
+    pub dir: PathBuf,
+    /// The stages that have steps, in their order.
+    pub stages: Vec<StageLog>,
+    /// In the order they were done; none if the run does not evaluate.
+    pub evaluations: Vec<Evaluation>,
+    /// The resolved recipe: as it is written, and read.
+    pub recipe: Option<(String, toml::Table)>,
+}
+
+impl RunLog {
+    /// Reads a run directory. A last line that a kill cut off is left out.
+    ///
+    /// # Errors
+    /// No such directory, no steps in it, or a line that cannot be read; each with what to do.
+    pub fn read(dir: &Path) -> anyhow::Result<Self> {
+        if !dir.is_dir() {
+            return Err(user(
+                format!("no directory {}", dir.display()),
+                "name the run directory of a `still linearize`: its --out with \".run\" appended, or its --run-dir",
+            ));
+        }
+        let path = dir.join("metrics.jsonl");
+        let steps: Vec<Step> = match lines::read(&path)? {
+            Some(steps) if !steps.is_empty() => steps,
+            Some(_) => {
+                return Err(user(
+                    format!("{} records no step yet", path.display()),
+                    "come back when the run has done its first step",
+                ));
+            }
+            None => {
+                return Err(user(
+                    format!("{} has no metrics.jsonl", dir.display()),
+                    "`still linearize` writes it into its run directory: its --out with \".run\" appended, or its --run-dir",
+                ));
+            }
+        };
+        Ok(Self {
+            dir: dir.to_path_buf(),
+            stages: StageLog::split(steps),
+            evaluations: lines::read(&dir.join(evaluations::FILE))?.unwrap_or_default(),
+            recipe: recipe(&dir.join("recipe.toml"))?,
+        })
+    }
+
+    /// Tokens trained on.
+    pub fn tokens(&self) -> usize {
+        self.stages.iter().map(StageLog::tokens).sum()
+    }
+
+    /// First and last transfer loss of every layer; empty if the run has no such stage.
+    pub fn layers(&self) -> Vec<LayerLoss> {
+        self.stages
+            .iter()
+            .map(StageLog::layers)
+            .find(|layers| !layers.is_empty())
+            .unwrap_or_default()
+    }
+
+    /// The evaluation whose student is the best of the run: the last that was the best when it was made.
+    pub fn best(&self) -> Option<&Evaluation> {
+        self.evaluations.iter().rfind(|evaluation| evaluation.best)
+    }
+}
+
+fn recipe(path: &Path) -> anyhow::Result<Option<(String, toml::Table)>> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let table = text.parse::<toml::Table>().map_err(|error| {
+        let what = format!("{}: {}", path.display(), error.to_string().trim_end());
+        user(what, "the file is damaged: `still linearize --resume` writes it again")
+    })?;
+    Ok(Some((text, table)))
+}
