@@ -181,6 +181,10 @@ pub struct CalibrateArgs {
     #[arg(long)]
     pub overwrite: bool,
     /// Print one JSON object with every estimate on stdout instead of the table
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// `still report`
 #[derive(Clone, Debug, Args)]
 pub struct ReportArgs {

@@ -10,18 +10,24 @@ use crate::error::{ModelError, Result};
 pub enum Architecture {
     /// Llama 2, 3, 3.1, 3.2 and SmolLM2.
     Llama,
+    /// Mistral without a sliding window: v0.2 and v0.3, Nemo. Llama by another name.
+    Mistral,
     /// Qwen2 and Qwen2.5: Llama with biases on q, k and v.
     Qwen2,
+    /// Qwen3: Llama with a norm on every query and key head.
+    Qwen3,
 }
 
 impl Architecture {
-    const ALL: [Self; 2] = [Self::Llama, Self::Qwen2];
+    const ALL: [Self; 4] = [Self::Llama, Self::Mistral, Self::Qwen2, Self::Qwen3];
 
-    /// `model_type` of a Hugging Face configuration, `general.architecture` of a GGUF file.
+    /// `model_type` of a Hugging Face configuration.
     pub fn model_type(self) -> &'static str {
         match self {
             Self::Llama => "llama",
+            Self::Mistral => "mistral",
             Self::Qwen2 => "qwen2",
+            Self::Qwen3 => "qwen3",
         }
     }
 
@@ -29,22 +35,43 @@ impl Architecture {
     pub fn class_name(self) -> &'static str {
         match self {
             Self::Llama => "LlamaForCausalLM",
+            Self::Mistral => "MistralForCausalLM",
             Self::Qwen2 => "Qwen2ForCausalLM",
+            Self::Qwen3 => "Qwen3ForCausalLM",
         }
+    }
+
+    /// Whether every query and key head has a norm of its own before it is rotated.
+    pub fn qk_norm(self) -> bool {
+        self == Self::Qwen3
     }
 
     /// By `model_type`.
     ///
     /// # Errors
-    /// Names an architecture that is not supported.
+    /// Names an architecture that is not supported, and those that are.
     pub fn from_model_type(name: &str) -> Result<Self> {
         Self::ALL.into_iter().find(|a| a.model_type() == name).ok_or_else(|| {
-            ModelError::Unsupported {
-                what: format!("architecture \"{name}\""),
-                found_in: None,
-                hint: "supported architectures: llama, qwen2".into(),
-            }
+            unsupported_architecture(name, Self::ALL.map(Self::model_type).join(", "))
         })
+    }
+
+    /// By `general.architecture` of a GGUF file, where a Mistral is a `llama`.
+    ///
+    /// # Errors
+    /// Names an architecture that is not supported, and those that are.
+    pub fn from_gguf(name: &str) -> Result<Self> {
+        Self::from_model_type(name).ok().filter(|&a| a != Self::Mistral).ok_or_else(|| {
+            unsupported_architecture(name, "llama (Mistral too), qwen2, qwen3".into())
+        })
+    }
+}
+
+fn unsupported_architecture(name: &str, supported: String) -> ModelError {
+    ModelError::Unsupported {
+        what: format!("architecture \"{name}\""),
+        found_in: None,
+        hint: format!("supported architectures: {supported}"),
     }
 }
 
@@ -121,13 +148,6 @@ impl ModelConfig {
         let rope_theta =
             json["rope_theta"].as_f64().or_else(|| rope["rope_theta"].as_f64()).unwrap_or(10_000.0);
         let scaling = if json["rope_scaling"].is_object() { &json["rope_scaling"] } else { rope };
-        if json["use_sliding_window"].as_bool() == Some(true) {
-            return Err(ModelError::Unsupported {
-                what: "a base model with sliding-window attention".into(),
-                found_in: None,
-                hint: "use a checkpoint with \"use_sliding_window\": false".into(),
-            });
-        }
         if let Some(act) = json["hidden_act"].as_str()
             && act != "silu"
         {
@@ -137,15 +157,16 @@ impl ModelConfig {
                 hint: "supported activations: silu".into(),
             });
         }
-        if json["mlp_bias"].as_bool() == Some(true)
-            || (architecture == Architecture::Llama
-                && json["attention_bias"].as_bool() == Some(true))
-        {
-            return Err(ModelError::Unsupported {
-                what: "a Llama model with projection biases".into(),
-                found_in: None,
-                hint: "supported: attention_bias and mlp_bias false".into(),
-            });
+        for key in ["attention_bias", "mlp_bias"] {
+            // Qwen2 has biases on q, k and v whatever this says.
+            let meaningless = architecture == Architecture::Qwen2 && key == "attention_bias";
+            if json[key].as_bool() == Some(true) && !meaningless {
+                return Err(ModelError::Unsupported {
+                    what: format!("\"{key}\": true in a {} model", architecture.model_type()),
+                    found_in: None,
+                    hint: "supported: attention_bias and mlp_bias false".into(),
+                });
+            }
         }
         let eos_token_ids = match &json["eos_token_id"] {
             Value::Array(ids) => ids.iter().filter_map(Value::as_u64).map(|id| id as u32).collect(),
@@ -159,19 +180,28 @@ impl ModelConfig {
             num_hidden_layers: required("num_hidden_layers")?,
             num_attention_heads,
             num_key_value_heads: optional("num_key_value_heads").unwrap_or(num_attention_heads),
-            head_dim: optional("head_dim")
-                .unwrap_or_else(|| hidden_size / num_attention_heads.max(1)),
+            head_dim: optional("head_dim").unwrap_or_else(|| match architecture {
+                Architecture::Qwen3 => 128,
+                _ => hidden_size / num_attention_heads.max(1),
+            }),
             vocab_size: required("vocab_size")?,
             rms_norm_eps: json["rms_norm_eps"].as_f64().unwrap_or(1e-6),
             rope_theta,
             rope_scaling: rope_scaling(scaling)?,
-            max_position_embeddings: optional("max_position_embeddings").unwrap_or(2048),
+            max_position_embeddings: optional("max_position_embeddings").unwrap_or(
+                match architecture {
+                    Architecture::Llama => 2048,
+                    Architecture::Mistral => 131_072,
+                    Architecture::Qwen2 | Architecture::Qwen3 => 32_768,
+                },
+            ),
             tie_word_embeddings: json["tie_word_embeddings"].as_bool().unwrap_or(false),
             attention_bias: architecture == Architecture::Qwen2,
             bos_token_id: json["bos_token_id"].as_u64().map(|id| id as u32),
             eos_token_ids,
         };
         config.validate()?;
+        refuse_window(json, &config)?;
         Ok(config)
     }
 
@@ -195,6 +225,10 @@ impl ModelConfig {
             "bos_token_id": self.bos_token_id,
             "eos_token_id": self.eos_token_ids,
         });
+        if self.architecture == Architecture::Mistral {
+            // A Mistral that does not say so has a window.
+            json["sliding_window"] = Value::Null;
+        }
         match self.rope_scaling {
             None => {}
             Some(RopeScaling::Linear { factor }) => {
@@ -246,6 +280,53 @@ impl ModelConfig {
             }
         }
         Ok(())
+    }
+}
+
+/// An error if some layer attends to a window that is shorter than the context, by Hugging Face's rules.
+///
+/// A student takes over a teacher's attention to everything before; one that sees only a window has none to take over.
+fn refuse_window(json: &Value, config: &ModelConfig) -> Result<()> {
+    // What a configuration that leaves them out means.
+    const WINDOW: u64 = 4096;
+    const FULL_LAYERS: u64 = 28;
+    let window = match json.get("sliding_window") {
+        None => Some(WINDOW),
+        Some(window) => window.as_u64(),
+    };
+    let windowed = json["use_sliding_window"].as_bool() == Some(true);
+    let full_layers = json["max_window_layers"].as_u64().unwrap_or(FULL_LAYERS);
+    let by_type = json["layer_types"]
+        .as_array()
+        .is_some_and(|types| types.iter().any(|kind| kind == "sliding_attention"));
+    let key = match config.architecture {
+        // The key means nothing in a Llama.
+        Architecture::Llama if windowed => "use_sliding_window",
+        Architecture::Llama => return Ok(()),
+        Architecture::Mistral => "sliding_window",
+        Architecture::Qwen2 | Architecture::Qwen3 if by_type => "layer_types",
+        Architecture::Qwen2 | Architecture::Qwen3
+            if windowed && full_layers < config.num_hidden_layers as u64 =>
+        {
+            "use_sliding_window"
+        }
+        Architecture::Qwen2 | Architecture::Qwen3 => return Ok(()),
+    };
+    let context = config.max_position_embeddings;
+    match window {
+        Some(window) if window < context as u64 => Err(ModelError::Unsupported {
+            what: format!(
+                "a {} model whose attention is a sliding window of {window} tokens (\"{key}\"), shorter than its \
+                 context of {context},",
+                config.architecture.model_type()
+            ),
+            found_in: None,
+            hint: "linearizing replaces attention to the whole context, which this model does not have: use a \
+                   version without a window (of Mistral 7B: v0.2 or later), or lower max_position_embeddings to \
+                   the window and stay within it"
+                .into(),
+        }),
+        _ => Ok(()),
     }
 }
 

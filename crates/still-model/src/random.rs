@@ -78,6 +78,10 @@ fn random_weights(config: &ModelConfig, rng: &mut ChaCha8Rng) -> Result<Weights>
             }
         }
         add("self_attn.o_proj.weight", vec![e, q]);
+        if config.architecture.qk_norm() {
+            add("self_attn.q_norm.weight", vec![d]);
+            add("self_attn.k_norm.weight", vec![d]);
+        }
         add("mlp.gate_proj.weight", vec![i, e]);
         add("mlp.up_proj.weight", vec![i, e]);
         add("mlp.down_proj.weight", vec![e, i]);

@@ -76,6 +76,7 @@ struct Own {
     other_sums: Vec<f32>,
     tiles: Vec<f32>,
     other_tiles: Vec<f32>,
+    head_normed: Vec<f32>,
     rotated: Vec<f32>,
     gate: Vec<f32>,
     scratch: HeadScratch,
@@ -246,7 +247,7 @@ impl Step<'_> {
         let parts = cache.parts();
         member.phase(parts, parts, |units| {
             for unit in units {
-                self.attend(unit, cache, parts, layer.head_dim, gate.is_some(), own);
+                self.attend(unit, cache, parts, layer, gate.is_some(), own)?;
             }
             Ok(())
         })?;
@@ -331,27 +332,40 @@ impl Step<'_> {
         Ok(())
     }
 
-    /// Rotation and attention of one head of one sequence.
+    /// Norm, rotation and attention of one head of one sequence.
     fn attend(
         &self,
         unit: usize,
         cache: &LayerCache,
         units: usize,
-        d: usize,
+        layer: &DecoderLayer,
         gated: bool,
         own: &mut Own,
-    ) {
+    ) -> Result<()> {
         // SAFETY: the phase that wrote them is over.
         let (q, k, v, gate) =
             unsafe { (self.q.read(), self.k.read(), self.v.read(), self.gate.read()) };
+        let d = layer.head_dim;
         let queries = unit * (q.len() / units)..(unit + 1) * (q.len() / units);
         // Selection heads may share a KV head.
         let kv = unit * (k.len() / d) / units * d;
         let sequence = (unit * self.batch / units, 0);
         let rotated = take(&mut own.rotated, queries.len() + d);
-        let rows = q[queries.clone()].chunks_exact(d).chain([&k[kv..kv + d]]);
-        for (from, to) in rows.zip(rotated.chunks_exact_mut(d)) {
-            self.rotation.apply(sequence, from, to, false);
+        let (to_q, to_k) = rotated.split_at_mut(queries.len());
+        for (rows, norm, to) in
+            [(&q[queries.clone()], &layer.q_norm, to_q), (&k[kv..kv + d], &layer.k_norm, to_k)]
+        {
+            let rows = match norm {
+                Some(weight) => {
+                    let normed = take(&mut own.head_normed, rows.len());
+                    with_values(weight, |w| rms_norm_rows(rows, w, layer.rms_norm_eps, normed))?;
+                    &*normed
+                }
+                None => rows,
+            };
+            for (from, to) in rows.chunks_exact(d).zip(to.chunks_exact_mut(d)) {
+                self.rotation.apply(sequence, from, to, false);
+            }
         }
         let (q, k) = rotated.split_at(queries.len());
         let v = &v[kv..kv + d];
@@ -369,6 +383,7 @@ impl Step<'_> {
             }
             LayerCache::Dense(cache) => cache.head(unit).feed(q, k, v, scratch, out),
         }
+        Ok(())
     }
 }
 

@@ -8,7 +8,7 @@ use still_attention::{FeatureMap, LinearNorm, RowDtype, SelectionHead, StillConf
 use still_model::random::{random_model, tiny_config};
 use still_model::{
     Architecture, Checkpoint, ExportKind, FeatureInit, GgufFormat, LoraConfig, LoraTarget, Model,
-    ModelError, RopeScaling, Student, export_gguf, names, save_student,
+    ModelConfig, ModelError, RopeScaling, Student, export_gguf, names, save_student,
 };
 
 /// A student with everything that can be learned, at values that are not the initial ones.
@@ -28,6 +28,12 @@ fn student(model: &Model) -> Student {
         Ok((tensor + shift)?)
     });
     moved.unwrap()
+}
+
+/// Bases that differ in what their layers hold.
+fn configs() -> [ModelConfig; 2] {
+    let normed = ModelConfig { architecture: Architecture::Qwen3, head_dim: 12, ..tiny_config() };
+    [tiny_config(), normed]
 }
 
 fn logits(model: &Model) -> Vec<f32> {
@@ -62,17 +68,22 @@ fn base_on_disk(dir: &Path, model: &Model) -> Model {
 
 #[test]
 fn a_full_f32_export_gives_identical_logits() {
-    let dir = tempfile::tempdir().unwrap();
-    let model = random_model(tiny_config(), 1).unwrap();
-    let (decoder, merged) = student(&model).merged_into(&model.decoder).unwrap();
-    let merged = Model { decoder: decoder.into(), student: Some(merged), ..model.clone() };
-    let out = dir.path().join("student");
-    save_student(&out, &model.with_student(student(&model)), ExportKind::Full(DType::F32)).unwrap();
-    let loaded = Model::load(out.to_str().unwrap()).unwrap();
-    assert_eq!(logits(&loaded), logits(&merged));
-    // Merging itself only rounds.
-    assert!(relative_rms(&logits(&merged), &logits(&model.with_student(student(&model)))) < 1e-5);
-    assert_eq!(loaded.config(), model.config());
+    for config in configs() {
+        let dir = tempfile::tempdir().unwrap();
+        let model = random_model(config.clone(), 1).unwrap();
+        let (decoder, merged) = student(&model).merged_into(&model.decoder).unwrap();
+        let merged = Model { decoder: decoder.into(), student: Some(merged), ..model.clone() };
+        let out = dir.path().join("student");
+        save_student(&out, &model.with_student(student(&model)), ExportKind::Full(DType::F32))
+            .unwrap();
+        let loaded = Model::load(out.to_str().unwrap()).unwrap();
+        assert_eq!(logits(&loaded), logits(&merged));
+        // Merging itself only rounds.
+        assert!(
+            relative_rms(&logits(&merged), &logits(&model.with_student(student(&model)))) < 1e-5
+        );
+        assert_eq!(loaded.config(), model.config());
+    }
 }
 
 #[test]
@@ -92,24 +103,26 @@ fn a_bf16_export_is_itself_after_rounding() {
 
 #[test]
 fn a_delta_gives_identical_logits_and_checks_its_base() {
-    let dir = tempfile::tempdir().unwrap();
-    let base_dir = dir.path().join("base");
-    let base = base_on_disk(&base_dir, &random_model(tiny_config(), 1).unwrap());
-    assert!(base.student.is_none());
-    let model = base.with_student(student(&base));
-    let out = dir.path().join("delta");
-    save_student(&out, &model, ExportKind::Delta).unwrap();
-    assert!(!out.join("model.safetensors").exists());
-    let loaded = Model::load(out.to_str().unwrap()).unwrap();
-    assert_eq!(logits(&loaded), logits(&model));
+    for config in configs() {
+        let dir = tempfile::tempdir().unwrap();
+        let base_dir = dir.path().join("base");
+        let base = base_on_disk(&base_dir, &random_model(config.clone(), 1).unwrap());
+        assert!(base.student.is_none());
+        let model = base.with_student(student(&base));
+        let out = dir.path().join("delta");
+        save_student(&out, &model, ExportKind::Delta).unwrap();
+        assert!(!out.join("model.safetensors").exists());
+        let loaded = Model::load(out.to_str().unwrap()).unwrap();
+        assert_eq!(logits(&loaded), logits(&model));
 
-    // Another base in the same place is noticed.
-    std::fs::remove_dir_all(&base_dir).unwrap();
-    let gone = Model::load(out.to_str().unwrap()).unwrap_err();
-    assert!(gone.to_string().contains("could not be opened"), "{gone}");
-    base_on_disk(&base_dir, &random_model(tiny_config(), 2).unwrap());
-    let other = Model::load(out.to_str().unwrap()).unwrap_err();
-    assert!(other.to_string().contains("sha256"), "{other}");
+        // Another base in the same place is noticed.
+        std::fs::remove_dir_all(&base_dir).unwrap();
+        let gone = Model::load(out.to_str().unwrap()).unwrap_err();
+        assert!(gone.to_string().contains("could not be opened"), "{gone}");
+        base_on_disk(&base_dir, &random_model(config.clone(), 2).unwrap());
+        let other = Model::load(out.to_str().unwrap()).unwrap_err();
+        assert!(other.to_string().contains("sha256"), "{other}");
+    }
 }
 
 #[test]
@@ -238,7 +251,7 @@ fn sharded_weights_and_a_missing_shard() {
 
 #[test]
 fn qwen2_has_biases_and_round_trips() {
-    let config = still_model::ModelConfig {
+    let config = ModelConfig {
         architecture: Architecture::Qwen2,
         attention_bias: true,
         tie_word_embeddings: false,
@@ -266,15 +279,15 @@ fn configurations_in_hugging_faces_words() {
         "rope_scaling": { "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0,
                           "high_freq_factor": 4.0, "original_max_position_embeddings": 8192 },
     });
-    let config = still_model::ModelConfig::from_hf_json(&json).unwrap();
+    let config = ModelConfig::from_hf_json(&json).unwrap();
     assert_eq!(config.eos_token_ids, [128001, 128008, 128009]);
     assert!(matches!(config.rope_scaling, Some(RopeScaling::Llama3 { factor: 32.0, .. })));
-    let again = still_model::ModelConfig::from_hf_json(&config.to_hf_json()).unwrap();
+    let again = ModelConfig::from_hf_json(&config.to_hf_json()).unwrap();
     assert_eq!(again, config);
     let with = |key: &str, value: serde_json::Value| {
         let mut json = json.clone();
         json[key] = value;
-        still_model::ModelConfig::from_hf_json(&json).unwrap_err().to_string()
+        ModelConfig::from_hf_json(&json).unwrap_err().to_string()
     };
     assert!(with("model_type", "mamba".into()).contains("mamba"));
     assert!(with("num_key_value_heads", 5.into()).contains("not a multiple"));
@@ -289,13 +302,17 @@ fn names_and_hub_ids() {
         names::to_gguf("model.layers.3.mlp.up_proj.weight").as_deref(),
         Some("blk.3.ffn_up.weight")
     );
+    assert_eq!(
+        names::from_gguf("blk.3.attn_q_norm.weight").as_deref(),
+        Some("model.layers.3.self_attn.q_norm.weight")
+    );
     let error = Checkpoint::open("/no/such/place").unwrap_err();
     assert!(error.to_string().contains("/no/such/place") && error.hint().is_some());
 }
 
 /// Wide enough for blocks of 256 in some matrices and of 32 in the others.
-fn wide_config() -> still_model::ModelConfig {
-    still_model::ModelConfig { hidden_size: 96, intermediate_size: 256, ..tiny_config() }
+fn wide_config() -> ModelConfig {
+    ModelConfig { hidden_size: 96, intermediate_size: 256, ..tiny_config() }
 }
 
 /// The largest relative error of any tensor, the students' updates merged.
@@ -326,7 +343,12 @@ fn worst_matrix(got: &Model, expected: &Model) -> f64 {
 #[test]
 fn quantized_exports_differ_by_their_rounding() {
     let dir = tempfile::tempdir().unwrap();
-    let architectures = [(Architecture::Llama, true), (Architecture::Qwen2, false)];
+    let architectures = [
+        (Architecture::Llama, true),
+        (Architecture::Qwen2, false),
+        (Architecture::Mistral, false),
+        (Architecture::Qwen3, true),
+    ];
     for (architecture, tie_word_embeddings) in architectures {
         let attention_bias = architecture == Architecture::Qwen2;
         // What GGUF's own keys could not say must come back too.
@@ -336,7 +358,7 @@ fn quantized_exports_differ_by_their_rounding() {
             high_freq_factor: 4.0,
             original_max_position_embeddings: 64,
         });
-        let config = still_model::ModelConfig {
+        let config = ModelConfig {
             architecture,
             tie_word_embeddings,
             attention_bias,

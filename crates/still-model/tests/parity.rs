@@ -7,23 +7,26 @@ use candle_core::{Device, Tensor};
 use still_attention::{RowDtype, StillConfig};
 use still_model::random::{random_model, tiny_config};
 use still_model::{
-    Cache, ChatSession, FeatureInit, Finish, GenerateOptions, LoraConfig, LoraTarget, Model,
-    ModelError, Student, generate,
+    Architecture, Cache, ChatSession, FeatureInit, Finish, GenerateOptions, LoraConfig, LoraTarget,
+    Model, ModelConfig, ModelError, Student, generate,
 };
 
-/// A student with an output gate and low-rank updates that are not zero, over a base with biases.
-fn updated_student() -> Model {
-    let mut config = tiny_config();
-    config.attention_bias = true;
-    let teacher = random_model(config, 4).unwrap();
-    let config = teacher.config();
-    let mut still = StillConfig::uniform(config.num_hidden_layers, config.geometry(), 8, 2);
-    still.gate = true;
-    let mut student = Student::init(still, config, FeatureInit::Normal, 5).unwrap();
-    let lora = LoraConfig { rank: 2, alpha: 4.0, targets: LoraTarget::ALL.to_vec() };
-    student.add_lora(config, lora, 6).unwrap();
-    let student = student.map_tensors(|_, tensor| Ok((tensor + 0.01)?)).unwrap();
-    teacher.with_student(student)
+/// Students with an output gate and low-rank updates that are not zero, over a base with biases and over one with norms
+/// on its heads, which are wider than its hidden size divides into.
+fn updated_students() -> [Model; 2] {
+    let biased = ModelConfig { attention_bias: true, ..tiny_config() };
+    let normed = ModelConfig { architecture: Architecture::Qwen3, head_dim: 12, ..tiny_config() };
+    [biased, normed].map(|config| {
+        let teacher = random_model(config, 4).unwrap();
+        let config = teacher.config();
+        let mut still = StillConfig::uniform(config.num_hidden_layers, config.geometry(), 8, 2);
+        still.gate = true;
+        let mut student = Student::init(still, config, FeatureInit::Normal, 5).unwrap();
+        let lora = LoraConfig { rank: 2, alpha: 4.0, targets: LoraTarget::ALL.to_vec() };
+        student.add_lora(config, lora, 6).unwrap();
+        let student = student.map_tensors(|_, tensor| Ok((tensor + 0.01)?)).unwrap();
+        teacher.with_student(student)
+    })
 }
 
 fn models() -> [Model; 2] {
@@ -58,7 +61,7 @@ fn assert_close(got: &[Vec<f32>], expected: &[Vec<f32>]) {
 
 #[test]
 fn any_split_of_a_prompt_gives_the_same_hidden_states() {
-    for model in models().into_iter().chain([updated_student()]) {
+    for model in models().into_iter().chain(updated_students()) {
         let ids = ids(75, 1);
         let whole = feed(&model, &mut model.new_cache(1, RowDtype::F32).unwrap(), &ids);
         for sizes in [vec![75], vec![1; 75], vec![8, 1, 30, 36], vec![64, 11]] {
@@ -95,7 +98,7 @@ fn read(model: &Model, ids: &[u32], threads: usize) -> (Vec<Vec<f32>>, usize) {
 
 #[test]
 fn reading_in_lanes_equals_one_pass_whatever_the_threads() {
-    for model in models().into_iter().chain([updated_student()]) {
+    for model in models().into_iter().chain(updated_students()) {
         let ids = ids(1100, 1);
         let mut cache = model.new_cache(1, RowDtype::F32).unwrap();
         let whole = feed(&model, &mut cache, &ids);
@@ -161,7 +164,7 @@ fn a_batch_of_unequal_lengths_equals_each_alone() {
 
 #[test]
 fn steps_of_a_batch_equal_each_alone() {
-    for model in models().into_iter().chain([updated_student()]) {
+    for model in models().into_iter().chain(updated_students()) {
         let sequences = [ids(40, 1), ids(40, 2), ids(40, 3)];
         let mut cache = model.new_cache(3, RowDtype::F32).unwrap();
         let mut steps: Vec<Vec<Vec<f32>>> = vec![Vec::new(); 3];

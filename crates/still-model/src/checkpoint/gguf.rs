@@ -133,7 +133,7 @@ pub fn config(path: &Path, content: &Content) -> Result<ModelConfig> {
     let text = |key: &str| content.metadata.get(key).and_then(|v| v.to_string().ok().cloned());
     let name = text("general.architecture")
         .ok_or_else(|| ModelError::corrupt(path, "general.architecture is missing"))?;
-    let architecture = Architecture::from_model_type(&name).map_err(|error| match error {
+    let architecture = Architecture::from_gguf(&name).map_err(|error| match error {
         ModelError::Unsupported { what, hint, .. } => {
             ModelError::Unsupported { what, hint, found_in: Some(path.to_path_buf()) }
         }
@@ -177,6 +177,19 @@ pub fn config(path: &Path, content: &Content) -> Result<ModelConfig> {
             hint: "use the safetensors checkpoint of this model".into(),
         });
     }
+    let context = number("context_length").unwrap_or(2048.0);
+    if let Some(window) = number("attention.sliding_window").filter(|&n| n > 0.0 && n < context) {
+        return Err(ModelError::Unsupported {
+            what: format!(
+                "attention in a sliding window of {window} tokens ({name}.attention.sliding_window), shorter than \
+                 the context of {context},"
+            ),
+            found_in: Some(path.to_path_buf()),
+            hint: "linearizing replaces attention to the whole context, which this model does not have: use a \
+                   version without a window"
+                .into(),
+        });
+    }
     let token = |key: &str| number(&format!("tokenizer.ggml.{key}_token_id")).map(|id| id as u32);
     let config = ModelConfig {
         architecture,
@@ -193,7 +206,7 @@ pub fn config(path: &Path, content: &Content) -> Result<ModelConfig> {
         rms_norm_eps: number("attention.layer_norm_rms_epsilon").map_or(1e-5, round_f32),
         rope_theta: number("rope.freq_base").unwrap_or(10_000.0),
         rope_scaling,
-        max_position_embeddings: number("context_length").map_or(2048, |n| n as usize),
+        max_position_embeddings: context as usize,
         tie_word_embeddings: !content.tensor_infos.contains_key("output.weight"),
         attention_bias: content.tensor_infos.contains_key("blk.0.attn_q.bias"),
         bos_token_id: token("bos"),

@@ -3,7 +3,9 @@
 use candle_core::Tensor;
 
 use super::linear::{Linear, LoraLayer};
-use super::ops::{MlpWeights, Rotation, merge_heads, mlp, residual, rms_norm, split_heads};
+use super::ops::{
+    MlpWeights, Rotation, merge_heads, mlp, residual, rms_norm, rms_norm_heads, split_heads,
+};
 use crate::error::Result;
 use crate::student::StudentLayer;
 
@@ -16,6 +18,10 @@ pub struct DecoderLayer {
     pub k_proj: Linear,
     pub v_proj: Linear,
     pub o_proj: Linear,
+    /// Of every query head before its rotation, `[D]`; only some families have it.
+    pub q_norm: Option<Tensor>,
+    /// Of every key head before its rotation, `[D]`.
+    pub k_norm: Option<Tensor>,
     pub mlp: MlpWeights,
     pub rms_norm_eps: f64,
     pub head_dim: usize,
@@ -35,7 +41,7 @@ pub struct AttentionInputs {
 }
 
 impl DecoderLayer {
-    /// Norm, projections (with the student's low-rank updates) and rotation of `x` `[B, N, E]`.
+    /// Norm, projections (with the student's low-rank updates), the heads' own norms and rotation of `x` `[B, N, E]`.
     ///
     /// # Errors
     /// Shapes or dtypes that do not fit.
@@ -51,6 +57,12 @@ impl DecoderLayer {
         let q = self.q_proj.forward(&normed, lora.q.as_ref())?;
         let k = self.k_proj.forward(&normed, lora.k.as_ref())?;
         let v = self.v_proj.forward(&normed, lora.v.as_ref())?;
+        let head_norm = |x: Tensor, weight: &Option<Tensor>| match weight {
+            Some(weight) => rms_norm_heads(&x, weight, self.rms_norm_eps),
+            None => Ok(x),
+        };
+        let q = head_norm(q, &self.q_norm)?;
+        let k = head_norm(k, &self.k_norm)?;
         Ok(AttentionInputs {
             q: split_heads(&q, self.head_dim, Some(rotation))?,
             k: split_heads(&k, self.head_dim, Some(rotation))?,

@@ -56,6 +56,10 @@ impl Decoder {
                 })
             };
             let norm = |name: &str| get(&format!("model.layers.{n}.{name}.weight"), &[e]);
+            let head_norm = |name: &str| -> Result<Option<Tensor>> {
+                let name = format!("model.layers.{n}.self_attn.{name}.weight");
+                config.architecture.qk_norm().then(|| get(&name, &[d])).transpose()
+            };
             let biased = config.attention_bias;
             Ok(DecoderLayer {
                 input_layernorm: norm("input_layernorm")?,
@@ -63,6 +67,8 @@ impl Decoder {
                 k_proj: linear("self_attn.k_proj", kv, e, biased)?,
                 v_proj: linear("self_attn.v_proj", kv, e, biased)?,
                 o_proj: linear("self_attn.o_proj", e, q, false)?,
+                q_norm: head_norm("q_norm")?,
+                k_norm: head_norm("k_norm")?,
                 mlp: MlpWeights {
                     norm: norm("post_attention_layernorm")?,
                     gate: linear("mlp.gate_proj", i, e, false)?.weight,
@@ -120,6 +126,13 @@ impl Decoder {
             visit("mlp.gate_proj.weight", layer.mlp.gate.to_tensor()?)?;
             visit("mlp.up_proj.weight", layer.mlp.up.to_tensor()?)?;
             visit("mlp.down_proj.weight", layer.mlp.down.to_tensor()?)?;
+            for (name, norm) in
+                [("self_attn.q_norm", &layer.q_norm), ("self_attn.k_norm", &layer.k_norm)]
+            {
+                if let Some(norm) = norm {
+                    visit(&format!("{name}.weight"), norm.clone())?;
+                }
+            }
             for (name, linear) in [
                 ("self_attn.q_proj", &layer.q_proj),
                 ("self_attn.k_proj", &layer.k_proj),

@@ -20,7 +20,7 @@ pub use mlp::{MlpWeights, mlp};
 pub use pull_back::pull_back;
 pub use residual::residual;
 pub(crate) use rms_norm::forward_rows as rms_norm_rows;
-pub use rms_norm::rms_norm;
+pub use rms_norm::{rms_norm, rms_norm_heads};
 pub use rope::Rotation;
 pub(crate) use swiglu::{sigmoid, silu};
 
@@ -83,6 +83,7 @@ mod tests {
     fn gradients_match_finite_differences() {
         let weight = random(&[6], 1);
         check(&random(&[2, 3, 6], 2), |x| rms_norm(x, &weight, 1e-5));
+        check(&random(&[2, 3, 12], 2), |x| rms_norm_heads(x, &weight, 1e-5));
         let rotation = Rotation::from_angles(&[0.0, 0.3, 1.0, 2.0, -0.5, 4.0], 1, 3).unwrap();
         check(&random(&[2, 3, 8], 5), |x| split_heads(x, 4, Some(&rotation)));
         check(&random(&[2, 3, 8], 5), |x| split_heads(x, 4, None));
@@ -127,6 +128,10 @@ mod tests {
         let norm = (x.sqr().unwrap().mean_keepdim(2).unwrap() + 1e-5).unwrap().sqrt().unwrap();
         let expected = x.broadcast_div(&norm).unwrap().broadcast_mul(&weight).unwrap();
         assert_close(&rms_norm(&x, &weight, 1e-5).unwrap(), &expected);
+        let heads = Tensor::cat(&[&x, &random(&[2, 3, 6], 12)], 2).unwrap();
+        let normed = rms_norm_heads(&heads, &weight, 1e-5).unwrap();
+        assert_close(&normed.narrow(2, 0, 6).unwrap(), &expected);
+        assert!(rms_norm_heads(&heads, &random(&[5], 1), 1e-5).is_err());
         let other = random(&[2, 3, 6], 3);
         assert_close(&residual(&x, &other).unwrap(), &(&x + &other).unwrap());
         assert!(residual(&x, &random(&[6], 1)).is_err());

@@ -21,6 +21,20 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     }
 }
 
+/// [`rms_norm`] of every head on its own: `x` `[B, N, H·D]`, `weight` `[D]`.
+///
+/// # Errors
+/// A width that the weight's length does not divide, a dtype other than f32 and f64.
+pub fn rms_norm_heads(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    let (batch, tokens, width) = x.dims3()?;
+    let head_dim = weight.dims1()?;
+    if head_dim == 0 || !width.is_multiple_of(head_dim) {
+        candle_core::bail!("rms_norm_heads: x is {:?}, heads have {head_dim} channels", x.dims())
+    }
+    let heads = x.reshape((batch, tokens, width / head_dim, head_dim))?;
+    rms_norm(&heads, weight, eps)?.reshape((batch, tokens, width))
+}
+
 struct RmsNorm<T> {
     weight: Vec<T>,
     eps: f64,

@@ -1,0 +1,110 @@
+"""Makes families/: a small random model of each family, and its logits by Hugging Face's implementation.
+
+    pip install torch transformers safetensors
+    python families.py
+
+The weights are float32 (norms and biases too are random); the logits are computed in float64 by `transformers`, which
+knows nothing of this project. Each model has what its family is odd in: `families.rs` reads them.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, CONFIG_MAPPING
+
+TOKENS = 40
+
+COMMON = dict(
+    vocab_size=64,
+    hidden_size=32,
+    intermediate_size=40,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=128,
+    bos_token_id=None,
+    eos_token_id=None,
+    pad_token_id=None,
+)
+
+FAMILIES = {
+    # One KV head; frequencies kept, ramped and divided all occur.
+    "llama": dict(
+        num_key_value_heads=1,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+        rope_parameters=dict(
+            rope_type="llama3",
+            rope_theta=500.0,
+            factor=8.0,
+            low_freq_factor=1.0,
+            high_freq_factor=4.0,
+            original_max_position_embeddings=64,
+        ),
+    ),
+    # Heads that do not fill the hidden size, three KV groups, a window as long as the context, linear scaling.
+    "mistral": dict(
+        num_attention_heads=6,
+        num_key_value_heads=3,
+        head_dim=10,
+        rms_norm_eps=1e-5,
+        sliding_window=128,
+        rope_parameters=dict(rope_type="linear", rope_theta=10000.0, factor=2.0),
+    ),
+    # Biases on q, k and v; a window that is switched off.
+    "qwen2": dict(
+        use_sliding_window=False,
+        sliding_window=8,
+        max_window_layers=1,
+        rope_parameters=dict(rope_type="default", rope_theta=1000000.0),
+    ),
+    # Norms on the heads of q and k, which together are twice as wide as the hidden size.
+    "qwen3": dict(
+        head_dim=16,
+        tie_word_embeddings=True,
+        rope_parameters=dict(rope_type="default", rope_theta=1000000.0),
+    ),
+}
+
+
+def fill(model, generator):
+    """Norm weights near one, biases small, matrices of unit gain: nothing that could be left out unnoticed."""
+    for name, parameter in model.named_parameters():
+        values = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
+        if name.endswith("norm.weight"):
+            values = 1 + 0.3 * values
+        elif parameter.dim() == 1:
+            values = 0.3 * values
+        else:
+            values = values * parameter.shape[1] ** -0.5
+        parameter.data.copy_(values)
+
+
+def make(out, model_type, options, seed):
+    generator = torch.Generator().manual_seed(seed)
+    config = CONFIG_MAPPING[model_type](**{**COMMON, **options})
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32).eval()
+    fill(model, generator)
+    ids = torch.randint(COMMON["vocab_size"], (TOKENS,), generator=generator)
+    tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
+    tensors = {name: tensor.clone() for name, tensor in model.state_dict().items() if name not in tied}
+    with torch.no_grad():
+        logits = model.double()(ids[None]).logits[0]
+    assert logits.dtype == torch.float64 and logits.shape == (TOKENS, COMMON["vocab_size"])
+
+    out.mkdir(parents=True)
+    save_file(tensors, out / "model.safetensors")
+    save_file({"ids": ids, "logits": logits.float()}, out / "expected.safetensors")
+    described = {**config.to_diff_dict(), **COMMON, **options, "architectures": [type(model).__name__]}
+    (out / "config.json").write_text(json.dumps(described, indent=2, sort_keys=True) + "\n")
+
+
+if __name__ == "__main__":
+    root = Path(__file__).parent / "families"
+    shutil.rmtree(root, ignore_errors=True)
+    for seed, (model_type, options) in enumerate(FAMILIES.items()):
+        make(root / model_type, model_type, options, seed)
+        print(model_type, *sorted(path.name for path in (root / model_type).iterdir()))

@@ -1,0 +1,350 @@
+//! Every family against Hugging Face's implementation (`data/families.py`), from safetensors and from GGUF; what its
+//! configuration may say; gradients through the norms of queries and keys.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use candle_core::quantized::gguf_file::{self, Value};
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{DType, Device, Tensor, Var};
+use serde_json::json;
+use still_attention::{RowDtype, StillConfig};
+use still_model::random::{random_model, tiny_config};
+use still_model::{
+    Architecture, Checkpoint, DecoderLayer, FeatureInit, Linear, Lora, LoraLayer, Model,
+    ModelConfig, ModelError, Rotation, Student, StudentLayer, names,
+};
+
+const FAMILIES: [&str; 4] = ["llama", "mistral", "qwen2", "qwen3"];
+
+fn data(family: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/families").join(family)
+}
+
+/// A family's model; the logits do not depend on the tokenizer, so any will do.
+fn model(family: &str) -> Model {
+    let dir = tempfile::tempdir().unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        std::fs::copy(data(family).join(file), dir.path().join(file)).unwrap();
+    }
+    random_model(tiny_config(), 0).unwrap().tokenizer.save(dir.path()).unwrap();
+    Model::load(dir.path().to_str().unwrap()).unwrap()
+}
+
+/// Token ids and the logits that Hugging Face has for them.
+fn expected(family: &str) -> (Vec<u32>, Vec<Vec<f32>>) {
+    let path = data(family).join("expected.safetensors");
+    let tensors = candle_core::safetensors::load(path, &Device::Cpu).unwrap();
+    let ids = tensors["ids"].to_vec1::<i64>().unwrap();
+    (ids.into_iter().map(|id| id as u32).collect(), tensors["logits"].to_vec2().unwrap())
+}
+
+fn relative_rms(got: &[Vec<f32>], expected: &[Vec<f32>]) -> f64 {
+    assert_eq!(got.len(), expected.len());
+    let (mut error, mut size) = (0.0, 0.0);
+    for (got, expected) in got.iter().zip(expected) {
+        assert_eq!(got.len(), expected.len());
+        for (a, b) in got.iter().zip(expected) {
+            assert!(a.is_finite());
+            error += f64::from(a - b).powi(2);
+            size += f64::from(*b).powi(2);
+        }
+    }
+    (error / size).sqrt()
+}
+
+/// Logits of a sequence that is fed in parts of `tokens` tokens.
+fn logits(model: &Model, ids: &[u32], tokens: usize) -> Vec<Vec<f32>> {
+    let mut cache = model.new_cache(1, RowDtype::F32).unwrap();
+    let feed = |ids: &[u32]| {
+        let ids = Tensor::new(ids, &Device::Cpu).unwrap().unsqueeze(0).unwrap();
+        let hidden = model.forward(&ids, &mut cache, None).unwrap().squeeze(0).unwrap();
+        model.logits(&hidden).unwrap().to_vec2::<f32>().unwrap()
+    };
+    ids.chunks(tokens).flat_map(feed).collect()
+}
+
+#[test]
+fn logits_equal_hugging_faces() {
+    for family in FAMILIES {
+        let (model, (ids, expected)) = (model(family), expected(family));
+        assert_eq!(model.config().architecture.model_type(), family);
+        // At once, in parts, token by token.
+        for tokens in [ids.len(), 7, 1] {
+            let error = relative_rms(&logits(&model, &ids, tokens), &expected);
+            assert!(error <= 1e-5, "{family}, {tokens} tokens a call: relative RMS {error:e}");
+        }
+        // In lanes.
+        let hidden = Mutex::new(Vec::new());
+        let mut cache = model.new_cache(1, RowDtype::F32).unwrap();
+        let read = model.read(&ids, &mut cache, |_, block| {
+            hidden.lock().unwrap().push(block);
+            Ok::<_, ModelError>(())
+        });
+        read.unwrap();
+        let hidden = hidden.into_inner().unwrap();
+        let got = model.logits(&Tensor::cat(&hidden, 0).unwrap()).unwrap().to_vec2().unwrap();
+        let error = relative_rms(&got, &expected);
+        assert!(error <= 1e-5, "{family}, read: relative RMS {error:e}");
+    }
+}
+
+#[test]
+fn a_student_of_full_budget_is_each_familys_teacher() {
+    for family in FAMILIES {
+        let (model, (ids, expected)) = (model(family), expected(family));
+        let config = model.config();
+        let still = StillConfig::uniform(config.num_hidden_layers, config.geometry(), 8, 8);
+        let student = Student::init(still, config, FeatureInit::Identity, 0).unwrap();
+        let student = model.with_student(student);
+        for tokens in [ids.len(), 1] {
+            let error = relative_rms(&logits(&student, &ids, tokens), &expected);
+            assert!(error <= 1e-5, "{family}, {tokens} tokens a call: relative RMS {error:e}");
+        }
+    }
+}
+
+/// Half rotation's rows in the interleaved order of Llama GGUF files.
+fn interleaved(tensor: &Tensor, heads: usize) -> Tensor {
+    let (rows, columns) = tensor.dims2().unwrap();
+    let halves = tensor.reshape((heads, 2, rows / heads / 2, columns)).unwrap();
+    halves.transpose(1, 2).unwrap().contiguous().unwrap().reshape((rows, columns)).unwrap()
+}
+
+/// Writes a family's model as llama.cpp would have it, in f32, with `extra` metadata.
+fn write_gguf(path: &Path, family: &str, architecture: &str, extra: &[(&str, Value)]) {
+    let config = model(family).config().clone();
+    let stored =
+        candle_core::safetensors::load(data(family).join("model.safetensors"), &Device::Cpu);
+    let tensors: Vec<(String, QTensor)> = stored
+        .unwrap()
+        .into_iter()
+        .map(|(name, tensor)| {
+            let heads = match architecture {
+                "llama" if name.ends_with("q_proj.weight") => Some(config.num_attention_heads),
+                "llama" if name.ends_with("k_proj.weight") => Some(config.num_key_value_heads),
+                _ => None,
+            };
+            let tensor = heads.map_or(tensor.clone(), |heads| interleaved(&tensor, heads));
+            let tensor = QTensor::quantize(&tensor, GgmlDType::F32).unwrap();
+            (names::to_gguf(&name).unwrap(), tensor)
+        })
+        .collect();
+    let of = |key: &str| format!("{architecture}.{key}");
+    let number = |n: usize| Value::U32(n as u32);
+    let mut tokens: Vec<Value> = (0..config.vocab_size)
+        .map(|id| Value::String(char::from(b'!' + id as u8).to_string()))
+        .collect();
+    let kinds = vec![Value::I32(1); tokens.len()];
+    tokens[0] = Value::String("<s>".into());
+    let metadata: HashMap<String, Value> = [
+        ("general.architecture".into(), Value::String(architecture.into())),
+        (of("embedding_length"), number(config.hidden_size)),
+        (of("feed_forward_length"), number(config.intermediate_size)),
+        (of("block_count"), number(config.num_hidden_layers)),
+        (of("attention.head_count"), number(config.num_attention_heads)),
+        (of("attention.head_count_kv"), number(config.num_key_value_heads)),
+        (of("attention.key_length"), number(config.head_dim)),
+        (of("attention.layer_norm_rms_epsilon"), Value::F32(config.rms_norm_eps as f32)),
+        (of("rope.freq_base"), Value::F32(config.rope_theta as f32)),
+        (of("context_length"), number(config.max_position_embeddings)),
+        ("tokenizer.ggml.model".into(), Value::String("gpt2".into())),
+        ("tokenizer.ggml.pre".into(), Value::String("qwen2".into())),
+        ("tokenizer.ggml.tokens".into(), Value::Array(tokens)),
+        ("tokenizer.ggml.token_type".into(), Value::Array(kinds)),
+        ("tokenizer.ggml.merges".into(), Value::Array(Vec::new())),
+    ]
+    .into_iter()
+    .chain(extra.iter().map(|(key, value)| (of(key), value.clone())))
+    .collect();
+    let metadata: Vec<_> = metadata.iter().map(|(key, value)| (key.as_str(), value)).collect();
+    let tensors: Vec<_> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+    let mut file = std::fs::File::create(path).unwrap();
+    gguf_file::write(&mut file, &metadata, &tensors).unwrap();
+}
+
+#[test]
+fn gguf_gives_the_same_logits() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    let linear = [
+        ("rope.scaling.type", Value::String("linear".into())),
+        ("rope.scaling.factor", Value::F32(2.0)),
+    ];
+    for (family, architecture) in [("mistral", "llama"), ("qwen2", "qwen2"), ("qwen3", "qwen3")] {
+        let extra = if family == "mistral" { linear.as_slice() } else { &[] };
+        write_gguf(&path, family, architecture, extra);
+        let loaded = Model::load(path.to_str().unwrap()).unwrap();
+        let config = loaded.config();
+        assert_eq!(config.architecture.model_type(), architecture);
+        let original = model(family);
+        let as_original = ModelConfig {
+            architecture: original.config().architecture,
+            attention_bias: original.config().attention_bias,
+            ..config.clone()
+        };
+        assert_eq!(&as_original, original.config());
+        assert_eq!(config.attention_bias, family == "qwen2");
+        let (ids, expected) = expected(family);
+        for tokens in [ids.len(), 1] {
+            let error = relative_rms(&logits(&loaded, &ids, tokens), &expected);
+            assert!(error <= 1e-5, "{family}, {tokens} tokens a call: relative RMS {error:e}");
+        }
+    }
+    // A window shorter than the context is refused, one that is as long is none.
+    let window = |tokens: u32| {
+        let mut extra = linear.to_vec();
+        extra.push(("attention.sliding_window", Value::U32(tokens)));
+        extra
+    };
+    write_gguf(&path, "mistral", "llama", &window(128));
+    Checkpoint::open(path.to_str().unwrap()).unwrap();
+    write_gguf(&path, "mistral", "llama", &window(64));
+    let error = Checkpoint::open(path.to_str().unwrap()).unwrap_err();
+    assert!(error.to_string().contains("llama.attention.sliding_window"), "{error}");
+    assert!(error.to_string().contains("model.gguf") && error.hint().is_some(), "{error}");
+    // A Qwen3 without its norms is broken, not another model.
+    write_gguf(&path, "qwen2", "qwen3", &[]);
+    let error = Model::load(path.to_str().unwrap()).unwrap_err();
+    assert!(error.to_string().contains("self_attn.q_norm.weight is missing"), "{error}");
+}
+
+fn read_config(family: &str, changes: serde_json::Value) -> still_model::Result<ModelConfig> {
+    let text = std::fs::read_to_string(data(family).join("config.json")).unwrap();
+    let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    for (key, value) in changes.as_object().unwrap() {
+        json[key] = value.clone();
+    }
+    ModelConfig::from_hf_json(&json)
+}
+
+#[test]
+fn a_sliding_window_is_refused_unless_it_holds_the_context() {
+    let refused = |family: &str, changes: serde_json::Value, key: &str| {
+        let error = read_config(family, changes).unwrap_err();
+        assert!(matches!(error, ModelError::Unsupported { .. }), "{error}");
+        assert!(error.to_string().contains(&format!("\"{key}\"")), "{error}");
+        assert!(error.hint().unwrap().contains("without a window"), "{error}");
+    };
+    let read = |family: &str, changes| read_config(family, changes).unwrap();
+
+    let plain = read("mistral", json!({ "sliding_window": null }));
+    assert_eq!(plain, read("mistral", json!({})));
+    // Saved and read back, it still has none: a Mistral that says nothing has one of 4096.
+    assert_eq!(ModelConfig::from_hf_json(&plain.to_hf_json()).unwrap(), plain);
+    refused("mistral", json!({ "sliding_window": 127 }), "sliding_window");
+    let mut silent = plain.to_hf_json();
+    silent["max_position_embeddings"] = 32768.into();
+    silent.as_object_mut().unwrap().remove("sliding_window");
+    let error = ModelConfig::from_hf_json(&silent).unwrap_err().to_string();
+    assert!(error.contains("4096 tokens") && error.contains("32768"), "{error}");
+
+    for family in ["qwen2", "qwen3"] {
+        let on = |more: serde_json::Value| {
+            let mut json = json!({
+                "use_sliding_window": true, "sliding_window": 16, "max_window_layers": 1, "layer_types": null,
+            });
+            json.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            json
+        };
+        refused(family, on(json!({})), "use_sliding_window");
+        let types = json!({ "layer_types": ["full_attention", "sliding_attention"] });
+        refused(family, on(types), "layer_types");
+        for harmless in [
+            json!({ "use_sliding_window": false }),
+            json!({ "max_window_layers": 2 }),
+            json!({ "sliding_window": 128 }),
+            json!({ "sliding_window": null }),
+        ] {
+            assert_eq!(read(family, on(harmless)), read(family, json!({})));
+        }
+    }
+    assert!(read_config("llama", json!({ "sliding_window": 16 })).is_ok());
+}
+
+#[test]
+fn what_is_not_supported_is_named_with_what_is() {
+    let error = read_config("llama", json!({ "model_type": "mamba" })).unwrap_err();
+    assert!(error.to_string().contains("\"mamba\""), "{error}");
+    assert_eq!(error.hint().unwrap(), "supported architectures: llama, mistral, qwen2, qwen3");
+    // llama.cpp calls a Mistral "llama", so nobody knows how a "mistral" orders its rows.
+    let error = Architecture::from_gguf("mistral").unwrap_err();
+    assert!(error.hint().unwrap().contains("llama (Mistral too), qwen2, qwen3"), "{error}");
+    for family in ["llama", "mistral", "qwen3"] {
+        let error = read_config(family, json!({ "attention_bias": true })).unwrap_err();
+        assert!(error.to_string().contains("\"attention_bias\""), "{error}");
+    }
+    let mut json = read_config("qwen3", json!({})).unwrap().to_hf_json();
+    json.as_object_mut().unwrap().remove("head_dim");
+    assert_eq!(ModelConfig::from_hf_json(&json).unwrap().head_dim, 128);
+}
+
+/// A layer's attention inputs in f64, where differences are exact enough to check gradients.
+fn in_f64(layer: &DecoderLayer) -> DecoderLayer {
+    let wide = |tensor: &Tensor| tensor.to_dtype(DType::F64).unwrap();
+    let linear = |linear: &Linear| Linear {
+        weight: wide(&linear.weight.to_tensor().unwrap()).into(),
+        bias: linear.bias.as_ref().map(wide),
+    };
+    DecoderLayer {
+        input_layernorm: wide(&layer.input_layernorm),
+        q_proj: linear(&layer.q_proj),
+        k_proj: linear(&layer.k_proj),
+        v_proj: linear(&layer.v_proj),
+        q_norm: layer.q_norm.as_ref().map(wide),
+        k_norm: layer.k_norm.as_ref().map(wide),
+        ..layer.clone()
+    }
+}
+
+fn random(shape: &[usize], seed: u64) -> Tensor {
+    let values: Vec<f64> = (0..shape.iter().product::<usize>())
+        .map(|i| 2.0 * still_attention::router::random_score(seed, 0, 0, i) - 1.0)
+        .collect();
+    Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+}
+
+#[test]
+fn gradients_of_updates_flow_through_the_heads_norms() {
+    let model = model("qwen3");
+    let config = model.config();
+    let (e, d) = (config.hidden_size, config.head_dim);
+    let layer = in_f64(&model.decoder.layers[0]);
+    let still = StillConfig::uniform(config.num_hidden_layers, config.geometry(), 8, 2);
+    let student = Student::init(still, config, FeatureInit::Identity, 0).unwrap().layers.remove(0);
+    let rotation: Rotation = model.decoder.rotation(3, 5).unwrap();
+    let x = random(&[1, 5, e], 1);
+    let (q, k) = (config.num_attention_heads, config.num_key_value_heads);
+    let vars = [vec![2, e], vec![q * d, 2], vec![2, e], vec![k * d, 2]]
+        .iter()
+        .zip(2..)
+        .map(|(shape, seed)| Var::from_tensor(&random(shape, seed)).unwrap())
+        .collect::<Vec<_>>();
+    let toward = [random(&[1, q, 5, d], 7), random(&[1, k, 5, d], 8)];
+    let objective = |vars: &[Tensor]| {
+        let lora = |i: usize| Lora { a: vars[i].clone(), b: vars[i + 1].clone(), scale: 0.5 };
+        let lora = LoraLayer { q: Some(lora(0)), k: Some(lora(2)), ..Default::default() };
+        let student = StudentLayer { lora: Some(lora), ..student.clone() };
+        let inputs = layer.attention_inputs(&x, &rotation, Some(&student)).unwrap();
+        let along = |x: &Tensor, toward: &Tensor| (x * toward).unwrap().sum_all().unwrap();
+        (along(&inputs.q, &toward[0]) + along(&inputs.k, &toward[1])).unwrap()
+    };
+    let tensors: Vec<Tensor> = vars.iter().map(|var| var.as_tensor().clone()).collect();
+    let gradients = objective(&tensors).backward().unwrap();
+    for (n, var) in vars.iter().enumerate() {
+        let gradient = gradients.get(var).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
+        let values = var.flatten_all().unwrap().to_vec1::<f64>().unwrap();
+        for (i, gradient) in gradient.iter().enumerate() {
+            let at = |delta: f64| {
+                let mut values = values.clone();
+                values[i] += delta;
+                let mut moved: Vec<Tensor> = tensors.iter().map(Tensor::detach).collect();
+                moved[n] = Tensor::from_vec(values, var.shape(), &Device::Cpu).unwrap();
+                objective(&moved).to_scalar::<f64>().unwrap()
+            };
+            let numeric = (at(1e-5) - at(-1e-5)) / 2e-5;
+            assert!((gradient - numeric).abs() < 1e-6, "{n}, {i}: {gradient} vs {numeric}");
+        }
+    }
+}
