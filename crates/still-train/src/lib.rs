@@ -13,14 +13,14 @@ mod run;
 mod schedule;
 mod transfer;
 
-pub use data::{Position, Windows};
+pub use data::{DataSummary, Position, Segment, TokenCache, Window, Windows};
 pub use error::{Result, TrainError};
 pub use finetune::FinetuneStage;
 pub use loss::{Target, vocabulary_loss};
 pub use metrics::{Observer, Silent, Stage, StepReport};
 pub use optimizer::{AdamW, AdamWConfig, Parameters};
 pub use recipe::{
-    AttentionRecipe, CheckpointRecipe, DataRecipe, FinetuneRecipe, Objective, Recipe,
+    AttentionRecipe, CheckpointRecipe, DataRecipe, FinetuneRecipe, LossOn, Objective, Recipe,
     TransferRecipe,
 };
 pub use run::{linearize, linearize_windows};

@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 use still_model::{Model, Student};
 
 use crate::checkpoint::{Checkpoints, Progress, Saved};
-use crate::data::{Position, Windows};
+use crate::data::{Position, TokenCache, Window, Windows};
 use crate::error::{Result, TrainError};
 use crate::finetune::FinetuneStage;
 use crate::metrics::{MetricsLog, Observer, Stage, StepReport};
@@ -31,7 +31,8 @@ pub fn linearize(
     resume: bool,
     observer: &mut dyn Observer,
 ) -> Result<Model> {
-    let windows = Windows::read(data, &model.tokenizer, &recipe.data, recipe.seed)?;
+    let cache = TokenCache::user()?;
+    let windows = Windows::read(data, &model.tokenizer, &recipe.data, recipe.seed, &cache)?;
     linearize_windows(model, recipe, &windows, run_dir, resume, observer)
 }
 
@@ -92,13 +93,13 @@ pub fn linearize_windows(
 
 /// What the loop needs of a stage.
 trait Trains {
-    fn train(&mut self, windows: &[&[u32]]) -> Result<StepReport>;
+    fn train(&mut self, windows: &[Window]) -> Result<StepReport>;
     fn current(&self) -> Result<Student>;
     fn adam(&mut self) -> &mut AdamW;
 }
 
 impl Trains for TransferStage {
-    fn train(&mut self, windows: &[&[u32]]) -> Result<StepReport> {
+    fn train(&mut self, windows: &[Window]) -> Result<StepReport> {
         Ok(self.step(windows)?.report)
     }
 
@@ -112,7 +113,7 @@ impl Trains for TransferStage {
 }
 
 impl Trains for FinetuneStage {
-    fn train(&mut self, windows: &[&[u32]]) -> Result<StepReport> {
+    fn train(&mut self, windows: &[Window]) -> Result<StepReport> {
         self.step(windows, None)
     }
 

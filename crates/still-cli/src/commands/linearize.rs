@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use candle_core::DType;
 use serde_json::json;
-use still_model::{ExportKind, save_student};
-use still_train::{Recipe, linearize};
+use still_model::{ExportKind, Model, save_student};
+use still_train::{Recipe, TokenCache, Windows, linearize_windows};
 
 use super::{load, read_text};
 use crate::args::{ExportDtype, LinearizeArgs};
@@ -26,7 +26,7 @@ pub fn run(args: &LinearizeArgs, printer: &Printer) -> anyhow::Result<()> {
         if !path.is_file() {
             return Err(user(
                 format!("no file {}", path.display()),
-                "give --data text files: .txt, .jsonl or .jsonl.zst",
+                "give --data files: .txt, .jsonl, .jsonl.zst or .bin",
             ));
         }
     }
@@ -44,8 +44,10 @@ pub fn run(args: &LinearizeArgs, printer: &Printer) -> anyhow::Result<()> {
     interrupt::catch()?;
     let run_dir = run_dir(args);
     printer.step("Run", run_dir.display());
+    let windows = read_data(&args.data, &recipe, &model, printer)?;
     let mut observer = BarObserver::new(printer);
-    let student = linearize(&model, &recipe, &args.data, &run_dir, args.resume, &mut observer)?;
+    let student =
+        linearize_windows(&model, &recipe, &windows, &run_dir, args.resume, &mut observer)?;
     observer.finish();
     let kind = match (args.delta, args.dtype) {
         (true, _) => ExportKind::Delta,
@@ -64,6 +66,23 @@ pub fn run(args: &LinearizeArgs, printer: &Printer) -> anyhow::Result<()> {
         }))?;
     }
     Ok(())
+}
+
+/// Reads the data and says how much there is, and how much of it the run will read.
+fn read_data(
+    paths: &[PathBuf],
+    recipe: &Recipe,
+    model: &Model,
+    printer: &Printer,
+) -> anyhow::Result<Windows> {
+    let cache = TokenCache::user()?;
+    let windows = Windows::read(paths, &model.tokenizer, &recipe.data, recipe.seed, &cache)?;
+    let (transfer, finetune) = (&recipe.transfer, &recipe.finetune);
+    let end = windows
+        .position_after(&[(transfer.steps, transfer.batch), (finetune.steps, finetune.batch)]);
+    let epochs = windows.epochs(&end);
+    printer.step("Data", format_args!("{}; the run reads {epochs:.2} epochs", windows.summary()));
+    Ok(windows)
 }
 
 fn run_dir(args: &LinearizeArgs) -> PathBuf {
