@@ -112,7 +112,8 @@ pub struct LinearizeArgs {
     /// The teacher.
     #[command(flatten)]
     pub model: ModelArg,
-    /// Training text: .txt, .jsonl or .jsonl.zst (field "text"); several may be given
+    /// Training data: .txt, .jsonl or .jsonl.zst (a text or chat messages a line), .bin (token ids); several may be
+    /// given, mixed by data.weights
     #[arg(long, short, value_name = "FILE", num_args = 1.., required = true)]
     pub data: Vec<PathBuf>,
     /// Where the student is written; must not exist yet

@@ -138,11 +138,20 @@ fn prompts_that_are_missing_empty_or_not_text() {
 
 /// `still linearize` with one data file; `out` must not appear.
 fn linearize(data: &str, extra: &[&str]) -> Outcome {
+    linearize_file("data.txt", data.as_bytes(), extra)
+}
+
+fn linearize_file(name: &str, data: &[u8], extra: &[&str]) -> Outcome {
     let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("data.txt");
+    let file = dir.path().join(name);
     fs::write(&file, data).unwrap();
     let out = dir.path().join("student");
-    let outcome = Outcome::of(still().args(linearize_args(teacher_dir(), &file, &out)).args(extra));
+    let outcome = Outcome::of(
+        still()
+            .env("STILL_CACHE", dir.path().join("cache"))
+            .args(linearize_args(teacher_dir(), &file, &out))
+            .args(extra),
+    );
     assert!(!out.exists(), "a failed run left an output behind");
     outcome
 }
@@ -151,6 +160,30 @@ fn linearize(data: &str, extra: &[&str]) -> Outcome {
 fn empty_and_tiny_data() {
     linearize("", &[]).failed_with("data.txt");
     linearize("Only a few words.", &[]).failed_with("token");
+}
+
+#[test]
+fn data_that_is_malformed_names_file_and_line() {
+    let text = b"{\"text\": \"the open sea\"}\n{\"txt\": 1}\n";
+    linearize_file("a.jsonl", text, &[]).failed_with("line 2");
+    let chat = b"{\"messages\": [{\"role\": \"user\"}]}\n";
+    linearize_file("a.jsonl", chat, &[]).failed_with("line 1");
+    linearize_file("a.jsonl.zst", b"not zstd", &[]).failed_with("a.jsonl.zst");
+    linearize_file("a.bin", b"not tokens", &[]).failed_with("a.bin");
+    linearize_file("a.csv", b"a,b", &[]).failed_with("unknown kind of file");
+}
+
+#[test]
+fn data_that_does_not_fit_its_recipe() {
+    let text = common::words(400);
+    linearize(&text, &["--set", "data.weights=[1, 2]"]).failed_with("data.weights has 2 values");
+    linearize(&text, &["--set", "data.heldout=0.1"]).failed_with("held out");
+    linearize(&text, &["--set", "data.heldout_files=[\"/no/such/file.txt\"]"])
+        .failed_with("/no/such/file.txt");
+    linearize(&text, &["--set", "data.lengths=[64, 4096, 8192]"]).failed_with("8192 tokens");
+    linearize(&text, &["--set", "data.lengths=[4096, 64]"]).failed_with("data.lengths");
+    linearize(&text, &["--set", "data.text_field=body", "--set", "data.lenght=64"])
+        .failed_with("data.lenght");
 }
 
 #[test]
@@ -246,6 +279,7 @@ fn a_write_that_fails_leaves_nothing_half_written() {
         let out = dir.path().join(out);
         shell.args(["-c", &script, common::BINARY]);
         shell.args(linearize_args(teacher_dir(), &data, &out));
+        shell.env("STILL_CACHE", dir.path().join("cache"));
         shell.args(["--set", "transfer.steps=1", "--set", "finetune.steps=1"]);
         Outcome::of(&mut shell)
     };

@@ -24,7 +24,11 @@ fn linearize(dir: &Path, out: &str, extra: &[&str]) -> Outcome {
     let data = dir.join("data.txt");
     fs::write(&data, words(2000)).unwrap();
     Outcome::of(
-        still().args(linearize_args(teacher_dir(), &data, &dir.join(out))).args(SHORT).args(extra),
+        still()
+            .env("STILL_CACHE", dir.join("cache"))
+            .args(linearize_args(teacher_dir(), &data, &dir.join(out)))
+            .args(SHORT)
+            .args(extra),
     )
 }
 
@@ -106,6 +110,50 @@ fn losses_of_layers_are_of_the_whole_run() {
 }
 
 #[test]
+fn the_data_is_counted_and_tokenized_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = linearize(dir.path(), "first", &[]);
+    first.succeeded();
+    let line = first.stderr.lines().find(|line| line.contains(" Data ")).unwrap();
+    assert!(line.contains("tokens in 1 document: ") && line.contains("windows of 128"), "{line}");
+    assert!(line.ends_with("epochs"), "{line}");
+    assert_eq!(dir.path().join("cache/tokens").read_dir().unwrap().count(), 1);
+}
+
+/// Two files with weights, mixed lengths, packed, something held out; and the cache given as data.
+#[test]
+fn data_of_every_kind() {
+    let dir = tempfile::tempdir().unwrap();
+    let chat = r#"{"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Nobody."}]}"#;
+    let chats = dir.path().join("chats.jsonl");
+    fs::write(&chats, format!("{chat}\n").repeat(50)).unwrap();
+    let sets = [
+        "data.lengths=[64, 256]",
+        "data.weights=[1, 3]",
+        "data.pack=true",
+        "data.min_length=8",
+        "data.loss_on=answers",
+    ];
+    let mut extra = vec!["--data", chats.to_str().unwrap()];
+    sets.iter().for_each(|set| extra.extend(["--set", set]));
+    let mixed = linearize(dir.path(), "mixed", &extra);
+    mixed.succeeded();
+    assert!(
+        mixed.stderr.contains(" of 64, ") && mixed.stderr.contains("packed"),
+        "{}",
+        mixed.stderr
+    );
+
+    linearize(dir.path(), "plain", &[]).succeeded();
+    let cached = dir.path().join("cache/tokens").read_dir().unwrap();
+    let cached: Vec<_> = cached.map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(cached.len(), 3);
+    let mut extra = vec!["--data", cached[0].to_str().unwrap()];
+    sets.iter().for_each(|set| extra.extend(["--set", set]));
+    linearize(dir.path(), "tokens", &extra).succeeded();
+}
+
+#[test]
 fn a_finished_run_is_not_overwritten_unless_asked() {
     let dir = tempfile::tempdir().unwrap();
     linearize(dir.path(), "student", &[]).succeeded();
@@ -138,6 +186,7 @@ fn an_interrupted_run_goes_on() {
         let mut command = Command::new(common::BINARY);
         command.args(linearize_args(teacher_dir(), &data, &dir.path().join(out))).args(SHORT);
         command.args(["--set", "transfer.steps=200"]).stderr(Stdio::piped());
+        command.env("STILL_CACHE", dir.path().join("cache"));
         command
     };
     let child = command("cut").spawn().unwrap();

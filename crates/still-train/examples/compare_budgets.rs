@@ -17,7 +17,7 @@ use still_eval::{
     LongContextOptions, Nll, PairedBootstrap, PasskeyPrompts, evaluate_windows, long_context,
 };
 use still_model::{Model, Student};
-use still_train::{AttentionRecipe, Budgets, DataRecipe, Position, Windows};
+use still_train::{AttentionRecipe, Budgets, DataRecipe, TokenCache, Windows};
 
 const WINDOW: usize = 4096;
 const COPY: usize = 1024;
@@ -29,10 +29,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let (keys, windows): (usize, usize) = (keys.parse()?, windows.parse()?);
     let teacher = Model::load(model)?;
-    #[allow(clippy::needless_update, reason = "sections grow")]
     let data = DataRecipe { length: WINDOW, min_length: WINDOW, ..DataRecipe::default() };
-    let text = Windows::read(&[PathBuf::from(text)], &teacher.tokenizer, &data, 0)?;
-    let tokens = text.next(&mut Position::default(), windows).concat();
+    let cache = TokenCache::user()?;
+    let text = Windows::read(&[PathBuf::from(text)], &teacher.tokenizer, &data, 0, &cache)?;
+    let tokens = text.first_tokens(windows * WINDOW).concat();
     let copies: Vec<u32> = tokens
         .chunks_exact(WINDOW)
         .flat_map(|window| [&window[..COPY], &window[..COPY]].concat())

@@ -5,6 +5,7 @@ use still_attention::hybrid_attention;
 use still_model::decoder::ops::pull_back;
 use still_model::{DecoderLayer, Model, Rotation, Student, StudentLayer};
 
+use crate::data::{Segment, Window, shares};
 use crate::error::{Result, TrainError};
 use crate::loss::{Target, vocabulary_loss};
 use crate::metrics::{Stage, StepReport};
@@ -62,21 +63,23 @@ impl FinetuneStage {
 
     /// One optimizer step over windows of token ids.
     ///
-    /// `teacher_hidden`: the teacher's final-normed hidden states of each window, `[N, E]`, if they are at hand.
+    /// `teacher_hidden`: the teacher's final-normed hidden states of each segment, `[N, E]`, if they are at hand.
     ///
     /// # Errors
     /// A loss or gradient that is not a number (the step is then not taken); an id outside the vocabulary.
     pub fn step(
         &mut self,
-        windows: &[&[u32]],
+        windows: &[Window],
         teacher_hidden: Option<&[Tensor]>,
     ) -> Result<StepReport> {
         let mut gradients = Accumulator::new(self.optimizer.parameters());
-        let share = 1.0 / windows.len().max(1) as f64;
         let mut loss = 0.0;
-        for (i, window) in windows.iter().enumerate() {
-            let hidden = teacher_hidden.map(|hidden| &hidden[i]);
-            loss += share * self.window(window, hidden, share, &mut gradients)?;
+        let segments = shares(windows, |segment| segment.predictions(self.objective));
+        for (i, (segment, share)) in segments.into_iter().enumerate() {
+            if share > 0.0 {
+                let hidden = teacher_hidden.map(|hidden| &hidden[i]);
+                loss += share * self.segment(segment, hidden, share, &mut gradients)?;
+            }
         }
         let lr = self.optimizer.lr();
         let grad_norm = self.optimizer.step(Stage::Finetune.name(), &gradients.into_gradients())?;
@@ -86,15 +89,15 @@ impl FinetuneStage {
             loss,
             grad_norm,
             lr,
-            tokens: windows.iter().map(|window| window.len()).sum(),
+            tokens: windows.iter().map(Window::len).sum(),
             layer_losses: Vec::new(),
         })
     }
 
-    /// Loss of one window; adds `share` times its gradients.
-    fn window(
+    /// Loss of one sequence; adds `share` times its gradients.
+    fn segment(
         &self,
-        ids: &[u32],
+        Segment { ids, counted }: Segment<'_>,
         teacher_hidden: Option<&Tensor>,
         share: f64,
         gradients: &mut Accumulator,
@@ -127,7 +130,7 @@ impl FinetuneStage {
                 Target::Teacher(&computed)
             }
         };
-        let (loss, d_hidden) = vocabulary_loss(&student_hidden, &self.lm_head, target)?;
+        let (loss, d_hidden) = vocabulary_loss(&student_hidden, &self.lm_head, target, counted)?;
         if !loss.is_finite() {
             return Err(TrainError::NotFinite {
                 stage: Stage::Finetune.name(),

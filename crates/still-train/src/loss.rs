@@ -59,7 +59,8 @@ pub enum Target<'a> {
 
 /// Loss in nats per token, and its gradient with respect to `hidden`.
 ///
-/// `hidden` `[N, E]`: the student's final-normed hidden states, f32, detached. `lm_head` `[vocab, E]`.
+/// `hidden` `[N, E]`: the student's final-normed hidden states, f32, detached. `lm_head` `[vocab, E]`. `counted`
+/// `[N]`: if given, the mean is over the rows before a counted token alone; their logits are the only ones computed.
 ///
 /// # Errors
 /// Shapes that do not fit.
@@ -67,17 +68,66 @@ pub fn vocabulary_loss(
     hidden: &Tensor,
     lm_head: &Tensor,
     target: Target<'_>,
+    counted: Option<&[bool]>,
 ) -> Result<(f64, Tensor)> {
-    let (tokens, _) = hidden.dims2()?;
-    let rows = match target {
-        Target::Teacher(_) => tokens,
-        Target::NextToken(_) => tokens.saturating_sub(1),
+    let (tokens, width) = hidden.dims2()?;
+    let Some(counted) = counted else {
+        let rows = match target {
+            Target::Teacher(_) => tokens,
+            Target::NextToken(_) => tokens.saturating_sub(1),
+        };
+        let target = match target {
+            Target::Teacher(_) => target,
+            Target::NextToken(ids) => Target::NextToken(&ids[1.min(ids.len())..]),
+        };
+        let mut gradient = vec![0.0_f32; tokens * width];
+        let loss = rows_loss(hidden, lm_head, target, rows, &mut gradient)?;
+        return Ok((loss, Tensor::from_vec(gradient, hidden.shape(), hidden.device())?));
     };
+    if counted.len() != tokens {
+        let what = format!("vocabulary_loss: {tokens} rows, a mask of {}", counted.len());
+        return Err(candle_core::Error::Msg(what).into());
+    }
+    let rows: Vec<u32> =
+        (1..tokens as u32).filter(|&t| counted[t as usize]).map(|t| t - 1).collect();
+    let mut gradient = vec![0.0_f32; tokens * width];
+    if rows.is_empty() {
+        return Ok((0.0, Tensor::from_vec(gradient, hidden.shape(), hidden.device())?));
+    }
+    let index = Tensor::new(rows.as_slice(), hidden.device())?;
+    let (next, teacher): (Vec<u32>, Tensor);
+    let target = match target {
+        Target::Teacher(hidden) => {
+            teacher = hidden.index_select(&index, 0)?;
+            Target::Teacher(&teacher)
+        }
+        Target::NextToken(ids) => {
+            next = rows.iter().map(|&row| ids[row as usize + 1]).collect();
+            Target::NextToken(&next)
+        }
+    };
+    let mut gathered = vec![0.0_f32; rows.len() * width];
+    let chosen = hidden.index_select(&index, 0)?;
+    let loss = rows_loss(&chosen, lm_head, target, rows.len(), &mut gathered)?;
+    for (&row, gathered) in rows.iter().zip(gathered.chunks_exact(width)) {
+        gradient[row as usize * width..][..width].copy_from_slice(gathered);
+    }
+    Ok((loss, Tensor::from_vec(gradient, hidden.shape(), hidden.device())?))
+}
+
+/// The mean loss of the first `rows` rows of `hidden` and, over zeros in `gradient`, its gradient. The target has a
+/// row or an id for each.
+fn rows_loss(
+    hidden: &Tensor,
+    lm_head: &Tensor,
+    target: Target<'_>,
+    rows: usize,
+    gradient: &mut [f32],
+) -> Result<f64> {
     let (vocab, width) = lm_head.dims2()?;
     let weight = 1.0 / rows.max(1) as f32;
     let mut total = 0.0;
     let (mut student, mut teacher) = (Vec::new(), Vec::new());
-    let mut gradient = vec![0.0_f32; tokens * width];
     for (start, gradient) in (0..rows).step_by(BLOCK).zip(gradient.chunks_mut(BLOCK * width)) {
         let count = BLOCK.min(rows - start);
         logits(&hidden.narrow(0, start, count)?, lm_head, &mut student)?;
@@ -94,7 +144,7 @@ pub fn vocabulary_loss(
                 }))
             }
             Target::NextToken(ids) => {
-                let rows = student.par_chunks_exact_mut(vocab).zip(&ids[start + 1..=start + count]);
+                let rows = student.par_chunks_exact_mut(vocab).zip(&ids[start..start + count]);
                 sum_in_order(rows.map(|(student, &id)| {
                     vectorize(
                         #[inline(always)]
@@ -109,8 +159,7 @@ pub fn vocabulary_loss(
             par_matmul((count, width, vocab), gradient, width, false, d_logits, head);
         })?;
     }
-    let gradient = Tensor::from_vec(gradient, hidden.shape(), hidden.device())?;
-    Ok((total / rows.max(1) as f64, gradient))
+    Ok(total / rows.max(1) as f64)
 }
 
 /// `hidden` `[rows, E]` times `lm_head` `[vocab, E]` transposed, over what `out` held.
@@ -229,10 +278,43 @@ mod tests {
             .map(|(s, t)| s.iter().zip(t).map(|(s, t)| t.exp() * (t - s)).sum::<f64>())
             .sum::<f64>()
             / 150.0;
-        let loss = |h: &Tensor| vocabulary_loss(h, &head, Target::Teacher(&teacher)).unwrap();
+        let loss = |h: &Tensor| vocabulary_loss(h, &head, Target::Teacher(&teacher), None).unwrap();
         assert!((loss(&hidden).0 - kl).abs() < 1e-5, "{} vs {kl}", loss(&hidden).0);
         assert!(loss(&teacher).0.abs() < 1e-6);
         check_gradient(loss, &hidden);
+    }
+
+    #[test]
+    fn a_mask_is_the_mean_over_the_rows_that_it_counts() {
+        let (hidden, teacher, head) = (random(300, 6, 1), random(300, 6, 2), random(90, 6, 3));
+        let ids: Vec<u32> = (0..300).map(|i| i * 37 % 90).collect();
+        let counted: Vec<bool> = (0..300).map(|i| i % 3 == 0 || i > 280).collect();
+        let rows: Vec<usize> = (0..299).filter(|&row| counted[row + 1]).collect();
+        let logs = log_softmax(&hidden, &head);
+        let nll = rows.iter().map(|&row| -logs[row][ids[row + 1] as usize]).sum::<f64>();
+        let loss = |h: &Tensor| {
+            vocabulary_loss(h, &head, Target::NextToken(&ids), Some(&counted)).unwrap()
+        };
+        assert!((loss(&hidden).0 - nll / rows.len() as f64).abs() < 1e-5);
+        check_gradient(loss, &hidden);
+        let kl = |h: &Tensor| {
+            vocabulary_loss(h, &head, Target::Teacher(&teacher), Some(&counted)).unwrap()
+        };
+        check_gradient(kl, &hidden);
+        let gradient: Vec<Vec<f32>> = kl(&hidden).1.to_vec2().unwrap();
+        for (row, gradient) in gradient.iter().enumerate() {
+            assert_eq!(gradient.iter().any(|&g| g != 0.0), rows.contains(&row), "row {row}");
+        }
+        let nothing = vec![false; 300];
+        let (loss, gradient) =
+            vocabulary_loss(&hidden, &head, Target::Teacher(&teacher), Some(&nothing)).unwrap();
+        assert_eq!(
+            (loss, gradient.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap()),
+            (0.0, 0.0)
+        );
+        assert!(
+            vocabulary_loss(&hidden, &head, Target::NextToken(&ids), Some(&nothing[1..])).is_err()
+        );
     }
 
     #[test]
@@ -241,7 +323,7 @@ mod tests {
         let ids: Vec<u32> = (0..140).map(|i| i * 37 % 90).collect();
         let logs = log_softmax(&hidden, &head);
         let nll = (0..139).map(|i| -logs[i][ids[i + 1] as usize]).sum::<f64>() / 139.0;
-        let loss = |h: &Tensor| vocabulary_loss(h, &head, Target::NextToken(&ids)).unwrap();
+        let loss = |h: &Tensor| vocabulary_loss(h, &head, Target::NextToken(&ids), None).unwrap();
         assert!((loss(&hidden).0 - nll).abs() < 1e-5);
         check_gradient(loss, &hidden);
         let last: Vec<f32> = loss(&hidden).1.get(139).unwrap().to_vec1().unwrap();

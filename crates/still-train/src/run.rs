@@ -8,7 +8,7 @@ use still_model::{Model, Student};
 
 use crate::calibrate::calibrated;
 use crate::checkpoint::{Checkpoints, Progress, Saved};
-use crate::data::{Position, Windows};
+use crate::data::{Position, TokenCache, Window, Windows};
 use crate::error::{Result, TrainError};
 use crate::finetune::FinetuneStage;
 use crate::metrics::{MetricsLog, Observer, Stage, StepReport};
@@ -33,17 +33,9 @@ pub fn linearize(
     resume: bool,
     observer: &mut dyn Observer,
 ) -> Result<Model> {
-    let windows = Windows::read(data, &model.tokenizer, &recipe.data, recipe.seed)?;
-    let text = |length, tokens| {
-        let data_recipe = DataRecipe { length, ..recipe.data.clone() };
-        let windows = Windows::read(data, &model.tokenizer, &data_recipe, recipe.seed)?;
-        Ok(windows.first_tokens(tokens).into_iter().map(<[u32]>::to_vec).collect())
-    };
-    let observed = RefCell::new(&mut *observer);
-    let recipe = calibrated(model, recipe, text, run_dir, &|phase, tokens| {
-        observed.borrow_mut().on_calibration(phase, tokens);
-    })?;
-    linearize_windows(model, &recipe, &windows, run_dir, resume, observer)
+    let cache = TokenCache::user()?;
+    let windows = Windows::read(data, &model.tokenizer, &recipe.data, recipe.seed, &cache)?;
+    linearize_windows(model, recipe, &windows, run_dir, resume, observer)
 }
 
 /// [`linearize`] over windows that are already tokenized.
@@ -103,13 +95,13 @@ pub fn linearize_windows(
 
 /// What the loop needs of a stage.
 trait Trains {
-    fn train(&mut self, windows: &[&[u32]]) -> Result<StepReport>;
+    fn train(&mut self, windows: &[Window]) -> Result<StepReport>;
     fn current(&self) -> Result<Student>;
     fn adam(&mut self) -> &mut AdamW;
 }
 
 impl Trains for TransferStage {
-    fn train(&mut self, windows: &[&[u32]]) -> Result<StepReport> {
+    fn train(&mut self, windows: &[Window]) -> Result<StepReport> {
         Ok(self.step(windows)?.report)
     }
 
@@ -123,7 +115,7 @@ impl Trains for TransferStage {
 }
 
 impl Trains for FinetuneStage {
-    fn train(&mut self, windows: &[&[u32]]) -> Result<StepReport> {
+    fn train(&mut self, windows: &[Window]) -> Result<StepReport> {
         self.step(windows, None)
     }
 

@@ -5,6 +5,7 @@ use still_attention::{dense_attention, hybrid_attention};
 use still_model::decoder::ops::pull_back;
 use still_model::{Model, Student};
 
+use crate::data::{Window, shares};
 use crate::error::{Result, TrainError};
 use crate::loss::mean_squared_error;
 use crate::metrics::{Stage, StepReport};
@@ -25,7 +26,7 @@ pub struct TransferStage {
 pub struct TransferStep {
     /// Loss, norm and rate.
     pub report: StepReport,
-    /// The teacher's final-normed hidden states of each window, `[N, E]`: stage 2 can use them again.
+    /// The teacher's final-normed hidden states of each segment, `[N, E]`: stage 2 can use them again.
     pub teacher_hidden: Vec<Tensor>,
 }
 
@@ -48,17 +49,18 @@ impl TransferStage {
 
     /// One optimizer step over windows of token ids. Each layer's graph is dropped before the next layer.
     ///
+    /// Every segment is a sequence of its own, and every position counts: attention has to be right at a prompt, too.
+    ///
     /// # Errors
     /// A loss or gradient that is not a number (the step is then not taken); an id outside the vocabulary.
-    pub fn step(&mut self, windows: &[&[u32]]) -> Result<TransferStep> {
+    pub fn step(&mut self, windows: &[Window]) -> Result<TransferStep> {
         let decoder = &self.teacher.decoder;
         let mut gradients = Accumulator::new(self.optimizer.parameters());
         let mut layer_losses = vec![0.0; decoder.layers.len()];
         let mut teacher_hidden = Vec::with_capacity(windows.len());
-        let share = 1.0 / windows.len().max(1) as f64;
-        for window in windows {
-            let ids = Tensor::new(*window, decoder.device())?.unsqueeze(0)?;
-            let rotation = decoder.rotation(0, window.len())?;
+        for (segment, share) in shares(windows, |segment| segment.ids.len()) {
+            let ids = Tensor::new(segment.ids, decoder.device())?.unsqueeze(0)?;
+            let rotation = decoder.rotation(0, segment.ids.len())?;
             let mut x = decoder.embed(&ids)?;
             for (n, (layer, student)) in decoder.layers.iter().zip(&self.student.layers).enumerate()
             {
@@ -87,7 +89,7 @@ impl TransferStage {
             loss: layer_losses.iter().sum::<f64>() / layer_losses.len().max(1) as f64,
             grad_norm,
             lr,
-            tokens: windows.iter().map(|window| window.len()).sum(),
+            tokens: windows.iter().map(Window::len).sum(),
             layer_losses,
         };
         Ok(TransferStep { report, teacher_hidden })

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use still_model::Student;
 use still_model::random::{random_model, tiny_config};
-use still_train::{DataRecipe, Recipe, TrainError, Windows, linearize};
+use still_train::{DataRecipe, Recipe, TokenCache, TrainError, Windows, linearize};
 
 #[test]
 fn every_shipped_recipe_parses_and_fits_a_model() {
@@ -74,6 +74,16 @@ fn values_without_sense_are_refused() {
         ("transfer.batch=0", "transfer.batch is 0"),
         ("finetune.optimizer.lr=-1", "finetune.optimizer.lr is -1"),
         ("data.min_length=1", "min_length"),
+        ("data.lengths=[512, 32]", "data.lengths [512, 32]"),
+        ("data.lengths=[32, 512]", "data.length 32 and data.min_length 64"),
+        ("data.length_weights=[1, 2]", "data.length_weights has 2 values, data.lengths 0"),
+        ("data.length_steps=[10]", "data.length_steps has 1 values"),
+        ("data.weights=[1, 0]", "data.weights has 0"),
+        ("data.heldout=1", "data.heldout is 1"),
+        ("data.heldout=-0.1", "data.heldout is -0.1"),
+        ("data={ heldout = 0.1, heldout_windows = 0 }", "heldout_windows is 0"),
+        ("data.loss_on=questions", "questions"),
+        ("data.text_field=", "text_field is empty"),
         ("attention.router=best", "best"),
         ("attention.mode=linear", "linear"),
         ("seed", "cannot read the override"),
@@ -88,11 +98,12 @@ fn values_without_sense_are_refused() {
 fn data_that_cannot_be_trained_on() {
     let model = random_model(tiny_config(), 0).unwrap();
     let dir = tempfile::tempdir().unwrap();
+    let cache = TokenCache::at(dir.path().join("tokens"));
     let read = |name: &str, bytes: &[u8]| {
         let path = dir.path().join(name);
         std::fs::write(&path, bytes).unwrap();
-        let error =
-            Windows::read(&[path], &model.tokenizer, &DataRecipe::default(), 0).unwrap_err();
+        let error = Windows::read(&[path], &model.tokenizer, &DataRecipe::default(), 0, &cache)
+            .unwrap_err();
         assert!(error.hint().is_some());
         error.to_string()
     };
@@ -122,15 +133,16 @@ fn documents_never_share_a_window() {
     let path = dir.path().join("a.jsonl");
     let line = |c: &str, n: usize| format!("{{\"text\": \"{}\"}}\n", c.repeat(n));
     std::fs::write(&path, line("a", 25) + &line("b", 3) + &line("c", 14)).unwrap();
-    let recipe = DataRecipe { length: 10, min_length: 4 };
-    let windows = Windows::read(&[path], &model.tokenizer, &recipe, 1).unwrap();
+    let recipe = DataRecipe { length: 10, min_length: 4, ..DataRecipe::default() };
+    let cache = TokenCache::at(dir.path());
+    let windows = Windows::read(&[path], &model.tokenizer, &recipe, 1, &cache).unwrap();
     assert_eq!((windows.len(), windows.documents, windows.tokens), (5, 2, 39));
     let mut position = still_train::Position::default();
     let mut lengths: Vec<usize> = windows
         .next(&mut position, 5)
         .into_iter()
         .map(|window| {
-            assert!(window.iter().all(|id| *id == window[0]));
+            assert!(window.ids().iter().all(|id| *id == window.ids()[0]));
             window.len()
         })
         .collect();
@@ -143,7 +155,7 @@ fn every_epoch_reads_everything_in_another_order() {
     let windows = Windows::from_windows((0..20).map(|i| vec![i; 4]).collect(), 9);
     let mut position = still_train::Position::default();
     let mut epoch = || -> Vec<u32> {
-        windows.next(&mut position, 20).into_iter().map(|window| window[0]).collect()
+        windows.next(&mut position, 20).into_iter().map(|window| window.ids()[0]).collect()
     };
     let (first, second) = (epoch(), epoch());
     assert_ne!(first, second);

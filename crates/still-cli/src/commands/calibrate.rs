@@ -3,8 +3,8 @@
 use std::cell::RefCell;
 
 use still_train::{
-    CalibrateOptions, Calibration, DataRecipe, HeadReport, Phase, Recipe, TrainError, Windows,
-    calibrate,
+    CalibrateOptions, Calibration, CalibrationRecipe, HeadReport, Phase, Recipe, TokenCache,
+    TrainError, Windows, calibrate,
 };
 
 use super::{load, read_text};
@@ -42,9 +42,12 @@ pub fn run(args: &CalibrateArgs, printer: &Printer) -> anyhow::Result<()> {
             "calibrate the base model that it came from",
         ));
     }
-    let data = DataRecipe { length: args.window, ..recipe.data.clone() };
-    let windows = Windows::read(&args.data, &model.tokenizer, &data, recipe.seed)?;
-    let windows = windows.first_tokens(args.tokens);
+    let calibration = CalibrationRecipe { window: args.window, ..recipe.calibration.clone() };
+    let data = calibration.text(&recipe.data);
+    let cache = TokenCache::user()?;
+    let text = Windows::read(&args.data, &model.tokenizer, &data, recipe.seed, &cache)?
+        .first_tokens(args.tokens);
+    let windows: Vec<&[u32]> = text.iter().map(Vec::as_slice).collect();
     let options = CalibrateOptions {
         cache_fraction: args.cache_fraction,
         at_length: args.at_length,

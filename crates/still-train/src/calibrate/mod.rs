@@ -15,7 +15,7 @@ use still_attention::{HeadSize, RowDtype};
 use still_model::{FeatureInit, Model, Student};
 
 pub use budgets::Budgets;
-pub(crate) use for_run::calibrated;
+pub use for_run::calibrated_recipe;
 
 use crate::error::{Result, TrainError};
 use crate::recipe::AttentionRecipe;

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::invalid;
+use super::{DataRecipe, invalid};
 use crate::calibrate::CalibrateOptions;
 use crate::error::Result;
 
@@ -34,6 +34,19 @@ impl CalibrationRecipe {
         let cache_fraction = self.cache_fraction?;
         let at_length = self.at_length;
         Some(CalibrateOptions { cache_fraction, at_length, seed, ..CalibrateOptions::default() })
+    }
+
+    /// How text becomes the windows to calibrate on: long ones, each of one document.
+    pub fn text(&self, data: &DataRecipe) -> DataRecipe {
+        DataRecipe {
+            length: self.window,
+            lengths: Vec::new(),
+            length_weights: Vec::new(),
+            length_steps: Vec::new(),
+            min_length: data.min_length.min(self.window),
+            pack: false,
+            ..data.clone()
+        }
     }
 
     /// Checks the ranges.

@@ -1,9 +1,25 @@
 //! `[data]`: what is read, and how.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use super::invalid;
 use crate::error::Result;
+
+/// Most lengths that a recipe may mix.
+pub(crate) const MAX_LENGTHS: usize = 8;
+
+/// Whose predictions stage 2 counts in conversations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LossOn {
+    /// Everybody's.
+    #[default]
+    All,
+    /// The assistant's. Documents that are no conversations count as a whole.
+    Answers,
+}
 
 /// How text becomes windows.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -11,26 +27,129 @@ use crate::error::Result;
 pub struct DataRecipe {
     /// Tokens of a window.
     pub length: usize,
+    /// Several lengths, increasing, in place of `length`: each step's windows have one of them.
+    pub lengths: Vec<usize>,
+    /// Steps at each of `lengths`, as shares; the same for all if empty.
+    pub length_weights: Vec<f64>,
+    /// A curriculum in place of `length_weights`: steps (of both stages) at each of `lengths`, in order. The last goes
+    /// on to the end.
+    pub length_steps: Vec<usize>,
     /// Documents and their ends shorter than this are left out.
     pub min_length: usize,
+    /// Put several short documents into a window, each a sequence of its own.
+    pub pack: bool,
+    /// Field of a line of `.jsonl` that holds its text; a line without it has `messages`.
+    pub text_field: String,
+    /// `"all"`, or `"answers"`: of conversations, stage 2 counts the assistant's words alone. Attention transfer
+    /// counts every position.
+    pub loss_on: LossOn,
+    /// Tokens read of each file, as shares, in the order of `--data`; as many as there are if empty.
+    pub weights: Vec<f64>,
+    /// Share of the documents that is held out for evaluation.
+    pub heldout: f64,
+    /// Files that are held out as a whole.
+    pub heldout_files: Vec<PathBuf>,
+    /// Most held-out windows that an evaluation reads.
+    pub heldout_windows: usize,
 }
 
 impl Default for DataRecipe {
     fn default() -> Self {
-        Self { length: 1024, min_length: 64 }
+        Self {
+            length: 1024,
+            lengths: Vec::new(),
+            length_weights: Vec::new(),
+            length_steps: Vec::new(),
+            min_length: 64,
+            pack: false,
+            text_field: "text".into(),
+            loss_on: LossOn::All,
+            weights: Vec::new(),
+            heldout: 0.0,
+            heldout_files: Vec::new(),
+            heldout_windows: 16,
+        }
     }
 }
 
 impl DataRecipe {
+    /// Every length of window.
+    pub fn all_lengths(&self) -> &[usize] {
+        if self.lengths.is_empty() { std::slice::from_ref(&self.length) } else { &self.lengths }
+    }
+
+    /// Steps at each length of a mix, as shares of 1.
+    pub(crate) fn step_shares(&self) -> Vec<f64> {
+        let lengths = self.all_lengths().len();
+        if self.length_weights.is_empty() {
+            return vec![1.0 / lengths as f64; lengths];
+        }
+        let sum: f64 = self.length_weights.iter().sum();
+        self.length_weights.iter().map(|weight| weight / sum).collect()
+    }
+
     /// Checks that the values fit each other.
-    pub(super) fn validate(&self) -> Result<()> {
-        if self.min_length < 2 || self.length < self.min_length {
+    pub(crate) fn validate(&self) -> Result<()> {
+        let shortest = self.all_lengths()[0];
+        if self.min_length < 2 || shortest < self.min_length {
             return Err(invalid(
                 format!(
-                    "data.length {} and data.min_length {} do not fit",
-                    self.length, self.min_length
+                    "data.length {shortest} and data.min_length {} do not fit",
+                    self.min_length
                 ),
                 "2 <= min_length <= length",
+            ));
+        }
+        if self.lengths.len() > MAX_LENGTHS || !self.lengths.is_sorted_by(|a, b| a < b) {
+            return Err(invalid(
+                format!("data.lengths {:?}", self.lengths),
+                "give at most 8 lengths, each longer than the one before",
+            ));
+        }
+        if self.all_lengths().iter().any(|&length| length > u32::MAX as usize) {
+            return Err(invalid("data.length is beyond 2³²".into(), "use a shorter one"));
+        }
+        for (key, count) in [
+            ("length_weights", self.length_weights.len()),
+            ("length_steps", self.length_steps.len()),
+        ] {
+            if count != 0 && count != self.lengths.len() {
+                return Err(invalid(
+                    format!("data.{key} has {count} values, data.lengths {}", self.lengths.len()),
+                    "give one for each length",
+                ));
+            }
+        }
+        if !self.length_weights.is_empty() && !self.length_steps.is_empty() {
+            return Err(invalid(
+                "data.length_weights and data.length_steps are both given".into(),
+                "lengths are mixed by weights, or follow each other by steps: leave one out",
+            ));
+        }
+        for (key, weights) in [("length_weights", &self.length_weights), ("weights", &self.weights)]
+        {
+            let wrong = |weight: &&f64| !(weight.is_finite() && **weight > 0.0);
+            if let Some(weight) = weights.iter().find(wrong) {
+                return Err(invalid(format!("data.{key} has {weight}"), "use numbers above 0"));
+            }
+        }
+        if self.text_field.is_empty() {
+            return Err(invalid(
+                "data.text_field is empty".into(),
+                "name a field, such as \"text\"",
+            ));
+        }
+        if !(0.0..1.0).contains(&self.heldout) {
+            return Err(invalid(
+                format!("data.heldout is {}", self.heldout),
+                "use a share of the documents, 0 <= heldout < 1",
+            ));
+        }
+        let holds_out = self.heldout > 0.0 || !self.heldout_files.is_empty();
+        if holds_out && self.heldout_windows == 0 {
+            return Err(invalid(
+                "data.heldout_windows is 0 although data is held out".into(),
+                "use 1 or more",
             ));
         }
         Ok(())

@@ -13,7 +13,8 @@ use toml::{Table, Value};
 pub use attention::AttentionRecipe;
 pub use calibration::CalibrationRecipe;
 pub use checkpoint::CheckpointRecipe;
-pub use data::DataRecipe;
+pub(crate) use data::MAX_LENGTHS;
+pub use data::{DataRecipe, LossOn};
 pub use stages::{FinetuneRecipe, Objective, TransferRecipe};
 
 use crate::error::{Result, TrainError};

@@ -4,6 +4,7 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use still_model::Tokenizer;
+use still_train::Window;
 
 use crate::errors::user;
 
@@ -26,7 +27,7 @@ pub const SHORT: usize = 1024;
 #[derive(Debug)]
 pub struct DemoText {
     /// Windows of [`TRAIN_WINDOW`] tokens in a seeded order.
-    pub train: Vec<Vec<u32>>,
+    pub train: Vec<Window>,
     /// Held-out tokens, in reading order.
     pub heldout: Vec<u32>,
 }
@@ -46,8 +47,8 @@ impl DemoText {
             ));
         }
         let tokens = tokenizer.encode(TRAIN, true)?;
-        let mut train: Vec<Vec<u32>> =
-            tokens.chunks_exact(TRAIN_WINDOW).map(<[u32]>::to_vec).collect();
+        let mut train: Vec<Window> =
+            tokens.chunks_exact(TRAIN_WINDOW).map(|ids| Window::from(ids.to_vec())).collect();
         train.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
         Ok(Self { train, heldout })
     }

@@ -38,10 +38,11 @@ impl<'a> Trainer<'a> {
         let bar = Bar::new(self.printer, "Training", "stage 1", steps.len(), "windows");
         let mut losses = Losses::default();
         for step in steps {
-            let window = self.text.window_of_step(step);
-            let mut done = stage.step(&[&self.text.train[window]])?;
+            let index = self.text.window_of_step(step);
+            let window = std::slice::from_ref(&self.text.train[index]);
+            let mut done = stage.step(window)?;
             if let Some(hidden) = done.teacher_hidden.pop() {
-                self.hidden.insert(window, hidden);
+                self.hidden.insert(index, hidden);
             }
             losses.add(done.report.loss);
             bar.message(format!("mean squared error {:.2e}", done.report.loss));
@@ -69,16 +70,16 @@ impl<'a> Trainer<'a> {
         let mut losses = Losses::default();
         for step in steps {
             let index = self.text.window_of_step(step);
-            let window = self.text.train[index].as_slice();
+            let window = &self.text.train[index];
             let hidden = match self.hidden.get(&index) {
                 Some(hidden) => hidden.clone(),
                 None => {
-                    let hidden = stage.teacher_hidden(window)?;
+                    let hidden = stage.teacher_hidden(window.ids())?;
                     self.hidden.insert(index, hidden.clone());
                     hidden
                 }
             };
-            let report = stage.step(&[window], Some(&[hidden]))?;
+            let report = stage.step(std::slice::from_ref(window), Some(&[hidden]))?;
             losses.add(report.loss);
             bar.message(format!("KL {:.4} nats", report.loss));
             bar.advance(1);
