@@ -3,26 +3,35 @@
 mod checkpoint;
 mod data;
 mod error;
+mod evaluation;
+mod exact;
 mod finetune;
+#[cfg(test)]
+mod gradient_check;
 mod loss;
 mod metrics;
 mod optimizer;
 mod parameters;
+mod plan;
 mod recipe;
 mod run;
 mod schedule;
+mod spikes;
 mod transfer;
+mod update;
 
 pub use data::{Position, Windows};
 pub use error::{Result, TrainError};
+pub use evaluation::Evaluation;
 pub use finetune::FinetuneStage;
 pub use loss::{Target, vocabulary_loss};
 pub use metrics::{Observer, Silent, Stage, StepReport};
 pub use optimizer::{AdamW, AdamWConfig, Parameters};
+pub use plan::{Plan, StagePlan, plan};
 pub use recipe::{
-    AttentionRecipe, CheckpointRecipe, DataRecipe, FinetuneRecipe, Objective, Recipe,
-    TransferRecipe,
+    AttentionRecipe, CheckpointRecipe, DataRecipe, EvaluationRecipe, FinetuneRecipe, GuardRecipe,
+    Objective, Recipe, TransferLoss, TransferRecipe,
 };
 pub use run::{linearize, linearize_windows};
-pub use schedule::warmup_cosine;
+pub use schedule::Schedule;
 pub use transfer::{TransferStage, TransferStep};

@@ -4,6 +4,7 @@ pub mod bench;
 pub mod chat;
 pub mod demo;
 pub mod doctor;
+mod dry_run;
 pub mod export;
 pub mod generate;
 pub mod inspect;

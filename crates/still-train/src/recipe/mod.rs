@@ -3,6 +3,8 @@
 mod attention;
 mod checkpoint;
 mod data;
+mod evaluation;
+mod guard;
 mod overrides;
 mod stages;
 
@@ -12,9 +14,12 @@ use toml::{Table, Value};
 pub use attention::AttentionRecipe;
 pub use checkpoint::CheckpointRecipe;
 pub use data::DataRecipe;
-pub use stages::{FinetuneRecipe, Objective, TransferRecipe};
+pub use evaluation::EvaluationRecipe;
+pub use guard::GuardRecipe;
+pub use stages::{FinetuneRecipe, Objective, TransferLoss, TransferRecipe};
 
 use crate::error::{Result, TrainError};
+use crate::schedule::Schedule;
 use overrides::{apply_override, check_keys};
 
 /// A complete recipe; every key has a default.
@@ -31,6 +36,10 @@ pub struct Recipe {
     pub transfer: TransferRecipe,
     /// Stage 2: low-rank finetuning.
     pub finetune: FinetuneRecipe,
+    /// What is measured between steps.
+    pub evaluation: EvaluationRecipe,
+    /// When a step is skipped and a run given up.
+    pub guard: GuardRecipe,
     /// What is kept on disk.
     pub checkpoint: CheckpointRecipe,
 }
@@ -73,8 +82,20 @@ impl Recipe {
             return Err(invalid(format!("{key} is 0"), "use 1 or more"));
         }
         self.data.validate()?;
-        self.transfer.optimizer.validate("transfer.optimizer")?;
-        self.finetune.optimizer.validate("finetune.optimizer")
+        self.transfer.validate()?;
+        self.finetune.validate()?;
+        self.evaluation.validate()?;
+        self.guard.validate()?;
+        for (key, optimizer) in [
+            ("transfer.optimizer.schedule", &self.transfer.optimizer),
+            ("finetune.optimizer.schedule", &self.finetune.optimizer),
+        ] {
+            let plateau = matches!(optimizer.schedule, Schedule::Plateau { .. });
+            if plateau && !self.evaluation.measures_loss() {
+                return Err(evaluation::needs_loss(key));
+            }
+        }
+        Ok(())
     }
 }
 
