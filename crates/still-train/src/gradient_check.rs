@@ -9,7 +9,7 @@ use crate::recipe::Recipe;
 use crate::transfer::TransferStage;
 
 /// Everything that can be learned is there. Routing goes by position, or a small step would change it.
-const BASE: [&str; 8] = [
+const BASE: [&str; 9] = [
     "attention.chunk=8",
     "attention.budget=2",
     "attention.router={ random = { seed = 1 } }",
@@ -17,6 +17,7 @@ const BASE: [&str; 8] = [
     "attention.init=normal",
     "attention.gate=true",
     "finetune.lora.rank=2",
+    "finetune.lora.alpha=2",
     "finetune.recompute=false",
 ];
 

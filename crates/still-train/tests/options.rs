@@ -6,7 +6,9 @@ use common::{model, recipe, windows};
 use still_model::Student;
 use still_train::{FinetuneStage, Position, TransferStage};
 
-/// Losses of the first steps of stage 1.
+/// Known losses were recorded from these tests on x86-64 with AVX-512, f32.
+///
+/// Reports of the first steps of stage 1.
 fn transfer(overrides: &[&str]) -> Vec<still_train::StepReport> {
     let (model, recipe, windows) = (model(), recipe(overrides), windows());
     let still = recipe.attention.resolve(model.config()).unwrap();
@@ -39,19 +41,26 @@ fn losses(overrides: &[&str]) -> Vec<f64> {
 
 #[test]
 fn after_the_output_projection() {
-    assert_curve(&losses(&["transfer.loss=output_mse"]), [1.0; 4]);
+    let expected =
+        [0.018763650829593338, 0.015330325501660505, 0.017383303493261337, 0.01495380699634552];
+    assert_curve(&losses(&["transfer.loss=output_mse"]), expected);
 }
 
 #[test]
 fn normalised_by_the_targets_variance() {
-    assert_curve(&losses(&["transfer.normalise=true"]), [1.0; 4]);
+    let expected =
+        [0.09763628697616589, 0.06393727254164487, 0.09540446302186939, 0.06988096667531488];
+    assert_curve(&losses(&["transfer.normalise=true"]), expected);
 }
 
 #[test]
 fn a_loss_on_the_linear_branch_alone() {
     let reports = transfer(&["transfer.linear_branch_weight=0.5"]);
-    assert_curve(&reports.iter().map(|report| report.loss).collect::<Vec<_>>(), [1.0; 4]);
-    // What is minimised is both; the branch's own loss is told, and falls.
+    let losses: Vec<f64> = reports.iter().map(|report| report.loss).collect();
+    let expected =
+        [0.21757189091295004, 0.20546839106827977, 0.20196488002936044, 0.20658597443252802];
+    assert_curve(&losses, expected);
+    // What is minimised is both; the branch's own loss is told.
     let plain = transfer(&[]);
     for (layer, linear) in reports[0].linear_losses.iter().enumerate() {
         let sum = plain[0].layer_losses[layer] + 0.5 * linear;
@@ -62,13 +71,15 @@ fn a_loss_on_the_linear_branch_alone() {
 
 #[test]
 fn cross_entropy() {
-    assert_curve(&finetune(&["finetune.objective=cross_entropy"]), [1.0; 4]);
+    let expected = [5.965617887517239, 6.233306656492518, 6.087097105827738, 6.131318386564864];
+    assert_curve(&finetune(&["finetune.objective=cross_entropy"]), expected);
 }
 
 #[test]
 fn both_objectives_mixed() {
     let half = finetune(&["finetune.objective={ mixed = { kl = 0.5 } }"]);
-    assert_curve(&half, [1.0; 4]);
+    let expected = [3.076715582303872, 3.1709616232964315, 3.14638530909188, 3.144424326965991];
+    assert_curve(&half, expected);
     // Before the first step all students are one.
     let (kl, nll) = (finetune(&[])[0], finetune(&["finetune.objective=cross_entropy"])[0]);
     assert!((half[0] - 0.5 * (kl + nll)).abs() < 1e-6);
@@ -77,7 +88,9 @@ fn both_objectives_mixed() {
 #[test]
 fn dropout_is_the_same_every_time_and_recomputed_with_its_layer() {
     let dropped = finetune(&["finetune.dropout=0.3"]);
-    assert_curve(&dropped, [1.0; 4]);
+    let expected =
+        [0.18781327851622062, 0.10905104760876805, 0.20508377661674887, 0.15130785547172074];
+    assert_curve(&dropped, expected);
     assert_eq!(dropped, finetune(&["finetune.dropout=0.3", "finetune.recompute=false"]));
     assert_ne!(dropped, finetune(&[]));
     assert_ne!(dropped, finetune(&["finetune.dropout=0.3", "seed=4"]));

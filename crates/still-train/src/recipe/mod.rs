@@ -20,7 +20,7 @@ pub use stages::{FinetuneRecipe, Objective, TransferLoss, TransferRecipe};
 
 use crate::error::{Result, TrainError};
 use crate::schedule::Schedule;
-use overrides::{apply_override, check_keys};
+use overrides::{apply_override, check_keys, over_defaults};
 
 /// A complete recipe; every key has a default.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -59,12 +59,13 @@ impl Recipe {
             apply_override(&mut table, item)?;
         }
         check_keys(&table)?;
-        let recipe: Self = Value::Table(table).try_into().map_err(|error: toml::de::Error| {
-            TrainError::Recipe {
-                what: error.message().to_owned(),
-                hint: "see recipes/ for complete recipes with every key".into(),
-            }
-        })?;
+        let recipe: Self =
+            Value::Table(over_defaults(table)?).try_into().map_err(|error: toml::de::Error| {
+                TrainError::Recipe {
+                    what: error.message().to_owned(),
+                    hint: "see recipes/ for complete recipes with every key".into(),
+                }
+            })?;
         recipe.validate()?;
         Ok(recipe)
     }
