@@ -143,6 +143,9 @@ pub struct LinearizeArgs {
     /// Replace OUT if it exists
     #[arg(long)]
     pub overwrite: bool,
+    /// Say what would be trained and read, and what memory and time it would take; train nothing
+    #[arg(long, conflicts_with_all = ["resume", "overwrite"])]
+    pub dry_run: bool,
     /// Print one JSON object on stdout
     #[arg(long)]
     pub json: bool,

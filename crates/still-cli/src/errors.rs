@@ -122,6 +122,8 @@ fn of_model(error: &ModelError) -> Verdict {
 fn of_training(error: &TrainError) -> Verdict {
     let generic = match error {
         TrainError::Model(error) => return of_model(error),
+        TrainError::Evaluation(EvalError::Model(error)) => return of_model(error),
+        TrainError::Evaluation(EvalError::Tensor(_)) => return Verdict::Internal,
         TrainError::Tensor(_) | TrainError::Attention(AttentionError::Tensor(_)) => {
             return Verdict::Internal;
         }

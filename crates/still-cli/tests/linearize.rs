@@ -218,3 +218,53 @@ fn an_interrupted_run_goes_on() {
         "the resumed run differs from the uninterrupted one"
     );
 }
+
+#[test]
+fn a_dry_run_says_what_would_be_done_and_does_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let plan = linearize(dir.path(), "student", &["--dry-run", "--json"]);
+    plan.succeeded();
+    let plan = plan.json();
+    let stage = |n: usize| &plan["stages"][n];
+    assert_eq!(stage(0)["stage"], "transfer");
+    assert_eq!(stage(0)["steps"], 3);
+    assert_eq!(stage(0)["tokens"], 3 * 128);
+    // Two layers: feature maps of four query heads and two selection heads, 8 × 8 each, and four ℓ.
+    assert_eq!(stage(0)["parameters"], 2 * (6 * 64 + 4));
+    assert_eq!(stage(1)["tokens"], 2 * 128);
+    for number in ["peak_bytes", "seconds", "tokens_per_s"] {
+        assert!(stage(1)[number].as_f64().unwrap() > 0.0, "{number}");
+    }
+    assert!(plan["peak_bytes"].as_u64() > plan["weights_bytes"].as_u64());
+    let table = linearize(dir.path(), "student", &["--dry-run"]);
+    table.succeeded();
+    assert!(table.stdout.contains("finetune") && table.stdout.contains("peak memory"));
+    assert!(table.stderr.contains("counted from shapes"), "{}", table.stderr);
+    for left in ["student", "student.run"] {
+        assert!(!dir.path().join(left).exists(), "{left} was written");
+    }
+}
+
+/// A merged student and a delta of one and the same run are one model, dropout or not.
+#[test]
+fn exports_agree_after_dropout_and_evaluations() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = [
+        "finetune.dropout=0.2",
+        "finetune.objective={ mixed = { kl = 0.5 } }",
+        "transfer.linear_branch_weight=0.1",
+        "evaluation.every=2",
+        "evaluation.windows=0",
+        "evaluation.repeated_text=32",
+    ];
+    let set: Vec<&str> = options.iter().flat_map(|option| ["--set", option]).collect();
+    linearize(dir.path(), "full", &set).succeeded();
+    let delta: Vec<&str> = set.iter().copied().chain(["--delta"]).collect();
+    linearize(dir.path(), "delta", &delta).succeeded();
+    assert_eq!(greedy(&dir.path().join("full")), greedy(&dir.path().join("delta")));
+    let log = fs::read_to_string(dir.path().join("full.run/evaluations.jsonl")).unwrap();
+    let lines: Vec<serde_json::Value> =
+        log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 4, "before the first step, step 2 and 3, and step 2: {log}");
+    assert!(lines.iter().all(|line| line["repeated_nll"].is_f64()));
+}

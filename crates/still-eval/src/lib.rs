@@ -10,6 +10,7 @@ mod long_context;
 mod nll;
 mod passkey;
 mod quantile;
+mod repeated_text;
 mod speed;
 
 pub use bench::{BenchOptions, BenchPoint, bench};
@@ -19,4 +20,5 @@ pub use gap::gap_closed;
 pub use long_context::{ContextPoint, LongContext, LongContextOptions, long_context};
 pub use nll::{Nll, evaluate_windows, nll_of_hidden};
 pub use passkey::{PasskeyAnswer, PasskeyPrompt, PasskeyPrompts};
+pub use repeated_text::{random_tokens, repeated_text_nll};
 pub use speed::{DecodeSpeed, decode_speed};

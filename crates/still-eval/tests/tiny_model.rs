@@ -6,6 +6,7 @@ use candle_core::{Device, Tensor};
 use still_attention::{RowDtype, StillConfig};
 use still_eval::{
     EvalError, LongContextOptions, PasskeyPrompts, evaluate_windows, long_context, nll_of_hidden,
+    random_tokens, repeated_text_nll,
 };
 use still_model::random::{random_model, tiny_config};
 use still_model::{FeatureInit, Model, Student};
@@ -135,4 +136,19 @@ fn marks_must_ascend_within_the_prompt() {
         let options = LongContextOptions { marks, decode_steps: 1, rows: RowDtype::F32 };
         assert!(long_context(&model, &prompts, &options, &|_| {}).is_err());
     }
+}
+
+#[test]
+fn repeated_text_is_judged_by_its_second_copy() {
+    for model in [teacher(), student()] {
+        let once = random_tokens(model.config().vocab_size, 70, 5);
+        let nll =
+            evaluate_windows(&model, &once.repeat(2), 140, 1, RowDtype::F32, &|_| {}).unwrap();
+        // Of 139 predictions, the last 69 are of the copy without its first token.
+        let copy = &nll.per_token[0][70..];
+        let expected = copy.iter().map(|&x| f64::from(x)).sum::<f64>() / 69.0;
+        assert_eq!(repeated_text_nll(&model, 70, 5, RowDtype::F32).unwrap(), expected);
+        assert_ne!(repeated_text_nll(&model, 70, 6, RowDtype::F32).unwrap(), expected);
+    }
+    assert!(repeated_text_nll(&teacher(), 1, 5, RowDtype::F32).is_err());
 }

@@ -25,7 +25,7 @@ pub use checkpoint::{
 };
 pub use config::{Architecture, ModelConfig, RopeScaling};
 pub use decoder::{
-    AttentionInputs, Decoder, DecoderLayer, Linear, Lora, LoraLayer, Rotation, Weight,
+    AttentionInputs, Decoder, DecoderLayer, Dropout, Linear, Lora, LoraLayer, Rotation, Weight,
 };
 pub use error::{ModelError, Result};
 pub use generate::{Finish, GenerateOptions, Generation, generate};

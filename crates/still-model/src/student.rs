@@ -231,6 +231,7 @@ impl Student {
                     a: Tensor::from_vec(a, (lora.rank, inner), &Device::Cpu)?,
                     b: Tensor::zeros((out, lora.rank), DType::F32, &Device::Cpu)?,
                     scale: lora.alpha / lora.rank as f64,
+                    dropout: None,
                 });
             }
             layer.lora = Some(updates);

@@ -11,10 +11,19 @@ use still_model::files::{save_tensors, staging_dir, sync_files};
 use crate::data::Position;
 use crate::error::{Result, TrainError};
 use crate::metrics::Stage;
+use crate::run::Watch;
+use crate::schedule::Plateau;
+use crate::spikes::Spikes;
 
 const PARAMETERS: &str = "parameters.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const TRAINER: &str = "trainer.json";
+/// What is being written has a name of this beginning until it is complete.
+const STAGING: &str = ".saving-";
+/// The student of the lowest held-out loss.
+const BEST: &str = "best";
+/// Where it waits while its successor takes its place.
+const PREVIOUS_BEST: &str = ".best-before";
 
 /// Where a run stands.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +31,15 @@ pub(crate) struct Progress {
     pub stage: Stage,
     /// Steps of the stage done.
     pub step: usize,
+    /// Those among them that were spikes and not taken.
+    #[serde(default)]
+    pub skipped: usize,
+    #[serde(default)]
+    pub spikes: Spikes,
+    #[serde(default)]
+    pub plateau: Plateau,
+    #[serde(default)]
+    pub watch: Watch,
     pub position: Position,
     /// SHA-256 of the resolved recipe, the data and the base: a run goes on only with the same.
     pub fingerprint: String,
@@ -63,6 +81,26 @@ impl Checkpoints {
         found.into_iter().map(|(_, _, path)| path).collect()
     }
 
+    /// Removes what a kill left half-written, and finishes what it left half-renamed.
+    pub fn tidy(&self) -> Result<()> {
+        let Ok(entries) = self.dir.read_dir() else { return Ok(()) };
+        for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
+            let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
+            if name.is_some_and(|name| name.starts_with(STAGING)) {
+                std::fs::remove_dir_all(&path).map_err(TrainError::write(&path))?;
+            }
+        }
+        let (best, before) = (self.dir.join(BEST), self.dir.join(PREVIOUS_BEST));
+        if before.exists() {
+            if best.exists() {
+                std::fs::remove_dir_all(&before).map_err(TrainError::write(&before))?;
+            } else {
+                std::fs::rename(&before, &best).map_err(TrainError::write(&best))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Writes beside, then renames; then drops the oldest beyond those to keep.
     pub fn save(
         &self,
@@ -70,8 +108,43 @@ impl Checkpoints {
         student: &Student,
         optimizer: &HashMap<String, Tensor>,
     ) -> Result<PathBuf> {
+        let staged = self.stage(progress, student, optimizer)?;
+        let target = self.dir.join(format!("{}-step-{:06}", progress.stage.name(), progress.step));
+        if target.exists() {
+            std::fs::remove_dir_all(&target).map_err(TrainError::write(&target))?;
+        }
+        std::fs::rename(staged, &target).map_err(TrainError::write(&target))?;
+        let all = self.list();
+        for old in &all[..all.len().saturating_sub(self.keep)] {
+            std::fs::remove_dir_all(old).map_err(TrainError::write(old))?;
+        }
+        Ok(target)
+    }
+
+    /// Keeps a student beside the newest ones, in place of the best one before.
+    pub fn save_best(&self, progress: &Progress, student: &Student) -> Result<()> {
+        // No run goes on from it: the optimizer is not needed.
+        let staged = self.stage(progress, student, &HashMap::new())?;
+        let (best, before) = (self.dir.join(BEST), self.dir.join(PREVIOUS_BEST));
+        if best.exists() {
+            std::fs::rename(&best, &before).map_err(TrainError::write(&before))?;
+        }
+        std::fs::rename(staged, &best).map_err(TrainError::write(&best))?;
+        if before.exists() {
+            std::fs::remove_dir_all(&before).map_err(TrainError::write(&before))?;
+        }
+        Ok(())
+    }
+
+    /// Writes everything beside.
+    fn stage(
+        &self,
+        progress: &Progress,
+        student: &Student,
+        optimizer: &HashMap<String, Tensor>,
+    ) -> Result<PathBuf> {
         std::fs::create_dir_all(&self.dir).map_err(TrainError::write(&self.dir))?;
-        let staging = staging_dir(&self.dir, ".saving-").map_err(TrainError::write(&self.dir))?;
+        let staging = staging_dir(&self.dir, STAGING).map_err(TrainError::write(&self.dir))?;
         let mut parameters = HashMap::new();
         student.map_tensors(|name, tensor| {
             parameters.insert(name.to_owned(), tensor.clone());
@@ -86,16 +159,13 @@ impl Checkpoints {
             .map_err(|error| TrainError::write(&path)(std::io::Error::other(error)))?;
         std::fs::write(&path, text).map_err(TrainError::write(&path))?;
         sync_files(staging.path()).map_err(TrainError::write(staging.path()))?;
-        let target = self.dir.join(format!("{}-step-{:06}", progress.stage.name(), progress.step));
-        if target.exists() {
-            std::fs::remove_dir_all(&target).map_err(TrainError::write(&target))?;
-        }
-        std::fs::rename(staging.keep(), &target).map_err(TrainError::write(&target))?;
-        let all = self.list();
-        for old in &all[..all.len().saturating_sub(self.keep)] {
-            std::fs::remove_dir_all(old).map_err(TrainError::write(old))?;
-        }
-        Ok(target)
+        Ok(staging.keep())
+    }
+
+    /// The student of the lowest held-out loss, if one was kept.
+    pub fn best(&self) -> Result<Option<Saved>> {
+        let path = self.dir.join(BEST);
+        path.exists().then(|| read(&path)).transpose()
     }
 
     /// The newest checkpoint, if there is one.

@@ -65,6 +65,18 @@ pub enum TrainError {
         /// The checkpoint.
         path: PathBuf,
     },
+    /// The run is given up: it gets worse, not better. Everything is saved.
+    #[error("{stage} step {step}: {what}; saved in {}", path.display())]
+    Diverged {
+        /// The stage.
+        stage: &'static str,
+        /// Steps done in it.
+        step: usize,
+        /// What told.
+        what: String,
+        /// The checkpoint.
+        path: PathBuf,
+    },
     /// A file could not be read or written.
     #[error("{action} {}: {source}", path.display())]
     Io {
@@ -78,6 +90,9 @@ pub enum TrainError {
     /// An error of the model.
     #[error(transparent)]
     Model(#[from] still_model::ModelError),
+    /// An error of an evaluator.
+    #[error(transparent)]
+    Evaluation(#[from] still_eval::EvalError),
     /// An error of the operator.
     #[error(transparent)]
     Attention(#[from] still_attention::AttentionError),
@@ -103,6 +118,11 @@ impl TrainError {
             Self::Interrupted { .. } => {
                 Some("the same command with --resume goes on from here".into())
             }
+            Self::Diverged { stage, .. } => Some(format!(
+                "start again with a lower {stage}.optimizer.lr, a longer {stage}.optimizer.warmup or a lower \
+                 {stage}.optimizer.clip; look for damaged data; or loosen [guard]"
+            )),
+            Self::Evaluation(error) => error.hint(),
             Self::Io { source, .. } => io_hint(source.kind()).map(Into::into),
             Self::Model(error) => error.hint(),
             Self::Attention(_) | Self::Tensor(_) => None,

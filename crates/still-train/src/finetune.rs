@@ -1,28 +1,33 @@
 //! Stage 2, low-rank finetuning: the student as a whole learns to predict what the teacher predicts.
 
+use std::borrow::Cow;
+
 use candle_core::{Tensor, Var};
 use still_attention::hybrid_attention;
 use still_model::decoder::ops::pull_back;
-use still_model::{DecoderLayer, Model, Rotation, Student, StudentLayer};
+use still_model::{DecoderLayer, Dropout, Model, Rotation, Student, StudentLayer};
 
 use crate::data::{Segment, Window, shares};
-use crate::error::{Result, TrainError};
+use crate::error::Result;
 use crate::loss::{Target, vocabulary_loss};
 use crate::metrics::{Stage, StepReport};
 use crate::optimizer::AdamW;
 use crate::parameters::{Accumulator, detached, is_attention, trainable};
-use crate::recipe::{FinetuneRecipe, Objective};
+use crate::recipe::{FinetuneRecipe, GuardRecipe, Objective};
+use crate::update::Updates;
 
 /// The stage and its optimizer.
 #[derive(Debug)]
 pub struct FinetuneStage {
     teacher: Model,
     student: Student,
-    optimizer: AdamW,
+    updates: Updates,
     /// `[vocab, E]` f32: widened once, as the loss reads it twice a step.
     lm_head: Tensor,
     objective: Objective,
     recompute: bool,
+    dropout: f64,
+    seed: u64,
 }
 
 /// One layer of the forward pass, to be walked back through.
@@ -54,11 +59,20 @@ impl FinetuneStage {
         Ok(Self {
             teacher: model.teacher(),
             student,
-            optimizer,
+            updates: Updates::new(Stage::Finetune, optimizer),
             lm_head: model.decoder.lm_head.to_tensor()?,
             objective: recipe.objective,
             recompute: recipe.recompute,
+            dropout: recipe.dropout,
+            seed,
         })
+    }
+
+    /// From now on skips steps that are spikes.
+    #[must_use]
+    pub fn with_guard(mut self, guard: &GuardRecipe) -> Self {
+        self.updates.guard(guard);
+        self
     }
 
     /// One optimizer step over windows of token ids.
@@ -72,31 +86,43 @@ impl FinetuneStage {
         windows: &[Window],
         teacher_hidden: Option<&[Tensor]>,
     ) -> Result<StepReport> {
-        let mut gradients = Accumulator::new(self.optimizer.parameters());
+        let (loss, gradients) = self.gradients(windows, teacher_hidden)?;
+        let update = self.updates.update(loss, gradients)?;
+        Ok(StepReport {
+            stage: Stage::Finetune,
+            step: self.updates.optimizer.step_count(),
+            loss,
+            grad_norm: update.grad_norm,
+            lr: update.lr,
+            tokens: windows.iter().map(Window::len).sum(),
+            skipped: update.skipped,
+            layer_losses: Vec::new(),
+            linear_losses: Vec::new(),
+        })
+    }
+
+    /// Loss and gradients of a step.
+    pub(crate) fn gradients(
+        &self,
+        windows: &[Window],
+        teacher_hidden: Option<&[Tensor]>,
+    ) -> Result<(f64, Accumulator)> {
+        let mut gradients = Accumulator::new(self.updates.optimizer.parameters());
         let mut loss = 0.0;
         let segments = shares(windows, |segment| segment.predictions(self.objective));
         for (i, (segment, share)) in segments.into_iter().enumerate() {
             if share > 0.0 {
                 let hidden = teacher_hidden.map(|hidden| &hidden[i]);
-                loss += share * self.segment(segment, hidden, share, &mut gradients)?;
+                loss += share * self.segment(i, segment, hidden, share, &mut gradients)?;
             }
         }
-        let lr = self.optimizer.lr();
-        let grad_norm = self.optimizer.step(Stage::Finetune.name(), &gradients.into_gradients())?;
-        Ok(StepReport {
-            stage: Stage::Finetune,
-            step: self.optimizer.step_count(),
-            loss,
-            grad_norm,
-            lr,
-            tokens: windows.iter().map(Window::len).sum(),
-            layer_losses: Vec::new(),
-        })
+        Ok((loss, gradients))
     }
 
     /// Loss of one sequence; adds `share` times its gradients.
     fn segment(
         &self,
+        index: usize,
         Segment { ids, counted }: Segment<'_>,
         teacher_hidden: Option<&Tensor>,
         share: f64,
@@ -112,7 +138,8 @@ impl FinetuneStage {
         for (n, (layer, student)) in decoder.layers.iter().zip(&self.student.layers).enumerate() {
             // Nothing learned lies below the first layer.
             let input = if n == 0 { x } else { Var::from_tensor(&x)?.into_inner() };
-            let output = student_layer(layer, student, &input, &rotation)?;
+            let student = self.with_dropout(student, index, n);
+            let output = student_layer(layer, &student, &input, &rotation)?;
             x = output.detach();
             tapes.push(Tape { input, output: (!self.recompute).then_some(output) });
         }
@@ -121,24 +148,18 @@ impl FinetuneStage {
         let last = Var::from_tensor(&x)?;
         let normed = decoder.final_norm(&last)?;
         let student_hidden = normed.detach().squeeze(0)?;
-        let computed;
-        let target = match (self.objective, teacher_hidden) {
-            (Objective::CrossEntropy, _) => Target::NextToken(ids),
-            (Objective::LogitKl, Some(hidden)) => Target::Teacher(hidden),
-            (Objective::LogitKl, None) => {
-                computed = self.teacher_hidden(ids)?;
-                Target::Teacher(&computed)
-            }
+        let teacher = match (self.objective, teacher_hidden) {
+            (Objective::CrossEntropy, _) => None,
+            (_, Some(hidden)) => Some(hidden.clone()),
+            (_, None) => Some(self.teacher_hidden(ids)?),
+        };
+        let target = match (&teacher, self.objective) {
+            (Some(teacher), Objective::Mixed { kl }) => Target::Mixed { teacher, ids, kl },
+            (Some(teacher), _) => Target::Teacher(teacher),
+            (None, _) => Target::NextToken(ids),
         };
         let (loss, d_hidden) = vocabulary_loss(&student_hidden, &self.lm_head, target, counted)?;
-        if !loss.is_finite() {
-            return Err(TrainError::NotFinite {
-                stage: Stage::Finetune.name(),
-                step: self.optimizer.step_count(),
-                what: "the loss",
-                value: loss,
-            });
-        }
+        self.updates.check_loss(loss)?;
         let grads = pull_back(&normed, &d_hidden.unsqueeze(0)?)?.backward()?;
         let mut upstream = match grads.get(&last) {
             Some(grad) => grad.clone(),
@@ -147,18 +168,39 @@ impl FinetuneStage {
 
         // Back through the layers.
         let layers = decoder.layers.iter().zip(&self.student.layers);
-        for (tape, (layer, student)) in tapes.into_iter().zip(layers).rev() {
+        for (n, (tape, (layer, student))) in tapes.into_iter().zip(layers).enumerate().rev() {
             let output = match tape.output {
                 Some(output) => output,
-                None => student_layer(layer, student, &tape.input, &rotation)?,
+                None => {
+                    let student = self.with_dropout(student, index, n);
+                    student_layer(layer, &student, &tape.input, &rotation)?
+                }
             };
             let grads = pull_back(&output, &upstream)?.backward()?;
-            gradients.add(self.optimizer.parameters(), &grads, share)?;
+            gradients.add(self.updates.optimizer.parameters(), &grads, share)?;
             if let Some(grad) = grads.get(&tape.input) {
                 upstream = grad.clone();
             }
         }
         Ok(loss)
+    }
+
+    /// A layer as the coming step trains it: with the dropout of this step, window and layer, the same whenever it is
+    /// asked for.
+    fn with_dropout<'a>(
+        &self,
+        layer: &'a StudentLayer,
+        window: usize,
+        index: usize,
+    ) -> Cow<'a, StudentLayer> {
+        let (Some(lora), true) = (&layer.lora, self.dropout > 0.0) else {
+            return Cow::Borrowed(layer);
+        };
+        // Steps count from 1 here: streams below 2³² are the data's and the initialisation's.
+        let step = self.updates.optimizer.step_count() as u64 + 1;
+        let stream = (step << 32) | ((window as u64) << 18) | ((index as u64) << 3);
+        let lora = lora.with_dropout(Dropout { rate: self.dropout, seed: self.seed, stream });
+        Cow::Owned(StudentLayer { lora: Some(lora), ..layer.clone() })
     }
 
     /// The dense teacher's final-normed hidden states, `[N, E]`.
@@ -179,9 +221,9 @@ impl FinetuneStage {
         detached(&self.student)
     }
 
-    /// The optimizer, to save or restore.
-    pub(crate) fn optimizer(&mut self) -> &mut AdamW {
-        &mut self.optimizer
+    /// The optimizer and its guard, to save or restore.
+    pub(crate) fn updates(&mut self) -> &mut Updates {
+        &mut self.updates
     }
 }
 

@@ -4,29 +4,38 @@ mod calibrate;
 mod checkpoint;
 mod data;
 mod error;
+mod evaluation;
+mod exact;
 mod finetune;
+#[cfg(test)]
+mod gradient_check;
 mod loss;
 mod metrics;
 mod optimizer;
 mod parameters;
+mod plan;
 mod recipe;
 mod run;
 mod schedule;
+mod spikes;
 mod transfer;
+mod update;
 
 pub use calibrate::{
     Budgets, CalibrateOptions, Calibration, HeadReport, Phase, calibrate, calibrated_recipe,
 };
 pub use data::{DataSummary, Position, Segment, TokenCache, Window, Windows};
 pub use error::{Result, TrainError};
+pub use evaluation::Evaluation;
 pub use finetune::FinetuneStage;
 pub use loss::{Target, vocabulary_loss};
 pub use metrics::{Observer, Silent, Stage, StepReport};
 pub use optimizer::{AdamW, AdamWConfig, Parameters};
+pub use plan::{Plan, StagePlan, plan};
 pub use recipe::{
-    AttentionRecipe, CalibrationRecipe, CheckpointRecipe, DataRecipe, FinetuneRecipe, LossOn,
-    Objective, Recipe, TransferRecipe,
+    AttentionRecipe, CalibrationRecipe, CheckpointRecipe, DataRecipe, EvaluationRecipe,
+    FinetuneRecipe, GuardRecipe, LossOn, Objective, Recipe, TransferLoss, TransferRecipe,
 };
 pub use run::{linearize, linearize_windows};
-pub use schedule::warmup_cosine;
+pub use schedule::Schedule;
 pub use transfer::{TransferStage, TransferStep};

@@ -9,7 +9,7 @@ use still_attention::vector::{self, vectorize};
 use crate::error::Result;
 
 /// Rows whose logits exist at a time.
-const BLOCK: usize = 256;
+pub(crate) const BLOCK: usize = 256;
 /// Logits summed in f32 before they join a float64 total.
 const SHORT: usize = 512;
 
@@ -48,6 +48,22 @@ pub fn mean_squared_error(x: &Tensor, target: &Tensor) -> candle_core::Result<(f
     Ok((total / count as f64, Tensor::from_vec(gradient, x.shape(), x.device())?))
 }
 
+/// The variance of all values of a tensor, f32.
+///
+/// # Errors
+/// Another dtype or device.
+pub(crate) fn variance(x: &Tensor) -> candle_core::Result<f64> {
+    borrow(x, |x: &[f32]| {
+        let mean_of = |of: &(dyn Fn(f64) -> f64 + Sync)| {
+            let parts = x.par_chunks(PART);
+            let sums = parts.map(|part| part.iter().map(|&x| of(f64::from(x))).sum::<f64>());
+            sum_in_order(sums) / x.len().max(1) as f64
+        };
+        let mean = mean_of(&|x| x);
+        mean_of(&|x| (x - mean).powi(2))
+    })
+}
+
 /// What the student's distribution is held against.
 #[derive(Clone, Copy, Debug)]
 pub enum Target<'a> {
@@ -55,6 +71,15 @@ pub enum Target<'a> {
     Teacher(&'a Tensor),
     /// The sequence's own ids: mean over `N − 1` rows of the next token's negative log-probability.
     NextToken(&'a [u32]),
+    /// `kl` times the first plus `1 − kl` times the second.
+    Mixed {
+        /// The teacher's final-normed hidden states `[N, E]`.
+        teacher: &'a Tensor,
+        /// The sequence's own ids.
+        ids: &'a [u32],
+        /// Weight of the divergence, 0 … 1.
+        kl: f64,
+    },
 }
 
 /// Loss in nats per token, and its gradient with respect to `hidden`.
@@ -64,24 +89,22 @@ pub enum Target<'a> {
 ///
 /// # Errors
 /// Shapes that do not fit.
-pub fn vocabulary_loss(
+pub fn vocabulary_loss<'a>(
     hidden: &Tensor,
     lm_head: &Tensor,
-    target: Target<'_>,
+    target: Target<'a>,
     counted: Option<&[bool]>,
 ) -> Result<(f64, Tensor)> {
     let (tokens, width) = hidden.dims2()?;
     let Some(counted) = counted else {
-        let rows = match target {
-            Target::Teacher(_) => tokens,
-            Target::NextToken(_) => tokens.saturating_sub(1),
-        };
+        let next = |ids: &'a [u32]| &ids[1.min(ids.len())..];
         let target = match target {
             Target::Teacher(_) => target,
-            Target::NextToken(ids) => Target::NextToken(&ids[1.min(ids.len())..]),
+            Target::NextToken(ids) => Target::NextToken(next(ids)),
+            Target::Mixed { teacher, ids, kl } => Target::Mixed { teacher, ids: next(ids), kl },
         };
         let mut gradient = vec![0.0_f32; tokens * width];
-        let loss = rows_loss(hidden, lm_head, target, rows, &mut gradient)?;
+        let loss = rows_loss(hidden, lm_head, target, &mut gradient)?;
         return Ok((loss, Tensor::from_vec(gradient, hidden.shape(), hidden.device())?));
     };
     if counted.len() != tokens {
@@ -95,71 +118,98 @@ pub fn vocabulary_loss(
         return Ok((0.0, Tensor::from_vec(gradient, hidden.shape(), hidden.device())?));
     }
     let index = Tensor::new(rows.as_slice(), hidden.device())?;
-    let (next, teacher): (Vec<u32>, Tensor);
+    let of_rows = |hidden: &Tensor| hidden.index_select(&index, 0);
+    let next = |ids: &[u32]| rows.iter().map(|&row| ids[row as usize + 1]).collect::<Vec<_>>();
+    let (next_ids, teacher_rows);
     let target = match target {
-        Target::Teacher(hidden) => {
-            teacher = hidden.index_select(&index, 0)?;
-            Target::Teacher(&teacher)
+        Target::Teacher(teacher) => {
+            teacher_rows = of_rows(teacher)?;
+            Target::Teacher(&teacher_rows)
         }
         Target::NextToken(ids) => {
-            next = rows.iter().map(|&row| ids[row as usize + 1]).collect();
-            Target::NextToken(&next)
+            next_ids = next(ids);
+            Target::NextToken(&next_ids)
+        }
+        Target::Mixed { teacher, ids, kl } => {
+            (next_ids, teacher_rows) = (next(ids), of_rows(teacher)?);
+            Target::Mixed { teacher: &teacher_rows, ids: &next_ids, kl }
         }
     };
     let mut gathered = vec![0.0_f32; rows.len() * width];
-    let chosen = hidden.index_select(&index, 0)?;
-    let loss = rows_loss(&chosen, lm_head, target, rows.len(), &mut gathered)?;
+    let loss = rows_loss(&of_rows(hidden)?, lm_head, target, &mut gathered)?;
     for (&row, gathered) in rows.iter().zip(gathered.chunks_exact(width)) {
         gradient[row as usize * width..][..width].copy_from_slice(gathered);
     }
     Ok((loss, Tensor::from_vec(gradient, hidden.shape(), hidden.device())?))
 }
 
-/// The mean loss of the first `rows` rows of `hidden` and, over zeros in `gradient`, its gradient. The target has a
-/// row or an id for each.
+/// The mean loss of rows of `hidden` and, over zeros in `gradient`, its gradient. Ids are those that the rows predict, the
+/// first ones if there are fewer than rows.
 fn rows_loss(
     hidden: &Tensor,
     lm_head: &Tensor,
     target: Target<'_>,
-    rows: usize,
     gradient: &mut [f32],
 ) -> Result<f64> {
+    let (tokens, _) = hidden.dims2()?;
+    let (rows, predicted) = match target {
+        Target::Teacher(_) => (tokens, 0),
+        Target::NextToken(ids) => (ids.len(), ids.len()),
+        Target::Mixed { ids, .. } => (tokens, ids.len()),
+    };
     let (vocab, width) = lm_head.dims2()?;
-    let weight = 1.0 / rows.max(1) as f32;
-    let mut total = 0.0;
+    let kl_share = match target {
+        Target::Teacher(_) => 1.0,
+        Target::NextToken(_) => 0.0,
+        Target::Mixed { kl, .. } => kl,
+    };
+    // What one row's divergence and one row's surprise count.
+    let kl_weight = kl_share as f32 / rows.max(1) as f32;
+    let next_weight = (1.0 - kl_share) as f32 / predicted.max(1) as f32;
+    let (mut divergences, mut surprises) = (0.0, 0.0);
     let (mut student, mut teacher) = (Vec::new(), Vec::new());
     for (start, gradient) in (0..rows).step_by(BLOCK).zip(gradient.chunks_mut(BLOCK * width)) {
         let count = BLOCK.min(rows - start);
         logits(&hidden.narrow(0, start, count)?, lm_head, &mut student)?;
-        total += match target {
-            Target::Teacher(hidden) => {
-                logits(&hidden.narrow(0, start, count)?, lm_head, &mut teacher)?;
-                let rows =
-                    student.par_chunks_exact_mut(vocab).zip(teacher.par_chunks_exact_mut(vocab));
-                sum_in_order(rows.map(|(student, teacher)| {
-                    vectorize(
-                        #[inline(always)]
-                        || divergence(student, teacher, weight),
-                    )
-                }))
-            }
+        let students = student.par_chunks_exact_mut(vocab);
+        match target {
             Target::NextToken(ids) => {
-                let rows = student.par_chunks_exact_mut(vocab).zip(&ids[start..start + count]);
-                sum_in_order(rows.map(|(student, &id)| {
+                let rows = students.zip(&ids[start..start + count]);
+                surprises += sum_in_order(rows.map(|(student, &id)| {
                     vectorize(
                         #[inline(always)]
-                        || surprise(student, id as usize, weight),
+                        || surprise(student, id as usize, next_weight),
                     )
-                }))
+                }));
             }
-        };
+            Target::Teacher(hidden) | Target::Mixed { teacher: hidden, .. } => {
+                logits(&hidden.narrow(0, start, count)?, lm_head, &mut teacher)?;
+                let ids = match target {
+                    Target::Mixed { ids, .. } => ids,
+                    _ => &[],
+                };
+                let rows = students.zip(teacher.par_chunks_exact_mut(vocab)).enumerate();
+                let pairs = rows.map(|(row, (student, teacher))| {
+                    // The last token predicts nothing that is there.
+                    let next = ids.get(start + row).map(|&id| (id as usize, next_weight));
+                    vectorize(
+                        #[inline(always)]
+                        || divergence(student, teacher, kl_weight, next),
+                    )
+                });
+                let pairs: Vec<(f64, f64)> = pairs.collect();
+                divergences += pairs.iter().map(|(kl, _)| kl).sum::<f64>();
+                surprises += pairs.iter().map(|(_, surprise)| surprise).sum::<f64>();
+            }
+        }
         let d_logits = Mat::rows(&student, vocab);
         borrow(lm_head, |head| {
             let head = Mat::rows(head, width);
             par_matmul((count, width, vocab), gradient, width, false, d_logits, head);
         })?;
     }
-    Ok(total / rows.max(1) as f64)
+    let mean = |total: f64, rows: usize| total / rows.max(1) as f64;
+    Ok(kl_share * mean(divergences, rows) + (1.0 - kl_share) * mean(surprises, predicted))
 }
 
 /// `hidden` `[rows, E]` times `lm_head` `[vocab, E]` transposed, over what `out` held.
@@ -193,10 +243,18 @@ fn surprise(logits: &mut [f32], id: usize, weight: f32) -> f64 {
     f64::from(sum.ln()) - own
 }
 
-/// KL(teacher ‖ student) of one row of logits each. `student` becomes `weight` times its gradient; `teacher` is spent.
+/// KL(teacher ‖ student) of one row of logits each and, if `next` gives an id and its weight, −ln p(id), else 0.
+///
+/// `student` becomes the gradient of `weight` times the one plus the id's weight times the other; `teacher` is spent.
 #[inline(always)]
-fn divergence(student: &mut [f32], teacher: &mut [f32], weight: f32) -> f64 {
+fn divergence(
+    student: &mut [f32],
+    teacher: &mut [f32],
+    weight: f32,
+    next: Option<(usize, f32)>,
+) -> (f64, f64) {
     let (max_s, max_t) = (vector::max(student), vector::max(teacher));
+    let own = next.map(|(id, _)| f64::from(student[id] - max_s));
     let (mut sum_s, mut sum_t, mut cross) = (0.0_f64, 0.0_f64, 0.0_f64);
     // Short partial sums in f32, their total in f64.
     for (student, teacher) in student.chunks_mut(SHORT).zip(teacher.chunks_mut(SHORT)) {
@@ -208,11 +266,16 @@ fn divergence(student: &mut [f32], teacher: &mut [f32], weight: f32) -> f64 {
         sum_t += f64::from(vector::exp_sub_sum(teacher, max_t));
         cross += f64::from(vector::dot(teacher, &shifted[..teacher.len()]));
     }
-    let (scale_s, scale_t) = (weight / sum_s as f32, weight / sum_t as f32);
+    let next_weight = next.map_or(0.0, |(_, weight)| weight);
+    let (scale_s, scale_t) = ((weight + next_weight) / sum_s as f32, weight / sum_t as f32);
     for (student, &teacher) in student.iter_mut().zip(teacher.iter()) {
         *student = *student * scale_s - teacher * scale_t;
     }
-    cross / sum_t + sum_s.ln() - sum_t.ln()
+    if let Some((id, weight)) = next {
+        student[id] -= weight;
+    }
+    let surprise = own.map_or(0.0, |own| sum_s.ln() - own);
+    (cross / sum_t + sum_s.ln() - sum_t.ln(), surprise)
 }
 
 #[cfg(test)]
@@ -265,6 +328,16 @@ mod tests {
         let worst = (gradient - expected).unwrap().abs().unwrap().max_all().unwrap();
         assert!(worst.to_scalar::<f32>().unwrap() < 1e-9);
         assert!(mean_squared_error(&x, &random(3, 3, 1)).is_err());
+    }
+
+    #[test]
+    fn variance_is_that_of_all_values() {
+        let x = random(150, 300, 1);
+        let values: Vec<f32> = x.flatten_all().unwrap().to_vec1().unwrap();
+        let mean = values.iter().map(|&x| f64::from(x)).sum::<f64>() / 45_000.0;
+        let expected =
+            values.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / 45_000.0;
+        assert!((variance(&x).unwrap() / expected - 1.0).abs() < 1e-9);
     }
 
     #[test]
@@ -328,5 +401,21 @@ mod tests {
         check_gradient(loss, &hidden);
         let last: Vec<f32> = loss(&hidden).1.get(139).unwrap().to_vec1().unwrap();
         assert!(last.iter().all(|&g| g == 0.0), "the last token predicts nothing");
+    }
+
+    #[test]
+    fn a_mixture_is_the_weighted_sum_of_both_in_loss_and_gradient() {
+        let (hidden, teacher, head) = (random(300, 6, 1), random(300, 6, 2), random(90, 6, 3));
+        let ids: Vec<u32> = (0..300).map(|i| i * 37 % 90).collect();
+        let of = |target| vocabulary_loss(&hidden, &head, target).unwrap();
+        let (kl, d_kl) = of(Target::Teacher(&teacher));
+        let (nll, d_nll) = of(Target::NextToken(&ids));
+        for share in [0.0, 0.3, 1.0] {
+            let (loss, gradient) = of(Target::Mixed { teacher: &teacher, ids: &ids, kl: share });
+            assert!((loss - (share * kl + (1.0 - share) * nll)).abs() < 1e-6);
+            let expected = ((&d_kl * share).unwrap() + (&d_nll * (1.0 - share)).unwrap()).unwrap();
+            let worst = (gradient - expected).unwrap().abs().unwrap().max_all().unwrap();
+            assert!(worst.to_scalar::<f32>().unwrap() < 1e-7);
+        }
     }
 }

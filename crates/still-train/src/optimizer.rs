@@ -6,7 +6,7 @@ use candle_core::{Tensor, Var};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, TrainError};
-use crate::schedule::warmup_cosine;
+use crate::schedule::{Plateau, Schedule};
 
 /// Settings of AdamW (Loshchilov and Hutter 2019) and its schedule.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -16,7 +16,10 @@ pub struct AdamWConfig {
     pub lr: f64,
     /// Steps of linear warmup.
     pub warmup: usize,
-    /// The cosine ends at this share of `lr`.
+    /// How the rate goes on after it: `"cosine"`, `"linear"`, `"constant"` or
+    /// `{ plateau = { factor = 0.5, patience = 2 } }`.
+    pub schedule: Schedule,
+    /// The schedule ends at this share of `lr`.
     pub floor: f64,
     /// Decay of the first moment.
     pub beta1: f64,
@@ -35,6 +38,7 @@ impl Default for AdamWConfig {
         Self {
             lr: 1e-3,
             warmup: 2,
+            schedule: Schedule::default(),
             floor: 0.1,
             beta1: 0.9,
             beta2: 0.99,
@@ -68,6 +72,19 @@ impl AdamWConfig {
                 return bad(key, value, "use a number between 0 and 1");
             }
         }
+        for (key, value) in [("eps", self.eps), ("weight_decay", self.weight_decay)] {
+            if !(value >= 0.0 && value.is_finite()) {
+                return bad(key, value, "use 0 or a positive number");
+            }
+        }
+        if let Schedule::Plateau { factor, patience } = self.schedule {
+            if !(0.0 < factor && factor < 1.0) {
+                return bad("schedule.plateau.factor", factor, "use a number between 0 and 1");
+            }
+            if patience == 0 {
+                return bad("schedule.plateau.patience", 0.0, "use 1 evaluation or more");
+            }
+        }
         Ok(())
     }
 }
@@ -82,8 +99,12 @@ pub struct AdamW {
     parameters: Parameters,
     /// First and second moments.
     moments: Vec<(Tensor, Tensor)>,
+    /// Steps of the schedule.
     step: usize,
+    /// Those among them that were not taken.
+    skipped: usize,
     total: usize,
+    plateau: Plateau,
 }
 
 impl AdamW {
@@ -95,10 +116,11 @@ impl AdamW {
         let zeros =
             |var: &Var| -> Result<(Tensor, Tensor)> { Ok((var.zeros_like()?, var.zeros_like()?)) };
         let moments = parameters.iter().map(|(_, var)| zeros(var)).collect::<Result<_>>()?;
-        Ok(Self { config, parameters, moments, step: 0, total })
+        let plateau = Plateau::default();
+        Ok(Self { config, parameters, moments, step: 0, skipped: 0, total, plateau })
     }
 
-    /// Steps taken.
+    /// Steps so far, skipped ones included.
     pub fn step_count(&self) -> usize {
         self.step
     }
@@ -110,8 +132,15 @@ impl AdamW {
 
     /// Learning rate of the next step.
     pub fn lr(&self) -> f64 {
-        let AdamWConfig { lr, warmup, floor, .. } = self.config;
-        warmup_cosine(lr, self.step, warmup, self.total, floor)
+        let AdamWConfig { lr, warmup, schedule, floor, .. } = self.config;
+        lr * schedule.share(self.step, warmup, self.total, floor) * self.plateau.scale().max(floor)
+    }
+
+    /// Takes note of a held-out loss, which [`Schedule::Plateau`] goes by.
+    pub(crate) fn observe(&mut self, heldout: f64) {
+        if let Schedule::Plateau { factor, patience } = self.config.schedule {
+            self.plateau.observe(heldout, factor, patience);
+        }
     }
 
     /// Takes one step; a parameter without gradient stays. Returns the gradient's global norm before clipping.
@@ -119,25 +148,41 @@ impl AdamW {
     /// # Errors
     /// [`TrainError::NotFinite`] if the norm is not a number; nothing has changed then.
     pub fn step(&mut self, stage: &'static str, grads: &[Option<Tensor>]) -> Result<f64> {
+        let norm = self.norm(stage, grads)?;
+        self.apply(grads, norm)?;
+        Ok(norm)
+    }
+
+    /// Global norm of the gradients.
+    ///
+    /// # Errors
+    /// [`TrainError::NotFinite`] if it is not a number.
+    pub(crate) fn norm(&self, stage: &'static str, grads: &[Option<Tensor>]) -> Result<f64> {
         let mut squares = 0.0;
         for grad in grads.iter().flatten() {
             squares += f64::from(grad.sqr()?.sum_all()?.to_scalar::<f32>()?);
         }
         let norm = squares.sqrt();
-        if !norm.is_finite() {
-            return Err(TrainError::NotFinite {
-                stage,
-                step: self.step,
-                what: "the gradient's norm",
-                value: norm,
-            });
+        if norm.is_finite() {
+            return Ok(norm);
         }
+        Err(TrainError::NotFinite {
+            stage,
+            step: self.step,
+            what: "the gradient's norm",
+            value: norm,
+        })
+    }
+
+    /// The step along gradients of this norm.
+    pub(crate) fn apply(&mut self, grads: &[Option<Tensor>], norm: f64) -> Result<()> {
         let AdamWConfig { beta1, beta2, eps, weight_decay, clip, .. } = self.config;
         let scale = if norm > clip { clip / norm } else { 1.0 };
         let lr = self.lr();
         self.step += 1;
-        let correct1 = 1.0 - beta1.powi(self.step as i32);
-        let correct2 = 1.0 - beta2.powi(self.step as i32);
+        let taken = (self.step - self.skipped) as i32;
+        let correct1 = 1.0 - beta1.powi(taken);
+        let correct2 = 1.0 - beta2.powi(taken);
         for (((_, var), (m, v)), grad) in self.parameters.iter().zip(&mut self.moments).zip(grads) {
             let Some(grad) = grad else { continue };
             let grad = (grad * scale)?;
@@ -148,7 +193,23 @@ impl AdamW {
             let decayed = (var.as_tensor() * (1.0 - lr * weight_decay))?;
             var.set(&(decayed - (update * lr)?)?)?;
         }
-        Ok(norm)
+        Ok(())
+    }
+
+    /// Goes on without a step: the schedule advances, nothing else.
+    pub(crate) fn skip(&mut self) {
+        self.step += 1;
+        self.skipped += 1;
+    }
+
+    /// Steps skipped so far.
+    pub(crate) fn skipped(&self) -> usize {
+        self.skipped
+    }
+
+    /// What [`Schedule::Plateau`] remembers.
+    pub(crate) fn plateau(&self) -> Plateau {
+        self.plateau
     }
 
     /// Moments by parameter name, `m.` and `v.` before it.
@@ -161,13 +222,14 @@ impl AdamW {
             .collect()
     }
 
-    /// Goes on from saved moments.
+    /// Goes on from saved moments, after `step` steps of which `skipped` were not taken.
     ///
     /// # Errors
     /// The name of a moment that is missing or of another shape.
-    pub fn restore(
+    pub(crate) fn restore(
         &mut self,
-        step: usize,
+        (step, skipped): (usize, usize),
+        plateau: Plateau,
         state: &HashMap<String, Tensor>,
     ) -> std::result::Result<(), String> {
         for ((name, var), (m, v)) in self.parameters.iter().zip(&mut self.moments) {
@@ -179,7 +241,7 @@ impl AdamW {
                 }
             }
         }
-        self.step = step;
+        (self.step, self.skipped, self.plateau) = (step, skipped.min(step), plateau);
         Ok(())
     }
 }
@@ -207,6 +269,7 @@ mod tests {
         let config = AdamWConfig {
             lr: 0.1,
             warmup: 0,
+            schedule: Schedule::Cosine,
             floor: 1.0,
             beta1: 0.9,
             beta2: 0.99,
@@ -235,6 +298,33 @@ mod tests {
         AdamW::new(free, b.clone(), 10).unwrap().step("test", &grad(0.5)).unwrap();
         assert_eq!(norm, 4.0);
         assert_eq!(value(&a), value(&b));
+    }
+
+    #[test]
+    fn a_skipped_step_moves_the_schedule_alone() {
+        let config = AdamWConfig { warmup: 4, ..AdamWConfig::default() };
+        let (skipping, plain) = (one(1.0), one(1.0));
+        let mut adam = AdamW::new(config, skipping.clone(), 10).unwrap();
+        adam.skip();
+        assert_eq!((value(&skipping), adam.step_count(), adam.lr()), (1.0, 1, 0.5e-3));
+        // The first update is a first update: the moments' correction counts those alone.
+        adam.step("test", &grad(0.5)).unwrap();
+        let twice = AdamWConfig { lr: 2e-3, ..config };
+        AdamW::new(twice, plain.clone(), 10).unwrap().step("test", &grad(0.5)).unwrap();
+        assert_eq!(value(&skipping), value(&plain));
+    }
+
+    #[test]
+    fn a_plateau_never_goes_below_the_floor() {
+        let schedule = Schedule::Plateau { factor: 0.5, patience: 1 };
+        let config = AdamWConfig { lr: 1.0, warmup: 0, schedule, ..AdamWConfig::default() };
+        let mut adam = AdamW::new(config, one(1.0), 10).unwrap();
+        let mut rates = Vec::new();
+        for _ in 0..6 {
+            adam.observe(1.0);
+            rates.push(adam.lr());
+        }
+        assert_eq!(rates, [1.0, 0.5, 0.25, 0.125, 0.1, 0.1]);
     }
 
     #[test]

@@ -1,24 +1,28 @@
 //! Stage 1, attention transfer: the hybrid attention of each layer learns to give what softmax attention gives.
 
 use candle_core::Tensor;
-use still_attention::{dense_attention, hybrid_attention};
-use still_model::decoder::ops::pull_back;
-use still_model::{Model, Student};
+use still_attention::{Branches, HybridConfig, Selection, dense_attention, hybrid_attention};
+use still_model::decoder::ops::{merge_heads, pull_back};
+use still_model::{AttentionInputs, DecoderLayer, Model, Student, StudentLayer};
 
 use crate::data::{Window, shares};
 use crate::error::{Result, TrainError};
-use crate::loss::mean_squared_error;
+use crate::loss::{mean_squared_error, variance};
 use crate::metrics::{Stage, StepReport};
 use crate::optimizer::AdamW;
 use crate::parameters::{Accumulator, detached, is_attention, trainable};
-use crate::recipe::TransferRecipe;
+use crate::recipe::{GuardRecipe, TransferLoss, TransferRecipe};
+use crate::update::Updates;
 
 /// The stage and its optimizer. The base weights stay as they are.
 #[derive(Debug)]
 pub struct TransferStage {
     teacher: Model,
     student: Student,
-    optimizer: AdamW,
+    loss: TransferLoss,
+    normalise: bool,
+    linear_branch_weight: f64,
+    updates: Updates,
 }
 
 /// What a step did, and what it computed on the way.
@@ -28,6 +32,29 @@ pub struct TransferStep {
     pub report: StepReport,
     /// The teacher's final-normed hidden states of each segment, `[N, E]`: stage 2 can use them again.
     pub teacher_hidden: Vec<Tensor>,
+}
+
+/// What windows of a step gave, before anything is changed.
+pub(crate) struct TransferGradients {
+    gradients: Accumulator,
+    /// Of each layer: all that is minimised.
+    layer_losses: Vec<f64>,
+    /// Of each layer: the linear branch alone, unweighted; empty if it has no loss of its own.
+    linear_losses: Vec<f64>,
+    teacher_hidden: Vec<Tensor>,
+}
+
+impl TransferGradients {
+    /// Mean over the layers.
+    pub fn loss(&self) -> f64 {
+        self.layer_losses.iter().sum::<f64>() / self.layer_losses.len().max(1) as f64
+    }
+
+    /// Of each parameter, of the sum over the layers.
+    #[cfg(test)]
+    pub fn into_gradients(self) -> Vec<Option<Tensor>> {
+        self.gradients.into_gradients()
+    }
 }
 
 impl TransferStage {
@@ -44,7 +71,21 @@ impl TransferStage {
         }
         let (student, parameters) = trainable(student, is_attention)?;
         let optimizer = AdamW::new(recipe.optimizer, parameters, recipe.steps)?;
-        Ok(Self { teacher: model.teacher(), student, optimizer })
+        Ok(Self {
+            teacher: model.teacher(),
+            student,
+            loss: recipe.loss,
+            normalise: recipe.normalise,
+            linear_branch_weight: recipe.linear_branch_weight,
+            updates: Updates::new(Stage::Transfer, optimizer),
+        })
+    }
+
+    /// From now on skips steps that are spikes.
+    #[must_use]
+    pub fn with_guard(mut self, guard: &GuardRecipe) -> Self {
+        self.updates.guard(guard);
+        self
     }
 
     /// One optimizer step over windows of token ids. Each layer's graph is dropped before the next layer.
@@ -54,9 +95,31 @@ impl TransferStage {
     /// # Errors
     /// A loss or gradient that is not a number (the step is then not taken); an id outside the vocabulary.
     pub fn step(&mut self, windows: &[Window]) -> Result<TransferStep> {
+        let done = self.gradients(windows)?;
+        let loss = done.loss();
+        let update = self.updates.update(loss, done.gradients)?;
+        let report = StepReport {
+            stage: Stage::Transfer,
+            step: self.updates.optimizer.step_count(),
+            loss,
+            grad_norm: update.grad_norm,
+            lr: update.lr,
+            tokens: windows.iter().map(Window::len).sum(),
+            skipped: update.skipped,
+            layer_losses: done.layer_losses,
+            linear_losses: done.linear_losses,
+        };
+        Ok(TransferStep { report, teacher_hidden: done.teacher_hidden })
+    }
+
+    /// Losses and gradients of a step.
+    pub(crate) fn gradients(&self, windows: &[Window]) -> Result<TransferGradients> {
         let decoder = &self.teacher.decoder;
-        let mut gradients = Accumulator::new(self.optimizer.parameters());
+        let parameters = self.updates.optimizer.parameters();
+        let mut gradients = Accumulator::new(parameters);
         let mut layer_losses = vec![0.0; decoder.layers.len()];
+        let with_branch = self.linear_branch_weight > 0.0;
+        let mut linear_losses = vec![0.0; if with_branch { decoder.layers.len() } else { 0 }];
         let mut teacher_hidden = Vec::with_capacity(windows.len());
         for (segment, share) in shares(windows, |segment| segment.ids.len()) {
             let ids = Tensor::new(segment.ids, decoder.device())?.unsqueeze(0)?;
@@ -65,34 +128,41 @@ impl TransferStage {
             for (n, (layer, student)) in decoder.layers.iter().zip(&self.student.layers).enumerate()
             {
                 let inputs = layer.attention_inputs(&x, &rotation, None)?;
-                let (q, k, v) = (&inputs.q, &inputs.k, &inputs.v);
-                let target = dense_attention(q, k, v)?;
-                let gate = student.gate(&inputs.normed, layer.head_dim)?;
-                let (weights, config) = (&student.attention, &student.config);
-                let out = hybrid_attention(q, k, v, weights, gate.as_ref(), config, None)?.out;
-                let (value, gradient) = mean_squared_error(&out, &target)?;
-                if !value.is_finite() {
-                    return Err(self.not_finite(value));
+                let attention = dense_attention(&inputs.q, &inputs.k, &inputs.v)?;
+                let target = self.compared(layer, &attention)?;
+                let scale = if self.normalise { 1.0 / variance(&target)? } else { 1.0 };
+                // Loss of one attention output; adds `weight` times its gradients.
+                let mut compare = |out: &Tensor, weight: f64| -> Result<f64> {
+                    let out = self.compared(layer, out)?;
+                    let (loss, gradient) = mean_squared_error(&out, &target)?;
+                    self.updates.check_loss(loss * scale)?;
+                    let grads = pull_back(&out, &gradient)?.backward()?;
+                    gradients.add(parameters, &grads, share * weight * scale)?;
+                    Ok(loss * scale)
+                };
+                let (out, selection) = attend(student, layer, &inputs, &student.config, None)?;
+                layer_losses[n] += share * compare(&out, 1.0)?;
+                if with_branch {
+                    drop(out);
+                    let alone = linear_alone(&student.config);
+                    let (out, _) = attend(student, layer, &inputs, &alone, Some(&selection))?;
+                    let loss = compare(&out, self.linear_branch_weight)?;
+                    linear_losses[n] += share * loss;
+                    layer_losses[n] += share * self.linear_branch_weight * loss;
                 }
-                layer_losses[n] += value * share;
-                let grads = pull_back(&out, &gradient)?.backward()?;
-                gradients.add(self.optimizer.parameters(), &grads, share)?;
-                x = layer.finish(&x, &target, None)?;
+                x = layer.finish(&x, &attention, None)?;
             }
             teacher_hidden.push(decoder.final_norm(&x)?.squeeze(0)?);
         }
-        let lr = self.optimizer.lr();
-        let grad_norm = self.optimizer.step(Stage::Transfer.name(), &gradients.into_gradients())?;
-        let report = StepReport {
-            stage: Stage::Transfer,
-            step: self.optimizer.step_count(),
-            loss: layer_losses.iter().sum::<f64>() / layer_losses.len().max(1) as f64,
-            grad_norm,
-            lr,
-            tokens: windows.iter().map(Window::len).sum(),
-            layer_losses,
-        };
-        Ok(TransferStep { report, teacher_hidden })
+        Ok(TransferGradients { gradients, layer_losses, linear_losses, teacher_hidden })
+    }
+
+    /// What the loss compares of an attention output `[B, H, N, D]`: itself, or `[B, N, E]` after `o_proj`.
+    fn compared(&self, layer: &DecoderLayer, attention: &Tensor) -> Result<Tensor> {
+        Ok(match self.loss {
+            TransferLoss::HeadMse => attention.clone(),
+            TransferLoss::OutputMse => layer.o_proj.forward(&merge_heads(attention)?, None)?,
+        })
     }
 
     /// The student as it is now.
@@ -103,17 +173,29 @@ impl TransferStage {
         detached(&self.student)
     }
 
-    /// The optimizer, to save or restore.
-    pub(crate) fn optimizer(&mut self) -> &mut AdamW {
-        &mut self.optimizer
+    /// The optimizer and its guard, to save or restore.
+    pub(crate) fn updates(&mut self) -> &mut Updates {
+        &mut self.updates
     }
+}
 
-    fn not_finite(&self, value: f64) -> TrainError {
-        TrainError::NotFinite {
-            stage: Stage::Transfer.name(),
-            step: self.optimizer.step_count(),
-            what: "the loss",
-            value,
-        }
-    }
+/// The student's attention, its routing, and its graph back to what it learns.
+fn attend(
+    student: &StudentLayer,
+    layer: &DecoderLayer,
+    inputs: &AttentionInputs,
+    config: &HybridConfig,
+    selection: Option<&Selection>,
+) -> Result<(Tensor, Selection)> {
+    let AttentionInputs { q, k, v, normed } = inputs;
+    let gate = student.gate(normed, layer.head_dim)?;
+    let weights = &student.attention;
+    let output = hybrid_attention(q, k, v, weights, gate.as_ref(), config, selection)?;
+    Ok((output.out, output.selection))
+}
+
+/// The linear branch by itself: of the exact keys only the token's own remains.
+fn linear_alone(config: &HybridConfig) -> HybridConfig {
+    let branches = Branches { window: false, salient: false, linear: true };
+    HybridConfig { branches, ..config.clone() }
 }

@@ -69,6 +69,18 @@ fn overrides_win_and_take_any_toml_value() {
 }
 
 #[test]
+fn what_a_section_leaves_out_is_its_own_default() {
+    let recipe = Recipe::parse("[transfer.optimizer]\nwarmup = 9", &[]).unwrap();
+    let default = Recipe::default().transfer.optimizer;
+    assert_eq!((recipe.transfer.optimizer.lr, default.lr), (3e-2, 3e-2));
+    assert_eq!(recipe.transfer.optimizer.warmup, 9);
+    let set = ["finetune.lora.rank=3", "attention.feature_map=softmax"].map(str::to_owned);
+    let recipe = Recipe::parse("", &set).unwrap();
+    assert_eq!((recipe.finetune.lora.rank, recipe.finetune.lora.alpha), (3, 16.0));
+    assert_eq!(recipe.attention.feature_map, still_attention::FeatureMap::Softmax);
+}
+
+#[test]
 fn values_without_sense_are_refused() {
     for (item, word) in [
         ("transfer.batch=0", "transfer.batch is 0"),

@@ -7,7 +7,7 @@ use serde_json::json;
 use still_model::{ExportKind, Model, save_student};
 use still_train::{Observer, Recipe, TokenCache, Windows, calibrated_recipe, linearize_windows};
 
-use super::{load, read_text};
+use super::{dry_run, load, read_text};
 use crate::args::{ExportDtype, LinearizeArgs};
 use crate::commands::observer::RunObserver;
 use crate::errors::user;
@@ -19,7 +19,7 @@ use crate::table;
 
 /// Runs the command.
 pub fn run(args: &LinearizeArgs, printer: &Printer) -> anyhow::Result<()> {
-    if args.out.exists() && !args.overwrite {
+    if args.out.exists() && !args.overwrite && !args.dry_run {
         return Err(user(
             format!("{} exists already", args.out.display()),
             "choose another --out, or add --overwrite",
@@ -43,6 +43,9 @@ pub fn run(args: &LinearizeArgs, printer: &Printer) -> anyhow::Result<()> {
             format!("{} is a student already", args.model.model),
             "linearize the base model that it came from",
         ));
+    }
+    if args.dry_run {
+        return dry_run::run(args, &recipe, &model, printer);
     }
     interrupt::catch()?;
     let run_dir = run_dir(args);

@@ -5,6 +5,7 @@ pub mod calibrate;
 pub mod chat;
 pub mod demo;
 pub mod doctor;
+mod dry_run;
 pub mod export;
 pub mod generate;
 pub mod inspect;

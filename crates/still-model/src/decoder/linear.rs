@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 
-use super::ops::{frozen_linear, low_rank_linear};
+use super::ops::{Dropout, frozen_linear, low_rank_linear};
 use super::weight::Weight;
 use crate::error::Result;
 
@@ -24,6 +24,8 @@ pub struct Lora {
     pub b: Tensor,
     /// `α / rank`
     pub scale: f64,
+    /// Of one training step; absent everywhere else.
+    pub dropout: Option<Dropout>,
 }
 
 /// The updates of one attention layer; projections that are not targets have none.
@@ -37,6 +39,18 @@ pub struct LoraLayer {
     pub v: Option<Lora>,
     /// Of `o_proj`.
     pub o: Option<Lora>,
+}
+
+impl LoraLayer {
+    /// The same updates for one training step: `dropout` of `q`, the streams after its own for `k`, `v` and `o`.
+    #[must_use]
+    pub fn with_dropout(&self, dropout: Dropout) -> Self {
+        let of = |lora: &Option<Lora>, after: u64| {
+            let dropout = Dropout { stream: dropout.stream + after, ..dropout };
+            lora.clone().map(|lora| Lora { dropout: Some(dropout), ..lora })
+        };
+        Self { q: of(&self.q, 0), k: of(&self.k, 1), v: of(&self.v, 2), o: of(&self.o, 3) }
+    }
 }
 
 impl Linear {

@@ -10,7 +10,7 @@ use candle_core::{DType, Device, Tensor};
 
 pub use layer::{AttentionInputs, DecoderLayer};
 pub use linear::{Linear, Lora, LoraLayer};
-pub use ops::{MlpWeights, Rotation};
+pub use ops::{Dropout, MlpWeights, Rotation};
 pub use weight::Weight;
 
 use crate::checkpoint::Weights;

@@ -76,7 +76,7 @@ impl Segment<'_> {
     pub fn predictions(&self, objective: Objective) -> usize {
         match (self.counted, objective) {
             (Some(counted), _) => counted.iter().skip(1).filter(|&&counted| counted).count(),
-            (None, Objective::LogitKl) => self.ids.len(),
+            (None, Objective::LogitKl | Objective::Mixed { .. }) => self.ids.len(),
             (None, Objective::CrossEntropy) => self.ids.len().saturating_sub(1),
         }
     }

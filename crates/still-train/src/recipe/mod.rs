@@ -4,6 +4,8 @@ mod attention;
 mod calibration;
 mod checkpoint;
 mod data;
+mod evaluation;
+mod guard;
 mod overrides;
 mod stages;
 
@@ -15,10 +17,13 @@ pub use calibration::CalibrationRecipe;
 pub use checkpoint::CheckpointRecipe;
 pub(crate) use data::MAX_LENGTHS;
 pub use data::{DataRecipe, LossOn};
-pub use stages::{FinetuneRecipe, Objective, TransferRecipe};
+pub use evaluation::EvaluationRecipe;
+pub use guard::GuardRecipe;
+pub use stages::{FinetuneRecipe, Objective, TransferLoss, TransferRecipe};
 
 use crate::error::{Result, TrainError};
-use overrides::{apply_override, check_keys};
+use crate::schedule::Schedule;
+use overrides::{apply_override, check_keys, over_defaults};
 
 /// A complete recipe; every key has a default.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -36,6 +41,10 @@ pub struct Recipe {
     pub transfer: TransferRecipe,
     /// Stage 2: low-rank finetuning.
     pub finetune: FinetuneRecipe,
+    /// What is measured between steps.
+    pub evaluation: EvaluationRecipe,
+    /// When a step is skipped and a run given up.
+    pub guard: GuardRecipe,
     /// What is kept on disk.
     pub checkpoint: CheckpointRecipe,
 }
@@ -55,12 +64,13 @@ impl Recipe {
             apply_override(&mut table, item)?;
         }
         check_keys(&table)?;
-        let recipe: Self = Value::Table(table).try_into().map_err(|error: toml::de::Error| {
-            TrainError::Recipe {
-                what: error.message().to_owned(),
-                hint: "see recipes/ for complete recipes with every key".into(),
-            }
-        })?;
+        let recipe: Self =
+            Value::Table(over_defaults(table)?).try_into().map_err(|error: toml::de::Error| {
+                TrainError::Recipe {
+                    what: error.message().to_owned(),
+                    hint: "see recipes/ for complete recipes with every key".into(),
+                }
+            })?;
         recipe.validate()?;
         Ok(recipe)
     }
@@ -82,8 +92,20 @@ impl Recipe {
         }
         self.data.validate()?;
         self.calibration.validate()?;
-        self.transfer.optimizer.validate("transfer.optimizer")?;
-        self.finetune.optimizer.validate("finetune.optimizer")
+        self.transfer.validate()?;
+        self.finetune.validate()?;
+        self.evaluation.validate()?;
+        self.guard.validate()?;
+        for (key, optimizer) in [
+            ("transfer.optimizer.schedule", &self.transfer.optimizer),
+            ("finetune.optimizer.schedule", &self.finetune.optimizer),
+        ] {
+            let plateau = matches!(optimizer.schedule, Schedule::Plateau { .. });
+            if plateau && !self.evaluation.measures_loss() {
+                return Err(evaluation::needs_loss(key));
+            }
+        }
+        Ok(())
     }
 }
 

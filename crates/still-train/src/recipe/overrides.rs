@@ -30,10 +30,39 @@ pub(super) fn apply_override(table: &mut Table, item: &str) -> Result<()> {
     Ok(())
 }
 
+/// A value whose table is one of several kinds, not a section: it is given whole or not at all.
+const KINDS: &str = "attention.feature_map";
+
+/// The recipe's values over the defaults of their own sections: a rate left out of `[transfer.optimizer]` is that of
+/// stage 1, whatever else is set there.
+pub(super) fn over_defaults(table: Table) -> Result<Table> {
+    let mut complete = default_table()?;
+    lay_over("", &mut complete, table);
+    Ok(complete)
+}
+
+fn lay_over(prefix: &str, below: &mut Table, above: Table) {
+    for (key, value) in above {
+        let path = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+        match (below.get_mut(&key), value) {
+            (Some(Value::Table(below)), Value::Table(above)) if path != KINDS => {
+                lay_over(&path, below, above);
+            }
+            (_, value) => {
+                below.insert(key, value);
+            }
+        }
+    }
+}
+
+fn default_table() -> Result<Table> {
+    Table::try_from(Recipe::default())
+        .map_err(|error| invalid(error.to_string(), "this is a defect of still"))
+}
+
 /// An error for a key that no recipe has, with the nearest one that it could mean.
 pub(super) fn check_keys(table: &Table) -> Result<()> {
-    let complete = Table::try_from(Recipe::default())
-        .map_err(|error| invalid(error.to_string(), "this is a defect of still"))?;
+    let complete = default_table()?;
     let mut valid: Vec<String> = OPTIONAL.map(str::to_owned).into();
     collect_keys("", &complete, &mut valid);
     let mut given = Vec::new();

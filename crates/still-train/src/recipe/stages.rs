@@ -3,7 +3,20 @@
 use serde::{Deserialize, Serialize};
 use still_model::{LoraConfig, LoraTarget};
 
+use super::invalid;
+use crate::error::Result;
 use crate::optimizer::AdamWConfig;
+
+/// What stage 1 compares.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TransferLoss {
+    /// The attention's output of each head, before `o_proj`.
+    #[default]
+    HeadMse,
+    /// The attention's output after `o_proj`: errors count as much as the layer after sees of them.
+    OutputMse,
+}
 
 /// Stage 1.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -13,25 +26,58 @@ pub struct TransferRecipe {
     pub steps: usize,
     /// Windows of a step.
     pub batch: usize,
+    /// `"head_mse"` or `"output_mse"`.
+    pub loss: TransferLoss,
+    /// Divide each layer's loss by the variance of its target, so that no layer outweighs the others by its scale.
+    pub normalise: bool,
+    /// Weight of one more loss: that of the linear branch alone (its token and the linear state, no window, nothing
+    /// salient) against the same target, so that the branch is not ignored. 0: none.
+    pub linear_branch_weight: f64,
     /// The optimizer.
     pub optimizer: AdamWConfig,
 }
 
 impl Default for TransferRecipe {
     fn default() -> Self {
-        Self { steps: 24, batch: 1, optimizer: AdamWConfig { lr: 3e-2, ..AdamWConfig::default() } }
+        Self {
+            steps: 24,
+            batch: 1,
+            loss: TransferLoss::default(),
+            normalise: false,
+            linear_branch_weight: 0.0,
+            optimizer: AdamWConfig { lr: 3e-2, ..AdamWConfig::default() },
+        }
+    }
+}
+
+impl TransferRecipe {
+    /// Checks each value.
+    pub(super) fn validate(&self) -> Result<()> {
+        let weight = self.linear_branch_weight;
+        if !(weight >= 0.0 && weight.is_finite()) {
+            return Err(invalid(
+                format!("transfer.linear_branch_weight is {weight}"),
+                "use 0 or a positive number",
+            ));
+        }
+        self.optimizer.validate("transfer.optimizer")
     }
 }
 
 /// What stage 2 minimises.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Objective {
     /// KL divergence of the student's next-token distribution from the teacher's.
     #[default]
     LogitKl,
     /// Cross-entropy of the next token (the paper).
     CrossEntropy,
+    /// `kl` times the one plus `1 − kl` times the other.
+    Mixed {
+        /// Weight of the divergence, 0 … 1.
+        kl: f64,
+    },
 }
 
 /// Stage 2.
@@ -42,7 +88,7 @@ pub struct FinetuneRecipe {
     pub steps: usize,
     /// Windows of a step.
     pub batch: usize,
-    /// `"logit_kl"` or `"cross_entropy"`.
+    /// `"logit_kl"`, `"cross_entropy"` or `{ mixed = { kl = 0.5 } }`.
     pub objective: Objective,
     /// Also train feature maps, `ℓ`, `w` and gate.
     pub train_attention: bool,
@@ -50,6 +96,8 @@ pub struct FinetuneRecipe {
     pub recompute: bool,
     /// The low-rank updates.
     pub lora: LoraConfig,
+    /// Share of the updates' inputs that each step leaves out, 0 … 1 (below 1).
+    pub dropout: f64,
     /// The optimizer.
     pub optimizer: AdamWConfig,
 }
@@ -63,7 +111,29 @@ impl Default for FinetuneRecipe {
             train_attention: true,
             recompute: true,
             lora: LoraConfig { rank: 8, alpha: 16.0, targets: LoraTarget::ALL.to_vec() },
+            dropout: 0.0,
             optimizer: AdamWConfig { lr: 3e-3, ..AdamWConfig::default() },
         }
+    }
+}
+
+impl FinetuneRecipe {
+    /// Checks each value.
+    pub(super) fn validate(&self) -> Result<()> {
+        if !(0.0..1.0).contains(&self.dropout) {
+            return Err(invalid(
+                format!("finetune.dropout is {}", self.dropout),
+                "use a share from 0 up to, but not, 1",
+            ));
+        }
+        if let Objective::Mixed { kl } = self.objective
+            && !(0.0..=1.0).contains(&kl)
+        {
+            return Err(invalid(
+                format!("finetune.objective.mixed.kl is {kl}"),
+                "use a weight between 0 and 1; cross-entropy gets the rest",
+            ));
+        }
+        self.optimizer.validate("finetune.optimizer")
     }
 }

@@ -1,6 +1,8 @@
 //! A tiny model, a tiny recipe and fixed token ids.
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+use std::collections::HashMap;
+
 use still_model::Model;
 use still_model::random::{random_model, tiny_config};
 use still_train::{Recipe, Windows};
@@ -39,4 +41,21 @@ pub fn recipe(overrides: &[&str]) -> Recipe {
     "#;
     let overrides: Vec<String> = overrides.iter().map(|s| (*s).to_owned()).collect();
     Recipe::parse(text, &overrides).unwrap()
+}
+
+/// Every learned value of a student, by its bits.
+pub fn parameters(model: &Model) -> HashMap<String, Vec<u32>> {
+    let mut all = HashMap::new();
+    model
+        .student
+        .as_ref()
+        .unwrap()
+        .map_tensors(|name, tensor| {
+            let bits =
+                tensor.flatten_all()?.to_vec1::<f32>()?.into_iter().map(f32::to_bits).collect();
+            all.insert(name.to_owned(), bits);
+            Ok(tensor.clone())
+        })
+        .unwrap();
+    all
 }

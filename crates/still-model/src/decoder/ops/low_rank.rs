@@ -2,16 +2,19 @@
 //!
 //! As separate ops the update, its scaled copy and their gradients would each be a tensor as large as the output.
 
+use std::borrow::Cow;
 use std::marker::PhantomData;
 
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor};
 use still_attention::Real;
 use still_attention::linalg::{Mat, par_matmul, par_matmul_new};
 
-use super::{slice, with_values};
+use super::residual::add_into;
+use super::{Dropout, slice, with_values};
 use crate::decoder::{Lora, Weight};
 
-/// `x` `[…, in]` times `weight` `[out, in]` transposed, plus the update: `[…, out]`.
+/// `x` `[…, in]` times `weight` `[out, in]` transposed, plus the update: `[…, out]`. Dropout, if there is one, takes
+/// from the update's input alone.
 ///
 /// Gradients flow to `x`, `A` and `B`.
 ///
@@ -33,10 +36,9 @@ pub fn low_rank_linear(x: &Tensor, weight: &Weight, lora: &Lora) -> Result<Tenso
         )
     }
     let (x, a, b) = (x.contiguous()?, lora.a.contiguous()?, lora.b.contiguous()?);
-    let (weight, scale) = (weight.clone(), lora.scale);
     match x.dtype() {
-        DType::F32 => x.apply_op3(&a, &b, LowRank::<f32> { weight, scale, dtype: PhantomData }),
-        DType::F64 => x.apply_op3(&a, &b, LowRank::<f64> { weight, scale, dtype: PhantomData }),
+        DType::F32 => x.apply_op3(&a, &b, LowRank::<f32>::new(weight, lora)),
+        DType::F64 => x.apply_op3(&a, &b, LowRank::<f64>::new(weight, lora)),
         other => {
             candle_core::bail!("low_rank_linear: no kernel for {other:?}, expected f32 or f64")
         }
@@ -46,6 +48,7 @@ pub fn low_rank_linear(x: &Tensor, weight: &Weight, lora: &Lora) -> Result<Tenso
 struct LowRank<T> {
     weight: Weight,
     scale: f64,
+    dropout: Option<Dropout>,
     dtype: PhantomData<fn() -> T>,
 }
 
@@ -58,6 +61,19 @@ struct Sizes {
 }
 
 impl<T: Real> LowRank<T> {
+    fn new(weight: &Weight, lora: &Lora) -> Self {
+        let weight = weight.clone();
+        Self { weight, scale: lora.scale, dropout: lora.dropout, dtype: PhantomData }
+    }
+
+    /// What the update reads of `x`.
+    fn dropped<'a>(&self, x: &'a [T]) -> Cow<'a, [T]> {
+        let Some(dropout) = &self.dropout else { return Cow::Borrowed(x) };
+        let mut x = x.to_vec();
+        dropout.apply(&mut x);
+        Cow::Owned(x)
+    }
+
     fn sizes(&self, x: usize, a: usize) -> Result<Sizes> {
         let (out, inner) = self.weight.dims2()?;
         Ok(Sizes { rows: x / inner, inner, out, rank: a / inner })
@@ -75,7 +91,7 @@ impl<T: Real> LowRank<T> {
         let sizes = self.sizes(x.len(), a.len())?;
         let Sizes { rows, out, rank, .. } = sizes;
         let mut y = self.weight.multiply(x)?;
-        let low = self.down(&sizes, x, a);
+        let low = self.down(&sizes, &self.dropped(x), a);
         let (low, b) = (Mat::rows(&low, rank), Mat::rows(b, rank).t());
         par_matmul((rows, out, rank), &mut y, out, true, low, b);
         Ok(y)
@@ -92,9 +108,18 @@ impl<T: Real> LowRank<T> {
         let mut up = par_matmul_new((rows, rank, out), dy, Mat::rows(b, rank));
         up.iter_mut().for_each(|up| *up *= T::of(self.scale));
         let up = Mat::rows(&up, rank);
-        par_matmul((rows, inner, rank), &mut dx, inner, true, up, Mat::rows(a, inner));
-        let da = par_matmul_new((rank, inner, rows), up.t(), Mat::rows(x, inner));
-        let low = self.down(&sizes, x, a);
+        let a_rows = Mat::rows(a, inner);
+        match &self.dropout {
+            None => par_matmul((rows, inner, rank), &mut dx, inner, true, up, a_rows),
+            Some(dropout) => {
+                let mut through_update = par_matmul_new((rows, inner, rank), up, a_rows);
+                dropout.apply(&mut through_update);
+                add_into(&mut dx, &through_update);
+            }
+        }
+        let x = self.dropped(x);
+        let da = par_matmul_new((rank, inner, rows), up.t(), Mat::rows(&x, inner));
+        let low = self.down(&sizes, &x, a);
         let db = par_matmul_new((out, rank, rows), dy.t(), Mat::rows(&low, rank));
         Ok([dx, da, db])
     }

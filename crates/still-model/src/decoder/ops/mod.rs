@@ -3,6 +3,7 @@
 //! candle's own fused RMSNorm and RoPE have no gradient, and its matrix product computes the gradients of
 //! both operands even where one is frozen. These have exactly the gradients that linearization needs.
 
+mod dropout;
 mod frozen_linear;
 mod heads;
 mod low_rank;
@@ -13,6 +14,7 @@ mod rms_norm;
 mod rope;
 mod swiglu;
 
+pub use dropout::Dropout;
 pub use frozen_linear::frozen_linear;
 pub use heads::{merge_heads, split_heads};
 pub use low_rank::low_rank_linear;
@@ -99,7 +101,7 @@ mod tests {
     }
 
     fn lora() -> Lora {
-        Lora { a: random(&[2, 6], 10), b: random(&[5, 2], 11), scale: 2.0 }
+        Lora { a: random(&[2, 6], 10), b: random(&[5, 2], 11), scale: 2.0, dropout: None }
     }
 
     #[test]
@@ -109,6 +111,22 @@ mod tests {
         check(&x, |x| low_rank_linear(x, &w, &lora));
         check(&lora.a, |a| low_rank_linear(&x, &w, &Lora { a: a.clone(), ..lora.clone() }));
         check(&lora.b, |b| low_rank_linear(&x, &w, &Lora { b: b.clone(), ..lora.clone() }));
+    }
+
+    #[test]
+    fn a_low_rank_update_with_dropout_has_them_too() {
+        let w = Weight::Dense(random(&[5, 6], 6));
+        let dropout = Some(Dropout { rate: 0.5, seed: 1, stream: 2 });
+        let (x, lora) = (random(&[2, 3, 6], 8), Lora { dropout, ..lora() });
+        check(&x, |x| low_rank_linear(x, &w, &lora));
+        check(&lora.a, |a| low_rank_linear(&x, &w, &Lora { a: a.clone(), ..lora.clone() }));
+        check(&lora.b, |b| low_rank_linear(&x, &w, &Lora { b: b.clone(), ..lora.clone() }));
+        // Only the update's input is dropped, never the projection's.
+        let silent = Lora { b: lora.b.zeros_like().unwrap(), ..lora.clone() };
+        assert_close(
+            &low_rank_linear(&x, &w, &silent).unwrap(),
+            &frozen_linear(&x, &w, None).unwrap(),
+        );
     }
 
     #[test]

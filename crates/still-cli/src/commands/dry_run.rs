@@ -1,0 +1,103 @@
+//! `still linearize --dry-run`: what a run would be.
+
+use serde_json::json;
+use still_model::Model;
+use still_train::{Plan, Recipe, Windows, plan};
+
+use crate::args::LinearizeArgs;
+use crate::printer::Printer;
+use crate::table;
+
+/// Plans the run and prints it. Nothing is written.
+///
+/// # Errors
+/// Data or a recipe that cannot be used.
+pub fn run(
+    args: &LinearizeArgs,
+    recipe: &Recipe,
+    model: &Model,
+    printer: &Printer,
+) -> anyhow::Result<()> {
+    let windows = Windows::read(&args.data, &model.tokenizer, &recipe.data, recipe.seed)?;
+    printer.step("Read", format_args!("{} windows, {} tokens", windows.len(), windows.tokens));
+    let plan = plan(model, recipe, &windows)?;
+    if args.json {
+        let seconds: f64 = plan.stages.iter().map(|stage| stage.seconds).sum();
+        return printer.json(&json!({
+            "weights_bytes": plan.weights_bytes,
+            "timed_tokens": plan.timed_tokens,
+            "stages": plan.stages,
+            "peak_bytes": peak_bytes(&plan),
+            "seconds": seconds,
+        }));
+    }
+    printer.result(render(&plan))?;
+    printer.note(format_args!(
+        "memory is counted from shapes (weights: {}); time is that of one step of each stage on this machine, on a \
+         window of {} tokens; evaluations and checkpoints come on top",
+        table::bytes(plan.weights_bytes),
+        plan.timed_tokens,
+    ));
+    Ok(())
+}
+
+/// Stages follow each other: the larger one decides.
+fn peak_bytes(plan: &Plan) -> usize {
+    plan.stages.iter().map(|stage| stage.peak_bytes).max().unwrap_or(plan.weights_bytes)
+}
+
+fn render(plan: &Plan) -> String {
+    let headers =
+        ["stage", "trained values", "steps", "tokens", "longest window", "peak memory", "time"];
+    let mut rows: Vec<Vec<String>> = plan
+        .stages
+        .iter()
+        .map(|stage| {
+            vec![
+                stage.stage.name().into(),
+                stage.parameters.to_string(),
+                stage.steps.to_string(),
+                stage.tokens.to_string(),
+                stage.longest_window.to_string(),
+                table::bytes(stage.peak_bytes),
+                duration(stage.seconds),
+            ]
+        })
+        .collect();
+    let sum = |of: fn(&still_train::StagePlan) -> usize| -> String {
+        plan.stages.iter().map(of).sum::<usize>().to_string()
+    };
+    rows.push(vec![
+        "whole run".into(),
+        String::new(),
+        sum(|stage| stage.steps),
+        sum(|stage| stage.tokens),
+        String::new(),
+        table::bytes(peak_bytes(plan)),
+        duration(plan.stages.iter().map(|stage| stage.seconds).sum()),
+    ]);
+    table::render(&headers, &rows)
+}
+
+/// `42 s`, `12 min`, `3 h 20 min`.
+fn duration(seconds: f64) -> String {
+    let minutes = (seconds / 60.0).round() as u64;
+    match minutes {
+        0..2 => format!("{seconds:.0} s"),
+        2..120 => format!("{minutes} min"),
+        _ => format!("{} h {} min", minutes / 60, minutes % 60),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::duration;
+
+    #[test]
+    fn durations_have_the_units_that_people_use() {
+        assert_eq!(duration(42.4), "42 s");
+        assert_eq!(duration(89.0), "89 s");
+        assert_eq!(duration(720.0), "12 min");
+        assert_eq!(duration(12_000.0), "3 h 20 min");
+    }
+}

@@ -1,0 +1,109 @@
+//! Gradients of every trained tensor of both stages, against differences of the loss itself.
+
+use still_model::random::{random_model, tiny_config};
+use still_model::{Model, Student};
+
+use crate::finetune::FinetuneStage;
+use crate::optimizer::Parameters;
+use crate::recipe::Recipe;
+use crate::transfer::TransferStage;
+
+/// Everything that can be learned is there. Routing goes by position, or a small step would change it.
+const BASE: [&str; 9] = [
+    "attention.chunk=8",
+    "attention.budget=2",
+    "attention.router={ random = { seed = 1 } }",
+    "attention.feature_map={ np_map = { householder = true } }",
+    "attention.init=normal",
+    "attention.gate=true",
+    "finetune.lora.rank=2",
+    "finetune.lora.alpha=2",
+    "finetune.recompute=false",
+];
+
+fn windows() -> [Vec<u32>; 2] {
+    [1, 2].map(|n: u32| (0..40).map(|t| (t * t + 7 * (t % 11) + 31 * n) % 256).collect())
+}
+
+fn start(overrides: &[&str]) -> (Model, Recipe, Student) {
+    let model = random_model(tiny_config(), 5).unwrap();
+    let set: Vec<String> = BASE.iter().chain(overrides).map(|&item| item.to_owned()).collect();
+    let recipe = Recipe::parse("", &set).unwrap();
+    let still = recipe.attention.resolve(model.config()).unwrap();
+    let mut student = Student::init(still, model.config(), recipe.attention.init, 3).unwrap();
+    // Updates that are not zero: at B = 0 the gradient of A is.
+    student.add_lora(model.config(), recipe.finetune.lora.clone(), 4).unwrap();
+    let mut n = 0.0;
+    let student = student.map_tensors(|name, tensor| {
+        n += 1.0;
+        let moved = tensor.affine(1.0, 0.01 * n)?;
+        Ok(if name.contains("lora_B") { (moved * 0.3)? } else { tensor.clone() })
+    });
+    (model, recipe, student.unwrap())
+}
+
+/// Along its own gradient, every tensor must change the loss by the gradient's square.
+fn check(
+    parameters: &Parameters,
+    gradients: &[Option<candle_core::Tensor>],
+    loss: impl Fn() -> f64,
+    what: &str,
+) {
+    assert!(parameters.len() >= 12, "{what}: {} tensors", parameters.len());
+    for ((name, var), gradient) in parameters.iter().zip(gradients) {
+        let gradient = gradient.as_ref().unwrap_or_else(|| panic!("{what}: {name} has none"));
+        let squares =
+            f64::from(gradient.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap());
+        assert!(squares > 0.0, "{what}: {name} has a gradient of zero");
+        let before = var.as_tensor().copy().unwrap();
+        let norm = before.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
+        // A hundredth of the tensor's size.
+        let step = 1e-2 * f64::from(norm.max(1.0)) / squares.sqrt();
+        let at = |step: f64| {
+            var.set(&(&before + (gradient * step).unwrap()).unwrap()).unwrap();
+            loss()
+        };
+        let numeric = (at(step) - at(-step)) / (2.0 * step);
+        var.set(&before).unwrap();
+        let error = (numeric / squares - 1.0).abs();
+        assert!(error < 2e-2, "{what}: {name}: {numeric:e}, expected {squares:e}");
+    }
+}
+
+#[test]
+fn attention_transfer() {
+    for overrides in [
+        &["transfer.loss=head_mse"][..],
+        &["transfer.loss=output_mse", "transfer.normalise=true"],
+        &["transfer.linear_branch_weight=0.5", "transfer.normalise=true"],
+    ] {
+        let (model, recipe, student) = start(overrides);
+        let mut stage = TransferStage::new(&model, &student, &recipe.transfer).unwrap();
+        let windows = windows();
+        let windows: Vec<&[u32]> = windows.iter().map(Vec::as_slice).collect();
+        let gradients = stage.gradients(&windows).unwrap().into_gradients();
+        let parameters = stage.updates().optimizer.parameters().clone();
+        // Gradients are of the sum over the layers, the loss is their mean.
+        let layers = model.config().num_hidden_layers as f64;
+        let loss = || layers * stage.gradients(&windows).unwrap().loss();
+        check(&parameters, &gradients, loss, &overrides.join(" "));
+    }
+}
+
+#[test]
+fn low_rank_finetuning() {
+    for overrides in [
+        &["finetune.objective=logit_kl"][..],
+        &["finetune.objective=cross_entropy", "finetune.recompute=true"],
+        &["finetune.objective={ mixed = { kl = 0.5 } }", "finetune.dropout=0.3"],
+    ] {
+        let (model, recipe, student) = start(overrides);
+        let mut stage = FinetuneStage::new(&model, &student, &recipe.finetune, 9).unwrap();
+        let windows = windows();
+        let windows: Vec<&[u32]> = windows.iter().map(Vec::as_slice).collect();
+        let gradients = stage.gradients(&windows, None).unwrap().1.into_gradients();
+        let parameters = stage.updates().optimizer.parameters().clone();
+        let loss = || stage.gradients(&windows, None).unwrap().0;
+        check(&parameters, &gradients, loss, &overrides.join(" "));
+    }
+}

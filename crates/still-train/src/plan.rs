@@ -1,0 +1,237 @@
+//! What a run will train, read, hold and take, before it does.
+
+use std::time::Instant;
+
+use serde::Serialize;
+use still_model::{Model, ModelConfig, Student, Weight};
+
+use crate::data::{Position, Window, Windows};
+use crate::error::Result;
+use crate::finetune::FinetuneStage;
+use crate::loss;
+use crate::metrics::Stage;
+use crate::recipe::{Objective, Recipe};
+use crate::run::Trains;
+use crate::transfer::TransferStage;
+
+/// Most tokens of the timed windows: longer ones are cut, so that a plan takes seconds.
+const TIMED_TOKENS: usize = 2048;
+/// Tokens of the steps before them, which find everything cold.
+const WARMUP_TOKENS: usize = 64;
+/// Bytes of an f32.
+const F32: usize = 4;
+
+/// A run, estimated.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Plan {
+    /// Bytes of the base model's weights as they lie in memory.
+    pub weights_bytes: usize,
+    /// Tokens of the window that each stage's speed was measured on, one step on the model itself.
+    pub timed_tokens: usize,
+    /// The stages that have steps.
+    pub stages: Vec<StagePlan>,
+}
+
+/// A stage, estimated.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct StagePlan {
+    /// The stage.
+    pub stage: Stage,
+    /// Values trained.
+    pub parameters: usize,
+    /// Optimizer steps.
+    pub steps: usize,
+    /// Tokens read by all steps.
+    pub tokens: usize,
+    /// Tokens of its longest window.
+    pub longest_window: usize,
+    /// Most bytes held at a time, weights included; counted from shapes. Evaluations are not in it.
+    pub peak_bytes: usize,
+    /// Tokens per second of the timed step.
+    pub tokens_per_s: f64,
+    /// Seconds that all steps take at that speed. Evaluations and checkpoints are not in it.
+    pub seconds: f64,
+}
+
+/// Plans a run of `recipe` over `windows`: counts values, tokens and bytes, and times one step of each stage on the
+/// model itself. Nothing is trained and nothing written.
+///
+/// # Errors
+/// A recipe that does not fit the model; a loss that is not a number.
+pub fn plan(model: &Model, recipe: &Recipe, windows: &Windows) -> Result<Plan> {
+    let still = recipe.attention.resolve(model.config())?;
+    let student = Student::init(still, model.config(), recipe.attention.init, recipe.seed)?;
+    let mut position = Position::default();
+    let sizes = Sizes::new(model)?;
+    let mut plan = Plan { weights_bytes: sizes.weights, timed_tokens: 0, stages: Vec::new() };
+    if recipe.transfer.steps > 0 {
+        let read =
+            Reading::of(windows, &mut position, recipe.transfer.steps, recipe.transfer.batch);
+        let mut stage = TransferStage::new(model, &student, &recipe.transfer)?;
+        let bytes = |values: &Values| sizes.transfer(values, &read, recipe.transfer.batch);
+        plan.add(Stage::Transfer, &mut stage, &read, recipe.transfer.steps, bytes)?;
+    }
+    if recipe.finetune.steps > 0 {
+        let read =
+            Reading::of(windows, &mut position, recipe.finetune.steps, recipe.finetune.batch);
+        let mut stage = FinetuneStage::new(model, &student, &recipe.finetune, recipe.seed)?;
+        let bytes = |values: &Values| sizes.finetune(values, &read, recipe);
+        plan.add(Stage::Finetune, &mut stage, &read, recipe.finetune.steps, bytes)?;
+    }
+    Ok(plan)
+}
+
+impl Plan {
+    fn add(
+        &mut self,
+        kind: Stage,
+        stage: &mut dyn Trains,
+        read: &Reading,
+        steps: usize,
+        bytes: impl FnOnce(&Values) -> usize,
+    ) -> Result<()> {
+        let trained = stage.updates().optimizer.parameters();
+        let parameters = trained.iter().map(|(_, var)| var.elem_count()).sum();
+        let values = Values { trained: parameters, student: stage.current()?.parameters() };
+        let timed = &read.longest[..read.longest.len().min(TIMED_TOKENS)];
+        let window = |ids: &[u32]| [Window::from(ids.to_vec())];
+        stage.train(&window(&timed[..timed.len().min(WARMUP_TOKENS)]))?;
+        let started = Instant::now();
+        stage.train(&window(timed))?;
+        let tokens_per_s = timed.len() as f64 / started.elapsed().as_secs_f64();
+        self.timed_tokens = self.timed_tokens.max(timed.len());
+        self.stages.push(StagePlan {
+            stage: kind,
+            parameters,
+            steps,
+            tokens: read.tokens,
+            longest_window: read.longest.len(),
+            peak_bytes: bytes(&values),
+            tokens_per_s,
+            seconds: read.tokens as f64 / tokens_per_s,
+        });
+        Ok(())
+    }
+}
+
+/// What a stage reads.
+struct Reading {
+    tokens: usize,
+    /// Token ids of the longest sequence.
+    longest: Vec<u32>,
+}
+
+impl Reading {
+    /// Goes through the windows as the run will.
+    fn of(windows: &Windows, position: &mut Position, steps: usize, batch: usize) -> Self {
+        let mut read = Self { tokens: 0, longest: Vec::new() };
+        for _ in 0..steps {
+            for window in windows.next(position, batch) {
+                read.tokens += window.len();
+                if window.len() > read.longest.len() {
+                    read.longest = window;
+                }
+            }
+        }
+        read
+    }
+}
+
+/// Numbers of values.
+struct Values {
+    trained: usize,
+    student: usize,
+}
+
+/// Bytes of the parts that memory goes to. `N` is the longest window's tokens, `E` the hidden width, `I` the MLP's,
+/// `Q = H·D`, `K` that of the keys.
+struct Sizes<'a> {
+    config: &'a ModelConfig,
+    /// Of all frozen weights, as they lie.
+    weights: usize,
+    /// Of the largest one, widened for a product's gradient; 0 if none is packed.
+    widened: usize,
+    /// Of the head, widened for the loss; 0 if it is not packed.
+    head: usize,
+    layers: usize,
+}
+
+impl<'a> Sizes<'a> {
+    fn new(model: &'a Model) -> Result<Self> {
+        let decoder = &model.decoder;
+        let wide = |weight: &Weight| -> Result<usize> {
+            let (out, inner) = weight.dims2()?;
+            Ok(if matches!(weight, Weight::Packed(_)) { out * inner * F32 } else { 0 })
+        };
+        let mut weights = decoder.embed_tokens.size_bytes() + decoder.norm.elem_count() * F32;
+        if !decoder.config.tie_word_embeddings {
+            weights += decoder.lm_head.size_bytes();
+        }
+        let mut widened = 0;
+        for layer in &decoder.layers {
+            let linears = [&layer.q_proj, &layer.k_proj, &layer.v_proj, &layer.o_proj];
+            let mlp = [&layer.mlp.gate, &layer.mlp.up, &layer.mlp.down];
+            for weight in linears.map(|linear| &linear.weight).into_iter().chain(mlp) {
+                weights += weight.size_bytes();
+                widened = widened.max(wide(weight)?);
+            }
+            weights += (layer.input_layernorm.elem_count() + layer.mlp.norm.elem_count()) * F32;
+        }
+        Ok(Self {
+            config: &decoder.config,
+            weights,
+            widened,
+            head: wide(&decoder.lm_head)?,
+            layers: decoder.layers.len(),
+        })
+    }
+
+    /// `(E, I, Q, K)` of one token, bytes.
+    fn widths(&self) -> (usize, usize, usize, usize) {
+        let ModelConfig { hidden_size, intermediate_size, head_dim, .. } = *self.config;
+        let (q, k) = (self.config.num_attention_heads, self.config.num_key_value_heads);
+        (F32 * hidden_size, F32 * intermediate_size, F32 * q * head_dim, F32 * k * head_dim)
+    }
+
+    /// The student as it came, as it is trained and as it is saved; gradient and both moments.
+    fn learned(values: &Values) -> usize {
+        F32 * (3 * values.student + 3 * values.trained)
+    }
+
+    /// Stage 1: one layer at a time, whatever the depth.
+    fn transfer(&self, values: &Values, read: &Reading, batch: usize) -> usize {
+        let (e, i, q, k) = self.widths();
+        let tokens = read.longest.len();
+        // x, its norm, q, k and v; then target, output and their difference, [k | v], and the kernel's two gradients.
+        let inputs = 2 * e + q + 2 * k;
+        let attention = 3 * q + 2 * k + (q + 2 * k);
+        // Heads merged, o_proj, residual, norm, gate and up, and the layer's output; target and output still there.
+        let finish = 2 * q + q + 4 * e + 2 * i;
+        let layer = tokens * (inputs + attention.max(finish));
+        self.weights + Self::learned(values) + layer + self.widened + batch * tokens * e
+    }
+
+    /// Stage 2: every layer's input, and the graph of one layer or, without `recompute`, of all.
+    fn finetune(&self, values: &Values, read: &Reading, recipe: &Recipe) -> usize {
+        let (e, i, q, k) = self.widths();
+        let tokens = read.longest.len();
+        let inputs = tokens * (self.layers + 1) * e;
+        // Norm, projections before and after the rotation, [k | v], output, merged heads, o_proj, residual, gate and
+        // up, and the layer's output.
+        let graph = tokens * (4 * e + 4 * q + 6 * k + 2 * i);
+        let graphs = if recipe.finetune.recompute { graph } else { self.layers * graph };
+        // A gradient for each of them.
+        let backward = tokens * (5 * e + 4 * q + 6 * k + 2 * i) + self.widened;
+        let teacher = match recipe.finetune.objective {
+            Objective::CrossEntropy => 0,
+            _ => 1,
+        };
+        // The teacher reads the window with a cache of all its keys and values.
+        let reading = teacher * tokens * (2 * k * self.layers + 4 * e + 3 * q + 2 * k + 2 * i);
+        let block = loss::BLOCK.min(tokens) * self.config.vocab_size * F32;
+        let loss = (1 + teacher) * block + tokens * (3 + teacher) * e;
+        let kept = if recipe.finetune.recompute { 0 } else { graphs };
+        let busiest = (graphs + backward).max(kept + reading).max(kept + loss);
+        self.weights + self.head + Self::learned(values) + inputs + busiest
+    }
+}

@@ -1,0 +1,123 @@
+//! A whole run: both stages over text files, with evaluations and checkpoints.
+
+mod directory;
+mod training_loop;
+mod watch;
+
+use std::path::{Path, PathBuf};
+
+use still_model::{Model, Student};
+
+use crate::calibrate::calibrated_recipe;
+use crate::checkpoint::{Checkpoints, Saved};
+use crate::data::{Position, TokenCache, Windows};
+use crate::error::Result;
+use crate::evaluation::Evaluator;
+use crate::finetune::FinetuneStage;
+use crate::metrics::{Log, Observer, Stage};
+use crate::recipe::Recipe;
+use crate::transfer::TransferStage;
+use training_loop::Run;
+pub(crate) use training_loop::Trains;
+pub(crate) use watch::Watch;
+
+/// Linearizes a model: attention transfer, then low-rank finetuning. Returns it with the trained student,
+/// low-rank updates unmerged: the last one or, with `evaluation.keep_best`, the one of the lowest held-out loss.
+///
+/// `run_dir` receives `recipe.toml`, `metrics.jsonl`, `evaluations.jsonl` and `checkpoints/`; with `resume` the run in
+/// it goes on, bit for bit as if it had never stopped (on one machine, at an equal thread count).
+///
+/// # Errors
+/// A recipe, data or run directory that cannot be used; a loss that is not a number;
+/// [`TrainError::Diverged`](crate::TrainError::Diverged) and, when the observer asked to stop,
+/// [`TrainError::Interrupted`](crate::TrainError::Interrupted), both after saving.
+pub fn linearize(
+    model: &Model,
+    recipe: &Recipe,
+    data: &[PathBuf],
+    run_dir: &Path,
+    resume: bool,
+    observer: &mut dyn Observer,
+) -> Result<Model> {
+    let cache = TokenCache::user()?;
+    let recipe = calibrated_recipe(model, recipe, data, &cache, run_dir, observer)?;
+    let windows = Windows::read(data, &model.tokenizer, &recipe.data, recipe.seed, &cache)?;
+    linearize_windows(model, &recipe, &windows, run_dir, resume, observer)
+}
+
+/// [`linearize`] over windows that are already tokenized, with budgets as they are in the recipe. Evaluations read the
+/// windows that are held out.
+///
+/// # Errors
+/// As [`linearize`].
+pub fn linearize_windows(
+    model: &Model,
+    recipe: &Recipe,
+    windows: &Windows,
+    run_dir: &Path,
+    resume: bool,
+    observer: &mut dyn Observer,
+) -> Result<Model> {
+    let still = recipe.attention.resolve(model.config())?;
+    let initial = Student::init(still, model.config(), recipe.attention.init, recipe.seed)?;
+    let evaluator = match recipe.evaluation.every {
+        0 => None,
+        _ => Some(Evaluator::new(&recipe.evaluation, windows.heldout(), model, recipe.seed)?),
+    };
+
+    let checkpoints = Checkpoints::new(run_dir, recipe.checkpoint.keep);
+    let fingerprint = directory::fingerprint(model, recipe, windows)?;
+    let mut saved = directory::open(&checkpoints, run_dir, &fingerprint, resume)?;
+    directory::write_recipe(run_dir, recipe)?;
+
+    let reached = saved.as_ref().map(|saved| (saved.progress.stage, saved.progress.step));
+    let mut run = Run {
+        model,
+        recipe,
+        windows,
+        checkpoints,
+        fingerprint,
+        metrics: Log::open(&run_dir.join("metrics.jsonl"), reached)?,
+        evaluations: Log::open(&run_dir.join("evaluations.jsonl"), reached)?,
+        evaluator,
+        position: saved.as_ref().map_or_else(Position::default, |saved| saved.progress.position),
+        watch: saved.as_ref().map_or_else(Watch::default, |saved| saved.progress.watch),
+        observer,
+    };
+
+    // What a stage leaves alone is as the stage before left it: take it from the checkpoint too.
+    let mut student = match &saved {
+        Some(saved) => with_saved_values(&initial, saved)?,
+        None => initial.clone(),
+    };
+    let in_finetune = reached.is_some_and(|(stage, _)| stage == Stage::Finetune);
+    if recipe.transfer.steps > 0 && !in_finetune {
+        let stage = TransferStage::new(model, &student, &recipe.transfer)?;
+        let mut stage = stage.with_guard(&recipe.guard);
+        run.stage(Stage::Transfer, &mut stage, saved.take())?;
+        student = stage.student()?;
+    }
+    if recipe.finetune.steps > 0 {
+        let stage = FinetuneStage::new(model, &student, &recipe.finetune, recipe.seed)?;
+        let mut stage = stage.with_guard(&recipe.guard);
+        run.stage(Stage::Finetune, &mut stage, saved.take())?;
+        student = stage.student()?;
+    }
+    if recipe.evaluation.keep_best
+        && let Some(best) = run.checkpoints.best()?
+    {
+        student = initial;
+        if best.progress.stage == Stage::Finetune {
+            student.add_lora(model.config(), recipe.finetune.lora.clone(), recipe.seed)?;
+        }
+        student = with_saved_values(&student, &best)?;
+    }
+    student.recipe = serde_json::to_value(recipe).ok();
+    Ok(model.with_student(student))
+}
+
+/// The student with the tensors that a checkpoint has of it.
+fn with_saved_values(student: &Student, saved: &Saved) -> Result<Student> {
+    Ok(student
+        .map_tensors(|name, tensor| Ok(saved.parameters.get(name).unwrap_or(tensor).clone()))?)
+}
