@@ -33,4 +33,4 @@ pub use model::{Cache, Model};
 pub use sampler::{Sampler, likeliest};
 pub use session::{ChatSession, Reply};
 pub use student::{FeatureInit, LoraConfig, LoraTarget, Student, StudentLayer};
-pub use tokenizer::{TokenStream, Tokenizer};
+pub use tokenizer::{Span, TokenStream, Tokenizer};

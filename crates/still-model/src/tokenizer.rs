@@ -30,6 +30,9 @@ const LLAMA3_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L
 /// How Qwen2 does: digits one by one.
 const QWEN2_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
+/// First byte and the one after the last.
+pub type Span = (usize, usize);
+
 impl Tokenizer {
     /// From a tokenizer made in memory.
     pub fn new(inner: tokenizers::Tokenizer, chat_template: Option<ChatTemplate>) -> Self {
@@ -215,7 +218,7 @@ impl Tokenizer {
         &self,
         text: &str,
         add_special: bool,
-    ) -> Result<(Vec<u32>, Vec<(usize, usize)>)> {
+    ) -> Result<(Vec<u32>, Vec<Span>)> {
         let encoding = self
             .inner
             .encode(text, add_special)

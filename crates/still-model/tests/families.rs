@@ -323,7 +323,12 @@ fn gradients_of_updates_flow_through_the_heads_norms() {
         .collect::<Vec<_>>();
     let toward = [random(&[1, q, 5, d], 7), random(&[1, k, 5, d], 8)];
     let objective = |vars: &[Tensor]| {
-        let lora = |i: usize| Lora { a: vars[i].clone(), b: vars[i + 1].clone(), scale: 0.5 };
+        let lora = |i: usize| Lora {
+            a: vars[i].clone(),
+            b: vars[i + 1].clone(),
+            scale: 0.5,
+            dropout: None,
+        };
         let lora = LoraLayer { q: Some(lora(0)), k: Some(lora(2)), ..Default::default() };
         let student = StudentLayer { lora: Some(lora), ..student.clone() };
         let inputs = layer.attention_inputs(&x, &rotation, Some(&student)).unwrap();

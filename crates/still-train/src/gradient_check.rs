@@ -3,6 +3,7 @@
 use still_model::random::{random_model, tiny_config};
 use still_model::{Model, Student};
 
+use crate::data::Window;
 use crate::finetune::FinetuneStage;
 use crate::optimizer::Parameters;
 use crate::recipe::Recipe;
@@ -21,8 +22,9 @@ const BASE: [&str; 9] = [
     "finetune.recompute=false",
 ];
 
-fn windows() -> [Vec<u32>; 2] {
-    [1, 2].map(|n: u32| (0..40).map(|t| (t * t + 7 * (t % 11) + 31 * n) % 256).collect())
+fn windows() -> [Window; 2] {
+    let ids = |n: u32| (0..40).map(|t| (t * t + 7 * (t % 11) + 31 * n) % 256).collect::<Vec<_>>();
+    [1, 2].map(|n| ids(n).into())
 }
 
 fn start(overrides: &[&str]) -> (Model, Recipe, Student) {
@@ -80,7 +82,6 @@ fn attention_transfer() {
         let (model, recipe, student) = start(overrides);
         let mut stage = TransferStage::new(&model, &student, &recipe.transfer).unwrap();
         let windows = windows();
-        let windows: Vec<&[u32]> = windows.iter().map(Vec::as_slice).collect();
         let gradients = stage.gradients(&windows).unwrap().into_gradients();
         let parameters = stage.updates().optimizer.parameters().clone();
         // Gradients are of the sum over the layers, the loss is their mean.
@@ -100,7 +101,6 @@ fn low_rank_finetuning() {
         let (model, recipe, student) = start(overrides);
         let mut stage = FinetuneStage::new(&model, &student, &recipe.finetune, 9).unwrap();
         let windows = windows();
-        let windows: Vec<&[u32]> = windows.iter().map(Vec::as_slice).collect();
         let gradients = stage.gradients(&windows, None).unwrap().1.into_gradients();
         let parameters = stage.updates().optimizer.parameters().clone();
         let loss = || stage.gradients(&windows, None).unwrap().0;

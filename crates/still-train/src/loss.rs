@@ -407,7 +407,7 @@ mod tests {
     fn a_mixture_is_the_weighted_sum_of_both_in_loss_and_gradient() {
         let (hidden, teacher, head) = (random(300, 6, 1), random(300, 6, 2), random(90, 6, 3));
         let ids: Vec<u32> = (0..300).map(|i| i * 37 % 90).collect();
-        let of = |target| vocabulary_loss(&hidden, &head, target).unwrap();
+        let of = |target| vocabulary_loss(&hidden, &head, target, None).unwrap();
         let (kl, d_kl) = of(Target::Teacher(&teacher));
         let (nll, d_nll) = of(Target::NextToken(&ids));
         for share in [0.0, 0.3, 1.0] {

@@ -128,8 +128,9 @@ impl Reading {
         for _ in 0..steps {
             for window in windows.next(position, batch) {
                 read.tokens += window.len();
-                if window.len() > read.longest.len() {
-                    read.longest = window;
+                let longest = window.segments().max_by_key(|segment| segment.ids.len());
+                if let Some(longest) = longest.filter(|s| s.ids.len() > read.longest.len()) {
+                    read.longest = longest.ids.to_vec();
                 }
             }
         }

@@ -7,7 +7,8 @@ use std::path::Path;
 use common::{model, parameters, recipe, windows};
 use still_model::Model;
 use still_train::{
-    Evaluation, Observer, Recipe, Silent, StepReport, TrainError, Windows, linearize_windows,
+    Evaluation, Observer, Recipe, Silent, StepReport, TrainError, Window, Windows,
+    linearize_windows,
 };
 
 const EVALUATED: [&str; 4] = [
@@ -17,8 +18,9 @@ const EVALUATED: [&str; 4] = [
     "evaluation.keep_best=true",
 ];
 
-fn heldout() -> Vec<Vec<u32>> {
-    (7..9).map(|n: u32| (0..48).map(|t| (t * t + 7 * (t % 11) + 31 * n) % 256).collect()).collect()
+fn heldout() -> Vec<Window> {
+    let ids = |n: u32| (0..48).map(|t| (t * t + 7 * (t % 11) + 31 * n) % 256).collect::<Vec<_>>();
+    (7..9).map(|n| ids(n).into()).collect()
 }
 
 fn run(recipe: &Recipe, dir: &Path, resume: bool) -> Result<Model, TrainError> {
@@ -32,7 +34,8 @@ fn run_with(
     resume: bool,
     observer: &mut dyn Observer,
 ) -> Result<Model, TrainError> {
-    linearize_windows(&model(), recipe, windows, &heldout(), dir, resume, observer)
+    let windows = windows.clone().with_heldout(heldout());
+    linearize_windows(&model(), recipe, &windows, dir, resume, observer)
 }
 
 /// Lines of a log, without the time that they took.

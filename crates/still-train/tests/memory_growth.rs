@@ -39,11 +39,11 @@ fn five_hundred_steps_need_no_more_than_one_hundred() {
         "guard.max_heldout_growth=0",
         "checkpoint.every=100",
     ]);
-    let heldout = vec![(0..48).map(|t| t * 5 % 256).collect()];
+    let heldout: Vec<u32> = (0..48).map(|t| t * 5 % 256).collect();
+    let windows = windows().with_heldout(vec![heldout.into()]);
     let dir = tempfile::tempdir().unwrap();
     let mut watcher = Watcher::default();
-    linearize_windows(&model(), &recipe, &windows(), &heldout, dir.path(), false, &mut watcher)
-        .unwrap();
+    linearize_windows(&model(), &recipe, &windows, dir.path(), false, &mut watcher).unwrap();
     let [transfer_100, transfer_500, finetune_100, finetune_500] = watcher.0[..] else {
         panic!("{:?}", watcher.0)
     };

@@ -46,18 +46,18 @@ fn peaks_are_foretold() {
 
     // A short step first: threads and their buffers are the process's, not the plan's; the weights are there already.
     let mut short = TransferStage::new(&model, &student, &recomputing.transfer).unwrap();
-    short.step(&[&window[..64]]).unwrap();
+    short.step(&[window[..64].to_vec().into()]).unwrap();
     drop(short);
     // From the least to the most, as the system tells only the most so far.
     let before = resident_bytes("VmRSS");
     let grown = || resident_bytes("VmHWM").saturating_sub(before);
     let mut stage = TransferStage::new(&model, &student, &recomputing.transfer).unwrap();
-    stage.step(&[&window]).unwrap();
+    stage.step(&[window.clone().into()]).unwrap();
     drop(stage);
     let transfer = grown();
     let finetune = |recipe: &Recipe| {
         let mut stage = FinetuneStage::new(&model, &student, &recipe.finetune, 0).unwrap();
-        stage.step(&[&window], None).unwrap();
+        stage.step(&[window.clone().into()], None).unwrap();
         grown()
     };
     let (with_recompute, without) = (finetune(&recomputing), finetune(&keeping));

@@ -32,8 +32,7 @@ fn resumed_equals_uninterrupted_bit_for_bit() {
     let recipe = recipe(&["finetune.train_attention=false"]);
     let whole_dir = tempfile::tempdir().unwrap();
     let whole =
-        linearize_windows(&model, &recipe, &windows, &[], whole_dir.path(), false, &mut Silent)
-            .unwrap();
+        linearize_windows(&model, &recipe, &windows, whole_dir.path(), false, &mut Silent).unwrap();
     // Stops in the first stage, at its very end, and in the second.
     for stops in [vec![4], vec![10], vec![2, 5, 6]] {
         let dir = tempfile::tempdir().unwrap();
@@ -42,7 +41,6 @@ fn resumed_equals_uninterrupted_bit_for_bit() {
                 &model,
                 &recipe,
                 &windows,
-                &[],
                 dir.path(),
                 i > 0,
                 &mut StopAfter(after),
@@ -50,8 +48,7 @@ fn resumed_equals_uninterrupted_bit_for_bit() {
             assert!(matches!(stopped, Err(TrainError::Interrupted { .. })), "{stops:?}");
         }
         let resumed =
-            linearize_windows(&model, &recipe, &windows, &[], dir.path(), true, &mut Silent)
-                .unwrap();
+            linearize_windows(&model, &recipe, &windows, dir.path(), true, &mut Silent).unwrap();
         assert_eq!(parameters(&resumed), parameters(&whole), "{stops:?}");
         assert_eq!(metrics(dir.path()), metrics(whole_dir.path()), "{stops:?}");
     }
@@ -62,7 +59,7 @@ fn a_half_written_checkpoint_is_not_there() {
     let (model, windows, recipe) = (model(), windows(), recipe(&[]));
     let dir = tempfile::tempdir().unwrap();
     let stopped =
-        linearize_windows(&model, &recipe, &windows, &[], dir.path(), false, &mut StopAfter(4));
+        linearize_windows(&model, &recipe, &windows, dir.path(), false, &mut StopAfter(4));
     assert!(matches!(stopped, Err(TrainError::Interrupted { stage: "transfer", step: 4, .. })));
     // What a kill leaves: a staging directory, and a line cut off in the log.
     let checkpoints = dir.path().join("checkpoints");
@@ -72,7 +69,7 @@ fn a_half_written_checkpoint_is_not_there() {
     let log = dir.path().join("metrics.jsonl");
     let cut = std::fs::read_to_string(&log).unwrap() + "{\"stage\":\"trans";
     std::fs::write(&log, cut).unwrap();
-    linearize_windows(&model, &recipe, &windows, &[], dir.path(), true, &mut Silent).unwrap();
+    linearize_windows(&model, &recipe, &windows, dir.path(), true, &mut Silent).unwrap();
     assert_eq!(metrics(dir.path()).len(), 20);
 }
 
@@ -83,7 +80,7 @@ fn a_run_goes_on_only_with_what_it_began_with() {
     let dir = tempfile::tempdir().unwrap();
     let hint = |result: Result<Model, TrainError>| result.unwrap_err().hint().unwrap();
     let run = |recipe: &still_train::Recipe, windows: &Windows, resume| {
-        linearize_windows(&model, recipe, windows, &[], dir.path(), resume, &mut StopAfter(4))
+        linearize_windows(&model, recipe, windows, dir.path(), resume, &mut StopAfter(4))
     };
     assert!(hint(run(&base, &windows, true)).contains("without --resume"));
     assert!(matches!(run(&base, &windows, false), Err(TrainError::Interrupted { .. })));
@@ -103,7 +100,7 @@ fn old_checkpoints_are_dropped() {
     let (model, windows) = (model(), windows());
     let recipe = recipe(&["checkpoint.keep=2", "checkpoint.every=2"]);
     let dir = tempfile::tempdir().unwrap();
-    linearize_windows(&model, &recipe, &windows, &[], dir.path(), false, &mut Silent).unwrap();
+    linearize_windows(&model, &recipe, &windows, dir.path(), false, &mut Silent).unwrap();
     let mut left: Vec<String> = dir
         .path()
         .join("checkpoints")

@@ -2,8 +2,9 @@
 
 use serde_json::json;
 use still_model::Model;
-use still_train::{Plan, Recipe, Windows, plan};
+use still_train::{Plan, Recipe, TokenCache, plan};
 
+use super::linearize::read_data;
 use crate::args::LinearizeArgs;
 use crate::printer::Printer;
 use crate::table;
@@ -18,8 +19,7 @@ pub fn run(
     model: &Model,
     printer: &Printer,
 ) -> anyhow::Result<()> {
-    let windows = Windows::read(&args.data, &model.tokenizer, &recipe.data, recipe.seed)?;
-    printer.step("Read", format_args!("{} windows, {} tokens", windows.len(), windows.tokens));
+    let windows = read_data(args, recipe, model, &TokenCache::user()?, printer)?;
     let plan = plan(model, recipe, &windows)?;
     if args.json {
         let seconds: f64 = plan.stages.iter().map(|stage| stage.seconds).sum();

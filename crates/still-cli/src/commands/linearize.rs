@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use candle_core::DType;
 use serde_json::json;
 use still_model::{ExportKind, Model, save_student};
-use still_train::{Observer, Recipe, TokenCache, Windows, calibrated_recipe, linearize_windows};
+use still_train::{Recipe, TokenCache, Windows, calibrated_recipe, linearize_windows};
 
 use super::{dry_run, load, read_text};
 use crate::args::{ExportDtype, LinearizeArgs};
@@ -51,7 +51,9 @@ pub fn run(args: &LinearizeArgs, printer: &Printer) -> anyhow::Result<()> {
     let run_dir = run_dir(args);
     printer.step("Run", run_dir.display());
     let mut observer = RunObserver::new(printer, &run_dir, !args.no_tensorboard);
-    let (recipe, windows) = prepare(args, &recipe, &model, &run_dir, &mut observer, printer)?;
+    let cache = TokenCache::user()?;
+    let recipe = calibrated_recipe(&model, &recipe, &args.data, &cache, &run_dir, &mut observer)?;
+    let windows = read_data(args, &recipe, &model, &cache, printer)?;
     let student =
         linearize_windows(&model, &recipe, &windows, &run_dir, args.resume, &mut observer)?;
     observer.finish();
@@ -107,24 +109,21 @@ pub(super) fn layer_table(layers: &[LayerLoss]) -> String {
     table::render(&["transfer: layer", "first loss", "last loss", "ratio"], &rows)
 }
 
-/// Calibrates if the recipe asks for it, reads the data, and says how much there is and how much of it the run will read.
-fn prepare(
+/// Reads the data, and says how much there is and how much of it the run will read.
+pub(super) fn read_data(
     args: &LinearizeArgs,
     recipe: &Recipe,
     model: &Model,
-    run_dir: &Path,
-    observer: &mut dyn Observer,
+    cache: &TokenCache,
     printer: &Printer,
-) -> anyhow::Result<(Recipe, Windows)> {
-    let cache = TokenCache::user()?;
-    let recipe = calibrated_recipe(model, recipe, &args.data, &cache, run_dir, observer)?;
-    let windows = Windows::read(&args.data, &model.tokenizer, &recipe.data, recipe.seed, &cache)?;
+) -> anyhow::Result<Windows> {
+    let windows = Windows::read(&args.data, &model.tokenizer, &recipe.data, recipe.seed, cache)?;
     let (transfer, finetune) = (&recipe.transfer, &recipe.finetune);
     let end = windows
         .position_after(&[(transfer.steps, transfer.batch), (finetune.steps, finetune.batch)]);
     let epochs = windows.epochs(&end);
     printer.step("Data", format_args!("{}; the run reads {epochs:.2} epochs", windows.summary()));
-    Ok((recipe, windows))
+    Ok(windows)
 }
 
 fn run_dir(args: &LinearizeArgs) -> PathBuf {

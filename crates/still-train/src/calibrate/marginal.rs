@@ -53,7 +53,7 @@ pub(super) fn losses(
         let last = Var::from_tensor(&x)?;
         let normed = decoder.final_norm(&last)?;
         let hidden = normed.detach().squeeze(0)?;
-        let (loss, gradient) = vocabulary_loss(&hidden, &lm_head, Target::NextToken(window))?;
+        let (loss, gradient) = vocabulary_loss(&hidden, &lm_head, Target::NextToken(window), None)?;
         if !loss.is_finite() {
             return Err(TrainError::NotFinite {
                 stage: "calibration",

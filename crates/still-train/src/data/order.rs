@@ -65,11 +65,14 @@ pub(super) fn shuffled(count: usize, seed: u64, purpose: Purpose, epoch: usize) 
 /// Turns of several groups: the group of each, and how many turns it had before.
 type Turns = Vec<(u32, u32)>;
 
+/// By what it is of: an epoch, and what was made for it.
+type Known<K, V> = Mutex<HashMap<K, (usize, Arc<V>)>>;
+
 /// Orders that were asked for last, one of each purpose: reading on costs no shuffle.
 #[derive(Debug, Default)]
 pub(super) struct Orders {
-    orders: Mutex<HashMap<Purpose, (usize, Arc<Vec<u32>>)>>,
-    turns: Mutex<HashMap<usize, (usize, Arc<Turns>)>>,
+    orders: Known<Purpose, Vec<u32>>,
+    turns: Known<usize, Turns>,
 }
 
 impl Orders {
