@@ -61,9 +61,9 @@ pub struct StepReport {
 
 /// Told of a run's progress.
 pub trait Observer {
-    /// Calibration passed so many tokens more of a phase.
-    fn on_calibration(&mut self, phase: Phase, tokens: usize) {
-        let _ = (phase, tokens);
+    /// Calibration passed so many tokens more, of so many in a phase.
+    fn on_calibration(&mut self, phase: Phase, tokens: usize, of: usize) {
+        let _ = (phase, tokens, of);
     }
 
     /// A stage of `steps` steps begins; `done` of them were done in an earlier run.

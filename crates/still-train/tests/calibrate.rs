@@ -31,11 +31,11 @@ fn budgets_take_what_they_may_and_a_state_takes_what_was_counted() {
     let (model, text) = (model(), text());
     let mut before: Option<Vec<usize>> = None;
     for fraction in [0.4, 0.6, 0.9] {
-        let found =
-            calibrate(&model, &recipe(), &slices(&text), &options(fraction), &|_, _| {}).unwrap();
+        let found = calibrate(&model, &recipe(), &slices(&text), &options(fraction), &|_, _, _| {})
+            .unwrap();
         assert!(found.cache_bytes as f64 <= fraction * found.dense_bytes as f64);
-        let again =
-            calibrate(&model, &recipe(), &slices(&text), &options(fraction), &|_, _| {}).unwrap();
+        let again = calibrate(&model, &recipe(), &slices(&text), &options(fraction), &|_, _, _| {})
+            .unwrap();
         assert_eq!(found, again, "not a function of its inputs");
         // More bytes never mean a smaller cache.
         let budgets: Vec<usize> = found.heads.iter().map(|head| head.budget).collect();
@@ -87,17 +87,20 @@ fn what_cannot_be_met_says_why() {
     let (model, text) = (model(), text());
     let hint =
         |result: still_train::Result<_>| result.map(|_: still_train::Calibration| ()).unwrap_err();
-    let small = hint(calibrate(&model, &recipe(), &slices(&text), &options(0.01), &|_, _| {}));
+    let small = hint(calibrate(&model, &recipe(), &slices(&text), &options(0.01), &|_, _, _| {}));
     assert!(small.to_string().contains("too small"), "{small}");
     assert!(small.hint().unwrap().contains("--cache-fraction"));
-    let short = hint(calibrate(&model, &recipe(), &[&[1, 2, 3]], &options(0.5), &|_, _| {}));
+    let none = AttentionRecipe { router: still_attention::Router::None, ..recipe() };
+    let none = hint(calibrate(&model, &none, &slices(&text), &options(0.5), &|_, _, _| {}));
+    assert!(none.to_string().contains("nothing to find"), "{none}");
+    let short = hint(calibrate(&model, &recipe(), &[&[1, 2, 3]], &options(0.5), &|_, _, _| {}));
     assert!(short.to_string().contains("two chunks"), "{short}");
 }
 
 #[test]
 fn a_file_of_budgets_comes_back_and_fits_only_its_recipe() {
     let (model, text) = (model(), text());
-    let found = calibrate(&model, &recipe(), &slices(&text), &options(0.5), &|_, _| {}).unwrap();
+    let found = calibrate(&model, &recipe(), &slices(&text), &options(0.5), &|_, _, _| {}).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("budgets.json");
     found.budgets.save(&path).unwrap();
@@ -127,7 +130,7 @@ fn estimated_losses_are_near_real_ones() {
             ids
         })
         .collect();
-    let found = calibrate(&model, &recipe(), &slices(&text), &options(0.5), &|_, _| {}).unwrap();
+    let found = calibrate(&model, &recipe(), &slices(&text), &options(0.5), &|_, _, _| {}).unwrap();
     let candidate = found.candidates.iter().position(|&budget| budget == 2).unwrap();
     let heads = model.config().num_key_value_heads;
     for head in &found.heads {

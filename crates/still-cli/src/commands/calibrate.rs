@@ -3,15 +3,15 @@
 use std::cell::RefCell;
 
 use still_train::{
-    CalibrateOptions, Calibration, CalibrationRecipe, HeadReport, Phase, Recipe, TokenCache,
-    TrainError, Windows, calibrate,
+    CalibrateOptions, Calibration, CalibrationRecipe, HeadReport, Recipe, TokenCache, Windows,
+    calibrate,
 };
 
+use super::calibration_bars::CalibrationBars;
 use super::{load, read_text};
 use crate::args::CalibrateArgs;
 use crate::errors::user;
 use crate::printer::Printer;
-use crate::progress::Bar;
 use crate::table;
 
 /// Runs the command.
@@ -54,52 +54,16 @@ pub fn run(args: &CalibrateArgs, printer: &Printer) -> anyhow::Result<()> {
         seed: recipe.seed,
         ..CalibrateOptions::default()
     };
-    let found = with_bars(printer, &windows, &options, |progress| {
-        calibrate(&model, &recipe.attention, &windows, &options, progress)
+    let bars = RefCell::new(CalibrationBars::new(printer));
+    let found = calibrate(&model, &recipe.attention, &windows, &options, &|phase, n, of| {
+        bars.borrow_mut().advance(phase, n, of);
     })?;
+    bars.into_inner().finish();
     if let Some(out) = &args.out {
         found.budgets.save(out)?;
         printer.step("Saved", out.display());
     }
     if args.json { printer.json(&found) } else { Ok(printer.result(render(&found))?) }
-}
-
-/// Runs `body` with a bar for each phase.
-fn with_bars(
-    printer: &Printer,
-    windows: &[&[u32]],
-    options: &CalibrateOptions,
-    body: impl FnOnce(&dyn Fn(Phase, usize)) -> Result<Calibration, TrainError>,
-) -> anyhow::Result<Calibration> {
-    let bar: RefCell<Option<(Phase, Bar)>> = RefCell::new(None);
-    let begin = |phase| {
-        let (name, total) = match phase {
-            Phase::Retrieval => ("retrieval heads", 2 * options.copies * options.copy_length),
-            Phase::Text => ("losses on text", windows.iter().map(|window| window.len()).sum()),
-        };
-        (phase, Bar::new(printer, "Calibrating", name, total, "tokens"))
-    };
-    let done = |bar: Option<(Phase, Bar)>| {
-        if let Some((phase, bar)) = bar {
-            bar.done(match phase {
-                Phase::Retrieval => "retrieval heads: random sequences fed twice,",
-                Phase::Text => "losses on text: forward and back,",
-            });
-        }
-    };
-    *bar.borrow_mut() = Some(begin(Phase::Retrieval));
-    let found = body(&|phase, tokens| {
-        let mut bar = bar.borrow_mut();
-        if bar.as_ref().is_none_or(|(known, _)| *known != phase) {
-            done(bar.take());
-            *bar = Some(begin(phase));
-        }
-        if let Some((_, bar)) = &*bar {
-            bar.advance(tokens);
-        }
-    })?;
-    done(bar.into_inner());
-    Ok(found)
 }
 
 /// One row a layer: the heads' budgets, `*` where a head is whole because it retrieves, and a bar of what they take.

@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod calibrate;
+mod calibration_bars;
 pub mod chat;
 pub mod demo;
 pub mod doctor;

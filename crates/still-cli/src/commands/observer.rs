@@ -4,8 +4,9 @@ use std::path::Path;
 use std::time::Instant;
 
 use serde::Serialize;
-use still_train::{Observer, Stage, StepReport};
+use still_train::{Observer, Phase, Stage, StepReport};
 
+use super::calibration_bars::CalibrationBars;
 use crate::interrupt;
 use crate::plot::number;
 use crate::printer::Printer;
@@ -17,6 +18,7 @@ use crate::tensorboard::EventLog;
 /// Tells of each stage while it goes on, and remembers how it went.
 pub struct RunObserver<'a> {
     printer: &'a Printer,
+    calibration: CalibrationBars<'a>,
     bar: Option<Bar>,
     stages: Vec<StageSummary>,
     pace: Pace,
@@ -45,6 +47,7 @@ impl<'a> RunObserver<'a> {
     pub fn new(printer: &'a Printer, run_dir: &'a Path, tensorboard: bool) -> Self {
         Self {
             printer,
+            calibration: CalibrationBars::new(printer),
             bar: None,
             stages: Vec::new(),
             pace: Pace::new(Instant::now(), 0, 0),
@@ -56,6 +59,7 @@ impl<'a> RunObserver<'a> {
 
     /// The last stage is over.
     pub fn finish(&mut self) {
+        self.calibration.finish();
         self.look_for_evaluations();
         let (Some(bar), Some(stage)) = (self.bar.take(), self.stages.last_mut()) else { return };
         stage.seconds = bar.seconds();
@@ -102,6 +106,10 @@ impl<'a> RunObserver<'a> {
 }
 
 impl Observer for RunObserver<'_> {
+    fn on_calibration(&mut self, phase: Phase, tokens: usize, of: usize) {
+        self.calibration.advance(phase, tokens, of);
+    }
+
     fn on_stage(&mut self, stage: Stage, steps: usize, done: usize) {
         self.finish();
         // By now the trainer has dropped what a resumed run does again.
@@ -126,7 +134,9 @@ impl Observer for RunObserver<'_> {
         if let Some(stage) = self.stages.last_mut() {
             stage.steps = report.step;
             stage.tokens += report.tokens;
-            stage.losses.add(report.loss);
+            if !report.skipped {
+                stage.losses.add(report.loss);
+            }
         }
         if let Some(bar) = &self.bar {
             bar.update(report.step, format!("loss {:.3e}, {}", report.loss, self.pace));

@@ -42,9 +42,10 @@ pub fn calibrated_recipe(
                 .first_tokens(recipe.calibration.tokens);
             let windows: Vec<&[u32]> = text.iter().map(Vec::as_slice).collect();
             let observer = RefCell::new(observer);
-            let found = calibrate(model, &recipe.attention, &windows, &options, &|phase, n| {
-                observer.borrow_mut().on_calibration(phase, n);
-            })?;
+            let found =
+                calibrate(model, &recipe.attention, &windows, &options, &|phase, n, of| {
+                    observer.borrow_mut().on_calibration(phase, n, of);
+                })?;
             std::fs::create_dir_all(run_dir).map_err(TrainError::write(run_dir))?;
             found.budgets.save(&path)?;
             found.budgets

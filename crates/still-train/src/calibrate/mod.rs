@@ -11,7 +11,7 @@ mod marginal;
 mod retrieval;
 
 use serde::Serialize;
-use still_attention::{HeadSize, RowDtype};
+use still_attention::{HeadSize, Mode, Router, RowDtype};
 use still_model::{FeatureInit, Model, Student};
 
 pub use budgets::Budgets;
@@ -102,7 +102,8 @@ pub enum Phase {
 
 /// Finds budgets for a student with the attention of `recipe`, whose own budgets play no part.
 ///
-/// `windows`: token ids of text, about 64,000 in all; `progress` is told of every token passed and in which phase.
+/// `windows`: token ids of text, about 64,000 in all; `progress` is told the phase, the tokens passed since it was last told, and the
+/// phase's tokens in all.
 ///
 /// # Errors
 /// A share that cannot be met or windows that are too short to retire a chunk; an error of the model.
@@ -111,11 +112,17 @@ pub fn calibrate(
     recipe: &AttentionRecipe,
     windows: &[&[u32]],
     options: &CalibrateOptions,
-    progress: &dyn Fn(Phase, usize),
+    progress: &dyn Fn(Phase, usize, usize),
 ) -> Result<Calibration> {
     let teacher = model.teacher();
     let plain = AttentionRecipe { budgets: None, budget: 0, ..recipe.clone() };
     let config = plain.resolve(model.config())?;
+    if config.mode != Mode::Hybrid || config.router == Router::None {
+        return Err(fail(
+            "this attention keeps no salient tokens, so that there is nothing to find".into(),
+            "use a recipe with a router, such as recipes/quick.toml",
+        ));
+    }
     if !windows.iter().any(|window| window.len() > 2 * config.chunk) {
         return Err(fail(
             format!("no text is longer than two chunks of {}", config.chunk),
@@ -133,10 +140,14 @@ pub fn calibrate(
     let student =
         Student::init(config.clone(), model.config(), FeatureInit::Identity, options.seed)?;
 
-    let retrieval =
-        retrieval::scores(&teacher, &config, options, &|n| progress(Phase::Retrieval, n))?;
-    let losses =
-        marginal::losses(&teacher, &student, &candidates, windows, &|n| progress(Phase::Text, n))?;
+    let copied = 2 * options.copies * options.copy_length;
+    let retrieval = retrieval::scores(&teacher, &config, options, &|tokens| {
+        progress(Phase::Retrieval, tokens, copied);
+    })?;
+    let text = windows.iter().map(|window| window.len()).sum();
+    let losses = marginal::losses(&teacher, &student, &candidates, windows, &|tokens| {
+        progress(Phase::Text, tokens, text);
+    })?;
 
     let bytes: Vec<usize> =
         candidates.iter().map(|&budget| size.bytes(budget, options.at_length, true)).collect();
@@ -197,7 +208,7 @@ pub fn calibrate(
         cache_bytes,
         dense_bytes,
         uniform_budget: (0..=config.chunk).rev().find(uniform),
-        tokens: windows.iter().map(|window| window.len()).sum(),
+        tokens: text,
     })
 }
 

@@ -1,0 +1,66 @@
+//! `still calibrate` on a small random model.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+
+use common::{Outcome, still, student_dir, teacher_dir, words};
+
+fn calibrate(dir: &Path, extra: &[&str]) -> Outcome {
+    let data = dir.join("data.txt");
+    fs::write(&data, words(600)).unwrap();
+    let mut command = still();
+    command.args(["calibrate", "--at-length", "4096", "--window", "512", "--data"]).arg(&data);
+    if !extra.contains(&"--model") {
+        command.arg("--model").arg(teacher_dir());
+    }
+    Outcome::of(command.args(extra))
+}
+
+#[test]
+fn budgets_are_shown_written_and_trained_with() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("budgets.json");
+    let shown = calibrate(dir.path(), &["--cache-fraction", "0.5", "--out", out.to_str().unwrap()]);
+    shown.succeeded();
+    assert!(shown.stdout.contains("of the dense cache"), "{}", shown.stdout);
+    let file: serde_json::Value = serde_json::from_str(&fs::read_to_string(&out).unwrap()).unwrap();
+    assert_eq!((&file["chunk"], &file["cache_fraction"]), (&64.into(), &0.5.into()));
+    let told = calibrate(dir.path(), &["--cache-fraction", "0.5", "--json"]);
+    told.succeeded();
+    let told = told.json();
+    assert_eq!(told["budgets"], file["budgets"]);
+    let (cache, dense) = (told["cache_bytes"].as_u64(), told["dense_bytes"].as_u64());
+    assert!(2 * cache.unwrap() <= dense.unwrap());
+    calibrate(dir.path(), &["--out", out.to_str().unwrap()]).failed_with("exists already");
+
+    let mut linearize = still();
+    linearize.args(["linearize", "--data"]).arg(dir.path().join("data.txt"));
+    linearize.arg("--model").arg(teacher_dir()).arg("--out").arg(dir.path().join("student"));
+    for set in [
+        "calibration.cache_fraction=0.5",
+        "calibration.at_length=4096",
+        "calibration.window=512",
+        "data.length=256",
+        "transfer.steps=1",
+        "finetune.steps=1",
+    ] {
+        linearize.args(["--set", set]);
+    }
+    Outcome::of(&mut linearize).succeeded();
+    let config = fs::read_to_string(dir.path().join("student/config.json")).unwrap();
+    let config: serde_json::Value = serde_json::from_str(&config).unwrap();
+    assert_eq!(config["still"]["budgets"], file["budgets"]);
+    assert!(dir.path().join("student.run/budgets.json").exists());
+}
+
+#[test]
+fn what_cannot_be_calibrated_says_why() {
+    let dir = tempfile::tempdir().unwrap();
+    calibrate(dir.path(), &["--cache-fraction", "0.001"]).failed_with("too small");
+    calibrate(dir.path(), &["--cache-fraction", "1.5"]).failed_with("out of range");
+    let student = student_dir().to_str().unwrap();
+    calibrate(dir.path(), &["--model", student]).failed_with("a student already");
+    calibrate(dir.path(), &["--set", "attention.router=none"]).failed_with("nothing to find");
+}
