@@ -34,7 +34,7 @@ pub struct BenchPoint {
     pub decode_p50_ms: f64,
     /// 99th percentile of the steps, milliseconds: the slowest of fewer than a hundred.
     pub decode_p99_ms: f64,
-    /// Bytes of the attention cache after the prompt.
+    /// Bytes of the attention cache after the last step, with what decoding prepares.
     pub cache_bytes: usize,
 }
 
@@ -56,7 +56,6 @@ pub fn bench(model: &Model, options: BenchOptions) -> Result<BenchPoint> {
     let hidden = model.prefill(&ids, &mut cache)?;
     let mut id = greedy(model, &hidden)?;
     let prefill = started.elapsed().as_secs_f64();
-    let cache_bytes = cache.size_bytes();
     let mut steps = Vec::with_capacity(new_tokens);
     for _ in 0..new_tokens {
         let started = Instant::now();
@@ -71,6 +70,6 @@ pub fn bench(model: &Model, options: BenchOptions) -> Result<BenchPoint> {
         decode_tokens_per_s: new_tokens as f64 / total,
         decode_p50_ms: 1e3 * quantile(&steps, 0.5),
         decode_p99_ms: 1e3 * quantile(&steps, 0.99),
-        cache_bytes,
+        cache_bytes: cache.size_bytes(),
     })
 }
