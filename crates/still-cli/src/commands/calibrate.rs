@@ -3,12 +3,11 @@
 use std::cell::RefCell;
 
 use still_train::{
-    CalibrateOptions, Calibration, CalibrationRecipe, HeadReport, Recipe, TokenCache, Windows,
-    calibrate,
+    CalibrateOptions, Calibration, CalibrationRecipe, HeadReport, TokenCache, Windows, calibrate,
 };
 
 use super::calibration_bars::CalibrationBars;
-use super::{load, read_text};
+use super::{load_base, read_recipe};
 use crate::args::CalibrateArgs;
 use crate::errors::user;
 use crate::printer::Printer;
@@ -31,17 +30,8 @@ pub fn run(args: &CalibrateArgs, printer: &Printer) -> anyhow::Result<()> {
             "use a share above 0 and at most 1, such as 0.2",
         ));
     }
-    let recipe = match &args.recipe {
-        Some(path) => Recipe::parse(&read_text(path)?, &args.set)?,
-        None => Recipe::parse("", &args.set)?,
-    };
-    let model = load(&args.model.model, printer)?;
-    if model.student.is_some() {
-        return Err(user(
-            format!("{} is a student already", args.model.model),
-            "calibrate the base model that it came from",
-        ));
-    }
+    let recipe = read_recipe(args.recipe.as_deref(), &args.set)?;
+    let model = load_base(&args.model.model, "calibrate", printer)?;
     let calibration = CalibrationRecipe { window: args.window, ..recipe.calibration.clone() };
     let data = calibration.text(&recipe.data);
     let cache = TokenCache::user()?;

@@ -7,7 +7,7 @@ use serde_json::json;
 use still_model::{ExportKind, Model, save_student};
 use still_train::{Recipe, TokenCache, Windows, calibrated_recipe, linearize_windows};
 
-use super::{dry_run, load, read_text};
+use super::{dry_run, load_base, read_recipe};
 use crate::args::{ExportDtype, LinearizeArgs};
 use crate::commands::observer::RunObserver;
 use crate::errors::user;
@@ -33,17 +33,8 @@ pub fn run(args: &LinearizeArgs, printer: &Printer) -> anyhow::Result<()> {
             ));
         }
     }
-    let recipe = match &args.recipe {
-        Some(path) => Recipe::parse(&read_text(path)?, &args.set)?,
-        None => Recipe::parse("", &args.set)?,
-    };
-    let model = load(&args.model.model, printer)?;
-    if model.student.is_some() {
-        return Err(user(
-            format!("{} is a student already", args.model.model),
-            "linearize the base model that it came from",
-        ));
-    }
+    let recipe = read_recipe(args.recipe.as_deref(), &args.set)?;
+    let model = load_base(&args.model.model, "linearize", printer)?;
     if args.dry_run {
         return dry_run::run(args, &recipe, &model, printer);
     }

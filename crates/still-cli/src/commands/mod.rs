@@ -16,10 +16,12 @@ pub mod report;
 
 use std::io;
 use std::ops::ControlFlow;
+use std::path::Path;
 
 use anyhow::Context;
 use still_attention::RowDtype;
 use still_model::{GenerateOptions, Model};
+use still_train::Recipe;
 
 use crate::args::{CacheDtype, SamplingArgs};
 use crate::errors::user;
@@ -50,6 +52,24 @@ fn load(model: &str, printer: &Printer) -> anyhow::Result<Model> {
     Ok(model)
 }
 
+/// Loads a model that is no student yet; `verb` says what is to be done with it.
+fn load_base(model: &str, verb: &str, printer: &Printer) -> anyhow::Result<Model> {
+    let loaded = load(model, printer)?;
+    if loaded.student.is_some() {
+        return Err(user(
+            format!("{model} is a student already"),
+            format!("{verb} the base model that it came from"),
+        ));
+    }
+    Ok(loaded)
+}
+
+/// Reads a recipe, or takes the defaults, and applies overrides.
+fn read_recipe(path: Option<&Path>, overrides: &[String]) -> anyhow::Result<Recipe> {
+    let text = path.map(read_text).transpose()?.unwrap_or_default();
+    Ok(Recipe::parse(&text, overrides)?)
+}
+
 /// What a generation does with its text: shows it (unless told not to) until Ctrl-C, or until standard output fails,
 /// which `written` then tells.
 fn stream_to<'a>(
@@ -69,7 +89,7 @@ fn stream_to<'a>(
 }
 
 /// Reads a text file.
-fn read_text(path: &std::path::Path) -> anyhow::Result<String> {
+fn read_text(path: &Path) -> anyhow::Result<String> {
     std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
