@@ -258,7 +258,10 @@ fn exports_agree_after_dropout_and_evaluations() {
         "evaluation.repeated_text=32",
     ];
     let set: Vec<&str> = options.iter().flat_map(|option| ["--set", option]).collect();
-    linearize(dir.path(), "full", &set).succeeded();
+    let full = linearize(dir.path(), "full", &set);
+    full.succeeded();
+    // Each is told while the run goes on.
+    assert_eq!(full.stderr.matches("repeated-text loss").count(), 4, "{}", full.stderr);
     let delta: Vec<&str> = set.iter().copied().chain(["--delta"]).collect();
     linearize(dir.path(), "delta", &delta).succeeded();
     assert_eq!(greedy(&dir.path().join("full")), greedy(&dir.path().join("delta")));

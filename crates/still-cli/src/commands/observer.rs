@@ -11,7 +11,7 @@ use crate::interrupt;
 use crate::plot::number;
 use crate::printer::Printer;
 use crate::progress::{Bar, Losses};
-use crate::run_log::{Evaluation, Follower, metric_words};
+use crate::run_log::{Evaluation, metric_words};
 use crate::table;
 use crate::tensorboard::EventLog;
 
@@ -23,8 +23,6 @@ pub struct RunObserver<'a> {
     stages: Vec<StageSummary>,
     pace: Pace,
     events: Option<EventLog>,
-    evaluations: Option<Follower>,
-    run_dir: &'a Path,
 }
 
 /// How a stage went in this run.
@@ -44,7 +42,7 @@ pub struct StageSummary {
 
 impl<'a> RunObserver<'a> {
     /// No stage has begun. With `tensorboard`, event files go to `run_dir`.
-    pub fn new(printer: &'a Printer, run_dir: &'a Path, tensorboard: bool) -> Self {
+    pub fn new(printer: &'a Printer, run_dir: &Path, tensorboard: bool) -> Self {
         Self {
             printer,
             calibration: CalibrationBars::new(printer),
@@ -52,15 +50,12 @@ impl<'a> RunObserver<'a> {
             stages: Vec::new(),
             pace: Pace::new(Instant::now(), 0, 0),
             events: tensorboard.then(|| EventLog::new(run_dir)),
-            evaluations: None,
-            run_dir,
         }
     }
 
     /// The last stage is over.
     pub fn finish(&mut self) {
         self.calibration.finish();
-        self.look_for_evaluations();
         let (Some(bar), Some(stage)) = (self.bar.take(), self.stages.last_mut()) else { return };
         stage.seconds = bar.seconds();
         bar.done(format_args!("{}: {} steps, {}", stage.stage, stage.steps, stage.losses));
@@ -69,14 +64,6 @@ impl<'a> RunObserver<'a> {
     /// Every stage of this run.
     pub fn stages(&self) -> &[StageSummary] {
         &self.stages
-    }
-
-    fn look_for_evaluations(&mut self) {
-        let Some(follower) = &mut self.evaluations else { return };
-        match follower.new_ones() {
-            Ok(found) => found.iter().for_each(|evaluation| self.evaluated(evaluation)),
-            Err(error) => self.printer.warn(format_args!("an evaluation is not shown: {error}")),
-        }
     }
 
     fn evaluated(&mut self, evaluation: &Evaluation) {
@@ -112,8 +99,6 @@ impl Observer for RunObserver<'_> {
 
     fn on_stage(&mut self, stage: Stage, steps: usize, done: usize) {
         self.finish();
-        // By now the trainer has dropped what a resumed run does again.
-        self.evaluations.get_or_insert_with(|| Follower::new(self.run_dir));
         let bar = Bar::new(self.printer, "Training", stage.name(), steps, "steps");
         bar.update(done, "");
         self.bar = Some(bar);
@@ -129,7 +114,6 @@ impl Observer for RunObserver<'_> {
     }
 
     fn on_step(&mut self, report: &StepReport) {
-        self.look_for_evaluations();
         let tokens_per_s = self.pace.step(Instant::now(), report.step, report.tokens);
         if let Some(stage) = self.stages.last_mut() {
             stage.steps = report.step;
@@ -144,9 +128,15 @@ impl Observer for RunObserver<'_> {
         self.event(|events| events.step(report, tokens_per_s));
     }
 
+    fn on_evaluation(&mut self, evaluation: &still_train::Evaluation) {
+        match Evaluation::of(evaluation) {
+            Ok(evaluation) => self.evaluated(&evaluation),
+            Err(error) => self.printer.warn(format_args!("an evaluation is not shown: {error}")),
+        }
+    }
+
     fn on_checkpoint(&mut self, path: &Path) {
         tracing::info!("checkpoint {}", path.display());
-        self.look_for_evaluations();
         if let Some(bar) = &self.bar {
             bar.note("checkpoint saved");
         }

@@ -28,7 +28,7 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> anyhow::Result<Option<Vec<T>>> 
 ///
 /// # Errors
 /// As [`read`].
-pub fn parse<T: DeserializeOwned>(bytes: &[u8], path: &Path) -> anyhow::Result<Vec<T>> {
+fn parse<T: DeserializeOwned>(bytes: &[u8], path: &Path) -> anyhow::Result<Vec<T>> {
     let mut items = Vec::new();
     for (n, line) in bytes.split_inclusive(|&byte| byte == b'\n').enumerate() {
         if line.iter().all(u8::is_ascii_whitespace) {

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
-pub use evaluations::{Evaluation, Follower, metric_words};
+pub use evaluations::{Evaluation, metric_words};
 pub use steps::{LayerLoss, StageLog, Step};
 
 use crate::errors::user;
