@@ -35,6 +35,10 @@ pub(crate) enum Part<'a, T> {
 /// Query rows up to which keys are best read as they are stored.
 pub(crate) const FEW: usize = 8;
 
+/// Salient keys that are attended to at a time: their logits and the keys and values themselves stay in a core's own cache,
+/// however many there are.
+const BLOCK: usize = 256;
+
 impl<'a, T: Real> Part<'a, T> {
     /// `rows` of a pair of stores, widened into `scratch` if there are many queries.
     pub fn new(
@@ -58,28 +62,46 @@ impl<'a, T: Real> Part<'a, T> {
         }
     }
 
-    /// `q Kᵀ` of `q` `[rows, D]` into rows of `stride` values.
+    /// All of it.
+    fn all(&self, head_dim: usize) -> Range<usize> {
+        0..self.len(head_dim)
+    }
+
+    /// `q Kᵀ` of `q` `[rows, D]` and the keys of `part` into rows of `stride` values.
     #[inline(always)]
-    fn logits(&self, q: &[T], head_dim: usize, to: &mut [T], stride: usize) {
+    fn logits(&self, part: Range<usize>, q: &[T], head_dim: usize, to: &mut [T], stride: usize) {
         match self {
-            Self::Stored { k, rows, .. } => k.dots(rows.clone(), q, to, stride),
+            Self::Stored { k, rows, .. } => {
+                k.dots(rows.start + part.start..rows.start + part.end, q, to, stride);
+            }
             Self::Wide { k, .. } => {
                 let (rows, keys) = (q.len() / head_dim, self.len(head_dim));
-                let q = Mat::rows(q, head_dim);
-                matmul((rows, keys, head_dim), to, stride, false, q, Mat::rows(k, keys));
+                let (q, k) = (Mat::rows(q, head_dim), Mat::rows(&k[part.start..], keys));
+                matmul((rows, part.len(), head_dim), to, stride, false, q, k);
             }
         }
     }
 
-    /// Adds `weights V` to `out` `[rows, D]`; the weights have rows of `stride` values.
+    /// Adds `weights V` of the keys of `part` to `out` `[rows, D]`; the weights have rows of `stride` values.
     #[inline(always)]
-    fn attend(&self, weights: &[T], stride: usize, head_dim: usize, out: &mut [T]) {
+    fn attend(
+        &self,
+        part: Range<usize>,
+        weights: &[T],
+        stride: usize,
+        head_dim: usize,
+        out: &mut [T],
+    ) {
         match self {
-            Self::Stored { v, rows, .. } => v.add_weighted(rows.clone(), weights, stride, out),
+            Self::Stored { v, rows, .. } => {
+                let rows = rows.start + part.start..rows.start + part.end;
+                v.add_weighted(rows, weights, stride, out);
+            }
             Self::Wide { v, .. } => {
-                let (rows, keys) = (out.len() / head_dim, self.len(head_dim));
-                let (weights, v) = (Mat::rows(weights, stride), Mat::rows(v, head_dim));
-                matmul((rows, head_dim, keys), out, head_dim, true, weights, v);
+                let rows = out.len() / head_dim;
+                let v = Mat::rows(&v[part.start * head_dim..], head_dim);
+                let weights = Mat::rows(weights, stride);
+                matmul((rows, head_dim, part.len()), out, head_dim, true, weights, v);
             }
         }
     }
@@ -105,6 +127,7 @@ pub(crate) struct Buffers<T> {
     exact: Vec<T>,
     pub(super) attended: Vec<T>,
     pub(super) denominator: Vec<T>,
+    maximum: Vec<T>,
     pub(super) phi: Vec<T>,
     linear: Vec<T>,
 }
@@ -118,6 +141,7 @@ impl<T> Default for Buffers<T> {
             exact: new(),
             attended: new(),
             denominator: new(),
+            maximum: new(),
             phi: new(),
             linear: new(),
         }
@@ -162,36 +186,51 @@ pub(crate) fn query_rows<T: Real>(
     let previous = keys.previous.len(d);
     let width = previous + keys.current.len(d);
     let local = take(&mut buffers.local, rows * width);
-    keys.previous.logits(q, d, local, width);
-    keys.current.logits(q, d, &mut local[previous..], width);
-    let salient = keys.salient.len(d);
-    let exact = take(&mut buffers.exact, rows * salient);
-    keys.salient.logits(q, d, exact, salient);
+    keys.previous.logits(keys.previous.all(d), q, d, local, width);
+    keys.current.logits(keys.current.all(d), q, d, &mut local[previous..], width);
 
     let receives = input.router == Router::ReceivedAttention;
     if receives {
         scores.fill(T::zero());
     }
     let denominator = take(&mut buffers.denominator, rows);
+    let maximum = take(&mut buffers.maximum, rows);
     for row in 0..rows {
         let local = &mut local[row * width..(row + 1) * width];
-        let exact = &mut exact[row * salient..(row + 1) * salient];
         let (visible, future) = local.split_at_mut(previous + keys.offset + row % length + 1);
         future.fill(T::zero());
         let received =
             if receives { &mut scores[row / length * width..][..width] } else { &mut [] };
-        let weights = RowWeights::new(visible, exact, input, received);
+        let weights = RowWeights::new(visible, &mut [], input, received);
         if !receives {
             scores[row] = weights.score;
         }
-        denominator[row] = weights.denominator;
+        (denominator[row], maximum[row]) = (weights.denominator, weights.maximum);
     }
-
     let attended = take(&mut buffers.attended, rows * d);
     attended.fill(T::zero());
-    keys.previous.attend(local, width, d, attended);
-    keys.current.attend(&local[previous..], width, d, attended);
-    keys.salient.attend(exact, salient, d, attended);
+    keys.previous.attend(keys.previous.all(d), local, width, d, attended);
+    keys.current.attend(keys.current.all(d), &local[previous..], width, d, attended);
+
+    // Salient keys, a block at a time: a larger maximum shrinks what was added before.
+    let salient = keys.salient.len(d);
+    let exact = take(&mut buffers.exact, rows * salient.min(BLOCK));
+    for start in (0..salient).step_by(BLOCK) {
+        let block = start..salient.min(start + BLOCK);
+        let width = block.len();
+        keys.salient.logits(block.clone(), q, d, exact, width);
+        for (row, exact) in exact.chunks_exact_mut(width).take(rows).enumerate() {
+            let top = vector::max(exact);
+            if top > maximum[row] {
+                let shrink = (maximum[row] - top).fast_exp();
+                denominator[row] *= shrink;
+                attended[row * d..(row + 1) * d].iter_mut().for_each(|sum| *sum *= shrink);
+                maximum[row] = top;
+            }
+            denominator[row] += vector::exp_sub_sum(exact, maximum[row]);
+        }
+        keys.salient.attend(block, exact, width, d, attended);
+    }
 
     if let (Some((s, z)), true) = (keys.state, input.branches.linear) {
         let features = z.len();
@@ -239,6 +278,8 @@ pub(crate) struct RowWeights<T> {
     pub score: T,
     /// `Σ e^{s − m}` over everything attended exactly.
     pub denominator: T,
+    /// `m`
+    pub maximum: T,
 }
 
 /// The larger one; NaN if the second is.
@@ -321,6 +362,6 @@ impl<T: Real> RowWeights<T> {
             local[..last].fill(T::zero());
         }
         denominator += local[last];
-        Self { score, denominator }
+        Self { score, denominator, maximum: m }
     }
 }
