@@ -2,8 +2,10 @@
 //!
 //! Everything here takes a [`still_model::Model`] and returns numbers; nothing prints.
 
+mod ablation;
 mod bench;
 mod bootstrap;
+mod branches;
 mod error;
 mod gap;
 mod long_context;
@@ -13,8 +15,10 @@ mod quantile;
 mod repeated_text;
 mod speed;
 
+pub use ablation::Ablation;
 pub use bench::{BenchOptions, BenchPoint, bench};
 pub use bootstrap::{Interval, PairedBootstrap};
+pub use branches::branch_shares_of;
 pub use error::{EvalError, Result};
 pub use gap::gap_closed;
 pub use long_context::{ContextPoint, LongContext, LongContextOptions, long_context};

@@ -11,7 +11,9 @@ const INTRO: &str = "There is an important piece of information hidden inside a 
     Find it and memorize it. I will quiz you about the important information there.\n\n";
 const FILLER: &str = " The grass is green. The sky is blue. The sun is yellow. Here we go. \
     There and back again.";
-const QUESTION: &str = "\n\nWhat is the pass key? The pass key is";
+/// Ends in a space, so that the next token is a digit. Without it a model that knows the key may go on in words ("the pass
+/// key"): SmolLM2-135M does in half of its answers, and what is measured then is its phrasing.
+const QUESTION: &str = "\n\nWhat is the pass key? The pass key is ";
 
 /// Prompts that share their beginning: everything before a prompt's needle is a prefix of one filler run.
 #[derive(Clone, Debug)]

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use candle_core::{Device, Tensor};
 use still_attention::{RowDtype, StillConfig};
 use still_eval::{
-    EvalError, LongContextOptions, PasskeyPrompts, evaluate_windows, long_context, nll_of_hidden,
-    random_tokens, repeated_text_nll,
+    Ablation, EvalError, LongContextOptions, PasskeyPrompts, branch_shares_of, evaluate_windows,
+    long_context, nll_of_hidden, random_tokens, repeated_text_nll,
 };
 use still_model::random::{random_model, tiny_config};
 use still_model::{FeatureInit, Model, Student};
@@ -151,4 +151,32 @@ fn repeated_text_is_judged_by_its_second_copy() {
         assert_ne!(repeated_text_nll(&model, 70, 6, RowDtype::F32).unwrap(), expected);
     }
     assert!(repeated_text_nll(&teacher(), 1, 5, RowDtype::F32).is_err());
+}
+
+#[test]
+fn ablations_keep_what_was_learned() {
+    let teacher = random_model(tiny_config(), 3).unwrap();
+    let config = teacher.config();
+    let still = StillConfig::uniform(config.num_hidden_layers, config.geometry(), 64, 4);
+    let student = Student::init(still.clone(), config, FeatureInit::Normal, 1).unwrap();
+    let tokens: Vec<u32> = (0..400).map(|t| (t * t + 3 * t) % 256).collect();
+    let nll = |student: Student| {
+        let model = teacher.with_student(student);
+        evaluate_windows(&model, &tokens, 400, 1, RowDtype::F32, &|_| {}).unwrap().mean()
+    };
+    let itself = student.with_config(still.clone(), config).unwrap();
+    assert_eq!(nll(itself), nll(student.clone()));
+    for ablation in Ablation::ALL {
+        for (name, variant) in ablation.variants(&still) {
+            let changed = student.with_config(variant, config).unwrap();
+            assert!(nll(changed).is_finite(), "{name}");
+        }
+    }
+    let shares = branch_shares_of(&teacher.with_student(student), &tokens, &|| {}).unwrap();
+    assert_eq!(shares.len(), config.num_hidden_layers);
+    for share in shares.iter().flatten() {
+        assert!((share.mass.iter().sum::<f64>() - 1.0).abs() < 1e-9, "{share:?}");
+        assert_eq!(share.tokens, 400 - 128);
+    }
+    assert!(branch_shares_of(&teacher, &tokens, &|| {}).is_err());
 }

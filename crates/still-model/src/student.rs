@@ -4,7 +4,9 @@ use candle_core::{DType, Device, Tensor};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
-use still_attention::{FeatureMap, HybridConfig, HybridWeights, LinearNorm, StillConfig};
+use still_attention::{
+    FeatureMap, HybridConfig, HybridWeights, LinearNorm, StillConfig, fold_householder,
+};
 
 use crate::checkpoint::Weights;
 use crate::config::ModelConfig;
@@ -207,6 +209,48 @@ impl Student {
             })
             .collect::<Result<_>>()?;
         Ok(Self { config, layers, lora: None, recipe: None })
+    }
+
+    /// The same learned tensors under another configuration: for ablations. A scale that the tensors lack starts as a fresh
+    /// student's does, one that the configuration has no use for is left out; reflections become part of the maps' matrices.
+    ///
+    /// # Errors
+    /// A configuration that does not fit the model, or that needs maps of another shape or a gate that was never learned.
+    pub fn with_config(&self, config: StillConfig, model: &ModelConfig) -> Result<Self> {
+        let fits = |old: &StillConfig| {
+            old.selection_head == config.selection_head && old.feature_dim == config.feature_dim
+        };
+        if !fits(&self.config) || (config.gate && !self.config.gate) {
+            return Err(ModelError::Invalid(
+                "a student keeps its selection heads, the width of its feature maps, and has no gate that it did not learn"
+                    .into(),
+            ));
+        }
+        let fresh = Self::init(config.clone(), model, FeatureInit::Normal, 0)?;
+        let layers = self.layers.iter().zip(fresh.layers).map(|(old, new)| {
+            let (mut attention, fresh) = (old.attention.clone(), new.attention);
+            if fresh.householder_q.is_none() {
+                for (map, reflection) in [
+                    (&mut attention.feature_map_q, attention.householder_q.take()),
+                    (&mut attention.feature_map_k, attention.householder_k.take()),
+                ] {
+                    if let Some(reflection) = reflection {
+                        *map = fold_householder(map, &reflection)?;
+                    }
+                }
+            } else if attention.householder_q.is_none() {
+                return Err(ModelError::Invalid("the student has learned no reflections".into()));
+            }
+            let keep = |old: &mut Option<Tensor>, fresh: Option<Tensor>| {
+                *old = fresh.map(|fresh| old.take().unwrap_or(fresh));
+            };
+            keep(&mut attention.log_lambda, fresh.log_lambda);
+            keep(&mut attention.window_factor, fresh.window_factor);
+            let gate_proj = new.config.gate.then(|| old.gate_proj.clone()).flatten();
+            Ok(StudentLayer { config: new.config, attention, gate_proj, lora: old.lora.clone() })
+        });
+        let layers = layers.collect::<Result<_>>()?;
+        Ok(Self { config, layers, ..self.clone() })
     }
 
     /// Adds low-rank updates that change nothing yet: `A` uniform as PEFT does (Kaiming, a = √5), `B = 0`.

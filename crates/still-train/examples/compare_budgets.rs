@@ -3,8 +3,8 @@
 //!
 //! `cargo run --release -p still-train --example compare_budgets -- MODEL TEXT KEYS WINDOWS SUBJECT…`
 //!
-//! `TEXT`: .txt, .jsonl or .jsonl.zst. Of every subject: perplexity of `WINDOWS` windows of 4,096 tokens with its difference from
-//! the teacher (paired bootstrap), the likelihood of the second copy of 1,024 tokens of text that are fed twice, and `KEYS` pass
+//! `TEXT`: .txt, .jsonl or .jsonl.zst. Of every subject: perplexity of `WINDOWS` windows (2 or more) of 4,096 tokens with its difference from
+//! the first subject (paired bootstrap), the likelihood of the second copy of 1,024 tokens of text that are fed twice, and `KEYS` pass
 //! keys in 2,048 and 4,096 tokens each with Wilson's 95 % interval. A subject is `teacher`, `uniform:B` (untrained, `B` of
 //! every 64), `budgets:FILE` (untrained, as calibrated) or `student:DIR`.
 
@@ -37,44 +37,86 @@ fn main() -> Result<(), Box<dyn Error>> {
         .chunks_exact(WINDOW)
         .flat_map(|window| [&window[..COPY], &window[..COPY]].concat())
         .collect();
+    let asked = Asked { tokens, copies, windows, keys };
+
+    // Side by side: many threads on one sequence gain less.
+    let threads = rayon::current_num_threads().div_ceil(subjects.len().max(1));
+    let measured: Vec<Result<Measured, String>> = std::thread::scope(|scope| {
+        let running: Vec<_> = subjects
+            .iter()
+            .map(|subject| {
+                let (teacher, asked) = (&teacher, &asked);
+                scope.spawn(move || {
+                    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+                    let pool = pool.map_err(|error| error.to_string())?;
+                    let told = |error| format!("{subject}: {error}");
+                    pool.install(|| measure(subject, teacher, asked).map_err(told))
+                })
+            })
+            .collect();
+        let join = |thread: std::thread::ScopedJoinHandle<'_, _>| {
+            thread.join().unwrap_or_else(|_| Err("a thread panicked".into()))
+        };
+        running.into_iter().map(join).collect()
+    });
 
     let mut reference: Option<(Nll, Nll)> = None;
-    for subject in subjects {
-        let model = subject_of(subject, &teacher)?;
-        let nll = evaluate_windows(&model, &tokens, WINDOW, windows, RowDtype::Bf16, &|_| {})?;
-        let both = evaluate_windows(&model, &copies, 2 * COPY, windows, RowDtype::Bf16, &|_| {})?;
-        let second = Nll { per_token: both.per_token.iter().map(|w| w[COPY..].to_vec()).collect() };
-        let mut line = json!({
-            "subject": subject,
-            "tokens": nll.tokens(),
-            "ppl_1k": nll.prefix(1024).perplexity(),
-            "ppl_4k": nll.perplexity(),
-            "repeated_nll": second.mean(),
-        });
-        let (teacher_nll, teacher_second) =
-            reference.get_or_insert_with(|| (nll.clone(), second.clone()));
+    for measured in measured {
+        let Measured { mut line, nll, second } = measured?;
+        let (first, first_second) = reference.get_or_insert_with(|| (nll.clone(), second.clone()));
         let bootstrap = PairedBootstrap::default();
-        for (name, a, b) in [("nll", &nll, teacher_nll), ("repeated_nll", &second, teacher_second)]
-        {
+        for (name, a, b) in [("nll", &nll, first), ("repeated_nll", &second, first_second)] {
             let difference = bootstrap.difference(a, b)?;
             line[format!("{name}_above_first")] =
                 json!([difference.mean, difference.low, difference.high]);
         }
-        for length in [2048, 4096] {
-            let prompts = PasskeyPrompts::new(&teacher.tokenizer, length, keys, 1)?;
-            let marks = vec![length / 2];
-            let options = LongContextOptions { marks, decode_steps: 1, rows: RowDtype::Bf16 };
-            let found = long_context(&model, &prompts, &options, &|_| {})?;
-            let right = found.answers.iter().filter(|answer| answer.right).count();
-            line[format!("passkey_{length}")] = wilson(right, keys);
-        }
-        let mut cache = model.new_cache(1, RowDtype::Bf16)?;
-        model.prefill(&tokens[..2 * WINDOW], &mut cache)?;
-        model.decode(&tokens[..1], &mut cache)?;
-        line["cache_bytes_8k"] = json!(cache.size_bytes());
         println!("{line}");
     }
     Ok(())
+}
+
+/// What every subject is asked.
+struct Asked {
+    tokens: Vec<u32>,
+    copies: Vec<u32>,
+    windows: usize,
+    keys: usize,
+}
+
+/// What a subject answered.
+struct Measured {
+    line: Value,
+    nll: Nll,
+    /// Of the second copies.
+    second: Nll,
+}
+
+fn measure(subject: &str, teacher: &Model, asked: &Asked) -> Result<Measured, Box<dyn Error>> {
+    let Asked { tokens, copies, windows, keys } = asked;
+    let model = subject_of(subject, teacher)?;
+    let nll = evaluate_windows(&model, tokens, WINDOW, *windows, RowDtype::Bf16, &|_| {})?;
+    let both = evaluate_windows(&model, copies, 2 * COPY, *windows, RowDtype::Bf16, &|_| {})?;
+    let second = Nll { per_token: both.per_token.iter().map(|w| w[COPY..].to_vec()).collect() };
+    let mut line = json!({
+        "subject": subject,
+        "tokens": nll.tokens(),
+        "ppl_1k": nll.prefix(1024).perplexity(),
+        "ppl_4k": nll.perplexity(),
+        "repeated_nll": second.mean(),
+    });
+    for length in [2048, 4096] {
+        let prompts = PasskeyPrompts::new(&teacher.tokenizer, length, *keys, 1)?;
+        let options =
+            LongContextOptions { marks: vec![length / 2], decode_steps: 1, rows: RowDtype::Bf16 };
+        let found = long_context(&model, &prompts, &options, &|_| {})?;
+        let right = found.answers.iter().filter(|answer| answer.right).count();
+        line[format!("passkey_{length}")] = wilson(right, *keys);
+    }
+    let mut cache = model.new_cache(1, RowDtype::Bf16)?;
+    model.prefill(&tokens[..2 * WINDOW], &mut cache)?;
+    model.decode(&tokens[..1], &mut cache)?;
+    line["cache_bytes_8k"] = json!(cache.size_bytes());
+    Ok(Measured { line, nll, second })
 }
 
 fn subject_of(subject: &str, teacher: &Model) -> Result<Model, Box<dyn Error>> {

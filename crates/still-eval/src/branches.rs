@@ -1,0 +1,49 @@
+//! What each branch of a student carries, layer by layer, over a text.
+
+use candle_core::Tensor;
+use still_attention::{BranchShares, branch_shares, hybrid_attention};
+use still_model::Model;
+
+use crate::error::{EvalError, Result};
+
+/// Shares of every layer's query heads, `[layer][query head]`, over one text of at least three chunks.
+///
+/// `progress` is told of each layer that is done.
+///
+/// # Errors
+/// A model without hybrid attention, a text that is too short, or an error of the model.
+pub fn branch_shares_of(
+    model: &Model,
+    tokens: &[u32],
+    progress: &dyn Fn(),
+) -> Result<Vec<Vec<BranchShares>>> {
+    let Some(student) = &model.student else {
+        return Err(EvalError::Argument("a teacher has no branches: give a student".into()));
+    };
+    let needed = 2 * student.config.chunk + 1;
+    if tokens.len() < needed {
+        return Err(EvalError::TooShort {
+            what: "a look at the branches",
+            needed,
+            got: tokens.len(),
+        });
+    }
+    let decoder = &model.decoder;
+    let rotation = decoder.rotation(0, tokens.len())?;
+    let mut x = decoder.embed(&Tensor::new(tokens, decoder.device())?.unsqueeze(0)?)?;
+    let mut shares = Vec::with_capacity(decoder.layers.len());
+    for (layer, learned) in decoder.layers.iter().zip(&student.layers) {
+        let inputs = layer.attention_inputs(&x, &rotation, Some(learned))?;
+        let gate = learned.gate(&inputs.normed, layer.head_dim)?;
+        let (q, k, v) = (&inputs.q, &inputs.k, &inputs.v);
+        let (weights, config) = (&learned.attention, &learned.config);
+        let done = hybrid_attention(q, k, v, weights, gate.as_ref(), config, None)
+            .map_err(still_model::ModelError::from)?;
+        let of_layer = branch_shares((q, k, v), weights, config, &done.selection)
+            .map_err(still_model::ModelError::from)?;
+        shares.push(of_layer);
+        x = layer.finish(&x, &done.out, Some(learned))?;
+        progress();
+    }
+    Ok(shares)
+}
