@@ -181,7 +181,10 @@ pub struct CalibrateArgs {
     /// Write the budgets here (JSON)
     #[arg(long, short, value_name = "FILE")]
     pub out: Option<PathBuf>,
-    /// Replace OUT if it exists
+    /// Draw budgets and what decided them, layer by head, as one HTML page
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+    /// Replace what exists
     #[arg(long)]
     pub overwrite: bool,
     /// Print one JSON object with every estimate on stdout instead of the table

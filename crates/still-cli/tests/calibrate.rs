@@ -22,8 +22,15 @@ fn calibrate(dir: &Path, extra: &[&str]) -> Outcome {
 fn budgets_are_shown_written_and_trained_with() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("budgets.json");
-    let shown = calibrate(dir.path(), &["--cache-fraction", "0.5", "--out", out.to_str().unwrap()]);
+    let html = dir.path().join("budgets.html");
+    let files = ["--out", out.to_str().unwrap(), "--html", html.to_str().unwrap()];
+    let shown = calibrate(dir.path(), &[["--cache-fraction", "0.5"].as_slice(), &files].concat());
     shown.succeeded();
+    let page = fs::read_to_string(&html).unwrap();
+    for title in ["Budgets", "Retrieval", "Loss left", "Loss with nothing kept"] {
+        assert!(page.contains(title), "no {title:?} in the page");
+    }
+    assert!(!page.contains("http"), "a page asks for nothing from outside");
     assert!(shown.stdout.contains("of the dense cache"), "{}", shown.stdout);
     let file: serde_json::Value = serde_json::from_str(&fs::read_to_string(&out).unwrap()).unwrap();
     assert_eq!((&file["chunk"], &file["cache_fraction"]), (&64.into(), &0.5.into()));
@@ -34,6 +41,7 @@ fn budgets_are_shown_written_and_trained_with() {
     let (cache, dense) = (told["cache_bytes"].as_u64(), told["dense_bytes"].as_u64());
     assert!(2 * cache.unwrap() <= dense.unwrap());
     calibrate(dir.path(), &["--out", out.to_str().unwrap()]).failed_with("exists already");
+    calibrate(dir.path(), &["--html", html.to_str().unwrap()]).failed_with("exists already");
 
     let mut linearize = still();
     linearize.args(["linearize", "--data"]).arg(dir.path().join("data.txt"));

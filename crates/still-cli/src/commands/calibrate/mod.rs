@@ -1,7 +1,11 @@
 //! `still calibrate`: a budget for every head.
 
+mod page;
+
 use std::cell::RefCell;
 
+use anyhow::Context;
+use still_model::files::write_file;
 use still_train::{
     CalibrateOptions, Calibration, CalibrationRecipe, HeadReport, TokenCache, Windows, calibrate,
 };
@@ -15,14 +19,16 @@ use crate::table;
 
 /// Runs the command.
 pub fn run(args: &CalibrateArgs, printer: &Printer) -> anyhow::Result<()> {
-    if let Some(out) = &args.out
-        && out.exists()
-        && !args.overwrite
-    {
-        return Err(user(
-            format!("{} exists already", out.display()),
-            "choose another --out, or add --overwrite",
-        ));
+    for (flag, file) in [("--out", &args.out), ("--html", &args.html)] {
+        if let Some(file) = file
+            && file.exists()
+            && !args.overwrite
+        {
+            return Err(user(
+                format!("{} exists already", file.display()),
+                format!("choose another {flag}, or add --overwrite"),
+            ));
+        }
     }
     if !(args.cache_fraction > 0.0 && args.cache_fraction <= 1.0) {
         return Err(user(
@@ -53,6 +59,11 @@ pub fn run(args: &CalibrateArgs, printer: &Printer) -> anyhow::Result<()> {
         found.budgets.save(out)?;
         printer.step("Saved", out.display());
     }
+    if let Some(html) = &args.html {
+        write_file(html, page::render(&found, &args.model.model)?.as_bytes())
+            .with_context(|| format!("cannot write {}", html.display()))?;
+        printer.step("Wrote", html.display());
+    }
     if args.json { printer.json(&found) } else { Ok(printer.result(render(&found))?) }
 }
 
@@ -66,34 +77,46 @@ fn render(found: &Calibration) -> String {
                 format!("{:>3}{}", head.budget, if head.retrieves { "*" } else { " " })
             };
             let strongest = heads.iter().map(|head| head.retrieval).fold(0.0, f64::max);
-            let loss = |head: &HeadReport| {
-                let taken = found.candidates.iter().position(|&budget| budget == head.budget);
-                taken.map_or(0.0, |taken| head.losses[taken])
-            };
             vec![
                 heads[0].layer.to_string(),
                 heads.iter().map(budget).collect(),
                 heads.iter().map(|head| shade(head.budget, chunk)).collect(),
                 format!("{strongest:.2}"),
-                format!("{:.4}", heads.iter().map(loss).sum::<f64>()),
+                format!("{:.4}", heads.iter().map(|head| loss(found, head)).sum::<f64>()),
             ]
         })
         .collect();
     let headers = ["layer", "kept of each chunk", "plot", "retrieval", "loss, nats"];
+    format!(
+        "{}\n{}\n\
+         * whole because it retrieves. Losses are estimates, nats a token, from {} tokens of text.\n",
+        table::render(&headers, &rows),
+        cost(found),
+        found.tokens,
+    )
+}
+
+/// What the budgets take, in a sentence.
+fn cost(found: &Calibration) -> String {
     let share = found.cache_bytes as f64 / found.dense_bytes as f64;
     let uniform = match found.uniform_budget {
-        Some(budget) => format!("{budget} of {chunk} everywhere takes about as much"),
+        Some(budget) => {
+            format!("{budget} of {} everywhere takes about as much", found.budgets.chunk)
+        }
         None => "no uniform budget takes so little".into(),
     };
     format!(
-        "{}\n{} at {} tokens, {:.1} % of the dense cache; {uniform}.\n\
-         * whole because it retrieves. Losses are estimates, nats a token, from {} tokens of text.\n",
-        table::render(&headers, &rows),
+        "{} at {} tokens, {:.1} % of the dense cache; {uniform}.",
         table::bytes(found.cache_bytes),
         found.budgets.at_length,
         100.0 * share,
-        found.tokens,
     )
+}
+
+/// The estimated loss of what a head was given.
+fn loss(found: &Calibration, head: &HeadReport) -> f64 {
+    let taken = found.candidates.iter().position(|&budget| budget == head.budget);
+    taken.map_or(0.0, |taken| head.losses[taken])
 }
 
 /// One character for a budget: the darker the more.

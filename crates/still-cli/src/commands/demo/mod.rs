@@ -1,5 +1,6 @@
 //! `still demo`: linearize a small model on this machine, and show what each step bought.
 
+mod calibration;
 mod evaluation;
 mod report;
 mod samples;
@@ -12,12 +13,13 @@ use still_attention::StillConfig;
 use still_eval::PasskeyPrompts;
 use still_model::{ExportKind, FeatureInit, Model, Student, save_student};
 
+use self::calibration::calibrate;
 use self::evaluation::{Bench, Row};
 use self::report::{Parts, Report, Setting};
 use self::samples::samples;
 use self::text::{DemoText, EVAL_WINDOW, HELDOUT_BOOK, TRAIN_BOOKS, TRAIN_WINDOW};
 use self::training::Trainer;
-use super::{BUDGET, CHUNK};
+use super::CHUNK;
 use crate::args::DemoArgs;
 use crate::errors::user;
 use crate::printer::Printer;
@@ -53,11 +55,9 @@ pub fn run(args: &DemoArgs, printer: &Printer) -> anyhow::Result<()> {
     let config = &teacher.decoder.config;
     let (layers, geometry) = (config.num_hidden_layers, config.geometry());
     let student = |still| Student::init(still, config, FeatureInit::Identity, args.seed);
-    let untrained = student(StillConfig::uniform(layers, geometry, CHUNK, BUDGET))?;
-    printer.step(
-        "Student",
-        format_args!("keeps {BUDGET} tokens of every {CHUNK}; the rest goes into a linear state"),
-    );
+    let calibrated =
+        timed(&mut parts.calibration, || calibrate(&teacher, &text, args.seed, printer))?;
+    let untrained = student(calibrated)?;
     measure("teacher", &teacher, &mut parts)?;
     measure("untrained", &teacher.with_student(untrained.clone()), &mut parts)?;
 

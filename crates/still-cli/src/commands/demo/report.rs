@@ -25,6 +25,8 @@ pub struct Sample {
 pub struct Parts {
     /// Fetching, checking and loading the model.
     pub load: f64,
+    /// Finding a budget for every head.
+    pub calibration: f64,
     /// Attention transfer.
     pub stage1: f64,
     /// Low-rank finetuning.

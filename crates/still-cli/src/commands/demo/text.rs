@@ -18,6 +18,10 @@ pub const HELDOUT_BOOK: &str = "The House on the Borderland";
 
 /// Tokens of a training window.
 pub const TRAIN_WINDOW: usize = 1024;
+/// Tokens of a window that budgets are found on: longer than training's, because what a budget loses grows with length.
+const CALIBRATION_WINDOW: usize = 2048;
+/// Windows that budgets are found on.
+const CALIBRATION_WINDOWS: usize = 4;
 /// Tokens of a held-out window.
 pub const EVAL_WINDOW: usize = 4096;
 /// Positions of a held-out window that count for perplexity at 1k.
@@ -28,6 +32,8 @@ pub const SHORT: usize = 1024;
 pub struct DemoText {
     /// Windows of [`TRAIN_WINDOW`] tokens in a seeded order.
     pub train: Vec<Window>,
+    /// Token ids of the longer windows that budgets are found on, spread over the training text.
+    pub calibration: Vec<Vec<u32>>,
     /// Held-out tokens, in reading order.
     pub heldout: Vec<u32>,
 }
@@ -47,10 +53,13 @@ impl DemoText {
             ));
         }
         let tokens = tokenizer.encode(TRAIN, true)?;
+        let longer: Vec<&[u32]> = tokens.chunks_exact(CALIBRATION_WINDOW).collect();
+        let every = longer.len().div_ceil(CALIBRATION_WINDOWS).max(1);
+        let calibration = longer.iter().step_by(every).map(|ids| ids.to_vec()).collect();
         let mut train: Vec<Window> =
             tokens.chunks_exact(TRAIN_WINDOW).map(|ids| Window::from(ids.to_vec())).collect();
         train.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
-        Ok(Self { train, heldout })
+        Ok(Self { train, calibration, heldout })
     }
 
     /// Index of the window that the `step`-th training step reads: past the last it begins again.

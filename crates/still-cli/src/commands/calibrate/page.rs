@@ -1,0 +1,89 @@
+//! The page of `still calibrate --html`: budgets and what decided them, layer by head.
+
+use minijinja::{AutoEscape, Environment, context};
+use still_train::{Calibration, HeadReport};
+
+use super::{cost, loss};
+use crate::page::{SCRIPT, STYLE, THEME};
+use crate::plot::Heatmap;
+
+const TEMPLATE: &str = include_str!("page.html");
+
+/// Renders the page.
+///
+/// # Errors
+/// If the template cannot be filled in, which would be a defect.
+pub fn render(found: &Calibration, model: &str) -> anyhow::Result<String> {
+    let whole = found.heads.iter().filter(|head| head.budget == found.budgets.chunk).count();
+    let retrieving = found.heads.iter().filter(|head| head.retrieves).count();
+    let charts = [
+        map(
+            found,
+            "Budgets",
+            "tokens kept of each chunk",
+            Some(found.budgets.chunk as f64),
+            |head| head.budget as f64,
+        ),
+        map(
+            found,
+            "Retrieval",
+            "attention to the matching token of a random sequence fed twice",
+            Some(1.0),
+            |head| head.retrieval,
+        ),
+        map(found, "Loss left", "estimate, nats a token, at the head's budget", None, |head| {
+            loss(found, head)
+        }),
+        map(found, "Loss with nothing kept", "estimate, nats a token, at budget 0", None, |head| {
+            head.losses.first().copied().unwrap_or(0.0)
+        }),
+    ];
+    let mut environment = Environment::new();
+    // Whatever is not marked as safe in the template is text.
+    environment.set_auto_escape_callback(|_| AutoEscape::Html);
+    environment.set_trim_blocks(true);
+    environment.set_lstrip_blocks(true);
+    Ok(environment.render_str(
+        TEMPLATE,
+        context! {
+            style => STYLE,
+            script => format!("{THEME}{SCRIPT}"),
+            version => env!("CARGO_PKG_VERSION"),
+            model,
+            cost => cost(found),
+            figures => [
+                ("Heads", found.heads.len()),
+                ("Whole", whole),
+                ("Whole because they retrieve", retrieving),
+                ("Tokens of text", found.tokens),
+            ],
+            charts,
+        },
+    )?)
+}
+
+/// A value of every head; `high` has the deepest shade, the largest value if it is not given.
+fn map(
+    found: &Calibration,
+    title: &str,
+    about: &str,
+    high: Option<f64>,
+    value: impl Fn(&HeadReport) -> f64,
+) -> String {
+    let columns: Vec<Vec<f64>> = found
+        .heads
+        .chunk_by(|a, b| a.layer == b.layer)
+        .map(|heads| heads.iter().map(&value).collect())
+        .collect();
+    let high = high.unwrap_or_else(|| columns.iter().flatten().copied().fold(0.0, f64::max));
+    Heatmap {
+        title: title.into(),
+        about: about.into(),
+        x: "layer".into(),
+        y: "head".into(),
+        columns,
+        low: 0.0,
+        high,
+    }
+    .html()
+}

@@ -1,0 +1,45 @@
+//! The demo's budgets: found on its own training text.
+
+use std::cell::RefCell;
+
+use still_attention::StillConfig;
+use still_model::Model;
+use still_train::{AttentionRecipe, CalibrateOptions};
+
+use super::text::{DemoText, EVAL_WINDOW};
+use crate::commands::calibration_bars::CalibrationBars;
+use crate::printer::Printer;
+
+/// The default attention with a budget for every head: [`CalibrateOptions::default`]'s share of the dense cache after as many
+/// tokens as the demo reads.
+///
+/// # Errors
+/// As [`still_train::calibrate`].
+pub fn calibrate(
+    teacher: &Model,
+    text: &DemoText,
+    seed: u64,
+    printer: &Printer,
+) -> anyhow::Result<StillConfig> {
+    let recipe = AttentionRecipe::default();
+    let options = CalibrateOptions { at_length: EVAL_WINDOW, seed, ..CalibrateOptions::default() };
+    let windows: Vec<&[u32]> = text.calibration.iter().map(Vec::as_slice).collect();
+    let bars = RefCell::new(CalibrationBars::new(printer));
+    let found = still_train::calibrate(teacher, &recipe, &windows, &options, &|phase, n, of| {
+        bars.borrow_mut().advance(phase, n, of);
+    })?;
+    bars.into_inner().finish();
+    let whole = found.heads.iter().filter(|head| head.budget == found.budgets.chunk).count();
+    printer.step(
+        "Student",
+        format_args!(
+            "{whole} of {} heads keep every token, the others a few of every {}; the rest goes into linear states \
+             ({:.0} % of the dense cache at {} tokens)",
+            found.heads.len(),
+            found.budgets.chunk,
+            100.0 * found.cache_bytes as f64 / found.dense_bytes as f64,
+            found.budgets.at_length,
+        ),
+    );
+    Ok(found.budgets.apply(&recipe)?.resolve(teacher.config())?)
+}
