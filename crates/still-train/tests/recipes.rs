@@ -27,10 +27,13 @@ fn every_shipped_recipe_parses_and_fits_a_model() {
 }
 
 #[test]
-fn quick_is_the_default() {
+fn quick_is_the_default_with_calibrated_budgets() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../recipes/quick.toml");
     let quick = Recipe::parse(&std::fs::read_to_string(path).unwrap(), &[]).unwrap();
-    assert_eq!(quick, Recipe::default());
+    let mut expected = Recipe::default();
+    expected.calibration.cache_fraction = Some(0.2);
+    expected.calibration.tokens = 16_384;
+    assert_eq!(quick, expected);
 }
 
 #[test]

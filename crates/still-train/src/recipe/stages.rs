@@ -40,7 +40,7 @@ pub struct TransferRecipe {
 impl Default for TransferRecipe {
     fn default() -> Self {
         Self {
-            steps: 24,
+            steps: 48,
             batch: 1,
             loss: TransferLoss::default(),
             normalise: false,
@@ -105,7 +105,7 @@ pub struct FinetuneRecipe {
 impl Default for FinetuneRecipe {
     fn default() -> Self {
         Self {
-            steps: 12,
+            steps: 48,
             batch: 1,
             objective: Objective::default(),
             train_attention: true,
