@@ -12,6 +12,7 @@ mod passkey;
 mod quantile;
 mod repeated_text;
 mod speed;
+pub mod task;
 
 pub use bench::{BenchOptions, BenchPoint, bench};
 pub use bootstrap::{Interval, PairedBootstrap};
