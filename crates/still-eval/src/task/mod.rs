@@ -1,9 +1,20 @@
 //! What a model is asked: a task is a list of items, and an item is one question with a known answer.
 //!
-//! Four kinds of question cover the benchmarks ([`Question`]); the runner asks them and knows no benchmark. A new
+//! Four kinds of question cover the benchmarks ([`Question`]); [`crate::run`] asks them and knows no benchmark. A new
 //! benchmark is a function that returns a [`Task`].
 
+mod data;
+mod hellaswag;
+mod mmlu;
+mod perplexity;
+mod standard;
+
 use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+pub use perplexity::{WindowOptions, windows};
+pub use standard::{STANDARD, StandardOptions, standard};
 
 /// A benchmark, ready to be asked.
 #[derive(Debug)]
@@ -21,7 +32,8 @@ pub struct Task {
 pub struct Item {
     /// Unique in the task, and the same in every run over the same data.
     pub id: String,
-    /// A part of the task whose items share how they begin (MMLU's subjects). The runner reads a shared beginning once.
+    /// A part of the task whose items share how they begin (MMLU's subjects); they stand together. What they share is read
+    /// once, and the task's standard error is pooled over the parts.
     pub group: Option<String>,
     /// What is asked.
     pub question: Question,
@@ -32,8 +44,10 @@ pub struct Item {
 pub enum Question {
     /// Which of several continuations is the likeliest?
     Choice(Choice),
-    /// How likely is this continuation, and would greedy decoding write it?
+    /// How likely is this continuation as a whole, and would greedy decoding write it?
     Continuation(Request),
+    /// How likely is each token of a text?
+    Window(Window),
     /// Greedy decoding writes an answer, which is judged.
     Generation(Box<dyn Generative>),
 }
@@ -49,23 +63,25 @@ pub struct Choice {
     pub gold: usize,
 }
 
-/// Something to have the log-likelihood of.
+/// A text to have the log-likelihood of, tokenised as the harness does: context and continuation together, and what lies
+/// beyond the tokens of the context alone is the continuation. White space at the context's end belongs to the continuation.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Request {
-    /// Text, tokenised as the harness does (see docs/evaluation.md).
-    Text {
-        /// What comes before; may be empty.
-        context: String,
-        /// What is to be scored, with the space before it.
-        continuation: String,
-    },
-    /// Token ids, as they are.
-    Tokens {
-        /// What comes before; at least one token.
-        context: Vec<u32>,
-        /// What is to be scored; at least one token.
-        continuation: Vec<u32>,
-    },
+pub struct Request {
+    /// What comes before; may be empty.
+    pub context: String,
+    /// What is to be scored, with the space before it.
+    pub continuation: String,
+}
+
+/// A run of tokens whose end is scored, token by token.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// Fed as they are.
+    pub ids: Vec<u32>,
+    /// Index of the first token that is scored; at least 1.
+    pub scored_from: usize,
+    /// Bytes of text that the scored tokens stand for, if they are text.
+    pub bytes: Option<usize>,
 }
 
 /// A question that is answered in writing.
@@ -83,17 +99,18 @@ pub trait Generative: fmt::Debug + Send + Sync {
     fn score(&self, answer: &str) -> f64;
 }
 
-/// How items are judged. A task's value is the mean over its items, of [`Metric::Perplexity`] the exponential of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+/// How items are judged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Metric {
     /// The right choice is the likeliest, or greedy decoding writes the continuation.
     Acc,
-    /// The right choice has the largest log-likelihood per character of its text. The harness documents this as
-    /// normalised by bytes and divides by characters; so do we.
+    /// The right choice has the largest log-likelihood per character of its text. The harness speaks of bytes here and
+    /// divides by characters; so does this.
     AccNorm,
-    /// The same per byte of UTF-8.
+    /// The right choice has the largest log-likelihood per byte of its text in UTF-8.
     AccBytes,
-    /// `exp` of the mean negative log-likelihood of an item's continuation, nats.
+    /// `exp` of the mean negative log-likelihood: of a continuation as a whole, of a window by token.
     Perplexity,
     /// What [`Generative::score`] says.
     Score,
@@ -109,5 +126,25 @@ impl Metric {
             Self::Perplexity => "perplexity",
             Self::Score => "score",
         }
+    }
+
+    /// Whether more is better.
+    pub fn higher_is_better(self) -> bool {
+        self != Self::Perplexity
+    }
+}
+
+impl Task {
+    /// What guessing would reach at the first metric: for choices, the mean of one over their number. `None` for questions
+    /// that cannot be guessed.
+    pub fn chance(&self) -> Option<f64> {
+        let share = |item: &Item| match &item.question {
+            Question::Choice(choice) => Some(1.0 / choice.requests.len() as f64),
+            _ => None,
+        };
+        let shares: Option<Vec<f64>> = self.items.iter().map(share).collect();
+        shares
+            .filter(|shares| !shares.is_empty())
+            .map(|shares| shares.iter().sum::<f64>() / shares.len() as f64)
     }
 }
