@@ -166,7 +166,6 @@ fn batches_change_no_answer() {
             let alone = asked(&model, &task, 1);
             for batch_size in [2, 16] {
                 let together = asked(&model, &task, batch_size);
-                assert!(together.tokens <= alone.tokens, "{name}: nothing was shared");
                 for (a, b) in alone.samples.iter().zip(&together.samples) {
                     let same = loglikelihoods(a)
                         .iter()
@@ -192,9 +191,10 @@ fn what_questions_share_is_read_once() {
     let (model, task) = (teacher(), task("mmlu"));
     let length = |text: &str| model.tokenizer.encode(text, true).unwrap().len();
     let whole: usize = (0..task.items.len()).map(|n| length(&requests(&task, n)[0].context)).sum();
-    // A letter after a space is two bytes: the space is read with the context, the letter is not.
-    let got = asked(&model, &task, 16).tokens;
-    assert!(got < whole * 3 / 4, "{got} of {whole} tokens");
+    // Every lane would read the examples itself.
+    let one_lane = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+    let got = one_lane.install(|| asked(&model, &task, 16).tokens);
+    assert!(got < whole * 2 / 3, "{got} of {whole} tokens");
 }
 
 #[test]

@@ -44,11 +44,12 @@ pub fn windows(text: &str, tokenizer: &Tokenizer, options: &WindowOptions) -> Re
                 Some(stride) if n > 0 => length - stride,
                 _ => 1,
             };
-            let (first, last) = (spans[start + scored_from], spans[start + length - 1]);
+            // From the end of the token before: some tokenizers leave a token's space out of its span.
+            let (before, last) = (spans[start + scored_from - 1], spans[start + length - 1]);
             let window = Window {
                 ids: ids[start..start + length].to_vec(),
                 scored_from,
-                bytes: Some(last.1.saturating_sub(first.0)),
+                bytes: Some(last.1.saturating_sub(before.1)),
             };
             Item { id: n.to_string(), group: None, question: Question::Window(window) }
         })

@@ -153,9 +153,13 @@ fn summary(task: &Task, scores: &TaskScores, asked: &Asked) -> String {
     let value = first.map_or(String::new(), |(metric, estimate)| {
         format!(": {} {}", metric.name(), results::value(*metric, estimate.value))
     });
-    let tokens = asked.tokens;
-    let speed = tokens as f64 / asked.seconds.max(1e-9);
-    let read = format!("{} tokens read at {speed:.0}/s", table::count(tokens));
+    let read = match asked.tokens {
+        0 => "all known".into(),
+        tokens => {
+            let speed = tokens as f64 / asked.seconds.max(1e-9);
+            format!("{} tokens read at {speed:.0}/s", table::count(tokens))
+        }
+    };
     format!("{}{value}, {} items, {read}", task.name, scores.n)
 }
 
