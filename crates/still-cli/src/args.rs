@@ -62,6 +62,8 @@ pub enum Command {
     Inspect(InspectArgs),
     /// Time reading and writing at several contexts, dense and linearized
     Bench(BenchArgs),
+    /// Ask a model the questions of benchmarks, as lm-evaluation-harness does, and compare it with others
+    Eval(EvalArgs),
     /// Show versions, CPU features, devices and where files are cached
     Doctor(DoctorArgs),
 }
@@ -392,6 +394,59 @@ pub enum Variant {
     Still,
     /// The student as it is.
     Student,
+}
+
+/// `still eval`
+#[derive(Clone, Debug, Args)]
+pub struct EvalArgs {
+    /// The model.
+    #[command(flatten)]
+    pub model: ModelArg,
+    /// piqa, arc_easy, arc_challenge, hellaswag, winogrande, mmlu, lambada_openai, perplexity
+    #[arg(long, short, value_name = "T,…", value_delimiter = ',', required = true)]
+    pub tasks: Vec<String>,
+    /// Directory with the tasks' data files (docs/evaluation.md says what they hold)
+    #[arg(long, value_name = "DIR", default_value = "data")]
+    pub data_dir: PathBuf,
+    /// Ask only the first N items of a task; of mmlu N in all, spread over its subjects
+    #[arg(long, value_name = "N")]
+    pub limit: Option<usize>,
+    /// Examples before each question of mmlu [default: 5]; the other tasks have none
+    #[arg(long, value_name = "K")]
+    pub shots: Option<usize>,
+    /// Text of the task perplexity
+    #[arg(long, value_name = "FILE")]
+    pub text: Option<PathBuf>,
+    /// Tokens of the windows of the task perplexity; several make several tasks
+    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "1024")]
+    pub lengths: Vec<usize>,
+    /// Slide the windows of the task perplexity by so many tokens, instead of laying them side by side
+    #[arg(long, value_name = "N")]
+    pub stride: Option<usize>,
+    /// Models to ask the same; every difference comes with its paired bootstrap interval
+    #[arg(long, value_name = "MODEL", num_args = 1..)]
+    pub compare: Vec<String>,
+    /// Items read together on each thread; answers do not depend on it
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    pub batch_size: usize,
+    /// Write the results here (JSON)
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Append a line for every answer here, as it comes (JSON lines)
+    #[arg(long, value_name = "FILE")]
+    pub samples: Option<PathBuf>,
+    /// Go on with the answers that are in the file of --samples
+    #[arg(long, requires = "samples")]
+    pub resume: bool,
+    /// Threads [default: all cores]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// How the attention cache stores exact keys and values
+    #[arg(long, value_enum, default_value_t = CacheDtype::F32)]
+    pub cache_dtype: CacheDtype,
+    /// Seed of the bootstrap
+    #[arg(long, value_name = "SEED", default_value_t = 0)]
+    pub seed: u64,
 }
 
 /// `still doctor`

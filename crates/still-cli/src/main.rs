@@ -53,6 +53,7 @@ fn run(command: Command, printer: &Printer) -> anyhow::Result<()> {
         Command::Chat(args) => commands::chat::run(&args, printer),
         Command::Inspect(args) => commands::inspect::run(&args, printer),
         Command::Bench(args) => commands::bench::run(&args, printer),
+        Command::Eval(args) => commands::eval::run(&args, printer),
         Command::Doctor(args) => commands::doctor::run(&args, printer),
     }
 }

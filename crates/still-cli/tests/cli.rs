@@ -8,7 +8,8 @@ use common::{Outcome, still};
 fn help_names_every_command_on_stdout() {
     let outcome = Outcome::of(still().arg("--help"));
     outcome.succeeded();
-    for command in ["demo", "linearize", "report", "generate", "chat", "inspect", "bench", "doctor"]
+    for command in
+        ["demo", "linearize", "report", "generate", "chat", "inspect", "bench", "eval", "doctor"]
     {
         assert!(outcome.stdout.contains(&format!("\n  {command} ")), "{}", outcome.stdout);
     }
@@ -17,7 +18,8 @@ fn help_names_every_command_on_stdout() {
 
 #[test]
 fn every_command_has_help() {
-    for command in ["demo", "linearize", "report", "generate", "chat", "inspect", "bench", "doctor"]
+    for command in
+        ["demo", "linearize", "report", "generate", "chat", "inspect", "bench", "eval", "doctor"]
     {
         let outcome = Outcome::of(still().args([command, "--help"]));
         outcome.succeeded();

@@ -1,4 +1,4 @@
-//! Paired bootstrap of the difference of two models' mean NLL on the same text.
+//! Paired bootstrap of the difference of two models on the same text or the same items.
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -11,11 +11,11 @@ use crate::quantile::quantile;
 /// A mean with its percentile interval.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Interval {
-    /// The mean of the data itself, nats per token.
+    /// The mean of the data itself, in its unit (of likelihoods, nats per token).
     pub mean: f64,
-    /// Lower end, nats per token.
+    /// Lower end.
     pub low: f64,
-    /// Upper end, nats per token.
+    /// Upper end.
     pub high: f64,
 }
 
@@ -46,12 +46,7 @@ impl PairedBootstrap {
     /// # Errors
     /// If the two were not measured on the same windows, or options are out of range.
     pub fn difference(&self, a: &Nll, b: &Nll) -> Result<Interval> {
-        if self.block == 0 || self.resamples == 0 || !(0.0..1.0).contains(&self.confidence) {
-            return Err(EvalError::Argument(format!(
-                "bootstrap: block {}, {} resamples and confidence {} must be positive, the last below 1",
-                self.block, self.resamples, self.confidence
-            )));
-        }
+        self.check()?;
         let same = a.per_token.len() == b.per_token.len()
             && a.per_token.iter().zip(&b.per_token).all(|(a, b)| a.len() == b.len());
         if !same {
@@ -59,7 +54,15 @@ impl PairedBootstrap {
                 "bootstrap: the two models were not measured on the same windows".into(),
             ));
         }
-        let blocks = self.blocks(a, b);
+        self.of_blocks(&self.blocks(a, b))
+    }
+
+    /// The interval of `Σ sum / Σ weight` over blocks `(sum, weight)`, which are resampled whole.
+    ///
+    /// # Errors
+    /// If there are no blocks, or options are out of range.
+    pub fn of_blocks(&self, blocks: &[(f64, f64)]) -> Result<Interval> {
+        self.check()?;
         if blocks.is_empty() {
             return Err(EvalError::TooShort { what: "the paired bootstrap", needed: 1, got: 0 });
         }
@@ -71,6 +74,16 @@ impl PairedBootstrap {
         means.sort_unstable_by(f64::total_cmp);
         let tail = (1.0 - self.confidence) / 2.0;
         Ok(Interval { mean, low: quantile(&means, tail), high: quantile(&means, 1.0 - tail) })
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.block == 0 || self.resamples == 0 || !(0.0..1.0).contains(&self.confidence) {
+            return Err(EvalError::Argument(format!(
+                "bootstrap: block {}, {} resamples and confidence {} must be positive, the last below 1",
+                self.block, self.resamples, self.confidence
+            )));
+        }
+        Ok(())
     }
 
     /// `(sum of differences, tokens)` of each block.

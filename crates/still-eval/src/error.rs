@@ -1,5 +1,7 @@
 //! Errors of the evaluators.
 
+use std::path::PathBuf;
+
 /// What can go wrong in an evaluation.
 #[derive(Debug, thiserror::Error)]
 pub enum EvalError {
@@ -26,6 +28,50 @@ pub enum EvalError {
         /// The token's position in it.
         token: usize,
     },
+    /// The same, of a task's item.
+    #[error("a likelihood is not finite in item {item} of {task}")]
+    ItemNotFinite {
+        /// The task.
+        task: String,
+        /// The item.
+        item: String,
+    },
+    /// A data file that is not there.
+    #[error("there is no {}", path.display())]
+    NoData {
+        /// Where it was looked for.
+        path: PathBuf,
+    },
+    /// A line that is not what its file should hold.
+    #[error("{}, line {line}: {reason}", path.display())]
+    Data {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A log of samples that a run cannot go on with.
+    #[error("{}, line {line}: {reason}", path.display())]
+    Samples {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A file could not be read or written.
+    #[error("{action} {}: {source}", path.display())]
+    Io {
+        /// What was attempted, as in "cannot read".
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The system's word.
+        source: std::io::Error,
+    },
     /// An error of the model.
     #[error(transparent)]
     Model(#[from] still_model::ModelError),
@@ -40,9 +86,24 @@ impl EvalError {
         match self {
             Self::TooShort { .. } => Some("give a longer text, or ask for less".into()),
             Self::Argument(_) => Some("mend the option".into()),
-            Self::NotFinite { .. } => {
+            Self::NotFinite { .. } | Self::ItemNotFinite { .. } => {
                 Some("the model's weights are broken: train or convert it again".into())
             }
+            Self::NoData { .. } => Some(
+                "give the directory with the data files as --data-dir; docs/evaluation.md says what they hold"
+                    .into(),
+            ),
+            Self::Data { .. } => {
+                Some("the file is damaged or of another format; docs/evaluation.md says what it holds".into())
+            }
+            Self::Samples { .. } => {
+                Some("name another file for --samples, or leave out --resume".into())
+            }
+            Self::Io { source, .. } => Some(
+                still_model::files::io_hint(source.kind())
+                    .unwrap_or("check the file and the disk")
+                    .into(),
+            ),
             Self::Model(error) => error.hint(),
             Self::Tensor(_) => None,
         }

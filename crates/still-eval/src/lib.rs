@@ -1,4 +1,5 @@
-//! Perplexity with paired intervals, pass-key recall, speed and cache bytes.
+//! Benchmarks ([`task`] says what is asked, [`run`] asks it), perplexity with paired intervals, pass-key recall, speed and
+//! cache bytes.
 //!
 //! Everything here takes a [`still_model::Model`] and returns numbers; nothing prints.
 
@@ -13,7 +14,9 @@ mod nll;
 mod passkey;
 mod quantile;
 mod repeated_text;
+pub mod run;
 mod speed;
+pub mod task;
 
 pub use ablation::Ablation;
 pub use bench::{BenchOptions, BenchPoint, bench};

@@ -115,66 +115,98 @@ fn one_window(
 /// # Errors
 /// If there is not one target per row, a target is no token, or the model fails.
 pub fn nll_of_hidden(model: &Model, hidden: &Tensor, targets: &[u32]) -> Result<Vec<f32>> {
+    let targets: Vec<&[u32]> = targets.chunks(1).collect();
+    let guesses = guesses_of_hidden(model, hidden, &targets)?;
+    Ok(guesses.iter().flatten().map(|guess| guess.nll).collect())
+}
+
+/// How a token fared as the next one.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Guess {
+    /// `−ln p`, nats.
+    pub nll: f32,
+    /// Greedy decoding takes this token: of equal logits, the first.
+    pub greedy: bool,
+}
+
+/// Of each row of final-normed hidden states `[T, E]`, how each of its targets fares.
+///
+/// # Errors
+/// As [`nll_of_hidden`].
+pub(crate) fn guesses_of_hidden(
+    model: &Model,
+    hidden: &Tensor,
+    targets: &[&[u32]],
+) -> Result<Vec<Vec<Guess>>> {
     let rows = hidden.dim(0)?;
     if rows != targets.len() {
         return Err(EvalError::Argument(format!("{rows} hidden rows, {} targets", targets.len())));
     }
     let vocab = model.config().vocab_size;
-    if let Some(id) = targets.iter().find(|&&id| id as usize >= vocab) {
+    if let Some(id) = targets.iter().copied().flatten().find(|&&id| id as usize >= vocab) {
         return Err(EvalError::Argument(format!(
             "token {id} is outside the vocabulary of {vocab}"
         )));
     }
-    let mut surprises = vec![Surprise::default(); rows];
+    let mut surprises: Vec<Surprise> =
+        targets.iter().map(|targets| Surprise::new(targets.len())).collect();
     let mut logits = Vec::new();
     for start in (0..vocab).step_by(VOCAB_TILE) {
         let tile = VOCAB_TILE.min(vocab - start);
         model.decoder.logits_into(hidden, start..start + tile, &mut logits)?;
         logits.par_chunks_exact_mut(tile).zip(&mut surprises).zip(targets).for_each(
-            |((logits, surprise), &target)| {
-                let target = (target as usize).checked_sub(start);
+            |((logits, surprise), targets)| {
                 vectorize(
                     #[inline(always)]
-                    || surprise.add(logits, target),
+                    || surprise.add(logits, start, targets),
                 );
             },
         );
     }
-    Ok(surprises.iter().map(Surprise::nats).collect())
+    Ok(surprises.iter().zip(targets).map(|(surprise, targets)| surprise.guesses(targets)).collect())
 }
 
-/// `ln Σ e^x − x[target]` over logits that come in parts.
-#[derive(Clone, Copy, Debug)]
+/// `ln Σ e^x − x[target]` of some targets, over logits that come in parts.
+#[derive(Clone, Debug)]
 struct Surprise {
     max: f32,
+    /// Index of the first logit that is as large as `max`.
+    likeliest: usize,
     /// `Σ e^{x − max}`
     sum: f32,
-    target: f32,
-}
-
-impl Default for Surprise {
-    fn default() -> Self {
-        Self { max: f32::NEG_INFINITY, sum: 0.0, target: f32::NAN }
-    }
+    /// By target.
+    logits: Vec<f32>,
 }
 
 impl Surprise {
-    /// Adds a part, which is overwritten; `target` is the wanted logit's index, if it may be in this part.
+    fn new(targets: usize) -> Self {
+        Self { max: f32::NEG_INFINITY, likeliest: 0, sum: 0.0, logits: vec![f32::NAN; targets] }
+    }
+
+    /// Adds the part that begins with logit `start`; it is overwritten.
     #[inline(always)]
-    fn add(&mut self, logits: &mut [f32], target: Option<usize>) {
-        if let Some(&logit) = target.and_then(|target| logits.get(target)) {
-            self.target = logit;
+    fn add(&mut self, logits: &mut [f32], start: usize, targets: &[u32]) {
+        for (logit, &target) in self.logits.iter_mut().zip(targets) {
+            let in_part = (target as usize).checked_sub(start);
+            if let Some(&wanted) = in_part.and_then(|target| logits.get(target)) {
+                *logit = wanted;
+            }
         }
         let max = vector::max(logits);
         if max > self.max || max.is_nan() {
             self.sum *= (self.max - max).exp();
             self.max = max;
+            self.likeliest = start + logits.iter().position(|&x| x == max).unwrap_or(0);
         }
         self.sum += vector::exp_sub_sum(logits, self.max);
     }
 
-    fn nats(&self) -> f32 {
-        self.sum.ln() - (self.target - self.max)
+    fn guesses(&self, targets: &[u32]) -> Vec<Guess> {
+        let guess = |(&logit, &target): (&f32, &u32)| Guess {
+            nll: self.sum.ln() - (logit - self.max),
+            greedy: target as usize == self.likeliest,
+        };
+        self.logits.iter().zip(targets).map(guess).collect()
     }
 }
 
@@ -186,24 +218,39 @@ mod tests {
     fn surprise_is_the_log_softmax() {
         let logits = [1.0_f32, -2.0, 0.5, 3.0, 1000.0_f32.ln()];
         let total: f64 = logits.iter().map(|&x| f64::from(x).exp()).sum();
+        let targets = [4, 0, 1, 2, 3, 0];
         for parts in 1..=logits.len() {
-            for target in 0..logits.len() {
-                let mut surprise = Surprise::default();
-                for (part, logits) in logits.chunks(parts).enumerate() {
-                    surprise.add(&mut logits.to_vec(), target.checked_sub(part * parts));
-                }
-                let (got, expected) = (surprise.nats(), total.ln() - f64::from(logits[target]));
-                assert!((f64::from(got) - expected).abs() < 1e-5, "{got} {expected}");
+            let mut surprise = Surprise::new(targets.len());
+            for (part, logits) in logits.chunks(parts).enumerate() {
+                surprise.add(&mut logits.to_vec(), part * parts, &targets);
+            }
+            for (guess, target) in surprise.guesses(&targets).iter().zip(targets) {
+                let expected = total.ln() - f64::from(logits[target as usize]);
+                assert!((f64::from(guess.nll) - expected).abs() < 1e-5, "{guess:?} {expected}");
+                assert_eq!(guess.greedy, target == 4);
             }
         }
     }
 
     #[test]
+    fn of_equal_logits_greedy_decoding_takes_the_first() {
+        for parts in 1..=4 {
+            let mut surprise = Surprise::new(4);
+            for (part, logits) in [0.0_f32, 2.0, 2.0, 1.0].chunks(parts).enumerate() {
+                surprise.add(&mut logits.to_vec(), part * parts, &[0, 1, 2, 3]);
+            }
+            let greedy: Vec<bool> =
+                surprise.guesses(&[0, 1, 2, 3]).iter().map(|g| g.greedy).collect();
+            assert_eq!(greedy, [false, true, false, false]);
+        }
+    }
+
+    #[test]
     fn a_likelihood_that_is_not_a_number_stays_one() {
-        let mut surprise = Surprise::default();
-        surprise.add(&mut [1.0, f32::NAN], Some(0));
-        surprise.add(&mut [1.0, 2.0], None);
-        assert!(surprise.nats().is_nan());
+        let mut surprise = Surprise::new(1);
+        surprise.add(&mut [1.0, f32::NAN], 0, &[0]);
+        surprise.add(&mut [1.0, 2.0], 2, &[0]);
+        assert!(surprise.guesses(&[0])[0].nll.is_nan());
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod generate;
 mod model;
 pub mod random;
 mod read;
+mod read_packed;
 mod sampler;
 mod session;
 mod step;
@@ -30,6 +31,8 @@ pub use decoder::{
 pub use error::{ModelError, Result};
 pub use generate::{Finish, GenerateOptions, Generation, generate};
 pub use model::{Cache, Model};
+pub use read::lanes;
+pub use read_packed::Feed;
 pub use sampler::{Sampler, likeliest};
 pub use session::{ChatSession, Reply};
 pub use student::{FeatureInit, LoraConfig, LoraTarget, Student, StudentLayer};

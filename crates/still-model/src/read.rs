@@ -99,7 +99,10 @@ impl Model {
 }
 
 /// Threads shared out to at most `blocks` lanes; a lane's products stay on its own.
-fn lanes(blocks: usize) -> Result<Vec<ThreadPool>> {
+///
+/// # Errors
+/// If the system gives no threads.
+pub fn lanes(blocks: usize) -> Result<Vec<ThreadPool>> {
     let threads = rayon::current_num_threads();
     let lanes = threads.min(blocks).max(1);
     (0..lanes)

@@ -7,6 +7,7 @@ pub mod chat;
 pub mod demo;
 pub mod doctor;
 mod dry_run;
+pub mod eval;
 pub mod export;
 pub mod generate;
 pub mod inspect;

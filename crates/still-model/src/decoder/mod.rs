@@ -188,12 +188,21 @@ impl Decoder {
     /// # Errors
     /// If `tokens` is 0.
     pub fn rotation_at(&self, starts: &[usize], tokens: usize) -> Result<Rotation> {
-        let angles: Vec<f64> = starts
-            .iter()
-            .flat_map(|&start| start..start + tokens)
+        let positions = starts.iter().flat_map(|&start| start..start + tokens);
+        Ok(Rotation::from_angles(&self.angles(positions), starts.len(), tokens)?)
+    }
+
+    /// One run of any positions, for rows of several sequences packed into one.
+    pub(crate) fn rotation_of(&self, positions: &[usize]) -> Result<Rotation> {
+        let angles = self.angles(positions.iter().copied());
+        Ok(Rotation::from_angles(&angles, 1, positions.len())?)
+    }
+
+    /// Radians, `[positions, D/2]`.
+    fn angles(&self, positions: impl Iterator<Item = usize>) -> Vec<f64> {
+        positions
             .flat_map(|position| self.inverse_frequencies.iter().map(move |f| position as f64 * f))
-            .collect();
-        Ok(Rotation::from_angles(&angles, starts.len(), tokens)?)
+            .collect()
     }
 
     /// Turns `rotation` to one token at each of `positions`, one a sequence.

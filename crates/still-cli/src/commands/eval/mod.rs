@@ -1,0 +1,185 @@
+//! `still eval`: benchmarks, asked of one model or of several to compare.
+
+mod plan;
+mod results;
+
+use serde_json::Value;
+use still_eval::run::{
+    AskOptions, Asked, Listener, LoggedModel, Sample, SampleLog, TaskScores, ask,
+};
+use still_eval::task::{Metric, Task};
+
+use self::plan::Plan;
+use super::{load, row_dtype};
+use crate::args::EvalArgs;
+use crate::errors::user;
+use crate::interrupt;
+use crate::printer::Printer;
+use crate::progress::Bar;
+use crate::table;
+
+/// A model's answers.
+struct Evaluated {
+    model: String,
+    /// The recipe of a student, as it was resolved.
+    recipe: Option<Value>,
+    tasks: Vec<Answered>,
+}
+
+/// A task's answers.
+struct Answered {
+    metrics: Vec<Metric>,
+    samples: Vec<Sample>,
+    scores: TaskScores,
+}
+
+/// Runs the command.
+pub fn run(args: &EvalArgs, printer: &Printer) -> anyhow::Result<()> {
+    if args.batch_size == 0 {
+        return Err(user("--batch-size 0 asks nothing", "use 1 or more"));
+    }
+    if let Some(threads) = args.threads {
+        if threads == 0 {
+            return Err(user("--threads 0 runs nothing", "use 1 or more"));
+        }
+        rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
+    }
+    let names: Vec<&String> = [&args.model.model].into_iter().chain(&args.compare).collect();
+    if let Some(twice) = names.iter().enumerate().find(|(n, name)| names[..*n].contains(name)) {
+        return Err(user(
+            format!("{} is to be compared with itself", twice.1),
+            "name every model once",
+        ));
+    }
+    let plans = Plan::of(args)?;
+    let log = open_log(args)?;
+    interrupt::catch()?;
+    let mut evaluated = Vec::new();
+    let mut cut_short = None;
+    for name in names {
+        let (model, cut) = evaluate(name, &plans, args, log.as_ref(), printer)?;
+        evaluated.push(model);
+        if cut.is_some() {
+            cut_short = cut;
+            break;
+        }
+    }
+    if evaluated.iter().any(|model| !model.tasks.is_empty()) {
+        printer.result(results::render(&evaluated, args.seed)?)?;
+    }
+    if let Some(place) = cut_short {
+        let kept = match &args.samples {
+            Some(path) => format!("add --resume to go on from {}", path.display()),
+            None => "with --samples and --resume a run can be gone on with".into(),
+        };
+        return Err(user(format!("interrupted {place}; the table has what was finished"), kept));
+    }
+    if let Some(path) = &args.json {
+        results::write(path, &evaluated, args)?;
+        printer.step("Saved", path.display());
+    }
+    Ok(())
+}
+
+fn open_log(args: &EvalArgs) -> anyhow::Result<Option<SampleLog>> {
+    let Some(path) = &args.samples else { return Ok(None) };
+    if args.resume {
+        return Ok(Some(SampleLog::resume(path)?));
+    }
+    if path.exists() {
+        return Err(user(
+            format!("{} exists already", path.display()),
+            "add --resume to go on with it, or name another file",
+        ));
+    }
+    Ok(Some(SampleLog::create(path)?))
+}
+
+/// Asks one model every task; also where it was interrupted, if it was.
+fn evaluate(
+    name: &str,
+    plans: &[Plan],
+    args: &EvalArgs,
+    log: Option<&SampleLog>,
+    printer: &Printer,
+) -> anyhow::Result<(Evaluated, Option<String>)> {
+    let model = load(name, printer)?;
+    let rows = row_dtype(args.cache_dtype);
+    if let Some(log) = log {
+        log.begin(&LoggedModel::new(name, &model, rows)?)?;
+    }
+    let recipe = model.student.as_ref().and_then(|student| student.recipe.clone());
+    let mut evaluated = Evaluated { model: name.to_owned(), recipe, tasks: Vec::new() };
+    let options = AskOptions { rows, batch_size: args.batch_size };
+    for plan in plans {
+        let made;
+        let task = match plan {
+            Plan::Ready(task) => task,
+            Plan::Made(make) => {
+                made = make(&model)?;
+                &made
+            }
+        };
+        let known = log.map_or(Ok(Vec::new()), |log| log.known(name, task))?;
+        let bar = Bar::new(printer, "Asking", &task.name, task.items.len(), "items");
+        bar.advance(known.len());
+        let listener = Told { bar: &bar, model: name, log };
+        let asked = ask(&model, task, known, &options, &listener)?;
+        if !asked.complete {
+            let place = format!(
+                "after {} of {} items of {}",
+                asked.samples.len(),
+                task.items.len(),
+                task.name
+            );
+            return Ok((evaluated, Some(place)));
+        }
+        let scores = TaskScores::of(task, &asked.samples)?;
+        bar.done(summary(task, &scores, &asked));
+        if scores.truncated > 0 {
+            printer.warn(format_args!(
+                "{}: {} items are longer than the model reads and lost their beginning",
+                task.name, scores.truncated
+            ));
+        }
+        let Asked { samples, .. } = asked;
+        evaluated.tasks.push(Answered { metrics: task.metrics.clone(), samples, scores });
+    }
+    Ok((evaluated, None))
+}
+
+fn summary(task: &Task, scores: &TaskScores, asked: &Asked) -> String {
+    let first = scores.metrics.first();
+    let value = first.map_or(String::new(), |(metric, estimate)| {
+        format!(": {} {}", metric.name(), results::value(*metric, estimate.value))
+    });
+    let read = match asked.tokens {
+        0 => "all known".into(),
+        tokens => {
+            let speed = tokens as f64 / asked.seconds.max(1e-9);
+            format!("{} tokens read at {speed:.0}/s", table::count(tokens))
+        }
+    };
+    format!("{}{value}, {} items, {read}", task.name, scores.n)
+}
+
+/// Moves the bar and keeps the samples.
+struct Told<'a> {
+    bar: &'a Bar,
+    model: &'a str,
+    log: Option<&'a SampleLog>,
+}
+
+impl Listener for Told<'_> {
+    fn answered(&self, task: &Task, sample: &Sample) -> still_eval::Result<()> {
+        if let Some(log) = self.log {
+            log.append(self.model, &task.name, sample)?;
+        }
+        self.bar.advance(1);
+        Ok(())
+    }
+
+    fn stop(&self) -> bool {
+        interrupt::raised()
+    }
+}

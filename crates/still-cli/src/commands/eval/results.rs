@@ -1,0 +1,140 @@
+//! What was found: one table, one JSON file.
+
+use std::path::Path;
+
+use anyhow::Context;
+use serde_json::{Map, Value, json};
+use still_eval::run::{Estimate, difference};
+use still_eval::task::Metric;
+use still_eval::{Interval, PairedBootstrap};
+use still_model::files::write_file;
+
+use super::{Answered, Evaluated};
+use crate::args::EvalArgs;
+use crate::table;
+
+/// A row for every metric: each model's value and standard error, then what the first model has more than each other, with
+/// its 95 % interval.
+pub fn render(models: &[Evaluated], seed: u64) -> anyhow::Result<String> {
+    let Some((first, others)) = models.split_first() else { return Ok(String::new()) };
+    let mut headers = vec!["task", "metric", "n", "chance"];
+    let names: Vec<String> = match others {
+        [] => vec!["value".into()],
+        _ => models.iter().map(|model| short(&model.model)).collect(),
+    };
+    let minus: Vec<String> =
+        names[1..].iter().map(|name| format!("difference to {name}")).collect();
+    headers.extend(names.iter().chain(&minus).map(String::as_str));
+    let mut rows = Vec::new();
+    for (n, task) in first.tasks.iter().enumerate() {
+        for (m, &metric) in task.metrics.iter().enumerate() {
+            let name = if m == 0 { task.scores.task.clone() } else { String::new() };
+            let chance = match (metric, task.scores.chance) {
+                (Metric::Perplexity, _) | (_, None) => String::new(),
+                (_, Some(chance)) => value(metric, chance),
+            };
+            let mut row = vec![name, metric.name().into(), task.scores.n.to_string(), chance];
+            // An interrupted model has fewer tasks.
+            let of_models = models.iter().map(|model| model.tasks.get(n));
+            row.extend(of_models.map(|task| task.map_or(String::new(), |task| cell(task, m))));
+            for other in others {
+                row.push(match other.tasks.get(n) {
+                    Some(other) => interval(metric, &compared(task, other, metric, seed)?),
+                    None => String::new(),
+                });
+            }
+            rows.push(row);
+        }
+    }
+    let mut text = table::render(&headers, &rows);
+    text.push_str("\n\n± is one standard error");
+    if !others.is_empty() {
+        text.push_str("; differences have their 95 % interval from a paired bootstrap over items");
+        if first.tasks.iter().any(|task| task.metrics.contains(&Metric::Perplexity)) {
+            text.push_str(", of perplexities in nats of negative log-likelihood");
+        }
+    }
+    text.push('.');
+    Ok(text)
+}
+
+/// Writes `{"model", "recipe", "seed", …, "tasks", "compare"}`.
+pub fn write(path: &Path, models: &[Evaluated], args: &EvalArgs) -> anyhow::Result<()> {
+    let Some((first, others)) = models.split_first() else { return Ok(()) };
+    let mut result = json!({
+        "model": first.model,
+        "recipe": first.recipe,
+        "seed": args.seed,
+        "cache_dtype": format!("{:?}", args.cache_dtype).to_lowercase(),
+        "limit": args.limit,
+        "tasks": tasks(first),
+    });
+    if !others.is_empty() {
+        let compared = others.iter().map(|other| -> anyhow::Result<Value> {
+            Ok(json!({
+                "model": other.model,
+                "recipe": other.recipe,
+                "tasks": tasks(other),
+                "difference": differences(first, other, args.seed)?,
+            }))
+        });
+        result["compare"] = Value::Array(compared.collect::<anyhow::Result<_>>()?);
+    }
+    let mut text = serde_json::to_string_pretty(&result)?;
+    text.push('\n');
+    write_file(path, text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn tasks(model: &Evaluated) -> Value {
+    let task = |task: &Answered| (task.scores.task.clone(), task.scores.to_json());
+    Value::Object(model.tasks.iter().map(task).collect())
+}
+
+/// What `first` has more than `other`, by task and metric; of perplexity in nats.
+fn differences(first: &Evaluated, other: &Evaluated, seed: u64) -> anyhow::Result<Value> {
+    let mut tasks = Map::new();
+    for (task, other) in first.tasks.iter().zip(&other.tasks) {
+        let mut metrics = Map::new();
+        for &metric in &task.metrics {
+            let name = if metric == Metric::Perplexity { "nll" } else { metric.name() };
+            metrics.insert(name.into(), json!(compared(task, other, metric, seed)?));
+        }
+        tasks.insert(task.scores.task.clone(), Value::Object(metrics));
+    }
+    Ok(Value::Object(tasks))
+}
+
+fn compared(a: &Answered, b: &Answered, metric: Metric, seed: u64) -> anyhow::Result<Interval> {
+    let bootstrap = PairedBootstrap { seed, ..PairedBootstrap::default() };
+    Ok(difference(&a.samples, &b.samples, metric, &bootstrap)?)
+}
+
+fn cell(task: &Answered, metric: usize) -> String {
+    let (metric, Estimate { value: of, stderr }) = task.scores.metrics[metric];
+    match stderr {
+        Some(stderr) => format!("{} ± {}", value(metric, of), value(metric, stderr)),
+        None => value(metric, of),
+    }
+}
+
+/// A value as people read it: shares in per cent.
+pub fn value(metric: Metric, value: f64) -> String {
+    match metric {
+        Metric::Perplexity => format!("{value:.3}"),
+        _ => format!("{:.2}", 100.0 * value),
+    }
+}
+
+fn interval(metric: Metric, interval: &Interval) -> String {
+    let Interval { mean, low, high } = *interval;
+    match metric {
+        Metric::Perplexity => format!("{mean:+.4} [{low:+.4}, {high:+.4}]"),
+        _ => format!("{:+.2} [{:+.2}, {:+.2}]", 100.0 * mean, 100.0 * low, 100.0 * high),
+    }
+}
+
+/// The last part of a path.
+fn short(model: &str) -> String {
+    let name = Path::new(model).file_name();
+    name.map_or_else(|| model.to_owned(), |name| name.to_string_lossy().into_owned())
+}

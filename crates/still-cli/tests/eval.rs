@@ -1,0 +1,147 @@
+//! `still eval`.
+
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use common::{Outcome, still, student_dir, teacher_dir, words};
+use tempfile::TempDir;
+
+/// Hand-made items.
+const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../still-eval/tests/data");
+
+fn eval(model: &Path, arguments: &[&str]) -> Outcome {
+    Outcome::of(
+        still().args(["eval", "--data-dir", DATA]).args(arguments).arg("--model").arg(model),
+    )
+}
+
+fn path(dir: &TempDir, name: &str) -> (PathBuf, String) {
+    let path = dir.path().join(name);
+    let text = path.to_str().unwrap().to_owned();
+    (path, text)
+}
+
+fn json(path: &Path) -> serde_json::Value {
+    serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
+}
+
+#[test]
+fn every_task_has_its_row_and_its_numbers() {
+    let dir = tempfile::tempdir().unwrap();
+    let (results, results_arg) = path(&dir, "r.json");
+    let tasks = "piqa,arc_easy,arc_challenge,hellaswag,winogrande,mmlu,lambada_openai";
+    let outcome = eval(
+        teacher_dir(),
+        &["--tasks", tasks, "--shots", "2", "--json", &results_arg, "--seed", "7"],
+    );
+    outcome.succeeded();
+    let results = json(&results);
+    assert_eq!(results["model"], teacher_dir().to_str().unwrap());
+    assert_eq!((&results["seed"], &results["recipe"]), (&7.into(), &serde_json::Value::Null));
+    for (task, n) in tasks.split(',').zip([5, 3, 2, 3, 3, 5, 3]) {
+        let scores = &results["tasks"][task];
+        assert_eq!(scores["n"], n, "{task}");
+        assert!(scores["acc"].is_number() && scores["stderr"].is_number(), "{task}: {scores}");
+        assert!(outcome.stdout.contains(&format!("\n{task} ")), "{}", outcome.stdout);
+    }
+    assert!(results["tasks"]["piqa"]["acc_norm"].is_number());
+    assert!(results["tasks"]["winogrande"].get("acc_norm").is_none());
+    assert!(results["tasks"]["lambada_openai"]["perplexity"].as_f64().unwrap() > 1.0);
+    assert_eq!(results["tasks"]["piqa"]["chance"], 0.5);
+    assert_eq!(results["tasks"]["mmlu"]["groups"]["map_reading"]["n"], 2);
+}
+
+#[test]
+fn samples_resume_and_batches_give_the_same_results() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = |name: &str, more: &[&str]| {
+        let (results, results_arg) = path(&dir, &format!("{name}.json"));
+        let (samples, samples_arg) = path(&dir, &format!("{name}.jsonl"));
+        let common =
+            ["--tasks", "piqa,arc_easy", "--json", &results_arg, "--samples", &samples_arg];
+        let outcome = eval(student_dir(), &[&common, more].concat());
+        (outcome, results, samples)
+    };
+    let (outcome, results, samples) = run("whole", &[]);
+    outcome.succeeded();
+    let whole = (json(&results), fs::read_to_string(&samples).unwrap());
+    assert_eq!(whole.1.lines().count(), 1 + 5 + 3);
+
+    let (again, _, _) = run("whole", &[]);
+    again.failed_with("whole.jsonl exists already");
+    let (outcome, results, samples) = run("one-by-one", &["--batch-size", "1", "--threads", "1"]);
+    outcome.succeeded();
+    assert_eq!(json(&results), whole.0);
+
+    // As if killed in the middle of the second task.
+    let cut: usize = whole.1.lines().take(7).map(|line| line.len() + 1).sum();
+    fs::write(&samples, &whole.1[..cut + 20]).unwrap();
+    let (outcome, results, samples) = run("one-by-one", &["--resume"]);
+    outcome.succeeded();
+    assert_eq!(json(&results), whole.0);
+    let ids = |text: &str| -> Vec<String> {
+        let lines = text.lines().map(|line| serde_json::from_str(line).unwrap());
+        lines.map(|line: serde_json::Value| format!("{} {}", line["task"], line["id"])).collect()
+    };
+    assert_eq!(ids(&fs::read_to_string(&samples).unwrap()), ids(&whole.1));
+}
+
+#[test]
+fn others_are_compared_item_by_item() {
+    let dir = tempfile::tempdir().unwrap();
+    let (text, text_arg) = path(&dir, "t.txt");
+    fs::write(&text, words(200)).unwrap();
+    let (results, results_arg) = path(&dir, "r.json");
+    let other = teacher_dir().to_str().unwrap();
+    let tasks = ["--tasks", "piqa,perplexity", "--text", &text_arg, "--lengths", "100,300"];
+    let outcome =
+        eval(student_dir(), &[&tasks[..], &["--compare", other, "--json", &results_arg]].concat());
+    outcome.succeeded();
+    let results = json(&results);
+    let compared = &results["compare"][0];
+    assert_eq!(compared["model"], other);
+    let acc = |tasks: &serde_json::Value| tasks["piqa"]["acc"].as_f64().unwrap();
+    let difference = &compared["difference"]["piqa"]["acc"];
+    let expected = acc(&results["tasks"]) - acc(&compared["tasks"]);
+    assert!((difference["mean"].as_f64().unwrap() - expected).abs() < 1e-12);
+    // Up to two chunks a student is its teacher; beyond, an untrained one is not.
+    let nll = |length: &str| compared["difference"][length]["nll"]["mean"].as_f64().unwrap();
+    assert!(nll("perplexity_100").abs() < 1e-4 && nll("perplexity_300").abs() > 1e-4);
+    assert_eq!(results["tasks"]["perplexity_300"]["curve"].as_array().unwrap().len(), 16);
+    assert!(outcome.stdout.contains("difference to teacher"), "{}", outcome.stdout);
+    eval(student_dir(), &["--tasks", "piqa", "--compare", student_dir().to_str().unwrap()])
+        .failed_with("compared with itself");
+}
+
+#[test]
+fn what_cannot_be_asked_is_refused() {
+    let model = teacher_dir();
+    eval(model, &["--tasks", "piqa,chess"]).failed_with("no task is called chess");
+    eval(model, &["--tasks", "piqa,piqa"]).failed_with("named twice");
+    eval(model, &["--tasks", "piqa", "--shots", "3"]).failed_with("--shots is of mmlu");
+    eval(model, &["--tasks", "mmlu"]).failed_with("3 examples of kitchen_science, 5");
+    eval(model, &["--tasks", "piqa", "--limit", "0"]).failed_with("--limit 0");
+    eval(model, &["--tasks", "piqa", "--batch-size", "0"]).failed_with("--batch-size 0");
+    eval(model, &["--tasks", "perplexity"]).failed_with("needs a text");
+    eval(model, &["--tasks", "piqa", "--stride", "9"]).failed_with("--stride");
+
+    let dir = tempfile::tempdir().unwrap();
+    let in_dir = |arguments: &[&str]| {
+        Outcome::of(
+            still()
+                .args(["eval", "--model"])
+                .arg(model)
+                .arg("--data-dir")
+                .arg(dir.path())
+                .args(arguments),
+        )
+    };
+    in_dir(&["--tasks", "piqa"]).failed_with("piqa.jsonl");
+    fs::write(dir.path().join("piqa.jsonl"), "{\"query\": \"q\"").unwrap();
+    in_dir(&["--tasks", "piqa"]).failed_with("piqa.jsonl, line 1: the line is cut short");
+    let (text, text_arg) = path(&dir, "t.txt");
+    fs::write(&text, "short").unwrap();
+    in_dir(&["--tasks", "perplexity", "--text", &text_arg]).failed_with("needs 1024 tokens");
+}

@@ -1,0 +1,326 @@
+//! Asks a model a task's questions: log-likelihoods on lanes of threads, generation one answer after another.
+
+mod encode;
+mod log;
+mod sample;
+mod scores;
+mod shared;
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use still_attention::RowDtype;
+use still_model::{Cache, GenerateOptions, Model, generate, lanes};
+
+use self::encode::{Encoder, Sequence, window};
+use self::shared::Reader;
+use crate::error::{EvalError, Result};
+use crate::nll::Guess;
+use crate::task::{Item, Question, Task};
+
+pub use self::log::{LoggedModel, SampleLog};
+pub use self::sample::{Answer, Sample, hash_request};
+pub use self::scores::{CurvePoint, Estimate, TaskScores, difference};
+
+/// How questions are asked. Neither lanes nor batches change an answer beyond rounding.
+#[derive(Clone, Copy, Debug)]
+pub struct AskOptions {
+    /// How the attention cache stores exact rows.
+    pub rows: RowDtype,
+    /// Items whose log-likelihoods are computed together, on each lane.
+    pub batch_size: usize,
+}
+
+impl Default for AskOptions {
+    fn default() -> Self {
+        Self { rows: RowDtype::F32, batch_size: 16 }
+    }
+}
+
+/// What whoever asks is told, and may say, on the way; from several threads.
+pub trait Listener: Sync {
+    /// An answer is there; they come in the items' order.
+    ///
+    /// # Errors
+    /// An error here ends the asking.
+    fn answered(&self, task: &Task, sample: &Sample) -> Result<()>;
+
+    /// Whether to stop after the answers that are on their way.
+    fn stop(&self) -> bool {
+        false
+    }
+}
+
+/// The answers to a task's questions.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    /// In the items' order; without those that were not asked because the listener said stop.
+    pub samples: Vec<Sample>,
+    /// Every item has its sample.
+    pub complete: bool,
+    /// Tokens read for the new answers; what several questions share counts once.
+    pub tokens: usize,
+    /// Seconds that took.
+    pub seconds: f64,
+}
+
+/// Asks every question that `known` has no answer to.
+///
+/// # Errors
+/// An item that the model cannot be asked, a likelihood that is not finite, an error of the model or the listener.
+pub fn ask(
+    model: &Model,
+    task: &Task,
+    known: Vec<Sample>,
+    options: &AskOptions,
+    listener: &dyn Listener,
+) -> Result<Asked> {
+    if options.batch_size == 0 {
+        return Err(EvalError::Argument("a batch has at least one item".into()));
+    }
+    let started = Instant::now();
+    let mut answered: HashMap<String, Sample> =
+        known.into_iter().map(|sample| (sample.id.clone(), sample)).collect();
+    let (written, likely): (Vec<&Item>, Vec<&Item>) = task
+        .items
+        .iter()
+        .filter(|item| !answered.contains_key(&item.id))
+        .partition(|item| matches!(item.question, Question::Generation(_)));
+    let asking = Asking { model, task, empty: model.new_cache(1, options.rows)?, listener };
+    let (new, mut tokens) = asking.likelihoods(&likely, options.batch_size)?;
+    answered.extend(new.into_iter().map(|sample| (sample.id.clone(), sample)));
+    for item in written {
+        if listener.stop() {
+            break;
+        }
+        let sample = asking.generation(item)?;
+        listener.answered(task, &sample)?;
+        tokens += sample.tokens;
+        answered.insert(sample.id.clone(), sample);
+    }
+    let samples: Vec<Sample> =
+        task.items.iter().filter_map(|item| answered.remove(&item.id)).collect();
+    let complete = samples.len() == task.items.len();
+    Ok(Asked { samples, complete, tokens, seconds: started.elapsed().as_secs_f64() })
+}
+
+/// One call of [`ask`].
+struct Asking<'a> {
+    model: &'a Model,
+    task: &'a Task,
+    empty: Cache,
+    listener: &'a dyn Listener,
+}
+
+/// Items that are read together.
+struct Batch<'a> {
+    items: Vec<&'a Item>,
+    /// Tokens of what their group begins with.
+    shared: Option<Arc<Vec<u32>>>,
+}
+
+impl Asking<'_> {
+    /// Answers with likelihoods, and how many tokens were read.
+    fn likelihoods(&self, items: &[&Item], batch_size: usize) -> Result<(Vec<Sample>, usize)> {
+        let batches = self.batches(items, batch_size)?;
+        if batches.is_empty() {
+            return Ok((Vec::new(), 0));
+        }
+        let pools = lanes(batches.len())?;
+        let (next, failed, tokens) =
+            (AtomicUsize::new(0), AtomicBool::new(false), AtomicUsize::new(0));
+        let order = Mutex::new(InOrder::default());
+        let lane = || -> Result<()> {
+            let mut reader = Reader::new(self.model, &self.empty);
+            while !self.listener.stop() && !failed.load(Ordering::Relaxed) {
+                let n = next.fetch_add(1, Ordering::Relaxed);
+                let Some(batch) = batches.get(n) else { break };
+                let samples = self.likelihoods_of(batch, &mut reader)?;
+                let mut order = order.lock().unwrap_or_else(PoisonError::into_inner);
+                order
+                    .insert(n, samples, &mut |sample| self.listener.answered(self.task, sample))?;
+            }
+            tokens.fetch_add(reader.tokens, Ordering::Relaxed);
+            Ok(())
+        };
+        let lane = &lane;
+        let failed = &failed;
+        let ended: Result<()> = std::thread::scope(|scope| {
+            let lanes: Vec<_> = pools
+                .iter()
+                .map(|pool| {
+                    scope.spawn(move || {
+                        let unfinished = RaiseOnDrop(failed);
+                        let ended = pool.install(lane);
+                        if ended.is_ok() {
+                            std::mem::forget(unfinished);
+                        }
+                        ended
+                    })
+                })
+                .collect();
+            // Every lane is waited for, whatever the first one says.
+            let ended: Vec<Result<()>> = lanes
+                .into_iter()
+                .map(|lane| lane.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+                .collect();
+            ended.into_iter().collect()
+        });
+        ended?;
+        let order = order.into_inner().unwrap_or_else(PoisonError::into_inner);
+        Ok((order.told, tokens.into_inner()))
+    }
+
+    fn likelihoods_of(&self, batch: &Batch<'_>, reader: &mut Reader<'_>) -> Result<Vec<Sample>> {
+        let sequences: Vec<Vec<Sequence>> =
+            batch.items.iter().map(|item| self.encode(item)).collect::<Result<_>>()?;
+        let shared = batch.shared.as_ref().map(|shared| shared.as_slice());
+        let guesses = reader.read(&sequences, shared)?;
+        let samples =
+            batch.items.iter().zip(&sequences).zip(guesses).map(|((item, sequences), guesses)| {
+                if guesses.iter().flatten().any(|guess| !guess.nll.is_finite()) {
+                    let (task, item) = (self.task.name.clone(), item.id.clone());
+                    return Err(EvalError::ItemNotFinite { task, item });
+                }
+                let longest = sequences.iter().map(|sequence| sequence.ids.len()).max();
+                let truncated = sequences.iter().any(|sequence| sequence.truncated);
+                let answer = answer(&item.question, &guesses);
+                let tokens = longest.unwrap_or(0);
+                Ok(Sample::new(item, &self.task.metrics, answer, tokens, truncated))
+            });
+        samples.collect()
+    }
+
+    fn encode(&self, item: &Item) -> Result<Vec<Sequence>> {
+        let mut encoder = Encoder::new(self.model);
+        match &item.question {
+            Question::Choice(choice) => {
+                choice.requests.iter().map(|request| encoder.request(request)).collect()
+            }
+            Question::Continuation(request) => Ok(vec![encoder.request(request)?]),
+            Question::Window(of) => Ok(vec![window(of)?]),
+            Question::Generation(_) => Ok(Vec::new()),
+        }
+    }
+
+    /// Consecutive items of one group, at most `size`, and fewer if lanes would have nothing to do.
+    fn batches<'b>(&self, items: &[&'b Item], size: usize) -> Result<Vec<Batch<'b>>> {
+        let lanes = rayon::current_num_threads();
+        let size = size.min(items.len().div_ceil(2 * lanes)).max(1);
+        let mut batches = Vec::new();
+        for group in items.chunk_by(|a, b| a.group == b.group) {
+            let shared = match group[0].group {
+                Some(_) => Some(Arc::new(self.shared_beginning(group)?)),
+                None => None,
+            };
+            batches.extend(group.chunks(size).map(|items| {
+                let (items, shared) = (items.to_vec(), shared.clone());
+                Batch { items, shared }
+            }));
+        }
+        Ok(batches)
+    }
+
+    /// Tokens of the text that all contexts of a group begin with.
+    fn shared_beginning(&self, group: &[&Item]) -> Result<Vec<u32>> {
+        let mut contexts = group.iter().flat_map(|item| match &item.question {
+            Question::Choice(choice) => choice.requests.as_slice(),
+            Question::Continuation(request) => std::slice::from_ref(request),
+            _ => &[],
+        });
+        let Some(first) = contexts.next() else { return Ok(Vec::new()) };
+        let mut length = first.context.len();
+        for request in contexts {
+            length = shared::equal(&first.context.as_bytes()[..length], request.context.as_bytes());
+        }
+        while !first.context.is_char_boundary(length) {
+            length -= 1;
+        }
+        Ok(self.model.tokenizer.encode(&first.context[..length], true)?)
+    }
+
+    fn generation(&self, item: &Item) -> Result<Sample> {
+        let Question::Generation(question) = &item.question else {
+            return Err(EvalError::Argument(format!(
+                "item {} is not answered in writing",
+                item.id
+            )));
+        };
+        let (prompt, mut cache) = (question.prompt_ids(), self.empty.clone());
+        let max_new_tokens = question.max_new_tokens();
+        let options = GenerateOptions { max_new_tokens, ..GenerateOptions::default() };
+        let ignore = &mut |_: &str| ControlFlow::Continue(());
+        let generation = generate(self.model, prompt, &mut cache, &options, ignore)?;
+        let answer = Answer::Generation {
+            text: generation.text,
+            new_tokens: generation.ids.len(),
+            targets: question.targets().to_vec(),
+        };
+        Ok(Sample::new(item, &self.task.metrics, answer, prompt.len(), false))
+    }
+}
+
+/// What the guesses of a question's sequences come to.
+fn answer(question: &Question, guesses: &[Vec<Guess>]) -> Answer {
+    // Six decimals are what the log keeps, and less than float32 knows.
+    let loglikelihood = |guesses: &Vec<Guess>| {
+        let sum: f64 = guesses.iter().map(|guess| f64::from(guess.nll)).sum();
+        (-sum * 1e6).round() / 1e6
+    };
+    let greedy = |guesses: &Vec<Guess>| guesses.iter().all(|guess| guess.greedy);
+    match question {
+        Question::Choice(choice) => Answer::Choice {
+            gold: choice.gold,
+            loglikelihoods: guesses.iter().map(loglikelihood).collect(),
+            greedy: guesses.iter().map(greedy).collect(),
+        },
+        Question::Window(window) => Answer::Window {
+            nll: guesses[0].iter().map(|guess| guess.nll).collect(),
+            scored_from: window.scored_from,
+            bytes: window.bytes,
+        },
+        Question::Continuation(_) | Question::Generation(_) => Answer::Continuation {
+            loglikelihood: guesses.first().map_or(0.0, loglikelihood),
+            greedy: guesses.first().is_some_and(greedy),
+        },
+    }
+}
+
+/// Tells the samples of batches, which come as they are ready, in the batches' order.
+#[derive(Default)]
+struct InOrder {
+    next: usize,
+    waiting: BTreeMap<usize, Vec<Sample>>,
+    told: Vec<Sample>,
+}
+
+impl InOrder {
+    fn insert(
+        &mut self,
+        n: usize,
+        samples: Vec<Sample>,
+        tell: &mut dyn FnMut(&Sample) -> Result<()>,
+    ) -> Result<()> {
+        self.waiting.insert(n, samples);
+        while let Some(samples) = self.waiting.remove(&self.next) {
+            self.next += 1;
+            for sample in samples {
+                tell(&sample)?;
+                self.told.push(sample);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Tells the other lanes that one returned early or panicked.
+struct RaiseOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for RaiseOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}

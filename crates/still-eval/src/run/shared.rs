@@ -1,0 +1,257 @@
+//! Log-likelihoods of many sequences, what they share at their beginnings read once.
+//!
+//! Three levels: what a whole group of items begins with (MMLU's examples), what one item's sequences begin with (the
+//! context, and whatever its choices have in common), and the rest of each. A level's new tokens of several sequences go
+//! through the model together.
+
+use candle_core::Tensor;
+use still_model::{Cache, Feed, Model};
+
+use super::encode::Sequence;
+use crate::error::Result;
+use crate::nll::{Guess, guesses_of_hidden};
+
+/// New tokens that are read together at most (but one sequence's always are): caches exist for so many at a time.
+const TOKENS: usize = 512;
+
+/// Rows that are scored together at least, if there are so many.
+const SCORED: usize = 256;
+
+/// A shorter beginning of a group is not worth a cache of its own.
+const WORTH_SHARING: usize = 32;
+
+/// Reads on one thread's pool, and keeps what the last group began with.
+#[derive(Debug)]
+pub struct Reader<'a> {
+    model: &'a Model,
+    empty: &'a Cache,
+    beginning: Option<(Vec<u32>, Cache)>,
+    /// Tokens fed so far: what is shared counts once.
+    pub tokens: usize,
+}
+
+/// How each target of a sequence fared.
+type Guesses = Vec<Guess>;
+
+/// Part of a sequence, fed after its parent's.
+struct Part<'a> {
+    ids: &'a [u32],
+    parent: &'a Cache,
+    /// Rows that are scored, ascending; each with what it is to predict, and for whom.
+    wanted: Vec<(usize, Vec<Wanted>)>,
+}
+
+/// A target: sequence, and which of its targets.
+#[derive(Clone, Copy)]
+struct Wanted {
+    id: u32,
+    sequence: usize,
+    target: usize,
+}
+
+impl<'a> Reader<'a> {
+    /// `empty` is a cache of one sequence that nothing was fed to.
+    pub fn new(model: &'a Model, empty: &'a Cache) -> Self {
+        Self { model, empty, beginning: None, tokens: 0 }
+    }
+
+    /// Of each item, of each of its sequences, the guesses of its targets. `shared` is what all of them are likely to begin
+    /// with.
+    ///
+    /// # Errors
+    /// An error of the model.
+    pub fn read(
+        &mut self,
+        items: &[Vec<Sequence>],
+        shared: Option<&[u32]>,
+    ) -> Result<Vec<Vec<Guesses>>> {
+        let root = self.begin(items, shared)?;
+        let beginning = self.beginning.take().filter(|_| root > 0);
+        let base = beginning.as_ref().map_or(self.empty, |(_, cache)| cache);
+        let commons: Vec<usize> = items.iter().map(|item| common(item)).collect();
+        let mut guesses = Vec::with_capacity(items.len());
+        for group in by_tokens(items.len(), |item| commons[item] - root) {
+            self.read_items(&items[group.clone()], &commons[group], root, base, &mut guesses)?;
+        }
+        self.beginning = beginning;
+        Ok(guesses)
+    }
+
+    /// Makes the beginning that `items` share stand in `self.beginning`; its length, 0 if there is none worth it.
+    fn begin(&mut self, items: &[Vec<Sequence>], shared: Option<&[u32]>) -> Result<usize> {
+        let Some(shared) = shared else { return Ok(0) };
+        let mut length = shared.len();
+        for sequence in items.iter().flatten() {
+            // Scored rows are of the items' own parts.
+            length = length.min(sequence.first_scored());
+            length = equal(&shared[..length], &sequence.ids);
+        }
+        if length < WORTH_SHARING {
+            return Ok(0);
+        }
+        let ids = &shared[..length];
+        if self.beginning.as_ref().is_none_or(|(read, _)| read != ids) {
+            self.beginning = None;
+            let mut cache = self.empty.clone();
+            self.tokens += ids.len();
+            let mut feed = [Feed { ids, cache: &mut cache }];
+            self.model.read_packed(&mut feed, |_, _, _| Ok::<_, crate::EvalError>(()))?;
+            self.beginning = Some((ids.to_vec(), cache));
+        }
+        Ok(length)
+    }
+
+    fn read_items(
+        &mut self,
+        items: &[Vec<Sequence>],
+        commons: &[usize],
+        root: usize,
+        base: &Cache,
+        guesses: &mut Vec<Vec<Guesses>>,
+    ) -> Result<()> {
+        let all: Vec<&Sequence> = items.iter().flatten().collect();
+        let nothing = Guess { nll: f32::NAN, greedy: false };
+        let mut found: Vec<Guesses> =
+            all.iter().map(|sequence| vec![nothing; sequence.targets.len()]).collect();
+        // The items' own beginnings.
+        let mut first = 0;
+        let mut parts = Vec::with_capacity(items.len());
+        for (item, &common) in items.iter().zip(commons) {
+            let sequences = first..first + item.len();
+            first += item.len();
+            let ids = &item[0].ids[root..common];
+            parts.push(Part { ids, parent: base, wanted: wanted(&all, sequences, root, common) });
+        }
+        let caches = self.read_parts(&parts, &mut found)?;
+        // What is left of each sequence.
+        let mut first = 0;
+        let mut parts = Vec::new();
+        for ((item, &common), cache) in items.iter().zip(commons).zip(&caches) {
+            for sequence in first..first + item.len() {
+                let ids = &all[sequence].ids[common..];
+                if !ids.is_empty() {
+                    let end = common + ids.len();
+                    let wanted = wanted(&all, sequence..sequence + 1, common, end);
+                    parts.push(Part { ids, parent: cache, wanted });
+                }
+            }
+            first += item.len();
+        }
+        for group in by_tokens(parts.len(), |part| parts[part].ids.len()) {
+            self.read_parts(&parts[group], &mut found)?;
+        }
+        let mut found = found.into_iter();
+        guesses.extend(items.iter().map(|item| found.by_ref().take(item.len()).collect()));
+        Ok(())
+    }
+
+    /// Feeds every part to a copy of its parent and scores what it wants; the caches.
+    fn read_parts(&mut self, parts: &[Part<'_>], found: &mut [Guesses]) -> Result<Vec<Cache>> {
+        let mut caches: Vec<Cache> = parts.iter().map(|part| part.parent.clone()).collect();
+        let mut feeds: Vec<Feed<'_>> = parts
+            .iter()
+            .zip(&mut caches)
+            .map(|(part, cache)| Feed { ids: part.ids, cache })
+            .collect();
+        self.tokens += feeds.iter().map(|feed| feed.ids.len()).sum::<usize>();
+        let mut scorer = Scorer { model: self.model, rows: Vec::new(), targets: Vec::new() };
+        self.model.read_packed(&mut feeds, |part, start, hidden| {
+            let end = start + hidden.dim(0)?;
+            let wanted: Vec<&(usize, Vec<Wanted>)> =
+                parts[part].wanted.iter().filter(|(row, _)| (start..end).contains(row)).collect();
+            if wanted.is_empty() {
+                return Ok(());
+            }
+            let index: Vec<u32> = wanted.iter().map(|(row, _)| (row - start) as u32).collect();
+            let index = Tensor::new(index, hidden.device())?;
+            scorer.rows.push(hidden.index_select(&index, 0)?);
+            scorer.targets.extend(wanted.iter().map(|(_, wanted)| wanted.as_slice()));
+            if scorer.targets.len() >= SCORED { scorer.flush(found) } else { Ok(()) }
+        })?;
+        scorer.flush(found)?;
+        Ok(caches)
+    }
+}
+
+/// Hidden states that wait to be scored together.
+struct Scorer<'a> {
+    model: &'a Model,
+    rows: Vec<Tensor>,
+    targets: Vec<&'a [Wanted]>,
+}
+
+impl Scorer<'_> {
+    fn flush(&mut self, found: &mut [Guesses]) -> Result<()> {
+        if self.rows.is_empty() {
+            return Ok(());
+        }
+        let hidden = Tensor::cat(&std::mem::take(&mut self.rows), 0)?;
+        let targets = std::mem::take(&mut self.targets);
+        let ids: Vec<Vec<u32>> =
+            targets.iter().map(|wanted| wanted.iter().map(|wanted| wanted.id).collect()).collect();
+        let ids: Vec<&[u32]> = ids.iter().map(Vec::as_slice).collect();
+        let guesses = guesses_of_hidden(self.model, &hidden, &ids)?;
+        for (wanted, guess) in targets.iter().copied().flatten().zip(guesses.iter().flatten()) {
+            found[wanted.sequence][wanted.target] = *guess;
+        }
+        Ok(())
+    }
+}
+
+/// What rows `from..to` of `sequences`, which are equal there, are to predict; rows count from `from`.
+fn wanted(
+    all: &[&Sequence],
+    sequences: std::ops::Range<usize>,
+    from: usize,
+    to: usize,
+) -> Vec<(usize, Vec<Wanted>)> {
+    let row = |row: usize| {
+        let of_sequence = |sequence: usize| {
+            let target = row.checked_sub(all[sequence].first_scored())?;
+            Some(Wanted { id: *all[sequence].targets.get(target)?, sequence, target })
+        };
+        (row - from, sequences.clone().filter_map(of_sequence).collect::<Vec<_>>())
+    };
+    (from..to).map(row).filter(|(_, wanted)| !wanted.is_empty()).collect()
+}
+
+/// Tokens that all sequences begin with.
+fn common(sequences: &[Sequence]) -> usize {
+    let first = &sequences[0].ids;
+    sequences.iter().map(|sequence| equal(first, &sequence.ids)).min().unwrap_or(0)
+}
+
+/// How far two runs are equal.
+pub(super) fn equal<T: PartialEq>(a: &[T], b: &[T]) -> usize {
+    a.iter().zip(b).take_while(|(a, b)| a == b).count()
+}
+
+/// `0..count` cut into runs of [`TOKENS`] or less, of one if that one has more.
+fn by_tokens(count: usize, tokens: impl Fn(usize) -> usize) -> Vec<std::ops::Range<usize>> {
+    let mut runs = Vec::new();
+    let (mut start, mut sum) = (0, 0);
+    for index in 0..count {
+        if index > start && sum + tokens(index) > TOKENS {
+            runs.push(start..index);
+            (start, sum) = (index, 0);
+        }
+        sum += tokens(index);
+    }
+    if start < count {
+        runs.push(start..count);
+    }
+    runs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_hold_few_tokens_and_everything() {
+        let sizes = [100, 500, 12, 0, 600, 1, 1];
+        let runs = by_tokens(sizes.len(), |index| sizes[index]);
+        assert_eq!(runs, [0..1, 1..4, 4..5, 5..7]);
+        assert_eq!(by_tokens(0, |_| 1), []);
+    }
+}
