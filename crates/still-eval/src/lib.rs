@@ -7,6 +7,7 @@ mod bench;
 mod bootstrap;
 mod error;
 mod gap;
+pub mod long;
 mod long_context;
 mod nll;
 mod passkey;
