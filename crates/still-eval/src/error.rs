@@ -18,6 +18,14 @@ pub enum EvalError {
     /// An argument is out of its range.
     #[error("{0}")]
     Argument(String),
+    /// A task is made from a file, and none was given.
+    #[error("{task} needs {what}, and no file was given")]
+    NoFile {
+        /// The task.
+        task: &'static str,
+        /// What the file holds.
+        what: &'static str,
+    },
     /// A number that must be finite is not: the model is broken, and a mean over it would hide that.
     #[error("{what} is not finite at token {token} of window {window}")]
     NotFinite {
@@ -86,6 +94,10 @@ impl EvalError {
         match self {
             Self::TooShort { .. } => Some("give a longer text, or ask for less".into()),
             Self::Argument(_) => Some("mend the option".into()),
+            Self::NoFile { .. } => Some(
+                "give its path, or leave the task out; docs/long_context.md says what is where"
+                    .into(),
+            ),
             Self::NotFinite { .. } | Self::ItemNotFinite { .. } => {
                 Some("the model's weights are broken: train or convert it again".into())
             }

@@ -9,6 +9,7 @@ mod bootstrap;
 mod branches;
 mod error;
 mod gap;
+pub mod long;
 mod long_context;
 mod nll;
 mod passkey;
