@@ -1,0 +1,66 @@
+// The C interface of the kernels: what a Rust FFI, a Python harness or anything else may call.
+//
+// Every function queues work on `stream` and returns a cudaError_t as an int (0: queued). Nothing is allocated: scratch is
+// the caller's. A chunk is 64 tokens. Shapes are written outermost first; B sequences, H query heads, K KV heads, N tokens,
+// D channels (64, 96 or 128), C = ceil(N / 64) chunks, R = max(C - 2, 0) chunks that retire within the sequence.
+#pragma once
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef void* StillStream;  // a cudaStream_t
+
+enum { STILL_F32 = 0, STILL_BF16 = 1 };
+
+typedef struct {
+  int32_t batch, heads, kv_heads, tokens, head_dim;
+  int32_t dtype;  // of q, k, v, the output, the maps and all scratch that is not said to be f32
+} StillShape;
+
+// Rows of `head_dim` adjacent elements, 16-byte aligned; strides in elements.
+typedef struct {
+  void* data;
+  int64_t batch, head, token;
+} StillRows;
+
+// Segments of the state scan: `totals` holds that many states of one (sequence, KV head).
+int still_segments(const StillShape* shape);
+
+// Self-Saliency Scores, mean over the group: `score` f32 [B, K, N].
+int still_saliency(const StillShape* shape, StillRows q, StillRows k, float* score, StillStream stream);
+
+// Top `budgets[K]` of each whole chunk. `selected` [B, K, C]: bit t is token t of the chunk (0 for a chunk that is not
+// whole); `salient` [B, K, N]: the tokens in order, budget of them a chunk.
+int still_select(const StillShape* shape, const float* score, const int32_t* budgets, uint64_t* selected, int32_t* salient,
+                 StillStream stream);
+
+// phi(k) of tokens that will be absorbed, zeros of the others: `phi` [B, K, N, 2D]. `w` [K, D, D].
+int still_map_keys(const StillShape* shape, StillRows k, const void* w, const uint64_t* selected, void* phi,
+                   StillStream stream);
+
+// Prefix states: `s` [B, K, R, 2D, D] and `z` f32 [B, K, R, 2D]; entry c sums chunks 0..=c, which chunk c + 2 sees.
+// `totals` f32 [segments, B, K, 2D, D + 1].
+int still_states(const StillShape* shape, const void* phi, StillRows v, float* totals, void* s, float* z,
+                 StillStream stream);
+
+// What the forward pass reads and writes.
+typedef struct {
+  StillRows q, k, v, out;
+  const void* w_q;           // [H, D, D]
+  const float* log_scale;    // [H]: lambda = exp(l) / max(n, 1); null: lambda = 1
+  const int32_t* budgets;    // [K]
+  const int32_t* salient;    // [B, K, N]
+  const void* s;             // prefix states
+  const float* z;
+  float* maximum;            // [B, H, N]: m, in units of the logits; the last three may be null together
+  float* denominator;        // [B, H, N]
+  int32_t* arg_max;          // [B, H, N]: the token whose logit is m
+} StillForward;
+
+int still_forward(const StillShape* shape, const StillForward* args, StillStream stream);
+
+#ifdef __cplusplus
+}
+#endif

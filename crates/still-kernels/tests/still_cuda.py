@@ -1,0 +1,130 @@
+"""The kernels as functions of torch tensors, through the C interface of src/cuda/still.h."""
+import ctypes as c
+
+import torch
+
+CHUNK = 64
+
+
+class Shape(c.Structure):
+    _fields_ = [(n, c.c_int32) for n in ("batch", "heads", "kv_heads", "tokens", "head_dim", "dtype")]
+
+
+class Rows(c.Structure):
+    _fields_ = [("data", c.c_void_p), ("batch", c.c_int64), ("head", c.c_int64), ("token", c.c_int64)]
+
+
+class Forward(c.Structure):
+    _fields_ = [(n, Rows) for n in ("q", "k", "v", "out")] + [
+        (n, c.c_void_p)
+        for n in ("w_q", "log_scale", "budgets", "salient", "s", "z", "maximum", "denominator", "arg_max")
+    ]
+
+
+class Backward(c.Structure):
+    _fields_ = [(n, Rows) for n in ("q", "k", "v", "out", "d_out", "d_q", "d_k", "d_v")] + [
+        (n, c.c_void_p)
+        for n in ("w_q", "w_k", "log_scale", "budgets", "selected", "salient", "s", "z", "maximum", "denominator", "arg_max",
+                  "d_w_q", "d_w_k", "d_log_scale", "scratch")
+    ]
+
+
+def ptr(t):
+    return None if t is None else c.c_void_p(t.data_ptr())
+
+
+def rows(t):
+    assert t.stride(-1) == 1
+    return Rows(t.data_ptr(), t.stride(0), t.stride(1), t.stride(2))
+
+
+class Still:
+    def __init__(self, path):
+        self.lib = c.CDLL(path)
+        if hasattr(self.lib, "still_backward_bytes"):
+            self.lib.still_backward_bytes.restype = c.c_int64
+
+    def call(self, name, *args):
+        stream = c.c_void_p(torch.cuda.current_stream().cuda_stream)
+        code = getattr(self.lib, name)(*args, stream)
+        if code != 0:
+            raise RuntimeError(f"{name}: CUDA error {code}")
+
+
+class Layer:
+    """Buffers of one attention call; NaN-poisoned so that what no kernel wrote shows."""
+
+    def __init__(self, lib, q, k, v, w_q, w_k, budgets, log_scale=None, stats=False):
+        b, h, n, d = q.shape
+        kv = k.shape[1]
+        self.lib, self.q, self.k, self.v, self.w_q, self.w_k = lib, q, k, v, w_q, w_k
+        self.shape = Shape(b, h, kv, n, d, 0 if q.dtype == torch.float32 else 1)
+        self.chunks = (n + CHUNK - 1) // CHUNK
+        retired = max(self.chunks - 2, 0)
+        self.segments = lib.lib.still_segments(c.byref(self.shape))
+        new = lambda *s, dtype=q.dtype: torch.full(s, float("nan"), dtype=dtype, device=q.device)
+        f32 = torch.float32
+        self.score = new(b, kv, n, dtype=f32)
+        self.selected = torch.full((b, kv, self.chunks), -1, dtype=torch.int64, device=q.device)
+        self.salient = torch.full((b, kv, n), -(2**30), dtype=torch.int32, device=q.device)
+        self.phi = new(b, kv, n, 2 * d)
+        self.totals = new(self.segments * b * kv * 2 * d * (d + 1), dtype=f32)
+        self.s, self.z = new(b, kv, retired, 2 * d, d), new(b, kv, retired, 2 * d, dtype=f32)
+        self.out = new(b, h, n, d)
+        self.maximum, self.denominator = (new(b, h, n, dtype=f32) if stats else None for _ in range(2))
+        self.arg_max = torch.full((b, h, n), -1, dtype=torch.int32, device=q.device) if stats else None
+        self.budgets = torch.tensor(budgets, dtype=torch.int32, device=q.device)
+        self.log_scale = log_scale
+        self.retired = retired
+
+    def saliency(self):
+        self.lib.call("still_saliency", c.byref(self.shape), rows(self.q), rows(self.k), ptr(self.score))
+
+    def select(self):
+        self.lib.call("still_select", c.byref(self.shape), ptr(self.score), ptr(self.budgets), ptr(self.selected), ptr(self.salient))
+
+    def map_keys(self):
+        self.lib.call("still_map_keys", c.byref(self.shape), rows(self.k), ptr(self.w_k), ptr(self.selected), ptr(self.phi))
+
+    def states(self):
+        self.lib.call("still_states", c.byref(self.shape), ptr(self.phi), rows(self.v), ptr(self.totals), ptr(self.s), ptr(self.z))
+
+    def attend(self):
+        args = Forward(rows(self.q), rows(self.k), rows(self.v), rows(self.out), ptr(self.w_q), ptr(self.log_scale),
+                       ptr(self.budgets), ptr(self.salient), ptr(self.s), ptr(self.z), ptr(self.maximum),
+                       ptr(self.denominator), ptr(self.arg_max))
+        self.lib.call("still_forward", c.byref(self.shape), c.byref(args))
+
+    def route(self):
+        self.saliency()
+        self.select()
+
+    def forward(self):
+        self.route()
+        self.map_keys()
+        self.states()
+        self.attend()
+        return self.out
+
+    def prepare_backward(self, d_out):
+        nan = lambda t, dtype=None: torch.full_like(t, float("nan"), dtype=dtype or t.dtype)
+        f32 = torch.float32
+        self.d_out = d_out
+        self.d_q, self.d_k, self.d_v = nan(self.q), nan(self.k), nan(self.v)
+        self.d_w_q, self.d_w_k = nan(self.w_q, f32), nan(self.w_k, f32)
+        self.d_log_scale = torch.full((self.q.shape[1],), float("nan"), dtype=f32, device=self.q.device)
+        size = self.lib.lib.still_backward_bytes(c.byref(self.shape), ptr(self.budgets.cpu()))
+        self.scratch = torch.full((size,), 255, dtype=torch.uint8, device=self.q.device)
+
+    def backward(self):
+        args = Backward(rows(self.q), rows(self.k), rows(self.v), rows(self.out), rows(self.d_out), rows(self.d_q),
+                        rows(self.d_k), rows(self.d_v), ptr(self.w_q), ptr(self.w_k), ptr(self.log_scale), ptr(self.budgets),
+                        ptr(self.selected), ptr(self.salient), ptr(self.s), ptr(self.z), ptr(self.maximum),
+                        ptr(self.denominator), ptr(self.arg_max), ptr(self.d_w_q), ptr(self.d_w_k), ptr(self.d_log_scale),
+                        ptr(self.scratch))
+        self.lib.call("still_backward", c.byref(self.shape), c.byref(args))
+
+    def selected_tokens(self):
+        """[B, K, C * 64] bool."""
+        bits = (self.selected[..., None] >> torch.arange(CHUNK, device=self.selected.device)) & 1
+        return bits.bool().flatten(2)
