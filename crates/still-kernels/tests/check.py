@@ -114,7 +114,7 @@ def bench(lib, n, budget, h=32, kv=8, d=128, repeat=15, backward=True):
     q, k, v, w_q, w_k, log_scale = inputs(1, h, kv, d, n, torch.bfloat16, True, 7)
     layer = Layer(lib, q, k, v, w_q, w_k, [budget] * kv, log_scale, stats=False)
     layer.forward()
-    parts = {f: median_ms(getattr(layer, f), repeat) for f in ("saliency", "select", "map_keys", "states", "attend")}
+    parts = {f: median_ms(getattr(layer, f), repeat) for f in ("saliency", "select", "map_keys", "states", "linear", "exact")}
     whole = median_ms(layer.forward, repeat)
     from torch.nn.attention import SDPBackend, sdpa_kernel
     qc, kc, vc = (x.contiguous() for x in (q, k, v))

@@ -17,14 +17,14 @@ class Rows(c.Structure):
 class Forward(c.Structure):
     _fields_ = [(n, Rows) for n in ("q", "k", "v", "out")] + [
         (n, c.c_void_p)
-        for n in ("w_q", "log_scale", "budgets", "salient", "s", "z", "maximum", "denominator", "arg_max")
+        for n in ("w_q", "log_scale", "budgets", "salient", "s", "z", "denominator", "maximum", "arg_max")
     ]
 
 
 class Backward(c.Structure):
     _fields_ = [(n, Rows) for n in ("q", "k", "v", "out", "d_out", "d_q", "d_k", "d_v")] + [
         (n, c.c_void_p)
-        for n in ("w_q", "w_k", "log_scale", "budgets", "selected", "salient", "s", "z", "maximum", "denominator", "arg_max",
+        for n in ("w_q", "w_k", "log_scale", "budgets", "selected", "salient", "s", "z", "denominator", "maximum", "arg_max",
                   "d_w_q", "d_w_k", "d_log_scale", "scratch")
     ]
 
@@ -71,7 +71,8 @@ class Layer:
         self.totals = new(self.segments * b * kv * 2 * d * (d + 1), dtype=f32)
         self.s, self.z = new(b, kv, retired, 2 * d, d), new(b, kv, retired, 2 * d, dtype=f32)
         self.out = new(b, h, n, d)
-        self.maximum, self.denominator = (new(b, h, n, dtype=f32) if stats else None for _ in range(2))
+        self.denominator = new(b, h, n, dtype=f32)
+        self.maximum = new(b, h, n, dtype=f32) if stats else None
         self.arg_max = torch.full((b, h, n), -1, dtype=torch.int32, device=q.device) if stats else None
         self.budgets = torch.tensor(budgets, dtype=torch.int32, device=q.device)
         self.log_scale = log_scale
@@ -89,11 +90,17 @@ class Layer:
     def states(self):
         self.lib.call("still_states", c.byref(self.shape), ptr(self.phi), rows(self.v), ptr(self.totals), ptr(self.s), ptr(self.z))
 
-    def attend(self):
+    def attend(self, name="still_forward"):
         args = Forward(rows(self.q), rows(self.k), rows(self.v), rows(self.out), ptr(self.w_q), ptr(self.log_scale),
-                       ptr(self.budgets), ptr(self.salient), ptr(self.s), ptr(self.z), ptr(self.maximum),
-                       ptr(self.denominator), ptr(self.arg_max))
-        self.lib.call("still_forward", c.byref(self.shape), c.byref(args))
+                       ptr(self.budgets), ptr(self.salient), ptr(self.s), ptr(self.z), ptr(self.denominator),
+                       ptr(self.maximum), ptr(self.arg_max))
+        self.lib.call(name, c.byref(self.shape), c.byref(args))
+
+    def linear(self):
+        self.attend("still_linear_forward")
+
+    def exact(self):
+        self.attend("still_exact_forward")
 
     def route(self):
         self.saliency()
@@ -119,8 +126,8 @@ class Layer:
     def backward(self):
         args = Backward(rows(self.q), rows(self.k), rows(self.v), rows(self.out), rows(self.d_out), rows(self.d_q),
                         rows(self.d_k), rows(self.d_v), ptr(self.w_q), ptr(self.w_k), ptr(self.log_scale), ptr(self.budgets),
-                        ptr(self.selected), ptr(self.salient), ptr(self.s), ptr(self.z), ptr(self.maximum),
-                        ptr(self.denominator), ptr(self.arg_max), ptr(self.d_w_q), ptr(self.d_w_k), ptr(self.d_log_scale),
+                        ptr(self.selected), ptr(self.salient), ptr(self.s), ptr(self.z), ptr(self.denominator),
+                        ptr(self.maximum), ptr(self.arg_max), ptr(self.d_w_q), ptr(self.d_w_k), ptr(self.d_log_scale),
                         ptr(self.scratch))
         self.lib.call("still_backward", c.byref(self.shape), c.byref(args))
 

@@ -26,9 +26,14 @@ __device__ __forceinline__ void squared_norms(const Left<P> (&x)[KS], float (&to
   to[1] = row_sum(to[1]);
 }
 
-// f = x W (sums, 16 x 8 NT) becomes softmax(u); `minus` becomes softmax(-u). `x_squared`: |x|^2 of the two rows.
+// exp2(f scale - top) and exp2(bottom - f scale) are the numerators of softmax(u) and softmax(-u), f = x W (sums, 16 x 8 NT).
+struct NpScale {
+  float scale[2], top[2], bottom[2];  // of the two rows that a lane holds, in base 2
+};
+
 template <int NT>
-__device__ __forceinline__ void np_map(float (&f)[NT][4], float (&minus)[NT][4], const float (&x_squared)[2]) {
+__device__ __forceinline__ NpScale np_scale(const float (&f)[NT][4], const float (&x_squared)[2]) {
+  NpScale u;
 #pragma unroll
   for (int half = 0; half < 2; half++) {
     float squares = 0.f, high = -INFINITY, low = INFINITY;
@@ -41,27 +46,38 @@ __device__ __forceinline__ void np_map(float (&f)[NT][4], float (&minus)[NT][4],
         high = fmaxf(high, x);
         low = fminf(low, x);
       }
-    float scale = sqrtf(x_squared[half]) / fmaxf(sqrtf(row_sum(squares)), MIN_NORM) * 1.4426950408889634f;
-    float top = row_max(high) * scale, bottom = -row_max(-low) * scale;
-    float up = 0.f, down = 0.f;
-#pragma unroll
-    for (int n = 0; n < NT; n++)
-#pragma unroll
-      for (int i = 0; i < 2; i++) {
-        float u = f[n][half * 2 + i] * scale;
-        up += f[n][half * 2 + i] = exp2_fast(u - top);
-        down += minus[n][half * 2 + i] = exp2_fast(bottom - u);
-      }
-    up = 1.f / row_sum(up);
-    down = 1.f / row_sum(down);
-#pragma unroll
-    for (int n = 0; n < NT; n++)
-#pragma unroll
-      for (int i = 0; i < 2; i++) {
-        f[n][half * 2 + i] *= up;
-        minus[n][half * 2 + i] *= down;
-      }
+    u.scale[half] = sqrtf(x_squared[half]) / fmaxf(sqrtf(row_sum(squares)), MIN_NORM) * 1.4426950408889634f;
+    u.top[half] = row_max(high) * u.scale[half];
+    u.bottom[half] = -row_max(-low) * u.scale[half];
   }
+  return u;
+}
+
+// f becomes softmax(u); `minus` becomes softmax(-u). `x_squared`: |x|^2 of the two rows.
+template <int NT>
+__device__ __forceinline__ void np_map(float (&f)[NT][4], float (&minus)[NT][4], const float (&x_squared)[2]) {
+  const NpScale u = np_scale(f, x_squared);
+  float up[2] = {0.f, 0.f}, down[2] = {0.f, 0.f};
+#pragma unroll
+  for (int n = 0; n < NT; n++)
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+      float x = f[n][e] * u.scale[e / 2];
+      up[e / 2] += f[n][e] = exp2_fast(x - u.top[e / 2]);
+      down[e / 2] += minus[n][e] = exp2_fast(u.bottom[e / 2] - x);
+    }
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    up[half] = 1.f / row_sum(up[half]);
+    down[half] = 1.f / row_sum(down[half]);
+  }
+#pragma unroll
+  for (int n = 0; n < NT; n++)
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+      f[n][e] *= up[e / 2];
+      minus[n][e] *= down[e / 2];
+    }
 }
 
 }  // namespace still

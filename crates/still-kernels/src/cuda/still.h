@@ -54,12 +54,15 @@ typedef struct {
   const int32_t* salient;    // [B, K, N]
   const void* s;             // prefix states
   const float* z;
-  float* maximum;            // [B, H, N]: m, in units of the logits; the last three may be null together
   float* denominator;        // [B, H, N]
+  float* maximum;            // [B, H, N]: m, in units of the logits; the last two may be null (nothing to train)
   int32_t* arg_max;          // [B, H, N]: the token whose logit is m
 } StillForward;
 
+// Both branches. `out` and `denominator` carry the linear one's share from the first kernel to the second.
 int still_forward(const StillShape* shape, const StillForward* args, StillStream stream);
+int still_linear_forward(const StillShape* shape, const StillForward* args, StillStream stream);
+int still_exact_forward(const StillShape* shape, const StillForward* args, StillStream stream);
 
 #ifdef __cplusplus
 }

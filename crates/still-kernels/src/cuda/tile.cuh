@@ -36,6 +36,9 @@ __device__ __forceinline__ void split(float x, float y, uint32_t (&to)[P]) {
 __device__ __forceinline__ void store_pair(float* to, float x, float y) { *reinterpret_cast<float2*>(to) = make_float2(x, y); }
 __device__ __forceinline__ void store_pair(__nv_bfloat16* to, float x, float y) { *reinterpret_cast<uint32_t*>(to) = pack(x, y); }
 
+__device__ __forceinline__ float2 read_pair(const float* from) { return *reinterpret_cast<const float2*>(from); }
+__device__ __forceinline__ float2 read_pair(const __nv_bfloat16* from) { return unpack(*reinterpret_cast<const uint32_t*>(from)); }
+
 template <int P_, int ROWS_, int COLS_>
 struct Tile {
   static constexpr int P = P_, ROWS = ROWS_, COLS = COLS_;
@@ -48,6 +51,26 @@ struct Tile {
   }
 };
 
+// Eight values to (row, col) of a tile, asynchronously where the data are bf16; zeros if `from` is null.
+template <class T, class TILE>
+__device__ __forceinline__ void copy_piece(TILE tile, int row, int col, const T* from, const T* any) {
+  const uint32_t to = tile.at(0, row, col);
+  if constexpr (TILE::P == 1) {
+    copy_async(to, from ? from : any, from != nullptr);
+  } else {
+    uint4 high = make_uint4(0, 0, 0, 0), low = high;
+    if (from) {
+      float4 a = *reinterpret_cast<const float4*>(from), b = *reinterpret_cast<const float4*>(from + 4);
+      uint32_t x[2], y[2], z[2], w[2];
+      split<2>(a.x, a.y, x); split<2>(a.z, a.w, y); split<2>(b.x, b.y, z); split<2>(b.z, b.w, w);
+      high = make_uint4(x[0], y[0], z[0], w[0]);
+      low = make_uint4(x[1], y[1], z[1], w[1]);
+    }
+    store_shared(to, high);
+    store_shared(to + TILE::PLANE, low);
+  }
+}
+
 // Copies `count` rows to rows `first..` of a tile, asynchronously where the data are bf16. `row_of(i)` points at row i or
 // is null (zeros).
 template <int THREADS, class T, class TILE, class RowOf>
@@ -56,21 +79,7 @@ __device__ __forceinline__ void load_rows(TILE tile, int first, int count, const
   for (int i = threadIdx.x; i < count * PIECES; i += THREADS) {
     int row = i / PIECES, col = i % PIECES * 8;
     const T* from = row_of(row);
-    uint32_t to = tile.at(0, first + row, col);
-    if constexpr (TILE::P == 1) {
-      copy_async(to, from ? from + col : any, from != nullptr);
-    } else {
-      uint4 high = make_uint4(0, 0, 0, 0), low = high;
-      if (from) {
-        float4 a = *reinterpret_cast<const float4*>(from + col), b = *reinterpret_cast<const float4*>(from + col + 4);
-        uint32_t x[2], y[2], z[2], w[2];
-        split<2>(a.x, a.y, x); split<2>(a.z, a.w, y); split<2>(b.x, b.y, z); split<2>(b.z, b.w, w);
-        high = make_uint4(x[0], y[0], z[0], w[0]);
-        low = make_uint4(x[1], y[1], z[1], w[1]);
-      }
-      store_shared(to, high);
-      store_shared(to + TILE::PLANE, low);
-    }
+    copy_piece(tile, first + row, col, from ? from + col : nullptr, any);
   }
 }
 

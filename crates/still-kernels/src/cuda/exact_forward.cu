@@ -1,0 +1,187 @@
+// The exact branch: salient tokens and window of one chunk's queries, with an online softmax; then the linear branch's share,
+// which is not rescaled, is added and the result divided.
+//
+// A block answers 64 queries of HEADS query heads of one KV head; four warps share a head. Keys and values stream through a
+// ring of two stages of 64 tokens.
+#include "forward.cuh"
+#include "wgmma.cuh"
+
+namespace still {
+
+constexpr float LOG2E = 1.4426950408889634f;
+
+template <class K, int HEADS>
+__global__ void __launch_bounds__(HEADS * 128, K::P == 1 && K::D != 96 ? 4 / HEADS : 1)
+    exact_forward(const Forward<typename K::T> in) {
+  using T = typename K::T;
+  constexpr int D = K::D, P = K::P, KS = D / 16, NT = D / 8, THREADS = HEADS * 128, PIECES = D / 8;
+  constexpr bool IN_REGISTERS = !WARPGROUP<P, D>;
+  using Queries = Tile<P, HEADS * CHUNK, D>;
+  using Stage = Tile<P, 128, D>;  // 64 keys, 64 values
+  extern __shared__ unsigned char memory[];
+  const Queries queries{aligned(memory)};
+  auto stage = [&](int i) { return Stage{queries.base + Queries::BYTES + i % 2 * Stage::BYTES}; };
+
+  const int parts = in.group / HEADS, chunk = in.chunks - 1 - blockIdx.y, start = chunk * CHUNK;  // the longest first
+  const int kv = blockIdx.x / parts, first_head = kv * in.group + blockIdx.x % parts * HEADS, b = blockIdx.z;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int head = first_head + warp / 4, first_row = warp % 4 * 16;
+  const int64_t bk = int64_t(b) * in.kv_heads + kv;
+  const int retired = max(chunk - 1, 0), kept = retired * in.budgets[kv];
+  const bool linear = retired * CHUNK > kept;
+  const int salient_stages = (kept + CHUNK - 1) / CHUNK, stages = salient_stages + (chunk > 0) + 1;
+  const int32_t* list = in.salient + bk * in.tokens;
+
+  // Tokens of a stage that this thread copies, looked up one stage ahead of the copy.
+  constexpr int PER_THREAD = (CHUNK * PIECES + THREADS - 1) / THREADS;
+  int tokens[PER_THREAD];
+  auto look_up = [&](int i) {
+    const bool is_salient = i < salient_stages;
+    const int from = is_salient ? i * CHUNK : start - (stages - 1 - i) * CHUNK, to = is_salient ? kept : in.tokens;
+#pragma unroll
+    for (int j = 0; j < PER_THREAD; j++) {
+      int t = from + (threadIdx.x + j * THREADS) / PIECES;
+      tokens[j] = i < stages && t < to ? (is_salient ? list[t] : t) : -1;
+    }
+  };
+  auto load = [&](int i) {
+    if (i < stages) {
+      const T *keys = in.k.row(b, kv, 0), *values = in.v.row(b, kv, 0);
+      const Stage to = stage(i);
+#pragma unroll
+      for (int j = 0; j < PER_THREAD; j++) {
+        const int piece = threadIdx.x + j * THREADS, row = piece / PIECES, col = piece % PIECES * 8;
+        if (CHUNK * PIECES % THREADS != 0 && row >= CHUNK) break;
+        copy_piece(to, row, col, tokens[j] < 0 ? nullptr : keys + tokens[j] * in.k.token + col, in.k.data);
+        copy_piece(to, CHUNK + row, col, tokens[j] < 0 ? nullptr : values + tokens[j] * in.v.token + col, in.v.data);
+      }
+    }
+    copy_commit();
+    look_up(i + 1);
+  };
+
+  load_rows<THREADS>(queries, 0, HEADS * CHUNK, in.q.data, [&](int r) {
+    int t = start + r % CHUNK;
+    return t < in.tokens ? in.q.row(b, first_head + r / CHUNK, t) : nullptr;
+  });
+  look_up(0);
+  load(0);
+
+  Left<P> q[KS];
+  float out[NT][4], m[2] = {-INFINITY, -INFINITY}, sum[2] = {0.f, 0.f};  // m in base 2
+  int arg_max[2] = {0, 0};
+  clear(out);
+  const float scale = rsqrtf(float(D)) * LOG2E;
+
+  for (int i = 0; i < stages; i++) {
+    copy_wait<0>();
+    publish();
+    __syncthreads();
+    load(i + 1);
+    if (IN_REGISTERS && i == 0)
+#pragma unroll
+      for (int k = 0; k < KS; k++) load_left(q[k], queries, warp * 16, k * 16);
+    const Stage tile = stage(i);
+    float s[8][4];
+    logits<KS, 8>(s, q, queries, warp / 4 * CHUNK, tile, 0);
+    if (i == stages - 1) {  // this chunk: no key after the query
+#pragma unroll
+      for (int n = 0; n < 8; n++)
+#pragma unroll
+        for (int e = 0; e < 4; e++)
+          if (n * 8 + lane % 4 * 2 + e % 2 > first_row + lane / 4 + e / 2 * 8) s[n][e] = -INFINITY;
+    } else if (i < salient_stages && (i + 1) * CHUNK > kept) {
+#pragma unroll
+      for (int n = 0; n < 8; n++)
+#pragma unroll
+        for (int e = 0; e < 4; e++)
+          if (i * CHUNK + n * 8 + lane % 4 * 2 + e % 2 >= kept) s[n][e] = -INFINITY;
+    }
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      float top = -INFINITY;
+#pragma unroll
+      for (int n = 0; n < 8; n++) top = fmaxf(top, fmaxf(s[n][half * 2], s[n][half * 2 + 1]));
+      top = row_max(top);
+      const float raised = fmaxf(m[half], top * scale);
+      if (in.arg_max && raised > m[half]) {  // seldom; of the row's four lanes the one that found it keeps it
+        arg_max[half] = 0;
+#pragma unroll
+        for (int n = 0; n < 8; n++)
+#pragma unroll
+          for (int e = 0; e < 2; e++)
+            if (s[n][half * 2 + e] == top) arg_max[half] = i * CHUNK + n * 8 + lane % 4 * 2 + e;
+      }
+      const float shrink = exp2_fast(m[half] - raised);
+      m[half] = raised;
+      sum[half] *= shrink;
+#pragma unroll
+      for (int n = 0; n < NT; n++) {
+        out[n][half * 2] *= shrink;
+        out[n][half * 2 + 1] *= shrink;
+      }
+#pragma unroll
+      for (int n = 0; n < 8; n++)
+#pragma unroll
+        for (int e = 0; e < 2; e++) {
+          float& x = s[n][half * 2 + e];
+          x = exp2_fast(x * scale - raised);
+          sum[half] += x;
+        }
+    }
+    Left<P> p[4];
+#pragma unroll
+    for (int k = 0; k < 4; k++) to_left(p[k], s[2 * k], s[2 * k + 1]);
+    add_product<4, NT>(out, p, tile, CHUNK);
+  }
+
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    const int t = start + first_row + lane / 4 + half * 8;
+    float denominator = row_sum(sum[half]);
+    if (in.arg_max) {
+      int at = max(arg_max[half], __shfl_xor_sync(0xffffffffu, arg_max[half], 1));
+      arg_max[half] = max(at, __shfl_xor_sync(0xffffffffu, at, 2));
+    }
+    const int64_t at = (int64_t(b) * in.heads + head) * in.tokens + t;
+    if (linear && t < in.tokens) denominator += in.denominator[at];
+    __syncwarp();  // read by four lanes before one of them writes
+    if (t >= in.tokens) continue;
+    const float inverse = 1.f / denominator;
+    T* to = in.out.row(b, head, t) + lane % 4 * 2;
+#pragma unroll
+    for (int n = 0; n < NT; n++) {
+      float2 share = linear ? read_pair(to + n * 8) : make_float2(0.f, 0.f);
+      store_pair(to + n * 8, (out[n][half * 2] + share.x) * inverse, (out[n][half * 2 + 1] + share.y) * inverse);
+    }
+    if (lane % 4 == 0) {
+      in.denominator[at] = denominator;
+      if (in.maximum) in.maximum[at] = m[half] / LOG2E;
+      if (in.arg_max) {
+        const int tile = arg_max[half] / CHUNK, column = arg_max[half] % CHUNK;
+        in.arg_max[at] = tile < salient_stages ? list[arg_max[half]] : start - (stages - 1 - tile) * CHUNK + column;
+      }
+    }
+  }
+}
+
+}  // namespace still
+
+extern "C" int still_exact_forward(const StillShape* shape, const StillForward* args, StillStream stream) {
+  return still::dispatch(*shape, [&](auto kind) {
+    using K = decltype(kind);
+    still::Forward<typename K::T> in(*shape, *args);
+    auto run = [&](auto kernel, auto heads) {
+      constexpr int HEADS = decltype(heads)::value;
+      constexpr int bytes = still::Tile<K::P, HEADS * 64, K::D>::BYTES + 2 * still::Tile<K::P, 128, K::D>::BYTES + still::ALIGNMENT;
+      return still::launch(kernel, dim3(shape->heads / HEADS, in.chunks, shape->batch), HEADS * 128, bytes, stream, in);
+    };
+    return in.group % 2 == 0 ? run(still::exact_forward<K, 2>, std::integral_constant<int, 2>{})
+                             : run(still::exact_forward<K, 1>, std::integral_constant<int, 1>{});
+  });
+}
+
+extern "C" int still_forward(const StillShape* shape, const StillForward* args, StillStream stream) {
+  int error = still_linear_forward(shape, args, stream);
+  return error ? error : still_exact_forward(shape, args, stream);
+}
