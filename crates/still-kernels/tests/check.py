@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import naive
-from still_cuda import CHUNK, Layer, Still
+from still_cuda import CHUNK, STEPS, Layer, Still
 
 DEV = "cuda"
 LIMIT = {torch.bfloat16: 5e-3, torch.float32: 1e-4}
@@ -96,17 +96,18 @@ def check(lib):
     return all(good)
 
 
-def median_ms(f, repeat=15, warm=3):
+def median_ms(f, repeat=15, warm=3, calls=1):
     for _ in range(warm):
         f()
     times = []
     for _ in range(repeat):
         a, b = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         a.record()
-        f()
+        for _ in range(calls):
+            f()
         b.record()
         b.synchronize()
-        times.append(a.elapsed_time(b))
+        times.append(a.elapsed_time(b) / calls)
     return sorted(times)[len(times) // 2]
 
 
@@ -114,7 +115,7 @@ def bench(lib, n, budget, h=32, kv=8, d=128, repeat=15, backward=True):
     q, k, v, w_q, w_k, log_scale = inputs(1, h, kv, d, n, torch.bfloat16, True, 7)
     layer = Layer(lib, q, k, v, w_q, w_k, [budget] * kv, log_scale, stats=False)
     layer.forward()
-    parts = {f: median_ms(getattr(layer, f), repeat) for f in ("saliency", "select", "map_keys", "states", "linear", "exact")}
+    parts = {f: median_ms(getattr(layer, f), repeat, calls=4) for f in ("saliency", "select", "map_keys", "states", "linear", "exact")}
     whole = median_ms(layer.forward, repeat)
     from torch.nn.attention import SDPBackend, sdpa_kernel
     qc, kc, vc = (x.contiguous() for x in (q, k, v))
@@ -138,7 +139,8 @@ def bench(lib, n, budget, h=32, kv=8, d=128, repeat=15, backward=True):
     layer.prepare_backward(torch.randn_like(q))
     both = median_ms(lambda: (layer.forward(), layer.backward()), repeat)
     back = median_ms(layer.backward, repeat)
-    line = f"N {n} budget {budget}/64: forward+backward {both:.3f} ms (backward {back:.3f}), scratch {layer.scratch.numel() / 2**20:.0f} MiB"
+    steps = " ".join(f"{a} {median_ms(lambda: layer.backward(i), repeat, calls=4):.3f}" for i, a in enumerate(STEPS))
+    line = f"N {n} budget {budget}/64: forward+backward {both:.3f} ms (backward {back:.3f}: {steps}), scratch {layer.scratch.numel() / 2**20:.0f} MiB"
     leaf = [x.detach().clone().requires_grad_() for x in (qc, kr, vr)]
     grad = torch.randn_like(qc)
     for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION):

@@ -24,9 +24,12 @@ class Forward(c.Structure):
 class Backward(c.Structure):
     _fields_ = [(n, Rows) for n in ("q", "k", "v", "out", "d_out", "d_q", "d_k", "d_v")] + [
         (n, c.c_void_p)
-        for n in ("w_q", "w_k", "log_scale", "budgets", "selected", "salient", "s", "z", "denominator", "maximum", "arg_max",
-                  "d_w_q", "d_w_k", "d_log_scale", "scratch")
+        for n in ("w_q", "w_k", "log_scale", "budgets", "selected", "salient", "phi", "s", "z", "denominator", "maximum",
+                  "arg_max", "d_w_q", "d_w_k", "d_log_scale", "host_budgets", "scratch")
     ]
+
+
+STEPS = ("linear", "queries", "window", "salient", "states", "absorbed", "maps")
 
 
 def ptr(t):
@@ -120,16 +123,21 @@ class Layer:
         self.d_q, self.d_k, self.d_v = nan(self.q), nan(self.k), nan(self.v)
         self.d_w_q, self.d_w_k = nan(self.w_q, f32), nan(self.w_k, f32)
         self.d_log_scale = torch.full((self.q.shape[1],), float("nan"), dtype=f32, device=self.q.device)
-        size = self.lib.lib.still_backward_bytes(c.byref(self.shape), ptr(self.budgets.cpu()))
+        self.host_budgets = self.budgets.cpu()
+        size = self.lib.lib.still_backward_bytes(c.byref(self.shape), ptr(self.host_budgets))
         self.scratch = torch.full((size,), 255, dtype=torch.uint8, device=self.q.device)
 
-    def backward(self):
-        args = Backward(rows(self.q), rows(self.k), rows(self.v), rows(self.out), rows(self.d_out), rows(self.d_q),
-                        rows(self.d_k), rows(self.d_v), ptr(self.w_q), ptr(self.w_k), ptr(self.log_scale), ptr(self.budgets),
-                        ptr(self.selected), ptr(self.salient), ptr(self.s), ptr(self.z), ptr(self.denominator),
-                        ptr(self.maximum), ptr(self.arg_max), ptr(self.d_w_q), ptr(self.d_w_k), ptr(self.d_log_scale),
-                        ptr(self.scratch))
-        self.lib.call("still_backward", c.byref(self.shape), c.byref(args))
+    def backward(self, step=None):
+        learns = self.log_scale is not None
+        views = (self.q, self.k, self.v, self.out, self.d_out, self.d_q, self.d_k, self.d_v)
+        pointers = (self.w_q, self.w_k, self.log_scale, self.budgets, self.selected, self.salient, self.phi, self.s, self.z,
+                    self.denominator, self.maximum, self.arg_max, self.d_w_q, self.d_w_k, self.d_log_scale if learns else None,
+                    self.host_budgets, self.scratch)
+        args = Backward(*map(rows, views), *map(ptr, pointers))
+        if step is None:
+            self.lib.call("still_backward", c.byref(self.shape), c.byref(args))
+        else:
+            self.lib.call("still_backward_step", c.byref(self.shape), c.byref(args), c.c_int32(step))
 
     def selected_tokens(self):
         """[B, K, C * 64] bool."""

@@ -8,8 +8,6 @@
 
 namespace still {
 
-constexpr float LOG2E = 1.4426950408889634f;
-
 template <class K, int HEADS>
 __global__ void __launch_bounds__(HEADS * 128, K::P == 1 && K::D != 96 ? 4 / HEADS : 1)
     exact_forward(const Forward<typename K::T> in) {

@@ -10,6 +10,7 @@ template <class T>
 struct Rows {
   T* data;
   int64_t batch, head, token;
+  Rows() = default;
   __host__ Rows(StillRows r) : data(static_cast<T*>(r.data)), batch(r.batch), head(r.head), token(r.token) {}
   __device__ __forceinline__ T* row(int b, int h, int64_t t) const { return data + b * batch + h * head + t * token; }
 };

@@ -29,6 +29,7 @@ __device__ __forceinline__ void squared_norms(const Left<P> (&x)[KS], float (&to
 // exp2(f scale - top) and exp2(bottom - f scale) are the numerators of softmax(u) and softmax(-u), f = x W (sums, 16 x 8 NT).
 struct NpScale {
   float scale[2], top[2], bottom[2];  // of the two rows that a lane holds, in base 2
+  bool clamped[2];                    // |f| is below its least value
 };
 
 template <int NT>
@@ -46,7 +47,9 @@ __device__ __forceinline__ NpScale np_scale(const float (&f)[NT][4], const float
         high = fmaxf(high, x);
         low = fminf(low, x);
       }
-    u.scale[half] = sqrtf(x_squared[half]) / fmaxf(sqrtf(row_sum(squares)), MIN_NORM) * 1.4426950408889634f;
+    const float norm = sqrtf(row_sum(squares));
+    u.clamped[half] = norm <= MIN_NORM;
+    u.scale[half] = sqrtf(x_squared[half]) / fmaxf(norm, MIN_NORM) * LOG2E;
     u.top[half] = row_max(high) * u.scale[half];
     u.bottom[half] = -row_max(-low) * u.scale[half];
   }
@@ -78,6 +81,74 @@ __device__ __forceinline__ void np_map(float (&f)[NT][4], float (&minus)[NT][4],
       f[n][e] *= up[e / 2];
       minus[n][e] *= down[e / 2];
     }
+}
+
+// Gradients of the map. f = x W comes in and df goes out. `share(sums, part)` makes the gradients of phi's part 0 (minus) or
+// 1 (plus). `inner`: phi . dphi; `radial`: what of x goes into dx beside df Wt.
+template <int NT, class Share>
+__device__ __forceinline__ void np_map_backward(float (&f)[NT][4], const float (&x_squared)[2], Share share, float (&inner)[2],
+                                                float (&radial)[2]) {
+  const NpScale u = np_scale(f, x_squared);
+  float up[2] = {0.f, 0.f}, down[2] = {0.f, 0.f};
+#pragma unroll
+  for (int n = 0; n < NT; n++)
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+      f[n][e] *= u.scale[e / 2];
+      up[e / 2] += exp2_fast(f[n][e] - u.top[e / 2]);
+      down[e / 2] += exp2_fast(u.bottom[e / 2] - f[n][e]);
+    }
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    up[half] = 1.f / row_sum(up[half]);
+    down[half] = 1.f / row_sum(down[half]);
+    inner[half] = 0.f;
+  }
+  // du = p+ (d+ - p+ . d+) - p- (d- - p- . d-)
+  float du[NT][4];
+#pragma unroll
+  for (int part = 0; part < 2; part++) {
+    float d[NT][4], mean[2] = {0.f, 0.f};
+    share(d, part);
+#pragma unroll
+    for (int n = 0; n < NT; n++)
+#pragma unroll
+      for (int e = 0; e < 4; e++) {
+        float p = part ? exp2_fast(f[n][e] - u.top[e / 2]) * up[e / 2] : exp2_fast(u.bottom[e / 2] - f[n][e]) * down[e / 2];
+        mean[e / 2] += p * d[n][e];
+      }
+    mean[0] = row_sum(mean[0]);
+    mean[1] = row_sum(mean[1]);
+    inner[0] += mean[0];
+    inner[1] += mean[1];
+#pragma unroll
+    for (int n = 0; n < NT; n++)
+#pragma unroll
+      for (int e = 0; e < 4; e++) {
+        float p = part ? exp2_fast(f[n][e] - u.top[e / 2]) * up[e / 2] : exp2_fast(u.bottom[e / 2] - f[n][e]) * down[e / 2];
+        float x = p * (d[n][e] - mean[e / 2]);
+        du[n][e] = part ? du[n][e] + x : -x;
+      }
+  }
+  // u = |x| g, g = f / |f|: df = (|x| / |f|) (du - g (g . du)), the last term only above the clamp; d|x| = g . du.
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    float dot = 0.f;
+#pragma unroll
+    for (int n = 0; n < NT; n++)
+#pragma unroll
+      for (int e = 0; e < 2; e++) dot += f[n][half * 2 + e] * du[n][half * 2 + e];
+    const float inverse = x_squared[half] > 0.f ? 1.f / x_squared[half] : 0.f;
+    radial[half] = row_sum(dot) * inverse / LOG2E;
+    const float along = u.clamped[half] ? 0.f : radial[half] / LOG2E, scale = u.scale[half] / LOG2E;
+#pragma unroll
+    for (int n = 0; n < NT; n++)
+#pragma unroll
+      for (int e = 0; e < 2; e++) {
+        float& x = f[n][half * 2 + e];
+        x = scale * (du[n][half * 2 + e] - x * along);
+      }
+  }
 }
 
 }  // namespace still

@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(128) saliency(Rows<const typename K::T> q, Row
   load_queries(0);
 
   float total[2] = {0.f, 0.f};
-  const float scale = rsqrtf(float(D)) * 1.4426950408889634f;
+  const float scale = rsqrtf(float(D)) * LOG2E;
   for (int g = 0; g < group; g++) {
     if (g + 1 < group) load_queries(g + 1); else copy_commit();
     copy_wait<1>();

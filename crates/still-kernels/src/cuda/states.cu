@@ -10,7 +10,7 @@ extern "C" int still_states(const StillShape* shape, const void* phi, StillRows 
     using T = typename K::T;
     still::StateScan<T> scan{static_cast<const T*>(phi), still::Rows<const T>(v), nullptr, totals, static_cast<T*>(s), z,
                              shape->tokens, shape->kv_heads, shape->kv_heads, 1, still::retired(*shape),
-                             still::segments(*shape), false};
+                             still::segments(*shape), nullptr, false};
     return still::run_state_scan<K>(*shape, scan, stream);
   });
 }

@@ -64,6 +64,32 @@ int still_forward(const StillShape* shape, const StillForward* args, StillStream
 int still_linear_forward(const StillShape* shape, const StillForward* args, StillStream stream);
 int still_exact_forward(const StillShape* shape, const StillForward* args, StillStream stream);
 
+// What the backward pass reads and writes; the forward pass has left `out` to `arg_max`. Everything but the selection and the
+// states is recomputed. Nothing depends on the order in which blocks run.
+typedef struct {
+  StillRows q, k, v, out, d_out, d_q, d_k, d_v;
+  const void *w_q, *w_k;
+  const float* log_scale;
+  const int32_t* budgets;
+  const uint64_t* selected;
+  const int32_t* salient;
+  const void* phi;           // of the keys
+  const void* s;
+  const float *z, *denominator, *maximum;
+  const int32_t* arg_max;
+  float *d_w_q, *d_w_k;      // [H, D, D], [K, D, D]
+  float* d_log_scale;        // [H]; null if `log_scale` is
+  const int32_t* host_budgets;  // `budgets`, where the caller of these functions can read them
+  void* scratch;             // still_backward_bytes, 256-byte aligned
+} StillBackward;
+
+int64_t still_backward_bytes(const StillShape* shape, const int32_t* host_budgets);
+int still_backward(const StillShape* shape, const StillBackward* args, StillStream stream);
+// Its steps, in order, to be timed one by one.
+enum { STILL_STEP_LINEAR, STILL_STEP_QUERIES, STILL_STEP_WINDOW, STILL_STEP_SALIENT, STILL_STEP_STATES, STILL_STEP_ABSORBED,
+       STILL_STEP_MAPS, STILL_STEPS };
+int still_backward_step(const StillShape* shape, const StillBackward* args, int32_t step, StillStream stream);
+
 #ifdef __cplusplus
 }
 #endif

@@ -11,6 +11,7 @@
 namespace still {
 
 constexpr int CHUNK = 64;
+constexpr float LOG2E = 1.4426950408889634f;
 
 template <class T> constexpr int planes = 2;
 template <> constexpr int planes<__nv_bfloat16> = 1;

@@ -84,7 +84,63 @@ __device__ __forceinline__ void issue_nn(float (&sums)[NT][4], const Left<1> (&a
   for (int k = 0; k < KS; k++) wgmma<1>(sums, a[k].r[0], descriptor(b.at(0, row, 0) + k * 2048, B::PANEL), add || k > 0);
 }
 
+// sums = or += a Bt, B = b[row..], 8 NT rows, 16 KS columns. Issues only.
+template <int KS, int NT, class B>
+__device__ __forceinline__ void issue_nt(float (&sums)[NT][4], const Left<1> (&a)[KS], B b, int row, bool add = true) {
+#pragma unroll
+  for (int k = 0; k < KS; k++)
+    wgmma<0>(sums, a[k].r[0], descriptor(b.at(0, row, 0) + k / 4 * B::PANEL + k % 4 * 32, 16), add || k > 0);
+}
+
 #endif
+
+// sums = A Bt for 64 rows of a tile, 16 of them this warp's; 16 KS columns, 8 NT rows of B.
+template <int KS, int NT, class A, class B>
+__device__ __forceinline__ void tile_product(float (&sums)[NT][4], A a, int a_row, B b, int row) {
+  if constexpr (WARPGROUP<A::P, A::COLS>) {
+#if STILL_HOPPER
+    hold(sums);
+    wgmma_fence();
+    issue_nt<KS>(sums, a, a_row, b, row);
+    wgmma_commit();
+    wgmma_wait<0>();
+    hold(sums);
+#endif
+  } else {
+    clear(sums);
+    const int lane = threadIdx.x % 32, r = row + lane / 16 * 8 + lane % 8, c = lane / 8 % 2 * 8;
+#pragma unroll
+    for (int k = 0; k < KS; k++) {
+      Left<A::P> x;
+      load_left(x, a, a_row + threadIdx.x / 32 % 4 * 16, k * 16);
+#pragma unroll
+      for (int n = 0; n < NT; n += 2) {
+        uint32_t y[A::P][4];
+#pragma unroll
+        for (int p = 0; p < A::P; p++) load_matrices(y[p], b.at(p, r + n * 8, k * 16 + c));
+        multiply(sums[n], x, y, 0);
+        multiply(sums[n + 1], x, y, 1);
+      }
+    }
+  }
+}
+
+// sums += a Bt.
+template <int KS, int NT, class B>
+__device__ __forceinline__ void add_product_nt(float (&sums)[NT][4], const Left<B::P> (&a)[KS], B b, int row) {
+  if constexpr (WARPGROUP<B::P, B::COLS>) {
+#if STILL_HOPPER
+    hold(sums);
+    wgmma_fence();
+    issue_nt<KS>(sums, a, b, row);
+    wgmma_commit();
+    wgmma_wait<0>();
+    hold(sums);
+#endif
+  } else {
+    product_nt<KS, NT>(sums, a, b, row);
+  }
+}
 
 // sums = Q Kt for the warp's rows `q_row..` of a tile (`q`: the same rows in registers, used without warpgroups).
 template <int KS, int NT, class A, class B>

@@ -1,0 +1,149 @@
+// What the keys and values of a retired chunk get beside the window's share: absorbed tokens through S += phi(k) v', z += phi(k)
+// and the map, salient ones the partial sums of later queries.
+#include "backward_steps.cuh"
+#include "np_map.cuh"
+#include "wgmma.cuh"
+
+namespace still {
+
+// Adds the salient partial sums (kind 0: k, 1: v) of list entry `entry` to one row of sums.
+template <int NT, class T>
+__device__ __forceinline__ void add_partial(float (&sums)[NT][4], int half, const Backward<T>& in, int b, int kv, int entry, int kind) {
+  constexpr int D = NT * 8;
+  int unit = 0;
+  for (int h = 0; h < kv; h++) unit += SalientWork(in.budgets[h], in.chunks - 2).units();
+  const SalientWork work(in.budgets[kv], in.chunks - 2);
+  unit += entry / CHUNK * work.parts;
+  for (int part = 0; part < work.parts; part++) {
+    const float* from = in.partial + (((int64_t(b) * in.units + unit + part) * 2 + kind) * CHUNK + entry % CHUNK) * D + threadIdx.x % 4 * 2;
+#pragma unroll
+    for (int n = 0; n < NT; n++) {
+      float2 x = read_pair(from + n * 8);
+      sums[n][half * 2] += x.x;
+      sums[n][half * 2 + 1] += x.y;
+    }
+  }
+}
+
+template <class K>
+__global__ void __launch_bounds__(128, K::P == 1 ? 2 : 1) absorbed_backward(const Backward<typename K::T> in) {
+  using T = typename K::T;
+  constexpr int D = K::D, P = K::P, KS = D / 16, NT = D / 8;
+  using RowsTile = Tile<P, CHUNK, D>;
+  using Square = Tile<P, D, D>;
+  extern __shared__ unsigned char memory[];
+  const RowsTile values{aligned(memory)}, phis{values.base + RowsTile::BYTES};
+  const Square weights{phis.base + RowsTile::BYTES}, d_s{weights.base + Square::BYTES};
+  const int chunk = blockIdx.x, start = chunk * CHUNK, kv = blockIdx.y, b = blockIdx.z;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, row = warp * 16 + lane / 4;
+  const int64_t bk = int64_t(b) * in.kv_heads + kv;
+  const int budget = in.budgets[kv];
+  const uint64_t kept = in.selected[bk * in.chunks + chunk];
+  const bool salient[2] = {(kept >> row & 1) != 0, (kept >> (row + 8) & 1) != 0};
+  const T *w = in.w_k + int64_t(kv) * D * D, *states = in.d_s + (bk * (in.chunks - 2) + chunk) * 2 * D * D;
+  const bool linear = budget < CHUNK;
+  auto entry = [&](int r) { return chunk * budget + __popcll(kept & ((uint64_t(1) << r) - 1)); };
+  auto load_half = [&](int part, bool phi) {  // part 0: minus, in the second halves
+    __syncthreads();
+    const int column = part ? 0 : D;
+    load_rows<128>(d_s, 0, D, states, [&](int i) { return states + (column + i) * D; });
+    if (phi) {
+      const T* from = in.phi_k + (bk * in.tokens + start) * 2 * D + column;
+      load_rows<128>(phis, 0, CHUNK, in.phi_k, [&](int i) { return from + i * 2 * D; });
+    }
+    copy_commit();
+    copy_wait<0>();
+    publish();
+    __syncthreads();
+  };
+
+  float sums[NT][4];
+  clear(sums);
+  if (linear) {
+    load_rows<128>(values, 0, CHUNK, in.v.data, [&](int i) { return in.v.row(b, kv, start + i); });
+    load_rows<128>(weights, 0, D, w, [&](int i) { return w + i * D; });
+    copy_commit();
+#pragma unroll 1
+    for (int part = 0; part < 2; part++) {
+      load_half(part, true);
+      Left<P> a[KS];
+#pragma unroll
+      for (int k = 0; k < KS; k++) load_left(a[k], phis, warp * 16, k * 16);
+      add_product<KS, NT>(sums, a, d_s, 0);
+    }
+  }
+  auto finish = [&](const Rows<T>& to_rows, int kind) {
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      if (salient[half]) add_partial(sums, half, in, b, kv, entry(row + half * 8), kind);
+      T* to = to_rows.row(b, kv, start + row + half * 8) + lane % 4 * 2;
+#pragma unroll
+      for (int n = 0; n < NT; n++) {
+        float2 window = read_pair(to + n * 8);
+        store_pair(to + n * 8, sums[n][half * 2] + window.x, sums[n][half * 2 + 1] + window.y);
+      }
+    }
+  };
+  finish(in.d_v, 1);
+
+  clear(sums);
+  if (linear) {
+    __syncthreads();
+    load_rows<128>(phis, 0, CHUNK, in.k.data, [&](int i) { return in.k.row(b, kv, start + i); });
+    load_half(0, false);
+    float f[NT][4], squared[2], inner[2], radial[2];
+    {
+      Left<P> k[KS];
+#pragma unroll
+      for (int i = 0; i < KS; i++) load_left(k[i], phis, warp * 16, i * 16);
+      squared_norms(k, squared);
+      clear(f);
+      add_product<KS, NT>(f, k, weights, 0);
+    }
+    const float* z = in.d_z + (bk * (in.chunks - 2) + chunk) * 2 * D + lane % 4 * 2;
+    np_map_backward(
+        f, squared,
+        [&](float (&d)[NT][4], int part) {
+          if (part) load_half(1, false);
+          tile_product<KS>(d, values, 0, d_s, 0);
+          const float* zs = z + (part ? 0 : D);
+#pragma unroll
+          for (int n = 0; n < NT; n++) {
+            float2 x = read_pair(zs + n * 8);
+#pragma unroll
+            for (int e = 0; e < 4; e++) d[n][e] = salient[e / 2] ? 0.f : d[n][e] + (e % 2 ? x.y : x.x);
+          }
+        },
+        inner, radial);
+    Left<P> df[KS];
+#pragma unroll
+    for (int k = 0; k < KS; k++) to_left(df[k], f[2 * k], f[2 * k + 1]);
+    add_product_nt<KS, NT>(sums, df, weights, 0);
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      const int t = start + row + half * 8;
+      T* to = in.df_k + (bk * in.tokens + t) * D + lane % 4 * 2;
+      const T* x = in.k.row(b, kv, t) + lane % 4 * 2;
+#pragma unroll
+      for (int n = 0; n < NT; n++) {
+        store_pair(to + n * 8, f[n][half * 2], f[n][half * 2 + 1]);
+        float2 k = read_pair(x + n * 8);
+        sums[n][half * 2] += radial[half] * k.x;
+        sums[n][half * 2 + 1] += radial[half] * k.y;
+      }
+    }
+  }
+  finish(in.d_k, 0);
+}
+
+int step_absorbed(const StillShape& shape, const StillBackward& args, StillStream stream) {
+  return dispatch(shape, [&](auto kind) -> int {
+    using K = decltype(kind);
+    Backward<typename K::T> in(shape, args, args.host_budgets);
+    if (in.chunks < 3) return cudaSuccess;
+    constexpr int bytes = 2 * Tile<K::P, CHUNK, K::D>::BYTES + 2 * Tile<K::P, K::D, K::D>::BYTES + ALIGNMENT;
+    return launch(absorbed_backward<K>, dim3(in.chunks - 2, shape.kv_heads, shape.batch), 128, bytes, stream, in);
+  });
+}
+
+}  // namespace still
