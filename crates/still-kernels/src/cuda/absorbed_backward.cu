@@ -76,12 +76,15 @@ __global__ void __launch_bounds__(128, K::P == 1 ? 2 : 1) absorbed_backward(cons
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       if (salient[half]) add_partial(sums, half, in, b, kv, entry(row + half * 8), kind);
-      T* to = to_rows.row(b, kv, start + row + half * 8) + lane % 4 * 2;
+      T* to = to_rows.row(b, kv, start + row + half * 8);
 #pragma unroll
       for (int n = 0; n < NT; n++) {
-        float2 window = read_pair(to + n * 8);
-        store_pair(to + n * 8, sums[n][half * 2] + window.x, sums[n][half * 2 + 1] + window.y);
+        float2 window = read_pair(to + n * 8 + lane % 4 * 2);
+        sums[n][half * 2] += window.x;
+        sums[n][half * 2 + 1] += window.y;
       }
+      __syncwarp();
+      store_row(true, to, sums, half, 1.f);
     }
   };
   finish(in.d_v, 1);
@@ -122,11 +125,10 @@ __global__ void __launch_bounds__(128, K::P == 1 ? 2 : 1) absorbed_backward(cons
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       const int t = start + row + half * 8;
-      T* to = in.df_k + (bk * in.tokens + t) * D + lane % 4 * 2;
+      store_row(true, in.df_k + (bk * in.tokens + t) * D, f, half, 1.f);
       const T* x = in.k.row(b, kv, t) + lane % 4 * 2;
 #pragma unroll
       for (int n = 0; n < NT; n++) {
-        store_pair(to + n * 8, f[n][half * 2], f[n][half * 2 + 1]);
         float2 k = read_pair(x + n * 8);
         sums[n][half * 2] += radial[half] * k.x;
         sums[n][half * 2 + 1] += radial[half] * k.y;

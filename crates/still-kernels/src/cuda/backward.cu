@@ -1,5 +1,6 @@
 // The backward pass: seven steps.
 #include "backward_steps.cuh"
+#include "states.cuh"
 
 namespace still {
 

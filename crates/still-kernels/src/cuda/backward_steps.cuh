@@ -1,7 +1,6 @@
 // The steps of the backward pass and how its scratch is divided.
 #pragma once
 #include "backward.cuh"
-#include "states.cuh"
 
 namespace still {
 

@@ -86,54 +86,59 @@ __global__ void __launch_bounds__(128, K::P == 1 ? 2 : 1) exact_backward_keys(co
     const Stage queries = stage(i);
     const int chunk = first + i / in.group;
     float s[8][4], d[8][4];
-    tile_product<KS>(s, keys, 0, queries, 0);
-    tile_product<KS>(d, values, 0, queries, CHUNK);
+    start_tile_product<KS>(s, keys, 0, queries, 0);
+    start_tile_product<KS>(d, values, 0, queries, CHUNK);
     // Which of this lane's two keys each column sees.
     const bool causal = WINDOW && chunk == tile;
     const int visible = WINDOW ? CHUNK : (chunk - 1) * budget - tile * CHUNK;
+    auto sees = [&](int n, int e) {
+      const int row = my_row + e / 2 * 8;
+      return row < visible && my_token[e / 2] >= 0 && !(causal && row > n * 8 + lane % 4 * 2 + e % 2);
+    };
+    finish<P, D, 1>();
+    hold_sums(s);
+#pragma unroll
+    for (int n = 0; n < 8; n++) {
+      const float2 level = *reinterpret_cast<const float2*>(&columns[i % 2][0][n * 8 + lane % 4 * 2]);
+#pragma unroll
+      for (int e = 0; e < 4; e++)
+        s[n][e] = sees(n, e) ? exp2_fast(s[n][e] * scale - (e % 2 ? level.y : level.x)) : 0.f;
+    }
+    Left<P> p[4], ds[4];
+#pragma unroll
+    for (int k = 0; k < 4; k++) to_left(p[k], s[2 * k], s[2 * k + 1]);
+    start_add_product<4>(d_v, p, queries, CHUNK);
+    finish<P, D, 1>();
+    hold_sums(d);
 #pragma unroll
     for (int n = 0; n < 8; n++) {
       const int column = n * 8 + lane % 4 * 2;
-      const float2 level = *reinterpret_cast<const float2*>(&columns[i % 2][0][column]);
       const float2 delta = *reinterpret_cast<const float2*>(&columns[i % 2][1][column]);
       const float2 inner = *reinterpret_cast<const float2*>(&columns[i % 2][2][column]);
       const int2 arg_max = *reinterpret_cast<const int2*>(&maxima[i % 2][column]);
 #pragma unroll
       for (int e = 0; e < 4; e++) {
-        const int row = my_row + e / 2 * 8;
-        const bool sees = row < visible && my_token[e / 2] >= 0 && !(causal && row > column + e % 2);
-        const float p = sees ? exp2_fast(s[n][e] * scale - (e % 2 ? level.y : level.x)) : 0.f;
-        float ds = p * (d[n][e] - (e % 2 ? delta.y : delta.x));
-        if (sees && my_token[e / 2] == (e % 2 ? arg_max.y : arg_max.x)) ds += e % 2 ? inner.y : inner.x;
-        s[n][e] = p;
-        d[n][e] = ds;
+        d[n][e] = s[n][e] * (d[n][e] - (e % 2 ? delta.y : delta.x));
+        if (my_token[e / 2] == (e % 2 ? arg_max.y : arg_max.x) && sees(n, e)) d[n][e] += e % 2 ? inner.y : inner.x;
       }
     }
-    Left<P> a[4];
 #pragma unroll
-    for (int k = 0; k < 4; k++) to_left(a[k], s[2 * k], s[2 * k + 1]);
-    add_product<4, NT>(d_v, a, queries, CHUNK);
-#pragma unroll
-    for (int k = 0; k < 4; k++) to_left(a[k], d[2 * k], d[2 * k + 1]);
-    add_product<4, NT>(d_k, a, queries, 0);
+    for (int k = 0; k < 4; k++) to_left(ds[k], d[2 * k], d[2 * k + 1]);
+    start_add_product<4>(d_k, ds, queries, 0);
+    finish<P, D>();
+    hold_sums(d_v);
+    hold_sums(d_k);
   }
 #pragma unroll
   for (int half = 0; half < 2; half++) {
     if constexpr (WINDOW) {
-      if (my_token[half] < 0) continue;
-      T *to_k = in.d_k.row(b, kv, my_token[half]) + lane % 4 * 2, *to_v = in.d_v.row(b, kv, my_token[half]) + lane % 4 * 2;
-#pragma unroll
-      for (int n = 0; n < NT; n++) {
-        store_pair(to_k + n * 8, d_k[n][half * 2] * natural, d_k[n][half * 2 + 1] * natural);
-        store_pair(to_v + n * 8, d_v[n][half * 2], d_v[n][half * 2 + 1]);
-      }
+      const bool on = my_token[half] >= 0;
+      store_row(on, in.d_k.row(b, kv, my_token[half]), d_k, half, natural);
+      store_row(on, in.d_v.row(b, kv, my_token[half]), d_v, half, 1.f);
     } else {
-      float* to = in.partial + ((int64_t(b) * gridDim.x + blockIdx.x) * 2 * CHUNK + my_row + half * 8) * D + lane % 4 * 2;
-#pragma unroll
-      for (int n = 0; n < NT; n++) {
-        store_pair(to + n * 8, d_k[n][half * 2] * natural, d_k[n][half * 2 + 1] * natural);
-        store_pair(to + CHUNK * D + n * 8, d_v[n][half * 2], d_v[n][half * 2 + 1]);
-      }
+      float* to = in.partial + ((int64_t(b) * gridDim.x + blockIdx.x) * 2 * CHUNK + my_row + half * 8) * D;
+      store_row(true, to, d_k, half, natural);
+      store_row(true, to + CHUNK * D, d_v, half, 1.f);
     }
   }
 }

@@ -1,5 +1,6 @@
 // dq of the exact branch: as the forward pass, one product more a tile. The linear branch's share waits in d_q.
 #include "backward_steps.cuh"
+#include "key_stream.cuh"
 #include "wgmma.cuh"
 
 namespace still {
@@ -23,19 +24,7 @@ __global__ void __launch_bounds__(HEADS * 128, 1) exact_backward_queries(const B
   const int salient_stages = (kept + CHUNK - 1) / CHUNK, stages = salient_stages + (chunk > 0) + 1;
   const int32_t* list = in.salient + bk * in.tokens;
 
-  auto load = [&](int i) {
-    if (i < stages) {
-      const bool is_salient = i < salient_stages;
-      const int from = is_salient ? i * CHUNK : start - (stages - 1 - i) * CHUNK, to = is_salient ? kept : in.tokens;
-      load_rows<THREADS>(stage(i), 0, 128, in.k.data, [&](int r) -> const T* {
-        int t = from + r % CHUNK;
-        if (t >= to) return nullptr;
-        if (is_salient) t = list[t];
-        return r < CHUNK ? in.k.row(b, kv, t) : in.v.row(b, kv, t);
-      });
-    }
-    copy_commit();
-  };
+  KeyStream<T, D, THREADS> keys{in.k, in.v, list, b, kv, start, kept, in.tokens, salient_stages, stages};
   load_rows<THREADS>(queries, 0, HEADS * CHUNK, in.q.data, [&](int r) {
     int t = start + r % CHUNK;
     return t < in.tokens ? in.q.row(b, first_head + r / CHUNK, t) : nullptr;
@@ -44,7 +33,8 @@ __global__ void __launch_bounds__(HEADS * 128, 1) exact_backward_queries(const B
     int t = start + r % CHUNK;
     return t < in.tokens ? in.d_out.row(b, first_head + r / CHUNK, t) : nullptr;
   });
-  load(0);
+  keys.look_up(0);
+  keys.load(0, stage(0));
 
   float level[2], delta[2], inner[2];  // p = 2^(logit - level)
   int arg_max[2];
@@ -65,21 +55,28 @@ __global__ void __launch_bounds__(HEADS * 128, 1) exact_backward_queries(const B
     copy_wait<0>();
     publish();
     __syncthreads();
-    load(i + 1);
+    keys.load(i + 1, stage(i + 1));
     const Stage tile = stage(i);
     float s[8][4], d[8][4];
-    tile_product<KS>(s, queries, warp / 4 * CHUNK, tile, 0);
-    tile_product<KS>(d, d_outs, warp / 4 * CHUNK, tile, CHUNK);
+    start_tile_product<KS>(s, queries, warp / 4 * CHUNK, tile, 0);
+    start_tile_product<KS>(d, d_outs, warp / 4 * CHUNK, tile, CHUNK);
+    finish<P, D, 1>();
+    hold_sums(s);
     const bool causal = i == stages - 1, ragged = i < salient_stages && (i + 1) * CHUNK > kept;
 #pragma unroll
     for (int n = 0; n < 8; n++)
 #pragma unroll
       for (int e = 0; e < 4; e++) {
         const int column = n * 8 + lane % 4 * 2 + e % 2;
-        float p = exp2_fast(s[n][e] * scale - level[e / 2]);
-        if ((causal && column > first_row + lane / 4 + e / 2 * 8) || (ragged && i * CHUNK + column >= kept)) p = 0.f;
-        s[n][e] = p * (d[n][e] - delta[e / 2]);
+        s[n][e] = exp2_fast(s[n][e] * scale - level[e / 2]);
+        if ((causal && column > first_row + lane / 4 + e / 2 * 8) || (ragged && i * CHUNK + column >= kept)) s[n][e] = 0.f;
       }
+    finish<P, D>();
+    hold_sums(d);
+#pragma unroll
+    for (int n = 0; n < 8; n++)
+#pragma unroll
+      for (int e = 0; e < 4; e++) s[n][e] *= d[n][e] - delta[e / 2];
     Left<P> ds[4];
 #pragma unroll
     for (int k = 0; k < 4; k++) to_left(ds[k], s[2 * k], s[2 * k + 1]);
@@ -88,16 +85,18 @@ __global__ void __launch_bounds__(HEADS * 128, 1) exact_backward_queries(const B
 #pragma unroll
   for (int half = 0; half < 2; half++) {
     const int t = start + first_row + lane / 4 + half * 8;
-    if (t >= in.tokens) continue;
-    T* to = in.d_q.row(b, head, t) + lane % 4 * 2;
-    const T* key = in.k.row(b, kv, arg_max[half]) + lane % 4 * 2;
+    T* to = in.d_q.row(b, head, t);
+    if (linear && t < in.tokens) {
+      const T *share = to + lane % 4 * 2, *key = in.k.row(b, kv, arg_max[half]) + lane % 4 * 2;
 #pragma unroll
-    for (int n = 0; n < NT; n++) {
-      float2 share = linear ? read_pair(to + n * 8) : make_float2(0.f, 0.f);
-      float2 k = linear ? read_pair(key + n * 8) : make_float2(0.f, 0.f);
-      store_pair(to + n * 8, natural * (d_q[n][half * 2] + inner[half] * k.x) + share.x,
-                 natural * (d_q[n][half * 2 + 1] + inner[half] * k.y) + share.y);
+      for (int n = 0; n < NT; n++) {
+        float2 x = read_pair(share + n * 8), k = read_pair(key + n * 8);
+        d_q[n][half * 2] += inner[half] * k.x + x.x / natural;
+        d_q[n][half * 2 + 1] += inner[half] * k.y + x.y / natural;
+      }
     }
+    __syncwarp();
+    store_row(t < in.tokens, to, d_q, half, natural);
   }
 }
 

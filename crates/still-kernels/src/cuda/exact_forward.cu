@@ -4,6 +4,7 @@
 // A block answers 64 queries of HEADS query heads of one KV head; four warps share a head. Keys and values stream through a
 // ring of two stages of 64 tokens.
 #include "forward.cuh"
+#include "key_stream.cuh"
 #include "wgmma.cuh"
 
 namespace still {
@@ -12,7 +13,7 @@ template <class K, int HEADS>
 __global__ void __launch_bounds__(HEADS * 128, K::P == 1 && K::D != 96 ? 4 / HEADS : 1)
     exact_forward(const Forward<typename K::T> in) {
   using T = typename K::T;
-  constexpr int D = K::D, P = K::P, KS = D / 16, NT = D / 8, THREADS = HEADS * 128, PIECES = D / 8;
+  constexpr int D = K::D, P = K::P, KS = D / 16, NT = D / 8, THREADS = HEADS * 128;
   constexpr bool IN_REGISTERS = !WARPGROUP<P, D>;
   using Queries = Tile<P, HEADS * CHUNK, D>;
   using Stage = Tile<P, 128, D>;  // 64 keys, 64 values
@@ -30,40 +31,13 @@ __global__ void __launch_bounds__(HEADS * 128, K::P == 1 && K::D != 96 ? 4 / HEA
   const int salient_stages = (kept + CHUNK - 1) / CHUNK, stages = salient_stages + (chunk > 0) + 1;
   const int32_t* list = in.salient + bk * in.tokens;
 
-  // Tokens of a stage that this thread copies, looked up one stage ahead of the copy.
-  constexpr int PER_THREAD = (CHUNK * PIECES + THREADS - 1) / THREADS;
-  int tokens[PER_THREAD];
-  auto look_up = [&](int i) {
-    const bool is_salient = i < salient_stages;
-    const int from = is_salient ? i * CHUNK : start - (stages - 1 - i) * CHUNK, to = is_salient ? kept : in.tokens;
-#pragma unroll
-    for (int j = 0; j < PER_THREAD; j++) {
-      int t = from + (threadIdx.x + j * THREADS) / PIECES;
-      tokens[j] = i < stages && t < to ? (is_salient ? list[t] : t) : -1;
-    }
-  };
-  auto load = [&](int i) {
-    if (i < stages) {
-      const T *keys = in.k.row(b, kv, 0), *values = in.v.row(b, kv, 0);
-      const Stage to = stage(i);
-#pragma unroll
-      for (int j = 0; j < PER_THREAD; j++) {
-        const int piece = threadIdx.x + j * THREADS, row = piece / PIECES, col = piece % PIECES * 8;
-        if (CHUNK * PIECES % THREADS != 0 && row >= CHUNK) break;
-        copy_piece(to, row, col, tokens[j] < 0 ? nullptr : keys + tokens[j] * in.k.token + col, in.k.data);
-        copy_piece(to, CHUNK + row, col, tokens[j] < 0 ? nullptr : values + tokens[j] * in.v.token + col, in.v.data);
-      }
-    }
-    copy_commit();
-    look_up(i + 1);
-  };
-
+  KeyStream<T, D, THREADS> keys{in.k, in.v, list, b, kv, start, kept, in.tokens, salient_stages, stages};
   load_rows<THREADS>(queries, 0, HEADS * CHUNK, in.q.data, [&](int r) {
     int t = start + r % CHUNK;
     return t < in.tokens ? in.q.row(b, first_head + r / CHUNK, t) : nullptr;
   });
-  look_up(0);
-  load(0);
+  keys.look_up(0);
+  keys.load(0, stage(0));
 
   Left<P> q[KS];
   float out[NT][4], m[2] = {-INFINITY, -INFINITY}, sum[2] = {0.f, 0.f};  // m in base 2
@@ -75,7 +49,7 @@ __global__ void __launch_bounds__(HEADS * 128, K::P == 1 && K::D != 96 ? 4 / HEA
     copy_wait<0>();
     publish();
     __syncthreads();
-    load(i + 1);
+    keys.load(i + 1, stage(i + 1));
     if (IN_REGISTERS && i == 0)
 #pragma unroll
       for (int k = 0; k < KS; k++) load_left(q[k], queries, warp * 16, k * 16);
@@ -144,15 +118,18 @@ __global__ void __launch_bounds__(HEADS * 128, K::P == 1 && K::D != 96 ? 4 / HEA
     const int64_t at = (int64_t(b) * in.heads + head) * in.tokens + t;
     if (linear && t < in.tokens) denominator += in.denominator[at];
     __syncwarp();  // read by four lanes before one of them writes
-    if (t >= in.tokens) continue;
-    const float inverse = 1.f / denominator;
-    T* to = in.out.row(b, head, t) + lane % 4 * 2;
+    if (linear && t < in.tokens) {
+      const T* from = in.out.row(b, head, t) + lane % 4 * 2;
 #pragma unroll
-    for (int n = 0; n < NT; n++) {
-      float2 share = linear ? read_pair(to + n * 8) : make_float2(0.f, 0.f);
-      store_pair(to + n * 8, (out[n][half * 2] + share.x) * inverse, (out[n][half * 2 + 1] + share.y) * inverse);
+      for (int n = 0; n < NT; n++) {
+        float2 share = read_pair(from + n * 8);
+        out[n][half * 2] += share.x;
+        out[n][half * 2 + 1] += share.y;
+      }
     }
-    if (lane % 4 == 0) {
+    __syncwarp();
+    store_row(t < in.tokens, in.out.row(b, head, t), out, half, 1.f / denominator);
+    if (t < in.tokens && lane % 4 == 0) {
       in.denominator[at] = denominator;
       if (in.maximum) in.maximum[at] = m[half] / LOG2E;
       if (in.arg_max) {

@@ -18,6 +18,12 @@ struct Rows {
 inline int chunks(const StillShape& s) { return (s.tokens + CHUNK - 1) / CHUNK; }
 inline int retired(const StillShape& s) { return chunks(s) > 2 ? chunks(s) - 2 : 0; }
 
+// Segments of the state scan: enough blocks to fill a GPU, segments of eight chunks or more.
+inline int segments(const StillShape& s) {
+  int most = retired(s) / 8;
+  return most < 1 ? 1 : most > 32 ? 32 : most;
+}
+
 inline bool valid(const StillShape& s) {
   return s.batch > 0 && s.kv_heads > 0 && s.heads > 0 && s.heads % s.kv_heads == 0 && s.tokens > 0 &&
          (s.dtype == STILL_F32 || s.dtype == STILL_BF16);

@@ -81,13 +81,9 @@ __global__ void __launch_bounds__(128, K::P == 1 ? 2 : 1) linear_backward(const 
     for (int half = 0; half < 2; half++) {
       const int t = start + row + half * 8;
       factor[half] = t < in.tokens ? lambda / in.denominator[bh * in.tokens + t] : 0.f;
-      if (t >= in.tokens) continue;
-      T* to = in.phi_q + (bh * in.tokens + t) * 2 * D + lane % 4 * 2;
-#pragma unroll
-      for (int n = 0; n < NT; n++) {
-        store_pair(to + n * 8, plus[n][half * 2] * factor[half], plus[n][half * 2 + 1] * factor[half]);
-        store_pair(to + D + n * 8, minus[n][half * 2] * factor[half], minus[n][half * 2 + 1] * factor[half]);
-      }
+      T* to = in.phi_q + (bh * in.tokens + t) * 2 * D;
+      store_row(t < in.tokens, to, plus, half, factor[half]);
+      store_row(t < in.tokens, to + D, minus, half, factor[half]);
     }
   }
 
@@ -120,16 +116,20 @@ __global__ void __launch_bounds__(128, K::P == 1 ? 2 : 1) linear_backward(const 
 #pragma unroll
   for (int half = 0; half < 2; half++) {
     const int t = start + row + half * 8;
-    if (t >= in.tokens) continue;
-    if (lane % 4 == 0) in.inner[bh * in.tokens + t] = inner[half];
-    T *to = in.d_q.row(b, head, t) + lane % 4 * 2, *to_f = in.df_q + (bh * in.tokens + t) * D + lane % 4 * 2;
-    const T* x = in.q.row(b, head, t) + lane % 4 * 2;
+    const bool on = t < in.tokens;
+    if (on && lane % 4 == 0) in.inner[bh * in.tokens + t] = inner[half];
+    if (on) {
+      const T* x = in.q.row(b, head, t) + lane % 4 * 2;
 #pragma unroll
-    for (int n = 0; n < NT; n++) {
-      float2 q = read_pair(x + n * 8);
-      store_pair(to + n * 8, d_q[n][half * 2] + radial[half] * q.x, d_q[n][half * 2 + 1] + radial[half] * q.y);
-      store_pair(to_f + n * 8, f[n][half * 2], f[n][half * 2 + 1]);
+      for (int n = 0; n < NT; n++) {
+        float2 q = read_pair(x + n * 8);
+        d_q[n][half * 2] += radial[half] * q.x;
+        d_q[n][half * 2 + 1] += radial[half] * q.y;
+      }
     }
+    __syncwarp();
+    store_row(on, in.d_q.row(b, head, t), d_q, half, 1.f);
+    store_row(on, in.df_q + (bh * in.tokens + t) * D, f, half, 1.f);
   }
 }
 

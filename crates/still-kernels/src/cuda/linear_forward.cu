@@ -102,12 +102,9 @@ __global__ void __launch_bounds__(128, K::P == 1 ? 3 : 1) linear_forward(const F
 #pragma unroll
   for (int half = 0; half < 2; half++) {
     const int row = warp * 16 + lane / 4 + half * 8;
-    if (start + row >= in.tokens) continue;
-    T* to = in.out.row(b, head, start + row) + lane % 4 * 2;
-#pragma unroll
-    for (int n = 0; n < NT; n++)
-      store_pair(to + n * 8, out[n][half * 2] * scale_plus[half], out[n][half * 2 + 1] * scale_plus[half]);
-    if (lane % 4 == 0) in.denominator[at + row] = share[half];
+    const bool on = start + row < in.tokens;
+    store_row(on, in.out.row(b, head, start + row), out, half, scale_plus[half]);
+    if (on && lane % 4 == 0) in.denominator[at + row] = share[half];
   }
 }
 

@@ -5,6 +5,7 @@
 // registers. A first pass adds up each segment alone, the second starts from the segments before and writes every entry.
 #pragma once
 #include "launch.cuh"
+#include "wgmma.cuh"
 
 namespace still {
 
@@ -27,8 +28,8 @@ __global__ void __launch_bounds__(128) state_scan(const StateScan<typename K::T>
   constexpr int D = K::D, P = K::P, NT = D / 8, STAGES = 3;
   using Phi = Tile<P, CHUNK, 64>;
   using X = Tile<P, CHUNK, D>;
-  extern __shared__ __align__(1024) unsigned char memory[];
-  const uint32_t base = shared_address(memory);
+  extern __shared__ unsigned char memory[];
+  const uint32_t base = aligned(memory);
   const int slice = blockIdx.x * 64, segment = blockIdx.y, bk = blockIdx.z;
   const int b = bk / scan.kv_heads, kv = bk % scan.kv_heads;
   if (scan.budgets && scan.budgets[kv] >= CHUNK) return;
@@ -59,22 +60,21 @@ __global__ void __launch_bounds__(128) state_scan(const StateScan<typename K::T>
   auto z_total = [&](int seg, int f) { return scan.totals + scan.segments * states * D + (int64_t(seg) * gridDim.z + bk) * 2 * D + f; };
   load(0);
   load(1);
-  if constexpr (!TOTALS) {
-    for (int seg = 0; seg < segment; seg++)
+  if (!TOTALS && segment > 0)  // what the segments before sum to
 #pragma unroll
-      for (int half = 0; half < 2; half++) {
-        const float* from = total(seg, feature + half * 8);
+    for (int half = 0; half < 2; half++) {
+      const float* from = total(segment - 1, feature + half * 8);
 #pragma unroll
-        for (int n = 0; n < NT; n++) {
-          float2 t = *reinterpret_cast<const float2*>(from + n * 8);
-          sum[n][half * 2] += t.x;
-          sum[n][half * 2 + 1] += t.y;
-        }
-        z[half * 2] += *z_total(seg, feature + half * 8);
+      for (int n = 0; n < NT; n++) {
+        float2 t = read_pair(from + n * 8);
+        sum[n][half * 2] = t.x;
+        sum[n][half * 2 + 1] = t.y;
       }
-  }
+      z[half * 2] = *z_total(segment - 1, feature + half * 8);
+    }
   for (int step = 0; step < steps; step++) {
     copy_wait<1>();
+    publish();
     __syncthreads();
     load(step + 2);
     Phi phi{base + step % STAGES * (Phi::BYTES + X::BYTES)};
@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(128) state_scan(const StateScan<typename K::T>
     Left<P> a[4];
 #pragma unroll
     for (int k = 0; k < 4; k++) load_left_transposed(a[k], phi, k * 16, warp * 16);
-    product_nn<4, NT>(sum, a, x, 0);
+    add_outer_product(sum, a, phi, x);
     // z is the column of S that an x of weights would have.
 #pragma unroll
     for (int k = 0; k < 4; k++) {
@@ -104,9 +104,7 @@ __global__ void __launch_bounds__(128) state_scan(const StateScan<typename K::T>
         const int64_t entry = int64_t(bk) * scan.slots + slot_of(step);
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-          T* to = scan.s + (entry * 2 * D + feature + half * 8) * D + lane % 4 * 2;
-#pragma unroll
-          for (int n = 0; n < NT; n++) store_pair(to + n * 8, sum[n][half * 2], sum[n][half * 2 + 1]);
+          store_row(true, scan.s + (entry * 2 * D + feature + half * 8) * D, sum, half, 1.f);
           if (lane % 4 == 0) scan.z[entry * 2 * D + feature + half * 8] = z[half * 2];
         }
       }
@@ -123,22 +121,30 @@ __global__ void __launch_bounds__(128) state_scan(const StateScan<typename K::T>
   }
 }
 
+// Totals of single segments become sums of all up to each.
+static __global__ void __launch_bounds__(256) add_totals(float* totals, int64_t size, int segments, int64_t stride) {
+  const int64_t i = int64_t(blockIdx.x) * 256 + threadIdx.x;
+  if (i >= size) return;
+  float sum = 0.f;
+  for (int s = 0; s < segments; s++) totals[s * stride + i] = sum += totals[s * stride + i];
+}
+
 template <class K>
 int run_state_scan(const StillShape& shape, const StateScan<typename K::T>& scan, StillStream stream) {
   if (scan.slots == 0) return cudaSuccess;
-  constexpr int bytes = 3 * (Tile<K::P, CHUNK, 64>::BYTES + Tile<K::P, CHUNK, K::D>::BYTES);
+  constexpr int bytes = 3 * (Tile<K::P, CHUNK, 64>::BYTES + Tile<K::P, CHUNK, K::D>::BYTES) + ALIGNMENT;
   const unsigned states = shape.batch * shape.kv_heads;
-  int error = 0;
-  if (scan.segments > 1)  // nothing starts from the last segment's total
-    error = launch(state_scan<K, true>, dim3(2 * K::D / 64, scan.segments - 1, states), 128, bytes, stream, scan);
-  if (error) return error;
+  if (scan.segments > 1) {  // nothing starts from the last segment's total
+    int error = launch(state_scan<K, true>, dim3(2 * K::D / 64, scan.segments - 1, states), 128, bytes, stream, scan);
+    const int64_t zs = int64_t(states) * 2 * K::D, sums = zs * K::D;
+    auto add = [&](float* to, int64_t size) {
+      return launch(add_totals, dim3((size + 255) / 256), 256, 0, stream, to, size, scan.segments - 1, size);
+    };
+    if (!error) error = add(scan.totals, sums);
+    if (!error) error = add(scan.totals + scan.segments * sums, zs);
+    if (error) return error;
+  }
   return launch(state_scan<K, false>, dim3(2 * K::D / 64, scan.segments, states), 128, bytes, stream, scan);
-}
-
-// Enough blocks to fill a GPU, segments of eight chunks or more.
-inline int segments(const StillShape& s) {
-  int most = retired(s) / 8;
-  return most < 1 ? 1 : most > 32 ? 32 : most;
 }
 
 }  // namespace still

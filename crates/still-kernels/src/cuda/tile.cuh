@@ -168,6 +168,26 @@ __device__ __forceinline__ void clear(float (&x)[NT][4]) {
     for (int i = 0; i < 4; i++) x[n][i] = 0.f;
 }
 
+// Stores one of a lane's two rows of sums, times `factor`, if `on` (the same for the row's four lanes; all lanes call). In bf16
+// the lanes of two neighbouring tiles trade, so that a store fills whole sectors.
+template <int NT>
+__device__ __forceinline__ void store_row(bool on, float* to, const float (&x)[NT][4], int half, float factor) {
+  if (!on) return;
+#pragma unroll
+  for (int n = 0; n < NT; n++) store_pair(to + n * 8 + threadIdx.x % 4 * 2, x[n][half * 2] * factor, x[n][half * 2 + 1] * factor);
+}
+template <int NT>
+__device__ __forceinline__ void store_row(bool on, __nv_bfloat16* to, const float (&x)[NT][4], int half, float factor) {
+  const int c = threadIdx.x % 4, first = c < 2 ? c * 2 : (c - 2) * 2 + 1, second = c < 2 ? c * 2 + 1 : (c - 2) * 2;
+#pragma unroll
+  for (int n = 0; n < NT; n += 2) {
+    uint32_t a = pack(x[n][half * 2] * factor, x[n][half * 2 + 1] * factor);
+    uint32_t b = pack(x[n + 1][half * 2] * factor, x[n + 1][half * 2 + 1] * factor);
+    uint32_t r = __shfl_sync(0xffffffffu, c % 2 ? b : a, first, 4), s = __shfl_sync(0xffffffffu, c % 2 ? a : b, second, 4);
+    if (on) *reinterpret_cast<uint2*>(to + n * 8 + c * 4) = c < 2 ? make_uint2(r, s) : make_uint2(s, r);
+  }
+}
+
 // Over the four lanes that share a row.
 __device__ __forceinline__ float row_sum(float x) {
   x += __shfl_xor_sync(0xffffffffu, x, 1);
