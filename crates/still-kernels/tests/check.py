@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import naive
-from still_cuda import CHUNK, STEPS, Layer, Still
+from still_cuda import CHUNK, STEPS, Decoder, Layer, Still
 
 DEV = "cuda"
 LIMIT = {torch.bfloat16: 5e-3, torch.float32: 1e-4}
@@ -92,8 +92,42 @@ def check_case(lib, case, dtype, seed, backward):
 def check(lib):
     backward = hasattr(lib.lib, "still_backward")
     good = [check_case(lib, case, dtype, i, backward) for i, case in enumerate(CASES) for dtype in (torch.float32, torch.bfloat16)]
+    good += [check_decode(lib, case, dtype, i, read) for i, (case, read) in enumerate(DECODE_CASES) for dtype in (torch.float32, torch.bfloat16)]
     print(f"{sum(good)} of {len(good)} cases agree")
     return all(good)
+
+
+def check_decode(lib, case, dtype, seed, read):
+    """Reads `read` tokens at once, then the rest one by one; batch rows run at the same positions."""
+    b, h, kv, d, n, budgets, mean = case
+    q, k, v, w_q, w_k, log_scale = inputs(b, h, kv, d, n, dtype, mean, seed)
+    whole = Layer(lib, q, k, v, w_q, w_k, budgets, log_scale)
+    whole.forward()
+    decoder = Decoder(lib, b, kv, d, dtype, w_q, w_k, budgets, log_scale, n, splits=3)
+    if read:
+        prefix = Layer(lib, q[:, :, :read], k[:, :, :read], v[:, :, :read], w_q, w_k, budgets, log_scale)
+        prefix.s_last, prefix.z_last = decoder.s, decoder.z
+        prefix.forward()
+        decoder.fill(prefix)
+    outs = []
+    for t in range(read, n):
+        decoder.positions.fill_(t)
+        outs.append(decoder.step(q[:, :, t : t + 1], k[:, :, t : t + 1], v[:, :, t : t + 1]).clone())
+    torch.cuda.synchronize()
+    wide = [x if x is None else x.double() for x in (q, k, v, w_q, w_k, log_scale)]
+    ref, _, _ = naive.attention(*wide[:5], whole.selected_tokens()[..., :n], wide[5])
+    error = relative(torch.cat(outs, 2), ref[:, :, read:])
+    last = min(n, 64)
+    slots = torch.arange(n - last, n, device=DEV) % 128
+    score = (decoder.ring_score[:, :, slots] - whole.score[:, :, n - last :]).abs().max().item()
+    good = error <= LIMIT[dtype] and score <= 1e-3
+    name = str(dtype).removeprefix("torch.")
+    print(f"{'ok  ' if good else 'FAIL'} decode {name:9s} {case} from {read}: out {error:.1e} score {score:.1e}", flush=True)
+    return good
+
+
+DECODE_CASES = [((1, 4, 2, 64, 300, [4, 64], True), 0), ((2, 8, 2, 128, 470, [4, 0], True), 257), ((1, 6, 2, 96, 330, [3, 5], False), 128),
+                ((2, 8, 1, 128, 420, [64], True), 192), ((1, 16, 1, 128, 700, [16], False), 511), ((1, 3, 3, 64, 263, [0, 4, 9], True), 63)]
 
 
 def median_ms(f, repeat=15, warm=3, calls=1):
@@ -154,6 +188,36 @@ def bench(lib, n, budget, h=32, kv=8, d=128, repeat=15, backward=True):
     print(line, flush=True)
 
 
+def bench_decode(lib, n, batch=1, budget=4, h=32, kv=8, d=128, layers=32):
+    """One step of `layers` layers in a CUDA graph; states are random: only lengths decide the time."""
+    _, _, _, w_q, w_k, log_scale = inputs(1, h, kv, d, 1, torch.bfloat16, True, 3)
+    r = lambda *s: torch.randn(*s, device=DEV).to(torch.bfloat16)
+    q, k, v = r(batch, h, 1, d), r(batch, kv, 1, d), r(batch, kv, 1, d)
+    line = f"decode N {n} batch {batch} budget {budget}/64, {layers} layers:"
+    maps = [(w_q.clone(), w_k.clone()) for _ in range(layers)]
+    for splits in (8, 16, 32):
+        stack = [Decoder(lib, batch, kv, d, torch.bfloat16, *maps[i], [budget] * kv, log_scale, n + 128, splits) for i in range(layers)]
+        for x in stack:
+            for y in (x.ring_k, x.ring_v, x.store_k, x.store_v, x.s, x.z, x.ring_score):
+                y.normal_().abs_()
+        times = {}
+        for name, position in (("step", n + 5), ("retiring step", n)):
+            for x in stack:
+                x.positions.fill_(position)
+            for x in stack[:2]:
+                x.step(q, k, v)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                for x in stack:
+                    x.step(q, k, v)
+            times[name] = median_ms(graph.replay, 15, 3)
+        kept = (n // CHUNK - 1) * budget
+        moved = layers * (batch * kv * (kept * 4 * d + 128 * 4 * d + 8 * d * d) + 2 * h * d * d)
+        line += f" {splits} splits {times['step']:.3f} ms ({moved / times['step'] / 1e6:.0f} GB/s; retiring {times['retiring step']:.3f});"
+        del stack
+    print(line, flush=True)
+
+
 def main():
     lib = Still(sys.argv[1])
     what = sys.argv[2] if len(sys.argv) > 2 else "all"
@@ -165,6 +229,9 @@ def main():
         bench(lib, 8192, 4)
         bench(lib, 32768, 4, repeat=7)
         bench(lib, 131072, 4, repeat=3, backward=False)
+        bench_decode(lib, 8192)
+        bench_decode(lib, 131072)
+        bench_decode(lib, 32768, batch=16)
     sys.exit(0 if good else 1)
 
 

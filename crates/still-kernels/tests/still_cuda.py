@@ -29,6 +29,17 @@ class Backward(c.Structure):
     ]
 
 
+class Decode(c.Structure):
+    _fields_ = (
+        [(n, Rows) for n in ("q", "k", "v", "out")]
+        + [(n, c.c_void_p) for n in ("w_q", "w_k", "log_scale", "budgets", "positions", "ring_k", "ring_v", "ring_score",
+                                     "store_k", "store_v", "store_offset")]
+        + [("store_entries", c.c_int64)]
+        + [(n, c.c_void_p) for n in ("s", "z", "partial", "arrived")]
+        + [("splits", c.c_int32)]
+    )
+
+
 STEPS = ("linear", "queries", "window", "salient", "states", "absorbed", "maps")
 
 
@@ -46,6 +57,7 @@ class Still:
         self.lib = c.CDLL(path)
         if hasattr(self.lib, "still_backward_bytes"):
             self.lib.still_backward_bytes.restype = c.c_int64
+        self.lib.still_decode_floats.restype = c.c_int64
 
     def call(self, name, *args):
         stream = c.c_void_p(torch.cuda.current_stream().cuda_stream)
@@ -73,6 +85,7 @@ class Layer:
         self.phi = new(b, kv, n, 2 * d)
         self.totals = new(self.segments * b * kv * 2 * d * (d + 1), dtype=f32)
         self.s, self.z = new(b, kv, retired, 2 * d, d), new(b, kv, retired, 2 * d, dtype=f32)
+        self.s_last, self.z_last = None, None  # set by who decodes on
         self.out = new(b, h, n, d)
         self.denominator = new(b, h, n, dtype=f32)
         self.maximum = new(b, h, n, dtype=f32) if stats else None
@@ -91,7 +104,8 @@ class Layer:
         self.lib.call("still_map_keys", c.byref(self.shape), rows(self.k), ptr(self.w_k), ptr(self.selected), ptr(self.phi))
 
     def states(self):
-        self.lib.call("still_states", c.byref(self.shape), ptr(self.phi), rows(self.v), ptr(self.totals), ptr(self.s), ptr(self.z))
+        self.lib.call("still_states", c.byref(self.shape), ptr(self.phi), rows(self.v), ptr(self.totals), ptr(self.s), ptr(self.z),
+                      ptr(self.s_last), ptr(self.z_last))
 
     def attend(self, name="still_forward"):
         args = Forward(rows(self.q), rows(self.k), rows(self.v), rows(self.out), ptr(self.w_q), ptr(self.log_scale),
@@ -143,3 +157,45 @@ class Layer:
         """[B, K, C * 64] bool."""
         bits = (self.selected[..., None] >> torch.arange(CHUNK, device=self.selected.device)) & 1
         return bits.bool().flatten(2)
+
+
+class Decoder:
+    """The recurrent state of one layer for `batch` sequences."""
+
+    def __init__(self, lib, batch, kv, d, dtype, w_q, w_k, budgets, log_scale, capacity, splits=16, device="cuda"):
+        h = w_q.shape[0]
+        self.lib, self.w_q, self.w_k, self.log_scale, self.splits = lib, w_q, w_k, log_scale, splits
+        self.shape = Shape(batch, h, kv, 1, d, 0 if dtype == torch.float32 else 1)
+        new = lambda *s, dtype=dtype: torch.full(s, float("nan"), dtype=dtype, device=device)
+        f32 = torch.float32
+        entries = [budget * (capacity // CHUNK + 1) for budget in budgets]
+        self.store_entries = max(sum(entries), 1)
+        self.store_offset = torch.tensor([sum(entries[:i]) for i in range(kv)], dtype=torch.int64, device=device)
+        self.budgets = torch.tensor(budgets, dtype=torch.int32, device=device)
+        self.positions = torch.zeros(batch, dtype=torch.int32, device=device)
+        self.ring_k, self.ring_v = new(batch, kv, 128, d), new(batch, kv, 128, d)
+        self.ring_score = new(batch, kv, 128, dtype=f32)
+        self.store_k, self.store_v = new(batch, self.store_entries, d), new(batch, self.store_entries, d)
+        self.s = torch.zeros(batch, kv, 2 * d, d, device=device)
+        self.z = torch.zeros(batch, kv, 2 * d, device=device)
+        self.partial = new(lib.lib.still_decode_floats(c.byref(self.shape), c.c_int32(splits)), dtype=f32)
+        self.arrived = torch.zeros(batch, kv, dtype=torch.int32, device=device)
+        self.out = new(batch, h, 1, d)
+
+    def args(self, q, k, v):
+        pointers = (self.w_q, self.w_k, self.log_scale, self.budgets, self.positions, self.ring_k, self.ring_v, self.ring_score,
+                    self.store_k, self.store_v, self.store_offset)
+        return Decode(rows(q), rows(k), rows(v), rows(self.out), *map(ptr, pointers), self.store_entries, ptr(self.s),
+                      ptr(self.z), ptr(self.partial), ptr(self.arrived), self.splits)
+
+    def fill(self, layer):
+        """From a `Layer` whose forward pass ran with s_last and z_last set to this decoder's."""
+        args = self.args(layer.q, layer.k, layer.v)
+        self.lib.call("still_decode_fill", c.byref(layer.shape), rows(layer.k), rows(layer.v), ptr(layer.score),
+                      ptr(layer.salient), c.byref(args))
+
+    def step(self, q, k, v):
+        """Rows [batch, heads, 1, D] of the tokens at `positions`."""
+        args = self.args(q, k, v)
+        self.lib.call("still_decode", c.byref(self.shape), c.byref(args))
+        return self.out

@@ -46,10 +46,10 @@ __global__ void __launch_bounds__(128, K::P == 1 ? 2 : 1) absorbed_backward(cons
   auto load_half = [&](int part, bool phi) {  // part 0: minus, in the second halves
     __syncthreads();
     const int column = part ? 0 : D;
-    load_rows<128>(d_s, 0, D, states, [&](int i) { return states + (column + i) * D; });
+    load_matrix<128, D>(d_s, 0, states + column * D, D);
     if (phi) {
       const T* from = in.phi_k + (bk * in.tokens + start) * 2 * D + column;
-      load_rows<128>(phis, 0, CHUNK, in.phi_k, [&](int i) { return from + i * 2 * D; });
+      load_matrix<128, CHUNK>(phis, 0, from, 2 * D);
     }
     copy_commit();
     copy_wait<0>();
@@ -60,8 +60,8 @@ __global__ void __launch_bounds__(128, K::P == 1 ? 2 : 1) absorbed_backward(cons
   float sums[NT][4];
   clear(sums);
   if (linear) {
-    load_rows<128>(values, 0, CHUNK, in.v.data, [&](int i) { return in.v.row(b, kv, start + i); });
-    load_rows<128>(weights, 0, D, w, [&](int i) { return w + i * D; });
+    load_matrix<128, CHUNK>(values, 0, in.v.row(b, kv, start), in.v.token);
+    load_matrix<128, D>(weights, 0, w, D);
     copy_commit();
 #pragma unroll 1
     for (int part = 0; part < 2; part++) {
@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(128, K::P == 1 ? 2 : 1) absorbed_backward(cons
   clear(sums);
   if (linear) {
     __syncthreads();
-    load_rows<128>(phis, 0, CHUNK, in.k.data, [&](int i) { return in.k.row(b, kv, start + i); });
+    load_matrix<128, CHUNK>(phis, 0, in.k.row(b, kv, start), in.k.token);
     load_half(0, false);
     float f[NT][4], squared[2], inner[2], radial[2];
     {

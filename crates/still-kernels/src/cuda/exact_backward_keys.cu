@@ -51,11 +51,8 @@ __global__ void __launch_bounds__(128, K::P == 1 ? 2 : 1) exact_backward_keys(co
   auto load = [&](int i) {
     if (i < steps) {
       const int head = kv * in.group + i % in.group, start = (first + i / in.group) * CHUNK;
-      load_rows<128>(stage(i), 0, 128, in.q.data, [&](int r) -> const T* {
-        int t = start + r % CHUNK;
-        if (t >= in.tokens) return nullptr;
-        return r < CHUNK ? in.q.row(b, head, t) : in.d_out.row(b, head, t);
-      });
+      load_matrix<128, CHUNK>(stage(i), 0, in.q.row(b, head, start), in.q.token, in.tokens - start);
+      load_matrix<128, CHUNK>(stage(i), CHUNK, in.d_out.row(b, head, start), in.d_out.token, in.tokens - start);
       if (threadIdx.x < CHUNK) {
         const int t = start + threadIdx.x;
         const int64_t at = (int64_t(b) * in.heads + head) * in.tokens + t;
@@ -72,7 +69,7 @@ __global__ void __launch_bounds__(128, K::P == 1 ? 2 : 1) exact_backward_keys(co
   load_rows<128>(values, 0, CHUNK, in.v.data, [&](int r) { int t = token_of(r); return t < 0 ? nullptr : in.v.row(b, kv, t); });
   load(0);
   const int my_row = warp * 16 + lane / 4;
-  const int my_token[2] = {token_of(my_row), token_of(my_row + 8)};
+  const int my_token[2] = {token_of(my_row), token_of(my_row + 8)};  // -1: none
 
   float d_k[NT][4], d_v[NT][4];
   clear(d_k);
@@ -88,12 +85,13 @@ __global__ void __launch_bounds__(128, K::P == 1 ? 2 : 1) exact_backward_keys(co
     float s[8][4], d[8][4];
     start_tile_product<KS>(s, keys, 0, queries, 0);
     start_tile_product<KS>(d, values, 0, queries, CHUNK);
-    // Which of this lane's two keys each column sees.
+    // Which of this lane's two keys each column sees; nearly always both.
     const bool causal = WINDOW && chunk == tile;
-    const int visible = WINDOW ? CHUNK : (chunk - 1) * budget - tile * CHUNK;
+    const int visible = WINDOW ? in.tokens - tile * CHUNK : (chunk - 1) * budget - tile * CHUNK;
+    const bool masked = causal || visible < CHUNK;
     auto sees = [&](int n, int e) {
       const int row = my_row + e / 2 * 8;
-      return row < visible && my_token[e / 2] >= 0 && !(causal && row > n * 8 + lane % 4 * 2 + e % 2);
+      return row < visible && !(causal && row > n * 8 + lane % 4 * 2 + e % 2);
     };
     finish<P, D, 1>();
     hold_sums(s);
@@ -101,9 +99,14 @@ __global__ void __launch_bounds__(128, K::P == 1 ? 2 : 1) exact_backward_keys(co
     for (int n = 0; n < 8; n++) {
       const float2 level = *reinterpret_cast<const float2*>(&columns[i % 2][0][n * 8 + lane % 4 * 2]);
 #pragma unroll
-      for (int e = 0; e < 4; e++)
-        s[n][e] = sees(n, e) ? exp2_fast(s[n][e] * scale - (e % 2 ? level.y : level.x)) : 0.f;
+      for (int e = 0; e < 4; e++) s[n][e] = exp2_fast(s[n][e] * scale - (e % 2 ? level.y : level.x));
     }
+    if (masked)
+#pragma unroll
+      for (int n = 0; n < 8; n++)
+#pragma unroll
+        for (int e = 0; e < 4; e++)
+          if (!sees(n, e)) s[n][e] = 0.f;
     Left<P> p[4], ds[4];
 #pragma unroll
     for (int k = 0; k < 4; k++) to_left(p[k], s[2 * k], s[2 * k + 1]);
@@ -119,7 +122,7 @@ __global__ void __launch_bounds__(128, K::P == 1 ? 2 : 1) exact_backward_keys(co
 #pragma unroll
       for (int e = 0; e < 4; e++) {
         d[n][e] = s[n][e] * (d[n][e] - (e % 2 ? delta.y : delta.x));
-        if (my_token[e / 2] == (e % 2 ? arg_max.y : arg_max.x) && sees(n, e)) d[n][e] += e % 2 ? inner.y : inner.x;
+        if (my_token[e / 2] == (e % 2 ? arg_max.y : arg_max.x) && s[n][e] > 0.f) d[n][e] += e % 2 ? inner.y : inner.x;
       }
     }
 #pragma unroll

@@ -25,14 +25,12 @@ __global__ void __launch_bounds__(HEADS * 128, 1) exact_backward_queries(const B
   const int32_t* list = in.salient + bk * in.tokens;
 
   KeyStream<T, D, THREADS> keys{in.k, in.v, list, b, kv, start, kept, in.tokens, salient_stages, stages};
-  load_rows<THREADS>(queries, 0, HEADS * CHUNK, in.q.data, [&](int r) {
-    int t = start + r % CHUNK;
-    return t < in.tokens ? in.q.row(b, first_head + r / CHUNK, t) : nullptr;
-  });
-  load_rows<THREADS>(d_outs, 0, HEADS * CHUNK, in.d_out.data, [&](int r) {
-    int t = start + r % CHUNK;
-    return t < in.tokens ? in.d_out.row(b, first_head + r / CHUNK, t) : nullptr;
-  });
+#pragma unroll
+  for (int h = 0; h < HEADS; h++)
+    load_matrix<THREADS, CHUNK>(queries, h * CHUNK, in.q.row(b, first_head + h, start), in.q.token, in.tokens - start);
+#pragma unroll
+  for (int h = 0; h < HEADS; h++)
+    load_matrix<THREADS, CHUNK>(d_outs, h * CHUNK, in.d_out.row(b, first_head + h, start), in.d_out.token, in.tokens - start);
   keys.look_up(0);
   keys.load(0, stage(0));
 

@@ -32,10 +32,9 @@ __global__ void __launch_bounds__(HEADS * 128, K::P == 1 && K::D != 96 ? 4 / HEA
   const int32_t* list = in.salient + bk * in.tokens;
 
   KeyStream<T, D, THREADS> keys{in.k, in.v, list, b, kv, start, kept, in.tokens, salient_stages, stages};
-  load_rows<THREADS>(queries, 0, HEADS * CHUNK, in.q.data, [&](int r) {
-    int t = start + r % CHUNK;
-    return t < in.tokens ? in.q.row(b, first_head + r / CHUNK, t) : nullptr;
-  });
+#pragma unroll
+  for (int h = 0; h < HEADS; h++)
+    load_matrix<THREADS, CHUNK>(queries, h * CHUNK, in.q.row(b, first_head + h, start), in.q.token, in.tokens - start);
   keys.look_up(0);
   keys.load(0, stage(0));
 

@@ -18,10 +18,11 @@ struct Rows {
 inline int chunks(const StillShape& s) { return (s.tokens + CHUNK - 1) / CHUNK; }
 inline int retired(const StillShape& s) { return chunks(s) > 2 ? chunks(s) - 2 : 0; }
 
-// Segments of the state scan: enough blocks to fill a GPU, segments of eight chunks or more.
+// Segments of the state scan: a GPU's worth of blocks, segments of eight chunks or more.
 inline int segments(const StillShape& s) {
-  int most = retired(s) / 8;
-  return most < 1 ? 1 : most > 32 ? 32 : most;
+  const int blocks = s.batch * s.kv_heads * s.head_dim / 32, wave = 384 / blocks, most = retired(s) / 8;
+  const int wanted = wave > 1 ? wave : 1;
+  return most < 1 ? 1 : most < wanted ? most : wanted;
 }
 
 inline bool valid(const StillShape& s) {

@@ -45,11 +45,11 @@ __global__ void __launch_bounds__(128, K::P == 1 ? 2 : 1) linear_backward(const 
   if (absorbed == 0) return;
 
   const T *w = in.w_q + int64_t(head) * D * D, *s = in.s + (bk * (in.chunks - 2) + chunk - 2) * 2 * D * D;
-  load_rows<128>(queries, 0, CHUNK, in.q.data, [&](int i) { return start + i < in.tokens ? in.q.row(b, head, start + i) : nullptr; });
-  load_rows<128>(weights, 0, D, w, [&](int i) { return w + i * D; });
+  load_matrix<128, CHUNK>(queries, 0, in.q.row(b, head, start), in.q.token, in.tokens - start);
+  load_matrix<128, D>(weights, 0, w, D);
   copy_commit();
-  load_rows<128>(d_outs, 0, CHUNK, in.d_out.data, [&](int i) { return start + i < in.tokens ? in.d_out.row(b, head, start + i) : nullptr; });
-  load_rows<128>(halves[0], 0, D, s, [&](int i) { return s + (D + i) * D; });
+  load_matrix<128, CHUNK>(d_outs, 0, in.d_out.row(b, head, start), in.d_out.token, in.tokens - start);
+  load_matrix<128, D>(halves[0], 0, s + D * D, D);
   copy_commit();
   copy_wait<1>();
   publish();
@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(128, K::P == 1 ? 2 : 1) linear_backward(const 
     add_product<KS, NT>(f, q, weights, 0);
   }
   __syncthreads();  // the queries' memory is the state's from here
-  load_rows<128>(halves[1], 0, D, s, [&](int i) { return s + i * D; });
+  load_matrix<128, D>(halves[1], 0, s, D);
   copy_commit();
 
   // phi, times lambda / den, for the gradients of the states

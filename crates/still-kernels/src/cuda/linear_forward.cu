@@ -26,9 +26,9 @@ __global__ void __launch_bounds__(128, K::P == 1 ? 3 : 1) linear_forward(const F
   const int absorbed = max(chunk - 1, 0) * (CHUNK - in.budgets[kv]);
   if (absorbed == 0) return;  // the exact pass knows it too
 
-  load_rows<128>(queries, 0, CHUNK, in.q.data, [&](int i) { return start + i < in.tokens ? in.q.row(b, head, start + i) : nullptr; });
+  load_matrix<128, CHUNK>(queries, 0, in.q.row(b, head, start), in.q.token, in.tokens - start);
   const T* w = in.w_q + int64_t(head) * D * D;
-  load_rows<128>(first, 0, D, w, [&](int i) { return w + i * D; });
+  load_matrix<128, D>(first, 0, w, D);
   copy_commit();
   copy_wait<0>();
   publish();
@@ -44,11 +44,11 @@ __global__ void __launch_bounds__(128, K::P == 1 ? 3 : 1) linear_forward(const F
     clear(f);
     __syncthreads();  // the queries' memory is the state's from here
     const T* s = in.s + (bk * (in.chunks - 2) + chunk - 2) * 2 * D * D;
-    load_rows<128>(second, 0, D, s, [&](int i) { return s + (D + i) * D; });
+    load_matrix<128, D>(second, 0, s + D * D, D);
     copy_commit();
     add_product<KS, NT>(f, q, first, 0);
     __syncthreads();
-    load_rows<128>(first, 0, D, s, [&](int i) { return s + i * D; });
+    load_matrix<128, D>(first, 0, s, D);
     copy_commit();
     float lambda = in.log_scale ? expf(in.log_scale[head]) / absorbed : 1.f;
     const float* z = in.z + (bk * (in.chunks - 2) + chunk - 2) * 2 * D + lane % 4 * 2;

@@ -30,10 +30,8 @@ __global__ void __launch_bounds__(K::D * 2) map_gradient(const MapGradient<typen
     if (i < end) {
       const int b = i / in.chunks, start = (in.first + i % in.chunks) * CHUNK;
       const T* df = in.df + ((int64_t(b) * in.heads + head) * in.tokens + start) * D;
-      load_rows<THREADS>(stage(i - begin), 0, 128, in.x.data, [&](int r) -> const T* {
-        if (start + r % CHUNK >= in.tokens) return nullptr;
-        return r < CHUNK ? in.x.row(b, head, start + r) : df + (r - CHUNK) * D;
-      });
+      load_matrix<THREADS, CHUNK>(stage(i - begin), 0, in.x.row(b, head, start), in.x.token, in.tokens - start);
+      load_matrix<THREADS, CHUNK>(stage(i - begin), CHUNK, df, D, in.tokens - start);
     }
     copy_commit();
   };

@@ -22,13 +22,10 @@ __global__ void __launch_bounds__(128, K::P == 1 ? 3 : 1) map_keys(Rows<const ty
   const int64_t bh = int64_t(b) * gridDim.y + head;
   auto load = [&](int chunk) {
     if (chunk < last)
-      load_rows<128>(keys(chunk), 0, CHUNK, k.data, [&](int i) {
-        int t = chunk * CHUNK + i;
-        return t < tokens ? k.row(b, head, t) : nullptr;
-      });
+      load_matrix<128, CHUNK>(keys(chunk), 0, k.row(b, head, chunk * CHUNK), k.token, tokens - chunk * CHUNK);
     copy_commit();
   };
-  load_rows<128>(weights, 0, D, w, [&](int i) { return w + (int64_t(head) * D + i) * D; });
+  load_matrix<128, D>(weights, 0, w + int64_t(head) * D * D, D);
   load(first);
   for (int chunk = first; chunk < last; chunk++) {
     copy_wait<0>();

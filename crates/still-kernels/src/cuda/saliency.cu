@@ -18,16 +18,12 @@ __global__ void __launch_bounds__(128) saliency(Rows<const typename K::T> q, Row
 
   auto load_queries = [&](int g) {
     Tile<P, CHUNK, D> tile{keys.base + keys.BYTES + g % 2 * Tile<P, CHUNK, D>::BYTES};
-    load_rows<128>(tile, 0, CHUNK, q.data, [&](int i) {
-      return start + i < tokens ? q.row(b, head * group + g, start + i) : nullptr;
-    });
+    load_matrix<128, CHUNK>(tile, 0, q.row(b, head * group + g, start), q.token, tokens - start);
     copy_commit();
   };
   // Keys of the chunk before and of this one.
-  load_rows<128>(keys, 0, 128, k.data, [&](int i) {
-    int t = start - CHUNK + i;
-    return t >= 0 && t < tokens ? k.row(b, head, t) : nullptr;
-  });
+  load_matrix<128, CHUNK>(keys, 0, k.row(b, head, max(start - CHUNK, 0)), k.token, chunk > 0 ? CHUNK : 0);
+  load_matrix<128, CHUNK>(keys, CHUNK, k.row(b, head, start), k.token, tokens - start);
   load_queries(0);
 
   float total[2] = {0.f, 0.f};

@@ -17,6 +17,7 @@ struct StateScan {
   float* totals;         // [segments, B, K, 2D, D], then [segments, B, K, 2D]
   T* s;                  // [B, K, R, 2D, D]
   float* z;              // [B, K, R, 2D]
+  float *s_last, *z_last;  // f32 [B, K, 2D, D] and [B, K, 2D]: the last entry, to decode from; null if not wanted
   int tokens, heads, kv_heads, group, slots, segments;  // group: heads of `phi` and `x` that go into one state
   const int32_t* budgets;  // heads that keep everything have no state; null: all have one
   bool backwards;        // entry c sums chunks c + 2 and later, not chunks up to c
@@ -29,6 +30,7 @@ __global__ void __launch_bounds__(128) state_scan(const StateScan<typename K::T>
   using Phi = Tile<P, CHUNK, 64>;
   using X = Tile<P, CHUNK, D>;
   extern __shared__ unsigned char memory[];
+  __shared__ __align__(16) float weights[STAGES][CHUNK];
   const uint32_t base = aligned(memory);
   const int slice = blockIdx.x * 64, segment = blockIdx.y, bk = blockIdx.z;
   const int b = bk / scan.kv_heads, kv = bk % scan.kv_heads;
@@ -46,9 +48,11 @@ __global__ void __launch_bounds__(128) state_scan(const StateScan<typename K::T>
       Phi phi{base + step % STAGES * (Phi::BYTES + X::BYTES)};
       X x{phi.base + Phi::BYTES};
       const int head = head_of(step), start = start_of(step);
-      const T* rows = scan.phi + (int64_t(b) * scan.heads + head) * scan.tokens * 2 * D + slice;
-      load_rows<128>(phi, 0, CHUNK, scan.phi, [&](int i) { return start + i < scan.tokens ? rows + int64_t(start + i) * 2 * D : nullptr; });
-      load_rows<128>(x, 0, CHUNK, scan.x.data, [&](int i) { return start + i < scan.tokens ? scan.x.row(b, head, start + i) : nullptr; });
+      const int64_t at = (int64_t(b) * scan.heads + head) * scan.tokens + start;
+      load_matrix<128, CHUNK>(phi, 0, scan.phi + at * 2 * D + slice, 2 * D, scan.tokens - start);
+      load_matrix<128, CHUNK>(x, 0, scan.x.row(b, head, start), scan.x.token, scan.tokens - start);
+      if (scan.weight && threadIdx.x < CHUNK)
+        copy_async_word(shared_address(&weights[step % STAGES][threadIdx.x]), scan.weight + at + threadIdx.x, start + threadIdx.x < scan.tokens);
     }
     copy_commit();
   };
@@ -88,11 +92,9 @@ __global__ void __launch_bounds__(128) state_scan(const StateScan<typename K::T>
     for (int k = 0; k < 4; k++) {
       uint32_t w0[2] = {0x3f803f80u, 0u}, w1[2] = {0x3f803f80u, 0u};
       if (scan.weight) {
-        const float* w = scan.weight + (int64_t(b) * scan.heads + head_of(step)) * scan.tokens;
-        int t = start_of(step) + k * 16 + lane % 4 * 2;
-        auto at = [&](int i) { return i < scan.tokens ? w[i] : 0.f; };
-        split<2>(at(t), at(t + 1), w0);
-        split<2>(at(t + 8), at(t + 9), w1);
+        const float* w = &weights[step % STAGES][k * 16 + lane % 4 * 2];
+        split<2>(w[0], w[1], w0);
+        split<2>(w[8], w[9], w1);
 #pragma unroll
         for (int p = 0; p < P; p++) mma(z, a[k].r[p], w0[1], w1[1]);
       }
@@ -106,6 +108,11 @@ __global__ void __launch_bounds__(128) state_scan(const StateScan<typename K::T>
         for (int half = 0; half < 2; half++) {
           store_row(true, scan.s + (entry * 2 * D + feature + half * 8) * D, sum, half, 1.f);
           if (lane % 4 == 0) scan.z[entry * 2 * D + feature + half * 8] = z[half * 2];
+          if (scan.s_last && slot_of(step) == scan.slots - 1) {
+            const int64_t at = int64_t(bk) * 2 * D + feature + half * 8;
+            store_row(true, scan.s_last + at * D, sum, half, 1.f);
+            if (lane % 4 == 0) scan.z_last[at] = z[half * 2];
+          }
         }
       }
     }

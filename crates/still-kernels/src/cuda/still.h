@@ -41,9 +41,10 @@ int still_map_keys(const StillShape* shape, StillRows k, const void* w, const ui
                    StillStream stream);
 
 // Prefix states: `s` [B, K, R, 2D, D] and `z` f32 [B, K, R, 2D]; entry c sums chunks 0..=c, which chunk c + 2 sees.
-// `totals` f32 [segments, B, K, 2D, D + 1].
-int still_states(const StillShape* shape, const void* phi, StillRows v, float* totals, void* s, float* z,
-                 StillStream stream);
+// `totals` f32 [segments, B, K, 2D, D + 1]. `s_last` f32 [B, K, 2D, D] and `z_last` f32 [B, K, 2D]: the last entry (not written
+// if R = 0), to decode from; null if not wanted.
+int still_states(const StillShape* shape, const void* phi, StillRows v, float* totals, void* s, float* z, float* s_last,
+                 float* z_last, StillStream stream);
 
 // What the forward pass reads and writes.
 typedef struct {
@@ -89,6 +90,33 @@ int still_backward(const StillShape* shape, const StillBackward* args, StillStre
 enum { STILL_STEP_LINEAR, STILL_STEP_QUERIES, STILL_STEP_WINDOW, STILL_STEP_SALIENT, STILL_STEP_STATES, STILL_STEP_ABSORBED,
        STILL_STEP_MAPS, STILL_STEPS };
 int still_backward_step(const StillShape* shape, const StillBackward* args, int32_t step, StillStream stream);
+
+// The recurrent state of one layer and one step of it. `shape.tokens` is 1. All lengths are read on the device, so that a step
+// can be captured in a graph once and replayed for every token.
+typedef struct {
+  StillRows q, k, v, out;       // the new token's rows (token stride unused)
+  const void *w_q, *w_k;
+  const float* log_scale;
+  const int32_t* budgets;       // [K]
+  const int32_t* positions;     // [B]: of the new token, from 0; negative: the sequence is idle
+  void *ring_k, *ring_v;        // [B, K, 128, D]: token t at t % 128
+  float* ring_score;            // [B, K, 128]
+  void *store_k, *store_v;      // [B, entries, D]: the salient tokens of every head, in order
+  const int64_t* store_offset;  // [K]: where a head's begin
+  int64_t store_entries;
+  float *s, *z;                 // f32 [B, K, 2D, D], [B, K, 2D]; zeros at first
+  float* partial;               // scratch, still_decode_floats
+  uint32_t* arrived;            // [B, K], zeros at first; every step leaves zeros
+  int32_t splits;               // blocks that share a head's store, 1 to 64
+} StillDecode;
+
+int64_t still_decode_floats(const StillShape* shape, int32_t splits);
+// Retires the chunk two before (at the first token of a chunk), appends the token, scores it, answers it.
+int still_decode(const StillShape* shape, const StillDecode* args, StillStream stream);
+// Fills ring and store from a sequence that was read at once: `shape` is that sequence's, `k` and `v` its rows, `salient` and
+// `score` what still_select and still_saliency gave. S and z come from still_states.
+int still_decode_fill(const StillShape* shape, StillRows k, StillRows v, const float* score, const int32_t* salient,
+                      const StillDecode* args, StillStream stream);
 
 #ifdef __cplusplus
 }

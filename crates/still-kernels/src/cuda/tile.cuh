@@ -84,6 +84,18 @@ __device__ __forceinline__ void load_rows(TILE tile, int first, int count, const
   }
 }
 
+// The same for rows `stride` apart, of which `valid` exist.
+template <int THREADS, int COUNT, class T, class TILE>
+__device__ __forceinline__ void load_matrix(TILE tile, int first, const T* from, int64_t stride, int valid = COUNT) {
+  constexpr int PIECES = TILE::COLS / 8, STEPS = (COUNT * PIECES + THREADS - 1) / THREADS;
+#pragma unroll
+  for (int j = 0; j < STEPS; j++) {
+    const int i = threadIdx.x + j * THREADS, row = i / PIECES, col = i % PIECES * 8;
+    if (COUNT * PIECES % THREADS != 0 && i >= COUNT * PIECES) break;
+    copy_piece(tile, first + row, col, row < valid ? from + row * stride + col : nullptr, from);
+  }
+}
+
 // A 16x16 left operand. Lane l holds rows l/4 and l/4 + 8.
 template <int P>
 struct Left {

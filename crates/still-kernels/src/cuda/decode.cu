@@ -1,0 +1,324 @@
+// One token of every sequence. The blocks of one (sequence, KV head): some share the store, one answers from the ring (after
+// adding the token to it) and scores the token, one a query head works the linear branch. Each leaves a partial result; the
+// last to arrive merges them in order.
+#include "decode.cuh"
+#include "wgmma.cuh"
+
+namespace still {
+
+constexpr int GROUP = 16;  // at most so many query heads a KV head: the rows of a product
+
+// Sum, or largest, over the block's 128 threads.
+template <bool MAX>
+__device__ __forceinline__ float over_block(float x, float* four) {
+#pragma unroll
+  for (int i = 16; i > 0; i /= 2) {
+    float y = __shfl_xor_sync(0xffffffffu, x, i);
+    x = MAX ? fmaxf(x, y) : x + y;
+  }
+  __syncthreads();
+  if (threadIdx.x % 32 == 0) four[threadIdx.x / 32] = x;
+  __syncthreads();
+  return MAX ? fmaxf(fmaxf(four[0], four[1]), fmaxf(four[2], four[3])) : four[0] + four[1] + four[2] + four[3];
+}
+
+// y[N] = x[M] A, A [M, N] of 16-byte pieces of E elements; y and x in shared memory. All 128 threads call.
+template <int M, int N, class E>
+__device__ __forceinline__ void row_times_matrix(const float* x, const E* a, float* y) {
+  constexpr int WIDE = 16 / sizeof(E), PIECES = N / WIDE, LANES = 128 / PIECES;
+  const int piece = threadIdx.x % PIECES, lane = threadIdx.x / PIECES;
+  for (int i = threadIdx.x; i < N; i += 128) y[i] = 0.f;
+  float sum[WIDE];
+#pragma unroll
+  for (int e = 0; e < WIDE; e++) sum[e] = 0.f;
+  if (lane < LANES)
+#pragma unroll 16
+    for (int m = lane; m < M; m += LANES) {
+      const uint4 raw = *reinterpret_cast<const uint4*>(a + int64_t(m) * N + piece * WIDE);
+      const uint32_t word[4] = {raw.x, raw.y, raw.z, raw.w};
+#pragma unroll
+      for (int w = 0; w < 4; w++) {
+        if constexpr (sizeof(E) == 2) {
+          float2 v = unpack(word[w]);
+          sum[2 * w] += x[m] * v.x;
+          sum[2 * w + 1] += x[m] * v.y;
+        } else {
+          sum[w] += x[m] * __uint_as_float(word[w]);
+        }
+      }
+    }
+  for (int turn = 0; turn < LANES; turn++) {  // in order
+    __syncthreads();
+    if (lane == turn)
+#pragma unroll
+      for (int e = 0; e < WIDE; e++) y[piece * WIDE + e] += sum[e];
+  }
+  __syncthreads();
+}
+
+// Where block `part` of a (sequence, KV head) leaves its numerators [GROUP, D] and, behind them, maxima and sums [2, GROUP].
+template <int D>
+__device__ __forceinline__ float* partial_of(float* partial, int64_t bk, int parts, int part) {
+  return partial + (bk * parts + part) * GROUP * (D + 2);
+}
+
+template <class K>
+__global__ void __launch_bounds__(128) decode_attend(const Decode<typename K::T> in) {
+  using T = typename K::T;
+  constexpr int D = K::D, P = K::P, KS = D / 16, NT = D / 8;
+  using Stage = Tile<P, 128, D>;  // 64 keys, 64 values
+  const int b = blockIdx.z, kv = blockIdx.y, part = blockIdx.x, position = in.positions[b];
+  if (position < 0) return;
+  extern __shared__ unsigned char memory[];
+  __shared__ float four[4], x[D], f[D], phi[2 * D], y[D], maxima[4][GROUP], sums[4][GROUP];
+  __shared__ float window[GROUP][RING];
+  __shared__ bool last;
+  const uint32_t base = aligned(memory);
+  auto stage = [&](int i) { return Stage{base + i % 2 * Stage::BYTES}; };
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, chunk = position / CHUNK, ring_part = in.splits;
+  const int64_t bk = int64_t(b) * in.kv_heads + kv;
+  const int retired = max(chunk - 1, 0), kept = retired * in.budgets[kv], absorbed = retired * CHUNK - kept;
+  float* mine = partial_of<D>(in.partial, bk, gridDim.x, part);
+
+  if (part <= ring_part) {
+    // Tiles of 64 tokens from `begin`: of the store, or the ring's two chunks (the one before, this one).
+    const bool ring = part == ring_part;
+    const int tiles = (kept + CHUNK - 1) / CHUNK, share = (tiles + in.splits - 1) / in.splits;
+    const int begin = ring ? (chunk == 0) : part * share, end = ring ? 2 : min(begin + share, tiles);
+    if (ring) {
+      const int64_t to = (bk * RING + position % RING) * D;
+      if (threadIdx.x < D) {
+        in.ring_k[to + threadIdx.x] = in.k.row(b, kv, 0)[threadIdx.x];
+        in.ring_v[to + threadIdx.x] = in.v.row(b, kv, 0)[threadIdx.x];
+      }
+      for (int i = threadIdx.x; i < GROUP * RING; i += 128) (&window[0][0])[i] = -INFINITY;
+      __syncthreads();
+    }
+    auto valid = [&](int i) { return ring ? (i == 0 ? CHUNK : position % CHUNK + 1) : kept - i * CHUNK; };
+    auto load = [&](int i) {
+      if (i < end) {
+        const int64_t from = ring ? bk * RING + (chunk + 1 + i) % 2 * CHUNK : in.store(b, kv) + int64_t(i) * CHUNK;
+        load_matrix<128, CHUNK>(stage(i), 0, (ring ? in.ring_k : in.store_k) + from * D, D, valid(i));
+        load_matrix<128, CHUNK>(stage(i), CHUNK, (ring ? in.ring_v : in.store_v) + from * D, D, valid(i));
+      }
+      copy_commit();
+    };
+    // The group's queries are the rows of one left operand.
+    const Tile<P, 16, D> queries{base + 2 * Stage::BYTES};
+    load_matrix<128, 16>(queries, 0, in.q.row(b, kv * in.group, 0), in.q.head, in.group);
+    load(begin);
+    Left<P> q[KS];
+    float out[NT][4], m[2] = {-INFINITY, -INFINITY}, sum[2] = {0.f, 0.f};
+    clear(out);
+    const float scale = rsqrtf(float(D)) * LOG2E;
+    for (int i = begin; i < end; i++) {
+      copy_wait<0>();
+      __syncthreads();
+      load(i + 1);
+      if (i == begin)
+#pragma unroll
+        for (int k = 0; k < KS; k++) load_left(q[k], queries, 0, k * 16);
+      // A warp's 16 keys.
+      float s[2][4];
+      clear(s);
+      product_nt<KS, 2>(s, q, stage(i), warp * 16);
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        float top = -INFINITY;
+#pragma unroll
+        for (int n = 0; n < 2; n++)
+#pragma unroll
+          for (int e = 0; e < 2; e++) {
+            const int key = warp * 16 + n * 8 + lane % 4 * 2 + e;
+            float& l = s[n][half * 2 + e];
+            l = key < valid(i) ? l * scale : -INFINITY;
+            if (ring) window[lane / 4 + half * 8][i * CHUNK + key] = l;
+            top = fmaxf(top, l);
+          }
+        const float raised = fmaxf(m[half], row_max(top));
+        const float shrink = raised > -INFINITY ? exp2_fast(m[half] - raised) : 1.f;
+        m[half] = raised;
+        sum[half] *= shrink;
+#pragma unroll
+        for (int n = 0; n < NT; n++) {
+          out[n][half * 2] *= shrink;
+          out[n][half * 2 + 1] *= shrink;
+        }
+#pragma unroll
+        for (int n = 0; n < 2; n++)
+#pragma unroll
+          for (int e = 0; e < 2; e++) {
+            float& l = s[n][half * 2 + e];
+            l = raised > -INFINITY ? exp2_fast(l - raised) : 0.f;
+            sum[half] += l;
+          }
+      }
+      Left<P> p[1];
+      to_left(p[0], s[0], s[1]);
+      product_nn<1, NT>(out, p, stage(i), CHUNK + warp * 16);
+    }
+    // Four warps to one: brought to the block's maximum, added in order.
+    const float row_sums[2] = {row_sum(sum[0]), row_sum(sum[1])};
+    if (lane % 4 == 0)
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        maxima[warp][lane / 4 + half * 8] = m[half];
+        sums[warp][lane / 4 + half * 8] = row_sums[half];
+      }
+    __syncthreads();
+    float* numerators = reinterpret_cast<float*>(memory + (base - shared_address(memory)));  // the stages are done with
+    for (int i = threadIdx.x; i < GROUP * D; i += 128) numerators[i] = 0.f;
+    float top[2];
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      const int row = lane / 4 + half * 8;
+      top[half] = fmaxf(fmaxf(maxima[0][row], maxima[1][row]), fmaxf(maxima[2][row], maxima[3][row]));
+    }
+    for (int turn = 0; turn < 4; turn++) {
+      __syncthreads();
+      if (warp == turn)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+          const float weight = m[half] > -INFINITY ? exp2f(m[half] - top[half]) : 0.f;
+          float* to = numerators + (lane / 4 + half * 8) * D + lane % 4 * 2;
+#pragma unroll
+          for (int n = 0; n < NT; n++) {
+            to[n * 8] += out[n][half * 2] * weight;
+            to[n * 8 + 1] += out[n][half * 2 + 1] * weight;
+          }
+        }
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < in.group * D; i += 128) mine[i] = numerators[i];
+    if (threadIdx.x < in.group) {
+      const int row = threadIdx.x;
+      const float m = fmaxf(fmaxf(maxima[0][row], maxima[1][row]), fmaxf(maxima[2][row], maxima[3][row]));
+      float all = 0.f;
+      for (int w = 0; w < 4; w++) all += maxima[w][row] > -INFINITY ? sums[w][row] * exp2f(maxima[w][row] - m) : 0.f;
+      mine[GROUP * D + row] = m;
+      mine[GROUP * (D + 1) + row] = all;
+    }
+    if (ring && warp == 0) {
+      // The score: over the last 64 tokens, which end at column 64 + position % 64.
+      const int self = CHUNK + position % CHUNK;
+      float total = 0.f;
+      for (int g = 0; g < in.group; g++) {
+        const float a = window[g][self - lane], c = window[g][self - lane - 32];
+        float m = fmaxf(a, c);
+        for (int i = 16; i > 0; i /= 2) m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, i));
+        float rest = (lane == 0 ? 0.f : exp2f(a - m)) + exp2f(c - m);
+        for (int i = 16; i > 0; i /= 2) rest += __shfl_xor_sync(0xffffffffu, rest, i);
+        const float own = exp2f(window[g][self] - m), all = rest + own, p = own / all, r = rest / all;
+        total += (r > 0.f ? r * logf(r) : 0.f) + p * log1pf(p * 1e8f);
+      }
+      if (lane == 0) in.ring_score[bk * RING + position % RING] = total / in.group;
+    }
+  } else {
+    // phi(q) S and phi(q) z of one query head, times lambda.
+    const int g = part - ring_part - 1, head = kv * in.group + g;
+    if (absorbed > 0) {
+      const float lambda = in.log_scale ? expf(in.log_scale[head]) / absorbed : 1.f;
+      float own = 0.f;
+      if (threadIdx.x < D) {
+        const T* q = in.q.row(b, head, 0);
+        own = float(q[threadIdx.x]);
+        x[threadIdx.x] = own;
+      }
+      __syncthreads();
+      const float squared = over_block<false>(own * own, four);
+      row_times_matrix<D, D>(x, in.w_q + int64_t(head) * D * D, f);
+      const float value = threadIdx.x < D ? f[threadIdx.x] : 0.f;
+      const float norm = sqrtf(over_block<false>(value * value, four));
+      const float u = value * (sqrtf(squared) / fmaxf(norm, 1e-12f)) * LOG2E;
+      const float top = over_block<true>(threadIdx.x < D ? u : -INFINITY, four), bottom = -over_block<true>(threadIdx.x < D ? -u : -INFINITY, four);
+      const float up = threadIdx.x < D ? exp2f(u - top) : 0.f, down = threadIdx.x < D ? exp2f(bottom - u) : 0.f;
+      const float plus = lambda * up / over_block<false>(up, four), minus = lambda * down / over_block<false>(down, four);
+      const float* z = in.z + bk * 2 * D;
+      float share = 0.f;
+      if (threadIdx.x < D) {
+        phi[threadIdx.x] = plus;
+        phi[D + threadIdx.x] = minus;
+        share = plus * z[threadIdx.x] + minus * z[D + threadIdx.x];
+      }
+      share = over_block<false>(share, four);
+      row_times_matrix<2 * D, D>(phi, in.s + bk * 2 * D * D, y);
+      if (threadIdx.x < D) mine[threadIdx.x] = y[threadIdx.x];
+      if (threadIdx.x == 0) mine[GROUP * D] = share;
+    } else {
+      if (threadIdx.x < D) mine[threadIdx.x] = 0.f;
+      if (threadIdx.x == 0) mine[GROUP * D] = 0.f;
+    }
+  }
+
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) last = atomicInc(in.arrived + bk, gridDim.x - 1) == gridDim.x - 1;
+  __syncthreads();
+  if (!last) return;
+  __threadfence();
+  const int tiles = (kept + CHUNK - 1) / CHUNK, share = (tiles + in.splits - 1) / in.splits;
+  const int used = share > 0 ? (tiles + share - 1) / share : 0;  // splits that had work
+  for (int g = 0; g < in.group; g++) {
+    auto of = [&](int p) { return partial_of<D>(in.partial, bk, gridDim.x, p); };
+    float m = of(ring_part)[GROUP * D + g];
+    for (int p = 0; p < used; p++) m = fmaxf(m, of(p)[GROUP * D + g]);
+    const float* linear = of(ring_part + 1 + g);
+    float den = linear[GROUP * D], num = threadIdx.x < D ? linear[threadIdx.x] : 0.f;
+    for (int i = 0; i <= used; i++) {
+      const float* from = of(i == used ? ring_part : i);
+      const float weight = exp2f(from[GROUP * D + g] - m);
+      den += from[GROUP * (D + 1) + g] * weight;
+      if (threadIdx.x < D) num += from[g * D + threadIdx.x] * weight;
+    }
+    if (threadIdx.x < D) in.out.row(b, kv * in.group + g, 0)[threadIdx.x] = T(num / den);
+  }
+}
+
+// Rows of a sequence that was read at once: salient ones to the store, the last two chunks to the ring.
+template <class T>
+__global__ void __launch_bounds__(128) decode_fill(Rows<const T> k, Rows<const T> v, const float* score, const int32_t* salient,
+                                                   const Decode<T> in, int tokens, int d) {
+  const int kv = blockIdx.y, b = blockIdx.z, chunks = (tokens + CHUNK - 1) / CHUNK;
+  const int64_t bk = int64_t(b) * in.kv_heads + kv;
+  const int kept = max(chunks - 2, 0) * in.budgets[kv], begin = max(chunks - 2, 0) * CHUNK;
+  for (int row = blockIdx.x; row < kept + tokens - begin; row += gridDim.x) {
+    const bool store = row < kept;
+    const int t = store ? salient[bk * tokens + row] : begin + row - kept;
+    const int64_t to = store ? in.store(b, kv) + row : bk * RING + t % RING;
+    for (int i = threadIdx.x; i < d; i += 128) {
+      (store ? in.store_k : in.ring_k)[to * d + i] = k.row(b, kv, t)[i];
+      (store ? in.store_v : in.ring_v)[to * d + i] = v.row(b, kv, t)[i];
+    }
+    if (!store && threadIdx.x == 0) in.ring_score[to] = score[bk * tokens + t];
+  }
+}
+
+int run_decode_retire(const StillShape&, const StillDecode&, StillStream);
+
+}  // namespace still
+
+extern "C" int64_t still_decode_floats(const StillShape* shape, int32_t splits) {
+  const int group = shape->heads / shape->kv_heads;
+  return int64_t(shape->batch) * shape->kv_heads * (splits + 1 + group) * still::GROUP * (shape->head_dim + 2);
+}
+
+extern "C" int still_decode(const StillShape* shape, const StillDecode* args, StillStream stream) {
+  if (!still::valid(*shape) || shape->heads / shape->kv_heads > still::GROUP || args->splits < 1 || args->splits > 64) return cudaErrorInvalidValue;
+  if (int error = still::run_decode_retire(*shape, *args, stream)) return error;
+  return still::dispatch(*shape, [&](auto kind) {
+    using K = decltype(kind);
+    constexpr int bytes = 2 * still::Tile<K::P, 128, K::D>::BYTES + still::Tile<K::P, 16, K::D>::BYTES + still::ALIGNMENT;
+    const int parts = args->splits + 1 + shape->heads / shape->kv_heads;
+    return still::launch(still::decode_attend<K>, dim3(parts, shape->kv_heads, shape->batch), 128, bytes, stream,
+                         still::Decode<typename K::T>(*shape, *args));
+  });
+}
+
+extern "C" int still_decode_fill(const StillShape* shape, StillRows k, StillRows v, const float* score, const int32_t* salient,
+                                 const StillDecode* args, StillStream stream) {
+  return still::dispatch(*shape, [&](auto kind) {
+    using T = typename decltype(kind)::T;
+    return still::launch(still::decode_fill<T>, dim3(128, shape->kv_heads, shape->batch), 128, 0, stream, still::Rows<const T>(k),
+                         still::Rows<const T>(v), score, salient, still::Decode<T>(*shape, *args), shape->tokens, shape->head_dim);
+  });
+}
