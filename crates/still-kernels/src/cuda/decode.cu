@@ -6,7 +6,8 @@
 
 namespace still {
 
-constexpr int GROUP = 16;  // at most so many query heads a KV head: the rows of a product
+constexpr int GROUP = 16;       // at most so many query heads a KV head: the rows of a product
+constexpr int MOST_PARTS = 65;  // of a store, and the ring
 
 // Sum, or largest, over the block's 128 threads.
 template <bool MAX>
@@ -71,7 +72,7 @@ __global__ void __launch_bounds__(128) decode_attend(const Decode<typename K::T>
   if (position < 0) return;
   extern __shared__ unsigned char memory[];
   __shared__ float four[4], x[D], f[D], phi[2 * D], y[D], maxima[4][GROUP], sums[4][GROUP];
-  __shared__ float window[GROUP][RING];
+  __shared__ float window[GROUP][RING + D];  // logits; weights, when parts are merged
   __shared__ bool last;
   const uint32_t base = aligned(memory);
   auto stage = [&](int i) { return Stage{base + i % 2 * Stage::BYTES}; };
@@ -91,7 +92,7 @@ __global__ void __launch_bounds__(128) decode_attend(const Decode<typename K::T>
         in.ring_k[to + threadIdx.x] = in.k.row(b, kv, 0)[threadIdx.x];
         in.ring_v[to + threadIdx.x] = in.v.row(b, kv, 0)[threadIdx.x];
       }
-      for (int i = threadIdx.x; i < GROUP * RING; i += 128) (&window[0][0])[i] = -INFINITY;
+      for (int i = threadIdx.x; i < GROUP * (RING + D); i += 128) (&window[0][0])[i] = -INFINITY;
       __syncthreads();
     }
     auto valid = [&](int i) { return ring ? (i == 0 ? CHUNK : position % CHUNK + 1) : kept - i * CHUNK; };
@@ -256,21 +257,34 @@ __global__ void __launch_bounds__(128) decode_attend(const Decode<typename K::T>
   __syncthreads();
   if (!last) return;
   __threadfence();
+  // Weights of the ring's share and of the splits that had work, then the sums, all heads at once.
   const int tiles = (kept + CHUNK - 1) / CHUNK, share = (tiles + in.splits - 1) / in.splits;
-  const int used = share > 0 ? (tiles + share - 1) / share : 0;  // splits that had work
-  for (int g = 0; g < in.group; g++) {
-    auto of = [&](int p) { return partial_of<D>(in.partial, bk, gridDim.x, p); };
-    float m = of(ring_part)[GROUP * D + g];
-    for (int p = 0; p < used; p++) m = fmaxf(m, of(p)[GROUP * D + g]);
-    const float* linear = of(ring_part + 1 + g);
-    float den = linear[GROUP * D], num = threadIdx.x < D ? linear[threadIdx.x] : 0.f;
-    for (int i = 0; i <= used; i++) {
-      const float* from = of(i == used ? ring_part : i);
-      const float weight = exp2f(from[GROUP * D + g] - m);
-      den += from[GROUP * (D + 1) + g] * weight;
-      if (threadIdx.x < D) num += from[g * D + threadIdx.x] * weight;
-    }
-    if (threadIdx.x < D) in.out.row(b, kv * in.group + g, 0)[threadIdx.x] = T(num / den);
+  const int used = (share > 0 ? (tiles + share - 1) / share : 0) + 1;
+  float *weights = &window[0][0], *shares = weights + GROUP * MOST_PARTS;  // [group, used]
+  static_assert(2 * GROUP * MOST_PARTS <= GROUP * RING + GROUP * D);
+  auto of = [&](int p) { return partial_of<D>(in.partial, bk, gridDim.x, p == used - 1 ? ring_part : p); };
+  for (int i = threadIdx.x; i < in.group * used; i += 128) {
+    const float* from = of(i % used) + GROUP * D + i / used;
+    weights[i / used * MOST_PARTS + i % used] = from[0];
+    shares[i / used * MOST_PARTS + i % used] = from[GROUP];
+  }
+  __syncthreads();
+  if (threadIdx.x < in.group) {
+    const int g = threadIdx.x;
+    float *w = weights + g * MOST_PARTS, m = -INFINITY;
+    for (int i = 0; i < used; i++) m = fmaxf(m, w[i]);
+    float den = partial_of<D>(in.partial, bk, gridDim.x, ring_part + 1 + g)[GROUP * D];
+    for (int i = 0; i < used; i++) den += shares[g * MOST_PARTS + i] * (w[i] = exp2f(w[i] - m));
+    for (int i = 0; i < used; i++) w[i] /= den;
+    sums[0][g] = 1.f / den;
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < in.group * D; i += 128) {
+    const int g = i / D, d = i % D;
+    float num = partial_of<D>(in.partial, bk, gridDim.x, ring_part + 1 + g)[d] * sums[0][g];
+#pragma unroll 8
+    for (int p = 0; p < used; p++) num += of(p)[i] * weights[g * MOST_PARTS + p];
+    in.out.row(b, kv * in.group + g, 0)[d] = T(num);
   }
 }
 

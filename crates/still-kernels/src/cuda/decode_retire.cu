@@ -6,21 +6,6 @@
 
 namespace still {
 
-// Sums to rows and columns of a tile.
-template <class TILE, int NT>
-__device__ __forceinline__ void store_tile(TILE tile, int row, int col, const float (&x)[NT][4], const bool (&on)[2]) {
-#pragma unroll
-  for (int n = 0; n < NT; n++)
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-      uint32_t t[TILE::P];
-      split<TILE::P>(on[half] ? x[n][half * 2] : 0.f, on[half] ? x[n][half * 2 + 1] : 0.f, t);
-#pragma unroll
-      for (int p = 0; p < TILE::P; p++)
-        asm volatile("st.shared.b32 [%0], %1;" ::"r"(tile.at(p, row + half * 8, col + n * 8) + threadIdx.x % 4 * 4), "r"(t[p]) : "memory");
-    }
-}
-
 template <class K>
 __global__ void __launch_bounds__(128) decode_retire(const Decode<typename K::T> in) {
   using T = typename K::T;
@@ -76,9 +61,16 @@ __global__ void __launch_bounds__(128) decode_retire(const Decode<typename K::T>
     add_product<KS>(plus, x, weights, 0);
     np_map(plus, minus, squared);
     const int row = warp * 16 + lane / 4;
-    const bool on[2] = {!(kept >> row & 1), !(kept >> (row + 8) & 1)};
-    store_tile(phi, row, 0, plus, on);
-    store_tile(phi, row, D, minus, on);
+    const float on[2] = {kept >> row & 1 ? 0.f : 1.f, kept >> (row + 8) & 1 ? 0.f : 1.f};
+#pragma unroll
+    for (int n = 0; n < NT; n++)
+#pragma unroll
+      for (int e = 0; e < 4; e++) {
+        plus[n][e] *= on[e / 2];
+        minus[n][e] *= on[e / 2];
+      }
+    store_tile(phi, row, 0, plus);
+    store_tile(phi, row, D, minus);
   }
   __syncthreads();
   const int feature = slice + warp * 16 + lane / 4;

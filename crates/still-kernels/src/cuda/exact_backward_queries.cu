@@ -21,10 +21,10 @@ __global__ void __launch_bounds__(HEADS * 128, 1) exact_backward_queries(const B
   const int64_t bk = int64_t(b) * in.kv_heads + kv;
   const int retired = max(chunk - 1, 0), kept = retired * in.budgets[kv];
   const bool linear = retired * CHUNK > kept;
-  const int salient_stages = (kept + CHUNK - 1) / CHUNK, stages = salient_stages + (chunk > 0) + 1;
+  const int window = (chunk > 0) + 1, stages = window + (kept + CHUNK - 1) / CHUNK;
   const int32_t* list = in.salient + bk * in.tokens;
 
-  KeyStream<T, D, THREADS> keys{in.k, in.v, list, b, kv, start, kept, in.tokens, salient_stages, stages};
+  KeyStream<T, D, THREADS> keys{in.k, in.v, list, b, kv, start, kept, in.tokens, window, stages};
 #pragma unroll
   for (int h = 0; h < HEADS; h++)
     load_matrix<THREADS, CHUNK>(queries, h * CHUNK, in.q.row(b, first_head + h, start), in.q.token, in.tokens - start);
@@ -60,14 +60,14 @@ __global__ void __launch_bounds__(HEADS * 128, 1) exact_backward_queries(const B
     start_tile_product<KS>(d, d_outs, warp / 4 * CHUNK, tile, CHUNK);
     finish<P, D, 1>();
     hold_sums(s);
-    const bool causal = i == stages - 1, ragged = i < salient_stages && (i + 1) * CHUNK > kept;
+    const bool causal = i == window - 1, ragged = i >= window && (i - window + 1) * CHUNK > kept;
 #pragma unroll
     for (int n = 0; n < 8; n++)
 #pragma unroll
       for (int e = 0; e < 4; e++) {
         const int column = n * 8 + lane % 4 * 2 + e % 2;
         s[n][e] = exp2_fast(s[n][e] * scale - level[e / 2]);
-        if ((causal && column > first_row + lane / 4 + e / 2 * 8) || (ragged && i * CHUNK + column >= kept)) s[n][e] = 0.f;
+        if ((causal && column > first_row + lane / 4 + e / 2 * 8) || (ragged && (i - window) * CHUNK + column >= kept)) s[n][e] = 0.f;
       }
     finish<P, D>();
     hold_sums(d);

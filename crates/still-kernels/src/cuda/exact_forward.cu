@@ -28,10 +28,10 @@ __global__ void __launch_bounds__(HEADS * 128, K::P == 1 && K::D != 96 ? 4 / HEA
   const int64_t bk = int64_t(b) * in.kv_heads + kv;
   const int retired = max(chunk - 1, 0), kept = retired * in.budgets[kv];
   const bool linear = retired * CHUNK > kept;
-  const int salient_stages = (kept + CHUNK - 1) / CHUNK, stages = salient_stages + (chunk > 0) + 1;
+  const int window = (chunk > 0) + 1, stages = window + (kept + CHUNK - 1) / CHUNK;
   const int32_t* list = in.salient + bk * in.tokens;
 
-  KeyStream<T, D, THREADS> keys{in.k, in.v, list, b, kv, start, kept, in.tokens, salient_stages, stages};
+  KeyStream<T, D, THREADS> keys{in.k, in.v, list, b, kv, start, kept, in.tokens, window, stages};
 #pragma unroll
   for (int h = 0; h < HEADS; h++)
     load_matrix<THREADS, CHUNK>(queries, h * CHUNK, in.q.row(b, first_head + h, start), in.q.token, in.tokens - start);
@@ -49,24 +49,30 @@ __global__ void __launch_bounds__(HEADS * 128, K::P == 1 && K::D != 96 ? 4 / HEA
     publish();
     __syncthreads();
     keys.load(i + 1, stage(i + 1));
+    if (linear && i + 1 == stages) {  // the linear branch's numerators, for the end
+#pragma unroll
+      for (int h = 0; h < HEADS; h++)
+        load_matrix<THREADS, CHUNK>(stage(i + 1), h * CHUNK, static_cast<const T*>(in.out.row(b, first_head + h, start)), in.out.token, in.tokens - start);
+      copy_commit();
+    }
     if (IN_REGISTERS && i == 0)
 #pragma unroll
       for (int k = 0; k < KS; k++) load_left(q[k], queries, warp * 16, k * 16);
     const Stage tile = stage(i);
     float s[8][4];
     logits<KS, 8>(s, q, queries, warp / 4 * CHUNK, tile, 0);
-    if (i == stages - 1) {  // this chunk: no key after the query
+    if (i == window - 1) {  // this chunk: no key after the query
 #pragma unroll
       for (int n = 0; n < 8; n++)
 #pragma unroll
         for (int e = 0; e < 4; e++)
           if (n * 8 + lane % 4 * 2 + e % 2 > first_row + lane / 4 + e / 2 * 8) s[n][e] = -INFINITY;
-    } else if (i < salient_stages && (i + 1) * CHUNK > kept) {
+    } else if (i >= window && (i - window + 1) * CHUNK > kept) {
 #pragma unroll
       for (int n = 0; n < 8; n++)
 #pragma unroll
         for (int e = 0; e < 4; e++)
-          if (i * CHUNK + n * 8 + lane % 4 * 2 + e % 2 >= kept) s[n][e] = -INFINITY;
+          if ((i - window) * CHUNK + n * 8 + lane % 4 * 2 + e % 2 >= kept) s[n][e] = -INFINITY;
     }
 #pragma unroll
     for (int half = 0; half < 2; half++) {
@@ -106,9 +112,11 @@ __global__ void __launch_bounds__(HEADS * 128, K::P == 1 && K::D != 96 ? 4 / HEA
     add_product<4, NT>(out, p, tile, CHUNK);
   }
 
+  copy_wait<0>();
+  __syncthreads();
 #pragma unroll
   for (int half = 0; half < 2; half++) {
-    const int t = start + first_row + lane / 4 + half * 8;
+    const int row = first_row + lane / 4 + half * 8, t = start + row;
     float denominator = row_sum(sum[half]);
     if (in.arg_max) {
       int at = max(arg_max[half], __shfl_xor_sync(0xffffffffu, arg_max[half], 1));
@@ -117,23 +125,20 @@ __global__ void __launch_bounds__(HEADS * 128, K::P == 1 && K::D != 96 ? 4 / HEA
     const int64_t at = (int64_t(b) * in.heads + head) * in.tokens + t;
     if (linear && t < in.tokens) denominator += in.denominator[at];
     __syncwarp();  // read by four lanes before one of them writes
-    if (linear && t < in.tokens) {
-      const T* from = in.out.row(b, head, t) + lane % 4 * 2;
+    if (linear)
 #pragma unroll
       for (int n = 0; n < NT; n++) {
-        float2 share = read_pair(from + n * 8);
+        float2 share = read_pair(stage(stages), warp / 4 * CHUNK + row, n * 8 + lane % 4 * 2);
         out[n][half * 2] += share.x;
         out[n][half * 2 + 1] += share.y;
       }
-    }
-    __syncwarp();
     store_row(t < in.tokens, in.out.row(b, head, t), out, half, 1.f / denominator);
     if (t < in.tokens && lane % 4 == 0) {
       in.denominator[at] = denominator;
       if (in.maximum) in.maximum[at] = m[half] / LOG2E;
       if (in.arg_max) {
         const int tile = arg_max[half] / CHUNK, column = arg_max[half] % CHUNK;
-        in.arg_max[at] = tile < salient_stages ? list[arg_max[half]] : start - (stages - 1 - tile) * CHUNK + column;
+        in.arg_max[at] = tile < window ? start - (window - 1 - tile) * CHUNK + column : list[(tile - window) * CHUNK + column];
       }
     }
   }

@@ -1,4 +1,5 @@
-// The keys and values that one chunk's queries see exactly, in stages of 64 tokens: the salient list, then the window.
+// The keys and values that one chunk's queries see exactly, in stages of 64 tokens: the window (the chunk before, this one), then
+// the salient list, which is looked up meanwhile.
 #pragma once
 #include "launch.cuh"
 
@@ -9,12 +10,12 @@ struct KeyStream {
   static constexpr int PIECES = D / 8, PER_THREAD = (CHUNK * PIECES + THREADS - 1) / THREADS;
   Rows<const T> k, v;
   const int32_t* list;
-  int b, kv, start, kept, all, salient_stages, stages;
+  int b, kv, start, kept, all, window, stages;  // stages of the window, and in all
   int tokens[PER_THREAD];  // that this thread copies next, looked up one stage ahead of the copy
 
   __device__ __forceinline__ void look_up(int i) {
-    const bool is_salient = i < salient_stages;
-    const int from = is_salient ? i * CHUNK : start - (stages - 1 - i) * CHUNK, to = is_salient ? kept : all;
+    const bool is_salient = i >= window;
+    const int from = is_salient ? (i - window) * CHUNK : start - (window - 1 - i) * CHUNK, to = is_salient ? kept : all;
 #pragma unroll
     for (int j = 0; j < PER_THREAD; j++) {
       int t = from + (threadIdx.x + j * THREADS) / PIECES;

@@ -2,7 +2,7 @@
 // the exact pass adds its own. Neither is rescaled by the maximum, so the two passes need nothing of each other.
 //
 // phi stays unnormalised in registers: minus' half of the product comes first, is brought to plus' scale by its row, and
-// both are divided by plus' sum when they leave.
+// both are divided by plus' sum when they leave. Chunks go upwards and the exact pass downwards: it finds the last in cache.
 #include "forward.cuh"
 #include "np_map.cuh"
 #include "wgmma.cuh"
@@ -19,7 +19,7 @@ __global__ void __launch_bounds__(128, K::P == 1 ? 3 : 1) linear_forward(const F
   const uint32_t base = aligned(memory);
   const Square first{base}, second{base + Square::BYTES};
   const Queries queries{base + Square::BYTES};
-  const int head = blockIdx.x, chunk = in.chunks - 1 - blockIdx.y, start = chunk * CHUNK, b = blockIdx.z;
+  const int head = blockIdx.x, chunk = 2 + blockIdx.y, start = chunk * CHUNK, b = blockIdx.z;
   const int kv = head / in.group, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int64_t bk = int64_t(b) * in.kv_heads + kv;
   const int64_t at = (int64_t(b) * in.heads + head) * in.tokens + start;

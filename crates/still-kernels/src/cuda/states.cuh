@@ -129,11 +129,16 @@ __global__ void __launch_bounds__(128) state_scan(const StateScan<typename K::T>
 }
 
 // Totals of single segments become sums of all up to each.
-static __global__ void __launch_bounds__(256) add_totals(float* totals, int64_t size, int segments, int64_t stride) {
-  const int64_t i = int64_t(blockIdx.x) * 256 + threadIdx.x;
+static __global__ void __launch_bounds__(256) add_totals(float* s_totals, int64_t s_size, float* z_totals, int64_t z_size, int segments) {
+  int64_t i = int64_t(blockIdx.x) * 256 + threadIdx.x;
+  const bool is_z = i >= s_size;
+  float* totals = is_z ? z_totals : s_totals;
+  const int64_t size = is_z ? z_size : s_size;
+  if (is_z) i -= s_size;
   if (i >= size) return;
   float sum = 0.f;
-  for (int s = 0; s < segments; s++) totals[s * stride + i] = sum += totals[s * stride + i];
+#pragma unroll 4
+  for (int s = 0; s < segments; s++) totals[s * size + i] = sum += totals[s * size + i];
 }
 
 template <class K>
@@ -144,11 +149,8 @@ int run_state_scan(const StillShape& shape, const StateScan<typename K::T>& scan
   if (scan.segments > 1) {  // nothing starts from the last segment's total
     int error = launch(state_scan<K, true>, dim3(2 * K::D / 64, scan.segments - 1, states), 128, bytes, stream, scan);
     const int64_t zs = int64_t(states) * 2 * K::D, sums = zs * K::D;
-    auto add = [&](float* to, int64_t size) {
-      return launch(add_totals, dim3((size + 255) / 256), 256, 0, stream, to, size, scan.segments - 1, size);
-    };
-    if (!error) error = add(scan.totals, sums);
-    if (!error) error = add(scan.totals + scan.segments * sums, zs);
+    if (!error)
+      error = launch(add_totals, dim3((sums + zs + 255) / 256), 256, 0, stream, scan.totals, sums, scan.totals + scan.segments * sums, zs, scan.segments - 1);
     if (error) return error;
   }
   return launch(state_scan<K, false>, dim3(2 * K::D / 64, scan.segments, states), 128, bytes, stream, scan);

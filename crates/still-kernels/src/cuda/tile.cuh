@@ -52,6 +52,21 @@ struct Tile {
   }
 };
 
+// Two values from (row, col) of a tile, col even.
+template <class TILE>
+__device__ __forceinline__ float2 read_pair(TILE tile, int row, int col) {
+  float2 sum = make_float2(0.f, 0.f);
+#pragma unroll
+  for (int p = 0; p < TILE::P; p++) {
+    uint32_t x;
+    asm volatile("ld.shared.b32 %0, [%1];" : "=r"(x) : "r"(tile.at(p, row, col & ~7) + (col & 7) * 2) : "memory");
+    float2 part = unpack(x);
+    sum.x += part.x;
+    sum.y += part.y;
+  }
+  return sum;
+}
+
 // Eight values to (row, col) of a tile, asynchronously where the data are bf16; zeros if `from` is null.
 template <class T, class TILE>
 __device__ __forceinline__ void copy_piece(TILE tile, int row, int col, const T* from, const T* any) {
@@ -198,6 +213,21 @@ __device__ __forceinline__ void store_row(bool on, __nv_bfloat16* to, const floa
     uint32_t r = __shfl_sync(0xffffffffu, c % 2 ? b : a, first, 4), s = __shfl_sync(0xffffffffu, c % 2 ? a : b, second, 4);
     if (on) *reinterpret_cast<uint2*>(to + n * 8 + c * 4) = c < 2 ? make_uint2(r, s) : make_uint2(s, r);
   }
+}
+
+// Sums to rows of a tile, from column `col`.
+template <class TILE, int NT>
+__device__ __forceinline__ void store_tile(TILE tile, int row, int col, const float (&x)[NT][4]) {
+#pragma unroll
+  for (int n = 0; n < NT; n++)
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      uint32_t t[TILE::P];
+      split<TILE::P>(x[n][half * 2], x[n][half * 2 + 1], t);
+#pragma unroll
+      for (int p = 0; p < TILE::P; p++)
+        asm volatile("st.shared.b32 [%0], %1;" ::"r"(tile.at(p, row + half * 8, col + n * 8) + threadIdx.x % 4 * 4), "r"(t[p]) : "memory");
+    }
 }
 
 // Over the four lanes that share a row.

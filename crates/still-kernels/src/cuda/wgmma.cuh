@@ -38,12 +38,28 @@ __device__ __forceinline__ void hold(float (&x)[NT][4]) {
     for (int i = 0; i < 4; i++) asm volatile("" : "+f"(x[n][i])::"memory");
 }
 
-template <int TRANSPOSED>
+template <int A_TRANSPOSED, int B_TRANSPOSED>
+__device__ __forceinline__ void wgmma_shared(float (&c)[4][4], uint64_t a, uint64_t b, int add) {
+  asm volatile("{.reg .pred p; setp.ne.b32 p, %18, 0; "
+               "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, %16, %17, p, 1, 1, %19, %20;}"
+               : "+f"(c[0][0]), "+f"(c[0][1]), "+f"(c[0][2]), "+f"(c[0][3]), "+f"(c[1][0]), "+f"(c[1][1]), "+f"(c[1][2]), "+f"(c[1][3]), "+f"(c[2][0]), "+f"(c[2][1]), "+f"(c[2][2]), "+f"(c[2][3]), "+f"(c[3][0]), "+f"(c[3][1]), "+f"(c[3][2]), "+f"(c[3][3])
+               : "l"(a), "l"(b), "r"(add), "n"(A_TRANSPOSED), "n"(B_TRANSPOSED));
+}
+
+template <int A_TRANSPOSED, int B_TRANSPOSED>
 __device__ __forceinline__ void wgmma_shared(float (&c)[8][4], uint64_t a, uint64_t b, int add) {
   asm volatile("{.reg .pred p; setp.ne.b32 p, %34, 0; "
-               "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, %32, %33, p, 1, 1, %35, %35;}"
+               "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, %32, %33, p, 1, 1, %35, %36;}"
                : "+f"(c[0][0]), "+f"(c[0][1]), "+f"(c[0][2]), "+f"(c[0][3]), "+f"(c[1][0]), "+f"(c[1][1]), "+f"(c[1][2]), "+f"(c[1][3]), "+f"(c[2][0]), "+f"(c[2][1]), "+f"(c[2][2]), "+f"(c[2][3]), "+f"(c[3][0]), "+f"(c[3][1]), "+f"(c[3][2]), "+f"(c[3][3]), "+f"(c[4][0]), "+f"(c[4][1]), "+f"(c[4][2]), "+f"(c[4][3]), "+f"(c[5][0]), "+f"(c[5][1]), "+f"(c[5][2]), "+f"(c[5][3]), "+f"(c[6][0]), "+f"(c[6][1]), "+f"(c[6][2]), "+f"(c[6][3]), "+f"(c[7][0]), "+f"(c[7][1]), "+f"(c[7][2]), "+f"(c[7][3])
-               : "l"(a), "l"(b), "r"(add), "n"(TRANSPOSED));
+               : "l"(a), "l"(b), "r"(add), "n"(A_TRANSPOSED), "n"(B_TRANSPOSED));
+}
+
+template <int A_TRANSPOSED, int B_TRANSPOSED>
+__device__ __forceinline__ void wgmma_shared(float (&c)[16][4], uint64_t a, uint64_t b, int add) {
+  asm volatile("{.reg .pred p; setp.ne.b32 p, %66, 0; "
+               "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, %64, %65, p, 1, 1, %67, %68;}"
+               : "+f"(c[0][0]), "+f"(c[0][1]), "+f"(c[0][2]), "+f"(c[0][3]), "+f"(c[1][0]), "+f"(c[1][1]), "+f"(c[1][2]), "+f"(c[1][3]), "+f"(c[2][0]), "+f"(c[2][1]), "+f"(c[2][2]), "+f"(c[2][3]), "+f"(c[3][0]), "+f"(c[3][1]), "+f"(c[3][2]), "+f"(c[3][3]), "+f"(c[4][0]), "+f"(c[4][1]), "+f"(c[4][2]), "+f"(c[4][3]), "+f"(c[5][0]), "+f"(c[5][1]), "+f"(c[5][2]), "+f"(c[5][3]), "+f"(c[6][0]), "+f"(c[6][1]), "+f"(c[6][2]), "+f"(c[6][3]), "+f"(c[7][0]), "+f"(c[7][1]), "+f"(c[7][2]), "+f"(c[7][3]), "+f"(c[8][0]), "+f"(c[8][1]), "+f"(c[8][2]), "+f"(c[8][3]), "+f"(c[9][0]), "+f"(c[9][1]), "+f"(c[9][2]), "+f"(c[9][3]), "+f"(c[10][0]), "+f"(c[10][1]), "+f"(c[10][2]), "+f"(c[10][3]), "+f"(c[11][0]), "+f"(c[11][1]), "+f"(c[11][2]), "+f"(c[11][3]), "+f"(c[12][0]), "+f"(c[12][1]), "+f"(c[12][2]), "+f"(c[12][3]), "+f"(c[13][0]), "+f"(c[13][1]), "+f"(c[13][2]), "+f"(c[13][3]), "+f"(c[14][0]), "+f"(c[14][1]), "+f"(c[14][2]), "+f"(c[14][3]), "+f"(c[15][0]), "+f"(c[15][1]), "+f"(c[15][2]), "+f"(c[15][3])
+               : "l"(a), "l"(b), "r"(add), "n"(A_TRANSPOSED), "n"(B_TRANSPOSED));
 }
 
 template <int TRANSPOSED>
@@ -52,14 +68,6 @@ __device__ __forceinline__ void wgmma(float (&c)[8][4], const uint32_t (&a)[4], 
                "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, {%32, %33, %34, %35}, %36, p, 1, 1, %38;}"
                : "+f"(c[0][0]), "+f"(c[0][1]), "+f"(c[0][2]), "+f"(c[0][3]), "+f"(c[1][0]), "+f"(c[1][1]), "+f"(c[1][2]), "+f"(c[1][3]), "+f"(c[2][0]), "+f"(c[2][1]), "+f"(c[2][2]), "+f"(c[2][3]), "+f"(c[3][0]), "+f"(c[3][1]), "+f"(c[3][2]), "+f"(c[3][3]), "+f"(c[4][0]), "+f"(c[4][1]), "+f"(c[4][2]), "+f"(c[4][3]), "+f"(c[5][0]), "+f"(c[5][1]), "+f"(c[5][2]), "+f"(c[5][3]), "+f"(c[6][0]), "+f"(c[6][1]), "+f"(c[6][2]), "+f"(c[6][3]), "+f"(c[7][0]), "+f"(c[7][1]), "+f"(c[7][2]), "+f"(c[7][3])
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add), "n"(TRANSPOSED));
-}
-
-template <int TRANSPOSED>
-__device__ __forceinline__ void wgmma_shared(float (&c)[16][4], uint64_t a, uint64_t b, int add) {
-  asm volatile("{.reg .pred p; setp.ne.b32 p, %66, 0; "
-               "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, %64, %65, p, 1, 1, %67, %67;}"
-               : "+f"(c[0][0]), "+f"(c[0][1]), "+f"(c[0][2]), "+f"(c[0][3]), "+f"(c[1][0]), "+f"(c[1][1]), "+f"(c[1][2]), "+f"(c[1][3]), "+f"(c[2][0]), "+f"(c[2][1]), "+f"(c[2][2]), "+f"(c[2][3]), "+f"(c[3][0]), "+f"(c[3][1]), "+f"(c[3][2]), "+f"(c[3][3]), "+f"(c[4][0]), "+f"(c[4][1]), "+f"(c[4][2]), "+f"(c[4][3]), "+f"(c[5][0]), "+f"(c[5][1]), "+f"(c[5][2]), "+f"(c[5][3]), "+f"(c[6][0]), "+f"(c[6][1]), "+f"(c[6][2]), "+f"(c[6][3]), "+f"(c[7][0]), "+f"(c[7][1]), "+f"(c[7][2]), "+f"(c[7][3]), "+f"(c[8][0]), "+f"(c[8][1]), "+f"(c[8][2]), "+f"(c[8][3]), "+f"(c[9][0]), "+f"(c[9][1]), "+f"(c[9][2]), "+f"(c[9][3]), "+f"(c[10][0]), "+f"(c[10][1]), "+f"(c[10][2]), "+f"(c[10][3]), "+f"(c[11][0]), "+f"(c[11][1]), "+f"(c[11][2]), "+f"(c[11][3]), "+f"(c[12][0]), "+f"(c[12][1]), "+f"(c[12][2]), "+f"(c[12][3]), "+f"(c[13][0]), "+f"(c[13][1]), "+f"(c[13][2]), "+f"(c[13][3]), "+f"(c[14][0]), "+f"(c[14][1]), "+f"(c[14][2]), "+f"(c[14][3]), "+f"(c[15][0]), "+f"(c[15][1]), "+f"(c[15][2]), "+f"(c[15][3])
-               : "l"(a), "l"(b), "r"(add), "n"(TRANSPOSED));
 }
 
 template <int TRANSPOSED>
@@ -75,7 +83,7 @@ template <int KS, int NT, class A, class B>
 __device__ __forceinline__ void issue_nt(float (&sums)[NT][4], A a, int a_row, B b, int row, bool add = false) {
 #pragma unroll
   for (int k = 0; k < KS; k++)
-    wgmma_shared<0>(sums, descriptor(a.at(0, a_row, 0) + k / 4 * A::PANEL + k % 4 * 32, 16),
+    wgmma_shared<0, 0>(sums, descriptor(a.at(0, a_row, 0) + k / 4 * A::PANEL + k % 4 * 32, 16),
                  descriptor(b.at(0, row, 0) + k / 4 * B::PANEL + k % 4 * 32, 16), add || k > 0);
 }
 
@@ -149,6 +157,31 @@ __device__ __forceinline__ void start_add_product(float (&sums)[NT][4], const Le
   }
 }
 
+// sums += A B for 64 rows of a tile (from 0), 16 of them this warp's; 16 KS columns, B's columns from `col`.
+template <int KS, int NT, class A, class B>
+__device__ __forceinline__ void add_tile_product_nn(float (&sums)[NT][4], A a, B b, int col) {
+  if constexpr (WARPGROUP<A::P, B::COLS>) {
+#if STILL_HOPPER
+    hold(sums);
+    wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < KS; k++)
+      wgmma_shared<0, 1>(sums, descriptor(a.base + k / 4 * A::PANEL + k % 4 * 32, 16),
+                         descriptor(b.base + col / 64 * B::PANEL + col % 64 * 2 + k * 2048, B::PANEL), 1);
+    wgmma_commit();
+    wgmma_wait<0>();
+    hold(sums);
+#endif
+  } else {
+#pragma unroll
+    for (int k = 0; k < KS; k++) {
+      Left<A::P> x[1];
+      load_left(x[0], a, threadIdx.x / 32 % 4 * 16, k * 16);
+      product_nn<1, NT>(sums, x, b, k * 16, col);
+    }
+  }
+}
+
 template <int NT>
 __device__ __forceinline__ void hold_sums(float (&sums)[NT][4]) {
 #if STILL_HOPPER
@@ -198,7 +231,7 @@ __device__ __forceinline__ void add_outer_product(float (&sums)[NT][4], const Le
     wgmma_fence();
 #pragma unroll
     for (int k = 0; k < 4; k++)
-      wgmma_shared<1>(sums, descriptor(a.base + k * 2048, A::PANEL), descriptor(b.base + k * 2048, B::PANEL), 1);
+      wgmma_shared<1, 1>(sums, descriptor(a.base + k * 2048, A::PANEL), descriptor(b.base + k * 2048, B::PANEL), 1);
     wgmma_commit();
     wgmma_wait<0>();
     hold(sums);
