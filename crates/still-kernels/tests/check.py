@@ -212,7 +212,7 @@ def bench_decode(lib, n, batch=1, budget=4, h=32, kv=8, d=128, layers=32):
                     x.step(q, k, v)
             times[name] = median_ms(graph.replay, 15, 3)
         kept = (n // CHUNK - 1) * budget
-        moved = layers * (batch * kv * (kept * 4 * d + 128 * 4 * d + 8 * d * d) + 2 * h * d * d)
+        moved = layers * (batch * kv * (kept * 4 * d + 128 * 4 * d + 8 * d * d) + 2 * h * d * d)  # store, ring, state, maps
         line += f" {splits} splits {times['step']:.3f} ms ({moved / times['step'] / 1e6:.0f} GB/s; retiring {times['retiring step']:.3f});"
         del stack
     print(line, flush=True)

@@ -1,6 +1,6 @@
 // One token of every sequence. The blocks of one (sequence, KV head): some share the store, one answers from the ring (after
-// adding the token to it) and scores the token, one a query head works the linear branch. Each leaves a partial result; the
-// last to arrive merges them in order.
+// adding the token to it) and scores the token, two a query head work the halves of the linear branch. Each leaves a partial
+// result; the last to arrive merges them in order.
 #include "decode.cuh"
 #include "wgmma.cuh"
 
@@ -8,6 +8,7 @@ namespace still {
 
 constexpr int GROUP = 16;       // at most so many query heads a KV head: the rows of a product
 constexpr int MOST_PARTS = 65;  // of a store, and the ring
+static_assert(2 * MOST_PARTS >= RING);
 
 // Sum, or largest, over the block's 128 threads.
 template <bool MAX>
@@ -70,11 +71,12 @@ __global__ void __launch_bounds__(128) decode_attend(const Decode<typename K::T>
   using Stage = Tile<P, 128, D>;  // 64 keys, 64 values
   const int b = blockIdx.z, kv = blockIdx.y, part = blockIdx.x, position = in.positions[b];
   if (position < 0) return;
-  extern __shared__ unsigned char memory[];
-  __shared__ float four[4], x[D], f[D], phi[2 * D], y[D], maxima[4][GROUP], sums[4][GROUP];
-  __shared__ float window[GROUP][RING + D];  // logits; weights, when parts are merged
+  extern __shared__ __align__(128) unsigned char memory[];
+  __shared__ float four[4], x[D], f[D], phi[D], y[D], maxima[4][GROUP], sums[4][GROUP];
   __shared__ bool last;
-  const uint32_t base = aligned(memory);
+  const uint32_t base = shared_address(memory);
+  float* const floats = reinterpret_cast<float*>(memory);
+  float* const window = floats + (2 * Stage::BYTES + Tile<P, 16, D>::BYTES) / 4;  // logits [group, RING]; weights, when merging
   auto stage = [&](int i) { return Stage{base + i % 2 * Stage::BYTES}; };
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, chunk = position / CHUNK, ring_part = in.splits;
   const int64_t bk = int64_t(b) * in.kv_heads + kv;
@@ -92,7 +94,7 @@ __global__ void __launch_bounds__(128) decode_attend(const Decode<typename K::T>
         in.ring_k[to + threadIdx.x] = in.k.row(b, kv, 0)[threadIdx.x];
         in.ring_v[to + threadIdx.x] = in.v.row(b, kv, 0)[threadIdx.x];
       }
-      for (int i = threadIdx.x; i < GROUP * (RING + D); i += 128) (&window[0][0])[i] = -INFINITY;
+      for (int i = threadIdx.x; i < in.group * RING; i += 128) window[i] = -INFINITY;
       __syncthreads();
     }
     auto valid = [&](int i) { return ring ? (i == 0 ? CHUNK : position % CHUNK + 1) : kept - i * CHUNK; };
@@ -133,7 +135,7 @@ __global__ void __launch_bounds__(128) decode_attend(const Decode<typename K::T>
             const int key = warp * 16 + n * 8 + lane % 4 * 2 + e;
             float& l = s[n][half * 2 + e];
             l = key < valid(i) ? l * scale : -INFINITY;
-            if (ring) window[lane / 4 + half * 8][i * CHUNK + key] = l;
+            if (ring && lane / 4 + half * 8 < in.group) window[(lane / 4 + half * 8) * RING + i * CHUNK + key] = l;
             top = fmaxf(top, l);
           }
         const float raised = fmaxf(m[half], row_max(top));
@@ -167,7 +169,7 @@ __global__ void __launch_bounds__(128) decode_attend(const Decode<typename K::T>
         sums[warp][lane / 4 + half * 8] = row_sums[half];
       }
     __syncthreads();
-    float* numerators = reinterpret_cast<float*>(memory + (base - shared_address(memory)));  // the stages are done with
+    float* numerators = floats;  // the stages are done with
     for (int i = threadIdx.x; i < GROUP * D; i += 128) numerators[i] = 0.f;
     float top[2];
 #pragma unroll
@@ -199,52 +201,34 @@ __global__ void __launch_bounds__(128) decode_attend(const Decode<typename K::T>
       mine[GROUP * D + row] = m;
       mine[GROUP * (D + 1) + row] = all;
     }
-    if (ring && warp == 0) {
-      // The score: over the last 64 tokens, which end at column 64 + position % 64.
-      const int self = CHUNK + position % CHUNK;
-      float total = 0.f;
-      for (int g = 0; g < in.group; g++) {
-        const float a = window[g][self - lane], c = window[g][self - lane - 32];
-        float m = fmaxf(a, c);
-        for (int i = 16; i > 0; i /= 2) m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, i));
-        float rest = (lane == 0 ? 0.f : exp2f(a - m)) + exp2f(c - m);
-        for (int i = 16; i > 0; i /= 2) rest += __shfl_xor_sync(0xffffffffu, rest, i);
-        const float own = exp2f(window[g][self] - m), all = rest + own, p = own / all, r = rest / all;
-        total += (r > 0.f ? r * logf(r) : 0.f) + p * log1pf(p * 1e8f);
-      }
-      if (lane == 0) in.ring_score[bk * RING + position % RING] = total / in.group;
-    }
   } else {
-    // phi(q) S and phi(q) z of one query head, times lambda.
-    const int g = part - ring_part - 1, head = kv * in.group + g;
+    // Half of phi(q) S and phi(q) z of one query head, times lambda. The state's half comes while phi is made.
+    const int g = (part - ring_part - 1) / 2, head = kv * in.group + g;
+    const bool plus = part % 2 == (ring_part + 1) % 2;
     if (absorbed > 0) {
+      static_assert(2 * Stage::BYTES >= D * D * 4);
+      const float* s = in.s + (bk * 2 + !plus) * D * D;
+      for (int i = threadIdx.x; i < D * D / 4; i += 128) copy_async(base + i * 16, s + i * 4, true);
+      copy_commit();
       const float lambda = in.log_scale ? expf(in.log_scale[head]) / absorbed : 1.f;
-      float own = 0.f;
-      if (threadIdx.x < D) {
-        const T* q = in.q.row(b, head, 0);
-        own = float(q[threadIdx.x]);
-        x[threadIdx.x] = own;
-      }
+      const bool on = threadIdx.x < D;
+      const float own = on ? float(in.q.row(b, head, 0)[threadIdx.x]) : 0.f;
+      const float z = on ? in.z[(bk * 2 + !plus) * D + threadIdx.x] : 0.f;
+      if (on) x[threadIdx.x] = own;
       __syncthreads();
-      const float squared = over_block<false>(own * own, four);
       row_times_matrix<D, D>(x, in.w_q + int64_t(head) * D * D, f);
-      const float value = threadIdx.x < D ? f[threadIdx.x] : 0.f;
-      const float norm = sqrtf(over_block<false>(value * value, four));
-      const float u = value * (sqrtf(squared) / fmaxf(norm, 1e-12f)) * LOG2E;
-      const float top = over_block<true>(threadIdx.x < D ? u : -INFINITY, four), bottom = -over_block<true>(threadIdx.x < D ? -u : -INFINITY, four);
-      const float up = threadIdx.x < D ? exp2f(u - top) : 0.f, down = threadIdx.x < D ? exp2f(bottom - u) : 0.f;
-      const float plus = lambda * up / over_block<false>(up, four), minus = lambda * down / over_block<false>(down, four);
-      const float* z = in.z + bk * 2 * D;
-      float share = 0.f;
-      if (threadIdx.x < D) {
-        phi[threadIdx.x] = plus;
-        phi[D + threadIdx.x] = minus;
-        share = plus * z[threadIdx.x] + minus * z[D + threadIdx.x];
-      }
-      share = over_block<false>(share, four);
-      row_times_matrix<2 * D, D>(phi, in.s + bk * 2 * D * D, y);
-      if (threadIdx.x < D) mine[threadIdx.x] = y[threadIdx.x];
-      if (threadIdx.x == 0) mine[GROUP * D] = share;
+      const float value = on ? f[threadIdx.x] : 0.f;
+      const float squared = over_block<false>(own * own, four), norm = sqrtf(over_block<false>(value * value, four));
+      const float u = value * (sqrtf(squared) / fmaxf(norm, 1e-12f)) * (plus ? LOG2E : -LOG2E);
+      const float top = over_block<true>(on ? u : -INFINITY, four), e = on ? exp2f(u - top) : 0.f;
+      const float share = lambda * e / over_block<false>(e, four);
+      if (on) phi[threadIdx.x] = share;
+      const float den = over_block<false>(share * z, four);
+      copy_wait<0>();
+      __syncthreads();
+      row_times_matrix<D, D>(phi, static_cast<const float*>(floats), y);
+      if (on) mine[threadIdx.x] = y[threadIdx.x];
+      if (threadIdx.x == 0) mine[GROUP * D] = den;
     } else {
       if (threadIdx.x < D) mine[threadIdx.x] = 0.f;
       if (threadIdx.x == 0) mine[GROUP * D] = 0.f;
@@ -254,15 +238,32 @@ __global__ void __launch_bounds__(128) decode_attend(const Decode<typename K::T>
   __threadfence();
   __syncthreads();
   if (threadIdx.x == 0) last = atomicInc(in.arrived + bk, gridDim.x - 1) == gridDim.x - 1;
+  if (part == ring_part) {
+    // The score: over the last 64 tokens, which end at column 64 + position % 64; a warp takes every fourth head.
+    const int self = CHUNK + position % CHUNK;
+    float total = 0.f;
+    for (int g = warp; g < in.group; g += 4) {
+      const float *logits = window + g * RING + self, a = logits[-lane], c = logits[-lane - 32], own_logit = logits[0];
+      float m = fmaxf(a, c);
+      for (int i = 16; i > 0; i /= 2) m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, i));
+      float rest = (lane == 0 ? 0.f : exp2f(a - m)) + exp2f(c - m);
+      for (int i = 16; i > 0; i /= 2) rest += __shfl_xor_sync(0xffffffffu, rest, i);
+      const float own = exp2f(own_logit - m), all = rest + own, p = own / all, r = rest / all;
+      total += (r > 0.f ? r * logf(r) : 0.f) + p * log1pf(p * 1e8f);
+    }
+    if (lane == 0) four[warp] = total;
+    __syncthreads();
+    if (threadIdx.x == 0) in.ring_score[bk * RING + position % RING] = (four[0] + four[1] + four[2] + four[3]) / in.group;
+  }
   __syncthreads();
   if (!last) return;
   __threadfence();
   // Weights of the ring's share and of the splits that had work, then the sums, all heads at once.
   const int tiles = (kept + CHUNK - 1) / CHUNK, share = (tiles + in.splits - 1) / in.splits;
   const int used = (share > 0 ? (tiles + share - 1) / share : 0) + 1;
-  float *weights = &window[0][0], *shares = weights + GROUP * MOST_PARTS;  // [group, used]
-  static_assert(2 * GROUP * MOST_PARTS <= GROUP * RING + GROUP * D);
+  float *weights = window, *shares = weights + in.group * MOST_PARTS;  // [group, used]
   auto of = [&](int p) { return partial_of<D>(in.partial, bk, gridDim.x, p == used - 1 ? ring_part : p); };
+  auto linear = [&](int p) { return partial_of<D>(in.partial, bk, gridDim.x, ring_part + 1 + p); };
   for (int i = threadIdx.x; i < in.group * used; i += 128) {
     const float* from = of(i % used) + GROUP * D + i / used;
     weights[i / used * MOST_PARTS + i % used] = from[0];
@@ -273,7 +274,7 @@ __global__ void __launch_bounds__(128) decode_attend(const Decode<typename K::T>
     const int g = threadIdx.x;
     float *w = weights + g * MOST_PARTS, m = -INFINITY;
     for (int i = 0; i < used; i++) m = fmaxf(m, w[i]);
-    float den = partial_of<D>(in.partial, bk, gridDim.x, ring_part + 1 + g)[GROUP * D];
+    float den = linear(2 * g)[GROUP * D] + linear(2 * g + 1)[GROUP * D];
     for (int i = 0; i < used; i++) den += shares[g * MOST_PARTS + i] * (w[i] = exp2f(w[i] - m));
     for (int i = 0; i < used; i++) w[i] /= den;
     sums[0][g] = 1.f / den;
@@ -281,7 +282,7 @@ __global__ void __launch_bounds__(128) decode_attend(const Decode<typename K::T>
   __syncthreads();
   for (int i = threadIdx.x; i < in.group * D; i += 128) {
     const int g = i / D, d = i % D;
-    float num = partial_of<D>(in.partial, bk, gridDim.x, ring_part + 1 + g)[d] * sums[0][g];
+    float num = (linear(2 * g)[d] + linear(2 * g + 1)[d]) * sums[0][g];
 #pragma unroll 8
     for (int p = 0; p < used; p++) num += of(p)[i] * weights[g * MOST_PARTS + p];
     in.out.row(b, kv * in.group + g, 0)[d] = T(num);
@@ -313,7 +314,7 @@ int run_decode_retire(const StillShape&, const StillDecode&, StillStream);
 
 extern "C" int64_t still_decode_floats(const StillShape* shape, int32_t splits) {
   const int group = shape->heads / shape->kv_heads;
-  return int64_t(shape->batch) * shape->kv_heads * (splits + 1 + group) * still::GROUP * (shape->head_dim + 2);
+  return int64_t(shape->batch) * shape->kv_heads * (splits + 1 + 2 * group) * still::GROUP * (shape->head_dim + 2);
 }
 
 extern "C" int still_decode(const StillShape* shape, const StillDecode* args, StillStream stream) {
@@ -321,8 +322,8 @@ extern "C" int still_decode(const StillShape* shape, const StillDecode* args, St
   if (int error = still::run_decode_retire(*shape, *args, stream)) return error;
   return still::dispatch(*shape, [&](auto kind) {
     using K = decltype(kind);
-    constexpr int bytes = 2 * still::Tile<K::P, 128, K::D>::BYTES + still::Tile<K::P, 16, K::D>::BYTES + still::ALIGNMENT;
-    const int parts = args->splits + 1 + shape->heads / shape->kv_heads;
+    const int group = shape->heads / shape->kv_heads, parts = args->splits + 1 + 2 * group;
+    const int bytes = 2 * still::Tile<K::P, 128, K::D>::BYTES + still::Tile<K::P, 16, K::D>::BYTES + group * 2 * still::MOST_PARTS * 4;
     return still::launch(still::decode_attend<K>, dim3(parts, shape->kv_heads, shape->batch), 128, bytes, stream,
                          still::Decode<typename K::T>(*shape, *args));
   });

@@ -29,22 +29,25 @@ __global__ void __launch_bounds__(256, K::P == 1 ? 2 : 1) linear_backward(const 
   if (absorbed > 0) {
     load_matrix<256, CHUNK>(queries, 0, in.q.row(b, head, start), in.q.token, in.tokens - start);
     load_matrix<256, D>(weights, 0, w, D);
-    copy_commit();
-    load_matrix<256, CHUNK>(d_outs, 0, in.d_out.row(b, head, start), in.d_out.token, in.tokens - start);
-    load_matrix<256, D>(halves[0], 0, s + D * D, D);
-    copy_commit();
   }
+  load_matrix<256, CHUNK>(d_outs, 0, in.d_out.row(b, head, start), in.d_out.token, in.tokens - start);
+  copy_commit();
+  if (absorbed > 0) load_matrix<256, D>(halves[0], 0, s + D * D, D);
+  copy_commit();
 
+  copy_wait<1>();
+  publish();
+  __syncthreads();
   RowHalves rows{exchange};
   float delta[1][2] = {{0.f, 0.f}};
 #pragma unroll
   for (int half = 0; half < 2; half++) {
     const int t = start + row + half * 8;
     if (t >= in.tokens) continue;
-    const T *o = in.out.row(b, head, t) + my_col, *g = in.d_out.row(b, head, t) + my_col;
+    const T* o = in.out.row(b, head, t) + my_col;
 #pragma unroll
     for (int n = 0; n < NT; n++) {
-      float2 x = read_pair(o + n * 8), y = read_pair(g + n * 8);
+      float2 x = read_pair(o + n * 8), y = read_pair(d_outs, row + half * 8, my_col + n * 8);
       delta[0][half] += x.x * y.x + x.y * y.y;
     }
   }
@@ -60,9 +63,6 @@ __global__ void __launch_bounds__(256, K::P == 1 ? 2 : 1) linear_backward(const 
   }
   if (absorbed == 0) return;
 
-  copy_wait<1>();
-  publish();
-  __syncthreads();
   float f[NT][4], squared[2], factor[2];
   squared_norms(queries, squared);
   clear(f);
