@@ -1,4 +1,7 @@
-"""sanitize.py LIBRARY: small cases of every kernel, for compute-sanitizer to watch (memcheck, racecheck)."""
+"""sanitize.py LIBRARY: small cases of every kernel, for compute-sanitizer to watch:
+
+compute-sanitizer --tool memcheck|racecheck --kernel-regex kns=still python3 sanitize.py LIBRARY
+"""
 import sys
 
 import torch

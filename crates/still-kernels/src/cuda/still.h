@@ -19,7 +19,7 @@ typedef struct {
   int32_t dtype;  // of q, k, v, the output, the maps and all scratch that is not said to be f32
 } StillShape;
 
-// Rows of `head_dim` adjacent elements, 16-byte aligned; strides in elements.
+// Rows of `head_dim` adjacent elements, every row 16-byte aligned; strides in elements.
 typedef struct {
   void* data;
   int64_t batch, head, token;
