@@ -101,10 +101,10 @@ class Layer:
         self.lib.call("still_select", c.byref(self.shape), ptr(self.score), ptr(self.budgets), ptr(self.selected), ptr(self.salient))
 
     def map_keys(self):
-        self.lib.call("still_map_keys", c.byref(self.shape), rows(self.k), ptr(self.w_k), ptr(self.selected), ptr(self.phi))
+        self.lib.call("still_map_keys", c.byref(self.shape), rows(self.k), ptr(self.w_k), ptr(self.budgets), ptr(self.selected), ptr(self.phi))
 
     def states(self):
-        self.lib.call("still_states", c.byref(self.shape), ptr(self.phi), rows(self.v), ptr(self.totals), ptr(self.s), ptr(self.z),
+        self.lib.call("still_states", c.byref(self.shape), ptr(self.phi), rows(self.v), ptr(self.budgets), ptr(self.totals), ptr(self.s), ptr(self.z),
                       ptr(self.s_last), ptr(self.z_last))
 
     def attend(self, name="still_forward"):

@@ -9,8 +9,8 @@ constexpr int CHUNKS_A_BLOCK = 4;
 
 template <class K>
 __global__ void __launch_bounds__(128, K::P == 1 ? 3 : 1) map_keys(Rows<const typename K::T> k, const typename K::T* w,
-                                                                   const uint64_t* selected, typename K::T* phi, int tokens,
-                                                                   int chunks) {
+                                                                   const int32_t* budgets, const uint64_t* selected,
+                                                                   typename K::T* phi, int tokens, int chunks) {
   using T = typename K::T;
   constexpr int D = K::D, P = K::P, KS = D / 16, NT = D / 8;
   using Keys = Tile<P, CHUNK, D>;
@@ -18,6 +18,7 @@ __global__ void __launch_bounds__(128, K::P == 1 ? 3 : 1) map_keys(Rows<const ty
   const Tile<P, D, D> weights{aligned(memory)};
   auto keys = [&](int i) { return Keys{weights.base + weights.BYTES + i % 2 * Keys::BYTES}; };
   const int first = blockIdx.x * CHUNKS_A_BLOCK, last = min(first + CHUNKS_A_BLOCK, chunks), head = blockIdx.y, b = blockIdx.z;
+  if (budgets[head] >= CHUNK) return;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int64_t bh = int64_t(b) * gridDim.y + head;
   auto load = [&](int chunk) {
@@ -54,14 +55,14 @@ __global__ void __launch_bounds__(128, K::P == 1 ? 3 : 1) map_keys(Rows<const ty
 
 }  // namespace still
 
-extern "C" int still_map_keys(const StillShape* shape, StillRows k, const void* w, const uint64_t* selected, void* phi,
-                              StillStream stream) {
+extern "C" int still_map_keys(const StillShape* shape, StillRows k, const void* w, const int32_t* budgets,
+                              const uint64_t* selected, void* phi, StillStream stream) {
   return still::dispatch(*shape, [&](auto kind) {
     using K = decltype(kind);
     using T = typename K::T;
     constexpr int bytes = 2 * still::Tile<K::P, still::CHUNK, K::D>::BYTES + still::Tile<K::P, K::D, K::D>::BYTES + still::ALIGNMENT;
     const int chunks = still::chunks(*shape), blocks = (chunks + still::CHUNKS_A_BLOCK - 1) / still::CHUNKS_A_BLOCK;
     return still::launch(still::map_keys<K>, dim3(blocks, shape->kv_heads, shape->batch), 128, bytes, stream,
-                         still::Rows<const T>(k), static_cast<const T*>(w), selected, static_cast<T*>(phi), shape->tokens, chunks);
+                         still::Rows<const T>(k), static_cast<const T*>(w), budgets, selected, static_cast<T*>(phi), shape->tokens, chunks);
   });
 }

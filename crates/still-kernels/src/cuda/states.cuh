@@ -19,7 +19,7 @@ struct StateScan {
   float* z;              // [B, K, R, 2D]
   float *s_last, *z_last;  // f32 [B, K, 2D, D] and [B, K, 2D]: the last entry, to decode from; null if not wanted
   int tokens, heads, kv_heads, group, slots, segments;  // group: heads of `phi` and `x` that go into one state
-  const int32_t* budgets;  // heads that keep everything have no state; null: all have one
+  const int32_t* budgets;  // heads that keep everything have no state
   bool backwards;        // entry c sums chunks c + 2 and later, not chunks up to c
 };
 
@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(128) state_scan(const StateScan<typename K::T>
   const uint32_t base = aligned(memory);
   const int slice = blockIdx.x * 64, segment = blockIdx.y, bk = blockIdx.z;
   const int b = bk / scan.kv_heads, kv = bk % scan.kv_heads;
-  if (scan.budgets && scan.budgets[kv] >= CHUNK) return;
+  if (scan.budgets[kv] >= CHUNK) return;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, feature = slice + warp * 16 + lane / 4;
   const int length = (scan.slots + scan.segments - 1) / scan.segments;
   const int begin = segment * length, end = min(begin + length, scan.slots);

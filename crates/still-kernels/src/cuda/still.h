@@ -36,15 +36,16 @@ int still_saliency(const StillShape* shape, StillRows q, StillRows k, float* sco
 int still_select(const StillShape* shape, const float* score, const int32_t* budgets, uint64_t* selected, int32_t* salient,
                  StillStream stream);
 
-// phi(k) of tokens that will be absorbed, zeros of the others: `phi` [B, K, N, 2D]. `w` [K, D, D].
-int still_map_keys(const StillShape* shape, StillRows k, const void* w, const uint64_t* selected, void* phi,
-                   StillStream stream);
+// phi(k) of tokens that will be absorbed, zeros of the others: `phi` [B, K, N, 2D]. `w` [K, D, D]. Here and in still_states
+// heads whose budget is 64 are left out, as nothing of them is absorbed: their parts of the results are not written.
+int still_map_keys(const StillShape* shape, StillRows k, const void* w, const int32_t* budgets, const uint64_t* selected,
+                   void* phi, StillStream stream);
 
 // Prefix states: `s` [B, K, R, 2D, D] and `z` f32 [B, K, R, 2D]; entry c sums chunks 0..=c, which chunk c + 2 sees.
 // `totals` f32 [segments, B, K, 2D, D + 1]. `s_last` f32 [B, K, 2D, D] and `z_last` f32 [B, K, 2D]: the last entry (not written
 // if R = 0), to decode from; null if not wanted.
-int still_states(const StillShape* shape, const void* phi, StillRows v, float* totals, void* s, float* z, float* s_last,
-                 float* z_last, StillStream stream);
+int still_states(const StillShape* shape, const void* phi, StillRows v, const int32_t* budgets, float* totals, void* s, float* z,
+                 float* s_last, float* z_last, StillStream stream);
 
 // What the forward pass reads and writes.
 typedef struct {
@@ -81,7 +82,7 @@ typedef struct {
   float *d_w_q, *d_w_k;      // [H, D, D], [K, D, D]
   float* d_log_scale;        // [H]; null if `log_scale` is
   const int32_t* host_budgets;  // `budgets`, where the caller of these functions can read them
-  void* scratch;             // still_backward_bytes, 256-byte aligned
+  void* scratch;             // still_backward_bytes, 256-byte aligned; nothing is kept in it between calls
 } StillBackward;
 
 int64_t still_backward_bytes(const StillShape* shape, const int32_t* host_budgets);
