@@ -1,0 +1,143 @@
+// What the keys and values of a retired chunk get beside the window's share: absorbed tokens through S += phi(k) v', z += phi(k)
+// and the map, salient ones the partial sums of later queries. Two warpgroups, each with half of the columns.
+#include "backward_steps.cuh"
+#include "np_map_backward.cuh"
+#include "wgmma.cuh"
+
+namespace still {
+
+// Adds the salient partial sums (kind 0: k, 1: v) of list entry `entry`, from column `col`, to one row of sums.
+template <int D, int NT, class T>
+__device__ __forceinline__ void add_partial(float (&sums)[NT][4], int half, const Backward<T>& in, int b, int kv, int entry,
+                                            int kind, int col) {
+  int unit = 0;
+  for (int h = 0; h < kv; h++) unit += SalientWork(in.budgets[h], in.chunks - 2).units();
+  const SalientWork work(in.budgets[kv], in.chunks - 2);
+  unit += entry / CHUNK * work.parts;
+  for (int part = 0; part < work.parts; part++) {
+    const float* from = in.partial + (((int64_t(b) * in.units + unit + part) * 2 + kind) * CHUNK + entry % CHUNK) * D + col;
+#pragma unroll
+    for (int n = 0; n < NT; n++) {
+      float2 x = read_pair(from + n * 8);
+      sums[n][half * 2] += x.x;
+      sums[n][half * 2 + 1] += x.y;
+    }
+  }
+}
+
+template <class K>
+__global__ void __launch_bounds__(256, K::P == 1 ? 2 : 1) absorbed_backward(const Backward<typename K::T> in) {
+  using T = typename K::T;
+  constexpr int D = K::D, P = K::P, KS = D / 16, NT = D / 16;
+  using RowsTile = Tile<P, CHUNK, D>;
+  using Square = Tile<P, D, D>;
+  extern __shared__ unsigned char memory[];
+  __shared__ RowHalves::Buffer exchange;
+  const RowsTile values{aligned(memory)}, phis{values.base + RowsTile::BYTES};  // then df; then keys
+  const Square weights{phis.base + RowsTile::BYTES}, d_s{weights.base + Square::BYTES};
+  const int chunk = blockIdx.x, start = chunk * CHUNK, kv = blockIdx.y, b = blockIdx.z;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int row = warp % 4 * 16 + lane / 4, col = warp / 4 * (D / 2), my_col = col + lane % 4 * 2;
+  const int64_t bk = int64_t(b) * in.kv_heads + kv;
+  const int budget = in.budgets[kv];
+  const uint64_t kept = in.selected[bk * in.chunks + chunk];
+  const bool salient[2] = {(kept >> row & 1) != 0, (kept >> (row + 8) & 1) != 0};
+  const T *w = in.w_k + int64_t(kv) * D * D, *states = in.d_s + (bk * (in.chunks - 2) + chunk) * 2 * D * D;
+  const bool linear = budget < CHUNK;
+  auto entry = [&](int r) { return chunk * budget + __popcll(kept & ((uint64_t(1) << r) - 1)); };
+  auto load_half = [&](int part, bool phi) {  // part 0: minus, in the second halves
+    __syncthreads();
+    const int offset = part ? 0 : D;
+    load_matrix<256, D>(d_s, 0, states + offset * D, D);
+    if (phi) load_matrix<256, CHUNK>(phis, 0, in.phi_k + (bk * in.tokens + start) * 2 * D + offset, 2 * D);
+    copy_commit();
+    copy_wait<0>();
+    publish();
+    __syncthreads();
+  };
+  auto finish_rows = [&](float (&sums)[NT][4], const Rows<T>& to_rows, int kind) {
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      if (salient[half]) add_partial<D>(sums, half, in, b, kv, entry(row + half * 8), kind, my_col);
+      T* to = to_rows.row(b, kv, start + row + half * 8);
+#pragma unroll
+      for (int n = 0; n < NT; n++) {
+        float2 window = read_pair(to + my_col + n * 8);
+        sums[n][half * 2] += window.x;
+        sums[n][half * 2 + 1] += window.y;
+      }
+      __syncwarp();
+      store_row(true, to + col, sums, half, 1.f);
+    }
+  };
+
+  float sums[NT][4];
+  clear(sums);
+  if (linear) {
+    load_matrix<256, CHUNK>(values, 0, in.v.row(b, kv, start), in.v.token);
+    load_matrix<256, D>(weights, 0, w, D);
+    copy_commit();
+#pragma unroll 1
+    for (int part = 0; part < 2; part++) {
+      load_half(part, true);
+      add_tile_product_nn<KS>(sums, phis, d_s, col);
+    }
+  }
+  finish_rows(sums, in.d_v, 1);
+
+  clear(sums);
+  if (linear) {
+    __syncthreads();
+    load_matrix<256, CHUNK>(phis, 0, in.k.row(b, kv, start), in.k.token);
+    load_half(0, false);
+    float f[NT][4], squared[2], inner[2], radial[2];
+    squared_norms(phis, squared);
+    clear(f);
+    add_tile_product_nn<KS>(f, phis, weights, col);
+    const float* z = in.d_z + (bk * (in.chunks - 2) + chunk) * 2 * D + my_col;
+    RowHalves rows{exchange};
+    np_map_backward(
+        rows, f, squared, [](const float (&)[NT][4], int) {},
+        [&](float (&d)[NT][4], int part) {
+          if (part) load_half(1, false);
+          tile_product<KS>(d, values, 0, d_s, col);
+          const float* zs = z + (part ? 0 : D);
+#pragma unroll
+          for (int n = 0; n < NT; n++) {
+            float2 x = read_pair(zs + n * 8);
+#pragma unroll
+            for (int e = 0; e < 4; e++) d[n][e] = salient[e / 2] ? 0.f : d[n][e] + (e % 2 ? x.y : x.x);
+          }
+        },
+        inner, radial);
+    store_tile(values, row, col, f);
+    publish();
+    __syncthreads();
+    tile_product<KS>(sums, values, 0, weights, col);
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      const int t = start + row + half * 8;
+      store_row(true, in.df_k + (bk * in.tokens + t) * D + col, f, half, 1.f);
+      const T* x = in.k.row(b, kv, t) + my_col;
+#pragma unroll
+      for (int n = 0; n < NT; n++) {
+        float2 k = read_pair(x + n * 8);
+        sums[n][half * 2] += radial[half] * k.x;
+        sums[n][half * 2 + 1] += radial[half] * k.y;
+      }
+    }
+  }
+  finish_rows(sums, in.d_k, 0);
+}
+
+int step_absorbed(const StillShape& shape, const StillBackward& args, StillStream stream) {
+  return dispatch(shape, [&](auto kind) -> int {
+    using K = decltype(kind);
+    Backward<typename K::T> in(shape, args, args.host_budgets);
+    if (in.chunks < 3) return cudaSuccess;
+    constexpr int bytes = 2 * Tile<K::P, CHUNK, K::D>::BYTES + 2 * Tile<K::P, K::D, K::D>::BYTES + ALIGNMENT;
+    return launch(absorbed_backward<K>, dim3(in.chunks - 2, shape.kv_heads, shape.batch), 256, bytes, stream, in);
+  });
+}
+
+}  // namespace still

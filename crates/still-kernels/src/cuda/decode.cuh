@@ -1,0 +1,35 @@
+// The state of a layer while it decodes.
+#pragma once
+#include "launch.cuh"
+
+namespace still {
+
+constexpr int RING = 2 * CHUNK;
+
+template <class T>
+struct Decode {
+  Rows<const T> q, k, v;
+  Rows<T> out;
+  const T *w_q, *w_k;
+  const float* log_scale;
+  const int32_t *budgets, *positions;
+  T *ring_k, *ring_v, *store_k, *store_v;
+  const int64_t* store_offset;
+  int64_t store_entries;
+  float *ring_score, *s, *z, *partial;
+  uint32_t* arrived;
+  int splits, heads, kv_heads, group;
+
+  Decode(const StillShape& shape, const StillDecode& a)
+      : q(a.q), k(a.k), v(a.v), out(a.out), w_q(static_cast<const T*>(a.w_q)), w_k(static_cast<const T*>(a.w_k)),
+        log_scale(a.log_scale), budgets(a.budgets), positions(a.positions), ring_k(static_cast<T*>(a.ring_k)),
+        ring_v(static_cast<T*>(a.ring_v)), store_k(static_cast<T*>(a.store_k)), store_v(static_cast<T*>(a.store_v)),
+        store_offset(a.store_offset), store_entries(a.store_entries), ring_score(a.ring_score), s(a.s), z(a.z),
+        partial(a.partial), arrived(a.arrived), splits(a.splits), heads(shape.heads), kv_heads(shape.kv_heads),
+        group(shape.heads / shape.kv_heads) {}
+
+  // First entry of a head's store, in rows of D.
+  __device__ __forceinline__ int64_t store(int b, int kv) const { return b * store_entries + store_offset[kv]; }
+};
+
+}  // namespace still

@@ -1,0 +1,71 @@
+// From a shape that is known when the program runs to kernels that are compiled for it: the one dispatch point.
+#pragma once
+#include <cuda_runtime.h>
+#include "still.h"
+#include "tile.cuh"
+
+namespace still {
+
+template <class T>
+struct Rows {
+  T* data;
+  int64_t batch, head, token;
+  Rows() = default;
+  __host__ Rows(StillRows r) : data(static_cast<T*>(r.data)), batch(r.batch), head(r.head), token(r.token) {}
+  __device__ __forceinline__ T* row(int b, int h, int64_t t) const { return data + b * batch + h * head + t * token; }
+};
+
+inline int chunks(const StillShape& s) { return (s.tokens + CHUNK - 1) / CHUNK; }
+inline int retired(const StillShape& s) { return chunks(s) > 2 ? chunks(s) - 2 : 0; }
+
+// Segments of the state scan: a GPU's worth of blocks, segments of eight chunks or more.
+inline int segments(const StillShape& s) {
+  const int blocks = s.batch * s.kv_heads * s.head_dim / 32, wave = 384 / blocks, most = retired(s) / 8;
+  const int wanted = wave > 1 ? wave : 1;
+  return most < 1 ? 1 : most < wanted ? most : wanted;
+}
+
+inline bool valid(const StillShape& s) {
+  return s.batch > 0 && s.kv_heads > 0 && s.heads > 0 && s.heads % s.kv_heads == 0 && s.tokens > 0 &&
+         (s.dtype == STILL_F32 || s.dtype == STILL_BF16);
+}
+
+template <class T_, int D_>
+struct Kind {
+  using T = T_;
+  static constexpr int D = D_, P = planes<T_>;
+};
+
+// Calls `f(Kind<T, D>{})`; an error if the shape has no kernel.
+template <class F>
+int dispatch(const StillShape& s, F f) {
+  if (!valid(s)) return cudaErrorInvalidValue;
+  auto by_dim = [&](auto t) -> int {
+    using T = decltype(t);
+    switch (s.head_dim) {
+#ifdef STILL_QUICK  // one kind, to look at its machine code
+      case 128: return sizeof(T) == 2 ? f(Kind<__nv_bfloat16, 128>{}) : cudaErrorInvalidValue;
+#else
+      case 64: return f(Kind<T, 64>{});
+      case 96: return f(Kind<T, 96>{});
+      case 128: return f(Kind<T, 128>{});
+#endif
+      default: return cudaErrorInvalidValue;
+    }
+  };
+  return s.dtype == STILL_BF16 ? by_dim(__nv_bfloat16{}) : by_dim(float{});
+}
+
+// Launches with `bytes` of dynamic shared memory.
+template <class... P, class... A>
+int launch(void (*kernel)(P...), dim3 grid, int threads, int bytes, StillStream stream, A... args) {
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return cudaSuccess;
+  if (bytes > 16 * 1024) {  // more than 48 KiB together with what the kernel declares itself has to be asked for
+    cudaError_t e = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    if (e != cudaSuccess) return e;
+  }
+  kernel<<<grid, threads, bytes, static_cast<cudaStream_t>(stream)>>>(args...);
+  return cudaGetLastError();
+}
+
+}  // namespace still

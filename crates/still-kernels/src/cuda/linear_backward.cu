@@ -1,0 +1,140 @@
+// Gradients of the linear branch of 64 queries of one head: of q through the map, of f (for W_q), and what the gradients of
+// the states are made of. Also delta = d_out . out of every row. Two warpgroups, each with half of the columns.
+#include "backward_steps.cuh"
+#include "np_map_backward.cuh"
+#include "wgmma.cuh"
+
+namespace still {
+
+template <class K>
+__global__ void __launch_bounds__(256, K::P == 1 ? 2 : 1) linear_backward(const Backward<typename K::T> in) {
+  using T = typename K::T;
+  constexpr int D = K::D, P = K::P, KS = D / 16, NT = D / 16;
+  using RowsTile = Tile<P, CHUNK, D>;
+  using Square = Tile<P, D, D>;
+  // Two blocks share a multiprocessor's memory to the last byte: nothing is left to align with.
+  extern __shared__ __align__(1024) unsigned char memory[];
+  auto& exchange = *reinterpret_cast<RowHalves::Buffer*>(memory + RowsTile::BYTES + 3 * Square::BYTES);
+  const uint32_t base = shared_address(memory);
+  if (base % 1024 != 0) __trap();
+  const RowsTile d_outs{base};  // then df
+  const Square weights{base + RowsTile::BYTES}, halves[2] = {{weights.base + Square::BYTES}, {weights.base + 2 * Square::BYTES}};
+  const RowsTile queries{halves[1].base};
+  const int head = blockIdx.x, chunk = in.chunks - 1 - blockIdx.y, start = chunk * CHUNK, b = blockIdx.z;
+  const int kv = head / in.group, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int64_t bk = int64_t(b) * in.kv_heads + kv, bh = int64_t(b) * in.heads + head;
+  const int absorbed = max(chunk - 1, 0) * (CHUNK - in.budgets[kv]);
+  const int row = warp % 4 * 16 + lane / 4, col = warp / 4 * (D / 2), my_col = col + lane % 4 * 2;
+  const T *w = in.w_q + int64_t(head) * D * D, *s = in.s + (bk * (in.chunks - 2) + chunk - 2) * 2 * D * D;
+  if (absorbed > 0) {
+    load_matrix<256, CHUNK>(queries, 0, in.q.row(b, head, start), in.q.token, in.tokens - start);
+    load_matrix<256, D>(weights, 0, w, D);
+  }
+  load_matrix<256, CHUNK>(d_outs, 0, in.d_out.row(b, head, start), in.d_out.token, in.tokens - start);
+  copy_commit();
+  if (absorbed > 0) load_matrix<256, D>(halves[0], 0, s + D * D, D);
+  copy_commit();
+
+  copy_wait<1>();
+  publish();
+  __syncthreads();
+  RowHalves rows{exchange};
+  float delta[1][2] = {{0.f, 0.f}};
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    const int t = start + row + half * 8;
+    if (t >= in.tokens) continue;
+    const T* o = in.out.row(b, head, t) + my_col;
+#pragma unroll
+    for (int n = 0; n < NT; n++) {
+      float2 x = read_pair(o + n * 8), y = read_pair(d_outs, row + half * 8, my_col + n * 8);
+      delta[0][half] += x.x * y.x + x.y * y.y;
+    }
+  }
+  rows.combine<false>(delta);
+  const bool writes = warp < 4 && lane % 4 == 0;
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    const int t = start + row + half * 8;
+    if (writes && t < in.tokens) {
+      in.minus_delta[bh * in.tokens + t] = -delta[0][half];
+      if (absorbed == 0) in.inner[bh * in.tokens + t] = 0.f;
+    }
+  }
+  if (absorbed == 0) return;
+
+  float f[NT][4], squared[2], factor[2];
+  squared_norms(queries, squared);
+  clear(f);
+  add_tile_product_nn<KS>(f, queries, weights, col);
+  __syncthreads();  // the queries' memory is the state's from here
+  load_matrix<256, D>(halves[1], 0, s, D);
+  copy_commit();
+  const float lambda = in.log_scale ? expf(in.log_scale[head]) / absorbed : 1.f;
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    const int t = start + row + half * 8;
+    factor[half] = t < in.tokens ? lambda / in.denominator[bh * in.tokens + t] : 0.f;
+  }
+
+  const float* z = in.z + (bk * (in.chunks - 2) + chunk - 2) * 2 * D + my_col;
+  float inner[2], radial[2];
+  np_map_backward(
+      rows, f, squared,
+      [&](const float (&phi)[NT][4], int part) {  // lambda / den phi, for the gradients of the states
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+          const int t = start + row + half * 8;
+          store_row(t < in.tokens, in.phi_q + (bh * in.tokens + t) * 2 * D + (part ? 0 : D) + col, phi, half, factor[half]);
+        }
+      },
+      [&](float (&d)[NT][4], int part) {  // lambda / den (S d_out - delta z)
+        if (part == 0) copy_wait<1>(); else copy_wait<0>();
+        publish();
+        __syncthreads();
+        tile_product<KS>(d, d_outs, 0, halves[part], col);
+        const float* zs = z + (part ? 0 : D);
+#pragma unroll
+        for (int n = 0; n < NT; n++) {
+          float2 x = read_pair(zs + n * 8);
+#pragma unroll
+          for (int e = 0; e < 4; e++) d[n][e] = factor[e / 2] * (d[n][e] - delta[0][e / 2] * (e % 2 ? x.y : x.x));
+        }
+      },
+      inner, radial);
+
+  store_tile(d_outs, row, col, f);  // all have read d_out: np_map_backward has met since
+  publish();
+  __syncthreads();
+  float d_q[NT][4];
+  tile_product<KS>(d_q, d_outs, 0, weights, col);
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    const int t = start + row + half * 8;
+    const bool on = t < in.tokens;
+    if (on) {
+      if (writes) in.inner[bh * in.tokens + t] = inner[half];
+      const T* x = in.q.row(b, head, t) + my_col;
+#pragma unroll
+      for (int n = 0; n < NT; n++) {
+        float2 q = read_pair(x + n * 8);
+        d_q[n][half * 2] += radial[half] * q.x;
+        d_q[n][half * 2 + 1] += radial[half] * q.y;
+      }
+    }
+    __syncwarp();
+    store_row(on, in.d_q.row(b, head, t) + col, d_q, half, 1.f);
+    store_row(on, in.df_q + (bh * in.tokens + t) * D + col, f, half, 1.f);
+  }
+}
+
+int step_linear(const StillShape& shape, const StillBackward& args, StillStream stream) {
+  return dispatch(shape, [&](auto kind) {
+    using K = decltype(kind);
+    Backward<typename K::T> in(shape, args, args.host_budgets);
+    constexpr int bytes = Tile<K::P, CHUNK, K::D>::BYTES + 3 * Tile<K::P, K::D, K::D>::BYTES + sizeof(RowHalves::Buffer);
+    return launch(linear_backward<K>, dim3(shape.heads, in.chunks, shape.batch), 256, bytes, stream, in);
+  });
+}
+
+}  // namespace still

@@ -1,0 +1,126 @@
+// The linear branch of 64 queries of one head: its numerator goes to `out`, its share of the denominator to `denominator`;
+// the exact pass adds its own. Neither is rescaled by the maximum, so the two passes need nothing of each other.
+//
+// phi stays unnormalised in registers: minus' half of the product comes first, is brought to plus' scale by its row, and
+// both are divided by plus' sum when they leave. Chunks go upwards and the exact pass downwards: it finds the last in cache.
+#include "forward.cuh"
+#include "np_map.cuh"
+#include "wgmma.cuh"
+
+namespace still {
+
+template <class K>
+__global__ void __launch_bounds__(128, K::P == 1 ? 3 : 1) linear_forward(const Forward<typename K::T> in) {
+  using T = typename K::T;
+  constexpr int D = K::D, P = K::P, KS = D / 16, NT = D / 8;
+  using Queries = Tile<P, CHUNK, D>;
+  using Square = Tile<P, D, D>;
+  extern __shared__ unsigned char memory[];
+  const uint32_t base = aligned(memory);
+  const Square first{base}, second{base + Square::BYTES};
+  const Queries queries{base + Square::BYTES};
+  const int head = blockIdx.x, chunk = 2 + blockIdx.y, start = chunk * CHUNK, b = blockIdx.z;
+  const int kv = head / in.group, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int64_t bk = int64_t(b) * in.kv_heads + kv;
+  const int64_t at = (int64_t(b) * in.heads + head) * in.tokens + start;
+  const int absorbed = max(chunk - 1, 0) * (CHUNK - in.budgets[kv]);
+  if (absorbed == 0) return;  // the exact pass knows it too
+
+  load_matrix<128, CHUNK>(queries, 0, in.q.row(b, head, start), in.q.token, in.tokens - start);
+  const T* w = in.w_q + int64_t(head) * D * D;
+  load_matrix<128, D>(first, 0, w, D);
+  copy_commit();
+  copy_wait<0>();
+  publish();
+  __syncthreads();
+  Left<P> plus[KS], minus[KS];
+  float scale_plus[2], ratio[2], share[2];
+  {
+    Left<P> q[KS];
+#pragma unroll
+    for (int i = 0; i < KS; i++) load_left(q[i], queries, warp * 16, i * 16);
+    float f[NT][4], squared[2];
+    squared_norms(q, squared);
+    clear(f);
+    __syncthreads();  // the queries' memory is the state's from here
+    const T* s = in.s + (bk * (in.chunks - 2) + chunk - 2) * 2 * D * D;
+    load_matrix<128, D>(second, 0, s + D * D, D);
+    copy_commit();
+    add_product<KS, NT>(f, q, first, 0);
+    __syncthreads();
+    load_matrix<128, D>(first, 0, s, D);
+    copy_commit();
+    float lambda = in.log_scale ? expf(in.log_scale[head]) / absorbed : 1.f;
+    const float* z = in.z + (bk * (in.chunks - 2) + chunk - 2) * 2 * D + lane % 4 * 2;
+    float up[2], down[2], z_up[2] = {0.f, 0.f}, z_down[2] = {0.f, 0.f};
+    NpScale u = np_scale(f, squared);
+    up[0] = up[1] = down[0] = down[1] = 0.f;
+#pragma unroll
+    for (int k = 0; k < KS; k++) {
+      float y[2][4];
+#pragma unroll
+      for (int j = 0; j < 2; j++) {
+        const int n = 2 * k + j;
+        float2 zu = *reinterpret_cast<const float2*>(z + n * 8), zd = *reinterpret_cast<const float2*>(z + D + n * 8);
+#pragma unroll
+        for (int e = 0; e < 4; e++) {
+          float x = f[n][e] * u.scale[e / 2];
+          f[n][e] = exp2_fast(x - u.top[e / 2]);
+          y[j][e] = exp2_fast(u.bottom[e / 2] - x);
+          up[e / 2] += f[n][e];
+          down[e / 2] += y[j][e];
+          z_up[e / 2] += f[n][e] * (e % 2 ? zu.y : zu.x);
+          z_down[e / 2] += y[j][e] * (e % 2 ? zd.y : zd.x);
+        }
+      }
+      to_left(plus[k], f[2 * k], f[2 * k + 1]);
+      to_left(minus[k], y[0], y[1]);
+    }
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      up[half] = row_sum(up[half]);
+      down[half] = row_sum(down[half]);
+      scale_plus[half] = lambda / up[half];
+      ratio[half] = up[half] / down[half];
+      share[half] = row_sum(z_up[half]) * scale_plus[half] + row_sum(z_down[half]) * lambda / down[half];
+    }
+  }
+  float out[NT][4];
+  clear(out);
+  copy_wait<1>();
+  publish();
+  __syncthreads();
+  add_product<KS, NT>(out, minus, second, 0);
+#pragma unroll
+  for (int n = 0; n < NT; n++)
+#pragma unroll
+    for (int e = 0; e < 4; e++) out[n][e] *= ratio[e / 2];
+  copy_wait<0>();
+  publish();
+  __syncthreads();
+  add_product<KS, NT>(out, plus, first, 0);
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    const int row = warp * 16 + lane / 4 + half * 8;
+    const bool on = start + row < in.tokens;
+    store_row(on, in.out.row(b, head, start + row), out, half, scale_plus[half]);
+    if (on && lane % 4 == 0) in.denominator[at + row] = share[half];
+  }
+}
+
+template <class K>
+int run_linear_forward(const StillShape& shape, const Forward<typename K::T>& in, StillStream stream) {
+  if (in.chunks < 3) return cudaSuccess;
+  static_assert(Tile<K::P, K::D, K::D>::BYTES >= Tile<K::P, CHUNK, K::D>::BYTES);
+  constexpr int bytes = 2 * Tile<K::P, K::D, K::D>::BYTES + ALIGNMENT;
+  return launch(linear_forward<K>, dim3(shape.heads, in.chunks - 2, shape.batch), 128, bytes, stream, in);
+}
+
+}  // namespace still
+
+extern "C" int still_linear_forward(const StillShape* shape, const StillForward* args, StillStream stream) {
+  return still::dispatch(*shape, [&](auto kind) {
+    using K = decltype(kind);
+    return still::run_linear_forward<K>(*shape, still::Forward<typename K::T>(*shape, *args), stream);
+  });
+}

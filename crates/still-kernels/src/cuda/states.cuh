@@ -1,0 +1,159 @@
+// Running sums of products over chunks: sum_t phi_t x_t' and sum_t w_t phi_t, forwards (the prefix states) or backwards
+// (the gradients of those states).
+//
+// One block owns 64 features of one (sequence, KV head, segment of chunks) and walks the segment with the sum in
+// registers. A first pass adds up each segment alone, the second starts from the segments before and writes every entry.
+#pragma once
+#include "launch.cuh"
+#include "wgmma.cuh"
+
+namespace still {
+
+template <class T>
+struct StateScan {
+  const T* phi;          // [B, heads, N, 2D]
+  Rows<const T> x;
+  const float* weight;   // [B, heads, N], or null: ones
+  float* totals;         // [segments, B, K, 2D, D], then [segments, B, K, 2D]
+  T* s;                  // [B, K, R, 2D, D]
+  float* z;              // [B, K, R, 2D]
+  float *s_last, *z_last;  // f32 [B, K, 2D, D] and [B, K, 2D]: the last entry, to decode from; null if not wanted
+  int tokens, heads, kv_heads, group, slots, segments;  // group: heads of `phi` and `x` that go into one state
+  const int32_t* budgets;  // heads that keep everything have no state
+  bool backwards;        // entry c sums chunks c + 2 and later, not chunks up to c
+};
+
+template <class K, bool TOTALS>
+__global__ void __launch_bounds__(128) state_scan(const StateScan<typename K::T> scan) {
+  using T = typename K::T;
+  constexpr int D = K::D, P = K::P, NT = D / 8, STAGES = 3;
+  using Phi = Tile<P, CHUNK, 64>;
+  using X = Tile<P, CHUNK, D>;
+  extern __shared__ unsigned char memory[];
+  __shared__ __align__(16) float weights[STAGES][CHUNK];
+  const uint32_t base = aligned(memory);
+  const int slice = blockIdx.x * 64, segment = blockIdx.y, bk = blockIdx.z;
+  const int b = bk / scan.kv_heads, kv = bk % scan.kv_heads;
+  if (scan.budgets[kv] >= CHUNK) return;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, feature = slice + warp * 16 + lane / 4;
+  const int length = (scan.slots + scan.segments - 1) / scan.segments;
+  const int begin = segment * length, end = min(begin + length, scan.slots);
+  const int steps = max(end - begin, 0) * scan.group;
+
+  auto slot_of = [&](int step) { return scan.backwards ? scan.slots - 1 - (begin + step / scan.group) : begin + step / scan.group; };
+  auto head_of = [&](int step) { return kv * scan.group + step % scan.group; };
+  auto start_of = [&](int step) { return (slot_of(step) + (scan.backwards ? 2 : 0)) * CHUNK; };
+  auto load = [&](int step) {
+    if (step < steps) {
+      Phi phi{base + step % STAGES * (Phi::BYTES + X::BYTES)};
+      X x{phi.base + Phi::BYTES};
+      const int head = head_of(step), start = start_of(step);
+      const int64_t at = (int64_t(b) * scan.heads + head) * scan.tokens + start;
+      load_matrix<128, CHUNK>(phi, 0, scan.phi + at * 2 * D + slice, 2 * D, scan.tokens - start);
+      load_matrix<128, CHUNK>(x, 0, scan.x.row(b, head, start), scan.x.token, scan.tokens - start);
+      if (scan.weight && threadIdx.x < CHUNK)
+        copy_async_word(shared_address(&weights[step % STAGES][threadIdx.x]), scan.weight + at + threadIdx.x, start + threadIdx.x < scan.tokens);
+    }
+    copy_commit();
+  };
+
+  float sum[NT][4], z[4] = {0.f, 0.f, 0.f, 0.f};
+  clear(sum);
+  const int64_t states = int64_t(gridDim.z) * 2 * D;
+  auto total = [&](int seg, int f) { return scan.totals + ((int64_t(seg) * gridDim.z + bk) * 2 * D + f) * D + lane % 4 * 2; };
+  auto z_total = [&](int seg, int f) { return scan.totals + scan.segments * states * D + (int64_t(seg) * gridDim.z + bk) * 2 * D + f; };
+  load(0);
+  load(1);
+  if (!TOTALS && segment > 0)  // what the segments before sum to
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      const float* from = total(segment - 1, feature + half * 8);
+#pragma unroll
+      for (int n = 0; n < NT; n++) {
+        float2 t = read_pair(from + n * 8);
+        sum[n][half * 2] = t.x;
+        sum[n][half * 2 + 1] = t.y;
+      }
+      z[half * 2] = *z_total(segment - 1, feature + half * 8);
+    }
+  for (int step = 0; step < steps; step++) {
+    copy_wait<1>();
+    publish();
+    __syncthreads();
+    load(step + 2);
+    Phi phi{base + step % STAGES * (Phi::BYTES + X::BYTES)};
+    X x{phi.base + Phi::BYTES};
+    Left<P> a[4];
+#pragma unroll
+    for (int k = 0; k < 4; k++) load_left_transposed(a[k], phi, k * 16, warp * 16);
+    add_outer_product(sum, a, phi, x);
+    // z is the column of S that an x of weights would have.
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+      uint32_t w0[2] = {0x3f803f80u, 0u}, w1[2] = {0x3f803f80u, 0u};
+      if (scan.weight) {
+        const float* w = &weights[step % STAGES][k * 16 + lane % 4 * 2];
+        split<2>(w[0], w[1], w0);
+        split<2>(w[8], w[9], w1);
+#pragma unroll
+        for (int p = 0; p < P; p++) mma(z, a[k].r[p], w0[1], w1[1]);
+      }
+#pragma unroll
+      for (int p = 0; p < P; p++) mma(z, a[k].r[p], w0[0], w1[0]);
+    }
+    if constexpr (!TOTALS) {
+      if ((step + 1) % scan.group == 0) {
+        const int64_t entry = int64_t(bk) * scan.slots + slot_of(step);
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+          store_row(true, scan.s + (entry * 2 * D + feature + half * 8) * D, sum, half, 1.f);
+          if (lane % 4 == 0) scan.z[entry * 2 * D + feature + half * 8] = z[half * 2];
+          if (scan.s_last && slot_of(step) == scan.slots - 1) {
+            const int64_t at = int64_t(bk) * 2 * D + feature + half * 8;
+            store_row(true, scan.s_last + at * D, sum, half, 1.f);
+            if (lane % 4 == 0) scan.z_last[at] = z[half * 2];
+          }
+        }
+      }
+    }
+  }
+  if constexpr (TOTALS) {
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      float* to = total(segment, feature + half * 8);
+#pragma unroll
+      for (int n = 0; n < NT; n++) store_pair(to + n * 8, sum[n][half * 2], sum[n][half * 2 + 1]);
+      if (lane % 4 == 0) *z_total(segment, feature + half * 8) = z[half * 2];
+    }
+  }
+}
+
+// Totals of single segments become sums of all up to each.
+static __global__ void __launch_bounds__(256) add_totals(float* s_totals, int64_t s_size, float* z_totals, int64_t z_size, int segments) {
+  int64_t i = int64_t(blockIdx.x) * 256 + threadIdx.x;
+  const bool is_z = i >= s_size;
+  float* totals = is_z ? z_totals : s_totals;
+  const int64_t size = is_z ? z_size : s_size;
+  if (is_z) i -= s_size;
+  if (i >= size) return;
+  float sum = 0.f;
+#pragma unroll 4
+  for (int s = 0; s < segments; s++) totals[s * size + i] = sum += totals[s * size + i];
+}
+
+template <class K>
+int run_state_scan(const StillShape& shape, const StateScan<typename K::T>& scan, StillStream stream) {
+  if (scan.slots == 0) return cudaSuccess;
+  constexpr int bytes = 3 * (Tile<K::P, CHUNK, 64>::BYTES + Tile<K::P, CHUNK, K::D>::BYTES) + ALIGNMENT;
+  const unsigned states = shape.batch * shape.kv_heads;
+  if (scan.segments > 1) {  // nothing starts from the last segment's total
+    int error = launch(state_scan<K, true>, dim3(2 * K::D / 64, scan.segments - 1, states), 128, bytes, stream, scan);
+    const int64_t zs = int64_t(states) * 2 * K::D, sums = zs * K::D;
+    if (!error)
+      error = launch(add_totals, dim3((sums + zs + 255) / 256), 256, 0, stream, scan.totals, sums, scan.totals + scan.segments * sums, zs, scan.segments - 1);
+    if (error) return error;
+  }
+  return launch(state_scan<K, false>, dim3(2 * K::D / 64, scan.segments, states), 128, bytes, stream, scan);
+}
+
+}  // namespace still

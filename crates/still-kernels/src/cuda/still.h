@@ -1,0 +1,124 @@
+// The C interface of the kernels: what a Rust FFI, a Python harness or anything else may call.
+//
+// Every function queues work on `stream` and returns a cudaError_t as an int (0: queued). Nothing is allocated: scratch is
+// the caller's. A chunk is 64 tokens. Shapes are written outermost first; B sequences, H query heads, K KV heads, N tokens,
+// D channels (64, 96 or 128), C = ceil(N / 64) chunks, R = max(C - 2, 0) chunks that retire within the sequence.
+#pragma once
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef void* StillStream;  // a cudaStream_t
+
+enum { STILL_F32 = 0, STILL_BF16 = 1 };
+
+typedef struct {
+  int32_t batch, heads, kv_heads, tokens, head_dim;
+  int32_t dtype;  // of q, k, v, the output, the maps and all scratch that is not said to be f32
+} StillShape;
+
+// Rows of `head_dim` adjacent elements, every row 16-byte aligned; strides in elements.
+typedef struct {
+  void* data;
+  int64_t batch, head, token;
+} StillRows;
+
+// Segments of the state scan: `totals` holds that many states of one (sequence, KV head).
+int still_segments(const StillShape* shape);
+
+// Self-Saliency Scores, mean over the group: `score` f32 [B, K, N].
+int still_saliency(const StillShape* shape, StillRows q, StillRows k, float* score, StillStream stream);
+
+// Top `budgets[K]` of each whole chunk. `selected` [B, K, C]: bit t is token t of the chunk (0 for a chunk that is not
+// whole); `salient` [B, K, N]: the tokens in order, budget of them a chunk.
+int still_select(const StillShape* shape, const float* score, const int32_t* budgets, uint64_t* selected, int32_t* salient,
+                 StillStream stream);
+
+// phi(k) of tokens that will be absorbed, zeros of the others: `phi` [B, K, N, 2D]. `w` [K, D, D]. Here and in still_states
+// heads whose budget is 64 are left out, as nothing of them is absorbed: their parts of the results are not written.
+int still_map_keys(const StillShape* shape, StillRows k, const void* w, const int32_t* budgets, const uint64_t* selected,
+                   void* phi, StillStream stream);
+
+// Prefix states: `s` [B, K, R, 2D, D] and `z` f32 [B, K, R, 2D]; entry c sums chunks 0..=c, which chunk c + 2 sees.
+// `totals` f32 [segments, B, K, 2D, D + 1]. `s_last` f32 [B, K, 2D, D] and `z_last` f32 [B, K, 2D]: the last entry (not written
+// if R = 0), to decode from; null if not wanted.
+int still_states(const StillShape* shape, const void* phi, StillRows v, const int32_t* budgets, float* totals, void* s, float* z,
+                 float* s_last, float* z_last, StillStream stream);
+
+// What the forward pass reads and writes.
+typedef struct {
+  StillRows q, k, v, out;
+  const void* w_q;           // [H, D, D]
+  const float* log_scale;    // [H]: lambda = exp(l) / max(n, 1); null: lambda = 1
+  const int32_t* budgets;    // [K]
+  const int32_t* salient;    // [B, K, N]
+  const void* s;             // prefix states
+  const float* z;
+  float* denominator;        // [B, H, N]
+  float* maximum;            // [B, H, N]: m, in units of the logits; the last two may be null (nothing to train)
+  int32_t* arg_max;          // [B, H, N]: the token whose logit is m
+} StillForward;
+
+// Both branches. `out` and `denominator` carry the linear one's share from the first kernel to the second.
+int still_forward(const StillShape* shape, const StillForward* args, StillStream stream);
+int still_linear_forward(const StillShape* shape, const StillForward* args, StillStream stream);
+int still_exact_forward(const StillShape* shape, const StillForward* args, StillStream stream);
+
+// What the backward pass reads and writes; the forward pass has left `out` to `arg_max`. Everything but the selection and the
+// states is recomputed. Nothing depends on the order in which blocks run.
+typedef struct {
+  StillRows q, k, v, out, d_out, d_q, d_k, d_v;
+  const void *w_q, *w_k;
+  const float* log_scale;
+  const int32_t* budgets;
+  const uint64_t* selected;
+  const int32_t* salient;
+  const void* phi;           // of the keys
+  const void* s;
+  const float *z, *denominator, *maximum;
+  const int32_t* arg_max;
+  float *d_w_q, *d_w_k;      // [H, D, D], [K, D, D]
+  float* d_log_scale;        // [H]; null if `log_scale` is
+  const int32_t* host_budgets;  // `budgets`, where the caller of these functions can read them
+  void* scratch;             // still_backward_bytes, 256-byte aligned; nothing is kept in it between calls
+} StillBackward;
+
+int64_t still_backward_bytes(const StillShape* shape, const int32_t* host_budgets);
+int still_backward(const StillShape* shape, const StillBackward* args, StillStream stream);
+// Its steps, in order, to be timed one by one.
+enum { STILL_STEP_LINEAR, STILL_STEP_QUERIES, STILL_STEP_WINDOW, STILL_STEP_SALIENT, STILL_STEP_STATES, STILL_STEP_ABSORBED,
+       STILL_STEP_MAPS, STILL_STEPS };
+int still_backward_step(const StillShape* shape, const StillBackward* args, int32_t step, StillStream stream);
+
+// The recurrent state of one layer and one step of it. `shape.tokens` is 1. All lengths are read on the device, so that a step
+// can be captured in a graph once and replayed for every token.
+typedef struct {
+  StillRows q, k, v, out;       // the new token's rows (token stride unused)
+  const void *w_q, *w_k;
+  const float* log_scale;
+  const int32_t* budgets;       // [K]
+  const int32_t* positions;     // [B]: of the new token, from 0; negative: the sequence is idle
+  void *ring_k, *ring_v;        // [B, K, 128, D]: token t at t % 128
+  float* ring_score;            // [B, K, 128]
+  void *store_k, *store_v;      // [B, entries, D]: the salient tokens of every head, in order
+  const int64_t* store_offset;  // [K]: where a head's begin
+  int64_t store_entries;
+  float *s, *z;                 // f32 [B, K, 2D, D], [B, K, 2D]; zeros at first
+  float* partial;               // scratch, still_decode_floats
+  uint32_t* arrived;            // [B, K], zeros at first; every step leaves zeros
+  int32_t splits;               // blocks that share a head's store, 1 to 64
+} StillDecode;
+
+int64_t still_decode_floats(const StillShape* shape, int32_t splits);
+// Retires the chunk two before (at the first token of a chunk), appends the token, scores it, answers it.
+int still_decode(const StillShape* shape, const StillDecode* args, StillStream stream);
+// Fills ring and store from a sequence that was read at once: `shape` is that sequence's, `k` and `v` its rows, `salient` and
+// `score` what still_select and still_saliency gave. S and z come from still_states.
+int still_decode_fill(const StillShape* shape, StillRows k, StillRows v, const float* score, const int32_t* salient,
+                      const StillDecode* args, StillStream stream);
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,59 @@
+"""The operator by its equations, in float64, with quadratic matrices; differentiable."""
+import torch
+
+CHUNK = 64
+
+
+def np_map(x, w):
+    f = x @ w
+    f = f / f.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    u = f * x.norm(dim=-1, keepdim=True)
+    return torch.cat([u.softmax(-1), (-u).softmax(-1)], -1)
+
+
+def scores(q, k):
+    """Self-Saliency by its definition (two distributions, then their divergence): [B, K, N]."""
+    b, h, n, d = q.shape
+    group = h // k.shape[1]
+    s = q @ k.repeat_interleave(group, 1).transpose(-1, -2) / d**0.5
+    t = torch.arange(n, device=q.device)
+    window = (t[None] <= t[:, None]) & (t[None] > t[:, None] - CHUNK)
+    a = s.masked_fill(~window, -torch.inf).softmax(-1)
+    other = window & (t[None] != t[:, None])
+    c = torch.where(other.any(-1, keepdim=True), s.masked_fill(~other, -torch.inf).softmax(-1).nan_to_num(), 0.0)
+    sigma = (a * ((a + 1e-8) / (c + 1e-8)).log()).sum(-1)
+    return sigma.view(b, -1, group, n).mean(2)
+
+
+def select(score, budgets):
+    """[B, K, N] bool: the top `budget` of each whole chunk, ties to the earlier."""
+    chosen = torch.zeros_like(score, dtype=torch.bool)
+    for start in range(0, score.shape[-1] - CHUNK + 1, CHUNK):
+        part = score[..., start : start + CHUNK]
+        order = part.sort(-1, descending=True, stable=True).indices
+        for head, budget in enumerate(budgets):
+            chosen[:, head].scatter_(-1, order[:, head, :budget] + start, True)
+    return chosen
+
+
+def attention(q, k, v, w_q, w_k, selected, log_scale=None):
+    """`selected` [B, K, N] bool. Returns the output, the maximum and the denominator."""
+    b, h, n, d = q.shape
+    group = h // k.shape[1]
+    rep = lambda x: x.repeat_interleave(group, 1)
+    chunk = torch.arange(n, device=q.device) // CHUNK
+    t = torch.arange(n, device=q.device)
+    out_of_window = chunk[:, None] >= chunk[None] + 2
+    chosen = rep(selected)[:, :, None, :]
+    exact = (t[None] <= t[:, None]) & (~out_of_window | chosen)
+    absorbed = out_of_window & ~chosen
+    s = (q @ rep(k).transpose(-1, -2) / d**0.5).masked_fill(~exact, -torch.inf)
+    m = s.amax(-1, keepdim=True)
+    e = (s - m).exp()
+    weight = (np_map(q, w_q) @ rep(np_map(k, w_k)).transpose(-1, -2)).masked_fill(~absorbed, 0.0)
+    if log_scale is not None:
+        count = absorbed.sum(-1, keepdim=True).clamp_min(1)
+        weight = weight * log_scale.exp()[:, None, None] / count
+    total = e + weight
+    den = total.sum(-1, keepdim=True)
+    return total @ rep(v) / den, m.squeeze(-1), den.squeeze(-1)

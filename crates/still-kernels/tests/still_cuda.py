@@ -1,0 +1,201 @@
+"""The kernels as functions of torch tensors, through the C interface of src/cuda/still.h."""
+import ctypes as c
+
+import torch
+
+CHUNK = 64
+
+
+class Shape(c.Structure):
+    _fields_ = [(n, c.c_int32) for n in ("batch", "heads", "kv_heads", "tokens", "head_dim", "dtype")]
+
+
+class Rows(c.Structure):
+    _fields_ = [("data", c.c_void_p), ("batch", c.c_int64), ("head", c.c_int64), ("token", c.c_int64)]
+
+
+class Forward(c.Structure):
+    _fields_ = [(n, Rows) for n in ("q", "k", "v", "out")] + [
+        (n, c.c_void_p)
+        for n in ("w_q", "log_scale", "budgets", "salient", "s", "z", "denominator", "maximum", "arg_max")
+    ]
+
+
+class Backward(c.Structure):
+    _fields_ = [(n, Rows) for n in ("q", "k", "v", "out", "d_out", "d_q", "d_k", "d_v")] + [
+        (n, c.c_void_p)
+        for n in ("w_q", "w_k", "log_scale", "budgets", "selected", "salient", "phi", "s", "z", "denominator", "maximum",
+                  "arg_max", "d_w_q", "d_w_k", "d_log_scale", "host_budgets", "scratch")
+    ]
+
+
+class Decode(c.Structure):
+    _fields_ = (
+        [(n, Rows) for n in ("q", "k", "v", "out")]
+        + [(n, c.c_void_p) for n in ("w_q", "w_k", "log_scale", "budgets", "positions", "ring_k", "ring_v", "ring_score",
+                                     "store_k", "store_v", "store_offset")]
+        + [("store_entries", c.c_int64)]
+        + [(n, c.c_void_p) for n in ("s", "z", "partial", "arrived")]
+        + [("splits", c.c_int32)]
+    )
+
+
+STEPS = ("linear", "queries", "window", "salient", "states", "absorbed", "maps")
+
+
+def ptr(t):
+    return None if t is None else c.c_void_p(t.data_ptr())
+
+
+def rows(t):
+    assert t.stride(-1) == 1
+    return Rows(t.data_ptr(), t.stride(0), t.stride(1), t.stride(2))
+
+
+class Still:
+    def __init__(self, path):
+        self.lib = c.CDLL(path)
+        if hasattr(self.lib, "still_backward_bytes"):
+            self.lib.still_backward_bytes.restype = c.c_int64
+        self.lib.still_decode_floats.restype = c.c_int64
+
+    def call(self, name, *args):
+        stream = c.c_void_p(torch.cuda.current_stream().cuda_stream)
+        code = getattr(self.lib, name)(*args, stream)
+        if code != 0:
+            raise RuntimeError(f"{name}: CUDA error {code}")
+
+
+class Layer:
+    """Buffers of one attention call; NaN-poisoned so that what no kernel wrote shows."""
+
+    def __init__(self, lib, q, k, v, w_q, w_k, budgets, log_scale=None, stats=False):
+        b, h, n, d = q.shape
+        kv = k.shape[1]
+        self.lib, self.q, self.k, self.v, self.w_q, self.w_k = lib, q, k, v, w_q, w_k
+        self.shape = Shape(b, h, kv, n, d, 0 if q.dtype == torch.float32 else 1)
+        self.chunks = (n + CHUNK - 1) // CHUNK
+        retired = max(self.chunks - 2, 0)
+        self.segments = lib.lib.still_segments(c.byref(self.shape))
+        new = lambda *s, dtype=q.dtype: torch.full(s, float("nan"), dtype=dtype, device=q.device)
+        f32 = torch.float32
+        self.score = new(b, kv, n, dtype=f32)
+        self.selected = torch.full((b, kv, self.chunks), -1, dtype=torch.int64, device=q.device)
+        self.salient = torch.full((b, kv, n), -(2**30), dtype=torch.int32, device=q.device)
+        self.phi = new(b, kv, n, 2 * d)
+        self.totals = new(self.segments * b * kv * 2 * d * (d + 1), dtype=f32)
+        self.s, self.z = new(b, kv, retired, 2 * d, d), new(b, kv, retired, 2 * d, dtype=f32)
+        self.s_last, self.z_last = None, None  # set by who decodes on
+        self.out = new(b, h, n, d)
+        self.denominator = new(b, h, n, dtype=f32)
+        self.maximum = new(b, h, n, dtype=f32) if stats else None
+        self.arg_max = torch.full((b, h, n), -1, dtype=torch.int32, device=q.device) if stats else None
+        self.budgets = torch.tensor(budgets, dtype=torch.int32, device=q.device)
+        self.log_scale = log_scale
+        self.retired = retired
+
+    def saliency(self):
+        self.lib.call("still_saliency", c.byref(self.shape), rows(self.q), rows(self.k), ptr(self.score))
+
+    def select(self):
+        self.lib.call("still_select", c.byref(self.shape), ptr(self.score), ptr(self.budgets), ptr(self.selected), ptr(self.salient))
+
+    def map_keys(self):
+        self.lib.call("still_map_keys", c.byref(self.shape), rows(self.k), ptr(self.w_k), ptr(self.budgets), ptr(self.selected), ptr(self.phi))
+
+    def states(self):
+        self.lib.call("still_states", c.byref(self.shape), ptr(self.phi), rows(self.v), ptr(self.budgets), ptr(self.totals), ptr(self.s), ptr(self.z),
+                      ptr(self.s_last), ptr(self.z_last))
+
+    def attend(self, name="still_forward"):
+        args = Forward(rows(self.q), rows(self.k), rows(self.v), rows(self.out), ptr(self.w_q), ptr(self.log_scale),
+                       ptr(self.budgets), ptr(self.salient), ptr(self.s), ptr(self.z), ptr(self.denominator),
+                       ptr(self.maximum), ptr(self.arg_max))
+        self.lib.call(name, c.byref(self.shape), c.byref(args))
+
+    def linear(self):
+        self.attend("still_linear_forward")
+
+    def exact(self):
+        self.attend("still_exact_forward")
+
+    def route(self):
+        self.saliency()
+        self.select()
+
+    def forward(self):
+        self.route()
+        self.map_keys()
+        self.states()
+        self.attend()
+        return self.out
+
+    def prepare_backward(self, d_out):
+        nan = lambda t, dtype=None: torch.full_like(t, float("nan"), dtype=dtype or t.dtype)
+        f32 = torch.float32
+        self.d_out = d_out
+        self.d_q, self.d_k, self.d_v = nan(self.q), nan(self.k), nan(self.v)
+        self.d_w_q, self.d_w_k = nan(self.w_q, f32), nan(self.w_k, f32)
+        self.d_log_scale = torch.full((self.q.shape[1],), float("nan"), dtype=f32, device=self.q.device)
+        self.host_budgets = self.budgets.cpu()
+        size = self.lib.lib.still_backward_bytes(c.byref(self.shape), ptr(self.host_budgets))
+        self.scratch = torch.full((size,), 255, dtype=torch.uint8, device=self.q.device)
+
+    def backward(self, step=None):
+        learns = self.log_scale is not None
+        views = (self.q, self.k, self.v, self.out, self.d_out, self.d_q, self.d_k, self.d_v)
+        pointers = (self.w_q, self.w_k, self.log_scale, self.budgets, self.selected, self.salient, self.phi, self.s, self.z,
+                    self.denominator, self.maximum, self.arg_max, self.d_w_q, self.d_w_k, self.d_log_scale if learns else None,
+                    self.host_budgets, self.scratch)
+        args = Backward(*map(rows, views), *map(ptr, pointers))
+        if step is None:
+            self.lib.call("still_backward", c.byref(self.shape), c.byref(args))
+        else:
+            self.lib.call("still_backward_step", c.byref(self.shape), c.byref(args), c.c_int32(step))
+
+    def selected_tokens(self):
+        """[B, K, C * 64] bool."""
+        bits = (self.selected[..., None] >> torch.arange(CHUNK, device=self.selected.device)) & 1
+        return bits.bool().flatten(2)
+
+
+class Decoder:
+    """The recurrent state of one layer for `batch` sequences."""
+
+    def __init__(self, lib, batch, kv, d, dtype, w_q, w_k, budgets, log_scale, capacity, splits=16, device="cuda"):
+        h = w_q.shape[0]
+        self.lib, self.w_q, self.w_k, self.log_scale, self.splits = lib, w_q, w_k, log_scale, splits
+        self.shape = Shape(batch, h, kv, 1, d, 0 if dtype == torch.float32 else 1)
+        new = lambda *s, dtype=dtype: torch.full(s, float("nan"), dtype=dtype, device=device)
+        f32 = torch.float32
+        entries = [budget * (capacity // CHUNK + 1) for budget in budgets]
+        self.store_entries = max(sum(entries), 1)
+        self.store_offset = torch.tensor([sum(entries[:i]) for i in range(kv)], dtype=torch.int64, device=device)
+        self.budgets = torch.tensor(budgets, dtype=torch.int32, device=device)
+        self.positions = torch.zeros(batch, dtype=torch.int32, device=device)
+        self.ring_k, self.ring_v = new(batch, kv, 128, d), new(batch, kv, 128, d)
+        self.ring_score = new(batch, kv, 128, dtype=f32)
+        self.store_k, self.store_v = new(batch, self.store_entries, d), new(batch, self.store_entries, d)
+        self.s = torch.zeros(batch, kv, 2 * d, d, device=device)
+        self.z = torch.zeros(batch, kv, 2 * d, device=device)
+        self.partial = new(lib.lib.still_decode_floats(c.byref(self.shape), c.c_int32(splits)), dtype=f32)
+        self.arrived = torch.zeros(batch, kv, dtype=torch.int32, device=device)
+        self.out = new(batch, h, 1, d)
+
+    def args(self, q, k, v):
+        pointers = (self.w_q, self.w_k, self.log_scale, self.budgets, self.positions, self.ring_k, self.ring_v, self.ring_score,
+                    self.store_k, self.store_v, self.store_offset)
+        return Decode(rows(q), rows(k), rows(v), rows(self.out), *map(ptr, pointers), self.store_entries, ptr(self.s),
+                      ptr(self.z), ptr(self.partial), ptr(self.arrived), self.splits)
+
+    def fill(self, layer):
+        """From a `Layer` whose forward pass ran with s_last and z_last set to this decoder's."""
+        args = self.args(layer.q, layer.k, layer.v)
+        self.lib.call("still_decode_fill", c.byref(layer.shape), rows(layer.k), rows(layer.v), ptr(layer.score),
+                      ptr(layer.salient), c.byref(args))
+
+    def step(self, q, k, v):
+        """Rows [batch, heads, 1, D] of the tokens at `positions`."""
+        args = self.args(q, k, v)
+        self.lib.call("still_decode", c.byref(self.shape), c.byref(args))
+        return self.out
