@@ -402,22 +402,23 @@ pub struct EvalArgs {
     /// The model.
     #[command(flatten)]
     pub model: ModelArg,
-    /// piqa, arc_easy, arc_challenge, hellaswag, winogrande, mmlu, lambada_openai, perplexity
+    /// piqa, arc_easy, arc_challenge, hellaswag, winogrande, mmlu, lambada_openai; perplexity; niah_single_1 and RULER's other
+    /// twelve (or all of them: ruler), babilong_qa1 to 5 (babilong), passkey, repeated_text
     #[arg(long, short, value_name = "T,…", value_delimiter = ',', required = true)]
     pub tasks: Vec<String>,
     /// Directory with the tasks' data files (docs/evaluation.md says what they hold)
     #[arg(long, value_name = "DIR", default_value = "data")]
     pub data_dir: PathBuf,
-    /// Ask only the first N items of a task; of mmlu N in all, spread over its subjects
+    /// Ask only the first N items of a task; of mmlu N in all, spread over its subjects [default of long-context tasks: 50]
     #[arg(long, value_name = "N")]
     pub limit: Option<usize>,
     /// Examples before each question of mmlu [default: 5]; the other tasks have none
     #[arg(long, value_name = "K")]
     pub shots: Option<usize>,
-    /// Text of the task perplexity
+    /// Text of the task perplexity and of --branches; what long-context tasks hide things in
     #[arg(long, value_name = "FILE")]
     pub text: Option<PathBuf>,
-    /// Tokens of the windows of the task perplexity; several make several tasks
+    /// Tokens of the windows of the task perplexity and of the prompts of long-context tasks; several make several tasks
     #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "1024")]
     pub lengths: Vec<usize>,
     /// Slide the windows of the task perplexity by so many tokens, instead of laying them side by side
@@ -426,6 +427,24 @@ pub struct EvalArgs {
     /// Models to ask the same; every difference comes with its paired bootstrap interval
     #[arg(long, value_name = "MODEL", num_args = 1..)]
     pub compare: Vec<String>,
+    /// Questions of the task qa_1, in SQuAD's JSON format
+    #[arg(long, value_name = "FILE")]
+    pub squad: Option<PathBuf>,
+    /// Questions of the task qa_2: hotpot_dev_distractor_v1.json
+    #[arg(long, value_name = "FILE")]
+    pub hotpotqa: Option<PathBuf>,
+    /// Directory with bAbI's qa1_test.txt … qa5_test.txt [default: babi in --data-dir]
+    #[arg(long, value_name = "DIR")]
+    pub babi: Option<PathBuf>,
+    /// Give long-context prompts as a user's turn in the model's chat template
+    #[arg(long)]
+    pub chat: bool,
+    /// Ask students with one part changed too: branches, router, budgets, cap, feature_map, linear_norm
+    #[arg(long, value_name = "PART,…", value_delimiter = ',')]
+    pub ablate: Vec<String>,
+    /// Show what each branch carries, layer by layer, over the first 2,048 tokens of --text
+    #[arg(long, requires = "text")]
+    pub branches: bool,
     /// Items read together on each thread; answers do not depend on it
     #[arg(long, value_name = "N", default_value_t = 16)]
     pub batch_size: usize,
@@ -444,7 +463,7 @@ pub struct EvalArgs {
     /// How the attention cache stores exact keys and values
     #[arg(long, value_enum, default_value_t = CacheDtype::F32)]
     pub cache_dtype: CacheDtype,
-    /// Seed of the bootstrap
+    /// Seed of the bootstrap and of the items that are generated
     #[arg(long, value_name = "SEED", default_value_t = 0)]
     pub seed: u64,
 }

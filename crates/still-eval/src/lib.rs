@@ -30,3 +30,4 @@ pub use nll::{Nll, evaluate_windows, nll_of_hidden};
 pub use passkey::{PasskeyAnswer, PasskeyPrompt, PasskeyPrompts};
 pub use repeated_text::{random_tokens, repeated_text_nll};
 pub use speed::{DecodeSpeed, decode_speed};
+pub use still_attention::BranchShares;

@@ -1,13 +1,16 @@
 //! `still eval`: benchmarks, asked of one model or of several to compare.
 
+mod branches;
 mod plan;
 mod results;
 
 use serde_json::Value;
+use still_eval::Ablation;
 use still_eval::run::{
     AskOptions, Asked, Listener, LoggedModel, Sample, SampleLog, TaskScores, ask,
 };
 use still_eval::task::{Metric, Task};
+use still_model::Model;
 
 use self::plan::Plan;
 use super::{load, row_dtype};
@@ -52,20 +55,37 @@ pub fn run(args: &EvalArgs, printer: &Printer) -> anyhow::Result<()> {
         ));
     }
     let plans = Plan::of(args)?;
+    let ablations: Vec<Ablation> =
+        args.ablate.iter().map(|name| name.parse()).collect::<still_eval::Result<_>>()?;
     let log = open_log(args)?;
     interrupt::catch()?;
     let mut evaluated = Vec::new();
     let mut cut_short = None;
-    for name in names {
-        let (model, cut) = evaluate(name, &plans, args, log.as_ref(), printer)?;
-        evaluated.push(model);
-        if cut.is_some() {
-            cut_short = cut;
-            break;
+    let mut carried = None;
+    'models: for (n, name) in names.into_iter().enumerate() {
+        let model = load(name, printer)?;
+        let mut subjects = vec![(name.clone(), model)];
+        if n == 0 {
+            if args.branches {
+                carried = Some(branches::measure(&subjects[0].1, args, printer)?);
+            }
+            let variants = ablated(name, &subjects[0].1, &ablations)?;
+            subjects.extend(variants);
+        }
+        for (name, model) in subjects {
+            let (model, cut) = evaluate(&name, &model, &plans, args, log.as_ref(), printer)?;
+            evaluated.push(model);
+            if cut.is_some() {
+                cut_short = cut;
+                break 'models;
+            }
         }
     }
     if evaluated.iter().any(|model| !model.tasks.is_empty()) {
         printer.result(results::render(&evaluated, args.seed)?)?;
+    }
+    if let Some(carried) = &carried {
+        printer.result(branches::render(carried))?;
     }
     if let Some(place) = cut_short {
         let kept = match &args.samples {
@@ -75,7 +95,7 @@ pub fn run(args: &EvalArgs, printer: &Printer) -> anyhow::Result<()> {
         return Err(user(format!("interrupted {place}; the table has what was finished"), kept));
     }
     if let Some(path) = &args.json {
-        results::write(path, &evaluated, args)?;
+        results::write(path, &evaluated, carried.as_deref(), args)?;
         printer.step("Saved", path.display());
     }
     Ok(())
@@ -95,18 +115,43 @@ fn open_log(args: &EvalArgs) -> anyhow::Result<Option<SampleLog>> {
     Ok(Some(SampleLog::create(path)?))
 }
 
+/// The variants of a student, named after what was changed.
+fn ablated(
+    name: &str,
+    model: &Model,
+    ablations: &[Ablation],
+) -> anyhow::Result<Vec<(String, Model)>> {
+    if ablations.is_empty() {
+        return Ok(Vec::new());
+    }
+    let Some(student) = &model.student else {
+        return Err(user(
+            format!("{name} is a teacher: --ablate changes parts of a student"),
+            "name a student for --model",
+        ));
+    };
+    let mut variants = Vec::new();
+    for ablation in ablations {
+        for (variant, config) in ablation.variants(&student.config) {
+            let student = student.with_config(config, model.config())?;
+            variants.push((format!("{name} [{variant}]"), model.with_student(student)));
+        }
+    }
+    Ok(variants)
+}
+
 /// Asks one model every task; also where it was interrupted, if it was.
 fn evaluate(
     name: &str,
+    model: &Model,
     plans: &[Plan],
     args: &EvalArgs,
     log: Option<&SampleLog>,
     printer: &Printer,
 ) -> anyhow::Result<(Evaluated, Option<String>)> {
-    let model = load(name, printer)?;
     let rows = row_dtype(args.cache_dtype);
     if let Some(log) = log {
-        log.begin(&LoggedModel::new(name, &model, rows)?)?;
+        log.begin(&LoggedModel::new(name, model, rows)?)?;
     }
     let recipe = model.student.as_ref().and_then(|student| student.recipe.clone());
     let mut evaluated = Evaluated { model: name.to_owned(), recipe, tasks: Vec::new() };
@@ -116,7 +161,7 @@ fn evaluate(
         let task = match plan {
             Plan::Ready(task) => task,
             Plan::Made(make) => {
-                made = make(&model)?;
+                made = make(model)?;
                 &made
             }
         };
@@ -124,7 +169,7 @@ fn evaluate(
         let bar = Bar::new(printer, "Asking", &task.name, task.items.len(), "items");
         bar.advance(known.len());
         let listener = Told { bar: &bar, model: name, log };
-        let asked = ask(&model, task, known, &options, &listener)?;
+        let asked = ask(model, task, known, &options, &listener)?;
         if !asked.complete {
             let place = format!(
                 "after {} of {} items of {}",

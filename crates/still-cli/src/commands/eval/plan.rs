@@ -1,5 +1,6 @@
 //! Which tasks are asked.
 
+use still_eval::long::{LongFiles, LongOptions, LongTask};
 use still_eval::task::{STANDARD, StandardOptions, Task, WindowOptions, standard, windows};
 use still_model::Model;
 
@@ -24,11 +25,18 @@ impl Plan {
         if args.shots.is_some() && !args.tasks.iter().any(|name| name == "mmlu") {
             return Err(user("--shots is of mmlu, which is not asked", "leave it out"));
         }
-        let asks_text = args.tasks.iter().any(|name| name == "perplexity");
-        if !asks_text && (args.text.is_some() || args.stride.is_some()) {
+        let perplexity_asked = args.tasks.iter().any(|name| name == "perplexity");
+        if args.stride.is_some() && !perplexity_asked {
             return Err(user(
-                "--text and --stride are of the task perplexity, which is not asked",
-                "add perplexity to --tasks, or leave them out",
+                "--stride is of the task perplexity, which is not asked",
+                "add perplexity to --tasks, or leave it out",
+            ));
+        }
+        let long_asked = args.tasks.iter().any(|name| !long_tasks(name).is_empty());
+        if args.text.is_some() && !(perplexity_asked || long_asked || args.branches) {
+            return Err(user(
+                "--text is of perplexity, --branches and the long-context tasks: none is asked",
+                "add perplexity to --tasks, or leave it out",
             ));
         }
         let mut plans = Vec::new();
@@ -43,11 +51,19 @@ impl Plan {
                     plans.push(Self::Ready(standard(name, &args.data_dir, &options)?));
                 }
                 other => {
-                    let known = STANDARD.join(", ");
-                    return Err(user(
-                        format!("no task is called {other}"),
-                        format!("known: {known}, perplexity"),
-                    ));
+                    let tasks = long_tasks(other);
+                    if tasks.is_empty() {
+                        let known = STANDARD.into_iter().chain(["perplexity", "ruler", "babilong"]);
+                        let long = LongTask::ALL.map(LongTask::name);
+                        let known: Vec<&str> = known.chain(long).collect();
+                        return Err(user(
+                            format!("no task is called {other}"),
+                            format!("known: {}", known.join(", ")),
+                        ));
+                    }
+                    for task in tasks {
+                        plans.extend(long(task, args));
+                    }
                 }
             }
         }
@@ -66,4 +82,37 @@ fn perplexity(args: &EvalArgs) -> anyhow::Result<Vec<Plan>> {
         Plan::Made(Box::new(move |model: &Model| windows(&text, &model.tokenizer, &options)))
     };
     Ok(args.lengths.iter().map(plan).collect())
+}
+
+/// Items of a long-context task, if nothing is said.
+const LONG_ITEMS: usize = 50;
+
+/// The long-context tasks that a name stands for; none if it is no such name.
+fn long_tasks(name: &str) -> Vec<LongTask> {
+    match name {
+        "ruler" => LongTask::ruler().to_vec(),
+        "babilong" => (1..=5).map(LongTask::BabiLong).collect(),
+        other => LongTask::from_name(other).into_iter().collect(),
+    }
+}
+
+/// One task for each length.
+fn long(task: LongTask, args: &EvalArgs) -> impl Iterator<Item = Plan> {
+    let files = LongFiles {
+        text: args.text.clone(),
+        squad: args.squad.clone(),
+        hotpotqa: args.hotpotqa.clone(),
+        babi: Some(args.babi.clone().unwrap_or_else(|| args.data_dir.join("babi"))),
+    };
+    let (items, seed, chat) = (args.limit.unwrap_or(LONG_ITEMS), args.seed, args.chat);
+    args.lengths.iter().map(move |&length| {
+        let files = files.clone();
+        Plan::Made(Box::new(move |model: &Model| {
+            let options = LongOptions { length, items, seed, chat };
+            let vocab_size = model.config().vocab_size;
+            let mut made = task.build(&model.tokenizer, vocab_size, &files, options)?;
+            made.name = format!("{}_{length}", made.name);
+            Ok(made)
+        }))
+    })
 }

@@ -6,7 +6,7 @@ use anyhow::Context;
 use serde_json::{Map, Value, json};
 use still_eval::run::{Estimate, difference};
 use still_eval::task::Metric;
-use still_eval::{Interval, PairedBootstrap};
+use still_eval::{BranchShares, Interval, PairedBootstrap};
 use still_model::files::write_file;
 
 use super::{Answered, Evaluated};
@@ -17,6 +17,9 @@ use crate::table;
 /// its 95 % interval.
 pub fn render(models: &[Evaluated], seed: u64) -> anyhow::Result<String> {
     let Some((first, others)) = models.split_first() else { return Ok(String::new()) };
+    if models.len() > MOST_COLUMNS {
+        return tall(first, others, seed);
+    }
     let mut headers = vec!["task", "metric", "n", "chance"];
     let names: Vec<String> = match others {
         [] => vec!["value".into()],
@@ -58,8 +61,46 @@ pub fn render(models: &[Evaluated], seed: u64) -> anyhow::Result<String> {
     Ok(text)
 }
 
+/// Models that stand side by side; more stand one below the other.
+const MOST_COLUMNS: usize = 3;
+
+/// A row for every model: each task's first metric, and what the first model has more.
+fn tall(first: &Evaluated, others: &[Evaluated], seed: u64) -> anyhow::Result<String> {
+    let mut headers = vec!["model".to_owned()];
+    for task in &first.tasks {
+        headers.push(format!("{} ({})", task.scores.task, task.metrics[0].name()));
+        headers.push("the first has more".into());
+    }
+    let mut rows = Vec::new();
+    for (n, model) in std::iter::once(first).chain(others).enumerate() {
+        let mut row = vec![short(&model.model)];
+        for (task, reference) in model.tasks.iter().zip(&first.tasks) {
+            let metric = task.metrics[0];
+            row.push(cell(task, 0));
+            row.push(match n {
+                0 => String::new(),
+                _ => interval(metric, &compared(reference, task, metric, seed)?),
+            });
+        }
+        // An interrupted model has fewer tasks.
+        row.resize(headers.len(), String::new());
+        rows.push(row);
+    }
+    let headers: Vec<&str> = headers.iter().map(String::as_str).collect();
+    Ok(format!(
+        "{}\n\n± is one standard error; differences have their 95 % interval from a paired bootstrap over items (of \
+         perplexities in nats of negative log-likelihood).",
+        table::render(&headers, &rows)
+    ))
+}
+
 /// Writes `{"model", "recipe", "seed", …, "tasks", "compare"}`.
-pub fn write(path: &Path, models: &[Evaluated], args: &EvalArgs) -> anyhow::Result<()> {
+pub fn write(
+    path: &Path,
+    models: &[Evaluated],
+    branches: Option<&[Vec<BranchShares>]>,
+    args: &EvalArgs,
+) -> anyhow::Result<()> {
     let Some((first, others)) = models.split_first() else { return Ok(()) };
     let mut result = json!({
         "model": first.model,
@@ -69,6 +110,9 @@ pub fn write(path: &Path, models: &[Evaluated], args: &EvalArgs) -> anyhow::Resu
         "limit": args.limit,
         "tasks": tasks(first),
     });
+    if let Some(layers) = branches {
+        result["branches"] = super::branches::to_json(layers);
+    }
     if !others.is_empty() {
         let compared = others.iter().map(|other| -> anyhow::Result<Value> {
             Ok(json!({
