@@ -95,7 +95,7 @@ fn prompts_have_exactly_the_length_and_hold_their_key() {
         let text = tokenizer.decode(&ids, true).unwrap();
         let needle = format!("The pass key is {0}. Remember it. {0} is the pass key.", prompt.key);
         assert_eq!(text.matches(&needle).count(), 1, "{text}");
-        assert!(text.ends_with("What is the pass key? The pass key is"));
+        assert!(text.ends_with("What is the pass key? The pass key is "));
         depths.push(text.find(&needle).unwrap());
     }
     assert!(depths.is_sorted_by(|a, b| a < b), "{depths:?}");

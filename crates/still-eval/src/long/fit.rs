@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use crate::error::Result;
 
 /// Guesses by proportion before halving takes over.
-const PROPORTIONAL: usize = 8;
+const PROPORTIONAL: usize = 4;
 
 /// What came of fitting.
 #[derive(Debug, PartialEq)]

@@ -8,12 +8,15 @@ use crate::args::EvalArgs;
 use crate::commands::read_text;
 use crate::errors::user;
 
+/// Makes a task for a model.
+pub type Make = Box<dyn Fn(&Model) -> still_eval::Result<Task>>;
+
 /// A task, or how to make it for a model: what depends on the tokenizer has to wait for it.
 pub enum Plan {
     /// The same for every model.
     Ready(Task),
     /// Made of a model's own tokens.
-    Made(Box<dyn Fn(&Model) -> still_eval::Result<Task>>),
+    Made(Make),
 }
 
 impl Plan {
