@@ -1,0 +1,147 @@
+//! `src/cuda/still.h`, by hand.
+
+use std::ffi::{c_int, c_void};
+
+/// A `cudaStream_t`.
+pub type Stream = *mut c_void;
+
+/// Queries, keys and all that is not said to be f32 are float32.
+pub const STILL_F32: i32 = 0;
+/// The same in bfloat16.
+pub const STILL_BF16: i32 = 1;
+
+/// Tokens of a chunk, in every kernel.
+pub const CHUNK: usize = 64;
+/// Head dimensions that have kernels.
+pub const HEAD_DIMS: [usize; 3] = [64, 96, 128];
+
+/// `StillShape`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    /// Sequences.
+    pub batch: i32,
+    /// Query heads.
+    pub heads: i32,
+    /// KV heads, which are the selection heads.
+    pub kv_heads: i32,
+    /// Tokens of every sequence.
+    pub tokens: i32,
+    /// Channels of a head.
+    pub head_dim: i32,
+    /// [`STILL_F32`] or [`STILL_BF16`].
+    pub dtype: i32,
+}
+
+/// `StillRows`: rows of `head_dim` adjacent elements, 16-byte aligned; strides in elements.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Rows {
+    /// The first row.
+    pub data: *mut c_void,
+    /// From a sequence to the next.
+    pub batch: i64,
+    /// From a head to the next.
+    pub head: i64,
+    /// From a token to the next.
+    pub token: i64,
+}
+
+/// `StillForward`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+#[expect(missing_docs, reason = "still.h has them")]
+pub struct Forward {
+    pub q: Rows,
+    pub k: Rows,
+    pub v: Rows,
+    pub out: Rows,
+    pub w_q: *const c_void,
+    pub log_scale: *const f32,
+    pub budgets: *const i32,
+    pub salient: *const i32,
+    pub s: *const c_void,
+    pub z: *const f32,
+    pub denominator: *mut f32,
+    pub maximum: *mut f32,
+    pub arg_max: *mut i32,
+}
+
+/// `StillBackward`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+#[expect(missing_docs, reason = "still.h has them")]
+pub struct Backward {
+    pub q: Rows,
+    pub k: Rows,
+    pub v: Rows,
+    pub out: Rows,
+    pub d_out: Rows,
+    pub d_q: Rows,
+    pub d_k: Rows,
+    pub d_v: Rows,
+    pub w_q: *const c_void,
+    pub w_k: *const c_void,
+    pub log_scale: *const f32,
+    pub budgets: *const i32,
+    pub selected: *const u64,
+    pub salient: *const i32,
+    pub phi: *const c_void,
+    pub s: *const c_void,
+    pub z: *const f32,
+    pub denominator: *const f32,
+    pub maximum: *const f32,
+    pub arg_max: *const i32,
+    pub d_w_q: *mut f32,
+    pub d_w_k: *mut f32,
+    pub d_log_scale: *mut f32,
+    pub host_budgets: *const i32,
+    pub scratch: *mut c_void,
+}
+
+/// `StillDecode`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+#[expect(missing_docs, reason = "still.h has them")]
+pub struct Decode {
+    pub q: Rows,
+    pub k: Rows,
+    pub v: Rows,
+    pub out: Rows,
+    pub w_q: *const c_void,
+    pub w_k: *const c_void,
+    pub log_scale: *const f32,
+    pub budgets: *const i32,
+    pub positions: *const i32,
+    pub ring_k: *mut c_void,
+    pub ring_v: *mut c_void,
+    pub ring_score: *mut f32,
+    pub store_k: *mut c_void,
+    pub store_v: *mut c_void,
+    pub store_offset: *const i64,
+    pub store_entries: i64,
+    pub s: *mut f32,
+    pub z: *mut f32,
+    pub partial: *mut f32,
+    pub arrived: *mut u32,
+    pub splits: i32,
+}
+
+#[expect(missing_docs, reason = "still.h has them")]
+#[rustfmt::skip] // one a line, as in still.h
+unsafe extern "C" {
+    pub fn still_segments(shape: *const Shape) -> c_int;
+    pub fn still_saliency(shape: *const Shape, q: Rows, k: Rows, score: *mut f32, stream: Stream) -> c_int;
+    pub fn still_select(shape: *const Shape, score: *const f32, budgets: *const i32, selected: *mut u64, salient: *mut i32, stream: Stream) -> c_int;
+    pub fn still_map_keys(shape: *const Shape, k: Rows, w: *const c_void, selected: *const u64, phi: *mut c_void, stream: Stream) -> c_int;
+    pub fn still_states(shape: *const Shape, phi: *const c_void, v: Rows, totals: *mut f32, s: *mut c_void, z: *mut f32, s_last: *mut f32, z_last: *mut f32, stream: Stream) -> c_int;
+    pub fn still_forward(shape: *const Shape, args: *const Forward, stream: Stream) -> c_int;
+    pub fn still_linear_forward(shape: *const Shape, args: *const Forward, stream: Stream) -> c_int;
+    pub fn still_exact_forward(shape: *const Shape, args: *const Forward, stream: Stream) -> c_int;
+    pub fn still_backward_bytes(shape: *const Shape, host_budgets: *const i32) -> i64;
+    pub fn still_backward(shape: *const Shape, args: *const Backward, stream: Stream) -> c_int;
+    pub fn still_backward_step(shape: *const Shape, args: *const Backward, step: i32, stream: Stream) -> c_int;
+    pub fn still_decode_floats(shape: *const Shape, splits: i32) -> i64;
+    pub fn still_decode(shape: *const Shape, args: *const Decode, stream: Stream) -> c_int;
+    pub fn still_decode_fill(shape: *const Shape, k: Rows, v: Rows, score: *const f32, salient: *const i32, args: *const Decode, stream: Stream) -> c_int;
+}
