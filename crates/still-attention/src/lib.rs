@@ -5,6 +5,8 @@
 
 mod config;
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod dense;
 mod error;
 mod feature_map;
@@ -12,6 +14,7 @@ mod hybrid;
 pub mod naive;
 mod real;
 pub mod router;
+mod routing;
 mod selection;
 mod size;
 mod state;
@@ -29,6 +32,7 @@ pub use error::{AttentionError, Result};
 pub use feature_map::fold_householder;
 pub use hybrid::{HybridOutput, hybrid_attention};
 pub use real::Real;
+pub use routing::Routing;
 pub use selection::Selection;
 pub use size::HeadSize;
 pub use state::{HeadRows, HeadScratch, HybridHead, HybridState, LinearState, PreparedWeights};
