@@ -37,7 +37,9 @@ pub fn check(call: &'static str, code: i32) -> Result<(), KernelError> {
     // SAFETY: the runtime answers any code with a string that lives as long as the program.
     let message = unsafe { CStr::from_ptr(cudaGetErrorString(code)) };
     let hint = match code {
-        INVALID_VALUE => "; hint: the kernels take head dimensions 64, 96 and 128 in f32 or bf16",
+        INVALID_VALUE => {
+            "; hint: the kernels take head dimensions 64, 96 and 128 in f32 or bf16; f32 at 128 needs the shared memory of an H100"
+        }
         OUT_OF_MEMORY => "; hint: feed fewer tokens or sequences at a time",
         code if NO_CODE.contains(&code) => {
             "; hint: the kernels need a GPU of compute capability 8.0 or newer and a driver as new as the toolkit they \

@@ -133,8 +133,8 @@ unsafe extern "C" {
     pub fn still_segments(shape: *const Shape) -> c_int;
     pub fn still_saliency(shape: *const Shape, q: Rows, k: Rows, score: *mut f32, stream: Stream) -> c_int;
     pub fn still_select(shape: *const Shape, score: *const f32, budgets: *const i32, selected: *mut u64, salient: *mut i32, stream: Stream) -> c_int;
-    pub fn still_map_keys(shape: *const Shape, k: Rows, w: *const c_void, selected: *const u64, phi: *mut c_void, stream: Stream) -> c_int;
-    pub fn still_states(shape: *const Shape, phi: *const c_void, v: Rows, totals: *mut f32, s: *mut c_void, z: *mut f32, s_last: *mut f32, z_last: *mut f32, stream: Stream) -> c_int;
+    pub fn still_map_keys(shape: *const Shape, k: Rows, w: *const c_void, budgets: *const i32, selected: *const u64, phi: *mut c_void, stream: Stream) -> c_int;
+    pub fn still_states(shape: *const Shape, phi: *const c_void, v: Rows, budgets: *const i32, totals: *mut f32, s: *mut c_void, z: *mut f32, s_last: *mut f32, z_last: *mut f32, stream: Stream) -> c_int;
     pub fn still_forward(shape: *const Shape, args: *const Forward, stream: Stream) -> c_int;
     pub fn still_linear_forward(shape: *const Shape, args: *const Forward, stream: Stream) -> c_int;
     pub fn still_exact_forward(shape: *const Shape, args: *const Forward, stream: Stream) -> c_int;

@@ -81,6 +81,7 @@ pub(super) fn forward(
         None => null_mut(),
     };
     let map_k = launch.values(on_cuda(&map_k.0)?, map_k.1)?;
+    let budgets = launch.at(routing.budgets());
     let args = Forward {
         q: launch.rows(on_cuda(&q.0)?, q.1)?,
         k: k_rows,
@@ -88,7 +89,7 @@ pub(super) fn forward(
         out: launch.rows(&out, &out_layout)?,
         w_q: launch.values(on_cuda(&map_q.0)?, map_q.1)?,
         log_scale,
-        budgets: launch.at(routing.budgets()),
+        budgets,
         salient: launch.at(routing.salient()),
         s: launch.at(&saved.s),
         z: launch.at(&saved.z),
@@ -102,10 +103,20 @@ pub(super) fn forward(
     let wrap = candle_core::Error::wrap;
     // SAFETY: every buffer is as large as still.h says for `shape`, and lives until the launch is dropped.
     unsafe {
-        let code = still_map_keys(shape, k_rows, map_k, selected, phi, launch.stream());
+        let code = still_map_keys(shape, k_rows, map_k, budgets, selected, phi, launch.stream());
         check("still_map_keys", code).map_err(wrap)?;
-        let code =
-            still_states(shape, phi, v_rows, totals, s, z, null_mut(), null_mut(), launch.stream());
+        let code = still_states(
+            shape,
+            phi,
+            v_rows,
+            budgets,
+            totals,
+            s,
+            z,
+            null_mut(),
+            null_mut(),
+            launch.stream(),
+        );
         check("still_states", code).map_err(wrap)?;
         check("still_forward", still_forward(shape, &args, launch.stream())).map_err(wrap)?;
     }
