@@ -21,13 +21,20 @@ const BLOCK: usize = 128;
 const KEY_TILE: usize = 256;
 
 /// Dense causal attention of whole sequences, no gradient: `q` `[B, H, N, D]`, `k`, `v` `[B, K, N, D]`
-/// f32 on the CPU → `[B, H, N, D]`.
+/// → `[B, H, N, D]`. On the CPU in f32, on CUDA (feature `cuda`) in any float type.
 ///
 /// # Errors
 /// Shapes that contradict each other; a dtype or device without a kernel.
 pub fn dense_attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
     let (batch, num_heads, _, head_dim) = q.dims4()?;
     let geometry = HeadGeometry { num_heads, num_key_value_heads: k.dim(1)?, head_dim };
+    #[cfg(feature = "cuda")]
+    if q.device().is_cuda() {
+        let shape = [batch, geometry.num_key_value_heads, q.dim(2)?, head_dim];
+        expect_shape("dense_attention", "k", k, &shape)?;
+        expect_shape("dense_attention", "v", v, &shape)?;
+        return crate::cuda::dense_attention(q, k, v);
+    }
     KvCache::new(geometry, batch, RowDtype::F32).advance(q, k, v, None)
 }
 

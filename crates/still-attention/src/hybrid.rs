@@ -2,44 +2,47 @@
 
 use std::sync::{Arc, OnceLock};
 
-use candle_core::{CpuStorage, CustomOp3, DType, Layout, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp3, DType, Device, Layout, Shape, Tensor};
 use rayon::prelude::*;
 
 use crate::cpu::backward::{RowGrads, Wanted, WeightGrads, backward};
 use crate::cpu::forward::{FeatureMaps, HeadInput, PerHead, Record, Scratch, advance, few};
-use crate::cpu::head_state::{HeadState, Routing, unabsorbed};
+use crate::cpu::head_state::{self, HeadState, unabsorbed};
 use crate::cpu::rows::Rows;
 use crate::error::AttentionError;
 use crate::real::{Real, inverse_sigmoid};
 use crate::tensor::{borrow, expect_shape, slice};
 use crate::{
-    HeadGeometry, HybridConfig, HybridWeights, LinearNorm, Mode, Result, RowDtype, Selection,
-    router,
+    HeadGeometry, HybridConfig, HybridWeights, LinearNorm, Mode, Result, Routing, RowDtype,
+    Selection, router,
 };
 
-const OP: &str = "hybrid_attention";
+pub(crate) const OP: &str = "hybrid_attention";
 
 /// Output of [`hybrid_attention`].
 #[derive(Clone, Debug)]
 pub struct HybridOutput {
     /// Attention output per query head before `o_proj`, `[B, H, N, D]`.
     pub out: Tensor,
-    /// The routing that was used.
-    pub selection: Selection,
-    /// Router scores `[B, S, N]`, row-major.
-    pub scores: Vec<f32>,
+    /// The routing that was used, on the device of `out`.
+    pub routing: Routing,
 }
 
 /// Hybrid attention of whole sequences that start at position 0.
 ///
-/// * `q` `[B, H, N, D]`, `k` and `v` `[B, K, N, D]`: after RoPE, f32 or f64, on the CPU.
+/// * `q` `[B, H, N, D]`, `k` and `v` `[B, K, N, D]`: after RoPE, all of one dtype on one device.
 /// * `gate` `[B, H, N, D]`: `γ = sigmoid(W_g x)`, with `config.gate`.
-/// * `selection`: routing to use instead of the router's own (parity tests, recomputation).
+/// * `weights`: on the same device.
+/// * `routing`: routing to use instead of the router's own (parity tests, recomputation).
+///
+/// On the CPU f32 and f64, everything that a configuration can say. On CUDA (feature `cuda`) f32 and bf16, head dimensions
+/// 64, 96 and 128, chunks of 64 and the NP-Map with as many features, without cap, gate and ablations; nothing waits for
+/// the device.
 ///
 /// Gradients flow to `q`, `k`, `v`, `gate` and every tensor of `weights`; routing is discrete and has none.
 ///
 /// # Errors
-/// Shapes that contradict each other or the configuration; a dtype or device without a kernel.
+/// Shapes that contradict each other or the configuration; a dtype, device or configuration without a kernel.
 pub fn hybrid_attention(
     q: &Tensor,
     k: &Tensor,
@@ -47,7 +50,7 @@ pub fn hybrid_attention(
     weights: &HybridWeights,
     gate: Option<&Tensor>,
     config: &HybridConfig,
-    selection: Option<&Selection>,
+    routing: Option<&Routing>,
 ) -> Result<HybridOutput> {
     let (batch, num_heads, tokens, head_dim) = q.dims4()?;
     let (_, num_key_value_heads, _, _) = k.dims4()?;
@@ -64,28 +67,62 @@ pub fn hybrid_attention(
             if gate.is_some() { "given" } else { "not given" },
         )));
     }
-    let heads = geometry.selection_heads(config.selection_head);
-    if let Some(given) = selection {
-        let expected = (batch, heads, tokens, config.chunk);
-        if (given.batch, given.heads, given.tokens, given.chunk) != expected {
-            return Err(AttentionError::Config(format!(
-                "the given selection is for {}x{}x{} tokens in chunks of {}, expected {expected:?}",
-                given.batch, given.heads, given.tokens, given.chunk
-            )));
-        }
-        let at_once = |(i, &at): (usize, &u32)| at as usize == i % tokens / config.chunk;
-        if config.mode == Mode::LinearOnly && !given.absorbed_at.iter().enumerate().all(at_once) {
-            return Err(AttentionError::Config(
-                "linear_only absorbs every token at once: no other selection can be given".into(),
-            ));
-        }
+    if let Some(gate) = gate {
+        expect_shape(OP, "gate", gate, q.dims())?;
     }
-
-    let query_side = match gate {
-        Some(gate) => {
-            expect_shape(OP, "gate", gate, q.dims())?;
-            Tensor::cat(&[q, gate], 3)?
+    match q.device() {
+        Device::Cpu => on_cpu([q, k, v], weights, gate, geometry, config, routing),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => {
+            crate::cuda::hybrid_attention([q, k, v], weights, geometry, config, routing)
         }
+        device => Err(AttentionError::Unsupported {
+            op: OP,
+            tensor: "q",
+            expected: "a tensor on the CPU, or on CUDA in a build with the feature `cuda`",
+            got: format!("on {:?}", device.location()),
+        }),
+    }
+}
+
+/// Checks a selection that was given against what it is given for.
+pub(crate) fn check_given(
+    given: &Selection,
+    (batch, heads, tokens): (usize, usize, usize),
+    config: &HybridConfig,
+) -> Result<()> {
+    let expected = (batch, heads, tokens, config.chunk);
+    if (given.batch, given.heads, given.tokens, given.chunk) != expected {
+        return Err(AttentionError::Config(format!(
+            "the given selection is for {}x{}x{} tokens in chunks of {}, expected {expected:?}",
+            given.batch, given.heads, given.tokens, given.chunk
+        )));
+    }
+    let at_once = |(i, &at): (usize, &u32)| at as usize == i % tokens / config.chunk;
+    if config.mode == Mode::LinearOnly && !given.absorbed_at.iter().enumerate().all(at_once) {
+        return Err(AttentionError::Config(
+            "linear_only absorbs every token at once: no other selection can be given".into(),
+        ));
+    }
+    Ok(())
+}
+
+/// [`hybrid_attention`] by the CPU's kernels.
+fn on_cpu(
+    [q, k, v]: [&Tensor; 3],
+    weights: &HybridWeights,
+    gate: Option<&Tensor>,
+    geometry: HeadGeometry,
+    config: &HybridConfig,
+    routing: Option<&Routing>,
+) -> Result<HybridOutput> {
+    let given = routing.map(Routing::selection).transpose()?;
+    if let Some(given) = &given {
+        let heads = geometry.selection_heads(config.selection_head);
+        check_given(given, (q.dim(0)?, heads, q.dim(2)?), config)?;
+    }
+    let query_side = match gate {
+        Some(gate) => Tensor::cat(&[q, gate], 3)?,
         None => q.clone(),
     };
     let key_side = Tensor::cat(&[k, v], 3)?;
@@ -101,22 +138,16 @@ pub fn hybrid_attention(
     let op = HybridOp {
         geometry,
         config: config.clone(),
-        given: selection.cloned(),
+        given,
         wanted: Wanted { qkv: q.track_op() || k.track_op() || v.track_op() },
         saved: saved.clone(),
     };
     let out = query_side.contiguous()?.apply_op3(&key_side.contiguous()?, &learned, op)?;
-    let saved: &Saved = saved
+    let routing = saved
         .get()
+        .cloned()
         .ok_or_else(|| AttentionError::Config("the kernel left no selection behind".into()))?;
-    Ok(HybridOutput { out, selection: saved.selection.clone(), scores: saved.scores.clone() })
-}
-
-/// What the forward pass leaves for the backward pass and the caller.
-#[derive(Debug)]
-struct Saved {
-    selection: Selection,
-    scores: Vec<f32>,
+    Ok(HybridOutput { out, routing })
 }
 
 /// `(query side [B, H, N, D (+ D)], key side [B, K, N, 2D], learned) → [B, H, N, D]`.
@@ -126,9 +157,10 @@ struct Saved {
 struct HybridOp {
     geometry: HeadGeometry,
     config: HybridConfig,
-    given: Option<Selection>,
+    given: Option<Arc<Selection>>,
     wanted: Wanted,
-    saved: Arc<OnceLock<Saved>>,
+    /// What the forward pass leaves for the backward pass and the caller.
+    saved: Arc<OnceLock<Routing>>,
 }
 
 /// The three packed arguments as slices.
@@ -208,8 +240,8 @@ impl HybridOp {
             &packed.learned[index * size..(index + 1) * size]
         };
         let routing = match given {
-            Some(selection) => Routing::Given(selection.row(sequence, head)),
-            None => Routing::Scores {
+            Some(selection) => head_state::Routing::Given(selection.row(sequence, head)),
+            None => head_state::Routing::Scores {
                 budget: router::effective_budget(&self.config, head),
                 cap: self.config.cap,
             },
@@ -251,7 +283,7 @@ impl HybridOp {
             .enumerate()
             .for_each(|(task, ((out, absorbed_at), scores))| {
                 let (sequence, head) = (task / heads, task % heads);
-                let input = self.input(packed, sequence, head, self.given.as_ref());
+                let input = self.input(packed, sequence, head, self.given.as_deref());
                 let mut state = HeadState::new(self.config.ring_chunk(), d, RowDtype::F32);
                 let record = Record { absorbed_at: Some(absorbed_at), scores: Some(scores) };
                 let mut scratch = Scratch::default();
@@ -261,14 +293,16 @@ impl HybridOp {
             Selection { chunk: self.config.chunk, batch: packed.batch, heads, tokens, absorbed_at };
         let scores = scores.into_iter().map(|score| score.wide() as f32).collect();
         // A second forward of one op object would be candle's doing, with the same result.
-        let _ = self.saved.set(Saved { selection, scores });
+        let _ = self.saved.set(Routing::on_host(selection, scores));
         out
     }
 
     /// Gradients of the query side, the key side and what is learned.
     fn gradients<T: Real>(&self, packed: &Packed<'_, T>, out: &[T], d_out: &[T]) -> [Vec<T>; 3] {
-        let Some(saved) = self.saved.get() else {
-            unreachable!("the backward pass follows the forward pass");
+        let Some(Ok(selection)) = self.saved.get().map(Routing::selection) else {
+            unreachable!(
+                "the backward pass follows the forward pass, which has left its routing on the host"
+            );
         };
         let HeadGeometry { num_heads, num_key_value_heads: kv_heads, head_dim: d } = self.geometry;
         let (shared, tokens, query_width) = (self.shared(), packed.tokens, self.query_width());
@@ -285,11 +319,11 @@ impl HybridOp {
                 heads
                     .map(|(i, query)| {
                         let head = kv_head * shared + i;
-                        let input = self.input(packed, sequence, head, Some(&saved.selection));
+                        let input = self.input(packed, sequence, head, Some(&selection));
                         let start = (sequence * num_heads + head * group) * tokens * d;
                         let span = start..start + group * tokens * d;
                         let grads = RowGrads { query, query_width, key: &mut *key };
-                        let selection = saved.selection.row(sequence, head);
+                        let selection = selection.row(sequence, head);
                         let (out, d_out) = (&out[span.clone()], &d_out[span]);
                         backward(&input, selection, tokens, out, d_out, self.wanted, grads)
                     })

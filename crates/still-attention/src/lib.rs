@@ -5,6 +5,8 @@
 
 mod config;
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod dense;
 mod error;
 mod feature_map;
@@ -12,6 +14,7 @@ mod hybrid;
 pub mod naive;
 mod real;
 pub mod router;
+mod routing;
 mod selection;
 mod shares;
 mod size;
@@ -30,6 +33,7 @@ pub use error::{AttentionError, Result};
 pub use feature_map::fold_householder;
 pub use hybrid::{HybridOutput, hybrid_attention};
 pub use real::Real;
+pub use routing::Routing;
 pub use selection::Selection;
 pub use shares::{BranchShares, branch_shares};
 pub use size::HeadSize;

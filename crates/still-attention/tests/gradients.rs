@@ -58,9 +58,9 @@ fn check(config: &HybridConfig, seed: u64) {
         log_lambda: inner(&log_lambda),
         window_factor: inner(&window_factor),
     };
+    let routing = reference.selection.clone().into();
     let got =
-        hybrid_attention(&q, &k, &v, &weights, gate.as_deref(), config, Some(&reference.selection))
-            .unwrap();
+        hybrid_attention(&q, &k, &v, &weights, gate.as_deref(), config, Some(&routing)).unwrap();
     assert!(relative_rms(&flat(&got.out), &reference.out) < 1e-10);
     let shape = got.out.shape().clone();
     let weight_tensor = Tensor::from_vec(weight.clone(), shape, got.out.device()).unwrap();

@@ -43,7 +43,15 @@ fn no_other_selection_can_be_given() {
     let x = tensors(&input, &config(), |x| x);
     let mut selection = naive::hybrid_attention(&input, &config(), None).selection;
     let run = |selection: &Selection| {
-        hybrid_attention(&x.q, &x.k, &x.v, &x.weights, None, &config(), Some(selection))
+        hybrid_attention(
+            &x.q,
+            &x.k,
+            &x.v,
+            &x.weights,
+            None,
+            &config(),
+            Some(&selection.clone().into()),
+        )
     };
     run(&selection).unwrap();
     selection.absorbed_at[7] = Selection::NEVER;

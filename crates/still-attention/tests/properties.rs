@@ -143,10 +143,10 @@ proptest! {
         let twin = naive::hybrid_attention(&input, &config, None);
         let x = tensors(&input, &config, |x| x);
         let got = hybrid_attention(
-            &x.q, &x.k, &x.v, &x.weights, x.gate.as_ref(), &config, Some(&twin.selection),
+            &x.q, &x.k, &x.v, &x.weights, x.gate.as_ref(), &config, Some(&twin.selection.clone().into()),
         ).unwrap();
         prop_assert!(relative_rms(&flat(&got.out), &twin.out) < 1e-10);
-        for (a, b) in got.scores.iter().zip(&twin.score) {
+        for (a, b) in got.routing.scores().unwrap().iter().zip(&twin.score) {
             prop_assert!((f64::from(*a) - b).abs() < 1e-5, "{a} vs {b}");
         }
     }

@@ -32,9 +32,10 @@ fn config() -> HybridConfig {
 fn assert_scores(input: &naive::Input, config: &HybridConfig) -> Vec<f64> {
     let twin = naive::hybrid_attention(input, config, None);
     let x = tensors(input, config, |x| x as f32);
-    let selection = Some(&twin.selection);
-    let got = hybrid_attention(&x.q, &x.k, &x.v, &x.weights, None, config, selection).unwrap();
-    let scores: Vec<f64> = got.scores.iter().map(|&score| f64::from(score)).collect();
+    let routing = twin.selection.clone().into();
+    let got = hybrid_attention(&x.q, &x.k, &x.v, &x.weights, None, config, Some(&routing)).unwrap();
+    let scores: Vec<f64> =
+        got.routing.scores().unwrap().iter().map(|&score| f64::from(score)).collect();
     let error = relative_rms(&scores, &twin.score);
     assert!(error <= 1e-5, "{error:e}");
     twin.score

@@ -74,7 +74,7 @@ fn every_shape_equals_the_twin_whole_and_step_by_step() {
             let whole =
                 hybrid_attention(&x.q, &x.k, &x.v, &x.weights, None, &config, None).unwrap();
             let case = (geometry, tokens, &config);
-            assert_eq!(whole.selection, twin.selection, "{case:?}");
+            assert_eq!(*whole.routing.selection().unwrap(), twin.selection, "{case:?}");
             let error = relative_rms(&flat(&whole.out), &twin.out);
             assert!(error <= 1e-5, "{case:?}: {error:e}");
 
@@ -114,7 +114,9 @@ fn every_shape_has_the_gradient_of_the_twin() {
             ..x.weights.clone()
         };
         let selection = Some(&twin.selection);
-        let out = hybrid_attention(&q, &k, &v, &weights, None, &config, selection).unwrap().out;
+        let routing = twin.selection.clone().into();
+        let out =
+            hybrid_attention(&q, &k, &v, &weights, None, &config, Some(&routing)).unwrap().out;
         let grads = out.sqr().unwrap().sum_all().unwrap().backward().unwrap();
 
         type Field = fn(&mut naive::Input) -> Option<&mut Vec<f64>>;

@@ -39,7 +39,10 @@ pub fn branch_shares_of(
         let (weights, config) = (&learned.attention, &learned.config);
         let done = hybrid_attention(q, k, v, weights, gate.as_ref(), config, None)
             .map_err(still_model::ModelError::from)?;
-        let of_layer = branch_shares((q, k, v), weights, config, &done.selection)
+        let of_layer = done
+            .routing
+            .selection()
+            .and_then(|selection| branch_shares((q, k, v), weights, config, &selection))
             .map_err(still_model::ModelError::from)?;
         shares.push(of_layer);
         x = layer.finish(&x, &done.out, Some(learned))?;

@@ -1,36 +1,56 @@
-//! `src/cuda/still.h` in Rust; see there for shapes. Pointers are to device memory unless a name says `host`.
-#![allow(missing_docs)] // the header documents every field
+//! `src/cuda/still.h`, by hand.
 
-use std::ffi::c_void;
+use std::ffi::{c_int, c_void};
 
-/// A `cudaStream_t`, which is a `CUstream`.
+/// A `cudaStream_t`.
 pub type Stream = *mut c_void;
 
-pub const F32: i32 = 0;
-pub const BF16: i32 = 1;
+/// Queries, keys and all that is not said to be f32 are float32.
+pub const STILL_F32: i32 = 0;
+/// The same in bfloat16.
+pub const STILL_BF16: i32 = 1;
 
+/// Tokens of a chunk, in every kernel.
+pub const CHUNK: usize = 64;
+/// Head dimensions that have kernels.
+pub const HEAD_DIMS: [usize; 3] = [64, 96, 128];
+
+/// `StillShape`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
+    /// Sequences.
     pub batch: i32,
+    /// Query heads.
     pub heads: i32,
+    /// KV heads, which are the selection heads.
     pub kv_heads: i32,
+    /// Tokens of every sequence.
     pub tokens: i32,
+    /// Channels of a head.
     pub head_dim: i32,
+    /// [`STILL_F32`] or [`STILL_BF16`].
     pub dtype: i32,
 }
 
+/// `StillRows`: rows of `head_dim` adjacent elements, 16-byte aligned; strides in elements.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Rows {
+    /// The first row.
     pub data: *mut c_void,
+    /// From a sequence to the next.
     pub batch: i64,
+    /// From a head to the next.
     pub head: i64,
+    /// From a token to the next.
     pub token: i64,
 }
 
+/// `StillForward`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
+#[expect(missing_docs, reason = "still.h has them")]
 pub struct Forward {
     pub q: Rows,
     pub k: Rows,
@@ -47,8 +67,10 @@ pub struct Forward {
     pub arg_max: *mut i32,
 }
 
+/// `StillBackward`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
+#[expect(missing_docs, reason = "still.h has them")]
 pub struct Backward {
     pub q: Rows,
     pub k: Rows,
@@ -77,8 +99,10 @@ pub struct Backward {
     pub scratch: *mut c_void,
 }
 
+/// `StillDecode`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
+#[expect(missing_docs, reason = "still.h has them")]
 pub struct Decode {
     pub q: Rows,
     pub k: Rows,
@@ -103,64 +127,21 @@ pub struct Decode {
     pub splits: i32,
 }
 
+#[expect(missing_docs, reason = "still.h has them")]
+#[rustfmt::skip] // one a line, as in still.h
 unsafe extern "C" {
-    pub fn still_segments(shape: *const Shape) -> i32;
-    pub fn still_saliency(
-        shape: *const Shape,
-        q: Rows,
-        k: Rows,
-        score: *mut f32,
-        stream: Stream,
-    ) -> i32;
-    pub fn still_select(
-        shape: *const Shape,
-        score: *const f32,
-        budgets: *const i32,
-        selected: *mut u64,
-        salient: *mut i32,
-        stream: Stream,
-    ) -> i32;
-    pub fn still_map_keys(
-        shape: *const Shape,
-        k: Rows,
-        w: *const c_void,
-        budgets: *const i32,
-        selected: *const u64,
-        phi: *mut c_void,
-        stream: Stream,
-    ) -> i32;
-    pub fn still_states(
-        shape: *const Shape,
-        phi: *const c_void,
-        v: Rows,
-        budgets: *const i32,
-        totals: *mut f32,
-        s: *mut c_void,
-        z: *mut f32,
-        s_last: *mut f32,
-        z_last: *mut f32,
-        stream: Stream,
-    ) -> i32;
-    pub fn still_forward(shape: *const Shape, args: *const Forward, stream: Stream) -> i32;
-    pub fn still_linear_forward(shape: *const Shape, args: *const Forward, stream: Stream) -> i32;
-    pub fn still_exact_forward(shape: *const Shape, args: *const Forward, stream: Stream) -> i32;
+    pub fn still_segments(shape: *const Shape) -> c_int;
+    pub fn still_saliency(shape: *const Shape, q: Rows, k: Rows, score: *mut f32, stream: Stream) -> c_int;
+    pub fn still_select(shape: *const Shape, score: *const f32, budgets: *const i32, selected: *mut u64, salient: *mut i32, stream: Stream) -> c_int;
+    pub fn still_map_keys(shape: *const Shape, k: Rows, w: *const c_void, budgets: *const i32, selected: *const u64, phi: *mut c_void, stream: Stream) -> c_int;
+    pub fn still_states(shape: *const Shape, phi: *const c_void, v: Rows, budgets: *const i32, totals: *mut f32, s: *mut c_void, z: *mut f32, s_last: *mut f32, z_last: *mut f32, stream: Stream) -> c_int;
+    pub fn still_forward(shape: *const Shape, args: *const Forward, stream: Stream) -> c_int;
+    pub fn still_linear_forward(shape: *const Shape, args: *const Forward, stream: Stream) -> c_int;
+    pub fn still_exact_forward(shape: *const Shape, args: *const Forward, stream: Stream) -> c_int;
     pub fn still_backward_bytes(shape: *const Shape, host_budgets: *const i32) -> i64;
-    pub fn still_backward(shape: *const Shape, args: *const Backward, stream: Stream) -> i32;
-    pub fn still_backward_step(
-        shape: *const Shape,
-        args: *const Backward,
-        step: i32,
-        stream: Stream,
-    ) -> i32;
+    pub fn still_backward(shape: *const Shape, args: *const Backward, stream: Stream) -> c_int;
+    pub fn still_backward_step(shape: *const Shape, args: *const Backward, step: i32, stream: Stream) -> c_int;
     pub fn still_decode_floats(shape: *const Shape, splits: i32) -> i64;
-    pub fn still_decode(shape: *const Shape, args: *const Decode, stream: Stream) -> i32;
-    pub fn still_decode_fill(
-        shape: *const Shape,
-        k: Rows,
-        v: Rows,
-        score: *const f32,
-        salient: *const i32,
-        args: *const Decode,
-        stream: Stream,
-    ) -> i32;
+    pub fn still_decode(shape: *const Shape, args: *const Decode, stream: Stream) -> c_int;
+    pub fn still_decode_fill(shape: *const Shape, k: Rows, v: Rows, score: *const f32, salient: *const i32, args: *const Decode, stream: Stream) -> c_int;
 }

@@ -1,10 +1,10 @@
 //! What the interface answers without a GPU: the library links, shapes are judged, scratch is sized.
 #![cfg(feature = "cuda")]
 
-use still_kernels::ffi::{self, Shape};
+use still_kernels::{self as ffi, Shape};
 
 fn shape(tokens: i32, head_dim: i32) -> Shape {
-    Shape { batch: 1, heads: 32, kv_heads: 8, tokens, head_dim, dtype: ffi::BF16 }
+    Shape { batch: 1, heads: 32, kv_heads: 8, tokens, head_dim, dtype: ffi::STILL_BF16 }
 }
 
 #[test]
@@ -26,8 +26,8 @@ fn a_shape_without_a_kernel_is_refused() {
     let code = unsafe {
         ffi::still_saliency(&shape(512, 80), rows, rows, std::ptr::null_mut(), std::ptr::null_mut())
     };
-    let error = still_kernels::check(code).expect_err("head_dim 80 has no kernel");
-    assert!(error.to_string().contains("head_dim is 64, 96 or 128"), "{error}");
+    let error = still_kernels::check("still_saliency", code).expect_err("head_dim 80 has no kernel");
+    assert!(error.to_string().contains("head dimensions 64, 96 and 128"), "{error}");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Stage 1, attention transfer: the hybrid attention of each layer learns to give what softmax attention gives.
 
 use candle_core::Tensor;
-use still_attention::{Branches, HybridConfig, Selection, dense_attention, hybrid_attention};
+use still_attention::{Branches, HybridConfig, Routing, dense_attention, hybrid_attention};
 use still_model::decoder::ops::{merge_heads, pull_back};
 use still_model::{AttentionInputs, DecoderLayer, Model, Student, StudentLayer};
 
@@ -140,12 +140,12 @@ impl TransferStage {
                     gradients.add(parameters, &grads, share * weight * scale)?;
                     Ok(loss * scale)
                 };
-                let (out, selection) = attend(student, layer, &inputs, &student.config, None)?;
+                let (out, routing) = attend(student, layer, &inputs, &student.config, None)?;
                 layer_losses[n] += share * compare(&out, 1.0)?;
                 if with_branch {
                     drop(out);
                     let alone = linear_alone(&student.config);
-                    let (out, _) = attend(student, layer, &inputs, &alone, Some(&selection))?;
+                    let (out, _) = attend(student, layer, &inputs, &alone, Some(&routing))?;
                     let loss = compare(&out, self.linear_branch_weight)?;
                     linear_losses[n] += share * loss;
                     layer_losses[n] += share * self.linear_branch_weight * loss;
@@ -185,13 +185,13 @@ fn attend(
     layer: &DecoderLayer,
     inputs: &AttentionInputs,
     config: &HybridConfig,
-    selection: Option<&Selection>,
-) -> Result<(Tensor, Selection)> {
+    routing: Option<&Routing>,
+) -> Result<(Tensor, Routing)> {
     let AttentionInputs { q, k, v, normed } = inputs;
     let gate = student.gate(normed, layer.head_dim)?;
     let weights = &student.attention;
-    let output = hybrid_attention(q, k, v, weights, gate.as_ref(), config, selection)?;
-    Ok((output.out, output.selection))
+    let output = hybrid_attention(q, k, v, weights, gate.as_ref(), config, routing)?;
+    Ok((output.out, output.routing))
 }
 
 /// The linear branch by itself: of the exact keys only the token's own remains.

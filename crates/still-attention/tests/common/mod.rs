@@ -1,6 +1,8 @@
 //! Comparators and cases that the operator's tests share.
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+pub mod case;
+
 use candle_core::{Device, Tensor, WithDType};
 use rand::Rng;
 use rand::SeedableRng;

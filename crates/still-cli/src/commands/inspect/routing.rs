@@ -110,11 +110,12 @@ pub fn route(
             PreparedWeights::new(config.geometry(), &weights.config, &weights.attention)?;
         let mut state = HybridState::new(prepared, 1, RowDtype::Bf16);
         state.advance(q, k, v, gate.as_ref(), None)?;
+        let (selection, scores) = (hybrid.routing.selection()?, hybrid.routing.scores()?);
         let attention = if hypothetical { dense_attention(q, k, v)? } else { hybrid.out };
         x = layer.finish(&x, &attention, own)?;
         let values = ids.len() * config.num_key_value_heads * config.head_dim * 2;
         layers.push(LayerRouting {
-            heads: heads(&weights.config, &hybrid.selection, &hybrid.scores),
+            heads: heads(&weights.config, &selection, &scores),
             cache_bytes: state.size_bytes(),
             dense_bytes: values * RowDtype::Bf16.bytes(),
         });

@@ -1,0 +1,125 @@
+//! The forward pass.
+
+use std::ptr::null_mut;
+
+use candle_core::backend::BackendDevice;
+use candle_core::cuda::cudarc::driver::CudaSlice;
+use candle_core::{CudaDevice, CudaStorage, Layout, Result, Tensor};
+use still_kernels::{
+    CHUNK, Forward, Shape, check, still_forward, still_map_keys, still_segments, still_states,
+};
+
+use super::launch::{Launch, on_cuda, uninit};
+use super::routing::DeviceRouting;
+
+/// What the kernels read: `q`, `k`, `v` with aligned rows, the rest contiguous; of one dtype but for `log_scale`, f32.
+#[derive(Debug)]
+pub(super) struct Operands {
+    pub shape: Shape,
+    pub q: Tensor,
+    pub k: Tensor,
+    pub v: Tensor,
+    pub map_q: Tensor,
+    pub map_k: Tensor,
+    pub log_scale: Option<Tensor>,
+    pub routing: DeviceRouting,
+}
+
+/// What the backward pass reads beside the operands.
+#[derive(Debug)]
+pub(super) struct Saved {
+    /// `φ(k)`, `[B, K, N, 2D]`.
+    pub phi: CudaSlice<u8>,
+    /// Prefix states `[B, K, R, 2D, D]`.
+    pub s: CudaSlice<u8>,
+    /// `[B, K, R, 2D]`.
+    pub z: CudaSlice<f32>,
+    /// `[B, H, N]`.
+    pub denominator: CudaSlice<f32>,
+    /// `[B, H, N]`, as `arg_max`: only where there is something to train.
+    pub maximum: Option<CudaSlice<f32>>,
+    pub arg_max: Option<CudaSlice<i32>>,
+}
+
+/// Queues the forward pass: the output `[B, H, N, D]`.
+pub(super) fn forward(
+    device: &CudaDevice,
+    operands: &Operands,
+    trains: bool,
+) -> Result<(CudaStorage, Saved)> {
+    let Operands { shape, q, k, v, map_q, map_k, log_scale, routing } = operands;
+    let (batch, heads, tokens, d) = q.dims4()?;
+    let kv_heads = shape.kv_heads as usize;
+    let retired = tokens.div_ceil(CHUNK).saturating_sub(2);
+    let (rows, states, bytes) =
+        (batch * heads * tokens, batch * kv_heads * retired, q.dtype().size_in_bytes());
+    // SAFETY: only reads the shape.
+    let segments = unsafe { still_segments(shape) } as usize;
+
+    let totals: CudaSlice<f32> = uninit(device, segments * batch * kv_heads * 2 * d * (d + 1))?;
+    let saved = Saved {
+        phi: uninit(device, batch * kv_heads * tokens * 2 * d * bytes)?,
+        s: uninit(device, states * 2 * d * d * bytes)?,
+        z: uninit(device, states * 2 * d)?,
+        denominator: uninit(device, rows)?,
+        maximum: trains.then(|| uninit(device, rows)).transpose()?,
+        arg_max: trains.then(|| uninit(device, rows)).transpose()?,
+    };
+    let out_layout = Layout::contiguous(q.shape());
+    // SAFETY: the last kernel fills it.
+    let out = unsafe { device.alloc_uninit(q.shape(), q.dtype())? };
+
+    let stream = device.cuda_stream();
+    let held = [q, k, v, map_q, map_k].map(Tensor::storage_and_layout);
+    let held_scale = log_scale.as_ref().map(Tensor::storage_and_layout);
+    let mut launch = Launch::new(&stream)?;
+    let [q, k, v, map_q, map_k] = &held;
+    let k_rows = launch.rows(on_cuda(&k.0)?, k.1)?;
+    let v_rows = launch.rows(on_cuda(&v.0)?, v.1)?;
+    let log_scale = match &held_scale {
+        Some((storage, layout)) => launch.values(on_cuda(storage)?, layout)?,
+        None => null_mut(),
+    };
+    let map_k = launch.values(on_cuda(&map_k.0)?, map_k.1)?;
+    let budgets = launch.at(routing.budgets());
+    let args = Forward {
+        q: launch.rows(on_cuda(&q.0)?, q.1)?,
+        k: k_rows,
+        v: v_rows,
+        out: launch.rows(&out, &out_layout)?,
+        w_q: launch.values(on_cuda(&map_q.0)?, map_q.1)?,
+        log_scale,
+        budgets,
+        salient: launch.at(routing.salient()),
+        s: launch.at(&saved.s),
+        z: launch.at(&saved.z),
+        denominator: launch.at(&saved.denominator),
+        maximum: launch.at_optional(saved.maximum.as_ref()),
+        arg_max: launch.at_optional(saved.arg_max.as_ref()),
+    };
+    let (phi, totals) = (launch.at(&saved.phi), launch.at(&totals));
+    let (selected, s, z) =
+        (launch.at(routing.selected()), launch.at(&saved.s), launch.at(&saved.z));
+    let wrap = candle_core::Error::wrap;
+    // SAFETY: every buffer is as large as still.h says for `shape`, and lives until the launch is dropped.
+    unsafe {
+        let code = still_map_keys(shape, k_rows, map_k, budgets, selected, phi, launch.stream());
+        check("still_map_keys", code).map_err(wrap)?;
+        let code = still_states(
+            shape,
+            phi,
+            v_rows,
+            budgets,
+            totals,
+            s,
+            z,
+            null_mut(),
+            null_mut(),
+            launch.stream(),
+        );
+        check("still_states", code).map_err(wrap)?;
+        check("still_forward", still_forward(shape, &args, launch.stream())).map_err(wrap)?;
+    }
+    drop(launch);
+    Ok((out, saved))
+}

@@ -1,0 +1,90 @@
+//! What the kernels compute, and errors that name what they do not.
+
+use candle_core::{DType, Tensor};
+use still_kernels::{CHUNK, HEAD_DIMS};
+
+use crate::hybrid::OP;
+use crate::{
+    AttentionError, Branches, FeatureMap, HeadGeometry, HybridConfig, HybridWeights, LinearNorm,
+    Mode, Result, Router,
+};
+
+/// Checks a call whose shapes fit each other.
+pub(super) fn check(
+    q: &Tensor,
+    key_side: [&Tensor; 2],
+    weights: &HybridWeights,
+    geometry: HeadGeometry,
+    config: &HybridConfig,
+) -> Result<()> {
+    check_config(geometry, config)?;
+    let dtype = q.dtype();
+    require(matches!(dtype, DType::F32 | DType::BF16), "q", "f32 or bf16 on CUDA", || {
+        dtype.as_str().into()
+    })?;
+    require(q.elem_count() > 0, "q", "one token or more on CUDA", || format!("{:?}", q.dims()))?;
+    let HybridWeights { feature_map_q, feature_map_k, .. } = weights;
+    let optional = [
+        ("householder_q", &weights.householder_q),
+        ("householder_k", &weights.householder_k),
+        ("log_lambda", &weights.log_lambda),
+        ("window_factor", &weights.window_factor),
+    ];
+    let learned = [("feature_map_q", feature_map_q), ("feature_map_k", feature_map_k)]
+        .into_iter()
+        .chain(optional.into_iter().filter_map(|(name, tensor)| Some((name, tensor.as_ref()?))));
+    for (name, tensor) in ["k", "v"].into_iter().zip(key_side).chain(learned.clone()) {
+        require(tensor.device().same_device(q.device()), name, "a tensor on q's device", || {
+            format!("on {:?}", tensor.device().location())
+        })?;
+    }
+    for (name, tensor) in ["k", "v"].into_iter().zip(key_side) {
+        require(tensor.dtype() == dtype, name, "of q's dtype", || tensor.dtype().as_str().into())?;
+    }
+    for (name, tensor) in learned {
+        let fits = tensor.dtype() == DType::F32;
+        require(fits, name, "f32: the kernels round what they multiply", || {
+            tensor.dtype().as_str().into()
+        })?;
+    }
+    Ok(())
+}
+
+fn check_config(geometry: HeadGeometry, config: &HybridConfig) -> Result<()> {
+    let head_dim = geometry.head_dim;
+    require(config.mode == Mode::Hybrid, "mode", "hybrid on CUDA", || {
+        format!("{:?}", config.mode)
+    })?;
+    require(config.chunk == CHUNK, "chunk", "64 on CUDA", || config.chunk.to_string())?;
+    require(HEAD_DIMS.contains(&head_dim), "head_dim", "64, 96 or 128 on CUDA", || {
+        head_dim.to_string()
+    })?;
+    require(config.feature_dim == head_dim, "feature_dim", "head_dim on CUDA", || {
+        config.feature_dim.to_string()
+    })?;
+    let np_map = matches!(config.feature_map, FeatureMap::NpMap { .. });
+    require(np_map, "feature_map", "np_map on CUDA", || format!("{:?}", config.feature_map))?;
+    let known = config.router != Router::ReceivedAttention;
+    require(known, "router", "self_saliency, random or none on CUDA", || {
+        format!("{:?}", config.router)
+    })?;
+    require(config.cap.is_none(), "cap", "none on CUDA", || format!("{:?}", config.cap))?;
+    require(!config.gate, "gate", "off on CUDA", || "on".into())?;
+    let factor = config.window_factor && config.linear_norm == LinearNorm::Sum;
+    require(!factor, "window_factor", "off with linear_norm sum on CUDA", || "on".into())?;
+    require(config.branches == Branches::default(), "branches", "all on on CUDA", || {
+        format!("{:?}", config.branches)
+    })
+}
+
+fn require(
+    holds: bool,
+    what: &'static str,
+    expected: &'static str,
+    got: impl FnOnce() -> String,
+) -> Result<()> {
+    if holds {
+        return Ok(());
+    }
+    Err(AttentionError::Unsupported { op: OP, tensor: what, expected, got: got() })
+}

@@ -1,0 +1,433 @@
+//! The operator on a CUDA GPU against the float64 oracle's cases, the naive twin and the CPU's gradients.
+//!
+//! Needs a GPU, and fails without one: it is built only where the feature `cuda` asks for it. It runs on a machine without
+//! Rust or the checkout, with the oracle's cases in a folder `data` beside it.
+
+mod common;
+
+use candle_core::{DType, Device, Tensor, Var};
+use common::case::load;
+use common::{Tensors, assert_same_selection, flat, normal, random_input, relative_rms, tensors};
+use half::bf16;
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use still_attention::{
+    Branches, FeatureMap, HeadGeometry, HybridConfig, HybridWeights, LinearNorm, Mode, Router,
+    Routing, Selection, SelectionHead, StillConfig, dense_attention, hybrid_attention, naive,
+};
+
+/// The GPU; a test that asks for one and finds none has failed.
+fn gpu() -> Device {
+    Device::new_cuda(0).unwrap_or_else(|error| panic!("these tests need a CUDA GPU: {error}"))
+}
+
+/// What is allocated next is likely to lie here: whatever a kernel leaves out then shows.
+fn poison(device: &Device) {
+    drop(Tensor::full(f32::NAN, 1 << 24, device).unwrap());
+}
+
+/// Query heads, KV heads, head dimension, tokens, budgets and scale: groups of 1, 3, 4 and 8.
+type Shape = (usize, usize, usize, usize, &'static [usize], LinearNorm);
+const SHAPES: [Shape; 12] = [
+    (1, 1, 64, 1, &[4], LinearNorm::Sum),
+    (8, 1, 128, 1, &[0], LinearNorm::Mean),
+    (2, 2, 96, 64, &[4, 0], LinearNorm::Mean),
+    (3, 1, 128, 65, &[64], LinearNorm::Mean),
+    (4, 1, 128, 129, &[4], LinearNorm::Sum),
+    (8, 1, 96, 200, &[5], LinearNorm::Sum),
+    (4, 4, 64, 257, &[4, 0, 64, 7], LinearNorm::Mean),
+    (16, 2, 64, 193, &[0, 64], LinearNorm::Mean),
+    (6, 2, 96, 321, &[64, 3], LinearNorm::Mean),
+    (8, 2, 128, 333, &[4, 11], LinearNorm::Mean),
+    (9, 3, 64, 451, &[4, 64, 0], LinearNorm::Mean),
+    (3, 3, 128, 384, &[0, 9, 1], LinearNorm::Sum),
+];
+
+fn layer(shape: Shape) -> (HeadGeometry, HybridConfig) {
+    let (num_heads, num_key_value_heads, head_dim, _, budgets, linear_norm) = shape;
+    let geometry = HeadGeometry { num_heads, num_key_value_heads, head_dim };
+    let config = StillConfig::uniform(1, geometry, 64, 0).layer(0).unwrap();
+    (geometry, HybridConfig { budgets: budgets.to_vec(), linear_norm, ..config })
+}
+
+/// What a float type may differ from float64: of the output, of gradients.
+fn limits(dtype: DType) -> (f64, f64) {
+    match dtype {
+        DType::BF16 => (5e-3, 1e-2),
+        _ => (1e-4, 1e-4),
+    }
+}
+
+/// A random sequence whose values `dtype` holds exactly, so that kernels and twin see the same numbers.
+fn sequence(
+    geometry: HeadGeometry,
+    config: &HybridConfig,
+    tokens: usize,
+    seed: u64,
+    dtype: DType,
+) -> naive::Input {
+    let mut input = random_input(geometry, config, tokens, seed);
+    if dtype == DType::BF16 {
+        for values in [
+            &mut input.q,
+            &mut input.k,
+            &mut input.v,
+            &mut input.feature_map_q,
+            &mut input.feature_map_k,
+        ] {
+            round(values);
+        }
+    }
+    input
+}
+
+fn round(values: &mut [f64]) {
+    values.iter_mut().for_each(|x| *x = bf16::from_f64(*x).to_f64());
+}
+
+/// Rows in `dtype` and weights in f32, on `device`.
+fn placed(input: &naive::Input, config: &HybridConfig, dtype: DType, device: &Device) -> Tensors {
+    let x = tensors(input, config, |x| x as f32);
+    let rows = |tensor: Tensor| tensor.to_device(device).unwrap().to_dtype(dtype).unwrap();
+    let weight = |tensor: Tensor| tensor.to_device(device).unwrap();
+    let w = x.weights;
+    Tensors {
+        q: rows(x.q),
+        k: rows(x.k),
+        v: rows(x.v),
+        gate: x.gate.map(rows),
+        weights: HybridWeights {
+            feature_map_q: weight(w.feature_map_q),
+            feature_map_k: weight(w.feature_map_k),
+            householder_q: w.householder_q.map(weight),
+            householder_k: w.householder_k.map(weight),
+            log_lambda: w.log_lambda.map(weight),
+            window_factor: w.window_factor.map(weight),
+        },
+    }
+}
+
+fn run(x: &Tensors, config: &HybridConfig, routing: Option<&Routing>) -> (Vec<f64>, Routing) {
+    poison(x.q.device());
+    let output = hybrid_attention(&x.q, &x.k, &x.v, &x.weights, None, config, routing).unwrap();
+    assert_eq!(output.out.dtype(), x.q.dtype());
+    (flat(&output.out), output.routing)
+}
+
+fn assert_scores(routing: &Routing, expected: &[f64], case: &str) {
+    let got = routing.scores().unwrap();
+    assert_eq!(got.len(), expected.len());
+    for (i, (&got, &expected)) in got.iter().zip(expected).enumerate() {
+        let error = (f64::from(got) - expected).abs();
+        assert!(error <= 1e-4, "{case}: score {i} is {got}, expected {expected}");
+    }
+}
+
+fn check_forward(geometry: HeadGeometry, config: &HybridConfig, tokens: usize, dtype: DType) {
+    let case = format!("{dtype:?} {geometry:?} {tokens} tokens, {config:?}");
+    let input = sequence(geometry, config, tokens, 11, dtype);
+    let twin = naive::hybrid_attention(&input, config, None);
+    let x = placed(&input, config, dtype, &gpu());
+    let (own, routing) = run(&x, config, None);
+    assert_scores(&routing, &twin.score, &case);
+    let selection = routing.selection().unwrap();
+    assert_same_selection(&selection, &twin.selection, &twin.score);
+    let same = naive::hybrid_attention(&input, config, Some(&selection));
+    let (given, again) = run(&x, config, Some(&twin.selection.clone().into()));
+    assert_eq!(*again.selection().unwrap(), twin.selection, "{case}");
+    for (what, got, expected) in [("own", &own, &same.out), ("given", &given, &twin.out)] {
+        let error = relative_rms(got, expected);
+        println!("{what} selection: {error:.1e} {case}");
+        assert!(error <= limits(dtype).0, "{case}, {what} selection: relative RMS {error:e}");
+    }
+}
+
+/// Gradients of `Σ out ⊙ cotangent` by input.
+fn gradients(
+    x: &Tensors,
+    config: &HybridConfig,
+    selection: &Selection,
+    cotangent: &[f64],
+) -> Vec<(&'static str, Vec<f64>)> {
+    let var = |tensor: &Tensor| Var::from_tensor(tensor).unwrap();
+    let w = &x.weights;
+    let named = [
+        ("q", Some(&x.q)),
+        ("k", Some(&x.k)),
+        ("v", Some(&x.v)),
+        ("feature_map_q", Some(&w.feature_map_q)),
+        ("feature_map_k", Some(&w.feature_map_k)),
+        ("householder_q", w.householder_q.as_ref()),
+        ("householder_k", w.householder_k.as_ref()),
+        ("log_lambda", w.log_lambda.as_ref()),
+        ("window_factor", w.window_factor.as_ref()),
+    ];
+    let vars = named.map(|(name, tensor)| (name, tensor.map(var)));
+    let at = |i: usize| vars[i].1.as_ref().map(|var| var.as_tensor().clone());
+    let weights = HybridWeights {
+        feature_map_q: at(3).unwrap(),
+        feature_map_k: at(4).unwrap(),
+        householder_q: at(5),
+        householder_k: at(6),
+        log_lambda: at(7),
+        window_factor: at(8),
+    };
+    let [q, k, v] = [at(0).unwrap(), at(1).unwrap(), at(2).unwrap()];
+    if x.q.device().is_cuda() {
+        poison(x.q.device());
+    }
+    let routing = selection.clone().into();
+    let out = hybrid_attention(&q, &k, &v, &weights, None, config, Some(&routing)).unwrap().out;
+    let cotangent = Tensor::from_slice(cotangent, out.shape(), out.device()).unwrap();
+    let cotangent = cotangent.to_dtype(out.dtype()).unwrap();
+    // The sum of a bf16 product is of no use but for its gradient.
+    let grads = (out * cotangent).unwrap().sum_all().unwrap().backward().unwrap();
+    vars.iter()
+        .filter_map(|(name, var)| Some((*name, flat(grads.get(var.as_ref()?).unwrap()))))
+        .collect()
+}
+
+fn check_gradients(geometry: HeadGeometry, config: &HybridConfig, tokens: usize, dtype: DType) {
+    let case = format!("{dtype:?} {geometry:?} {tokens} tokens, {config:?}");
+    let input = sequence(geometry, config, tokens, 12, dtype);
+    let selection = naive::hybrid_attention(&input, config, None).selection;
+    let mut rng = ChaCha8Rng::seed_from_u64(13);
+    let mut cotangent = normal(&mut rng, input.q.len(), 1.0);
+    round(&mut cotangent);
+    let expected = gradients(&tensors(&input, config, |x| x), config, &selection, &cotangent);
+    let x = placed(&input, config, dtype, &gpu());
+    let got = gradients(&x, config, &selection, &cotangent);
+    let mut report = String::new();
+    for ((name, got), (_, expected)) in got.iter().zip(&expected) {
+        // Of a lone token, say, q has no gradient: rounding is compared with nothing.
+        let none = expected.iter().all(|g| g.abs() < 1e-12);
+        let size = (got.iter().map(|g| g * g).sum::<f64>() / got.len() as f64).sqrt();
+        let error = if none { size } else { relative_rms(got, expected) };
+        report += &format!(" {name} {error:.1e}");
+        assert!(error <= limits(dtype).1, "{case}: {name} is off by {error:e};{report}");
+    }
+    println!("gradients:{report} {case}");
+}
+
+#[test]
+fn forward_and_selection_in_f32() {
+    for shape in SHAPES {
+        let (geometry, config) = layer(shape);
+        check_forward(geometry, &config, shape.3, DType::F32);
+    }
+}
+
+#[test]
+fn forward_and_selection_in_bf16() {
+    for shape in SHAPES {
+        let (geometry, config) = layer(shape);
+        check_forward(geometry, &config, shape.3, DType::BF16);
+    }
+}
+
+#[test]
+fn gradients_in_f32() {
+    for shape in SHAPES {
+        let (geometry, config) = layer(shape);
+        check_gradients(geometry, &config, shape.3, DType::F32);
+    }
+}
+
+#[test]
+fn gradients_in_bf16() {
+    for shape in SHAPES {
+        let (geometry, config) = layer(shape);
+        check_gradients(geometry, &config, shape.3, DType::BF16);
+    }
+}
+
+/// What the kernels see in other clothes: reflections, a window factor, routers, a decision per query head.
+#[test]
+fn variants_in_f32() {
+    let (geometry, config) = layer((4, 2, 64, 0, &[4, 0], LinearNorm::Mean));
+    let variants = [
+        HybridConfig { feature_map: FeatureMap::NpMap { householder: true }, ..config.clone() },
+        HybridConfig { window_factor: true, ..config.clone() },
+        HybridConfig { router: Router::None, ..config.clone() },
+        HybridConfig { router: Router::Random { seed: 5 }, layer: 3, ..config.clone() },
+        HybridConfig {
+            selection_head: SelectionHead::QueryHead,
+            budgets: vec![4, 0, 64, 2],
+            ..config
+        },
+    ];
+    for config in variants {
+        check_forward(geometry, &config, 210, DType::F32);
+        check_gradients(geometry, &config, 210, DType::F32);
+    }
+}
+
+#[test]
+fn the_oracle_at_a_models_shape() {
+    let case = load("smollm2_head_shape");
+    let x = placed(&case.input, &case.config, DType::F32, &gpu());
+    let (_, routing) = run(&x, &case.config, None);
+    assert_scores(&routing, &case.score, "smollm2_head_shape");
+    assert_same_selection(&routing.selection().unwrap(), &case.selection, &case.score);
+    let (given, _) = run(&x, &case.config, Some(&case.selection.clone().into()));
+    let error = relative_rms(&given, &case.out);
+    assert!(error <= 1e-4, "relative RMS {error:e}");
+}
+
+/// The oracle's other cases have chunks of 4 and 8 tokens: no kernel, and no silence about it.
+#[test]
+fn the_oracles_other_cases_are_refused() {
+    let device = gpu();
+    for name in [
+        "tiny_odd_length",
+        "one_chunk",
+        "gqa_ragged_budgets",
+        "zero_budget_is_window_plus_linear",
+        "full_budget_is_softmax",
+        "gate",
+        "mean_normalised",
+        "capped_with_demotion",
+        "query_head_routing",
+        "one_token",
+        "exactly_one_chunk",
+        "exactly_two_chunks",
+        "two_chunks_and_one",
+        "exactly_five_chunks",
+        "full_head_under_a_cap",
+    ] {
+        let case = load(name);
+        let x = placed(&case.input, &case.config, DType::F32, &device);
+        let gate = x.gate.as_ref();
+        let error = hybrid_attention(&x.q, &x.k, &x.v, &x.weights, gate, &case.config, None);
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("chunk is") && error.contains("expected 64"), "{name}: {error}");
+    }
+}
+
+#[test]
+fn what_has_no_kernel_is_named() {
+    let shape = (4, 2, 64, 70, [4, 4].as_slice(), LinearNorm::Mean);
+    let refused = |config: &HybridConfig, x: &Tensors, word: &str| {
+        let gate = x.gate.as_ref();
+        let error = hybrid_attention(&x.q, &x.k, &x.v, &x.weights, gate, config, None);
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains(word), "{word}: {error}");
+    };
+    let (geometry, config) = layer((4, 2, 64, 70, &[4, 4], LinearNorm::Mean));
+    let device = gpu();
+    let windowless = Branches { window: false, ..Branches::default() };
+    let sum = HybridConfig { linear_norm: LinearNorm::Sum, ..config.clone() };
+    for (word, config) in [
+        ("cap", HybridConfig { cap: Some(9), ..config.clone() }),
+        ("gate", HybridConfig { gate: true, ..config.clone() }),
+        ("router", HybridConfig { router: Router::ReceivedAttention, ..config.clone() }),
+        ("feature_map", HybridConfig { feature_map: FeatureMap::Softmax, ..config.clone() }),
+        ("feature_dim", HybridConfig { feature_dim: 32, ..config.clone() }),
+        ("branches", HybridConfig { branches: windowless, ..config.clone() }),
+        ("window_factor", HybridConfig { window_factor: true, ..sum.clone() }),
+        ("mode", HybridConfig { mode: Mode::LinearOnly, router: Router::None, ..sum }),
+    ] {
+        let mut config = config;
+        if config.mode == Mode::LinearOnly {
+            config.feature_map = FeatureMap::Softmax;
+            config.budgets = vec![0, 0];
+        }
+        let input = random_input(geometry, &config, shape.3, 1);
+        refused(&config, &placed(&input, &config, DType::F32, &device), word);
+    }
+    let input = random_input(geometry, &config, shape.3, 1);
+    refused(&config, &placed(&input, &config, DType::F16, &device), "f16");
+    let mut apart = placed(&input, &config, DType::F32, &device);
+    apart.weights.feature_map_q = apart.weights.feature_map_q.to_device(&Device::Cpu).unwrap();
+    refused(&config, &apart, "feature_map_q");
+    let mut mixed = placed(&input, &config, DType::F32, &device);
+    mixed.v = mixed.v.to_dtype(DType::BF16).unwrap();
+    refused(&config, &mixed, "v is bf16");
+    let wide = HeadGeometry { head_dim: 80, ..geometry };
+    let config = HybridConfig { feature_dim: 80, ..config };
+    let input = random_input(wide, &config, shape.3, 1);
+    refused(&config, &placed(&input, &config, DType::F32, &device), "head_dim");
+}
+
+/// The same call, whatever is asked of it beside the output and however its rows lie.
+#[test]
+fn strides_gradients_and_given_routing_change_nothing() {
+    for dtype in [DType::F32, DType::BF16] {
+        let (geometry, config) = layer((6, 2, 96, 301, &[4, 0], LinearNorm::Mean));
+        let input = sequence(geometry, &config, 301, 21, dtype);
+        let x = placed(&input, &config, dtype, &gpu());
+        let (out, routing) = run(&x, &config, None);
+        assert_eq!(run(&x, &config, None).0, out, "run twice");
+        assert_eq!(run(&x, &config, Some(&routing)).0, out, "its own routing, on the device");
+
+        // As a projection leaves them: [B, N, heads, D].
+        let lie =
+            |t: &Tensor| t.transpose(1, 2).unwrap().contiguous().unwrap().transpose(1, 2).unwrap();
+        // One value into a row that is one value too long: no row is aligned.
+        let shifted = |t: &Tensor| {
+            let wide = Tensor::cat(&[&t.narrow(3, 0, 1).unwrap(), t], 3).unwrap();
+            wide.narrow(3, 1, t.dim(3).unwrap()).unwrap()
+        };
+        for moved in [&lie as &dyn Fn(&Tensor) -> Tensor, &shifted] {
+            let (q, k, v) = (moved(&x.q), moved(&x.k), moved(&x.v));
+            let moved = Tensors { q, k, v, gate: None, weights: x.weights.clone() };
+            assert_eq!(run(&moved, &config, None).0, out, "rows elsewhere");
+        }
+
+        let tracked = Var::from_tensor(&x.q).unwrap();
+        let with = hybrid_attention(&tracked, &x.k, &x.v, &x.weights, None, &config, None).unwrap();
+        assert_eq!(flat(&with.out), out, "with a graph");
+        // Only what is tracked has a gradient; walking back twice is walking back once.
+        let loss = with.out.sqr().unwrap().sum_all().unwrap();
+        let [first, second] = [loss.backward().unwrap(), loss.backward().unwrap()];
+        assert!(first.get(&x.k).is_none() && first.get(&x.weights.feature_map_q).is_none());
+        assert_eq!(flat(first.get(&tracked).unwrap()), flat(second.get(&tracked).unwrap()));
+    }
+}
+
+#[test]
+fn a_batch_equals_each_sequence_alone() {
+    for dtype in [DType::F32, DType::BF16] {
+        let (geometry, config) = layer((9, 3, 64, 333, &[4, 64, 0], LinearNorm::Mean));
+        let device = gpu();
+        let alone = [31, 32, 33].map(|seed| {
+            placed(&sequence(geometry, &config, 333, seed, dtype), &config, dtype, &device)
+        });
+        let weights = alone[0].weights.clone();
+        let stack =
+            |part: fn(&Tensors) -> &Tensor| Tensor::cat(&alone.each_ref().map(part), 0).unwrap();
+        let batch = Tensors {
+            q: stack(|x| &x.q),
+            k: stack(|x| &x.k),
+            v: stack(|x| &x.v),
+            gate: None,
+            weights: weights.clone(),
+        };
+        let (whole, routing) = run(&batch, &config, None);
+        let selection = routing.selection().unwrap();
+        for (i, mut x) in alone.into_iter().enumerate() {
+            x.weights = weights.clone();
+            let (out, routing) = run(&x, &config, None);
+            assert_eq!(whole[i * out.len()..(i + 1) * out.len()], out, "sequence {i}");
+            for head in 0..3 {
+                assert_eq!(selection.row(i, head), routing.selection().unwrap().row(0, head));
+            }
+        }
+    }
+}
+
+#[test]
+fn dense_attention_equals_the_cpus() {
+    let device = gpu();
+    for (dtype, limit) in [(DType::F32, 1e-4), (DType::BF16, 1e-2)] {
+        for tokens in [1, 77, 601] {
+            let (geometry, config) = layer((6, 2, 96, tokens, &[4, 0], LinearNorm::Mean));
+            let input = sequence(geometry, &config, tokens, 41, dtype);
+            let x = tensors(&input, &config, |x| x as f32);
+            let expected = flat(&dense_attention(&x.q, &x.k, &x.v).unwrap());
+            let x = placed(&input, &config, dtype, &device);
+            let error = relative_rms(&flat(&dense_attention(&x.q, &x.k, &x.v).unwrap()), &expected);
+            assert!(error <= limit, "{dtype:?}, {tokens} tokens: relative RMS {error:e}");
+        }
+    }
+}
