@@ -41,6 +41,11 @@ pub enum Router {
     SelfSaliency,
     /// The attention that a token receives from later ones while it is in their window.
     ReceivedAttention,
+    /// The squared error of recalling a token's value from the linear state, before the token enters it (LoLA). Under a cap
+    /// the tokens that are kept are scored anew whenever a chunk retires.
+    SelfRecall,
+    /// The earlier, the better. With a budget and a cap of 4: the first 4 tokens of the sequence (StreamingLLM).
+    FirstTokens,
     /// A hash of (seed, layer, head, absolute position): the ablation's control.
     Random {
         /// Seed of the hash.
@@ -54,8 +59,8 @@ impl Router {
     /// Whether a chunk's scores are final once its last token has come, not only when it retires.
     pub fn scores_final_with_chunk(self) -> bool {
         match self {
-            Self::SelfSaliency | Self::Random { .. } | Self::None => true,
-            Self::ReceivedAttention => false,
+            Self::SelfSaliency | Self::FirstTokens | Self::Random { .. } | Self::None => true,
+            Self::ReceivedAttention | Self::SelfRecall => false,
         }
     }
 }
@@ -196,6 +201,22 @@ impl StillConfig {
         config
     }
 
+    /// StreamingLLM: the sliding window and the first `sinks` tokens of the sequence.
+    ///
+    /// Positions are those of the sequence, not renumbered in the cache.
+    pub fn streaming_llm(
+        num_layers: usize,
+        geometry: HeadGeometry,
+        chunk: usize,
+        sinks: usize,
+    ) -> Self {
+        let mut config = Self::uniform(num_layers, geometry, chunk, sinks);
+        config.router = Router::FirstTokens;
+        config.cap = Some(sinks);
+        config.branches.linear = false;
+        config
+    }
+
     /// LoLCATs: the window and, weighed against it by a learned factor, everything before it in the linear state.
     pub fn lolcats(num_layers: usize, geometry: HeadGeometry, chunk: usize) -> Self {
         Self {
@@ -205,6 +226,20 @@ impl StillConfig {
             window_factor: true,
             ..Self::uniform(num_layers, geometry, chunk, 0)
         }
+    }
+
+    /// LoLA: LoLCATs with an exact cache of `cache` tokens per selection head.
+    pub fn lola(num_layers: usize, geometry: HeadGeometry, chunk: usize, cache: usize) -> Self {
+        Self::lolcats(num_layers, geometry, chunk).with_recall_cache(cache)
+    }
+
+    /// The same with an exact cache of `cache` tokens per selection head, those that the linear state would recall worst.
+    /// Nothing is to be trained for it.
+    #[must_use]
+    pub fn with_recall_cache(self, cache: usize) -> Self {
+        // Every token of a retiring chunk is a candidate.
+        let budgets = self.budgets.iter().map(|heads| vec![self.chunk; heads.len()]).collect();
+        Self { router: Router::SelfRecall, budgets, cap: Some(cache), ..self }
     }
 
     /// Linear attention alone, with Hedgehog's feature map.

@@ -130,6 +130,17 @@ pub fn received_attention(q: &[f64], k: &[f64], head_dim: usize, chunk: usize) -
         .collect()
 }
 
+/// `‖φ(k)ᵀS / φ(k)ᵀz − v‖²`; an empty state recalls 0.
+///
+/// `phi` is `[2F]`, `s` `[2F, D]`, `z` `[2F]`, `v` `[D]`.
+pub fn recall_error(phi: &[f64], s: &[f64], z: &[f64], v: &[f64]) -> f64 {
+    let denominator = dot(phi, z).max(MIN_DENOMINATOR);
+    let recalled = |e: usize| -> f64 {
+        phi.iter().enumerate().map(|(f, phi)| phi * s[f * v.len() + e]).sum::<f64>() / denominator
+    };
+    v.iter().enumerate().map(|(e, v)| (recalled(e) - v) * (recalled(e) - v)).sum()
+}
+
 /// `o_t = Σ_{j≤t} φ(q_t)ᵀφ(k_j) v_j / Σ_{j≤t} φ(q_t)ᵀφ(k_j)`, as sums over tokens.
 fn linear_only(input: &Input, config: &HybridConfig) -> Output {
     let HeadGeometry { num_heads, num_key_value_heads, head_dim: d } = input.geometry;
@@ -231,13 +242,18 @@ pub fn hybrid_attention(
         for t in 0..n {
             output.score[s * n + t] = match config.router {
                 Router::Random { seed } => random_score(seed, config.layer, s, t),
-                Router::SelfSaliency | Router::ReceivedAttention | Router::None => 0.0,
+                Router::FirstTokens => -(t as f64),
+                // By queries, below, or by the state, when a chunk retires.
+                Router::SelfSaliency
+                | Router::ReceivedAttention
+                | Router::SelfRecall
+                | Router::None => 0.0,
             };
         }
         let by_queries = match config.router {
             Router::SelfSaliency => Some(self_saliency as fn(&_, &_, _, _) -> _),
             Router::ReceivedAttention => Some(received_attention as fn(&_, &_, _, _) -> _),
-            Router::Random { .. } | Router::None => None,
+            Router::SelfRecall | Router::FirstTokens | Router::Random { .. } | Router::None => None,
         };
         if let Some(by_queries) = by_queries {
             let span = |head: usize| head * n * d..(head + 1) * n * d;
@@ -250,14 +266,28 @@ pub fn hybrid_attention(
             }
         }
 
-        let score = output.score[s * n..(s + 1) * n].to_vec();
-        let by_rank = |a: &usize, b: &usize| score[*b].total_cmp(&score[*a]).then(a.cmp(b));
+        let mut score = output.score[s * n..(s + 1) * n].to_vec();
         let budget = if config.router == Router::None { 0 } else { config.budgets[s] };
         let mut kept: Vec<usize> = Vec::new();
         for t in 0..n {
             let c = t / chunk;
             if t % chunk == 0 && c >= 2 {
                 let arriving: Vec<usize> = ((c - 2) * chunk..(c - 1) * chunk).collect();
+                if config.router == Router::SelfRecall {
+                    for &j in kept.iter().chain(&arriving) {
+                        let key = row(&input.k, kv_of(s), j);
+                        let phi = map(&key, &input.feature_map_k, &input.householder_k, s);
+                        let span = s * features..(s + 1) * features;
+                        let (state_s, state_z) =
+                            (&output.state_s[span.start * d..span.end * d], &output.state_z[span]);
+                        score[j] =
+                            recall_error(&phi, state_s, state_z, &row(&input.v, kv_of(s), j));
+                    }
+                    for &j in &arriving {
+                        output.score[s * n + j] = score[j];
+                    }
+                }
+                let by_rank = |a: &usize, b: &usize| score[*b].total_cmp(&score[*a]).then(a.cmp(b));
                 let mut absorbed: Vec<usize>;
                 match selection {
                     Some(given) => {

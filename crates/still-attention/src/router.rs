@@ -28,6 +28,11 @@ pub fn random_score(seed: u64, layer: usize, head: usize, position: usize) -> f6
     (state >> 11) as f64 / (1_u64 << 53) as f64
 }
 
+/// Score of the `first_tokens` router: ever lower.
+pub fn first_tokens_score(position: usize) -> f64 {
+    -(position as f64)
+}
+
 /// The finaliser of SplitMix64 (Steele, Lea and Flood 2014).
 fn split_mix(state: u64) -> u64 {
     let mut z = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
@@ -40,9 +45,11 @@ fn split_mix(state: u64) -> u64 {
 pub fn effective_budget(config: &HybridConfig, head: usize) -> usize {
     match config.router {
         Router::None => 0,
-        Router::SelfSaliency | Router::ReceivedAttention | Router::Random { .. } => {
-            config.budgets[head]
-        }
+        Router::SelfSaliency
+        | Router::ReceivedAttention
+        | Router::SelfRecall
+        | Router::FirstTokens
+        | Router::Random { .. } => config.budgets[head],
     }
 }
 

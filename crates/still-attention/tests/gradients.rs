@@ -168,6 +168,12 @@ fn attention_received() {
 }
 
 #[test]
+fn self_recall_with_a_cap() {
+    let config = HybridConfig { router: Router::SelfRecall, cap: Some(5), ..config() };
+    check(&config, 13);
+}
+
+#[test]
 fn query_head_routing() {
     let config = HybridConfig {
         selection_head: SelectionHead::QueryHead,

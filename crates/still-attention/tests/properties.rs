@@ -18,6 +18,8 @@ prop_compose! {
         router in prop_oneof![
             Just(Router::SelfSaliency),
             Just(Router::ReceivedAttention),
+            Just(Router::SelfRecall),
+            Just(Router::FirstTokens),
             any::<u64>().prop_map(|seed| Router::Random { seed }),
             Just(Router::None),
         ],

@@ -49,8 +49,10 @@ fn variants(geometry: HeadGeometry, selection_head: SelectionHead) -> Vec<Hybrid
         budgets: lolcats.budgets.clone(),
         ..StillConfig::linear_only(1, geometry, hybrid.chunk)
     };
-    let [lolcats, linear_only] = [lolcats, linear_only].map(|config| config.layer(0).unwrap());
-    vec![hybrid, received, lolcats, factor, linear_only]
+    let lola = lolcats.clone().with_recall_cache(20);
+    let [lolcats, lola, linear_only] =
+        [lolcats, lola, linear_only].map(|config| config.layer(0).unwrap());
+    vec![hybrid, received, lolcats, lola, factor, linear_only]
 }
 
 /// Every shape at both granularities in every variant.

@@ -114,6 +114,8 @@ fn router_name(router: Router) -> &'static str {
         Router::SelfSaliency => "self_saliency",
         Router::ReceivedAttention => "received_attention",
         Router::Random { .. } => "random",
+        Router::FirstTokens => "first_tokens",
+        Router::SelfRecall => "self_recall",
         Router::None => "none",
     }
 }

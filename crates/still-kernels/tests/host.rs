@@ -26,7 +26,8 @@ fn a_shape_without_a_kernel_is_refused() {
     let code = unsafe {
         ffi::still_saliency(&shape(512, 80), rows, rows, std::ptr::null_mut(), std::ptr::null_mut())
     };
-    let error = still_kernels::check("still_saliency", code).expect_err("head_dim 80 has no kernel");
+    let error =
+        still_kernels::check("still_saliency", code).expect_err("head_dim 80 has no kernel");
     assert!(error.to_string().contains("head dimensions 64, 96 and 128"), "{error}");
 }
 

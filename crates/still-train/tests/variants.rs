@@ -59,6 +59,24 @@ fn a_window_alone_is_only_finetuned() {
 }
 
 #[test]
+fn a_window_and_the_first_tokens_are_only_finetuned() {
+    train(&recipe(&[
+        "attention.router=first_tokens",
+        "attention.budget=4",
+        "attention.cap=4",
+        "attention.branches={ window = true, salient = true, linear = false }",
+    ]));
+}
+
+#[test]
+fn self_recall_ranks_in_both_stages() {
+    let [fresh, transferred, _] =
+        train(&recipe(&["attention.router=self_recall", "attention.cap=6"]));
+    let map = |student: &Student| student.layers[1].attention.feature_map_k.clone();
+    assert!(moved(&map(&fresh), &map(&transferred)));
+}
+
+#[test]
 fn linear_attention_alone_learns_its_maps_in_both_stages() {
     let stages = train(&recipe(&[
         "attention.mode=linear_only",

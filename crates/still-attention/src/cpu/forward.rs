@@ -175,6 +175,9 @@ pub(crate) fn advance<T: Real>(
         let length = (input.chunk - offset).min(tokens - done);
         let now = state.position / input.chunk;
         if offset == 0 && now >= 2 {
+            if input.router == Router::SelfRecall {
+                state.score_by_recall(now - 2, input, &mut scratch.gathered);
+            }
             record.take_scores(
                 (now - 2) * input.chunk..(now - 1) * input.chunk,
                 first,
@@ -234,7 +237,11 @@ fn feed<T: Real>(
     // Of each query head: a score per query, or a sum per key.
     let per_head = match input.router {
         Router::ReceivedAttention => previous_end - previous_half + offset + length,
-        Router::SelfSaliency | Router::Random { .. } | Router::None => length,
+        Router::SelfSaliency
+        | Router::SelfRecall
+        | Router::FirstTokens
+        | Router::Random { .. }
+        | Router::None => length,
     };
     let split = input.split_heads && length >= PARALLEL_TOKENS;
     let heads = if split { 1 } else { group };
@@ -268,7 +275,9 @@ fn feed<T: Real>(
                 let heads = scratch.scores.iter().skip(i).step_by(length);
                 heads.copied().sum::<T>() / T::of(group as f64)
             }
-            Router::ReceivedAttention => T::zero(),
+            // Sums that later queries add to, and scores of the time of retirement.
+            Router::ReceivedAttention | Router::SelfRecall => T::zero(),
+            Router::FirstTokens => T::of(router::first_tokens_score(state.position + i)),
             Router::Random { seed } => {
                 let position = state.position + i;
                 T::of(router::random_score(seed, input.layer, input.head, position))

@@ -4,7 +4,7 @@ use super::forward::HeadInput;
 use super::key_store::KeyStore;
 use super::retirement::Retirement;
 use super::rows::RowStore;
-use crate::config::RowDtype;
+use crate::config::{Router, RowDtype};
 use crate::real::Real;
 use crate::selection::Selection;
 
@@ -72,10 +72,11 @@ impl<T: Real> HeadState<T> {
 
     /// Router score of a token of the window, by the tokens so far.
     ///
-    /// Where later tokens have a say, the ring holds the sum of what they gave, and this is their mean (0 of none).
+    /// Where later tokens have a say, the ring holds the sum of what they gave, and this is their mean (0 of none). Where
+    /// the state has, this is 0 until the token's chunk retires.
     pub fn score(&self, position: usize, input: &HeadInput<'_, T>) -> T {
         let stored = self.ring_score[position % (2 * input.chunk)];
-        if input.router.scores_final_with_chunk() {
+        if input.router != Router::ReceivedAttention {
             return stored;
         }
         let seen_until = self.position.min((position / input.chunk + 2) * input.chunk);

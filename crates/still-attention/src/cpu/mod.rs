@@ -11,6 +11,7 @@ pub(crate) mod linear_only;
 pub(crate) mod linear_only_backward;
 pub(crate) mod query_rows;
 pub(crate) mod query_rows_backward;
+pub(crate) mod recall;
 pub(crate) mod retirement;
 pub(crate) mod rows;
 pub(crate) mod weighted_sum;

@@ -49,15 +49,22 @@ struct Absorbed {
 /// Memory that rows are gathered and mapped in.
 #[derive(Clone, Debug)]
 pub(crate) struct Gathered<T> {
-    k: Vec<T>,
-    v: Vec<T>,
-    phi: Vec<T>,
+    pub k: Vec<T>,
+    pub v: Vec<T>,
+    pub phi: Vec<T>,
     transposed: Vec<T>,
+    pub recalled: Vec<T>,
 }
 
 impl<T> Default for Gathered<T> {
     fn default() -> Self {
-        Self { k: Vec::new(), v: Vec::new(), phi: Vec::new(), transposed: Vec::new() }
+        Self {
+            k: Vec::new(),
+            v: Vec::new(),
+            phi: Vec::new(),
+            transposed: Vec::new(),
+            recalled: Vec::new(),
+        }
     }
 }
 
@@ -210,7 +217,7 @@ impl<T: Real> HeadState<T> {
         if rows == 0 || !input.branches.linear {
             return;
         }
-        let Gathered { k, v, phi, transposed } = gathered;
+        let Gathered { k, v, phi, transposed, .. } = gathered;
         k.clear();
         v.clear();
         for row in &self.next.absorbed[from..from + rows] {
@@ -266,7 +273,7 @@ impl<T: Real> HeadState<T> {
     }
 
     /// Where the ring has a token.
-    fn slot(&self, position: u32, chunk: usize) -> usize {
+    pub fn slot(&self, position: u32, chunk: usize) -> usize {
         position as usize % (2 * chunk)
     }
 }

@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use crate::error::Result;
 
 /// Guesses by proportion before halving takes over.
-const PROPORTIONAL: usize = 4;
+const PROPORTIONAL: usize = 5;
 
 /// What came of fitting.
 #[derive(Debug, PartialEq)]
@@ -37,13 +37,17 @@ pub(super) fn fit<A>(
         } else {
             over = Some((next, tokens));
         }
+        // Proportion alone would creep up to a budget that a fixed part of the prompt takes much of.
+        let leap = 1_usize << round.min(30);
         next = match (&fits, over) {
             (Some((low, ..)), None) if *low == most => break,
             (Some((low, tokens, _)), None) => {
-                (low * budget / (*tokens).max(1)).clamp(low + 1, most)
+                (low * budget / (*tokens).max(1)).max(low + leap).clamp(low + 1, most)
             }
             (None, Some((high, tokens))) if high == least => return Ok(Fit::TooLong(tokens)),
-            (None, Some((high, tokens))) => (high * budget / tokens).clamp(least, high - 1),
+            (None, Some((high, tokens))) => {
+                (high * budget / tokens).min(high.saturating_sub(leap)).clamp(least, high - 1)
+            }
             (Some((low, ..)), Some((high, _))) if high - low == 1 => break,
             (Some((low, below, _)), Some((high, above))) => {
                 let step = match round {

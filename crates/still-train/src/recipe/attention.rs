@@ -24,7 +24,7 @@ pub struct AttentionRecipe {
     /// Most salient tokens per selection head.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cap: Option<usize>,
-    /// `"self_saliency"`, `"received_attention"`, `"none"` or `{ random = { seed = 0 } }`.
+    /// `"self_saliency"`, `"received_attention"`, `"self_recall"`, `"first_tokens"`, `"none"` or `{ random = { seed = 0 } }`.
     pub router: Router,
     /// `"kv_head"` or `"query_head"`.
     pub selection_head: SelectionHead,

@@ -152,6 +152,8 @@ fn router_words(config: &still_attention::StillConfig) -> String {
     match config.router {
         Router::SelfSaliency => "Self-Saliency Score".into(),
         Router::ReceivedAttention => "attention received".into(),
+        Router::SelfRecall => "self-recall error".into(),
+        Router::FirstTokens => "the first tokens".into(),
         Router::Random { seed } => format!("random (seed {seed})"),
         Router::None => "none".into(),
     }
