@@ -42,6 +42,18 @@ impl Plan {
                 "add perplexity to --tasks, or leave it out",
             ));
         }
+        let of_long = [
+            ("--chat", args.chat),
+            ("--squad", args.squad.is_some()),
+            ("--hotpotqa", args.hotpotqa.is_some()),
+            ("--babi", args.babi.is_some()),
+        ];
+        if let Some((flag, _)) = of_long.iter().find(|(_, given)| *given && !long_asked) {
+            return Err(user(
+                format!("{flag} is of the long-context tasks: none is asked"),
+                "add one to --tasks, or leave it out",
+            ));
+        }
         let mut plans = Vec::new();
         for (n, name) in args.tasks.iter().enumerate() {
             if args.tasks[..n].contains(name) {

@@ -1,0 +1,104 @@
+//! `still eval` of long-context tasks, of students with one part changed, and of branches.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+
+use common::{Outcome, still, student_dir, teacher_dir};
+
+fn eval(model: &Path, data: &Path, arguments: &[&str]) -> Outcome {
+    Outcome::of(
+        still().args(["eval", "--data-dir"]).arg(data).args(arguments).arg("--model").arg(model),
+    )
+}
+
+#[test]
+fn long_tasks_are_asked_at_every_length() {
+    let dir = tempfile::tempdir().unwrap();
+    let text: String = (0..99).map(|i| format!("Sentence {i} says nothing. ")).collect();
+    let essay = dir.path().join("essay.txt");
+    fs::write(&essay, text).unwrap();
+    fs::create_dir(dir.path().join("babi")).unwrap();
+    let story = "1 Mary went to the office.\n2 Where is Mary? \toffice\t1\n";
+    fs::write(dir.path().join("babi/qa1_test.txt"), story.repeat(2)).unwrap();
+    let run = |name: &str| {
+        let results = dir.path().join(name);
+        let tasks = "niah_single_1,niah_multivalue,babilong_qa1,passkey,repeated_text";
+        eval(
+            student_dir(),
+            dir.path(),
+            &[
+                "--tasks",
+                tasks,
+                "--lengths",
+                "1600,1800",
+                "--limit",
+                "2",
+                "--text",
+                essay.to_str().unwrap(),
+                "--json",
+                results.to_str().unwrap(),
+            ],
+        )
+        .succeeded();
+        fs::read_to_string(results).unwrap()
+    };
+    let text = run("r.json");
+    assert_eq!(text, run("again.json"));
+    let results: serde_json::Value = serde_json::from_str(&text).unwrap();
+    for length in [1600, 1800] {
+        for task in ["niah_single_1", "niah_multivalue", "babilong_qa1", "passkey"] {
+            let scores = &results["tasks"][format!("{task}_{length}")];
+            assert_eq!(scores["n"], 2, "{task}: {results}");
+            assert!(scores["score"].is_number(), "{task}: {scores}");
+        }
+        let repeated = &results["tasks"][format!("repeated_text_{length}")];
+        assert!(repeated["perplexity"].as_f64().unwrap() > 1.0, "{repeated}");
+    }
+}
+
+#[test]
+fn what_a_long_task_lacks_is_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let eval = |arguments: &[&str]| eval(teacher_dir(), dir.path(), arguments);
+    eval(&["--tasks", "niah_single_2"]).failed_with("niah_single_2 needs a plain text");
+    eval(&["--tasks", "ruler_qa_hotpot"]).failed_with("qa_2 needs HotpotQA's");
+    eval(&["--tasks", "vt", "--lengths", "200"]).failed_with("tokens, 200 are there");
+    eval(&["--tasks", "piqa", "--chat"]).failed_with("--chat is of the long-context tasks");
+}
+
+#[test]
+fn a_student_is_taken_apart() {
+    let dir = tempfile::tempdir().unwrap();
+    let (text, results) = (dir.path().join("text.txt"), dir.path().join("r.json"));
+    fs::write(&text, "The sea was calm, and nobody on the shore looked at it. ".repeat(12))
+        .unwrap();
+    let (text, out) = (text.to_str().unwrap(), results.to_str().unwrap());
+    let tasks = ["--tasks", "perplexity", "--lengths", "300", "--text", text];
+    let apart = ["--ablate", "branches,linear_norm", "--branches"];
+    let ask = |model: &Path, more: &[&str]| {
+        eval(model, dir.path(), &[&tasks, apart.as_slice(), more].concat())
+    };
+    let outcome = ask(student_dir(), &["--json", out]);
+    outcome.succeeded();
+    for words in ["[branches: window]", "[branches: linear]", "[linear_norm: sum]", "% of mass"] {
+        assert!(outcome.stdout.contains(words), "no {words:?} in: {}", outcome.stdout);
+    }
+    let results: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(results).unwrap()).unwrap();
+    let variants = results["compare"].as_array().unwrap();
+    assert_eq!(variants.len(), 5, "{results}");
+    for variant in variants {
+        let perplexity = &variant["tasks"]["perplexity_300"]["perplexity"];
+        assert!(perplexity.as_f64().unwrap() > 1.0, "{variant}");
+        assert!(variant["difference"]["perplexity_300"]["nll"]["low"].is_number(), "{variant}");
+    }
+    for layer in results["branches"].as_array().unwrap() {
+        let sum: f64 = (0..3).map(|part| layer["mass"][part].as_f64().unwrap()).sum();
+        assert!((sum - 1.0).abs() < 1e-6, "{layer}");
+    }
+    ask(teacher_dir(), &[]).failed_with("a teacher");
+    eval(student_dir(), dir.path(), &["--tasks", "vt", "--ablate", "rooter"])
+        .failed_with("unknown ablation");
+}
