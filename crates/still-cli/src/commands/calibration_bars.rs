@@ -1,6 +1,9 @@
 //! A bar for each phase of a calibration.
 
-use still_train::Phase;
+use std::cell::RefCell;
+
+use still_model::Model;
+use still_train::{AttentionRecipe, CalibrateOptions, Calibration, Phase};
 
 use crate::printer::Printer;
 use crate::progress::Bar;
@@ -35,6 +38,26 @@ impl<'a> CalibrationBars<'a> {
             bar.done(format_args!("{}: done", name(phase)));
         }
     }
+}
+
+/// [`still_train::calibrate`], with bars.
+///
+/// # Errors
+/// As that.
+pub fn calibrate(
+    model: &Model,
+    recipe: &AttentionRecipe,
+    windows: &[Vec<u32>],
+    options: &CalibrateOptions,
+    printer: &Printer,
+) -> still_train::Result<Calibration> {
+    let windows: Vec<&[u32]> = windows.iter().map(Vec::as_slice).collect();
+    let bars = RefCell::new(CalibrationBars::new(printer));
+    let found = still_train::calibrate(model, recipe, &windows, options, &|phase, n, of| {
+        bars.borrow_mut().advance(phase, n, of);
+    })?;
+    bars.into_inner().finish();
+    Ok(found)
 }
 
 fn name(phase: Phase) -> &'static str {

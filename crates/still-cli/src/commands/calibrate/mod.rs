@@ -2,15 +2,13 @@
 
 mod page;
 
-use std::cell::RefCell;
-
 use anyhow::Context;
 use still_model::files::write_file;
 use still_train::{
-    CalibrateOptions, Calibration, CalibrationRecipe, HeadReport, TokenCache, Windows, calibrate,
+    CalibrateOptions, Calibration, CalibrationRecipe, HeadReport, TokenCache, Windows,
 };
 
-use super::calibration_bars::CalibrationBars;
+use super::calibration_bars::calibrate;
 use super::{load_base, read_recipe};
 use crate::args::CalibrateArgs;
 use crate::errors::user;
@@ -43,18 +41,13 @@ pub fn run(args: &CalibrateArgs, printer: &Printer) -> anyhow::Result<()> {
     let cache = TokenCache::user()?;
     let text = Windows::read(&args.data, &model.tokenizer, &data, recipe.seed, &cache)?
         .first_tokens(args.tokens);
-    let windows: Vec<&[u32]> = text.iter().map(Vec::as_slice).collect();
     let options = CalibrateOptions {
         cache_fraction: args.cache_fraction,
         at_length: args.at_length,
         seed: recipe.seed,
         ..CalibrateOptions::default()
     };
-    let bars = RefCell::new(CalibrationBars::new(printer));
-    let found = calibrate(&model, &recipe.attention, &windows, &options, &|phase, n, of| {
-        bars.borrow_mut().advance(phase, n, of);
-    })?;
-    bars.into_inner().finish();
+    let found = calibrate(&model, &recipe.attention, &text, &options, printer)?;
     if let Some(out) = &args.out {
         found.budgets.save(out)?;
         printer.step("Saved", out.display());

@@ -1,10 +1,10 @@
 //! The page of `still calibrate --html`: budgets and what decided them, layer by head.
 
-use minijinja::{AutoEscape, Environment, context};
+use minijinja::context;
 use still_train::{Calibration, HeadReport};
 
 use super::{cost, loss};
-use crate::page::{SCRIPT, STYLE, THEME};
+use crate::page;
 use crate::plot::Heatmap;
 
 const TEMPLATE: &str = include_str!("page.html");
@@ -38,17 +38,9 @@ pub fn render(found: &Calibration, model: &str) -> anyhow::Result<String> {
             head.losses.first().copied().unwrap_or(0.0)
         }),
     ];
-    let mut environment = Environment::new();
-    // Whatever is not marked as safe in the template is text.
-    environment.set_auto_escape_callback(|_| AutoEscape::Html);
-    environment.set_trim_blocks(true);
-    environment.set_lstrip_blocks(true);
-    Ok(environment.render_str(
+    page::render(
         TEMPLATE,
         context! {
-            style => STYLE,
-            script => format!("{THEME}{SCRIPT}"),
-            version => env!("CARGO_PKG_VERSION"),
             model,
             cost => cost(found),
             figures => [
@@ -59,7 +51,7 @@ pub fn render(found: &Calibration, model: &str) -> anyhow::Result<String> {
             ],
             charts,
         },
-    )?)
+    )
 }
 
 /// A value of every head; `high` has the deepest shade, the largest value if it is not given.

@@ -1,13 +1,11 @@
 //! The demo's budgets: found on its own training text.
 
-use std::cell::RefCell;
-
 use still_attention::StillConfig;
 use still_model::Model;
 use still_train::{AttentionRecipe, CalibrateOptions};
 
 use super::text::{DemoText, EVAL_WINDOW};
-use crate::commands::calibration_bars::CalibrationBars;
+use crate::commands::calibration_bars;
 use crate::printer::Printer;
 
 /// The default attention with a budget for every head: [`CalibrateOptions::default`]'s share of the dense cache after as many
@@ -23,12 +21,8 @@ pub fn calibrate(
 ) -> anyhow::Result<StillConfig> {
     let recipe = AttentionRecipe::default();
     let options = CalibrateOptions { at_length: EVAL_WINDOW, seed, ..CalibrateOptions::default() };
-    let windows: Vec<&[u32]> = text.calibration.iter().map(Vec::as_slice).collect();
-    let bars = RefCell::new(CalibrationBars::new(printer));
-    let found = still_train::calibrate(teacher, &recipe, &windows, &options, &|phase, n, of| {
-        bars.borrow_mut().advance(phase, n, of);
-    })?;
-    bars.into_inner().finish();
+    let found =
+        calibration_bars::calibrate(teacher, &recipe, &text.calibration, &options, printer)?;
     let whole = found.heads.iter().filter(|head| head.budget == found.budgets.chunk).count();
     printer.step(
         "Student",

@@ -1,12 +1,11 @@
 //! The page: what a run's log says, put into the template.
 
-use minijinja::{AutoEscape, Environment};
 use serde::Serialize;
 
 use super::charts;
 use super::settings::{self, Budgets};
 use super::summary::{Stage, metric, metric_names, stages, steps_words};
-use crate::page::{SCRIPT, STYLE, THEME};
+use crate::page;
 use crate::plot::number;
 use crate::run_log::{Evaluation, RunLog, StageLog, metric_words};
 use crate::table;
@@ -16,9 +15,6 @@ const TEMPLATE: &str = include_str!("page.html");
 /// What the template fills in. Fields named `charts`, and `budget_map`, are HTML already.
 #[derive(Serialize)]
 struct Data<'a> {
-    style: &'a str,
-    script: String,
-    version: &'a str,
     run: String,
     figures: Vec<(&'a str, String)>,
     stages: Vec<StagePart>,
@@ -68,9 +64,6 @@ pub fn render(log: &RunLog) -> anyhow::Result<String> {
     let chunk = table.and_then(settings::chunk);
     let done = stages(log);
     let data = Data {
-        style: STYLE,
-        script: format!("{THEME}{SCRIPT}"),
-        version: env!("CARGO_PKG_VERSION"),
         run: log.dir.display().to_string(),
         figures: figures(log, &done),
         stages: log.stages.iter().zip(&done).map(|(stage, done)| part(stage, done)).collect(),
@@ -81,12 +74,7 @@ pub fn render(log: &RunLog) -> anyhow::Result<String> {
         budget_map: budgets.as_ref().and_then(|budgets| budgets.heatmap(chunk)),
         recipe: recipe.map(|(text, _)| text.trim_end()),
     };
-    let mut environment = Environment::new();
-    // Whatever is not marked as safe in the template is text.
-    environment.set_auto_escape_callback(|_| AutoEscape::Html);
-    environment.set_trim_blocks(true);
-    environment.set_lstrip_blocks(true);
-    Ok(environment.render_str(TEMPLATE, data)?)
+    page::render(TEMPLATE, data)
 }
 
 fn figures(log: &RunLog, stages: &[Stage]) -> Vec<(&'static str, String)> {
