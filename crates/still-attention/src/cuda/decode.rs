@@ -207,11 +207,16 @@ impl CudaHybridState {
         Ok(out)
     }
 
-    /// Makes room for sequences of `tokens` tokens. Whether memory has moved: a captured [`step`](Self::step) is then stale.
+    /// How often memory has moved to make room: a [`step`](Self::step) that was captured before is stale.
+    pub fn moves(&self) -> usize {
+        self.store.moves
+    }
+
+    /// Makes room for sequences of `tokens` tokens.
     ///
     /// # Errors
     /// No memory left on the device.
-    pub fn reserve(&mut self, tokens: usize) -> Result<bool> {
+    pub fn reserve(&mut self, tokens: usize) -> Result<()> {
         let held: Vec<usize> = self.positions.iter().map(|&position| retired(position)).collect();
         let budgets = &self.weights.host_budgets;
         Ok(self.store.reserve(&self.weights.device, budgets, retired(tokens), &held)?)

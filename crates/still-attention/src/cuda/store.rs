@@ -20,6 +20,8 @@ pub(super) struct Store {
     pub rows: usize,
     /// Retired chunks of a sequence.
     chunks: usize,
+    /// How often the rows have moved.
+    pub moves: usize,
     row_bytes: usize,
 }
 
@@ -39,11 +41,12 @@ impl Store {
             offsets: device.clone_htod(&offsets)?,
             rows,
             chunks,
+            moves: 0,
             row_bytes,
         })
     }
 
-    /// Makes room for `chunks` retired chunks of a sequence; `held` are those that each has. Whether anything has moved.
+    /// Makes room for `chunks` retired chunks of a sequence; `held` are those that each has.
     ///
     /// It grows by an eighth, so that a long sequence's store has no more than that to spare and yet a row is copied eight
     /// times at most.
@@ -53,9 +56,9 @@ impl Store {
         budgets: &[i32],
         chunks: usize,
         held: &[usize],
-    ) -> Result<bool> {
+    ) -> Result<()> {
         if chunks <= self.chunks {
-            return Ok(false);
+            return Ok(());
         }
         let room = chunks.max(self.chunks + self.chunks / 8) + SPARE;
         let mut grown = Self::new(device, held.len(), budgets, self.row_bytes, room)?;
@@ -74,8 +77,8 @@ impl Store {
                 }
             }
         }
-        *self = grown;
-        Ok(true)
+        *self = Self { moves: self.moves + 1, ..grown };
+        Ok(())
     }
 
     pub fn size_bytes(&self) -> usize {
