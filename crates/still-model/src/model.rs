@@ -218,26 +218,6 @@ impl Model {
     }
 }
 
-/// [`DecoderLayer::finish`] of as many tokens at a time as take little memory.
-fn finish(
-    layer: &DecoderLayer,
-    x: &Tensor,
-    attention: &Tensor,
-    student: Option<&StudentLayer>,
-) -> Result<Tensor> {
-    let (batch, tokens, _) = x.dims3()?;
-    let block = (FINISHED / batch.max(1)).max(1);
-    if tokens <= block {
-        return layer.finish(x, attention, student);
-    }
-    let blocks = (0..tokens).step_by(block).map(|start| {
-        let length = block.min(tokens - start);
-        let x = x.narrow(1, start, length)?.contiguous()?;
-        layer.finish(&x, &attention.narrow(2, start, length)?.contiguous()?, student)
-    });
-    Ok(Tensor::cat(&blocks.collect::<Result<Vec<_>>>()?, 1)?)
-}
-
 /// What a model remembers of a batch of sequences.
 #[derive(Clone, Debug)]
 pub struct Cache {
@@ -315,4 +295,24 @@ impl Cache {
     pub fn position(&self, sequence: usize) -> usize {
         self.layers.first().map_or(0, |layer| layer.position(sequence))
     }
+}
+
+/// [`DecoderLayer::finish`] of as many tokens at a time as take little memory.
+fn finish(
+    layer: &DecoderLayer,
+    x: &Tensor,
+    attention: &Tensor,
+    student: Option<&StudentLayer>,
+) -> Result<Tensor> {
+    let (batch, tokens, _) = x.dims3()?;
+    let block = (FINISHED / batch.max(1)).max(1);
+    if tokens <= block {
+        return layer.finish(x, attention, student);
+    }
+    let blocks = (0..tokens).step_by(block).map(|start| {
+        let length = block.min(tokens - start);
+        let x = x.narrow(1, start, length)?.contiguous()?;
+        layer.finish(&x, &attention.narrow(2, start, length)?.contiguous()?, student)
+    });
+    Ok(Tensor::cat(&blocks.collect::<Result<Vec<_>>>()?, 1)?)
 }
