@@ -120,6 +120,9 @@ pub struct CudaHybridState {
 }
 
 impl CudaHybridState {
+    /// The position of a sequence that sits a [`step`](Self::step) out: to the kernels it is negative.
+    pub const IDLE: u32 = u32::MAX;
+
     /// An empty state of `batch` sequences.
     ///
     /// # Errors
@@ -190,17 +193,31 @@ impl CudaHybridState {
 
     /// Queues one token of each sequence without looking at [`position`](Self::position): nothing is uploaded and no memory
     /// moves, so that the call can be captured in a CUDA graph and replayed. `q`, `k`, `v` as in
-    /// [`advance`](Self::advance) with `T = 1`; `positions` `[B]` i32 on the device, a negative one for an idle sequence, whose
-    /// output is not written.
+    /// [`advance`](Self::advance) with `T = 1`; `positions` `[B]` u32 on the device, [`CudaHybridState::IDLE`] for a sequence that
+    /// sits the step out, whose output is not written.
     ///
-    /// The caller [reserves](Self::reserve) room for the positions beforehand and [counts](Self::count) the step afterwards.
+    /// The caller [counts](Self::count) the step.
     ///
     /// # Errors
     /// As [`advance`](Self::advance).
-    pub fn step(&self, q: &Tensor, k: &Tensor, v: &Tensor, positions: &Tensor) -> Result<Tensor> {
+    ///
+    /// # Safety
+    /// The positions are those of the sequences' next tokens whenever the step runs, and room for them was
+    /// [made](Self::reserve) before.
+    pub unsafe fn step(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        positions: &Tensor,
+    ) -> Result<Tensor> {
         let [q, k, v] = self.rows(q, k, v)?;
-        expect_shape(OP, "q", &q, &[q.dim(0)?, q.dim(1)?, 1, q.dim(3)?])?;
+        let (batch, heads, _, d) = q.dims4()?;
+        expect_shape(OP, "q", &q, &[batch, heads, 1, d])?;
         expect_shape(OP, "positions", positions, &[self.positions.len()])?;
+        support::require(positions.dtype() == DType::U32, "positions", "u32", || {
+            positions.dtype().as_str().into()
+        })?;
         // SAFETY: the kernel writes the rows of all sequences that are not idle.
         let out = unsafe { q.empty_like()? };
         self.queue([&q, &k, &v, &out], positions)?;
@@ -344,12 +361,12 @@ impl CudaHybridState {
         let fed = |(position, length): (&usize, &usize)| position + length;
         self.reserve(self.positions.iter().zip(lengths).map(fed).max().unwrap_or(0))?;
         let position = |(b, &length): (usize, &usize), t: usize| match t < length {
-            true => i32::try_from(self.positions[b] + t).map_err(candle_core::Error::wrap),
-            false => Ok(-1),
+            true => (self.positions[b] + t) as u32,
+            false => Self::IDLE,
         };
-        let positions = (0..steps)
+        let positions: Vec<u32> = (0..steps)
             .flat_map(|t| lengths.iter().enumerate().map(move |length| position(length, t)))
-            .collect::<candle_core::Result<Vec<i32>>>()?;
+            .collect();
         let positions = Tensor::from_vec(positions, (steps, lengths.len()), q.device())?;
         for t in 0..steps {
             let rows = |x: &Tensor| x.narrow(2, t, 1);
@@ -362,7 +379,7 @@ impl CudaHybridState {
         Ok(())
     }
 
-    /// Queues one token of each sequence, at `positions` `[B]` i32, into `out`.
+    /// Queues one token of each sequence, at `positions` `[B]` u32, into `out`.
     fn queue(&self, rows: [&Tensor; 4], positions: &Tensor) -> candle_core::Result<()> {
         let weights = &*self.weights;
         let shape: Shape = shape(rows[0], weights.heads())?;
