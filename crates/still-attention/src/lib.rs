@@ -28,6 +28,8 @@ pub use config::{
     SelectionHead, StillConfig,
 };
 pub use cpu::linalg;
+#[cfg(feature = "cuda")]
+pub use cuda::{CudaHybridState, CudaKvCache, CudaWeights};
 pub use dense::{DenseHead, KvCache, dense_attention};
 pub use error::{AttentionError, Result};
 pub use feature_map::fold_householder;

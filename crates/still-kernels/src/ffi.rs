@@ -14,6 +14,8 @@ pub const STILL_BF16: i32 = 1;
 pub const CHUNK: usize = 64;
 /// Head dimensions that have kernels.
 pub const HEAD_DIMS: [usize; 3] = [64, 96, 128];
+/// Query heads that may share a KV head while decoding.
+pub const MAX_DECODE_GROUP: usize = 16;
 
 /// `StillShape`.
 #[repr(C)]

@@ -3,6 +3,8 @@
 mod chat;
 mod checkpoint;
 mod config;
+#[cfg(feature = "cuda")]
+mod cuda;
 pub mod decoder;
 mod device;
 mod error;

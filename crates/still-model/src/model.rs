@@ -9,11 +9,17 @@ use still_quant::FEW;
 
 use crate::checkpoint::{BaseIdentity, Checkpoint, Weights};
 use crate::config::ModelConfig;
-use crate::decoder::{AttentionInputs, Decoder, Rotation};
+#[cfg(feature = "cuda")]
+use crate::cuda::CudaLayer;
+use crate::decoder::{AttentionInputs, Decoder, DecoderLayer, Rotation};
 use crate::error::{ModelError, Result};
 use crate::step::{Buffers, step};
-use crate::student::Student;
+use crate::student::{Student, StudentLayer};
 use crate::tokenizer::Tokenizer;
+
+/// Rows that an output projection and an MLP are computed for at a time: their hidden layer is what a long sequence would
+/// take most memory for.
+const FINISHED: usize = 16 * 1024;
 
 /// A model, dense without a student.
 #[derive(Clone, Debug)]
@@ -98,11 +104,17 @@ impl Model {
         Self { student: Some(student), ..self.clone() }
     }
 
-    /// An empty cache of `batch` sequences whose exact rows are stored as `rows`.
+    /// An empty cache of `batch` sequences whose exact rows are stored as `rows`, on the device of the weights. On CUDA `rows`
+    /// is the weights' dtype.
     ///
     /// # Errors
-    /// A student that does not fit the model.
+    /// A student that does not fit the model; rows or a student's attention that the device has no kernels for.
     pub fn new_cache(&self, batch: usize, rows: RowDtype) -> Result<Cache> {
+        #[cfg(feature = "cuda")]
+        if self.decoder.device().is_cuda() {
+            let layers = self.layers_on_cuda(batch, rows)?.into_iter().map(LayerCache::Cuda);
+            return Ok(Cache { layers: layers.collect(), batch, buffers: Buffers::default() });
+        }
         let geometry = self.config().geometry();
         let layers = match &self.student {
             None => (0..self.decoder.layers.len())
@@ -134,17 +146,28 @@ impl Model {
     ) -> Result<Tensor> {
         let (batch, tokens) = ids.dims2()?;
         self.check_cache(cache, batch)?;
-        if tokens == 1 && batch <= FEW && lengths.is_none() {
+        if self.decoder.device().is_cpu() && tokens == 1 && batch <= FEW && lengths.is_none() {
             self.step(&ids.flatten_all()?.to_vec1::<u32>()?, cache, false)?;
             let shape = (batch, 1, self.config().hidden_size);
             return Ok(Tensor::from_slice(&cache.buffers.normed, shape, ids.device())?);
         }
+        let x = self.decoder.embed(ids)?;
+        self.forward_embedded(x, cache, lengths)
+    }
+
+    /// [`Model::forward`] of embeddings `[B, T, E]`.
+    pub(crate) fn forward_embedded(
+        &self,
+        x: Tensor,
+        cache: &mut Cache,
+        lengths: Option<&[usize]>,
+    ) -> Result<Tensor> {
+        let (batch, tokens, _) = x.dims3()?;
         let mut starts: Vec<usize> = (0..batch).map(|sequence| cache.position(sequence)).collect();
         if starts.iter().all(|&start| start == starts[0]) {
             starts.truncate(1);
         }
         let rotation = self.decoder.rotation_at(&starts, tokens)?;
-        let x = self.decoder.embed(ids)?;
         let hidden = self.through_layers(x, &rotation, |layer, inputs, gate| {
             cache.layers[layer].advance(inputs, gate, lengths).map(Some)
         })?;
@@ -157,6 +180,11 @@ impl Model {
     /// # Errors
     /// As [`Model::forward`].
     pub fn decode<'a>(&self, ids: &[u32], cache: &'a mut Cache) -> Result<&'a [f32]> {
+        #[cfg(feature = "cuda")]
+        if self.decoder.device().is_cuda() {
+            self.decode_on_cuda(ids, cache)?;
+            return Ok(&cache.buffers.logits);
+        }
         if ids.len() <= FEW {
             self.check_cache(cache, ids.len())?;
             self.step(ids, cache, true)?;
@@ -190,7 +218,7 @@ impl Model {
                 None => None,
             };
             let Some(attention) = attend(n, &inputs, gate.as_ref())? else { return Ok(None) };
-            x = layer.finish(&x, &attention, student)?;
+            x = finish(layer, &x, &attention, student)?;
         }
         self.decoder.final_norm(&x).map(Some)
     }
@@ -205,9 +233,11 @@ impl Model {
                 cache.layers.len()
             )));
         }
-        let hybrid = self.student.is_some();
-        if cache.layers.iter().any(|layer| matches!(layer, LayerCache::Hybrid(_)) != hybrid) {
-            return Err(ModelError::Invalid("the cache was made for another model".into()));
+        let own = (self.student.is_some(), self.decoder.device().is_cpu());
+        if cache.layers.iter().any(|layer| (layer.is_hybrid(), layer.is_on_cpu()) != own) {
+            return Err(ModelError::Invalid(
+                "the cache was made for another model, or for this one on another device".into(),
+            ));
         }
         Ok(())
     }
@@ -250,6 +280,8 @@ pub struct Cache {
 pub(crate) enum LayerCache {
     Dense(KvCache),
     Hybrid(Box<HybridState>),
+    #[cfg(feature = "cuda")]
+    Cuda(CudaLayer),
 }
 
 impl LayerCache {
@@ -264,17 +296,9 @@ impl LayerCache {
         Ok(match self {
             Self::Dense(cache) => cache.advance(q, k, v, lengths)?,
             Self::Hybrid(state) => state.advance(q, k, v, gate, lengths)?,
+            #[cfg(feature = "cuda")]
+            Self::Cuda(layer) => layer.advance(q, k, v, lengths)?,
         })
-    }
-}
-
-impl LayerCache {
-    /// Parts that know nothing of each other: one per sequence and selection head, or KV head.
-    pub(crate) fn parts(&self) -> usize {
-        match self {
-            Self::Dense(cache) => cache.parts(),
-            Self::Hybrid(state) => state.parts(),
-        }
     }
 
     /// Tokens fed to a sequence so far.
@@ -282,22 +306,62 @@ impl LayerCache {
         match self {
             Self::Dense(cache) => cache.position(sequence),
             Self::Hybrid(state) => state.position(sequence),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(layer) => layer.position(sequence),
         }
+    }
+
+    fn size_bytes(&self) -> usize {
+        match self {
+            Self::Dense(cache) => cache.size_bytes(),
+            Self::Hybrid(state) => state.size_bytes(),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(layer) => layer.size_bytes(),
+        }
+    }
+
+    fn is_hybrid(&self) -> bool {
+        match self {
+            Self::Dense(_) => false,
+            Self::Hybrid(_) => true,
+            #[cfg(feature = "cuda")]
+            Self::Cuda(layer) => matches!(layer, CudaLayer::Hybrid(_)),
+        }
+    }
+
+    fn is_on_cpu(&self) -> bool {
+        matches!(self, Self::Dense(_) | Self::Hybrid(_))
     }
 }
 
 impl Cache {
     /// Bytes held for all sequences in all layers.
     pub fn size_bytes(&self) -> usize {
-        let size = |layer: &LayerCache| match layer {
-            LayerCache::Dense(cache) => cache.size_bytes(),
-            LayerCache::Hybrid(state) => state.size_bytes(),
-        };
-        self.layers.iter().map(size).sum()
+        self.layers.iter().map(LayerCache::size_bytes).sum()
     }
 
     /// Tokens fed to a sequence so far.
     pub fn position(&self, sequence: usize) -> usize {
         self.layers.first().map_or(0, |layer| layer.position(sequence))
     }
+}
+
+/// [`DecoderLayer::finish`] of as many tokens at a time as take little memory.
+fn finish(
+    layer: &DecoderLayer,
+    x: &Tensor,
+    attention: &Tensor,
+    student: Option<&StudentLayer>,
+) -> Result<Tensor> {
+    let (batch, tokens, _) = x.dims3()?;
+    let block = (FINISHED / batch.max(1)).max(1);
+    if tokens <= block {
+        return layer.finish(x, attention, student);
+    }
+    let blocks = (0..tokens).step_by(block).map(|start| {
+        let length = block.min(tokens - start);
+        let x = x.narrow(1, start, length)?.contiguous()?;
+        layer.finish(&x, &attention.narrow(2, start, length)?.contiguous()?, student)
+    });
+    Ok(Tensor::cat(&blocks.collect::<Result<Vec<_>>>()?, 1)?)
 }

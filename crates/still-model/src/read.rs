@@ -19,7 +19,8 @@ impl Model {
     /// Feeds one sequence; `each` is given the final-normed hidden states `[n, E]` of every block of tokens and where
     /// in `ids` it starts, from several threads and not always in order.
     ///
-    /// The result does not depend on the number of threads.
+    /// The result does not depend on the number of threads. On CUDA all tokens go through a layer together, and blocks come in
+    /// order from the calling thread.
     ///
     /// # Errors
     /// An id outside the vocabulary, a cache of another model or of several sequences, an error of `each`. The cache has
@@ -31,6 +32,10 @@ impl Model {
         each: impl Fn(usize, Tensor) -> std::result::Result<(), E> + Sync,
     ) -> std::result::Result<(), E> {
         self.check_cache(cache, 1)?;
+        #[cfg(feature = "cuda")]
+        if self.decoder.device().is_cuda() {
+            return self.read_on_cuda(ids, cache, each);
+        }
         let start = cache.position(0);
         let blocks: Vec<(usize, &[u32])> =
             ids.chunks(BLOCK).enumerate().map(|(n, ids)| (n * BLOCK, ids)).collect();

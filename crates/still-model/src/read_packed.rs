@@ -11,6 +11,9 @@ use crate::model::{Cache, Model};
 /// enough to keep activations small.
 const ROWS: usize = 256;
 
+/// The same on CUDA, where a feed is never cut: what continues a hybrid state there is fed one by one.
+const WHOLE_ROWS: usize = 16 * 1024;
+
 /// New tokens of one sequence, whose cache is of that sequence alone.
 #[derive(Debug)]
 pub struct Feed<'a> {
@@ -47,7 +50,11 @@ impl Model {
             self.check_cache(feed.cache, 1)?;
         }
         let lengths: Vec<usize> = feeds.iter().map(|feed| feed.ids.len()).collect();
-        for pack in packs(&lengths) {
+        let packs = match self.decoder.device().is_cpu() {
+            true => packs(&lengths),
+            false => whole_packs(&lengths),
+        };
+        for pack in packs {
             let hidden = self.read_pack(feeds, &pack)?;
             let mut row = 0;
             for piece in pack {
@@ -123,9 +130,42 @@ fn packs(lengths: &[usize]) -> Vec<Vec<Piece>> {
     packs
 }
 
+/// The feeds in order, whole, in packs of [`WHOLE_ROWS`] at most where one alone has not more.
+fn whole_packs(lengths: &[usize]) -> Vec<Vec<Piece>> {
+    let mut packs: Vec<Vec<Piece>> = Vec::new();
+    let mut room = 0;
+    for (feed, &tokens) in lengths.iter().enumerate().filter(|&(_, &tokens)| tokens > 0) {
+        let piece = Piece { feed, start: 0, tokens };
+        match packs.last_mut().filter(|_| tokens <= room) {
+            Some(pack) => {
+                pack.push(piece);
+                room -= tokens;
+            }
+            None => {
+                packs.push(vec![piece]);
+                room = WHOLE_ROWS.saturating_sub(tokens);
+            }
+        }
+    }
+    packs
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whole_feeds_share_packs_where_they_fit() {
+        let shares = |lengths: &[usize]| -> Vec<Vec<usize>> {
+            let feeds = |pack: Vec<Piece>| pack.iter().map(|piece| piece.feed).collect();
+            let packs = whole_packs(lengths);
+            assert!(packs.iter().flatten().all(|piece| piece.tokens == lengths[piece.feed]));
+            packs.into_iter().map(feeds).collect()
+        };
+        assert_eq!(shares(&[0, 0]), Vec::<Vec<usize>>::new());
+        assert_eq!(shares(&[9, 0, WHOLE_ROWS - 9, 1]), [vec![0, 2], vec![3]]);
+        assert_eq!(shares(&[1, 2 * WHOLE_ROWS, 1, 1]), [vec![0], vec![1], vec![2, 3]]);
+    }
 
     #[test]
     fn every_token_is_in_one_pack() {

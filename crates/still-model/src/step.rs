@@ -244,7 +244,12 @@ impl Step<'_> {
         self.project(member, own, &normed, &projections)?;
         own.normed = normed;
 
-        let parts = cache.parts();
+        let parts = match cache {
+            LayerCache::Dense(cache) => cache.parts(),
+            LayerCache::Hybrid(state) => state.parts(),
+            #[cfg(feature = "cuda")]
+            LayerCache::Cuda(_) => return Err(elsewhere()),
+        };
         member.phase(parts, parts, |units| {
             for unit in units {
                 self.attend(unit, cache, parts, layer, gate.is_some(), own)?;
@@ -382,9 +387,16 @@ impl Step<'_> {
                 state.head(unit).feed(HeadRows { q, k, v, gate }, 1, false, scratch, out);
             }
             LayerCache::Dense(cache) => cache.head(unit).feed(q, k, v, scratch, out),
+            #[cfg(feature = "cuda")]
+            LayerCache::Cuda(_) => return Err(elsewhere()),
         }
         Ok(())
     }
+}
+
+#[cfg(feature = "cuda")]
+fn elsewhere() -> crate::ModelError {
+    crate::ModelError::Invalid("a decode step on the CPU was given a cache on CUDA".into())
 }
 
 /// `scale · x Aᵀ`, `[B, rank]`, over what `low` held.

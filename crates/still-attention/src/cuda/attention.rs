@@ -69,7 +69,7 @@ pub(super) fn hybrid_attention(
         let maps = map_q.apply_op3(&map_k, third, Three(maps))?;
         rows.apply_op2(&maps, op)?
     } else {
-        let (out, _) = forward(&device, &operands, false)?;
+        let (out, _) = forward(&device, &operands, false, None)?;
         Tensor::from_storage(Storage::Cuda(out), q.shape(), BackpropOp::none(), false)
     };
     Ok(HybridOutput { out, routing: Routing::on_device(decided) })
@@ -186,7 +186,7 @@ impl CustomOp2 for Attention {
         _: &CudaStorage,
         _: &Layout,
     ) -> candle_core::Result<(CudaStorage, Shape)> {
-        let (out, saved) = forward(&self.device, &self.operands, true)?;
+        let (out, saved) = forward(&self.device, &self.operands, true, None)?;
         // A second forward of one op object would be candle's doing, with the same result.
         let _ = self.saved.set(saved);
         Ok((out, self.operands.q.shape().clone()))

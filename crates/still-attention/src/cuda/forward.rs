@@ -41,11 +41,22 @@ pub(super) struct Saved {
     pub arg_max: Option<CudaSlice<i32>>,
 }
 
+/// Where the states are left that decoding starts from.
+pub(super) struct Last<'a> {
+    /// `[sequences, K, 2D, D]`
+    pub s: &'a CudaSlice<f32>,
+    /// `[sequences, K, 2D]`
+    pub z: &'a CudaSlice<f32>,
+    /// The call's first sequence among them.
+    pub sequence: usize,
+}
+
 /// Queues the forward pass: the output `[B, H, N, D]`.
 pub(super) fn forward(
     device: &CudaDevice,
     operands: &Operands,
     trains: bool,
+    last: Option<Last<'_>>,
 ) -> Result<(CudaStorage, Saved)> {
     let Operands { shape, q, k, v, map_q, map_k, log_scale, routing } = operands;
     let (batch, heads, tokens, d) = q.dims4()?;
@@ -100,23 +111,23 @@ pub(super) fn forward(
     let (phi, totals) = (launch.at(&saved.phi), launch.at(&totals));
     let (selected, s, z) =
         (launch.at(routing.selected()), launch.at(&saved.s), launch.at(&saved.z));
+    let (s_last, z_last): (*mut f32, *mut f32) = match &last {
+        Some(Last { s, z, sequence }) => {
+            let z_at = sequence * kv_heads * 2 * d;
+            (
+                launch.at::<_, f32>(s).wrapping_add(z_at * d),
+                launch.at::<_, f32>(z).wrapping_add(z_at),
+            )
+        }
+        None => (null_mut(), null_mut()),
+    };
     let wrap = candle_core::Error::wrap;
     // SAFETY: every buffer is as large as still.h says for `shape`, and lives until the launch is dropped.
     unsafe {
         let code = still_map_keys(shape, k_rows, map_k, budgets, selected, phi, launch.stream());
         check("still_map_keys", code).map_err(wrap)?;
-        let code = still_states(
-            shape,
-            phi,
-            v_rows,
-            budgets,
-            totals,
-            s,
-            z,
-            null_mut(),
-            null_mut(),
-            launch.stream(),
-        );
+        let stream = launch.stream();
+        let code = still_states(shape, phi, v_rows, budgets, totals, s, z, s_last, z_last, stream);
         check("still_states", code).map_err(wrap)?;
         check("still_forward", still_forward(shape, &args, launch.stream())).map_err(wrap)?;
     }

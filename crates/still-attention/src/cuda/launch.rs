@@ -88,7 +88,8 @@ impl<'a> Launch<'a> {
         let (base, bytes): (*mut u8, usize) = match &storage.slice {
             CudaStorageSlice::F32(slice) => (self.at(slice), 4),
             CudaStorageSlice::BF16(slice) => (self.at(slice), 2),
-            _ => bail!("expected f32 or bf16"),
+            CudaStorageSlice::U32(slice) => (self.at(slice), 4),
+            _ => bail!("expected f32, bf16 or u32"),
         };
         Ok(base.wrapping_add(layout.start_offset() * bytes).cast())
     }

@@ -2,10 +2,13 @@
 
 mod attention;
 mod backward;
+mod decode;
 mod dense;
 mod forward;
+mod kv_cache;
 mod launch;
 mod routing;
+mod store;
 mod support;
 
 use candle_core::Tensor;
@@ -15,7 +18,9 @@ use crate::{
     HeadGeometry, HybridConfig, HybridWeights, LinearNorm, Result, Routing, SelectionHead,
 };
 
+pub use decode::{CudaHybridState, CudaWeights};
 pub(crate) use dense::dense_attention;
+pub use kv_cache::CudaKvCache;
 pub(crate) use routing::DeviceRouting;
 
 use attention::Inputs;

@@ -42,7 +42,10 @@ fn queue_scores(
             device.clone_htod(&all.collect::<Vec<f32>>())
         }
         Router::None => device.alloc_zeros(batch * heads * tokens),
-        Router::SelfSaliency | Router::ReceivedAttention => {
+        Router::SelfSaliency
+        | Router::ReceivedAttention
+        | Router::SelfRecall
+        | Router::FirstTokens => {
             let scores = uninit(device, batch * heads * tokens)?;
             let ((q, q_layout), (k, k_layout)) = (q.storage_and_layout(), k.storage_and_layout());
             let stream = device.cuda_stream();
@@ -179,6 +182,11 @@ impl DeviceRouting {
     /// `[B, K, N]`: the kept tokens in order, of whole chunks.
     pub fn salient(&self) -> &CudaSlice<i32> {
         &self.0.salient
+    }
+
+    /// `[B, K, N]`: what the tokens were ranked by.
+    pub fn scores_on_device(&self) -> &CudaSlice<f32> {
+        &self.0.scores
     }
 
     /// Copies the selection, once the device has made it.

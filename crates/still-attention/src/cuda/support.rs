@@ -1,7 +1,7 @@
 //! What the kernels compute, and errors that name what they do not.
 
 use candle_core::{DType, Tensor};
-use still_kernels::{CHUNK, HEAD_DIMS};
+use still_kernels::{CHUNK, HEAD_DIMS, MAX_DECODE_GROUP};
 
 use crate::hybrid::OP;
 use crate::{
@@ -18,11 +18,7 @@ pub(super) fn check(
     config: &HybridConfig,
 ) -> Result<()> {
     check_config(geometry, config)?;
-    let dtype = q.dtype();
-    require(matches!(dtype, DType::F32 | DType::BF16), "q", "f32 or bf16 on CUDA", || {
-        dtype.as_str().into()
-    })?;
-    require(q.elem_count() > 0, "q", "one token or more on CUDA", || format!("{:?}", q.dims()))?;
+    check_rows(q, key_side)?;
     let HybridWeights { feature_map_q, feature_map_k, .. } = weights;
     let optional = [
         ("householder_q", &weights.householder_q),
@@ -33,15 +29,8 @@ pub(super) fn check(
     let learned = [("feature_map_q", feature_map_q), ("feature_map_k", feature_map_k)]
         .into_iter()
         .chain(optional.into_iter().filter_map(|(name, tensor)| Some((name, tensor.as_ref()?))));
-    for (name, tensor) in ["k", "v"].into_iter().zip(key_side).chain(learned.clone()) {
-        require(tensor.device().same_device(q.device()), name, "a tensor on q's device", || {
-            format!("on {:?}", tensor.device().location())
-        })?;
-    }
-    for (name, tensor) in ["k", "v"].into_iter().zip(key_side) {
-        require(tensor.dtype() == dtype, name, "of q's dtype", || tensor.dtype().as_str().into())?;
-    }
     for (name, tensor) in learned {
+        check_device(name, tensor, q)?;
         let fits = tensor.dtype() == DType::F32;
         require(fits, name, "f32: the kernels round what they multiply", || {
             tensor.dtype().as_str().into()
@@ -50,7 +39,32 @@ pub(super) fn check(
     Ok(())
 }
 
-fn check_config(geometry: HeadGeometry, config: &HybridConfig) -> Result<()> {
+/// Checks the rows of a call: of one dtype that has kernels, on one device.
+pub(super) fn check_rows(q: &Tensor, key_side: [&Tensor; 2]) -> Result<()> {
+    let dtype = q.dtype();
+    check_dtype("q", dtype)?;
+    require(q.elem_count() > 0, "q", "one token or more on CUDA", || format!("{:?}", q.dims()))?;
+    for (name, tensor) in ["k", "v"].into_iter().zip(key_side) {
+        check_device(name, tensor, q)?;
+        require(tensor.dtype() == dtype, name, "of q's dtype", || tensor.dtype().as_str().into())?;
+    }
+    Ok(())
+}
+
+pub(super) fn check_dtype(what: &'static str, dtype: DType) -> Result<()> {
+    require(matches!(dtype, DType::F32 | DType::BF16), what, "f32 or bf16 on CUDA", || {
+        dtype.as_str().into()
+    })
+}
+
+fn check_device(name: &'static str, tensor: &Tensor, q: &Tensor) -> Result<()> {
+    require(tensor.device().same_device(q.device()), name, "a tensor on q's device", || {
+        format!("on {:?}", tensor.device().location())
+    })
+}
+
+/// Checks what the kernels of whole sequences can be told.
+pub(super) fn check_config(geometry: HeadGeometry, config: &HybridConfig) -> Result<()> {
     let head_dim = geometry.head_dim;
     require(config.mode == Mode::Hybrid, "mode", "hybrid on CUDA", || {
         format!("{:?}", config.mode)
@@ -64,7 +78,8 @@ fn check_config(geometry: HeadGeometry, config: &HybridConfig) -> Result<()> {
     })?;
     let np_map = matches!(config.feature_map, FeatureMap::NpMap { .. });
     require(np_map, "feature_map", "np_map on CUDA", || format!("{:?}", config.feature_map))?;
-    let known = config.router != Router::ReceivedAttention;
+    let known =
+        matches!(config.router, Router::SelfSaliency | Router::Random { .. } | Router::None);
     require(known, "router", "self_saliency, random or none on CUDA", || {
         format!("{:?}", config.router)
     })?;
@@ -77,7 +92,21 @@ fn check_config(geometry: HeadGeometry, config: &HybridConfig) -> Result<()> {
     })
 }
 
-fn require(
+/// Checks what a state can be told beyond [`check_config`].
+pub(super) fn check_state(geometry: HeadGeometry, config: &HybridConfig) -> Result<()> {
+    check_config(geometry, config)?;
+    let own = matches!(config.router, Router::SelfSaliency | Router::None);
+    require(own, "router", "self_saliency or none in a state on CUDA", || {
+        format!("{:?}", config.router)
+    })?;
+    let group = geometry.num_heads / geometry.selection_heads(config.selection_head);
+    let shared = group <= MAX_DECODE_GROUP;
+    require(shared, "num_heads", "at most 16 query heads a KV head in a state on CUDA", || {
+        format!("{group} a KV head")
+    })
+}
+
+pub(super) fn require(
     holds: bool,
     what: &'static str,
     expected: &'static str,

@@ -1,0 +1,455 @@
+//! The recurrent state of hybrid attention on CUDA: one layer, a batch of sequences.
+
+use std::ptr::null_mut;
+use std::sync::Arc;
+
+use candle_core::cuda::cudarc::driver::CudaSlice;
+use candle_core::op::BackpropOp;
+use candle_core::{CudaDevice, DType, Device, Storage, Tensor};
+use still_kernels::{
+    CHUNK, Decode, Rows, Shape, check, still_decode, still_decode_fill, still_decode_floats,
+};
+
+use super::forward::{Last, Operands, forward};
+use super::launch::{Launch, on_cuda, rows_aligned, shape, uninit};
+use super::routing::DeviceRouting;
+use super::store::Store;
+use super::{log_scale, repeated, support};
+use crate::state::checked_lengths;
+use crate::tensor::expect_shape;
+use crate::{
+    AttentionError, HeadGeometry, HybridConfig, HybridWeights, LinearState, Result, router,
+};
+
+const OP: &str = "CudaHybridState::advance";
+
+/// Tokens of a head's window.
+const RING: usize = 2 * CHUNK;
+
+/// A layer's weights folded, rounded to the dtype of a state's rows and laid out on a CUDA device; made once by
+/// [`CudaWeights::new`].
+#[derive(Debug)]
+pub struct CudaWeights {
+    geometry: HeadGeometry,
+    config: HybridConfig,
+    device: CudaDevice,
+    dtype: DType,
+    /// `[H, D, D]`, reflections folded in.
+    map_q: Tensor,
+    /// `[S, D, D]`, reflections folded in.
+    map_k: Tensor,
+    /// `ln(n λ)`, `[H]` f32, with `LinearNorm::Mean`.
+    log_scale: Option<Tensor>,
+    /// `[S]`
+    budgets: CudaSlice<i32>,
+    host_budgets: Vec<i32>,
+}
+
+impl CudaWeights {
+    /// Folds Householder reflections into `W` and copies everything to `device`. `dtype` is that of queries, keys and values,
+    /// and so of a state's exact rows: f32 or bf16.
+    ///
+    /// # Errors
+    /// Shapes that contradict the configuration; a dtype, device or configuration without a kernel.
+    pub fn new(
+        geometry: HeadGeometry,
+        config: &HybridConfig,
+        weights: &HybridWeights,
+        device: &Device,
+        dtype: DType,
+    ) -> Result<Arc<Self>> {
+        config.validate(geometry)?;
+        weights.check(geometry, config)?;
+        support::check_state(geometry, config)?;
+        support::check_dtype("the rows of a state", dtype)?;
+        let Device::Cuda(on) = device else {
+            return Err(AttentionError::Config("expected a CUDA device".into()));
+        };
+        let there = |tensor: &Tensor, dtype| {
+            Ok::<_, AttentionError>(
+                tensor.detach().to_device(device)?.to_dtype(dtype)?.contiguous()?,
+            )
+        };
+        let (map_q, map_k) = weights.folded()?;
+        let log_scale = log_scale(weights, config)?;
+        let heads = geometry.selection_heads(config.selection_head);
+        let host_budgets: Vec<i32> =
+            (0..heads).map(|head| router::effective_budget(config, head) as i32).collect();
+        Ok(Arc::new(Self {
+            geometry,
+            config: config.clone(),
+            device: on.clone(),
+            dtype,
+            map_q: there(&map_q, dtype)?,
+            map_k: there(&map_k, dtype)?,
+            log_scale: log_scale.as_ref().map(|scale| there(scale, DType::F32)).transpose()?,
+            budgets: on.clone_htod(&host_budgets)?,
+            host_budgets,
+        }))
+    }
+
+    /// Selection heads, which are the kernels' KV heads.
+    fn heads(&self) -> usize {
+        self.host_budgets.len()
+    }
+}
+
+/// Everything a layer remembers of a batch of sequences, on a CUDA device: per sequence and selection head the window's ring,
+/// the salient rows and the linear state in f32.
+///
+/// A copy has memory of its own; like that of a `Vec`, making one panics where there is no memory left.
+#[derive(Clone, Debug)]
+pub struct CudaHybridState {
+    weights: Arc<CudaWeights>,
+    /// Tokens fed to each sequence.
+    positions: Vec<usize>,
+    /// `[B, S, 128, D]`, token `t` at `t % 128`.
+    ring_k: CudaSlice<u8>,
+    ring_v: CudaSlice<u8>,
+    /// `[B, S, 128]`
+    ring_score: CudaSlice<f32>,
+    store: Store,
+    /// `[B, S, 2D, D]`
+    s: CudaSlice<f32>,
+    /// `[B, S, 2D]`
+    z: CudaSlice<f32>,
+    /// `[B, S]`, zeros between steps.
+    arrived: CudaSlice<u32>,
+    /// Blocks that share a head's store.
+    splits: i32,
+}
+
+impl CudaHybridState {
+    /// The position of a sequence that sits a [`step`](Self::step) out: to the kernels it is negative.
+    pub const IDLE: u32 = u32::MAX;
+
+    /// An empty state of `batch` sequences.
+    ///
+    /// # Errors
+    /// No sequence; no memory left on the device.
+    pub fn new(weights: Arc<CudaWeights>, batch: usize) -> Result<Self> {
+        if batch == 0 {
+            return Err(AttentionError::Config("a state on CUDA has one sequence or more".into()));
+        }
+        let (device, d) = (&weights.device, weights.geometry.head_dim);
+        let row_bytes = d * weights.dtype.size_in_bytes();
+        let heads = batch * weights.heads();
+        Ok(Self {
+            positions: vec![0; batch],
+            ring_k: uninit(device, heads * RING * row_bytes)?,
+            ring_v: uninit(device, heads * RING * row_bytes)?,
+            ring_score: uninit(device, heads * RING)?,
+            store: Store::new(device, batch, &weights.host_budgets, row_bytes, 0)?,
+            s: device.alloc_zeros(heads * 2 * d * d)?,
+            z: device.alloc_zeros(heads * 2 * d)?,
+            arrived: device.alloc_zeros(heads)?,
+            // A few blocks for every multiprocessor; those that find nothing to do end at once.
+            splits: (1024 / heads).clamp(4, 32) as i32,
+            weights,
+        })
+    }
+
+    /// Feeds `T` tokens more to each sequence and returns their attention output, `[B, H, T, D]` of the rows' dtype.
+    ///
+    /// * `q` `[B, H, T, D]`, `k`, `v` `[B, K, T, D]`: of the rows' dtype, on the state's device.
+    /// * `lengths`: valid tokens of each sequence (right padding is ignored; its output rows are 0); all `T` if absent.
+    ///
+    /// Several tokens of a sequence that has none yet are read at once, by the kernels of [`crate::hybrid_attention`]. Several
+    /// tokens of one that has some are fed one by one: as slow as decoding them.
+    ///
+    /// # Errors
+    /// Shapes that contradict the state; another dtype or device; no memory left on the device.
+    pub fn advance(
+        &mut self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        lengths: Option<&[usize]>,
+    ) -> Result<Tensor> {
+        let [q, k, v] = self.rows(q, k, v)?;
+        let (batch, tokens) = (self.positions.len(), q.dim(2)?);
+        let lengths = checked_lengths(OP, lengths, batch, tokens)?;
+        let at_once = |b: usize| self.positions[b] == 0 && lengths[b] > 1;
+        let at_once: Vec<bool> = (0..batch).map(at_once).collect();
+        let whole = lengths.iter().all(|&length| length == tokens);
+        if whole && at_once.iter().all(|&at_once| at_once) {
+            return self.read(0, &q, &k, &v);
+        }
+        let out = match whole {
+            // SAFETY: every row is some sequence's token, and written as such.
+            true => unsafe { q.empty_like()? },
+            false => Tensor::zeros(q.shape(), q.dtype(), q.device())?,
+        };
+        let mut left = lengths.clone();
+        for sequence in (0..batch).filter(|&b| at_once[b]) {
+            let length = std::mem::take(&mut left[sequence]);
+            let own = |x: &Tensor| x.narrow(0, sequence, 1)?.narrow(2, 0, length);
+            let answer = self.read(sequence, &own(&q)?, &own(&k)?, &own(&v)?)?;
+            out.narrow(0, sequence, 1)?.slice_set(&answer, 2, 0)?;
+        }
+        self.feed([&q, &k, &v, &out], &left)?;
+        Ok(out)
+    }
+
+    /// Queues one token of each sequence without looking at [`position`](Self::position): nothing is uploaded and no memory
+    /// moves, so that the call can be captured in a CUDA graph and replayed. `q`, `k`, `v` as in
+    /// [`advance`](Self::advance) with `T = 1`; `positions` `[B]` u32 on the device, [`CudaHybridState::IDLE`] for a sequence that
+    /// sits the step out, whose output is not written.
+    ///
+    /// The caller [counts](Self::count) the step.
+    ///
+    /// # Errors
+    /// As [`advance`](Self::advance).
+    ///
+    /// # Safety
+    /// The positions are those of the sequences' next tokens whenever the step runs, and room for them was
+    /// [made](Self::reserve) before.
+    pub unsafe fn step(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        positions: &Tensor,
+    ) -> Result<Tensor> {
+        let [q, k, v] = self.rows(q, k, v)?;
+        let (batch, heads, _, d) = q.dims4()?;
+        expect_shape(OP, "q", &q, &[batch, heads, 1, d])?;
+        expect_shape(OP, "positions", positions, &[self.positions.len()])?;
+        support::require(positions.dtype() == DType::U32, "positions", "u32", || {
+            positions.dtype().as_str().into()
+        })?;
+        // SAFETY: the kernel writes the rows of all sequences that are not idle.
+        let out = unsafe { q.empty_like()? };
+        self.queue([&q, &k, &v, &out], positions)?;
+        Ok(out)
+    }
+
+    /// How often memory has moved to make room: a [`step`](Self::step) that was captured before is stale.
+    pub fn moves(&self) -> usize {
+        self.store.moves
+    }
+
+    /// Makes room for sequences of `tokens` tokens.
+    ///
+    /// # Errors
+    /// No memory left on the device.
+    pub fn reserve(&mut self, tokens: usize) -> Result<()> {
+        let held: Vec<usize> = self.positions.iter().map(|&position| retired(position)).collect();
+        let budgets = &self.weights.host_budgets;
+        Ok(self.store.reserve(&self.weights.device, budgets, retired(tokens), &held)?)
+    }
+
+    /// Counts one token more of each sequence, fed by [`step`](Self::step).
+    pub fn count(&mut self) {
+        self.positions.iter_mut().for_each(|position| *position += 1);
+    }
+
+    /// Sequences.
+    pub fn batch(&self) -> usize {
+        self.positions.len()
+    }
+
+    /// Tokens fed to a sequence so far.
+    pub fn position(&self, sequence: usize) -> usize {
+        self.positions[sequence]
+    }
+
+    /// Bytes of device memory that all sequences take, with the room that the store has to grow into.
+    pub fn size_bytes(&self) -> usize {
+        self.ring_k.num_bytes()
+            + self.ring_v.num_bytes()
+            + self.ring_score.num_bytes()
+            + self.store.size_bytes()
+            + self.s.num_bytes()
+            + self.z.num_bytes()
+            + self.arrived.num_bytes()
+    }
+
+    /// Copies the linear state of one sequence and selection head to the host (empty while nothing was absorbed).
+    ///
+    /// # Errors
+    /// An error of the device.
+    pub fn linear(&self, sequence: usize, head: usize) -> Result<LinearState> {
+        let (device, d) = (&self.weights.device, self.weights.geometry.head_dim);
+        let absorbed = CHUNK - self.weights.host_budgets[head] as usize;
+        let count = retired(self.positions[sequence]) * absorbed;
+        if count == 0 {
+            return Ok(LinearState { s: Vec::new(), z: Vec::new(), count });
+        }
+        let at = (sequence * self.weights.heads() + head) * 2 * d;
+        Ok(LinearState {
+            s: device.clone_dtoh(&self.s.slice(at * d..(at + 2 * d) * d))?,
+            z: device.clone_dtoh(&self.z.slice(at..at + 2 * d))?,
+            count,
+        })
+    }
+
+    /// What a call gives, checked: rows as the kernels need them, K and V for every selection head.
+    fn rows(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<[Tensor; 3]> {
+        let weights = &*self.weights;
+        let HeadGeometry { num_heads, num_key_value_heads: kv_heads, head_dim } = weights.geometry;
+        let (batch, tokens) = (self.positions.len(), q.dim(2)?);
+        expect_shape(OP, "q", q, &[batch, num_heads, tokens, head_dim])?;
+        expect_shape(OP, "k", k, &[batch, kv_heads, tokens, head_dim])?;
+        expect_shape(OP, "v", v, &[batch, kv_heads, tokens, head_dim])?;
+        support::check_rows(q, [k, v])?;
+        support::require(
+            q.dtype() == weights.dtype,
+            "q",
+            "of the dtype of the state's rows",
+            || format!("{}, the rows are {}", q.dtype().as_str(), weights.dtype.as_str()),
+        )?;
+        let here = q.device().same_device(weights.map_q.device());
+        support::require(here, "q", "a tensor on the state's device", || {
+            format!("on {:?}", q.device().location())
+        })?;
+        let shared = weights.heads() / kv_heads;
+        let (k, v) = (repeated(k, shared)?, repeated(v, shared)?);
+        Ok([rows_aligned(q)?, rows_aligned(&k)?, rows_aligned(&v)?])
+    }
+
+    /// Reads whole sequences that have nothing yet, equally long, the first of them `sequence`.
+    fn read(&mut self, sequence: usize, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+        let (batch, _, tokens, _) = q.dims4()?;
+        self.reserve(tokens)?;
+        let weights = self.weights.clone();
+        let device = &weights.device;
+        let shape = shape(q, weights.heads())?;
+        let routing = DeviceRouting::decide(device, &shape, [q, k], &weights.config)?;
+        let operands = Operands {
+            shape,
+            q: q.clone(),
+            k: k.clone(),
+            v: v.clone(),
+            map_q: weights.map_q.clone(),
+            map_k: weights.map_k.clone(),
+            log_scale: weights.log_scale.clone(),
+            routing,
+        };
+        let last = Last { s: &self.s, z: &self.z, sequence };
+        let (out, _) = forward(device, &operands, false, Some(last))?;
+        self.fill(sequence, &operands)?;
+        self.positions[sequence..sequence + batch].fill(tokens);
+        Ok(Tensor::from_storage(Storage::Cuda(out), q.shape(), BackpropOp::none(), false))
+    }
+
+    /// Queues the copy of rings and salient rows of sequences that were read at once.
+    fn fill(&self, sequence: usize, operands: &Operands) -> candle_core::Result<()> {
+        let Operands { shape, k, v, routing, .. } = operands;
+        let stream = self.weights.device.cuda_stream();
+        let held = [k, v].map(Tensor::storage_and_layout);
+        let mut launch = Launch::new(&stream)?;
+        let [k, v] = &held;
+        let k = launch.rows(on_cuda(&k.0)?, k.1)?;
+        let v = launch.rows(on_cuda(&v.0)?, v.1)?;
+        let (score, salient) =
+            (launch.at(routing.scores_on_device()), launch.at(routing.salient()));
+        let args = self.args(&mut launch, sequence);
+        // SAFETY: the buffers are as large as still.h says for `shape` and the sequences from `sequence` on, for which
+        // there is room; they live until the launch is dropped.
+        let code =
+            unsafe { still_decode_fill(shape, k, v, score, salient, &args, launch.stream()) };
+        check("still_decode_fill", code).map_err(candle_core::Error::wrap)
+    }
+
+    /// Feeds the first `lengths` tokens of each sequence one by one.
+    fn feed(&mut self, [q, k, v, out]: [&Tensor; 4], lengths: &[usize]) -> Result<()> {
+        let steps = lengths.iter().copied().max().unwrap_or(0);
+        if steps == 0 {
+            return Ok(());
+        }
+        let fed = |(position, length): (&usize, &usize)| position + length;
+        self.reserve(self.positions.iter().zip(lengths).map(fed).max().unwrap_or(0))?;
+        let position = |(b, &length): (usize, &usize), t: usize| match t < length {
+            true => (self.positions[b] + t) as u32,
+            false => Self::IDLE,
+        };
+        let positions: Vec<u32> = (0..steps)
+            .flat_map(|t| lengths.iter().enumerate().map(move |length| position(length, t)))
+            .collect();
+        let positions = Tensor::from_vec(positions, (steps, lengths.len()), q.device())?;
+        for t in 0..steps {
+            let rows = |x: &Tensor| x.narrow(2, t, 1);
+            let (q, k, v, out) = (rows(q)?, rows(k)?, rows(v)?, rows(out)?);
+            self.queue([&q, &k, &v, &out], &positions.get(t)?)?;
+        }
+        for (position, length) in self.positions.iter_mut().zip(lengths) {
+            *position += length;
+        }
+        Ok(())
+    }
+
+    /// Queues one token of each sequence, at `positions` `[B]` u32, into `out`.
+    fn queue(&self, rows: [&Tensor; 4], positions: &Tensor) -> candle_core::Result<()> {
+        let weights = &*self.weights;
+        let shape: Shape = shape(rows[0], weights.heads())?;
+        // SAFETY: only reads the shape.
+        let floats = unsafe { still_decode_floats(&shape, self.splits) };
+        let partial: CudaSlice<f32> =
+            uninit(&weights.device, usize::try_from(floats).map_err(candle_core::Error::wrap)?)?;
+        let stream = weights.device.cuda_stream();
+        let held = rows.map(Tensor::storage_and_layout);
+        let held_weights =
+            [&weights.map_q, &weights.map_k, positions].map(Tensor::storage_and_layout);
+        let held_scale = weights.log_scale.as_ref().map(Tensor::storage_and_layout);
+        let mut launch = Launch::new(&stream)?;
+        let [q, k, v, out] = &held;
+        let [map_q, map_k, positions] = &held_weights;
+        let args = Decode {
+            q: launch.rows(on_cuda(&q.0)?, q.1)?,
+            k: launch.rows(on_cuda(&k.0)?, k.1)?,
+            v: launch.rows(on_cuda(&v.0)?, v.1)?,
+            out: launch.rows(on_cuda(&out.0)?, out.1)?,
+            w_q: launch.values(on_cuda(&map_q.0)?, map_q.1)?,
+            w_k: launch.values(on_cuda(&map_k.0)?, map_k.1)?,
+            log_scale: match &held_scale {
+                Some((storage, layout)) => launch.values(on_cuda(storage)?, layout)?,
+                None => null_mut(),
+            },
+            positions: launch.values(on_cuda(&positions.0)?, positions.1)?,
+            partial: launch.at(&partial),
+            ..self.args(&mut launch, 0)
+        };
+        // SAFETY: the buffers are as large as still.h says for `shape`, the store has room for `positions`, and all live
+        // until the launch is dropped.
+        let code = unsafe { still_decode(&shape, &args, launch.stream()) };
+        check("still_decode", code).map_err(candle_core::Error::wrap)
+    }
+
+    /// The state from `sequence` on, as the kernels take it; rows, weights and scratch are left out.
+    fn args<'a>(&'a self, launch: &mut Launch<'a>, sequence: usize) -> Decode {
+        const NONE: Rows = Rows { data: null_mut(), batch: 0, head: 0, token: 0 };
+        let (weights, d) = (&*self.weights, self.weights.geometry.head_dim);
+        let (heads, row_bytes) = (sequence * weights.heads(), d * weights.dtype.size_in_bytes());
+        let ring = heads * RING;
+        let store = sequence * self.store.rows * row_bytes;
+        Decode {
+            q: NONE,
+            k: NONE,
+            v: NONE,
+            out: NONE,
+            w_q: null_mut(),
+            w_k: null_mut(),
+            log_scale: null_mut(),
+            budgets: launch.at(&weights.budgets),
+            positions: null_mut(),
+            ring_k: launch.at::<_, u8>(&self.ring_k).wrapping_add(ring * row_bytes).cast(),
+            ring_v: launch.at::<_, u8>(&self.ring_v).wrapping_add(ring * row_bytes).cast(),
+            ring_score: launch.at::<_, f32>(&self.ring_score).wrapping_add(ring),
+            store_k: launch.at::<_, u8>(&self.store.k).wrapping_add(store).cast(),
+            store_v: launch.at::<_, u8>(&self.store.v).wrapping_add(store).cast(),
+            store_offset: launch.at(&self.store.offsets),
+            store_entries: self.store.rows as i64,
+            s: launch.at::<_, f32>(&self.s).wrapping_add(heads * 2 * d * d),
+            z: launch.at::<_, f32>(&self.z).wrapping_add(heads * 2 * d),
+            partial: null_mut(),
+            arrived: launch.at::<_, u32>(&self.arrived).wrapping_add(heads),
+            splits: self.splits,
+        }
+    }
+}
+
+/// Chunks that have left the window of a sequence of `tokens` tokens.
+fn retired(tokens: usize) -> usize {
+    tokens.div_ceil(CHUNK).saturating_sub(2)
+}

@@ -1,0 +1,167 @@
+//! Keys and values of every token on CUDA: the teacher's cache.
+
+use candle_core::{DType, Device, Tensor};
+
+use super::dense::attend;
+use super::support;
+use crate::state::checked_lengths;
+use crate::tensor::expect_shape;
+use crate::{AttentionError, HeadGeometry, Result};
+
+const OP: &str = "CudaKvCache::advance";
+
+/// Tokens that there is room for beyond what is asked.
+const SPARE: usize = 1024;
+
+/// Keys and values of every token of a batch of sequences on a CUDA device: one layer.
+#[derive(Debug)]
+pub struct CudaKvCache {
+    geometry: HeadGeometry,
+    device: Device,
+    dtype: DType,
+    /// K and V, `[B, K, capacity, D]`, zeros where nothing is yet; none before the first token.
+    rows: Option<[Tensor; 2]>,
+    /// Tokens fed to each sequence.
+    positions: Vec<usize>,
+}
+
+/// A copy has memory of its own; like that of a `Vec`, making one panics where there is no memory left.
+impl Clone for CudaKvCache {
+    fn clone(&self) -> Self {
+        let copy = |rows: &Tensor| {
+            rows.copy().unwrap_or_else(|error| panic!("copying keys and values: {error}"))
+        };
+        Self {
+            rows: self.rows.as_ref().map(|rows| rows.each_ref().map(copy)),
+            device: self.device.clone(),
+            positions: self.positions.clone(),
+            ..*self
+        }
+    }
+}
+
+impl CudaKvCache {
+    /// An empty cache of `batch` sequences on `device`, whose rows are `dtype`: f32 or bf16.
+    ///
+    /// # Errors
+    /// Another dtype or device; no sequence.
+    pub fn new(
+        geometry: HeadGeometry,
+        batch: usize,
+        device: &Device,
+        dtype: DType,
+    ) -> Result<Self> {
+        support::check_dtype("the rows of a cache", dtype)?;
+        if batch == 0 || !device.is_cuda() {
+            return Err(AttentionError::Config(
+                "a cache on CUDA has one sequence or more and a CUDA device".into(),
+            ));
+        }
+        let device = device.clone();
+        Ok(Self { geometry, device, dtype, rows: None, positions: vec![0; batch] })
+    }
+
+    /// Feeds `T` tokens more to each sequence and returns their attention output, `[B, H, T, D]` of the rows' dtype; shapes and
+    /// `lengths` as in [`crate::CudaHybridState::advance`].
+    ///
+    /// # Errors
+    /// Shapes that contradict the cache; another dtype or device; no memory left on the device.
+    pub fn advance(
+        &mut self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        lengths: Option<&[usize]>,
+    ) -> Result<Tensor> {
+        let HeadGeometry { num_heads, num_key_value_heads: kv_heads, head_dim: d } = self.geometry;
+        let (batch, tokens) = (self.positions.len(), q.dim(2)?);
+        expect_shape(OP, "q", q, &[batch, num_heads, tokens, d])?;
+        expect_shape(OP, "k", k, &[batch, kv_heads, tokens, d])?;
+        expect_shape(OP, "v", v, &[batch, kv_heads, tokens, d])?;
+        support::check_rows(q, [k, v])?;
+        support::require(q.dtype() == self.dtype, "q", "of the dtype of the cache's rows", || {
+            format!("{}, the rows are {}", q.dtype().as_str(), self.dtype.as_str())
+        })?;
+        support::require(
+            q.device().same_device(&self.device),
+            "q",
+            "a tensor on the cache's device",
+            || format!("on {:?}", q.device().location()),
+        )?;
+        let lengths = checked_lengths(OP, lengths, batch, tokens)?;
+        let starts = self.positions.clone();
+        let ends: Vec<usize> = starts.iter().zip(&lengths).map(|(start, n)| start + n).collect();
+        // Padding is computed like everything else, against keys that are zeros.
+        let all = starts.iter().max().unwrap_or(&0) + tokens;
+        let rows = self.reserve(all)?;
+        let whole = lengths.iter().all(|&length| length == tokens);
+        let together = whole && starts.iter().all(|&start| start == starts[0]);
+        for (to, from) in rows.iter().zip([k, v]) {
+            if together {
+                to.slice_set(&from.detach().contiguous()?, 2, starts[0])?;
+                continue;
+            }
+            for sequence in (0..batch).filter(|&b| lengths[b] > 0) {
+                let own = from.detach().narrow(0, sequence, 1)?.narrow(2, 0, lengths[sequence])?;
+                let to = to.narrow(0, sequence, 1)?;
+                to.slice_set(&own.contiguous()?, 2, starts[sequence])?;
+            }
+        }
+        self.positions = ends;
+        let (k, v) = (rows[0].narrow(2, 0, all)?, rows[1].narrow(2, 0, all)?);
+        if together {
+            return attend(q, &k, &v, &starts[..1]);
+        }
+        let out = attend(q, &k, &v, &starts)?;
+        if whole {
+            return Ok(out);
+        }
+        let valid = lengths.iter().flat_map(|&n| (0..tokens).map(move |t| u8::from(t < n)));
+        let valid =
+            Tensor::from_vec(valid.collect::<Vec<u8>>(), (batch, 1, tokens, 1), q.device())?;
+        Ok(valid.broadcast_as(out.shape())?.where_cond(&out, &out.zeros_like()?)?)
+    }
+
+    /// The rows, with room for `tokens` tokens of a sequence. It grows by an eighth, so that a long cache has no more than that
+    /// to spare.
+    fn reserve(&mut self, tokens: usize) -> Result<[Tensor; 2]> {
+        let capacity = match &self.rows {
+            Some([k, _]) => k.dim(2)?,
+            None => 0,
+        };
+        if let Some(rows) = self.rows.as_ref().filter(|_| tokens <= capacity) {
+            return Ok(rows.clone());
+        }
+        let room = tokens.max(capacity + capacity / 8) + SPARE;
+        let HeadGeometry { num_key_value_heads, head_dim, .. } = self.geometry;
+        let shape = (self.positions.len(), num_key_value_heads, room, head_dim);
+        let grown = |old: Option<&Tensor>| {
+            let rows = Tensor::zeros(shape, self.dtype, &self.device)?;
+            if let Some(old) = old {
+                rows.slice_set(old, 2, 0)?;
+            }
+            Ok::<_, AttentionError>(rows)
+        };
+        let old = self.rows.as_ref();
+        let [k, v] = old.map_or([None, None], |[k, v]| [Some(k), Some(v)]);
+        let rows = [grown(k)?, grown(v)?];
+        self.rows = Some(rows.clone());
+        Ok(rows)
+    }
+
+    /// Sequences.
+    pub fn batch(&self) -> usize {
+        self.positions.len()
+    }
+
+    /// Tokens fed to a sequence so far.
+    pub fn position(&self, sequence: usize) -> usize {
+        self.positions[sequence]
+    }
+
+    /// Bytes of device memory taken, with the room to grow into.
+    pub fn size_bytes(&self) -> usize {
+        let size = |rows: &Tensor| rows.elem_count() * rows.dtype().size_in_bytes();
+        self.rows.iter().flatten().map(size).sum()
+    }
+}

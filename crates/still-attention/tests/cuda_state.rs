@@ -1,0 +1,441 @@
+//! The recurrent state and the dense cache on a CUDA GPU against the CPU's.
+//!
+//! Needs a GPU, and fails without one: it is built only where the feature `cuda` asks for it. It runs on a machine without
+//! Rust or the checkout.
+
+mod common;
+
+use candle_core::{DType, Device, Tensor};
+use common::{flat, random_input, relative_rms, tensors};
+use half::bf16;
+use still_attention::{
+    CudaHybridState, CudaKvCache, CudaWeights, FeatureMap, HeadGeometry, HybridConfig, HybridState,
+    HybridWeights, KvCache, LinearNorm, PreparedWeights, Router, RowDtype, SelectionHead,
+    StillConfig,
+};
+
+/// The GPU; a test that asks for one and finds none has failed.
+fn gpu() -> Device {
+    let device = Device::new_cuda(0);
+    let device = device.unwrap_or_else(|error| panic!("these tests need a CUDA GPU: {error}"));
+    // What is allocated next is likely to lie here: whatever a kernel leaves out then shows.
+    drop(Tensor::full(f32::NAN, 1 << 24, &device).unwrap());
+    device
+}
+
+/// Query heads, KV heads, head dimension, budgets and scale: groups of 1, 2, 3, 4 and 8.
+type Shape = (usize, usize, usize, &'static [usize], LinearNorm);
+const SHAPES: [Shape; 6] = [
+    (2, 2, 64, &[4, 0], LinearNorm::Mean),
+    (3, 1, 128, &[5], LinearNorm::Sum),
+    (8, 2, 128, &[64, 4], LinearNorm::Mean),
+    (4, 1, 64, &[0], LinearNorm::Sum),
+    (6, 3, 96, &[4, 64, 1], LinearNorm::Mean),
+    (8, 1, 64, &[11], LinearNorm::Mean),
+];
+
+fn layer((num_heads, num_key_value_heads, head_dim, budgets, linear_norm): Shape) -> Layer {
+    let geometry = HeadGeometry { num_heads, num_key_value_heads, head_dim };
+    let config = StillConfig::uniform(1, geometry, 64, 0).layer(0).unwrap();
+    Layer { geometry, config: HybridConfig { budgets: budgets.to_vec(), linear_norm, ..config } }
+}
+
+#[derive(Clone)]
+struct Layer {
+    geometry: HeadGeometry,
+    config: HybridConfig,
+}
+
+/// What a float type may differ from the CPU's f32.
+fn limit(dtype: DType) -> f64 {
+    if dtype == DType::BF16 { 5e-3 } else { 1e-4 }
+}
+
+/// Sequences on the CPU in f32, of values that `dtype` holds exactly.
+struct Sequences {
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    weights: HybridWeights,
+    dtype: DType,
+}
+
+impl Sequences {
+    fn new(layer: &Layer, batch: usize, tokens: usize, dtype: DType) -> Self {
+        let to = |x: f64| match dtype {
+            DType::BF16 => bf16::from_f64(x).to_f32(),
+            _ => x as f32,
+        };
+        let Layer { geometry, config } = layer;
+        let one =
+            |n: usize| tensors(&random_input(*geometry, config, tokens, 50 + n as u64), config, to);
+        let all: Vec<_> = (0..batch).map(one).collect();
+        let stack = |part: fn(&common::Tensors) -> &Tensor| {
+            Tensor::cat(&all.iter().map(part).collect::<Vec<_>>(), 0).unwrap()
+        };
+        Self {
+            q: stack(|x| &x.q),
+            k: stack(|x| &x.k),
+            v: stack(|x| &x.v),
+            weights: all[0].weights.clone(),
+            dtype,
+        }
+    }
+
+    /// `lengths` tokens of each sequence from `starts` on, padded with what must not be looked at.
+    fn rows(&self, starts: &[usize], lengths: &[usize]) -> [Tensor; 3] {
+        let tokens = lengths.iter().copied().max().unwrap();
+        [&self.q, &self.k, &self.v].map(|x| {
+            let (_, heads, _, d) = x.dims4().unwrap();
+            let one = |(sequence, (&start, &length)): (usize, (&usize, &usize))| {
+                let padding = (1, heads, tokens - length, d);
+                let padding = Tensor::full(f32::NAN, padding, &Device::Cpu).unwrap();
+                if length == 0 {
+                    return padding;
+                }
+                let own = x.narrow(0, sequence, 1).unwrap().narrow(2, start, length).unwrap();
+                if length == tokens { own } else { Tensor::cat(&[&own, &padding], 2).unwrap() }
+            };
+            let all: Vec<_> = starts.iter().zip(lengths).enumerate().map(one).collect();
+            Tensor::cat(&all, 0).unwrap().contiguous().unwrap()
+        })
+    }
+
+    /// Makes the calls, each so many tokens of every sequence, to both sides and compares what they answer.
+    fn compare(
+        &self,
+        device: &Device,
+        starts: &mut [usize],
+        calls: &[Vec<usize>],
+        mut cpu: impl FnMut([&Tensor; 3], Option<&[usize]>) -> Tensor,
+        mut gpu: impl FnMut([&Tensor; 3], Option<&[usize]>) -> Tensor,
+        case: &str,
+    ) {
+        let limit = limit(self.dtype);
+        let (mut all_got, mut all_expected) = (Vec::new(), Vec::new());
+        for (n, lengths) in calls.iter().enumerate() {
+            let rows = self.rows(starts, lengths);
+            let there =
+                rows.each_ref().map(|x| x.to_device(device).unwrap().to_dtype(self.dtype).unwrap());
+            let even = lengths.iter().all(|length| *length == lengths[0]);
+            let given = (!even).then_some(lengths.as_slice());
+            let expected = cpu(rows.each_ref(), given);
+            let answer = gpu(there.each_ref(), given);
+            assert_eq!((answer.dims(), answer.dtype()), (expected.dims(), self.dtype), "{case}");
+            let (mut got, mut wanted) = (Vec::new(), Vec::new());
+            for (sequence, (start, &length)) in starts.iter_mut().zip(lengths).enumerate() {
+                let own = |x: &Tensor, from: usize, to: usize| {
+                    let x = x.narrow(0, sequence, 1).unwrap();
+                    if from == to {
+                        Vec::new()
+                    } else {
+                        flat(&x.narrow(2, from, to - from).unwrap())
+                    }
+                };
+                got.extend(own(&answer, 0, length));
+                wanted.extend(own(&expected, 0, length));
+                let padding = own(&answer, length, answer.dim(2).unwrap());
+                assert!(padding.iter().all(|&x| x == 0.0), "{case}: call {n} wrote to padding");
+                *start += length;
+            }
+            let error = relative_rms(&got, &wanted);
+            assert!(
+                error <= 5.0 * limit,
+                "{case}: relative RMS {error:e} of call {n}, {lengths:?}"
+            );
+            all_got.extend(got);
+            all_expected.extend(wanted);
+        }
+        let error = relative_rms(&all_got, &all_expected);
+        println!("{error:.1e} {case}");
+        assert!(error <= limit, "{case}: relative RMS {error:e}");
+    }
+}
+
+/// Both states of a layer.
+struct States {
+    layer: Layer,
+    sequences: Sequences,
+    device: Device,
+    positions: Vec<usize>,
+    cpu: HybridState,
+    gpu: CudaHybridState,
+}
+
+impl States {
+    fn new(layer: &Layer, batch: usize, tokens: usize, dtype: DType) -> Self {
+        let Layer { geometry, config } = layer.clone();
+        let sequences = Sequences::new(layer, batch, tokens, dtype);
+        let device = gpu();
+        let weights = PreparedWeights::new(geometry, &config, &sequences.weights).unwrap();
+        let cpu = HybridState::new(weights, batch, RowDtype::F32);
+        let weights =
+            CudaWeights::new(geometry, &config, &sequences.weights, &device, dtype).unwrap();
+        let gpu = CudaHybridState::new(weights, batch).unwrap();
+        let layer = layer.clone();
+        Self { layer, sequences, device, positions: vec![0; batch], cpu, gpu }
+    }
+
+    fn feed(&mut self, calls: &[Vec<usize>], what: &str) {
+        let Self { layer, sequences, device, positions, cpu, gpu } = self;
+        let case = format!("{what}: {:?} {:?} {:?}", sequences.dtype, layer.geometry, layer.config);
+        let on_cpu = |[q, k, v]: [&Tensor; 3], lengths: Option<&[usize]>| {
+            cpu.advance(q, k, v, None, lengths).unwrap()
+        };
+        let on_gpu = |[q, k, v]: [&Tensor; 3], lengths: Option<&[usize]>| {
+            gpu.advance(q, k, v, lengths).unwrap()
+        };
+        sequences.compare(device, positions, calls, on_cpu, on_gpu, &case);
+        for (sequence, &position) in positions.iter().enumerate() {
+            assert_eq!((gpu.position(sequence), cpu.position(sequence)), (position, position));
+            for head in 0..layer.config.budgets.len() {
+                let (got, expected) =
+                    (gpu.linear(sequence, head).unwrap(), cpu.linear(sequence, head));
+                assert_eq!(got.count, expected.count, "{case}");
+                for (got, expected) in [(&got.s, &expected.s), (&got.z, &expected.z)] {
+                    let wide = |x: &[f32]| x.iter().copied().map(f64::from).collect::<Vec<_>>();
+                    let error = relative_rms(&wide(got), &wide(expected));
+                    assert!(error <= limit(sequences.dtype), "{case}: a state is off by {error:e}");
+                }
+            }
+        }
+    }
+}
+
+/// So many calls of one token for each of `batch` sequences.
+fn singles(batch: usize, tokens: usize) -> Vec<Vec<usize>> {
+    vec![vec![1; batch]; tokens]
+}
+
+#[test]
+fn decoding_from_the_start() {
+    for dtype in [DType::F32, DType::BF16] {
+        for shape in SHAPES {
+            States::new(&layer(shape), 1, 260, dtype).feed(&singles(1, 260), "decoded");
+        }
+    }
+}
+
+/// What is read at once ends before, at and behind the borders of chunks; what is decoded crosses one or two more.
+#[test]
+fn reading_and_then_decoding() {
+    for dtype in [DType::F32, DType::BF16] {
+        for shape in SHAPES {
+            for read in [1, 2, 63, 64, 65, 127, 128, 129, 130, 200] {
+                let mut states = States::new(&layer(shape), 1, read + 70, dtype);
+                states.feed(&[vec![read]], &format!("{read} read"));
+                states.feed(&singles(1, 70), &format!("decoded after {read}"));
+            }
+        }
+    }
+}
+
+/// A long prefix has several segments of chunks, whose sums meet in the last state.
+#[test]
+fn a_long_sequence() {
+    let mut states = States::new(&layer(SHAPES[2]), 1, 2300, DType::F32);
+    states.feed(&[vec![2222]], "2222 read");
+    states.feed(&singles(1, 78), "decoded after 2222");
+}
+
+#[test]
+fn sequences_of_different_lengths() {
+    for dtype in [DType::F32, DType::BF16] {
+        for shape in SHAPES {
+            let mut states = States::new(&layer(shape), 4, 420, dtype);
+            states.feed(&[vec![130, 1, 0, 64]], "read unevenly");
+            states.feed(&[vec![1, 1, 1, 0], vec![0, 1, 0, 1]], "decoded by turns");
+            states.feed(&singles(4, 70), "decoded together");
+            states.feed(&[vec![3, 70, 0, 129], vec![5; 4]], "continued");
+        }
+    }
+}
+
+/// The first sequences have something, the last is read at once in the same call.
+#[test]
+fn one_sequence_joins_late() {
+    let mut states = States::new(&layer(SHAPES[4]), 3, 300, DType::F32);
+    states.feed(&[vec![100, 129, 0], vec![2, 3, 200], vec![9; 3]], "joined");
+}
+
+#[test]
+fn equal_sequences_are_read_together() {
+    for dtype in [DType::F32, DType::BF16] {
+        let mut states = States::new(&layer(SHAPES[4]), 3, 330, dtype);
+        states.feed(&[vec![257; 3]], "read together");
+        states.feed(&singles(3, 73), "decoded together");
+    }
+}
+
+/// Enough tokens for the store to move, with something in it.
+#[test]
+fn the_store_grows() {
+    for budgets in [&[4, 64], &[0, 0]] {
+        let shape = (4, 2, 64, budgets.as_slice(), LinearNorm::Mean);
+        let mut states = States::new(&layer(shape), 2, 1500, DType::F32);
+        states.feed(&singles(2, 200), "before");
+        let before = (states.gpu.size_bytes(), states.gpu.moves());
+        states.feed(&[vec![1200, 1111]], "while it grows");
+        states.feed(&singles(2, 70), "after");
+        assert!(states.gpu.moves() > before.1);
+        let (kept, grown) = (budgets[0] + budgets[1] > 0, states.gpu.size_bytes() > before.0);
+        assert_eq!(grown, kept);
+    }
+}
+
+#[test]
+fn variants() {
+    let plain = layer((4, 2, 64, &[4, 0], LinearNorm::Mean));
+    let config = plain.config.clone();
+    let variants = [
+        HybridConfig { feature_map: FeatureMap::NpMap { householder: true }, ..config.clone() },
+        HybridConfig { window_factor: true, ..config.clone() },
+        HybridConfig { router: Router::None, ..config.clone() },
+        HybridConfig {
+            selection_head: SelectionHead::QueryHead,
+            budgets: vec![4, 0, 64, 2],
+            ..config
+        },
+    ];
+    for config in variants {
+        let mut states = States::new(&Layer { config, ..plain.clone() }, 2, 330, DType::F32);
+        states.feed(&[vec![150, 200]], "read");
+        states.feed(&singles(2, 130), "decoded");
+    }
+}
+
+#[test]
+fn a_copy_goes_its_own_way() {
+    let mut states = States::new(&layer(SHAPES[0]), 1, 400, DType::F32);
+    states.feed(&[vec![190]], "read");
+    let (cpu, gpu) = (states.cpu.clone(), states.gpu.clone());
+    states.feed(&singles(1, 75), "the original");
+    (states.cpu, states.gpu, states.positions) = (cpu, gpu, vec![190]);
+    // Other tokens than the original was fed.
+    states.sequences.q = states.sequences.q.affine(0.7, 0.1).unwrap();
+    states.sequences.k = states.sequences.k.affine(0.7, 0.1).unwrap();
+    states.feed(&singles(1, 140), "the copy");
+}
+
+/// What a graph would replay: positions from the device, counted by the caller.
+#[test]
+fn single_steps_equal_advance() {
+    let batch = 2;
+    let mut states = States::new(&layer(SHAPES[2]), batch, 300, DType::BF16);
+    states.feed(&[vec![100, 120]], "read");
+    let mut copy = states.gpu.clone();
+    copy.reserve(200).unwrap();
+    assert_eq!((copy.moves(), states.gpu.moves()), (1, 0));
+    for _ in 0..40 {
+        let rows = states.sequences.rows(&states.positions, &[1, 1]);
+        let there =
+            |x: &Tensor| x.to_device(&states.device).unwrap().to_dtype(DType::BF16).unwrap();
+        let [q, k, v] = rows.each_ref().map(there);
+        let positions: Vec<u32> = states.positions.iter().map(|&p| p as u32).collect();
+        let positions = Tensor::from_vec(positions, batch, &states.device).unwrap();
+        // SAFETY: they are where the copy's sequences are, and there is room up to 200.
+        let stepped = unsafe { copy.step(&q, &k, &v, &positions) }.unwrap();
+        copy.count();
+        let advanced = states.gpu.advance(&q, &k, &v, None).unwrap();
+        assert_eq!(flat(&stepped), flat(&advanced));
+        states.positions.iter_mut().for_each(|position| *position += 1);
+    }
+    assert_eq!((copy.position(0), copy.position(1)), (140, 160));
+}
+
+#[test]
+fn what_a_state_does_not_take_is_named() {
+    let Layer { geometry, config } = layer((4, 2, 64, &[4, 4], LinearNorm::Mean));
+    let device = gpu();
+    let made = |geometry: HeadGeometry, config: HybridConfig, dtype, device: &Device| {
+        let own = Layer { geometry, config };
+        let x = Sequences::new(&own, 1, 3, DType::F32);
+        CudaWeights::new(geometry, &own.config, &x.weights, device, dtype)
+    };
+    for (word, config) in [
+        ("router", HybridConfig { router: Router::Random { seed: 1 }, ..config.clone() }),
+        ("router", HybridConfig { router: Router::SelfRecall, ..config.clone() }),
+        ("cap", HybridConfig { cap: Some(5), ..config.clone() }),
+        ("gate", HybridConfig { gate: true, ..config.clone() }),
+    ] {
+        let error = made(geometry, config, DType::F32, &device).unwrap_err().to_string();
+        assert!(error.contains(word), "{word}: {error}");
+    }
+    let wide = HeadGeometry { num_heads: 34, ..geometry };
+    let error = made(wide, config.clone(), DType::F32, &device).unwrap_err().to_string();
+    assert!(error.contains("16 query heads"), "{error}");
+    let error = made(geometry, config.clone(), DType::F16, &device).unwrap_err().to_string();
+    assert!(error.contains("f16"), "{error}");
+    assert!(made(geometry, config.clone(), DType::F32, &Device::Cpu).is_err());
+
+    let weights = made(geometry, config.clone(), DType::F32, &device).unwrap();
+    assert!(CudaHybridState::new(weights.clone(), 0).is_err());
+    let mut state = CudaHybridState::new(weights, 1).unwrap();
+    let x = Sequences::new(&Layer { geometry, config }, 1, 3, DType::F32);
+    let there = |x: &Tensor, dtype| x.to_device(&device).unwrap().to_dtype(dtype).unwrap();
+    let wrong = [&x.q, &x.k, &x.v].map(|x| there(x, DType::BF16));
+    let error = state.advance(&wrong[0], &wrong[1], &wrong[2], None).unwrap_err().to_string();
+    assert!(error.contains("the rows are f32"), "{error}");
+    assert!(state.advance(&x.q, &x.k, &x.v, None).is_err());
+    let right = [&x.q, &x.k, &x.v].map(|x| there(x, DType::F32));
+    assert!(state.advance(&right[0], &right[1], &right[2], Some(&[4])).is_err());
+    assert!(state.advance(&right[0], &right[1], &right[0], None).is_err());
+    assert_eq!(state.position(0), 0);
+    state.advance(&right[0], &right[1], &right[2], None).unwrap();
+    assert_eq!(state.position(0), 3);
+}
+
+/// Calls to the dense caches of both sides.
+fn compare_dense(shape: Shape, batch: usize, dtype: DType, calls: &[Vec<usize>]) {
+    let own = layer(shape);
+    let tokens = (0..batch).map(|b| calls.iter().map(|call| call[b]).sum::<usize>()).max();
+    let sequences = Sequences::new(&own, batch, tokens.unwrap(), dtype);
+    let device = gpu();
+    let mut cpu = KvCache::new(own.geometry, batch, RowDtype::F32);
+    let mut gpu = CudaKvCache::new(own.geometry, batch, &device, dtype).unwrap();
+    // A copy that goes on alone must not disturb it.
+    let mut copies = Vec::new();
+    let mut positions = vec![0; batch];
+    sequences.compare(
+        &device,
+        &mut positions,
+        calls,
+        |[q, k, v], lengths| cpu.advance(q, k, v, lengths).unwrap(),
+        |[q, k, v], lengths| {
+            let mut copy = gpu.clone();
+            let out = gpu.advance(q, k, v, lengths).unwrap();
+            copy.advance(&q.affine(2.0, 1.0).unwrap(), &v.affine(2.0, 1.0).unwrap(), k, lengths)
+                .unwrap();
+            copies.push(copy);
+            out
+        },
+        &format!("dense {dtype:?} {:?}", own.geometry),
+    );
+    for (sequence, &position) in positions.iter().enumerate() {
+        assert_eq!((gpu.position(sequence), cpu.position(sequence)), (position, position));
+    }
+}
+
+#[test]
+fn the_dense_cache() {
+    for dtype in [DType::F32, DType::BF16] {
+        for shape in SHAPES {
+            compare_dense(shape, 1, dtype, &[65, 1, 1, 30, 1].map(|n| vec![n]));
+        }
+    }
+}
+
+#[test]
+fn the_dense_cache_of_uneven_sequences() {
+    for dtype in [DType::F32, DType::BF16] {
+        let calls = [vec![70, 0, 3], vec![1, 1, 1], vec![0, 1, 4], vec![1; 3], vec![5; 3]];
+        compare_dense(SHAPES[4], 3, dtype, &calls);
+    }
+}
+
+/// More query rows than are answered together, and more keys than there was room for.
+#[test]
+fn the_dense_cache_grows() {
+    compare_dense(SHAPES[0], 1, DType::F32, &[vec![100], vec![1200], vec![1]]);
+    compare_dense(SHAPES[2], 2, DType::BF16, &[vec![100, 40], vec![600, 1100], vec![1; 2]]);
+}

@@ -1,0 +1,108 @@
+//! Models on CUDA: what their layers remember, long reads and decode steps.
+
+use candle_core::{DType, Tensor};
+use still_attention::{CudaHybridState, CudaKvCache, CudaWeights, RowDtype};
+
+use crate::error::{ModelError, Result};
+use crate::model::{Cache, Model};
+
+/// Tokens whose hidden states are given out together: their logits are to fit beside everything else.
+const BLOCK: usize = 1024;
+
+/// What one layer remembers of a batch of sequences.
+#[derive(Clone, Debug)]
+pub(crate) enum CudaLayer {
+    Dense(CudaKvCache),
+    Hybrid(Box<CudaHybridState>),
+}
+
+impl CudaLayer {
+    /// Attends from the new tokens to themselves and everything before: `[B, H, T, D]`.
+    pub fn advance(
+        &mut self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        lengths: Option<&[usize]>,
+    ) -> still_attention::Result<Tensor> {
+        match self {
+            Self::Dense(cache) => cache.advance(q, k, v, lengths),
+            Self::Hybrid(state) => state.advance(q, k, v, lengths),
+        }
+    }
+
+    pub fn position(&self, sequence: usize) -> usize {
+        match self {
+            Self::Dense(cache) => cache.position(sequence),
+            Self::Hybrid(state) => state.position(sequence),
+        }
+    }
+
+    pub fn size_bytes(&self) -> usize {
+        match self {
+            Self::Dense(cache) => cache.size_bytes(),
+            Self::Hybrid(state) => state.size_bytes(),
+        }
+    }
+}
+
+impl Model {
+    /// The empty layers of a cache.
+    pub(crate) fn layers_on_cuda(&self, batch: usize, rows: RowDtype) -> Result<Vec<CudaLayer>> {
+        let (device, dtype) = (self.decoder.device(), self.decoder.norm.dtype());
+        if !matches!((rows, dtype), (RowDtype::F32, DType::F32) | (RowDtype::Bf16, DType::BF16)) {
+            return Err(ModelError::Unsupported {
+                what: format!("{rows:?} rows in the cache of a model in {dtype:?} on CUDA"),
+                found_in: None,
+                hint: format!("ask for {} rows, or load the model in f32 or bf16", dtype.as_str()),
+            });
+        }
+        let geometry = self.config().geometry();
+        let Some(student) = &self.student else {
+            let layer = |_| Ok(CudaLayer::Dense(CudaKvCache::new(geometry, batch, device, dtype)?));
+            return (0..self.decoder.layers.len()).map(layer).collect();
+        };
+        let layers = student.layers.iter().map(|layer| {
+            let weights =
+                CudaWeights::new(geometry, &layer.config, &layer.attention, device, dtype)?;
+            Ok(CudaLayer::Hybrid(Box::new(CudaHybridState::new(weights, batch)?)))
+        });
+        layers.collect()
+    }
+
+    /// [`Model::read`]: all tokens at once, so that an empty state is filled by the kernels of whole sequences.
+    pub(crate) fn read_on_cuda<E: From<ModelError>>(
+        &self,
+        ids: &[u32],
+        cache: &mut Cache,
+        each: impl Fn(usize, Tensor) -> std::result::Result<(), E>,
+    ) -> std::result::Result<(), E> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let x = self.embed_on_cuda(ids)?.unsqueeze(0).map_err(ModelError::from)?;
+        let hidden = self.forward_embedded(x, cache, None)?.squeeze(0).map_err(ModelError::from)?;
+        for start in (0..ids.len()).step_by(BLOCK) {
+            let length = BLOCK.min(ids.len() - start);
+            each(start, hidden.narrow(0, start, length).map_err(ModelError::from)?)?;
+        }
+        Ok(())
+    }
+
+    /// [`Model::decode`]: the logits are the one thing that is copied to the host.
+    pub(crate) fn decode_on_cuda(&self, ids: &[u32], cache: &mut Cache) -> Result<()> {
+        self.check_cache(cache, ids.len())?;
+        let x = self.embed_on_cuda(ids)?.unsqueeze(1)?;
+        let hidden = self.forward_embedded(x, cache, None)?.squeeze(1)?;
+        let logits = self.decoder.logits(&hidden)?.to_dtype(DType::F32)?;
+        cache.buffers.logits = logits.flatten_all()?.to_vec1()?;
+        Ok(())
+    }
+
+    /// `[ids, E]`; ids are checked where they are, on the host.
+    fn embed_on_cuda(&self, ids: &[u32]) -> Result<Tensor> {
+        self.decoder.check_ids(ids)?;
+        let ids = Tensor::from_slice(ids, ids.len(), self.decoder.device())?;
+        Ok(self.decoder.embed_tokens.select(&ids)?)
+    }
+}
