@@ -49,7 +49,7 @@ impl CudaLayer {
 impl Model {
     /// The empty layers of a cache.
     pub(crate) fn layers_on_cuda(&self, batch: usize, rows: RowDtype) -> Result<Vec<CudaLayer>> {
-        let (device, dtype) = (self.decoder.device(), self.decoder.norm.dtype());
+        let (device, dtype) = (self.decoder.device(), self.decoder.dtype());
         if !matches!((rows, dtype), (RowDtype::F32, DType::F32) | (RowDtype::Bf16, DType::BF16)) {
             return Err(ModelError::Unsupported {
                 what: format!("{rows:?} rows in the cache of a model in {dtype:?} on CUDA"),
