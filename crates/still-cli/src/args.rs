@@ -76,6 +76,33 @@ pub struct ModelArg {
     pub model: String,
 }
 
+/// Where a model computes.
+#[derive(Clone, Debug, Args)]
+pub struct DeviceArgs {
+    /// cpu, cuda or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub device: String,
+    /// Number format of base weights and activations [default: f32 on the CPU, bf16 on CUDA]
+    #[arg(long, value_name = "DTYPE", value_enum)]
+    pub compute_dtype: Option<ComputeDtype>,
+}
+
+impl DeviceArgs {
+    /// Of commands that only the CPU has.
+    pub fn cpu() -> Self {
+        Self { device: "cpu".into(), compute_dtype: None }
+    }
+}
+
+/// Number format of base weights and activations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ComputeDtype {
+    /// 4 bytes a value.
+    F32,
+    /// 2 bytes a value; on CUDA alone.
+    Bf16,
+}
+
 /// `still demo`
 #[derive(Clone, Debug, Args)]
 pub struct DemoArgs {
@@ -114,6 +141,9 @@ pub struct LinearizeArgs {
     /// The teacher.
     #[command(flatten)]
     pub model: ModelArg,
+    /// Where it computes.
+    #[command(flatten)]
+    pub device: DeviceArgs,
     /// Training data: .txt, .jsonl or .jsonl.zst (a text or chat messages a line), .bin (token ids); several may be
     /// given, mixed by data.weights
     #[arg(long, short, value_name = "FILE", num_args = 1.., required = true)]
@@ -159,6 +189,9 @@ pub struct CalibrateArgs {
     /// The teacher.
     #[command(flatten)]
     pub model: ModelArg,
+    /// Where it computes.
+    #[command(flatten)]
+    pub device: DeviceArgs,
     /// Text to calibrate on: .txt, .jsonl or .jsonl.zst (field "text"); several may be given
     #[arg(long, short, value_name = "FILE", num_args = 1.., required = true)]
     pub data: Vec<PathBuf>,
@@ -273,9 +306,9 @@ pub struct SamplingArgs {
     /// End when this text appears (it is not printed); may be repeated
     #[arg(long, value_name = "TEXT")]
     pub stop: Vec<String>,
-    /// How the attention cache stores exact keys and values
-    #[arg(long, value_enum, default_value_t = CacheDtype::Bf16)]
-    pub cache_dtype: CacheDtype,
+    /// How the attention cache stores exact keys and values [default: bf16; on CUDA as --compute-dtype]
+    #[arg(long, value_enum)]
+    pub cache_dtype: Option<CacheDtype>,
 }
 
 /// Number format of exact rows in the attention cache.
@@ -297,6 +330,9 @@ pub struct GenerateArgs {
     /// The model.
     #[command(flatten)]
     pub model: ModelArg,
+    /// Where it computes.
+    #[command(flatten)]
+    pub device: DeviceArgs,
     /// Text to continue; standard input without this and --prompt-file
     #[arg(long, short, value_name = "TEXT", conflicts_with = "prompt_file")]
     pub prompt: Option<String>,
@@ -317,6 +353,9 @@ pub struct ChatArgs {
     /// The model.
     #[command(flatten)]
     pub model: ModelArg,
+    /// Where it computes.
+    #[command(flatten)]
+    pub device: DeviceArgs,
     /// System message
     #[arg(long, value_name = "TEXT")]
     pub system: Option<String>,
@@ -354,6 +393,9 @@ pub struct BenchArgs {
     /// The model.
     #[command(flatten)]
     pub model: ModelArg,
+    /// Where it computes.
+    #[command(flatten)]
+    pub device: DeviceArgs,
     /// Tokens read before decoding
     #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "512,2048,4096,7680")]
     pub contexts: Vec<usize>,
@@ -375,9 +417,9 @@ pub struct BenchArgs {
     /// Threads [default: all cores]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
-    /// How the attention cache stores exact keys and values
-    #[arg(long, value_enum, default_value_t = CacheDtype::Bf16)]
-    pub cache_dtype: CacheDtype,
+    /// How the attention cache stores exact keys and values [default: bf16; on CUDA as --compute-dtype]
+    #[arg(long, value_enum)]
+    pub cache_dtype: Option<CacheDtype>,
     /// Print one JSON object a line on stdout instead of the table
     #[arg(long)]
     pub json: bool,
@@ -402,6 +444,9 @@ pub struct EvalArgs {
     /// The model.
     #[command(flatten)]
     pub model: ModelArg,
+    /// Where it computes.
+    #[command(flatten)]
+    pub device: DeviceArgs,
     /// piqa, arc_easy, arc_challenge, hellaswag, winogrande, mmlu, lambada_openai; perplexity; niah_single_1 and RULER's other
     /// twelve (or all of them: ruler), babilong_qa1 to 5 (babilong), passkey, repeated_text
     #[arg(long, short, value_name = "T,…", value_delimiter = ',', required = true)]
@@ -460,9 +505,9 @@ pub struct EvalArgs {
     /// Threads [default: all cores]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
-    /// How the attention cache stores exact keys and values
-    #[arg(long, value_enum, default_value_t = CacheDtype::F32)]
-    pub cache_dtype: CacheDtype,
+    /// How the attention cache stores exact keys and values [default: f32; on CUDA as --compute-dtype]
+    #[arg(long, value_enum)]
+    pub cache_dtype: Option<CacheDtype>,
     /// Seed of the bootstrap and of the items that are generated
     #[arg(long, value_name = "SEED", default_value_t = 0)]
     pub seed: u64,

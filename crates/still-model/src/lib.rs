@@ -6,6 +6,7 @@ mod config;
 #[cfg(feature = "cuda")]
 mod cuda;
 pub mod decoder;
+mod device;
 mod error;
 pub mod fetch;
 pub mod files;
@@ -30,6 +31,7 @@ pub use config::{Architecture, ModelConfig, RopeScaling};
 pub use decoder::{
     AttentionInputs, Decoder, DecoderLayer, Dropout, Linear, Lora, LoraLayer, Rotation, Weight,
 };
+pub use device::device;
 pub use error::{ModelError, Result};
 pub use generate::{Finish, GenerateOptions, Generation, generate};
 pub use model::{Cache, Model};

@@ -1,12 +1,13 @@
 //! A runnable model: a decoder, perhaps a student's attention, a tokenizer.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use still_attention::{HybridState, KvCache, PreparedWeights, RowDtype};
 use still_quant::FEW;
 
-use crate::checkpoint::{BaseIdentity, Checkpoint};
+use crate::checkpoint::{BaseIdentity, Checkpoint, Weights};
 use crate::config::ModelConfig;
 #[cfg(feature = "cuda")]
 use crate::cuda::CudaLayer;
@@ -39,21 +40,53 @@ impl Model {
     /// # Errors
     /// What is missing, broken or unsupported, by name.
     pub fn load(model: &str) -> Result<Self> {
-        Self::from_checkpoint(Checkpoint::open(model)?)
+        Self::load_on(model, &Device::Cpu, DType::F32)
     }
 
-    /// Loads the weights of an opened checkpoint.
+    /// [`Model::load`] onto a device, with base weights and activations of `dtype`: f32 on the CPU, f32 or bf16 elsewhere.
+    /// What a student has learned is f32 everywhere.
     ///
     /// # Errors
-    /// A missing tensor or one of another shape.
-    pub fn from_checkpoint(checkpoint: Checkpoint) -> Result<Self> {
+    /// As [`Model::load`]; a dtype that the device has no kernels for.
+    pub fn load_on(model: &str, device: &Device, dtype: DType) -> Result<Self> {
+        Self::from_checkpoint(Checkpoint::open(model)?, device, dtype)
+    }
+
+    /// Loads the weights of an opened checkpoint; `device` and `dtype` as in [`Model::load_on`].
+    ///
+    /// # Errors
+    /// A missing tensor or one of another shape; a dtype that the device has no kernels for.
+    pub fn from_checkpoint(checkpoint: Checkpoint, device: &Device, dtype: DType) -> Result<Self> {
+        check_dtype(device, dtype)?;
         let Checkpoint { config, weights, tokenizer, still, lora, recipe, base } = checkpoint;
-        let decoder = Arc::new(Decoder::load(&config, &weights, &Device::Cpu)?);
+        let decoder = Arc::new(Decoder::load(&config, &weights, device, dtype)?);
         let student = still
-            .map(|still| Student::from_weights(still, lora, &config, &weights))
+            .map(|still| Student::from_weights(still, lora, &config, &weights)?.to_device(device))
             .transpose()?
             .map(|student| Student { recipe, ..student });
         Ok(Self { decoder, student, tokenizer, base })
+    }
+
+    /// The same model on another device; `dtype` as in [`Model::load_on`].
+    ///
+    /// # Errors
+    /// A dtype that the device has no kernels for; too little memory there.
+    pub fn to_device(&self, device: &Device, dtype: DType) -> Result<Self> {
+        check_dtype(device, dtype)?;
+        let mut tensors = HashMap::new();
+        self.decoder.visit_tensors(|name, tensor| {
+            tensors.insert(name.to_owned(), tensor);
+            Ok(())
+        })?;
+        let weights = Weights::from_tensors(tensors);
+        let decoder = Arc::new(Decoder::load(self.config(), &weights, device, dtype)?);
+        let student = self.student.as_ref().map(|student| student.to_device(device)).transpose()?;
+        Ok(Self { decoder, student, ..self.clone() })
+    }
+
+    /// Where it computes.
+    pub fn device(&self) -> &Device {
+        self.decoder.device()
     }
 
     /// Hyper-parameters of the base.
@@ -66,7 +99,7 @@ impl Model {
         Self { student: None, ..self.clone() }
     }
 
-    /// The same base with a student's attention.
+    /// The same base with the attention of a student that is on the base's device.
     pub fn with_student(&self, student: Student) -> Self {
         Self { student: Some(student), ..self.clone() }
     }
@@ -216,6 +249,22 @@ impl Model {
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
         self.decoder.logits(hidden)
     }
+}
+
+/// An error unless `device` has kernels for `dtype`.
+fn check_dtype(device: &Device, dtype: DType) -> Result<()> {
+    let known = match device {
+        Device::Cpu => dtype == DType::F32,
+        _ => matches!(dtype, DType::F32 | DType::BF16),
+    };
+    if known {
+        return Ok(());
+    }
+    Err(ModelError::Unsupported {
+        what: format!("a model in {} on {:?}", dtype.as_str(), device.location()),
+        found_in: None,
+        hint: "use f32; bf16 is for CUDA devices".into(),
+    })
 }
 
 /// What a model remembers of a batch of sequences.

@@ -47,7 +47,7 @@ pub fn random_model(config: ModelConfig, seed: u64) -> Result<Model> {
     config.validate()?;
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let weights = random_weights(&config, &mut rng)?;
-    let decoder = Decoder::load(&config, &weights, &Device::Cpu)?;
+    let decoder = Decoder::load(&config, &weights, &Device::Cpu, DType::F32)?;
     Ok(Model {
         decoder: Arc::new(decoder),
         student: None,

@@ -284,6 +284,14 @@ impl Student {
         Ok(())
     }
 
+    /// The same student on another device.
+    ///
+    /// # Errors
+    /// Too little memory there.
+    pub fn to_device(&self, device: &Device) -> Result<Self> {
+        self.map_tensors(|_, tensor| Ok(tensor.to_device(device)?))
+    }
+
     /// The same student with every learned tensor replaced by `f(name, tensor)`.
     ///
     /// Names are `model.layers.N.self_attn.` and `feature_map_q`, `feature_map_k`, `householder_q`,

@@ -1,7 +1,7 @@
 //! `still bench`: how fast a model reads and writes, by context and kind of attention.
 
 use serde::Serialize;
-use still_attention::StillConfig;
+use still_attention::{RowDtype, StillConfig};
 use still_eval::{BenchOptions, BenchPoint};
 use still_model::{FeatureInit, Model, Student};
 
@@ -34,14 +34,14 @@ pub fn run(args: &BenchArgs, printer: &Printer) -> anyhow::Result<()> {
         }
         rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
     }
-    let model = load(&args.model.model, printer)?;
+    let model = load(&args.model.model, &args.device, printer)?;
     let mut lines = Vec::new();
     for &variant in &args.variants {
         let (name, model) = variant_of(variant, args.cap, &model)?;
         let options = |context, new_tokens| BenchOptions {
             context,
             new_tokens,
-            rows: row_dtype(args.cache_dtype),
+            rows: row_dtype(args.cache_dtype, RowDtype::Bf16, &model),
         };
         // The first pass finds memory and threads cold.
         still_eval::bench(&model, options(CHUNK, 2))?;
@@ -74,7 +74,7 @@ fn variant_of(
     // Untrained feature maps cost what trained ones do.
     let with = |still| -> anyhow::Result<Model> {
         let student = Student::init(still, model.config(), FeatureInit::Identity, 0)?;
-        Ok(model.teacher().with_student(student))
+        Ok(model.teacher().with_student(student.to_device(model.device())?))
     };
     Ok(match variant {
         Variant::Dense => ("dense", model.teacher()),

@@ -3,6 +3,7 @@
 use std::io::{BufRead, IsTerminal};
 
 use anyhow::Context;
+use still_attention::RowDtype;
 use still_model::{ChatSession, GenerateOptions};
 
 use super::generate::summary;
@@ -14,8 +15,8 @@ use crate::printer::Printer;
 /// Runs the command.
 pub fn run(args: &ChatArgs, printer: &Printer) -> anyhow::Result<()> {
     let options = sampling(&args.sampling)?;
-    let model = load(&args.model.model, printer)?;
-    let rows = row_dtype(args.sampling.cache_dtype);
+    let model = load(&args.model.model, &args.device, printer)?;
+    let rows = row_dtype(args.sampling.cache_dtype, RowDtype::Bf16, &model);
     let mut session = ChatSession::new(model, rows, args.system.as_deref())?;
     interrupt::catch()?;
     let stdin = std::io::stdin();

@@ -3,7 +3,7 @@
 use still_model::{GgufFormat, export_gguf};
 
 use super::load;
-use crate::args::{ExportArgs, GgufArg};
+use crate::args::{DeviceArgs, ExportArgs, GgufArg};
 use crate::errors::user;
 use crate::printer::Printer;
 
@@ -15,7 +15,7 @@ pub fn run(args: &ExportArgs, printer: &Printer) -> anyhow::Result<()> {
             "choose another --out, or add --overwrite",
         ));
     }
-    let model = load(&args.model.model, printer)?;
+    let model = load(&args.model.model, &DeviceArgs::cpu(), printer)?;
     if model.student.is_none() {
         return Err(user(
             format!("{} is not a student", args.model.model),

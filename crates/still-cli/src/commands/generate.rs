@@ -4,6 +4,7 @@ use std::io::{IsTerminal, Read};
 
 use anyhow::Context;
 use serde_json::json;
+use still_attention::RowDtype;
 use still_model::{Finish, Generation, generate};
 
 use super::{load, read_text, row_dtype, sampling, stream_to};
@@ -17,12 +18,13 @@ use crate::table;
 pub fn run(args: &GenerateArgs, printer: &Printer) -> anyhow::Result<()> {
     let options = sampling(&args.sampling)?;
     let prompt = prompt(args, printer)?;
-    let model = load(&args.model.model, printer)?;
+    let model = load(&args.model.model, &args.device, printer)?;
     let ids = model.tokenizer.encode(&prompt, true)?;
     if ids.is_empty() {
         return Err(user("the prompt has no tokens", "give some text to continue"));
     }
-    let mut cache = model.new_cache(1, row_dtype(args.sampling.cache_dtype))?;
+    let rows = row_dtype(args.sampling.cache_dtype, RowDtype::Bf16, &model);
+    let mut cache = model.new_cache(1, rows)?;
     interrupt::catch()?;
     let mut written = Ok(());
     let mut stream = stream_to(printer, !args.json, &mut written);

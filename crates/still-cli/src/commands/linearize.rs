@@ -34,7 +34,7 @@ pub fn run(args: &LinearizeArgs, printer: &Printer) -> anyhow::Result<()> {
         }
     }
     let recipe = read_recipe(args.recipe.as_deref(), &args.set)?;
-    let model = load_base(&args.model.model, "linearize", printer)?;
+    let model = load_base(&args.model.model, &args.device, "linearize", printer)?;
     if args.dry_run {
         return dry_run::run(args, &recipe, &model, printer);
     }

@@ -20,11 +20,12 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use anyhow::Context;
+use candle_core::DType;
 use still_attention::RowDtype;
 use still_model::{GenerateOptions, Model};
 use still_train::Recipe;
 
-use crate::args::{CacheDtype, SamplingArgs};
+use crate::args::{CacheDtype, ComputeDtype, DeviceArgs, SamplingArgs};
 use crate::errors::user;
 use crate::interrupt;
 use crate::printer::Printer;
@@ -34,10 +35,17 @@ const CHUNK: usize = 64;
 /// Salient tokens that they keep of each chunk.
 const BUDGET: usize = 4;
 
-/// Loads a model and says which one.
-fn load(model: &str, printer: &Printer) -> anyhow::Result<Model> {
+/// Loads a model onto its device and says which one.
+fn load(model: &str, device: &DeviceArgs, printer: &Printer) -> anyhow::Result<Model> {
+    let to = still_model::device(&device.device)?;
+    let dtype = match device.compute_dtype {
+        Some(ComputeDtype::F32) => DType::F32,
+        Some(ComputeDtype::Bf16) => DType::BF16,
+        None if to.is_cpu() => DType::F32,
+        None => DType::BF16,
+    };
     printer.step("Loading", model);
-    let model = Model::load(model)?;
+    let model = Model::load_on(model, &to, dtype)?;
     let config = &model.decoder.config;
     printer.step(
         "Loaded",
@@ -54,8 +62,13 @@ fn load(model: &str, printer: &Printer) -> anyhow::Result<Model> {
 }
 
 /// Loads a model that is no student yet; `verb` says what is to be done with it.
-fn load_base(model: &str, verb: &str, printer: &Printer) -> anyhow::Result<Model> {
-    let loaded = load(model, printer)?;
+fn load_base(
+    model: &str,
+    device: &DeviceArgs,
+    verb: &str,
+    printer: &Printer,
+) -> anyhow::Result<Model> {
+    let loaded = load(model, device, printer)?;
     if loaded.student.is_some() {
         return Err(user(
             format!("{model} is a student already"),
@@ -132,11 +145,15 @@ fn sampling(args: &SamplingArgs) -> anyhow::Result<GenerateOptions> {
     })
 }
 
-fn row_dtype(dtype: CacheDtype) -> RowDtype {
-    match dtype {
-        CacheDtype::F32 => RowDtype::F32,
-        CacheDtype::Bf16 => RowDtype::Bf16,
-        CacheDtype::F16 => RowDtype::F16,
-        CacheDtype::Int8 => RowDtype::Int8,
+/// How exact rows are stored: as asked for, or as computed on a device, on the CPU as `usual`.
+fn row_dtype(asked: Option<CacheDtype>, usual: RowDtype, model: &Model) -> RowDtype {
+    match asked {
+        Some(CacheDtype::F32) => RowDtype::F32,
+        Some(CacheDtype::Bf16) => RowDtype::Bf16,
+        Some(CacheDtype::F16) => RowDtype::F16,
+        Some(CacheDtype::Int8) => RowDtype::Int8,
+        None if model.device().is_cpu() => usual,
+        None if model.decoder.dtype() == DType::BF16 => RowDtype::Bf16,
+        None => RowDtype::F32,
     }
 }

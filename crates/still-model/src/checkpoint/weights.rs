@@ -181,11 +181,11 @@ impl Weights {
         Ok(None)
     }
 
-    /// A matrix of a known shape, as the file has it where products can use that; otherwise in f32.
+    /// A matrix of a known shape on the CPU, as the file has it where products can use that; otherwise in f32.
     ///
     /// # Errors
     /// If it is missing or of another shape.
-    pub fn matrix(&self, name: &str, shape: [usize; 2], device: &Device) -> Result<Weight> {
+    pub fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Weight> {
         for source in self.sources.iter().rev() {
             match source.packed(name)? {
                 Some(matrix) if [matrix.rows(), matrix.columns()] == shape => {
@@ -201,7 +201,7 @@ impl Weights {
                 None => {}
             }
         }
-        Ok(Weight::Dense(self.get(name, &shape, DType::F32, device)?))
+        Ok(Weight::Dense(self.get(name, &shape, DType::F32, &Device::Cpu)?))
     }
 
     fn broken(&self, reason: String) -> ModelError {

@@ -36,13 +36,23 @@ pub struct Decoder {
 
 impl Decoder {
     /// Assembles a decoder from named weights. Matrices stay as their file has them where products can use that
-    /// ([`Weight::Packed`]); everything else is widened to f32.
+    /// ([`Weight::Packed`]), which is on the CPU; everything else is of `dtype`, f32 on the CPU.
     ///
     /// # Errors
     /// A missing tensor or one of another shape.
-    pub fn load(config: &ModelConfig, weights: &Weights, device: &Device) -> Result<Self> {
-        let get = |name: &str, shape: &[usize]| weights.get(name, shape, DType::F32, device);
-        let matrix = |name: &str, shape: &[usize; 2]| weights.matrix(name, *shape, device);
+    pub fn load(
+        config: &ModelConfig,
+        weights: &Weights,
+        device: &Device,
+        dtype: DType,
+    ) -> Result<Self> {
+        let get = |name: &str, shape: &[usize]| weights.get(name, shape, dtype, device);
+        let matrix = |name: &str, shape: &[usize; 2]| -> Result<Weight> {
+            match device {
+                Device::Cpu => weights.matrix(name, *shape),
+                _ => Ok(Weight::Dense(get(name, shape)?)),
+            }
+        };
         let ModelConfig {
             hidden_size: e, intermediate_size: i, vocab_size: v, head_dim: d, ..
         } = *config;
@@ -111,6 +121,11 @@ impl Decoder {
     /// Where the weights live.
     pub fn device(&self) -> &Device {
         self.embed_tokens.device()
+    }
+
+    /// Dtype of activations.
+    pub fn dtype(&self) -> DType {
+        self.norm.dtype()
     }
 
     /// Every weight by its Hugging Face name, widened if it is packed.
@@ -228,7 +243,8 @@ impl Decoder {
 
     /// Writes the logits of the token ids `ids` alone, `[rows, ids]` f32, over what `out` held.
     ///
-    /// `hidden` `[rows, E]` f32, CPU. A caller that takes the vocabulary in parts never holds all logits.
+    /// `hidden` `[rows, E]`, on the weights' device and of their activations' dtype. A caller that takes the vocabulary in
+    /// parts never holds all logits.
     ///
     /// # Errors
     /// Shapes that do not fit, ids outside the vocabulary, another dtype or device.
@@ -244,6 +260,12 @@ impl Decoder {
             return Err(ModelError::Invalid(format!(
                 "logits of ids {ids:?} of {vocab} from hidden states of width {width}"
             )));
+        }
+        if !hidden.device().is_cpu() {
+            let head = self.lm_head.dense()?.narrow(0, ids.start, ids.len())?;
+            let logits = hidden.contiguous()?.matmul(&head.t()?)?.to_dtype(DType::F32)?;
+            *out = logits.flatten_all()?.to_vec1()?;
+            return Ok(());
         }
         out.resize(rows * ids.len(), f32::NAN);
         ops::with_values(hidden, |hidden| self.lm_head.multiply_into(ids, hidden, out))??;

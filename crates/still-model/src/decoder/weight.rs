@@ -13,7 +13,7 @@ use super::ops::with_values;
 /// A frozen matrix `[out, in]`.
 #[derive(Clone, Debug)]
 pub enum Weight {
-    /// f32 (or f64, where gradients are checked).
+    /// f32 (or f64, where gradients are checked); on other devices than the CPU also bf16.
     Dense(Tensor),
     /// 16-bit or block-quantized, widened to f32 as it is used.
     Packed(PackedMatrix),
@@ -34,6 +34,17 @@ impl Weight {
         match self {
             Self::Dense(tensor) => tensor.dims2(),
             Self::Packed(matrix) => Ok((matrix.rows(), matrix.columns())),
+        }
+    }
+
+    /// The tensor of a matrix that is not packed.
+    ///
+    /// # Errors
+    /// A packed matrix: only the CPU multiplies by those.
+    pub(crate) fn dense(&self) -> Result<&Tensor> {
+        match self {
+            Self::Dense(tensor) => Ok(tensor),
+            Self::Packed(_) => candle_core::bail!("a packed matrix has products on the CPU alone"),
         }
     }
 

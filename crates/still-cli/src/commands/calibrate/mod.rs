@@ -35,7 +35,7 @@ pub fn run(args: &CalibrateArgs, printer: &Printer) -> anyhow::Result<()> {
         ));
     }
     let recipe = read_recipe(args.recipe.as_deref(), &args.set)?;
-    let model = load_base(&args.model.model, "calibrate", printer)?;
+    let model = load_base(&args.model.model, &args.device, "calibrate", printer)?;
     let calibration = CalibrationRecipe { window: args.window, ..recipe.calibration.clone() };
     let data = calibration.text(&recipe.data);
     let cache = TokenCache::user()?;

@@ -20,7 +20,7 @@ use self::samples::samples;
 use self::text::{DemoText, EVAL_WINDOW, HELDOUT_BOOK, TRAIN_BOOKS, TRAIN_WINDOW};
 use self::training::Trainer;
 use super::CHUNK;
-use crate::args::DemoArgs;
+use crate::args::{DemoArgs, DeviceArgs};
 use crate::errors::user;
 use crate::printer::Printer;
 
@@ -119,10 +119,10 @@ fn check(args: &DemoArgs) -> anyhow::Result<()> {
 
 fn load(args: &DemoArgs, printer: &Printer) -> anyhow::Result<Model> {
     let model = match &args.model {
-        Some(model) => super::load(model, printer)?,
+        Some(model) => super::load(model, &DeviceArgs::cpu(), printer)?,
         None => {
             let path = still_model::fetch::demo_model(&mut |line| printer.step("Fetching", line))?;
-            super::load(&path.to_string_lossy(), printer)?
+            super::load(&path.to_string_lossy(), &DeviceArgs::cpu(), printer)?
         }
     };
     if model.student.is_some() {

@@ -5,6 +5,7 @@ mod plan;
 mod results;
 
 use serde_json::Value;
+use still_attention::RowDtype;
 use still_eval::Ablation;
 use still_eval::run::{
     AskOptions, Asked, Listener, LoggedModel, Sample, SampleLog, TaskScores, ask,
@@ -63,7 +64,7 @@ pub fn run(args: &EvalArgs, printer: &Printer) -> anyhow::Result<()> {
     let mut cut_short = None;
     let mut carried = None;
     'models: for (n, name) in names.into_iter().enumerate() {
-        let model = load(name, printer)?;
+        let model = load(name, &args.device, printer)?;
         let mut subjects = vec![(name.clone(), model)];
         if n == 0 {
             if args.branches {
@@ -134,7 +135,10 @@ fn ablated(
     for ablation in ablations {
         for (variant, config) in ablation.variants(&student.config) {
             let student = student.with_config(config, model.config())?;
-            variants.push((format!("{name} [{variant}]"), model.with_student(student)));
+            variants.push((
+                format!("{name} [{variant}]"),
+                model.with_student(student.to_device(model.device())?),
+            ));
         }
     }
     Ok(variants)
@@ -149,7 +153,7 @@ fn evaluate(
     log: Option<&SampleLog>,
     printer: &Printer,
 ) -> anyhow::Result<(Evaluated, Option<String>)> {
-    let rows = row_dtype(args.cache_dtype);
+    let rows = row_dtype(args.cache_dtype, RowDtype::F32, model);
     if let Some(log) = log {
         log.begin(&LoggedModel::new(name, model, rows)?)?;
     }

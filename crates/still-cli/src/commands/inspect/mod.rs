@@ -9,7 +9,7 @@ use still_model::files::write_file;
 
 use self::routing::route;
 use super::{load, read_text};
-use crate::args::InspectArgs;
+use crate::args::{DeviceArgs, InspectArgs};
 use crate::errors::user;
 use crate::printer::Printer;
 use crate::progress::Bar;
@@ -22,7 +22,7 @@ pub fn run(args: &InspectArgs, printer: &Printer) -> anyhow::Result<()> {
     {
         return Err(user(format!("{} is a directory", html.display()), "name a file for --html"));
     }
-    let model = load(&args.model.model, printer)?;
+    let model = load(&args.model.model, &DeviceArgs::cpu(), printer)?;
     let mut ids = model.tokenizer.encode(&text, true)?;
     if ids.is_empty() || args.max_tokens == 0 {
         return Err(user(

@@ -1,5 +1,6 @@
 //! Dropout whose mask can be drawn again: the backward pass and a recomputed layer need the same one.
 
+use candle_core::{Device, Result, Tensor};
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
@@ -22,6 +23,13 @@ pub struct Dropout {
 }
 
 impl Dropout {
+    /// What each of `values` values is multiplied by, f32: drawn on the host, so that every device has the same.
+    pub(super) fn mask(&self, values: usize, device: &Device) -> Result<Tensor> {
+        let mut mask = vec![1.0_f32; values];
+        self.apply(&mut mask);
+        Tensor::from_vec(mask, values, device)
+    }
+
     /// Sets the values left out to 0 and scales the others up by what that takes from their mean.
     pub(super) fn apply<T: Real>(&self, values: &mut [T]) {
         let threshold = (self.rate * RANGE).round();

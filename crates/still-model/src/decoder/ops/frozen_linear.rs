@@ -6,7 +6,7 @@ use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor};
 use still_attention::Real;
 use still_attention::linalg::{Mat, par_matmul_new};
 
-use super::{slice, with_values};
+use super::{device, slice, with_values};
 use crate::decoder::Weight;
 
 /// `x` `[…, in]` times `weight` `[out, in]` transposed, plus `bias` `[out]`: `[…, out]`.
@@ -23,6 +23,7 @@ pub fn frozen_linear(x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> Resu
     let x = x.contiguous()?;
     let weight = weight.clone();
     let y = match x.dtype() {
+        _ if !x.device().is_cpu() => device::frozen_linear(&x, weight.dense()?)?,
         DType::F32 => x.apply_op1(FrozenLinear::<f32> { weight, dtype: PhantomData })?,
         DType::F64 => x.apply_op1(FrozenLinear::<f64> { weight, dtype: PhantomData })?,
         other => candle_core::bail!("frozen_linear: no kernel for {other:?}, expected f32 or f64"),

@@ -7,17 +7,20 @@ use rayon::prelude::*;
 use still_attention::Real;
 use still_attention::vector::vectorize;
 
-use super::{ROWS_PER_TASK, Rotation, slice, with_values};
+use super::{ROWS_PER_TASK, Rotation, device, slice, with_values};
 
 /// `x` `[B, N, H·D]` → `[B, H, N, D]`, each head rotated if a rotation is given. Differentiable.
 ///
 /// # Errors
-/// A width that `head_dim` does not divide, a rotation of other sizes, a dtype other than f32 and f64.
+/// A width that `head_dim` does not divide, a rotation of other sizes, a dtype without a kernel.
 pub fn split_heads(x: &Tensor, head_dim: usize, rotation: Option<&Rotation>) -> Result<Tensor> {
     let (batch, tokens, width) = x.dims3()?;
     let fits = rotation.is_none_or(|rotation| rotation.fits(batch, tokens, head_dim));
     if head_dim == 0 || !width.is_multiple_of(head_dim) || !fits {
         candle_core::bail!("split_heads: x is {:?}, heads have {head_dim} channels", x.dims())
+    }
+    if !x.device().is_cpu() {
+        return device::split_heads(x, head_dim, rotation);
     }
     let sizes = Sizes { batch, tokens, heads: width / head_dim, head_dim };
     apply(x, Step { sizes, split: true, rotation: rotation.cloned() })
@@ -26,9 +29,12 @@ pub fn split_heads(x: &Tensor, head_dim: usize, rotation: Option<&Rotation>) -> 
 /// `x` `[B, H, N, D]` → `[B, N, H·D]`. Differentiable.
 ///
 /// # Errors
-/// A dtype other than f32 and f64.
+/// A dtype without a kernel.
 pub fn merge_heads(x: &Tensor) -> Result<Tensor> {
     let (batch, heads, tokens, head_dim) = x.dims4()?;
+    if !x.device().is_cpu() {
+        return x.transpose(1, 2)?.reshape((batch, tokens, heads * head_dim));
+    }
     let sizes = Sizes { batch, tokens, heads, head_dim };
     apply(x, Step { sizes, split: false, rotation: None })
 }

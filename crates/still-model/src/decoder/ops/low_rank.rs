@@ -10,7 +10,7 @@ use still_attention::Real;
 use still_attention::linalg::{Mat, par_matmul, par_matmul_new};
 
 use super::residual::add_into;
-use super::{Dropout, slice, with_values};
+use super::{Dropout, device, slice, with_values};
 use crate::decoder::{Lora, Weight};
 
 /// `x` `[…, in]` times `weight` `[out, in]` transposed, plus the update: `[…, out]`. Dropout, if there is one, takes
@@ -34,6 +34,9 @@ pub fn low_rank_linear(x: &Tensor, weight: &Weight, lora: &Lora) -> Result<Tenso
             lora.a.dims(),
             lora.b.dims()
         )
+    }
+    if !x.device().is_cpu() {
+        return device::low_rank_linear(x, weight.dense()?, lora);
     }
     let (x, a, b) = (x.contiguous()?, lora.a.contiguous()?, lora.b.contiguous()?);
     match x.dtype() {

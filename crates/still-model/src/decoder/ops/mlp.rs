@@ -10,7 +10,7 @@ use still_attention::Real;
 use still_attention::linalg::{Mat, par_matmul, par_matmul_new};
 
 use super::residual::add_into;
-use super::{rms_norm, slice, swiglu, with_values};
+use super::{device, rms_norm, slice, swiglu, with_values};
 use crate::decoder::Weight;
 
 /// The frozen weights of one MLP.
@@ -31,7 +31,7 @@ pub struct MlpWeights {
 /// `x` `[…, E]` plus the MLP of its norm. The gradient flows to `x` alone.
 ///
 /// # Errors
-/// Weights of other sizes, a dtype other than f32 and f64.
+/// Weights of other sizes, a dtype without a kernel.
 pub fn mlp(x: &Tensor, weights: &MlpWeights) -> Result<Tensor> {
     let (inner, width) = weights.gate.dims2()?;
     let fits = x.dims().last() == Some(&width)
@@ -40,6 +40,9 @@ pub fn mlp(x: &Tensor, weights: &MlpWeights) -> Result<Tensor> {
         && weights.down.dims2()? == (width, inner);
     if !fits {
         candle_core::bail!("mlp: x is {:?}, gate {:?}", x.dims(), (inner, width))
+    }
+    if !x.device().is_cpu() {
+        return device::mlp(x, weights);
     }
     let x = x.contiguous()?;
     match x.dtype() {

@@ -1,8 +1,10 @@
 //! Fused, differentiable ops of the decoder.
 //!
 //! candle's own fused RMSNorm and RoPE have no gradient, and its matrix product computes the gradients of
-//! both operands even where one is frozen. These have exactly the gradients that linearization needs.
+//! both operands even where one is frozen. These have exactly the gradients that linearization needs. On the CPU they
+//! are kernels of their own; `device` has them for other devices.
 
+mod device;
 mod dropout;
 mod frozen_linear;
 mod heads;

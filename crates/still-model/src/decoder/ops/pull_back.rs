@@ -1,6 +1,7 @@
 //! The start of a backward pass from a known gradient.
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use candle_core::backend::{BackendDevice, BackendStorage};
+use candle_core::{CpuStorage, CudaStorage, CustomOp1, DType, Layout, Result, Shape, Tensor};
 
 /// A scalar, 0, whose gradient with respect to `output` is `gradient`: its `backward()` carries on a pass that was cut.
 ///
@@ -24,6 +25,11 @@ impl CustomOp1 for PullBack {
 
     fn cpu_fwd(&self, _output: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
         Ok((CpuStorage::F32(vec![0.0]), Shape::from(())))
+    }
+
+    fn cuda_fwd(&self, output: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
+        let scalar = Shape::from(());
+        Ok((output.device().zeros_impl(&scalar, DType::F32)?, scalar))
     }
 
     fn bwd(&self, _output: &Tensor, _zero: &Tensor, _: &Tensor) -> Result<Option<Tensor>> {

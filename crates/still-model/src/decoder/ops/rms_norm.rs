@@ -6,13 +6,16 @@ use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 use still_attention::{Real, vector};
 
-use super::{ROWS_PER_TASK, slice, values, with_values};
+use super::{ROWS_PER_TASK, device, slice, values, with_values};
 
 /// `x / √(mean(x²) + ε) ⊙ weight` over the last axis; the gradient flows to `x` alone.
 ///
 /// # Errors
-/// A weight of another length, a dtype other than f32 and f64.
+/// A weight of another length, a dtype without a kernel.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    if !x.device().is_cpu() {
+        return device::rms_norm(x, weight, eps);
+    }
     let x = x.contiguous()?;
     match x.dtype() {
         DType::F32 => x.apply_op1(RmsNorm::<f32>::new(weight, eps)?),
@@ -24,7 +27,7 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
 /// [`rms_norm`] of every head on its own: `x` `[B, N, H·D]`, `weight` `[D]`.
 ///
 /// # Errors
-/// A width that the weight's length does not divide, a dtype other than f32 and f64.
+/// A width that the weight's length does not divide, a dtype without a kernel.
 pub fn rms_norm_heads(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     let (batch, tokens, width) = x.dims3()?;
     let head_dim = weight.dims1()?;

@@ -1,8 +1,8 @@
 //! Rotary position embedding, half rotation (Hugging Face's layout).
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use candle_core::Result;
+use candle_core::{DType, Device, Result, Tensor};
 use still_attention::Real;
 
 /// Cosines and sines of a run of positions, one run for the whole batch or one per sequence.
@@ -14,6 +14,8 @@ pub struct Rotation {
     sin: Arc<Vec<f32>>,
     tokens: usize,
     half: usize,
+    /// Both as tensors, once a device has asked for them.
+    tensors: Arc<OnceLock<(Tensor, Tensor)>>,
 }
 
 impl Rotation {
@@ -31,6 +33,7 @@ impl Rotation {
             sin: Arc::new(angles.iter().map(|a| a.sin() as f32).collect()),
             tokens,
             half: angles.len() / rows,
+            tensors: Arc::default(),
         })
     }
 
@@ -45,6 +48,28 @@ impl Rotation {
             sin.extend(angles.map(|angle| angle.sin() as f32));
         }
         (self.tokens, self.half) = (1, frequencies.len());
+        self.tensors = Arc::default();
+    }
+
+    /// Cosines and sines, `[tokens, D/2]` or `[runs, tokens, D/2]`; copied to the device once, if it always is the same.
+    pub(super) fn tensors(&self, device: &Device, dtype: DType) -> Result<(Tensor, Tensor)> {
+        let make = |values: &[f32]| {
+            let tensor = match self.runs() {
+                1 => Tensor::from_slice(values, (self.tokens, self.half), device)?,
+                runs => Tensor::from_slice(values, (runs, self.tokens, self.half), device)?,
+            };
+            tensor.to_dtype(dtype)
+        };
+        if let Some((cos, sin)) = self.tensors.get()
+            && cos.device().same_device(device)
+            && cos.dtype() == dtype
+        {
+            return Ok((cos.clone(), sin.clone()));
+        }
+        let both = (make(&self.cos)?, make(&self.sin)?);
+        // Another device or dtype than the first one's is not kept.
+        let _ = self.tensors.set(both.clone());
+        Ok(both)
     }
 
     /// Angles of sequence `sequence`'s token `token`: its cosines and sines.

@@ -1,0 +1,23 @@
+use candle_core::{D, DType, Result, Tensor};
+
+use super::composed;
+
+/// [`super::super::rms_norm`], the weight in `x`'s dtype.
+pub(in super::super) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    let detached = x.detach().contiguous()?;
+    let value = candle_nn::ops::rms_norm(&detached, weight, eps as f32)?;
+    let weight = weight.detach();
+    composed::of_one(x, value, move |x, dy| backward(x, &weight, eps, dy))
+}
+
+/// The gradient of `x`; computed in f32, given in `x`'s dtype.
+pub(super) fn backward(x: &Tensor, weight: &Tensor, eps: f64, dy: &Tensor) -> Result<Tensor> {
+    let [x32, dy32, weight] = [x, dy, weight].map(|tensor| tensor.to_dtype(DType::F32));
+    let x32 = x32?;
+    let scale = (x32.sqr()?.mean_keepdim(D::Minus1)? + eps)?.sqrt()?.recip()?;
+    let normed = x32.broadcast_mul(&scale)?;
+    let weighted = dy32?.broadcast_mul(&weight?)?;
+    let along = (&weighted * &normed)?.mean_keepdim(D::Minus1)?;
+    let dx = (weighted - normed.broadcast_mul(&along)?)?.broadcast_mul(&scale)?;
+    dx.to_dtype(x.dtype())
+}

@@ -1,0 +1,103 @@
+//! Against the CPU's fused forms, gradients included.
+
+use candle_core::{Device, Result, Tensor, Var};
+use still_attention::router::random_score;
+
+use super::super::{self as fused, Dropout, MlpWeights, Rotation};
+use crate::decoder::{Lora, Weight};
+
+fn random(shape: &[usize], seed: u64) -> Tensor {
+    let count = shape.iter().product::<usize>();
+    let values: Vec<f32> =
+        (0..count).map(|i| 4.0 * random_score(seed, 0, 0, i) as f32 - 2.0).collect();
+    Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+}
+
+/// Value and gradients at `inputs` of `Σ f(inputs) ⊙ weight`.
+fn graded(
+    inputs: &[Tensor],
+    f: impl Fn(&[Tensor]) -> Result<Tensor>,
+) -> (Tensor, Vec<Option<Tensor>>) {
+    let vars: Vec<Var> = inputs.iter().map(|x| Var::from_tensor(x).unwrap()).collect();
+    let tensors: Vec<Tensor> = vars.iter().map(|var| var.as_tensor().clone()).collect();
+    let y = f(&tensors).unwrap();
+    let weight = random(y.dims(), 99);
+    let grads = (&y * weight).unwrap().sum_all().unwrap().backward().unwrap();
+    (y.detach(), vars.iter().map(|var| grads.get(var).cloned()).collect())
+}
+
+fn assert_close(got: &Tensor, expected: &Tensor, what: &str) {
+    assert_eq!((got.dims(), got.dtype()), (expected.dims(), expected.dtype()), "{what}");
+    let flat = |x: &Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    for (a, b) in flat(got).into_iter().zip(flat(expected)) {
+        assert!((a - b).abs() < 2e-5 * (1.0 + b.abs()), "{what}: {a} vs {b}");
+    }
+}
+
+fn same(
+    what: &str,
+    inputs: &[Tensor],
+    device: impl Fn(&[Tensor]) -> Result<Tensor>,
+    fused: impl Fn(&[Tensor]) -> Result<Tensor>,
+) {
+    let ((y, dx), (expected, expected_dx)) = (graded(inputs, device), graded(inputs, fused));
+    assert_close(&y, &expected, what);
+    for (n, (got, expected)) in dx.iter().zip(&expected_dx).enumerate() {
+        let (Some(got), Some(expected)) = (got, expected) else {
+            panic!("{what}: no gradient of input {n}");
+        };
+        assert_close(got, expected, &format!("{what}, gradient of input {n}"));
+    }
+}
+
+#[test]
+fn ops_of_devices_are_the_fused_ops() {
+    let x = [random(&[2, 3, 8], 1)];
+    let norm = random(&[8], 2);
+    same(
+        "rms_norm",
+        &x,
+        |x| super::rms_norm(&x[0], &norm, 1e-5),
+        |x| fused::rms_norm(&x[0], &norm, 1e-5),
+    );
+    let dense = random(&[6, 8], 3);
+    let weight = Weight::Dense(dense.clone());
+    same(
+        "frozen_linear",
+        &x,
+        |x| super::frozen_linear(&x[0], &dense),
+        |x| fused::frozen_linear(&x[0], &weight, None),
+    );
+    for runs in [1, 2] {
+        let angles: Vec<f64> = (0..runs * 3 * 2).map(|i| 0.3 * i as f64).collect();
+        let rotation = Rotation::from_angles(&angles, runs, 3).unwrap();
+        for rotation in [None, Some(&rotation)] {
+            same(
+                "split_heads",
+                &x,
+                |x| super::split_heads(&x[0], 4, rotation)?.contiguous(),
+                |x| fused::split_heads(&x[0], 4, rotation),
+            );
+        }
+    }
+    let [gate, up] = [4, 5].map(|seed| Weight::Dense(random(&[7, 8], seed)));
+    let down = Weight::Dense(random(&[8, 7], 6));
+    let weights = MlpWeights { norm, gate, up, down, rms_norm_eps: 1e-5 };
+    same("mlp", &x, |x| super::mlp(&x[0], &weights), |x| fused::mlp(&x[0], &weights));
+    for dropout in [None, Some(Dropout { rate: 0.5, seed: 1, stream: 2 })] {
+        let inputs = [x[0].clone(), random(&[2, 8], 7), random(&[6, 2], 8)];
+        let lora = |x: &[Tensor]| Lora { a: x[1].clone(), b: x[2].clone(), scale: 2.0, dropout };
+        same(
+            "low_rank_linear",
+            &inputs,
+            |x| super::low_rank_linear(&x[0], &dense, &lora(x)),
+            |x| fused::low_rank_linear(&x[0], &weight, &lora(x)),
+        );
+    }
+}
+
+#[test]
+fn without_a_gradient_to_come_there_is_no_graph() {
+    let (x, norm) = (random(&[2, 8], 1), random(&[8], 2));
+    assert!(!super::rms_norm(&x, &norm, 1e-5).unwrap().track_op());
+}

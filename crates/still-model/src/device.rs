@@ -1,0 +1,67 @@
+//! Devices by name.
+
+use candle_core::Device;
+
+use crate::error::{ModelError, Result};
+
+/// `cpu`, `cuda` (the first GPU) or `cuda:N`.
+///
+/// A CUDA device has one stream of its own; all that is made with it must be used through it alone.
+///
+/// # Errors
+/// Another name; a device that this machine or this build does not have.
+pub fn device(name: &str) -> Result<Device> {
+    if name == "cpu" {
+        return Ok(Device::Cpu);
+    }
+    let ordinal = match name.strip_prefix("cuda") {
+        Some("") => Some(0),
+        Some(rest) => rest.strip_prefix(':').and_then(|n| n.parse().ok()),
+        None => None,
+    };
+    match ordinal {
+        Some(ordinal) => cuda(name, ordinal),
+        None => Err(ModelError::NotFound {
+            what: format!("no device is called {name:?}"),
+            hint: "use cpu, cuda or cuda:N".into(),
+        }),
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn cuda(name: &str, ordinal: usize) -> Result<Device> {
+    let device = Device::new_cuda_with_stream(ordinal).map_err(|error| ModelError::NotFound {
+        what: format!("the device {name} does not answer: {error}"),
+        hint:
+            "`nvidia-smi` lists the GPUs that the driver sees; CUDA_VISIBLE_DEVICES may hide them"
+                .into(),
+    })?;
+    // SAFETY: everything runs on this device's one stream, in order: no other stream has to be told.
+    unsafe { device.as_cuda_device()?.disable_event_tracking() };
+    Ok(device)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda(name: &str, _: usize) -> Result<Device> {
+    Err(ModelError::NotFound {
+        what: format!("this program was built without CUDA, so there is no device {name}"),
+        hint: "build it with `--features cuda` (docs/cuda.md), or use --device cpu".into(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_that_is_not_there_is_an_error_that_says_so() {
+        assert!(device("cpu").unwrap().is_cpu());
+        for name in ["gpu", "cuda:x", "cuda0", "CPU", ""] {
+            assert!(device(name).unwrap_err().to_string().contains(&format!("{name:?}")));
+        }
+        #[cfg(not(feature = "cuda"))]
+        for name in ["cuda", "cuda:1"] {
+            assert!(device(name).unwrap_err().to_string().contains("without CUDA"));
+        }
+    }
+}
