@@ -1,0 +1,266 @@
+//! A model on a CUDA GPU against the same model on the CPU.
+//!
+//! Needs a GPU, and fails without one: it is built only where the feature `cuda` asks for it. It runs on a machine without
+//! Rust or the checkout.
+
+use std::cell::RefCell;
+use std::ops::ControlFlow;
+use std::sync::Mutex;
+
+use candle_core::{DType, Device, Tensor};
+use still_attention::{RowDtype, StillConfig};
+use still_model::random::{random_model, tiny_config};
+use still_model::{
+    Cache, FeatureInit, Feed, GenerateOptions, Model, ModelConfig, ModelError, Student, device,
+    generate,
+};
+
+fn gpu() -> Device {
+    device("cuda").unwrap_or_else(|error| panic!("these tests need a CUDA GPU: {error}"))
+}
+
+/// A teacher and a student of some budgets, on the CPU.
+fn models() -> [Model; 2] {
+    let config = ModelConfig {
+        hidden_size: 192,
+        intermediate_size: 256,
+        num_attention_heads: 6,
+        num_key_value_heads: 2,
+        head_dim: 64,
+        max_position_embeddings: 4096,
+        ..tiny_config()
+    };
+    let teacher = random_model(config.clone(), 3).unwrap();
+    let mut still = StillConfig::uniform(config.num_hidden_layers, config.geometry(), 64, 4);
+    still.budgets = vec![vec![4, 0], vec![64, 7]];
+    let student = Student::init(still, &config, FeatureInit::Normal, 3).unwrap();
+    [teacher.clone(), teacher.with_student(student)]
+}
+
+/// The same on both sides, in f32.
+fn pairs() -> Vec<[Model; 2]> {
+    let device = gpu();
+    let pair = |model: Model| {
+        let there = model.to_device(&device, DType::F32).unwrap();
+        [model, there]
+    };
+    models().map(pair).into()
+}
+
+fn ids(tokens: usize, seed: u64) -> Vec<u32> {
+    (0..tokens as u64).map(|i| (((i + seed) * 2_654_435_761) >> 7) as u32 % 256).collect()
+}
+
+fn cache(model: &Model, batch: usize) -> Cache {
+    model.new_cache(batch, RowDtype::F32).unwrap()
+}
+
+fn flat(tensor: &Tensor) -> Vec<f32> {
+    tensor.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+fn relative_rms(got: &[f32], expected: &[f32]) -> f64 {
+    assert_eq!(got.len(), expected.len(), "lengths differ");
+    assert!(got.iter().all(|x| x.is_finite()), "a value is not finite");
+    let wide = |x: f32| f64::from(x);
+    let error: f64 = got.iter().zip(expected).map(|(&a, &b)| (wide(a) - wide(b)).powi(2)).sum();
+    let size: f64 = expected.iter().map(|&x| wide(x).powi(2)).sum();
+    (error / size).sqrt()
+}
+
+fn assert_close(got: &[f32], expected: &[f32], case: &str) {
+    let error = relative_rms(got, expected);
+    assert!(error <= 1e-3, "{case}: relative RMS {error:e}");
+}
+
+/// Feeds one token after the other to every sequence of both, and compares all logits.
+fn decode_both([a, b]: [(&Model, &mut Cache); 2], tokens: &[Vec<u32>], case: &str) {
+    let (mut got, mut expected) = (Vec::new(), Vec::new());
+    for ids in tokens {
+        expected.extend_from_slice(a.0.decode(ids, a.1).unwrap());
+        got.extend_from_slice(b.0.decode(ids, b.1).unwrap());
+    }
+    assert_close(&got, &expected, case);
+}
+
+/// So many tokens for each of `batch` sequences, by step.
+fn steps(tokens: usize, batch: usize, seed: u64) -> Vec<Vec<u32>> {
+    (0..tokens).map(|n| ids(batch, seed + (n * batch) as u64)).collect()
+}
+
+#[test]
+fn greedy_generation_is_the_same() {
+    for models in pairs() {
+        for prompt in [1, 64, 150] {
+            let options = GenerateOptions { max_new_tokens: 140, ..GenerateOptions::default() };
+            let [expected, got] = models.each_ref().map(|model| {
+                let mut cache = cache(model, 1);
+                let on_text = &mut |_: &str| ControlFlow::Continue(());
+                let text = generate(model, &ids(prompt, 9), &mut cache, &options, on_text).unwrap();
+                (text.ids, cache.position(0))
+            });
+            assert!(got.0.len() > 10);
+            assert_eq!(got, expected, "after {prompt} tokens");
+        }
+    }
+}
+
+#[test]
+fn sequences_of_different_lengths_decode_together() {
+    for [cpu, gpu] in pairs() {
+        let lengths = [150, 1, 64, 97];
+        let sequences = [0, 1, 2, 3].map(|seed| ids(150, 20 + seed));
+        let batch = |model: &Model| {
+            let ids: Vec<u32> = sequences.concat();
+            Tensor::from_vec(ids, (4, 150), model.decoder.device()).unwrap()
+        };
+        let (mut on_cpu, mut on_gpu) = (cache(&cpu, 4), cache(&gpu, 4));
+        let expected = cpu.forward(&batch(&cpu), &mut on_cpu, Some(&lengths)).unwrap();
+        let got = gpu.forward(&batch(&gpu), &mut on_gpu, Some(&lengths)).unwrap();
+        for (sequence, &length) in lengths.iter().enumerate() {
+            let own = |x: &Tensor| flat(&x.get(sequence).unwrap().narrow(0, 0, length).unwrap());
+            assert_close(&own(&got), &own(&expected), "hidden states");
+        }
+        let both = [(&cpu, &mut on_cpu), (&gpu, &mut on_gpu)];
+        decode_both(both, &steps(140, 4, 50), "decoded together");
+    }
+}
+
+/// Long enough for the store to move under the graph, which is then captured anew.
+#[test]
+fn a_long_generation() {
+    for [cpu, gpu] in pairs() {
+        let (mut on_cpu, mut on_gpu) = (cache(&cpu, 1), cache(&gpu, 1));
+        for (model, cache) in [(&cpu, &mut on_cpu), (&gpu, &mut on_gpu)] {
+            model.prefill(&ids(130, 1), cache).unwrap();
+        }
+        let before = on_gpu.size_bytes();
+        let both = [(&cpu, &mut on_cpu), (&gpu, &mut on_gpu)];
+        decode_both(both, &steps(1300, 1, 60), "1300 tokens");
+        assert!(on_gpu.size_bytes() > before);
+    }
+}
+
+/// As a conversation goes: read, decode, read on, decode; and a copy that takes another way.
+#[test]
+fn turns_and_copies() {
+    for [cpu, gpu] in pairs() {
+        let (mut on_cpu, mut on_gpu) = (cache(&cpu, 1), cache(&gpu, 1));
+        for turn in 0..3 {
+            let [expected, got] =
+                [(&cpu, &mut on_cpu), (&gpu, &mut on_gpu)].map(|(model, cache)| {
+                    let hidden = model.prefill(&ids(70, turn), cache).unwrap();
+                    flat(&model.logits(&hidden).unwrap())
+                });
+            assert_close(&got, &expected, "a prompt's logits");
+            let (mut copy_on_cpu, mut copy_on_gpu) = (on_cpu.clone(), on_gpu.clone());
+            let both = [(&cpu, &mut on_cpu), (&gpu, &mut on_gpu)];
+            decode_both(both, &steps(40, 1, 70 + turn), "an answer");
+            let both = [(&cpu, &mut copy_on_cpu), (&gpu, &mut copy_on_gpu)];
+            decode_both(both, &steps(70, 1, 80 + turn), "a copy's answer");
+        }
+        // Another model of the same kind must not run by the weights of the one whose step was captured.
+        let other = random_model(cpu.config().clone(), 4).unwrap();
+        let other = Model { student: cpu.student.clone(), ..other };
+        let there = other.to_device(gpu.decoder.device(), DType::F32).unwrap();
+        let both = [(&other, &mut on_cpu), (&there, &mut on_gpu)];
+        decode_both(both, &steps(3, 1, 90), "another model");
+    }
+}
+
+#[test]
+fn blocks_of_a_long_read_come_in_order() {
+    for [cpu, gpu] in pairs() {
+        let ids = ids(1500, 5);
+        let expected = Mutex::new(vec![Vec::new(); ids.len()]);
+        let read = cpu.read(&ids, &mut cache(&cpu, 1), |start, hidden| {
+            for (n, row) in hidden.to_vec2::<f32>()?.into_iter().enumerate() {
+                expected.lock().unwrap()[start + n] = row;
+            }
+            Ok::<_, ModelError>(())
+        });
+        read.unwrap();
+        let got = Mutex::new(Vec::new());
+        let read = gpu.read(&ids, &mut cache(&gpu, 1), |start, hidden| {
+            let mut got = got.lock().unwrap();
+            assert_eq!(start, got.len());
+            got.extend(hidden.to_vec2::<f32>()?);
+            Ok::<_, ModelError>(())
+        });
+        read.unwrap();
+        let (got, expected) = (got.into_inner().unwrap(), expected.into_inner().unwrap());
+        assert_close(&got.concat(), &expected.concat(), "hidden states");
+    }
+}
+
+#[test]
+fn feeds_that_share_products_are_as_alone() {
+    for [cpu, gpu] in pairs() {
+        let sequences = [ids(300, 0), ids(7, 1), ids(1, 2), ids(200, 3)];
+        let [expected, got] = [&cpu, &gpu].map(|model| {
+            let mut caches = vec![cache(model, 1); sequences.len()];
+            let all = RefCell::new(vec![Vec::new(); sequences.len()]);
+            // The second time, each goes on from what it has.
+            for cut in [0, 1] {
+                let mut feeds: Vec<Feed<'_>> = sequences
+                    .iter()
+                    .zip(&mut caches)
+                    .map(|(ids, cache)| {
+                        let middle = ids.len() * 9 / 10;
+                        let ids = if cut == 0 { &ids[..middle] } else { &ids[middle..] };
+                        Feed { ids, cache }
+                    })
+                    .collect();
+                let read = model.read_packed(&mut feeds, |feed, _, hidden| {
+                    all.borrow_mut()[feed].extend(flat(&hidden));
+                    Ok::<_, ModelError>(())
+                });
+                read.unwrap();
+            }
+            all.into_inner().concat()
+        });
+        assert_close(&got, &expected, "packed");
+    }
+}
+
+#[test]
+fn bf16_is_near() {
+    let device = gpu();
+    for cpu in models() {
+        let gpu = cpu.to_device(&device, DType::BF16).unwrap();
+        let mut on_gpu = gpu.new_cache(1, RowDtype::Bf16).unwrap();
+        let mut on_cpu = cache(&cpu, 1);
+        let (mut got, mut expected) = (Vec::new(), Vec::new());
+        for (model, cache, to) in
+            [(&cpu, &mut on_cpu, &mut expected), (&gpu, &mut on_gpu, &mut got)]
+        {
+            let hidden = model.prefill(&ids(200, 7), cache).unwrap();
+            to.extend(flat(&model.logits(&hidden).unwrap()));
+            for ids in steps(100, 1, 8) {
+                to.extend_from_slice(model.decode(&ids, cache).unwrap());
+            }
+        }
+        let error = relative_rms(&got, &expected);
+        println!("bf16: {error:.1e}");
+        assert!(error <= 0.1, "relative RMS {error:e}");
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_named() {
+    for [cpu, gpu] in pairs() {
+        let error = gpu.new_cache(1, RowDtype::Bf16).unwrap_err();
+        assert!(error.to_string().contains("Bf16 rows"), "{error}");
+        assert!(error.hint().unwrap().contains("f32"));
+        let mut elsewhere = cache(&cpu, 1);
+        let error = gpu.decode(&[1], &mut elsewhere).unwrap_err().to_string();
+        assert!(error.contains("another device"), "{error}");
+        let mut elsewhere = cache(&gpu, 1);
+        let error = cpu.decode(&[1], &mut elsewhere).unwrap_err().to_string();
+        assert!(error.contains("another device"), "{error}");
+        let vocab = gpu.config().vocab_size as u32;
+        assert!(gpu.decode(&[vocab], &mut elsewhere).is_err());
+        assert!(gpu.decode(&[1, 2], &mut elsewhere).is_err());
+        assert_eq!(elsewhere.position(0), 0);
+    }
+}
