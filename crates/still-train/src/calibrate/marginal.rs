@@ -53,7 +53,11 @@ pub(super) fn losses(
         let last = Var::from_tensor(&x)?;
         let normed = decoder.final_norm(&last)?;
         let hidden = normed.detach().squeeze(0)?;
-        let (loss, gradient) = vocabulary_loss(&hidden, &lm_head, Target::NextToken(window), None)?;
+        // Of the sum over predictions, not their mean.
+        let count = window.len() - 1;
+        let target = Target::NextToken(window);
+        let (loss, gradient) = vocabulary_loss(&hidden, &lm_head, target, None, count as f64)?;
+        let loss = loss.value()?;
         if !loss.is_finite() {
             return Err(TrainError::NotFinite {
                 stage: "calibration",
@@ -62,11 +66,10 @@ pub(super) fn losses(
                 value: loss,
             });
         }
-        // Of the sum over predictions, not their mean.
-        let count = window.len() - 1;
-        let gradient = (gradient.unsqueeze(0)? * count as f64)?;
         predictions += count;
-        let Some(mut upstream) = pull_back(&normed, &gradient)?.backward()?.remove(&last) else {
+        let Some(mut upstream) =
+            pull_back(&normed, &gradient.unsqueeze(0)?)?.backward()?.remove(&last)
+        else {
             continue;
         };
         let layers = decoder.layers.iter().zip(&student.layers).zip(&mut losses);
