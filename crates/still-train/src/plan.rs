@@ -169,7 +169,7 @@ impl<'a> Sizes<'a> {
             let (out, inner) = weight.dims2()?;
             Ok(if matches!(weight, Weight::Packed(_)) { out * inner * F32 } else { 0 })
         };
-        let value = decoder.norm.dtype().size_in_bytes();
+        let value = decoder.dtype().size_in_bytes();
         let mut weights = decoder.embed_tokens.size_bytes() + decoder.norm.elem_count() * value;
         if !decoder.config.tie_word_embeddings {
             weights += decoder.lm_head.size_bytes();

@@ -246,6 +246,7 @@ fn a_run_on_a_device_does_not_go_on_elsewhere() {
 #[test]
 fn evaluations_measure_what_the_cpu_measures() {
     let recipe = recipe(&[
+        "attention.router=self_saliency",
         "evaluation.every=3",
         "evaluation.windows=2",
         "evaluation.keep_best=true",

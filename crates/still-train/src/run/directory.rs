@@ -27,7 +27,7 @@ pub(super) fn fingerprint(model: &Model, recipe: &Recipe, windows: &Windows) -> 
     hasher.update(model.base.sha256()?);
     let decoder = &model.decoder;
     if !decoder.device().is_cpu() {
-        hasher.update(format!("on a device in {}", decoder.norm.dtype().as_str()));
+        hasher.update(format!("on a device in {}", decoder.dtype().as_str()));
     }
     Ok(format!("{:x}", hasher.finalize()))
 }

@@ -115,7 +115,7 @@ pub fn linearize_windows(
         student = with_saved_values(&student, &best)?;
     }
     // What a checkpoint gave, or no stage had, is on the CPU yet.
-    student = student.map_tensors(|_, tensor| Ok(tensor.to_device(model.decoder.device())?))?;
+    student = student.to_device(model.device())?;
     student.recipe = serde_json::to_value(recipe).ok();
     Ok(model.with_student(student))
 }
