@@ -11,6 +11,8 @@ mod dense;
 mod error;
 mod feature_map;
 mod hybrid;
+#[cfg(any(test, feature = "cuda"))]
+mod linear_branch;
 pub mod naive;
 mod real;
 pub mod router;

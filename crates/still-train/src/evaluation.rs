@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use candle_core::DType;
 use serde::{Deserialize, Serialize};
 use still_attention::RowDtype;
 use still_eval::{
@@ -90,7 +91,7 @@ impl<'a> Evaluator<'a> {
         let passkey_recall =
             self.prompts.as_ref().map(|prompts| recall(model, prompts)).transpose()?;
         let repeated_nll = (self.repeated_text > 0)
-            .then(|| repeated_text_nll(model, self.repeated_text, self.seed, RowDtype::F32))
+            .then(|| repeated_text_nll(model, self.repeated_text, self.seed, rows(model)))
             .transpose()?;
         Ok(Evaluation {
             stage,
@@ -108,7 +109,7 @@ impl<'a> Evaluator<'a> {
         let (mut sum, mut tokens) = (0.0, 0);
         for window in self.heldout {
             let (ids, length) = (window.ids(), window.len());
-            let nll = evaluate_windows(model, ids, length, 1, RowDtype::F32, &|_| {})?;
+            let nll = evaluate_windows(model, ids, length, 1, rows(model), &|_| {})?;
             sum += nll.mean() * nll.tokens() as f64;
             tokens += nll.tokens();
         }
@@ -116,7 +117,15 @@ impl<'a> Evaluator<'a> {
     }
 }
 
+/// Exact rows as the model computes them: a device's caches have no others.
+fn rows(model: &Model) -> RowDtype {
+    match model.decoder.dtype() {
+        DType::BF16 => RowDtype::Bf16,
+        _ => RowDtype::F32,
+    }
+}
+
 fn recall(model: &Model, prompts: &PasskeyPrompts) -> Result<f64> {
-    let options = LongContextOptions { marks: Vec::new(), decode_steps: 0, rows: RowDtype::F32 };
+    let options = LongContextOptions { marks: Vec::new(), decode_steps: 0, rows: rows(model) };
     Ok(long_context(model, prompts, &options, &|_| {})?.recall())
 }

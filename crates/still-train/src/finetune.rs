@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use candle_core::{Tensor, Var};
-use still_attention::hybrid_attention;
+use still_attention::{dense_attention, hybrid_attention};
 use still_model::decoder::ops::pull_back;
 use still_model::{DecoderLayer, Dropout, Model, Rotation, Student, StudentLayer};
 
@@ -14,6 +14,7 @@ use crate::metrics::{Stage, StepReport};
 use crate::optimizer::AdamW;
 use crate::parameters::{Accumulator, detached, is_attention, trainable};
 use crate::recipe::{FinetuneRecipe, GuardRecipe, Objective};
+use crate::scalar::{Scalar, read};
 use crate::update::Updates;
 
 /// The stage and its optimizer.
@@ -22,7 +23,7 @@ pub struct FinetuneStage {
     teacher: Model,
     student: Student,
     updates: Updates,
-    /// `[vocab, E]` f32: widened once, as the loss reads it twice a step.
+    /// `[vocab, E]`, in the dtype of activations: widened once, as the loss reads it twice a step.
     lm_head: Tensor,
     objective: Objective,
     recompute: bool,
@@ -54,7 +55,8 @@ impl FinetuneStage {
             student.add_lora(model.config(), recipe.lora.clone(), seed)?;
         }
         let attention = recipe.train_attention && student.config.branches.linear;
-        let (student, parameters) = trainable(&student, |name| attention || !is_attention(name))?;
+        let wanted = |name: &str| attention || !is_attention(name);
+        let (student, parameters) = trainable(&student, model.decoder.device(), wanted)?;
         let optimizer = AdamW::new(recipe.optimizer, parameters, recipe.steps)?;
         Ok(Self {
             teacher: model.teacher(),
@@ -108,13 +110,19 @@ impl FinetuneStage {
         teacher_hidden: Option<&[Tensor]>,
     ) -> Result<(f64, Accumulator)> {
         let mut gradients = Accumulator::new(self.updates.optimizer.parameters());
-        let mut loss = 0.0;
+        let (mut losses, mut losses_shares) = (Vec::new(), Vec::new());
         let segments = shares(windows, |segment| segment.predictions(self.objective));
         for (i, (segment, share)) in segments.into_iter().enumerate() {
             if share > 0.0 {
                 let hidden = teacher_hidden.map(|hidden| &hidden[i]);
-                loss += share * self.segment(i, segment, hidden, share, &mut gradients)?;
+                losses.push(self.segment(i, segment, hidden, share, &mut gradients)?);
+                losses_shares.push(share);
             }
+        }
+        let mut loss = 0.0;
+        for (of_segment, share) in read(&losses)?.into_iter().zip(losses_shares) {
+            self.updates.check_loss(of_segment)?;
+            loss += share * of_segment;
         }
         Ok((loss, gradients))
     }
@@ -127,7 +135,7 @@ impl FinetuneStage {
         teacher_hidden: Option<&Tensor>,
         share: f64,
         gradients: &mut Accumulator,
-    ) -> Result<f64> {
+    ) -> Result<Scalar> {
         let decoder = &self.teacher.decoder;
         let rotation = decoder.rotation(0, ids.len())?;
         let batch = Tensor::new(ids, decoder.device())?.unsqueeze(0)?;
@@ -158,8 +166,8 @@ impl FinetuneStage {
             (Some(teacher), _) => Target::Teacher(teacher),
             (None, _) => Target::NextToken(ids),
         };
-        let (loss, d_hidden) = vocabulary_loss(&student_hidden, &self.lm_head, target, counted)?;
-        self.updates.check_loss(loss)?;
+        let (loss, d_hidden) =
+            vocabulary_loss(&student_hidden, &self.lm_head, target, counted, share)?;
         let grads = pull_back(&normed, &d_hidden.unsqueeze(0)?)?.backward()?;
         let mut upstream = match grads.get(&last) {
             Some(grad) => grad.clone(),
@@ -177,7 +185,7 @@ impl FinetuneStage {
                 }
             };
             let grads = pull_back(&output, &upstream)?.backward()?;
-            gradients.add(self.updates.optimizer.parameters(), &grads, share)?;
+            gradients.add(self.updates.optimizer.parameters(), &grads)?;
             if let Some(grad) = grads.get(&tape.input) {
                 upstream = grad.clone();
             }
@@ -208,9 +216,15 @@ impl FinetuneStage {
     /// # Errors
     /// An id outside the vocabulary.
     pub fn teacher_hidden(&self, ids: &[u32]) -> Result<Tensor> {
-        let mut cache = self.teacher.new_cache(1, still_attention::RowDtype::F32)?;
-        let ids = Tensor::new(ids, self.teacher.decoder.device())?.unsqueeze(0)?;
-        Ok(self.teacher.forward(&ids, &mut cache, None)?.squeeze(0)?)
+        let decoder = &self.teacher.decoder;
+        let rotation = decoder.rotation(0, ids.len())?;
+        let mut x = decoder.embed(&Tensor::new(ids, decoder.device())?.unsqueeze(0)?)?;
+        for layer in &decoder.layers {
+            let inputs = layer.attention_inputs(&x, &rotation, None)?;
+            let attention = dense_attention(&inputs.q, &inputs.k, &inputs.v)?;
+            x = layer.finish(&x, &attention, None)?;
+        }
+        Ok(decoder.final_norm(&x)?.squeeze(0)?)
     }
 
     /// The student as it is now, low-rank updates unmerged.

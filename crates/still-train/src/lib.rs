@@ -7,6 +7,7 @@ mod error;
 mod evaluation;
 mod exact;
 mod finetune;
+mod flat;
 #[cfg(test)]
 mod gradient_check;
 mod loss;
@@ -16,6 +17,7 @@ mod parameters;
 mod plan;
 mod recipe;
 mod run;
+mod scalar;
 mod schedule;
 mod spikes;
 mod transfer;
@@ -37,5 +39,6 @@ pub use recipe::{
     FinetuneRecipe, GuardRecipe, LossOn, Objective, Recipe, TransferLoss, TransferRecipe,
 };
 pub use run::{linearize, linearize_windows};
+pub use scalar::Scalar;
 pub use schedule::Schedule;
 pub use transfer::{TransferStage, TransferStep};

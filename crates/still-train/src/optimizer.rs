@@ -6,6 +6,7 @@ use candle_core::{Tensor, Var};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, TrainError};
+use crate::flat::{Flat, Run, joined, sums_of_squares};
 use crate::schedule::{Plateau, Schedule};
 
 /// Settings of AdamW (Loshchilov and Hutter 2019) and its schedule.
@@ -97,8 +98,12 @@ pub type Parameters = Vec<(String, Var)>;
 pub struct AdamW {
     config: AdamWConfig,
     parameters: Parameters,
-    /// First and second moments.
-    moments: Vec<(Tensor, Tensor)>,
+    /// Where each parameter's moments are.
+    flat: Flat,
+    /// First moments of all parameters, `[values]` f32.
+    m: Tensor,
+    /// Second moments.
+    v: Tensor,
     /// Steps of the schedule.
     step: usize,
     /// Those among them that were not taken.
@@ -113,11 +118,10 @@ impl AdamW {
     /// # Errors
     /// An error of the tensor library.
     pub fn new(config: AdamWConfig, parameters: Parameters, total: usize) -> Result<Self> {
-        let zeros =
-            |var: &Var| -> Result<(Tensor, Tensor)> { Ok((var.zeros_like()?, var.zeros_like()?)) };
-        let moments = parameters.iter().map(|(_, var)| zeros(var)).collect::<Result<_>>()?;
+        let flat = Flat::new(&parameters);
+        let (m, v) = (flat.zeros(&parameters)?, flat.zeros(&parameters)?);
         let plateau = Plateau::default();
-        Ok(Self { config, parameters, moments, step: 0, skipped: 0, total, plateau })
+        Ok(Self { config, parameters, flat, m, v, step: 0, skipped: 0, total, plateau })
     }
 
     /// Steps so far, skipped ones included.
@@ -148,19 +152,26 @@ impl AdamW {
     /// # Errors
     /// [`TrainError::NotFinite`] if the norm is not a number; nothing has changed then.
     pub fn step(&mut self, stage: &'static str, grads: &[Option<Tensor>]) -> Result<f64> {
-        let norm = self.norm(stage, grads)?;
-        self.apply(grads, norm)?;
+        let runs = self.runs(grads)?;
+        let norm = self.norm(stage, &runs)?;
+        self.apply(&runs, norm)?;
         Ok(norm)
+    }
+
+    /// Gradients, one of each parameter or none, as [`AdamW::norm`] and [`AdamW::apply`] take them.
+    pub(crate) fn runs(&self, grads: &[Option<Tensor>]) -> Result<Vec<Run>> {
+        Ok(self.flat.runs(grads)?)
     }
 
     /// Global norm of the gradients.
     ///
     /// # Errors
     /// [`TrainError::NotFinite`] if it is not a number.
-    pub(crate) fn norm(&self, stage: &'static str, grads: &[Option<Tensor>]) -> Result<f64> {
+    pub(crate) fn norm(&self, stage: &'static str, grads: &[Run]) -> Result<f64> {
         let mut squares = 0.0;
-        for grad in grads.iter().flatten() {
-            squares += f64::from(grad.sqr()?.sum_all()?.to_scalar::<f32>()?);
+        for run in grads {
+            let sums = sums_of_squares(&run.gradient)?.to_vec1::<f32>()?;
+            squares += sums.into_iter().map(f64::from).sum::<f64>();
         }
         let norm = squares.sqrt();
         if norm.is_finite() {
@@ -175,7 +186,7 @@ impl AdamW {
     }
 
     /// The step along gradients of this norm.
-    pub(crate) fn apply(&mut self, grads: &[Option<Tensor>], norm: f64) -> Result<()> {
+    pub(crate) fn apply(&mut self, grads: &[Run], norm: f64) -> Result<()> {
         let AdamWConfig { beta1, beta2, eps, weight_decay, clip, .. } = self.config;
         let scale = if norm > clip { clip / norm } else { 1.0 };
         let lr = self.lr();
@@ -183,15 +194,27 @@ impl AdamW {
         let taken = (self.step - self.skipped) as i32;
         let correct1 = 1.0 - beta1.powi(taken);
         let correct2 = 1.0 - beta2.powi(taken);
-        for (((_, var), (m, v)), grad) in self.parameters.iter().zip(&mut self.moments).zip(grads) {
-            let Some(grad) = grad else { continue };
-            let grad = (grad * scale)?;
-            *m = ((&*m * beta1)? + (&grad * (1.0 - beta1))?)?;
-            *v = ((&*v * beta2)? + (grad.sqr()? * (1.0 - beta2))?)?;
-            let denominator = ((&*v / correct2)?.sqrt()? + eps)?;
-            let update = ((&*m / correct1)? / denominator)?;
-            let decayed = (var.as_tensor() * (1.0 - lr * weight_decay))?;
-            var.set(&(decayed - (update * lr)?)?)?;
+        for Run { parameters, gradient } in grads {
+            let range = self.flat.range(parameters);
+            let part = |all: &Tensor| all.narrow(0, range.start, range.len());
+            let grad = (gradient * scale)?;
+            let m = ((part(&self.m)? * beta1)? + (&grad * (1.0 - beta1))?)?;
+            let v = ((part(&self.v)? * beta2)? + (grad.sqr()? * (1.0 - beta2))?)?;
+            let denominator = ((&v / correct2)?.sqrt()? + eps)?;
+            let update = ((&m / correct1)? / denominator)?;
+            let vars: Vec<&Var> =
+                self.parameters[parameters.clone()].iter().map(|(_, var)| var).collect();
+            let tensors: Vec<&Tensor> = vars.iter().map(|var| var.as_tensor()).collect();
+            let decayed = (joined(&tensors)? * (1.0 - lr * weight_decay))?;
+            let values = (decayed - (update * lr)?)?;
+            let mut start = 0;
+            for var in vars {
+                let count = var.elem_count();
+                var.set(&values.narrow(0, start, count)?.reshape(var.shape())?)?;
+                start += count;
+            }
+            self.m = self.m.slice_scatter(&m, 0, range.start)?;
+            self.v = self.v.slice_scatter(&v, 0, range.start)?;
         }
         Ok(())
     }
@@ -213,34 +236,40 @@ impl AdamW {
     }
 
     /// Moments by parameter name, `m.` and `v.` before it.
-    pub fn state(&self) -> HashMap<String, Tensor> {
-        let named = self.parameters.iter().zip(&self.moments);
-        named
-            .flat_map(|((name, _), (m, v))| {
-                [(format!("m.{name}"), m.clone()), (format!("v.{name}"), v.clone())]
-            })
-            .collect()
+    ///
+    /// # Errors
+    /// An error of the tensor library.
+    pub fn state(&self) -> Result<HashMap<String, Tensor>> {
+        let mut state = HashMap::new();
+        for (n, (name, var)) in self.parameters.iter().enumerate() {
+            for (prefix, all) in [("m", &self.m), ("v", &self.v)] {
+                state.insert(format!("{prefix}.{name}"), self.flat.of(n, all, var.shape())?);
+            }
+        }
+        Ok(state)
     }
 
     /// Goes on from saved moments, after `step` steps of which `skipped` were not taken.
     ///
     /// # Errors
-    /// The name of a moment that is missing or of another shape.
+    /// `foreign` of the name of a moment that is missing or of another shape.
     pub(crate) fn restore(
         &mut self,
         (step, skipped): (usize, usize),
         plateau: Plateau,
         state: &HashMap<String, Tensor>,
-    ) -> std::result::Result<(), String> {
-        for ((name, var), (m, v)) in self.parameters.iter().zip(&mut self.moments) {
-            for (prefix, moment) in [("m", m), ("v", v)] {
+        foreign: impl Fn(&str) -> TrainError,
+    ) -> Result<()> {
+        let moments = |prefix: &str| {
+            let moment = |(name, var): &(String, Var)| {
                 let key = format!("{prefix}.{name}");
-                match state.get(&key) {
-                    Some(saved) if saved.dims() == var.dims() => *moment = saved.clone(),
-                    _ => return Err(key),
-                }
-            }
-        }
+                let saved = state.get(&key).filter(|saved| saved.dims() == var.dims());
+                saved.ok_or_else(|| foreign(&key))
+            };
+            self.parameters.iter().map(moment).collect::<Result<Vec<_>>>()
+        };
+        let (m, v) = (joined(&moments("m")?)?, joined(&moments("v")?)?);
+        (self.m, self.v) = (m.to_device(self.m.device())?, v.to_device(self.v.device())?);
         (self.step, self.skipped, self.plateau) = (step, skipped.min(step), plateau);
         Ok(())
     }

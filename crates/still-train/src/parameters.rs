@@ -1,23 +1,25 @@
 //! A student whose learned tensors are variables.
 
 use candle_core::backprop::GradStore;
-use candle_core::{Tensor, Var};
+use candle_core::{Device, Tensor, Var};
 use still_model::Student;
 
 use crate::error::Result;
 use crate::optimizer::Parameters;
 
-/// Makes variables of the tensors that `wanted` names; the returned student runs on them.
+/// Makes variables on `device` of the tensors that `wanted` names; the returned student runs on them, there.
 pub(crate) fn trainable(
     student: &Student,
+    device: &Device,
     wanted: impl Fn(&str) -> bool,
 ) -> Result<(Student, Parameters)> {
     let mut parameters = Vec::new();
     let student = student.map_tensors(|name, tensor| {
+        let tensor = tensor.to_device(device)?;
         if !wanted(name) {
-            return Ok(tensor.clone());
+            return Ok(tensor);
         }
-        let var = Var::from_tensor(tensor)?;
+        let var = Var::from_tensor(&tensor)?;
         parameters.push((name.to_owned(), var.clone()));
         Ok(var.as_tensor().clone())
     })?;
@@ -45,14 +47,13 @@ impl Accumulator {
         Self { sums: vec![None; parameters.len()] }
     }
 
-    /// Adds `scale` times what a backward pass left.
-    pub fn add(&mut self, parameters: &Parameters, grads: &GradStore, scale: f64) -> Result<()> {
+    /// Adds what a backward pass left.
+    pub fn add(&mut self, parameters: &Parameters, grads: &GradStore) -> Result<()> {
         for ((_, var), sum) in parameters.iter().zip(&mut self.sums) {
             let Some(grad) = grads.get(var) else { continue };
-            let grad = (grad * scale)?;
             *sum = Some(match sum.take() {
                 Some(sum) => (sum + grad)?,
-                None => grad,
+                None => grad.clone(),
             });
         }
         Ok(())

@@ -18,7 +18,7 @@ use crate::transfer::TransferStage;
 const TIMED_TOKENS: usize = 2048;
 /// Tokens of the steps before them, which find everything cold.
 const WARMUP_TOKENS: usize = 64;
-/// Bytes of an f32.
+/// Bytes of an f32: all that is learned, and logits.
 const F32: usize = 4;
 
 /// A run, estimated.
@@ -148,6 +148,11 @@ struct Values {
 /// `Q = H·D`, `K` that of the keys.
 struct Sizes<'a> {
     config: &'a ModelConfig,
+    /// Of an activation, and of a weight that is no matrix.
+    value: usize,
+    on_cpu: bool,
+    /// Rows whose logits exist at a time.
+    block_rows: usize,
     /// Of all frozen weights, as they lie.
     weights: usize,
     /// Of the largest one, widened for a product's gradient; 0 if none is packed.
@@ -164,7 +169,8 @@ impl<'a> Sizes<'a> {
             let (out, inner) = weight.dims2()?;
             Ok(if matches!(weight, Weight::Packed(_)) { out * inner * F32 } else { 0 })
         };
-        let mut weights = decoder.embed_tokens.size_bytes() + decoder.norm.elem_count() * F32;
+        let value = decoder.dtype().size_in_bytes();
+        let mut weights = decoder.embed_tokens.size_bytes() + decoder.norm.elem_count() * value;
         if !decoder.config.tie_word_embeddings {
             weights += decoder.lm_head.size_bytes();
         }
@@ -176,10 +182,13 @@ impl<'a> Sizes<'a> {
                 weights += weight.size_bytes();
                 widened = widened.max(wide(weight)?);
             }
-            weights += (layer.input_layernorm.elem_count() + layer.mlp.norm.elem_count()) * F32;
+            weights += (layer.input_layernorm.elem_count() + layer.mlp.norm.elem_count()) * value;
         }
         Ok(Self {
             config: &decoder.config,
+            value,
+            on_cpu: decoder.device().is_cpu(),
+            block_rows: loss::block_rows(decoder.device(), decoder.config.vocab_size),
             weights,
             widened,
             head: wide(&decoder.lm_head)?,
@@ -191,7 +200,8 @@ impl<'a> Sizes<'a> {
     fn widths(&self) -> (usize, usize, usize, usize) {
         let ModelConfig { hidden_size, intermediate_size, head_dim, .. } = *self.config;
         let (q, k) = (self.config.num_attention_heads, self.config.num_key_value_heads);
-        (F32 * hidden_size, F32 * intermediate_size, F32 * q * head_dim, F32 * k * head_dim)
+        let of = |values: usize| self.value * values;
+        (of(hidden_size), of(intermediate_size), of(q * head_dim), of(k * head_dim))
     }
 
     /// The student as it came, as it is trained and as it is saved; gradient and both moments.
@@ -227,10 +237,12 @@ impl<'a> Sizes<'a> {
             Objective::CrossEntropy => 0,
             _ => 1,
         };
-        // The teacher reads the window with a cache of all its keys and values.
-        let reading = teacher * tokens * (2 * k * self.layers + 4 * e + 3 * q + 2 * k + 2 * i);
-        let block = loss::BLOCK.min(tokens) * self.config.vocab_size * F32;
-        let loss = (1 + teacher) * block + tokens * (3 + teacher) * e;
+        // The teacher reads the window a layer at a time.
+        let reading = teacher * tokens * (4 * e + 3 * q + 2 * k + 2 * i);
+        let block = self.block_rows.min(tokens) * self.config.vocab_size * F32;
+        // Logits turn into their gradient in place on the CPU alone.
+        let blocks = if self.on_cpu { 1 + teacher } else { 3 * (1 + teacher) };
+        let loss = blocks * block + tokens * (3 + teacher) * e;
         let kept = if recipe.finetune.recompute { 0 } else { graphs };
         let busiest = (graphs + backward).max(kept + reading).max(kept + loss);
         self.weights + self.head + Self::learned(values) + inputs + busiest

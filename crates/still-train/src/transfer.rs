@@ -12,6 +12,7 @@ use crate::metrics::{Stage, StepReport};
 use crate::optimizer::AdamW;
 use crate::parameters::{Accumulator, detached, is_attention, trainable};
 use crate::recipe::{GuardRecipe, TransferLoss, TransferRecipe};
+use crate::scalar::{Scalar, read};
 use crate::update::Updates;
 
 /// The stage and its optimizer. The base weights stay as they are.
@@ -44,6 +45,17 @@ pub(crate) struct TransferGradients {
     teacher_hidden: Vec<Tensor>,
 }
 
+/// A loss of one attention output of one segment.
+struct Compared {
+    layer: usize,
+    /// Whether the output is that of the linear branch alone.
+    is_linear: bool,
+    weight: f64,
+    /// The segment's share of the step.
+    share: f64,
+    loss: Scalar,
+}
+
 impl TransferGradients {
     /// Mean over the layers.
     pub fn loss(&self) -> f64 {
@@ -69,7 +81,7 @@ impl TransferStage {
                 hint: "set transfer.steps to 0".into(),
             });
         }
-        let (student, parameters) = trainable(student, is_attention)?;
+        let (student, parameters) = trainable(student, model.decoder.device(), is_attention)?;
         let optimizer = AdamW::new(recipe.optimizer, parameters, recipe.steps)?;
         Ok(Self {
             teacher: model.teacher(),
@@ -117,9 +129,7 @@ impl TransferStage {
         let decoder = &self.teacher.decoder;
         let parameters = self.updates.optimizer.parameters();
         let mut gradients = Accumulator::new(parameters);
-        let mut layer_losses = vec![0.0; decoder.layers.len()];
-        let with_branch = self.linear_branch_weight > 0.0;
-        let mut linear_losses = vec![0.0; if with_branch { decoder.layers.len() } else { 0 }];
+        let mut compared = Vec::new();
         let mut teacher_hidden = Vec::with_capacity(windows.len());
         for (segment, share) in shares(windows, |segment| segment.ids.len()) {
             let ids = Tensor::new(segment.ids, decoder.device())?.unsqueeze(0)?;
@@ -130,31 +140,47 @@ impl TransferStage {
                 let inputs = layer.attention_inputs(&x, &rotation, None)?;
                 let attention = dense_attention(&inputs.q, &inputs.k, &inputs.v)?;
                 let target = self.compared(layer, &attention)?;
-                let scale = if self.normalise { 1.0 / variance(&target)? } else { 1.0 };
-                // Loss of one attention output; adds `weight` times its gradients.
-                let mut compare = |out: &Tensor, weight: f64| -> Result<f64> {
+                let variance = self.normalise.then(|| variance(&target)).transpose()?;
+                // Notes the loss of one attention output; adds `weight` times its gradients.
+                let mut compare = |out: &Tensor, weight: f64, is_linear: bool| -> Result<()> {
                     let out = self.compared(layer, out)?;
-                    let (loss, gradient) = mean_squared_error(&out, &target)?;
-                    self.updates.check_loss(loss * scale)?;
+                    let (loss, gradient) =
+                        mean_squared_error(&out, &target, variance.as_ref(), share * weight)?;
                     let grads = pull_back(&out, &gradient)?.backward()?;
-                    gradients.add(parameters, &grads, share * weight * scale)?;
-                    Ok(loss * scale)
+                    gradients.add(parameters, &grads)?;
+                    compared.push(Compared { layer: n, is_linear, weight, share, loss });
+                    Ok(())
                 };
                 let (out, routing) = attend(student, layer, &inputs, &student.config, None)?;
-                layer_losses[n] += share * compare(&out, 1.0)?;
-                if with_branch {
+                compare(&out, 1.0, false)?;
+                if self.linear_branch_weight > 0.0 {
                     drop(out);
                     let alone = linear_alone(&student.config);
                     let (out, _) = attend(student, layer, &inputs, &alone, Some(&routing))?;
-                    let loss = compare(&out, self.linear_branch_weight)?;
-                    linear_losses[n] += share * loss;
-                    layer_losses[n] += share * self.linear_branch_weight * loss;
+                    compare(&out, self.linear_branch_weight, true)?;
                 }
                 x = layer.finish(&x, &attention, None)?;
             }
             teacher_hidden.push(decoder.final_norm(&x)?.squeeze(0)?);
         }
+        let (layer_losses, linear_losses) = self.losses(&compared)?;
         Ok(TransferGradients { gradients, layer_losses, linear_losses, teacher_hidden })
+    }
+
+    /// Of each layer: all that is minimised, and the linear branch alone.
+    fn losses(&self, compared: &[Compared]) -> Result<(Vec<f64>, Vec<f64>)> {
+        let layers = self.teacher.decoder.layers.len();
+        let mut all = vec![0.0; layers];
+        let mut linear = vec![0.0; if self.linear_branch_weight > 0.0 { layers } else { 0 }];
+        let losses: Vec<Scalar> = compared.iter().map(|compared| compared.loss.clone()).collect();
+        for (compared, loss) in compared.iter().zip(read(&losses)?) {
+            self.updates.check_loss(loss)?;
+            all[compared.layer] += compared.share * compared.weight * loss;
+            if compared.is_linear {
+                linear[compared.layer] += compared.share * loss;
+            }
+        }
+        Ok((all, linear))
     }
 
     /// What the loss compares of an attention output `[B, H, N, D]`: itself, or `[B, N, E]` after `o_proj`.

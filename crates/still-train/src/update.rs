@@ -55,7 +55,7 @@ impl Updates {
     /// [`TrainError::NotFinite`]; nothing has changed then.
     pub fn update(&mut self, loss: f64, gradients: Accumulator) -> Result<Update> {
         self.check_loss(loss)?;
-        let gradients = gradients.into_gradients();
+        let gradients = self.optimizer.runs(&gradients.into_gradients())?;
         let lr = self.optimizer.lr();
         let grad_norm = self.optimizer.norm(self.stage.name(), &gradients)?;
         let skipped = self.spikes.refuses(&self.guard, loss, grad_norm);

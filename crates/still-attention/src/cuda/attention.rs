@@ -12,11 +12,15 @@ use candle_core::{
     Storage, Tensor, bail,
 };
 
+use still_kernels::CHUNK;
+
 use super::backward::backward;
 use super::forward::{Operands, Saved, forward};
 use super::launch::{rows_aligned, shape};
 use super::routing::DeviceRouting;
+use super::support::LINEAR_ALONE;
 use crate::hybrid::{HybridOutput, OP, check_given};
+use crate::linear_branch::LinearBranch;
 use crate::{AttentionError, HybridConfig, Result, Routing};
 
 /// What the operator takes, still in its graph. `log_scale` is `ln(n λ)` per query head; none with `LinearNorm::Sum`.
@@ -42,6 +46,19 @@ pub(super) fn hybrid_attention(
     let (q_rows, k_rows, v_rows) = (rows_aligned(&q)?, rows_aligned(&k)?, rows_aligned(&v)?);
     let rounded = |map: &Tensor| map.detach().to_dtype(q.dtype())?.contiguous();
     let decided = decide(&device, &shape, [&q_rows, &k_rows], config, routing)?;
+    if config.branches == LINEAR_ALONE {
+        let branch = LinearBranch {
+            q: &q,
+            k: &k,
+            v: &v,
+            map_q: &map_q,
+            map_k: &map_k,
+            log_scale: log_scale.as_ref(),
+            absorbed: &decided.absorbed()?,
+            chunk: CHUNK,
+        };
+        return Ok(HybridOutput { out: branch.forward()?, routing: Routing::on_device(decided) });
+    }
     let operands = Operands {
         shape,
         q: q_rows,

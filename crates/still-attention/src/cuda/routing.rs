@@ -2,12 +2,15 @@
 
 use std::sync::Arc;
 
+use candle_core::cuda::CudaStorageSlice;
 use candle_core::cuda::cudarc::driver::CudaSlice;
-use candle_core::{CudaDevice, Tensor};
+use candle_core::op::BackpropOp;
+use candle_core::{CudaDevice, CudaStorage, Storage, Tensor};
 use still_kernels::{CHUNK, Shape, check, still_saliency, still_select};
 
 use super::launch::{Launch, on_cuda, uninit};
 use crate::hybrid::OP;
+use crate::linear_branch::bits;
 use crate::{AttentionError, HybridConfig, Result, Router, Selection, router};
 
 /// What was decided for one call.
@@ -187,6 +190,23 @@ impl DeviceRouting {
     /// `[B, K, N]`: what the tokens were ranked by.
     pub fn scores_on_device(&self) -> &CudaSlice<f32> {
         &self.0.scores
+    }
+
+    /// `[B, K, C · 64]` f32: 1 for tokens that enter the state when their chunk retires, 0 for those that are kept.
+    pub fn absorbed(&self) -> candle_core::Result<Tensor> {
+        let (batch, heads, tokens) = self.dims();
+        let chunks = tokens.div_ceil(CHUNK);
+        let (device, bytes) = (self.device(), CHUNK / 8);
+        let mut copy: CudaSlice<u8> = uninit(device, batch * heads * chunks * bytes)?;
+        // SAFETY: any bytes are u8, and there are eight in each u64; the device has its lowest bits first.
+        let selected = unsafe { self.selected().transmute::<u8>(batch * heads * chunks * bytes) };
+        let Some(selected) = selected else { candle_core::bail!("fewer bits than tokens") };
+        device.memcpy_dtod(&selected, &mut copy)?;
+        let storage = CudaStorage { slice: CudaStorageSlice::U8(copy), device: device.clone() };
+        let shape = (batch, heads, chunks * bytes);
+        let none = BackpropOp::none();
+        let selected = Tensor::from_storage(Storage::Cuda(storage), shape, none, false);
+        bits(&selected)?.affine(-1.0, 1.0)
     }
 
     /// Copies the selection, once the device has made it.

@@ -9,6 +9,9 @@ use crate::{
     Mode, Result, Router,
 };
 
+/// The linear branch by itself: of the exact keys only each token's own remains.
+pub(super) const LINEAR_ALONE: Branches = Branches { window: false, salient: false, linear: true };
+
 /// Checks a call whose shapes fit each other.
 pub(super) fn check(
     q: &Tensor,
@@ -17,7 +20,10 @@ pub(super) fn check(
     geometry: HeadGeometry,
     config: &HybridConfig,
 ) -> Result<()> {
-    check_config(geometry, config)?;
+    // The linear branch alone is composed of tensor ops; of all else it asks what the kernels do.
+    let is_alone = config.branches == LINEAR_ALONE;
+    let branches = if is_alone { Branches::default() } else { config.branches };
+    check_config(geometry, &HybridConfig { branches, ..config.clone() })?;
     check_rows(q, key_side)?;
     let HybridWeights { feature_map_q, feature_map_k, .. } = weights;
     let optional = [

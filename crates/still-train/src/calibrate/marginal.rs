@@ -5,7 +5,7 @@
 //! the Fisher information of its predictions, with the text's own tokens for samples and no terms across tokens. The
 //! gradient of the KL itself vanishes at the teacher, so there is no first-order term.
 
-use candle_core::{Tensor, Var};
+use candle_core::{D, DType, Device, Tensor, Var};
 use rayon::prelude::*;
 use still_attention::tensor::borrow;
 use still_attention::{HybridConfig, HybridWeights, hybrid_attention};
@@ -53,7 +53,11 @@ pub(super) fn losses(
         let last = Var::from_tensor(&x)?;
         let normed = decoder.final_norm(&last)?;
         let hidden = normed.detach().squeeze(0)?;
-        let (loss, gradient) = vocabulary_loss(&hidden, &lm_head, Target::NextToken(window), None)?;
+        // Of the sum over predictions, not their mean.
+        let count = window.len() - 1;
+        let target = Target::NextToken(window);
+        let (loss, gradient) = vocabulary_loss(&hidden, &lm_head, target, None, count as f64)?;
+        let loss = loss.value()?;
         if !loss.is_finite() {
             return Err(TrainError::NotFinite {
                 stage: "calibration",
@@ -62,11 +66,10 @@ pub(super) fn losses(
                 value: loss,
             });
         }
-        // Of the sum over predictions, not their mean.
-        let count = window.len() - 1;
-        let gradient = (gradient.unsqueeze(0)? * count as f64)?;
         predictions += count;
-        let Some(mut upstream) = pull_back(&normed, &gradient)?.backward()?.remove(&last) else {
+        let Some(mut upstream) =
+            pull_back(&normed, &gradient.unsqueeze(0)?)?.backward()?.remove(&last)
+        else {
             continue;
         };
         let layers = decoder.layers.iter().zip(&student.layers).zip(&mut losses);
@@ -132,8 +135,6 @@ impl Pass {
         candidates: &[usize],
         losses: &mut [Vec<f64>],
     ) -> Result<()> {
-        let (_, num_heads, tokens, d) = g.dims4()?;
-        let group = num_heads / losses.len();
         let (q, k, v) = (self.q.detach(), self.k.detach(), self.v.detach());
         for (candidate, &budget) in candidates.iter().enumerate() {
             if budget == config.chunk {
@@ -141,25 +142,41 @@ impl Pass {
             }
             let config = with_budget(config, budget);
             let out = hybrid_attention(&q, &k, &v, weights, None, &config, None)?.out;
-            let sums = borrow(&out, |out: &[f32]| {
-                borrow(&self.attention, |whole: &[f32]| {
-                    borrow(g, |g: &[f32]| {
-                        let block = group * tokens * d;
-                        let parts = out.par_chunks(block).zip(whole.par_chunks(block));
-                        let sums: Vec<f64> = parts
-                            .zip(g.par_chunks(block))
-                            .map(|((out, whole), g)| squares(out, whole, g, tokens, d))
-                            .collect();
-                        sums
-                    })
-                })
-            })???;
+            let tensors = [&out, &self.attention, g];
+            let sums = match g.device() {
+                Device::Cpu => sums_on_cpu(tensors, losses.len())?,
+                _ => sums_on_device(tensors, losses.len())?,
+            };
             for (losses, sum) in losses.iter_mut().zip(sums) {
                 losses[candidate] += sum;
             }
         }
         Ok(())
     }
+}
+
+/// `Σ_t (Σ_h g_ht·(out − whole)_ht)²` of each group of query heads; `[out, whole, g]` are `[1, H, N, D]`.
+fn sums_on_cpu([out, whole, g]: [&Tensor; 3], groups: usize) -> candle_core::Result<Vec<f64>> {
+    let (_, num_heads, tokens, d) = g.dims4()?;
+    let block = num_heads / groups * tokens * d;
+    borrow(out, |out: &[f32]| {
+        borrow(whole, |whole: &[f32]| {
+            borrow(g, |g: &[f32]| {
+                let parts = out.par_chunks(block).zip(whole.par_chunks(block));
+                let parts = parts.zip(g.par_chunks(block));
+                parts.map(|((out, whole), g)| squares(out, whole, g, tokens, d)).collect()
+            })
+        })
+    })??
+}
+
+/// The same on any device, in f32.
+fn sums_on_device(tensors: [&Tensor; 3], groups: usize) -> candle_core::Result<Vec<f64>> {
+    let [out, whole, g] = tensors.map(|tensor| tensor.detach().to_dtype(DType::F32));
+    let along = ((out? - whole?)? * g?)?.sum(D::Minus1)?;
+    let along = along.reshape((groups, (), along.dim(2)?))?.sum(1)?;
+    let sums = along.sqr()?.sum(1)?.to_vec1::<f32>()?;
+    Ok(sums.into_iter().map(f64::from).collect())
 }
 
 /// `Σ_t (Σ_h g_ht·(out − whole)_ht)²` of a group of query heads, each `[tokens, D]`.
@@ -180,4 +197,25 @@ fn squares(out: &[f32], whole: &[f32], g: &[f32], tokens: usize, d: usize) -> f6
 fn with_budget(config: &HybridConfig, budget: usize) -> HybridConfig {
     let budgets = vec![budget; config.budgets.len()];
     HybridConfig { budgets, gate: false, cap: None, ..config.clone() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_devices_sums_are_the_cpus() {
+        let random = |seed| {
+            let score = |i| still_attention::router::random_score(seed, 0, 0, i) as f32 - 0.5;
+            let values: Vec<f32> = (0..6 * 50 * 8).map(score).collect();
+            Tensor::from_vec(values, (1, 6, 50, 8), &Device::Cpu).unwrap()
+        };
+        let tensors = [random(1), random(2), random(3)];
+        let got = sums_on_device(tensors.each_ref(), 2).unwrap();
+        let expected = sums_on_cpu(tensors.each_ref(), 2).unwrap();
+        assert_eq!(got.len(), 2);
+        for (got, expected) in got.iter().zip(&expected) {
+            assert!((got / expected - 1.0).abs() < 1e-5, "{got} and {expected}");
+        }
+    }
 }

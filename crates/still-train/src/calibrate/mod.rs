@@ -138,7 +138,8 @@ pub fn calibrate(
     };
     let candidates = candidates(config.chunk);
     let student =
-        Student::init(config.clone(), model.config(), FeatureInit::Identity, options.seed)?;
+        Student::init(config.clone(), model.config(), FeatureInit::Identity, options.seed)?
+            .to_device(model.device())?;
 
     let copied = 2 * options.copies * options.copy_length;
     let retrieval = retrieval::scores(&teacher, &config, options, &|tokens| {

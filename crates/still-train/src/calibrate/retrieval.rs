@@ -1,6 +1,6 @@
 //! Heads that find earlier copies: their attention on a random sequence fed twice.
 
-use candle_core::Tensor;
+use candle_core::{DType, Device, Tensor};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
@@ -60,6 +60,8 @@ fn matching_attention(q: &Tensor, k: &Tensor, copy: usize) -> Result<Vec<f64>> {
     let (_, heads, tokens, d) = q.dims4()?;
     let kv_heads = k.dim(1)?;
     let scale = 1.0 / (d as f32).sqrt();
+    let on_host = |x: &Tensor| x.to_device(&Device::Cpu)?.to_dtype(DType::F32);
+    let (q, k) = (&on_host(q)?, &on_host(k)?);
     Ok(borrow(q, |q: &[f32]| {
         borrow(k, |k: &[f32]| {
             (0..heads)

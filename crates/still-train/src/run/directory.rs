@@ -25,6 +25,10 @@ pub(super) fn fingerprint(model: &Model, recipe: &Recipe, windows: &Windows) -> 
         }
     }
     hasher.update(model.base.sha256()?);
+    let decoder = &model.decoder;
+    if !decoder.device().is_cpu() {
+        hasher.update(format!("on a device in {}", decoder.dtype().as_str()));
+    }
     Ok(format!("{:x}", hasher.finalize()))
 }
 
@@ -51,7 +55,7 @@ pub(super) fn open(
     match checkpoints.latest()? {
         None => fail("there is no checkpoint to resume from", "run once without --resume"),
         Some(saved) if saved.progress.fingerprint != fingerprint => fail(
-            "the run in it has another recipe, other data or another base",
+            "the run in it has another recipe, other data, another base, or another kind of device or dtype",
             "resume with the same ones, or start a new run elsewhere",
         ),
         saved => Ok(saved),

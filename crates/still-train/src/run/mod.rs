@@ -24,8 +24,10 @@ pub(crate) use watch::Watch;
 /// Linearizes a model: attention transfer, then low-rank finetuning. Returns it with the trained student,
 /// low-rank updates unmerged: the last one or, with `evaluation.keep_best`, the one of the lowest held-out loss.
 ///
+/// Everything is computed on the model's device, in its dtype; what is learned is f32, and on that device in the end.
+///
 /// `run_dir` receives `recipe.toml`, `metrics.jsonl`, `evaluations.jsonl` and `checkpoints/`; with `resume` the run in
-/// it goes on, bit for bit as if it had never stopped (on one machine, at an equal thread count).
+/// it goes on, bit for bit as if it had never stopped (on one machine, device and dtype, at an equal thread count).
 ///
 /// # Errors
 /// A recipe, data or run directory that cannot be used; a loss that is not a number;
@@ -112,6 +114,8 @@ pub fn linearize_windows(
         }
         student = with_saved_values(&student, &best)?;
     }
+    // What a checkpoint gave, or no stage had, is on the CPU yet.
+    student = student.to_device(model.device())?;
     student.recipe = serde_json::to_value(recipe).ok();
     Ok(model.with_student(student))
 }

@@ -158,7 +158,7 @@ impl Run<'_> {
 
     fn save(&self, kind: Stage, stage: &mut dyn Trains) -> Result<PathBuf> {
         let progress = self.progress(kind, stage);
-        self.checkpoints.save(&progress, &stage.current()?, &stage.updates().optimizer.state())
+        self.checkpoints.save(&progress, &stage.current()?, &stage.updates().optimizer.state()?)
     }
 
     fn progress(&self, kind: Stage, stage: &mut dyn Trains) -> Progress {
@@ -185,14 +185,14 @@ fn restore(updates: &mut Updates, saved: &Saved) -> Result<()> {
     };
     for (name, var) in updates.optimizer.parameters() {
         match saved.parameters.get(name) {
-            Some(value) if value.dims() == var.dims() => var.set(value)?,
+            Some(value) if value.dims() == var.dims() => {
+                var.set(&value.to_device(var.device())?)?;
+            }
             _ => return Err(foreign(name)),
         }
     }
     let progress = &saved.progress;
     updates.spikes = progress.spikes.clone();
-    updates
-        .optimizer
-        .restore((progress.step, progress.skipped), progress.plateau, &saved.optimizer)
-        .map_err(|name| foreign(&name))
+    let steps = (progress.step, progress.skipped);
+    updates.optimizer.restore(steps, progress.plateau, &saved.optimizer, foreign)
 }

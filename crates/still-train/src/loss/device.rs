@@ -1,0 +1,185 @@
+//! Any device's form, of tensor ops: nothing is copied to the host. The CPU has it too, for tests.
+
+use candle_core::{D, DType, Tensor};
+
+use super::Target;
+use crate::error::Result;
+use crate::scalar::Scalar;
+
+/// Logits that exist at a time, of student and teacher each.
+const LOGITS: usize = 1 << 26;
+/// Blocks are of whole tiles of a matrix product.
+const TILE: usize = 128;
+
+/// Rows whose logits exist at a time.
+pub(super) fn block_rows(vocab: usize) -> usize {
+    (LOGITS / vocab.max(1) / TILE).max(1) * TILE
+}
+
+/// [`super::mean_squared_error`] of equal shapes.
+pub(super) fn mean_squared_error(
+    x: &Tensor,
+    target: &Tensor,
+    variance: Option<&Scalar>,
+    weight: f64,
+) -> Result<(Scalar, Tensor)> {
+    let count = x.elem_count().max(1) as f64;
+    let error = (x.detach().to_dtype(DType::F32)? - target.detach().to_dtype(DType::F32)?)?;
+    let loss = (sum(&error.sqr()?)? * (1.0 / count))?;
+    let gradient = (error * (2.0 * weight / count))?;
+    let (loss, gradient) = match variance {
+        Some(Scalar::Device(variance)) => ((loss / variance)?, gradient.broadcast_div(variance)?),
+        Some(Scalar::Host(variance)) => ((loss / *variance)?, (gradient / *variance)?),
+        None => (loss, gradient),
+    };
+    Ok((Scalar::Device(loss), gradient.to_dtype(x.dtype())?))
+}
+
+/// [`super::variance`].
+pub(super) fn variance(x: &Tensor) -> Result<Scalar> {
+    let x = x.detach().to_dtype(DType::F32)?;
+    let share = 1.0 / x.elem_count().max(1) as f64;
+    let mean = (sum(&x)? * share)?;
+    Ok(Scalar::Device((sum(&x.broadcast_sub(&mean)?.sqr()?)? * share)?))
+}
+
+/// As [`super::cpu::rows_loss`].
+pub(super) fn rows_loss(
+    hidden: &Tensor,
+    lm_head: &Tensor,
+    target: Target<'_>,
+    weight: f64,
+) -> Result<(Scalar, Tensor)> {
+    let block = block_rows(lm_head.dim(0)?);
+    rows_loss_by(block, hidden, lm_head, target, weight)
+}
+
+/// [`rows_loss`], `block` rows at a time.
+pub(super) fn rows_loss_by(
+    block: usize,
+    hidden: &Tensor,
+    lm_head: &Tensor,
+    target: Target<'_>,
+    weight: f64,
+) -> Result<(Scalar, Tensor)> {
+    let (tokens, _) = hidden.dims2()?;
+    let (hidden, lm_head) = (hidden.detach(), lm_head.detach());
+    let shares = target.shares(tokens);
+    let (kl_weight, next_weight) = (weight * shares.divergence, weight * shares.surprise);
+    let next = NextTokens::new(target.ids(), shares.rows, &hidden)?;
+    let (mut losses, mut gradients) = (Vec::new(), Vec::new());
+    for start in (0..shares.rows).step_by(block) {
+        let count = block.min(shares.rows - start);
+        let softmax = |hidden: &Tensor| -> candle_core::Result<Softmax> {
+            Softmax::new(logits(&hidden.narrow(0, start, count)?, &lm_head)?)
+        };
+        let student = softmax(&hidden)?;
+        let next = next.as_ref().map(|next| next.narrow(start, count)).transpose()?;
+        // The gradient of the student's logits: its own probabilities, less the teacher's and the token that came.
+        let own = match &next {
+            Some(NextTokens { there, .. }) => there.affine(next_weight, kl_weight)?,
+            None => (student.sum.ones_like()? * kl_weight)?,
+        };
+        let mut d_logits = student.times(&own)?;
+        if let Some(teacher) = target.teacher() {
+            let teacher = softmax(&teacher.detach())?;
+            losses.push((sum(&teacher.divergence_from(&student)?)? * shares.divergence)?);
+            let weight = (teacher.sum.ones_like()? * kl_weight)?;
+            d_logits = (d_logits - teacher.times(&weight)?)?;
+        }
+        if let Some(NextTokens { ids, there }) = &next {
+            losses.push((sum(&(student.surprise(ids)? * there)?)? * shares.surprise)?);
+            d_logits.scatter_add_set(ids, &(there * -next_weight)?, 1)?;
+        }
+        gradients.push(d_logits.to_dtype(hidden.dtype())?.matmul(&lm_head)?);
+    }
+    if gradients.is_empty() {
+        return Ok((Scalar::Host(0.0), hidden.zeros_like()?));
+    }
+    let gradient = Tensor::cat(&gradients, 0)?.pad_with_zeros(0, 0, tokens - shares.rows)?;
+    Ok((Scalar::Device(Tensor::stack(&losses, 0)?.sum_all()?), gradient))
+}
+
+/// `hidden` `[rows, E]` times `lm_head` `[vocab, E]` transposed, in f32.
+fn logits(hidden: &Tensor, lm_head: &Tensor) -> candle_core::Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if hidden.dtype() == DType::BF16 {
+        return super::wide_product::wide_product(hidden, lm_head);
+    }
+    hidden.matmul(&lm_head.t()?)?.to_dtype(DType::F32)
+}
+
+/// Distributions over the vocabulary.
+struct Softmax {
+    /// Logits less their row's largest, `[rows, vocab]`.
+    shifted: Tensor,
+    /// Their exponentials.
+    powers: Tensor,
+    /// Of the exponentials, `[rows, 1]`.
+    sum: Tensor,
+}
+
+impl Softmax {
+    fn new(logits: Tensor) -> candle_core::Result<Self> {
+        let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?)?;
+        drop(logits);
+        let powers = shifted.exp()?;
+        let sum = powers.sum_keepdim(D::Minus1)?;
+        Ok(Self { shifted, powers, sum })
+    }
+
+    /// The probabilities of each row times its weight; `weight` is `[rows, 1]`.
+    fn times(&self, weight: &Tensor) -> candle_core::Result<Tensor> {
+        self.powers.broadcast_mul(&(weight / &self.sum)?)
+    }
+
+    /// KL(self ‖ other) of each row, `[rows, 1]`.
+    fn divergence_from(&self, other: &Self) -> candle_core::Result<Tensor> {
+        let difference = (&self.shifted - &other.shifted)?;
+        let cross = ((&self.powers * difference)?.sum_keepdim(D::Minus1)? / &self.sum)?;
+        (cross + other.sum.log()?)? - self.sum.log()?
+    }
+
+    /// −ln p(id) of each row, `[rows, 1]`; `ids` are `[rows, 1]`.
+    fn surprise(&self, ids: &Tensor) -> candle_core::Result<Tensor> {
+        self.sum.log()? - self.shifted.gather(ids, 1)?
+    }
+}
+
+/// The tokens that rows predict.
+struct NextTokens {
+    /// `[rows, 1]` u32
+    ids: Tensor,
+    /// `[rows, 1]` f32: 1, or 0 for the last row if nothing comes after it.
+    there: Tensor,
+}
+
+impl NextTokens {
+    /// None without ids.
+    fn new(ids: &[u32], rows: usize, like: &Tensor) -> candle_core::Result<Option<Self>> {
+        if ids.is_empty() {
+            return Ok(None);
+        }
+        let mut ids = ids.to_vec();
+        let mut there = vec![1.0_f32; ids.len()];
+        ids.resize(rows, 0);
+        there.resize(rows, 0.0);
+        let ids = Tensor::from_vec(ids, (rows, 1), like.device())?;
+        let there = Tensor::from_vec(there, (rows, 1), like.device())?;
+        Ok(Some(Self { ids, there }))
+    }
+
+    fn narrow(&self, start: usize, rows: usize) -> candle_core::Result<Self> {
+        let of = |column: &Tensor| column.narrow(0, start, rows);
+        Ok(Self { ids: of(&self.ids)?, there: of(&self.there)? })
+    }
+}
+
+/// The sum of all values, no axes. The inner axes come first: a sum to one value is the work of one block of threads.
+fn sum(x: &Tensor) -> candle_core::Result<Tensor> {
+    let mut x = x.clone();
+    while x.rank() > 2 {
+        x = x.sum(D::Minus1)?;
+    }
+    x.sum_all()
+}

@@ -1,0 +1,276 @@
+//! Both stages on a CUDA GPU against the CPU: losses, gradient norms, what is learned; a resumed run; evaluations.
+//!
+//! Needs a GPU, and fails without one: it is built only where the feature `cuda` asks for it. It runs on a machine without
+//! Rust or the checkout.
+
+mod common;
+
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+use common::parameters;
+use still_model::random::{random_model, tiny_config};
+use still_model::{Model, ModelConfig, Student};
+use still_train::{
+    Evaluation, FinetuneStage, Observer, Recipe, Silent, StepReport, TrainError, TransferStage,
+    Window, Windows, linearize_windows,
+};
+
+/// Steps of each stage.
+const STEPS: usize = 3;
+
+/// The GPU; a test that asks for one and finds none has failed.
+fn gpu() -> Device {
+    Device::new_cuda(0).unwrap_or_else(|error| panic!("these tests need a CUDA GPU: {error}"))
+}
+
+/// A model whose heads the kernels take, on the CPU.
+fn model() -> Model {
+    let config = ModelConfig {
+        hidden_size: 192,
+        intermediate_size: 320,
+        num_hidden_layers: 3,
+        num_attention_heads: 6,
+        num_key_value_heads: 2,
+        head_dim: 64,
+        ..tiny_config()
+    };
+    random_model(config, 11).unwrap()
+}
+
+fn on_gpu(dtype: DType) -> Model {
+    model().to_device(&gpu(), dtype).unwrap()
+}
+
+/// Routing by position, so that rounding cannot change it, and steps that follow the gradient's size, not its sign alone.
+fn recipe(overrides: &[&str]) -> Recipe {
+    let text = r#"
+        seed = 3
+        [attention]
+        budget = 4
+        router = { random = { seed = 1 } }
+        [data]
+        length = 300
+        min_length = 8
+        [transfer]
+        steps = 3
+        batch = 2
+        optimizer = { lr = 1e-2, warmup = 0, eps = 1e-3, clip = 1e9 }
+        [finetune]
+        steps = 3
+        batch = 2
+        lora = { rank = 4, alpha = 8, targets = ["q", "k", "v", "o"] }
+        optimizer = { lr = 3e-3, warmup = 0, eps = 1e-3, clip = 1e9 }
+        [checkpoint]
+        every = 1
+        keep = 3
+    "#;
+    let overrides: Vec<String> = overrides.iter().map(|&item| item.to_owned()).collect();
+    Recipe::parse(text, &overrides).unwrap()
+}
+
+fn ids(n: u32, tokens: u32) -> Vec<u32> {
+    (0..tokens).map(|t| (t * t + 7 * (t % 11) + 31 * n) % 256).collect()
+}
+
+/// One long sequence; and two packed ones, of which the second counts in part.
+fn windows() -> [Window; 2] {
+    let mut packed = Window::default();
+    packed.push(&ids(2, 200), None);
+    let counted: Vec<bool> = (0..97).map(|t| t % 3 != 0).collect();
+    packed.push(&ids(3, 97), Some(&counted));
+    [ids(1, 300).into(), packed]
+}
+
+fn student(model: &Model, recipe: &Recipe) -> Student {
+    let still = recipe.attention.resolve(model.config()).unwrap();
+    Student::init(still, model.config(), recipe.attention.init, recipe.seed).unwrap()
+}
+
+/// Reports of both stages' steps, and every learned tensor on the CPU by its name.
+type Trained = (Vec<StepReport>, Vec<(String, Tensor)>);
+
+fn train(model: &Model, recipe: &Recipe) -> Trained {
+    let mut reports = Vec::new();
+    let mut transfer =
+        TransferStage::new(model, &student(model, recipe), &recipe.transfer).unwrap();
+    let mut hidden = Vec::new();
+    for _ in 0..STEPS {
+        let step = transfer.step(&windows()).unwrap();
+        reports.push(step.report);
+        hidden = step.teacher_hidden;
+    }
+    let student = transfer.student().unwrap();
+    let mut finetune = FinetuneStage::new(model, &student, &recipe.finetune, recipe.seed).unwrap();
+    // The teacher's states are the same from either stage.
+    let own = finetune.teacher_hidden(&ids(1, 300)).unwrap();
+    assert_eq!(values(&own), values(&hidden[0]));
+    for _ in 0..STEPS {
+        reports.push(finetune.step(&windows(), None).unwrap());
+    }
+    let mut learned = Vec::new();
+    let student = finetune.student().unwrap();
+    let read = student.map_tensors(|name, tensor| {
+        assert!(tensor.device().same_device(model.decoder.device()), "{name}");
+        assert_eq!(tensor.dtype(), DType::F32, "{name}");
+        learned.push((name.to_owned(), tensor.to_device(&Device::Cpu)?));
+        Ok(tensor.clone())
+    });
+    read.unwrap();
+    (reports, learned)
+}
+
+fn values(tensor: &Tensor) -> Vec<f32> {
+    tensor.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// ‖a − b‖ / ‖b − before‖: how far two trainings are apart, as a share of how far they went.
+fn apart(a: &Tensor, b: &Tensor, before: &Tensor) -> f64 {
+    let norm = |a: &Tensor, b: &Tensor| {
+        let squares = values(a).iter().zip(values(b)).map(|(a, b)| f64::from(a - b).powi(2));
+        let squares = squares.sum::<f64>();
+        assert!(squares.is_finite());
+        squares.sqrt()
+    };
+    norm(a, b) / norm(b, before).max(1e-12)
+}
+
+/// Trains on both and compares: losses and norms within `losses`, learned tensors within `learned` of their way.
+fn check(overrides: &[&str], dtype: DType, losses: f64, learned: f64) {
+    let recipe = recipe(overrides);
+    let (cpu, gpu) = (train(&model(), &recipe), train(&on_gpu(dtype), &recipe));
+    for (got, expected) in gpu.0.iter().zip(&cpu.0) {
+        let what = format!("{overrides:?} {dtype:?} {:?} step {}", got.stage, got.step);
+        let near = |got: f64, expected: f64, what: &str| {
+            let error = (got / expected - 1.0).abs();
+            assert!(error <= losses, "{what}: {got:e}, on the CPU {expected:e}");
+        };
+        near(got.loss, expected.loss, &format!("{what}: loss"));
+        near(got.grad_norm, expected.grad_norm, &format!("{what}: gradient norm"));
+        assert_eq!(got.layer_losses.len(), expected.layer_losses.len(), "{what}");
+        for (&got, &expected) in got.layer_losses.iter().zip(&expected.layer_losses) {
+            near(got, expected, &format!("{what}: a layer's loss"));
+        }
+    }
+    let model = model();
+    let mut before = student(&model, &recipe);
+    before.add_lora(model.config(), recipe.finetune.lora.clone(), recipe.seed).unwrap();
+    let mut start = Vec::new();
+    let read = before.map_tensors(|_, tensor| {
+        start.push(tensor.clone());
+        Ok(tensor.clone())
+    });
+    read.unwrap();
+    for (((name, got), (_, expected)), start) in gpu.1.iter().zip(&cpu.1).zip(&start) {
+        let apart = apart(got, expected, start);
+        assert!(apart <= learned, "{overrides:?} {dtype:?} {name}: {apart:e} of its way apart");
+    }
+}
+
+#[test]
+fn f32_learns_what_the_cpu_learns() {
+    for overrides in [
+        &["transfer.loss=head_mse", "finetune.objective=logit_kl"][..],
+        &[
+            "transfer.loss=output_mse",
+            "transfer.normalise=true",
+            "finetune.objective=cross_entropy",
+        ],
+        &["finetune.objective={ mixed = { kl = 0.5 } }", "finetune.recompute=false"],
+    ] {
+        check(overrides, DType::F32, 2e-3, 2e-2);
+    }
+}
+
+#[test]
+fn bf16_learns_nearly_what_f32_learns() {
+    check(&[], DType::BF16, 5e-2, 0.3);
+}
+
+/// Asks to stop after so many steps.
+struct StopAfter(usize);
+
+impl Observer for StopAfter {
+    fn on_step(&mut self, _report: &StepReport) {
+        self.0 = self.0.saturating_sub(1);
+    }
+
+    fn stop_requested(&self) -> bool {
+        self.0 == 0
+    }
+}
+
+fn lines(dir: &Path, name: &str) -> Vec<String> {
+    let text = std::fs::read_to_string(dir.join(name)).unwrap();
+    text.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn resumed_equals_uninterrupted_bit_for_bit() {
+    let recipe = recipe(&["attention.router=self_saliency"]);
+    let windows = Windows::from_windows((0..4).map(|n| ids(n, 260)).collect(), 5);
+    for dtype in [DType::F32, DType::BF16] {
+        let model = on_gpu(dtype);
+        let run = |dir: &Path, resume: bool, observer: &mut dyn Observer| {
+            linearize_windows(&model, &recipe, &windows, dir, resume, observer)
+        };
+        let whole_dir = tempfile::tempdir().unwrap();
+        let whole = run(whole_dir.path(), false, &mut Silent).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        // In the first stage, and in the second.
+        for (after, resume) in [(2, false), (2, true)] {
+            let stopped = run(dir.path(), resume, &mut StopAfter(after));
+            assert!(matches!(stopped, Err(TrainError::Interrupted { .. })), "{dtype:?}");
+        }
+        let resumed = run(dir.path(), true, &mut Silent).unwrap();
+        assert_eq!(parameters(&resumed), parameters(&whole), "{dtype:?}");
+        let metrics = |dir: &Path| lines(dir, "metrics.jsonl");
+        assert_eq!(metrics(dir.path()), metrics(whole_dir.path()), "{dtype:?}");
+    }
+}
+
+#[test]
+fn a_run_on_a_device_does_not_go_on_elsewhere() {
+    let recipe = recipe(&[]);
+    let windows = Windows::from_windows((0..4).map(|n| ids(n, 260)).collect(), 5);
+    let dir = tempfile::tempdir().unwrap();
+    let run = |model: &Model, resume: bool| {
+        linearize_windows(model, &recipe, &windows, dir.path(), resume, &mut StopAfter(1))
+    };
+    assert!(matches!(run(&on_gpu(DType::F32), false), Err(TrainError::Interrupted { .. })));
+    for other in [model(), on_gpu(DType::BF16)] {
+        assert!(matches!(run(&other, true), Err(TrainError::Run { .. })));
+    }
+}
+
+#[test]
+fn evaluations_measure_what_the_cpu_measures() {
+    let recipe = recipe(&[
+        "attention.router=self_saliency",
+        "evaluation.every=3",
+        "evaluation.windows=2",
+        "evaluation.keep_best=true",
+        "guard.max_heldout_growth=0",
+    ]);
+    let heldout: Vec<Window> = (7..9).map(|n| ids(n, 260).into()).collect();
+    let windows =
+        Windows::from_windows((0..4).map(|n| ids(n, 260)).collect(), 5).with_heldout(heldout);
+    let evaluations = |model: &Model| -> Vec<f64> {
+        let dir = tempfile::tempdir().unwrap();
+        let trained =
+            linearize_windows(model, &recipe, &windows, dir.path(), false, &mut Silent).unwrap();
+        let read = trained.student.as_ref().unwrap().map_tensors(|name, tensor| {
+            assert!(tensor.device().same_device(model.decoder.device()), "{name}");
+            Ok(tensor.clone())
+        });
+        read.unwrap();
+        let lines = lines(dir.path(), "evaluations.jsonl");
+        let nll = |line: &String| serde_json::from_str::<Evaluation>(line).unwrap().heldout_nll;
+        lines.iter().map(|line| nll(line).unwrap()).collect()
+    };
+    let (cpu, gpu) = (evaluations(&model()), evaluations(&on_gpu(DType::F32)));
+    assert_eq!(gpu.len(), cpu.len());
+    for (got, expected) in gpu.iter().zip(&cpu) {
+        assert!((got / expected - 1.0).abs() < 1e-3, "{gpu:?}, on the CPU {cpu:?}");
+    }
+}
