@@ -40,6 +40,9 @@ pub(crate) struct Buffers {
     pub normed: Vec<f32>,
     /// Logits of the last step that was asked for them, `[B, vocab]`.
     pub logits: Vec<f32>,
+    /// The step as a GPU replays it.
+    #[cfg(feature = "cuda")]
+    pub graph: Option<crate::cuda::StepGraph>,
     /// By member.
     own: Vec<Mutex<Own>>,
 }
@@ -107,8 +110,9 @@ pub(crate) fn step(
     let (queries, keys) = (config.num_attention_heads, config.num_key_value_heads);
     let (queries, keys) = (batch * queries * config.head_dim, batch * keys * config.head_dim);
     let Cache { layers, buffers, .. } = cache;
-    let Buffers { rotation, tile, x, q, k, v, gate, attention, hidden, normed, logits, own } =
-        buffers;
+    let Buffers {
+        rotation, tile, x, q, k, v, gate, attention, hidden, normed, logits, own, ..
+    } = buffers;
     let position = |sequence| layers.first().map_or(0, |layer| layer.position(sequence));
     decoder.turn(rotation, (0..batch).map(position));
     let x = take(x, batch * config.hidden_size);

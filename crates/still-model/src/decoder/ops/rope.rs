@@ -52,7 +52,7 @@ impl Rotation {
     }
 
     /// Cosines and sines, `[tokens, D/2]` or `[runs, tokens, D/2]`; copied to the device once, if it always is the same.
-    pub(super) fn tensors(&self, device: &Device, dtype: DType) -> Result<(Tensor, Tensor)> {
+    pub(crate) fn tensors(&self, device: &Device, dtype: DType) -> Result<(Tensor, Tensor)> {
         let make = |values: &[f32]| {
             let tensor = match self.runs() {
                 1 => Tensor::from_slice(values, (self.tokens, self.half), device)?,

@@ -1,10 +1,14 @@
 //! Models on CUDA: what their layers remember, long reads and decode steps.
 
+mod step_graph;
+
 use candle_core::{DType, Tensor};
 use still_attention::{CudaHybridState, CudaKvCache, CudaWeights, RowDtype};
 
 use crate::error::{ModelError, Result};
-use crate::model::{Cache, Model};
+use crate::model::{Cache, LayerCache, Model};
+
+pub(crate) use step_graph::StepGraph;
 
 /// Tokens whose hidden states are given out together: their logits are to fit beside everything else.
 const BLOCK: usize = 1024;
@@ -92,11 +96,36 @@ impl Model {
     /// [`Model::decode`]: the logits are the one thing that is copied to the host.
     pub(crate) fn decode_on_cuda(&self, ids: &[u32], cache: &mut Cache) -> Result<()> {
         self.check_cache(cache, ids.len())?;
-        let x = self.embed_on_cuda(ids)?.unsqueeze(1)?;
-        let hidden = self.forward_embedded(x, cache, None)?.squeeze(1)?;
-        let logits = self.decoder.logits(&hidden)?.to_dtype(DType::F32)?;
+        let device = self.decoder.device().as_cuda_device()?;
+        let logits = if self.student.is_some() && step_graph::captures(device) {
+            self.replay_step(ids, cache)?
+        } else {
+            let x = self.embed_on_cuda(ids)?.unsqueeze(1)?;
+            let hidden = self.forward_embedded(x, cache, None)?.squeeze(1)?;
+            self.decoder.logits(&hidden)?.to_dtype(DType::F32)?
+        };
         cache.buffers.logits = logits.flatten_all()?.to_vec1()?;
         Ok(())
+    }
+
+    /// A step through the cache's graph, captured first if there is none that fits: logits `[B, vocab]` f32.
+    fn replay_step(&self, ids: &[u32], cache: &mut Cache) -> Result<Tensor> {
+        self.decoder.check_ids(ids)?;
+        let positions: Vec<usize> = (0..ids.len()).map(|n| cache.position(n)).collect();
+        let tokens = positions.iter().max().map_or(0, |longest| longest + 1);
+        let Cache { layers, buffers, .. } = cache;
+        for state in states(layers) {
+            state.reserve(tokens)?;
+        }
+        let fitting = buffers.graph.take().filter(|graph| graph.fits(self, layers));
+        let graph = match fitting {
+            Some(graph) => graph,
+            None => StepGraph::capture(self, layers, ids.len())?,
+        };
+        let graph = buffers.graph.insert(graph);
+        graph.launch(ids, &positions)?;
+        states(layers).for_each(CudaHybridState::count);
+        Ok(graph.logits.clone())
     }
 
     /// `[ids, E]`; ids are checked where they are, on the host.
@@ -105,4 +134,12 @@ impl Model {
         let ids = Tensor::from_slice(ids, ids.len(), self.decoder.device())?;
         Ok(self.decoder.embed_tokens.select(&ids)?)
     }
+}
+
+/// The hybrid states among layers.
+fn states(layers: &mut [LayerCache]) -> impl Iterator<Item = &mut CudaHybridState> {
+    layers.iter_mut().filter_map(|layer| match layer {
+        LayerCache::Cuda(CudaLayer::Hybrid(state)) => Some(&mut **state),
+        _ => None,
+    })
 }
