@@ -14,6 +14,7 @@ use crate::metrics::{Stage, StepReport};
 use crate::optimizer::AdamW;
 use crate::parameters::{Accumulator, detached, is_attention, trainable};
 use crate::recipe::{FinetuneRecipe, GuardRecipe, Objective};
+use crate::rotations::Rotations;
 use crate::scalar::{Scalar, read};
 use crate::update::Updates;
 
@@ -29,6 +30,7 @@ pub struct FinetuneStage {
     recompute: bool,
     dropout: f64,
     seed: u64,
+    rotations: Rotations,
 }
 
 /// One layer of the forward pass, to be walked back through.
@@ -67,6 +69,7 @@ impl FinetuneStage {
             recompute: recipe.recompute,
             dropout: recipe.dropout,
             seed,
+            rotations: Rotations::default(),
         })
     }
 
@@ -137,7 +140,7 @@ impl FinetuneStage {
         gradients: &mut Accumulator,
     ) -> Result<Scalar> {
         let decoder = &self.teacher.decoder;
-        let rotation = decoder.rotation(0, ids.len())?;
+        let rotation = self.rotations.of(decoder, ids.len())?;
         let batch = Tensor::new(ids, decoder.device())?.unsqueeze(0)?;
 
         // Forward, cut between layers.
@@ -217,7 +220,7 @@ impl FinetuneStage {
     /// An id outside the vocabulary.
     pub fn teacher_hidden(&self, ids: &[u32]) -> Result<Tensor> {
         let decoder = &self.teacher.decoder;
-        let rotation = decoder.rotation(0, ids.len())?;
+        let rotation = self.rotations.of(decoder, ids.len())?;
         let mut x = decoder.embed(&Tensor::new(ids, decoder.device())?.unsqueeze(0)?)?;
         for layer in &decoder.layers {
             let inputs = layer.attention_inputs(&x, &rotation, None)?;

@@ -16,6 +16,7 @@ mod optimizer;
 mod parameters;
 mod plan;
 mod recipe;
+mod rotations;
 mod run;
 mod scalar;
 mod schedule;

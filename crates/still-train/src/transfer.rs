@@ -12,6 +12,7 @@ use crate::metrics::{Stage, StepReport};
 use crate::optimizer::AdamW;
 use crate::parameters::{Accumulator, detached, is_attention, trainable};
 use crate::recipe::{GuardRecipe, TransferLoss, TransferRecipe};
+use crate::rotations::Rotations;
 use crate::scalar::{Scalar, read};
 use crate::update::Updates;
 
@@ -23,6 +24,7 @@ pub struct TransferStage {
     loss: TransferLoss,
     normalise: bool,
     linear_branch_weight: f64,
+    rotations: Rotations,
     updates: Updates,
 }
 
@@ -89,6 +91,7 @@ impl TransferStage {
             loss: recipe.loss,
             normalise: recipe.normalise,
             linear_branch_weight: recipe.linear_branch_weight,
+            rotations: Rotations::default(),
             updates: Updates::new(Stage::Transfer, optimizer),
         })
     }
@@ -133,7 +136,7 @@ impl TransferStage {
         let mut teacher_hidden = Vec::with_capacity(windows.len());
         for (segment, share) in shares(windows, |segment| segment.ids.len()) {
             let ids = Tensor::new(segment.ids, decoder.device())?.unsqueeze(0)?;
-            let rotation = decoder.rotation(0, segment.ids.len())?;
+            let rotation = self.rotations.of(decoder, segment.ids.len())?;
             let mut x = decoder.embed(&ids)?;
             for (n, (layer, student)) in decoder.layers.iter().zip(&self.student.layers).enumerate()
             {

@@ -127,7 +127,7 @@ fn values(tensor: &Tensor) -> Vec<f32> {
 /// ‖a − b‖ / ‖b − before‖: how far two trainings are apart, as a share of how far they went.
 fn apart(a: &Tensor, b: &Tensor, before: &Tensor) -> f64 {
     let norm = |a: &Tensor, b: &Tensor| {
-        let squares = values(a).iter().zip(values(b)).map(|(a, b)| f64::from(a - b).powi(2));
+        let squares = values(a).into_iter().zip(values(b)).map(|(a, b)| f64::from(a - b).powi(2));
         let squares = squares.sum::<f64>();
         assert!(squares.is_finite());
         squares.sqrt()
@@ -148,7 +148,10 @@ fn check(overrides: &[&str], dtype: DType, losses: f64, learned: f64) {
         near(got.loss, expected.loss, &format!("{what}: loss"));
         near(got.grad_norm, expected.grad_norm, &format!("{what}: gradient norm"));
         assert_eq!(got.layer_losses.len(), expected.layer_losses.len(), "{what}");
-        for (&got, &expected) in got.layer_losses.iter().zip(&expected.layer_losses) {
+        assert_eq!(got.linear_losses.len(), expected.linear_losses.len(), "{what}");
+        let by_layer =
+            |report: &StepReport| [&*report.layer_losses, &*report.linear_losses].concat();
+        for (got, expected) in by_layer(got).into_iter().zip(by_layer(expected)) {
             near(got, expected, &format!("{what}: a layer's loss"));
         }
     }
@@ -177,6 +180,13 @@ fn f32_learns_what_the_cpu_learns() {
             "finetune.objective=cross_entropy",
         ],
         &["finetune.objective={ mixed = { kl = 0.5 } }", "finetune.recompute=false"],
+        &[
+            "transfer.linear_branch_weight=0.5",
+            "transfer.normalise=true",
+            "finetune.dropout=0.2",
+            "attention.linear_norm=sum",
+        ],
+        &["transfer.linear_branch_weight=0.5", "attention.selection_head=query_head"],
     ] {
         check(overrides, DType::F32, 2e-3, 2e-2);
     }

@@ -200,5 +200,5 @@ fn a_devices_vocabulary_loss_is_the_cpus() {
 
 #[test]
 fn a_devices_blocks_are_of_whole_tiles_however_large_the_vocabulary() {
-    assert_eq!([49_152, 128_256, 1 << 30].map(|vocab| device::block_rows(vocab)), [1280, 512, 128]);
+    assert_eq!([49_152, 128_256, 1 << 30].map(device::block_rows), [1280, 512, 128]);
 }
