@@ -94,8 +94,7 @@ impl Model {
         self.check_cache(cache, ids.len())?;
         let x = self.embed_on_cuda(ids)?.unsqueeze(1)?;
         let hidden = self.forward_embedded(x, cache, None)?.squeeze(1)?;
-        let logits = self.decoder.logits(&hidden)?.to_dtype(DType::F32)?;
-        cache.buffers.logits = logits.flatten_all()?.to_vec1()?;
+        cache.buffers.logits = self.decoder.logits(&hidden)?.flatten_all()?.to_vec1()?;
         Ok(())
     }
 
