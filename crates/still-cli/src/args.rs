@@ -390,9 +390,12 @@ pub struct InspectArgs {
 /// `still bench`
 #[derive(Clone, Debug, Args)]
 pub struct BenchArgs {
-    /// The model.
-    #[command(flatten)]
-    pub model: ModelArg,
+    /// Hugging Face directory, .gguf file, hub id (org/name), or a student made by `still linearize`
+    #[arg(long, short, value_name = "MODEL", required_unless_present = "shape")]
+    pub model: Option<String>,
+    /// Random weights of this shape instead: smollm2-135m, llama-3.2-1b or llama-3.1-8b
+    #[arg(long, value_name = "NAME", conflicts_with = "model")]
+    pub shape: Option<String>,
     /// Where it computes.
     #[command(flatten)]
     pub device: DeviceArgs,
@@ -402,6 +405,9 @@ pub struct BenchArgs {
     /// Tokens decoded at each context
     #[arg(long, value_name = "N", default_value_t = 48)]
     pub new_tokens: usize,
+    /// Sequences read and decoded together
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub batch: usize,
     /// Attention to time, each at every context
     #[arg(
         long,

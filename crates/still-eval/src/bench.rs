@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use candle_core::{IndexOp, Tensor};
 use serde::Serialize;
 use still_attention::RowDtype;
 use still_model::{Model, likeliest};
@@ -13,6 +14,8 @@ use crate::speed::greedy;
 /// What to time.
 #[derive(Clone, Copy, Debug)]
 pub struct BenchOptions {
+    /// Sequences, all of `context` tokens.
+    pub batch: usize,
     /// Tokens read before decoding.
     pub context: usize,
     /// Tokens decoded and timed.
@@ -24,11 +27,13 @@ pub struct BenchOptions {
 /// One measured context.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct BenchPoint {
+    /// Sequences read and decoded together.
+    pub batch: usize,
     /// Tokens read before decoding.
     pub context: usize,
-    /// Of the prompt, its last token's logits included.
+    /// Of all prompts, their last tokens' logits included.
     pub prefill_tokens_per_s: f64,
-    /// Over all decoded tokens.
+    /// Of all sequences, over all decoded tokens.
     pub decode_tokens_per_s: f64,
     /// Median step, milliseconds.
     pub decode_p50_ms: f64,
@@ -43,31 +48,41 @@ pub struct BenchPoint {
 /// # Errors
 /// If there is nothing to time or the model fails.
 pub fn bench(model: &Model, options: BenchOptions) -> Result<BenchPoint> {
-    let BenchOptions { context, new_tokens, rows } = options;
-    if context == 0 || new_tokens == 0 {
+    let BenchOptions { batch, context, new_tokens, rows } = options;
+    if batch == 0 || context == 0 || new_tokens == 0 {
         return Err(EvalError::Argument("there must be tokens to read and to decode".into()));
     }
     // Which tokens they are has no bearing on the speed.
     let vocab = model.config().vocab_size as u64;
     let ids: Vec<u32> =
         (0..context as u64).map(|i| (i.wrapping_mul(2_654_435_761) % vocab) as u32).collect();
-    let mut cache = model.new_cache(1, rows)?;
+    let mut cache = model.new_cache(batch, rows)?;
     let started = Instant::now();
-    let hidden = model.prefill(&ids, &mut cache)?;
-    let mut id = greedy(model, &hidden)?;
+    let hidden = match batch {
+        1 => model.prefill(&ids, &mut cache)?,
+        _ => {
+            let ids = Tensor::new(ids, model.device())?.unsqueeze(0)?.repeat((batch, 1))?;
+            model.forward(&ids, &mut cache, None)?.i((0, context - 1..))?
+        }
+    };
+    // Equal prompts have equal answers.
+    let mut next = vec![greedy(model, &hidden)?; batch];
     let prefill = started.elapsed().as_secs_f64();
     let mut steps = Vec::with_capacity(new_tokens);
     for _ in 0..new_tokens {
         let started = Instant::now();
-        id = likeliest(model.decode(&[id], &mut cache)?);
+        let logits = model.decode(&next, &mut cache)?;
+        let vocab = logits.len() / batch;
+        next.iter_mut().zip(logits.chunks_exact(vocab)).for_each(|(id, row)| *id = likeliest(row));
         steps.push(started.elapsed().as_secs_f64());
     }
     let total: f64 = steps.iter().sum();
     steps.sort_unstable_by(f64::total_cmp);
     Ok(BenchPoint {
+        batch,
         context,
-        prefill_tokens_per_s: context as f64 / prefill,
-        decode_tokens_per_s: new_tokens as f64 / total,
+        prefill_tokens_per_s: (batch * context) as f64 / prefill,
+        decode_tokens_per_s: (batch * new_tokens) as f64 / total,
         decode_p50_ms: 1e3 * quantile(&steps, 0.5),
         decode_p99_ms: 1e3 * quantile(&steps, 0.99),
         cache_bytes: cache.size_bytes(),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
-use candle_core::Tensor;
+use candle_core::{D, Tensor};
 use rayon::prelude::*;
 use still_attention::RowDtype;
 use still_attention::vector::{self, vectorize};
@@ -13,6 +13,9 @@ use crate::error::{EvalError, Result};
 
 /// Part of the vocabulary whose logits are held at a time.
 const VOCAB_TILE: usize = 4096;
+
+/// Logits that are held at a time on a device.
+const DEVICE_LOGITS: usize = 1 << 26;
 
 /// Negative log-likelihood of each predicted token, in nats.
 #[derive(Clone, Debug, PartialEq)]
@@ -148,6 +151,9 @@ pub(crate) fn guesses_of_hidden(
             "token {id} is outside the vocabulary of {vocab}"
         )));
     }
+    if !hidden.device().is_cpu() {
+        return guesses_on_device(model, hidden, targets);
+    }
     let mut surprises: Vec<Surprise> =
         targets.iter().map(|targets| Surprise::new(targets.len())).collect();
     let mut logits = Vec::new();
@@ -164,6 +170,41 @@ pub(crate) fn guesses_of_hidden(
         );
     }
     Ok(surprises.iter().zip(targets).map(|(surprise, targets)| surprise.guesses(targets)).collect())
+}
+
+/// [`guesses_of_hidden`] where the hidden states are: what comes to the host is two numbers a target. A target is greedy if
+/// no logit is larger.
+fn guesses_on_device(
+    model: &Model,
+    hidden: &Tensor,
+    targets: &[&[u32]],
+) -> Result<Vec<Vec<Guess>>> {
+    let device = hidden.device();
+    let block = (DEVICE_LOGITS / model.config().vocab_size).max(1);
+    let mut guesses = Vec::with_capacity(targets.len());
+    for (start, targets) in (0..targets.len()).step_by(block).zip(targets.chunks(block)) {
+        let widest = targets.iter().map(|targets| targets.len()).max().unwrap_or(0);
+        if widest == 0 {
+            guesses.extend(targets.iter().map(|_| Vec::new()));
+            continue;
+        }
+        let padded = |targets: &&[u32]| -> Vec<u32> {
+            targets.iter().copied().chain(std::iter::repeat(0)).take(widest).collect()
+        };
+        let ids: Vec<u32> = targets.iter().flat_map(padded).collect();
+        let ids = Tensor::from_vec(ids, (targets.len(), widest), device)?;
+        let logits = model.logits(&hidden.narrow(0, start, targets.len())?.contiguous()?)?;
+        let largest = logits.max_keepdim(D::Minus1)?;
+        let wanted = logits.gather(&ids, 1)?.broadcast_sub(&largest)?;
+        let sum = logits.broadcast_sub(&largest)?.exp()?.sum_keepdim(D::Minus1)?;
+        let surprise = sum.log()?.broadcast_sub(&wanted)?;
+        let [surprise, wanted] = [surprise, wanted].map(|tensor| tensor.to_vec2::<f32>());
+        for ((targets, surprise), wanted) in targets.iter().zip(surprise?).zip(wanted?) {
+            let guess = |(nll, wanted)| Guess { nll, greedy: wanted == 0.0_f32 };
+            guesses.push(surprise.into_iter().zip(wanted).take(targets.len()).map(guess).collect());
+        }
+    }
+    Ok(guesses)
 }
 
 /// `ln Σ e^x − x[target]` of some targets, over logits that come in parts.

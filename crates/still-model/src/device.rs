@@ -1,6 +1,8 @@
 //! Devices by name.
 
 use candle_core::Device;
+#[cfg(feature = "cuda")]
+use candle_core::cuda::cudarc::driver::sys;
 
 use crate::error::{ModelError, Result};
 
@@ -38,7 +40,57 @@ fn cuda(name: &str, ordinal: usize) -> Result<Device> {
     })?;
     // SAFETY: everything runs on this device's one stream, in order: no other stream has to be told.
     unsafe { device.as_cuda_device()?.disable_event_tracking() };
+    keep_freed_memory(&device)?;
     Ok(device)
+}
+
+/// The device's own pool keeps what is freed for what comes next. Otherwise the driver gives it back whenever the host waits
+/// for the device, and maps it anew afterwards.
+#[cfg(feature = "cuda")]
+fn keep_freed_memory(device: &Device) -> Result<()> {
+    let mut threshold = u64::MAX;
+    // SAFETY: the attribute is a 64-bit number.
+    let set = unsafe {
+        sys::cuMemPoolSetAttribute(
+            pool(device)?,
+            sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD,
+            (&raw mut threshold).cast(),
+        )
+    };
+    Ok(set.result().map_err(candle_core::Error::wrap)?)
+}
+
+#[cfg(feature = "cuda")]
+fn pool(device: &Device) -> Result<sys::CUmemoryPool> {
+    let on = device.as_cuda_device()?.cuda_stream().context().cu_device();
+    let mut pool = std::ptr::null_mut();
+    // SAFETY: the device exists, the pool is written.
+    let got = unsafe { sys::cuDeviceGetDefaultMemPool(&raw mut pool, on) };
+    got.result().map_err(candle_core::Error::wrap)?;
+    Ok(pool)
+}
+
+/// The most bytes that were in use at once on a CUDA device since the program began; none of other devices.
+///
+/// # Errors
+/// An error of the driver.
+pub fn peak_device_bytes(device: &Device) -> Result<Option<u64>> {
+    #[cfg(feature = "cuda")]
+    if device.is_cuda() {
+        let mut bytes = 0_u64;
+        // SAFETY: the attribute is a 64-bit number.
+        let got = unsafe {
+            sys::cuMemPoolGetAttribute(
+                pool(device)?,
+                sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH,
+                (&raw mut bytes).cast(),
+            )
+        };
+        got.result().map_err(candle_core::Error::wrap)?;
+        return Ok(Some(bytes));
+    }
+    let _ = device;
+    Ok(None)
 }
 
 #[cfg(not(feature = "cuda"))]

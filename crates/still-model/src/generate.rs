@@ -3,8 +3,6 @@
 use std::ops::ControlFlow;
 use std::time::Instant;
 
-use candle_core::DType;
-
 use crate::error::{ModelError, Result};
 use crate::model::{Cache, Model};
 use crate::sampler::Sampler;
@@ -106,7 +104,7 @@ pub fn generate(
     options.validate()?;
     let start = Instant::now();
     let hidden = model.prefill(ids, cache)?;
-    let first = model.logits(&hidden)?.flatten_all()?.to_dtype(DType::F32)?.to_vec1::<f32>()?;
+    let first = model.logits(&hidden)?.flatten_all()?.to_vec1::<f32>()?;
     let mut logits = first.as_slice();
     let prefill_seconds = start.elapsed().as_secs_f64();
     let start = Instant::now();

@@ -31,7 +31,7 @@ pub use config::{Architecture, ModelConfig, RopeScaling};
 pub use decoder::{
     AttentionInputs, Decoder, DecoderLayer, Dropout, Linear, Lora, LoraLayer, Rotation, Weight,
 };
-pub use device::device;
+pub use device::{device, peak_device_bytes};
 pub use error::{ModelError, Result};
 pub use generate::{Finish, GenerateOptions, Generation, generate};
 pub use model::{Cache, Model};

@@ -252,7 +252,7 @@ impl Model {
 }
 
 /// An error unless `device` has kernels for `dtype`.
-fn check_dtype(device: &Device, dtype: DType) -> Result<()> {
+pub(crate) fn check_dtype(device: &Device, dtype: DType) -> Result<()> {
     let known = match device {
         Device::Cpu => dtype == DType::F32,
         _ => matches!(dtype, DType::F32 | DType::BF16),

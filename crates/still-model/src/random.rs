@@ -13,7 +13,7 @@ use crate::checkpoint::{BaseIdentity, Weights};
 use crate::config::{Architecture, ModelConfig};
 use crate::decoder::Decoder;
 use crate::error::{ModelError, Result};
-use crate::model::Model;
+use crate::model::{Model, check_dtype};
 use crate::student::normal;
 use crate::tokenizer::Tokenizer;
 
@@ -56,7 +56,64 @@ pub fn random_model(config: ModelConfig, seed: u64) -> Result<Model> {
     })
 }
 
-fn random_weights(config: &ModelConfig, rng: &mut ChaCha8Rng) -> Result<Weights> {
+/// A model of known sizes, for what depends on nothing else: SmolLM2-135M, Llama-3.2-1B or Llama-3.1-8B.
+///
+/// # Errors
+/// Another name.
+pub fn shape(name: &str) -> Result<ModelConfig> {
+    let (e, i, layers, heads, kv_heads, d, vocab, theta, tied) = match name {
+        "smollm2-135m" => (576, 1536, 30, 9, 3, 64, 49_152, 1e5, true),
+        "llama-3.2-1b" => (2048, 8192, 16, 32, 8, 64, 128_256, 5e5, true),
+        "llama-3.1-8b" => (4096, 14_336, 32, 32, 8, 128, 128_256, 5e5, false),
+        _ => {
+            return Err(ModelError::NotFound {
+                what: format!("no shape is called {name:?}"),
+                hint: "use smollm2-135m, llama-3.2-1b or llama-3.1-8b".into(),
+            });
+        }
+    };
+    Ok(ModelConfig {
+        hidden_size: e,
+        intermediate_size: i,
+        num_hidden_layers: layers,
+        num_attention_heads: heads,
+        num_key_value_heads: kv_heads,
+        head_dim: d,
+        vocab_size: vocab,
+        rope_theta: theta,
+        max_position_embeddings: 131_072,
+        tie_word_embeddings: tied,
+        ..tiny_config()
+    })
+}
+
+/// [`random_model`] made where it is to be: its weights are the device's own random numbers, other ones on other devices.
+///
+/// # Errors
+/// A configuration that contradicts itself; a dtype that the device has no kernels for; too little memory there.
+pub fn random_model_on(config: ModelConfig, device: &Device, dtype: DType) -> Result<Model> {
+    config.validate()?;
+    check_dtype(device, dtype)?;
+    let tensors = shapes(&config).into_iter().map(|(name, shape)| {
+        let deviation = match shape[..] {
+            [_, inner] => (inner as f64).powf(-0.5),
+            _ => 0.1,
+        };
+        let mean = if name.ends_with("norm.weight") { 1.0 } else { 0.0 };
+        let tensor = Tensor::randn(mean as f32, deviation as f32, shape, device)?;
+        Ok((name, tensor.to_dtype(dtype)?))
+    });
+    let weights = Weights::from_tensors(tensors.collect::<Result<_>>()?);
+    Ok(Model {
+        decoder: Arc::new(Decoder::load(&config, &weights, device, dtype)?),
+        student: None,
+        tokenizer: byte_tokenizer()?,
+        base: BaseIdentity { source: "random model".into(), files: Vec::new() },
+    })
+}
+
+/// Every tensor's name and shape.
+fn shapes(config: &ModelConfig) -> BTreeMap<String, Vec<usize>> {
     let (e, i, d) = (config.hidden_size, config.intermediate_size, config.head_dim);
     let (q, kv) = (config.num_attention_heads * d, config.num_key_value_heads * d);
     let mut shapes =
@@ -86,7 +143,11 @@ fn random_weights(config: &ModelConfig, rng: &mut ChaCha8Rng) -> Result<Weights>
         add("mlp.up_proj.weight", vec![i, e]);
         add("mlp.down_proj.weight", vec![e, i]);
     }
-    let tensors = shapes
+    shapes
+}
+
+fn random_weights(config: &ModelConfig, rng: &mut ChaCha8Rng) -> Result<Weights> {
+    let tensors = shapes(config)
         .into_iter()
         .map(|(name, shape)| {
             let tensor = match shape[..] {

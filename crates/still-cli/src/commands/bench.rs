@@ -3,9 +3,10 @@
 use serde::Serialize;
 use still_attention::{RowDtype, StillConfig};
 use still_eval::{BenchOptions, BenchPoint};
-use still_model::{FeatureInit, Model, Student};
+use still_model::random::{random_model_on, shape as shape_of};
+use still_model::{FeatureInit, Model, Student, peak_device_bytes};
 
-use super::{BUDGET, CHUNK, load, row_dtype};
+use super::{BUDGET, CHUNK, load, place, row_dtype};
 use crate::args::{BenchArgs, Variant};
 use crate::errors::user;
 use crate::memory;
@@ -20,13 +21,19 @@ struct Line {
     point: BenchPoint,
     /// Of the process so far, the model included.
     peak_rss_bytes: Option<u64>,
+    /// The same of the GPU's memory; absent on the CPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    peak_device_bytes: Option<u64>,
     threads: usize,
 }
 
 /// Runs the command.
 pub fn run(args: &BenchArgs, printer: &Printer) -> anyhow::Result<()> {
-    if args.new_tokens == 0 || args.contexts.contains(&0) {
-        return Err(user("there is nothing to time", "give contexts and --new-tokens above 0"));
+    if args.new_tokens == 0 || args.batch == 0 || args.contexts.contains(&0) {
+        return Err(user(
+            "there is nothing to time",
+            "give contexts, --batch and --new-tokens above 0",
+        ));
     }
     if let Some(threads) = args.threads {
         if threads == 0 {
@@ -34,11 +41,20 @@ pub fn run(args: &BenchArgs, printer: &Printer) -> anyhow::Result<()> {
         }
         rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
     }
-    let model = load(&args.model.model, &args.device, printer)?;
+    let model = match (&args.model, &args.shape) {
+        (Some(model), None) => load(model, &args.device, printer)?,
+        (None, Some(shape)) => {
+            let (device, dtype) = place(&args.device)?;
+            printer.step("Making", format_args!("random weights of {shape}"));
+            random_model_on(shape_of(shape)?, &device, dtype)?
+        }
+        _ => return Err(user("bench needs a model", "give --model MODEL or --shape NAME")),
+    };
     let mut lines = Vec::new();
     for &variant in &args.variants {
         let (name, model) = variant_of(variant, args.cap, &model)?;
         let options = |context, new_tokens| BenchOptions {
+            batch: args.batch,
             context,
             new_tokens,
             rows: row_dtype(args.cache_dtype, RowDtype::Bf16, &model),
@@ -51,6 +67,7 @@ pub fn run(args: &BenchArgs, printer: &Printer) -> anyhow::Result<()> {
                 variant: name,
                 point,
                 peak_rss_bytes: memory::peak_resident_bytes(),
+                peak_device_bytes: peak_device_bytes(model.device())?,
                 threads: rayon::current_num_threads(),
             };
             if args.json {
@@ -116,6 +133,9 @@ fn render(lines: &[Line]) -> String {
         text += &format!("\n\n{} threads", line.threads);
         if let Some(peak) = line.peak_rss_bytes {
             text += &format!(", at most {} resident", table::bytes(peak as usize));
+        }
+        if let Some(peak) = line.peak_device_bytes {
+            text += &format!(", at most {} on the device", table::bytes(peak as usize));
         }
     }
     text

@@ -20,7 +20,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use anyhow::Context;
-use candle_core::DType;
+use candle_core::{DType, Device};
 use still_attention::RowDtype;
 use still_model::{GenerateOptions, Model};
 use still_train::Recipe;
@@ -35,17 +35,23 @@ const CHUNK: usize = 64;
 /// Salient tokens that they keep of each chunk.
 const BUDGET: usize = 4;
 
-/// Loads a model onto its device and says which one.
-fn load(model: &str, device: &DeviceArgs, printer: &Printer) -> anyhow::Result<Model> {
-    let to = still_model::device(&device.device)?;
-    let dtype = match device.compute_dtype {
+/// The device that was asked for, and the dtype of base weights and activations there.
+fn place(args: &DeviceArgs) -> anyhow::Result<(Device, DType)> {
+    let device = still_model::device(&args.device)?;
+    let dtype = match args.compute_dtype {
         Some(ComputeDtype::F32) => DType::F32,
         Some(ComputeDtype::Bf16) => DType::BF16,
-        None if to.is_cpu() => DType::F32,
+        None if device.is_cpu() => DType::F32,
         None => DType::BF16,
     };
+    Ok((device, dtype))
+}
+
+/// Loads a model onto its device and says which one.
+fn load(model: &str, device: &DeviceArgs, printer: &Printer) -> anyhow::Result<Model> {
+    let (device, dtype) = place(device)?;
     printer.step("Loading", model);
-    let model = Model::load_on(model, &to, dtype)?;
+    let model = Model::load_on(model, &device, dtype)?;
     let config = &model.decoder.config;
     printer.step(
         "Loaded",

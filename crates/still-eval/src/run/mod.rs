@@ -129,7 +129,7 @@ impl Asking<'_> {
         if batches.is_empty() {
             return Ok((Vec::new(), 0));
         }
-        let pools = lanes(batches.len())?;
+        let pools = lanes(batches.len().min(self.lanes()))?;
         let (next, failed, tokens) =
             (AtomicUsize::new(0), AtomicBool::new(false), AtomicUsize::new(0));
         let order = Mutex::new(InOrder::default());
@@ -206,10 +206,14 @@ impl Asking<'_> {
         }
     }
 
+    /// Threads that ask side by side; a device answers one at a time.
+    fn lanes(&self) -> usize {
+        if self.model.device().is_cpu() { rayon::current_num_threads() } else { 1 }
+    }
+
     /// Consecutive items of one group, at most `size`, and fewer if lanes would have nothing to do.
     fn batches<'b>(&self, items: &[&'b Item], size: usize) -> Result<Vec<Batch<'b>>> {
-        let lanes = rayon::current_num_threads();
-        let size = size.min(items.len().div_ceil(2 * lanes)).max(1);
+        let size = size.min(items.len().div_ceil(2 * self.lanes())).max(1);
         let mut batches = Vec::new();
         for group in items.chunk_by(|a, b| a.group == b.group) {
             let shared = match group[0].group {

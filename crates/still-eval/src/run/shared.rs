@@ -13,6 +13,8 @@ use crate::nll::{Guess, guesses_of_hidden};
 
 /// New tokens that are read together at most (but one sequence's always are): caches exist for so many at a time.
 const TOKENS: usize = 512;
+/// The same on a device, which is idle with few.
+const DEVICE_TOKENS: usize = 16 * 1024;
 
 /// Rows that are scored together at least, if there are so many.
 const SCORED: usize = 256;
@@ -68,18 +70,33 @@ impl<'a> Reader<'a> {
         let root = self.begin(items, shared)?;
         let beginning = self.beginning.take().filter(|_| root > 0);
         let base = beginning.as_ref().map_or(self.empty, |(_, cache)| cache);
-        let commons: Vec<usize> = items.iter().map(|item| common(item)).collect();
+        let shares = self.shares();
+        let commons = items.iter().map(|item| if shares { common(item) } else { 0 });
+        let commons: Vec<usize> = commons.collect();
         let mut guesses = Vec::with_capacity(items.len());
-        for group in by_tokens(items.len(), |item| commons[item] - root) {
+        let new_tokens = |item: usize| match shares {
+            true => commons[item] - root,
+            false => items[item].iter().map(|sequence| sequence.ids.len()).sum(),
+        };
+        for group in by_tokens(items.len(), self.most_tokens(), new_tokens) {
             self.read_items(&items[group.clone()], &commons[group], root, base, &mut guesses)?;
         }
         self.beginning = beginning;
         Ok(guesses)
     }
 
+    /// Whether beginnings are read once: a device reads whole sequences at once, and what continues them token by token.
+    fn shares(&self) -> bool {
+        self.model.device().is_cpu()
+    }
+
+    fn most_tokens(&self) -> usize {
+        if self.model.device().is_cpu() { TOKENS } else { DEVICE_TOKENS }
+    }
+
     /// Makes the beginning that `items` share stand in `self.beginning`; its length, 0 if there is none worth it.
     fn begin(&mut self, items: &[Vec<Sequence>], shared: Option<&[u32]>) -> Result<usize> {
-        let Some(shared) = shared else { return Ok(0) };
+        let Some(shared) = shared.filter(|_| self.shares()) else { return Ok(0) };
         let mut length = shared.len();
         for sequence in items.iter().flatten() {
             // Scored rows are of the items' own parts.
@@ -137,7 +154,7 @@ impl<'a> Reader<'a> {
             }
             first += item.len();
         }
-        for group in by_tokens(parts.len(), |part| parts[part].ids.len()) {
+        for group in by_tokens(parts.len(), self.most_tokens(), |part| parts[part].ids.len()) {
             self.read_parts(&parts[group], &mut found)?;
         }
         let mut found = found.into_iter();
@@ -226,12 +243,16 @@ pub(super) fn equal<T: PartialEq>(a: &[T], b: &[T]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 
-/// `0..count` cut into runs of [`TOKENS`] or less, of one if that one has more.
-fn by_tokens(count: usize, tokens: impl Fn(usize) -> usize) -> Vec<std::ops::Range<usize>> {
+/// `0..count` cut into runs of `most` tokens or less, of one if that one has more.
+fn by_tokens(
+    count: usize,
+    most: usize,
+    tokens: impl Fn(usize) -> usize,
+) -> Vec<std::ops::Range<usize>> {
     let mut runs = Vec::new();
     let (mut start, mut sum) = (0, 0);
     for index in 0..count {
-        if index > start && sum + tokens(index) > TOKENS {
+        if index > start && sum + tokens(index) > most {
             runs.push(start..index);
             (start, sum) = (index, 0);
         }
@@ -250,8 +271,8 @@ mod tests {
     #[test]
     fn runs_hold_few_tokens_and_everything() {
         let sizes = [100, 500, 12, 0, 600, 1, 1];
-        let runs = by_tokens(sizes.len(), |index| sizes[index]);
+        let runs = by_tokens(sizes.len(), TOKENS, |index| sizes[index]);
         assert_eq!(runs, [0..1, 1..4, 4..5, 5..7]);
-        assert!(by_tokens(0, |_| 1).is_empty());
+        assert!(by_tokens(0, TOKENS, |_| 1).is_empty());
     }
 }

@@ -102,7 +102,7 @@ impl Model {
         } else {
             let x = self.embed_on_cuda(ids)?.unsqueeze(1)?;
             let hidden = self.forward_embedded(x, cache, None)?.squeeze(1)?;
-            self.decoder.logits(&hidden)?.to_dtype(DType::F32)?
+            self.decoder.logits(&hidden)?
         };
         cache.buffers.logits = logits.flatten_all()?.to_vec1()?;
         Ok(())

@@ -138,7 +138,7 @@ fn queue(model: &Model, layers: &[LayerCache], inputs: &Inputs, to: &Tensor) -> 
         _ => Err(ModelError::Invalid("a graph is made of hybrid layers on CUDA".into())),
     })?;
     let hidden = hidden.ok_or_else(|| ModelError::Invalid("a layer gave no attention".into()))?;
-    let logits = model.decoder.logits(&hidden.squeeze(1)?)?.to_dtype(DType::F32)?;
+    let logits = model.decoder.logits(&hidden.squeeze(1)?)?;
     Ok(to.slice_set(&logits, 0, 0)?)
 }
 

@@ -6,7 +6,7 @@ pub mod ops;
 mod rotation;
 mod weight;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{D, DType, Device, Tensor};
 
 pub use layer::{AttentionInputs, DecoderLayer};
 pub use linear::{Linear, Lora, LoraLayer};
@@ -233,11 +233,19 @@ impl Decoder {
         Ok(ops::rms_norm(x, &self.norm, self.config.rms_norm_eps)?)
     }
 
-    /// Logits of final-normed hidden states, `[…, E]` → `[…, vocab]`.
+    /// Logits of final-normed hidden states, `[…, E]` → `[…, vocab]`, f32.
     ///
     /// # Errors
     /// Shapes that do not fit.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        if !hidden.device().is_cpu() {
+            let (mut shape, vocab) = (hidden.dims().to_vec(), self.config.vocab_size);
+            let rows = hidden.flatten_to(D::Minus2)?;
+            if let Some(width) = shape.last_mut() {
+                *width = vocab;
+            }
+            return Ok(ops::wide_linear(&rows, self.lm_head.dense()?)?.reshape(shape)?);
+        }
         Ok(ops::frozen_linear(hidden, &self.lm_head, None)?)
     }
 
@@ -263,8 +271,7 @@ impl Decoder {
         }
         if !hidden.device().is_cpu() {
             let head = self.lm_head.dense()?.narrow(0, ids.start, ids.len())?;
-            let logits = hidden.contiguous()?.matmul(&head.t()?)?.to_dtype(DType::F32)?;
-            *out = logits.flatten_all()?.to_vec1()?;
+            *out = ops::wide_linear(hidden, &head)?.flatten_all()?.to_vec1()?;
             return Ok(());
         }
         out.resize(rows * ids.len(), f32::NAN);

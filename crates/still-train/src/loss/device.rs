@@ -2,6 +2,8 @@
 
 use candle_core::{D, DType, Tensor};
 
+use still_model::decoder::ops::wide_linear;
+
 use super::Target;
 use crate::error::Result;
 use crate::scalar::Scalar;
@@ -71,7 +73,7 @@ pub(super) fn rows_loss_by(
     for start in (0..shares.rows).step_by(block) {
         let count = block.min(shares.rows - start);
         let softmax = |hidden: &Tensor| -> candle_core::Result<Softmax> {
-            Softmax::new(logits(&hidden.narrow(0, start, count)?, &lm_head)?)
+            Softmax::new(wide_linear(&hidden.narrow(0, start, count)?, &lm_head)?)
         };
         let student = softmax(&hidden)?;
         let next = next.as_ref().map(|next| next.narrow(start, count)).transpose()?;
@@ -98,15 +100,6 @@ pub(super) fn rows_loss_by(
     }
     let gradient = Tensor::cat(&gradients, 0)?.pad_with_zeros(0, 0, tokens - shares.rows)?;
     Ok((Scalar::Device(Tensor::stack(&losses, 0)?.sum_all()?), gradient))
-}
-
-/// `hidden` `[rows, E]` times `lm_head` `[vocab, E]` transposed, in f32.
-fn logits(hidden: &Tensor, lm_head: &Tensor) -> candle_core::Result<Tensor> {
-    #[cfg(feature = "cuda")]
-    if hidden.dtype() == DType::BF16 {
-        return super::wide_product::wide_product(hidden, lm_head);
-    }
-    hidden.matmul(&lm_head.t()?)?.to_dtype(DType::F32)
 }
 
 /// Distributions over the vocabulary.

@@ -4,8 +4,6 @@ mod cpu;
 mod device;
 #[cfg(test)]
 mod tests;
-#[cfg(feature = "cuda")]
-mod wide_product;
 
 use candle_core::{Device, Tensor};
 

@@ -33,6 +33,15 @@ use still_attention::Real;
 pub(crate) use still_attention::tensor::borrow as with_values;
 use still_attention::tensor::slice;
 
+/// `x` `[rows, in]` times `weight` `[out, in]` transposed, in f32 whatever they are: logits, which rounding to bf16 would make
+/// equal to each other. No gradient.
+///
+/// # Errors
+/// Shapes or dtypes that do not fit.
+pub fn wide_linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    device::wide_linear(x, weight)
+}
+
 /// Rows of an op that one thread takes at a time.
 const ROWS_PER_TASK: usize = 16;
 

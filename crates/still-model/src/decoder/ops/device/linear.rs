@@ -1,4 +1,4 @@
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 
 use super::composed;
 use crate::decoder::Lora;
@@ -49,6 +49,15 @@ pub(in super::super) fn low_rank_linear(
         let db = dy.t()?.matmul(&low(&x_rows, &a)?)?.to_dtype(b32.dtype())?;
         Ok([dx.reshape(x.shape())?, da, db])
     })
+}
+
+/// [`super::super::wide_linear`].
+pub(in super::super) fn wide_linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if x.dtype() == DType::BF16 && x.device().is_cuda() {
+        return super::wide_product::wide_product(x, weight);
+    }
+    x.detach().contiguous()?.matmul(&weight.detach().t()?)?.to_dtype(DType::F32)
 }
 
 /// `x Wᵀ`, `[…, in]` → `[…, out]`.

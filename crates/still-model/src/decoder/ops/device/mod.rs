@@ -9,8 +9,10 @@ mod mlp;
 mod norm;
 #[cfg(test)]
 mod tests;
+#[cfg(feature = "cuda")]
+mod wide_product;
 
 pub(super) use heads::split_heads;
-pub(super) use linear::{frozen_linear, low_rank_linear};
+pub(super) use linear::{frozen_linear, low_rank_linear, wide_linear};
 pub(super) use mlp::mlp;
 pub(super) use norm::rms_norm;
