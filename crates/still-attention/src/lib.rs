@@ -31,7 +31,7 @@ pub use config::{
 };
 pub use cpu::linalg;
 #[cfg(feature = "cuda")]
-pub use cuda::{CudaHybridState, CudaKvCache, CudaWeights};
+pub use cuda::{CudaHybridState, CudaKvCache, CudaWeights, wide_product};
 pub use dense::{DenseHead, KvCache, dense_attention};
 pub use error::{AttentionError, Result};
 pub use feature_map::fold_householder;

@@ -1,7 +1,16 @@
-//! Dense causal attention through the tensor library's ops, a block of queries at a time.
+//! Dense causal attention. Whole sequences by the hybrid's exact pass, which keeps every token; queries that continue one through
+//! the tensor library's ops, a block at a time.
 
-use candle_core::{D, DType, Tensor};
+use std::ptr::null_mut;
 
+use candle_core::backend::BackendDevice;
+use candle_core::cuda::cudarc::driver::CudaSlice;
+use candle_core::op::BackpropOp;
+use candle_core::{D, DType, Device, Layout, Storage, Tensor};
+use still_kernels::{CHUNK, Forward, HEAD_DIMS, check, still_exact_forward};
+
+use super::launch::{Launch, on_cuda, rows_aligned, shape, uninit};
+use super::wide_product::wide_product;
 use crate::Result;
 
 /// Query rows of a sequence answered together, at most.
@@ -12,12 +21,60 @@ const LOGITS: usize = 1 << 27;
 
 /// [`crate::dense_attention`] on CUDA, its shapes checked; logits and their softmax in f32.
 pub(crate) fn dense_attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
-    attend(q, &k.detach().contiguous()?, &v.detach().contiguous()?, &[0])
+    attend(q, &k.detach(), &v.detach(), &[0])
 }
 
 /// Attention from `q` `[B, H, T, D]` to keys and values `[B, K, P + T, D]`, of which query `t` of a sequence sees those up to
 /// `start + t`. `starts` has one for each sequence, or one for all. Keys and values may be a narrowed view along tokens.
 pub(super) fn attend(q: &Tensor, k: &Tensor, v: &Tensor, starts: &[usize]) -> Result<Tensor> {
+    let known = HEAD_DIMS.contains(&q.dim(3)?) && matches!(q.dtype(), DType::F32 | DType::BF16);
+    if known && starts == [0] { Ok(whole(q, k, v)?) } else { continued(q, k, v, starts) }
+}
+
+/// By the exact pass: every token of every chunk is salient.
+fn whole(q: &Tensor, k: &Tensor, v: &Tensor) -> candle_core::Result<Tensor> {
+    let Device::Cuda(device) = q.device() else { candle_core::bail!("expected a tensor on CUDA") };
+    let (batch, heads, tokens, _) = q.dims4()?;
+    let kv_heads = k.dim(1)?;
+    let shape = shape(q, kv_heads)?;
+    let rows = [rows_aligned(q)?, rows_aligned(k)?, rows_aligned(v)?];
+    let salient = Tensor::arange(0_u32, tokens as u32, q.device())?;
+    let salient = salient.broadcast_as((batch, kv_heads, tokens))?.contiguous()?;
+    let budgets = device.clone_htod(&vec![CHUNK as i32; kv_heads])?;
+    let denominator: CudaSlice<f32> = uninit(device, batch * heads * tokens)?;
+    // SAFETY: the kernel fills it.
+    let out = unsafe { device.alloc_uninit(q.shape(), q.dtype())? };
+
+    let stream = device.cuda_stream();
+    let held = rows.each_ref().map(Tensor::storage_and_layout);
+    let held_salient = salient.storage_and_layout();
+    let mut launch = Launch::new(&stream)?;
+    let [q_rows, k_rows, v_rows] = &held;
+    let args = Forward {
+        q: launch.rows(on_cuda(&q_rows.0)?, q_rows.1)?,
+        k: launch.rows(on_cuda(&k_rows.0)?, k_rows.1)?,
+        v: launch.rows(on_cuda(&v_rows.0)?, v_rows.1)?,
+        out: launch.rows(&out, &Layout::contiguous(q.shape()))?,
+        w_q: null_mut(),
+        log_scale: null_mut(),
+        budgets: launch.at(&budgets),
+        salient: launch.values(on_cuda(&held_salient.0)?, held_salient.1)?,
+        s: null_mut(),
+        z: null_mut(),
+        denominator: launch.at(&denominator),
+        maximum: null_mut(),
+        arg_max: null_mut(),
+    };
+    // SAFETY: rows and buffers are as large as `shape` says and live until the launch is dropped; of a head that keeps
+    // everything, nothing of the linear branch is read.
+    let code = unsafe { still_exact_forward(&shape, &args, launch.stream()) };
+    check("still_exact_forward", code).map_err(candle_core::Error::wrap)?;
+    drop(launch);
+    Ok(Tensor::from_storage(Storage::Cuda(out), q.shape(), BackpropOp::none(), false))
+}
+
+/// By the tensor library's ops.
+fn continued(q: &Tensor, k: &Tensor, v: &Tensor, starts: &[usize]) -> Result<Tensor> {
     let (batch, num_heads, tokens, head_dim) = q.dims4()?;
     let (kv_heads, all) = (k.dim(1)?, k.dim(2)?);
     let group = num_heads / kv_heads;
@@ -32,8 +89,8 @@ pub(super) fn attend(q: &Tensor, k: &Tensor, v: &Tensor, starts: &[usize]) -> Re
         // The group's query heads are rows of one product.
         let queries = q.detach().narrow(2, start, length)?.contiguous()?;
         let queries = queries.reshape((batch, kv_heads, group * length, head_dim))?;
-        let logits = queries.matmul(&keys.t()?)?.to_dtype(DType::F32)?;
-        let logits = (logits * scale)?.reshape((batch, kv_heads, group, length, end))?;
+        let logits = (logits(&queries, &keys)? * scale)?;
+        let logits = logits.reshape((batch, kv_heads, group, length, end))?;
         // A lone query sees every key, if all sequences are equally long.
         let logits = match starts {
             [_] if length == 1 => logits,
@@ -45,6 +102,20 @@ pub(super) fn attend(q: &Tensor, k: &Tensor, v: &Tensor, starts: &[usize]) -> Re
         blocks.push(out.reshape((batch, num_heads, length, head_dim))?);
     }
     Ok(Tensor::cat(&blocks, 2)?)
+}
+
+/// `queries` `[B, K, rows, D]` times `keys` `[B, K, end, D]` transposed, in f32.
+fn logits(queries: &Tensor, keys: &Tensor) -> candle_core::Result<Tensor> {
+    if queries.dtype() != DType::BF16 {
+        return queries.matmul(&keys.t()?)?.to_dtype(DType::F32);
+    }
+    let (batch, kv_heads, rows, _) = queries.dims4()?;
+    let products = (0..batch).map(|sequence| {
+        // Heads of one sequence lie equally far apart, whatever room there is behind their rows.
+        wide_product(&queries.get(sequence)?, &keys.get(sequence)?)
+    });
+    let products = Tensor::stack(&products.collect::<candle_core::Result<Vec<_>>>()?, 0)?;
+    products.reshape((batch, kv_heads, rows, keys.dim(2)?))
 }
 
 /// `[starts, 1, 1, length, keys]`: 0 for keys up to the query's own, −∞ after it. The queries are `first..` after each start.

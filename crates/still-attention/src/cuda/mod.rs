@@ -10,6 +10,7 @@ mod launch;
 mod routing;
 mod store;
 mod support;
+mod wide_product;
 
 use candle_core::Tensor;
 
@@ -22,6 +23,7 @@ pub use decode::{CudaHybridState, CudaWeights};
 pub(crate) use dense::dense_attention;
 pub use kv_cache::CudaKvCache;
 pub(crate) use routing::DeviceRouting;
+pub use wide_product::wide_product;
 
 use attention::Inputs;
 

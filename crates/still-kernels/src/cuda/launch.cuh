@@ -1,6 +1,7 @@
 // From a shape that is known when the program runs to kernels that are compiled for it: the one dispatch point.
 #pragma once
 #include <cuda_runtime.h>
+#include <mutex>
 #include "still.h"
 #include "tile.cuh"
 
@@ -60,6 +61,9 @@ int dispatch(const StillShape& s, F f) {
 template <class... P, class... A>
 int launch(void (*kernel)(P...), dim3 grid, int threads, int bytes, StillStream stream, A... args) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return cudaSuccess;
+  // What a kernel may ask for is its own, not the launch's: another thread must not lower it in between.
+  static std::mutex asking;
+  std::lock_guard<std::mutex> lock(asking);
   if (bytes > 16 * 1024) {  // more than 48 KiB together with what the kernel declares itself has to be asked for
     cudaError_t e = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     if (e != cudaSuccess) return e;

@@ -65,11 +65,10 @@ impl<F> Composed<F> {
 
     fn on_cuda(&self) -> Result<(CudaStorage, Shape)> {
         let value = self.take()?;
-        match value.storage_and_layout() {
-            (storage, layout) => match &*storage {
-                Storage::Cuda(storage) => Ok((storage.try_clone(layout)?, value.shape().clone())),
-                _ => bail!("expected a value on CUDA"),
-            },
+        let (storage, layout) = value.storage_and_layout();
+        match &*storage {
+            Storage::Cuda(storage) => Ok((storage.try_clone(layout)?, value.shape().clone())),
+            _ => bail!("expected a value on CUDA"),
         }
     }
 }

@@ -19,8 +19,7 @@ pub(in super::super) fn split_heads(
             let rotate = candle_nn::rotary_emb::rope_thd;
             let value = rotate(&heads.detach().contiguous()?, &cos, &sin)?;
             // A rotation is orthogonal: the gradient is turned back.
-            let back = sin.neg()?;
-            composed::of_one(&heads, value, move |_, dy| rotate(dy, &cos, &back))?
+            composed::of_one(&heads, value, move |_, dy| rotate(dy, &cos, &sin.neg()?))?
         }
     };
     heads.transpose(1, 2)

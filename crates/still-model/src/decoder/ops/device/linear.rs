@@ -55,7 +55,8 @@ pub(in super::super) fn low_rank_linear(
 pub(in super::super) fn wide_linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
     if x.dtype() == DType::BF16 && x.device().is_cuda() {
-        return super::wide_product::wide_product(x, weight);
+        let product = still_attention::wide_product(&x.unsqueeze(0)?, &weight.unsqueeze(0)?);
+        return product?.squeeze(0);
     }
     x.detach().contiguous()?.matmul(&weight.detach().t()?)?.to_dtype(DType::F32)
 }

@@ -9,8 +9,6 @@ mod mlp;
 mod norm;
 #[cfg(test)]
 mod tests;
-#[cfg(feature = "cuda")]
-mod wide_product;
 
 pub(super) use heads::split_heads;
 pub(super) use linear::{frozen_linear, low_rank_linear, wide_linear};
