@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use still_attention::RowDtype;
 use still_model::{Model, likeliest};
 
@@ -22,7 +22,7 @@ pub struct BenchOptions {
 }
 
 /// One measured context.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BenchPoint {
     /// Tokens read before decoding.
     pub context: usize,

@@ -18,7 +18,7 @@ const TOKENS: usize = 512;
 const SCORED: usize = 256;
 
 /// A shorter beginning of a group is not worth a cache of its own.
-const WORTH_SHARING: usize = 32;
+pub(super) const WORTH_SHARING: usize = 32;
 
 /// Reads on one thread's pool, and keeps what the last group began with.
 #[derive(Debug)]
@@ -32,6 +32,15 @@ pub struct Reader<'a> {
 
 /// How each target of a sequence fared.
 type Guesses = Vec<Guess>;
+
+/// What came of an item.
+#[derive(Clone, Debug)]
+pub struct ItemRead {
+    /// By sequence.
+    pub guesses: Vec<Guesses>,
+    /// Of the cache after the sequence that took most.
+    pub cache_bytes: usize,
+}
 
 /// Part of a sequence, fed after its parent's.
 struct Part<'a> {
@@ -55,8 +64,8 @@ impl<'a> Reader<'a> {
         Self { model, empty, beginning: None, tokens: 0 }
     }
 
-    /// Of each item, of each of its sequences, the guesses of its targets. `shared` is what all of them are likely to begin
-    /// with.
+    /// Of each item, of each of its sequences, the guesses of its targets, and what the item's cache took. `shared` is what all
+    /// of them are likely to begin with.
     ///
     /// # Errors
     /// An error of the model.
@@ -64,17 +73,17 @@ impl<'a> Reader<'a> {
         &mut self,
         items: &[Vec<Sequence>],
         shared: Option<&[u32]>,
-    ) -> Result<Vec<Vec<Guesses>>> {
+    ) -> Result<Vec<ItemRead>> {
         let root = self.begin(items, shared)?;
         let beginning = self.beginning.take().filter(|_| root > 0);
         let base = beginning.as_ref().map_or(self.empty, |(_, cache)| cache);
         let commons: Vec<usize> = items.iter().map(|item| common(item)).collect();
-        let mut guesses = Vec::with_capacity(items.len());
+        let mut read = Vec::with_capacity(items.len());
         for group in by_tokens(items.len(), |item| commons[item] - root) {
-            self.read_items(&items[group.clone()], &commons[group], root, base, &mut guesses)?;
+            self.read_items(&items[group.clone()], &commons[group], root, base, &mut read)?;
         }
         self.beginning = beginning;
-        Ok(guesses)
+        Ok(read)
     }
 
     /// Makes the beginning that `items` share stand in `self.beginning`; its length, 0 if there is none worth it.
@@ -107,7 +116,7 @@ impl<'a> Reader<'a> {
         commons: &[usize],
         root: usize,
         base: &Cache,
-        guesses: &mut Vec<Vec<Guesses>>,
+        read: &mut Vec<ItemRead>,
     ) -> Result<()> {
         let all: Vec<&Sequence> = items.iter().flatten().collect();
         let nothing = Guess { nll: f32::NAN, greedy: false };
@@ -123,25 +132,33 @@ impl<'a> Reader<'a> {
             parts.push(Part { ids, parent: base, wanted: wanted(&all, sequences, root, common) });
         }
         let caches = self.read_parts(&parts, &mut found)?;
-        // What is left of each sequence.
+        let mut sizes: Vec<usize> = caches.iter().map(Cache::size_bytes).collect();
+        // What is left of each sequence, and whose it is.
         let mut first = 0;
-        let mut parts = Vec::new();
-        for ((item, &common), cache) in items.iter().zip(commons).zip(&caches) {
+        let (mut parts, mut owners) = (Vec::new(), Vec::new());
+        for (n, ((item, &common), cache)) in items.iter().zip(commons).zip(&caches).enumerate() {
             for sequence in first..first + item.len() {
                 let ids = &all[sequence].ids[common..];
                 if !ids.is_empty() {
                     let end = common + ids.len();
                     let wanted = wanted(&all, sequence..sequence + 1, common, end);
                     parts.push(Part { ids, parent: cache, wanted });
+                    owners.push(n);
                 }
             }
             first += item.len();
         }
         for group in by_tokens(parts.len(), |part| parts[part].ids.len()) {
-            self.read_parts(&parts[group], &mut found)?;
+            let caches = self.read_parts(&parts[group.clone()], &mut found)?;
+            for (&owner, cache) in owners[group].iter().zip(&caches) {
+                sizes[owner] = sizes[owner].max(cache.size_bytes());
+            }
         }
         let mut found = found.into_iter();
-        guesses.extend(items.iter().map(|item| found.by_ref().take(item.len()).collect()));
+        read.extend(items.iter().zip(sizes).map(|(item, cache_bytes)| ItemRead {
+            guesses: found.by_ref().take(item.len()).collect(),
+            cache_bytes,
+        }));
         Ok(())
     }
 
