@@ -99,8 +99,9 @@ fn the_page_has_every_part_and_asks_for_nothing() {
         "perplexity_4096 by position",
         "<td>65.00 [59.0, 71.0]</td>",
         "<tr><td>piqa</td><td>acc</td><td>200</td><td>25.00</td>",
-        "<td>+5.00</td><td>[+1.00, +9.00]</td>",
-        "<td>-0.2500 nats</td><td>[-0.5000, -0.1250]</td>",
+        "<th>student − teacher.gguf</th>",
+        "<td>piqa</td><td>acc</td><td>+5.00 [+1.00, +9.00]</td>",
+        "<td>nll</td><td>-0.2500 [-0.5000, -0.1250]</td>",
         // The variant lost what the student has more.
         "<th>student: router</th><th>piqa, points</th><th>perplexity_1024, nats</th>",
         "<td class=\"worse\" style=\"--level:0.7\" data-tip=\"95 % interval -9.0 to -1.0\">-5.0</td>",
@@ -122,8 +123,62 @@ fn the_tables_are_the_result() {
     let outcome = report(&[&path], &["--quiet", "--markdown", markdown.to_str().unwrap()]);
     outcome.succeeded();
     assert!(outcome.stderr.is_empty(), "{}", outcome.stderr);
-    insta::assert_snapshot!(outcome.stdout);
-    insta::assert_snapshot!(fs::read_to_string(markdown).unwrap());
+    insta::assert_snapshot!(outcome.stdout, @r"
+    task                 metric    n  chance                student           teacher.gguf
+    --------------------------------------------------------------------------------------
+    piqa                    acc  200   25.00     60.00 [54.0, 66.0]     65.00 [59.0, 71.0]
+    arc_easy                acc  200   25.00     50.00 [44.0, 56.0]     55.00 [49.0, 61.0]
+    perplexity_1024  perplexity  200       –  20.000 [19.94, 20.06]  19.500 [19.44, 19.56]
+    perplexity_4096  perplexity  200       –  18.000 [17.94, 18.06]  17.500 [17.44, 17.56]
+    passkey_4096          score  200       –     90.00 [84.0, 96.0]    95.00 [89.0, 101.0]
+
+    task             metric      student − teacher.gguf
+    ---------------------------------------------------
+    piqa                acc        +5.00 [+1.00, +9.00]
+    perplexity_1024     nll  -0.2500 [-0.5000, -0.1250]
+
+    variant                           piqa (acc)      arc_easy (acc)  perplexity_1024 (perplexity)  perplexity_4096 (perplexity)  passkey_4096 (score)
+    --------------------------------------------------------------------------------------------------------------------------------------------------
+    student [router: random]  55.00 [49.0, 61.0]  45.00 [39.0, 51.0]         20.500 [20.44, 20.56]         18.500 [18.44, 18.56]    85.00 [79.0, 91.0]
+
+    model    tokens  prefill tok/s  decode tok/s    cache    fixed  per token  threads
+    ----------------------------------------------------------------------------------
+    student    1024           1000         100.5  3.0 MiB  2.0 MiB      683 B        2
+    student    4096           1000         100.5  5.0 MiB  2.0 MiB      683 B        2
+    ");
+    insta::assert_snapshot!(fs::read_to_string(markdown).unwrap(), @r#"
+    ## Results
+
+    | task | metric | n | chance | student | teacher.gguf |
+    |---|---:|---:|---:|---:|---:|
+    | piqa | acc | 200 | 25.00 | 60.00 [54.0, 66.0] | 65.00 [59.0, 71.0] |
+    | arc_easy | acc | 200 | 25.00 | 50.00 [44.0, 56.0] | 55.00 [49.0, 61.0] |
+    | perplexity_1024 | perplexity | 200 | – | 20.000 [19.94, 20.06] | 19.500 [19.44, 19.56] |
+    | perplexity_4096 | perplexity | 200 | – | 18.000 [17.94, 18.06] | 17.500 [17.44, 17.56] |
+    | passkey_4096 | score | 200 | – | 90.00 [84.0, 96.0] | 95.00 [89.0, 101.0] |
+
+    ## Differences
+
+    | task | metric | student − teacher.gguf |
+    |---|---:|---:|
+    | piqa | acc | +5.00 [+1.00, +9.00] |
+    | perplexity_1024 | nll | -0.2500 [-0.5000, -0.1250] |
+
+    ## Variants
+
+    | variant | piqa (acc) | arc_easy (acc) | perplexity_1024 (perplexity) | perplexity_4096 (perplexity) | passkey_4096 (score) |
+    |---|---:|---:|---:|---:|---:|
+    | student [router: random] | 55.00 [49.0, 61.0] | 45.00 [39.0, 51.0] | 20.500 [20.44, 20.56] | 18.500 [18.44, 18.56] | 85.00 [79.0, 91.0] |
+
+    ## Efficiency
+
+    | model | tokens | prefill tok/s | decode tok/s | cache | fixed | per token | threads |
+    |---|---:|---:|---:|---:|---:|---:|---:|
+    | student | 1024 | 1000 | 100.5 | 3.0 MiB | 2.0 MiB | 683 B | 2 |
+    | student | 4096 | 1000 | 100.5 | 5.0 MiB | 2.0 MiB | 683 B | 2 |
+
+    Shares are in per cent, with their 95 % interval: Wilson's where every answer is right or wrong, else 1.96 standard errors to either side. Intervals of differences are from a paired bootstrap over items, of perplexities in nats of negative log-likelihood. "–" is what was not measured, or has no chance level.
+    "#);
 
     let outcome =
         report(&[&path], &["--json", "--out", dir.path().join("x.html").to_str().unwrap()]);
@@ -253,14 +308,16 @@ fn real_results_are_drawn() {
     outcome.succeeded();
     assert!(outcome.stdout.contains("decode tok/s"), "{}", outcome.stdout);
     let found: Value = serde_json::from_str(&fs::read_to_string(&results).unwrap()).unwrap();
-    // What was fed is 8 bytes of keys and values for each of 2 layers, 2 heads and 8 channels.
+    // Keys and values of 2 layers, 2 heads and 8 channels, 4 bytes each.
     let teacher = found["compare"].as_array().unwrap().last().unwrap();
     assert!(teacher["ablation"].is_null());
     let per_token = (2 * 2 * 8 * 2 * 4) as f64;
     assert_eq!(teacher["efficiency"]["bytes_per_token"].as_f64(), Some(per_token), "{teacher}");
     assert!(teacher["efficiency"]["fixed_bytes"].as_f64().unwrap().abs() < 1.0, "{teacher}");
+    // Keys lie in tiles of 16 tokens, values do not.
     let window = &teacher["tasks"]["perplexity_300"];
-    assert_eq!(window["cache_bytes"].as_f64(), Some(299.0 * per_token), "{window}");
+    let expected = (304.0 + 299.0) * per_token / 2.0;
+    assert_eq!(window["cache_bytes"].as_f64(), Some(expected), "{window}");
     assert_eq!(window["length"], 300);
     assert!(found["efficiency"]["fixed_bytes"].as_f64().unwrap() > 1000.0, "{found}");
     assert_eq!(found["compare"][0]["ablation"], "branches: window");

@@ -72,7 +72,9 @@ impl LineChart {
     pub fn html(&self) -> String {
         let xs = self.series.iter().flat_map(|series| series.points.iter().map(|point| point.0));
         let xs: Vec<f64> = xs.chain(self.marks.iter().map(|mark| mark.x)).collect();
-        let x = Axis::over(xs.iter().copied(), None, self.x_scale, (LEFT + 6.0, RIGHT - 6.0));
+        // Where every x has its name, the first and the last one's need room.
+        let room = if self.x_scale == Scale::Log { 18.0 } else { 6.0 };
+        let x = Axis::over(xs.iter().copied(), None, self.x_scale, (LEFT + room, RIGHT - room));
         let ys = self.series.iter().flat_map(|series| {
             let ends = series.intervals.iter().flatten().flatten().copied();
             series.points.iter().map(|point| point.1).chain(ends)
@@ -253,7 +255,7 @@ mod tests {
         // An end that is no number has no place.
         assert_eq!(html.matches("class=\"whisker\"").count(), 1, "{html}");
         // Equal factors, equal distances.
-        assert!(html.contains("M56.0 ") && html.contains("L221.0 "), "{html}");
+        assert!(html.contains("M68.0 ") && html.contains("L221.0 "), "{html}");
     }
 
     #[test]

@@ -96,7 +96,7 @@ impl Scatter {
             let _ = write!(
                 svg,
                 "<text class=\"{class}\" x=\"{from:.1}\" y=\"{place:.1}\">{}</text>",
-                escape(&dot.name)
+                escape(&shortened(&dot.name))
             );
         }
         Figure {
@@ -124,6 +124,16 @@ impl Scatter {
             escape(&tip)
         );
     }
+}
+
+/// Longer names would lie over the other half of the chart.
+fn shortened(name: &str) -> String {
+    const MOST: usize = 20;
+    if name.chars().count() <= MOST {
+        return name.to_owned();
+    }
+    let kept: String = name.chars().take(MOST - 1).collect();
+    format!("{kept}…")
 }
 
 #[cfg(test)]
@@ -172,6 +182,12 @@ mod tests {
         assert_eq!(places.len(), 5, "{html}");
         places.sort_by(f64::total_cmp);
         assert!(places.windows(2).all(|pair| pair[1] - pair[0] > LINE - 0.2), "{places:?}");
+    }
+
+    #[test]
+    fn long_names_are_cut() {
+        assert_eq!(shortened("exactly twenty, yes."), "exactly twenty, yes.");
+        assert_eq!(shortened("ööööööööööööööööööööööö"), "ööööööööööööööööööö…");
     }
 
     #[test]

@@ -97,7 +97,7 @@ struct Change {
 
 impl Change {
     fn of(difference: &Difference, task: &str) -> Option<Self> {
-        let (_, metrics) = difference.tasks.iter().find(|(name, _)| name == task)?;
+        let metrics = difference.task(task);
         let known = ["acc", "score", "nll"];
         let (metric, of) =
             known.iter().find_map(|known| metrics.iter().find(|(metric, _)| metric == known))?;

@@ -7,6 +7,8 @@ use crate::plot::{BarChart, Dot, Group, LineChart, Scale, Scatter, Series, Strok
 
 /// Tasks that stand side by side in one chart, so that their names have room.
 const SIDE_BY_SIDE: usize = 4;
+/// The colour of dots that are variants: grey.
+const VARIANT: usize = 5;
 const MIB: f64 = (1 << 20) as f64;
 
 /// Tasks of one kind at several lengths: its name, and the lengths with their tasks, ascending.
@@ -58,7 +60,7 @@ pub fn against_bytes(results: &Results) -> Vec<String> {
             Some(Dot {
                 name: subject.name.clone(),
                 named: subject.ablation.is_none(),
-                colour: n,
+                colour: if subject.ablation.is_none() { n } else { VARIANT },
                 x: result.cache_bytes? / MIB,
                 y: scale * value.value,
                 interval: scaled(value.interval, scale).filter(|_| subject.ablation.is_none()),
@@ -112,7 +114,10 @@ pub fn bars(results: &Results) -> Vec<String> {
 }
 
 fn bar_chart(results: &Results, metric: &str, tasks: &[(&str, &TaskResult)]) -> String {
-    let (scale, about) = unit(metric);
+    let (scale, about) = match metric {
+        "perplexity" => (1.0, "less is better"),
+        _ => (100.0, "%"),
+    };
     let group = |model: &Subject| {
         let values = tasks.iter().map(|(task, _)| {
             let values = model.task(task).map(TaskResult::values).unwrap_or_default();
@@ -134,7 +139,7 @@ fn bar_chart(results: &Results, metric: &str, tasks: &[(&str, &TaskResult)]) -> 
     let chances = tasks.iter().map(|(_, any)| any.chance.map_or(f64::NAN, |chance| scale * chance));
     BarChart {
         title: metric.into(),
-        about,
+        about: about.into(),
         x: "task".into(),
         scale: Scale::Linear,
         categories: tasks.iter().map(|(task, _)| (*task).to_owned()).collect(),

@@ -169,6 +169,14 @@ impl Subject {
     }
 }
 
+impl Difference {
+    /// By metric, of a task.
+    pub fn task(&self, name: &str) -> &[(String, Interval)] {
+        let found = self.tasks.iter().find(|(task, _)| task == name);
+        found.map_or(&[], |(_, metrics)| metrics)
+    }
+}
+
 impl Results {
     /// Reads files and puts together what they say of one model.
     ///

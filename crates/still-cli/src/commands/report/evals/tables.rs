@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::results::{Results, Subject, Value};
+use super::results::{Difference, Interval, Results, Subject, Value};
 use crate::table;
 
 /// Headers and rows.
@@ -155,35 +155,43 @@ pub fn efficiency(results: &Results) -> Option<Table> {
     (!table.rows.is_empty()).then_some(table)
 }
 
-/// What each file's first model has more than its others, variants aside; none without others.
+/// A row for every task and metric, a column for every pair of a file's first model and another, variants aside; none without
+/// others.
 fn differences(results: &Results) -> Option<Table> {
-    let mut table = Table::new(["model", "minus", "task", "metric", "difference", "95 % interval"]);
-    for difference in results.differences.iter().filter(|found| found.ablation.is_none()) {
-        for (task, metrics) in &difference.tasks {
-            for (metric, of) in metrics {
-                let (own, low, high) = match metric.as_str() {
-                    "nll" => (
-                        format!("{:+.4} nats", of.mean),
-                        format!("{:+.4}", of.low),
-                        format!("{:+.4}", of.high),
-                    ),
-                    _ => {
-                        let share = |value: f64| format!("{:+.2}", 100.0 * value);
-                        (share(of.mean), share(of.low), share(of.high))
-                    }
-                };
-                table.rows.push(vec![
-                    difference.first.clone(),
-                    difference.other.clone(),
-                    task.clone(),
-                    metric.clone(),
-                    own,
-                    format!("[{low}, {high}]"),
-                ]);
+    let pairs: Vec<&Difference> =
+        results.differences.iter().filter(|pair| pair.ablation.is_none()).collect();
+    let names: Vec<String> =
+        pairs.iter().map(|pair| format!("{} − {}", pair.first, pair.other)).collect();
+    let names = names.iter().map(String::as_str);
+    let mut table = Table::new(["task", "metric"].into_iter().chain(names));
+    for (task, _) in results.tasks() {
+        let of_pairs: Vec<_> = pairs.iter().map(|pair| pair.task(task)).collect();
+        let mut metrics: Vec<&str> = Vec::new();
+        for (metric, _) in of_pairs.iter().copied().flatten() {
+            if !metrics.contains(&metric.as_str()) {
+                metrics.push(metric);
             }
+        }
+        for (m, &metric) in metrics.iter().enumerate() {
+            let first = if m == 0 { task.to_owned() } else { String::new() };
+            let mut row = vec![first, metric.to_owned()];
+            row.extend(of_pairs.iter().map(|of| {
+                let found = of.iter().find(|(name, _)| name == metric);
+                found.map_or_else(|| "–".into(), |(_, interval)| signed(metric, interval))
+            }));
+            table.rows.push(row);
         }
     }
     (!table.rows.is_empty()).then_some(table)
+}
+
+/// A difference and its interval: shares in points, `nll` in nats.
+fn signed(metric: &str, interval: &Interval) -> String {
+    let Interval { mean, low, high } = *interval;
+    match metric {
+        "nll" => format!("{mean:+.4} [{low:+.4}, {high:+.4}]"),
+        _ => format!("{:+.2} [{:+.2}, {:+.2}]", 100.0 * mean, 100.0 * low, 100.0 * high),
+    }
 }
 
 #[cfg(test)]
