@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use still_attention::{RowDtype, StillConfig};
 use still_eval::{
     LongContextOptions, Nll, PairedBootstrap, PasskeyPrompts, evaluate_windows, long_context,
+    wilson,
 };
 use still_model::{Model, Student};
 use still_train::{AttentionRecipe, Budgets, DataRecipe, TokenCache, Windows};
