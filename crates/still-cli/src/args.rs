@@ -63,7 +63,7 @@ pub enum Command {
     /// Time reading and writing at several contexts, dense and linearized
     Bench(BenchArgs),
     /// Ask a model the questions of benchmarks, as lm-evaluation-harness does, and compare it with others
-    Eval(EvalArgs),
+    Eval(Box<EvalArgs>),
     /// Show versions, CPU features, devices and where files are cached
     Doctor(DoctorArgs),
 }
