@@ -50,7 +50,7 @@ pub enum Command {
     Linearize(LinearizeArgs),
     /// Find how many tokens each head should keep, at a given share of the dense cache
     Calibrate(CalibrateArgs),
-    /// Draw a run of `still linearize` as one HTML page: curves, layers, budgets, evaluations, recipe
+    /// Draw a run of `still linearize` as one HTML page (curves, layers, budgets, evaluations, recipe), or results of `still eval`
     Report(ReportArgs),
     /// Write a student with quantized weights to one .gguf file
     Export(ExportArgs),
@@ -63,7 +63,7 @@ pub enum Command {
     /// Time reading and writing at several contexts, dense and linearized
     Bench(BenchArgs),
     /// Ask a model the questions of benchmarks, as lm-evaluation-harness does, and compare it with others
-    Eval(EvalArgs),
+    Eval(Box<EvalArgs>),
     /// Show versions, CPU features, devices and where files are cached
     Doctor(DoctorArgs),
 }
@@ -230,12 +230,15 @@ pub struct CalibrateArgs {
 /// `still report`
 #[derive(Clone, Debug, Args)]
 pub struct ReportArgs {
-    /// Run directory of `still linearize`, of a finished run or one that goes on
-    #[arg(value_name = "RUN_DIR")]
-    pub run_dir: PathBuf,
-    /// The page to write [default: report.html in RUN_DIR]
+    /// Run directory of `still linearize`, of a finished run or one that goes on; or files that `still eval --json` wrote
+    #[arg(value_name = "RUN_DIR | EVAL.json …", required = true, num_args = 1..)]
+    pub paths: Vec<PathBuf>,
+    /// The page to write [default: report.html in RUN_DIR; the first EVAL.json with .html for .json]
     #[arg(long, short, value_name = "FILE")]
     pub out: Option<PathBuf>,
+    /// Write the table of evaluations here too, as Markdown
+    #[arg(long, value_name = "FILE")]
+    pub markdown: Option<PathBuf>,
     /// Print one JSON object on stdout instead of the tables
     #[arg(long)]
     pub json: bool,
@@ -455,7 +458,13 @@ pub struct EvalArgs {
     pub device: DeviceArgs,
     /// piqa, arc_easy, arc_challenge, hellaswag, winogrande, mmlu, lambada_openai; perplexity; niah_single_1 and RULER's other
     /// twelve (or all of them: ruler), babilong_qa1 to 5 (babilong), passkey, repeated_text
-    #[arg(long, short, value_name = "T,…", value_delimiter = ',', required = true)]
+    #[arg(
+        long,
+        short,
+        value_name = "T,…",
+        value_delimiter = ',',
+        required_unless_present = "efficiency"
+    )]
     pub tasks: Vec<String>,
     /// Directory with the tasks' data files (docs/evaluation.md says what they hold)
     #[arg(long, value_name = "DIR", default_value = "data")]
@@ -496,6 +505,9 @@ pub struct EvalArgs {
     /// Show what each branch carries, layer by layer, over the first 2,048 tokens of --text
     #[arg(long, requires = "text")]
     pub branches: bool,
+    /// Time every model's prefill and decode after so many tokens too, and tell the bytes of its cache there
+    #[arg(long, value_name = "N,…", value_delimiter = ',')]
+    pub efficiency: Vec<usize>,
     /// Items read together on each thread; answers do not depend on it
     #[arg(long, value_name = "N", default_value_t = 16)]
     pub batch_size: usize,

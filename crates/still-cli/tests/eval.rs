@@ -27,6 +27,14 @@ fn json(path: &Path) -> serde_json::Value {
     serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
 }
 
+/// Results but for the time they took.
+fn untimed(path: &Path) -> serde_json::Value {
+    let mut results = json(path);
+    let timing = results.as_object_mut().unwrap().remove("timing");
+    assert!(timing.is_some_and(|timing| timing.is_object()), "{results}");
+    results
+}
+
 #[test]
 fn every_task_has_its_row_and_its_numbers() {
     let dir = tempfile::tempdir().unwrap();
@@ -51,6 +59,74 @@ fn every_task_has_its_row_and_its_numbers() {
     assert!(results["tasks"]["lambada_openai"]["perplexity"].as_f64().unwrap() > 1.0);
     assert_eq!(results["tasks"]["piqa"]["chance"], 0.5);
     assert_eq!(results["tasks"]["mmlu"]["groups"]["map_reading"]["n"], 2);
+    // Shares have Wilson's interval: a width even where all or none of five is right.
+    for task in tasks.split(',') {
+        let scores = &results["tasks"][task];
+        let end = |n: usize| scores["intervals"]["acc"][n].as_f64().unwrap();
+        let acc = scores["acc"].as_f64().unwrap();
+        assert!(
+            0.0 <= end(0) && end(0) <= acc && acc <= end(1) && end(1) <= 1.0,
+            "{task}: {scores}"
+        );
+        assert!(end(1) - end(0) > 0.3, "{task}: {scores}");
+        assert!(scores["cache_bytes"].as_f64().unwrap() > 0.0, "{task}: {scores}");
+        assert!(results["timing"][task]["tokens"].as_u64().unwrap() > 0, "{task}: {results}");
+    }
+    let perplexity = &results["tasks"]["lambada_openai"];
+    let end = |n: usize| perplexity["intervals"]["perplexity"][n].as_f64().unwrap();
+    assert!(end(0) < perplexity["perplexity"].as_f64().unwrap() && end(0) > 0.0);
+    assert!(outcome.stdout.contains("95 % interval"), "{}", outcome.stdout);
+}
+
+/// Ctrl-C keeps what is finished; the resumed run asks the rest and ends as an uninterrupted one.
+#[cfg(unix)]
+#[test]
+fn an_interrupted_run_goes_on() {
+    use std::process::{Command, Stdio};
+    use std::time::{Duration, Instant};
+
+    let dir = tempfile::tempdir().unwrap();
+    let (text, _) = path(&dir, "t.txt");
+    fs::write(&text, words(60_000)).unwrap();
+    let command = |name: &str| {
+        let mut command = Command::new(common::BINARY);
+        command.args(["eval", "--tasks", "perplexity", "--lengths", "512", "--batch-size", "1"]);
+        command.arg("--model").arg(teacher_dir()).arg("--text").arg(&text);
+        command.arg("--samples").arg(dir.path().join(format!("{name}.jsonl")));
+        command.arg("--json").arg(dir.path().join(format!("{name}.json")));
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    };
+    let samples = |name: &str| -> Vec<serde_json::Value> {
+        let text = fs::read_to_string(dir.path().join(format!("{name}.jsonl"))).unwrap_or_default();
+        let whole = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+        whole.map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let child = command("cut").spawn().unwrap();
+    let patience = Instant::now();
+    while samples("cut").len() < 3 && patience.elapsed() < Duration::from_secs(60) {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let interrupted =
+        Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(interrupted.success());
+    let output = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("error: interrupted after "), "{stderr}");
+    assert!(stderr.contains("add --resume to go on from"), "{stderr}");
+    assert!(!dir.path().join("cut.json").exists(), "results of half a run");
+    let kept = samples("cut");
+    assert!(kept.len() >= 3);
+
+    assert!(command("whole").output().unwrap().status.success());
+    let whole = samples("whole");
+    assert!(kept.len() < whole.len(), "nothing was left to ask");
+    assert!(command("cut").arg("--resume").output().unwrap().status.success());
+    // What was kept is still there, and no item was asked twice.
+    assert!(samples("cut") == whole, "the resumed run differs from the uninterrupted one");
+    assert_eq!(untimed(&dir.path().join("cut.json")), untimed(&dir.path().join("whole.json")));
+    assert_eq!(samples("cut")[..kept.len()], kept[..]);
 }
 
 #[test]
@@ -66,21 +142,21 @@ fn samples_resume_and_batches_give_the_same_results() {
     };
     let (outcome, results, samples) = run("whole", &[]);
     outcome.succeeded();
-    let whole = (json(&results), fs::read_to_string(&samples).unwrap());
+    let whole = (untimed(&results), fs::read_to_string(&samples).unwrap());
     assert_eq!(whole.1.lines().count(), 1 + 5 + 3);
 
     let (again, _, _) = run("whole", &[]);
     again.failed_with("whole.jsonl exists already");
     let (outcome, results, samples) = run("one-by-one", &["--batch-size", "1", "--threads", "1"]);
     outcome.succeeded();
-    assert_eq!(json(&results), whole.0);
+    assert_eq!(untimed(&results), whole.0);
 
     // As if killed in the middle of the second task.
     let cut: usize = whole.1.lines().take(7).map(|line| line.len() + 1).sum();
     fs::write(&samples, &whole.1[..cut + 20]).unwrap();
     let (outcome, results, samples) = run("one-by-one", &["--resume"]);
     outcome.succeeded();
-    assert_eq!(json(&results), whole.0);
+    assert_eq!(untimed(&results), whole.0);
     let ids = |text: &str| -> Vec<String> {
         let lines = text.lines().map(|line| serde_json::from_str(line).unwrap());
         lines.map(|line: serde_json::Value| format!("{} {}", line["task"], line["id"])).collect()

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use candle_core::{IndexOp, Tensor};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use still_attention::RowDtype;
 use still_model::{Model, likeliest};
 
@@ -25,7 +25,7 @@ pub struct BenchOptions {
 }
 
 /// One measured context.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BenchPoint {
     /// Sequences read and decoded together.
     pub batch: usize,

@@ -18,6 +18,7 @@ mod repeated_text;
 pub mod run;
 mod speed;
 pub mod task;
+mod wilson;
 
 pub use ablation::Ablation;
 pub use bench::{BenchOptions, BenchPoint, bench};
@@ -31,3 +32,4 @@ pub use passkey::{PasskeyAnswer, PasskeyPrompt, PasskeyPrompts};
 pub use repeated_text::{random_tokens, repeated_text_nll};
 pub use speed::{DecodeSpeed, decode_speed};
 pub use still_attention::BranchShares;
+pub use wilson::wilson;

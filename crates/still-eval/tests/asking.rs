@@ -5,14 +5,14 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use still_attention::RowDtype;
+use still_attention::{RowDtype, StillConfig};
 use still_eval::run::{
     Answer, AskOptions, Listener, LoggedModel, Sample, SampleLog, TaskScores, ask, difference,
 };
 use still_eval::task::{Generative, Item, Metric, Question, StandardOptions, Task, standard};
 use still_eval::{EvalError, PairedBootstrap};
 use still_model::random::{random_model, tiny_config};
-use still_model::{Model, ModelConfig};
+use still_model::{FeatureInit, Model, ModelConfig, Student};
 
 fn model(seed: u64) -> Model {
     random_model(ModelConfig { eos_token_ids: vec![], ..tiny_config() }, seed).unwrap()
@@ -185,6 +185,51 @@ impl Generative for Length {
     }
 }
 
+/// What prompts begin with is read once, and answers are those of prompts read from their beginning.
+#[test]
+fn what_prompts_share_is_read_once() {
+    let teacher = model(3);
+    let still = StillConfig::uniform(2, teacher.config().geometry(), 64, 4);
+    let student = Student::init(still, teacher.config(), FeatureInit::Identity, 3).unwrap();
+    // Nothing in common, then 250 tokens, 300 of the same, and again nothing; the last is the beginning of its neighbour.
+    let shared = [0, 250, 300, 300, 0, 64];
+    let length = [320, 400, 340, 301, 200, 64];
+    let prompt = |n: usize| -> Vec<u32> {
+        let own = (n as u32 + 1) * 31;
+        let token = |i: usize| if i < shared[n] { i as u32 * 7 } else { i as u32 * 5 + own };
+        (0..length[n]).map(|i| token(i) % 256).collect()
+    };
+    let mut prompts: Vec<Vec<u32>> = (0..6).map(prompt).collect();
+    prompts[4] = [prompts[5].clone(), prompts[4][64..].to_vec()].concat();
+    let item = |n: usize| {
+        let question = Length { prompt: prompts[n].clone(), targets: vec![] };
+        let question = Question::Generation(Box::new(question));
+        Item { id: n.to_string(), group: None, question }
+    };
+    let task = |items: Vec<Item>| Task {
+        name: "written".into(),
+        items,
+        metrics: vec![Metric::Score],
+        length: None,
+    };
+    let dir = tempfile::tempdir().unwrap();
+    for (name, model) in [("teacher", &teacher), ("student", &teacher.with_student(student))] {
+        let log = SampleLog::create(&dir.path().join(name)).unwrap();
+        let listener = Logging::new(&log, usize::MAX);
+        let asked = |task: &Task| ask(model, task, Vec::new(), &OPTIONS, &listener).unwrap();
+        let together = asked(&task((0..6).map(item).collect()));
+        let alone: Vec<_> = (0..6).map(|n| asked(&task(vec![item(n)]))).collect();
+        for (n, alone) in alone.iter().enumerate() {
+            assert_eq!(together.samples[n], alone.samples[0], "{name}, prompt {n}");
+            assert_eq!(alone.tokens, length[n], "{name}, prompt {n}");
+        }
+        // The third begins with 250 tokens of the second, the fourth with 300 of the third; of the last all but the last token
+        // were read with the fifth.
+        let saved = 250 + 300 + 63;
+        assert_eq!(together.tokens, length.iter().sum::<usize>() - saved, "{name}");
+    }
+}
+
 #[test]
 fn written_answers_are_judged_and_logged() {
     let dir = tempfile::tempdir().unwrap();
@@ -199,7 +244,7 @@ fn written_answers_are_judged_and_logged() {
             question: Question::Generation(question(n)),
         })
         .collect();
-    let task = Task { name: "written".into(), items, metrics: vec![Metric::Score] };
+    let task = Task { name: "written".into(), items, metrics: vec![Metric::Score], length: None };
     let model = model(3);
     let path = dir.path().join("s.jsonl");
     let (part, complete, _) = run(&model, &task, &path, 1);

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use still_attention::{RowDtype, StillConfig};
 use still_eval::{
     LongContextOptions, Nll, PairedBootstrap, PasskeyPrompts, evaluate_windows, long_context,
+    wilson,
 };
 use still_model::{Model, Student};
 use still_train::{AttentionRecipe, Budgets, DataRecipe, TokenCache, Windows};
@@ -110,7 +111,8 @@ fn measure(subject: &str, teacher: &Model, asked: &Asked) -> Result<Measured, Bo
             LongContextOptions { marks: vec![length / 2], decode_steps: 1, rows: RowDtype::Bf16 };
         let found = long_context(&model, &prompts, &options, &|_| {})?;
         let right = found.answers.iter().filter(|answer| answer.right).count();
-        line[format!("passkey_{length}")] = wilson(right, *keys);
+        let recall = wilson(right, *keys)?;
+        line[format!("passkey_{length}")] = json!([recall.mean, recall.low, recall.high]);
     }
     let mut cache = model.new_cache(1, RowDtype::Bf16)?;
     model.prefill(&tokens[..2 * WINDOW], &mut cache)?;
@@ -134,14 +136,4 @@ fn subject_of(subject: &str, teacher: &Model) -> Result<Model, Box<dyn Error>> {
         _ => return Err(format!("unknown subject {subject}").into()),
     };
     Ok(teacher.with_student(Student::init(still, config, Default::default(), 0)?))
-}
-
-/// `[share, low, high]`, 95 %.
-fn wilson(right: usize, of: usize) -> Value {
-    let (n, z) = (of as f64, 1.96_f64);
-    let share = right as f64 / n;
-    let middle = share + z * z / (2.0 * n);
-    let half = z * (share * (1.0 - share) / n + z * z / (4.0 * n * n)).sqrt();
-    let scale = 1.0 + z * z / n;
-    json!([share, (middle - half) / scale, (middle + half) / scale])
 }

@@ -108,6 +108,12 @@ fn stream_to<'a>(
     }
 }
 
+/// The last part of a model's path.
+fn short_name(model: &str) -> String {
+    let name = Path::new(model).file_name();
+    name.map_or_else(|| model.to_owned(), |name| name.to_string_lossy().into_owned())
+}
+
 /// Reads a text file.
 fn read_text(path: &Path) -> anyhow::Result<String> {
     std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::axis::{Axis, Scale};
 use super::figure::{
-    Figure, LEFT, Legend, RIGHT, TOP, about, escape, number, x_name, x_tick, y_axis,
+    Figure, LEFT, Legend, RIGHT, TOP, about, escape, number, whisker, x_name, x_tick, y_axis,
 };
 
 const BOTTOM: f64 = 190.0;
@@ -27,6 +27,8 @@ pub struct BarChart {
     pub categories: Vec<String>,
     /// One bar of each for every category.
     pub groups: Vec<Group>,
+    /// A value of every category to hold the bars against, dashed, and what it is; what is not finite is left out.
+    pub reference: Option<(String, Vec<f64>)>,
 }
 
 /// The bars of one colour.
@@ -36,12 +38,30 @@ pub struct Group {
     pub name: String,
     /// One value per category; what is not finite has no bar.
     pub values: Vec<f64>,
+    /// Ends of the values' intervals, per category; none if there are none.
+    pub intervals: Vec<Option<[f64; 2]>>,
+}
+
+impl Group {
+    /// The value of a category.
+    fn value(&self, category: usize) -> f64 {
+        self.values.get(category).copied().unwrap_or(f64::NAN)
+    }
+
+    /// The interval of a category's value.
+    fn interval(&self, category: usize) -> Option<[f64; 2]> {
+        self.intervals.get(category).copied().flatten()
+    }
 }
 
 impl BarChart {
     /// The figure, as HTML.
     pub fn html(&self) -> String {
-        let values = self.groups.iter().flat_map(|group| group.values.iter().copied());
+        let values = self.groups.iter().flat_map(|group| {
+            let ends = group.intervals.iter().flatten().flatten();
+            group.values.iter().chain(ends).copied()
+        });
+        let values = values.chain(self.reference.iter().flat_map(|(_, values)| values.clone()));
         let floor = (self.scale == Scale::Linear).then_some(0.0);
         let y = Axis::over(values, floor, self.scale, (BOTTOM, TOP)).with_margin(0.06);
         let count = self.categories.len().max(1);
@@ -54,8 +74,11 @@ impl BarChart {
             let left = LEFT + n as f64 * width;
             let mut tip = format!("{} {category}", self.x);
             for (g, group) in self.groups.iter().enumerate() {
-                let value = group.values.get(n).copied().unwrap_or(f64::NAN);
+                let (value, interval) = (group.value(n), group.interval(n));
                 let _ = write!(tip, "\n{} {}", group.name, number(value));
+                if let Some([low, high]) = interval {
+                    let _ = write!(tip, " [{}, {}]", number(low), number(high));
+                }
                 let Some(top) = y.at(value) else { continue };
                 let (upper, lower) = (top.min(y.base()), top.max(y.base()));
                 let _ = write!(
@@ -65,6 +88,18 @@ impl BarChart {
                     left + 0.1 * width + g as f64 * bar,
                     lower - upper
                 );
+                if let Some(interval) = interval {
+                    whisker(&mut svg, left + 0.1 * width + (g as f64 + 0.5) * bar, interval, &y);
+                }
+            }
+            if let Some((name, values)) = &self.reference {
+                let value = values.get(n).copied().unwrap_or(f64::NAN);
+                if let Some(at) = y.at(value) {
+                    let _ = write!(tip, "\n{name} {}", number(value));
+                    let right = left + width;
+                    let _ =
+                        write!(svg, "<path class=\"mark\" d=\"M{left:.1} {at:.1}H{right:.1}\"/>");
+                }
             }
             let _ = write!(
                 svg,
@@ -101,9 +136,14 @@ mod tests {
             scale,
             categories: vec!["<0>".into(), "1".into()],
             groups: vec![
-                Group { name: "first".into(), values: vec![1.0, 2.0] },
-                Group { name: "last".into(), values: vec![0.5, f64::NAN] },
+                Group {
+                    name: "first".into(),
+                    values: vec![1.0, 2.0],
+                    intervals: vec![None, Some([1.5, 2.25])],
+                },
+                Group { name: "last".into(), values: vec![0.5, f64::NAN], intervals: vec![] },
             ],
+            reference: Some(("chance".into(), vec![0.25, f64::NAN])),
             ..BarChart::default()
         }
         .html()
@@ -116,8 +156,22 @@ mod tests {
             assert_eq!(html.matches("<rect class=\"s0\"").count(), 2, "{html}");
             assert_eq!(html.matches("<rect class=\"s1\"").count(), 1, "{html}");
             assert!(!html.contains("NaN") && !html.contains("<0>"), "{html}");
-            assert!(html.contains("layer 1\nfirst 2\nlast –"), "{html}");
+            assert!(html.contains("layer 1\nfirst 2 [1.5, 2.25]\nlast –"), "{html}");
+            assert!(html.contains("last 0.5\nchance 0.25\""), "{html}");
+            assert_eq!(html.matches("class=\"whisker\"").count(), 1, "{html}");
+            assert_eq!(html.matches("class=\"mark\"").count(), 1, "{html}");
         }
+    }
+
+    #[test]
+    fn intervals_fit_into_the_chart() {
+        let html = chart(Scale::Linear);
+        let path = html.split("class=\"whisker\" d=\"M").nth(1).unwrap();
+        let places: Vec<f64> = path[..path.find('"').unwrap()]
+            .split(['M', 'V', 'H', ' '])
+            .filter_map(|number| number.parse().ok())
+            .collect();
+        assert!(places.iter().all(|place| place.is_finite() && *place >= TOP), "{path}");
     }
 
     #[test]

@@ -119,6 +119,16 @@ pub fn y_axis(svg: &mut String, y: &Axis) {
     }
 }
 
+/// A value's interval: a thin upright line with a bar at either end that has a place.
+pub fn whisker(svg: &mut String, x: f64, [low, high]: [f64; 2], y: &Axis) {
+    let (Some(low), Some(high)) = (y.at(low), y.at(high)) else { return };
+    let (left, right) = (x - 2.5, x + 2.5);
+    let _ = write!(
+        svg,
+        "<path class=\"whisker\" d=\"M{left:.1} {low:.1}H{right:.1}M{x:.1} {low:.1}V{high:.1}M{left:.1} {high:.1}H{right:.1}\"/>"
+    );
+}
+
 /// A word below the drawing at `x`.
 pub fn x_tick(svg: &mut String, x: f64, bottom: f64, text: &str) {
     let _ = write!(

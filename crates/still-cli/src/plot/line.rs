@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::axis::{Axis, Scale};
 use super::figure::{
-    Figure, LEFT, Legend, RIGHT, TOP, about, escape, number, x_name, x_tick, y_axis,
+    Figure, LEFT, Legend, RIGHT, TOP, about, escape, number, whisker, x_name, x_tick, y_axis,
 };
 
 const BOTTOM: f64 = 190.0;
@@ -25,6 +25,8 @@ pub struct LineChart {
     pub x: String,
     /// Of y.
     pub scale: Scale,
+    /// Of x. On a logarithmic one every x has its name: it is for few.
+    pub x_scale: Scale,
     /// The curves.
     pub series: Vec<Series>,
     /// Places on x to point out.
@@ -40,6 +42,8 @@ pub struct Series {
     pub points: Vec<(f64, f64)>,
     /// How it is drawn.
     pub stroke: Stroke,
+    /// Ends of the intervals of the points' y; none if there are none.
+    pub intervals: Vec<Option<[f64; 2]>>,
 }
 
 /// How a curve is drawn.
@@ -67,14 +71,23 @@ impl LineChart {
     /// The figure, as HTML.
     pub fn html(&self) -> String {
         let xs = self.series.iter().flat_map(|series| series.points.iter().map(|point| point.0));
-        let xs = xs.chain(self.marks.iter().map(|mark| mark.x));
-        let x = Axis::over(xs, None, Scale::Linear, (LEFT + 6.0, RIGHT - 6.0));
-        let ys = self.series.iter().flat_map(|series| series.points.iter().map(|point| point.1));
+        let xs: Vec<f64> = xs.chain(self.marks.iter().map(|mark| mark.x)).collect();
+        // Where every x has its name, the first and the last one's need room.
+        let room = if self.x_scale == Scale::Log { 18.0 } else { 6.0 };
+        let x = Axis::over(xs.iter().copied(), None, self.x_scale, (LEFT + room, RIGHT - room));
+        let ys = self.series.iter().flat_map(|series| {
+            let ends = series.intervals.iter().flatten().flatten().copied();
+            series.points.iter().map(|point| point.1).chain(ends)
+        });
         let y = Axis::over(ys, None, self.scale, (BOTTOM, TOP)).with_margin(0.06);
 
         let mut svg = String::new();
         y_axis(&mut svg, &y);
-        for tick in x.ticks() {
+        let ticks = match self.x_scale {
+            Scale::Linear => x.ticks(),
+            Scale::Log => distinct(xs),
+        };
+        for tick in ticks {
             if let Some(at) = x.at(tick) {
                 x_tick(&mut svg, at, BOTTOM, &number(tick));
             }
@@ -95,6 +108,11 @@ impl LineChart {
             let class = format!("s{}{}", colour % 6, series.stroke.class());
             let points = thinned(&series.points, MOST_POINTS);
             draw(&mut svg, &class, series.stroke, &points, &x, &y);
+            for (point, interval) in series.points.iter().zip(&series.intervals) {
+                if let (Some(at), Some(interval)) = (x.at(point.0), interval) {
+                    whisker(&mut svg, at, *interval, &y);
+                }
+            }
             let placed = |&(at, value): &(f64, f64)| {
                 Some(json!([tenth(x.at(at)?), tenth(y.at(value)?), at, value]))
             };
@@ -145,6 +163,13 @@ fn draw(svg: &mut String, class: &str, stroke: Stroke, points: &[(f64, f64)], x:
     }
 }
 
+/// Ascending, each once.
+fn distinct(mut values: Vec<f64>) -> Vec<f64> {
+    values.sort_unstable_by(f64::total_cmp);
+    values.dedup();
+    values
+}
+
 fn tenth(value: f64) -> f64 {
     (10.0 * value).round() / 10.0
 }
@@ -183,6 +208,7 @@ mod tests {
                 name: "</svg><script>".into(),
                 points: points.to_vec(),
                 stroke: Stroke::Line,
+                intervals: vec![],
             }],
             ..LineChart::default()
         }
@@ -215,6 +241,21 @@ mod tests {
         let html = chart(&[]).html();
         assert!(!html.contains("NaN") && !html.contains("inf"), "{html}");
         assert!(!html.contains("curve"), "{html}");
+    }
+
+    #[test]
+    fn lengths_are_named_on_a_logarithmic_axis() {
+        let mut chart = chart(&[(1024.0, 3.0), (4096.0, 2.5), (16384.0, 2.0)]);
+        chart.x_scale = Scale::Log;
+        chart.series[0].intervals = vec![Some([2.75, 9.0]), None, Some([f64::NAN, 2.0])];
+        let html = chart.html();
+        for length in ["1024", "4096", "16384"] {
+            assert!(html.contains(&format!(">{length}</text>")), "no {length} in {html}");
+        }
+        // An end that is no number has no place.
+        assert_eq!(html.matches("class=\"whisker\"").count(), 1, "{html}");
+        // Equal factors, equal distances.
+        assert!(html.contains("M68.0 ") && html.contains("L221.0 "), "{html}");
     }
 
     #[test]

@@ -9,9 +9,11 @@ mod bars;
 mod figure;
 mod heatmap;
 mod line;
+mod scatter;
 
 pub use axis::Scale;
 pub use bars::{BarChart, Group};
 pub use figure::number;
 pub use heatmap::Heatmap;
 pub use line::{LineChart, Mark, Series, Stroke};
+pub use scatter::{Dot, Scatter};

@@ -36,8 +36,9 @@ impl RunLog {
     pub fn read(dir: &Path) -> anyhow::Result<Self> {
         if !dir.is_dir() {
             return Err(user(
-                format!("no directory {}", dir.display()),
-                "name the run directory of a `still linearize`: its --out with \".run\" appended, or its --run-dir",
+                format!("no directory or file {}", dir.display()),
+                "name the run directory of a `still linearize` (its --out with \".run\" appended, or its --run-dir), or files of \
+                 `still eval --json`",
             ));
         }
         let path = dir.join("metrics.jsonl");

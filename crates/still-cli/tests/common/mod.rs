@@ -152,3 +152,27 @@ pub fn words(count: usize) -> String {
     const WORDS: [&str; 8] = ["sea", "ship", "wind", "harbour", "sail", "storm", "rope", "gull"];
     (0..count).map(|i| WORDS[(i * i + i / 3) % WORDS.len()]).collect::<Vec<_>>().join(" ")
 }
+
+/// Elements that must be closed in their order; an attribute's text may hold no bare `<` (checked by this too).
+#[track_caller]
+pub fn assert_balanced(page: &str) {
+    const VOID: [&str; 3] = ["meta", "!doctype", "br"];
+    // Style and script are not markup.
+    let mut rest = page.to_owned();
+    for element in ["style", "script"] {
+        let (open, close) = (format!("<{element}>"), format!("</{element}>"));
+        let (from, to) = (rest.find(&open).unwrap(), rest.find(&close).unwrap());
+        rest.replace_range(from..to + close.len(), "");
+    }
+    let mut open: Vec<String> = Vec::new();
+    for tag in rest.split('<').skip(1) {
+        let (tag, _) = tag.split_once('>').expect("a tag that is not closed");
+        let name = tag.trim_start_matches('/').split([' ', '/', '\n']).next().unwrap().to_owned();
+        if let Some(closed) = tag.strip_prefix('/') {
+            assert_eq!(open.pop().as_deref(), Some(closed), "in <{tag}>");
+        } else if !tag.ends_with('/') && !VOID.contains(&name.as_str()) {
+            open.push(name);
+        }
+    }
+    assert!(open.is_empty(), "left open: {open:?}");
+}

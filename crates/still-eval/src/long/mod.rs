@@ -222,7 +222,7 @@ impl LongTask {
             Self::RepeatedText => repeated::items(vocab_size, options),
         }?;
         let metric = if self == Self::RepeatedText { Metric::Perplexity } else { Metric::Score };
-        Ok(Task { name: name.into(), items, metrics: vec![metric] })
+        Ok(Task { name: name.into(), items, metrics: vec![metric], length: Some(options.length) })
     }
 }
 

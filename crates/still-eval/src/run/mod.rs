@@ -1,25 +1,27 @@
-//! Asks a model a task's questions: log-likelihoods on lanes of threads, generation one answer after another.
+//! Asks a model a task's questions: log-likelihoods on lanes of threads, written answers one after another.
 
 mod encode;
 mod log;
 mod sample;
 mod scores;
 mod shared;
+mod written;
 
 use std::collections::{BTreeMap, HashMap};
-use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use still_attention::RowDtype;
-use still_model::{Cache, GenerateOptions, Model, generate, lanes};
+use still_model::{Cache, Model, lanes};
 
 use self::encode::{Encoder, Sequence, window};
-use self::shared::Reader;
+use self::sample::Cost;
+use self::shared::{ItemRead, Reader};
+use self::written::Writer;
 use crate::error::{EvalError, Result};
 use crate::nll::Guess;
-use crate::task::{Item, Question, Task};
+use crate::task::{Generative, Item, Question, Task};
 
 pub use self::log::{LoggedModel, SampleLog};
 pub use self::sample::{Answer, Sample, hash_request};
@@ -61,7 +63,7 @@ pub struct Asked {
     pub samples: Vec<Sample>,
     /// Every item has its sample.
     pub complete: bool,
-    /// Tokens read for the new answers; what several questions share counts once.
+    /// Tokens read for the new answers, without those that the model wrote; what several questions share counts once.
     pub tokens: usize,
     /// Seconds that took.
     pub seconds: f64,
@@ -84,23 +86,25 @@ pub fn ask(
     let started = Instant::now();
     let mut answered: HashMap<String, Sample> =
         known.into_iter().map(|sample| (sample.id.clone(), sample)).collect();
-    let (written, likely): (Vec<&Item>, Vec<&Item>) = task
-        .items
-        .iter()
-        .filter(|item| !answered.contains_key(&item.id))
-        .partition(|item| matches!(item.question, Question::Generation(_)));
+    let open = || task.items.iter().filter(|item| !answered.contains_key(&item.id));
+    let written: Vec<(&Item, &dyn Generative)> =
+        open().filter_map(|item| Some((item, generative(item)?))).collect();
+    let likely: Vec<&Item> = open().filter(|item| generative(item).is_none()).collect();
     let asking = Asking { model, task, empty: model.new_cache(1, options.rows)?, listener };
     let (new, mut tokens) = asking.likelihoods(&likely, options.batch_size)?;
     answered.extend(new.into_iter().map(|sample| (sample.id.clone(), sample)));
-    for item in written {
+    let mut writer = Writer::new(model, &asking.empty);
+    for (n, &(item, question)) in written.iter().enumerate() {
         if listener.stop() {
             break;
         }
-        let sample = asking.generation(item)?;
+        let next = written.get(n + 1).map(|(_, question)| question.prompt_ids());
+        let (answer, cost) = writer.write(question, next)?;
+        let sample = Sample::new(item, &task.metrics, answer, cost);
         listener.answered(task, &sample)?;
-        tokens += sample.tokens;
         answered.insert(sample.id.clone(), sample);
     }
+    tokens += writer.tokens;
     let samples: Vec<Sample> =
         task.items.iter().filter_map(|item| answered.remove(&item.id)).collect();
     let complete = samples.len() == task.items.len();
@@ -178,9 +182,10 @@ impl Asking<'_> {
         let sequences: Vec<Vec<Sequence>> =
             batch.items.iter().map(|item| self.encode(item)).collect::<Result<_>>()?;
         let shared = batch.shared.as_ref().map(|shared| shared.as_slice());
-        let guesses = reader.read(&sequences, shared)?;
+        let read = reader.read(&sequences, shared)?;
         let samples =
-            batch.items.iter().zip(&sequences).zip(guesses).map(|((item, sequences), guesses)| {
+            batch.items.iter().zip(&sequences).zip(read).map(|((item, sequences), read)| {
+                let ItemRead { guesses, cache_bytes } = read;
                 if guesses.iter().flatten().any(|guess| !guess.nll.is_finite()) {
                     let (task, item) = (self.task.name.clone(), item.id.clone());
                     return Err(EvalError::ItemNotFinite { task, item });
@@ -188,8 +193,9 @@ impl Asking<'_> {
                 let longest = sequences.iter().map(|sequence| sequence.ids.len()).max();
                 let truncated = sequences.iter().any(|sequence| sequence.truncated);
                 let answer = answer(&item.question, &guesses);
-                let tokens = longest.unwrap_or(0);
-                Ok(Sample::new(item, &self.task.metrics, answer, tokens, truncated))
+                let (tokens, cache_bytes) = (longest.unwrap_or(0), Some(cache_bytes));
+                let cost = Cost { tokens, cache_bytes, truncated };
+                Ok(Sample::new(item, &self.task.metrics, answer, cost))
             });
         samples.collect()
     }
@@ -245,25 +251,13 @@ impl Asking<'_> {
         }
         Ok(self.model.tokenizer.encode(&first.context[..length], true)?)
     }
+}
 
-    fn generation(&self, item: &Item) -> Result<Sample> {
-        let Question::Generation(question) = &item.question else {
-            return Err(EvalError::Argument(format!(
-                "item {} is not answered in writing",
-                item.id
-            )));
-        };
-        let (prompt, mut cache) = (question.prompt_ids(), self.empty.clone());
-        let max_new_tokens = question.max_new_tokens();
-        let options = GenerateOptions { max_new_tokens, ..GenerateOptions::default() };
-        let ignore = &mut |_: &str| ControlFlow::Continue(());
-        let generation = generate(self.model, prompt, &mut cache, &options, ignore)?;
-        let answer = Answer::Generation {
-            text: generation.text,
-            new_tokens: generation.ids.len(),
-            targets: question.targets().to_vec(),
-        };
-        Ok(Sample::new(item, &self.task.metrics, answer, prompt.len(), false))
+/// The question of an item that is answered in writing.
+fn generative(item: &Item) -> Option<&dyn Generative> {
+    match &item.question {
+        Question::Generation(question) => Some(question.as_ref()),
+        _ => None,
     }
 }
 

@@ -25,6 +25,9 @@ pub struct Sample {
     pub answer: Answer,
     /// Tokens of the longest sequence that was read for it.
     pub tokens: usize,
+    /// Bytes of the attention cache after the sequence that took most, its answer included; logs of older versions lack it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache_bytes: Option<usize>,
     /// The question was too long for the model and lost its beginning.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub truncated: bool,
@@ -72,25 +75,30 @@ pub enum Answer {
     },
 }
 
+/// What an answer took.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Cost {
+    pub tokens: usize,
+    pub cache_bytes: Option<usize>,
+    pub truncated: bool,
+}
+
 impl Sample {
     /// Judges an answer.
-    pub(super) fn new(
-        item: &Item,
-        metrics: &[Metric],
-        answer: Answer,
-        tokens: usize,
-        truncated: bool,
-    ) -> Self {
+    pub(super) fn new(item: &Item, metrics: &[Metric], answer: Answer, cost: Cost) -> Self {
         let score = |&metric: &Metric| Some((metric, score(&item.question, &answer, metric)?));
         let scores = metrics.iter().filter_map(score).collect();
         let (id, group) = (item.id.clone(), item.group.clone());
-        Self { id, group, asked: hashes(&item.question), answer, tokens, truncated, scores }
+        let Cost { tokens, cache_bytes, truncated } = cost;
+        let asked = hashes(&item.question);
+        Self { id, group, asked, answer, tokens, cache_bytes, truncated, scores }
     }
 
     /// The same answer judged again; `None` if it answers another question than `item`'s.
     pub(super) fn judged_again(self, item: &Item, metrics: &[Metric]) -> Option<Self> {
         let same = self.id == item.id && self.asked == hashes(&item.question);
-        same.then(|| Self::new(item, metrics, self.answer, self.tokens, self.truncated))
+        let Self { tokens, cache_bytes, truncated, .. } = self;
+        same.then(|| Self::new(item, metrics, self.answer, Cost { tokens, cache_bytes, truncated }))
     }
 
     /// `(sum, weight)` of what is averaged for a metric, in parts that are resampled whole.
@@ -241,6 +249,7 @@ mod tests {
                 asked: vec!["0123456789abcdef".into()],
                 answer,
                 tokens: 12,
+                cache_bytes: Some(345),
                 truncated: true,
                 scores: [(Metric::AccNorm, 1.0)].into(),
             };

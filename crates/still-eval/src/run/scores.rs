@@ -7,6 +7,7 @@ use super::sample::{Answer, Sample};
 use crate::bootstrap::{Interval, PairedBootstrap};
 use crate::error::{EvalError, Result};
 use crate::task::{Metric, Task};
+use crate::wilson::{Z, wilson};
 
 /// Points of a curve over a window's positions.
 const CURVE_POINTS: usize = 16;
@@ -16,6 +17,8 @@ const CURVE_POINTS: usize = 16;
 pub struct TaskScores {
     /// The task.
     pub task: String,
+    /// Tokens that its windows or prompts were made to have, if they were.
+    pub length: Option<usize>,
     /// Items that were answered.
     pub n: usize,
     /// What guessing reaches at the first metric.
@@ -30,6 +33,8 @@ pub struct TaskScores {
     pub bits_per_byte: Option<f64>,
     /// Mean over items of the tokens of the longest sequence read for it.
     pub mean_tokens: f64,
+    /// Mean over items of the bytes of the attention cache; `None` if a log of an older version does not have them all.
+    pub cache_bytes: Option<f64>,
     /// Items that lost their beginning because they were too long for the model.
     pub truncated: usize,
 }
@@ -41,6 +46,9 @@ pub struct Estimate {
     pub value: f64,
     /// `None` if there are too few items to say. Of perplexities by the delta method.
     pub stderr: Option<f64>,
+    /// Ends of the 95 % interval. Where every answer is right or wrong, Wilson's; else 1.96 standard errors to either side, of
+    /// perplexities before the exponential. `None` if there are too few items to say.
+    pub interval: Option<[f64; 2]>,
 }
 
 /// Mean negative log-likelihood of some positions of a window.
@@ -72,6 +80,7 @@ impl TaskScores {
         let first = task.metrics.first().copied().unwrap_or(Metric::Score);
         Ok(Self {
             task: task.name.clone(),
+            length: task.length,
             n: samples.len(),
             chance: task.chance(),
             metrics,
@@ -86,6 +95,11 @@ impl TaskScores {
             bits_per_byte: bits_per_byte(samples),
             mean_tokens: samples.iter().map(|sample| sample.tokens as f64).sum::<f64>()
                 / samples.len() as f64,
+            cache_bytes: samples
+                .iter()
+                .map(|sample| sample.cache_bytes)
+                .sum::<Option<usize>>()
+                .map(|sum| sum as f64 / samples.len() as f64),
             truncated: samples.iter().filter(|sample| sample.truncated).count(),
         })
     }
@@ -100,9 +114,18 @@ impl TaskScores {
             let name = if n == 0 { "stderr".into() } else { format!("{}_stderr", metric.name()) };
             object.insert(name, json!(estimate.stderr));
         }
+        let interval = |(metric, estimate): &(Metric, Estimate)| {
+            Some((metric.name().into(), json!(estimate.interval?)))
+        };
+        let intervals: Map<String, Value> = self.metrics.iter().filter_map(interval).collect();
+        object.insert("intervals".into(), Value::Object(intervals));
         object.insert("n".into(), json!(self.n));
         object.insert("chance".into(), json!(self.chance));
+        if let Some(length) = self.length {
+            object.insert("length".into(), json!(length));
+        }
         object.insert("mean_tokens".into(), json!(self.mean_tokens));
+        object.insert("cache_bytes".into(), json!(self.cache_bytes));
         object.insert("truncated".into(), json!(self.truncated));
         if let Some(bits) = self.bits_per_byte {
             object.insert("bits_per_byte".into(), json!(bits));
@@ -167,11 +190,24 @@ fn estimate(samples: &[Sample], groups: &[Vec<&Sample>], metric: Metric) -> Esti
     } else {
         pooled_stderr(&groups.iter().map(|group| parts(group, metric)).collect::<Vec<_>>())
     };
+    let normal = stderr.map(|stderr| [value - Z * stderr, value + Z * stderr]);
     if metric == Metric::Perplexity {
-        let value = value.exp();
-        return Estimate { value, stderr: stderr.map(|stderr| stderr * value) };
+        let (nats, value) = (normal, value.exp());
+        let stderr = stderr.map(|stderr| stderr * value);
+        return Estimate { value, stderr, interval: nats.map(|nats| nats.map(f64::exp)) };
     }
-    Estimate { value, stderr }
+    let interval = match right(&all) {
+        Some(right) => wilson(right, all.len()).ok().map(|share| [share.low, share.high]),
+        // Some answers are right in part.
+        None => normal.map(|ends| ends.map(|end| end.clamp(0.0, 1.0))),
+    };
+    Estimate { value, stderr, interval }
+}
+
+/// How many answers are right, if each is right or wrong.
+fn right(parts: &[(f64, f64)]) -> Option<usize> {
+    let whole = parts.iter().all(|&part| part == (0.0, 1.0) || part == (1.0, 1.0));
+    whole.then(|| parts.iter().filter(|part| part.0 == 1.0).count())
 }
 
 /// `(sum, weight)` of every part.
@@ -259,6 +295,14 @@ mod tests {
         let got = stderr(&ones_and_zeros(1, 3)).unwrap();
         assert!((got - 0.25).abs() < 1e-12, "{got}");
         assert_eq!(stderr(&ones_and_zeros(1, 0)), None);
+    }
+
+    #[test]
+    fn right_and_wrong_answers_are_counted() {
+        assert_eq!(right(&ones_and_zeros(3, 2)), Some(3));
+        assert_eq!(right(&[(1.0, 1.0), (0.5, 1.0)]), None);
+        // Blocks of tokens are no answers.
+        assert_eq!(right(&[(1.0, 256.0)]), None);
     }
 
     #[test]

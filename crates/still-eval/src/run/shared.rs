@@ -20,7 +20,7 @@ const DEVICE_TOKENS: usize = 16 * 1024;
 const SCORED: usize = 256;
 
 /// A shorter beginning of a group is not worth a cache of its own.
-const WORTH_SHARING: usize = 32;
+pub(super) const WORTH_SHARING: usize = 32;
 
 /// Reads on one thread's pool, and keeps what the last group began with.
 #[derive(Debug)]
@@ -34,6 +34,15 @@ pub struct Reader<'a> {
 
 /// How each target of a sequence fared.
 type Guesses = Vec<Guess>;
+
+/// What came of an item.
+#[derive(Clone, Debug)]
+pub struct ItemRead {
+    /// By sequence.
+    pub guesses: Vec<Guesses>,
+    /// Of the cache after the sequence that took most.
+    pub cache_bytes: usize,
+}
 
 /// Part of a sequence, fed after its parent's.
 struct Part<'a> {
@@ -57,8 +66,8 @@ impl<'a> Reader<'a> {
         Self { model, empty, beginning: None, tokens: 0 }
     }
 
-    /// Of each item, of each of its sequences, the guesses of its targets. `shared` is what all of them are likely to begin
-    /// with.
+    /// Of each item, of each of its sequences, the guesses of its targets, and what the item's cache took. `shared` is what all
+    /// of them are likely to begin with.
     ///
     /// # Errors
     /// An error of the model.
@@ -66,23 +75,23 @@ impl<'a> Reader<'a> {
         &mut self,
         items: &[Vec<Sequence>],
         shared: Option<&[u32]>,
-    ) -> Result<Vec<Vec<Guesses>>> {
+    ) -> Result<Vec<ItemRead>> {
         let root = self.begin(items, shared)?;
         let beginning = self.beginning.take().filter(|_| root > 0);
         let base = beginning.as_ref().map_or(self.empty, |(_, cache)| cache);
         let shares = self.shares();
         let commons = items.iter().map(|item| if shares { common(item) } else { 0 });
         let commons: Vec<usize> = commons.collect();
-        let mut guesses = Vec::with_capacity(items.len());
+        let mut read = Vec::with_capacity(items.len());
         let new_tokens = |item: usize| match shares {
             true => commons[item] - root,
             false => items[item].iter().map(|sequence| sequence.ids.len()).sum(),
         };
         for group in by_tokens(items.len(), self.most_tokens(), new_tokens) {
-            self.read_items(&items[group.clone()], &commons[group], root, base, &mut guesses)?;
+            self.read_items(&items[group.clone()], &commons[group], root, base, &mut read)?;
         }
         self.beginning = beginning;
-        Ok(guesses)
+        Ok(read)
     }
 
     /// Whether beginnings are read once: a device reads whole sequences at once, and what continues them token by token.
@@ -124,7 +133,7 @@ impl<'a> Reader<'a> {
         commons: &[usize],
         root: usize,
         base: &Cache,
-        guesses: &mut Vec<Vec<Guesses>>,
+        read: &mut Vec<ItemRead>,
     ) -> Result<()> {
         let all: Vec<&Sequence> = items.iter().flatten().collect();
         let nothing = Guess { nll: f32::NAN, greedy: false };
@@ -140,25 +149,33 @@ impl<'a> Reader<'a> {
             parts.push(Part { ids, parent: base, wanted: wanted(&all, sequences, root, common) });
         }
         let caches = self.read_parts(&parts, &mut found)?;
-        // What is left of each sequence.
+        let mut sizes: Vec<usize> = caches.iter().map(Cache::size_bytes).collect();
+        // What is left of each sequence, and whose it is.
         let mut first = 0;
-        let mut parts = Vec::new();
-        for ((item, &common), cache) in items.iter().zip(commons).zip(&caches) {
+        let (mut parts, mut owners) = (Vec::new(), Vec::new());
+        for (n, ((item, &common), cache)) in items.iter().zip(commons).zip(&caches).enumerate() {
             for sequence in first..first + item.len() {
                 let ids = &all[sequence].ids[common..];
                 if !ids.is_empty() {
                     let end = common + ids.len();
                     let wanted = wanted(&all, sequence..sequence + 1, common, end);
                     parts.push(Part { ids, parent: cache, wanted });
+                    owners.push(n);
                 }
             }
             first += item.len();
         }
         for group in by_tokens(parts.len(), self.most_tokens(), |part| parts[part].ids.len()) {
-            self.read_parts(&parts[group], &mut found)?;
+            let caches = self.read_parts(&parts[group.clone()], &mut found)?;
+            for (&owner, cache) in owners[group].iter().zip(&caches) {
+                sizes[owner] = sizes[owner].max(cache.size_bytes());
+            }
         }
         let mut found = found.into_iter();
-        guesses.extend(items.iter().map(|item| found.by_ref().take(item.len()).collect()));
+        read.extend(items.iter().zip(sizes).map(|(item, cache_bytes)| ItemRead {
+            guesses: found.by_ref().take(item.len()).collect(),
+            cache_bytes,
+        }));
         Ok(())
     }
 

@@ -25,6 +25,8 @@ pub struct Task {
     pub items: Vec<Item>,
     /// What each item is judged by; the first is the one that the task is known for.
     pub metrics: Vec<Metric>,
+    /// Tokens that its windows or prompts were made to have, if they were made to have any.
+    pub length: Option<usize>,
 }
 
 /// One question with its answer.

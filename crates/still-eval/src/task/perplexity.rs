@@ -58,5 +58,5 @@ pub fn windows(text: &str, tokenizer: &Tokenizer, options: &WindowOptions) -> Re
         None => format!("perplexity_{length}"),
         Some(stride) => format!("perplexity_{length}_stride_{stride}"),
     };
-    Ok(Task { name, items, metrics: vec![Metric::Perplexity] })
+    Ok(Task { name, items, metrics: vec![Metric::Perplexity], length: Some(length) })
 }

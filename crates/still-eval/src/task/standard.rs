@@ -48,7 +48,7 @@ pub fn standard(name: &str, data_dir: &Path, options: &StandardOptions) -> Resul
         other => return Err(EvalError::Argument(format!("no task is called {other}"))),
     };
     items.truncate(options.limit.unwrap_or(usize::MAX));
-    Ok(Task { name: name.to_owned(), items, metrics })
+    Ok(Task { name: name.to_owned(), items, metrics, length: None })
 }
 
 /// An item whose choices follow one context.

@@ -6,6 +6,7 @@ use still_train::{Calibration, HeadReport};
 use super::{cost, loss};
 use crate::page;
 use crate::plot::Heatmap;
+use crate::table;
 
 const TEMPLATE: &str = include_str!("page.html");
 
@@ -44,10 +45,10 @@ pub fn render(found: &Calibration, model: &str) -> anyhow::Result<String> {
             model,
             cost => cost(found),
             figures => [
-                ("Heads", found.heads.len()),
-                ("Whole", whole),
-                ("Whole because they retrieve", retrieving),
-                ("Tokens of text", found.tokens),
+                ("Heads", found.heads.len().to_string()),
+                ("Whole", whole.to_string()),
+                ("Whole because they retrieve", retrieving.to_string()),
+                ("Tokens of text", table::count(found.tokens)),
             ],
             charts,
         },

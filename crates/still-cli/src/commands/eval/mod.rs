@@ -1,16 +1,17 @@
 //! `still eval`: benchmarks, asked of one model or of several to compare.
 
 mod branches;
+mod efficiency;
 mod plan;
 mod results;
 
 use serde_json::Value;
 use still_attention::RowDtype;
-use still_eval::Ablation;
 use still_eval::run::{
     AskOptions, Asked, Listener, LoggedModel, Sample, SampleLog, TaskScores, ask,
 };
 use still_eval::task::{Metric, Task};
+use still_eval::{Ablation, BenchPoint};
 use still_model::Model;
 
 use self::plan::Plan;
@@ -27,7 +28,11 @@ struct Evaluated {
     model: String,
     /// The recipe of a student, as it was resolved.
     recipe: Option<Value>,
+    /// What was changed, of a variant: `router: random`.
+    ablation: Option<String>,
     tasks: Vec<Answered>,
+    /// By length, of `--efficiency`.
+    efficiency: Vec<BenchPoint>,
 }
 
 /// A task's answers.
@@ -35,12 +40,17 @@ struct Answered {
     metrics: Vec<Metric>,
     samples: Vec<Sample>,
     scores: TaskScores,
+    /// Tokens read for answers that were not known, and the seconds that took.
+    read: (usize, f64),
 }
 
 /// Runs the command.
 pub fn run(args: &EvalArgs, printer: &Printer) -> anyhow::Result<()> {
     if args.batch_size == 0 {
         return Err(user("--batch-size 0 asks nothing", "use 1 or more"));
+    }
+    if args.efficiency.contains(&0) {
+        return Err(user("--efficiency 0 reads nothing", "give lengths above 0"));
     }
     if let Some(threads) = args.threads {
         if threads == 0 {
@@ -65,17 +75,21 @@ pub fn run(args: &EvalArgs, printer: &Printer) -> anyhow::Result<()> {
     let mut carried = None;
     'models: for (n, name) in names.into_iter().enumerate() {
         let model = load(name, &args.device, printer)?;
-        let mut subjects = vec![(name.clone(), model)];
+        let mut subjects = vec![(name.clone(), None, model)];
         if n == 0 {
             if args.branches {
-                carried = Some(branches::measure(&subjects[0].1, args, printer)?);
+                carried = Some(branches::measure(&subjects[0].2, args, printer)?);
             }
-            let variants = ablated(name, &subjects[0].1, &ablations)?;
+            let variants = ablated(name, &subjects[0].2, &ablations)?;
             subjects.extend(variants);
         }
-        for (name, model) in subjects {
-            let (model, cut) = evaluate(&name, &model, &plans, args, log.as_ref(), printer)?;
-            evaluated.push(model);
+        for (name, ablation, model) in subjects {
+            let (mut answers, cut) = evaluate(&name, &model, &plans, args, log.as_ref(), printer)?;
+            answers.ablation = ablation;
+            if cut.is_none() && !args.efficiency.is_empty() {
+                answers.efficiency = efficiency::measure(&name, &model, args, printer)?;
+            }
+            evaluated.push(answers);
             if cut.is_some() {
                 cut_short = cut;
                 break 'models;
@@ -84,6 +98,9 @@ pub fn run(args: &EvalArgs, printer: &Printer) -> anyhow::Result<()> {
     }
     if evaluated.iter().any(|model| !model.tasks.is_empty()) {
         printer.result(results::render(&evaluated, args.seed)?)?;
+    }
+    if evaluated.iter().any(|model| !model.efficiency.is_empty()) {
+        printer.result(efficiency::render(&evaluated))?;
     }
     if let Some(carried) = &carried {
         printer.result(branches::render(carried))?;
@@ -116,12 +133,12 @@ fn open_log(args: &EvalArgs) -> anyhow::Result<Option<SampleLog>> {
     Ok(Some(SampleLog::create(path)?))
 }
 
-/// The variants of a student, named after what was changed.
+/// The variants of a student: named after what was changed, what that was, and the model.
 fn ablated(
     name: &str,
     model: &Model,
     ablations: &[Ablation],
-) -> anyhow::Result<Vec<(String, Model)>> {
+) -> anyhow::Result<Vec<(String, Option<String>, Model)>> {
     if ablations.is_empty() {
         return Ok(Vec::new());
     }
@@ -135,8 +152,10 @@ fn ablated(
     for ablation in ablations {
         for (variant, config) in ablation.variants(&student.config) {
             let student = student.with_config(config, model.config())?;
+            let named = format!("{name} [{variant}]");
             variants.push((
-                format!("{name} [{variant}]"),
+                named,
+                Some(variant),
                 model.with_student(student.to_device(model.device())?),
             ));
         }
@@ -158,7 +177,8 @@ fn evaluate(
         log.begin(&LoggedModel::new(name, model, rows)?)?;
     }
     let recipe = model.student.as_ref().and_then(|student| student.recipe.clone());
-    let mut evaluated = Evaluated { model: name.to_owned(), recipe, tasks: Vec::new() };
+    let (model_name, tasks, efficiency) = (name.to_owned(), Vec::new(), Vec::new());
+    let mut evaluated = Evaluated { model: model_name, recipe, ablation: None, tasks, efficiency };
     let options = AskOptions { rows, batch_size: args.batch_size };
     for plan in plans {
         let made;
@@ -191,8 +211,9 @@ fn evaluate(
                 task.name, scores.truncated
             ));
         }
-        let Asked { samples, .. } = asked;
-        evaluated.tasks.push(Answered { metrics: task.metrics.clone(), samples, scores });
+        let Asked { samples, tokens, seconds, .. } = asked;
+        let (metrics, read) = (task.metrics.clone(), (tokens, seconds));
+        evaluated.tasks.push(Answered { metrics, samples, scores, read });
     }
     Ok((evaluated, None))
 }

@@ -9,8 +9,9 @@ use still_eval::task::Metric;
 use still_eval::{BranchShares, Interval, PairedBootstrap};
 use still_model::files::write_file;
 
-use super::{Answered, Evaluated};
+use super::{Answered, Evaluated, efficiency};
 use crate::args::EvalArgs;
+use crate::commands::short_name;
 use crate::table;
 
 /// A row for every metric: each model's value and standard error, then what the first model has more than each other, with
@@ -23,11 +24,14 @@ pub fn render(models: &[Evaluated], seed: u64) -> anyhow::Result<String> {
     let mut headers = vec!["task", "metric", "n", "chance"];
     let names: Vec<String> = match others {
         [] => vec!["value".into()],
-        _ => models.iter().map(|model| short(&model.model)).collect(),
+        _ => models.iter().map(|model| short_name(&model.model)).collect(),
     };
     let minus: Vec<String> =
         names[1..].iter().map(|name| format!("difference to {name}")).collect();
     headers.extend(names.iter().chain(&minus).map(String::as_str));
+    if others.is_empty() {
+        headers.push("95 % interval");
+    }
     let mut rows = Vec::new();
     for (n, task) in first.tasks.iter().enumerate() {
         for (m, &metric) in task.metrics.iter().enumerate() {
@@ -46,11 +50,17 @@ pub fn render(models: &[Evaluated], seed: u64) -> anyhow::Result<String> {
                     None => String::new(),
                 });
             }
+            if others.is_empty() {
+                row.push(ends(&task.scores.metrics[m]));
+            }
             rows.push(row);
         }
     }
     let mut text = table::render(&headers, &rows);
     text.push_str("\n\n± is one standard error");
+    if others.is_empty() {
+        text.push_str("; intervals of shares are Wilson's");
+    }
     if !others.is_empty() {
         text.push_str("; differences have their 95 % interval from a paired bootstrap over items");
         if first.tasks.iter().any(|task| task.metrics.contains(&Metric::Perplexity)) {
@@ -73,7 +83,7 @@ fn tall(first: &Evaluated, others: &[Evaluated], seed: u64) -> anyhow::Result<St
     }
     let mut rows = Vec::new();
     for (n, model) in std::iter::once(first).chain(others).enumerate() {
-        let mut row = vec![short(&model.model)];
+        let mut row = vec![short_name(&model.model)];
         for (task, reference) in model.tasks.iter().zip(&first.tasks) {
             let metric = task.metrics[0];
             row.push(cell(task, 0));
@@ -109,18 +119,26 @@ pub fn write(
         "cache_dtype": format!("{:?}", args.cache_dtype).to_lowercase(),
         "limit": args.limit,
         "tasks": tasks(first),
+        "timing": timing(first),
     });
+    add_efficiency(&mut result, first);
     if let Some(layers) = branches {
         result["branches"] = super::branches::to_json(layers);
     }
     if !others.is_empty() {
         let compared = others.iter().map(|other| -> anyhow::Result<Value> {
-            Ok(json!({
+            let mut result = json!({
                 "model": other.model,
                 "recipe": other.recipe,
                 "tasks": tasks(other),
                 "difference": differences(first, other, args.seed)?,
-            }))
+                "timing": timing(other),
+            });
+            if let Some(ablation) = &other.ablation {
+                result["ablation"] = json!(ablation);
+            }
+            add_efficiency(&mut result, other);
+            Ok(result)
         });
         result["compare"] = Value::Array(compared.collect::<anyhow::Result<_>>()?);
     }
@@ -132,6 +150,22 @@ pub fn write(
 fn tasks(model: &Evaluated) -> Value {
     let task = |task: &Answered| (task.scores.task.clone(), task.scores.to_json());
     Value::Object(model.tasks.iter().map(task).collect())
+}
+
+/// By task: tokens read for answers that were not known, and the seconds that took. Apart from the results, which are the same
+/// in every run.
+fn timing(model: &Evaluated) -> Value {
+    let task = |task: &Answered| {
+        let (tokens, seconds) = task.read;
+        (task.scores.task.clone(), json!({ "tokens": tokens, "seconds": seconds }))
+    };
+    Value::Object(model.tasks.iter().map(task).collect())
+}
+
+fn add_efficiency(result: &mut Value, model: &Evaluated) {
+    if !model.efficiency.is_empty() {
+        result["efficiency"] = efficiency::to_json(&model.efficiency);
+    }
 }
 
 /// What `first` has more than `other`, by task and metric; of perplexity in nats.
@@ -154,11 +188,18 @@ fn compared(a: &Answered, b: &Answered, metric: Metric, seed: u64) -> anyhow::Re
 }
 
 fn cell(task: &Answered, metric: usize) -> String {
-    let (metric, Estimate { value: of, stderr }) = task.scores.metrics[metric];
+    let (metric, Estimate { value: of, stderr, .. }) = task.scores.metrics[metric];
     match stderr {
         Some(stderr) => format!("{} ± {}", value(metric, of), value(metric, stderr)),
         None => value(metric, of),
     }
+}
+
+/// The ends of a value's interval.
+fn ends((metric, estimate): &(Metric, Estimate)) -> String {
+    estimate.interval.map_or(String::new(), |[low, high]| {
+        format!("{} to {}", value(*metric, low), value(*metric, high))
+    })
 }
 
 /// A value as people read it: shares in per cent.
@@ -175,10 +216,4 @@ fn interval(metric: Metric, interval: &Interval) -> String {
         Metric::Perplexity => format!("{mean:+.4} [{low:+.4}, {high:+.4}]"),
         _ => format!("{:+.2} [{:+.2}, {:+.2}]", 100.0 * mean, 100.0 * low, 100.0 * high),
     }
-}
-
-/// The last part of a path.
-fn short(model: &str) -> String {
-    let name = Path::new(model).file_name();
-    name.map_or_else(|| model.to_owned(), |name| name.to_string_lossy().into_owned())
 }

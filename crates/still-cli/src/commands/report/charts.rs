@@ -56,10 +56,11 @@ fn curve(
             name: format!("mean of {window} steps"),
             points: running_mean(&points, window),
             stroke: Stroke::Line,
+            intervals: Vec::new(),
         };
-        vec![Series { name, points, stroke: Stroke::Pale }, mean]
+        vec![Series { name, points, stroke: Stroke::Pale, intervals: Vec::new() }, mean]
     } else {
-        vec![Series { name, points, stroke: Stroke::Line }]
+        vec![Series { name, points, stroke: Stroke::Line, intervals: Vec::new() }]
     };
     let marks = stage.skipped().map(|step| Mark {
         x: step.step as f64,
@@ -72,6 +73,7 @@ fn curve(
         scale,
         series,
         marks: marks.collect(),
+        ..LineChart::default()
     }
     .html()
 }
@@ -101,12 +103,15 @@ pub fn of_layers(layers: &[LayerLoss]) -> String {
             Group {
                 name: "first step".into(),
                 values: layers.iter().map(|layer| layer.first_loss).collect(),
+                intervals: Vec::new(),
             },
             Group {
                 name: "last step".into(),
                 values: layers.iter().map(|layer| layer.last_loss).collect(),
+                intervals: Vec::new(),
             },
         ],
+        reference: None,
     }
     .html()
 }
@@ -140,6 +145,7 @@ pub fn of_evaluations(log: &RunLog) -> Vec<String> {
                 })
                 .collect(),
             stroke: Stroke::Dots,
+            intervals: Vec::new(),
         });
         let series: Vec<Series> = series.filter(|series| !series.points.is_empty()).collect();
         let values = series.iter().flat_map(|series| series.points.iter().map(|point| point.1));
@@ -151,6 +157,7 @@ pub fn of_evaluations(log: &RunLog) -> Vec<String> {
             scale,
             series,
             marks: best.iter().cloned().collect(),
+            ..LineChart::default()
         }
         .html()
     });

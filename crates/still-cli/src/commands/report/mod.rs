@@ -1,9 +1,12 @@
-//! `still report`: a run as one HTML page, its figures as tables.
+//! `still report`: a run, or results of `still eval`, as one HTML page, the figures as tables.
 
 mod charts;
+mod evals;
 mod page;
 mod settings;
 mod summary;
+
+use std::path::Path;
 
 use anyhow::Context;
 use still_model::files::write_file;
@@ -14,19 +17,47 @@ use crate::errors::user;
 use crate::printer::Printer;
 use crate::run_log::RunLog;
 
-/// Runs the command.
+/// Runs the command: a directory is a run, files are results.
 pub fn run(args: &ReportArgs, printer: &Printer) -> anyhow::Result<()> {
-    let out = args.out.clone().unwrap_or_else(|| args.run_dir.join("report.html"));
-    let log = RunLog::read(&args.run_dir)?;
-    if out.is_dir() {
-        return Err(user(format!("{} is a directory", out.display()), "name a file for --out"));
+    if let [path] = args.paths.as_slice()
+        && !path.is_file()
+    {
+        return of_run(path, args, printer);
     }
-    write_file(&out, page::render(&log)?.as_bytes())
-        .with_context(|| format!("cannot write {}", out.display()))?;
-    printer.step("Wrote", out.display());
+    if let Some(path) = args.paths.iter().find(|path| path.is_dir()) {
+        return Err(user(
+            format!("{} is a directory among {} arguments", path.display(), args.paths.len()),
+            "a run is drawn alone; several files of `still eval --json` are drawn together",
+        ));
+    }
+    evals::run(args, printer)
+}
+
+fn of_run(dir: &Path, args: &ReportArgs, printer: &Printer) -> anyhow::Result<()> {
+    if args.markdown.is_some() {
+        return Err(user(
+            format!("--markdown is of files of `still eval --json`, and {} is none", dir.display()),
+            "leave it out, or name such files",
+        ));
+    }
+    let out = args.out.clone().unwrap_or_else(|| dir.join("report.html"));
+    let log = RunLog::read(dir)?;
+    write(&out, "--out", &page::render(&log)?, printer)?;
     let summary = Summary::new(&log, &out);
     if args.json {
         return printer.json(&summary);
     }
     Ok(printer.result(summary.render())?)
+}
+
+/// Writes a file that an option names.
+fn write(path: &Path, option: &str, text: &str, printer: &Printer) -> anyhow::Result<()> {
+    if path.is_dir() {
+        let hint = format!("name a file for {option}");
+        return Err(user(format!("{} is a directory", path.display()), hint));
+    }
+    write_file(path, text.as_bytes())
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    printer.step("Wrote", path.display());
+    Ok(())
 }

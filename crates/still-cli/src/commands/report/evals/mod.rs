@@ -1,0 +1,52 @@
+//! Results of `still eval --json` of one or several models, side by side.
+
+mod ablations;
+mod charts;
+mod page;
+mod results;
+mod tables;
+
+use serde_json::json;
+
+use self::results::Results;
+use super::write;
+use crate::args::ReportArgs;
+use crate::errors::user;
+use crate::printer::Printer;
+
+/// Draws the page, and writes and prints the tables.
+pub fn run(args: &ReportArgs, printer: &Printer) -> anyhow::Result<()> {
+    let results = Results::read(&args.paths)?;
+    if results.tasks().is_empty() && tables::efficiency(&results).is_none() {
+        return Err(user(
+            format!("{} holds no result", args.paths[0].display()),
+            "name a file of a `still eval` that asked a task",
+        ));
+    }
+    let out = args.out.clone().unwrap_or_else(|| args.paths[0].with_extension("html"));
+    if args.paths.contains(&out) {
+        return Err(user(
+            format!("the page would replace {}", out.display()),
+            "name another file for --out",
+        ));
+    }
+    write(&out, "--out", &page::render(&results)?, printer)?;
+    if let Some(path) = &args.markdown {
+        write(path, "--markdown", &markdown(&results), printer)?;
+    }
+    if args.json {
+        let (report, markdown) = (&out, &args.markdown);
+        return printer.json(
+            &json!({ "report": report, "markdown": markdown, "subjects": results.subjects }),
+        );
+    }
+    let tables = tables::all(&results).into_iter().map(|(_, table)| table.text());
+    Ok(printer.result(tables.collect::<Vec<_>>().join("\n\n"))?)
+}
+
+fn markdown(results: &Results) -> String {
+    let part =
+        |(title, table): (&str, tables::Table)| format!("## {title}\n\n{}", table.markdown());
+    let parts: Vec<String> = tables::all(results).into_iter().map(part).collect();
+    format!("{}\n{}\n", parts.join("\n"), tables::NOTE)
+}

@@ -1,0 +1,305 @@
+//! Results of `still eval --json`, read back and put together.
+//!
+//! Files are read by what they say, so that those of older versions, which say less, can be read too.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use serde::{Deserialize, Serialize};
+use still_eval::BenchPoint;
+
+use crate::commands::short_name;
+use crate::errors::user;
+
+/// Everything that the files say.
+#[derive(Debug, Serialize)]
+pub struct Results {
+    /// Every model once, then every variant of `--ablate`.
+    pub subjects: Vec<Subject>,
+    /// What a file's first model has more than its others.
+    #[serde(skip)]
+    pub differences: Vec<Difference>,
+    /// How caches stored exact rows, and seeds: each once.
+    #[serde(skip)]
+    pub settings: Vec<(&'static str, Vec<String>)>,
+}
+
+/// A model, or a variant of one.
+#[derive(Clone, Debug, Serialize)]
+pub struct Subject {
+    /// The last part of its path, or all of it where that would name two.
+    pub name: String,
+    /// As it was given.
+    pub model: String,
+    /// What was changed, of a variant.
+    pub ablation: Option<String>,
+    /// In the order they were asked.
+    pub tasks: Vec<(String, TaskResult)>,
+    /// Of `--efficiency`.
+    pub efficiency: Option<Efficiency>,
+}
+
+/// A task's result.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+pub struct TaskResult {
+    acc: Option<f64>,
+    acc_norm: Option<f64>,
+    acc_bytes: Option<f64>,
+    score: Option<f64>,
+    perplexity: Option<f64>,
+    #[serde(default)]
+    intervals: BTreeMap<String, [f64; 2]>,
+    /// Items.
+    pub n: usize,
+    /// What guessing reaches.
+    pub chance: Option<f64>,
+    /// Tokens of its windows or prompts, if it is made to a length.
+    pub length: Option<usize>,
+    /// Mean over items.
+    pub cache_bytes: Option<f64>,
+    /// Loss by position.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub curve: Vec<CurvePoint>,
+}
+
+/// Mean negative log-likelihood of the tokens `from..to` of a window.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
+pub struct CurvePoint {
+    pub from: usize,
+    pub to: usize,
+    pub nll: f64,
+}
+
+/// A value that a task is judged by.
+#[derive(Clone, Copy, Debug)]
+pub struct Value {
+    /// `acc`, `score`, `perplexity`, …
+    pub metric: &'static str,
+    pub value: f64,
+    /// Ends of its 95 % interval.
+    pub interval: Option<[f64; 2]>,
+}
+
+/// What a cache takes and how fast a model is.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Efficiency {
+    /// By length.
+    pub points: Vec<BenchPoint>,
+    /// What the cache takes whatever was read.
+    pub fixed_bytes: Option<f64>,
+    /// What it takes for each token.
+    pub bytes_per_token: Option<f64>,
+    /// That it was measured with.
+    pub threads: usize,
+}
+
+/// What `first` has more than `other`.
+#[derive(Clone, Debug)]
+pub struct Difference {
+    /// Names.
+    pub first: String,
+    pub other: String,
+    /// Of a variant of the first.
+    pub ablation: Option<String>,
+    /// By task, then by metric (`nll` for perplexity).
+    pub tasks: Vec<(String, Vec<(String, Interval)>)>,
+}
+
+/// A mean with the ends of its 95 % interval.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub struct Interval {
+    pub mean: f64,
+    pub low: f64,
+    pub high: f64,
+}
+
+#[derive(Deserialize)]
+struct File {
+    #[serde(flatten)]
+    first: FileModel,
+    #[serde(default)]
+    compare: Vec<Compared>,
+    cache_dtype: Option<String>,
+    seed: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct FileModel {
+    model: String,
+    tasks: serde_json::Map<String, serde_json::Value>,
+    ablation: Option<String>,
+    efficiency: Option<Efficiency>,
+}
+
+#[derive(Deserialize)]
+struct Compared {
+    #[serde(flatten)]
+    model: FileModel,
+    #[serde(default)]
+    difference: serde_json::Map<String, serde_json::Value>,
+}
+
+impl TaskResult {
+    /// Its values; the first is the one that the task is known for.
+    pub fn values(&self) -> Vec<Value> {
+        let all = [
+            ("acc", self.acc),
+            ("acc_norm", self.acc_norm),
+            ("acc_bytes", self.acc_bytes),
+            ("score", self.score),
+            ("perplexity", self.perplexity),
+        ];
+        let value = |(metric, value): (&'static str, Option<f64>)| {
+            Some(Value { metric, value: value?, interval: self.intervals.get(metric).copied() })
+        };
+        all.into_iter().filter_map(value).collect()
+    }
+
+    /// The value that the task is known for.
+    pub fn first(&self) -> Option<Value> {
+        self.values().into_iter().next()
+    }
+}
+
+impl Subject {
+    /// Its result of a task.
+    pub fn task(&self, name: &str) -> Option<&TaskResult> {
+        self.tasks.iter().find(|(task, _)| task == name).map(|(_, result)| result)
+    }
+}
+
+impl Difference {
+    /// By metric, of a task.
+    pub fn task(&self, name: &str) -> &[(String, Interval)] {
+        let found = self.tasks.iter().find(|(task, _)| task == name);
+        found.map_or(&[], |(_, metrics)| metrics)
+    }
+}
+
+impl Results {
+    /// Reads files and puts together what they say of one model.
+    ///
+    /// # Errors
+    /// A file that cannot be read or holds something else; two that disagree about a task of a model.
+    pub fn read(paths: &[PathBuf]) -> anyhow::Result<Self> {
+        let mut results = Self { subjects: Vec::new(), differences: Vec::new(), settings: vec![] };
+        let (mut dtypes, mut seeds) = (Vec::new(), Vec::new());
+        for path in paths {
+            let file = read_file(path)?;
+            let first = file.first.model.clone();
+            results.add(file.first, path)?;
+            for Compared { model, difference } in file.compare {
+                let tasks = difference.into_iter().map(|(task, metrics)| {
+                    let metrics: BTreeMap<String, Interval> = serde_json::from_value(metrics)?;
+                    Ok((task, metrics.into_iter().collect()))
+                });
+                let tasks = tasks
+                    .collect::<serde_json::Result<_>>()
+                    .map_err(|error| no_result(path, &error))?;
+                let (other, ablation) = (model.model.clone(), model.ablation.clone());
+                results.differences.push(Difference {
+                    first: first.clone(),
+                    other,
+                    ablation,
+                    tasks,
+                });
+                results.add(model, path)?;
+            }
+            add_once(&mut dtypes, file.cache_dtype);
+            add_once(&mut seeds, file.seed.map(|seed| seed.to_string()));
+        }
+        results.subjects.sort_by_key(|subject| subject.ablation.is_some());
+        results.name();
+        results.settings = vec![("Cache rows", dtypes), ("Seed", seeds)];
+        results.settings.retain(|(_, values)| !values.is_empty());
+        Ok(results)
+    }
+
+    /// Models as they came.
+    pub fn models(&self) -> impl Iterator<Item = &Subject> {
+        self.subjects.iter().filter(|subject| subject.ablation.is_none())
+    }
+
+    /// Variants of `--ablate`.
+    pub fn variants(&self) -> impl Iterator<Item = &Subject> {
+        self.subjects.iter().filter(|subject| subject.ablation.is_some())
+    }
+
+    /// Every task that any model was asked, in the order they appear, with a result of it.
+    pub fn tasks(&self) -> Vec<(&str, &TaskResult)> {
+        let mut tasks: Vec<(&str, &TaskResult)> = Vec::new();
+        for (name, result) in self.subjects.iter().flat_map(|subject| &subject.tasks) {
+            if !tasks.iter().any(|(known, _)| known == name) {
+                tasks.push((name, result));
+            }
+        }
+        tasks
+    }
+
+    fn add(&mut self, model: FileModel, path: &Path) -> anyhow::Result<()> {
+        let FileModel { model, tasks, ablation, efficiency } = model;
+        let at = self.subjects.iter().position(|subject| subject.model == model);
+        let at = at.unwrap_or_else(|| {
+            let (name, tasks) = (model.clone(), Vec::new());
+            let subject = Subject { name, model: model.clone(), ablation, tasks, efficiency: None };
+            self.subjects.push(subject);
+            self.subjects.len() - 1
+        });
+        let subject = &mut self.subjects[at];
+        subject.efficiency = subject.efficiency.take().or(efficiency);
+        for (task, result) in tasks {
+            let result: TaskResult =
+                serde_json::from_value(result).map_err(|error| no_result(path, &error))?;
+            match subject.task(&task) {
+                Some(known) if *known == result => {}
+                Some(_) => {
+                    return Err(user(
+                        format!(
+                            "{}: another file says otherwise of {task} of {model}",
+                            path.display()
+                        ),
+                        "give one result of each task and model: other items, seeds or cache dtypes do not go into one table",
+                    ));
+                }
+                None => subject.tasks.push((task, result)),
+            }
+        }
+        Ok(())
+    }
+
+    /// The last parts of paths, where they tell the models apart.
+    fn name(&mut self) {
+        let names: Vec<String> =
+            self.subjects.iter().map(|subject| short_name(&subject.model)).collect();
+        for (n, subject) in self.subjects.iter_mut().enumerate() {
+            if names.iter().filter(|name| **name == names[n]).count() == 1 {
+                subject.name = names[n].clone();
+            }
+        }
+        for difference in &mut self.differences {
+            for name in [&mut difference.first, &mut difference.other] {
+                if let Some(subject) = self.subjects.iter().find(|known| known.model == *name) {
+                    *name = subject.name.clone();
+                }
+            }
+        }
+    }
+}
+
+fn add_once(values: &mut Vec<String>, value: Option<String>) {
+    values.extend(value.filter(|value| !values.contains(value)));
+}
+
+fn read_file(path: &Path) -> anyhow::Result<File> {
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    serde_json::from_str(&text).map_err(|error| no_result(path, &error))
+}
+
+fn no_result(path: &Path, error: &serde_json::Error) -> anyhow::Error {
+    user(
+        format!("{} is no result of `still eval --json`: {error}", path.display()),
+        "name files that `still eval --json FILE` wrote, or the run directory of one `still linearize`",
+    )
+}
