@@ -19,6 +19,10 @@ pub const EXIT_INTERNAL: u8 = 2;
 
 const REPORT_IT: &str = "this is a bug in still; please report it with the command that led here";
 
+const NO_DEVICE_MEMORY: &str = "the GPU's memory is full: use --compute-dtype bf16; lower data.length, transfer.batch or finetune.batch \
+     and set finetune.recompute when training, --contexts or --batch of bench, --batch-size or --lengths of eval; `nvidia-smi` tells who \
+     else has memory";
+
 /// An error that the user can mend.
 #[derive(Debug)]
 pub struct UserError {
@@ -84,6 +88,10 @@ impl Verdict {
 
 /// The first cause that knows its hint decides; what nobody claims is ours.
 fn judge(error: &anyhow::Error) -> Verdict {
+    // The tensor library's errors are text by the time they are here.
+    if error.chain().any(|cause| cause.to_string().contains("CUDA_ERROR_OUT_OF_MEMORY")) {
+        return Verdict::User(NO_DEVICE_MEMORY.into());
+    }
     error.chain().find_map(verdict_of).unwrap_or(Verdict::Internal)
 }
 
@@ -173,6 +181,13 @@ mod tests {
         let error: anyhow::Result<()> = Err(user("bad", "do better"));
         let error = error.context("while testing").unwrap_err();
         assert_eq!(judge(&error), Verdict::User("do better".into()));
+    }
+
+    #[test]
+    fn a_full_gpu_is_the_users_to_empty() {
+        let error = r#"DriverError(CUDA_ERROR_OUT_OF_MEMORY, "out of memory")"#;
+        let error = ModelError::Tensor(candle_core::Error::Msg(error.into()));
+        assert_eq!(judge(&error.into()), Verdict::User(NO_DEVICE_MEMORY.into()));
     }
 
     #[test]

@@ -34,6 +34,18 @@ fn a_missing_model() {
 }
 
 #[test]
+fn a_device_that_is_not_there() {
+    let on = |device: &[&str]| {
+        let model = ["generate", "--prompt", "hello", "--model"];
+        Outcome::of(still().args(model).arg(teacher_dir()).args(device))
+    };
+    on(&["--device", "gpu"]).failed_with("\"gpu\"");
+    on(&["--compute-dtype", "bf16"]).failed_with("bf16");
+    #[cfg(not(feature = "cuda"))]
+    on(&["--device", "cuda"]).failed_with("without CUDA");
+}
+
+#[test]
 fn a_directory_without_a_config() {
     let dir = tempfile::tempdir().unwrap();
     generate(dir.path()).failed_with("config.json");

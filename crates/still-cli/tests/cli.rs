@@ -63,6 +63,10 @@ fn doctor_reports_as_text_and_json() {
     assert_eq!(report["version"], env!("CARGO_PKG_VERSION"));
     assert!(report["cpu"]["threads_used"].as_u64().unwrap() >= 1);
     assert_eq!(report["devices"][0]["name"], "cpu");
+    let cuda = &report["devices"][1];
+    assert_eq!(cuda["name"], "cuda");
+    #[cfg(not(feature = "cuda"))]
+    assert!(cuda["available"] == false && cuda["note"].as_str().unwrap().contains("without CUDA"));
     assert!(report["caches"][0]["path"].is_string());
 }
 

@@ -34,7 +34,7 @@ struct Cpu {
 struct Device {
     name: &'static str,
     available: bool,
-    note: &'static str,
+    note: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -69,13 +69,21 @@ fn gather() -> Report {
             features: cpu_features(),
             vector_code: still_attention::vector::level(),
         },
-        devices: vec![Device { name: "cpu", available: true, note: "f32" }],
+        devices: vec![Device { name: "cpu", available: true, note: "f32".into() }, cuda()],
         caches: caches(),
         tools: vec![
             tool("python3", &["--version"]),
             tool("python3 -m pip", &["-m", "pip", "--version"]),
         ],
     }
+}
+
+/// The first GPU, as a command that asks for it would find it.
+fn cuda() -> Device {
+    let found = still_model::device("cuda");
+    let available = found.is_ok();
+    let note = found.map_or_else(|error| error.to_string(), |_| "bf16, f32".into());
+    Device { name: "cuda", available, note }
 }
 
 macro_rules! present {
