@@ -229,6 +229,28 @@ fn files_are_put_together() {
 }
 
 /// Written before cache bytes, intervals and lengths were.
+/// Two runs of `--compare` about the same two models, each with tasks of its own.
+#[test]
+fn one_difference_of_two_files_is_one_column() {
+    let dir = tempfile::tempdir().unwrap();
+    let of = |task: &str| {
+        let keep =
+            |value: &mut Value| value.as_object_mut().unwrap().retain(|name, _| name == task);
+        let mut results = results();
+        keep(&mut results["tasks"]);
+        results["compare"].as_array_mut().unwrap().truncate(1);
+        keep(&mut results["compare"][0]["tasks"]);
+        keep(&mut results["compare"][0]["difference"]);
+        write(&dir, &format!("{task}.json"), &results)
+    };
+    let outcome = report(&[&of("piqa"), &of("perplexity_1024")], &["--quiet"]);
+    outcome.succeeded();
+    assert_eq!(outcome.stdout.matches("student − teacher.gguf").count(), 1, "{}", outcome.stdout);
+    for row in ["+5.00 [+1.00, +9.00]", "-0.2500 [-0.5000, -0.1250]"] {
+        assert!(outcome.stdout.contains(row), "{}", outcome.stdout);
+    }
+}
+
 #[test]
 fn older_results_are_drawn_with_what_they_have() {
     let dir = tempfile::tempdir().unwrap();

@@ -198,12 +198,7 @@ impl Results {
                     .collect::<serde_json::Result<_>>()
                     .map_err(|error| no_result(path, &error))?;
                 let (other, ablation) = (model.model.clone(), model.ablation.clone());
-                results.differences.push(Difference {
-                    first: first.clone(),
-                    other,
-                    ablation,
-                    tasks,
-                });
+                results.add_difference(Difference { first: first.clone(), other, ablation, tasks });
                 results.add(model, path)?;
             }
             add_once(&mut dtypes, file.cache_dtype);
@@ -266,6 +261,20 @@ impl Results {
             }
         }
         Ok(())
+    }
+
+    /// Two models have one difference, whatever files it comes from.
+    fn add_difference(&mut self, new: Difference) {
+        let names = |of: &Difference| (of.first.clone(), of.other.clone(), of.ablation.clone());
+        match self.differences.iter_mut().find(|known| names(known) == names(&new)) {
+            None => self.differences.push(new),
+            Some(known) => {
+                let tasks = new.tasks.into_iter();
+                let unknown: Vec<_> =
+                    tasks.filter(|(task, _)| known.task(task).is_empty()).collect();
+                known.tasks.extend(unknown);
+            }
+        }
     }
 
     /// The last parts of paths, where they tell the models apart.
