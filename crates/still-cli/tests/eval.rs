@@ -47,6 +47,7 @@ fn every_task_has_its_row_and_its_numbers() {
     outcome.succeeded();
     let results = json(&results);
     assert_eq!(results["model"], teacher_dir().to_str().unwrap());
+    assert_eq!(results["cache_dtype"], "f32");
     assert_eq!((&results["seed"], &results["recipe"]), (&7.into(), &serde_json::Value::Null));
     for (task, n) in tasks.split(',').zip([5, 3, 2, 3, 3, 5, 3]) {
         let scores = &results["tasks"][task];

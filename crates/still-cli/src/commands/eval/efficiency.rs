@@ -6,8 +6,7 @@ use still_eval::{BenchOptions, BenchPoint, bench};
 use still_model::Model;
 
 use super::Evaluated;
-use crate::args::EvalArgs;
-use crate::commands::{CHUNK, row_dtype, short_name};
+use crate::commands::{CHUNK, short_name};
 use crate::printer::Printer;
 use crate::table;
 
@@ -18,10 +17,10 @@ const NEW_TOKENS: usize = 32;
 pub fn measure(
     name: &str,
     model: &Model,
-    args: &EvalArgs,
+    rows: RowDtype,
+    lengths: &[usize],
     printer: &Printer,
 ) -> anyhow::Result<Vec<BenchPoint>> {
-    let rows = row_dtype(args.cache_dtype, RowDtype::F32, model);
     // The first pass finds memory and threads cold.
     bench(model, BenchOptions { batch: 1, context: CHUNK, new_tokens: 2, rows })?;
     let point = |&context: &usize| {
@@ -29,7 +28,7 @@ pub fn measure(
         printer.step("Timed", format_args!("{} at {context} tokens", short_name(name)));
         Ok(point)
     };
-    args.efficiency.iter().map(point).collect()
+    lengths.iter().map(point).collect()
 }
 
 /// What a cache takes whatever it has read, and what for each token: the line through its bytes at the shortest and the longest

@@ -30,6 +30,8 @@ struct Evaluated {
     recipe: Option<Value>,
     /// What was changed, of a variant: `router: random`.
     ablation: Option<String>,
+    /// How its cache stored exact rows.
+    rows: RowDtype,
     tasks: Vec<Answered>,
     /// By length, of `--efficiency`.
     efficiency: Vec<BenchPoint>,
@@ -87,7 +89,8 @@ pub fn run(args: &EvalArgs, printer: &Printer) -> anyhow::Result<()> {
             let (mut answers, cut) = evaluate(&name, &model, &plans, args, log.as_ref(), printer)?;
             answers.ablation = ablation;
             if cut.is_none() && !args.efficiency.is_empty() {
-                answers.efficiency = efficiency::measure(&name, &model, args, printer)?;
+                answers.efficiency =
+                    efficiency::measure(&name, &model, answers.rows, &args.efficiency, printer)?;
             }
             evaluated.push(answers);
             if cut.is_some() {
@@ -178,7 +181,8 @@ fn evaluate(
     }
     let recipe = model.student.as_ref().and_then(|student| student.recipe.clone());
     let (model_name, tasks, efficiency) = (name.to_owned(), Vec::new(), Vec::new());
-    let mut evaluated = Evaluated { model: model_name, recipe, ablation: None, tasks, efficiency };
+    let mut evaluated =
+        Evaluated { model: model_name, recipe, ablation: None, rows, tasks, efficiency };
     let options = AskOptions { rows, batch_size: args.batch_size };
     for plan in plans {
         let made;

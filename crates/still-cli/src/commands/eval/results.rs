@@ -116,7 +116,7 @@ pub fn write(
         "model": first.model,
         "recipe": first.recipe,
         "seed": args.seed,
-        "cache_dtype": format!("{:?}", args.cache_dtype).to_lowercase(),
+        "cache_dtype": format!("{:?}", first.rows).to_lowercase(),
         "limit": args.limit,
         "tasks": tasks(first),
         "timing": timing(first),
