@@ -14,6 +14,7 @@ mod hybrid;
 #[cfg(any(test, feature = "cuda"))]
 mod linear_branch;
 pub mod naive;
+mod pull_back;
 mod real;
 pub mod router;
 mod routing;
@@ -23,6 +24,7 @@ mod size;
 mod state;
 pub mod tensor;
 pub mod vector;
+mod walk;
 mod weights;
 
 pub use config::{
@@ -31,15 +33,17 @@ pub use config::{
 };
 pub use cpu::linalg;
 #[cfg(feature = "cuda")]
-pub use cuda::{CudaHybridState, CudaKvCache, CudaWeights, wide_product};
+pub use cuda::{CudaHybridState, CudaKvCache, CudaWeights, launch, wide_product};
 pub use dense::{DenseHead, KvCache, dense_attention};
 pub use error::{AttentionError, Result};
 pub use feature_map::fold_householder;
 pub use hybrid::{HybridOutput, hybrid_attention};
+pub use pull_back::pull_back;
 pub use real::Real;
 pub use routing::Routing;
 pub use selection::Selection;
 pub use shares::{BranchShares, branch_shares};
 pub use size::HeadSize;
 pub use state::{HeadRows, HeadScratch, HybridHead, HybridState, LinearState, PreparedWeights};
+pub use walk::{AttentionWalk, walk_attention};
 pub use weights::HybridWeights;

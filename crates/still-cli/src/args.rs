@@ -429,9 +429,30 @@ pub struct BenchArgs {
     /// How the attention cache stores exact keys and values [default: bf16; on CUDA as --compute-dtype]
     #[arg(long, value_enum)]
     pub cache_dtype: Option<CacheDtype>,
+    /// Time training steps of these stages instead: one sequence of each context, random ids
+    #[arg(long, value_name = "S,…", value_delimiter = ',', value_enum)]
+    pub stages: Vec<TrainingStage>,
+    /// Steps timed of each stage
+    #[arg(long, value_name = "N", default_value_t = 5, requires = "stages")]
+    pub steps: usize,
+    /// Recipe of the stages (TOML); built-in defaults without it
+    #[arg(long, value_name = "FILE", requires = "stages")]
+    pub recipe: Option<PathBuf>,
+    /// Override one recipe value, such as --set finetune.objective=cross_entropy
+    #[arg(long, value_name = "KEY=VALUE", requires = "stages")]
+    pub set: Vec<String>,
     /// Print one JSON object a line on stdout instead of the table
     #[arg(long)]
     pub json: bool,
+}
+
+/// A stage of training.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TrainingStage {
+    /// Attention transfer.
+    Transfer,
+    /// Low-rank finetuning.
+    Finetune,
 }
 
 /// Attention that `still bench` times.

@@ -67,4 +67,29 @@ fn what_cannot_be_timed_is_refused() {
     run(&["--contexts", "0"]).failed_with("nothing to time");
     run(&["--threads", "0"]).failed_with("--threads 0");
     run(&["--variants", "student", "--contexts", "8"]).failed_with("needs a student");
+    run(&["--stages", "transfer", "--steps", "0"]).failed_with("--steps 0");
+}
+
+#[test]
+fn training_steps_are_timed_by_stage_and_context() {
+    let outcome = Outcome::of(
+        still()
+            .args(["bench", "--json", "--stages", "transfer,finetune", "--contexts", "64,130"])
+            .args(["--steps", "2", "--set", "finetune.objective=cross_entropy", "--model"])
+            .arg(teacher_dir()),
+    );
+    outcome.succeeded();
+    let lines: Vec<serde_json::Value> =
+        outcome.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let order: Vec<(&str, u64)> = lines
+        .iter()
+        .map(|line| (line["stage"].as_str().unwrap(), line["context"].as_u64().unwrap()))
+        .collect();
+    assert_eq!(order, [("transfer", 64), ("transfer", 130), ("finetune", 64), ("finetune", 130)]);
+    for line in &lines {
+        assert!(line["step_p50_ms"].as_f64().unwrap() > 0.0, "{line}");
+        assert!(line["trained_values"].as_u64().unwrap() > 0, "{line}");
+        let objective = line.get("objective").and_then(serde_json::Value::as_str);
+        assert_eq!(objective, (line["stage"] == "finetune").then_some("cross_entropy"), "{line}");
+    }
 }

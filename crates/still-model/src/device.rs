@@ -70,7 +70,30 @@ fn pool(device: &Device) -> Result<sys::CUmemoryPool> {
     Ok(pool)
 }
 
-/// The most bytes that were in use at once on a CUDA device since the program began; none of other devices.
+/// From now on [`peak_device_bytes`] counts anew, from what is in use.
+///
+/// # Errors
+/// An error of the driver.
+pub fn reset_peak_device_bytes(device: &Device) -> Result<()> {
+    #[cfg(feature = "cuda")]
+    if device.is_cuda() {
+        let mut zero = 0_u64;
+        // SAFETY: the attribute is a 64-bit number, and 0 the one value that it takes.
+        let set = unsafe {
+            sys::cuMemPoolSetAttribute(
+                pool(device)?,
+                sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH,
+                (&raw mut zero).cast(),
+            )
+        };
+        set.result().map_err(candle_core::Error::wrap)?;
+    }
+    let _ = device;
+    Ok(())
+}
+
+/// The most bytes that were in use at once on a CUDA device since the program began or [`reset_peak_device_bytes`]; none of
+/// other devices.
 ///
 /// # Errors
 /// An error of the driver.

@@ -29,9 +29,10 @@ pub use checkpoint::{
 };
 pub use config::{Architecture, ModelConfig, RopeScaling};
 pub use decoder::{
-    AttentionInputs, Decoder, DecoderLayer, Dropout, Linear, Lora, LoraLayer, Rotation, Weight,
+    AttentionInputs, Decoder, DecoderLayer, Dropout, FinishWalk, InputsWalk, Linear, Lora,
+    LoraLayer, Rotation, Weight,
 };
-pub use device::{device, peak_device_bytes};
+pub use device::{device, peak_device_bytes, reset_peak_device_bytes};
 pub use error::{ModelError, Result};
 pub use generate::{Finish, GenerateOptions, Generation, generate};
 pub use model::{Cache, Model};

@@ -3,9 +3,8 @@
 use std::borrow::Cow;
 
 use candle_core::{Tensor, Var};
-use still_attention::{dense_attention, hybrid_attention};
-use still_model::decoder::ops::pull_back;
-use still_model::{DecoderLayer, Dropout, Model, Rotation, Student, StudentLayer};
+use still_attention::{dense_attention, pull_back};
+use still_model::{Dropout, Model, Student, StudentLayer};
 
 use crate::data::{Segment, Window, shares};
 use crate::error::Result;
@@ -13,9 +12,10 @@ use crate::loss::{Target, vocabulary_loss};
 use crate::metrics::{Stage, StepReport};
 use crate::optimizer::AdamW;
 use crate::parameters::{Accumulator, detached, is_attention, trainable};
-use crate::recipe::{FinetuneRecipe, GuardRecipe, Objective};
+use crate::recipe::{FinetuneRecipe, GuardRecipe, Objective, Recompute};
 use crate::rotations::Rotations;
 use crate::scalar::{Scalar, read};
+use crate::tape::Layer;
 use crate::update::Updates;
 
 /// The stage and its optimizer.
@@ -27,18 +27,10 @@ pub struct FinetuneStage {
     /// `[vocab, E]`, in the dtype of activations: widened once, as the loss reads it twice a step.
     lm_head: Tensor,
     objective: Objective,
-    recompute: bool,
+    recompute: Recompute,
     dropout: f64,
     seed: u64,
     rotations: Rotations,
-}
-
-/// One layer of the forward pass, to be walked back through.
-struct Tape {
-    /// The layer's input; a variable where its gradient is needed.
-    input: Tensor,
-    /// The layer's output with its graph, unless it is to be computed again.
-    output: Option<Tensor>,
 }
 
 impl FinetuneStage {
@@ -143,16 +135,25 @@ impl FinetuneStage {
         let rotation = self.rotations.of(decoder, ids.len())?;
         let batch = Tensor::new(ids, decoder.device())?.unsqueeze(0)?;
 
-        // Forward, cut between layers.
-        let mut tapes = Vec::with_capacity(decoder.layers.len());
-        let mut x = decoder.embed(&batch)?;
-        for (n, (layer, student)) in decoder.layers.iter().zip(&self.student.layers).enumerate() {
+        let layers: Vec<Cow<'_, StudentLayer>> = (0..decoder.layers.len())
+            .map(|n| self.with_dropout(&self.student.layers[n], index, n))
+            .collect();
+        let layer = |n: usize| Layer {
+            decoder: &decoder.layers[n],
+            student: &layers[n],
+            rotation: &rotation,
+            recompute: self.recompute,
             // Nothing learned lies below the first layer.
-            let input = if n == 0 { x } else { Var::from_tensor(&x)?.into_inner() };
-            let student = self.with_dropout(student, index, n);
-            let output = student_layer(layer, &student, &input, &rotation)?;
-            x = output.detach();
-            tapes.push(Tape { input, output: (!self.recompute).then_some(output) });
+            wants_input: n > 0,
+        };
+
+        // Forward, cut between layers.
+        let mut tapes = Vec::with_capacity(layers.len());
+        let mut x = decoder.embed(&batch)?;
+        for n in 0..layers.len() {
+            let (output, tape) = layer(n).forward(&x)?;
+            x = output;
+            tapes.push(tape);
         }
 
         // Loss and the gradient of the last hidden states.
@@ -178,19 +179,11 @@ impl FinetuneStage {
         };
 
         // Back through the layers.
-        let layers = decoder.layers.iter().zip(&self.student.layers);
-        for (n, (tape, (layer, student))) in tapes.into_iter().zip(layers).enumerate().rev() {
-            let output = match tape.output {
-                Some(output) => output,
-                None => {
-                    let student = self.with_dropout(student, index, n);
-                    student_layer(layer, &student, &tape.input, &rotation)?
-                }
-            };
-            let grads = pull_back(&output, &upstream)?.backward()?;
+        for (n, tape) in tapes.into_iter().enumerate().rev() {
+            let (input, grads) = layer(n).back(tape, &upstream)?;
             gradients.add(self.updates.optimizer.parameters(), &grads)?;
-            if let Some(grad) = grads.get(&tape.input) {
-                upstream = grad.clone();
+            if let Some(input) = input {
+                upstream = input;
             }
         }
         Ok(loss)
@@ -242,25 +235,4 @@ impl FinetuneStage {
     pub(crate) fn updates(&mut self) -> &mut Updates {
         &mut self.updates
     }
-}
-
-/// One layer with the student's attention and updates, differentiable.
-fn student_layer(
-    layer: &DecoderLayer,
-    student: &StudentLayer,
-    x: &Tensor,
-    rotation: &Rotation,
-) -> Result<Tensor> {
-    let inputs = layer.attention_inputs(x, rotation, Some(student))?;
-    let gate = student.gate(&inputs.normed, layer.head_dim)?;
-    let attention = hybrid_attention(
-        &inputs.q,
-        &inputs.k,
-        &inputs.v,
-        &student.attention,
-        gate.as_ref(),
-        &student.config,
-        None,
-    )?;
-    Ok(layer.finish(x, &attention.out, Some(student))?)
 }

@@ -97,6 +97,7 @@ fn low_rank_finetuning() {
         &["finetune.objective=logit_kl"][..],
         &["finetune.objective=cross_entropy", "finetune.recompute=true"],
         &["finetune.objective={ mixed = { kl = 0.5 } }", "finetune.dropout=0.3"],
+        &["finetune.objective=logit_kl", "finetune.recompute=mlp"],
     ] {
         let (model, recipe, student) = start(overrides);
         let mut stage = FinetuneStage::new(&model, &student, &recipe.finetune, 9).unwrap();

@@ -1,5 +1,6 @@
 //! Two-stage linearization: attention transfer, then low-rank finetuning.
 
+mod bench;
 mod calibrate;
 mod checkpoint;
 mod data;
@@ -21,9 +22,11 @@ mod run;
 mod scalar;
 mod schedule;
 mod spikes;
+mod tape;
 mod transfer;
 mod update;
 
+pub use bench::{StepTiming, time_steps};
 pub use calibrate::{
     Budgets, CalibrateOptions, Calibration, HeadReport, Phase, calibrate, calibrated_recipe,
 };
@@ -37,7 +40,8 @@ pub use optimizer::{AdamW, AdamWConfig, Parameters};
 pub use plan::{Plan, StagePlan, plan};
 pub use recipe::{
     AttentionRecipe, CalibrationRecipe, CheckpointRecipe, DataRecipe, EvaluationRecipe,
-    FinetuneRecipe, GuardRecipe, LossOn, Objective, Recipe, TransferLoss, TransferRecipe,
+    FinetuneRecipe, GuardRecipe, LossOn, Objective, Recipe, Recompute, TransferLoss,
+    TransferRecipe,
 };
 pub use run::{linearize, linearize_windows};
 pub use scalar::Scalar;

@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::finetune::FinetuneStage;
 use crate::loss;
 use crate::metrics::Stage;
-use crate::recipe::{Objective, Recipe};
+use crate::recipe::{Objective, Recipe, Recompute};
 use crate::run::Trains;
 use crate::transfer::TransferStage;
 
@@ -222,15 +222,26 @@ impl<'a> Sizes<'a> {
         self.weights + Self::learned(values) + layer + self.widened + batch * tokens * e
     }
 
-    /// Stage 2: every layer's input, and the graph of one layer or, without `recompute`, of all.
+    /// Stage 2: every layer's input, and what is kept of one layer or, as `recompute` says, of all.
     fn finetune(&self, values: &Values, read: &Reading, recipe: &Recipe) -> usize {
         let (e, i, q, k) = self.widths();
         let tokens = read.longest.len();
         let inputs = tokens * (self.layers + 1) * e;
         // Norm, projections before and after the rotation, [k | v], output, merged heads, o_proj, residual, gate and
         // up, and the layer's output.
-        let graph = tokens * (4 * e + 4 * q + 6 * k + 2 * i);
-        let graphs = if recipe.finetune.recompute { graph } else { self.layers * graph };
+        let narrow = match self.on_cpu {
+            true => tokens * (4 * e + 4 * q + 6 * k),
+            // Walked by hand: three hidden states, queries, output and merged heads, keys and values, their maps and the states of
+            // every chunk.
+            false => tokens * (3 * e + 3 * q + 4 * k + k * self.config.head_dim / 32),
+        };
+        let wide = tokens * 2 * i;
+        let graph = narrow + wide;
+        let graphs = match recipe.finetune.recompute {
+            Recompute::Layer => graph,
+            Recompute::Mlp => self.layers * narrow + wide,
+            Recompute::Nothing => self.layers * graph,
+        };
         // A gradient for each of them.
         let backward = tokens * (5 * e + 4 * q + 6 * k + 2 * i) + self.widened;
         let teacher = match recipe.finetune.objective {
@@ -243,7 +254,7 @@ impl<'a> Sizes<'a> {
         // Logits turn into their gradient in place on the CPU alone.
         let blocks = if self.on_cpu { 1 + teacher } else { 3 * (1 + teacher) };
         let loss = blocks * block + tokens * (3 + teacher) * e;
-        let kept = if recipe.finetune.recompute { 0 } else { graphs };
+        let kept = if recipe.finetune.recompute == Recompute::Layer { 0 } else { graphs };
         let busiest = (graphs + backward).max(kept + reading).max(kept + loss);
         self.weights + self.head + Self::learned(values) + inputs + busiest
     }

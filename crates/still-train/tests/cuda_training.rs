@@ -178,6 +178,7 @@ fn f32_learns_what_the_cpu_learns() {
             "transfer.loss=output_mse",
             "transfer.normalise=true",
             "finetune.objective=cross_entropy",
+            "finetune.recompute=mlp",
         ],
         &["finetune.objective={ mixed = { kl = 0.5 } }", "finetune.recompute=false"],
         &[

@@ -1,12 +1,14 @@
 //! Device addresses of tensors and buffers while kernels are queued.
 
-use std::ffi::c_void;
+use std::ffi::{c_int, c_void};
 use std::sync::Arc;
 
+use candle_core::backend::BackendDevice;
 use candle_core::cuda::CudaStorageSlice;
 use candle_core::cuda::cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DeviceRepr, SyncOnDrop};
+use candle_core::op::BackpropOp;
 use candle_core::{CudaDevice, CudaStorage, DType, Layout, Result, Storage, Tensor, bail};
-use still_kernels::{Rows, STILL_BF16, STILL_F32, Shape};
+use still_kernels::{Rows, STILL_BF16, STILL_F32, Shape, check};
 
 /// Memory that some kernel fills before any reads it.
 pub(super) fn uninit<T: DeviceRepr>(device: &CudaDevice, len: usize) -> Result<CudaSlice<T>> {
@@ -47,26 +49,76 @@ pub(super) fn rows_aligned(tensor: &Tensor) -> Result<Tensor> {
 }
 
 /// The CUDA storage of a tensor that is on CUDA.
-pub(super) fn on_cuda(storage: &Storage) -> Result<&CudaStorage> {
+///
+/// # Errors
+/// Another device.
+pub fn on_cuda(storage: &Storage) -> Result<&CudaStorage> {
     match storage {
         Storage::Cuda(storage) => Ok(storage),
         _ => bail!("expected a tensor on CUDA"),
     }
 }
 
+/// Queues one kernel: `f` gets where the values of `inputs` begin and where those of new tensors of `outputs`' shapes and dtypes
+/// will be, which it is to fill, and the stream; it returns a status code of `call`. The new tensors are of the first input's
+/// device, and in no graph.
+///
+/// # Errors
+/// Inputs that are not on CUDA, or of other values than f32, bf16 or u32; what the status code stands for.
+pub fn queue<const I: usize, const O: usize>(
+    call: &'static str,
+    inputs: [&Tensor; I],
+    outputs: [(candle_core::Shape, DType); O],
+    f: impl FnOnce([*mut c_void; I], [*mut c_void; O], *mut c_void) -> c_int,
+) -> Result<[Tensor; O]> {
+    let Some(first) = inputs.first() else { bail!("{call}: no input says which device it is on") };
+    let device = first.device().as_cuda_device()?;
+    let stream = device.cuda_stream();
+    let mut made = Vec::with_capacity(O);
+    for (shape, dtype) in outputs {
+        // SAFETY: the kernel fills it.
+        let storage = unsafe { device.alloc_uninit(&shape, dtype)? };
+        made.push((storage, Layout::contiguous(shape)));
+    }
+    let held = inputs.map(Tensor::storage_and_layout);
+    let mut launch = Launch::new(&stream)?;
+    let (mut from, mut to) = ([std::ptr::null_mut(); I], [std::ptr::null_mut(); O]);
+    for (from, (storage, layout)) in from.iter_mut().zip(&held) {
+        *from = launch.values(on_cuda(storage)?, layout)?;
+    }
+    for (to, (storage, layout)) in to.iter_mut().zip(&made) {
+        *to = launch.values(storage, layout)?;
+    }
+    check(call, f(from, to, launch.stream())).map_err(candle_core::Error::wrap)?;
+    drop(launch);
+    drop(held);
+    let tensors: Vec<Tensor> = made
+        .into_iter()
+        .map(|(storage, layout)| {
+            let shape = layout.shape().clone();
+            Tensor::from_storage(Storage::Cuda(storage), shape, BackpropOp::none(), false)
+        })
+        .collect();
+    tensors.try_into().map_err(|_| candle_core::Error::Msg(format!("{call}: outputs were lost")))
+}
+
 /// The stream that a call's kernels are queued on. What they use is marked so, for other streams, when this is dropped.
-pub(super) struct Launch<'a> {
+pub struct Launch<'a> {
     stream: &'a Arc<CudaStream>,
     used: Vec<SyncOnDrop<'a>>,
 }
 
 impl<'a> Launch<'a> {
     /// Makes the stream's context the thread's, which the CUDA runtime launches in.
+    ///
+    /// # Errors
+    /// An error of the driver.
     pub fn new(stream: &'a Arc<CudaStream>) -> Result<Self> {
         stream.context().bind_to_thread().map_err(candle_core::Error::wrap)?;
         Ok(Self { stream, used: Vec::new() })
     }
 
+    /// The stream itself.
     pub fn stream(&self) -> *mut c_void {
         self.stream.cu_stream().cast()
     }
@@ -84,6 +136,9 @@ impl<'a> Launch<'a> {
     }
 
     /// Where a tensor's first value lies.
+    ///
+    /// # Errors
+    /// Other values than f32, bf16 or u32.
     pub fn values<P>(&mut self, storage: &'a CudaStorage, layout: &Layout) -> Result<*mut P> {
         let (base, bytes): (*mut u8, usize) = match &storage.slice {
             CudaStorageSlice::F32(slice) => (self.at(slice), 4),
@@ -95,6 +150,9 @@ impl<'a> Launch<'a> {
     }
 
     /// The rows of a tensor `[B, heads, N, D]`.
+    ///
+    /// # Errors
+    /// Another number of dimensions, other values than f32, bf16 or u32.
     pub fn rows(&mut self, storage: &'a CudaStorage, layout: &Layout) -> Result<Rows> {
         let &[batch, head, token, _] = layout.stride() else {
             bail!("expected four dimensions, got {layout:?}")

@@ -6,10 +6,11 @@ mod decode;
 mod dense;
 mod forward;
 mod kv_cache;
-mod launch;
+pub mod launch;
 mod routing;
 mod store;
 mod support;
+mod walk;
 mod wide_product;
 
 use candle_core::Tensor;
@@ -23,6 +24,7 @@ pub use decode::{CudaHybridState, CudaWeights};
 pub(crate) use dense::dense_attention;
 pub use kv_cache::CudaKvCache;
 pub(crate) use routing::DeviceRouting;
+pub(crate) use walk::{Walk, walk};
 pub use wide_product::wide_product;
 
 use attention::Inputs;

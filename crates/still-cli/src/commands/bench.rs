@@ -6,7 +6,7 @@ use still_eval::{BenchOptions, BenchPoint};
 use still_model::random::{random_model_on, shape as shape_of};
 use still_model::{FeatureInit, Model, Student, peak_device_bytes};
 
-use super::{BUDGET, CHUNK, load, place, row_dtype};
+use super::{BUDGET, CHUNK, bench_stages, load, place, row_dtype};
 use crate::args::{BenchArgs, Variant};
 use crate::errors::user;
 use crate::memory;
@@ -50,6 +50,9 @@ pub fn run(args: &BenchArgs, printer: &Printer) -> anyhow::Result<()> {
         }
         _ => return Err(user("bench needs a model", "give --model MODEL or --shape NAME")),
     };
+    if !args.stages.is_empty() {
+        return bench_stages::run(args, &model, printer);
+    }
     let mut lines = Vec::new();
     for &variant in &args.variants {
         let (name, model) = variant_of(variant, args.cap, &model)?;

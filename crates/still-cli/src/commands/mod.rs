@@ -1,6 +1,7 @@
 //! One module per command.
 
 pub mod bench;
+mod bench_stages;
 pub mod calibrate;
 mod calibration_bars;
 pub mod chat;

@@ -1,5 +1,7 @@
 //! Models on CUDA: what their layers remember, long reads and decode steps.
 
+pub(crate) mod ops;
+mod product;
 mod step_graph;
 
 use candle_core::{DType, Tensor};
@@ -8,6 +10,7 @@ use still_attention::{CudaHybridState, CudaKvCache, CudaWeights, RowDtype};
 use crate::error::{ModelError, Result};
 use crate::model::{Cache, LayerCache, Model};
 
+pub(crate) use product::product;
 pub(crate) use step_graph::StepGraph;
 
 /// Tokens whose hidden states are given out together: their logits are to fit beside everything else.

@@ -72,7 +72,7 @@ impl StepGraph {
             positions: Tensor::from_vec(vec![CudaHybridState::IDLE; batch], batch, device)?,
             rotation: decoder.rotation_at(&vec![0; batch], 1)?,
         };
-        inputs.rotation.tensors(device, decoder.dtype())?;
+        inputs.rotation.tensors(device, DType::F32)?;
         let logits = Tensor::zeros((batch, decoder.config.vocab_size), DType::F32, device)?;
 
         let device = device.as_cuda_device()?;
@@ -119,8 +119,8 @@ impl StepGraph {
         let positions: Vec<u32> = positions.iter().map(|&position| position as u32).collect();
         to_ids.slice_set(&Tensor::from_slice(ids, ids.len(), device)?, 0, 0)?;
         to_positions.slice_set(&Tensor::from_vec(positions, ids.len(), device)?, 0, 0)?;
-        let dtype = self.decoder.dtype();
-        let (to, from) = (rotation.tensors(device, dtype)?, turned.tensors(device, dtype)?);
+        let angles = |of: &Rotation| of.tensors(device, DType::F32);
+        let (to, from) = (angles(rotation)?, angles(&turned)?);
         to.0.slice_set(&from.0, 0, 0)?;
         to.1.slice_set(&from.1, 0, 0)?;
         self.exec.0.launch().map_err(driver)

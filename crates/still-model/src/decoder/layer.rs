@@ -81,9 +81,24 @@ impl DecoderLayer {
         attention: &Tensor,
         student: Option<&StudentLayer>,
     ) -> Result<Tensor> {
+        self.finish_keeping(x, attention, student, true)
+    }
+
+    /// [`DecoderLayer::finish`]. With `keep` the MLP's two wide activations are kept for a backward pass, which otherwise computes
+    /// them again.
+    ///
+    /// # Errors
+    /// Shapes or dtypes that do not fit.
+    pub fn finish_keeping(
+        &self,
+        x: &Tensor,
+        attention: &Tensor,
+        student: Option<&StudentLayer>,
+        keep: bool,
+    ) -> Result<Tensor> {
         let lora = student.and_then(|student| student.lora.as_ref()?.o.as_ref());
         let x = residual(x, &self.o_proj.forward(&merge_heads(attention)?, lora)?)?;
-        Ok(mlp(&x, &self.mlp)?)
+        Ok(mlp(&x, &self.mlp, keep)?)
     }
 
     /// The layer with low-rank updates added to its weights.

@@ -4,6 +4,7 @@ mod layer;
 mod linear;
 pub mod ops;
 mod rotation;
+mod walk;
 mod weight;
 
 use candle_core::{D, DType, Device, Tensor};
@@ -11,6 +12,7 @@ use candle_core::{D, DType, Device, Tensor};
 pub use layer::{AttentionInputs, DecoderLayer};
 pub use linear::{Linear, Lora, LoraLayer};
 pub use ops::{Dropout, MlpWeights, Rotation};
+pub use walk::{FinishWalk, InputsWalk};
 pub use weight::Weight;
 
 use crate::checkpoint::Weights;

@@ -8,8 +8,7 @@
 use candle_core::{D, DType, Device, Tensor, Var};
 use rayon::prelude::*;
 use still_attention::tensor::borrow;
-use still_attention::{HybridConfig, HybridWeights, hybrid_attention};
-use still_model::decoder::ops::pull_back;
+use still_attention::{HybridConfig, HybridWeights, hybrid_attention, pull_back};
 use still_model::{DecoderLayer, Model, Rotation, Student};
 
 use crate::error::{Result, TrainError};

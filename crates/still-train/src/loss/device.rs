@@ -1,4 +1,4 @@
-//! Any device's form, of tensor ops: nothing is copied to the host. The CPU has it too, for tests.
+//! Any device's form, of tensor ops and on CUDA a kernel of our own: nothing is copied to the host. The CPU has it too, for tests.
 
 use candle_core::{D, DType, Tensor};
 
@@ -67,39 +67,88 @@ pub(super) fn rows_loss_by(
     let (tokens, _) = hidden.dims2()?;
     let (hidden, lm_head) = (hidden.detach(), lm_head.detach());
     let shares = target.shares(tokens);
-    let (kl_weight, next_weight) = (weight * shares.divergence, weight * shares.surprise);
+    let weights = Weights {
+        kl_share: shares.divergence,
+        kl_weight: weight * shares.divergence,
+        next_share: shares.surprise,
+        next_weight: weight * shares.surprise,
+    };
     let next = NextTokens::new(target.ids(), shares.rows, &hidden)?;
     let (mut losses, mut gradients) = (Vec::new(), Vec::new());
     for start in (0..shares.rows).step_by(block) {
         let count = block.min(shares.rows - start);
-        let softmax = |hidden: &Tensor| -> candle_core::Result<Softmax> {
-            Softmax::new(wide_linear(&hidden.narrow(0, start, count)?, &lm_head)?)
+        let logits =
+            |hidden: &Tensor| wide_linear(&hidden.detach().narrow(0, start, count)?, &lm_head);
+        let rows = Rows {
+            student: logits(&hidden)?,
+            teacher: target.teacher().map(logits).transpose()?,
+            next: next.as_ref().map(|next| next.narrow(start, count)).transpose()?,
         };
-        let student = softmax(&hidden)?;
-        let next = next.as_ref().map(|next| next.narrow(start, count)).transpose()?;
-        // The gradient of the student's logits: its own probabilities, less the teacher's and the token that came.
-        let own = match &next {
-            Some(NextTokens { there, .. }) => there.affine(next_weight, kl_weight)?,
-            None => (student.sum.ones_like()? * kl_weight)?,
-        };
-        let mut d_logits = student.times(&own)?;
-        if let Some(teacher) = target.teacher() {
-            let teacher = softmax(&teacher.detach())?;
-            losses.push((sum(&teacher.divergence_from(&student)?)? * shares.divergence)?);
-            let weight = (teacher.sum.ones_like()? * kl_weight)?;
-            d_logits = (d_logits - teacher.times(&weight)?)?;
-        }
-        if let Some(NextTokens { ids, there }) = &next {
-            losses.push((sum(&(student.surprise(ids)? * there)?)? * shares.surprise)?);
-            d_logits.scatter_add_set(ids, &(there * -next_weight)?, 1)?;
-        }
-        gradients.push(d_logits.to_dtype(hidden.dtype())?.matmul(&lm_head)?);
+        let (loss, d_logits) = rows.loss(&weights, hidden.dtype())?;
+        losses.push(loss);
+        gradients.push(d_logits.matmul(&lm_head)?);
     }
     if gradients.is_empty() {
         return Ok((Scalar::Host(0.0), hidden.zeros_like()?));
     }
     let gradient = Tensor::cat(&gradients, 0)?.pad_with_zeros(0, 0, tokens - shares.rows)?;
     Ok((Scalar::Device(Tensor::stack(&losses, 0)?.sum_all()?), gradient))
+}
+
+/// What a row's losses count in what is reported, and in what is minimised.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Weights {
+    pub kl_share: f64,
+    pub kl_weight: f64,
+    pub next_share: f64,
+    pub next_weight: f64,
+}
+
+/// Rows of logits, `[rows, vocab]` f32, and what they are held against.
+pub(super) struct Rows {
+    pub student: Tensor,
+    pub teacher: Option<Tensor>,
+    pub next: Option<NextTokens>,
+}
+
+impl Rows {
+    /// The sum of their losses, without axes, and the gradient of the student's logits in `dtype`.
+    fn loss(self, weights: &Weights, dtype: DType) -> candle_core::Result<(Tensor, Tensor)> {
+        #[cfg(feature = "cuda")]
+        if self.student.device().is_cuda() {
+            return super::cuda::loss(&self, weights, dtype);
+        }
+        self.composed_loss(weights, dtype)
+    }
+
+    /// [`Rows::loss`] of the tensor library's ops.
+    fn composed_loss(
+        self,
+        weights: &Weights,
+        dtype: DType,
+    ) -> candle_core::Result<(Tensor, Tensor)> {
+        let student = Softmax::new(self.student)?;
+        let mut loss = Tensor::zeros((), DType::F32, student.sum.device())?;
+        // The gradient of the student's logits: its own probabilities, less the teacher's and the token that came.
+        let kl_weight = if self.teacher.is_some() { weights.kl_weight } else { 0.0 };
+        let own = match &self.next {
+            Some(NextTokens { there, .. }) => there.affine(weights.next_weight, kl_weight)?,
+            None => (student.sum.ones_like()? * kl_weight)?,
+        };
+        let mut d_logits = student.times(&own)?;
+        if let Some(teacher) = self.teacher {
+            let teacher = Softmax::new(teacher)?;
+            loss = (loss + (sum(&teacher.divergence_from(&student)?)? * weights.kl_share)?)?;
+            let weight = (teacher.sum.ones_like()? * kl_weight)?;
+            d_logits = (d_logits - teacher.times(&weight)?)?;
+        }
+        if let Some(NextTokens { ids, there }) = &self.next {
+            let surprise = (student.surprise(ids)? * there)?;
+            loss = (loss + (sum(&surprise)? * weights.next_share)?)?;
+            d_logits.scatter_add_set(ids, &(there * -weights.next_weight)?, 1)?;
+        }
+        Ok((loss, d_logits.to_dtype(dtype)?))
+    }
 }
 
 /// Distributions over the vocabulary.
@@ -140,11 +189,11 @@ impl Softmax {
 }
 
 /// The tokens that rows predict.
-struct NextTokens {
+pub(super) struct NextTokens {
     /// `[rows, 1]` u32
-    ids: Tensor,
+    pub ids: Tensor,
     /// `[rows, 1]` f32: 1, or 0 for the last row if nothing comes after it.
-    there: Tensor,
+    pub there: Tensor,
 }
 
 impl NextTokens {

@@ -1,6 +1,8 @@
 //! Losses and their gradients. Those over the vocabulary take rows in blocks: a full `[tokens, vocab]` tensor never exists.
 
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod device;
 #[cfg(test)]
 mod tests;

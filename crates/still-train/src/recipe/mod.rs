@@ -19,7 +19,7 @@ pub(crate) use data::MAX_LENGTHS;
 pub use data::{DataRecipe, LossOn};
 pub use evaluation::EvaluationRecipe;
 pub use guard::GuardRecipe;
-pub use stages::{FinetuneRecipe, Objective, TransferLoss, TransferRecipe};
+pub use stages::{FinetuneRecipe, Objective, Recompute, TransferLoss, TransferRecipe};
 
 use crate::error::{Result, TrainError};
 use crate::schedule::Schedule;

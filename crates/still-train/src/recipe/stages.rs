@@ -80,6 +80,59 @@ pub enum Objective {
     },
 }
 
+/// What stage 2 computes again on its way back, instead of keeping it: memory for time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "RecomputeSpelled", into = "RecomputeSpelled")]
+pub enum Recompute {
+    /// Each layer from its input: memory does not grow with depth × length.
+    #[default]
+    Layer,
+    /// The MLP's two wide activations of each layer, which are most of what it keeps.
+    Mlp,
+    /// Nothing.
+    Nothing,
+}
+
+/// [`Recompute`] as recipes spell it: `true` and `false`, or by name.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum RecomputeSpelled {
+    Flag(bool),
+    Name(RecomputeName),
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum RecomputeName {
+    Layer,
+    Mlp,
+    Nothing,
+}
+
+impl From<RecomputeSpelled> for Recompute {
+    fn from(spelled: RecomputeSpelled) -> Self {
+        match spelled {
+            RecomputeSpelled::Flag(true) | RecomputeSpelled::Name(RecomputeName::Layer) => {
+                Self::Layer
+            }
+            RecomputeSpelled::Name(RecomputeName::Mlp) => Self::Mlp,
+            RecomputeSpelled::Flag(false) | RecomputeSpelled::Name(RecomputeName::Nothing) => {
+                Self::Nothing
+            }
+        }
+    }
+}
+
+impl From<Recompute> for RecomputeSpelled {
+    fn from(recompute: Recompute) -> Self {
+        match recompute {
+            Recompute::Layer => Self::Flag(true),
+            Recompute::Mlp => Self::Name(RecomputeName::Mlp),
+            Recompute::Nothing => Self::Flag(false),
+        }
+    }
+}
+
 /// Stage 2.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -92,8 +145,8 @@ pub struct FinetuneRecipe {
     pub objective: Objective,
     /// Also train feature maps, `ℓ`, `w` and gate.
     pub train_attention: bool,
-    /// Compute each layer again in the backward pass: memory then does not grow with depth × length.
-    pub recompute: bool,
+    /// What the backward pass computes again: `true` (or `"layer"`), `"mlp"`, `false` (or `"nothing"`).
+    pub recompute: Recompute,
     /// The low-rank updates.
     pub lora: LoraConfig,
     /// Share of the updates' inputs that each step leaves out, 0 … 1 (below 1).
@@ -109,7 +162,7 @@ impl Default for FinetuneRecipe {
             batch: 1,
             objective: Objective::default(),
             train_attention: true,
-            recompute: true,
+            recompute: Recompute::Layer,
             lora: LoraConfig { rank: 8, alpha: 16.0, targets: LoraTarget::ALL.to_vec() },
             dropout: 0.0,
             optimizer: AdamWConfig { lr: 3e-3, ..AdamWConfig::default() },

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use candle_core::Tensor;
 use still_model::{Model, Student};
-use still_train::{FinetuneRecipe, FinetuneStage, TransferRecipe, TransferStage};
+use still_train::{FinetuneRecipe, FinetuneStage, Recompute, TransferRecipe, TransferStage};
 
 use super::text::DemoText;
 use crate::printer::Printer;
@@ -63,8 +63,11 @@ impl<'a> Trainer<'a> {
         steps: Range<usize>,
     ) -> anyhow::Result<Student> {
         // A window of 1024 tokens is short enough to keep every layer's graph.
-        let recipe =
-            FinetuneRecipe { steps: steps.len(), recompute: false, ..FinetuneRecipe::default() };
+        let recipe = FinetuneRecipe {
+            steps: steps.len(),
+            recompute: Recompute::Nothing,
+            ..FinetuneRecipe::default()
+        };
         let mut stage = FinetuneStage::new(self.teacher, &student, &recipe, self.seed)?;
         let bar = Bar::new(self.printer, "Training", name, steps.len(), "windows");
         let mut losses = Losses::default();

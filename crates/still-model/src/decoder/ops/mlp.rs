@@ -28,11 +28,12 @@ pub struct MlpWeights {
     pub rms_norm_eps: f64,
 }
 
-/// `x` `[…, E]` plus the MLP of its norm. The gradient flows to `x` alone.
+/// `x` `[…, E]` plus the MLP of its norm. The gradient flows to `x` alone; with `keep` its two wide activations are kept for
+/// that, otherwise computed again.
 ///
 /// # Errors
 /// Weights of other sizes, a dtype without a kernel.
-pub fn mlp(x: &Tensor, weights: &MlpWeights) -> Result<Tensor> {
+pub fn mlp(x: &Tensor, weights: &MlpWeights, keep: bool) -> Result<Tensor> {
     let (inner, width) = weights.gate.dims2()?;
     let fits = x.dims().last() == Some(&width)
         && weights.norm.dims() == [width]
@@ -42,19 +43,20 @@ pub fn mlp(x: &Tensor, weights: &MlpWeights) -> Result<Tensor> {
         candle_core::bail!("mlp: x is {:?}, gate {:?}", x.dims(), (inner, width))
     }
     if !x.device().is_cpu() {
-        return device::mlp(x, weights);
+        return device::mlp(x, weights, keep);
     }
     let x = x.contiguous()?;
+    let keep = keep && x.track_op();
     match x.dtype() {
-        DType::F32 => x.apply_op1(Mlp::<f32>::new(weights, x.track_op())),
-        DType::F64 => x.apply_op1(Mlp::<f64>::new(weights, x.track_op())),
+        DType::F32 => x.apply_op1(Mlp::<f32>::new(weights, keep)),
+        DType::F64 => x.apply_op1(Mlp::<f64>::new(weights, keep)),
         other => candle_core::bail!("mlp: no kernel for {other:?}, expected f32 or f64"),
     }
 }
 
 struct Mlp<T> {
     weights: MlpWeights,
-    /// `gate(n)` and `up(n)`, kept for the backward pass if there will be one.
+    /// `gate(n)` and `up(n)`, if they are kept for the backward pass.
     saved: OnceLock<(Vec<T>, Vec<T>)>,
     keep: bool,
     dtype: PhantomData<fn() -> T>,
@@ -71,10 +73,16 @@ impl<T: Real> Mlp<T> {
         Ok((values / width, inner, width))
     }
 
-    fn forward(&self, x: &[T]) -> Result<Vec<T>> {
+    /// `gate(n)` and `up(n)`.
+    fn wide(&self, x: &[T]) -> Result<(Vec<T>, Vec<T>)> {
         let w = &self.weights;
         let normed = with_values(&w.norm, |norm| rms_norm::forward(x, norm, w.rms_norm_eps))?;
-        let (gate, up) = (w.gate.multiply(&normed)?, w.up.multiply(&normed)?);
+        Ok((w.gate.multiply(&normed)?, w.up.multiply(&normed)?))
+    }
+
+    fn forward(&self, x: &[T]) -> Result<Vec<T>> {
+        let w = &self.weights;
+        let (gate, up) = self.wide(x)?;
         // Without a backward pass to come, the activation can take the place of `gate`.
         let hidden = if self.keep {
             let hidden = swiglu::forward(&gate, &up);
@@ -92,8 +100,13 @@ impl<T: Real> Mlp<T> {
     fn backward(&self, x: &[T], dy: &[T]) -> Result<Vec<T>> {
         let (rows, inner, width) = self.sizes(x.len())?;
         let w = &self.weights;
-        let Some((gate, up)) = self.saved.get() else {
-            candle_core::bail!("mlp: the forward pass kept nothing for a backward pass")
+        let again;
+        let (gate, up) = match self.saved.get() {
+            Some(saved) => saved,
+            None => {
+                again = self.wide(x)?;
+                &again
+            }
         };
         let mut d_up = w.down.with_values(|down| {
             par_matmul_new((rows, inner, width), Mat::rows(dy, width), Mat::rows(down, inner))

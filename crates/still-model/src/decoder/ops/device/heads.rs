@@ -10,17 +10,33 @@ pub(in super::super) fn split_heads(
     rotation: Option<&Rotation>,
 ) -> Result<Tensor> {
     let (batch, tokens, width) = x.dims3()?;
-    let split = (batch, tokens, width / head_dim, head_dim);
-    let heads = x.reshape(split)?;
-    let heads = match rotation {
-        None => heads,
+    let rows = x.reshape((batch, tokens, width / head_dim, head_dim))?;
+    let rows = match rotation {
+        None => rows,
         Some(rotation) => {
-            let (cos, sin) = rotation.tensors(x.device(), x.dtype())?;
-            let rotate = candle_nn::rotary_emb::rope_thd;
-            let value = rotate(&heads.detach().contiguous()?, &cos, &sin)?;
+            let turned = rotate(&rows.detach().transpose(1, 2)?, rotation, false)?;
+            let rotation = rotation.clone();
             // A rotation is orthogonal: the gradient is turned back.
-            composed::of_one(&heads, value, move |_, dy| rotate(dy, &cos, &sin.neg()?))?
+            composed::of_one(&rows, turned.transpose(1, 2)?, move |_, dy| {
+                rotate(&dy.transpose(1, 2)?, &rotation, true)?.transpose(1, 2)
+            })?
         }
     };
-    heads.transpose(1, 2)
+    rows.transpose(1, 2)
+}
+
+/// Heads `[B, H, N, D]`, rotated or turned back: a view of rows `[B, N, H, D]`.
+pub(in crate::decoder) fn rotate(
+    heads: &Tensor,
+    rotation: &Rotation,
+    back: bool,
+) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if heads.device().is_cuda() {
+        return crate::cuda::ops::rotate(heads, rotation, back);
+    }
+    let (cos, sin) = rotation.tensors(heads.device(), heads.dtype())?;
+    let sin = if back { sin.neg()? } else { sin };
+    let rows = heads.transpose(1, 2)?.contiguous()?;
+    candle_nn::rotary_emb::rope_thd(&rows, &cos, &sin)?.transpose(1, 2)
 }

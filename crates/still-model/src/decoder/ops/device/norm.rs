@@ -7,11 +7,21 @@ pub(in super::super) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Resul
     let detached = x.detach().contiguous()?;
     let value = candle_nn::ops::rms_norm(&detached, weight, eps as f32)?;
     let weight = weight.detach();
-    composed::of_one(x, value, move |x, dy| backward(x, &weight, eps, dy))
+    composed::of_one(x, value, move |x, dy| backward(x, &weight, eps, dy, None))
 }
 
-/// The gradient of `x`; computed in f32, given in `x`'s dtype.
-pub(super) fn backward(x: &Tensor, weight: &Tensor, eps: f64, dy: &Tensor) -> Result<Tensor> {
+/// The gradient of `x`, summed in f32, given in `x`'s dtype; on top of `add`, if that is given.
+pub(in crate::decoder) fn backward(
+    x: &Tensor,
+    weight: &Tensor,
+    eps: f64,
+    dy: &Tensor,
+    add: Option<&Tensor>,
+) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return crate::cuda::ops::rms_norm_backward(x, weight, eps, dy, add);
+    }
     let [x32, dy32, weight] = [x, dy, weight].map(|tensor| tensor.to_dtype(DType::F32));
     let x32 = x32?;
     let scale = (x32.sqr()?.mean_keepdim(D::Minus1)? + eps)?.sqrt()?.recip()?;
@@ -19,5 +29,9 @@ pub(super) fn backward(x: &Tensor, weight: &Tensor, eps: f64, dy: &Tensor) -> Re
     let weighted = dy32?.broadcast_mul(&weight?)?;
     let along = (&weighted * &normed)?.mean_keepdim(D::Minus1)?;
     let dx = (weighted - normed.broadcast_mul(&along)?)?.broadcast_mul(&scale)?;
-    dx.to_dtype(x.dtype())
+    let dx = dx.to_dtype(x.dtype())?;
+    match add {
+        Some(add) => dx + add,
+        None => Ok(dx),
+    }
 }

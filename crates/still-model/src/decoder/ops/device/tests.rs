@@ -83,7 +83,14 @@ fn ops_of_devices_are_the_fused_ops() {
     let [gate, up] = [4, 5].map(|seed| Weight::Dense(random(&[7, 8], seed)));
     let down = Weight::Dense(random(&[8, 7], 6));
     let weights = MlpWeights { norm, gate, up, down, rms_norm_eps: 1e-5 };
-    same("mlp", &x, |x| super::mlp(&x[0], &weights), |x| fused::mlp(&x[0], &weights));
+    for keep in [true, false] {
+        same(
+            "mlp",
+            &x,
+            |x| super::mlp(&x[0], &weights, keep),
+            |x| fused::mlp(&x[0], &weights, keep),
+        );
+    }
     for dropout in [None, Some(Dropout { rate: 0.5, seed: 1, stream: 2 })] {
         let inputs = [x[0].clone(), random(&[2, 8], 7), random(&[6, 2], 8)];
         let lora = |x: &[Tensor]| Lora { a: x[1].clone(), b: x[2].clone(), scale: 2.0, dropout };

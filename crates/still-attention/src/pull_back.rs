@@ -36,3 +36,22 @@ impl CustomOp1 for PullBack {
         Ok(Some(self.0.clone()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Var};
+
+    use super::*;
+
+    #[test]
+    fn a_cut_backward_pass_goes_on_where_it_was_cut() {
+        let tensor = |values: [f64; 6]| Tensor::from_slice(&values, (2, 3), &Device::Cpu).unwrap();
+        let x = Var::from_tensor(&tensor([1.0, -2.0, 3.0, 0.5, 0.0, 4.0])).unwrap();
+        let y = (x.as_tensor() * 3.0).unwrap();
+        let gradient = tensor([0.25, 1.0, -1.0, 2.0, 5.0, -0.5]);
+        let grads = pull_back(&y, &gradient).unwrap().backward().unwrap();
+        let got: Vec<f64> = grads.get(&x).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+        assert_eq!(got, [0.75, 3.0, -3.0, 6.0, 15.0, -1.5]);
+        assert!(pull_back(&y, &gradient.flatten_all().unwrap()).is_err());
+    }
+}

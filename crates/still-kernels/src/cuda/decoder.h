@@ -1,0 +1,51 @@
+// The C interface of the decoder's own kernels: what a layer does beside attention, and the loss over the vocabulary.
+//
+// As in still.h every function queues work on `stream`, allocates nothing and returns a cudaError_t as an int. Tensors are
+// contiguous, of `dtype` (STILL_F32 or STILL_BF16) where nothing else is said; sums are f32.
+#pragma once
+#include "still.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// hidden = silu(gate) * up, `count` values.
+int still_swiglu(int32_t dtype, int64_t count, const void* gate, const void* up, void* hidden, StillStream stream);
+
+// Its gradients. `d_up` may be `d_hidden`.
+int still_swiglu_backward(int32_t dtype, int64_t count, const void* gate, const void* up, const void* d_hidden, void* d_gate,
+                          void* d_up, StillStream stream);
+
+// d_x = add + the gradient of x / sqrt(mean(x^2) + eps) * weight, `rows` rows of `width` values; `add` may be null or d_x.
+int still_rms_norm_backward(int32_t dtype, int64_t rows, int32_t width, const void* x, const void* weight, float eps,
+                            const void* d_y, const void* add, void* d_x, StillStream stream);
+
+// Half rotation of `from` [B, H, N, D] into `to`: channel i with i + D/2, by cos and sin f32 [runs, N, D/2], of one run for
+// all sequences or of one each; `sign` -1 turns back.
+typedef struct {
+  int32_t batch, heads, tokens, head_dim, runs;
+  int32_t dtype;
+  float sign;
+} StillRotation;
+int still_rotate(const StillRotation* rotation, StillRows from, StillRows to, const float* cos, const float* sin,
+                 StillStream stream);
+
+// Of rows of logits over the vocabulary: `losses` f32 [rows] and the gradient of their sum with other weights.
+//   loss  = kl.share * KL(softmax(teacher) || softmax(student)) - next.share * there * ln softmax(student)[id]
+//   d     = kl.weight * (softmax(student) - softmax(teacher)) + next.weight * there * (softmax(student) - onehot(id))
+typedef struct {
+  int64_t rows;
+  int32_t vocab;
+  int32_t dtype;               // of d_logits
+  const float *student, *teacher;  // [rows, vocab]; teacher may be null: no divergence
+  const uint32_t* ids;         // [rows]; null: no next token
+  const float* there;          // [rows]: 0 where no token comes next; null with ids
+  float kl_share, kl_weight, next_share, next_weight;
+  float* losses;
+  void* d_logits;              // [rows, vocab]
+} StillVocabularyLoss;
+int still_vocabulary_loss(const StillVocabularyLoss* args, StillStream stream);
+
+#ifdef __cplusplus
+}
+#endif

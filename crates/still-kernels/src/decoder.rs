@@ -1,0 +1,55 @@
+//! `src/cuda/decoder.h`, by hand: what a decoder does beside attention.
+
+use std::ffi::{c_int, c_void};
+
+use crate::{Rows, Stream};
+
+/// `StillRotation`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Rotation {
+    /// Sequences.
+    pub batch: i32,
+    /// Heads.
+    pub heads: i32,
+    /// Tokens of every sequence.
+    pub tokens: i32,
+    /// Channels of a head.
+    pub head_dim: i32,
+    /// Runs of angles: 1, or one a sequence.
+    pub runs: i32,
+    /// [`STILL_F32`](crate::STILL_F32) or [`STILL_BF16`](crate::STILL_BF16).
+    pub dtype: i32,
+    /// 1, or −1 to turn back.
+    pub sign: f32,
+}
+
+/// `StillVocabularyLoss`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+#[expect(missing_docs, reason = "decoder.h has them")]
+pub struct VocabularyLoss {
+    pub rows: i64,
+    pub vocab: i32,
+    pub dtype: i32,
+    pub student: *const f32,
+    pub teacher: *const f32,
+    pub ids: *const u32,
+    pub there: *const f32,
+    pub kl_share: f32,
+    pub kl_weight: f32,
+    pub next_share: f32,
+    pub next_weight: f32,
+    pub losses: *mut f32,
+    pub d_logits: *mut c_void,
+}
+
+#[expect(missing_docs, reason = "decoder.h has them")]
+#[rustfmt::skip] // one a line, as in decoder.h
+unsafe extern "C" {
+    pub fn still_swiglu(dtype: i32, count: i64, gate: *const c_void, up: *const c_void, hidden: *mut c_void, stream: Stream) -> c_int;
+    pub fn still_swiglu_backward(dtype: i32, count: i64, gate: *const c_void, up: *const c_void, d_hidden: *const c_void, d_gate: *mut c_void, d_up: *mut c_void, stream: Stream) -> c_int;
+    pub fn still_rms_norm_backward(dtype: i32, rows: i64, width: i32, x: *const c_void, weight: *const c_void, eps: f32, d_y: *const c_void, add: *const c_void, d_x: *mut c_void, stream: Stream) -> c_int;
+    pub fn still_rotate(rotation: *const Rotation, from: Rows, to: Rows, cos: *const f32, sin: *const f32, stream: Stream) -> c_int;
+    pub fn still_vocabulary_loss(args: *const VocabularyLoss, stream: Stream) -> c_int;
+}

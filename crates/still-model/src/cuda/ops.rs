@@ -1,0 +1,125 @@
+//! The decoder's own kernels as functions of tensors. None has a graph.
+
+use candle_core::{DType, Result, Tensor, bail};
+use still_attention::launch::queue;
+use still_kernels::decoder::{
+    Rotation as Turn, still_rms_norm_backward, still_rotate, still_swiglu, still_swiglu_backward,
+};
+use still_kernels::{Rows, STILL_BF16, STILL_F32};
+
+use crate::decoder::Rotation;
+
+/// A tensor's dtype as kernels name it.
+fn kind(tensor: &Tensor) -> Result<i32> {
+    match tensor.dtype() {
+        DType::F32 => Ok(STILL_F32),
+        DType::BF16 => Ok(STILL_BF16),
+        other => bail!("the decoder's kernels take f32 or bf16, not {other:?}"),
+    }
+}
+
+fn alike(tensors: &[&Tensor]) -> Result<()> {
+    match tensors.windows(2).all(|two| two[0].dtype() == two[1].dtype()) {
+        true => Ok(()),
+        false => {
+            bail!("different dtypes: {:?}", tensors.iter().map(|x| x.dtype()).collect::<Vec<_>>())
+        }
+    }
+}
+
+/// `silu(gate) ⊙ up`, of equal shapes and dtypes.
+pub(crate) fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    alike(&[gate, up])?;
+    let (kind, count) = (kind(gate)?, gate.elem_count() as i64);
+    let (gate, up) = (gate.contiguous()?, up.contiguous()?);
+    let outputs = [(gate.shape().clone(), gate.dtype())];
+    let [hidden] = queue("still_swiglu", [&gate, &up], outputs, |[gate, up], [hidden], stream| {
+        // SAFETY: all are contiguous, of `count` values.
+        unsafe { still_swiglu(kind, count, gate, up, hidden, stream) }
+    })?;
+    Ok(hidden)
+}
+
+/// Gradients of `gate` and `up` in [`swiglu`].
+pub(crate) fn swiglu_backward(
+    gate: &Tensor,
+    up: &Tensor,
+    d_hidden: &Tensor,
+) -> Result<[Tensor; 2]> {
+    alike(&[gate, up, d_hidden])?;
+    let (kind, count) = (kind(gate)?, gate.elem_count() as i64);
+    let inputs = [gate.contiguous()?, up.contiguous()?, d_hidden.contiguous()?];
+    let like = (gate.shape().clone(), gate.dtype());
+    queue(
+        "still_swiglu_backward",
+        inputs.each_ref(),
+        [like.clone(), like],
+        |[gate, up, d_hidden], [d_gate, d_up], stream| {
+            // SAFETY: all are contiguous, of `count` values.
+            unsafe { still_swiglu_backward(kind, count, gate, up, d_hidden, d_gate, d_up, stream) }
+        },
+    )
+}
+
+/// `add` plus the gradient of `x` in `rms_norm(x, weight)`, all rows `[…, width]` of one dtype.
+pub(crate) fn rms_norm_backward(
+    x: &Tensor,
+    weight: &Tensor,
+    eps: f64,
+    dy: &Tensor,
+    add: Option<&Tensor>,
+) -> Result<Tensor> {
+    let kind = kind(x)?;
+    let width = weight.dims1()?;
+    if !width.is_multiple_of(8) {
+        bail!("rms_norm: rows of {width} values; the kernel takes multiples of 8")
+    }
+    let rows = (x.elem_count() / width.max(1)) as i64;
+    let inputs = [x, weight, dy, add.unwrap_or(x)];
+    alike(&inputs)?;
+    let inputs = [x.contiguous()?, weight.contiguous()?, dy.contiguous()?, inputs[3].contiguous()?];
+    let outputs = [(x.shape().clone(), x.dtype())];
+    let [dx] = queue(
+        "still_rms_norm_backward",
+        inputs.each_ref(),
+        outputs,
+        |[x, weight, dy, added], [dx], stream| {
+            let added = if add.is_some() { added.cast_const() } else { std::ptr::null() };
+            let (width, eps) = (width as i32, eps as f32);
+            // SAFETY: all are contiguous, of `rows` rows of `width` values, the weight of one.
+            unsafe {
+                still_rms_norm_backward(kind, rows, width, x, weight, eps, dy, added, dx, stream)
+            }
+        },
+    )?;
+    Ok(dx)
+}
+
+/// Heads `[B, H, N, D]`, whose channels are adjacent, rotated or turned back; a view of rows `[B, N, H, D]`.
+pub(crate) fn rotate(heads: &Tensor, rotation: &Rotation, back: bool) -> Result<Tensor> {
+    let (batch, count, tokens, head_dim) = heads.dims4()?;
+    let (cos, sin) = rotation.tensors(heads.device(), DType::F32)?;
+    let turn = Turn {
+        batch: batch as i32,
+        heads: count as i32,
+        tokens: tokens as i32,
+        head_dim: head_dim as i32,
+        runs: (cos.elem_count() / (tokens * head_dim / 2)) as i32,
+        dtype: kind(heads)?,
+        sign: if back { -1.0 } else { 1.0 },
+    };
+    let heads = heads.detach();
+    let &[sequence, head, token, _] = heads.stride() else { bail!("rotate: not heads") };
+    let [sequence, head, token] = [sequence, head, token].map(|stride| stride as i64);
+    let outputs = [((batch, tokens, count, head_dim).into(), heads.dtype())];
+    let [turned] =
+        queue("still_rotate", [&heads, &cos, &sin], outputs, |[data, cos, sin], [to], stream| {
+            let from = Rows { data, batch: sequence, head, token };
+            let d = head_dim as i64;
+            let token = count as i64 * d;
+            let to = Rows { data: to, batch: tokens as i64 * token, head: d, token };
+            // SAFETY: rows and angles are as many as `turn` says.
+            unsafe { still_rotate(&raw const turn, from, to, cos.cast(), sin.cast(), stream) }
+        })?;
+    turned.transpose(1, 2)
+}

@@ -1,0 +1,120 @@
+//! How long the steps of each stage take, on tokens that say nothing.
+
+use std::time::Instant;
+
+use serde::Serialize;
+use still_attention::router::random_score;
+use still_model::{Model, Student};
+
+use crate::data::Window;
+use crate::error::Result;
+use crate::finetune::FinetuneStage;
+use crate::metrics::Stage;
+use crate::recipe::Recipe;
+use crate::run::Trains;
+use crate::transfer::TransferStage;
+
+/// Steps of one stage, timed.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct StepTiming {
+    /// The stage.
+    pub stage: Stage,
+    /// Tokens of a sequence.
+    pub context: usize,
+    /// Sequences of a step.
+    pub batch: usize,
+    /// Values trained.
+    pub trained_values: usize,
+    /// Steps timed, after one that was not.
+    pub steps: usize,
+    /// Median, until the loss and the gradient's norm are on the host.
+    pub step_p50_ms: f64,
+    /// The slowest.
+    pub step_max_ms: f64,
+    /// Tokens of a step over its median time.
+    pub tokens_per_s: f64,
+}
+
+/// Times `steps` steps of a stage of `recipe`, each over the recipe's batch of sequences of `context` random tokens. The stage
+/// starts from a fresh student, which is thrown away. One step more comes first: it finds everything cold.
+///
+/// # Errors
+/// A recipe that does not fit the model; a loss that is not a number.
+pub fn time_steps(
+    model: &Model,
+    recipe: &Recipe,
+    stage: Stage,
+    context: usize,
+    steps: usize,
+) -> Result<StepTiming> {
+    let still = recipe.attention.resolve(model.config())?;
+    let student = Student::init(still, model.config(), recipe.attention.init, recipe.seed)?;
+    let (mut trains, batch): (Box<dyn Trains>, usize) = match stage {
+        Stage::Transfer => {
+            let stage = TransferStage::new(model, &student, &recipe.transfer)?;
+            (Box::new(stage), recipe.transfer.batch)
+        }
+        Stage::Finetune => {
+            let stage = FinetuneStage::new(model, &student, &recipe.finetune, recipe.seed)?;
+            (Box::new(stage), recipe.finetune.batch)
+        }
+    };
+    let parameters = trains.updates().optimizer.parameters();
+    let trained_values = parameters.iter().map(|(_, var)| var.elem_count()).sum();
+    let windows: Vec<Window> = (0..batch)
+        .map(|sequence| Window::from(random_ids(model.config().vocab_size, sequence, context)))
+        .collect();
+    let mut times = Vec::with_capacity(steps);
+    trains.train(&windows)?;
+    for _ in 0..steps.max(1) {
+        let started = Instant::now();
+        trains.train(&windows)?;
+        times.push(started.elapsed().as_secs_f64());
+    }
+    times.sort_by(f64::total_cmp);
+    let median = times[times.len() / 2];
+    Ok(StepTiming {
+        stage,
+        context,
+        batch,
+        trained_values,
+        steps: times.len(),
+        step_p50_ms: 1e3 * median,
+        step_max_ms: 1e3 * times[times.len() - 1],
+        tokens_per_s: (batch * context) as f64 / median,
+    })
+}
+
+fn random_ids(vocab: usize, sequence: usize, tokens: usize) -> Vec<u32> {
+    let id = |token| (random_score(0, 0, sequence, token) * vocab as f64) as u32;
+    (0..tokens).map(|token| id(token).min(vocab as u32 - 1)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use still_model::random::{random_model, tiny_config};
+
+    use super::*;
+
+    #[test]
+    fn steps_of_both_stages_are_timed() {
+        let model = random_model(tiny_config(), 1).unwrap();
+        let mut recipe = Recipe::default();
+        recipe.finetune.batch = 2;
+        for (stage, batch) in [(Stage::Transfer, 1), (Stage::Finetune, 2)] {
+            let timing = time_steps(&model, &recipe, stage, 70, 3).unwrap();
+            assert_eq!((timing.stage, timing.steps, timing.batch), (stage, 3, batch));
+            assert!(timing.trained_values > 0 && timing.step_p50_ms <= timing.step_max_ms);
+            let tokens = timing.tokens_per_s * timing.step_p50_ms / 1e3;
+            assert!((tokens - (batch * 70) as f64).abs() < 1e-6);
+        }
+    }
+
+    #[test]
+    fn random_ids_are_in_the_vocabulary_and_differ() {
+        let ids = random_ids(50, 0, 2000);
+        assert!(ids.iter().all(|&id| id < 50));
+        assert!((0..50).all(|id| ids.contains(&id)));
+        assert_ne!(ids, random_ids(50, 1, 2000));
+    }
+}
