@@ -1,6 +1,6 @@
 //! Decode steps on CUDA.
 
-use candle_core::cuda::cudarc::driver::sys;
+use candle_core::cuda::cudarc::driver::{CudaGraph, sys};
 use candle_core::{Error, Tensor};
 use still_attention::{CudaHybridState, CudaKvCache, CudaWeights, HybridConfig, HybridWeights};
 use still_model::{ModelError, Result};
@@ -42,19 +42,30 @@ pub(super) fn hybrid(
     queued?;
     let graph = graph.map_err(Error::wrap)?;
     let graph = graph.ok_or_else(|| ModelError::Invalid("a captured step is empty".into()))?;
-    let mut next = 0;
-    Ok(Steps {
-        copies: step.states.len(),
-        step: Box::new(move || {
-            // What the graph reads and writes lives as long as it.
-            step.position.slice_set(&positions.get(next)?, 0, 0)?;
-            next += 1;
-            Ok(graph.launch().map_err(Error::wrap)?)
-        }),
-    })
+    let copies = step.states.len();
+    let mut replay = Replay { graph, step, positions, next: 0 };
+    Ok(Steps { copies, step: Box::new(move || replay.launch()) })
 }
 
-/// What a graph reads and writes.
+/// A graph and, for as long as it lives, what it reads and writes.
+struct Replay {
+    graph: CudaGraph,
+    step: Step,
+    /// `[steps, B]` u32
+    positions: Tensor,
+    /// The step to come.
+    next: usize,
+}
+
+impl Replay {
+    fn launch(&mut self) -> Result<()> {
+        self.step.position.slice_set(&self.positions.get(self.next)?, 0, 0)?;
+        self.next += 1;
+        Ok(self.graph.launch().map_err(Error::wrap)?)
+    }
+}
+
+/// The kernels of a token through all states.
 struct Step {
     states: Vec<CudaHybridState>,
     token: [Tensor; 3],
@@ -63,7 +74,7 @@ struct Step {
 }
 
 impl Step {
-    /// The kernels of one token through all states; what they allocate is free again at the end.
+    /// Queues them; what they allocate is free again at the end.
     fn queue(&self) -> Result<()> {
         let [q, k, v] = &self.token;
         for state in &self.states {
