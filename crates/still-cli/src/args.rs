@@ -394,19 +394,22 @@ pub struct InspectArgs {
 #[derive(Clone, Debug, Args)]
 pub struct BenchArgs {
     /// Hugging Face directory, .gguf file, hub id (org/name), or a student made by `still linearize`
-    #[arg(long, short, value_name = "MODEL", required_unless_present = "shape")]
+    #[arg(long, short, value_name = "MODEL", required_unless_present_any = ["shape", "op"])]
     pub model: Option<String>,
     /// Random weights of this shape instead: smollm2-135m, llama-3.2-1b or llama-3.1-8b
     #[arg(long, value_name = "NAME", conflicts_with = "model")]
     pub shape: Option<String>,
+    /// One operator of a layer instead of a model.
+    #[command(flatten)]
+    pub operator: OperatorArgs,
     /// Where it computes.
     #[command(flatten)]
     pub device: DeviceArgs,
-    /// Tokens read before decoding
-    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "512,2048,4096,7680")]
-    pub contexts: Vec<usize>,
+    /// Tokens read before decoding [default: 512,2048,4096,7680; with --op 8192,131072 on CUDA, 2048,8192 on the CPU]
+    #[arg(long, value_name = "N,…", value_delimiter = ',')]
+    pub contexts: Option<Vec<usize>>,
     /// Tokens decoded at each context
-    #[arg(long, value_name = "N", default_value_t = 48)]
+    #[arg(long, value_name = "N", default_value_t = 48, conflicts_with = "op")]
     pub new_tokens: usize,
     /// Sequences read and decoded together
     #[arg(long, value_name = "N", default_value_t = 1)]
@@ -430,7 +433,7 @@ pub struct BenchArgs {
     #[arg(long, value_enum)]
     pub cache_dtype: Option<CacheDtype>,
     /// Time training steps of these stages instead: one sequence of each context, random ids
-    #[arg(long, value_name = "S,…", value_delimiter = ',', value_enum)]
+    #[arg(long, value_name = "S,…", value_delimiter = ',', value_enum, conflicts_with = "op")]
     pub stages: Vec<TrainingStage>,
     /// Steps timed of each stage
     #[arg(long, value_name = "N", default_value_t = 5, requires = "stages")]
@@ -453,6 +456,50 @@ pub enum TrainingStage {
     Transfer,
     /// Low-rank finetuning.
     Finetune,
+}
+
+/// `still bench --op`
+#[derive(Clone, Debug, Args)]
+pub struct OperatorArgs {
+    /// Time this operator of one layer alone, at the heads of --shape [default: llama-3.1-8b] or those given
+    #[arg(long, value_name = "OP", value_enum, conflicts_with = "model")]
+    pub op: Option<Op>,
+    /// Query heads of --op
+    #[arg(long, value_name = "N", requires = "op")]
+    pub heads: Option<usize>,
+    /// Key/value heads of --op
+    #[arg(long, value_name = "N", requires = "op")]
+    pub kv_heads: Option<usize>,
+    /// Channels of a head of --op
+    #[arg(long, value_name = "N", requires = "op")]
+    pub head_dim: Option<usize>,
+    /// Salient tokens of every 64 in --op [default: 4]
+    #[arg(long, value_name = "N", requires = "op")]
+    pub budget: Option<usize>,
+    /// Passes of --op [default: all that a variant has]
+    #[arg(long, value_name = "P,…", value_delimiter = ',', value_enum, requires = "op")]
+    pub passes: Option<Vec<OpPass>>,
+    /// Repetitions of --op that are timed [default: 10]
+    #[arg(long, value_name = "N", requires = "op")]
+    pub repetitions: Option<usize>,
+}
+
+/// Operators that `still bench` times alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Op {
+    /// Attention of one layer.
+    Attention,
+}
+
+/// Passes of an operator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OpPass {
+    /// Whole sequences.
+    Forward,
+    /// Whole sequences and the gradients of everything they are made from; of the variant `still`.
+    ForwardBackward,
+    /// A token after a prefix.
+    Decode,
 }
 
 /// Attention that `still bench` times.

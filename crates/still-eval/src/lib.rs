@@ -12,6 +12,7 @@ mod gap;
 pub mod long;
 mod long_context;
 mod nll;
+pub mod operator;
 mod passkey;
 mod quantile;
 mod repeated_text;

@@ -287,23 +287,9 @@ impl CudaHybridState {
     /// What a call gives, checked: rows as the kernels need them, K and V for every selection head.
     fn rows(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<[Tensor; 3]> {
         let weights = &*self.weights;
-        let HeadGeometry { num_heads, num_key_value_heads: kv_heads, head_dim } = weights.geometry;
-        let (batch, tokens) = (self.positions.len(), q.dim(2)?);
-        expect_shape(OP, "q", q, &[batch, num_heads, tokens, head_dim])?;
-        expect_shape(OP, "k", k, &[batch, kv_heads, tokens, head_dim])?;
-        expect_shape(OP, "v", v, &[batch, kv_heads, tokens, head_dim])?;
-        support::check_rows(q, [k, v])?;
-        support::require(
-            q.dtype() == weights.dtype,
-            "q",
-            "of the dtype of the state's rows",
-            || format!("{}, the rows are {}", q.dtype().as_str(), weights.dtype.as_str()),
-        )?;
-        let here = q.device().same_device(weights.map_q.device());
-        support::require(here, "q", "a tensor on the state's device", || {
-            format!("on {:?}", q.device().location())
-        })?;
-        let shared = weights.heads() / kv_heads;
+        let (batch, device) = (self.positions.len(), weights.map_q.device());
+        support::check_fed(OP, [q, k, v], weights.geometry, batch, weights.dtype, device)?;
+        let shared = weights.heads() / weights.geometry.num_key_value_heads;
         let (k, v) = (repeated(k, shared)?, repeated(v, shared)?);
         Ok([rows_aligned(q)?, rows_aligned(&k)?, rows_aligned(&v)?])
     }

@@ -5,7 +5,6 @@ use candle_core::{DType, Device, Tensor};
 use super::dense::attend;
 use super::support;
 use crate::state::checked_lengths;
-use crate::tensor::expect_shape;
 use crate::{AttentionError, HeadGeometry, Result};
 
 const OP: &str = "CudaKvCache::advance";
@@ -73,21 +72,9 @@ impl CudaKvCache {
         v: &Tensor,
         lengths: Option<&[usize]>,
     ) -> Result<Tensor> {
-        let HeadGeometry { num_heads, num_key_value_heads: kv_heads, head_dim: d } = self.geometry;
-        let (batch, tokens) = (self.positions.len(), q.dim(2)?);
-        expect_shape(OP, "q", q, &[batch, num_heads, tokens, d])?;
-        expect_shape(OP, "k", k, &[batch, kv_heads, tokens, d])?;
-        expect_shape(OP, "v", v, &[batch, kv_heads, tokens, d])?;
-        support::check_rows(q, [k, v])?;
-        support::require(q.dtype() == self.dtype, "q", "of the dtype of the cache's rows", || {
-            format!("{}, the rows are {}", q.dtype().as_str(), self.dtype.as_str())
-        })?;
-        support::require(
-            q.device().same_device(&self.device),
-            "q",
-            "a tensor on the cache's device",
-            || format!("on {:?}", q.device().location()),
-        )?;
+        let batch = self.positions.len();
+        support::check_fed(OP, [q, k, v], self.geometry, batch, self.dtype, &self.device)?;
+        let tokens = q.dim(2)?;
         let lengths = checked_lengths(OP, lengths, batch, tokens)?;
         let starts = self.positions.clone();
         let ends: Vec<usize> = starts.iter().zip(&lengths).map(|(start, n)| start + n).collect();

@@ -1,9 +1,10 @@
 //! What the kernels compute, and errors that name what they do not.
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use still_kernels::{CHUNK, HEAD_DIMS, MAX_DECODE_GROUP};
 
 use crate::hybrid::OP;
+use crate::tensor::expect_shape;
 use crate::{
     AttentionError, Branches, FeatureMap, HeadGeometry, HybridConfig, HybridWeights, LinearNorm,
     Mode, Result, Router,
@@ -55,6 +56,29 @@ pub(super) fn check_rows(q: &Tensor, key_side: [&Tensor; 2]) -> Result<()> {
         require(tensor.dtype() == dtype, name, "of q's dtype", || tensor.dtype().as_str().into())?;
     }
     Ok(())
+}
+
+/// Checks what is fed to `batch` sequences whose rows are held in `dtype` on `device`: `q` `[B, H, T, D]`, `k` and `v` `[B, K, T, D]`.
+pub(super) fn check_fed(
+    op: &'static str,
+    [q, k, v]: [&Tensor; 3],
+    geometry: HeadGeometry,
+    batch: usize,
+    dtype: DType,
+    device: &Device,
+) -> Result<()> {
+    let HeadGeometry { num_heads, num_key_value_heads: kv_heads, head_dim } = geometry;
+    let tokens = q.dim(2)?;
+    expect_shape(op, "q", q, &[batch, num_heads, tokens, head_dim])?;
+    expect_shape(op, "k", k, &[batch, kv_heads, tokens, head_dim])?;
+    expect_shape(op, "v", v, &[batch, kv_heads, tokens, head_dim])?;
+    check_rows(q, [k, v])?;
+    require(q.dtype() == dtype, "q", "of the dtype of the rows that are held", || {
+        format!("{}, the rows are {}", q.dtype().as_str(), dtype.as_str())
+    })?;
+    require(q.device().same_device(device), "q", "a tensor on the device of the rows", || {
+        format!("on {:?}", q.device().location())
+    })
 }
 
 pub(super) fn check_dtype(what: &'static str, dtype: DType) -> Result<()> {

@@ -1,7 +1,6 @@
 //! One module per command.
 
 pub mod bench;
-mod bench_stages;
 pub mod calibrate;
 mod calibration_bars;
 pub mod chat;

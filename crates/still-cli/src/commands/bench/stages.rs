@@ -4,8 +4,8 @@ use serde::Serialize;
 use still_model::{Model, peak_device_bytes, reset_peak_device_bytes};
 use still_train::{Objective, Stage, StepTiming, time_steps};
 
-use super::read_recipe;
 use crate::args::{BenchArgs, TrainingStage};
+use crate::commands::read_recipe;
 use crate::errors::user;
 use crate::memory;
 use crate::printer::Printer;
@@ -31,7 +31,12 @@ struct Line {
 ///
 /// # Errors
 /// A recipe that does not fit the model.
-pub fn run(args: &BenchArgs, model: &Model, printer: &Printer) -> anyhow::Result<()> {
+pub fn run(
+    args: &BenchArgs,
+    model: &Model,
+    contexts: &[usize],
+    printer: &Printer,
+) -> anyhow::Result<()> {
     if args.steps == 0 {
         return Err(user("--steps 0 times nothing", "use 1 or more"));
     }
@@ -42,7 +47,7 @@ pub fn run(args: &BenchArgs, model: &Model, printer: &Printer) -> anyhow::Result
             TrainingStage::Transfer => Stage::Transfer,
             TrainingStage::Finetune => Stage::Finetune,
         };
-        for &context in &args.contexts {
+        for &context in contexts {
             reset_peak_device_bytes(model.device())?;
             let line = Line {
                 timing: time_steps(model, &recipe, stage, context, args.steps)?,

@@ -1,4 +1,7 @@
-//! `still bench`: how fast a model reads and writes, by context and kind of attention.
+//! `still bench`: how fast a model reads and writes, by context and kind of attention; or one operator alone.
+
+mod operator;
+mod stages;
 
 use serde::Serialize;
 use still_attention::{RowDtype, StillConfig};
@@ -6,12 +9,15 @@ use still_eval::{BenchOptions, BenchPoint};
 use still_model::random::{random_model_on, shape as shape_of};
 use still_model::{FeatureInit, Model, Student, peak_device_bytes};
 
-use super::{BUDGET, CHUNK, bench_stages, load, place, row_dtype};
-use crate::args::{BenchArgs, Variant};
+use super::{BUDGET, CHUNK, load, place, row_dtype};
+use crate::args::{BenchArgs, Op, Variant};
 use crate::errors::user;
 use crate::memory;
 use crate::printer::Printer;
 use crate::table;
+
+/// Contexts unless others are asked for.
+const CONTEXTS: [usize; 4] = [512, 2048, 4096, 7680];
 
 /// One line of the result.
 #[derive(Debug, Serialize)]
@@ -29,7 +35,8 @@ struct Line {
 
 /// Runs the command.
 pub fn run(args: &BenchArgs, printer: &Printer) -> anyhow::Result<()> {
-    if args.new_tokens == 0 || args.batch == 0 || args.contexts.contains(&0) {
+    let contexts = args.contexts.as_deref().unwrap_or(&CONTEXTS);
+    if args.new_tokens == 0 || args.batch == 0 || contexts.contains(&0) {
         return Err(user(
             "there is nothing to time",
             "give contexts, --batch and --new-tokens above 0",
@@ -41,6 +48,9 @@ pub fn run(args: &BenchArgs, printer: &Printer) -> anyhow::Result<()> {
         }
         rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
     }
+    if let Some(Op::Attention) = args.operator.op {
+        return operator::run(args, printer);
+    }
     let model = match (&args.model, &args.shape) {
         (Some(model), None) => load(model, &args.device, printer)?,
         (None, Some(shape)) => {
@@ -51,7 +61,7 @@ pub fn run(args: &BenchArgs, printer: &Printer) -> anyhow::Result<()> {
         _ => return Err(user("bench needs a model", "give --model MODEL or --shape NAME")),
     };
     if !args.stages.is_empty() {
-        return bench_stages::run(args, &model, printer);
+        return stages::run(args, &model, contexts, printer);
     }
     let mut lines = Vec::new();
     for &variant in &args.variants {
@@ -64,7 +74,7 @@ pub fn run(args: &BenchArgs, printer: &Printer) -> anyhow::Result<()> {
         };
         // The first pass finds memory and threads cold.
         still_eval::bench(&model, options(CHUNK, 2))?;
-        for &context in &args.contexts {
+        for &context in contexts {
             let point = still_eval::bench(&model, options(context, args.new_tokens))?;
             let line = Line {
                 variant: name,

@@ -1,0 +1,104 @@
+//! Decode steps on CUDA.
+
+use candle_core::cuda::cudarc::driver::{CudaGraph, sys};
+use candle_core::{Error, Tensor};
+use still_attention::{CudaHybridState, CudaKvCache, CudaWeights, HybridConfig, HybridWeights};
+use still_model::{ModelError, Result};
+
+use super::decode::{Decoded, Steps, copies};
+
+/// A step of all copies is one CUDA graph, as a model's is; positions lie on the device before the first.
+pub(super) fn hybrid(
+    decoded: &Decoded<'_>,
+    config: &HybridConfig,
+    weights: &HybridWeights,
+    batch: usize,
+) -> Result<Steps> {
+    let [q, k, v] = &decoded.prefix;
+    let (device, tokens) = (q.device(), q.dim(2)?);
+    let weights = CudaWeights::new(decoded.geometry, config, weights, device, q.dtype())?;
+    let mut state = CudaHybridState::new(weights, batch)?;
+    state.advance(q, k, v, None)?;
+    // A graph is stale when memory moves.
+    state.reserve(tokens + decoded.steps)?;
+    let states = copies(&state, state.size_bytes());
+    drop(state);
+
+    // Idle: what runs before the first launch leaves the states alone.
+    let position = Tensor::from_vec(vec![CudaHybridState::IDLE; batch], batch, device)?;
+    let positions = (tokens..tokens + decoded.steps).flat_map(|t| vec![t as u32; batch]);
+    let positions =
+        Tensor::from_vec(positions.collect::<Vec<u32>>(), (decoded.steps, batch), device)?;
+    let step = Step { states, token: decoded.token.clone(), position };
+    // Kernels that have not been loaded yet are, by a first run.
+    step.queue()?;
+    let stream = device.as_cuda_device()?.cuda_stream();
+    let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+    stream.begin_capture(mode).map_err(Error::wrap)?;
+    let queued = step.queue();
+    let flags = sys::CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
+    // The stream is of no use to anyone before its capture has ended, whatever came of it.
+    let graph = stream.end_capture(flags);
+    queued?;
+    let graph = graph.map_err(Error::wrap)?;
+    let graph = graph.ok_or_else(|| ModelError::Invalid("a captured step is empty".into()))?;
+    let copies = step.states.len();
+    let mut replay = Replay { graph, step, positions, next: 0 };
+    Ok(Steps { copies, step: Box::new(move || replay.launch()) })
+}
+
+/// A graph and, for as long as it lives, what it reads and writes.
+struct Replay {
+    graph: CudaGraph,
+    step: Step,
+    /// `[steps, B]` u32
+    positions: Tensor,
+    /// The step to come.
+    next: usize,
+}
+
+impl Replay {
+    fn launch(&mut self) -> Result<()> {
+        self.step.position.slice_set(&self.positions.get(self.next)?, 0, 0)?;
+        self.next += 1;
+        Ok(self.graph.launch().map_err(Error::wrap)?)
+    }
+}
+
+/// The kernels of a token through all states.
+struct Step {
+    states: Vec<CudaHybridState>,
+    token: [Tensor; 3],
+    /// `[B]` u32
+    position: Tensor,
+}
+
+impl Step {
+    /// Queues them; what they allocate is free again at the end.
+    fn queue(&self) -> Result<()> {
+        let [q, k, v] = &self.token;
+        for state in &self.states {
+            // SAFETY: the position is idle or the one that comes next, and there is room for all that come.
+            unsafe { state.step(q, k, v, &self.position) }?;
+        }
+        Ok(())
+    }
+}
+
+/// Op by op, as a dense model's step is.
+pub(super) fn dense(decoded: &Decoded<'_>, batch: usize) -> Result<Steps> {
+    let [q, k, v] = &decoded.prefix;
+    let mut cache = CudaKvCache::new(decoded.geometry, batch, q.device(), q.dtype())?;
+    cache.advance(q, k, v, None)?;
+    let mut caches = copies(&cache, cache.size_bytes());
+    let [q, k, v] = decoded.token.clone();
+    Ok(Steps {
+        copies: caches.len(),
+        step: Box::new(move || {
+            for cache in &mut caches {
+                cache.advance(&q, &k, &v, None)?;
+            }
+            Ok(())
+        }),
+    })
+}

@@ -1,0 +1,215 @@
+//! The attention operator alone, timed: whole sequences, their gradients, and one token after a prefix.
+//!
+//! What its work is counted as says [`Counted`]. The device is waited for before and after each repetition, which is as many calls
+//! as last 10 ms (64 at most); of decoding a repetition is 64 tokens, so that one of them retires a chunk, and each token goes
+//! through several equal states, so that they are not found in a cache. On CUDA those are one graph, launched once a token.
+
+mod ceilings;
+mod counts;
+#[cfg(feature = "cuda")]
+mod cuda;
+mod decode;
+mod inputs;
+mod timer;
+
+use candle_core::{DType, Device};
+use serde::{Deserialize, Serialize};
+use still_attention::{
+    AttentionError, HeadGeometry, HybridConfig, RowDtype, StillConfig, dense_attention,
+    hybrid_attention,
+};
+use still_model::ModelError;
+
+use crate::error::{EvalError, Result};
+use decode::{Decoded, steps};
+use timer::time;
+
+pub use ceilings::Ceilings;
+pub use counts::{Count, Counted, Hybrid};
+
+/// Tokens of a repetition of decoding: one of them retires a chunk.
+const TOKENS: usize = 64;
+
+/// What of the operator is timed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Pass {
+    /// Whole sequences, nothing to train: routing, maps and states included.
+    Forward,
+    /// The same and the gradients of Q, K, V and everything that a student learns here.
+    ForwardBackward,
+    /// One token of each sequence after a prefix.
+    Decode,
+}
+
+/// What to time.
+#[derive(Clone, Copy, Debug)]
+pub struct OperatorOptions {
+    /// Heads.
+    pub geometry: HeadGeometry,
+    /// Sequences.
+    pub batch: usize,
+    /// None: dense attention.
+    pub hybrid: Option<Hybrid>,
+    /// How a state on the CPU stores exact rows; on CUDA they are of the compute dtype.
+    pub rows: RowDtype,
+    /// Repetitions that are timed.
+    pub repetitions: usize,
+}
+
+/// One measured pass; times are of one call, which for decoding is one token of every sequence through one state.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "docs/bench.md describes the keys")]
+pub struct OperatorPoint {
+    pub pass: Pass,
+    pub context: usize,
+    pub repetitions: usize,
+    /// Calls in each repetition.
+    pub calls: usize,
+    pub median_ms: f64,
+    pub p10_ms: f64,
+    pub p90_ms: f64,
+    /// As [`Counted`] counts; of decoding the mean of the steps that were timed.
+    pub flop: f64,
+    pub bytes: f64,
+    pub tflop_per_s: f64,
+    pub gb_per_s: f64,
+    /// Of [`Ceilings::product_tflop_per_s`].
+    pub share_of_product: f64,
+    /// Of [`Ceilings::copy_gb_per_s`].
+    pub share_of_copy: f64,
+}
+
+/// A device and what it reaches at most.
+#[derive(Clone, Debug)]
+pub struct OperatorBench {
+    device: Device,
+    dtype: DType,
+    /// Measured when it was made.
+    pub ceilings: Ceilings,
+}
+
+impl OperatorBench {
+    /// Measures the ceilings of a device in `dtype`: f32 on the CPU, f32 or bf16 on CUDA.
+    ///
+    /// # Errors
+    /// Another dtype; an error of the device.
+    pub fn new(device: &Device, dtype: DType) -> Result<Self> {
+        if device.is_cpu() && dtype != DType::F32 {
+            return Err(EvalError::Argument(format!(
+                "the operator computes in f32 on the CPU, not in {}",
+                dtype.as_str()
+            )));
+        }
+        let ceilings = ceilings::ceilings(device, dtype)?;
+        Ok(Self { device: device.clone(), dtype, ceilings })
+    }
+
+    /// Times one pass at `context` tokens.
+    ///
+    /// # Errors
+    /// Nothing to time; heads, budgets or a pass that there are no kernels for.
+    pub fn time(
+        &self,
+        options: &OperatorOptions,
+        pass: Pass,
+        context: usize,
+    ) -> Result<OperatorPoint> {
+        let OperatorOptions { geometry, batch, hybrid, repetitions, .. } = *options;
+        if batch == 0 || context == 0 || repetitions == 0 {
+            return Err(EvalError::Argument(
+                "there must be sequences, tokens and repetitions to time".into(),
+            ));
+        }
+        let config = hybrid.map(|hybrid| config(geometry, hybrid)).transpose();
+        let config = config.map_err(ModelError::from)?;
+        let prefix = inputs::rows(geometry, batch, context, &self.device, self.dtype)?;
+        let weights = inputs::weights(geometry, &self.device)?;
+        let layer = config.as_ref().map(|config| (config, &weights));
+        let counted = self.counted(options);
+        let mut of_calls = 1.0;
+        let (times, count) = match (pass, layer) {
+            (Pass::Forward, Some((config, weights))) => {
+                let [q, k, v] = &prefix;
+                let times = time(&self.device, repetitions, None, || {
+                    hybrid_attention(q, k, v, weights, None, config, None)?;
+                    Ok(())
+                })?;
+                (times, counted.forward(context))
+            }
+            (Pass::Forward, None) => {
+                let [q, k, v] = &prefix;
+                let times = time(&self.device, repetitions, None, || {
+                    dense_attention(q, k, v)?;
+                    Ok(())
+                })?;
+                (times, counted.forward(context))
+            }
+            (Pass::ForwardBackward, Some((config, weights))) => {
+                let ([q, k, v], weights) = inputs::trained(&prefix, weights)?;
+                let times = time(&self.device, repetitions, None, || {
+                    let out = hybrid_attention(&q, &k, &v, &weights, None, config, None)?.out;
+                    out.backward()?;
+                    Ok(())
+                })?;
+                (times, counted.forward_backward(context))
+            }
+            (Pass::ForwardBackward, None) => {
+                return Err(EvalError::Argument(
+                    "dense attention has no backward pass here: it is the teacher's".into(),
+                ));
+            }
+            (Pass::Decode, _) => {
+                // One repetition more warms up.
+                let all = (repetitions + 1) * TOKENS;
+                let token = inputs::rows(geometry, batch, 1, &self.device, self.dtype)?;
+                let rows = options.rows;
+                let mut steps =
+                    steps(Decoded { geometry, hybrid: layer, rows, prefix, token, steps: all })?;
+                let mut times = time(&self.device, repetitions, Some(TOKENS), &mut steps.step)?;
+                for ms in [&mut times.median_ms, &mut times.p10_ms, &mut times.p90_ms] {
+                    *ms /= steps.copies as f64;
+                }
+                times.calls *= steps.copies;
+                of_calls = (repetitions * TOKENS) as f64;
+                (times, counted.decode(context + TOKENS..context + all))
+            }
+        };
+        let (flop, bytes) = (count.flop as f64 / of_calls, count.bytes as f64 / of_calls);
+        let (tflop_per_s, gb_per_s) =
+            (flop / (1e9 * times.median_ms), bytes / (1e6 * times.median_ms));
+        Ok(OperatorPoint {
+            pass,
+            context,
+            repetitions,
+            calls: times.calls,
+            median_ms: times.median_ms,
+            p10_ms: times.p10_ms,
+            p90_ms: times.p90_ms,
+            flop,
+            bytes,
+            tflop_per_s,
+            gb_per_s,
+            share_of_product: tflop_per_s / self.ceilings.product_tflop_per_s,
+            share_of_copy: gb_per_s / self.ceilings.copy_gb_per_s,
+        })
+    }
+
+    fn counted(&self, options: &OperatorOptions) -> Counted {
+        let OperatorOptions { geometry, batch, hybrid, rows, .. } = *options;
+        let value_bytes = self.dtype.size_in_bytes();
+        let row_bytes = if self.device.is_cpu() { rows.bytes() } else { value_bytes };
+        Counted { geometry, batch, value_bytes, row_bytes, hybrid }
+    }
+}
+
+/// Our defaults, with one budget.
+fn config(
+    geometry: HeadGeometry,
+    hybrid: Hybrid,
+) -> std::result::Result<HybridConfig, AttentionError> {
+    let uniform = StillConfig::uniform(1, geometry, hybrid.chunk, hybrid.budget);
+    let config = StillConfig { cap: hybrid.cap, ..uniform }.layer(0)?;
+    config.validate(geometry)?;
+    Ok(config)
+}
