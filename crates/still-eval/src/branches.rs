@@ -1,6 +1,5 @@
 //! What each branch of a student carries, layer by layer, over a text.
 
-use candle_core::Tensor;
 use still_attention::{BranchShares, branch_shares, hybrid_attention};
 use still_model::Model;
 
@@ -30,7 +29,7 @@ pub fn branch_shares_of(
     }
     let decoder = &model.decoder;
     let rotation = decoder.rotation(0, tokens.len())?;
-    let mut x = decoder.embed(&Tensor::new(tokens, decoder.device())?.unsqueeze(0)?)?;
+    let mut x = decoder.embed(tokens)?;
     let mut shares = Vec::with_capacity(decoder.layers.len());
     for (layer, learned) in decoder.layers.iter().zip(&student.layers) {
         let inputs = layer.attention_inputs(&x, &rotation, Some(learned))?;

@@ -151,7 +151,7 @@ impl Model {
             let shape = (batch, 1, self.config().hidden_size);
             return Ok(Tensor::from_slice(&cache.buffers.normed, shape, ids.device())?);
         }
-        let x = self.decoder.embed(ids)?;
+        let x = self.decoder.embed_batch(ids)?;
         self.forward_embedded(x, cache, lengths)
     }
 

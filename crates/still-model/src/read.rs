@@ -77,7 +77,7 @@ impl Model {
         layers: &[Mutex<&mut LayerCache>],
     ) -> Result<Option<Tensor>> {
         let rotation = self.decoder.rotation(start, ids.len())?;
-        let x = self.decoder.embed(&Tensor::new(ids, self.decoder.device())?.unsqueeze(0)?)?;
+        let x = self.decoder.embed(ids)?;
         let hidden = self.through_layers(x, &rotation, |layer, inputs, gate| {
             let Some(_turn) = order.wait_for(layer, n) else { return Ok(None) };
             lock(&layers[layer]).advance(inputs, gate, None).map(Some)

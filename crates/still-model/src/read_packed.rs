@@ -81,7 +81,6 @@ impl Model {
             })
             .collect();
         let rotation = self.decoder.rotation_of(&positions)?;
-        let ids = Tensor::from_vec(ids, (1, positions.len()), self.decoder.device())?;
         let x = self.decoder.embed(&ids)?;
         let hidden = self.through_layers(x, &rotation, |layer, inputs, gate| {
             let mut row = 0;

@@ -25,7 +25,6 @@ pub fn main() -> Result<()> {
 
     // What the layer's softmax attention gives is the target.
     let ids: Vec<u32> = (0..256).map(|t| t * t % 256).collect();
-    let ids = candle_core::Tensor::new(ids, &candle_core::Device::Cpu)?.unsqueeze(0)?;
     let (layer, rotation) = (&model.decoder.layers[0], model.decoder.rotation(0, 256)?);
     let inputs = layer.attention_inputs(&model.decoder.embed(&ids)?, &rotation, None)?;
     let target = dense_attention(&inputs.q, &inputs.k, &inputs.v)?;

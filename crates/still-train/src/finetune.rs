@@ -133,7 +133,6 @@ impl FinetuneStage {
     ) -> Result<Scalar> {
         let decoder = &self.teacher.decoder;
         let rotation = self.rotations.of(decoder, ids.len())?;
-        let batch = Tensor::new(ids, decoder.device())?.unsqueeze(0)?;
 
         let layers: Vec<Cow<'_, StudentLayer>> = (0..decoder.layers.len())
             .map(|n| self.with_dropout(&self.student.layers[n], index, n))
@@ -149,7 +148,7 @@ impl FinetuneStage {
 
         // Forward, cut between layers.
         let mut tapes = Vec::with_capacity(layers.len());
-        let mut x = decoder.embed(&batch)?;
+        let mut x = decoder.embed(ids)?;
         for n in 0..layers.len() {
             let (output, tape) = layer(n).forward(&x)?;
             x = output;
@@ -214,7 +213,7 @@ impl FinetuneStage {
     pub fn teacher_hidden(&self, ids: &[u32]) -> Result<Tensor> {
         let decoder = &self.teacher.decoder;
         let rotation = self.rotations.of(decoder, ids.len())?;
-        let mut x = decoder.embed(&Tensor::new(ids, decoder.device())?.unsqueeze(0)?)?;
+        let mut x = decoder.embed(ids)?;
         for layer in &decoder.layers {
             let inputs = layer.attention_inputs(&x, &rotation, None)?;
             let attention = dense_attention(&inputs.q, &inputs.k, &inputs.v)?;

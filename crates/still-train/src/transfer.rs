@@ -137,9 +137,8 @@ impl TransferStage {
         let mut compared = Vec::new();
         let mut teacher_hidden = Vec::with_capacity(windows.len());
         for (segment, share) in shares(windows, |segment| segment.ids.len()) {
-            let ids = Tensor::new(segment.ids, decoder.device())?.unsqueeze(0)?;
             let rotation = self.rotations.of(decoder, segment.ids.len())?;
-            let mut x = decoder.embed(&ids)?;
+            let mut x = decoder.embed(segment.ids)?;
             for (n, (layer, student)) in decoder.layers.iter().zip(&self.student.layers).enumerate()
             {
                 let inputs = layer.attention_inputs(&x, &rotation, None)?;

@@ -87,7 +87,7 @@ impl Model {
         if ids.is_empty() {
             return Ok(());
         }
-        let x = self.embed_on_cuda(ids)?.unsqueeze(0).map_err(ModelError::from)?;
+        let x = self.decoder.embed(ids)?;
         let hidden = self.forward_embedded(x, cache, None)?.squeeze(0).map_err(ModelError::from)?;
         for start in (0..ids.len()).step_by(BLOCK) {
             let length = BLOCK.min(ids.len() - start);
@@ -103,7 +103,7 @@ impl Model {
         let logits = if self.student.is_some() && step_graph::captures(device) {
             self.replay_step(ids, cache)?
         } else {
-            let x = self.embed_on_cuda(ids)?.unsqueeze(1)?;
+            let x = self.decoder.embed(ids)?.transpose(0, 1)?;
             let hidden = self.forward_embedded(x, cache, None)?.squeeze(1)?;
             self.decoder.logits(&hidden)?
         };
@@ -129,13 +129,6 @@ impl Model {
         graph.launch(ids, &positions)?;
         states(layers).for_each(CudaHybridState::count);
         Ok(graph.logits.clone())
-    }
-
-    /// `[ids, E]`; ids are checked where they are, on the host.
-    fn embed_on_cuda(&self, ids: &[u32]) -> Result<Tensor> {
-        self.decoder.check_ids(ids)?;
-        let ids = Tensor::from_slice(ids, ids.len(), self.decoder.device())?;
-        Ok(self.decoder.embed_tokens.select(&ids)?)
     }
 }
 

@@ -169,15 +169,23 @@ impl Decoder {
         Ok(())
     }
 
-    /// `ids` `[B, N]` u32 → `[B, N, E]`.
+    /// One sequence: `[1, N, E]`. Ids are checked where they are, on the host: nothing waits for a device.
     ///
     /// # Errors
     /// An id outside the vocabulary.
-    pub fn embed(&self, ids: &Tensor) -> Result<Tensor> {
+    pub fn embed(&self, ids: &[u32]) -> Result<Tensor> {
+        self.check_ids(ids)?;
+        let ids = Tensor::from_slice(ids, ids.len(), self.device())?;
+        Ok(self.embed_tokens.select(&ids)?.unsqueeze(0)?)
+    }
+
+    /// `ids` `[B, N]` u32 → `[B, N, E]`; from a device they are copied to be checked.
+    ///
+    /// # Errors
+    /// An id outside the vocabulary.
+    pub fn embed_batch(&self, ids: &Tensor) -> Result<Tensor> {
         let (batch, tokens) = ids.dims2()?;
-        let flat = ids.flatten_all()?;
-        self.check_ids(&flat.to_vec1::<u32>()?)?;
-        let rows = self.embed_tokens.select(&flat)?;
+        let rows = self.embed(&ids.flatten_all()?.to_vec1::<u32>()?)?;
         Ok(rows.reshape((batch, tokens, self.config.hidden_size))?)
     }
 

@@ -41,7 +41,7 @@ pub(super) fn losses(
             continue;
         }
         let rotation = decoder.rotation(0, window.len())?;
-        let mut x = decoder.embed(&Tensor::new(*window, decoder.device())?.unsqueeze(0)?)?;
+        let mut x = decoder.embed(window)?;
         let mut inputs = Vec::with_capacity(decoder.layers.len());
         for (layer, student) in decoder.layers.iter().zip(&student.layers) {
             let input = Var::from_tensor(&x)?;

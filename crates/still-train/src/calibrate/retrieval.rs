@@ -39,7 +39,7 @@ pub(super) fn scores(
         let copy: Vec<u32> = (0..options.copy_length).map(|_| rng.random_range(0..vocab)).collect();
         let ids = [teacher.tokenizer.encode("", true)?.as_slice(), &copy, &copy].concat();
         let rotation = decoder.rotation(0, ids.len())?;
-        let mut x = decoder.embed(&Tensor::new(ids.as_slice(), decoder.device())?.unsqueeze(0)?)?;
+        let mut x = decoder.embed(&ids)?;
         for (layer, scores) in decoder.layers.iter().zip(&mut scores) {
             let inputs = layer.attention_inputs(&x, &rotation, None)?;
             let found = matching_attention(&inputs.q, &inputs.k, options.copy_length)?;

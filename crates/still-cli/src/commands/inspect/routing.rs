@@ -1,6 +1,5 @@
 //! One pass over the layers that records scores and selections.
 
-use candle_core::{Device, Tensor};
 use still_attention::{
     HybridConfig, HybridState, PreparedWeights, RowDtype, Selection, dense_attention,
     hybrid_attention,
@@ -97,7 +96,7 @@ pub fn route(
         anyhow::bail!("neither a student nor an untrained one");
     };
     let rotation = decoder.rotation(0, ids.len())?;
-    let mut x = decoder.embed(&Tensor::new(ids, &Device::Cpu)?.unsqueeze(0)?)?;
+    let mut x = decoder.embed(ids)?;
     let mut layers = Vec::with_capacity(decoder.layers.len());
     for (layer, weights) in decoder.layers.iter().zip(&student.layers) {
         let own = (!hypothetical).then_some(weights);
