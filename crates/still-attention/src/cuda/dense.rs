@@ -1,13 +1,13 @@
 //! Dense causal attention. Whole sequences by the hybrid's exact pass, which keeps every token; queries that continue one through
 //! the tensor library's ops, a block at a time.
 
-use std::ptr::null_mut;
+use std::ptr::{null, null_mut};
 
 use candle_core::backend::BackendDevice;
 use candle_core::cuda::cudarc::driver::CudaSlice;
 use candle_core::op::BackpropOp;
 use candle_core::{D, DType, Device, Layout, Storage, Tensor};
-use still_kernels::{CHUNK, Forward, HEAD_DIMS, check, still_exact_forward};
+use still_kernels::{CHUNK, Forward, HEAD_DIMS, NO_CAP, Routing, check, still_exact_forward};
 
 use super::launch::{Launch, on_cuda, rows_aligned, shape, uninit};
 use super::wide_product::wide_product;
@@ -57,8 +57,15 @@ fn whole(q: &Tensor, k: &Tensor, v: &Tensor) -> candle_core::Result<Tensor> {
         out: launch.rows(&out, &Layout::contiguous(q.shape()))?,
         w_q: null_mut(),
         log_scale: null_mut(),
-        budgets: launch.at(&budgets),
-        salient: launch.values(on_cuda(&held_salient.0)?, held_salient.1)?,
+        routing: Routing {
+            budgets: launch.at(&budgets),
+            selected: null(),
+            salient: launch.values(on_cuda(&held_salient.0)?, held_salient.1)?,
+            cap: NO_CAP,
+            absorbed_at: null(),
+            visible: null(),
+            order: null(),
+        },
         s: null_mut(),
         z: null_mut(),
         denominator: launch.at(&denominator),

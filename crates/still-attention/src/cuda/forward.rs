@@ -92,7 +92,7 @@ pub(super) fn forward(
         None => null_mut(),
     };
     let map_k = launch.values(on_cuda(&map_k.0)?, map_k.1)?;
-    let budgets = launch.at(routing.budgets());
+    let routing = routing.args(&mut launch);
     let args = Forward {
         q: launch.rows(on_cuda(&q.0)?, q.1)?,
         k: k_rows,
@@ -100,8 +100,7 @@ pub(super) fn forward(
         out: launch.rows(&out, &out_layout)?,
         w_q: launch.values(on_cuda(&map_q.0)?, map_q.1)?,
         log_scale,
-        budgets,
-        salient: launch.at(routing.salient()),
+        routing,
         s: launch.at(&saved.s),
         z: launch.at(&saved.z),
         denominator: launch.at(&saved.denominator),
@@ -109,8 +108,7 @@ pub(super) fn forward(
         arg_max: launch.at_optional(saved.arg_max.as_ref()),
     };
     let (phi, totals) = (launch.at(&saved.phi), launch.at(&totals));
-    let (selected, s, z) =
-        (launch.at(routing.selected()), launch.at(&saved.s), launch.at(&saved.z));
+    let (s, z) = (launch.at(&saved.s), launch.at(&saved.z));
     let (s_last, z_last): (*mut f32, *mut f32) = match &last {
         Some(Last { s, z, sequence }) => {
             let z_at = sequence * kv_heads * 2 * d;
@@ -124,10 +122,10 @@ pub(super) fn forward(
     let wrap = candle_core::Error::wrap;
     // SAFETY: every buffer is as large as still.h says for `shape`, and lives until the launch is dropped.
     unsafe {
-        let code = still_map_keys(shape, k_rows, map_k, budgets, selected, phi, launch.stream());
+        let code = still_map_keys(shape, k_rows, map_k, &routing, phi, launch.stream());
         check("still_map_keys", code).map_err(wrap)?;
         let stream = launch.stream();
-        let code = still_states(shape, phi, v_rows, budgets, totals, s, z, s_last, z_last, stream);
+        let code = still_states(shape, phi, v_rows, &routing, totals, s, z, s_last, z_last, stream);
         check("still_states", code).map_err(wrap)?;
         check("still_forward", still_forward(shape, &args, launch.stream())).map_err(wrap)?;
     }
