@@ -43,6 +43,24 @@ const SHAPES: [Shape; 12] = [
     (3, 3, 128, 384, &[0, 9, 1], LinearNorm::Sum),
 ];
 
+/// The same with a cap: below a budget and of 0, reached by some heads and by none, of full heads, of many chunks.
+const CAPPED: [(Shape, usize); 9] = [
+    ((2, 2, 96, 130, &[4, 64], LinearNorm::Mean), 2),
+    ((4, 4, 64, 257, &[4, 0, 64, 7], LinearNorm::Mean), 9),
+    ((8, 2, 128, 333, &[4, 11], LinearNorm::Mean), 0),
+    ((8, 1, 96, 400, &[5], LinearNorm::Sum), 1),
+    ((6, 2, 96, 450, &[64, 3], LinearNorm::Mean), 100),
+    ((8, 2, 128, 577, &[4, 11], LinearNorm::Mean), 20),
+    ((3, 1, 128, 700, &[6], LinearNorm::Mean), 7),
+    ((9, 3, 64, 451, &[4, 64, 0], LinearNorm::Sum), 64),
+    ((4, 2, 64, 333, &[4, 2], LinearNorm::Mean), 1000),
+];
+
+fn capped((shape, cap): (Shape, usize)) -> (HeadGeometry, HybridConfig) {
+    let (geometry, config) = layer(shape);
+    (geometry, HybridConfig { cap: Some(cap), ..config })
+}
+
 fn layer(shape: Shape) -> (HeadGeometry, HybridConfig) {
     let (num_heads, num_key_value_heads, head_dim, _, budgets, linear_norm) = shape;
     let geometry = HeadGeometry { num_heads, num_key_value_heads, head_dim };
@@ -150,7 +168,7 @@ fn check_forward(geometry: HeadGeometry, config: &HybridConfig, tokens: usize, d
 fn gradients(
     x: &Tensors,
     config: &HybridConfig,
-    selection: &Selection,
+    routing: &Routing,
     cotangent: &[f64],
 ) -> Vec<(&'static str, Vec<f64>)> {
     let var = |tensor: &Tensor| Var::from_tensor(tensor).unwrap();
@@ -180,8 +198,7 @@ fn gradients(
     if x.q.device().is_cuda() {
         poison(x.q.device());
     }
-    let routing = selection.clone().into();
-    let out = hybrid_attention(&q, &k, &v, &weights, None, config, Some(&routing)).unwrap().out;
+    let out = hybrid_attention(&q, &k, &v, &weights, None, config, Some(routing)).unwrap().out;
     let cotangent = Tensor::from_slice(cotangent, out.shape(), out.device()).unwrap();
     let cotangent = cotangent.to_dtype(out.dtype()).unwrap();
     // The sum of a bf16 product is of no use but for its gradient.
@@ -194,23 +211,31 @@ fn gradients(
 fn check_gradients(geometry: HeadGeometry, config: &HybridConfig, tokens: usize, dtype: DType) {
     let case = format!("{dtype:?} {geometry:?} {tokens} tokens, {config:?}");
     let input = sequence(geometry, config, tokens, 12, dtype);
+    let x = placed(&input, config, dtype, &gpu());
     let selection = naive::hybrid_attention(&input, config, None).selection;
+    // The order in which tokens enter the state is another where the device has decided.
+    let routings = match config.cap {
+        None => vec![selection.into()],
+        Some(_) => vec![selection.into(), run(&x, config, None).1],
+    };
     let mut rng = ChaCha8Rng::seed_from_u64(13);
     let mut cotangent = normal(&mut rng, input.q.len(), 1.0);
     round(&mut cotangent);
-    let expected = gradients(&tensors(&input, config, |x| x), config, &selection, &cotangent);
-    let x = placed(&input, config, dtype, &gpu());
-    let got = gradients(&x, config, &selection, &cotangent);
-    let mut report = String::new();
-    for ((name, got), (_, expected)) in got.iter().zip(&expected) {
-        // Of a lone token, say, q has no gradient: rounding is compared with nothing.
-        let none = expected.iter().all(|g| g.abs() < 1e-12);
-        let size = (got.iter().map(|g| g * g).sum::<f64>() / got.len() as f64).sqrt();
-        let error = if none { size } else { relative_rms(got, expected) };
-        report += &format!(" {name} {error:.1e}");
-        assert!(error <= limits(dtype).1, "{case}: {name} is off by {error:e};{report}");
+    for routing in &routings {
+        let selection = (*routing.selection().unwrap()).clone().into();
+        let expected = gradients(&tensors(&input, config, |x| x), config, &selection, &cotangent);
+        let got = gradients(&x, config, routing, &cotangent);
+        let mut report = String::new();
+        for ((name, got), (_, expected)) in got.iter().zip(&expected) {
+            // Of a lone token, say, q has no gradient: rounding is compared with nothing.
+            let none = expected.iter().all(|g| g.abs() < 1e-12);
+            let size = (got.iter().map(|g| g * g).sum::<f64>() / got.len() as f64).sqrt();
+            let error = if none { size } else { relative_rms(got, expected) };
+            report += &format!(" {name} {error:.1e}");
+            assert!(error <= limits(dtype).1, "{case}: {name} is off by {error:e};{report}");
+        }
+        println!("gradients:{report} {case}");
     }
-    println!("gradients:{report} {case}");
 }
 
 #[test]
@@ -245,6 +270,55 @@ fn gradients_in_bf16() {
     }
 }
 
+#[test]
+fn a_cap_in_f32() {
+    for case in CAPPED {
+        let (geometry, config) = capped(case);
+        check_forward(geometry, &config, case.0.3, DType::F32);
+        check_gradients(geometry, &config, case.0.3, DType::F32);
+    }
+}
+
+#[test]
+fn a_cap_in_bf16() {
+    for case in CAPPED {
+        let (geometry, config) = capped(case);
+        check_forward(geometry, &config, case.0.3, DType::BF16);
+        check_gradients(geometry, &config, case.0.3, DType::BF16);
+    }
+}
+
+/// Equal scores everywhere: what stays is the earliest.
+#[test]
+fn ties_under_a_cap_go_to_the_earlier() {
+    let (geometry, config) = capped(((2, 2, 64, 300, &[3, 64], LinearNorm::Mean), 5));
+    let mut input = sequence(geometry, &config, 300, 14, DType::F32);
+    input.q.fill(0.0);
+    let (_, routing) = run(&placed(&input, &config, DType::F32, &gpu()), &config, None);
+    let selection = routing.selection().unwrap();
+    let kept = |head: usize| {
+        let stays = |&token: &usize| selection.is_salient(0, head, 4, token);
+        (0..300).filter(stays).collect::<Vec<_>>()
+    };
+    // The first tokens see fewer keys than the others: they stand out. From token 63 on all scores are equal.
+    assert_eq!((kept(0), kept(1)), (vec![0, 1, 2, 64, 65], vec![0, 1, 2, 3, 4]));
+}
+
+#[test]
+fn a_selection_that_does_not_fit_the_cap_is_named() {
+    let (geometry, config) = capped(((2, 1, 64, 300, &[4], LinearNorm::Mean), 6));
+    let input = sequence(geometry, &config, 300, 15, DType::F32);
+    let x = placed(&input, &config, DType::F32, &gpu());
+    let selection = naive::hybrid_attention(&input, &config, None).selection;
+    let other = HybridConfig { cap: Some(5), ..config };
+    for config in [other.clone(), HybridConfig { cap: None, ..other }] {
+        let given = selection.clone().into();
+        let error = hybrid_attention(&x.q, &x.k, &x.v, &x.weights, None, &config, Some(&given));
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("another selection at head 0, chunk 1"), "{error}");
+    }
+}
+
 /// What the kernels see in other clothes: reflections, a window factor, routers, a decision per query head.
 #[test]
 fn variants_in_f32() {
@@ -257,8 +331,15 @@ fn variants_in_f32() {
         HybridConfig {
             selection_head: SelectionHead::QueryHead,
             budgets: vec![4, 0, 64, 2],
-            ..config
+            ..config.clone()
         },
+        HybridConfig {
+            selection_head: SelectionHead::QueryHead,
+            budgets: vec![4, 0, 64, 2],
+            cap: Some(3),
+            ..config.clone()
+        },
+        HybridConfig { router: Router::Random { seed: 5 }, cap: Some(5), ..config },
     ];
     for config in variants {
         check_forward(geometry, &config, 210, DType::F32);
@@ -320,9 +401,11 @@ fn what_has_no_kernel_is_named() {
     let (geometry, config) = layer((4, 2, 64, 70, &[4, 4], LinearNorm::Mean));
     let device = gpu();
     let windowless = Branches { window: false, ..Branches::default() };
+    let alone = Branches { salient: false, ..windowless };
     let sum = HybridConfig { linear_norm: LinearNorm::Sum, ..config.clone() };
     for (word, config) in [
-        ("cap", HybridConfig { cap: Some(9), ..config.clone() }),
+        ("cap", HybridConfig { cap: Some(9000), ..config.clone() }),
+        ("cap", HybridConfig { cap: Some(9), branches: alone, ..config.clone() }),
         ("gate", HybridConfig { gate: true, ..config.clone() }),
         ("router", HybridConfig { router: Router::ReceivedAttention, ..config.clone() }),
         ("feature_map", HybridConfig { feature_map: FeatureMap::Softmax, ..config.clone() }),
@@ -356,8 +439,11 @@ fn what_has_no_kernel_is_named() {
 /// The same call, whatever is asked of it beside the output and however its rows lie.
 #[test]
 fn strides_gradients_and_given_routing_change_nothing() {
-    for dtype in [DType::F32, DType::BF16] {
+    for (dtype, cap) in
+        [(DType::F32, None), (DType::BF16, None), (DType::F32, Some(7)), (DType::BF16, Some(7))]
+    {
         let (geometry, config) = layer((6, 2, 96, 301, &[4, 0], LinearNorm::Mean));
+        let config = HybridConfig { cap, ..config };
         let input = sequence(geometry, &config, 301, 21, dtype);
         let x = placed(&input, &config, dtype, &gpu());
         let (out, routing) = run(&x, &config, None);
@@ -391,8 +477,11 @@ fn strides_gradients_and_given_routing_change_nothing() {
 
 #[test]
 fn a_batch_equals_each_sequence_alone() {
-    for dtype in [DType::F32, DType::BF16] {
+    for (dtype, cap) in
+        [(DType::F32, None), (DType::BF16, None), (DType::F32, Some(9)), (DType::BF16, Some(9))]
+    {
         let (geometry, config) = layer((9, 3, 64, 333, &[4, 64, 0], LinearNorm::Mean));
+        let config = HybridConfig { cap, ..config };
         let device = gpu();
         let alone = [31, 32, 33].map(|seed| {
             placed(&sequence(geometry, &config, 333, seed, dtype), &config, dtype, &device)

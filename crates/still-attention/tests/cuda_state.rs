@@ -40,6 +40,21 @@ fn layer((num_heads, num_key_value_heads, head_dim, budgets, linear_norm): Shape
     Layer { geometry, config: HybridConfig { budgets: budgets.to_vec(), linear_norm, ..config } }
 }
 
+/// The same under a cap: below a budget and of 0, reached by some heads and by none, of full heads.
+const CAPPED: [(Shape, usize); 6] = [
+    ((2, 2, 64, &[4, 0], LinearNorm::Mean), 6),
+    ((3, 1, 128, &[5], LinearNorm::Sum), 2),
+    ((8, 2, 128, &[64, 4], LinearNorm::Mean), 9),
+    ((6, 3, 96, &[4, 64, 1], LinearNorm::Mean), 100),
+    ((8, 1, 64, &[11], LinearNorm::Mean), 0),
+    ((4, 2, 64, &[4, 2], LinearNorm::Sum), 1000),
+];
+
+fn capped((shape, cap): (Shape, usize)) -> Layer {
+    let Layer { geometry, config } = layer(shape);
+    Layer { geometry, config: HybridConfig { cap: Some(cap), ..config } }
+}
+
 #[derive(Clone)]
 struct Layer {
     geometry: HeadGeometry,
@@ -230,6 +245,56 @@ fn reading_and_then_decoding() {
     }
 }
 
+#[test]
+fn a_cap_from_the_start() {
+    for dtype in [DType::F32, DType::BF16] {
+        for case in CAPPED {
+            States::new(&capped(case), 1, 400, dtype).feed(&singles(1, 400), "decoded");
+        }
+    }
+}
+
+#[test]
+fn a_cap_after_reading() {
+    for dtype in [DType::F32, DType::BF16] {
+        for case in CAPPED {
+            for read in [2, 128, 129, 192, 193, 320, 450] {
+                let mut states = States::new(&capped(case), 1, read + 200, dtype);
+                states.feed(&[vec![read]], &format!("{read} read"));
+                states.feed(&singles(1, 200), &format!("decoded after {read}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_cap_on_sequences_of_different_lengths() {
+    for dtype in [DType::F32, DType::BF16] {
+        for case in CAPPED {
+            let mut states = States::new(&capped(case), 4, 700, dtype);
+            states.feed(&[vec![130, 1, 0, 290]], "read unevenly");
+            states.feed(&[vec![1, 1, 1, 0], vec![0, 1, 0, 1]], "decoded by turns");
+            states.feed(&singles(4, 140), "decoded together");
+            states.feed(&[vec![3, 70, 0, 129], vec![5; 4]], "continued");
+        }
+    }
+}
+
+/// The store of a head under a cap grows to it and no further.
+#[test]
+fn a_capped_store_stops_growing() {
+    let mut states =
+        States::new(&capped(((4, 2, 64, &[4, 64], LinearNorm::Mean), 90)), 2, 3000, DType::F32);
+    states.feed(&singles(2, 300), "before");
+    let moves = states.gpu.moves();
+    states.feed(&[vec![1300, 1111]], "while it grows");
+    assert!(states.gpu.moves() > moves);
+    let full = (states.gpu.size_bytes(), states.gpu.moves());
+    states.feed(&[vec![1200, 1300]], "full");
+    states.feed(&singles(2, 70), "after");
+    assert_eq!((states.gpu.size_bytes(), states.gpu.moves()), full);
+}
+
 /// A long prefix has several segments of chunks, whose sums meet in the last state.
 #[test]
 fn a_long_sequence() {
@@ -294,6 +359,12 @@ fn variants() {
         HybridConfig {
             selection_head: SelectionHead::QueryHead,
             budgets: vec![4, 0, 64, 2],
+            ..config.clone()
+        },
+        HybridConfig {
+            selection_head: SelectionHead::QueryHead,
+            budgets: vec![4, 0, 64, 2],
+            cap: Some(5),
             ..config
         },
     ];
@@ -355,7 +426,7 @@ fn what_a_state_does_not_take_is_named() {
     for (word, config) in [
         ("router", HybridConfig { router: Router::Random { seed: 1 }, ..config.clone() }),
         ("router", HybridConfig { router: Router::SelfRecall, ..config.clone() }),
-        ("cap", HybridConfig { cap: Some(5), ..config.clone() }),
+        ("cap", HybridConfig { cap: Some(9000), ..config.clone() }),
         ("gate", HybridConfig { gate: true, ..config.clone() }),
     ] {
         let error = made(geometry, config, DType::F32, &device).unwrap_err().to_string();

@@ -14,6 +14,10 @@ pub const STILL_BF16: i32 = 1;
 pub const CHUNK: usize = 64;
 /// Head dimensions that have kernels.
 pub const HEAD_DIMS: [usize; 3] = [64, 96, 128];
+/// `STILL_NO_CAP`: no cap on a head's salient tokens.
+pub const NO_CAP: i32 = i32::MAX;
+/// The largest cap that has a kernel.
+pub const MAX_CAP: usize = 8192;
 /// Query heads that may share a KV head while decoding.
 pub const MAX_DECODE_GROUP: usize = 16;
 
@@ -49,6 +53,20 @@ pub struct Rows {
     pub token: i64,
 }
 
+/// `StillRouting`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+#[expect(missing_docs, reason = "still.h has them")]
+pub struct Routing {
+    pub budgets: *const i32,
+    pub selected: *const u64,
+    pub salient: *const i32,
+    pub cap: i32,
+    pub absorbed_at: *const u32,
+    pub visible: *const i32,
+    pub order: *const i32,
+}
+
 /// `StillForward`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -60,8 +78,7 @@ pub struct Forward {
     pub out: Rows,
     pub w_q: *const c_void,
     pub log_scale: *const f32,
-    pub budgets: *const i32,
-    pub salient: *const i32,
+    pub routing: Routing,
     pub s: *const c_void,
     pub z: *const f32,
     pub denominator: *mut f32,
@@ -85,9 +102,7 @@ pub struct Backward {
     pub w_q: *const c_void,
     pub w_k: *const c_void,
     pub log_scale: *const f32,
-    pub budgets: *const i32,
-    pub selected: *const u64,
-    pub salient: *const i32,
+    pub routing: Routing,
     pub phi: *const c_void,
     pub s: *const c_void,
     pub z: *const f32,
@@ -114,12 +129,16 @@ pub struct Decode {
     pub w_k: *const c_void,
     pub log_scale: *const f32,
     pub budgets: *const i32,
+    pub cap: i32,
     pub positions: *const i32,
     pub ring_k: *mut c_void,
     pub ring_v: *mut c_void,
     pub ring_score: *mut f32,
     pub store_k: *mut c_void,
     pub store_v: *mut c_void,
+    pub store_score: *mut f32,
+    pub store_token: *mut i32,
+    pub admitted: *mut u64,
     pub store_offset: *const i64,
     pub store_entries: i64,
     pub s: *mut f32,
@@ -135,8 +154,9 @@ unsafe extern "C" {
     pub fn still_segments(shape: *const Shape) -> c_int;
     pub fn still_saliency(shape: *const Shape, q: Rows, k: Rows, score: *mut f32, stream: Stream) -> c_int;
     pub fn still_select(shape: *const Shape, score: *const f32, budgets: *const i32, selected: *mut u64, salient: *mut i32, stream: Stream) -> c_int;
-    pub fn still_map_keys(shape: *const Shape, k: Rows, w: *const c_void, budgets: *const i32, selected: *const u64, phi: *mut c_void, stream: Stream) -> c_int;
-    pub fn still_states(shape: *const Shape, phi: *const c_void, v: Rows, budgets: *const i32, totals: *mut f32, s: *mut c_void, z: *mut f32, s_last: *mut f32, z_last: *mut f32, stream: Stream) -> c_int;
+    pub fn still_demote(shape: *const Shape, score: *const f32, budgets: *const i32, selected: *const u64, salient: *const i32, cap: i32, absorbed_at: *mut u32, visible: *mut i32, order: *mut i32, stream: Stream) -> c_int;
+    pub fn still_map_keys(shape: *const Shape, k: Rows, w: *const c_void, routing: *const Routing, phi: *mut c_void, stream: Stream) -> c_int;
+    pub fn still_states(shape: *const Shape, phi: *const c_void, v: Rows, routing: *const Routing, totals: *mut f32, s: *mut c_void, z: *mut f32, s_last: *mut f32, z_last: *mut f32, stream: Stream) -> c_int;
     pub fn still_forward(shape: *const Shape, args: *const Forward, stream: Stream) -> c_int;
     pub fn still_linear_forward(shape: *const Shape, args: *const Forward, stream: Stream) -> c_int;
     pub fn still_exact_forward(shape: *const Shape, args: *const Forward, stream: Stream) -> c_int;
@@ -145,5 +165,5 @@ unsafe extern "C" {
     pub fn still_backward_step(shape: *const Shape, args: *const Backward, step: i32, stream: Stream) -> c_int;
     pub fn still_decode_floats(shape: *const Shape, splits: i32) -> i64;
     pub fn still_decode(shape: *const Shape, args: *const Decode, stream: Stream) -> c_int;
-    pub fn still_decode_fill(shape: *const Shape, k: Rows, v: Rows, score: *const f32, salient: *const i32, args: *const Decode, stream: Stream) -> c_int;
+    pub fn still_decode_fill(shape: *const Shape, k: Rows, v: Rows, score: *const f32, routing: *const Routing, args: *const Decode, stream: Stream) -> c_int;
 }

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import naive
-from still_cuda import CHUNK, STEPS, Decoder, Layer, Still
+from still_cuda import CHUNK, STEPS, Decoder, Layer, Still, capped_budgets
 
 DEV = "cuda"
 LIMIT = {torch.bfloat16: 5e-3, torch.float32: 1e-4}
@@ -15,6 +15,13 @@ CASES = [
     (2, 3, 3, 96, 128, [4, 0, 64], True), (1, 4, 1, 128, 129, [4], False), (2, 4, 4, 64, 333, [4, 0, 64, 7], True),
     (2, 9, 3, 64, 451, [4, 64, 0], True), (1, 8, 2, 128, 517, [4, 11], True), (1, 16, 2, 96, 640, [5, 0], True),
     (1, 8, 1, 128, 1000, [4], False), (1, 6, 2, 128, 777, [64, 3], True), (2, 8, 2, 128, 2111, [4, 9], True),
+]
+
+# The same with a cap: below a budget, reached and not, of full heads, beyond one step of the demoting block, with many tiles.
+CAPPED = [
+    ((1, 2, 2, 64, 257, [4, 0], True), 3), ((2, 4, 4, 64, 333, [4, 0, 64, 7], True), 9), ((1, 3, 1, 128, 700, [4], False), 10),
+    ((1, 6, 2, 96, 777, [64, 3], True), 100), ((1, 8, 2, 128, 1000, [4, 11], True), 1), ((2, 8, 2, 128, 2111, [40, 9], True), 300),
+    ((1, 8, 1, 64, 1500, [5], True), 64), ((1, 2, 2, 96, 130, [4, 64], True), 2), ((1, 4, 2, 128, 450, [2, 4], True), 1000),
 ]
 
 
@@ -36,10 +43,10 @@ def relative(x, ref):
     return ((x - ref).norm() / ref.norm().clamp_min(1e-30)).item()
 
 
-def check_case(lib, case, dtype, seed, backward):
+def check_case(lib, case, dtype, seed, backward, cap=None):
     b, h, kv, d, n, budgets, mean = case
     q, k, v, w_q, w_k, log_scale = inputs(b, h, kv, d, n, dtype, mean, seed)
-    layer = Layer(lib, q, k, v, w_q, w_k, budgets, log_scale, stats=True)
+    layer = Layer(lib, q, k, v, w_q, w_k, budgets, log_scale, stats=True, cap=cap)
     layer.forward()
     torch.cuda.synchronize()
     wide = [x if x is None else x.double().requires_grad_() for x in (q, k, v, w_q, w_k, log_scale)]
@@ -52,7 +59,7 @@ def check_case(lib, case, dtype, seed, backward):
     if not differ <= 1e-4 * max(1.0, score.abs().max().item()):
         problems.append("score")
     whole = n // CHUNK
-    for head, budget in enumerate(budgets):  # nothing chosen may score less than something left out, beyond rounding
+    for head, budget in enumerate(capped_budgets(budgets, cap)):  # nothing chosen may score less than something left out, beyond rounding
         sc, ch = (x[:, head, : whole * CHUNK].unflatten(-1, (whole, CHUNK)) for x in (score, chosen))
         if whole and not (ch.sum(-1) == budget).all():
             problems.append("budget")
@@ -60,7 +67,11 @@ def check_case(lib, case, dtype, seed, backward):
         high = sc.masked_fill(ch, -torch.inf).amax(-1) if whole else torch.zeros(0)
         if whole and not (low >= high - 1e-4).all():
             problems.append("selection")
-    out, m, den = naive.attention(*wide[:5], chosen, wide[5])
+    # Demotion is exact: of the same scores it leaves the same tokens.
+    absorbed_at = layer.absorbed()
+    if not (absorbed_at == naive.absorbed_at(layer.score, chosen, cap)).all():
+        problems.append("demotion")
+    out, m, den = naive.attention(*wide[:5], absorbed_at, wide[5])
     with torch.no_grad():
         errors["out"] = relative(layer.out, out)
         errors["max"] = (layer.maximum - m).abs().max().item()
@@ -85,27 +96,29 @@ def check_case(lib, case, dtype, seed, backward):
             if not errors[name] <= limit:
                 problems.append(name)
     name = str(dtype).removeprefix("torch.")
-    print(f"{'FAIL' if problems else 'ok  '} {name:9s} {case}", " ".join(f"{a} {e:.1e}" for a, e in errors.items()), *problems, flush=True)
+    print(f"{'FAIL' if problems else 'ok  '} {name:9s} {case} cap {cap}", " ".join(f"{a} {e:.1e}" for a, e in errors.items()), *problems, flush=True)
     return not problems
 
 
 def check(lib):
     backward = hasattr(lib.lib, "still_backward")
     good = [check_case(lib, case, dtype, i, backward) for i, case in enumerate(CASES) for dtype in (torch.float32, torch.bfloat16)]
+    good += [check_case(lib, case, dtype, i, backward, cap) for i, (case, cap) in enumerate(CAPPED) for dtype in (torch.float32, torch.bfloat16)]
+    good += [check_decode(lib, case, dtype, i, read, cap) for i, (case, read, cap) in enumerate(CAPPED_DECODE) for dtype in (torch.float32, torch.bfloat16)]
     good += [check_decode(lib, case, dtype, i, read) for i, (case, read) in enumerate(DECODE_CASES) for dtype in (torch.float32, torch.bfloat16)]
     print(f"{sum(good)} of {len(good)} cases agree")
     return all(good)
 
 
-def check_decode(lib, case, dtype, seed, read):
+def check_decode(lib, case, dtype, seed, read, cap=None):
     """Reads `read` tokens at once, then the rest one by one; batch rows run at the same positions."""
     b, h, kv, d, n, budgets, mean = case
     q, k, v, w_q, w_k, log_scale = inputs(b, h, kv, d, n, dtype, mean, seed)
-    whole = Layer(lib, q, k, v, w_q, w_k, budgets, log_scale)
+    whole = Layer(lib, q, k, v, w_q, w_k, budgets, log_scale, cap=cap)
     whole.forward()
-    decoder = Decoder(lib, b, kv, d, dtype, w_q, w_k, budgets, log_scale, n, splits=3)
+    decoder = Decoder(lib, b, kv, d, dtype, w_q, w_k, budgets, log_scale, n, splits=3, cap=cap)
     if read:
-        prefix = Layer(lib, q[:, :, :read], k[:, :, :read], v[:, :, :read], w_q, w_k, budgets, log_scale)
+        prefix = Layer(lib, q[:, :, :read], k[:, :, :read], v[:, :, :read], w_q, w_k, budgets, log_scale, cap=cap)
         prefix.s_last, prefix.z_last = decoder.s, decoder.z
         prefix.forward()
         decoder.fill(prefix)
@@ -115,19 +128,21 @@ def check_decode(lib, case, dtype, seed, read):
         outs.append(decoder.step(q[:, :, t : t + 1], k[:, :, t : t + 1], v[:, :, t : t + 1]).clone())
     torch.cuda.synchronize()
     wide = [x if x is None else x.double() for x in (q, k, v, w_q, w_k, log_scale)]
-    ref, _, _ = naive.attention(*wide[:5], whole.selected_tokens()[..., :n], wide[5])
+    ref, _, _ = naive.attention(*wide[:5], whole.absorbed(), wide[5])
     error = relative(torch.cat(outs, 2), ref[:, :, read:])
     last = min(n, 64)
     slots = torch.arange(n - last, n, device=DEV) % 128
     score = (decoder.ring_score[:, :, slots] - whole.score[:, :, n - last :]).abs().max().item()
     good = error <= LIMIT[dtype] and score <= 1e-3
     name = str(dtype).removeprefix("torch.")
-    print(f"{'ok  ' if good else 'FAIL'} decode {name:9s} {case} from {read}: out {error:.1e} score {score:.1e}", flush=True)
+    print(f"{'ok  ' if good else 'FAIL'} decode {name:9s} {case} cap {cap} from {read}: out {error:.1e} score {score:.1e}", flush=True)
     return good
 
 
 DECODE_CASES = [((1, 4, 2, 64, 300, [4, 64], True), 0), ((2, 8, 2, 128, 470, [4, 0], True), 257), ((1, 6, 2, 96, 330, [3, 5], False), 128),
                 ((2, 8, 1, 128, 420, [64], True), 192), ((1, 16, 1, 128, 700, [16], False), 511), ((1, 3, 3, 64, 263, [0, 4, 9], True), 63)]
+CAPPED_DECODE = [((1, 4, 2, 64, 460, [4, 64], True), 0, 9), ((2, 8, 2, 128, 600, [4, 40], True), 257, 70), ((1, 6, 2, 96, 530, [3, 5], False), 128, 2),
+                 ((1, 8, 1, 128, 620, [7], True), 512, 30), ((1, 2, 2, 64, 400, [64, 64], True), 63, 150)]
 
 
 def median_ms(f, repeat=15, warm=3, calls=1):

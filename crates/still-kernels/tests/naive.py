@@ -1,4 +1,6 @@
 """The operator by its equations, in float64, with quadratic matrices; differentiable."""
+import itertools
+
 import torch
 
 CHUNK = 64
@@ -36,17 +38,33 @@ def select(score, budgets):
     return chosen
 
 
-def attention(q, k, v, w_q, w_k, selected, log_scale=None):
-    """`selected` [B, K, N] bool. Returns the output, the maximum and the denominator."""
+def absorbed_at(score, selected, cap=None):
+    """[B, K, N] int64: the chunk that first finds a token in the state, the number of chunks if none does."""
+    n = score.shape[-1]
+    chunks = -(-n // CHUNK)
+    at = torch.full(score.shape, chunks, dtype=torch.int64, device=score.device)
+    for b, head in itertools.product(range(score.shape[0]), range(score.shape[1])):
+        values, chosen, kept = score[b, head].tolist(), selected[b, head].tolist(), []
+        for now in range(2, chunks):
+            retiring = range((now - 2) * CHUNK, (now - 1) * CHUNK)
+            kept = sorted(kept + [t for t in retiring if chosen[t]], key=lambda t: (-values[t], t))
+            beyond = len(kept) if cap is None else cap
+            leaving = [t for t in retiring if not chosen[t]] + kept[beyond:]
+            kept = kept[:beyond]
+            at[b, head, leaving] = now
+    return at
+
+
+def attention(q, k, v, w_q, w_k, absorbed_at, log_scale=None):
+    """`absorbed_at` [B, K, N]. Returns the output, the maximum and the denominator."""
     b, h, n, d = q.shape
     group = h // k.shape[1]
     rep = lambda x: x.repeat_interleave(group, 1)
     chunk = torch.arange(n, device=q.device) // CHUNK
     t = torch.arange(n, device=q.device)
     out_of_window = chunk[:, None] >= chunk[None] + 2
-    chosen = rep(selected)[:, :, None, :]
-    exact = (t[None] <= t[:, None]) & (~out_of_window | chosen)
-    absorbed = out_of_window & ~chosen
+    absorbed = out_of_window & (chunk[:, None] >= rep(absorbed_at)[:, :, None, :])
+    exact = (t[None] <= t[:, None]) & ~absorbed
     s = (q @ rep(k).transpose(-1, -2) / d**0.5).masked_fill(~exact, -torch.inf)
     m = s.amax(-1, keepdim=True)
     e = (s - m).exp()

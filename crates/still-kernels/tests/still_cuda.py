@@ -4,6 +4,8 @@ import ctypes as c
 import torch
 
 CHUNK = 64
+NO_CAP = 2**31 - 1
+NEVER = -1  # UINT32_MAX, in the int32 of torch
 
 
 class Shape(c.Structure):
@@ -14,26 +16,40 @@ class Rows(c.Structure):
     _fields_ = [("data", c.c_void_p), ("batch", c.c_int64), ("head", c.c_int64), ("token", c.c_int64)]
 
 
+class Routing(c.Structure):
+    _fields_ = (
+        [(n, c.c_void_p) for n in ("budgets", "selected", "salient")]
+        + [("cap", c.c_int32)]
+        + [(n, c.c_void_p) for n in ("absorbed_at", "visible", "order")]
+    )
+
+
 class Forward(c.Structure):
-    _fields_ = [(n, Rows) for n in ("q", "k", "v", "out")] + [
-        (n, c.c_void_p)
-        for n in ("w_q", "log_scale", "budgets", "salient", "s", "z", "denominator", "maximum", "arg_max")
-    ]
+    _fields_ = (
+        [(n, Rows) for n in ("q", "k", "v", "out")]
+        + [(n, c.c_void_p) for n in ("w_q", "log_scale")]
+        + [("routing", Routing)]
+        + [(n, c.c_void_p) for n in ("s", "z", "denominator", "maximum", "arg_max")]
+    )
 
 
 class Backward(c.Structure):
-    _fields_ = [(n, Rows) for n in ("q", "k", "v", "out", "d_out", "d_q", "d_k", "d_v")] + [
-        (n, c.c_void_p)
-        for n in ("w_q", "w_k", "log_scale", "budgets", "selected", "salient", "phi", "s", "z", "denominator", "maximum",
-                  "arg_max", "d_w_q", "d_w_k", "d_log_scale", "host_budgets", "scratch")
-    ]
+    _fields_ = (
+        [(n, Rows) for n in ("q", "k", "v", "out", "d_out", "d_q", "d_k", "d_v")]
+        + [(n, c.c_void_p) for n in ("w_q", "w_k", "log_scale")]
+        + [("routing", Routing)]
+        + [(n, c.c_void_p) for n in ("phi", "s", "z", "denominator", "maximum", "arg_max", "d_w_q", "d_w_k", "d_log_scale",
+                                     "host_budgets", "scratch")]
+    )
 
 
 class Decode(c.Structure):
     _fields_ = (
         [(n, Rows) for n in ("q", "k", "v", "out")]
-        + [(n, c.c_void_p) for n in ("w_q", "w_k", "log_scale", "budgets", "positions", "ring_k", "ring_v", "ring_score",
-                                     "store_k", "store_v", "store_offset")]
+        + [(n, c.c_void_p) for n in ("w_q", "w_k", "log_scale", "budgets")]
+        + [("cap", c.c_int32)]
+        + [(n, c.c_void_p) for n in ("positions", "ring_k", "ring_v", "ring_score", "store_k", "store_v", "store_score",
+                                     "store_token", "admitted", "store_offset")]
         + [("store_entries", c.c_int64)]
         + [(n, c.c_void_p) for n in ("s", "z", "partial", "arrived")]
         + [("splits", c.c_int32)]
@@ -69,7 +85,7 @@ class Still:
 class Layer:
     """Buffers of one attention call; NaN-poisoned so that what no kernel wrote shows."""
 
-    def __init__(self, lib, q, k, v, w_q, w_k, budgets, log_scale=None, stats=False):
+    def __init__(self, lib, q, k, v, w_q, w_k, budgets, log_scale=None, stats=False, cap=None):
         b, h, n, d = q.shape
         kv = k.shape[1]
         self.lib, self.q, self.k, self.v, self.w_q, self.w_k = lib, q, k, v, w_q, w_k
@@ -90,27 +106,41 @@ class Layer:
         self.denominator = new(b, h, n, dtype=f32)
         self.maximum = new(b, h, n, dtype=f32) if stats else None
         self.arg_max = torch.full((b, h, n), -1, dtype=torch.int32, device=q.device) if stats else None
+        budgets = capped_budgets(budgets, cap)
         self.budgets = torch.tensor(budgets, dtype=torch.int32, device=q.device)
         self.log_scale = log_scale
         self.retired = retired
+        # A cap that no head reaches is none.
+        self.cap = cap if cap is not None and max(budgets) * retired > cap else NO_CAP
+        self.absorbed_at, self.visible, self.order = None, None, None
+        if self.cap != NO_CAP:
+            wrong = lambda *s: torch.full(s, -(2**30), dtype=torch.int32, device=q.device)
+            self.absorbed_at, self.visible = wrong(b, kv, n), wrong(b, kv, self.chunks, self.cap)
+            self.order = wrong(b, kv, retired, CHUNK)
+
+    def routing(self):
+        return Routing(ptr(self.budgets), ptr(self.selected), ptr(self.salient), self.cap, ptr(self.absorbed_at), ptr(self.visible),
+                       ptr(self.order))
 
     def saliency(self):
         self.lib.call("still_saliency", c.byref(self.shape), rows(self.q), rows(self.k), ptr(self.score))
 
     def select(self):
         self.lib.call("still_select", c.byref(self.shape), ptr(self.score), ptr(self.budgets), ptr(self.selected), ptr(self.salient))
+        if self.cap != NO_CAP:
+            self.lib.call("still_demote", c.byref(self.shape), ptr(self.score), ptr(self.budgets), ptr(self.selected), ptr(self.salient),
+                          c.c_int32(self.cap), ptr(self.absorbed_at), ptr(self.visible), ptr(self.order))
 
     def map_keys(self):
-        self.lib.call("still_map_keys", c.byref(self.shape), rows(self.k), ptr(self.w_k), ptr(self.budgets), ptr(self.selected), ptr(self.phi))
+        self.lib.call("still_map_keys", c.byref(self.shape), rows(self.k), ptr(self.w_k), c.byref(self.routing()), ptr(self.phi))
 
     def states(self):
-        self.lib.call("still_states", c.byref(self.shape), ptr(self.phi), rows(self.v), ptr(self.budgets), ptr(self.totals), ptr(self.s), ptr(self.z),
+        self.lib.call("still_states", c.byref(self.shape), ptr(self.phi), rows(self.v), c.byref(self.routing()), ptr(self.totals), ptr(self.s), ptr(self.z),
                       ptr(self.s_last), ptr(self.z_last))
 
     def attend(self, name="still_forward"):
         args = Forward(rows(self.q), rows(self.k), rows(self.v), rows(self.out), ptr(self.w_q), ptr(self.log_scale),
-                       ptr(self.budgets), ptr(self.salient), ptr(self.s), ptr(self.z), ptr(self.denominator),
-                       ptr(self.maximum), ptr(self.arg_max))
+                       self.routing(), ptr(self.s), ptr(self.z), ptr(self.denominator), ptr(self.maximum), ptr(self.arg_max))
         self.lib.call(name, c.byref(self.shape), c.byref(args))
 
     def linear(self):
@@ -144,10 +174,10 @@ class Layer:
     def backward(self, step=None):
         learns = self.log_scale is not None
         views = (self.q, self.k, self.v, self.out, self.d_out, self.d_q, self.d_k, self.d_v)
-        pointers = (self.w_q, self.w_k, self.log_scale, self.budgets, self.selected, self.salient, self.phi, self.s, self.z,
-                    self.denominator, self.maximum, self.arg_max, self.d_w_q, self.d_w_k, self.d_log_scale if learns else None,
-                    self.host_budgets, self.scratch)
-        args = Backward(*map(rows, views), *map(ptr, pointers))
+        pointers = (self.phi, self.s, self.z, self.denominator, self.maximum, self.arg_max, self.d_w_q, self.d_w_k,
+                    self.d_log_scale if learns else None, self.host_budgets, self.scratch)
+        weights = (self.w_q, self.w_k, self.log_scale)
+        args = Backward(*map(rows, views), *map(ptr, weights), self.routing(), *map(ptr, pointers))
         if step is None:
             self.lib.call("still_backward", c.byref(self.shape), c.byref(args))
         else:
@@ -158,17 +188,33 @@ class Layer:
         bits = (self.selected[..., None] >> torch.arange(CHUNK, device=self.selected.device)) & 1
         return bits.bool().flatten(2)
 
+    def absorbed(self):
+        """[B, K, N] int64: the chunk that first finds a token in the state, `C` if none does."""
+        n = self.q.shape[2]
+        if self.cap != NO_CAP:
+            at = self.absorbed_at.long()
+            return torch.where(at == NEVER, self.chunks, at)
+        own = torch.arange(n, device=self.q.device) // CHUNK + 2
+        return torch.where(self.selected_tokens()[..., :n], self.chunks, own.clamp_max(self.chunks))
+
+
+def capped_budgets(budgets, cap):
+    """More than the cap would be demoted at once."""
+    return budgets if cap is None else [min(budget, cap) for budget in budgets]
+
 
 class Decoder:
     """The recurrent state of one layer for `batch` sequences."""
 
-    def __init__(self, lib, batch, kv, d, dtype, w_q, w_k, budgets, log_scale, capacity, splits=16, device="cuda"):
+    def __init__(self, lib, batch, kv, d, dtype, w_q, w_k, budgets, log_scale, capacity, splits=16, device="cuda", cap=None):
         h = w_q.shape[0]
         self.lib, self.w_q, self.w_k, self.log_scale, self.splits = lib, w_q, w_k, log_scale, splits
         self.shape = Shape(batch, h, kv, 1, d, 0 if dtype == torch.float32 else 1)
         new = lambda *s, dtype=dtype: torch.full(s, float("nan"), dtype=dtype, device=device)
         f32 = torch.float32
-        entries = [budget * (capacity // CHUNK + 1) for budget in budgets]
+        budgets = capped_budgets(budgets, cap)
+        self.cap = NO_CAP if cap is None else cap
+        entries = [min(budget * (capacity // CHUNK + 1), self.cap) for budget in budgets]
         self.store_entries = max(sum(entries), 1)
         self.store_offset = torch.tensor([sum(entries[:i]) for i in range(kv)], dtype=torch.int64, device=device)
         self.budgets = torch.tensor(budgets, dtype=torch.int32, device=device)
@@ -176,6 +222,11 @@ class Decoder:
         self.ring_k, self.ring_v = new(batch, kv, 128, d), new(batch, kv, 128, d)
         self.ring_score = new(batch, kv, 128, dtype=f32)
         self.store_k, self.store_v = new(batch, self.store_entries, d), new(batch, self.store_entries, d)
+        self.store_score, self.store_token, self.admitted = None, None, None
+        if cap is not None:
+            self.store_score = new(batch, self.store_entries, dtype=f32)
+            self.store_token = torch.full((batch, self.store_entries), -1, dtype=torch.int32, device=device)
+            self.admitted = torch.full((batch, kv), -1, dtype=torch.int64, device=device)
         self.s = torch.zeros(batch, kv, 2 * d, d, device=device)
         self.z = torch.zeros(batch, kv, 2 * d, device=device)
         self.partial = new(lib.lib.still_decode_floats(c.byref(self.shape), c.c_int32(splits)), dtype=f32)
@@ -183,16 +234,17 @@ class Decoder:
         self.out = new(batch, h, 1, d)
 
     def args(self, q, k, v):
-        pointers = (self.w_q, self.w_k, self.log_scale, self.budgets, self.positions, self.ring_k, self.ring_v, self.ring_score,
-                    self.store_k, self.store_v, self.store_offset)
-        return Decode(rows(q), rows(k), rows(v), rows(self.out), *map(ptr, pointers), self.store_entries, ptr(self.s),
+        weights = (self.w_q, self.w_k, self.log_scale, self.budgets)
+        pointers = (self.positions, self.ring_k, self.ring_v, self.ring_score, self.store_k, self.store_v, self.store_score,
+                    self.store_token, self.admitted, self.store_offset)
+        return Decode(rows(q), rows(k), rows(v), rows(self.out), *map(ptr, weights), self.cap, *map(ptr, pointers), self.store_entries, ptr(self.s),
                       ptr(self.z), ptr(self.partial), ptr(self.arrived), self.splits)
 
     def fill(self, layer):
         """From a `Layer` whose forward pass ran with s_last and z_last set to this decoder's."""
         args = self.args(layer.q, layer.k, layer.v)
         self.lib.call("still_decode_fill", c.byref(layer.shape), rows(layer.k), rows(layer.v), ptr(layer.score),
-                      ptr(layer.salient), c.byref(args))
+                      c.byref(layer.routing()), c.byref(args))
 
     def step(self, q, k, v):
         """Rows [batch, heads, 1, D] of the tokens at `positions`."""

@@ -6,16 +6,15 @@
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use candle_core::backend::BackendDevice;
-use candle_core::op::BackpropOp;
 use candle_core::{
     CpuStorage, CudaDevice, CudaStorage, CustomOp2, CustomOp3, DType, Device, Layout, Shape,
-    Storage, Tensor, bail,
+    Tensor, bail,
 };
 
 use still_kernels::CHUNK;
 
 use super::backward::backward;
-use super::forward::{Operands, Saved, forward};
+use super::forward::{Operands, Saved, forward, forward_by_token};
 use super::launch::{rows_aligned, shape};
 use super::routing::DeviceRouting;
 use super::support::LINEAR_ALONE;
@@ -86,8 +85,7 @@ pub(super) fn hybrid_attention(
         let maps = map_q.apply_op3(&map_k, third, Three(maps))?;
         rows.apply_op2(&maps, op)?
     } else {
-        let (out, _) = forward(&device, &operands, false, None)?;
-        Tensor::from_storage(Storage::Cuda(out), q.shape(), BackpropOp::none(), false)
+        forward_by_token(&device, &operands, false, None)?.0
     };
     Ok(HybridOutput { out, routing: Routing::on_device(decided) })
 }
@@ -203,7 +201,7 @@ impl CustomOp2 for Attention {
         _: &CudaStorage,
         _: &Layout,
     ) -> candle_core::Result<(CudaStorage, Shape)> {
-        let (out, saved) = forward(&self.device, &self.operands, true, None)?;
+        let (out, saved) = forward(&self.device, &self.operands)?;
         // A second forward of one op object would be candle's doing, with the same result.
         let _ = self.saved.set(saved);
         Ok((out, self.operands.q.shape().clone()))

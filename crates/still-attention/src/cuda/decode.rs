@@ -4,22 +4,19 @@ use std::ptr::null_mut;
 use std::sync::Arc;
 
 use candle_core::cuda::cudarc::driver::CudaSlice;
-use candle_core::op::BackpropOp;
-use candle_core::{CudaDevice, DType, Device, Storage, Tensor};
+use candle_core::{CudaDevice, DType, Device, Tensor};
 use still_kernels::{
-    CHUNK, Decode, Rows, Shape, check, still_decode, still_decode_fill, still_decode_floats,
+    CHUNK, Decode, NO_CAP, Rows, Shape, check, still_decode, still_decode_fill, still_decode_floats,
 };
 
-use super::forward::{Last, Operands, forward};
+use super::forward::{Last, Operands, forward_by_token};
 use super::launch::{Launch, on_cuda, rows_aligned, shape, uninit};
-use super::routing::DeviceRouting;
+use super::routing::{DeviceRouting, budgets, retired};
 use super::store::Store;
 use super::{log_scale, repeated, support};
 use crate::state::checked_lengths;
 use crate::tensor::expect_shape;
-use crate::{
-    AttentionError, HeadGeometry, HybridConfig, HybridWeights, LinearState, Result, router,
-};
+use crate::{AttentionError, HeadGeometry, HybridConfig, HybridWeights, LinearState, Result};
 
 const OP: &str = "CudaHybridState::advance";
 
@@ -73,8 +70,7 @@ impl CudaWeights {
         let (map_q, map_k) = weights.folded()?;
         let log_scale = log_scale(weights, config)?;
         let heads = geometry.selection_heads(config.selection_head);
-        let host_budgets: Vec<i32> =
-            (0..heads).map(|head| router::effective_budget(config, head) as i32).collect();
+        let host_budgets = budgets(config, heads);
         Ok(Arc::new(Self {
             geometry,
             config: config.clone(),
@@ -113,6 +109,8 @@ pub struct CudaHybridState {
     s: CudaSlice<f32>,
     /// `[B, S, 2D]`
     z: CudaSlice<f32>,
+    /// `[B, S]`: under a cap, what a retirement's two kernels tell each other.
+    admitted: CudaSlice<u64>,
     /// `[B, S]`, zeros between steps.
     arrived: CudaSlice<u32>,
     /// Blocks that share a head's store.
@@ -139,7 +137,15 @@ impl CudaHybridState {
             ring_k: uninit(device, heads * RING * row_bytes)?,
             ring_v: uninit(device, heads * RING * row_bytes)?,
             ring_score: uninit(device, heads * RING)?,
-            store: Store::new(device, batch, &weights.host_budgets, row_bytes, 0)?,
+            store: Store::new(
+                device,
+                batch,
+                &weights.host_budgets,
+                row_bytes,
+                weights.config.cap,
+                0,
+            )?,
+            admitted: uninit(device, heads)?,
             s: device.alloc_zeros(heads * 2 * d * d)?,
             z: device.alloc_zeros(heads * 2 * d)?,
             arrived: device.alloc_zeros(heads)?,
@@ -262,6 +268,7 @@ impl CudaHybridState {
             + self.store.size_bytes()
             + self.s.num_bytes()
             + self.z.num_bytes()
+            + self.admitted.num_bytes()
             + self.arrived.num_bytes()
     }
 
@@ -271,8 +278,9 @@ impl CudaHybridState {
     /// An error of the device.
     pub fn linear(&self, sequence: usize, head: usize) -> Result<LinearState> {
         let (device, d) = (&self.weights.device, self.weights.geometry.head_dim);
-        let absorbed = CHUNK - self.weights.host_budgets[head] as usize;
-        let count = retired(self.positions[sequence]) * absorbed;
+        let retired = retired(self.positions[sequence]);
+        let budget = self.weights.host_budgets[head];
+        let count = retired * CHUNK - kept(self.weights.config.cap, budget, retired);
         if count == 0 {
             return Ok(LinearState { s: Vec::new(), z: Vec::new(), count });
         }
@@ -313,10 +321,10 @@ impl CudaHybridState {
             routing,
         };
         let last = Last { s: &self.s, z: &self.z, sequence };
-        let (out, _) = forward(device, &operands, false, Some(last))?;
+        let (out, _) = forward_by_token(device, &operands, false, Some(last))?;
         self.fill(sequence, &operands)?;
         self.positions[sequence..sequence + batch].fill(tokens);
-        Ok(Tensor::from_storage(Storage::Cuda(out), q.shape(), BackpropOp::none(), false))
+        Ok(out)
     }
 
     /// Queues the copy of rings and salient rows of sequences that were read at once.
@@ -328,13 +336,12 @@ impl CudaHybridState {
         let [k, v] = &held;
         let k = launch.rows(on_cuda(&k.0)?, k.1)?;
         let v = launch.rows(on_cuda(&v.0)?, v.1)?;
-        let (score, salient) =
-            (launch.at(routing.scores_on_device()), launch.at(routing.salient()));
+        let (score, routing) = (launch.at(routing.scores_on_device()), routing.args(&mut launch));
         let args = self.args(&mut launch, sequence);
         // SAFETY: the buffers are as large as still.h says for `shape` and the sequences from `sequence` on, for which
         // there is room; they live until the launch is dropped.
         let code =
-            unsafe { still_decode_fill(shape, k, v, score, salient, &args, launch.stream()) };
+            unsafe { still_decode_fill(shape, k, v, score, &routing, &args, launch.stream()) };
         check("still_decode_fill", code).map_err(candle_core::Error::wrap)
     }
 
@@ -408,7 +415,11 @@ impl CudaHybridState {
         let (weights, d) = (&*self.weights, self.weights.geometry.head_dim);
         let (heads, row_bytes) = (sequence * weights.heads(), d * weights.dtype.size_in_bytes());
         let ring = heads * RING;
-        let store = sequence * self.store.rows * row_bytes;
+        let first = sequence * self.store.rows;
+        let store = first * row_bytes;
+        let ranks = self.store.ranks.as_ref();
+        let store_score = ranks.map(|(score, _)| launch.at::<_, f32>(score).wrapping_add(first));
+        let store_token = ranks.map(|(_, token)| launch.at::<_, i32>(token).wrapping_add(first));
         Decode {
             q: NONE,
             k: NONE,
@@ -418,12 +429,16 @@ impl CudaHybridState {
             w_k: null_mut(),
             log_scale: null_mut(),
             budgets: launch.at(&weights.budgets),
+            cap: weights.config.cap.map_or(NO_CAP, |cap| cap as i32),
             positions: null_mut(),
             ring_k: launch.at::<_, u8>(&self.ring_k).wrapping_add(ring * row_bytes).cast(),
             ring_v: launch.at::<_, u8>(&self.ring_v).wrapping_add(ring * row_bytes).cast(),
             ring_score: launch.at::<_, f32>(&self.ring_score).wrapping_add(ring),
             store_k: launch.at::<_, u8>(&self.store.k).wrapping_add(store).cast(),
             store_v: launch.at::<_, u8>(&self.store.v).wrapping_add(store).cast(),
+            store_score: store_score.unwrap_or(null_mut()),
+            store_token: store_token.unwrap_or(null_mut()),
+            admitted: launch.at::<_, u64>(&self.admitted).wrapping_add(sequence * weights.heads()),
             store_offset: launch.at(&self.store.offsets),
             store_entries: self.store.rows as i64,
             s: launch.at::<_, f32>(&self.s).wrapping_add(heads * 2 * d * d),
@@ -435,7 +450,7 @@ impl CudaHybridState {
     }
 }
 
-/// Chunks that have left the window of a sequence of `tokens` tokens.
-fn retired(tokens: usize) -> usize {
-    tokens.div_ceil(CHUNK).saturating_sub(2)
+/// Salient tokens of a head after so many retirements.
+pub(super) fn kept(cap: Option<usize>, budget: i32, retired: usize) -> usize {
+    (budget as usize * retired).min(cap.unwrap_or(usize::MAX))
 }

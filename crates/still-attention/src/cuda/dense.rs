@@ -1,15 +1,14 @@
 //! Dense causal attention. Whole sequences by the hybrid's exact pass, which keeps every token; queries that continue one through
 //! the tensor library's ops, a block at a time.
 
-use std::ptr::null_mut;
+use std::ptr::{null, null_mut};
 
 use candle_core::backend::BackendDevice;
 use candle_core::cuda::cudarc::driver::CudaSlice;
-use candle_core::op::BackpropOp;
-use candle_core::{D, DType, Device, Layout, Storage, Tensor};
-use still_kernels::{CHUNK, Forward, HEAD_DIMS, check, still_exact_forward};
+use candle_core::{D, DType, Device, Tensor};
+use still_kernels::{CHUNK, Forward, HEAD_DIMS, NO_CAP, Routing, check, still_exact_forward};
 
-use super::launch::{Launch, on_cuda, rows_aligned, shape, uninit};
+use super::launch::{Launch, by_token, on_cuda, rows_aligned, shape, tensor_by_token, uninit};
 use super::wide_product::wide_product;
 use crate::Result;
 
@@ -34,7 +33,8 @@ pub(super) fn attend(q: &Tensor, k: &Tensor, v: &Tensor, starts: &[usize]) -> Re
 /// By the exact pass: every token of every chunk is salient.
 fn whole(q: &Tensor, k: &Tensor, v: &Tensor) -> candle_core::Result<Tensor> {
     let Device::Cuda(device) = q.device() else { candle_core::bail!("expected a tensor on CUDA") };
-    let (batch, heads, tokens, _) = q.dims4()?;
+    let dims = q.dims4()?;
+    let (batch, heads, tokens, _) = dims;
     let kv_heads = k.dim(1)?;
     let shape = shape(q, kv_heads)?;
     let rows = [rows_aligned(q)?, rows_aligned(k)?, rows_aligned(v)?];
@@ -54,11 +54,18 @@ fn whole(q: &Tensor, k: &Tensor, v: &Tensor) -> candle_core::Result<Tensor> {
         q: launch.rows(on_cuda(&q_rows.0)?, q_rows.1)?,
         k: launch.rows(on_cuda(&k_rows.0)?, k_rows.1)?,
         v: launch.rows(on_cuda(&v_rows.0)?, v_rows.1)?,
-        out: launch.rows(&out, &Layout::contiguous(q.shape()))?,
+        out: launch.rows(&out, &by_token(dims))?,
         w_q: null_mut(),
         log_scale: null_mut(),
-        budgets: launch.at(&budgets),
-        salient: launch.values(on_cuda(&held_salient.0)?, held_salient.1)?,
+        routing: Routing {
+            budgets: launch.at(&budgets),
+            selected: null(),
+            salient: launch.values(on_cuda(&held_salient.0)?, held_salient.1)?,
+            cap: NO_CAP,
+            absorbed_at: null(),
+            visible: null(),
+            order: null(),
+        },
         s: null_mut(),
         z: null_mut(),
         denominator: launch.at(&denominator),
@@ -70,7 +77,7 @@ fn whole(q: &Tensor, k: &Tensor, v: &Tensor) -> candle_core::Result<Tensor> {
     let code = unsafe { still_exact_forward(&shape, &args, launch.stream()) };
     check("still_exact_forward", code).map_err(candle_core::Error::wrap)?;
     drop(launch);
-    Ok(Tensor::from_storage(Storage::Cuda(out), q.shape(), BackpropOp::none(), false))
+    tensor_by_token(out, dims)
 }
 
 /// By the tensor library's ops.

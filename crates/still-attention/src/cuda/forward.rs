@@ -9,7 +9,7 @@ use still_kernels::{
     CHUNK, Forward, Shape, check, still_forward, still_map_keys, still_segments, still_states,
 };
 
-use super::launch::{Launch, on_cuda, uninit};
+use super::launch::{Launch, by_token, on_cuda, tensor_by_token, uninit};
 use super::routing::DeviceRouting;
 
 /// What the kernels read: `q`, `k`, `v` with aligned rows, the rest contiguous; of one dtype but for `log_scale`, f32.
@@ -51,12 +51,30 @@ pub(super) struct Last<'a> {
     pub sequence: usize,
 }
 
-/// Queues the forward pass: the output `[B, H, N, D]`.
-pub(super) fn forward(
+/// Queues the forward pass: the output `[B, H, N, D]`, contiguous.
+pub(super) fn forward(device: &CudaDevice, operands: &Operands) -> Result<(CudaStorage, Saved)> {
+    queue(device, operands, true, None, &Layout::contiguous(operands.q.shape()))
+}
+
+/// [`forward`], the output in no graph and lying token by token: no head has to be moved for what comes next.
+pub(super) fn forward_by_token(
     device: &CudaDevice,
     operands: &Operands,
     trains: bool,
     last: Option<Last<'_>>,
+) -> Result<(Tensor, Saved)> {
+    let dims = operands.q.dims4()?;
+    let (out, saved) = queue(device, operands, trains, last, &by_token(dims))?;
+    Ok((tensor_by_token(out, dims)?, saved))
+}
+
+/// Queues the forward pass into an output that lies as `out_layout` says.
+fn queue(
+    device: &CudaDevice,
+    operands: &Operands,
+    trains: bool,
+    last: Option<Last<'_>>,
+    out_layout: &Layout,
 ) -> Result<(CudaStorage, Saved)> {
     let Operands { shape, q, k, v, map_q, map_k, log_scale, routing } = operands;
     let (batch, heads, tokens, d) = q.dims4()?;
@@ -76,7 +94,6 @@ pub(super) fn forward(
         maximum: trains.then(|| uninit(device, rows)).transpose()?,
         arg_max: trains.then(|| uninit(device, rows)).transpose()?,
     };
-    let out_layout = Layout::contiguous(q.shape());
     // SAFETY: the last kernel fills it.
     let out = unsafe { device.alloc_uninit(q.shape(), q.dtype())? };
 
@@ -92,16 +109,15 @@ pub(super) fn forward(
         None => null_mut(),
     };
     let map_k = launch.values(on_cuda(&map_k.0)?, map_k.1)?;
-    let budgets = launch.at(routing.budgets());
+    let routing = routing.args(&mut launch);
     let args = Forward {
         q: launch.rows(on_cuda(&q.0)?, q.1)?,
         k: k_rows,
         v: v_rows,
-        out: launch.rows(&out, &out_layout)?,
+        out: launch.rows(&out, out_layout)?,
         w_q: launch.values(on_cuda(&map_q.0)?, map_q.1)?,
         log_scale,
-        budgets,
-        salient: launch.at(routing.salient()),
+        routing,
         s: launch.at(&saved.s),
         z: launch.at(&saved.z),
         denominator: launch.at(&saved.denominator),
@@ -109,8 +125,7 @@ pub(super) fn forward(
         arg_max: launch.at_optional(saved.arg_max.as_ref()),
     };
     let (phi, totals) = (launch.at(&saved.phi), launch.at(&totals));
-    let (selected, s, z) =
-        (launch.at(routing.selected()), launch.at(&saved.s), launch.at(&saved.z));
+    let (s, z) = (launch.at(&saved.s), launch.at(&saved.z));
     let (s_last, z_last): (*mut f32, *mut f32) = match &last {
         Some(Last { s, z, sequence }) => {
             let z_at = sequence * kv_heads * 2 * d;
@@ -124,10 +139,10 @@ pub(super) fn forward(
     let wrap = candle_core::Error::wrap;
     // SAFETY: every buffer is as large as still.h says for `shape`, and lives until the launch is dropped.
     unsafe {
-        let code = still_map_keys(shape, k_rows, map_k, budgets, selected, phi, launch.stream());
+        let code = still_map_keys(shape, k_rows, map_k, &routing, phi, launch.stream());
         check("still_map_keys", code).map_err(wrap)?;
         let stream = launch.stream();
-        let code = still_states(shape, phi, v_rows, budgets, totals, s, z, s_last, z_last, stream);
+        let code = still_states(shape, phi, v_rows, &routing, totals, s, z, s_last, z_last, stream);
         check("still_states", code).map_err(wrap)?;
         check("still_forward", still_forward(shape, &args, launch.stream())).map_err(wrap)?;
     }

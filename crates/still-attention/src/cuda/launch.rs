@@ -48,6 +48,21 @@ pub(super) fn rows_aligned(tensor: &Tensor) -> Result<Tensor> {
     tensor.force_contiguous()
 }
 
+/// The layout of `[B, H, N, D]` whose heads lie beside each other token by token, as an output projection reads them.
+pub(super) fn by_token((batch, heads, tokens, d): (usize, usize, usize, usize)) -> Layout {
+    let strides = vec![heads * tokens * d, d, heads * d, 1];
+    Layout::new((batch, heads, tokens, d).into(), strides, 0)
+}
+
+/// The tensor `[B, H, N, D]` of a new storage that lies [`by_token`].
+pub(super) fn tensor_by_token(
+    storage: CudaStorage,
+    (batch, heads, tokens, d): (usize, usize, usize, usize),
+) -> Result<Tensor> {
+    let (storage, shape) = (Storage::Cuda(storage), (batch, tokens, heads, d));
+    Tensor::from_storage(storage, shape, BackpropOp::none(), false).transpose(1, 2)
+}
+
 /// The CUDA storage of a tensor that is on CUDA.
 ///
 /// # Errors

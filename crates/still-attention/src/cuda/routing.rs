@@ -6,7 +6,7 @@ use candle_core::cuda::CudaStorageSlice;
 use candle_core::cuda::cudarc::driver::CudaSlice;
 use candle_core::op::BackpropOp;
 use candle_core::{CudaDevice, CudaStorage, Storage, Tensor};
-use still_kernels::{CHUNK, Shape, check, still_saliency, still_select};
+use still_kernels::{CHUNK, NO_CAP, Shape, check, still_demote, still_saliency, still_select};
 
 use super::launch::{Launch, on_cuda, uninit};
 use crate::hybrid::OP;
@@ -25,8 +25,41 @@ struct Decided {
     scores: CudaSlice<f32>,
     budgets: CudaSlice<i32>,
     host_budgets: Vec<i32>,
+    /// `[B, K, C]`: a bit for each token of a chunk.
     selected: CudaSlice<u64>,
+    /// `[B, K, N]`: the kept tokens in order, of whole chunks.
     salient: CudaSlice<i32>,
+    /// Where some head reaches its cap.
+    capped: Option<Capped>,
+}
+
+/// What a cap makes of it.
+#[derive(Debug)]
+struct Capped {
+    cap: i32,
+    /// As [`Selection::absorbed_at`].
+    absorbed_at: CudaSlice<u32>,
+    /// `[B, K, C, cap]`: the salient tokens that each chunk sees.
+    visible: CudaSlice<i32>,
+    /// `[B, K, R, 64]`: retired chunks' tokens in the order in which they enter the state.
+    order: CudaSlice<i32>,
+}
+
+impl Capped {
+    /// Buffers to be filled.
+    fn new(
+        device: &CudaDevice,
+        (batch, heads, tokens): (usize, usize, usize),
+        cap: i32,
+    ) -> candle_core::Result<Self> {
+        let rows = batch * heads;
+        Ok(Self {
+            cap,
+            absorbed_at: uninit(device, rows * tokens)?,
+            visible: uninit(device, rows * tokens.div_ceil(CHUNK) * cap as usize)?,
+            order: uninit(device, rows * retired(tokens) * CHUNK)?,
+        })
+    }
 }
 
 /// Queues the scores of `[B, K, N]` tokens.
@@ -79,20 +112,40 @@ impl DeviceRouting {
     ) -> Result<Self> {
         let (batch, heads, tokens) = dims(shape);
         let scores = queue_scores(device, shape, query_and_key, config)?;
-        let host_budgets: Vec<i32> =
-            (0..heads).map(|head| router::effective_budget(config, head) as i32).collect();
+        let host_budgets = budgets(config, heads);
         let budgets = device.clone_htod(&host_budgets)?;
         let selected = uninit(device, batch * heads * tokens.div_ceil(CHUNK))?;
         let salient = uninit(device, batch * heads * tokens)?;
+        let capped = match reached_cap(config, &host_budgets, tokens) {
+            Some(cap) => Some(Capped::new(device, (batch, heads, tokens), cap)?),
+            None => None,
+        };
         let stream = device.cuda_stream();
         let mut launch = Launch::new(&stream)?;
         // SAFETY: the buffers are as large as `shape` says, and live until the launch is dropped.
-        let code = unsafe {
+        unsafe {
             let (from, budgets) = (launch.at(&scores), launch.at(&budgets));
             let (selected, salient) = (launch.at(&selected), launch.at(&salient));
-            still_select(shape, from, budgets, selected, salient, launch.stream())
-        };
-        check("still_select", code).map_err(candle_core::Error::wrap)?;
+            let code = still_select(shape, from, budgets, selected, salient, launch.stream());
+            check("still_select", code).map_err(candle_core::Error::wrap)?;
+            if let Some(Capped { cap, absorbed_at, visible, order }) = &capped {
+                let absorbed_at = launch.at(absorbed_at);
+                let (visible, order) = (launch.at(visible), launch.at(order));
+                let code = still_demote(
+                    shape,
+                    from,
+                    budgets,
+                    selected,
+                    salient,
+                    *cap,
+                    absorbed_at,
+                    visible,
+                    order,
+                    launch.stream(),
+                );
+                check("still_demote", code).map_err(candle_core::Error::wrap)?;
+            }
+        }
         drop(launch);
         let dims = (batch, heads, tokens);
         let device = device.clone();
@@ -104,13 +157,15 @@ impl DeviceRouting {
             host_budgets,
             selected,
             salient,
+            capped,
         })))
     }
 
     /// A selection that was made elsewhere; scores are the router's own.
     ///
     /// # Errors
-    /// The kernels keep equally many tokens of each retired chunk of a head, for good.
+    /// The kernels keep equally many tokens of each retired chunk of a head, for good or until the head has as many as the
+    /// configuration's cap.
     pub fn given(
         device: &CudaDevice,
         shape: &Shape,
@@ -119,42 +174,35 @@ impl DeviceRouting {
         selection: &Selection,
     ) -> Result<Self> {
         let (batch, heads, tokens) = dims(shape);
-        let budget = |head| router::effective_budget(config, head);
-        let mut budgets: Vec<usize> = (0..heads).map(budget).collect();
-        let (chunks, retired) =
-            (tokens.div_ceil(CHUNK), (tokens.div_ceil(CHUNK)).saturating_sub(2));
-        let mut selected = vec![0_u64; batch * heads * chunks];
-        let mut salient = vec![0_i32; batch * heads * tokens];
+        let host_budgets = match tokens.div_ceil(CHUNK) > 2 {
+            true => (0..heads).map(|head| visible(selection, 0, head, 2).len() as i32).collect(),
+            false => budgets(config, heads),
+        };
+        let cap = reached_cap(config, &host_budgets, tokens);
+        let mut lists = Lists::default();
         for row in 0..batch * heads {
-            let (sequence, head) = (row / heads, row % heads);
-            let absorbed_at = selection.row(sequence, head);
-            for chunk in 0..retired {
-                let span = chunk * CHUNK..(chunk + 1) * CHUNK;
-                let kept: Vec<usize> =
-                    span.clone().filter(|&t| absorbed_at[t] == Selection::NEVER).collect();
-                let absorbed = span.filter(|&t| absorbed_at[t] as usize == chunk + 2).count();
-                if (sequence, chunk) == (0, 0) {
-                    budgets[head] = kept.len();
-                }
-                if kept.len() != budgets[head] || kept.len() + absorbed != CHUNK {
-                    return Err(uneven(head, chunk));
-                }
-                for (place, &token) in kept.iter().enumerate() {
-                    selected[row * chunks + chunk] |= 1 << (token % CHUNK);
-                    salient[row * tokens + chunk * kept.len() + place] = token as i32;
-                }
-            }
+            let budget = host_budgets[row % heads] as usize;
+            lists.add(selection, (row / heads, row % heads), budget, cap)?;
         }
         let scores = queue_scores(device, shape, query_and_key, config)?;
-        let host_budgets: Vec<i32> = budgets.into_iter().map(|budget| budget as i32).collect();
+        let capped = match cap {
+            None => None,
+            Some(cap) => Some(Capped {
+                cap,
+                absorbed_at: device.clone_htod(&selection.absorbed_at)?,
+                visible: device.clone_htod(&lists.visible)?,
+                order: device.clone_htod(&lists.order)?,
+            }),
+        };
         Ok(Self(Arc::new(Decided {
             device: device.clone(),
             dims: (batch, heads, tokens),
             scores,
             budgets: device.clone_htod(&host_budgets)?,
             host_budgets,
-            selected: device.clone_htod(&selected)?,
-            salient: device.clone_htod(&salient)?,
+            selected: device.clone_htod(&lists.selected)?,
+            salient: device.clone_htod(&lists.salient)?,
+            capped,
         })))
     }
 
@@ -167,24 +215,24 @@ impl DeviceRouting {
         &self.0.device
     }
 
-    /// Tokens kept of each retired chunk, by selection head.
-    pub fn budgets(&self) -> &CudaSlice<i32> {
-        &self.0.budgets
+    /// What the kernels are told of it.
+    pub(super) fn args<'a>(&'a self, launch: &mut Launch<'a>) -> still_kernels::Routing {
+        let Decided { budgets, selected, salient, capped, .. } = &*self.0;
+        let capped = capped.as_ref();
+        still_kernels::Routing {
+            budgets: launch.at(budgets),
+            selected: launch.at(selected),
+            salient: launch.at(salient),
+            cap: capped.map_or(NO_CAP, |capped| capped.cap),
+            absorbed_at: launch.at_optional(capped.map(|capped| &capped.absorbed_at)),
+            visible: launch.at_optional(capped.map(|capped| &capped.visible)),
+            order: launch.at_optional(capped.map(|capped| &capped.order)),
+        }
     }
 
-    /// [`DeviceRouting::budgets`] where the host can read them.
+    /// Tokens kept of each retired chunk, by selection head, where the host can read them.
     pub fn host_budgets(&self) -> &[i32] {
         &self.0.host_budgets
-    }
-
-    /// `[B, K, C]`: a bit for each token of a chunk.
-    pub fn selected(&self) -> &CudaSlice<u64> {
-        &self.0.selected
-    }
-
-    /// `[B, K, N]`: the kept tokens in order, of whole chunks.
-    pub fn salient(&self) -> &CudaSlice<i32> {
-        &self.0.salient
     }
 
     /// `[B, K, N]`: what the tokens were ranked by.
@@ -199,7 +247,7 @@ impl DeviceRouting {
         let (device, bytes) = (self.device(), CHUNK / 8);
         let mut copy: CudaSlice<u8> = uninit(device, batch * heads * chunks * bytes)?;
         // SAFETY: any bytes are u8, and there are eight in each u64; the device has its lowest bits first.
-        let selected = unsafe { self.selected().transmute::<u8>(batch * heads * chunks * bytes) };
+        let selected = unsafe { self.0.selected.transmute::<u8>(batch * heads * chunks * bytes) };
         let Some(selected) = selected else { candle_core::bail!("fewer bits than tokens") };
         device.memcpy_dtod(&selected, &mut copy)?;
         let storage = CudaStorage { slice: CudaStorageSlice::U8(copy), device: device.clone() };
@@ -212,16 +260,19 @@ impl DeviceRouting {
     /// Copies the selection, once the device has made it.
     pub fn selection(&self) -> Result<Selection> {
         let (batch, heads, tokens) = self.dims();
+        let selection = |absorbed_at| Selection { chunk: CHUNK, batch, heads, tokens, absorbed_at };
+        if let Some(Capped { absorbed_at, .. }) = &self.0.capped {
+            return Ok(selection(self.device().clone_dtoh(absorbed_at)?));
+        }
         let chunks = tokens.div_ceil(CHUNK);
-        let selected = self.device().clone_dtoh(self.selected())?;
+        let selected = self.device().clone_dtoh(&self.0.selected)?;
         let absorbed_at = (0..batch * heads * tokens).map(|i| {
             let (row, token) = (i / tokens, i % tokens);
             let (chunk, bit) = (token / CHUNK, token % CHUNK);
             let kept = selected[row * chunks + chunk] >> bit & 1 == 1;
             if kept || chunk + 2 >= chunks { Selection::NEVER } else { chunk as u32 + 2 }
         });
-        let absorbed_at = absorbed_at.collect();
-        Ok(Selection { chunk: CHUNK, batch, heads, tokens, absorbed_at })
+        Ok(selection(absorbed_at.collect()))
     }
 
     /// Copies the scores `[B, K, N]`, once the device has made them.
@@ -233,11 +284,99 @@ impl DeviceRouting {
     }
 }
 
+/// Tokens that each head keeps of a retired chunk: more than the cap would be demoted at once.
+pub(super) fn budgets(config: &HybridConfig, heads: usize) -> Vec<i32> {
+    let cap = config.cap.unwrap_or(usize::MAX);
+    (0..heads).map(|head| router::effective_budget(config, head).min(cap) as i32).collect()
+}
+
+/// The cap, if some head of sequences of `tokens` tokens has more to keep.
+fn reached_cap(config: &HybridConfig, budgets: &[i32], tokens: usize) -> Option<i32> {
+    let most = budgets.iter().max().copied().unwrap_or(0) as usize * retired(tokens);
+    config.cap.filter(|&cap| most > cap).map(|cap| cap as i32)
+}
+
+/// Chunks that have left the window of a sequence of `tokens` tokens.
+pub(super) fn retired(tokens: usize) -> usize {
+    tokens.div_ceil(CHUNK).saturating_sub(2)
+}
+
+/// The salient tokens that a chunk sees.
+fn visible(selection: &Selection, sequence: usize, head: usize, chunk: usize) -> Vec<usize> {
+    let absorbed_at = selection.row(sequence, head);
+    let candidates = 0..(chunk.saturating_sub(1) * CHUNK).min(absorbed_at.len());
+    candidates.filter(|&token| absorbed_at[token] as usize > chunk).collect()
+}
+
+/// A selection as `StillRouting` has it, one (sequence, head) after the other.
+#[derive(Default)]
+struct Lists {
+    selected: Vec<u64>,
+    salient: Vec<i32>,
+    visible: Vec<i32>,
+    order: Vec<i32>,
+}
+
+impl Lists {
+    fn add(
+        &mut self,
+        selection: &Selection,
+        (sequence, head): (usize, usize),
+        budget: usize,
+        cap: Option<i32>,
+    ) -> Result<()> {
+        let absorbed_at = selection.row(sequence, head);
+        let tokens = absorbed_at.len();
+        let (chunks, retired) = (tokens.div_ceil(CHUNK), retired(tokens));
+        let most = cap.map_or(usize::MAX, |cap| cap as usize);
+        let (first_chosen, first_order) = (self.salient.len(), self.order.len());
+        self.selected.resize(self.selected.len() + chunks, 0);
+        let selected = self.selected.len() - chunks;
+        self.salient.resize(first_chosen + tokens, 0);
+        let mut seen = vec![0; cap.map_or(0, |cap| chunks * cap as usize)];
+        for chunk in 0..retired {
+            let now = chunk + 2;
+            let sees = visible(selection, sequence, head, now);
+            let kept = |retired: usize| (budget * retired).min(most);
+            let entering: Vec<usize> =
+                (0..(chunk + 1) * CHUNK).filter(|&t| absorbed_at[t] as usize == now).collect();
+            // Those that were salient for a while, and what makes up the budget: demoted on arrival.
+            let mut chosen: Vec<usize> = (chunk * CHUNK..(chunk + 1) * CHUNK).collect();
+            chosen.sort_by_key(|&token| absorbed_at[token] as usize <= now);
+            let salient = chosen.partition_point(|&token| absorbed_at[token] as usize > now);
+            if sees.len() != kept(chunk + 1)
+                || entering.len() != CHUNK + kept(chunk) - kept(chunk + 1)
+                || salient > budget
+            {
+                return Err(uneven(head, chunk));
+            }
+            chosen.truncate(budget);
+            chosen.sort_unstable();
+            for (place, &token) in chosen.iter().enumerate() {
+                self.selected[selected + chunk] |= 1 << (token % CHUNK);
+                self.salient[first_chosen + chunk * budget + place] = token as i32;
+            }
+            let Some(cap) = cap else { continue };
+            let seen = seen[now * cap as usize..].iter_mut();
+            seen.zip(&sees).for_each(|(to, &token)| *to = token as i32);
+            self.order.extend(entering.iter().map(|&token| token as i32));
+            self.order.resize(first_order + (chunk + 1) * CHUNK, i32::MIN);
+        }
+        if cap.is_some() {
+            let never = visible(selection, sequence, head, chunks - 1).into_iter();
+            let places = self.order[first_order..].iter_mut().filter(|place| **place == i32::MIN);
+            places.zip(never).for_each(|(place, token)| *place = !(token as i32));
+        }
+        self.visible.append(&mut seen);
+        Ok(())
+    }
+}
+
 fn uneven(head: usize, chunk: usize) -> AttentionError {
     AttentionError::Unsupported {
         op: OP,
         tensor: "routing",
-        expected: "equally many tokens kept of each retired chunk of a head, for good, on CUDA",
+        expected: "equally many tokens kept of each retired chunk of a head, for good or up to the cap, on CUDA",
         got: format!("another selection at head {head}, chunk {chunk}"),
     }
 }

@@ -1,7 +1,7 @@
 //! What the kernels compute, and errors that name what they do not.
 
 use candle_core::{DType, Device, Tensor};
-use still_kernels::{CHUNK, HEAD_DIMS, MAX_DECODE_GROUP};
+use still_kernels::{CHUNK, HEAD_DIMS, MAX_CAP, MAX_DECODE_GROUP};
 
 use crate::hybrid::OP;
 use crate::tensor::expect_shape;
@@ -23,6 +23,12 @@ pub(super) fn check(
 ) -> Result<()> {
     // The linear branch alone is composed of tensor ops; of all else it asks what the kernels do.
     let is_alone = config.branches == LINEAR_ALONE;
+    require(
+        !is_alone || config.cap.is_none(),
+        "cap",
+        "none with the linear branch alone on CUDA",
+        || format!("{:?}", config.cap),
+    )?;
     let branches = if is_alone { Branches::default() } else { config.branches };
     check_config(geometry, &HybridConfig { branches, ..config.clone() })?;
     check_rows(q, key_side)?;
@@ -113,7 +119,8 @@ pub(super) fn check_config(geometry: HeadGeometry, config: &HybridConfig) -> Res
     require(known, "router", "self_saliency, random or none on CUDA", || {
         format!("{:?}", config.router)
     })?;
-    require(config.cap.is_none(), "cap", "none on CUDA", || format!("{:?}", config.cap))?;
+    let cap = config.cap.unwrap_or(0);
+    require(cap <= MAX_CAP, "cap", "at most 8192 on CUDA", || cap.to_string())?;
     require(!config.gate, "gate", "off on CUDA", || "on".into())?;
     let factor = config.window_factor && config.linear_norm == LinearNorm::Sum;
     require(!factor, "window_factor", "off with linear_norm sum on CUDA", || "on".into())?;

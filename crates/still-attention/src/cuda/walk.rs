@@ -1,11 +1,10 @@
 //! The operator walked forward and back without a graph of its rows: see [`crate::walk_attention`].
 
 use candle_core::backprop::GradStore;
-use candle_core::op::BackpropOp;
-use candle_core::{CudaDevice, Storage, Tensor};
+use candle_core::{CudaDevice, Tensor};
 
 use super::backward::backward;
-use super::forward::{Operands, Saved, forward};
+use super::forward::{Operands, Saved, forward_by_token};
 use super::launch::{rows_aligned, shape};
 use super::routing::DeviceRouting;
 use super::support::{self, LINEAR_ALONE};
@@ -56,9 +55,7 @@ pub(crate) fn walk(
         k,
         v,
     };
-    let (out, saved) = forward(&device, &operands, true, None)?;
-    let shape = operands.q.shape().clone();
-    let out = Tensor::from_storage(Storage::Cuda(out), shape, BackpropOp::none(), false);
+    let (out, saved) = forward_by_token(&device, &operands, true, None)?;
     let mut learned = vec![map_q, map_k];
     learned.extend(log_scale);
     Ok(Some((out.clone(), Walk { device, operands, saved, out, learned })))

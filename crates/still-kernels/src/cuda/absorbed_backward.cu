@@ -1,5 +1,6 @@
 // What the keys and values of a retired chunk get beside the window's share: absorbed tokens through S += phi(k) v', z += phi(k)
-// and the map, salient ones the partial sums of later queries. Two warpgroups, each with half of the columns.
+// and the map, salient ones the partial sums of later queries; demoted tokens both. A block has the tokens of one entry of the
+// order in which they are absorbed: without a cap a chunk's. Two warpgroups, each with half of the columns.
 #include "backward_steps.cuh"
 #include "np_map_backward.cuh"
 #include "wgmma.cuh"
@@ -11,8 +12,8 @@ template <int D, int NT, class T>
 __device__ __forceinline__ void add_partial(float (&sums)[NT][4], int half, const Backward<T>& in, int b, int kv, int entry,
                                             int kind, int col) {
   int unit = 0;
-  for (int h = 0; h < kv; h++) unit += SalientWork(in.budgets[h], in.chunks - 2).units();
-  const SalientWork work(in.budgets[kv], in.chunks - 2);
+  for (int h = 0; h < kv; h++) unit += SalientWork(in.routing.budgets[h], in.chunks - 2).units();
+  const SalientWork work(in.routing.budgets[kv], in.chunks - 2);
   unit += entry / CHUNK * work.parts;
   for (int part = 0; part < work.parts; part++) {
     const float* from = in.partial + (((int64_t(b) * in.units + unit + part) * 2 + kind) * CHUNK + entry % CHUNK) * D + col;
@@ -25,7 +26,7 @@ __device__ __forceinline__ void add_partial(float (&sums)[NT][4], int half, cons
   }
 }
 
-template <class K>
+template <class K, bool CAPPED>
 __global__ void __launch_bounds__(256, K::P == 1 ? 2 : 1) absorbed_backward(const Backward<typename K::T> in) {
   using T = typename K::T;
   constexpr int D = K::D, P = K::P, KS = D / 16, NT = D / 16;
@@ -39,12 +40,23 @@ __global__ void __launch_bounds__(256, K::P == 1 ? 2 : 1) absorbed_backward(cons
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int row = warp % 4 * 16 + lane / 4, col = warp / 4 * (D / 2), my_col = col + lane % 4 * 2;
   const int64_t bk = int64_t(b) * in.kv_heads + kv;
-  const int budget = in.budgets[kv];
-  const uint64_t kept = in.selected[bk * in.chunks + chunk];
-  const bool salient[2] = {(kept >> row & 1) != 0, (kept >> (row + 8) & 1) != 0};
+  const int budget = in.routing.budgets[kv];
+  const uint64_t* selected = in.routing.selected + bk * in.chunks;
+  const uint64_t kept = CAPPED ? 0 : selected[chunk];
+  // Row r of the block is token t, or ~t if that is never absorbed.
+  auto entry = [&](int r) -> int {
+    if constexpr (CAPPED) return in.routing.order[(bk * (in.chunks - 2) + chunk) * CHUNK + r];
+    return kept >> r & 1 ? ~(start + r) : start + r;
+  };
+  auto token_of = [&](int r) { const int t = entry(r); return t < 0 ? ~t : t; };
+  const bool exact[2] = {entry(row) < 0, entry(row + 8) < 0};
+  const int token[2] = {token_of(row), token_of(row + 8)};
+  auto load_tokens = [&](RowsTile to, const Rows<const T>& from) {
+    if constexpr (CAPPED) load_rows<256>(to, 0, CHUNK, from.data, [&](int r) { return from.row(b, kv, token_of(r)); });
+    else load_matrix<256, CHUNK>(to, 0, from.row(b, kv, start), from.token);
+  };
   const T *w = in.w_k + int64_t(kv) * D * D, *states = in.d_s + (bk * (in.chunks - 2) + chunk) * 2 * D * D;
-  const bool linear = budget < CHUNK;
-  auto entry = [&](int r) { return chunk * budget + __popcll(kept & ((uint64_t(1) << r) - 1)); };
+  const bool linear = CAPPED || budget < CHUNK;
   auto load_half = [&](int part, bool phi) {  // part 0: minus, in the second halves
     __syncthreads();
     const int offset = part ? 0 : D;
@@ -58,8 +70,11 @@ __global__ void __launch_bounds__(256, K::P == 1 ? 2 : 1) absorbed_backward(cons
   auto finish_rows = [&](float (&sums)[NT][4], const Rows<T>& to_rows, int kind) {
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      if (salient[half]) add_partial<D>(sums, half, in, b, kv, entry(row + half * 8), kind, my_col);
-      T* to = to_rows.row(b, kv, start + row + half * 8);
+      const int of = CAPPED ? token[half] / CHUNK : chunk, bit = CAPPED ? token[half] % CHUNK : row + half * 8;
+      const uint64_t chosen = CAPPED ? selected[of] : kept;
+      if (chosen >> bit & 1)
+        add_partial<D>(sums, half, in, b, kv, of * budget + __popcll(chosen & ((uint64_t(1) << bit) - 1)), kind, my_col);
+      T* to = to_rows.row(b, kv, token[half]);
 #pragma unroll
       for (int n = 0; n < NT; n++) {
         float2 window = read_pair(to + my_col + n * 8);
@@ -74,7 +89,7 @@ __global__ void __launch_bounds__(256, K::P == 1 ? 2 : 1) absorbed_backward(cons
   float sums[NT][4];
   clear(sums);
   if (linear) {
-    load_matrix<256, CHUNK>(values, 0, in.v.row(b, kv, start), in.v.token);
+    load_tokens(values, in.v);
     load_matrix<256, D>(weights, 0, w, D);
     copy_commit();
 #pragma unroll 1
@@ -88,7 +103,7 @@ __global__ void __launch_bounds__(256, K::P == 1 ? 2 : 1) absorbed_backward(cons
   clear(sums);
   if (linear) {
     __syncthreads();
-    load_matrix<256, CHUNK>(phis, 0, in.k.row(b, kv, start), in.k.token);
+    load_tokens(phis, in.k);
     load_half(0, false);
     float f[NT][4], squared[2], inner[2], radial[2];
     squared_norms(phis, squared);
@@ -106,7 +121,7 @@ __global__ void __launch_bounds__(256, K::P == 1 ? 2 : 1) absorbed_backward(cons
           for (int n = 0; n < NT; n++) {
             float2 x = read_pair(zs + n * 8);
 #pragma unroll
-            for (int e = 0; e < 4; e++) d[n][e] = salient[e / 2] ? 0.f : d[n][e] + (e % 2 ? x.y : x.x);
+            for (int e = 0; e < 4; e++) d[n][e] = exact[e / 2] ? 0.f : d[n][e] + (e % 2 ? x.y : x.x);
           }
         },
         inner, radial);
@@ -116,9 +131,8 @@ __global__ void __launch_bounds__(256, K::P == 1 ? 2 : 1) absorbed_backward(cons
     tile_product<KS>(sums, values, 0, weights, col);
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      const int t = start + row + half * 8;
-      store_row(true, in.df_k + (bk * in.tokens + t) * D + col, f, half, 1.f);
-      const T* x = in.k.row(b, kv, t) + my_col;
+      store_row(true, in.df_k + (bk * in.tokens + start + row + half * 8) * D + col, f, half, 1.f);
+      const T* x = in.k.row(b, kv, token[half]) + my_col;
 #pragma unroll
       for (int n = 0; n < NT; n++) {
         float2 k = read_pair(x + n * 8);
@@ -136,7 +150,7 @@ int step_absorbed(const StillShape& shape, const StillBackward& args, StillStrea
     Backward<typename K::T> in(shape, args, args.host_budgets);
     if (in.chunks < 3) return cudaSuccess;
     constexpr int bytes = 2 * Tile<K::P, CHUNK, K::D>::BYTES + 2 * Tile<K::P, K::D, K::D>::BYTES + ALIGNMENT;
-    return launch(absorbed_backward<K>, dim3(in.chunks - 2, shape.kv_heads, shape.batch), 256, bytes, stream, in);
+    return launch(args.routing.cap == STILL_NO_CAP ? absorbed_backward<K, false> : absorbed_backward<K, true>, dim3(in.chunks - 2, shape.kv_heads, shape.batch), 256, bytes, stream, in);
   });
 }
 

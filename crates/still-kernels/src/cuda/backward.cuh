@@ -23,14 +23,14 @@ struct Backward {
   Rows<T> d_q, d_k, d_v;
   const T *w_q, *w_k, *phi_k, *s;
   const float *log_scale, *z, *denominator, *maximum;
-  const int32_t *budgets, *salient, *arg_max;
-  const uint64_t* selected;
+  const int32_t* arg_max;
+  StillRouting routing;
   float *d_w_q, *d_w_k, *d_log_scale;
   // Scratch, in this order.
   float *minus_delta, *inner;  // [B, H, N]
   T* phi_q;                    // [B, H, N, 2D]: lambda / den phi
   T* df_q;                     // [B, H, N, D]
-  T* df_k;                     // [B, K, N, D]
+  T* df_k;                     // [B, K, N, D], in the rows of `phi_k`
   float* totals;               // of the scan
   T* d_s;                      // [B, K, R, 2D, D]
   float* d_z;                  // [B, K, R, 2D]

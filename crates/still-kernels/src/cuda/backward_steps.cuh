@@ -14,8 +14,8 @@ template <class T>
 Backward<T>::Backward(const StillShape& shape, const StillBackward& a, const int32_t* host_budgets)
     : q(a.q), k(a.k), v(a.v), out(a.out), d_out(a.d_out), d_q(a.d_q), d_k(a.d_k), d_v(a.d_v), w_q(static_cast<const T*>(a.w_q)),
       w_k(static_cast<const T*>(a.w_k)), phi_k(static_cast<const T*>(a.phi)), s(static_cast<const T*>(a.s)),
-      log_scale(a.log_scale), z(a.z), denominator(a.denominator), maximum(a.maximum), budgets(a.budgets), salient(a.salient),
-      arg_max(a.arg_max), selected(a.selected), d_w_q(a.d_w_q), d_w_k(a.d_w_k), d_log_scale(a.d_log_scale),
+      log_scale(a.log_scale), z(a.z), denominator(a.denominator), maximum(a.maximum), 
+      arg_max(a.arg_max), routing(a.routing), d_w_q(a.d_w_q), d_w_k(a.d_w_k), d_log_scale(a.d_log_scale),
       tokens(shape.tokens), heads(shape.heads), kv_heads(shape.kv_heads), group(shape.heads / shape.kv_heads),
       chunks(still::chunks(shape)), units(0), segments(still::segments(shape)) {
   const int64_t d = shape.head_dim, slots = retired(shape), rows = int64_t(shape.batch) * heads * tokens;

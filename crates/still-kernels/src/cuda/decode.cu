@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(128) decode_attend(const Decode<typename K::T>
   auto stage = [&](int i) { return Stage{base + i % 2 * Stage::BYTES}; };
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, chunk = position / CHUNK, ring_part = in.splits;
   const int64_t bk = int64_t(b) * in.kv_heads + kv;
-  const int retired = max(chunk - 1, 0), kept = retired * in.budgets[kv], absorbed = retired * CHUNK - kept;
+  const int retired = max(chunk - 1, 0), kept = kept_tokens(in.cap, in.budgets[kv], retired), absorbed = retired * CHUNK - kept;
   float* mine = partial_of<D>(in.partial, bk, gridDim.x, part);
 
   if (part <= ring_part) {
@@ -291,23 +291,29 @@ __global__ void __launch_bounds__(128) decode_attend(const Decode<typename K::T>
 
 // Rows of a sequence that was read at once: salient ones to the store, the last two chunks to the ring.
 template <class T>
-__global__ void __launch_bounds__(128) decode_fill(Rows<const T> k, Rows<const T> v, const float* score, const int32_t* salient,
+__global__ void __launch_bounds__(128) decode_fill(Rows<const T> k, Rows<const T> v, const float* score, const StillRouting routing,
                                                    const Decode<T> in, int tokens, int d) {
   const int kv = blockIdx.y, b = blockIdx.z, chunks = (tokens + CHUNK - 1) / CHUNK;
   const int64_t bk = int64_t(b) * in.kv_heads + kv;
-  const int kept = max(chunks - 2, 0) * in.budgets[kv], begin = max(chunks - 2, 0) * CHUNK;
+  const int retired = max(chunks - 2, 0), kept = kept_tokens(in.cap, in.budgets[kv], retired), begin = retired * CHUNK;
+  const int32_t* list = visible_list(routing, bk, chunks - 1, chunks, tokens);
   for (int row = blockIdx.x; row < kept + tokens - begin; row += gridDim.x) {
     const bool store = row < kept;
-    const int t = store ? salient[bk * tokens + row] : begin + row - kept;
+    const int t = store ? list[row] : begin + row - kept;
     const int64_t to = store ? in.store(b, kv) + row : bk * RING + t % RING;
     for (int i = threadIdx.x; i < d; i += 128) {
       (store ? in.store_k : in.ring_k)[to * d + i] = k.row(b, kv, t)[i];
       (store ? in.store_v : in.ring_v)[to * d + i] = v.row(b, kv, t)[i];
     }
-    if (!store && threadIdx.x == 0) in.ring_score[to] = score[bk * tokens + t];
+    if (threadIdx.x == 0 && !store) in.ring_score[to] = score[bk * tokens + t];
+    if (threadIdx.x == 0 && store && in.store_score) {
+      in.store_score[to] = score[bk * tokens + t];
+      in.store_token[to] = t;
+    }
   }
 }
 
+int run_decode_admit(const StillShape&, const StillDecode&, StillStream);
 int run_decode_retire(const StillShape&, const StillDecode&, StillStream);
 
 }  // namespace still
@@ -319,6 +325,8 @@ extern "C" int64_t still_decode_floats(const StillShape* shape, int32_t splits) 
 
 extern "C" int still_decode(const StillShape* shape, const StillDecode* args, StillStream stream) {
   if (!still::valid(*shape) || shape->heads / shape->kv_heads > still::GROUP || args->splits < 1 || args->splits > 64) return cudaErrorInvalidValue;
+  if (args->cap != STILL_NO_CAP)
+    if (int error = still::run_decode_admit(*shape, *args, stream)) return error;
   if (int error = still::run_decode_retire(*shape, *args, stream)) return error;
   return still::dispatch(*shape, [&](auto kind) {
     using K = decltype(kind);
@@ -329,11 +337,11 @@ extern "C" int still_decode(const StillShape* shape, const StillDecode* args, St
   });
 }
 
-extern "C" int still_decode_fill(const StillShape* shape, StillRows k, StillRows v, const float* score, const int32_t* salient,
+extern "C" int still_decode_fill(const StillShape* shape, StillRows k, StillRows v, const float* score, const StillRouting* routing,
                                  const StillDecode* args, StillStream stream) {
   return still::dispatch(*shape, [&](auto kind) {
     using T = typename decltype(kind)::T;
     return still::launch(still::decode_fill<T>, dim3(128, shape->kv_heads, shape->batch), 128, 0, stream, still::Rows<const T>(k),
-                         still::Rows<const T>(v), score, salient, still::Decode<T>(*shape, *args), shape->tokens, shape->head_dim);
+                         still::Rows<const T>(v), score, *routing, still::Decode<T>(*shape, *args), shape->tokens, shape->head_dim);
   });
 }

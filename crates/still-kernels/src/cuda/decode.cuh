@@ -13,19 +13,22 @@ struct Decode {
   const T *w_q, *w_k;
   const float* log_scale;
   const int32_t *budgets, *positions;
+  int cap;
   T *ring_k, *ring_v, *store_k, *store_v;
   const int64_t* store_offset;
   int64_t store_entries;
-  float *ring_score, *s, *z, *partial;
+  float *ring_score, *store_score, *s, *z, *partial;
+  int32_t* store_token;
+  uint64_t* admitted;
   uint32_t* arrived;
   int splits, heads, kv_heads, group;
 
   Decode(const StillShape& shape, const StillDecode& a)
       : q(a.q), k(a.k), v(a.v), out(a.out), w_q(static_cast<const T*>(a.w_q)), w_k(static_cast<const T*>(a.w_k)),
-        log_scale(a.log_scale), budgets(a.budgets), positions(a.positions), ring_k(static_cast<T*>(a.ring_k)),
+        log_scale(a.log_scale), budgets(a.budgets), positions(a.positions), cap(a.cap), ring_k(static_cast<T*>(a.ring_k)),
         ring_v(static_cast<T*>(a.ring_v)), store_k(static_cast<T*>(a.store_k)), store_v(static_cast<T*>(a.store_v)),
-        store_offset(a.store_offset), store_entries(a.store_entries), ring_score(a.ring_score), s(a.s), z(a.z),
-        partial(a.partial), arrived(a.arrived), splits(a.splits), heads(shape.heads), kv_heads(shape.kv_heads),
+        store_offset(a.store_offset), store_entries(a.store_entries), ring_score(a.ring_score), store_score(a.store_score), s(a.s), z(a.z),
+        partial(a.partial), store_token(a.store_token), admitted(a.admitted), arrived(a.arrived), splits(a.splits), heads(shape.heads), kv_heads(shape.kv_heads),
         group(shape.heads / shape.kv_heads) {}
 
   // First entry of a head's store, in rows of D.

@@ -1,7 +1,8 @@
 // Before the first token of a chunk is answered, the chunk two before leaves the ring: its salient rows go to the store, the
-// others into the state. At every other step the blocks return at once. A block owns 64 features of one (sequence, KV head).
+// others into the state. Under a cap `decode_admit` has been there: the store has what it keeps, the ring the rest. At every other step the blocks return at once. A block owns 64 features of one (sequence, KV head).
 #include "decode.cuh"
 #include "np_map.cuh"
+#include "ranked.cuh"
 #include "wgmma.cuh"
 
 namespace still {
@@ -26,7 +27,7 @@ __global__ void __launch_bounds__(128) decode_retire(const Decode<typename K::T>
   load_matrix<128, D>(weights, 0, in.w_k + int64_t(kv) * D * D, D);
   copy_commit();
 
-  float mine = threadIdx.x < CHUNK ? in.ring_score[from + threadIdx.x] : 0.f;
+  float mine = threadIdx.x < CHUNK ? sound(in.ring_score[from + threadIdx.x]) : 0.f;
   if (threadIdx.x < CHUNK) scores[threadIdx.x] = mine;
   __syncthreads();
   int rank = 0;
@@ -36,9 +37,10 @@ __global__ void __launch_bounds__(128) decode_retire(const Decode<typename K::T>
   copy_wait<0>();
   publish();
   __syncthreads();
-  const uint64_t kept = uint64_t(words[1]) << 32 | words[0];
+  const bool capped = in.cap != STILL_NO_CAP;
+  const uint64_t kept = capped ? in.admitted[bk] : uint64_t(words[1]) << 32 | words[0];
 
-  if (slice == 0) {
+  if (slice == 0 && !capped) {
     constexpr int PIECES = D * sizeof(T) / 16;
     const int64_t to = in.store(b, kv) + int64_t(chunk) * budget;
     for (int i = threadIdx.x; i < CHUNK * PIECES; i += 128) {
@@ -49,7 +51,7 @@ __global__ void __launch_bounds__(128) decode_retire(const Decode<typename K::T>
       reinterpret_cast<uint4*>(in.store_v)[target] = reinterpret_cast<const uint4*>(in.ring_v)[source];
     }
   }
-  if (budget >= CHUNK) return;
+  if (~kept == 0) return;
 
   {
     Left<P> x[KS];

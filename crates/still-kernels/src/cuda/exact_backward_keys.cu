@@ -1,20 +1,24 @@
-// dk and dv of the exact branch, 64 keys a block: a chunk's keys against the queries of the chunk and the one after (WINDOW;
-// the results start d_k and d_v), or 64 salient tokens against a share of the queries of all chunks that see them (partial
-// sums). Everything is transposed: a warp owns 16 keys, a column is a query.
+// dk and dv of the exact branch, 64 keys a block: a chunk's keys against the queries of the chunk and the one after (the results
+// start d_k and d_v), or 64 salient tokens against a share of the queries of all chunks that see them (partial sums). Under a
+// cap that ends where the last of the 64 has been demoted. Everything is transposed: a warp owns 16 keys, a column is a query.
 #include "backward_steps.cuh"
 #include "wgmma.cuh"
 
 namespace still {
 
-template <class K, bool WINDOW>
+enum Keys { OF_WINDOW, SALIENT, CAPPED };
+
+template <class K, Keys KEYS>
 __global__ void __launch_bounds__(128, K::P == 1 ? 2 : 1) exact_backward_keys(const Backward<typename K::T> in) {
   using T = typename K::T;
   constexpr int D = K::D, P = K::P, KS = D / 16, NT = D / 8;
+  constexpr bool WINDOW = KEYS == OF_WINDOW;
   using RowsTile = Tile<P, CHUNK, D>;
   using Stage = Tile<P, 128, D>;  // 64 queries, their d_out
   extern __shared__ unsigned char memory[];
   __shared__ float columns[2][3][CHUNK];  // level, delta, inner
   __shared__ int maxima[2][CHUNK];
+  __shared__ uint32_t until;  // the chunk that sees none of the tile any more
   const RowsTile keys{aligned(memory)}, values{keys.base + RowsTile::BYTES};
   auto stage = [&](int i) { return Stage{values.base + RowsTile::BYTES + i % 2 * Stage::BYTES}; };
   const int b = blockIdx.z, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -30,19 +34,29 @@ __global__ void __launch_bounds__(128, K::P == 1 ? 2 : 1) exact_backward_keys(co
     int unit = blockIdx.x;
     SalientWork work(0, 0);
     for (kv = 0;; kv++) {
-      work = SalientWork(in.budgets[kv], in.chunks - 2);
+      work = SalientWork(in.routing.budgets[kv], in.chunks - 2);
       if (unit < work.units()) break;
       unit -= work.units();
     }
-    budget = in.budgets[kv];
+    budget = in.routing.budgets[kv];
     entries = budget * (in.chunks - 2);
     tile = unit / work.parts;
-    const int from = tile * CHUNK / budget + 2, count = in.chunks - from, part = unit % work.parts;
+    const int from = tile * CHUNK / budget + 2, part = unit % work.parts;
+    int count = in.chunks - from;
+    if constexpr (KEYS == CAPPED) {
+      if (threadIdx.x == 0) until = 0;
+      __syncthreads();
+      const int i = tile * CHUNK + threadIdx.x;
+      const int64_t row = (int64_t(b) * in.kv_heads + kv) * in.tokens;
+      if (threadIdx.x < CHUNK && i < entries) atomicMax(&until, min(in.routing.absorbed_at[row + in.routing.salient[row + i]], uint32_t(in.chunks)));
+      __syncthreads();
+      count = max(int(until) - from, 0);
+    }
     first = from + count * part / work.parts;
     last = from + count * (part + 1) / work.parts;
   }
   const int64_t bk = int64_t(b) * in.kv_heads + kv;
-  const int32_t* list = in.salient + bk * in.tokens;
+  const int32_t* list = in.routing.salient + bk * in.tokens;
   auto token_of = [&](int r) {
     if (WINDOW) return tile * CHUNK + r < in.tokens ? tile * CHUNK + r : -1;
     return tile * CHUNK + r < entries ? list[tile * CHUNK + r] : -1;
@@ -70,6 +84,11 @@ __global__ void __launch_bounds__(128, K::P == 1 ? 2 : 1) exact_backward_keys(co
   load(0);
   const int my_row = warp * 16 + lane / 4;
   const int my_token[2] = {token_of(my_row), token_of(my_row + 8)};  // -1: none
+  int absorbed_at[2] = {0, 0};
+  if constexpr (KEYS == CAPPED)
+#pragma unroll
+    for (int half = 0; half < 2; half++)
+      if (my_token[half] >= 0) absorbed_at[half] = min(in.routing.absorbed_at[bk * in.tokens + my_token[half]], uint32_t(in.chunks));
 
   float d_k[NT][4], d_v[NT][4];
   clear(d_k);
@@ -88,9 +107,10 @@ __global__ void __launch_bounds__(128, K::P == 1 ? 2 : 1) exact_backward_keys(co
     // Which of this lane's two keys each column sees; nearly always both.
     const bool causal = WINDOW && chunk == tile;
     const int visible = WINDOW ? in.tokens - tile * CHUNK : (chunk - 1) * budget - tile * CHUNK;
-    const bool masked = causal || visible < CHUNK;
+    const bool masked = KEYS == CAPPED || causal || visible < CHUNK;
     auto sees = [&](int n, int e) {
       const int row = my_row + e / 2 * 8;
+      if (KEYS == CAPPED && chunk >= absorbed_at[e / 2]) return false;
       return row < visible && !(causal && row > n * 8 + lane % 4 * 2 + e % 2);
     };
     finish<P, D, 1>();
@@ -153,7 +173,7 @@ int step_window(const StillShape& shape, const StillBackward& args, StillStream 
   return dispatch(shape, [&](auto kind) {
     using K = decltype(kind);
     Backward<typename K::T> in(shape, args, args.host_budgets);
-    return launch(exact_backward_keys<K, true>, dim3(in.chunks, shape.kv_heads, shape.batch), 128, keys_bytes<K>, stream, in);
+    return launch(exact_backward_keys<K, OF_WINDOW>, dim3(in.chunks, shape.kv_heads, shape.batch), 128, keys_bytes<K>, stream, in);
   });
 }
 
@@ -161,7 +181,7 @@ int step_salient(const StillShape& shape, const StillBackward& args, StillStream
   return dispatch(shape, [&](auto kind) {
     using K = decltype(kind);
     Backward<typename K::T> in(shape, args, args.host_budgets);
-    return launch(exact_backward_keys<K, false>, dim3(in.units, 1, shape.batch), 128, keys_bytes<K>, stream, in);
+    return launch(args.routing.cap == STILL_NO_CAP ? exact_backward_keys<K, SALIENT> : exact_backward_keys<K, CAPPED>, dim3(in.units, 1, shape.batch), 128, keys_bytes<K>, stream, in);
   });
 }
 

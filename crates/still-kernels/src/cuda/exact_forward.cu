@@ -26,10 +26,10 @@ __global__ void __launch_bounds__(HEADS * 128, K::P == 1 && K::D != 96 ? 4 / HEA
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int head = first_head + warp / 4, first_row = warp % 4 * 16;
   const int64_t bk = int64_t(b) * in.kv_heads + kv;
-  const int retired = max(chunk - 1, 0), kept = retired * in.budgets[kv];
+  const int retired = max(chunk - 1, 0), kept = kept_tokens(in.routing.cap, in.routing.budgets[kv], retired);
   const bool linear = retired * CHUNK > kept;
   const int window = (chunk > 0) + 1, stages = window + (kept + CHUNK - 1) / CHUNK;
-  const int32_t* list = in.salient + bk * in.tokens;
+  const int32_t* list = visible_list(in.routing, bk, chunk, in.chunks, in.tokens);
 
   KeyStream<T, D, THREADS> keys{in.k, in.v, list, b, kv, start, kept, in.tokens, window, stages};
 #pragma unroll

@@ -26,6 +26,20 @@ inline int segments(const StillShape& s) {
   return most < 1 ? 1 : most < wanted ? most : wanted;
 }
 
+// Salient tokens of a head after so many retirements.
+__host__ __device__ inline int kept_tokens(int cap, int budget, int retired) {
+  const int all = budget * retired;
+  return all < cap ? all : cap;
+}
+
+// Whether nothing of a head is ever absorbed.
+__host__ __device__ inline bool keeps_all(int cap, int budget) { return cap == STILL_NO_CAP && budget >= CHUNK; }
+
+// The salient tokens that a chunk's queries see, `kept_tokens` of them. `row`: (sequence, KV head).
+__device__ __forceinline__ const int32_t* visible_list(const StillRouting& r, int64_t row, int chunk, int chunks, int tokens) {
+  return r.cap == STILL_NO_CAP ? r.salient + row * tokens : r.visible + (row * chunks + chunk) * r.cap;
+}
+
 inline bool valid(const StillShape& s) {
   return s.batch > 0 && s.kv_heads > 0 && s.heads > 0 && s.heads % s.kv_heads == 0 && s.tokens > 0 &&
          (s.dtype == STILL_F32 || s.dtype == STILL_BF16);

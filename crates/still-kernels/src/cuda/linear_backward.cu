@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(256, K::P == 1 ? 2 : 1) linear_backward(const 
   const int head = blockIdx.x, chunk = in.chunks - 1 - blockIdx.y, start = chunk * CHUNK, b = blockIdx.z;
   const int kv = head / in.group, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int64_t bk = int64_t(b) * in.kv_heads + kv, bh = int64_t(b) * in.heads + head;
-  const int absorbed = max(chunk - 1, 0) * (CHUNK - in.budgets[kv]);
+  const int retired = max(chunk - 1, 0), absorbed = retired * CHUNK - kept_tokens(in.routing.cap, in.routing.budgets[kv], retired);
   const int row = warp % 4 * 16 + lane / 4, col = warp / 4 * (D / 2), my_col = col + lane % 4 * 2;
   const T *w = in.w_q + int64_t(head) * D * D, *s = in.s + (bk * (in.chunks - 2) + chunk - 2) * 2 * D * D;
   if (absorbed > 0) {

@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(128, K::P == 1 ? 3 : 1) linear_forward(const F
   const int kv = head / in.group, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int64_t bk = int64_t(b) * in.kv_heads + kv;
   const int64_t at = (int64_t(b) * in.heads + head) * in.tokens + start;
-  const int absorbed = max(chunk - 1, 0) * (CHUNK - in.budgets[kv]);
+  const int retired = max(chunk - 1, 0), absorbed = retired * CHUNK - kept_tokens(in.routing.cap, in.routing.budgets[kv], retired);
   if (absorbed == 0) return;  // the exact pass knows it too
 
   load_matrix<128, CHUNK>(queries, 0, in.q.row(b, head, start), in.q.token, in.tokens - start);

@@ -10,7 +10,8 @@ struct MapGradient {
   Rows<const T> x;
   const T* df;             // [B, heads, N, D]
   float* parts;            // [gridDim.y, heads, D, D]
-  const int32_t* budgets;
+  StillRouting routing;
+  const int32_t* order;    // which rows of x the rows of `df` belong to; null: the same
   int tokens, heads, group, first, chunks, batch;  // chunks first..first + chunks of every sequence
 };
 
@@ -25,12 +26,17 @@ __global__ void __launch_bounds__(K::D * 2) map_gradient(const MapGradient<typen
   const int head = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int all = in.chunks * in.batch, begin = int64_t(all) * blockIdx.y / gridDim.y;
   int end = int64_t(all) * (blockIdx.y + 1) / gridDim.y;
-  if (in.budgets[head / in.group] >= CHUNK) end = begin;  // nothing is absorbed
+  if (keeps_all(in.routing.cap, in.routing.budgets[head / in.group])) end = begin;  // nothing is absorbed
   auto load = [&](int i) {
     if (i < end) {
       const int b = i / in.chunks, start = (in.first + i % in.chunks) * CHUNK;
       const T* df = in.df + ((int64_t(b) * in.heads + head) * in.tokens + start) * D;
-      load_matrix<THREADS, CHUNK>(stage(i - begin), 0, in.x.row(b, head, start), in.x.token, in.tokens - start);
+      if (in.order) {
+        const int32_t* order = in.order + ((int64_t(b) * in.heads + head) * in.chunks + i % in.chunks) * CHUNK;
+        load_rows<THREADS>(stage(i - begin), 0, CHUNK, in.x.data, [&](int r) { const int t = order[r]; return t < 0 ? nullptr : in.x.row(b, head, t); });
+      } else {
+        load_matrix<THREADS, CHUNK>(stage(i - begin), 0, in.x.row(b, head, start), in.x.token, in.tokens - start);
+      }
       load_matrix<THREADS, CHUNK>(stage(i - begin), CHUNK, df, D, in.tokens - start);
     }
     copy_commit();
@@ -87,15 +93,15 @@ int step_maps(const StillShape& shape, const StillBackward& args, StillStream st
     Backward<T> in(shape, args, args.host_budgets);
     constexpr int bytes = 2 * Tile<K::P, 128, K::D>::BYTES + ALIGNMENT;
     const int slots = retired(shape);
-    auto gradient = [&](Rows<const T> x, const T* df, float* to, int heads, int first) -> int {
+    auto gradient = [&](Rows<const T> x, const T* df, float* to, int heads, int first, const int32_t* order) -> int {
       const int parts = map_parts(shape, heads);
-      MapGradient<T> job{x, df, in.d_w_parts, in.budgets, shape.tokens, heads, heads / shape.kv_heads, first, slots, shape.batch};
+      MapGradient<T> job{x, df, in.d_w_parts, in.routing, order, shape.tokens, heads, heads / shape.kv_heads, first, slots, shape.batch};
       int error = launch(map_gradient<K>, dim3(heads, parts), K::D * 2, bytes, stream, job);
       const int64_t size = int64_t(heads) * K::D * K::D;
       return error ? error : launch(add_parts, dim3((size + 255) / 256), 256, 0, stream, static_cast<const float*>(in.d_w_parts), to, size, parts);
     };
-    int error = gradient(in.q, in.df_q, in.d_w_q, shape.heads, 2);
-    if (!error) error = gradient(in.k, in.df_k, in.d_w_k, shape.kv_heads, 0);
+    int error = gradient(in.q, in.df_q, in.d_w_q, shape.heads, 2, nullptr);
+    if (!error) error = gradient(in.k, in.df_k, in.d_w_k, shape.kv_heads, 0, in.routing.order);
     if (!error && in.d_log_scale)
       error = launch(scale_gradient, dim3(shape.heads), 256, 0, stream, static_cast<const float*>(in.inner), in.d_log_scale, shape.heads, shape.tokens, shape.batch);
     return error;

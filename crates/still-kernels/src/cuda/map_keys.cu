@@ -7,10 +7,10 @@ namespace still {
 
 constexpr int CHUNKS_A_BLOCK = 4;
 
-template <class K>
+template <class K, bool CAPPED>
 __global__ void __launch_bounds__(128, K::P == 1 ? 3 : 1) map_keys(Rows<const typename K::T> k, const typename K::T* w,
-                                                                   const int32_t* budgets, const uint64_t* selected,
-                                                                   typename K::T* phi, int tokens, int chunks) {
+                                                                   const StillRouting routing, typename K::T* phi,
+                                                                   int tokens, int chunks) {
   using T = typename K::T;
   constexpr int D = K::D, P = K::P, KS = D / 16, NT = D / 8;
   using Keys = Tile<P, CHUNK, D>;
@@ -18,11 +18,14 @@ __global__ void __launch_bounds__(128, K::P == 1 ? 3 : 1) map_keys(Rows<const ty
   const Tile<P, D, D> weights{aligned(memory)};
   auto keys = [&](int i) { return Keys{weights.base + weights.BYTES + i % 2 * Keys::BYTES}; };
   const int first = blockIdx.x * CHUNKS_A_BLOCK, last = min(first + CHUNKS_A_BLOCK, chunks), head = blockIdx.y, b = blockIdx.z;
-  if (budgets[head] >= CHUNK) return;
+  if (keeps_all(routing.cap, routing.budgets[head])) return;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int64_t bh = int64_t(b) * gridDim.y + head;
+  auto entry = [&](int chunk, int i) { return routing.order[(bh * chunks + chunk) * CHUNK + i]; };
   auto load = [&](int chunk) {
-    if (chunk < last)
+    if (CAPPED && chunk < last)
+      load_rows<128>(keys(chunk), 0, CHUNK, k.data, [&](int i) { const int t = entry(chunk, i); return k.row(b, head, t < 0 ? ~t : t); });
+    else if (chunk < last)
       load_matrix<128, CHUNK>(keys(chunk), 0, k.row(b, head, chunk * CHUNK), k.token, tokens - chunk * CHUNK);
     copy_commit();
   };
@@ -41,11 +44,11 @@ __global__ void __launch_bounds__(128, K::P == 1 ? 3 : 1) map_keys(Rows<const ty
     clear(plus);
     add_product<KS>(plus, x, weights, 0);
     np_map(plus, minus, squared);
-    const uint64_t kept = selected[bh * chunks + chunk];
+    const uint64_t kept = CAPPED ? 0 : routing.selected[bh * chunks + chunk];
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       const int i = warp * 16 + half * 8 + lane / 4, t = chunk * CHUNK + i;
-      const float factor = kept >> i & 1 ? 0.f : 1.f;
+      const float factor = (CAPPED ? entry(chunk, i) < 0 : kept >> i & 1) ? 0.f : 1.f;
       T* to = phi + (bh * tokens + t) * 2 * D;
       store_row(t < tokens, to, plus, half, factor);
       store_row(t < tokens, to + D, minus, half, factor);
@@ -55,14 +58,16 @@ __global__ void __launch_bounds__(128, K::P == 1 ? 3 : 1) map_keys(Rows<const ty
 
 }  // namespace still
 
-extern "C" int still_map_keys(const StillShape* shape, StillRows k, const void* w, const int32_t* budgets,
-                              const uint64_t* selected, void* phi, StillStream stream) {
+extern "C" int still_map_keys(const StillShape* shape, StillRows k, const void* w, const StillRouting* routing, void* phi,
+                              StillStream stream) {
   return still::dispatch(*shape, [&](auto kind) {
     using K = decltype(kind);
     using T = typename K::T;
     constexpr int bytes = 2 * still::Tile<K::P, still::CHUNK, K::D>::BYTES + still::Tile<K::P, K::D, K::D>::BYTES + still::ALIGNMENT;
-    const int chunks = still::chunks(*shape), blocks = (chunks + still::CHUNKS_A_BLOCK - 1) / still::CHUNKS_A_BLOCK;
-    return still::launch(still::map_keys<K>, dim3(blocks, shape->kv_heads, shape->batch), 128, bytes, stream,
-                         still::Rows<const T>(k), static_cast<const T*>(w), budgets, selected, static_cast<T*>(phi), shape->tokens, chunks);
+    const bool capped = routing->cap != STILL_NO_CAP;
+    const int chunks = capped ? still::retired(*shape) : still::chunks(*shape);
+    const int blocks = (chunks + still::CHUNKS_A_BLOCK - 1) / still::CHUNKS_A_BLOCK;
+    return still::launch(capped ? still::map_keys<K, true> : still::map_keys<K, false>, dim3(blocks, shape->kv_heads, shape->batch), 128,
+                         bytes, stream, still::Rows<const T>(k), static_cast<const T*>(w), *routing, static_cast<T*>(phi), shape->tokens, chunks);
   });
 }

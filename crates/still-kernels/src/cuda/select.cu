@@ -1,5 +1,5 @@
 // The tokens of each whole chunk that are kept: those with the highest scores, ties to the earlier.
-#include "launch.cuh"
+#include "ranked.cuh"
 
 namespace still {
 
@@ -11,7 +11,7 @@ __global__ void __launch_bounds__(CHUNK) select(const float* score, const int32_
   const int64_t row = int64_t(blockIdx.z) * gridDim.y + head;
   const int budget = budgets[head];
   const bool whole = (chunk + 1) * CHUNK <= tokens;
-  float mine = whole ? score[row * tokens + chunk * CHUNK + t] : 0.f;
+  float mine = whole ? sound(score[row * tokens + chunk * CHUNK + t]) : 0.f;
   scores[t] = mine;
   __syncthreads();
   int rank = 0;

@@ -3,14 +3,15 @@
 
 extern "C" int still_segments(const StillShape* shape) { return still::segments(*shape); }
 
-extern "C" int still_states(const StillShape* shape, const void* phi, StillRows v, const int32_t* budgets, float* totals, void* s, float* z,
+extern "C" int still_states(const StillShape* shape, const void* phi, StillRows v, const StillRouting* routing, float* totals, void* s, float* z,
                             float* s_last, float* z_last, StillStream stream) {
   return still::dispatch(*shape, [&](auto kind) {
     using K = decltype(kind);
     using T = typename K::T;
     still::StateScan<T> scan{static_cast<const T*>(phi), still::Rows<const T>(v), nullptr, totals, static_cast<T*>(s), z, s_last, z_last,
                              shape->tokens, shape->kv_heads, shape->kv_heads, 1, still::retired(*shape),
-                             still::segments(*shape), budgets, false};
-    return still::run_state_scan<K>(*shape, scan, stream);
+                             still::segments(*shape), routing->budgets, routing->cap, routing->order, false};
+    return routing->cap == STILL_NO_CAP ? still::run_state_scan<K, false>(*shape, scan, stream)
+                                        : still::run_state_scan<K, true>(*shape, scan, stream);
   });
 }

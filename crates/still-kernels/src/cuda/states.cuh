@@ -20,10 +20,12 @@ struct StateScan {
   float *s_last, *z_last;  // f32 [B, K, 2D, D] and [B, K, 2D]: the last entry, to decode from; null if not wanted
   int tokens, heads, kv_heads, group, slots, segments;  // group: heads of `phi` and `x` that go into one state
   const int32_t* budgets;  // heads that keep everything have no state
+  int cap;
+  const int32_t* order;    // of StillRouting: the rows of x that the rows of `phi` belong to, with GATHER
   bool backwards;        // entry c sums chunks c + 2 and later, not chunks up to c
 };
 
-template <class K, bool TOTALS>
+template <class K, bool TOTALS, bool GATHER>
 __global__ void __launch_bounds__(128) state_scan(const StateScan<typename K::T> scan) {
   using T = typename K::T;
   constexpr int D = K::D, P = K::P, NT = D / 8, STAGES = 3;
@@ -34,7 +36,7 @@ __global__ void __launch_bounds__(128) state_scan(const StateScan<typename K::T>
   const uint32_t base = aligned(memory);
   const int slice = blockIdx.x * 64, segment = blockIdx.y, bk = blockIdx.z;
   const int b = bk / scan.kv_heads, kv = bk % scan.kv_heads;
-  if (scan.budgets[kv] >= CHUNK) return;
+  if (keeps_all(scan.cap, scan.budgets[kv])) return;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, feature = slice + warp * 16 + lane / 4;
   const int length = (scan.slots + scan.segments - 1) / scan.segments;
   const int begin = segment * length, end = min(begin + length, scan.slots);
@@ -50,7 +52,12 @@ __global__ void __launch_bounds__(128) state_scan(const StateScan<typename K::T>
       const int head = head_of(step), start = start_of(step);
       const int64_t at = (int64_t(b) * scan.heads + head) * scan.tokens + start;
       load_matrix<128, CHUNK>(phi, 0, scan.phi + at * 2 * D + slice, 2 * D, scan.tokens - start);
-      load_matrix<128, CHUNK>(x, 0, scan.x.row(b, head, start), scan.x.token, scan.tokens - start);
+      if constexpr (GATHER) {
+        const int32_t* order = scan.order + (int64_t(bk) * scan.slots + slot_of(step)) * CHUNK;
+        load_rows<128>(x, 0, CHUNK, scan.x.data, [&](int r) { const int t = order[r]; return t < 0 ? nullptr : scan.x.row(b, head, t); });
+      } else {
+        load_matrix<128, CHUNK>(x, 0, scan.x.row(b, head, start), scan.x.token, scan.tokens - start);
+      }
       if (scan.weight && threadIdx.x < CHUNK)
         copy_async_word(shared_address(&weights[step % STAGES][threadIdx.x]), scan.weight + at + threadIdx.x, start + threadIdx.x < scan.tokens);
     }
@@ -141,19 +148,19 @@ static __global__ void __launch_bounds__(256) add_totals(float* s_totals, int64_
   for (int s = 0; s < segments; s++) totals[s * size + i] = sum += totals[s * size + i];
 }
 
-template <class K>
+template <class K, bool GATHER>
 int run_state_scan(const StillShape& shape, const StateScan<typename K::T>& scan, StillStream stream) {
   if (scan.slots == 0) return cudaSuccess;
   constexpr int bytes = 3 * (Tile<K::P, CHUNK, 64>::BYTES + Tile<K::P, CHUNK, K::D>::BYTES) + ALIGNMENT;
   const unsigned states = shape.batch * shape.kv_heads;
   if (scan.segments > 1) {  // nothing starts from the last segment's total
-    int error = launch(state_scan<K, true>, dim3(2 * K::D / 64, scan.segments - 1, states), 128, bytes, stream, scan);
+    int error = launch(state_scan<K, true, GATHER>, dim3(2 * K::D / 64, scan.segments - 1, states), 128, bytes, stream, scan);
     const int64_t zs = int64_t(states) * 2 * K::D, sums = zs * K::D;
     if (!error)
       error = launch(add_totals, dim3((sums + zs + 255) / 256), 256, 0, stream, scan.totals, sums, scan.totals + scan.segments * sums, zs, scan.segments - 1);
     if (error) return error;
   }
-  return launch(state_scan<K, false>, dim3(2 * K::D / 64, scan.segments, states), 128, bytes, stream, scan);
+  return launch(state_scan<K, false, GATHER>, dim3(2 * K::D / 64, scan.segments, states), 128, bytes, stream, scan);
 }
 
 }  // namespace still

@@ -36,15 +36,36 @@ int still_saliency(const StillShape* shape, StillRows q, StillRows k, float* sco
 int still_select(const StillShape* shape, const float* score, const int32_t* budgets, uint64_t* selected, int32_t* salient,
                  StillStream stream);
 
-// phi(k) of tokens that will be absorbed, zeros of the others: `phi` [B, K, N, 2D]. `w` [K, D, D]. Here and in still_states
-// heads whose budget is 64 are left out, as nothing of them is absorbed: their parts of the results are not written.
-int still_map_keys(const StillShape* shape, StillRows k, const void* w, const int32_t* budgets, const uint64_t* selected,
-                   void* phi, StillStream stream);
+// No cap.
+#define STILL_NO_CAP INT32_MAX
+
+// What was routed. Under a cap a head never has more salient tokens than that: at each retirement the lowest scores, ties to the
+// earlier, are demoted into the state. Then no budget is above the cap, and no head keeps everything.
+typedef struct {
+  const int32_t* budgets;       // [K]
+  const uint64_t* selected;     // [B, K, C]
+  const int32_t* salient;       // [B, K, N]
+  int32_t cap;                  // STILL_NO_CAP: the rest is null
+  const uint32_t* absorbed_at;  // [B, K, N]: the chunk that first finds a token in the state; UINT32_MAX: none does
+  const int32_t* visible;       // [B, K, C, cap]: the salient tokens that a chunk sees, min(cap, (chunk - 1) budget) of them
+  // [B, K, R, 64]: the tokens of the retired chunks in the order in which they enter the state, those of chunk c + 2 in entry c;
+  // the places that are left hold ~t of the tokens t that never do. The salient set never shrinks, so 64 a chunk are enough.
+  const int32_t* order;
+} StillRouting;
+
+// The last three of StillRouting from what still_select gave. `cap` is 1 to 8,192.
+int still_demote(const StillShape* shape, const float* score, const int32_t* budgets, const uint64_t* selected, const int32_t* salient,
+                 int32_t cap, uint32_t* absorbed_at, int32_t* visible, int32_t* order, StillStream stream);
+
+// phi(k) of tokens that will be absorbed, zeros of the others: `phi` [B, K, N, 2D], under a cap in the rows of `order` (the last
+// two chunks' are not written). `w` [K, D, D]. Here and in still_states heads whose budget is 64 without a cap are left out, as
+// nothing of them is absorbed: their parts of the results are not written.
+int still_map_keys(const StillShape* shape, StillRows k, const void* w, const StillRouting* routing, void* phi, StillStream stream);
 
 // Prefix states: `s` [B, K, R, 2D, D] and `z` f32 [B, K, R, 2D]; entry c sums chunks 0..=c, which chunk c + 2 sees.
 // `totals` f32 [segments, B, K, 2D, D + 1]. `s_last` f32 [B, K, 2D, D] and `z_last` f32 [B, K, 2D]: the last entry (not written
 // if R = 0), to decode from; null if not wanted.
-int still_states(const StillShape* shape, const void* phi, StillRows v, const int32_t* budgets, float* totals, void* s, float* z,
+int still_states(const StillShape* shape, const void* phi, StillRows v, const StillRouting* routing, float* totals, void* s, float* z,
                  float* s_last, float* z_last, StillStream stream);
 
 // What the forward pass reads and writes.
@@ -52,8 +73,7 @@ typedef struct {
   StillRows q, k, v, out;
   const void* w_q;           // [H, D, D]
   const float* log_scale;    // [H]: lambda = exp(l) / max(n, 1); null: lambda = 1
-  const int32_t* budgets;    // [K]
-  const int32_t* salient;    // [B, K, N]
+  StillRouting routing;
   const void* s;             // prefix states
   const float* z;
   float* denominator;        // [B, H, N]
@@ -72,16 +92,14 @@ typedef struct {
   StillRows q, k, v, out, d_out, d_q, d_k, d_v;
   const void *w_q, *w_k;
   const float* log_scale;
-  const int32_t* budgets;
-  const uint64_t* selected;
-  const int32_t* salient;
+  StillRouting routing;
   const void* phi;           // of the keys
   const void* s;
   const float *z, *denominator, *maximum;
   const int32_t* arg_max;
   float *d_w_q, *d_w_k;      // [H, D, D], [K, D, D]
   float* d_log_scale;        // [H]; null if `log_scale` is
-  const int32_t* host_budgets;  // `budgets`, where the caller of these functions can read them
+  const int32_t* host_budgets;  // the budgets, where the caller of these functions can read them
   void* scratch;             // still_backward_bytes, 256-byte aligned; nothing is kept in it between calls
 } StillBackward;
 
@@ -99,10 +117,14 @@ typedef struct {
   const void *w_q, *w_k;
   const float* log_scale;
   const int32_t* budgets;       // [K]
+  int32_t cap;                  // STILL_NO_CAP: none
   const int32_t* positions;     // [B]: of the new token, from 0; negative: the sequence is idle
   void *ring_k, *ring_v;        // [B, K, 128, D]: token t at t % 128
   float* ring_score;            // [B, K, 128]
-  void *store_k, *store_v;      // [B, entries, D]: the salient tokens of every head, in order
+  void *store_k, *store_v;      // [B, entries, D]: the salient tokens of every head, without a cap in order
+  float* store_score;           // [B, entries]: what they were ranked by; this and the next two are null without a cap
+  int32_t* store_token;         // [B, entries]: their positions
+  uint64_t* admitted;           // [B, K]: scratch
   const int64_t* store_offset;  // [K]: where a head's begin
   int64_t store_entries;
   float *s, *z;                 // f32 [B, K, 2D, D], [B, K, 2D]; zeros at first
@@ -112,11 +134,12 @@ typedef struct {
 } StillDecode;
 
 int64_t still_decode_floats(const StillShape* shape, int32_t splits);
-// Retires the chunk two before (at the first token of a chunk), appends the token, scores it, answers it.
+// Retires the chunk two before (at the first token of a chunk), appends the token, scores it, answers it. A retirement may
+// write to the ring's rows of the chunk that retires.
 int still_decode(const StillShape* shape, const StillDecode* args, StillStream stream);
-// Fills ring and store from a sequence that was read at once: `shape` is that sequence's, `k` and `v` its rows, `salient` and
-// `score` what still_select and still_saliency gave. S and z come from still_states.
-int still_decode_fill(const StillShape* shape, StillRows k, StillRows v, const float* score, const int32_t* salient,
+// Fills ring and store from a sequence that was read at once: `shape` is that sequence's, `k` and `v` its rows, `routing`
+// and `score` its own (of a cap that is nowhere reached it need know nothing). S and z come from still_states.
+int still_decode_fill(const StillShape* shape, StillRows k, StillRows v, const float* score, const StillRouting* routing,
                       const StillDecode* args, StillStream stream);
 
 #ifdef __cplusplus

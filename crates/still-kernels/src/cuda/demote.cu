@@ -1,0 +1,86 @@
+// Which salient tokens remain under a cap. Retirements come one after the other, so one block walks the chunks of a (sequence, KV
+// head), the salient set in shared memory by rank: what arrives is ranked too, and a token's place in both together is its own
+// plus the number of others before it.
+#include "ranked.cuh"
+
+namespace still {
+
+constexpr int DEMOTE_THREADS = 256, MOST_KEPT = 8192;
+
+__global__ void __launch_bounds__(DEMOTE_THREADS) demote(const float* score, const int32_t* budgets, const uint64_t* selected,
+                                                         const int32_t* salient, int cap, uint32_t* absorbed_at, int32_t* visible,
+                                                         int32_t* order, int tokens, int chunks, int retired) {
+  extern __shared__ __align__(16) unsigned char memory[];
+  __shared__ Ranked unranked[CHUNK], arrivals[CHUNK];
+  Ranked *old = reinterpret_cast<Ranked*>(memory), *next = old + cap;
+  const int64_t row = int64_t(blockIdx.y) * gridDim.x + blockIdx.x;
+  const int budget = budgets[blockIdx.x], t = threadIdx.x;
+  score += row * tokens;
+  salient += row * tokens;
+  absorbed_at += row * tokens;
+  selected += row * chunks;
+  visible += row * chunks * cap;
+  order += row * retired * CHUNK;
+
+  // The next chunk's come from memory meanwhile.
+  auto fetch = [&](int chunk) -> Ranked {
+    if (t >= budget || chunk >= retired) return {0.f, 0};
+    const int token = salient[chunk * budget + t];
+    return {sound(score[token]), token};
+  };
+  Ranked coming = fetch(0);
+  for (int chunk = 0; chunk < retired; chunk++) {
+    const int before = kept_tokens(cap, budget, chunk), after = kept_tokens(cap, budget, chunk + 1);
+    const Ranked mine = coming;
+    if (t < budget) unranked[t] = mine;
+    coming = fetch(chunk + 1);
+    __syncthreads();
+    if (t < budget) {
+      int rank = 0;
+      for (int i = 0; i < budget; i++) rank += is_before(unranked[i], mine);
+      arrivals[rank] = mine;
+    }
+    __syncthreads();
+    int32_t *entered = order + chunk * CHUNK, *seen = visible + int64_t(chunk + 2) * cap;
+    auto place = [&](Ranked x, int rank) {
+      if (rank < after) {
+        next[rank] = x;
+        seen[rank] = x.token;
+      } else {  // behind the tokens that were not selected at all
+        entered[CHUNK - budget + rank - after] = x.token;
+        absorbed_at[x.token] = chunk + 2;
+      }
+    };
+    for (int i = t; i < before; i += DEMOTE_THREADS) place(old[i], i + count_before(arrivals, budget, old[i]));
+    if (t < budget) place(arrivals[t], t + count_before(old, before, arrivals[t]));
+    if (t < CHUNK) {
+      const uint64_t chosen = selected[chunk];
+      if (!(chosen >> t & 1)) {
+        entered[__popcll(~chosen & ((uint64_t(1) << t) - 1))] = chunk * CHUNK + t;
+        absorbed_at[chunk * CHUNK + t] = chunk + 2;
+      }
+    }
+    Ranked* other = old;
+    old = next;
+    next = other;
+    __syncthreads();
+  }
+  // Those that are left take the places of what did not leave when they, or as many others, came.
+  for (int i = t; i < kept_tokens(cap, budget, retired); i += DEMOTE_THREADS) {
+    const int chunk = i / budget, before = kept_tokens(cap, budget, chunk), after = kept_tokens(cap, budget, chunk + 1);
+    order[chunk * CHUNK + CHUNK - (after - before) + i - before] = ~old[i].token;
+    absorbed_at[old[i].token] = UINT32_MAX;
+  }
+  for (int i = retired * CHUNK + t; i < tokens; i += DEMOTE_THREADS) absorbed_at[i] = UINT32_MAX;
+}
+
+}  // namespace still
+
+extern "C" int still_demote(const StillShape* shape, const float* score, const int32_t* budgets, const uint64_t* selected,
+                            const int32_t* salient, int32_t cap, uint32_t* absorbed_at, int32_t* visible, int32_t* order,
+                            StillStream stream) {
+  if (!still::valid(*shape) || cap < 1 || cap > still::MOST_KEPT) return cudaErrorInvalidValue;
+  return still::launch(still::demote, dim3(shape->kv_heads, shape->batch), still::DEMOTE_THREADS, 2 * cap * int(sizeof(still::Ranked)), stream,
+                       score, budgets, selected, salient, int(cap), absorbed_at, visible, order, int(shape->tokens), still::chunks(*shape),
+                       still::retired(*shape));
+}
