@@ -36,8 +36,8 @@ pub struct HybridOutput {
 /// * `routing`: routing to use instead of the router's own (parity tests, recomputation).
 ///
 /// On the CPU f32 and f64, everything that a configuration can say. On CUDA (feature `cuda`) f32 and bf16, head dimensions
-/// 64, 96 and 128, chunks of 64 and the NP-Map with as many features, without cap and gate, and of ablations the linear branch
-/// alone; nothing waits for the device.
+/// 64, 96 and 128, chunks of 64 and the NP-Map with as many features, without gate and with a cap of at most 8192, and of ablations the linear
+/// branch alone (without a cap); nothing waits for the device.
 ///
 /// Gradients flow to `q`, `k`, `v`, `gate` and every tensor of `weights`; routing is discrete and has none.
 ///

@@ -43,14 +43,10 @@ __global__ void __launch_bounds__(256, K::P == 1 ? 2 : 1) absorbed_backward(cons
   const int budget = in.routing.budgets[kv];
   const uint64_t* selected = in.routing.selected + bk * in.chunks;
   const uint64_t kept = CAPPED ? 0 : selected[chunk];
-  // Row r of the block is token t, or ~t if that is never absorbed.
-  auto entry = [&](int r) -> int {
-    if constexpr (CAPPED) return in.routing.order[(bk * (in.chunks - 2) + chunk) * CHUNK + r];
-    return kept >> r & 1 ? ~(start + r) : start + r;
-  };
-  auto token_of = [&](int r) { const int t = entry(r); return t < 0 ? ~t : t; };
-  const bool exact[2] = {entry(row) < 0, entry(row + 8) < 0};
-  const int token[2] = {token_of(row), token_of(row + 8)};
+  const int32_t* order = in.routing.order + (bk * (in.chunks - 2) + chunk) * CHUNK;
+  auto is_exact = [&](int r) { return CAPPED ? order[r] < 0 : (kept >> r & 1) != 0; };  // for good
+  auto token_of = [&](int r) { return !CAPPED ? start + r : order[r] < 0 ? ~order[r] : order[r]; };
+  const bool exact[2] = {is_exact(row), is_exact(row + 8)};
   auto load_tokens = [&](RowsTile to, const Rows<const T>& from) {
     if constexpr (CAPPED) load_rows<256>(to, 0, CHUNK, from.data, [&](int r) { return from.row(b, kv, token_of(r)); });
     else load_matrix<256, CHUNK>(to, 0, from.row(b, kv, start), from.token);
@@ -70,11 +66,11 @@ __global__ void __launch_bounds__(256, K::P == 1 ? 2 : 1) absorbed_backward(cons
   auto finish_rows = [&](float (&sums)[NT][4], const Rows<T>& to_rows, int kind) {
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      const int of = CAPPED ? token[half] / CHUNK : chunk, bit = CAPPED ? token[half] % CHUNK : row + half * 8;
+      const int t = token_of(row + half * 8), of = CAPPED ? t / CHUNK : chunk, bit = CAPPED ? t % CHUNK : row + half * 8;
       const uint64_t chosen = CAPPED ? selected[of] : kept;
-      if (chosen >> bit & 1)
+      if (CAPPED ? (chosen >> bit & 1) != 0 : exact[half])
         add_partial<D>(sums, half, in, b, kv, of * budget + __popcll(chosen & ((uint64_t(1) << bit) - 1)), kind, my_col);
-      T* to = to_rows.row(b, kv, token[half]);
+      T* to = to_rows.row(b, kv, t);
 #pragma unroll
       for (int n = 0; n < NT; n++) {
         float2 window = read_pair(to + my_col + n * 8);
@@ -132,7 +128,7 @@ __global__ void __launch_bounds__(256, K::P == 1 ? 2 : 1) absorbed_backward(cons
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       store_row(true, in.df_k + (bk * in.tokens + start + row + half * 8) * D + col, f, half, 1.f);
-      const T* x = in.k.row(b, kv, token[half]) + my_col;
+      const T* x = in.k.row(b, kv, token_of(row + half * 8)) + my_col;
 #pragma unroll
       for (int n = 0; n < NT; n++) {
         float2 k = read_pair(x + n * 8);
