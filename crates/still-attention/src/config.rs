@@ -402,7 +402,7 @@ impl HybridConfig {
 pub enum RowDtype {
     /// 4 bytes a value.
     F32,
-    /// 2 bytes a value: the default of inference.
+    /// 2 bytes a value: the default of inference. The queries of a hybrid state's salient keys are rounded alike.
     #[default]
     Bf16,
     /// 2 bytes a value.

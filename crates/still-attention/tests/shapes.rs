@@ -95,6 +95,40 @@ fn every_shape_equals_the_twin_whole_and_step_by_step() {
     }
 }
 
+/// Many queries and single ones take different kernels, of which some multiply in 16 bits: rounding is to be the same.
+#[test]
+fn bf16_rows_give_the_same_whole_and_step_by_step() {
+    let tokens = 299;
+    for (num_heads, num_key_value_heads, head_dim) in SHAPES {
+        let geometry = HeadGeometry { num_heads, num_key_value_heads, head_dim };
+        // Scores that no rounding changes; up to 272 salient tokens a head.
+        let config =
+            HybridConfig { router: Router::FirstTokens, ..config(geometry, SelectionHead::KvHead) };
+        let config = HybridConfig { budgets: vec![16; config.budgets.len()], ..config };
+        let input = random_input(geometry, &config, tokens, 9);
+        let x = tensors(&input, &config, |x| x as f32);
+        let run = |rows: RowDtype, piece: usize| {
+            let weights = PreparedWeights::new(geometry, &config, &x.weights).unwrap();
+            let mut state = HybridState::new(weights, 1, rows);
+            let steps: Vec<Tensor> = (0..tokens)
+                .step_by(piece)
+                .map(|start| {
+                    let part = |x: &Tensor| x.narrow(2, start, piece.min(tokens - start)).unwrap();
+                    state.advance(&part(&x.q), &part(&x.k), &part(&x.v), None, None).unwrap()
+                })
+                .collect();
+            flat(&Tensor::cat(&steps, 2).unwrap())
+        };
+        let whole = run(RowDtype::Bf16, tokens);
+        for piece in [1, 5, 13] {
+            let error = relative_rms(&run(RowDtype::Bf16, piece), &whole);
+            assert!(error <= 1e-5, "{geometry:?}, {piece} at a time: {error:e}");
+        }
+        let error = relative_rms(&whole, &run(RowDtype::F32, tokens));
+        assert!(error > 0.0 && error <= 5e-3, "{geometry:?}, against f32 rows: {error:e}");
+    }
+}
+
 /// Along one random direction in all inputs and weights at once: a directional derivative costs the twin two runs.
 #[test]
 fn every_shape_has_the_gradient_of_the_twin() {

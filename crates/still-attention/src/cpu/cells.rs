@@ -72,6 +72,20 @@ impl<T: Real> Cell<T> for Int8 {
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Bf16(bf16);
 
+impl Bf16 {
+    pub fn to_bits(self) -> u16 {
+        self.0.to_bits()
+    }
+}
+
+/// The nearest bf16 value, without a branch.
+#[inline(always)]
+pub(crate) fn round_to_bf16<T: Real>(x: T) -> T {
+    let bits = (x.wide() as f32).to_bits();
+    let even = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) & 0xffff_0000;
+    if x.is_nan() { x } else { T::of_f32(f32::from_bits(even)) }
+}
+
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct F16(f16);
 
@@ -189,6 +203,11 @@ mod tests {
             assert!(a == half.to_f32() || half.is_nan() && a.is_nan(), "{half:?}: {a}");
             assert!(b == brain.to_f32() || brain.is_nan() && b.is_nan(), "{brain:?}: {b}");
             assert_eq!(a.is_sign_negative(), half.is_sign_negative());
+            for x in [b, f32::from_bits(b.to_bits() | 0x8000), f32::from_bits(b.to_bits() | 0x7fff)]
+            {
+                let nearest = bf16::from_f32(x).to_f32();
+                assert!(round_to_bf16(x) == nearest || x.is_nan() && round_to_bf16(x).is_nan());
+            }
         }
     }
 

@@ -7,9 +7,10 @@ use smallvec::SmallVec;
 
 use super::feature_map::{map_into, map_rows};
 use super::head_state::{HeadState, Routing};
+use super::key_store::TILE;
 use super::linalg::Mat;
 use super::linear_only;
-use super::query_rows::{Buffers, Keys, Part, Segment, query_rows};
+use super::query_rows::{Buffers, Keys, Part, Salient, Segment, query_rows};
 use super::retirement::Gathered;
 use super::rows::Rows;
 use crate::config::{Branches, FeatureMap, Mode, Router};
@@ -139,6 +140,8 @@ pub(crate) struct Scratch<T> {
     pub(super) buffers: Vec<Buffers<T>>,
     /// Widened rows: K and V of the previous chunk, the current one and the salient tokens.
     rows: [Vec<T>; 6],
+    /// Salient keys with channels in pairs, where they are not widened.
+    paired: Vec<[u32; TILE]>,
     /// What the query heads add to scores, by head: see [`query_rows`].
     scores: Vec<T>,
     gathered: Gathered<T>,
@@ -149,6 +152,7 @@ impl<T> Default for Scratch<T> {
         Self {
             buffers: Vec::new(),
             rows: Default::default(),
+            paired: Vec::new(),
             scores: Vec::new(),
             gathered: Gathered::default(),
         }
@@ -228,7 +232,7 @@ fn feed<T: Real>(
     let keys = Keys {
         previous: Part::new(ring, previous_half..previous_end, queries, (a, b)),
         current: Part::new(ring, current_half..slot + length, queries, (c, d)),
-        salient: Part::new(salient, 0..salient_rows, queries, (e, f)),
+        salient: Salient::new(salient, salient_rows, queries, (&mut scratch.paired, e, f)),
         state: (state.count > 0).then_some((state.s.as_slice(), state.z.as_slice())),
         count: state.count,
         offset,

@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use super::cells::{Cell, Cells, each};
+use super::cells::{Bf16, Cell, Cells, Values, each};
 use crate::config::RowDtype;
 use crate::real::Real;
 use crate::vector::{prefetch, vectorize};
@@ -41,6 +41,10 @@ impl<T: Real> KeyStore<T> {
 
     pub fn len(&self) -> usize {
         self.rows
+    }
+
+    pub fn width(&self) -> usize {
+        self.width
     }
 
     pub fn size_bytes(&self) -> usize {
@@ -147,6 +151,41 @@ impl<T: Real> KeyStore<T> {
                 out.iter_mut().zip(scales).for_each(|(x, &scale)| *x *= scale);
             }
         }
+    }
+
+    /// Whether keys are bf16.
+    pub fn is_bf16(&self) -> bool {
+        matches!(self.cells.values, Values::Bf16(_))
+    }
+
+    /// The tiles of the first `rows` rows with channels in pairs, in `scratch`: line `i` of a tile has channels `2i` (low
+    /// half) and `2i + 1` of its rows. Absent unless keys are bf16.
+    pub fn paired<'a>(
+        &self,
+        rows: usize,
+        scratch: &'a mut Vec<[u32; TILE]>,
+    ) -> Option<&'a [[u32; TILE]]> {
+        let Values::Bf16(values) = &self.cells.values else { return None };
+        let lines = self.width.div_ceil(2);
+        scratch.resize(rows.div_ceil(TILE) * lines, [0; TILE]);
+        vectorize(
+            #[inline(always)]
+            || {
+                let tiles = values.chunks_exact(TILE * self.width);
+                let none = [Bf16::default(); TILE];
+                for (to, tile) in scratch.chunks_exact_mut(lines).zip(tiles) {
+                    let channels = tile.as_chunks::<TILE>().0;
+                    for (to, pair) in to.iter_mut().zip(channels.chunks(2)) {
+                        let odd = pair.get(1).unwrap_or(&none);
+                        for lane in 0..TILE {
+                            let (low, high) = (pair[0][lane].to_bits(), odd[lane].to_bits());
+                            to[lane] = u32::from(high) << 16 | u32::from(low);
+                        }
+                    }
+                }
+            },
+        );
+        Some(scratch)
     }
 
     /// Products of a few queries with rows `range`: `q` `[n, width]`, into the first values of each row of `out`, rows of
@@ -295,6 +334,29 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn channels_are_paired_in_bf16_only() {
+        for (width, count) in [(64, 37), (5, 16), (80, 1), (7, 0)] {
+            let mut store = KeyStore::new(width, RowDtype::Bf16);
+            store.extend(&rows(count, width, 9));
+            let mut scratch = vec![[7; TILE]; 3];
+            let paired = store.paired(count, &mut scratch).unwrap();
+            let lines = width.div_ceil(2);
+            assert_eq!(paired.len(), count.div_ceil(TILE) * lines);
+            for row in 0..count {
+                let mut values: Vec<f32> = Vec::new();
+                store.append_row(row, &mut values);
+                values.resize(2 * lines, 0.0);
+                for (i, pair) in values.chunks(2).enumerate() {
+                    let bits = paired[row / TILE * lines + i][row % TILE];
+                    assert_eq!(f32::from_bits(bits << 16), pair[0]);
+                    assert_eq!(f32::from_bits(bits & 0xffff_0000), pair[1]);
+                }
+            }
+        }
+        assert!(KeyStore::<f32>::new(4, RowDtype::F16).paired(0, &mut Vec::new()).is_none());
     }
 
     #[test]

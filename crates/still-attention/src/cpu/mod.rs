@@ -9,6 +9,7 @@ pub(crate) mod key_store;
 pub mod linalg;
 pub(crate) mod linear_only;
 pub(crate) mod linear_only_backward;
+pub(crate) mod paired_keys;
 pub(crate) mod query_rows;
 pub(crate) mod query_rows_backward;
 pub(crate) mod recall;

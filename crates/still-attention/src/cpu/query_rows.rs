@@ -2,10 +2,12 @@
 
 use std::ops::Range;
 
+use super::cells::round_to_bf16;
 use super::feature_map::map_into;
 use super::forward::HeadInput;
-use super::key_store::KeyStore;
+use super::key_store::{KeyStore, TILE};
 use super::linalg::{Mat, matmul};
+use super::paired_keys::{PairUnit, PairedKeys, Softmax};
 use super::rows::RowStore;
 use super::weighted_sum::matmul_few;
 use crate::config::Router;
@@ -107,12 +109,44 @@ impl<'a, T: Real> Part<'a, T> {
     }
 }
 
+/// The salient keys, with their values.
+#[derive(Clone, Debug)]
+pub(crate) enum Salient<'a, T> {
+    Part {
+        part: Part<'a, T>,
+        /// Whether queries are rounded to bf16 as the keys are: then every CPU, few queries or many, multiplies the same.
+        rounded: bool,
+    },
+    /// bf16 keys of many f32 queries, where the CPU multiplies such pairs.
+    Paired(PairedKeys<'a>),
+}
+
+impl<'a, T: Real> Salient<'a, T> {
+    /// The first `rows` rows of a pair of stores; see [`Part::new`].
+    pub fn new(
+        (k, v): (&'a KeyStore<T>, &'a RowStore<T>),
+        rows: usize,
+        queries: usize,
+        (paired_k, wide_k, wide_v): (&'a mut Vec<[u32; TILE]>, &'a mut Vec<T>, &'a mut Vec<T>),
+    ) -> Self {
+        let head_dim = k.width();
+        let pairs = queries > FEW && k.is_bf16() && T::as_f32s(&[]).is_some();
+        let Some(unit) = PairUnit::find().filter(|_| pairs) else {
+            let part = Part::new((k, v), 0..rows, queries, (wide_k, wide_v));
+            return Self::Part { part, rounded: k.is_bf16() };
+        };
+        let v = T::as_f32s(v.read(0..rows, wide_v)).expect("values are f32, as was asked");
+        let k = k.paired(rows, paired_k).expect("keys are bf16, as was asked");
+        Self::Paired(PairedKeys { unit, k, v, head_dim })
+    }
+}
+
 /// What one segment's queries see.
 #[derive(Clone, Debug)]
 pub(crate) struct Keys<'a, T> {
     pub previous: Part<'a, T>,
     pub current: Part<'a, T>,
-    pub salient: Part<'a, T>,
+    pub salient: Salient<'a, T>,
     pub state: Option<(&'a [T], &'a [T])>,
     pub count: usize,
     /// Tokens of the current chunk that came before this segment.
@@ -123,6 +157,7 @@ pub(crate) struct Keys<'a, T> {
 #[derive(Clone, Debug)]
 pub(crate) struct Buffers<T> {
     q: Vec<T>,
+    pairs: Vec<u32>,
     pub(super) local: Vec<T>,
     exact: Vec<T>,
     pub(super) attended: Vec<T>,
@@ -137,6 +172,7 @@ impl<T> Default for Buffers<T> {
         let new = Vec::new;
         Self {
             q: new(),
+            pairs: Vec::new(),
             local: new(),
             exact: new(),
             attended: new(),
@@ -212,24 +248,24 @@ pub(crate) fn query_rows<T: Real>(
     keys.previous.attend(keys.previous.all(d), local, width, d, attended);
     keys.current.attend(keys.current.all(d), &local[previous..], width, d, attended);
 
-    // Salient keys, a block at a time: a larger maximum shrinks what was added before.
-    let salient = keys.salient.len(d);
-    let exact = take(&mut buffers.exact, rows * salient.min(BLOCK));
-    for start in (0..salient).step_by(BLOCK) {
-        let block = start..salient.min(start + BLOCK);
-        let width = block.len();
-        keys.salient.logits(block.clone(), q, d, exact, width);
-        for (row, exact) in exact.chunks_exact_mut(width).take(rows).enumerate() {
-            let top = vector::max(exact);
-            if top > maximum[row] {
-                let shrink = (maximum[row] - top).fast_exp();
-                denominator[row] *= shrink;
-                attended[row * d..(row + 1) * d].iter_mut().for_each(|sum| *sum *= shrink);
-                maximum[row] = top;
+    match &keys.salient {
+        Salient::Part { part, rounded } => {
+            if *rounded {
+                q.iter_mut().for_each(|x| *x = round_to_bf16(*x));
             }
-            denominator[row] += vector::exp_sub_sum(exact, maximum[row]);
+            let softmax = (&mut *attended, &mut *denominator, &mut *maximum);
+            attend_salient(part, q, d, softmax, &mut buffers.exact);
         }
-        keys.salient.attend(block, exact, width, d, attended);
+        Salient::Paired(keys) => {
+            q.iter_mut().for_each(|x| *x = round_to_bf16(*x));
+            let rows = (T::as_f32s(q), T::as_f32s_mut(attended));
+            let sums = (T::as_f32s_mut(denominator), T::as_f32s_mut(maximum));
+            let ((Some(q), Some(attended)), (Some(denominator), Some(maximum))) = (rows, sums)
+            else {
+                unreachable!("keys are paired for f32 only");
+            };
+            keys.attend(q, Softmax { attended, denominator, maximum }, &mut buffers.pairs);
+        }
     }
 
     if let (Some((s, z)), true) = (keys.state, input.branches.linear) {
@@ -269,6 +305,36 @@ pub(crate) fn query_rows<T: Real>(
         for (out, &x) in out[to..to + d].iter_mut().zip(attended) {
             *out = x * inverse;
         }
+    }
+}
+
+/// Adds salient keys to the softmax of the queries `q` `[rows, D]`, a block at a time: a larger maximum shrinks what was
+/// added before.
+#[inline(always)]
+fn attend_salient<T: Real>(
+    keys: &Part<'_, T>,
+    q: &[T],
+    d: usize,
+    (attended, denominator, maximum): (&mut [T], &mut [T], &mut [T]),
+    exact: &mut Vec<T>,
+) {
+    let (rows, salient) = (denominator.len(), keys.len(d));
+    let exact = take(exact, rows * salient.min(BLOCK));
+    for start in (0..salient).step_by(BLOCK) {
+        let block = start..salient.min(start + BLOCK);
+        let width = block.len();
+        keys.logits(block.clone(), q, d, exact, width);
+        for (row, exact) in exact.chunks_exact_mut(width).take(rows).enumerate() {
+            let top = vector::max(exact);
+            if top > maximum[row] {
+                let shrink = (maximum[row] - top).fast_exp();
+                denominator[row] *= shrink;
+                attended[row * d..(row + 1) * d].iter_mut().for_each(|sum| *sum *= shrink);
+                maximum[row] = top;
+            }
+            denominator[row] += vector::exp_sub_sum(exact, maximum[row]);
+        }
+        keys.attend(block, exact, width, d, attended);
     }
 }
 
