@@ -73,6 +73,38 @@ fn what_a_long_task_lacks_is_said() {
 }
 
 #[test]
+fn parts_are_changed_in_every_combination() {
+    let dir = tempfile::tempdir().unwrap();
+    let (text, results) = (dir.path().join("text.txt"), dir.path().join("r.json"));
+    fs::write(&text, "The sea was calm, and nobody on the shore looked at it. ".repeat(12))
+        .unwrap();
+    let (text, out) = (text.to_str().unwrap(), results.to_str().unwrap());
+    let tasks = ["--tasks", "perplexity", "--lengths", "200", "--text", text, "--json", out];
+    let crossed = ["--ablate", "branches+router"];
+    let outcome = eval(student_dir(), dir.path(), &[tasks.as_slice(), &crossed].concat());
+    outcome.succeeded();
+    let file: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(&results).unwrap()).unwrap();
+    let (asked, skipped) =
+        (file["compare"].as_array().unwrap(), file["skipped"].as_array().unwrap());
+    assert_eq!((asked.len(), asked.len() + skipped.len()), (8, 5 * 4), "{file}");
+    for variant in asked {
+        let name = variant["ablation"].as_str().unwrap();
+        assert!(name.starts_with("branches: ") && name.contains(", router: "), "{name}");
+        assert!(outcome.stdout.contains(&format!("[{name}]")), "{name}: {}", outcome.stdout);
+    }
+    for left_out in skipped {
+        let name = left_out["ablation"].as_str().unwrap();
+        let said = match (left_out["same_as"].as_str(), left_out["impossible"].as_str()) {
+            (Some(other), None) => format!("Skipped {name}: the same as {other}"),
+            (None, why) => format!("Skipped {name}: {}", why.unwrap()),
+            both => panic!("{both:?}"),
+        };
+        assert!(outcome.stderr.contains(&said), "no {said:?} in: {}", outcome.stderr);
+    }
+}
+
+#[test]
 fn a_student_is_taken_apart() {
     let dir = tempfile::tempdir().unwrap();
     let (text, results) = (dir.path().join("text.txt"), dir.path().join("r.json"));
@@ -103,6 +135,7 @@ fn a_student_is_taken_apart() {
         assert!((sum - 1.0).abs() < 1e-6, "{layer}");
     }
     ask(teacher_dir(), &[]).failed_with("a teacher");
-    eval(student_dir(), dir.path(), &["--tasks", "vt", "--ablate", "rooter"])
-        .failed_with("unknown ablation");
+    for (wrong, words) in [("rooter", "unknown ablation"), ("cap+cap", "cap stands twice")] {
+        eval(student_dir(), dir.path(), &["--tasks", "vt", "--ablate", wrong]).failed_with(words);
+    }
 }

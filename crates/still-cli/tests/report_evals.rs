@@ -228,7 +228,6 @@ fn files_are_put_together() {
         .failed_with("c.json: another file says otherwise of piqa of teacher.gguf");
 }
 
-/// Written before cache bytes, intervals and lengths were.
 /// Two runs of `--compare` about the same two models, each with tasks of its own.
 #[test]
 fn one_difference_of_two_files_is_one_column() {
@@ -251,6 +250,92 @@ fn one_difference_of_two_files_is_one_column() {
     }
 }
 
+/// Two parts changed together: a table of settings by settings for every task.
+#[test]
+fn a_cross_product_is_drawn_as_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut results = results();
+    let variant = |router: &str, budget: usize, mean: f64| {
+        let ablation = format!("router: {router}, budgets: {budget} of 64");
+        let (low, high) = (mean - 0.01, mean + 0.01);
+        json!({ "model": format!("some/where/student [{ablation}]"), "recipe": null, "ablation": ablation,
+            "tasks": { "piqa": task("acc", 0.6 - mean, None) },
+            "difference": { "piqa": { "acc": { "mean": mean, "low": low, "high": high } } } })
+    };
+    let others = [
+        variant("self_saliency", 0, 0.3),
+        variant("self_saliency", 16, -0.1),
+        variant("random", 4, 0.2),
+        variant("random", 16, 0.15),
+    ];
+    results["compare"].as_array_mut().unwrap().truncate(1);
+    results["compare"].as_array_mut().unwrap().extend(others);
+    results["skipped"] = json!([
+        { "ablation": "router: self_saliency, budgets: 4 of 64", "same_as": "the student itself" },
+        { "ablation": "router: random, budgets: 0 of 64", "same_as": "router: self_saliency, budgets: 0 of 64" },
+        { "ablation": "router: none, budgets: 4 of 64", "impossible": "a <reason>" },
+    ]);
+    let path = write(&dir, "r.json", &results);
+    report(&[&path], &[]).succeeded();
+    let page = fs::read_to_string(dir.path().join("r.html")).unwrap();
+    assert_balanced(&page);
+    let table = &page[page.find("<th>student, piqa, points: router ↓ budgets →</th>").unwrap()..];
+    let table = &table[..table.find("</table>").unwrap()];
+    let headers = "<th>0 of 64</th><th>4 of 64</th><th>16 of 64</th>";
+    assert!(table.contains(headers), "{table}");
+    let cells = |row: &str| -> Vec<String> {
+        let row = table.split(&format!("<tr><td>{row}</td>")).nth(1).unwrap();
+        let cells = row[..row.find("</tr>").unwrap()].split("<td ").skip(1);
+        cells
+            .map(|cell| cell.split('>').nth(1).unwrap().split('<').next().unwrap().into())
+            .collect()
+    };
+    assert_eq!(cells("self_saliency"), ["-30.0", "student", "+10.0"]);
+    // Without a budget no router has a say.
+    assert_eq!(cells("random"), ["-30.0", "-20.0", "-15.0"]);
+    assert_eq!(cells("none"), ["–", "–", "–"]);
+    for tip in [
+        "a &lt;reason&gt;",
+        "the same as router: self_saliency, budgets: 0 of 64\n95 % interval -31.0 to -29.0",
+    ] {
+        assert!(table.contains(tip), "no {tip:?} in {table}");
+    }
+}
+
+/// Perplexities of very different size do not hide each other.
+#[test]
+fn every_perplexity_has_its_own_scale() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut results = results();
+    results["compare"].as_array_mut().unwrap().truncate(1);
+    let asked = |model: &mut Value, calm: f64, wild: f64| {
+        model["tasks"] = json!({
+            "perplexity_4096": task("perplexity", calm, None),
+            "repeated_text_4096": task("perplexity", wild, None),
+        });
+    };
+    asked(&mut results, 30.0, 100.0);
+    asked(&mut results["compare"][0], 33.0, 400_000.0);
+    let path = write(&dir, "r.json", &results);
+    report(&[&path], &[]).succeeded();
+    let page = fs::read_to_string(dir.path().join("r.html")).unwrap();
+    let page = &page[page.find("<h2>Tasks</h2>").unwrap()..];
+    let heights = |task: &str, about: &str| -> Vec<f64> {
+        let caption =
+            format!("<figcaption>{task} <small>perplexity, less is better{about}</small>");
+        let figure = page.split(&caption).nth(1).unwrap_or_else(|| panic!("no {caption}"));
+        let bars = figure[..figure.find("</figure>").unwrap()].split("<rect class=\"s").skip(1);
+        let height = |bar: &str| bar.split("height=\"").nth(1)?.split('"').next()?.parse().ok();
+        bars.map(|bar| height(bar).unwrap()).collect()
+    };
+    let calm = heights("perplexity_4096", "");
+    assert!((calm[1] / calm[0] - 33.0 / 30.0).abs() < 0.01, "{calm:?}");
+    let wild = heights("repeated_text_4096", ", logarithmic");
+    let nats = [100f64, 400_000.0].map(f64::ln);
+    assert!((wild[1] / wild[0] - nats[1] / nats[0]).abs() < 0.01, "{wild:?}");
+}
+
+/// Written before cache bytes, intervals and lengths were.
 #[test]
 fn older_results_are_drawn_with_what_they_have() {
     let dir = tempfile::tempdir().unwrap();

@@ -21,7 +21,7 @@ mod speed;
 pub mod task;
 mod wilson;
 
-pub use ablation::Ablation;
+pub use ablation::{Ablation, Factors, Skipped, THE_STUDENT, Variants};
 pub use bench::{BenchOptions, BenchPoint, bench};
 pub use bootstrap::{Interval, PairedBootstrap};
 pub use branches::branch_shares_of;

@@ -1,12 +1,14 @@
 //! The evaluators on a small random model.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use candle_core::{Device, Tensor};
-use still_attention::{RowDtype, StillConfig};
+use still_attention::{Branches, FeatureMap, LinearNorm, Router, RowDtype, StillConfig};
 use still_eval::{
-    Ablation, EvalError, LongContextOptions, PasskeyPrompts, branch_shares_of, evaluate_windows,
-    long_context, nll_of_hidden, random_tokens, repeated_text_nll,
+    Ablation, EvalError, Factors, LongContextOptions, PasskeyPrompts, Skipped, THE_STUDENT,
+    Variants, branch_shares_of, evaluate_windows, long_context, nll_of_hidden, random_tokens,
+    repeated_text_nll,
 };
 use still_model::random::{random_model, tiny_config};
 use still_model::{FeatureInit, Model, Student};
@@ -153,6 +155,43 @@ fn repeated_text_is_judged_by_its_second_copy() {
     assert!(repeated_text_nll(&teacher(), 1, 5, RowDtype::F32).is_err());
 }
 
+/// Sets what a variant's name says: `router: random`.
+fn set(config: &mut StillConfig, part: &str) {
+    let (name, value) = part.split_once(": ").unwrap();
+    match name {
+        "branches" => {
+            let has = |branch: &str| value.split(" + ").any(|on| on == branch);
+            let (window, salient, linear) = (has("window"), has("salient"), has("linear"));
+            config.branches = Branches { window, salient, linear };
+            if !salient {
+                config.router = Router::None;
+            }
+        }
+        "router" => {
+            config.router = match value {
+                "self_saliency" => Router::SelfSaliency,
+                "received_attention" => Router::ReceivedAttention,
+                "random" => Router::Random { seed: 0 },
+                other => {
+                    assert_eq!(other, "none");
+                    Router::None
+                }
+            }
+        }
+        "budgets" => {
+            let budget = value.split(' ').next().unwrap().parse().unwrap();
+            config.budgets.iter_mut().flatten().for_each(|b| *b = budget);
+        }
+        "cap" => config.cap = value.parse().ok(),
+        "feature_map" if value == "softmax" => config.feature_map = FeatureMap::Softmax,
+        "feature_map" => config.feature_map = FeatureMap::NpMap { householder: false },
+        other => {
+            assert_eq!(other, "linear_norm");
+            config.linear_norm = if value == "sum" { LinearNorm::Sum } else { LinearNorm::Mean };
+        }
+    }
+}
+
 #[test]
 fn ablations_keep_what_was_learned() {
     let teacher = random_model(tiny_config(), 3).unwrap();
@@ -166,10 +205,31 @@ fn ablations_keep_what_was_learned() {
     };
     let itself = student.with_config(still.clone(), config).unwrap();
     assert_eq!(nll(itself), nll(student.clone()));
-    for ablation in Ablation::ALL {
-        for (name, variant) in ablation.variants(&still) {
-            let changed = student.with_config(variant, config).unwrap();
-            assert!(nll(changed).is_finite(), "{name}");
+    // Every pair of parts, and the same as one part each.
+    let pairs = Ablation::ALL.into_iter().enumerate().flat_map(|(n, first)| {
+        let second = move |second: &Ablation| format!("{first}+{second}");
+        Ablation::ALL[n + 1..].iter().map(second).chain([first.to_string()])
+    });
+    for factors in pairs {
+        let Variants { asked, skipped } = factors.parse::<Factors>().unwrap().variants(&still);
+        let mut found = HashMap::from([(THE_STUDENT.to_owned(), nll(student.clone()))]);
+        for (name, variant) in asked {
+            let value = nll(student.with_config(variant, config).unwrap());
+            assert!(value.is_finite(), "{name}");
+            found.insert(name, value);
+        }
+        // What is skipped is what its reason says.
+        let literal = |name: &str| {
+            let mut changed = still.clone();
+            for part in name.split(", ") {
+                set(&mut changed, part);
+            }
+            changed
+        };
+        for (name, why) in skipped {
+            let Skipped::SameAs(same) = why else { continue };
+            let value = nll(student.with_config(literal(&name), config).unwrap());
+            assert_eq!(value, found[&same], "{name}: the same as {same}");
         }
     }
     let shares = branch_shares_of(&teacher.with_student(student), &tokens, &|| {}).unwrap();

@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use still_model::Student;
 use still_model::random::{random_model, tiny_config};
@@ -11,9 +11,14 @@ use still_train::{DataRecipe, Recipe, TokenCache, TrainError, Windows, linearize
 #[test]
 fn every_shipped_recipe_parses_and_fits_a_model() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../recipes");
+    let files = |dir: &Path| -> Vec<PathBuf> {
+        let paths = dir.read_dir().unwrap().map(|entry| entry.unwrap().path());
+        paths.filter(|path| path.is_file()).collect()
+    };
+    let comparison = files(&dir.join("comparison"));
+    assert_eq!(comparison.len(), COMPARED.len(), "a recipe for every recorded student, none more");
     let mut count = 0;
-    for entry in dir.read_dir().unwrap() {
-        let path = entry.unwrap().path();
+    for path in files(&dir).into_iter().chain(comparison) {
         let text = std::fs::read_to_string(&path).unwrap();
         let path = path.display();
         let recipe = Recipe::parse(&text, &[]).unwrap_or_else(|error| panic!("{path}: {error}"));
@@ -23,7 +28,32 @@ fn every_shipped_recipe_parses_and_fits_a_model() {
             .unwrap_or_else(|error| panic!("{path}: {error}"));
         count += 1;
     }
-    assert!(count >= 5);
+    assert!(count >= 5 + COMPARED.len());
+}
+
+/// Recipes of docs/comparison.md: the file, the recorded evaluation of its student, and the student's name there.
+const COMPARED: [(&str, &str, &str); 4] = [
+    ("ten-of-64", "2026-11-25-h100/eval_long.json", "uniform10G"),
+    ("paper", "2026-11-25-h100/eval_long.json", "paperG"),
+    ("lolcats", "2026-11-25-epyc-2core/eval_baselines_perplexity.json", "lolcats"),
+    ("window-only", "2026-11-25-epyc-2core/eval_baselines_perplexity.json", "window"),
+];
+
+/// What the files leave out is a default; a default that changes must not change what was compared.
+#[test]
+fn recipes_of_the_comparison_are_those_of_its_students() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let read = |path: &str| std::fs::read_to_string(root.join(path)).unwrap();
+    for (name, file, student) in COMPARED {
+        let results: serde_json::Value =
+            serde_json::from_str(&read(&format!("benches/results/{file}"))).unwrap();
+        let models = std::iter::once(&results).chain(results["compare"].as_array().unwrap());
+        let found = models.into_iter().find(|model| model["model"] == student);
+        let recorded = found.unwrap_or_else(|| panic!("no {student} in {file}"))["recipe"].clone();
+        let recorded: Recipe = serde_json::from_value(recorded).unwrap();
+        let recipe = Recipe::parse(&read(&format!("recipes/comparison/{name}.toml")), &[]).unwrap();
+        assert_eq!(recipe, recorded, "{name}");
+    }
 }
 
 #[test]

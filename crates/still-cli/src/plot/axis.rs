@@ -26,6 +26,8 @@ pub struct Axis {
     high: f64,
     from: f64,
     to: f64,
+    /// A value that is shown whatever the others are, and that bars begin at.
+    floor: Option<f64>,
     /// Values are counts: nothing lies between two of them.
     whole: bool,
 }
@@ -55,10 +57,10 @@ impl Axis {
                 Scale::Linear => (low - low.abs() / 2.0, high + high.abs() / 2.0),
             };
         }
-        Self { scale, low, high, from, to, whole }
+        Self { scale, low, high, from, to, floor, whole }
     }
 
-    /// Room beyond both ends, as a share of the whole.
+    /// Room beyond both ends, as a share of the whole; none below the floor.
     pub fn with_margin(mut self, share: f64) -> Self {
         match self.scale {
             Scale::Linear => {
@@ -70,7 +72,7 @@ impl Axis {
             }
             Scale::Log => {
                 let room = (self.high / self.low).powf(share);
-                self.low /= room;
+                self.low /= if self.floor == Some(self.low) { 1.0 } else { room };
                 self.high *= room;
             }
         }
@@ -86,12 +88,9 @@ impl Axis {
         share.is_finite().then_some(self.from + share * (self.to - self.from))
     }
 
-    /// Where bars begin: zero, or the low end where there is no zero.
+    /// Where bars begin: at the floor, or at the low end without one.
     pub fn base(&self) -> f64 {
-        match self.scale {
-            Scale::Linear if self.low <= 0.0 => self.at(0.0).unwrap_or(self.from),
-            _ => self.from,
-        }
+        self.floor.and_then(|floor| self.at(floor)).unwrap_or(self.from)
     }
 
     /// The values to name: few and round.

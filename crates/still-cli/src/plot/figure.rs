@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use minijinja::HtmlEscape;
 
 use super::axis::{Axis, Scale};
+use super::label::{Anchor, Area};
 
 /// Width of a drawing in its own units; a page may show it at any size.
 pub const WIDTH: f64 = 400.0;
@@ -14,6 +15,8 @@ pub const LEFT: f64 = 50.0;
 pub const RIGHT: f64 = WIDTH - 8.0;
 /// Its upper edge.
 pub const TOP: f64 = 8.0;
+/// Size of the words, as the page's style has it.
+pub const TYPE: f64 = 12.0;
 
 /// Text as it may stand in an element or in a quoted attribute.
 pub fn escape(text: &str) -> HtmlEscape<'_> {
@@ -134,17 +137,32 @@ pub fn x_tick(svg: &mut String, x: f64, bottom: f64, text: &str) {
     let _ = write!(
         svg,
         "<text class=\"x\" x=\"{x:.1}\" y=\"{:.1}\">{}</text>",
-        bottom + 15.0,
+        bottom + 16.0,
         escape(text)
     );
 }
+
+/// Words below the drawing, from left to right; one that would lie on the one before it is left out.
+pub fn x_ticks(svg: &mut String, bottom: f64, ticks: impl IntoIterator<Item = (f64, String)>) {
+    let mut right = f64::NEG_INFINITY;
+    for (x, text) in ticks {
+        let area = Area::of_text(&text, Anchor::Middle, x, bottom);
+        if area.left >= right + GAP {
+            x_tick(svg, x, bottom, &text);
+            right = area.right;
+        }
+    }
+}
+
+/// Between two words of a line.
+const GAP: f64 = 3.0;
 
 /// What x counts, at the lower right.
 pub fn x_name(svg: &mut String, bottom: f64, text: &str) {
     let _ = write!(
         svg,
         "<text class=\"name\" x=\"{RIGHT}\" y=\"{:.1}\">{}</text>",
-        bottom + 29.0,
+        bottom + 30.0,
         escape(text)
     );
 }

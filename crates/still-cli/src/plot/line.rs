@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::axis::{Axis, Scale};
 use super::figure::{
-    Figure, LEFT, Legend, RIGHT, TOP, about, escape, number, whisker, x_name, x_tick, y_axis,
+    Figure, LEFT, Legend, RIGHT, TOP, about, escape, number, whisker, x_name, x_ticks, y_axis,
 };
 
 const BOTTOM: f64 = 190.0;
@@ -25,7 +25,7 @@ pub struct LineChart {
     pub x: String,
     /// Of y.
     pub scale: Scale,
-    /// Of x. On a logarithmic one every x has its name: it is for few.
+    /// Of x. On a logarithmic one every x that has room has its name: it is for few.
     pub x_scale: Scale,
     /// The curves.
     pub series: Vec<Series>,
@@ -67,6 +67,14 @@ pub struct Mark {
     pub label: String,
 }
 
+impl Series {
+    /// Every y of it: of its points and of the ends of their intervals.
+    pub fn ys(&self) -> impl Iterator<Item = f64> {
+        let ends = self.intervals.iter().flatten().flatten().copied();
+        self.points.iter().map(|point| point.1).chain(ends)
+    }
+}
+
 impl LineChart {
     /// The figure, as HTML.
     pub fn html(&self) -> String {
@@ -75,10 +83,7 @@ impl LineChart {
         // Where every x has its name, the first and the last one's need room.
         let room = if self.x_scale == Scale::Log { 18.0 } else { 6.0 };
         let x = Axis::over(xs.iter().copied(), None, self.x_scale, (LEFT + room, RIGHT - room));
-        let ys = self.series.iter().flat_map(|series| {
-            let ends = series.intervals.iter().flatten().flatten().copied();
-            series.points.iter().map(|point| point.1).chain(ends)
-        });
+        let ys = self.series.iter().flat_map(Series::ys);
         let y = Axis::over(ys, None, self.scale, (BOTTOM, TOP)).with_margin(0.06);
 
         let mut svg = String::new();
@@ -87,11 +92,8 @@ impl LineChart {
             Scale::Linear => x.ticks(),
             Scale::Log => distinct(xs),
         };
-        for tick in ticks {
-            if let Some(at) = x.at(tick) {
-                x_tick(&mut svg, at, BOTTOM, &number(tick));
-            }
-        }
+        let named = ticks.into_iter().filter_map(|tick| Some((x.at(tick)?, number(tick))));
+        x_ticks(&mut svg, BOTTOM, named);
         x_name(&mut svg, BOTTOM, &self.x);
         for mark in &self.marks {
             let Some(at) = x.at(mark.x) else { continue };
@@ -198,6 +200,7 @@ fn thinned(points: &[(f64, f64)], most: usize) -> Vec<(f64, f64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plot::label::{assert_readable, words_of};
 
     fn chart(points: &[(f64, f64)]) -> LineChart {
         LineChart {
@@ -256,6 +259,17 @@ mod tests {
         assert_eq!(html.matches("class=\"whisker\"").count(), 1, "{html}");
         // Equal factors, equal distances.
         assert!(html.contains("M68.0 ") && html.contains("L221.0 "), "{html}");
+    }
+
+    #[test]
+    fn names_of_near_lengths_do_not_lie_on_each_other() {
+        let lengths = [1000.0, 1024.0, 2048.0, 4096.0, 16384.0, 32768.0, 65536.0, 131_072.0];
+        let mut chart = chart(&lengths.map(|length| (length, 2.0 + length)));
+        (chart.x_scale, chart.scale) = (Scale::Log, Scale::Log);
+        let html = chart.html();
+        assert_readable(&html);
+        let names = words_of(&html).into_iter().filter(|(class, ..)| class == "x").count();
+        assert_eq!(names, 7, "all but 1024: {html}");
     }
 
     #[test]

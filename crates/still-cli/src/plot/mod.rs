@@ -8,6 +8,7 @@ mod axis;
 mod bars;
 mod figure;
 mod heatmap;
+mod label;
 mod line;
 mod scatter;
 

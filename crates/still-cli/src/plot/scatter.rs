@@ -4,13 +4,14 @@ use std::fmt::Write as _;
 
 use super::axis::{Axis, Scale};
 use super::figure::{
-    Figure, LEFT, Legend, RIGHT, TOP, about, escape, number, whisker, x_name, x_tick, y_axis,
+    Figure, LEFT, Legend, RIGHT, TOP, about, escape, number, whisker, x_name, x_ticks, y_axis,
 };
+use super::label::{Anchor, Area};
 
 const BOTTOM: f64 = 190.0;
 const HEIGHT: f64 = 224.0;
-/// Between two names, so that they can be read.
-const LINE: f64 = 11.0;
+/// Of a dot.
+const RADIUS: f64 = 4.0;
 
 /// Named dots.
 #[derive(Clone, Debug, Default)]
@@ -48,25 +49,26 @@ pub struct Dot {
     pub interval: Option<[f64; 2]>,
 }
 
+impl Dot {
+    /// Every y of it: its own and the ends of its interval.
+    pub fn ys(&self) -> impl Iterator<Item = f64> {
+        std::iter::once(self.y).chain(self.interval.into_iter().flatten())
+    }
+}
+
 impl Scatter {
     /// The figure, as HTML.
     pub fn html(&self) -> String {
         let xs = self.dots.iter().map(|dot| dot.x);
         let x = Axis::over(xs, None, self.x_scale, (LEFT + 8.0, RIGHT - 8.0)).with_margin(0.08);
-        let ys = self.dots.iter().flat_map(|dot| {
-            let ends = dot.interval.into_iter().flatten();
-            std::iter::once(dot.y).chain(ends)
-        });
+        let ys = self.dots.iter().flat_map(Dot::ys);
         let ys = ys.chain(self.reference.iter().map(|(_, y)| *y));
         let y = Axis::over(ys, None, self.scale, (BOTTOM, TOP)).with_margin(0.08);
 
         let mut svg = String::new();
         y_axis(&mut svg, &y);
-        for tick in x.ticks() {
-            if let Some(at) = x.at(tick) {
-                x_tick(&mut svg, at, BOTTOM, &number(tick));
-            }
-        }
+        let ticks = x.ticks().into_iter();
+        x_ticks(&mut svg, BOTTOM, ticks.filter_map(|tick| Some((x.at(tick)?, number(tick)))));
         x_name(&mut svg, BOTTOM, &about(&self.x, self.x_scale));
         if let Some((name, value)) = &self.reference
             && let Some(at) = y.at(*value)
@@ -80,24 +82,22 @@ impl Scatter {
         }
         let mut placed: Vec<(&Dot, f64, f64)> =
             self.dots.iter().filter_map(|dot| Some((dot, x.at(dot.x)?, y.at(dot.y)?))).collect();
-        // From above, so that a name that is in the way of another moves down.
         placed.sort_by(|a, b| a.2.total_cmp(&b.2));
-        let mut names: Vec<(bool, f64)> = Vec::new();
+        // What names must not lie on: dots, and the names before them.
+        let mut taken: Vec<Area> =
+            placed.iter().map(|(_, at, height)| Area::around(*at, *height, RADIUS)).collect();
         for (dot, at, height) in placed {
             self.draw(&mut svg, dot, (at, height), &y);
-            if !dot.named {
-                continue;
+            if dot.named {
+                let name = shortened(&dot.name);
+                let (class, [x, y], area) = beside(&name, (at, height), &taken);
+                taken.push(area);
+                let _ = write!(
+                    svg,
+                    "<text class=\"{class}\" x=\"{x:.1}\" y=\"{y:.1}\">{}</text>",
+                    escape(&name)
+                );
             }
-            let left = at > f64::midpoint(LEFT, RIGHT);
-            let own = names.iter().filter(|(side, _)| *side == left).map(|(_, place)| place + LINE);
-            let place = own.fold(height + 4.0, f64::max);
-            names.push((left, place));
-            let (class, from) = if left { ("name", at - 7.0) } else { ("beside", at + 7.0) };
-            let _ = write!(
-                svg,
-                "<text class=\"{class}\" x=\"{from:.1}\" y=\"{place:.1}\">{}</text>",
-                escape(&shortened(&dot.name))
-            );
         }
         Figure {
             title: &self.title,
@@ -118,13 +118,36 @@ impl Scatter {
         }
         let _ = write!(
             svg,
-            "<circle class=\"s{}{}\" data-tip=\"{}\" cx=\"{at:.1}\" cy=\"{height:.1}\" r=\"4\"/>",
+            "<circle class=\"s{}{}\" data-tip=\"{}\" cx=\"{at:.1}\" cy=\"{height:.1}\" r=\"{RADIUS}\"/>",
             dot.colour % 6,
             if dot.named { "" } else { " pale" },
             escape(&tip)
         );
     }
 }
+
+/// Where a dot's name stands: as near to it as what is taken allows, at its side towards the middle first. Its class, its place,
+/// and its area. Where nothing is free, it stands beside its dot.
+fn beside(name: &str, (x, y): (f64, f64), taken: &[Area]) -> (&'static str, [f64; 2], Area) {
+    let right = ("beside", Anchor::Start, x + 7.0);
+    let left = ("name", Anchor::End, x - 7.0);
+    let sides = if x > f64::midpoint(LEFT, RIGHT) { [left, right] } else { [right, left] };
+    let place = |(class, anchor, x): (&'static str, Anchor, f64), y: f64| {
+        (class, [x, y], Area::of_text(name, anchor, x, y))
+    };
+    let (low, high) = (TOP + 9.0, BOTTOM - 3.0);
+    let line = (y + 4.0).clamp(low, high);
+    let steps = (0..60).map(|n| f64::from(n / 2 + n % 2) * if n % 2 == 0 { -STEP } else { STEP });
+    let places = steps.flat_map(|step| sides.map(|side| place(side, line + step)));
+    let free = |(_, [_, y], area): &(&str, [f64; 2], Area)| {
+        let inside = area.left >= LEFT && area.right <= RIGHT && (low..=high).contains(y);
+        inside && !taken.iter().any(|other| other.meets(area))
+    };
+    places.into_iter().find(free).unwrap_or_else(|| place(sides[0], line))
+}
+
+/// How far a name moves at a time to get out of another's way.
+const STEP: f64 = 6.0;
 
 /// Longer names would lie over the other half of the chart.
 fn shortened(name: &str) -> String {
@@ -139,6 +162,7 @@ fn shortened(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plot::label::{assert_readable, words_of};
 
     fn dot(name: &str, x: f64, y: f64) -> Dot {
         let interval = Some([y - 1.0, y + 1.0]);
@@ -149,16 +173,6 @@ mod tests {
         let reference = Some(("chance".to_owned(), 2.0));
         Scatter { title: "acc".into(), x: "MiB".into(), dots, reference, ..Scatter::default() }
             .html()
-    }
-
-    fn places(html: &str, class: &str) -> Vec<f64> {
-        let text = format!("<text class=\"{class}\"");
-        let texts = html.split(&text).skip(1);
-        texts
-            .map(|text| {
-                text.split("y=\"").nth(1).unwrap().split('"').next().unwrap().parse().unwrap()
-            })
-            .collect()
     }
 
     #[test]
@@ -175,13 +189,15 @@ mod tests {
 
     #[test]
     fn names_do_not_lie_on_each_other() {
-        let near = (0..5).map(|n| dot("x", 1.0 + 0.001 * f64::from(n), 5.0)).collect();
-        let far = dot("y", 9.0, 5.0);
-        let html = scatter([near, vec![far]].concat());
-        let mut places = places(&html, "beside");
-        assert_eq!(places.len(), 5, "{html}");
-        places.sort_by(f64::total_cmp);
-        assert!(places.windows(2).all(|pair| pair[1] - pair[0] > LINE - 0.2), "{places:?}");
+        // Six at one place, and long ones from either side that reach beyond the middle.
+        let near = (0..6).map(|n| dot(&format!("name {n}"), 1.0 + 0.001 * f64::from(n), 5.0));
+        let far = [(9.0, "a long name, from right"), (4.0, "a long name, from left")];
+        let far = far.map(|(x, name)| dot(name, x, 5.0));
+        let html = scatter(near.chain(far).collect());
+        assert_readable(&html);
+        let names = words_of(&html).into_iter();
+        let names = names.filter(|(class, ..)| ["beside", "name"].contains(&class.as_str()));
+        assert_eq!(names.count(), 8 + 1, "eight dots and what x is: {html}");
     }
 
     #[test]

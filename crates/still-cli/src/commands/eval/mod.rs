@@ -1,5 +1,6 @@
 //! `still eval`: benchmarks, asked of one model or of several to compare.
 
+mod ablated;
 mod branches;
 mod efficiency;
 mod plan;
@@ -11,9 +12,10 @@ use still_eval::run::{
     AskOptions, Asked, Listener, LoggedModel, Sample, SampleLog, TaskScores, ask,
 };
 use still_eval::task::{Metric, Task};
-use still_eval::{Ablation, BenchPoint};
+use still_eval::{BenchPoint, Factors};
 use still_model::Model;
 
+use self::ablated::{LeftOut, ablated};
 use self::plan::Plan;
 use super::{load, row_dtype};
 use crate::args::EvalArgs;
@@ -68,13 +70,14 @@ pub fn run(args: &EvalArgs, printer: &Printer) -> anyhow::Result<()> {
         ));
     }
     let plans = Plan::of(args)?;
-    let ablations: Vec<Ablation> =
-        args.ablate.iter().map(|name| name.parse()).collect::<still_eval::Result<_>>()?;
+    let factors: Vec<Factors> =
+        args.ablate.iter().map(|names| names.parse()).collect::<still_eval::Result<_>>()?;
     let log = open_log(args)?;
     interrupt::catch()?;
     let mut evaluated = Vec::new();
     let mut cut_short = None;
     let mut carried = None;
+    let mut skipped = Vec::new();
     'models: for (n, name) in names.into_iter().enumerate() {
         let model = load(name, &args.device, printer)?;
         let mut subjects = vec![(name.clone(), None, model)];
@@ -82,8 +85,12 @@ pub fn run(args: &EvalArgs, printer: &Printer) -> anyhow::Result<()> {
             if args.branches {
                 carried = Some(branches::measure(&subjects[0].2, args, printer)?);
             }
-            let variants = ablated(name, &subjects[0].2, &ablations)?;
+            let (variants, left_out) = ablated(name, &subjects[0].2, &factors)?;
+            for LeftOut { ablation, why } in &left_out {
+                printer.step("Skipped", format_args!("{ablation}: {why}"));
+            }
             subjects.extend(variants);
+            skipped = left_out;
         }
         for (name, ablation, model) in subjects {
             let (mut answers, cut) = evaluate(&name, &model, &plans, args, log.as_ref(), printer)?;
@@ -116,7 +123,7 @@ pub fn run(args: &EvalArgs, printer: &Printer) -> anyhow::Result<()> {
         return Err(user(format!("interrupted {place}; the table has what was finished"), kept));
     }
     if let Some(path) = &args.json {
-        results::write(path, &evaluated, carried.as_deref(), args)?;
+        results::write(path, &evaluated, carried.as_deref(), &skipped, args)?;
         printer.step("Saved", path.display());
     }
     Ok(())
@@ -134,36 +141,6 @@ fn open_log(args: &EvalArgs) -> anyhow::Result<Option<SampleLog>> {
         ));
     }
     Ok(Some(SampleLog::create(path)?))
-}
-
-/// The variants of a student: named after what was changed, what that was, and the model.
-fn ablated(
-    name: &str,
-    model: &Model,
-    ablations: &[Ablation],
-) -> anyhow::Result<Vec<(String, Option<String>, Model)>> {
-    if ablations.is_empty() {
-        return Ok(Vec::new());
-    }
-    let Some(student) = &model.student else {
-        return Err(user(
-            format!("{name} is a teacher: --ablate changes parts of a student"),
-            "name a student for --model",
-        ));
-    };
-    let mut variants = Vec::new();
-    for ablation in ablations {
-        for (variant, config) in ablation.variants(&student.config) {
-            let student = student.with_config(config, model.config())?;
-            let named = format!("{name} [{variant}]");
-            variants.push((
-                named,
-                Some(variant),
-                model.with_student(student.to_device(model.device())?),
-            ));
-        }
-    }
-    Ok(variants)
 }
 
 /// Asks one model every task; also where it was interrupted, if it was.

@@ -9,7 +9,7 @@ use still_eval::task::Metric;
 use still_eval::{BranchShares, Interval, PairedBootstrap};
 use still_model::files::write_file;
 
-use super::{Answered, Evaluated, efficiency};
+use super::{Answered, Evaluated, LeftOut, efficiency};
 use crate::args::EvalArgs;
 use crate::commands::short_name;
 use crate::table;
@@ -104,11 +104,12 @@ fn tall(first: &Evaluated, others: &[Evaluated], seed: u64) -> anyhow::Result<St
     ))
 }
 
-/// Writes `{"model", "recipe", "seed", …, "tasks", "compare"}`.
+/// Writes `{"model", "recipe", "seed", …, "tasks", "skipped", "compare"}`.
 pub fn write(
     path: &Path,
     models: &[Evaluated],
     branches: Option<&[Vec<BranchShares>]>,
+    skipped: &[LeftOut],
     args: &EvalArgs,
 ) -> anyhow::Result<()> {
     let Some((first, others)) = models.split_first() else { return Ok(()) };
@@ -124,6 +125,9 @@ pub fn write(
     add_efficiency(&mut result, first);
     if let Some(layers) = branches {
         result["branches"] = super::branches::to_json(layers);
+    }
+    if !skipped.is_empty() {
+        result["skipped"] = json!(skipped);
     }
     if !others.is_empty() {
         let compared = others.iter().map(|other| -> anyhow::Result<Value> {

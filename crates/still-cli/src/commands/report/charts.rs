@@ -111,6 +111,7 @@ pub fn of_layers(layers: &[LayerLoss]) -> String {
                 intervals: Vec::new(),
             },
         ],
+        base: None,
         reference: None,
     }
     .html()

@@ -20,8 +20,10 @@ struct Family<'a> {
 /// Tasks that were asked at a length, put together by what they are without it.
 fn families(results: &Results) -> Vec<Family<'_>> {
     let mut families: Vec<Family<'_>> = Vec::new();
-    for (task, result) in results.tasks() {
-        let Some(length) = result.length else { continue };
+    for (task, _) in results.tasks() {
+        // Results of older versions have no lengths: of models that are asked the same, one that has is enough.
+        let length = results.subjects.iter().find_map(|subject| subject.task(task)?.length);
+        let Some(length) = length else { continue };
         let name = task.replacen(&format!("_{length}"), "", 1);
         match families.iter_mut().find(|family| family.name == name) {
             Some(family) => family.lengths.push((length, task)),
@@ -38,6 +40,11 @@ fn unit(metric: &str) -> (f64, String) {
         "perplexity" => (1.0, "perplexity, less is better".into()),
         _ => (100.0, format!("{metric}, %")),
     }
+}
+
+/// Of a chart of these values: shares lie between 0 and 100, perplexities may differ by orders of magnitude.
+fn scale_of(metric: &str, values: impl IntoIterator<Item = f64>) -> Scale {
+    if metric == "perplexity" { Scale::fitting(values) } else { Scale::Linear }
 }
 
 fn scaled(value: Option<[f64; 2]>, scale: f64) -> Option<[f64; 2]> {
@@ -75,7 +82,7 @@ pub fn against_bytes(results: &Results) -> Vec<String> {
             title: task.into(),
             about,
             x: "cache, MiB".into(),
-            scale: Scale::Linear,
+            scale: scale_of(metric, dots.iter().flat_map(Dot::ys)),
             x_scale: Scale::fitting(dots.iter().map(|dot| dot.x)),
             dots,
             reference: chance.map(|chance| ("chance".into(), scale * chance)),
@@ -86,7 +93,8 @@ pub fn against_bytes(results: &Results) -> Vec<String> {
     longest.filter_map(scatter).collect()
 }
 
-/// Bars of every task that is not drawn as a curve over lengths, in groups that fit side by side.
+/// Bars of every task that is not drawn as a curve over lengths: of shares in groups that fit side by side, of perplexities, which
+/// have no common scale, one chart each.
 pub fn bars(results: &Results) -> Vec<String> {
     let curves = families(results);
     let drawn = |task: &str| {
@@ -106,7 +114,8 @@ pub fn bars(results: &Results) -> Vec<String> {
         let has = |any: &TaskResult| any.values().iter().any(|value| value.metric == metric);
         let tasks: Vec<(&str, &TaskResult)> =
             left.iter().filter(|(_, any)| has(any)).copied().collect();
-        for tasks in tasks.chunks(SIDE_BY_SIDE) {
+        let together = if metric == "perplexity" { 1 } else { SIDE_BY_SIDE };
+        for tasks in tasks.chunks(together) {
             charts.push(bar_chart(results, metric, tasks));
         }
     }
@@ -114,9 +123,9 @@ pub fn bars(results: &Results) -> Vec<String> {
 }
 
 fn bar_chart(results: &Results, metric: &str, tasks: &[(&str, &TaskResult)]) -> String {
-    let (scale, about) = match metric {
-        "perplexity" => (1.0, "less is better"),
-        _ => (100.0, "%"),
+    let (scale, title, about) = match (metric, tasks) {
+        ("perplexity", [(task, _)]) => (1.0, *task, "perplexity, less is better"),
+        _ => (100.0, metric, "%"),
     };
     let group = |model: &Subject| {
         let values = tasks.iter().map(|(task, _)| {
@@ -137,13 +146,19 @@ fn bar_chart(results: &Results, metric: &str, tasks: &[(&str, &TaskResult)]) -> 
         }
     };
     let chances = tasks.iter().map(|(_, any)| any.chance.map_or(f64::NAN, |chance| scale * chance));
+    let groups: Vec<Group> = results.models().map(group).collect();
+    let values = groups.iter().flat_map(|group| {
+        group.values.iter().chain(group.intervals.iter().flatten().flatten()).copied()
+    });
     BarChart {
-        title: metric.into(),
+        title: title.into(),
         about: about.into(),
         x: "task".into(),
-        scale: Scale::Linear,
+        scale: scale_of(metric, values),
+        // A perplexity of 1 is certainty: the height above it is the loss in nats.
+        base: Some(1.0),
         categories: tasks.iter().map(|(task, _)| (*task).to_owned()).collect(),
-        groups: results.models().map(group).collect(),
+        groups,
         reference: (metric != "perplexity").then(|| ("chance".into(), chances.collect())),
     }
     .html()
@@ -165,7 +180,8 @@ pub fn lengths(results: &Results) -> Vec<String> {
 fn over_lengths(results: &Results, family: &Family<'_>) -> String {
     let values = |model: &Subject, task: &str| model.task(task).and_then(TaskResult::first);
     let any = results.models().find_map(|model| values(model, family.lengths[0].1));
-    let (scale, about) = unit(any.map_or("score", |value| value.metric));
+    let metric = any.map_or("score", |value| value.metric);
+    let (scale, about) = unit(metric);
     let series = results.models().map(|model| {
         let (points, intervals) = family
             .lengths
@@ -178,12 +194,14 @@ fn over_lengths(results: &Results, family: &Family<'_>) -> String {
             .unzip();
         Series { name: model.name.clone(), points, stroke: Stroke::Dots, intervals }
     });
+    let series: Vec<Series> = series.collect();
     LineChart {
         title: family.name.clone(),
         about,
         x: "tokens".into(),
+        scale: scale_of(metric, series.iter().flat_map(Series::ys)),
         x_scale: Scale::Log,
-        series: series.collect(),
+        series,
         ..LineChart::default()
     }
     .html()

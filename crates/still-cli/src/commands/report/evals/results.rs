@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
-use still_eval::BenchPoint;
+use still_eval::{BenchPoint, Skipped};
 
 use crate::commands::short_name;
 use crate::errors::user;
@@ -20,6 +20,9 @@ pub struct Results {
     /// What a file's first model has more than its others.
     #[serde(skip)]
     pub differences: Vec<Difference>,
+    /// Combinations of `--ablate` that were not asked.
+    #[serde(skip)]
+    pub skipped: Vec<LeftOut>,
     /// How caches stored exact rows, and seeds: each once.
     #[serde(skip)]
     pub settings: Vec<(&'static str, Vec<String>)>,
@@ -106,6 +109,15 @@ pub struct Difference {
     pub tasks: Vec<(String, Vec<(String, Interval)>)>,
 }
 
+/// A combination of a student's `--ablate` that was not asked, and why.
+#[derive(Clone, Debug)]
+pub struct LeftOut {
+    /// The student's name.
+    pub first: String,
+    pub ablation: String,
+    pub why: Skipped,
+}
+
 /// A mean with the ends of its 95 % interval.
 #[derive(Clone, Copy, Debug, Deserialize)]
 pub struct Interval {
@@ -120,8 +132,17 @@ struct File {
     first: FileModel,
     #[serde(default)]
     compare: Vec<Compared>,
+    #[serde(default)]
+    skipped: Vec<FileSkipped>,
     cache_dtype: Option<String>,
     seed: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct FileSkipped {
+    ablation: String,
+    #[serde(flatten)]
+    why: Skipped,
 }
 
 #[derive(Deserialize)]
@@ -183,7 +204,12 @@ impl Results {
     /// # Errors
     /// A file that cannot be read or holds something else; two that disagree about a task of a model.
     pub fn read(paths: &[PathBuf]) -> anyhow::Result<Self> {
-        let mut results = Self { subjects: Vec::new(), differences: Vec::new(), settings: vec![] };
+        let mut results = Self {
+            subjects: Vec::new(),
+            differences: Vec::new(),
+            skipped: Vec::new(),
+            settings: Vec::new(),
+        };
         let (mut dtypes, mut seeds) = (Vec::new(), Vec::new());
         for path in paths {
             let file = read_file(path)?;
@@ -201,6 +227,9 @@ impl Results {
                 results.add_difference(Difference { first: first.clone(), other, ablation, tasks });
                 results.add(model, path)?;
             }
+            results.skipped.extend(file.skipped.into_iter().map(
+                |FileSkipped { ablation, why }| LeftOut { first: first.clone(), ablation, why },
+            ));
             add_once(&mut dtypes, file.cache_dtype);
             add_once(&mut seeds, file.seed.map(|seed| seed.to_string()));
         }
@@ -286,11 +315,13 @@ impl Results {
                 subject.name = names[n].clone();
             }
         }
-        for difference in &mut self.differences {
-            for name in [&mut difference.first, &mut difference.other] {
-                if let Some(subject) = self.subjects.iter().find(|known| known.model == *name) {
-                    *name = subject.name.clone();
-                }
+        let of_pairs = self
+            .differences
+            .iter_mut()
+            .flat_map(|difference| [&mut difference.first, &mut difference.other]);
+        for name in of_pairs.chain(self.skipped.iter_mut().map(|left_out| &mut left_out.first)) {
+            if let Some(subject) = self.subjects.iter().find(|known| known.model == *name) {
+                *name = subject.name.clone();
             }
         }
     }

@@ -1,0 +1,57 @@
+//! `--ablate`: the variants of a student.
+
+use serde::Serialize;
+use still_eval::{Factors, Skipped};
+use still_model::Model;
+
+use crate::errors::user;
+
+/// A combination that is not asked: `{"ablation", "same_as"}` or `{"ablation", "impossible"}`.
+#[derive(Debug, Serialize)]
+pub struct LeftOut {
+    /// Its name.
+    pub ablation: String,
+    /// Why.
+    #[serde(flatten)]
+    pub why: Skipped,
+}
+
+/// A name, what was changed, and the model.
+pub type Subject = (String, Option<String>, Model);
+
+/// Every variant that can be asked, and those that cannot.
+///
+/// # Errors
+/// A teacher, which has nothing to change.
+pub fn ablated(
+    name: &str,
+    model: &Model,
+    factors: &[Factors],
+) -> anyhow::Result<(Vec<Subject>, Vec<LeftOut>)> {
+    let (mut asked, mut skipped) = (Vec::new(), Vec::new());
+    if factors.is_empty() {
+        return Ok((asked, skipped));
+    }
+    let Some(student) = &model.student else {
+        return Err(user(
+            format!("{name} is a teacher: --ablate changes parts of a student"),
+            "name a student for --model",
+        ));
+    };
+    for factors in factors {
+        let variants = factors.variants(&student.config);
+        let mut skip = |ablation, why| skipped.push(LeftOut { ablation, why });
+        variants.skipped.into_iter().for_each(|(variant, why)| skip(variant, why));
+        for (variant, config) in variants.asked {
+            match student.with_config(config, model.config()) {
+                Ok(student) => {
+                    let model = model.with_student(student.to_device(model.device())?);
+                    asked.push((format!("{name} [{variant}]"), Some(variant), model));
+                }
+                // A configuration that the operator or the learned tensors do not have.
+                Err(error) => skip(variant, Skipped::Impossible(error.to_string())),
+            }
+        }
+    }
+    Ok((asked, skipped))
+}
