@@ -13,7 +13,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use still_attention::{
     Branches, FeatureMap, HeadGeometry, HybridConfig, HybridWeights, LinearNorm, Mode, Router,
-    Routing, Selection, SelectionHead, StillConfig, dense_attention, hybrid_attention, naive,
+    Routing, SelectionHead, StillConfig, dense_attention, hybrid_attention, naive,
 };
 
 /// The GPU; a test that asks for one and finds none has failed.
@@ -323,6 +323,7 @@ fn a_selection_that_does_not_fit_the_cap_is_named() {
 #[test]
 fn variants_in_f32() {
     let (geometry, config) = layer((4, 2, 64, 0, &[4, 0], LinearNorm::Mean));
+    let exact = Branches { linear: false, ..Branches::default() };
     let variants = [
         HybridConfig { feature_map: FeatureMap::NpMap { householder: true }, ..config.clone() },
         HybridConfig { window_factor: true, ..config.clone() },
@@ -339,7 +340,9 @@ fn variants_in_f32() {
             cap: Some(3),
             ..config.clone()
         },
-        HybridConfig { router: Router::Random { seed: 5 }, cap: Some(5), ..config },
+        HybridConfig { router: Router::Random { seed: 5 }, cap: Some(5), ..config.clone() },
+        HybridConfig { router: Router::None, branches: exact, ..config.clone() },
+        HybridConfig { linear_norm: LinearNorm::Sum, branches: exact, cap: Some(5), ..config },
     ];
     for config in variants {
         check_forward(geometry, &config, 210, DType::F32);

@@ -9,9 +9,9 @@ use candle_core::{DType, Device, Tensor};
 use common::{flat, random_input, relative_rms, tensors};
 use half::bf16;
 use still_attention::{
-    CudaHybridState, CudaKvCache, CudaWeights, FeatureMap, HeadGeometry, HybridConfig, HybridState,
-    HybridWeights, KvCache, LinearNorm, PreparedWeights, Router, RowDtype, SelectionHead,
-    StillConfig,
+    Branches, CudaHybridState, CudaKvCache, CudaWeights, FeatureMap, HeadGeometry, HybridConfig,
+    HybridState, HybridWeights, KvCache, LinearNorm, PreparedWeights, Router, RowDtype,
+    SelectionHead, StillConfig,
 };
 
 /// The GPU; a test that asks for one and finds none has failed.
@@ -352,6 +352,7 @@ fn the_store_grows() {
 fn variants() {
     let plain = layer((4, 2, 64, &[4, 0], LinearNorm::Mean));
     let config = plain.config.clone();
+    let exact = Branches { linear: false, ..Branches::default() };
     let variants = [
         HybridConfig { feature_map: FeatureMap::NpMap { householder: true }, ..config.clone() },
         HybridConfig { window_factor: true, ..config.clone() },
@@ -365,8 +366,10 @@ fn variants() {
             selection_head: SelectionHead::QueryHead,
             budgets: vec![4, 0, 64, 2],
             cap: Some(5),
-            ..config
+            ..config.clone()
         },
+        HybridConfig { router: Router::None, branches: exact, ..config.clone() },
+        HybridConfig { linear_norm: LinearNorm::Sum, branches: exact, cap: Some(5), ..config },
     ];
     for config in variants {
         let mut states = States::new(&Layer { config, ..plain.clone() }, 2, 330, DType::F32);

@@ -281,8 +281,8 @@ impl CudaHybridState {
         let retired = retired(self.positions[sequence]);
         let budget = self.weights.host_budgets[head];
         let count = retired * CHUNK - kept(self.weights.config.cap, budget, retired);
-        if count == 0 {
-            return Ok(LinearState { s: Vec::new(), z: Vec::new(), count });
+        if count == 0 || !self.weights.config.branches.linear {
+            return Ok(LinearState { s: Vec::new(), z: Vec::new(), count: 0 });
         }
         let at = (sequence * self.weights.heads() + head) * 2 * d;
         Ok(LinearState {

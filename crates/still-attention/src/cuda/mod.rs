@@ -13,7 +13,7 @@ mod support;
 mod walk;
 mod wide_product;
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 use crate::hybrid::HybridOutput;
 use crate::{
@@ -60,8 +60,22 @@ fn repeated(rows: &Tensor, times: usize) -> Result<Tensor> {
     Ok(wide.reshape((batch, heads * times, tokens, head_dim))?)
 }
 
-/// `ln(n λ)` per query head with `LinearNorm::Mean`: a factor `sigmoid(w)` on the exact terms is its inverse on the linear.
+/// `ln(n λ)` per query head, if it is not 0 everywhere: minus infinity where the linear branch is off.
 fn log_scale(weights: &HybridWeights, config: &HybridConfig) -> Result<Option<Tensor>> {
+    let learned = learned_scale(weights, config)?;
+    if config.branches.linear {
+        return Ok(learned);
+    }
+    let map = &weights.feature_map_q;
+    let any = match learned {
+        Some(scale) => scale,
+        None => Tensor::zeros(map.dim(0)?, DType::F32, map.device())?,
+    };
+    Ok(Some(any.affine(1.0, f64::NEG_INFINITY)?))
+}
+
+/// `ln(n λ)` per query head with `LinearNorm::Mean`: a factor `sigmoid(w)` on the exact terms is its inverse on the linear.
+fn learned_scale(weights: &HybridWeights, config: &HybridConfig) -> Result<Option<Tensor>> {
     let Some(log_lambda) =
         weights.log_lambda.as_ref().filter(|_| config.linear_norm == LinearNorm::Mean)
     else {
