@@ -191,7 +191,7 @@ impl CudaHybridState {
             let length = std::mem::take(&mut left[sequence]);
             let own = |x: &Tensor| x.narrow(0, sequence, 1)?.narrow(2, 0, length);
             let answer = self.read(sequence, &own(&q)?, &own(&k)?, &own(&v)?)?;
-            out.narrow(0, sequence, 1)?.slice_set(&answer, 2, 0)?;
+            out.narrow(0, sequence, 1)?.slice_set(&answer.contiguous()?, 2, 0)?;
         }
         self.feed([&q, &k, &v, &out], &left)?;
         Ok(out)

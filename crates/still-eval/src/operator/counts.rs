@@ -78,7 +78,7 @@ impl Hybrid {
     /// Retired chunks at `position`, if its token retires one.
     fn retires(&self, position: usize) -> Option<usize> {
         let retired = self.retired(position);
-        (retired > 0 && position % self.chunk == 0).then_some(retired)
+        (retired > 0 && position.is_multiple_of(self.chunk)).then_some(retired)
     }
 }
 

@@ -61,7 +61,15 @@ __global__ void __launch_bounds__(256, K::P == 1 ? 2 : 1) linear_backward(const 
       if (absorbed == 0) in.inner[bh * in.tokens + t] = 0.f;
     }
   }
-  if (absorbed == 0) return;
+  if (absorbed == 0) {
+    // Where a cap has let nothing go yet, sums over all queries read these rows nevertheless.
+    if (retired > 0 && !keeps_all(in.routing.cap, in.routing.budgets[kv])) {
+      const int64_t first = bh * in.tokens + start, count = min(CHUNK, in.tokens - start);
+      for (int64_t i = threadIdx.x; i < count * 2 * D; i += 256) in.phi_q[first * 2 * D + i] = T(0.f);
+      for (int64_t i = threadIdx.x; i < count * D; i += 256) in.df_q[first * D + i] = T(0.f);
+    }
+    return;
+  }
 
   float f[NT][4], squared[2], factor[2];
   squared_norms(queries, squared);
