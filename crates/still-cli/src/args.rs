@@ -567,8 +567,8 @@ pub struct EvalArgs {
     /// Give long-context prompts as a user's turn in the model's chat template
     #[arg(long)]
     pub chat: bool,
-    /// Ask the student with parts of it changed too: branches, router, budgets, cap, feature_map, linear_norm, one at a time;
-    /// parts joined by + in every combination, as in router+budgets
+    /// Ask the student with parts of it changed too: branches, router, budgets, cap, feature_map, linear_norm, recall_cache,
+    /// one at a time; parts joined by + in every combination, as in router+budgets
     #[arg(long, value_name = "PART,…", value_delimiter = ',')]
     pub ablate: Vec<String>,
     /// Show what each branch carries, layer by layer, over the first 2,048 tokens of --text

@@ -23,17 +23,21 @@ pub enum Ablation {
     FeatureMap,
     /// Summed and mean-normalised linear branch.
     LinearNorm,
+    /// LoLA's exact cache of 64, 128, 256 or 512 tokens a head, in place of the student's router, budgets and cap: what the method
+    /// makes of a trained LoLCATs student.
+    RecallCache,
 }
 
 impl Ablation {
     /// All, in the order of a table.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Branches,
         Self::Router,
         Self::Budgets,
         Self::Cap,
         Self::FeatureMap,
         Self::LinearNorm,
+        Self::RecallCache,
     ];
 
     /// `config` with this part at each of its settings, by name; the student's own is one of them, first if it is none of ours.
@@ -79,6 +83,9 @@ impl Ablation {
             Self::LinearNorm => [LinearNorm::Sum, LinearNorm::Mean]
                 .map(|norm| set(&|to| to.linear_norm = norm))
                 .into(),
+            Self::RecallCache => {
+                [64, 128, 256, 512].map(|cache| config.clone().with_recall_cache(cache)).into()
+            }
         };
         let mut settings: Vec<StillConfig> = Vec::new();
         if !ours.contains(config) {
@@ -129,6 +136,10 @@ impl Ablation {
                 LinearNorm::Sum => "sum".into(),
                 LinearNorm::Mean => "mean".into(),
             },
+            Self::RecallCache => match (config.router, config.cap) {
+                (Router::SelfRecall, Some(cache)) => cache.to_string(),
+                _ => "none".into(),
+            },
         }
     }
 
@@ -141,6 +152,13 @@ impl Ablation {
             Self::Cap => to.cap = from.cap,
             Self::FeatureMap => to.feature_map = from.feature_map,
             Self::LinearNorm => to.linear_norm = from.linear_norm,
+            Self::RecallCache if from.router == Router::SelfRecall => {
+                to.router = from.router;
+                to.budgets.clone_from(&from.budgets);
+                to.cap = from.cap;
+            }
+            // No cache: what the other parts and the student itself have.
+            Self::RecallCache => {}
         }
     }
 }
@@ -201,9 +219,16 @@ impl Factors {
         let mut variants = Variants::default();
         for (names, mut variant) in combinations {
             let name = names.join(", ");
+            let recalls =
+                self.0.contains(&Ablation::RecallCache) && variant.router == Router::SelfRecall;
+            if recalls && !variant.branches.linear {
+                let why = "without the linear branch there is no state to recall from";
+                variants.skipped.push((name, Skipped::Impossible(why.into())));
+                continue;
+            }
             if variant != *config && !variant.branches.salient && variant.router != Router::None {
                 // What is not kept must be in the state, where there is one: a dropped token would be a fourth branch.
-                if self.0.contains(&Ablation::Router) {
+                if recalls || self.0.contains(&Ablation::Router) {
                     let why =
                         "without the salient branch, what a router keeps would be in no branch";
                     variants.skipped.push((name, Skipped::Impossible(why.into())));
@@ -250,6 +275,7 @@ impl fmt::Display for Ablation {
             Self::Cap => "cap",
             Self::FeatureMap => "feature_map",
             Self::LinearNorm => "linear_norm",
+            Self::RecallCache => "recall_cache",
         })
     }
 }
@@ -406,6 +432,24 @@ mod tests {
         );
         let own = asked.iter().find(|(name, _)| name == "budgets: by head, cap: none").unwrap();
         assert_eq!((own.1.budgets[0][0], own.1.cap), (64, None));
+    }
+
+    #[test]
+    fn a_recall_cache_takes_the_place_of_router_budgets_and_cap() {
+        let lolcats = StillConfig { router: Router::None, ..config() };
+        let Variants { asked, skipped } = variants("recall_cache", &lolcats);
+        let expected = [64, 128, 256, 512].map(|cache| {
+            (format!("recall_cache: {cache}"), lolcats.clone().with_recall_cache(cache))
+        });
+        assert_eq!(asked, expected);
+        assert_eq!(skipped, [("recall_cache: none".into(), Skipped::SameAs(THE_STUDENT.into()))]);
+        // A state and salient tokens are what it is made of.
+        let Variants { asked, skipped } = variants("branches+recall_cache", &config());
+        assert_eq!(asked.len() + skipped.len(), 5 * 5);
+        let cached = asked.iter().filter(|(_, variant)| variant.router == Router::SelfRecall);
+        assert_eq!(cached.count(), 4, "{:?}", names(&asked));
+        let impossible = skipped.iter().filter(|(_, why)| matches!(why, Skipped::Impossible(_)));
+        assert_eq!(impossible.count(), 4 * 4, "{skipped:?}");
     }
 
     #[test]

@@ -183,6 +183,11 @@ fn set(config: &mut StillConfig, part: &str) {
             config.budgets.iter_mut().flatten().for_each(|b| *b = budget);
         }
         "cap" => config.cap = value.parse().ok(),
+        "recall_cache" => {
+            if let Ok(cache) = value.parse() {
+                *config = config.clone().with_recall_cache(cache);
+            }
+        }
         "feature_map" if value == "softmax" => config.feature_map = FeatureMap::Softmax,
         "feature_map" => config.feature_map = FeatureMap::NpMap { householder: false },
         other => {

@@ -108,7 +108,9 @@ impl Layer<'_> {
             }
             Tape::Graph { input, output } => {
                 let mut grads = pull_back(&output, dy)?.backward()?;
-                Ok((grads.remove(&input), grads))
+                // The fused ops give their inputs' gradients whether anyone wants them or not.
+                let dx = grads.remove(&input).filter(|_| self.wants_input);
+                Ok((dx, grads))
             }
             Tape::Walked(walked) => walked.back(self, dy),
         }
