@@ -20,11 +20,27 @@ fn here() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/recipe_curves.json")
 }
 
+/// Every recipe's file by its name under `recipes/`, such as `comparison/paper`.
+fn files() -> BTreeMap<String, PathBuf> {
+    fn add(dir: &Path, prefix: &str, files: &mut BTreeMap<String, PathBuf>) {
+        for entry in dir.read_dir().unwrap() {
+            let path = entry.unwrap().path();
+            let name = format!("{prefix}{}", path.file_stem().unwrap().to_str().unwrap());
+            if path.is_dir() {
+                add(&path, &format!("{name}/"), files);
+            } else {
+                files.insert(name, path);
+            }
+        }
+    }
+    let mut files = BTreeMap::new();
+    add(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../recipes"), "", &mut files);
+    files
+}
+
 /// Every recipe by name, cut to the length and batch of a test. What decides a loss stays as it ships: attention, objective, rates.
 fn recipes() -> BTreeMap<String, Recipe> {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../recipes");
-    let recipes = dir.read_dir().unwrap().map(|entry| {
-        let path = entry.unwrap().path();
+    let recipes = files().into_iter().map(|(name, path)| {
         let mut overrides: Vec<String> = ["transfer", "finetune"]
             .iter()
             .flat_map(|stage| [format!("{stage}.batch=2"), format!("{stage}.optimizer.warmup=1")])
@@ -40,7 +56,6 @@ fn recipes() -> BTreeMap<String, Recipe> {
         {
             overrides.push(format!("{stage}.steps={}", steps.min(STEPS)));
         }
-        let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
         (name, Recipe::parse(&text, &overrides).unwrap())
     });
     recipes.collect()
