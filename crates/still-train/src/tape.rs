@@ -52,7 +52,7 @@ impl Layer<'_> {
     /// The output `[B, N, E]` for `x` `[B, N, E]`, apart from any graph, and what the way back needs.
     pub fn forward(&self, x: &Tensor) -> Result<(Tensor, Tape)> {
         match self.recompute {
-            // Nobody asks for a graph without variables, but what is learned has some: what is kept of it is dropped here.
+            // What is learned makes a graph all the same: it is dropped here.
             Recompute::Layer => Ok((self.pass(x)?.0, Tape::Input(x.clone()))),
             Recompute::Mlp | Recompute::Nothing => self.pass(x),
         }

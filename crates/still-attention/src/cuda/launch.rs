@@ -16,21 +16,29 @@ pub(super) fn uninit<T: DeviceRepr>(device: &CudaDevice, len: usize) -> Result<C
     unsafe { device.alloc(len.max(1)) }
 }
 
+/// A dtype as the kernels name it.
+///
+/// # Errors
+/// Another than f32 and bf16.
+pub fn kind(dtype: DType) -> Result<i32> {
+    match dtype {
+        DType::F32 => Ok(STILL_F32),
+        DType::BF16 => Ok(STILL_BF16),
+        other => bail!("the kernels take f32 or bf16, not {other:?}"),
+    }
+}
+
 /// A shape as the kernels take it.
 pub(super) fn shape(q: &Tensor, kv_heads: usize) -> Result<Shape> {
     let (batch, heads, tokens, head_dim) = q.dims4()?;
     let int = |x: usize| i32::try_from(x).map_err(candle_core::Error::wrap);
-    let dtype = match q.dtype() {
-        DType::BF16 => STILL_BF16,
-        _ => STILL_F32,
-    };
     Ok(Shape {
         batch: int(batch)?,
         heads: int(heads)?,
         kv_heads: int(kv_heads)?,
         tokens: int(tokens)?,
         head_dim: int(head_dim)?,
-        dtype,
+        dtype: kind(q.dtype())?,
     })
 }
 

@@ -1,22 +1,13 @@
 //! The decoder's own kernels as functions of tensors. None has a graph.
 
 use candle_core::{DType, Result, Tensor, bail};
-use still_attention::launch::queue;
+use still_attention::launch::{kind, queue};
+use still_kernels::Rows;
 use still_kernels::decoder::{
     Rotation as Turn, still_rms_norm_backward, still_rotate, still_swiglu, still_swiglu_backward,
 };
-use still_kernels::{Rows, STILL_BF16, STILL_F32};
 
 use crate::decoder::Rotation;
-
-/// A tensor's dtype as kernels name it.
-fn kind(tensor: &Tensor) -> Result<i32> {
-    match tensor.dtype() {
-        DType::F32 => Ok(STILL_F32),
-        DType::BF16 => Ok(STILL_BF16),
-        other => bail!("the decoder's kernels take f32 or bf16, not {other:?}"),
-    }
-}
 
 fn alike(tensors: &[&Tensor]) -> Result<()> {
     match tensors.windows(2).all(|two| two[0].dtype() == two[1].dtype()) {
@@ -30,7 +21,7 @@ fn alike(tensors: &[&Tensor]) -> Result<()> {
 /// `silu(gate) ⊙ up`, of equal shapes and dtypes.
 pub(crate) fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     alike(&[gate, up])?;
-    let (kind, count) = (kind(gate)?, gate.elem_count() as i64);
+    let (kind, count) = (kind(gate.dtype())?, gate.elem_count() as i64);
     let (gate, up) = (gate.contiguous()?, up.contiguous()?);
     let outputs = [(gate.shape().clone(), gate.dtype())];
     let [hidden] = queue("still_swiglu", [&gate, &up], outputs, |[gate, up], [hidden], stream| {
@@ -47,7 +38,7 @@ pub(crate) fn swiglu_backward(
     d_hidden: &Tensor,
 ) -> Result<[Tensor; 2]> {
     alike(&[gate, up, d_hidden])?;
-    let (kind, count) = (kind(gate)?, gate.elem_count() as i64);
+    let (kind, count) = (kind(gate.dtype())?, gate.elem_count() as i64);
     let inputs = [gate.contiguous()?, up.contiguous()?, d_hidden.contiguous()?];
     let like = (gate.shape().clone(), gate.dtype());
     queue(
@@ -69,10 +60,10 @@ pub(crate) fn rms_norm_backward(
     dy: &Tensor,
     add: Option<&Tensor>,
 ) -> Result<Tensor> {
-    let kind = kind(x)?;
+    let kind = kind(x.dtype())?;
     let width = weight.dims1()?;
     if !width.is_multiple_of(8) {
-        bail!("rms_norm: rows of {width} values; the kernel takes multiples of 8")
+        bail!("rms_norm: rows of {width} values; the kernel takes multiples of 8: use --device cpu")
     }
     let rows = (x.elem_count() / width.max(1)) as i64;
     let inputs = [x, weight, dy, add.unwrap_or(x)];
@@ -105,7 +96,7 @@ pub(crate) fn rotate(heads: &Tensor, rotation: &Rotation, back: bool) -> Result<
         tokens: tokens as i32,
         head_dim: head_dim as i32,
         runs: (cos.elem_count() / (tokens * head_dim / 2)) as i32,
-        dtype: kind(heads)?,
+        dtype: kind(heads.dtype())?,
         sign: if back { -1.0 } else { 1.0 },
     };
     let heads = heads.detach();

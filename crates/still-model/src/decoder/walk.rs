@@ -8,15 +8,9 @@ use candle_core::{DType, Tensor};
 
 use super::layer::DecoderLayer;
 use super::linear::{Linear, Lora, LoraLayer};
-use super::ops::device::{norm, product, rotate, swiglu};
+use super::ops::device::{norm, product, rotate, rows, swiglu};
 use super::ops::{Rotation, rms_norm, rms_norm_heads, split_heads};
 use crate::error::{ModelError, Result};
-
-/// A tensor as a matrix of its last axis.
-fn rows(x: &Tensor) -> candle_core::Result<Tensor> {
-    let width = x.dims().last().copied().unwrap_or(1);
-    x.contiguous()?.reshape(((), width))
-}
 
 /// A projection on its way forward: what its way back needs.
 #[derive(Debug)]

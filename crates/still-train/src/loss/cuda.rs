@@ -2,10 +2,9 @@
 
 use std::ptr::null;
 
-use candle_core::{DType, Result, Tensor, bail};
-use still_attention::launch::queue;
+use candle_core::{DType, Result, Tensor};
+use still_attention::launch::{kind, queue};
 use still_kernels::decoder::{VocabularyLoss, still_vocabulary_loss};
-use still_kernels::{STILL_BF16, STILL_F32};
 
 use super::device::{Rows, Weights};
 
@@ -13,11 +12,7 @@ use super::device::{Rows, Weights};
 pub(super) fn loss(rows: &Rows, weights: &Weights, dtype: DType) -> Result<(Tensor, Tensor)> {
     let Rows { student, teacher, next } = rows;
     let (count, vocab) = student.dims2()?;
-    let kind = match dtype {
-        DType::F32 => STILL_F32,
-        DType::BF16 => STILL_BF16,
-        other => bail!("vocabulary_loss: no kernel for {other:?}, expected f32 or bf16"),
-    };
+    let kind = kind(dtype)?;
     // What is not there is not read.
     let other = teacher.as_ref().unwrap_or(student);
     let (ids, there) = next.as_ref().map_or((student, student), |next| (&next.ids, &next.there));

@@ -71,7 +71,7 @@ pub(super) fn times_transposed(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
 }
 
 /// `[…, width]` as a matrix.
-pub(super) fn rows(x: &Tensor) -> Result<Tensor> {
+pub(in crate::decoder) fn rows(x: &Tensor) -> Result<Tensor> {
     let width = x.dims().last().copied().unwrap_or(1);
     x.contiguous()?.reshape(((), width))
 }

@@ -15,6 +15,7 @@ mod tests;
 
 pub(in crate::decoder) use heads::rotate;
 pub(super) use heads::split_heads;
+pub(in crate::decoder) use linear::rows;
 pub(super) use linear::{frozen_linear, low_rank_linear, wide_linear};
 pub(super) use mlp::mlp;
 pub(super) use norm::rms_norm;
