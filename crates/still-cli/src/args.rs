@@ -411,6 +411,9 @@ pub struct BenchArgs {
     /// Tokens decoded at each context
     #[arg(long, value_name = "N", default_value_t = 48, conflicts_with = "op")]
     pub new_tokens: usize,
+    /// Read all contexts first, then decode 16 tokens of each in turn: a drift of the machine's speed is then the same for all
+    #[arg(long, conflicts_with_all = ["op", "stages"])]
+    pub in_turn: bool,
     /// Sequences read and decoded together
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub batch: usize,

@@ -43,6 +43,29 @@ fn a_line_for_every_variant_and_context() {
 }
 
 #[test]
+fn contexts_decoded_in_turn_have_the_caches_that_they_have_alone() {
+    let caches = |more: &[&str]| {
+        let outcome = Outcome::of(
+            still()
+                .args(["bench", "--json", "--contexts", "300,70", "--new-tokens", "35"])
+                .args(["--variants", "still", "--model"])
+                .arg(teacher_dir())
+                .args(more),
+        );
+        outcome.succeeded();
+        let lines = outcome.stdout.lines().map(|line| {
+            let line: serde_json::Value = serde_json::from_str(line).unwrap();
+            assert!(line["decode_tokens_per_s"].as_f64().unwrap() > 0.0, "{line}");
+            (line["context"].as_u64().unwrap(), line["cache_bytes"].as_u64().unwrap())
+        });
+        lines.collect::<Vec<_>>()
+    };
+    let in_turn = caches(&["--in-turn"]);
+    assert_eq!(in_turn, caches(&[]));
+    assert!(in_turn[0].0 == 300 && in_turn[1].0 == 70 && in_turn[0].1 > in_turn[1].1);
+}
+
+#[test]
 fn a_cap_bounds_the_cache() {
     let bytes = |cap: &[&str]| {
         let outcome = Outcome::of(

@@ -22,7 +22,7 @@ pub mod task;
 mod wilson;
 
 pub use ablation::{Ablation, Factors, Skipped, THE_STUDENT, Variants};
-pub use bench::{BenchOptions, BenchPoint, bench};
+pub use bench::{BenchOptions, BenchPoint, bench, bench_in_turn};
 pub use bootstrap::{Interval, PairedBootstrap};
 pub use branches::branch_shares_of;
 pub use error::{EvalError, Result};

@@ -74,8 +74,7 @@ pub fn run(args: &BenchArgs, printer: &Printer) -> anyhow::Result<()> {
         };
         // The first pass finds memory and threads cold.
         still_eval::bench(&model, options(CHUNK, 2))?;
-        for &context in contexts {
-            let point = still_eval::bench(&model, options(context, args.new_tokens))?;
+        let mut report = |point: BenchPoint| -> anyhow::Result<()> {
             let line = Line {
                 variant: name,
                 point,
@@ -86,9 +85,20 @@ pub fn run(args: &BenchArgs, printer: &Printer) -> anyhow::Result<()> {
             if args.json {
                 printer.result(serde_json::to_string(&line)?)?;
             } else {
+                let context = line.point.context;
                 printer.step("Timed", format_args!("{name} at {context} tokens"));
             }
             lines.push(line);
+            Ok(())
+        };
+        let each: Vec<_> =
+            contexts.iter().map(|&context| options(context, args.new_tokens)).collect();
+        if args.in_turn {
+            still_eval::bench_in_turn(&model, &each)?.into_iter().try_for_each(report)?;
+        } else {
+            for options in each {
+                report(still_eval::bench(&model, options)?)?;
+            }
         }
     }
     if args.json { Ok(()) } else { Ok(printer.result(render(&lines))?) }
