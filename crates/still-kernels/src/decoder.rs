@@ -44,6 +44,45 @@ pub struct VocabularyLoss {
     pub d_logits: *mut c_void,
 }
 
+/// `STILL_FEW_ROWS`.
+pub const FEW_ROWS: usize = 3;
+
+/// `STILL_FACTORS`.
+pub const FACTORS: usize = 4;
+
+/// `StillFewProducts`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+#[expect(missing_docs, reason = "decoder.h has them")]
+pub struct FewProducts {
+    pub dtype: i32,
+    pub weight_dtype: i32,
+    pub to_dtype: i32,
+    pub rows: i32,
+    pub inner: i32,
+    pub count: i32,
+    pub gated: i32,
+    pub eps: f32,
+    pub x: *const c_void,
+    pub norm: *const c_void,
+}
+
+/// `StillFactor`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+#[expect(missing_docs, reason = "decoder.h has them")]
+pub struct Factor {
+    pub out: i32,
+    pub rank: i32,
+    pub update_scale: f32,
+    pub weight: *const c_void,
+    pub bias: *const c_void,
+    pub add: *const c_void,
+    pub update: *const f32,
+    pub low: *const f32,
+    pub to: *mut c_void,
+}
+
 #[expect(missing_docs, reason = "decoder.h has them")]
 #[rustfmt::skip] // one a line, as in decoder.h
 unsafe extern "C" {
@@ -51,5 +90,6 @@ unsafe extern "C" {
     pub fn still_swiglu_backward(dtype: i32, count: i64, gate: *const c_void, up: *const c_void, d_hidden: *const c_void, d_gate: *mut c_void, d_up: *mut c_void, stream: Stream) -> c_int;
     pub fn still_rms_norm_backward(dtype: i32, rows: i64, width: i32, x: *const c_void, weight: *const c_void, eps: f32, d_y: *const c_void, add: *const c_void, d_x: *mut c_void, stream: Stream) -> c_int;
     pub fn still_rotate(rotation: *const Rotation, from: Rows, to: Rows, cos: *const f32, sin: *const f32, stream: Stream) -> c_int;
+    pub fn still_few_products(args: *const FewProducts, factors: *const Factor, stream: Stream) -> c_int;
     pub fn still_vocabulary_loss(args: *const VocabularyLoss, stream: Stream) -> c_int;
 }

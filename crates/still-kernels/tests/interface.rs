@@ -67,7 +67,7 @@ fn squeezed(text: &str) -> String {
 #[test]
 fn declarations_equal_the_headers() {
     assert_eq!(compared("src/cuda/still.h", "src/ffi.rs"), (6, 15));
-    assert_eq!(compared("src/cuda/decoder.h", "src/decoder.rs"), (2, 5));
+    assert_eq!(compared("src/cuda/decoder.h", "src/decoder.rs"), (4, 6));
 }
 
 /// Holds a file of declarations against a header; how many structures and functions that has.

@@ -11,8 +11,8 @@ use candle_core::{DType, Device, Tensor};
 use still_attention::{RowDtype, StillConfig};
 use still_model::random::{random_model, tiny_config};
 use still_model::{
-    Cache, FeatureInit, Feed, GenerateOptions, Model, ModelConfig, ModelError, Student, device,
-    generate,
+    Architecture, Cache, FeatureInit, Feed, GenerateOptions, LoraConfig, LoraTarget, Model,
+    ModelConfig, ModelError, Student, device, generate,
 };
 
 fn gpu() -> Device {
@@ -124,6 +124,63 @@ fn sequences_of_different_lengths_decode_together() {
         }
         let both = [(&cpu, &mut on_cpu), (&gpu, &mut on_gpu)];
         decode_both(both, &steps(140, 4, 50), "decoded together");
+    }
+}
+
+/// One to five sequences, of which up to three have a kernel of their own; matrices of both heights that it tells apart; biases,
+/// heads' norms and low-rank updates.
+#[test]
+fn few_and_many_sequences_decode_alike() {
+    let device = gpu();
+    let kinds = [
+        (Architecture::Qwen2, true, 1096, vec![]),
+        (Architecture::Qwen3, false, 8248, vec![LoraTarget::Q, LoraTarget::O]),
+        (Architecture::Llama, false, 256, vec![LoraTarget::Q, LoraTarget::K, LoraTarget::V]),
+    ];
+    for (architecture, attention_bias, intermediate_size, targets) in kinds {
+        let config = ModelConfig {
+            architecture,
+            attention_bias,
+            intermediate_size,
+            hidden_size: 184,
+            num_attention_heads: 3,
+            num_key_value_heads: 3,
+            head_dim: 64,
+            vocab_size: 2101,
+            ..tiny_config()
+        };
+        let teacher = random_model(config.clone(), 5).unwrap();
+        let still = StillConfig::uniform(config.num_hidden_layers, config.geometry(), 64, 4);
+        let mut student = Student::init(still, &config, FeatureInit::Normal, 3).unwrap();
+        if !targets.is_empty() {
+            let lora = LoraConfig { rank: 5, alpha: 8.0, targets };
+            student.add_lora(&config, lora, 4).unwrap();
+            // Updates start as zeros.
+            let moved = student.map_tensors(|name, tensor| match name.contains("lora_B") {
+                true => Ok(Tensor::randn(0.0_f32, 0.3, tensor.shape(), tensor.device())?),
+                false => Ok(tensor.clone()),
+            });
+            student = moved.unwrap();
+        }
+        let cpu = teacher.with_student(student);
+        let gpu = cpu.to_device(&device, DType::F32).unwrap();
+        let narrow = cpu.to_device(&device, DType::BF16).unwrap();
+        for batch in 1..=5 {
+            let case = format!("{architecture:?}, {batch} sequences");
+            let (mut on_cpu, mut on_gpu) = (cache(&cpu, batch), cache(&gpu, batch));
+            let both = [(&cpu, &mut on_cpu), (&gpu, &mut on_gpu)];
+            decode_both(both, &steps(20, batch, 70), &case);
+            let mut in_bf16 = narrow.new_cache(batch, RowDtype::Bf16).unwrap();
+            let mut on_cpu = cache(&cpu, batch);
+            let (mut got, mut expected) = (Vec::new(), Vec::new());
+            for ids in steps(20, batch, 70) {
+                expected.extend_from_slice(cpu.decode(&ids, &mut on_cpu).unwrap());
+                got.extend_from_slice(narrow.decode(&ids, &mut in_bf16).unwrap());
+            }
+            let error = relative_rms(&got, &expected);
+            println!("{case}: bf16 {error:.1e}");
+            assert!(error <= 0.1, "{case}: bf16 {error:e}");
+        }
     }
 }
 

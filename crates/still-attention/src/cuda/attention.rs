@@ -43,7 +43,6 @@ pub(super) fn hybrid_attention(
     };
     let shape = shape(&q, k.dim(1)?)?;
     let (q_rows, k_rows, v_rows) = (rows_aligned(&q)?, rows_aligned(&k)?, rows_aligned(&v)?);
-    let rounded = |map: &Tensor| map.detach().to_dtype(q.dtype())?.contiguous();
     let decided = decide(&device, &shape, [&q_rows, &k_rows], config, routing)?;
     if config.branches == LINEAR_ALONE {
         let branch = LinearBranch {
@@ -58,16 +57,13 @@ pub(super) fn hybrid_attention(
         };
         return Ok(HybridOutput { out: branch.forward()?, routing: Routing::on_device(decided) });
     }
-    let operands = Operands {
+    let operands = Operands::new(
         shape,
-        q: q_rows,
-        k: k_rows,
-        v: v_rows,
-        map_q: rounded(&map_q)?,
-        map_k: rounded(&map_k)?,
-        log_scale: log_scale.as_ref().map(|scale| scale.detach().contiguous()).transpose()?,
-        routing: decided.clone(),
-    };
+        [q_rows, k_rows, v_rows],
+        [&map_q, &map_k],
+        log_scale.as_ref(),
+        decided.clone(),
+    )?;
 
     let third = log_scale.as_ref().unwrap_or(&map_k);
     let rows_train = [&q, &k, &v].iter().any(|tensor| tensor.track_op());

@@ -25,6 +25,22 @@ pub(super) struct Operands {
     pub routing: DeviceRouting,
 }
 
+impl Operands {
+    /// Of rows as [`rows_aligned`](super::launch::rows_aligned) leaves them; maps and scale may still be in their graphs.
+    pub fn new(
+        shape: Shape,
+        [q, k, v]: [Tensor; 3],
+        maps: [&Tensor; 2],
+        log_scale: Option<&Tensor>,
+        routing: DeviceRouting,
+    ) -> Result<Self> {
+        let dtype = q.dtype();
+        let [map_q, map_k] = maps.map(|map| map.detach().to_dtype(dtype)?.contiguous());
+        let log_scale = log_scale.map(|scale| scale.detach().contiguous()).transpose()?;
+        Ok(Self { shape, q, k, v, map_q: map_q?, map_k: map_k?, log_scale, routing })
+    }
+}
+
 /// What the backward pass reads beside the operands.
 #[derive(Debug)]
 pub(super) struct Saved {

@@ -94,35 +94,51 @@ pub fn queue<const I: usize, const O: usize>(
     outputs: [(candle_core::Shape, DType); O],
     f: impl FnOnce([*mut c_void; I], [*mut c_void; O], *mut c_void) -> c_int,
 ) -> Result<[Tensor; O]> {
+    let made = queue_any(call, &inputs, outputs.into(), |inputs, outputs, stream| {
+        let (mut from, mut to) = ([std::ptr::null_mut(); I], [std::ptr::null_mut(); O]);
+        from.copy_from_slice(inputs);
+        to.copy_from_slice(outputs);
+        f(from, to, stream)
+    })?;
+    made.try_into().map_err(|_| candle_core::Error::Msg(format!("{call}: outputs were lost")))
+}
+
+/// [`queue`] of any number of tensors.
+///
+/// # Errors
+/// As there.
+pub fn queue_any(
+    call: &'static str,
+    inputs: &[&Tensor],
+    outputs: Vec<(candle_core::Shape, DType)>,
+    f: impl FnOnce(&[*mut c_void], &[*mut c_void], *mut c_void) -> c_int,
+) -> Result<Vec<Tensor>> {
     let Some(first) = inputs.first() else { bail!("{call}: no input says which device it is on") };
     let device = first.device().as_cuda_device()?;
     let stream = device.cuda_stream();
-    let mut made = Vec::with_capacity(O);
+    let mut made = Vec::with_capacity(outputs.len());
     for (shape, dtype) in outputs {
         // SAFETY: the kernel fills it.
         let storage = unsafe { device.alloc_uninit(&shape, dtype)? };
         made.push((storage, Layout::contiguous(shape)));
     }
-    let held = inputs.map(Tensor::storage_and_layout);
+    let held: Vec<_> = inputs.iter().map(|input| input.storage_and_layout()).collect();
     let mut launch = Launch::new(&stream)?;
-    let (mut from, mut to) = ([std::ptr::null_mut(); I], [std::ptr::null_mut(); O]);
-    for (from, (storage, layout)) in from.iter_mut().zip(&held) {
-        *from = launch.values(on_cuda(storage)?, layout)?;
+    let (mut from, mut to) = (Vec::with_capacity(held.len()), Vec::with_capacity(made.len()));
+    for (storage, layout) in &held {
+        from.push(launch.values(on_cuda(storage)?, layout)?);
     }
-    for (to, (storage, layout)) in to.iter_mut().zip(&made) {
-        *to = launch.values(storage, layout)?;
+    for (storage, layout) in &made {
+        to.push(launch.values(storage, layout)?);
     }
-    check(call, f(from, to, launch.stream())).map_err(candle_core::Error::wrap)?;
+    check(call, f(&from, &to, launch.stream())).map_err(candle_core::Error::wrap)?;
     drop(launch);
     drop(held);
-    let tensors: Vec<Tensor> = made
-        .into_iter()
-        .map(|(storage, layout)| {
-            let shape = layout.shape().clone();
-            Tensor::from_storage(Storage::Cuda(storage), shape, BackpropOp::none(), false)
-        })
-        .collect();
-    tensors.try_into().map_err(|_| candle_core::Error::Msg(format!("{call}: outputs were lost")))
+    let tensor = |(storage, layout): (CudaStorage, Layout)| {
+        let shape = layout.shape().clone();
+        Tensor::from_storage(Storage::Cuda(storage), shape, BackpropOp::none(), false)
+    };
+    Ok(made.into_iter().map(tensor).collect())
 }
 
 /// The stream that a call's kernels are queued on. What they use is marked so, for other streams, when this is dropped.

@@ -41,20 +41,10 @@ pub(crate) fn walk(
     let device = q.device().as_cuda_device()?.clone();
     let (map_q, map_k) = weights.folded()?;
     let log_scale = super::log_scale(weights, config)?;
-    let rounded = |map: &Tensor| map.detach().to_dtype(q.dtype())?.contiguous();
     let shape = shape(q, num_key_value_heads)?;
     let (q, k, v) = (rows_aligned(q)?, rows_aligned(k)?, rows_aligned(v)?);
     let routing = DeviceRouting::decide(&device, &shape, [&q, &k], config)?;
-    let operands = Operands {
-        shape,
-        map_q: rounded(&map_q)?,
-        map_k: rounded(&map_k)?,
-        log_scale: log_scale.as_ref().map(|scale| scale.detach().contiguous()).transpose()?,
-        routing,
-        q,
-        k,
-        v,
-    };
+    let operands = Operands::new(shape, [q, k, v], [&map_q, &map_k], log_scale.as_ref(), routing)?;
     let (out, saved) = forward_by_token(&device, &operands, true, None)?;
     let mut learned = vec![map_q, map_k];
     learned.extend(log_scale);

@@ -46,6 +46,30 @@ typedef struct {
 } StillVocabularyLoss;
 int still_vocabulary_loss(const StillVocabularyLoss* args, StillStream stream);
 
+// Products of a few rows, 1 to STILL_FEW_ROWS, with `count` matrices of equal width, at most STILL_FACTORS:
+//   to = n(x) weight^T + update_scale * low update^T + bias + add
+// where n(x) is x, or x / sqrt(mean(x^2) + eps) * norm. Gated, with two matrices: silu(first) * second into the first's `to`,
+// without their updates. What there is not is null; `inner` is a multiple of 8.
+#define STILL_FEW_ROWS 3
+#define STILL_FACTORS 4
+typedef struct {
+  int32_t dtype, weight_dtype, to_dtype;  // the last two: dtype, or STILL_F32
+  int32_t rows, inner, count, gated;
+  float eps;
+  const void* x;     // [rows, inner]
+  const void* norm;  // [inner] of dtype
+} StillFewProducts;
+typedef struct {
+  int32_t out, rank;
+  float update_scale;
+  const void* weight;         // [out, inner] of weight_dtype
+  const void* bias;           // [out] of dtype
+  const void* add;            // [rows, out] of dtype
+  const float *update, *low;  // [out, rank], [rows, rank]
+  void* to;                   // [rows, out] of to_dtype
+} StillFactor;
+int still_few_products(const StillFewProducts* args, const StillFactor* factors, StillStream stream);
+
 #ifdef __cplusplus
 }
 #endif

@@ -1,5 +1,7 @@
 //! Models on CUDA: what their layers remember, long reads and decode steps.
 
+mod few_products;
+mod few_step;
 pub(crate) mod ops;
 mod product;
 mod step_graph;

@@ -1,12 +1,12 @@
 //! Products of matrices that can be added to what is there: the tensor library's cannot.
 
+use std::ffi::c_void;
+
 use candle_core::backend::BackendDevice;
-use candle_core::cuda::CudaStorageSlice;
 use candle_core::cuda::cudarc::cublas::{result::gemm_ex, sys};
-use candle_core::cuda::cudarc::driver::{CudaStream, DevicePtr};
 use candle_core::op::BackpropOp;
-use candle_core::{CudaStorage, DType, Error, Layout, Result, Storage, Tensor, bail};
-use still_attention::launch::on_cuda;
+use candle_core::{DType, Error, Result, Storage, Tensor, bail};
+use still_attention::launch::{Launch, on_cuda};
 
 /// `scale · x y`, on top of `onto`, which it replaces: `x` `[m, k]` and `y` `[k, n]` of one dtype, f32 or bf16, each a matrix or
 /// the transposed view of one; the result `[m, n]` is of `dtype`. Sums are f32. No graph.
@@ -37,10 +37,13 @@ pub(crate) fn product(
     let int = |size: usize| i32::try_from(size).map_err(Error::wrap);
     let alpha = scale as f32;
     {
-        let held = [&x.tensor, &y.tensor, &result].map(Tensor::storage_and_layout);
-        let at = |n: usize| address(on_cuda(&held[n].0)?, held[n].1, &stream);
-        let ((x_at, x_kind), (y_at, y_kind)) = (at(0)?, at(1)?);
-        let (result_at, result_kind) = at(2)?;
+        let tensors = [&x.tensor, &y.tensor, &result];
+        let held = tensors.map(Tensor::storage_and_layout);
+        let mut launch = Launch::new(&stream)?;
+        let mut at = |n: usize| launch.values::<c_void>(on_cuda(&held[n].0)?, held[n].1);
+        let (x_at, y_at, result_at) = (at(0)?.cast_const(), at(1)?.cast_const(), at(2)?);
+        let [x_kind, y_kind, result_kind] = tensors.map(|tensor| data_type(tensor.dtype()));
+        let (x_kind, y_kind, result_kind) = (x_kind?, y_kind?, result_kind?);
         let blas = device.cublas_handle();
         // By columns, as cuBLAS reads: resultᵀ [n, m] = yᵀ xᵀ.
         // SAFETY: the matrices lie as their leading dimensions say and live until the stream has passed; nothing else of this one
@@ -54,14 +57,14 @@ pub(crate) fn product(
                 int(m)?,
                 int(k)?,
                 (&raw const alpha).cast(),
-                y_at as *const _,
+                y_at,
                 y_kind,
                 int(y.leading)?,
-                x_at as *const _,
+                x_at,
                 x_kind,
                 int(x.leading)?,
                 (&raw const beta).cast(),
-                result_at as *mut _,
+                result_at,
                 result_kind,
                 int(n)?,
                 sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
@@ -99,20 +102,11 @@ impl Operand {
     }
 }
 
-/// Where a tensor's values begin, and what they are.
-fn address(
-    storage: &CudaStorage,
-    layout: &Layout,
-    stream: &CudaStream,
-) -> Result<(u64, sys::cudaDataType_t)> {
-    let start = layout.start_offset();
-    Ok(match &storage.slice {
-        CudaStorageSlice::F32(slice) => {
-            (slice.slice(start..).device_ptr(stream).0, sys::cudaDataType_t::CUDA_R_32F)
-        }
-        CudaStorageSlice::BF16(slice) => {
-            (slice.slice(start..).device_ptr(stream).0, sys::cudaDataType_t::CUDA_R_16BF)
-        }
-        _ => bail!("product: expected f32 or bf16, got {:?}", layout),
-    })
+/// A dtype as cuBLAS names it.
+fn data_type(dtype: DType) -> Result<sys::cudaDataType_t> {
+    match dtype {
+        DType::F32 => Ok(sys::cudaDataType_t::CUDA_R_32F),
+        DType::BF16 => Ok(sys::cudaDataType_t::CUDA_R_16BF),
+        other => bail!("product: expected f32 or bf16, got {other:?}"),
+    }
 }

@@ -6,7 +6,7 @@ use candle_core::cuda::cudarc::driver::{CudaGraph, DriverError, sys};
 use candle_core::{CudaDevice, DType, Error, Tensor};
 use still_attention::CudaHybridState;
 
-use super::CudaLayer;
+use super::{CudaLayer, few_step};
 use crate::decoder::{Decoder, Rotation};
 use crate::error::{ModelError, Result};
 use crate::model::{LayerCache, Model};
@@ -129,16 +129,24 @@ impl StepGraph {
 
 /// A step's kernels; what they allocate is free again at the end.
 fn queue(model: &Model, layers: &[LayerCache], inputs: &Inputs, to: &Tensor) -> Result<()> {
-    let x = model.decoder.embed_tokens.select(&inputs.ids)?.unsqueeze(1)?;
-    let hidden = model.through_layers(x, &inputs.rotation, |n, own, _| match &layers[n] {
+    let attend = |n: usize, [q, k, v]: [&Tensor; 3]| match &layers[n] {
         LayerCache::Cuda(CudaLayer::Hybrid(state)) => {
             // SAFETY: the caller has made room for the positions that `launch` is given; until then all are idle.
-            Ok(Some(unsafe { state.step(&own.q, &own.k, &own.v, &inputs.positions) }?))
+            Ok(unsafe { state.step(q, k, v, &inputs.positions) }?)
         }
         _ => Err(ModelError::Invalid("a graph is made of hybrid layers on CUDA".into())),
-    })?;
-    let hidden = hidden.ok_or_else(|| ModelError::Invalid("a layer gave no attention".into()))?;
-    let logits = model.decoder.logits(&hidden.squeeze(1)?)?;
+    };
+    let x = model.decoder.embed_tokens.select(&inputs.ids)?;
+    let logits = if few_step::fits(model, x.dim(0)?) {
+        few_step::step(model, x, &inputs.rotation, attend)?
+    } else {
+        let hidden = model.through_layers(x.unsqueeze(1)?, &inputs.rotation, |n, own, _| {
+            attend(n, [&own.q, &own.k, &own.v]).map(Some)
+        })?;
+        let hidden =
+            hidden.ok_or_else(|| ModelError::Invalid("a layer gave no attention".into()))?;
+        model.decoder.logits(&hidden.squeeze(1)?)?
+    };
     Ok(to.slice_set(&logits, 0, 0)?)
 }
 

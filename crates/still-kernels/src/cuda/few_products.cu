@@ -1,0 +1,186 @@
+// Products of up to three rows with matrices that lie row by row: every weight is read once, and nothing else matters.
+//
+// A warp takes some rows of one matrix and all rows of x; lanes take eight columns at a time. The norm of x needs no pass of
+// its own: every warp reads all of x anyway, so that sum(x^2) is at hand when the product is, which it then scales.
+#include "decoder.h"
+#include "launch.cuh"
+#include "values.cuh"
+
+namespace still {
+
+constexpr int FEW_WARPS = 8, COLUMNS = 8;
+
+struct Eight {
+  float value[COLUMNS];
+};
+
+__device__ __forceinline__ Eight spread(uint4 words) {
+  const uint32_t word[4] = {words.x, words.y, words.z, words.w};
+  Eight x;
+#pragma unroll
+  for (int i = 0; i < 4; i++) {  // bf16 is the upper half of f32
+    x.value[2 * i] = __uint_as_float(word[i] << 16);
+    x.value[2 * i + 1] = __uint_as_float(word[i] & 0xffff0000u);
+  }
+  return x;
+}
+
+__device__ __forceinline__ Eight spread(float4 a, float4 b) { return {{a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w}}; }
+
+__device__ __forceinline__ Eight load_eight(const __nv_bfloat16* from) { return spread(*reinterpret_cast<const uint4*>(from)); }
+
+__device__ __forceinline__ Eight load_eight(const float* from) {
+  const float4* at = reinterpret_cast<const float4*>(from);
+  return spread(at[0], at[1]);
+}
+
+// Of what is read once: it need not stay in any cache.
+__device__ __forceinline__ Eight stream_eight(const __nv_bfloat16* from) {
+  return spread(__ldcs(reinterpret_cast<const uint4*>(from)));
+}
+
+__device__ __forceinline__ Eight stream_eight(const float* from) {
+  const float4* at = reinterpret_cast<const float4*>(from);
+  return spread(__ldcs(at), __ldcs(at + 1));
+}
+
+__device__ __forceinline__ float warp_sum(float x) {
+  for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(~0u, x, step);
+  return x;
+}
+
+struct Few {
+  StillFewProducts all;
+  StillFactor factor[STILL_FACTORS];
+};
+
+// Rows of one matrix that a warp takes of `R`: where the activation is gated, every other one is of the second matrix.
+template <int R>
+__host__ __device__ inline int rows_of_each(const StillFewProducts& all) {
+  return all.gated ? R / 2 : R;
+}
+
+template <class X, class W, int N, int R>
+__global__ __launch_bounds__(FEW_WARPS * 32) void few_products(const __grid_constant__ Few few) {
+  const StillFewProducts& a = few.all;
+  const int lane = threadIdx.x % 32, each = rows_of_each<R>(a);
+  int group = blockIdx.x * FEW_WARPS + threadIdx.x / 32, which = 0;
+  const int matrices = a.gated ? 1 : a.count;
+  for (; which < matrices; which++) {
+    const int groups = (few.factor[which].out + each - 1) / each;
+    if (group < groups) break;
+    group -= groups;
+  }
+  if (which == matrices) return;
+  const StillFactor& factor = few.factor[which];
+  const int first = group * each, out = factor.out;
+
+  const W* weight[R];
+#pragma unroll
+  for (int r = 0; r < R; r++) {
+    const int row = first + (a.gated ? r / 2 : r);  // past the last: read, not written
+    const void* from = a.gated && r % 2 ? few.factor[1].weight : factor.weight;
+    weight[r] = static_cast<const W*>(from) + int64_t(row < out ? row : out - 1) * a.inner;
+  }
+  const X *x = static_cast<const X*>(a.x), *norm = static_cast<const X*>(a.norm);
+  float sum[N][R] = {}, square[N] = {};
+#pragma unroll 4
+  for (int at = lane * COLUMNS; at < a.inner; at += 32 * COLUMNS) {
+    Eight w[R];
+#pragma unroll
+    for (int r = 0; r < R; r++) w[r] = stream_eight(weight[r] + at);
+    Eight by;
+    if (norm) by = load_eight(norm + at);
+#pragma unroll
+    for (int n = 0; n < N; n++) {
+      Eight values = load_eight(x + int64_t(n) * a.inner + at);
+#pragma unroll
+      for (int i = 0; i < COLUMNS; i++) {
+        if (norm) {
+          square[n] += values.value[i] * values.value[i];
+          values.value[i] *= by.value[i];
+        }
+#pragma unroll
+        for (int r = 0; r < R; r++) sum[n][r] += values.value[i] * w[r].value[i];
+      }
+    }
+  }
+
+#pragma unroll
+  for (int n = 0; n < N; n++) {
+    const float scale = norm ? rsqrtf(warp_sum(square[n]) / a.inner + a.eps) : 1.f;
+#pragma unroll
+    for (int r = 0; r < R; r++) {
+      sum[n][r] *= scale;
+      if (factor.update && first + r < out) {
+        const float *b = factor.update + int64_t(first + r) * factor.rank, *low = factor.low + n * factor.rank;
+        for (int i = lane; i < factor.rank; i += 32) sum[n][r] += factor.update_scale * b[i] * low[i];
+      }
+      sum[n][r] = warp_sum(sum[n][r]);
+    }
+#pragma unroll
+    for (int r = 0; r < R; r++) {
+      if (a.gated && r % 2) continue;
+      const int row = first + (a.gated ? r / 2 : r);
+      if (lane != r || row >= out) continue;
+      float y = sum[n][r];
+      if constexpr (R > 1) {
+        if (a.gated) y = y / (1.f + __expf(-y)) * sum[n][r + 1 < R ? r + 1 : r];
+      }
+      const int64_t place = int64_t(n) * out + row;
+      if (factor.bias) y += to_f32(static_cast<const X*>(factor.bias)[row]);
+      if (factor.add) y += to_f32(static_cast<const X*>(factor.add)[place]);
+      if (a.to_dtype == STILL_F32)
+        static_cast<float*>(factor.to)[place] = y;
+      else
+        from_f32(static_cast<X*>(factor.to) + place, y);
+    }
+  }
+}
+
+template <class X, class W, int N, int R>
+int launch_few(const Few& few, StillStream stream) {
+  const int each = rows_of_each<R>(few.all), matrices = few.all.gated ? 1 : few.all.count;
+  int groups = 0;
+  for (int i = 0; i < matrices; i++) groups += (few.factor[i].out + each - 1) / each;
+  return launch(few_products<X, W, N, R>, dim3((groups + FEW_WARPS - 1) / FEW_WARPS), FEW_WARPS * 32, 0, stream, few);
+}
+
+// Two rows a warp read x half as often, one leaves twice as many warps to wait for memory together.
+template <class X, class W, int N>
+int by_height(const Few& few, StillStream stream) {
+  int64_t height = 0;
+  for (int i = 0; i < few.all.count; i++) height += few.factor[i].out;
+  const int64_t low = N < STILL_FEW_ROWS ? 4096 : 2048;
+  return few.all.gated || height > low ? launch_few<X, W, N, 2>(few, stream) : launch_few<X, W, N, 1>(few, stream);
+}
+
+template <class X, class W>
+int by_rows(const Few& few, StillStream stream) {
+  switch (few.all.rows) {
+    case 1: return by_height<X, W, 1>(few, stream);
+    case 2: return by_height<X, W, 2>(few, stream);
+    case 3: return by_height<X, W, 3>(few, stream);
+    default: return cudaErrorInvalidValue;
+  }
+}
+
+}  // namespace still
+
+using namespace still;
+
+int still_few_products(const StillFewProducts* args, const StillFactor* factors, StillStream stream) {
+  const StillFewProducts& a = *args;
+  if (a.inner <= 0 || a.inner % COLUMNS || a.count <= 0 || a.count > STILL_FACTORS) return cudaErrorInvalidValue;
+  if (a.gated && (a.count != 2 || factors[0].out != factors[1].out)) return cudaErrorInvalidValue;
+  if (a.to_dtype != STILL_F32 && a.to_dtype != a.dtype) return cudaErrorInvalidValue;
+  Few few = {a, {}};
+  for (int i = 0; i < a.count; i++) {
+    if (factors[i].out <= 0 || (a.gated && factors[i].update)) return cudaErrorInvalidValue;
+    few.factor[i] = factors[i];
+  }
+  if (a.dtype == STILL_F32 && a.weight_dtype == STILL_F32) return by_rows<float, float>(few, stream);
+  if (a.dtype == STILL_BF16 && a.weight_dtype == STILL_BF16) return by_rows<__nv_bfloat16, __nv_bfloat16>(few, stream);
+  if (a.dtype == STILL_BF16 && a.weight_dtype == STILL_F32) return by_rows<__nv_bfloat16, float>(few, stream);
+  return cudaErrorInvalidValue;
+}
