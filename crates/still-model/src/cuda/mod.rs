@@ -14,6 +14,7 @@ use crate::model::{Cache, LayerCache, Model};
 
 pub(crate) use product::product;
 pub(crate) use step_graph::StepGraph;
+pub(crate) use step_graph::no_capture;
 
 /// Tokens whose hidden states are given out together: their logits are to fit beside everything else.
 const BLOCK: usize = 1024;

@@ -1,6 +1,6 @@
 //! A decode step as a CUDA graph: one launch in place of one for every kernel.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::cuda::cudarc::driver::{CudaGraph, DriverError, sys};
 use candle_core::{CudaDevice, DType, Error, Tensor};
@@ -39,6 +39,14 @@ struct Inputs {
     positions: Tensor,
     /// One run a sequence.
     rotation: Rotation,
+}
+
+/// Held by whoever captures.
+static CAPTURE: Mutex<()> = Mutex::new(());
+
+/// While this is held no thread captures: opening a device does what would end a capture anywhere in the process.
+pub(crate) fn no_capture() -> MutexGuard<'static, ()> {
+    CAPTURE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 struct Exec(CudaGraph);
@@ -81,12 +89,14 @@ impl StepGraph {
         // kernels that have not been loaded yet, and the workspace of products.
         let _uploaded = device.enable_cuda_graph_htod_cache();
         queue(model, layers, &inputs, &logits)?;
+        let capturing = no_capture();
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         stream.begin_capture(mode).map_err(driver)?;
         let queued = queue(model, layers, &inputs, &logits);
         let flags = sys::CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
         // The stream is of no use to anyone before its capture has ended, whatever came of it.
         let graph = stream.end_capture(flags);
+        drop(capturing);
         queued?;
         let graph = graph.map_err(driver)?;
         let graph = graph.ok_or_else(|| ModelError::Invalid("a captured step is empty".into()))?;
