@@ -146,7 +146,7 @@ fn few_and_many_sequences_decode_alike() {
             num_attention_heads: 3,
             num_key_value_heads: 3,
             head_dim: 64,
-            vocab_size: 2101,
+            vocab_size: 4101,
             ..tiny_config()
         };
         let teacher = random_model(config.clone(), 5).unwrap();
