@@ -4,7 +4,7 @@
 //! Rust or the checkout.
 
 use std::cell::RefCell;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, RangeInclusive};
 use std::sync::Mutex;
 
 use candle_core::{DType, Device, Tensor};
@@ -127,17 +127,14 @@ fn sequences_of_different_lengths_decode_together() {
     }
 }
 
-/// One to five sequences, of which up to three have a kernel of their own; matrices of both heights that it tells apart; biases,
-/// heads' norms and low-rank updates.
-#[test]
-fn few_and_many_sequences_decode_alike() {
-    let device = gpu();
+/// Matrices of both heights that the kernel of few sequences tells apart; biases, heads' norms and low-rank updates.
+fn many_kinds() -> Vec<(Architecture, Model)> {
     let kinds = [
         (Architecture::Qwen2, true, 1096, vec![]),
         (Architecture::Qwen3, false, 8248, vec![LoraTarget::Q, LoraTarget::O]),
         (Architecture::Llama, false, 256, vec![LoraTarget::Q, LoraTarget::K, LoraTarget::V]),
     ];
-    for (architecture, attention_bias, intermediate_size, targets) in kinds {
+    let kind = |(architecture, attention_bias, intermediate_size, targets): (_, _, _, Vec<_>)| {
         let config = ModelConfig {
             architecture,
             attention_bias,
@@ -162,10 +159,17 @@ fn few_and_many_sequences_decode_alike() {
             });
             student = moved.unwrap();
         }
-        let cpu = teacher.with_student(student);
+        (architecture, teacher.with_student(student))
+    };
+    kinds.map(kind).into()
+}
+
+fn decode_alike(batches: RangeInclusive<usize>) {
+    let device = gpu();
+    for (architecture, cpu) in many_kinds() {
         let gpu = cpu.to_device(&device, DType::F32).unwrap();
         let narrow = cpu.to_device(&device, DType::BF16).unwrap();
-        for batch in 1..=5 {
+        for batch in batches.clone() {
             let case = format!("{architecture:?}, {batch} sequences");
             let (mut on_cpu, mut on_gpu) = (cache(&cpu, batch), cache(&gpu, batch));
             let both = [(&cpu, &mut on_cpu), (&gpu, &mut on_gpu)];
@@ -182,6 +186,17 @@ fn few_and_many_sequences_decode_alike() {
             assert!(error <= 0.1, "{case}: bf16 {error:e}");
         }
     }
+}
+
+/// So few that they have a kernel of their own.
+#[test]
+fn few_sequences_decode_alike() {
+    decode_alike(1..=3);
+}
+
+#[test]
+fn more_sequences_decode_alike() {
+    decode_alike(4..=5);
 }
 
 /// Long enough for the store to move under the graph, which is then captured anew.
