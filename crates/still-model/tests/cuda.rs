@@ -6,6 +6,7 @@
 use std::cell::RefCell;
 use std::ops::{ControlFlow, RangeInclusive};
 use std::sync::Mutex;
+use std::thread;
 
 use candle_core::{DType, Device, Tensor};
 use still_attention::{RowDtype, StillConfig};
@@ -211,6 +212,19 @@ fn a_long_generation() {
         let both = [(&cpu, &mut on_cpu), (&gpu, &mut on_gpu)];
         decode_both(both, &steps(1300, 1, 60), "1300 tokens");
         assert!(on_gpu.size_bytes() > before);
+    }
+}
+
+/// What one thread has captured it takes with it when it ends.
+#[test]
+fn a_cache_goes_from_thread_to_thread() {
+    for [cpu, gpu] in pairs() {
+        let (mut on_cpu, mut on_gpu) = (cache(&cpu, 4), cache(&gpu, 4));
+        for turn in 0..3 {
+            let both = [(&cpu, &mut on_cpu), (&gpu, &mut on_gpu)];
+            let decode = || decode_both(both, &steps(5, 4, 100 + turn), "another thread");
+            thread::scope(|scope| scope.spawn(decode).join().unwrap());
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! A decode step as a CUDA graph: one launch in place of one for every kernel.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, ThreadId};
 
 use candle_core::cuda::cudarc::driver::{CudaGraph, DriverError, sys};
 use candle_core::{CudaDevice, DType, Error, Tensor};
@@ -23,6 +24,8 @@ pub(crate) struct StepGraph {
     student: Option<Student>,
     /// [`moves`] when it was captured.
     moves: usize,
+    /// Which captured it. The tensor library keeps small uploads, which the graph reads, for as long as that thread lives.
+    thread: ThreadId,
 }
 
 impl std::fmt::Debug for StepGraph {
@@ -107,10 +110,11 @@ impl StepGraph {
             decoder: decoder.clone(),
             student: model.student.clone(),
             moves: moves(layers),
+            thread: thread::current().id(),
         })
     }
 
-    /// Whether it still is a step of `model` and these layers.
+    /// Whether it still is a step of `model` and these layers, and this thread's.
     pub fn fits(&self, model: &Model, layers: &[LayerCache]) -> bool {
         let maps = |student: &Option<Student>| -> Vec<_> {
             let layers = student.iter().flat_map(|student| &student.layers);
@@ -119,6 +123,7 @@ impl StepGraph {
         Arc::ptr_eq(&self.decoder, &model.decoder)
             && maps(&self.student) == maps(&model.student)
             && self.moves == moves(layers)
+            && self.thread == thread::current().id()
     }
 
     /// Queues the step that feeds `ids` at `positions`, which are the sequences' own and which the layers have room for.
