@@ -129,7 +129,7 @@ fn sequences_of_different_lengths_decode_together() {
 }
 
 /// Matrices of both heights that the kernel of few sequences tells apart; biases, heads' norms and low-rank updates.
-fn many_kinds() -> Vec<(Architecture, Model)> {
+fn many_kinds() -> Vec<Model> {
     let kinds = [
         (Architecture::Qwen2, true, 1096, vec![]),
         (Architecture::Qwen3, false, 8248, vec![LoraTarget::Q, LoraTarget::O]),
@@ -160,18 +160,18 @@ fn many_kinds() -> Vec<(Architecture, Model)> {
             });
             student = moved.unwrap();
         }
-        (architecture, teacher.with_student(student))
+        teacher.with_student(student)
     };
     kinds.map(kind).into()
 }
 
 fn decode_alike(batches: RangeInclusive<usize>) {
     let device = gpu();
-    for (architecture, cpu) in many_kinds() {
+    for cpu in many_kinds() {
         let gpu = cpu.to_device(&device, DType::F32).unwrap();
         let narrow = cpu.to_device(&device, DType::BF16).unwrap();
         for batch in batches.clone() {
-            let case = format!("{architecture:?}, {batch} sequences");
+            let case = format!("{:?}, {batch} sequences", cpu.config().architecture);
             let (mut on_cpu, mut on_gpu) = (cache(&cpu, batch), cache(&gpu, batch));
             let both = [(&cpu, &mut on_cpu), (&gpu, &mut on_gpu)];
             decode_both(both, &steps(20, batch, 70), &case);
