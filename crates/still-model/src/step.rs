@@ -237,13 +237,16 @@ impl Step<'_> {
     ) -> Result<()> {
         let none = LoraLayer::default();
         let lora = student.and_then(|student| student.lora.as_ref()).unwrap_or(&none);
-        let gate = student.and_then(|student| student.gate_proj.clone()).map(Weight::from);
+        let gate = student
+            .and_then(|student| student.gate_proj.clone())
+            .map(|weight| Linear { weight: weight.into(), bias: None });
         let (q, k, v) = (&layer.q_proj, &layer.k_proj, &layer.v_proj);
         let mut projections = SmallVec::<[_; 4]>::new();
         projections.push(Projection::new(q, lora.q.as_ref(), &self.q));
         projections.push(Projection::new(k, lora.k.as_ref(), &self.k));
         projections.push(Projection::new(v, lora.v.as_ref(), &self.v));
-        projections.extend(gate.as_ref().map(|weight| Projection::of(weight, &self.gate)));
+        projections
+            .extend(gate.as_ref().map(|gate| Projection::new(gate, lora.g.as_ref(), &self.gate)));
         let normed = self.normed(&layer.input_layernorm, layer.rms_norm_eps, own)?;
         self.project(member, own, &normed, &projections)?;
         own.normed = normed;

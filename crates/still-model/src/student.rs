@@ -8,7 +8,7 @@ use still_attention::{
     FeatureMap, HybridConfig, HybridWeights, LinearNorm, StillConfig, fold_householder,
 };
 
-use crate::checkpoint::Weights;
+use crate::checkpoint::{Weights, learned_names};
 use crate::config::ModelConfig;
 use crate::decoder::{Decoder, Lora, LoraLayer, ops};
 use crate::error::{ModelError, Result};
@@ -35,7 +35,7 @@ pub struct LoraConfig {
     pub rank: usize,
     /// `α`: updates are scaled by `α / r`.
     pub alpha: f64,
-    /// Projections among `q`, `k`, `v`, `o`.
+    /// Projections among `q`, `k`, `v`, `o` and, of a student with an output gate, `g`.
     pub targets: Vec<LoraTarget>,
 }
 
@@ -48,18 +48,24 @@ pub enum LoraTarget {
     K,
     V,
     O,
+    /// The output gate's projection: the student's own, not the base's.
+    G,
 }
 
 impl LoraTarget {
-    /// All four.
+    /// The base's four.
     pub const ALL: [Self; 4] = [Self::Q, Self::K, Self::V, Self::O];
+    /// Those and the output gate's.
+    pub const WITH_GATE: [Self; 5] = [Self::Q, Self::K, Self::V, Self::O, Self::G];
 
-    fn name(self) -> &'static str {
+    /// The projection's name in a checkpoint.
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Q => "q_proj",
             Self::K => "k_proj",
             Self::V => "v_proj",
             Self::O => "o_proj",
+            Self::G => "g_proj",
         }
     }
 
@@ -69,6 +75,7 @@ impl LoraTarget {
             Self::K => &layer.k,
             Self::V => &layer.v,
             Self::O => &layer.o,
+            Self::G => &layer.g,
         }
     }
 
@@ -78,14 +85,15 @@ impl LoraTarget {
             Self::K => &mut layer.k,
             Self::V => &mut layer.v,
             Self::O => &mut layer.o,
+            Self::G => &mut layer.g,
         }
     }
 
     /// `[out, in]` of the projection.
-    fn shape(self, model: &ModelConfig) -> (usize, usize) {
+    pub(crate) fn shape(self, model: &ModelConfig) -> (usize, usize) {
         let (q, kv) = (model.num_attention_heads, model.num_key_value_heads);
         match self {
-            Self::Q => (q * model.head_dim, model.hidden_size),
+            Self::Q | Self::G => (q * model.head_dim, model.hidden_size),
             Self::K | Self::V => (kv * model.head_dim, model.hidden_size),
             Self::O => (model.hidden_size, q * model.head_dim),
         }
@@ -127,11 +135,18 @@ impl StudentLayer {
         let Some(weight) = &self.gate_proj else { return Ok(None) };
         let (batch, tokens, width) = normed.dims3()?;
         let flat = normed.reshape((batch * tokens, width))?;
-        // A constant weight must not cost its gradient.
-        let logits = if weight.track_op() {
-            flat.matmul(&weight.t()?)?
-        } else {
-            ops::frozen_linear(&flat, &weight.clone().into(), None)?
+        let lora = self.lora.as_ref().and_then(|lora| lora.g.as_ref());
+        let frozen = weight.detach();
+        let logits = match lora {
+            Some(lora) => ops::low_rank_linear(&flat, &frozen.clone().into(), lora)?,
+            // A constant weight must not cost its gradient.
+            None if !weight.track_op() => ops::frozen_linear(&flat, &weight.clone().into(), None)?,
+            None => flat.matmul(&weight.t()?)?,
+        };
+        let logits = match lora {
+            // The op above knows no gradient of its matrix: this adds nothing else.
+            Some(_) if weight.track_op() => (logits + flat.matmul(&(weight - frozen)?.t()?)?)?,
+            _ => logits,
         };
         let gate = (logits.neg()?.exp()? + 1.0)?.recip()?;
         Ok(Some(ops::split_heads(&gate.reshape((batch, tokens, ()))?, head_dim, None)?))
@@ -256,11 +271,16 @@ impl Student {
     /// Adds low-rank updates that change nothing yet: `A` uniform as PEFT does (Kaiming, a = √5), `B = 0`.
     ///
     /// # Errors
-    /// A rank of 0 or no targets.
+    /// A rank of 0 or no targets; the gate as a target of a student that has none.
     pub fn add_lora(&mut self, model: &ModelConfig, lora: LoraConfig, seed: u64) -> Result<()> {
         if lora.rank == 0 || lora.targets.is_empty() {
             return Err(ModelError::Invalid(
                 "LoRA needs a positive rank and at least one target".into(),
+            ));
+        }
+        if lora.targets.contains(&LoraTarget::G) && !self.config.gate {
+            return Err(ModelError::Invalid(
+                "the output gate (\"g\") is a target of LoRA, but the student has none".into(),
             ));
         }
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
@@ -321,7 +341,7 @@ impl Student {
                 }
             }
             let Some(updates) = &mut layer.lora else { continue };
-            for target in LoraTarget::ALL {
+            for target in LoraTarget::WITH_GATE {
                 if let Some(lora) = target.slot_mut(updates) {
                     apply(&format!("{}.lora_A.weight", target.name()), &mut lora.a)?;
                     apply(&format!("{}.lora_B.weight", target.name()), &mut lora.b)?;
@@ -339,17 +359,13 @@ impl Student {
     pub fn checkpoint_tensors(&self) -> Result<Vec<(String, Tensor)>> {
         let mut all = Vec::new();
         self.map_tensors(|name, tensor| {
-            if name.ends_with("feature_map_q") || name.ends_with("feature_map_k") {
+            if learned_names::is_by_head(name) {
                 for head in 0..tensor.dim(0)? {
                     let weight = tensor.get(head)?.t()?.contiguous()?;
-                    all.push((format!("{name}.mlp.linears.{head}.weight"), weight));
+                    all.push((learned_names::to_checkpoint(name, head), weight));
                 }
-            } else if let Some(stem) = name.strip_suffix("householder_q") {
-                all.push((format!("{stem}feature_map_q.hh.u"), tensor.clone()));
-            } else if let Some(stem) = name.strip_suffix("householder_k") {
-                all.push((format!("{stem}feature_map_k.hh.u"), tensor.clone()));
             } else {
-                all.push((name.to_owned(), tensor.clone()));
+                all.push((learned_names::to_checkpoint(name, 0), tensor.clone()));
             }
             Ok(tensor.clone())
         })?;
@@ -378,23 +394,13 @@ impl Student {
         let device = Device::Cpu;
         let get = |name: &str, shape: &[usize]| weights.get(name, shape, DType::F32, &device);
         student.map_tensors(|name, tensor| {
-            if name.ends_with("feature_map_q") || name.ends_with("feature_map_k") {
-                let (heads, d, f) = tensor.dims3()?;
-                let maps = (0..heads)
-                    .map(|head| {
-                        let weight = get(&format!("{name}.mlp.linears.{head}.weight"), &[f, d])?;
-                        Ok(weight.t()?.contiguous()?)
-                    })
-                    .collect::<Result<Vec<_>>>()?;
-                return Ok(Tensor::stack(&maps, 0)?);
+            let stored = |head| learned_names::to_checkpoint(name, head);
+            if !learned_names::is_by_head(name) {
+                return get(&stored(0), tensor.dims());
             }
-            let name =
-                match (name.strip_suffix("householder_q"), name.strip_suffix("householder_k")) {
-                    (Some(stem), _) => format!("{stem}feature_map_q.hh.u"),
-                    (_, Some(stem)) => format!("{stem}feature_map_k.hh.u"),
-                    _ => name.to_owned(),
-                };
-            get(&name, tensor.dims())
+            let (heads, d, f) = tensor.dims3()?;
+            let map = |head| Ok(get(&stored(head), &[f, d])?.t()?.contiguous()?);
+            Ok(Tensor::stack(&(0..heads).map(map).collect::<Result<Vec<_>>>()?, 0)?)
         })
     }
 
@@ -408,6 +414,9 @@ impl Student {
         for (base, layer) in decoder.layers.iter_mut().zip(&mut student.layers) {
             if let Some(lora) = layer.lora.take() {
                 *base = base.merged(&lora)?;
+                if let (Some(gate), Some(lora)) = (&mut layer.gate_proj, &lora.g) {
+                    *gate = (&*gate + (lora.b.matmul(&lora.a)? * lora.scale)?)?;
+                }
             }
         }
         student.lora = None;

@@ -20,7 +20,7 @@ fn student(model: &Model) -> Student {
     still.linear_norm = LinearNorm::Mean;
     still.feature_map = FeatureMap::NpMap { householder: true };
     let mut student = Student::init(still, config, FeatureInit::Normal, 5).unwrap();
-    let lora = LoraConfig { rank: 2, alpha: 4.0, targets: LoraTarget::ALL.to_vec() };
+    let lora = LoraConfig { rank: 2, alpha: 4.0, targets: LoraTarget::WITH_GATE.to_vec() };
     student.add_lora(config, lora, 6).unwrap();
     let mut shift = 0.0;
     let moved = student.map_tensors(|_, tensor| {

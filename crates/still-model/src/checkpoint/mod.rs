@@ -1,7 +1,9 @@
 //! Models on disk: Hugging Face directories, GGUF files, hub ids and students.
 
+mod authors;
 pub mod gguf;
 mod gguf_student;
+pub(crate) mod learned_names;
 pub mod names;
 mod safetensors_dir;
 mod source;

@@ -5,12 +5,15 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::student::{BASE_KEY, DELTA_FILE, Sections};
-use super::{BaseIdentity, Checkpoint, Weights};
+use super::{BaseIdentity, Checkpoint, Weights, authors};
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
 use crate::tokenizer::Tokenizer;
 
 pub(super) fn open(source: &str, dir: &Path) -> Result<Checkpoint> {
+    if authors::has_adapter(dir) {
+        return authors::open_with_adapter(source, dir);
+    }
     let path = dir.join("config.json");
     if !path.exists() {
         return Err(ModelError::NotFound {
@@ -19,14 +22,27 @@ pub(super) fn open(source: &str, dir: &Path) -> Result<Checkpoint> {
         });
     }
     let json = read_json(&path)?;
+    if authors::is_theirs(&json) {
+        return authors::open(source, dir, &json);
+    }
     let Sections { still, lora, recipe, base } = Sections::read(&json, &path)?;
     if let Some(base) = base {
         let base = open_base(&path, &base)?;
         let weights = base.weights.overlaid(Weights::from_safetensors(&[dir.join(DELTA_FILE)])?);
         return Ok(Checkpoint { weights, still, lora, recipe, ..base });
     }
+    let dense = open_dense(source, dir, &json, &path)?;
+    Ok(Checkpoint { still, lora, recipe, ..dense })
+}
 
-    let mut config = ModelConfig::from_hf_json(&json).map_err(|error| in_file(error, &path))?;
+/// A directory of weights whose `config.json`, at `path`, holds `json`, as the dense model that it describes.
+pub(super) fn open_dense(
+    source: &str,
+    dir: &Path,
+    json: &Value,
+    path: &Path,
+) -> Result<Checkpoint> {
+    let mut config = ModelConfig::from_hf_json(json).map_err(|error| in_file(error, path))?;
     let generation = dir.join("generation_config.json");
     if generation.exists() {
         add_end_tokens(&mut config, &read_json(&generation)?);
@@ -37,9 +53,9 @@ pub(super) fn open(source: &str, dir: &Path) -> Result<Checkpoint> {
         config,
         weights,
         tokenizer: Tokenizer::from_hf_dir(dir)?,
-        still,
-        lora,
-        recipe,
+        still: None,
+        lora: None,
+        recipe: None,
         base: BaseIdentity { source: source.to_owned(), files },
     })
 }
@@ -125,7 +141,7 @@ fn add_end_tokens(config: &mut ModelConfig, generation: &Value) {
     }
 }
 
-fn read_json(path: &Path) -> Result<Value> {
+pub(super) fn read_json(path: &Path) -> Result<Value> {
     let text = std::fs::read_to_string(path).map_err(ModelError::read(path))?;
     serde_json::from_str(&text)
         .map_err(|error| ModelError::corrupt(path, format!("not valid JSON: {error}")))

@@ -142,6 +142,11 @@ impl Weights {
         all
     }
 
+    /// A tensor's shape, if it is there.
+    pub fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.sources.iter().rev().find_map(|source| source.shape(name))
+    }
+
     /// A tensor of a known shape.
     ///
     /// # Errors
@@ -227,6 +232,17 @@ impl Source {
                 .layout
                 .stored_name(name)
                 .is_some_and(|name| source.content.tensor_infos.contains_key(&name)),
+        }
+    }
+
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        match self {
+            Self::Memory(tensors) => Some(tensors.get(name)?.dims().to_vec()),
+            Self::Safetensors { files, .. } => Some(files.get(name).ok()?.shape().to_vec()),
+            Self::Gguf(source) => {
+                let stored = source.layout.stored_name(name)?;
+                Some(source.content.tensor_infos.get(&stored)?.shape.dims().to_vec())
+            }
         }
     }
 

@@ -39,17 +39,25 @@ pub struct LoraLayer {
     pub v: Option<Lora>,
     /// Of `o_proj`.
     pub o: Option<Lora>,
+    /// Of the output gate's `g_proj`, which is the student's own.
+    pub g: Option<Lora>,
 }
 
 impl LoraLayer {
-    /// The same updates for one training step: `dropout` of `q`, the streams after its own for `k`, `v` and `o`.
+    /// The same updates for one training step: `dropout` of `q`, the streams after its own for `k`, `v`, `o` and the gate.
     #[must_use]
     pub fn with_dropout(&self, dropout: Dropout) -> Self {
         let of = |lora: &Option<Lora>, after: u64| {
             let dropout = Dropout { stream: dropout.stream + after, ..dropout };
             lora.clone().map(|lora| Lora { dropout: Some(dropout), ..lora })
         };
-        Self { q: of(&self.q, 0), k: of(&self.k, 1), v: of(&self.v, 2), o: of(&self.o, 3) }
+        Self {
+            q: of(&self.q, 0),
+            k: of(&self.k, 1),
+            v: of(&self.v, 2),
+            o: of(&self.o, 3),
+            g: of(&self.g, 4),
+        }
     }
 }
 
