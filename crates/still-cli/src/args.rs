@@ -28,6 +28,9 @@ pub struct Global {
     /// Colours on stderr (NO_COLOR is honoured too)
     #[arg(long, global = true, value_enum, default_value_t = Color::Auto)]
     pub color: Color,
+    /// Threads that compute, 1 to 1024 [default: RAYON_NUM_THREADS, or as many as the system grants]
+    #[arg(long, global = true, value_name = "N")]
+    pub threads: Option<usize>,
 }
 
 /// When to use colours.
@@ -429,9 +432,6 @@ pub struct BenchArgs {
     /// Most salient tokens of each head of the variant `still` [default: no limit]
     #[arg(long, value_name = "N")]
     pub cap: Option<usize>,
-    /// Threads [default: all cores]
-    #[arg(long, value_name = "N")]
-    pub threads: Option<usize>,
     /// How the attention cache stores exact keys and values [default: bf16; on CUDA as --compute-dtype]
     #[arg(long, value_enum)]
     pub cache_dtype: Option<CacheDtype>,
@@ -592,9 +592,6 @@ pub struct EvalArgs {
     /// Go on with the answers that are in the file of --samples
     #[arg(long, requires = "samples")]
     pub resume: bool,
-    /// Threads [default: all cores]
-    #[arg(long, value_name = "N")]
-    pub threads: Option<usize>,
     /// How the attention cache stores exact keys and values [default: f32; on CUDA as --compute-dtype]
     #[arg(long, value_enum)]
     pub cache_dtype: Option<CacheDtype>,

@@ -12,6 +12,7 @@ mod progress;
 mod run_log;
 mod table;
 mod tensorboard;
+mod threads;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
@@ -34,7 +35,11 @@ fn main() -> ExitCode {
     };
     let printer = Printer::new(cli.global.quiet, cli.global.verbose, cli.global.color);
     errors::install_panic_hook();
-    match catch_unwind(AssertUnwindSafe(|| run(cli.command, &printer))) {
+    let work = || {
+        threads::settle(cli.global.threads)?;
+        run(cli.command, &printer)
+    };
+    match catch_unwind(AssertUnwindSafe(work)) {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(error)) => errors::report(&printer, &error),
         // The hook has said what happened.

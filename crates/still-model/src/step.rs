@@ -142,10 +142,9 @@ pub(crate) fn step(
             step.mlp(member, &mut own, layer)?;
         }
         if wants_logits {
-            let normed = step.normed(&decoder.norm, config.rms_norm_eps, &mut own)?;
             let head = Projection::of(&decoder.lm_head, &step.logits);
-            step.project(member, &mut own, &normed, &[head])?;
-            own.normed = normed;
+            let normed = Input::Normed(&decoder.norm, config.rms_norm_eps);
+            step.project(member, &mut own, normed, &[head])?;
         }
         Ok(())
     })?;
@@ -158,6 +157,15 @@ pub(crate) fn step(
 fn take(buffer: &mut Vec<f32>, length: usize) -> &mut [f32] {
     buffer.resize(length, f32::NAN);
     buffer
+}
+
+/// What projections take.
+#[derive(Clone, Copy)]
+enum Input<'a> {
+    /// `x`, normed with this weight and epsilon.
+    Normed(&'a Tensor, f64),
+    /// What an earlier phase wrote.
+    Of(&'a Shared<'a>),
 }
 
 /// A product that is shared out by tiles of its rows.
@@ -247,9 +255,8 @@ impl Step<'_> {
         projections.push(Projection::new(v, lora.v.as_ref(), &self.v));
         projections
             .extend(gate.as_ref().map(|gate| Projection::new(gate, lora.g.as_ref(), &self.gate)));
-        let normed = self.normed(&layer.input_layernorm, layer.rms_norm_eps, own)?;
-        self.project(member, own, &normed, &projections)?;
-        own.normed = normed;
+        let normed = Input::Normed(&layer.input_layernorm, layer.rms_norm_eps);
+        self.project(member, own, normed, &projections)?;
 
         let parts = match cache {
             LayerCache::Dense(cache) => cache.parts(),
@@ -257,53 +264,54 @@ impl Step<'_> {
             #[cfg(feature = "cuda")]
             LayerCache::Cuda(_) => return Err(elsewhere()),
         };
-        member.phase(parts, parts, |units| {
-            for unit in units {
-                self.attend(unit, cache, parts, layer, gate.is_some(), own)?;
-            }
-            Ok(())
-        })?;
+        for unit in member.phase(parts, parts)?.into_iter().flatten().flatten() {
+            self.attend(unit, cache, parts, layer, gate.is_some(), own)?;
+        }
 
-        // SAFETY: the phase that wrote it is over.
-        let attention = unsafe { self.attention.read() };
         let output = Projection::new(&layer.o_proj, lora.o.as_ref(), &self.x);
+        let attention = Input::Of(&self.attention);
         self.project(member, own, attention, &[Projection { add: true, ..output }])
     }
 
     fn mlp(&self, member: &Member<'_>, own: &mut Own, layer: &DecoderLayer) -> Result<()> {
         let mlp = &layer.mlp;
         let (rows, _) = mlp.gate.dims2()?;
-        let normed = self.normed(&mlp.norm, mlp.rms_norm_eps, own)?;
-        let Own { sums, other_sums, tiles, other_tiles, .. } = own;
-        mlp.gate.group_sums_into(&normed, sums);
-        mlp.up.group_sums_into(&normed, other_sums);
         let hidden = Projection::of(&mlp.gate, &self.hidden);
-        member.phase(rows.div_ceil(LANES), SHARES, |part| {
-            let gate = take(tiles, part.len() * self.batch * LANES);
-            let up = take(other_tiles, gate.len());
-            mlp.gate.multiply_tiles(part.clone(), &normed, sums, gate)?;
-            mlp.up.multiply_tiles(part.clone(), &normed, other_sums, up)?;
-            vectorize(
-                #[inline(always)]
-                || gate.iter_mut().zip(up.iter()).for_each(|(gate, &up)| *gate = silu(*gate) * up),
-            );
-            // SAFETY: shares are disjoint.
-            unsafe { hidden.enter(part, gate, &[]) }
-        })?;
-        own.normed = normed;
-        // SAFETY: the phase that wrote it is over.
-        let input = unsafe { self.hidden.read() };
+        if let Some(work) = member.phase(rows.div_ceil(LANES), SHARES)? {
+            // SAFETY: the phase that wrote `x` is over, this one goes on.
+            unsafe { self.normed(&mlp.norm, mlp.rms_norm_eps, &mut own.normed) }?;
+            let Own { normed, sums, other_sums, tiles, other_tiles, .. } = &mut *own;
+            mlp.gate.group_sums_into(normed, sums);
+            mlp.up.group_sums_into(normed, other_sums);
+            for part in work {
+                let gate = take(tiles, part.len() * self.batch * LANES);
+                let up = take(other_tiles, gate.len());
+                mlp.gate.multiply_tiles(part.clone(), normed, sums, gate)?;
+                mlp.up.multiply_tiles(part.clone(), normed, other_sums, up)?;
+                vectorize(
+                    #[inline(always)]
+                    || {
+                        let pairs = gate.iter_mut().zip(up.iter());
+                        pairs.for_each(|(gate, &up)| *gate = silu(*gate) * up);
+                    },
+                );
+                // SAFETY: shares are disjoint.
+                unsafe { hidden.enter(part, gate, &[]) }?;
+            }
+        }
         let down = Projection { weight: &mlp.down, to: &self.x, add: true, ..hidden };
-        self.project(member, own, input, &[down])
+        self.project(member, own, Input::Of(&self.hidden), &[down])
     }
 
     /// The norm of `x`, which every member computes for itself.
-    fn normed(&self, weight: &Tensor, eps: f64, own: &mut Own) -> Result<Vec<f32>> {
-        // SAFETY: the phase that wrote it is over.
+    ///
+    /// # Safety
+    /// Nobody writes `x` meanwhile.
+    unsafe fn normed(&self, weight: &Tensor, eps: f64, normed: &mut Vec<f32>) -> Result<()> {
+        // SAFETY: by this function's own contract.
         let x = unsafe { self.x.read() };
-        let mut normed = std::mem::take(&mut own.normed);
-        with_values(weight, |weight| rms_norm_rows(x, weight, eps, take(&mut normed, x.len())))?;
-        Ok(normed)
+        with_values(weight, |weight| rms_norm_rows(x, weight, eps, take(normed, x.len())))?;
+        Ok(())
     }
 
     /// One phase: projections of the same `x` `[B, in]`.
@@ -311,36 +319,49 @@ impl Step<'_> {
         &self,
         member: &Member<'_>,
         own: &mut Own,
-        x: &[f32],
+        input: Input<'_>,
         projections: &[Projection<'_>],
     ) -> Result<()> {
-        let mut prepared = std::mem::take(&mut own.prepared);
-        prepared.resize_with(prepared.len().max(projections.len()), Prepared::default);
         let mut total = 0;
-        for (projection, prepared) in projections.iter().zip(&mut prepared) {
-            prepared.first_tile = total;
+        for projection in projections {
             total += projection.weight.tiles()?;
+        }
+        let Some(work) = member.phase(total, SHARES)? else { return Ok(()) };
+        let Own { normed, prepared, tiles: values, .. } = own;
+        // SAFETY: the phases that wrote `x` and the other inputs are over, and this one goes on while `x` is used.
+        let x = unsafe {
+            match input {
+                Input::Normed(weight, eps) => {
+                    self.normed(weight, eps, normed)?;
+                    normed.as_slice()
+                }
+                Input::Of(shared) => shared.read(),
+            }
+        };
+        prepared.resize_with(prepared.len().max(projections.len()), Prepared::default);
+        let mut first_tile = 0;
+        for (projection, prepared) in projections.iter().zip(&mut *prepared) {
+            prepared.first_tile = first_tile;
+            first_tile += projection.weight.tiles()?;
             projection.weight.group_sums_into(x, &mut prepared.sums);
             if let Some(lora) = projection.lora {
                 update_input(lora, x, self.batch, &mut prepared.low)?;
             }
         }
-        member.phase(total, SHARES, |part| {
-            for (projection, prepared) in projections.iter().zip(&prepared) {
+        for part in work {
+            for (projection, prepared) in projections.iter().zip(&*prepared) {
                 let (first, tiles) = (prepared.first_tile, projection.weight.tiles()?);
                 let part = part.start.clamp(first, first + tiles) - first
                     ..part.end.clamp(first, first + tiles) - first;
                 if part.is_empty() {
                     continue;
                 }
-                let values = take(&mut own.tiles, part.len() * self.batch * LANES);
+                let values = take(values, part.len() * self.batch * LANES);
                 projection.weight.multiply_tiles(part.clone(), x, &prepared.sums, values)?;
                 // SAFETY: shares are disjoint.
                 unsafe { projection.enter(part, values, &prepared.low) }?;
             }
-            Ok(())
-        })?;
-        own.prepared = prepared;
+        }
         Ok(())
     }
 

@@ -1,19 +1,16 @@
 //! Threads that go through a decode step together.
 //!
-//! A step is a few hundred products of some ten microseconds each. Handing every one to a pool costs as much as the
-//! products do: a thread that found no work is asleep when the next piece comes. Here all threads run the whole step, take
-//! shares of each phase, and meet at its end by looking at one number.
+//! Handing each of a step's products to a pool costs as much as the products do: a thread that found no work is asleep
+//! when the next piece comes. Here all threads run the whole step and take shares of each phase ([`still_threads`]).
 
-use std::cell::UnsafeCell;
+use std::cell::{Cell, UnsafeCell};
 use std::marker::PhantomData;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use crate::error::{ModelError, Result};
+use still_threads::{Failed, Phases, Work};
 
-/// Looks at the number before a waiting thread lets others run.
-const SPINS: usize = 20_000;
+use crate::error::{ModelError, Result};
 
 /// Runs `body` on every thread of the pool at once.
 ///
@@ -22,99 +19,55 @@ const SPINS: usize = 20_000;
 /// # Errors
 /// The first that a member returned.
 pub(crate) fn together(body: impl Fn(&Member<'_>) -> Result<()> + Sync) -> Result<()> {
-    let team = Team {
-        size: rayon::current_num_threads(),
-        arrived: AtomicUsize::new(0),
-        phase: AtomicUsize::new(0),
-        taken: AtomicUsize::new(0),
-        failed: AtomicBool::new(false),
-        error: Mutex::new(None),
+    let (phases, error) = (Phases::new(), Mutex::new(None));
+    let size = rayon::current_num_threads();
+    let fail = |reason| {
+        error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
     };
     rayon::broadcast(|thread| {
         // Also if the body panics.
-        let fails = FailOnDrop(&team);
-        match body(&Member { team: &team, index: thread.index() }) {
+        let fails = FailOnDrop(&phases);
+        let member = Member { phases: &phases, size, next: Cell::new(0), index: thread.index() };
+        match body(&member) {
             Ok(()) => std::mem::forget(fails),
-            Err(error) => {
-                team.error.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
-            }
+            Err(reason) => fail(reason),
         }
     });
-    team.error.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
-}
-
-struct Team {
-    size: usize,
-    /// Members that have done this phase's work.
-    arrived: AtomicUsize,
-    phase: AtomicUsize,
-    /// Units of this phase that somebody has taken.
-    taken: AtomicUsize,
-    /// A member has left: nobody shall wait for it.
-    failed: AtomicBool,
-    error: Mutex<Option<ModelError>>,
+    error.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
 }
 
 /// One thread of the team.
 pub(crate) struct Member<'a> {
-    team: &'a Team,
+    phases: &'a Phases,
+    size: usize,
+    /// Number of the phase that it comes to next.
+    next: Cell<u32>,
     /// Of the threads of the pool.
     pub index: usize,
 }
 
 impl Member<'_> {
-    /// Does shares of `units` units, about `shares` for each member, until all are taken; returns when all are done.
+    /// Begins the next phase, of `units` units, as soon as the one before is over. They come in pieces, about `shares` for each
+    /// member, until all are taken; `None` if they are.
+    ///
+    /// What the phases before wrote may be read until the last piece has been asked for, and no longer: who comes late finds
+    /// that the others have gone on.
     ///
     /// # Errors
-    /// Of `share`; or if another member failed.
-    pub fn phase(
-        &self,
-        units: usize,
-        shares: usize,
-        mut share: impl FnMut(Range<usize>) -> Result<()>,
-    ) -> Result<()> {
-        let team = self.team;
-        let size = (units / (team.size * shares)).max(1);
-        loop {
-            let start = team.taken.fetch_add(size, Ordering::Relaxed);
-            if start >= units {
-                return self.meet();
-            }
-            share(start..(start + size).min(units))?;
-        }
-    }
-
-    fn meet(&self) -> Result<()> {
-        let team = self.team;
-        let phase = team.phase.load(Ordering::Relaxed);
-        if team.arrived.fetch_add(1, Ordering::AcqRel) + 1 == team.size {
-            team.arrived.store(0, Ordering::Relaxed);
-            team.taken.store(0, Ordering::Relaxed);
-            // What every member wrote in the phase is seen by who sees the next one begin.
-            team.phase.store(phase + 1, Ordering::Release);
-            return Ok(());
-        }
-        let mut looks = 0;
-        while team.phase.load(Ordering::Acquire) == phase {
-            if team.failed.load(Ordering::Acquire) {
-                return Err(ModelError::Invalid("another thread of the step failed".into()));
-            }
-            looks += 1;
-            if looks < SPINS {
-                std::hint::spin_loop();
-            } else {
-                std::thread::yield_now();
-            }
-        }
-        Ok(())
+    /// If another member failed.
+    pub fn phase(&self, units: usize, shares: usize) -> Result<Option<Work<'_>>> {
+        let number = self.next.replace(self.next.get() + 1);
+        let piece = units / (self.size * shares);
+        let work = self.phases.enter(number, units, piece);
+        work.map_err(|Failed| ModelError::Invalid("another thread of the step failed".into()))
     }
 }
 
-struct FailOnDrop<'a>(&'a Team);
+struct FailOnDrop<'a>(&'a Phases);
 
 impl Drop for FailOnDrop<'_> {
     fn drop(&mut self) {
-        self.0.failed.store(true, Ordering::Release);
+        self.0.fail();
     }
 }
 
@@ -173,11 +126,10 @@ mod tests {
                 together(|member| {
                     for phase in 0..300 {
                         let units = [1, 7, 1000][phase % 3];
-                        member.phase(units, 4, |part| {
+                        for part in member.phase(units, 4)?.into_iter().flatten() {
                             // SAFETY: shares are disjoint.
                             unsafe { shared.write(part) }.iter_mut().for_each(|x| *x += 1.0);
-                            Ok(())
-                        })?;
+                        }
                     }
                     Ok(())
                 })
@@ -193,11 +145,13 @@ mod tests {
         on(3, || {
             let error = together(|member| {
                 for phase in 0..10 {
-                    member.phase(3, 1, |unit| match (phase, unit.start) {
-                        (4, 1) => Err(ModelError::Invalid("enough".into())),
-                        (5.., _) => panic!("a phase went on without a member"),
-                        _ => Ok(()),
-                    })?;
+                    for unit in member.phase(3, 1)?.into_iter().flatten() {
+                        match (phase, unit.start) {
+                            (4, 1) => return Err(ModelError::Invalid("enough".into())),
+                            (5.., _) => panic!("a phase went on without a member"),
+                            _ => {}
+                        }
+                    }
                 }
                 Ok(())
             });

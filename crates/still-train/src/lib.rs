@@ -8,10 +8,12 @@ mod error;
 mod evaluation;
 mod exact;
 mod finetune;
+mod fits;
 mod flat;
 #[cfg(test)]
 mod gradient_check;
 mod loss;
+mod memory;
 mod metrics;
 mod optimizer;
 mod parameters;

@@ -50,46 +50,6 @@ impl Default for AdamWConfig {
     }
 }
 
-impl AdamWConfig {
-    pub(crate) fn validate(&self, section: &str) -> Result<()> {
-        let bad = |key: &str, value: f64, hint: &str| {
-            Err(TrainError::Recipe {
-                what: format!("{section}.{key} is {value}"),
-                hint: hint.into(),
-            })
-        };
-        if !(self.lr > 0.0 && self.lr.is_finite()) {
-            return bad("lr", self.lr, "use a positive number");
-        }
-        if self.clip.is_nan() || self.clip <= 0.0 {
-            return bad(
-                "clip",
-                self.clip,
-                "use a positive norm; a very large one is as good as none",
-            );
-        }
-        for (key, value) in [("beta1", self.beta1), ("beta2", self.beta2), ("floor", self.floor)] {
-            if !(0.0..=1.0).contains(&value) {
-                return bad(key, value, "use a number between 0 and 1");
-            }
-        }
-        for (key, value) in [("eps", self.eps), ("weight_decay", self.weight_decay)] {
-            if !(value >= 0.0 && value.is_finite()) {
-                return bad(key, value, "use 0 or a positive number");
-            }
-        }
-        if let Schedule::Plateau { factor, patience } = self.schedule {
-            if !(0.0 < factor && factor < 1.0) {
-                return bad("schedule.plateau.factor", factor, "use a number between 0 and 1");
-            }
-            if patience == 0 {
-                return bad("schedule.plateau.patience", 0.0, "use 1 evaluation or more");
-            }
-        }
-        Ok(())
-    }
-}
-
 /// Named variables in a fixed order.
 pub type Parameters = Vec<(String, Var)>;
 

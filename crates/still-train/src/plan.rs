@@ -18,6 +18,8 @@ use crate::transfer::TransferStage;
 const TIMED_TOKENS: usize = 2048;
 /// Tokens of the steps before them, which find everything cold.
 const WARMUP_TOKENS: usize = 64;
+/// Most windows that are read to count a stage's tokens.
+const MOST_WINDOWS: usize = 100_000;
 /// Bytes of an f32: all that is learned, and logits.
 const F32: usize = 4;
 
@@ -68,14 +70,15 @@ pub fn plan(model: &Model, recipe: &Recipe, windows: &Windows) -> Result<Plan> {
         let read =
             Reading::of(windows, &mut position, recipe.transfer.steps, recipe.transfer.batch);
         let mut stage = TransferStage::new(model, &student, &recipe.transfer)?;
-        let bytes = |values: &Values| sizes.transfer(values, &read, recipe.transfer.batch);
+        let bytes =
+            |values: &Values| sizes.transfer(values, read.longest.len(), recipe.transfer.batch);
         plan.add(Stage::Transfer, &mut stage, &read, recipe.transfer.steps, bytes)?;
     }
     if recipe.finetune.steps > 0 {
         let read =
             Reading::of(windows, &mut position, recipe.finetune.steps, recipe.finetune.batch);
         let mut stage = FinetuneStage::new(model, &student, &recipe.finetune, recipe.seed)?;
-        let bytes = |values: &Values| sizes.finetune(values, &read, recipe);
+        let bytes = |values: &Values| sizes.finetune(values, read.longest.len(), recipe);
         plan.add(Stage::Finetune, &mut stage, &read, recipe.finetune.steps, bytes)?;
     }
     Ok(plan)
@@ -122,11 +125,13 @@ struct Reading {
 }
 
 impl Reading {
-    /// Goes through the windows as the run will.
+    /// Goes through the windows as the run will; of a long run through the first, after which all is alike.
     fn of(windows: &Windows, position: &mut Position, steps: usize, batch: usize) -> Self {
         let mut read = Self { tokens: 0, longest: Vec::new() };
+        let mut count = 0;
         for _ in 0..steps {
-            for window in windows.next(position, batch) {
+            for window in windows.next_one_by_one(position, batch).take(MOST_WINDOWS - count) {
+                count += 1;
                 read.tokens += window.len();
                 let longest = window.segments().max_by_key(|segment| segment.ids.len());
                 if let Some(longest) = longest.filter(|s| s.ids.len() > read.longest.len()) {
@@ -134,19 +139,21 @@ impl Reading {
                 }
             }
         }
+        let share = (steps * batch) as f64 / count.max(1) as f64;
+        read.tokens = (read.tokens as f64 * share) as usize;
         read
     }
 }
 
 /// Numbers of values.
-struct Values {
-    trained: usize,
-    student: usize,
+pub(crate) struct Values {
+    pub trained: usize,
+    pub student: usize,
 }
 
 /// Bytes of the parts that memory goes to. `N` is the longest window's tokens, `E` the hidden width, `I` the MLP's,
 /// `Q = H·D`, `K` that of the keys.
-struct Sizes<'a> {
+pub(crate) struct Sizes<'a> {
     config: &'a ModelConfig,
     /// Of an activation, and of a weight that is no matrix.
     value: usize,
@@ -154,7 +161,7 @@ struct Sizes<'a> {
     /// Rows whose logits exist at a time.
     block_rows: usize,
     /// Of all frozen weights, as they lie.
-    weights: usize,
+    pub weights: usize,
     /// Of the largest one, widened for a product's gradient; 0 if none is packed.
     widened: usize,
     /// Of the head, widened for the loss; 0 if it is not packed.
@@ -163,7 +170,7 @@ struct Sizes<'a> {
 }
 
 impl<'a> Sizes<'a> {
-    fn new(model: &'a Model) -> Result<Self> {
+    pub fn new(model: &'a Model) -> Result<Self> {
         let decoder = &model.decoder;
         let wide = |weight: &Weight| -> Result<usize> {
             let (out, inner) = weight.dims2()?;
@@ -209,10 +216,9 @@ impl<'a> Sizes<'a> {
         F32 * (3 * values.student + 3 * values.trained)
     }
 
-    /// Stage 1: one layer at a time, whatever the depth.
-    fn transfer(&self, values: &Values, read: &Reading, batch: usize) -> usize {
+    /// Stage 1, with windows of `tokens`: one layer at a time, whatever the depth.
+    pub fn transfer(&self, values: &Values, tokens: usize, batch: usize) -> usize {
         let (e, i, q, k) = self.widths();
-        let tokens = read.longest.len();
         // x, its norm, q, k and v; then target, output and their difference, [k | v], and the kernel's two gradients.
         let inputs = 2 * e + q + 2 * k;
         let attention = 3 * q + 2 * k + (q + 2 * k);
@@ -222,10 +228,10 @@ impl<'a> Sizes<'a> {
         self.weights + Self::learned(values) + layer + self.widened + batch * tokens * e
     }
 
-    /// Stage 2: every layer's input, and what is kept of one layer or, as `recompute` says, of all.
-    fn finetune(&self, values: &Values, read: &Reading, recipe: &Recipe) -> usize {
+    /// Stage 2, with windows of `tokens`: every layer's input, and what is kept of one layer or, as `recompute` says, of
+    /// all.
+    pub fn finetune(&self, values: &Values, tokens: usize, recipe: &Recipe) -> usize {
         let (e, i, q, k) = self.widths();
-        let tokens = read.longest.len();
         let inputs = tokens * (self.layers + 1) * e;
         // Norm, projections before and after the rotation, [k | v], output, merged heads, o_proj, residual, gate and
         // up, and the layer's output.

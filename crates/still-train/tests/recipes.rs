@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use still_model::Student;
@@ -139,6 +140,79 @@ fn values_without_sense_are_refused() {
     }
 }
 
+/// Whatever its kind, a number out of range is told with its key, its origin and the range.
+#[test]
+fn numbers_out_of_range_are_told_with_their_range() {
+    for (item, what, hint) in [
+        ("attention.chunk=1000000000000", "attention.chunk is 1000000000000", "from 1 to 65536"),
+        ("attention.chunk=9223372036854775807", "is 9223372036854775807", "from 1 to 65536"),
+        ("attention.chunk=-64", "attention.chunk is -64", "from 1 to 65536"),
+        ("attention.budgets=[[2, 70000]]", "attention.budgets has 70000", "from 0 to 65536"),
+        ("attention.feature_dim=10000000", "attention.feature_dim is 10000000", "from 1 to 4096"),
+        ("transfer.batch=1000000000000", "transfer.batch is 1000000000000", "from 1 to 65536"),
+        ("transfer.batch=1e12", "transfer.batch is 1e12", "a whole number from 1 to 65536"),
+        ("transfer.batch=many", "transfer.batch is \"many\"", "a whole number"),
+        ("data.length=1e6", "data.length is 1e6", "a whole number from 2 to 16777216"),
+        ("finetune.optimizer.lr=nan", "lr is nan", "above 0"),
+        ("finetune.optimizer.lr=inf", "lr is inf", "at most 1000"),
+        ("finetune.optimizer.beta2=1", "beta2 is 1", "up to, but not, 1"),
+        ("finetune.optimizer.clip=inf", "clip is inf", "at most 1e30"),
+        ("finetune.objective={ mixed = { kl = 1.5 } }", "mixed.kl is 1.5", "from 0 to 1"),
+        ("finetune.lora={ rank = 1000000000 }", "finetune.lora.rank is 1000000000", "65536"),
+        (
+            "transfer.optimizer.schedule={ plateau = { factor = 1, patience = 2 } }",
+            "factor is 1",
+            "between 0 and 1",
+        ),
+        ("transfer.steps=-1", "transfer.steps is -1", "from 0 to"),
+        ("checkpoint.keep=0", "checkpoint.keep is 0", "from 1 to"),
+        ("evaluation.passkey_length=0", "passkey_length is 0", "from 1 to"),
+        ("seed=-1", "seed is -1", "from 0 to 2⁶³ − 1"),
+    ] {
+        let (said, advice) = complaint("", &[item]);
+        assert!(said.contains(what) && said.ends_with(" (--set)"), "{item}: {said}");
+        assert!(advice.contains(hint), "{item}: {advice}");
+    }
+    let path = tempfile::tempdir().unwrap();
+    let path = path.path().join("long.toml");
+    let read = |text: &str, set: &[String]| {
+        std::fs::write(&path, text).unwrap();
+        Recipe::read(Some(&path), set).map_err(|error| error.to_string())
+    };
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    let said = read("[transfer]\nbatch = 0", &[]).unwrap_err();
+    assert_eq!(said, format!("recipe: transfer.batch is 0 ({})", path.display()));
+    assert_eq!(
+        read("[transfer]\nbatch = 0", &["transfer.batch=2".into()]).unwrap().transfer.batch,
+        2
+    );
+    assert!(read("[transfer", &[]).unwrap_err().contains("long.toml"));
+    assert!(read(&" ".repeat(17 << 20), &[]).unwrap_err().contains("longer than 16 MiB"));
+    // A recipe that was never parsed.
+    let mut recipe = Recipe::default();
+    recipe.finetune.dropout = f64::NAN;
+    assert!(recipe.validate().unwrap_err().to_string().contains("finetune.dropout is nan"));
+}
+
+#[test]
+fn nesting_without_end_is_refused() {
+    let deep =
+        |open: &str, close: &str| format!("{}{}", open.repeat(100_000), close.repeat(100_000));
+    for text in [
+        format!("seed = {}", deep("[", "]")),
+        format!("seed = {}", deep("{ a = ", "}")),
+        format!("{}b = 1", "a.".repeat(100_000)),
+        format!("[{}b]", "a.".repeat(100_000)),
+    ] {
+        let (what, _) = complaint(&text, &[]);
+        assert!(what.len() < 2000, "{} bytes", what.len());
+    }
+    let (what, _) = complaint("", &[&format!("{}b=1", "a.".repeat(100_000))]);
+    assert!(what.contains("cannot read the override") && what.len() < 200, "{what}");
+    let (what, _) = complaint("", &[&format!("seed={}", deep("[", "]"))]);
+    assert!(what.contains("seed is ") && what.len() < 200, "{what}");
+}
+
 #[test]
 fn data_that_cannot_be_trained_on() {
     let model = random_model(tiny_config(), 0).unwrap();
@@ -158,6 +232,17 @@ fn data_that_cannot_be_trained_on() {
     assert!(read("text.pdf", b"").contains("unknown kind"));
     assert!(read("a.jsonl", b"{\"text\": \"x\"}\n{\"txt\": 1}\n").contains("line 2"));
     assert!(read("a.jsonl.zst", b"not zstd").contains("a.jsonl.zst"));
+    assert!(read("latin1.jsonl", b"{\"text\": \"x\"}\n{\"text\": \"caf\xe9\"}").contains("line 2"));
+    assert!(read("word.txt", &b"x".repeat(5 << 20)).contains("data.max_word_bytes"));
+    let line = format!("{{\"text\": \"a {}\"}}", "x".repeat(5 << 20));
+    assert!(read("word.jsonl", line.as_bytes()).contains("line 1: no two words in more than"));
+    let said = "y".repeat(5 << 20);
+    let chat = format!("\n{{\"messages\": [{{\"role\": \"user\", \"content\": \"{said}\"}}]}}\n");
+    assert!(read("long.jsonl", chat.as_bytes()).contains("line 2: a conversation of"));
+    // Ten gigabytes in a few kilobytes would do as well: what is beyond the limit is never read.
+    let bomb = zstd::encode_all(std::io::repeat(b' ').take(65 << 20), 1).unwrap();
+    assert!(bomb.len() < 1 << 16);
+    assert!(read("bomb.jsonl.zst", &bomb).contains("line 1 is longer than 67108864 bytes"));
 
     let missing = vec![dir.path().join("missing.txt")];
     let run = linearize(

@@ -86,8 +86,7 @@ fn load_base(
 
 /// Reads a recipe, or takes the defaults, and applies overrides.
 fn read_recipe(path: Option<&Path>, overrides: &[String]) -> anyhow::Result<Recipe> {
-    let text = path.map(read_text).transpose()?.unwrap_or_default();
-    Ok(Recipe::parse(&text, overrides)?)
+    Ok(Recipe::read(path, overrides)?)
 }
 
 /// What a generation does with its text: shows it (unless told not to) until Ctrl-C, or until standard output fails,

@@ -97,6 +97,13 @@ fn scratch(name: &str) -> PathBuf {
     dir
 }
 
+/// A fresh directory whose content outlives the test, to be looked at.
+pub fn kept_dir(name: &str) -> PathBuf {
+    let dir = scratch(&format!("kept/{name}"));
+    fs::create_dir_all(&dir).unwrap();
+    dir
+}
+
 /// A saved student.
 pub fn student_dir() -> &'static Path {
     static DIR: OnceLock<PathBuf> = OnceLock::new();

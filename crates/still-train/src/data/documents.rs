@@ -4,13 +4,15 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
-use serde_json::Value;
 use still_model::Message;
 
+use super::line::{Messages, Text, fields};
 use crate::error::{Result, TrainError};
 
 /// Text that is held at a time while lines are read, in bytes.
 const BATCH_BYTES: usize = 4 << 20;
+/// Largest window that a compressed file may ask for, as a power of 2: zstd's own limit unless told otherwise.
+const WINDOW_LOG: u32 = 27;
 
 /// What a file's name says it holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,39 +62,66 @@ pub(super) fn data_error(path: &Path, what: String, hint: &str) -> TrainError {
     TrainError::Data { path: path.to_path_buf(), what, hint: hint.into() }
 }
 
-/// The whole of a `.txt`.
-pub(super) fn read_text(path: &Path) -> Result<String> {
-    let bytes = std::fs::read(path).map_err(TrainError::read(path))?;
-    String::from_utf8(bytes).map_err(|error| {
-        let at = error.utf8_error().valid_up_to();
-        data_error(path, format!("not UTF-8 at byte {at}"), "convert the file to UTF-8")
-    })
+/// Opens a `.txt`.
+pub(super) fn open_text(path: &Path) -> Result<File> {
+    File::open(path).map_err(TrainError::read(path))
 }
 
 /// Lines that are not blank, numbered from 1, a few megabytes at a time.
+///
+/// # Errors
+/// A line that is longer than `most` bytes, is not UTF-8 or cannot be decompressed, by its number; an error of `each`.
 pub(super) fn for_each_batch(
     path: &Path,
     kind: Kind,
+    most: usize,
     each: &mut dyn FnMut(Vec<(usize, String)>) -> Result<()>,
 ) -> Result<()> {
     let file = File::open(path).map_err(TrainError::read(path))?;
     let reader: Box<dyn Read> = match kind {
         Kind::CompressedLines => {
-            Box::new(zstd::Decoder::new(file).map_err(TrainError::read(path))?)
+            let mut decoder = zstd::Decoder::new(file).map_err(TrainError::read(path))?;
+            decoder.window_log_max(WINDOW_LOG).map_err(TrainError::read(path))?;
+            Box::new(decoder)
         }
         _ => Box::new(file),
     };
+    let mut reader = BufReader::new(reader);
     let (mut batch, mut bytes) = (Vec::new(), 0);
-    for (number, line) in BufReader::new(reader).lines().enumerate() {
-        let line = line.map_err(|error| {
-            let what = format!("line {}: {error}", number + 1);
-            data_error(path, what, "the file is damaged or incomplete")
+    for number in 1.. {
+        let mut line = Vec::new();
+        // The limit is on what is read, not on what has been.
+        let read = (&mut reader).take(most as u64 + 1).read_until(b'\n', &mut line);
+        let read = read.map_err(|error| {
+            let too_much = error.to_string().contains("too much memory");
+            let hint = match too_much {
+                true => "its window is over 128 MiB: compress it again without --long",
+                false => "the file is damaged or incomplete",
+            };
+            data_error(path, format!("line {number}: {error}"), hint)
+        })?;
+        if read == 0 {
+            break;
+        }
+        if line.last() == Some(&b'\n') {
+            line.pop();
+        } else if line.len() > most {
+            return Err(data_error(
+                path,
+                format!("line {number} is longer than {most} bytes (data.max_line_bytes)"),
+                "each line must hold one document: divide it, or raise the limit with --set data.max_line_bytes=N",
+            ));
+        }
+        let line = String::from_utf8(line).map_err(|error| {
+            let at = error.utf8_error().valid_up_to() + 1;
+            let what = format!("line {number}: not UTF-8 at its byte {at}");
+            data_error(path, what, "convert the file to UTF-8")
         })?;
         if line.trim().is_empty() {
             continue;
         }
         bytes += line.len();
-        batch.push((number + 1, line));
+        batch.push((number, line));
         if bytes >= BATCH_BYTES {
             each(std::mem::take(&mut batch))?;
             bytes = 0;
@@ -101,8 +130,15 @@ pub(super) fn for_each_batch(
     each(batch)
 }
 
-/// What a line holds: text in `field` or, without such a field, a conversation in `messages`.
-pub(super) fn parse_line(path: &Path, number: usize, line: &str, field: &str) -> Result<Document> {
+/// What a line holds: text in `field` or, without such a field, a conversation in `messages`, whose line may have `most`
+/// bytes.
+pub(super) fn parse_line(
+    path: &Path,
+    number: usize,
+    line: &str,
+    field: &str,
+    most: usize,
+) -> Result<Document> {
     let fail = |what: String| {
         let hint = format!(
             "each line must be a JSON object with a string \"{field}\" (data.text_field), or with \"messages\": a list of \
@@ -110,16 +146,21 @@ pub(super) fn parse_line(path: &Path, number: usize, line: &str, field: &str) ->
         );
         data_error(path, format!("line {number}: {what}"), &hint)
     };
-    let mut value: Value = serde_json::from_str(line).map_err(|error| fail(error.to_string()))?;
-    let Some(object) = value.as_object_mut() else {
-        return Err(fail("not a JSON object".into()));
-    };
-    match (object.remove(field), object.remove("messages")) {
-        (Some(Value::String(text)), _) => Ok(Document::Text(text)),
-        (Some(_), _) => Err(fail(format!("\"{field}\" is not a string"))),
-        (None, Some(messages)) => serde_json::from_value(messages)
+    let fields = fields(line, field, most).map_err(fail)?;
+    match (fields.text, fields.messages) {
+        (Some(Text::Is(text)), _) => Ok(Document::Text(text)),
+        (Some(Text::IsNot), _) => Err(fail(format!("\"{field}\" is not a string"))),
+        (None, Some(Messages::Are(messages))) => serde_json::from_value(messages)
             .map(Document::Conversation)
             .map_err(|error| fail(format!("\"messages\": {error}"))),
+        (None, Some(Messages::TooLong)) => Err(data_error(
+            path,
+            format!(
+                "line {number}: a conversation of {} bytes; at most {most} are tokenized at once (data.max_word_bytes)",
+                line.len()
+            ),
+            "divide the conversation, or raise the limit with --set data.max_word_bytes=N",
+        )),
         (None, None) => Err(fail(format!("neither \"{field}\" nor \"messages\""))),
     }
 }

@@ -35,6 +35,7 @@ pub struct Windows {
     heldout_documents: usize,
     heldout_sha256: String,
     orders: Arc<Orders>,
+    longest: usize,
     /// Documents that gave at least one window.
     pub documents: usize,
     /// Tokens that are read, each counted once.
@@ -77,8 +78,12 @@ impl Windows {
             });
         }
         let tokenizer = Identified::new(tokenizer)?;
-        let options =
-            TextOptions { text_field: recipe.text_field.clone(), loss_on: recipe.loss_on };
+        let options = TextOptions {
+            text_field: recipe.text_field.clone(),
+            loss_on: recipe.loss_on,
+            max_line_bytes: recipe.max_line_bytes,
+            max_word_bytes: recipe.max_word_bytes,
+        };
         let open = |path: &PathBuf| {
             let file = cache.open(path, &tokenizer, &options)?;
             Ok(if recipe.loss_on == LossOn::All { file.counting_all() } else { file })
@@ -125,6 +130,7 @@ impl Windows {
         Ok(Self {
             documents,
             tokens: trained.iter().map(|piece| piece.length as usize).sum(),
+            longest: trained.iter().map(|piece| piece.length as usize).max().unwrap_or(0),
             heldout_documents: of_documents + of_files,
             heldout_sha256: combined(&apart),
             files,
@@ -146,6 +152,7 @@ impl Windows {
         Self {
             documents,
             tokens: windows.iter().map(Vec::len).sum(),
+            longest,
             files,
             schedule: Schedule::single(longest),
             views: vec![View::new(vec![Group::plain(pieces)], &[])],
@@ -168,6 +175,11 @@ impl Windows {
     /// Windows of one epoch, of all lengths.
     pub fn len(&self) -> usize {
         self.views.iter().map(View::windows).sum()
+    }
+
+    /// Tokens of the longest sequence.
+    pub fn longest(&self) -> usize {
+        self.longest
     }
 
     /// Whether there is nothing to read.
@@ -199,6 +211,16 @@ impl Windows {
             }
         }
         taken
+    }
+
+    /// [`Windows::next`], one window after the other.
+    pub(crate) fn next_one_by_one(
+        &self,
+        position: &mut Position,
+        count: usize,
+    ) -> impl Iterator<Item = Window> + '_ {
+        let (view, first) = self.skip(position, count);
+        (first..first + count).map(move |n| self.window(view, n))
     }
 
     /// Moves on as [`Windows::next`] does, without reading: the length's index and its windows handed out before.

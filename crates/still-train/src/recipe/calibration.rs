@@ -2,9 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{DataRecipe, invalid};
+use super::DataRecipe;
 use crate::calibrate::CalibrateOptions;
-use crate::error::Result;
 
 /// How budgets are found before training; nothing is done without a `cache_fraction`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -47,18 +46,5 @@ impl CalibrationRecipe {
             pack: false,
             ..data.clone()
         }
-    }
-
-    /// Checks the ranges.
-    pub(super) fn validate(&self) -> Result<()> {
-        if let Some(fraction) = self.cache_fraction
-            && !(fraction > 0.0 && fraction <= 1.0)
-        {
-            return Err(invalid(
-                format!("calibration.cache_fraction {fraction} is out of range"),
-                "use a share above 0 and at most 1, such as 0.2",
-            ));
-        }
-        Ok(())
     }
 }

@@ -2,9 +2,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::invalid;
-use crate::error::Result;
-
 /// What a run does not put up with. A loss or gradient that is not a number always ends it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -31,24 +28,5 @@ impl GuardRecipe {
     /// Nothing is skipped, nothing given up.
     pub fn off() -> Self {
         Self { spike_factor: 0.0, max_skips: 0, max_heldout_growth: 0.0, ..Self::default() }
-    }
-
-    /// Checks each value.
-    pub(super) fn validate(&self) -> Result<()> {
-        for (key, value) in [
-            ("guard.spike_factor", self.spike_factor),
-            ("guard.max_heldout_growth", self.max_heldout_growth),
-        ] {
-            if value != 0.0 && !(value > 1.0 && value.is_finite()) {
-                return Err(invalid(format!("{key} is {value}"), "use a number above 1, or 0"));
-            }
-        }
-        if self.spike_window < crate::spikes::FEWEST {
-            return Err(invalid(
-                format!("guard.spike_window is {}", self.spike_window),
-                "a median needs 5 steps or more",
-            ));
-        }
-        Ok(())
     }
 }

@@ -7,7 +7,12 @@ mod data;
 mod evaluation;
 mod guard;
 mod overrides;
+mod ranges;
 mod stages;
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
@@ -23,7 +28,13 @@ pub use stages::{FinetuneRecipe, Objective, Recompute, TransferLoss, TransferRec
 
 use crate::error::{Result, TrainError};
 use crate::schedule::Schedule;
-use overrides::{apply_override, check_keys, over_defaults};
+use overrides::{apply_override, check_keys, over_defaults, sets};
+use ranges::{as_table, check_ranges};
+
+/// Longest file of a recipe.
+const MAX_BYTES: u64 = 16 << 20;
+/// Most names in a dotted key.
+const MAX_NAMES: usize = 64;
 
 /// A complete recipe; every key has a default.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -50,52 +61,98 @@ pub struct Recipe {
 }
 
 impl Recipe {
+    /// Reads a recipe's file, or takes the defaults, and then applies overrides; see [`Recipe::parse`].
+    ///
+    /// # Errors
+    /// A file that cannot be read, or is none of a recipe; as [`Recipe::parse`], with the file's name.
+    pub fn read(path: Option<&Path>, overrides: &[String]) -> Result<Self> {
+        let Some(path) = path else { return Self::parse("", overrides) };
+        let mut text = String::new();
+        let file = File::open(path).map_err(TrainError::read(path))?;
+        let read = file.take(MAX_BYTES + 1).read_to_string(&mut text);
+        read.map_err(TrainError::read(path))?;
+        if text.len() as u64 > MAX_BYTES {
+            return Err(invalid(
+                format!("{} is longer than 16 MiB", path.display()),
+                "give a recipe: a TOML file of a few kilobytes, as in recipes/",
+            ));
+        }
+        Self::resolve(&text, Some(path), overrides)
+    }
+
     /// Parses TOML and then applies overrides of the form `section.key=value`.
     ///
     /// # Errors
-    /// Where it does not parse; an unknown key, with the nearest valid one; a value that makes no sense.
+    /// Where it does not parse; an unknown key, with the nearest valid one; a value out of its range (docs/recipes.md), or that
+    /// makes no sense.
     pub fn parse(text: &str, overrides: &[String]) -> Result<Self> {
-        let mut table: Table =
-            text.parse().map_err(|error: toml::de::Error| TrainError::Recipe {
-                what: error.to_string().trim_end().to_owned(),
+        Self::resolve(text, None, overrides)
+    }
+
+    fn resolve(text: &str, path: Option<&Path>, overrides: &[String]) -> Result<Self> {
+        let file = path.map(|path| path.display().to_string());
+        // Tables in tables, each a level of recursion for whoever goes through them.
+        let names = |part: &str| part.matches('.').count() > MAX_NAMES;
+        let long = |line: &str| {
+            line.split('#')
+                .next()
+                .is_some_and(|code| code.split([',', '=', '[', ']', '{', '}']).any(names))
+        };
+        if let Some(line) = text.lines().position(long) {
+            let file = file.iter().map(|file| format!("{file}, ")).collect::<String>();
+            let what = format!("{file}line {}: a key of more than {MAX_NAMES} names", line + 1);
+            return Err(invalid(what, "keys have a few: section.key"));
+        }
+        let mut table: Table = text.parse().map_err(|error: toml::de::Error| {
+            // With the line that it is about, unless that is long.
+            let mut what = error.to_string().trim_end().to_owned();
+            if what.len() > 1000 {
+                let before = error.span().and_then(|span| text.get(..span.start));
+                let line = before.map_or(1, |before| 1 + before.matches('\n').count());
+                what = format!("line {line}: {}", error.message());
+            }
+            TrainError::Recipe {
+                what: file.iter().map(|file| format!("{file}: ")).collect::<String>() + &what,
                 hint: "recipes are TOML; see recipes/ for complete ones".into(),
-            })?;
+            }
+        })?;
         for item in overrides {
             apply_override(&mut table, item)?;
         }
         check_keys(&table)?;
-        let recipe: Self =
-            Value::Table(over_defaults(table)?).try_into().map_err(|error: toml::de::Error| {
-                TrainError::Recipe {
-                    what: error.message().to_owned(),
-                    hint: "see recipes/ for complete recipes with every key".into(),
-                }
-            })?;
-        recipe.validate()?;
+        let table = over_defaults(table)?;
+        check_ranges(&table, |key| match (overrides.iter().any(|item| sets(item, key)), &file) {
+            (true, _) => " (--set)".into(),
+            (false, Some(file)) => format!(" ({file})"),
+            (false, None) => String::new(),
+        })?;
+        let recipe: Self = Value::Table(table).try_into().map_err(|error: toml::de::Error| {
+            let key = error.to_string();
+            let key = key.lines().find_map(|line| line.trim().strip_prefix("in `"));
+            let key =
+                key.map_or_else(String::new, |key| format!("{}: ", key.trim_end_matches('`')));
+            TrainError::Recipe {
+                what: format!("{key}{}", error.message()),
+                hint: "see recipes/ for complete recipes with every key".into(),
+            }
+        })?;
+        recipe.check_together()?;
         Ok(recipe)
     }
 
-    fn validate(&self) -> Result<()> {
-        let positive = [
-            ("data.min_length", self.data.min_length),
-            ("calibration.at_length", self.calibration.at_length),
-            ("calibration.tokens", self.calibration.tokens),
-            ("calibration.window", self.calibration.window),
-            ("transfer.batch", self.transfer.batch),
-            ("finetune.batch", self.finetune.batch),
-            ("finetune.lora.rank", self.finetune.lora.rank),
-            ("checkpoint.every", self.checkpoint.every),
-            ("checkpoint.keep", self.checkpoint.keep),
-        ];
-        if let Some((key, _)) = positive.iter().find(|(_, value)| *value == 0) {
-            return Err(invalid(format!("{key} is 0"), "use 1 or more"));
-        }
+    /// Checks every value, as [`Recipe::parse`] does, of a recipe that was not parsed.
+    ///
+    /// # Errors
+    /// A value out of its range, or values that do not fit each other.
+    pub fn validate(&self) -> Result<()> {
+        check_ranges(&as_table(self)?, |_| String::new())?;
+        self.check_together()
+    }
+
+    /// Checks what no range tells.
+    fn check_together(&self) -> Result<()> {
         self.data.validate()?;
-        self.calibration.validate()?;
-        self.transfer.validate()?;
-        self.finetune.validate()?;
         self.evaluation.validate()?;
-        self.guard.validate()?;
         for (key, optimizer) in [
             ("transfer.optimizer.schedule", &self.transfer.optimizer),
             ("finetune.optimizer.schedule", &self.finetune.optimizer),

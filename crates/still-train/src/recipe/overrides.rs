@@ -9,10 +9,20 @@ use crate::error::{Result, TrainError};
 const OPTIONAL: [&str; 4] =
     ["attention.budgets", "attention.cap", "attention.feature_dim", "calibration.cache_fraction"];
 
+/// Names in the longest key.
+const DEPTH: usize = 8;
+
+/// Whether an override says what `key` is, alone or with its section.
+pub(super) fn sets(item: &str, key: &str) -> bool {
+    let path = item.split('=').next().unwrap_or_default().trim();
+    key.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+}
+
 /// Sets `a.b.c=value`; a value that is not TOML is taken as a string.
 pub(super) fn apply_override(table: &mut Table, item: &str) -> Result<()> {
-    let malformed =
-        || invalid(format!("cannot read the override \"{item}\""), "use section.key=value");
+    let malformed = || {
+        invalid(format!("cannot read the override \"{}\"", short(item)), "use section.key=value")
+    };
     let (path, value) = item.split_once('=').ok_or_else(malformed)?;
     let value = format!("value = {value}")
         .parse::<Table>()
@@ -21,6 +31,9 @@ pub(super) fn apply_override(table: &mut Table, item: &str) -> Result<()> {
         .unwrap_or_else(|| Value::String(value.trim().to_owned()));
     let keys: Vec<&str> = path.trim().split('.').collect();
     let (last, parents) = keys.split_last().ok_or_else(malformed)?;
+    if keys.len() > DEPTH {
+        return Err(malformed());
+    }
     let mut at = table;
     for key in parents {
         let entry = at.entry((*key).to_owned()).or_insert_with(|| Value::Table(Table::new()));
@@ -86,9 +99,17 @@ pub(super) fn check_keys(table: &Table) -> Result<()> {
         .cloned()
         .unwrap_or_default();
     Err(TrainError::Recipe {
-        what: format!("unknown key \"{unknown}\""),
+        what: format!("unknown key \"{}\"", short(unknown)),
         hint: format!("did you mean \"{nearest}\"?"),
     })
+}
+
+/// The beginning of a text that may be long.
+fn short(text: &str) -> String {
+    match text.char_indices().nth(80) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
 }
 
 fn is_section(path: &str, complete: &Table) -> bool {

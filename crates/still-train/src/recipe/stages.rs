@@ -3,8 +3,6 @@
 use serde::{Deserialize, Serialize};
 use still_model::{LoraConfig, LoraTarget};
 
-use super::invalid;
-use crate::error::Result;
 use crate::optimizer::AdamWConfig;
 
 /// What stage 1 compares.
@@ -47,20 +45,6 @@ impl Default for TransferRecipe {
             linear_branch_weight: 0.0,
             optimizer: AdamWConfig { lr: 3e-2, ..AdamWConfig::default() },
         }
-    }
-}
-
-impl TransferRecipe {
-    /// Checks each value.
-    pub(super) fn validate(&self) -> Result<()> {
-        let weight = self.linear_branch_weight;
-        if !(weight >= 0.0 && weight.is_finite()) {
-            return Err(invalid(
-                format!("transfer.linear_branch_weight is {weight}"),
-                "use 0 or a positive number",
-            ));
-        }
-        self.optimizer.validate("transfer.optimizer")
     }
 }
 
@@ -167,26 +151,5 @@ impl Default for FinetuneRecipe {
             dropout: 0.0,
             optimizer: AdamWConfig { lr: 3e-3, ..AdamWConfig::default() },
         }
-    }
-}
-
-impl FinetuneRecipe {
-    /// Checks each value.
-    pub(super) fn validate(&self) -> Result<()> {
-        if !(0.0..1.0).contains(&self.dropout) {
-            return Err(invalid(
-                format!("finetune.dropout is {}", self.dropout),
-                "use a share from 0 up to, but not, 1",
-            ));
-        }
-        if let Objective::Mixed { kl } = self.objective
-            && !(0.0..=1.0).contains(&kl)
-        {
-            return Err(invalid(
-                format!("finetune.objective.mixed.kl is {kl}"),
-                "use a weight between 0 and 1; cross-entropy gets the rest",
-            ));
-        }
-        self.optimizer.validate("finetune.optimizer")
     }
 }

@@ -14,6 +14,7 @@ use crate::data::{Position, TokenCache, Windows};
 use crate::error::Result;
 use crate::evaluation::Evaluator;
 use crate::finetune::FinetuneStage;
+use crate::fits;
 use crate::metrics::{Log, Observer, Stage};
 use crate::recipe::Recipe;
 use crate::transfer::TransferStage;
@@ -60,8 +61,10 @@ pub fn linearize_windows(
     resume: bool,
     observer: &mut dyn Observer,
 ) -> Result<Model> {
+    recipe.validate()?;
     let still = recipe.attention.resolve(model.config())?;
     let initial = Student::init(still, model.config(), recipe.attention.init, recipe.seed)?;
+    fits::check(model, &initial, recipe, windows)?;
     let evaluator = match recipe.evaluation.every {
         0 => None,
         _ => Some(Evaluator::new(&recipe.evaluation, windows.heldout(), model, recipe.seed)?),

@@ -42,12 +42,6 @@ pub fn run(args: &BenchArgs, printer: &Printer) -> anyhow::Result<()> {
             "give contexts, --batch and --new-tokens above 0",
         ));
     }
-    if let Some(threads) = args.threads {
-        if threads == 0 {
-            return Err(user("--threads 0 runs nothing", "use 1 or more"));
-        }
-        rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
-    }
     if let Some(Op::Attention) = args.operator.op {
         return operator::run(args, printer);
     }

@@ -56,12 +56,6 @@ pub fn run(args: &EvalArgs, printer: &Printer) -> anyhow::Result<()> {
     if args.efficiency.contains(&0) {
         return Err(user("--efficiency 0 reads nothing", "give lengths above 0"));
     }
-    if let Some(threads) = args.threads {
-        if threads == 0 {
-            return Err(user("--threads 0 runs nothing", "use 1 or more"));
-        }
-        rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
-    }
     let names: Vec<&String> = [&args.model.model].into_iter().chain(&args.compare).collect();
     if let Some(twice) = names.iter().enumerate().find(|(n, name)| names[..*n].contains(name)) {
         return Err(user(
