@@ -117,6 +117,6 @@ fn is_demo_model(path: &Path) -> Result<bool> {
     if metadata.map_err(ModelError::read(path))?.len() != DEMO_BYTES {
         return Ok(false);
     }
-    let base = BaseIdentity { source: DEMO_FILE.into(), files: vec![path.to_path_buf()] };
-    Ok(base.sha256()? == DEMO_SHA256)
+    let base = BaseIdentity { files: vec![path.to_path_buf()], ..BaseIdentity::default() };
+    Ok(base.sha256_of_bytes()? == DEMO_SHA256)
 }

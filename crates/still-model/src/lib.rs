@@ -16,10 +16,12 @@ pub mod random;
 mod read;
 mod read_packed;
 mod sampler;
+pub mod seal;
 mod session;
 mod step;
 mod student;
 mod team;
+pub mod tensor_file;
 mod tokenizer;
 
 pub use chat::{ChatTemplate, Message};
@@ -30,7 +32,7 @@ pub use checkpoint::{
 pub use config::{Architecture, ModelConfig, RopeScaling};
 pub use decoder::{
     AttentionInputs, Decoder, DecoderLayer, Dropout, FinishWalk, InputsWalk, Linear, Lora,
-    LoraLayer, Rotation, Weight,
+    LoraLayer, Part, Rotation, Weight,
 };
 pub use device::{device, peak_device_bytes, reset_peak_device_bytes};
 pub use error::{ModelError, Result};

@@ -1,6 +1,7 @@
 //! Small random models, for tests and examples.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
@@ -15,6 +16,7 @@ use crate::decoder::Decoder;
 use crate::error::{ModelError, Result};
 use crate::model::{Model, check_dtype};
 use crate::student::normal;
+use crate::tensor_file::{Entry, write_tensors};
 use crate::tokenizer::Tokenizer;
 
 /// A Llama configuration of two layers, 4 query heads and 2 KV heads, over the 256 bytes and two special tokens.
@@ -52,7 +54,7 @@ pub fn random_model(config: ModelConfig, seed: u64) -> Result<Model> {
         decoder: Arc::new(decoder),
         student: None,
         tokenizer: byte_tokenizer()?,
-        base: BaseIdentity { source: format!("random model {seed}"), files: Vec::new() },
+        base: BaseIdentity { source: format!("random model {seed}"), ..BaseIdentity::default() },
     })
 }
 
@@ -108,8 +110,26 @@ pub fn random_model_on(config: ModelConfig, device: &Device, dtype: DType) -> Re
         decoder: Arc::new(Decoder::load(&config, &weights, device, dtype)?),
         student: None,
         tokenizer: byte_tokenizer()?,
-        base: BaseIdentity { source: "random model".into(), files: Vec::new() },
+        base: BaseIdentity { source: "random model".into(), ..BaseIdentity::default() },
     })
+}
+
+/// Writes a base model, as a Hugging Face directory with weights of `dtype`: something to linearize.
+///
+/// # Errors
+/// A directory that cannot be written.
+pub fn save_base(dir: &Path, model: &Model, dtype: DType) -> Result<()> {
+    std::fs::create_dir_all(dir).map_err(ModelError::write(dir))?;
+    let mut entries = Vec::new();
+    model.decoder.visit_tensors(|name, tensor| {
+        entries.push(Entry::of(name.to_owned(), tensor.to_dtype(dtype)?));
+        Ok(())
+    })?;
+    write_tensors(&dir.join("model.safetensors"), entries)?;
+    model.tokenizer.save(dir)?;
+    let path = dir.join("config.json");
+    let text = format!("{:#}\n", model.config().to_hf_json());
+    std::fs::write(&path, text).map_err(ModelError::write(&path))
 }
 
 /// Every tensor's name and shape.

@@ -1,5 +1,7 @@
 //! What a student learns: feature maps, λ, gate and low-rank updates of every layer.
 
+use std::collections::HashMap;
+
 use candle_core::{DType, Device, Tensor};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -404,23 +406,51 @@ impl Student {
         })
     }
 
-    /// The decoder with this student's low-rank updates added to its weights, and the student without them.
+    /// The decoder with this student's low-rank updates added to its weights, and the student without them. It takes as much
+    /// memory again as the updated weights; a save merges them one at a time.
     ///
     /// # Errors
     /// An error of the tensor library.
     pub fn merged_into(&self, decoder: &Decoder) -> Result<(Decoder, Self)> {
         let mut decoder = decoder.clone();
-        let mut student = self.clone();
-        for (base, layer) in decoder.layers.iter_mut().zip(&mut student.layers) {
-            if let Some(lora) = layer.lora.take() {
-                *base = base.merged(&lora)?;
-                if let (Some(gate), Some(lora)) = (&mut layer.gate_proj, &lora.g) {
-                    *gate = (&*gate + (lora.b.matmul(&lora.a)? * lora.scale)?)?;
+        for (base, layer) in decoder.layers.iter_mut().zip(&self.layers) {
+            if let Some(lora) = &layer.lora {
+                *base = base.merged(lora)?;
+            }
+        }
+        Ok((decoder, self.without_updates()?))
+    }
+
+    /// Low-rank updates by the name of the weight that each is added to.
+    pub fn updates(&self) -> HashMap<String, &Lora> {
+        let mut all = HashMap::new();
+        for (n, layer) in self.layers.iter().enumerate() {
+            let Some(updates) = &layer.lora else { continue };
+            for target in LoraTarget::ALL {
+                if let Some(lora) = target.slot(updates) {
+                    let name = target.name();
+                    all.insert(format!("model.layers.{n}.self_attn.{name}.weight"), lora);
                 }
             }
         }
+        all
+    }
+
+    /// The same student without low-rank updates: that of its own gate is merged, those of the base's weights
+    /// ([`Student::updates`]) are for others to merge.
+    ///
+    /// # Errors
+    /// An error of the tensor library.
+    pub fn without_updates(&self) -> Result<Self> {
+        let mut student = self.clone();
+        for layer in &mut student.layers {
+            let update = layer.lora.take().and_then(|updates| updates.g);
+            if let (Some(gate), Some(update)) = (&mut layer.gate_proj, update) {
+                *gate = update.added_to(&gate.clone().into())?.to_device(gate.device())?;
+            }
+        }
         student.lora = None;
-        Ok((decoder, student))
+        Ok(student)
     }
 
     /// Number of learned values.

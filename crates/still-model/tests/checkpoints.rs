@@ -2,13 +2,15 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use still_attention::{FeatureMap, LinearNorm, RowDtype, SelectionHead, StillConfig};
-use still_model::random::{random_model, tiny_config};
+use still_model::random::{random_model, save_base, tiny_config};
 use still_model::{
-    Architecture, Checkpoint, ExportKind, FeatureInit, GgufFormat, LoraConfig, LoraTarget, Model,
-    ModelConfig, ModelError, RopeScaling, Student, export_gguf, names, save_student,
+    Architecture, Checkpoint, Decoder, ExportKind, FeatureInit, GgufFormat, LoraConfig, LoraTarget,
+    Model, ModelConfig, ModelError, RopeScaling, Student, Weight, Weights, export_gguf, names,
+    save_student,
 };
 
 /// A student with everything that can be learned, at values that are not the initial ones.
@@ -52,17 +54,9 @@ fn relative_rms(got: &[f32], expected: &[f32]) -> f64 {
     (error / size).sqrt()
 }
 
-/// A base on disk: a student of full budget and no updates is the base with a `still` section; without it, a base.
+/// A base on disk.
 fn base_on_disk(dir: &Path, model: &Model) -> Model {
-    let config = model.config();
-    let still = StillConfig::window_only(config.num_hidden_layers, config.geometry(), 8);
-    let student = Student::init(still, config, FeatureInit::Identity, 0).unwrap();
-    save_student(dir, &model.with_student(student), ExportKind::Full(DType::F32)).unwrap();
-    let path = dir.join("config.json");
-    let mut json: serde_json::Value =
-        serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
-    json.as_object_mut().unwrap().remove("still");
-    std::fs::write(&path, json.to_string()).unwrap();
+    save_base(dir, model, DType::F32).unwrap();
     Model::load(dir.to_str().unwrap()).unwrap()
 }
 
@@ -99,6 +93,53 @@ fn a_bf16_export_is_itself_after_rounding() {
     let second = dir.path().join("second");
     save_student(&second, &loaded, ExportKind::Full(DType::BF16)).unwrap();
     assert_eq!(logits(&Model::load(second.to_str().unwrap()).unwrap()), logits(&loaded));
+}
+
+/// As it is on a GPU: weights in bf16, what was learned in f32.
+#[test]
+fn a_student_of_a_bf16_base_is_merged_in_f32() {
+    let dir = tempfile::tempdir().unwrap();
+    let wide = random_model(tiny_config(), 1).unwrap();
+    let learned = student(&wide);
+    let mut decoder = (*wide.decoder).clone();
+    let narrow = |weight: &mut Weight| {
+        *weight = weight.to_tensor().unwrap().to_dtype(DType::BF16).unwrap().into();
+    };
+    narrow(&mut decoder.embed_tokens);
+    narrow(&mut decoder.lm_head);
+    for layer in &mut decoder.layers {
+        for linear in [&mut layer.q_proj, &mut layer.k_proj, &mut layer.v_proj, &mut layer.o_proj] {
+            narrow(&mut linear.weight);
+        }
+        for weight in [&mut layer.mlp.gate, &mut layer.mlp.up, &mut layer.mlp.down] {
+            narrow(weight);
+        }
+    }
+    let decoder = Arc::new(decoder);
+    // The same values, wide: what a save of the narrow ones must be equal to.
+    let mut tensors = HashMap::new();
+    let widen = decoder.visit_tensors(|name, tensor| {
+        tensors.insert(name.to_owned(), tensor.to_dtype(DType::F32)?);
+        Ok(())
+    });
+    widen.unwrap();
+    let weights = Weights::from_tensors(tensors);
+    let widened = Decoder::load(wide.config(), &weights, &Device::Cpu, DType::F32).unwrap();
+    let expected = Model { decoder: widened.into(), ..wide.clone() }.with_student(learned.clone());
+
+    let model = Model { decoder, ..wide }.with_student(learned);
+    for (dtype, bound) in [(DType::F32, 1e-5), (DType::BF16, 5e-2)] {
+        let out = dir.path().join("student");
+        save_student(&out, &model, ExportKind::Full(dtype)).unwrap();
+        let loaded = Model::load(out.to_str().unwrap()).unwrap();
+        let error = relative_rms(&logits(&loaded), &logits(&expected));
+        assert!(error < bound, "{dtype:?}: {error}");
+    }
+    let out = dir.path().join("student.gguf");
+    export_gguf(&out, &model, GgufFormat::Q8_0).unwrap();
+    assert!(worst_matrix(&Model::load(out.to_str().unwrap()).unwrap(), &expected) < 0.008);
+    let (merged, _) = model.student.as_ref().unwrap().merged_into(&model.decoder).unwrap();
+    assert_eq!(merged.layers[0].q_proj.weight.to_tensor().unwrap().dtype(), DType::BF16);
 }
 
 #[test]
@@ -464,7 +505,7 @@ fn exports_that_cannot_be_are_refused_and_leave_nothing() {
     let at = bytes.windows(section.len()).position(|window| window == section).unwrap();
     let mut dense = bytes.clone();
     dense[at + 1] = b'x';
-    assert!(open(&dense).contains("not describe a student"));
+    assert!(open(&dense).contains("\"still\" is missing"));
 }
 
 #[test]

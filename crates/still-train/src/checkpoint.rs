@@ -1,16 +1,19 @@
-//! Checkpoints of a run: complete or not there.
+//! Checkpoints of a run: complete or not there, and whole: every file has a digest that is checked before a run goes on.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
-use still_model::Student;
-use still_model::files::{save_tensors, staging_dir, sync_files};
+use serde_json::{Value, json};
+use still_model::files::{staging_dir, sync_files};
+use still_model::seal::{self, Kind, Seal};
+use still_model::tensor_file::{read_tensors, save_tensors};
+use still_model::{ModelError, Student};
 
 use crate::data::Position;
 use crate::error::{Result, TrainError};
-use crate::metrics::Stage;
+use crate::metrics::{LogMark, Stage};
 use crate::run::Watch;
 use crate::schedule::Plateau;
 use crate::spikes::Spikes;
@@ -18,6 +21,9 @@ use crate::spikes::Spikes;
 const PARAMETERS: &str = "parameters.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const TRAINER: &str = "trainer.json";
+/// The form of a checkpoint. Those from before forms were counted have no digests.
+const FORMAT: u64 = 1;
+const FORMAT_KEY: &str = "format";
 /// What is being written has a name of this beginning until it is complete.
 const STAGING: &str = ".saving-";
 /// The student of the lowest held-out loss.
@@ -27,6 +33,7 @@ const PREVIOUS_BEST: &str = ".best-before";
 
 /// Where a run stands.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct Progress {
     pub stage: Stage,
     /// Steps of the stage done.
@@ -41,8 +48,19 @@ pub(crate) struct Progress {
     #[serde(default)]
     pub watch: Watch,
     pub position: Position,
+    /// The run's logs when this was saved.
+    #[serde(default)]
+    pub logs: Logs,
     /// SHA-256 of the resolved recipe, the data and the base: a run goes on only with the same.
     pub fingerprint: String,
+}
+
+/// How far a run's logs went, by what [`crate::metrics::Log::mark`] says.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Logs {
+    pub metrics: Option<LogMark>,
+    pub evaluations: Option<LogMark>,
 }
 
 /// A checkpoint read back.
@@ -151,13 +169,12 @@ impl Checkpoints {
             Ok(tensor.clone())
         })?;
         for (file, tensors) in [(PARAMETERS, &parameters), (OPTIMIZER, optimizer)] {
-            let path = staging.path().join(file);
-            save_tensors(&path, tensors).map_err(TrainError::write(&path))?;
+            save_tensors(&staging.path().join(file), tensors)?;
         }
         let path = staging.path().join(TRAINER);
-        let text = serde_json::to_string_pretty(progress)
+        let json = serde_json::to_value(progress)
             .map_err(|error| TrainError::write(&path)(std::io::Error::other(error)))?;
-        std::fs::write(&path, text).map_err(TrainError::write(&path))?;
+        std::fs::write(&path, sealed(json)).map_err(TrainError::write(&path))?;
         sync_files(staging.path()).map_err(TrainError::write(staging.path()))?;
         Ok(staging.keep())
     }
@@ -174,20 +191,62 @@ impl Checkpoints {
     }
 }
 
+/// The text of a JSON object with its format and digest.
+fn sealed(json: Value) -> String {
+    let mut whole = json!({ FORMAT_KEY: FORMAT, seal::KEY: seal::BLANK });
+    if let (Value::Object(whole), Value::Object(fields)) = (&mut whole, json) {
+        whole.extend(fields);
+    }
+    seal::sealed_json(format!("{whole:#}\n"))
+}
+
 fn read(dir: &Path) -> Result<Saved> {
-    let damaged = |path: &Path, what: String| TrainError::Run {
-        path: path.to_path_buf(),
-        what,
-        hint: format!("delete {} to go on from the checkpoint before it", dir.display()),
-    };
+    let hint = || format!("delete {} to go on from the checkpoint before it", dir.display());
     let path = dir.join(TRAINER);
-    let text = std::fs::read_to_string(&path).map_err(TrainError::read(&path))?;
-    let progress =
-        serde_json::from_str(&text).map_err(|error| damaged(&path, format!("damaged: {error}")))?;
+    let (progress, sealed) = read_progress(&path, &hint())?;
+    if !sealed {
+        tracing::warn!("{} is of an older version and has no digests", dir.display());
+    }
     let tensors = |file: &str| {
-        let path = dir.join(file);
-        candle_core::safetensors::load(&path, &Device::Cpu)
-            .map_err(|error| damaged(&path, format!("damaged: {error}")))
+        read_tensors(&dir.join(file), sealed).map_err(|error| match error {
+            ModelError::Corrupt { path, reason, .. } => {
+                TrainError::Run { path, what: reason, hint: hint() }
+            }
+            other => other.into(),
+        })
     };
     Ok(Saved { progress, parameters: tensors(PARAMETERS)?, optimizer: tensors(OPTIMIZER)? })
+}
+
+/// Where a run stood, and whether the checkpoint's files have digests.
+fn read_progress(path: &Path, hint: &str) -> Result<(Progress, bool)> {
+    let fail = |what: String, hint: &str| TrainError::Run {
+        path: path.to_path_buf(),
+        what,
+        hint: hint.into(),
+    };
+    let damaged = |what: String| fail(format!("damaged: {what}"), hint);
+    let bytes = std::fs::read(path).map_err(TrainError::read(path))?;
+    let seal = seal::check(&bytes, Kind::Json);
+    if seal == Seal::Broken {
+        return Err(damaged("its digest is of other bytes than it has".into()));
+    }
+    let mut json: Value =
+        serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
+    let fields = json.as_object_mut().ok_or_else(|| damaged("no JSON object".into()))?;
+    let sealed = match (fields.remove(FORMAT_KEY), fields.remove(seal::KEY)) {
+        (None, None) => false,
+        (Some(format), Some(_)) if seal == Seal::Whole => {
+            if format.as_u64().is_none_or(|format| format > FORMAT) {
+                return Err(fail(
+                    format!("of format {format}, made by a newer version of still"),
+                    "resume with that version, or start a new run",
+                ));
+            }
+            true
+        }
+        _ => return Err(damaged("its digest is missing".into())),
+    };
+    let progress = serde_json::from_value(json).map_err(|error| damaged(error.to_string()))?;
+    Ok((progress, sealed))
 }

@@ -1,12 +1,13 @@
 //! What a run tells while it goes on.
 
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{ErrorKind, Write};
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use still_model::files::write_file;
 
 use crate::calibrate::Phase;
 use crate::error::{Result, TrainError};
@@ -110,40 +111,85 @@ impl Logged for StepReport {
     }
 }
 
+/// How far a log went, and the digest (BLAKE3) of what it held.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct LogMark {
+    bytes: u64,
+    blake3: String,
+}
+
 /// `metrics.jsonl` or `evaluations.jsonl`: one line per step or evaluation.
 #[derive(Debug)]
 pub(crate) struct Log<T> {
     file: File,
     path: PathBuf,
+    /// Of what the file holds.
+    hasher: blake3::Hasher,
     lines: PhantomData<fn(T)>,
 }
 
 impl<T: Logged> Log<T> {
-    /// Opens the log, keeping the lines of steps up to the one that the run goes on from.
-    pub fn open(path: &Path, keep: Option<(Stage, usize)>) -> Result<Self> {
+    /// Opens the log, keeping the lines of steps up to the one that the run goes on from. They must be those that the
+    /// checkpoint of that step knew, if it says so.
+    pub fn open(path: &Path, keep: Option<(Stage, usize)>, mark: Option<&LogMark>) -> Result<Self> {
         let mut kept = Vec::new();
-        if let (Some(last), Ok(file)) = (keep, File::open(path)) {
-            for line in BufReader::new(file).lines() {
-                let line = line.map_err(TrainError::read(path))?;
+        if let (Some(last), Some(before)) = (keep, read_if_there(path)?) {
+            if let Some(mark) = mark {
+                check(path, &before, mark)?;
+            }
+            for line in before.split(|&byte| byte == b'\n') {
                 // A line cut off by a kill is one whose step will be done again.
-                let Ok(entry) = serde_json::from_str::<T>(&line) else { continue };
+                let Ok(entry) = serde_json::from_slice::<T>(line) else { continue };
                 if entry.at() <= last {
-                    kept.extend_from_slice(line.as_bytes());
+                    kept.extend_from_slice(line);
                     kept.push(b'\n');
                 }
             }
         }
-        let beside = path.with_extension("jsonl.new");
-        std::fs::write(&beside, kept).map_err(TrainError::write(&beside))?;
-        std::fs::rename(&beside, path).map_err(TrainError::write(path))?;
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&kept);
+        write_file(path, &kept).map_err(TrainError::write(path))?;
         let file = OpenOptions::new().append(true).open(path).map_err(TrainError::write(path))?;
-        Ok(Self { file, path: path.to_path_buf(), lines: PhantomData })
+        Ok(Self { file, path: path.to_path_buf(), hasher, lines: PhantomData })
     }
 
     pub fn write(&mut self, entry: &T) -> Result<()> {
         let mut line = serde_json::to_string(entry)
             .map_err(|error| TrainError::write(&self.path)(std::io::Error::other(error)))?;
         line.push('\n');
+        self.hasher.update(line.as_bytes());
         self.file.write_all(line.as_bytes()).map_err(TrainError::write(&self.path))
     }
+
+    /// What the log holds by now, once that is on the disk.
+    pub fn mark(&self) -> Result<LogMark> {
+        self.file.sync_data().map_err(TrainError::write(&self.path))?;
+        let blake3 = self.hasher.finalize().to_hex().to_string();
+        Ok(LogMark { bytes: self.hasher.count(), blake3 })
+    }
+}
+
+fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>> {
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(TrainError::read(path)(error)),
+    }
+}
+
+/// An error unless a log begins with what a checkpoint knew of it.
+fn check(path: &Path, bytes: &[u8], mark: &LogMark) -> Result<()> {
+    let known = usize::try_from(mark.bytes).ok().and_then(|count| bytes.get(..count));
+    if known.is_some_and(|known| blake3::hash(known).to_hex().as_str() == mark.blake3) {
+        return Ok(());
+    }
+    Err(TrainError::Run {
+        path: path.to_path_buf(),
+        what: "damaged: it does not begin with what it held when the checkpoint was saved".into(),
+        hint: format!(
+            "restore it, or remove {} to go on without the log of the steps before",
+            path.display()
+        ),
+    })
 }

@@ -9,8 +9,9 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use common::parameters;
-use still_model::random::{random_model, tiny_config};
-use still_model::{Model, ModelConfig, Student};
+use still_attention::RowDtype;
+use still_model::random::{random_model, save_base, tiny_config};
+use still_model::{ExportKind, GgufFormat, Model, ModelConfig, Student, export_gguf, save_student};
 use still_train::{
     Evaluation, FinetuneStage, Observer, Recipe, Silent, StepReport, TrainError, TransferStage,
     Window, Windows, linearize_windows,
@@ -284,4 +285,71 @@ fn evaluations_measure_what_the_cpu_measures() {
     for (got, expected) in gpu.iter().zip(&cpu) {
         assert!((got / expected - 1.0).abs() < 1e-3, "{gpu:?}, on the CPU {cpu:?}");
     }
+}
+
+/// Logits of a model on its own device.
+fn logits(model: &Model) -> Vec<f32> {
+    let rows = if model.decoder.dtype() == DType::BF16 { RowDtype::Bf16 } else { RowDtype::F32 };
+    let mut cache = model.new_cache(1, rows).unwrap();
+    let ids = Tensor::from_vec(ids(5, 200), (1, 200), model.device()).unwrap();
+    let hidden = model.forward(&ids, &mut cache, None).unwrap();
+    values(&model.logits(&hidden).unwrap())
+}
+
+fn relative_rms(got: &[f32], expected: &[f32]) -> f64 {
+    assert_eq!(got.len(), expected.len());
+    assert!(got.iter().all(|x| x.is_finite()));
+    let error: f64 = got.iter().zip(expected).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+    let size: f64 = expected.iter().map(|b| f64::from(*b).powi(2)).sum();
+    (error / size).sqrt()
+}
+
+/// What a run ends with: a student that trained in bf16 on the device is saved whole, as a delta and quantized, and each loads on
+/// the CPU and on the device.
+///
+/// Bounds, relative RMS of logits. Two f32 computations of the same weights: 1e-3. Weights or activations rounded to bf16, eight
+/// bits of precision through three layers: 5e-2. Eight-bit blocks on top: 8e-2.
+#[test]
+fn a_student_trained_in_bf16_is_saved_and_loads_everywhere() {
+    let recipe = recipe(&["transfer.steps=2", "finetune.steps=2"]);
+    let windows = Windows::from_windows((0..4).map(|n| ids(n, 260)).collect(), 5);
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    // A base in bf16: the same values on every device.
+    save_base(&path("base"), &model(), DType::BF16).unwrap();
+    let load = |path: &Path, device: &Device, dtype| {
+        Model::load_on(path.to_str().unwrap(), device, dtype).unwrap()
+    };
+    let base = load(&path("base"), &gpu(), DType::BF16);
+    let trained =
+        linearize_windows(&base, &recipe, &windows, &path("run"), false, &mut Silent).unwrap();
+    let own = logits(&trained);
+    let near = |got: &[f32], expected: &[f32], bound: f64, case: &str| {
+        let error = relative_rms(got, expected);
+        assert!(error <= bound, "{case}: relative RMS {error:e}, at most {bound:e}");
+    };
+    // Training has moved it, or nothing would be compared.
+    let untrained = base.with_student(student(&base, &recipe).to_device(base.device()).unwrap());
+    assert!(relative_rms(&logits(&untrained), &own) > 1e-4, "two steps changed nothing");
+
+    save_student(&path("delta"), &trained, ExportKind::Delta).unwrap();
+    save_student(&path("full"), &trained, ExportKind::Full(DType::F32)).unwrap();
+    save_student(&path("full16"), &trained, ExportKind::Full(DType::BF16)).unwrap();
+    export_gguf(&path("student.gguf"), &trained, GgufFormat::Q8_0).unwrap();
+    let on_cpu = |name: &str| logits(&load(&path(name), &Device::Cpu, DType::F32));
+    let on_gpu = |name: &str, dtype| logits(&load(&path(name), &gpu(), dtype));
+
+    let delta = on_cpu("delta");
+    near(&delta, &own, 5e-2, "the delta on the CPU, the student in memory on the device");
+    near(&on_cpu("full"), &delta, 1e-3, "full and delta on the CPU");
+    near(&on_cpu("full16"), &delta, 5e-2, "full in bf16 and delta on the CPU");
+    near(&on_cpu("student.gguf"), &delta, 8e-2, "quantized and delta on the CPU");
+    for name in ["delta", "full"] {
+        near(&on_gpu(name, DType::F32), &delta, 1e-3, &format!("{name} in f32 on the device"));
+    }
+    // The very student that was in memory: nothing was rounded.
+    near(&on_gpu("delta", DType::BF16), &own, 1e-3, "the delta in bf16 on the device");
+    near(&on_gpu("full", DType::BF16), &own, 5e-2, "full in bf16 on the device");
+    near(&on_gpu("full16", DType::BF16), &own, 5e-2, "full16 in bf16 on the device");
+    near(&on_gpu("student.gguf", DType::BF16), &own, 8e-2, "quantized in bf16 on the device");
 }

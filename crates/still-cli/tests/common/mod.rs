@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock};
 use assert_cmd::Command;
 use candle_core::DType;
 use still_attention::StillConfig;
-use still_model::random::{random_model, tiny_config};
+use still_model::random::{random_model, save_base, tiny_config};
 use still_model::{ExportKind, FeatureInit, Model, ModelConfig, Student, save_student};
 use tempfile::TempDir;
 
@@ -114,18 +114,12 @@ pub fn student_dir() -> &'static Path {
     })
 }
 
-/// The same model as a plain base model: a student whose configuration no longer says so.
+/// The same model as a plain base model.
 pub fn teacher_dir() -> &'static Path {
     static DIR: OnceLock<PathBuf> = OnceLock::new();
     DIR.get_or_init(|| {
         let dir = scratch("teacher");
-        fs::create_dir(&dir).unwrap();
-        copy_dir(student_dir(), &dir);
-        let path = dir.join("config.json");
-        let mut config: serde_json::Value =
-            serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
-        config.as_object_mut().unwrap().retain(|key, _| !key.starts_with("still"));
-        fs::write(&path, config.to_string()).unwrap();
+        save_base(&dir, &tiny_student(), DType::F32).unwrap();
         dir
     })
 }

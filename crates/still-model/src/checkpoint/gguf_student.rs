@@ -5,26 +5,31 @@
 //! softmax attention refuse it instead of running something else.
 
 use std::collections::BTreeMap;
-use std::io;
+use std::fs::File;
+use std::io::{self, BufWriter};
 use std::path::Path;
 
+use candle_core::DType;
 use candle_core::quantized::gguf_file::{self, Content, Value};
 use candle_core::quantized::{GgmlDType, QTensor};
 
-use super::safetensors_dir::in_file;
-use super::student::{Sections, full_config};
+use super::form::{self, Form, student_config};
+use super::safetensors_dir::{add_end_tokens, in_file};
+use super::student::{learned_entries, merged_entries};
 use super::weights::GgufLayout;
 use super::{BaseIdentity, Checkpoint, Weights};
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
 use crate::files::write_file_with;
 use crate::model::Model;
+use crate::seal::{self, Kind};
 use crate::tokenizer::Tokenizer;
 
 const ARCHITECTURE_KEY: &str = "general.architecture";
 const ARCHITECTURE: &str = "still";
 const CONFIG_KEY: &str = "still.config";
 const TOKENIZER_KEY: &str = "tokenizer.huggingface.json";
+const GENERATION_CONFIG_KEY: &str = "still.generation_config";
 const TOKENIZER_CONFIG_KEY: &str = "still.tokenizer_config";
 
 /// Number format of a quantized student's matrices.
@@ -85,13 +90,14 @@ pub fn export_gguf(path: &Path, model: &Model, format: GgufFormat) -> Result<Ggu
             hint: "choose a name that ends in .gguf: it is what tells the file's format".into(),
         });
     }
-    let (decoder, student) = student.merged_into(&model.decoder)?;
     let mut export = GgufExport { matrices: BTreeMap::new(), other_format: 0, bytes: 0 };
     let mut tensors = Vec::new();
-    decoder.visit_tensors(|name, tensor| {
+    // One at a time: the wide values of a whole model take many times the file's memory.
+    for entry in merged_entries(model, student, DType::F32)? {
+        let tensor = entry.tensor()?;
         let dtype = match tensor.dims() {
             &[_, columns] => {
-                let wanted = format.of(name);
+                let wanted = format.of(entry.name());
                 let dtype = fitting(wanted, columns);
                 *export.matrices.entry(format!("{dtype:?}")).or_default() += 1;
                 export.other_format += usize::from(dtype != wanted);
@@ -99,30 +105,37 @@ pub fn export_gguf(path: &Path, model: &Model, format: GgufFormat) -> Result<Ggu
             }
             _ => GgmlDType::F32,
         };
-        tensors.push((name.to_owned(), QTensor::quantize(&tensor, dtype)?));
-        Ok(())
-    })?;
-    for (name, tensor) in student.checkpoint_tensors()? {
-        tensors.push((name, QTensor::quantize(&tensor, GgmlDType::F32)?));
+        tensors.push((entry.name().to_owned(), QTensor::quantize(&tensor, dtype)?));
+    }
+    for entry in learned_entries(&student.without_updates()?)? {
+        let tensor = QTensor::quantize(&entry.tensor()?, GgmlDType::F32)?;
+        tensors.push((entry.name().to_owned(), tensor));
     }
 
     let (tokenizer, tokenizer_config) = model.tokenizer.to_json()?;
     let metadata = [
         (ARCHITECTURE_KEY, ARCHITECTURE.to_owned()),
-        (CONFIG_KEY, full_config(&decoder.config, &student)?.to_string()),
+        // Near the beginning, where it is looked for.
+        (seal::GGUF_KEY, seal::BLANK.to_owned()),
+        (CONFIG_KEY, student_config(model.config(), student)?.to_string()),
         (TOKENIZER_KEY, tokenizer),
         (TOKENIZER_CONFIG_KEY, tokenizer_config.to_string()),
-    ]
-    .map(|(key, text)| (key, Value::String(text)));
+    ];
+    let generation = model.base.generation_config.as_ref();
+    let generation = generation.map(|generation| (GENERATION_CONFIG_KEY, generation.to_string()));
+    let metadata: Vec<_> = (metadata.into_iter().chain(generation))
+        .map(|(key, text)| (key, Value::String(text)))
+        .collect();
     let metadata: Vec<_> = metadata.iter().map(|(key, value)| (*key, value)).collect();
     let tensors: Vec<_> = tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
-    write_file_with(path, |file| {
+    let write = |file: &mut BufWriter<&File>| {
         gguf_file::write(file, &metadata, &tensors).map_err(|error| match error {
             candle_core::Error::Io(error) => error,
             other => io::Error::other(other.to_string()),
         })
-    })
-    .map_err(ModelError::write(path))?;
+    };
+    write_file_with(path, write, |file| seal::seal(file, Kind::Gguf))
+        .map_err(ModelError::write(path))?;
     export.bytes = path.metadata().map_err(ModelError::read(path))?.len();
     Ok(export)
 }
@@ -141,11 +154,16 @@ pub(super) fn open(source: &str, path: &Path, content: Content) -> Result<Checkp
         serde_json::from_str(required(key)?)
             .map_err(|error| ModelError::corrupt(path, format!("{key} is not JSON: {error}")))
     };
-    let config_json = json(CONFIG_KEY)?;
-    let config = ModelConfig::from_hf_json(&config_json).map_err(|error| in_file(error, path))?;
-    let Sections { still, recipe, .. } = Sections::read(&config_json, path)?;
-    if still.is_none() {
+    let Form::Student(student) = form::of(json(CONFIG_KEY)?, path)? else {
         return Err(ModelError::corrupt(path, format!("{CONFIG_KEY} does not describe a student")));
+    };
+    check_digest(path, student.sealed)?;
+    let mut config =
+        ModelConfig::from_hf_json(&student.base_config).map_err(|error| in_file(error, path))?;
+    let generation_config =
+        text(&content, GENERATION_CONFIG_KEY).map(|_| json(GENERATION_CONFIG_KEY)).transpose()?;
+    if let Some(generation) = &generation_config {
+        add_end_tokens(&mut config, generation);
     }
     let tokenizer_config = json(TOKENIZER_CONFIG_KEY)?;
     let tokenizer =
@@ -154,11 +172,23 @@ pub(super) fn open(source: &str, path: &Path, content: Content) -> Result<Checkp
         config,
         weights: Weights::from_gguf(path, content, GgufLayout::HuggingFace)?,
         tokenizer,
-        still,
+        still: Some(student.still),
         lora: None,
-        recipe,
-        base: BaseIdentity { source: source.to_owned(), files: vec![path.to_path_buf()] },
+        recipe: student.recipe,
+        base: BaseIdentity {
+            source: source.to_owned(),
+            files: vec![path.to_path_buf()],
+            generation_config,
+        },
     })
+}
+
+/// An error unless the file is what was written; older files have no digest.
+fn check_digest(path: &Path, sealed: bool) -> Result<()> {
+    let file = File::open(path).map_err(ModelError::read(path))?;
+    // SAFETY: the map is read-only and ends with this function; nobody cuts the file short meanwhile.
+    let map = unsafe { memmap2::Mmap::map(&file) }.map_err(ModelError::read(path))?;
+    seal::expect(path, &map, Kind::Gguf, sealed)
 }
 
 fn text<'a>(content: &'a Content, key: &str) -> Option<&'a str> {

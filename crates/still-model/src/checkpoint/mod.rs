@@ -1,6 +1,9 @@
 //! Models on disk: Hugging Face directories, GGUF files, hub ids and students.
 
 mod authors;
+mod base;
+mod delta;
+mod form;
 pub mod gguf;
 mod gguf_student;
 pub(crate) mod learned_names;
@@ -10,11 +13,11 @@ mod source;
 mod student;
 mod weights;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use sha2::{Digest, Sha256};
 use still_attention::StillConfig;
 
+pub use base::BaseIdentity;
 pub use gguf_student::{GgufExport, GgufFormat, export_gguf};
 pub use student::{ExportKind, save_student};
 pub use weights::Weights;
@@ -24,30 +27,6 @@ use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
 use crate::student::LoraConfig;
 use crate::tokenizer::Tokenizer;
-
-/// Where a base model's weights came from.
-#[derive(Clone, Debug)]
-pub struct BaseIdentity {
-    /// What the user named: a path or a hub id.
-    pub source: String,
-    /// The weight files, in order; empty for a model made in memory.
-    pub files: Vec<PathBuf>,
-}
-
-impl BaseIdentity {
-    /// SHA-256 over the weight files' bytes, in hexadecimal.
-    ///
-    /// # Errors
-    /// An unreadable file.
-    pub fn sha256(&self) -> Result<String> {
-        let mut hasher = Sha256::new();
-        for path in &self.files {
-            let mut file = std::fs::File::open(path).map_err(ModelError::read(path))?;
-            std::io::copy(&mut file, &mut hasher).map_err(ModelError::read(path))?;
-        }
-        Ok(format!("{:x}", hasher.finalize()))
-    }
-}
 
 /// An opened model: everything but the loading of its weights.
 #[derive(Debug)]
@@ -68,15 +47,46 @@ pub struct Checkpoint {
     pub base: BaseIdentity,
 }
 
+/// What a model is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    Any,
+    /// To be the base of a delta.
+    Base,
+}
+
+impl Role {
+    /// An error if a delta is found where a base is needed.
+    fn admit_delta(self, path: &Path) -> Result<()> {
+        match self {
+            Self::Any => Ok(()),
+            Self::Base => Err(ModelError::corrupt(
+                path,
+                "is a delta itself, and the base of a delta must have all its weights",
+            )),
+        }
+    }
+}
+
 impl Checkpoint {
     /// Opens a Hugging Face directory, a `.gguf` file, a hub id (`org/name`) or a student.
     ///
     /// # Errors
     /// What is missing, broken or unsupported, by name.
     pub fn open(model: &str) -> Result<Self> {
+        Self::open_as(model, Role::Any)
+    }
+
+    /// [`Checkpoint::open`] for the base of a delta: another delta is refused before its own base is looked for, so that a delta of
+    /// itself comes to an end. A student with all its weights will do: the delta's attention takes the place of its own.
+    fn open_base(model: &str) -> Result<Self> {
+        Self::open_as(model, Role::Base)
+    }
+
+    fn open_as(model: &str, role: Role) -> Result<Self> {
         match source::resolve(model)? {
             source::Source::Gguf(path) => Self::open_gguf(model, &path),
-            source::Source::Directory(dir) => safetensors_dir::open(model, &dir),
+            source::Source::Directory(dir) => safetensors_dir::open(model, &dir, role),
         }
     }
 
@@ -95,7 +105,11 @@ impl Checkpoint {
             still: None,
             lora: None,
             recipe: None,
-            base: BaseIdentity { source: source.to_owned(), files: vec![path.to_path_buf()] },
+            base: BaseIdentity {
+                source: source.to_owned(),
+                files: vec![path.to_path_buf()],
+                generation_config: None,
+            },
         })
     }
 }

@@ -4,13 +4,14 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::student::{BASE_KEY, DELTA_FILE, Sections};
-use super::{BaseIdentity, Checkpoint, Weights, authors};
+use super::form::{self, Form, StudentForm};
+use super::student::{DELTA_FILE, GENERATION_FILE};
+use super::{BaseIdentity, Checkpoint, Role, Weights, authors, delta};
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
 use crate::tokenizer::Tokenizer;
 
-pub(super) fn open(source: &str, dir: &Path) -> Result<Checkpoint> {
+pub(super) fn open(source: &str, dir: &Path, role: Role) -> Result<Checkpoint> {
     if authors::has_adapter(dir) {
         return authors::open_with_adapter(source, dir);
     }
@@ -21,33 +22,56 @@ pub(super) fn open(source: &str, dir: &Path) -> Result<Checkpoint> {
             hint: "give a directory with config.json, *.safetensors and tokenizer.json".into(),
         });
     }
-    let json = read_json(&path)?;
-    if authors::is_theirs(&json) {
-        return authors::open(source, dir, &json);
+    match form::of(read_json(&path)?, &path)? {
+        Form::Base(json) => open_full(source, dir, &json, false),
+        Form::Student(student) => {
+            if student.base.is_some() {
+                role.admit_delta(&path)?;
+            }
+            open_student(source, dir, &path, *student)
+        }
+        Form::Authors(json) => authors::open(source, dir, &json),
     }
-    let Sections { still, lora, recipe, base } = Sections::read(&json, &path)?;
-    if let Some(base) = base {
-        let base = open_base(&path, &base)?;
-        let weights = base.weights.overlaid(Weights::from_safetensors(&[dir.join(DELTA_FILE)])?);
-        return Ok(Checkpoint { weights, still, lora, recipe, ..base });
-    }
-    let dense = open_dense(source, dir, &json, &path)?;
-    Ok(Checkpoint { still, lora, recipe, ..dense })
 }
 
-/// A directory of weights whose `config.json`, at `path`, holds `json`, as the dense model that it describes.
-pub(super) fn open_dense(
+/// A student of ours, whole or a delta.
+fn open_student(source: &str, dir: &Path, path: &Path, student: StudentForm) -> Result<Checkpoint> {
+    let StudentForm { base_config, still, lora, recipe, base, sealed } = student;
+    let opened = match base {
+        Some(record) => {
+            let config = sealed.then_some(&base_config);
+            let base = delta::open_base(dir, path, &record, config)?;
+            let file = dir.join(DELTA_FILE);
+            if sealed {
+                Weights::require_digest(&file)?;
+            }
+            let weights = base.weights.overlaid(Weights::from_safetensors(&[file])?);
+            Checkpoint { weights, ..base }
+        }
+        None => open_full(source, dir, &base_config, sealed)?,
+    };
+    Ok(Checkpoint { still: Some(still), lora, recipe, ..opened })
+}
+
+/// A directory with all weights and a tokenizer; `json` is the configuration of the base. With `sealed` each file of tensors must
+/// have a digest.
+pub(super) fn open_full(
     source: &str,
     dir: &Path,
     json: &Value,
-    path: &Path,
+    sealed: bool,
 ) -> Result<Checkpoint> {
-    let mut config = ModelConfig::from_hf_json(json).map_err(|error| in_file(error, path))?;
-    let generation = dir.join("generation_config.json");
-    if generation.exists() {
-        add_end_tokens(&mut config, &read_json(&generation)?);
+    let path = dir.join("config.json");
+    let mut config = ModelConfig::from_hf_json(json).map_err(|error| in_file(error, &path))?;
+    let generation = dir.join(GENERATION_FILE);
+    let generation_config = if generation.exists() { Some(read_json(&generation)?) } else { None };
+    if let Some(generation) = &generation_config {
+        add_end_tokens(&mut config, generation);
     }
     let files = weight_files(dir)?;
+    if sealed {
+        files.iter().try_for_each(|file| Weights::require_digest(file))?;
+    }
     let weights = Weights::from_safetensors(&files)?;
     Ok(Checkpoint {
         config,
@@ -56,36 +80,8 @@ pub(super) fn open_dense(
         still: None,
         lora: None,
         recipe: None,
-        base: BaseIdentity { source: source.to_owned(), files },
+        base: BaseIdentity { source: source.to_owned(), files, generation_config },
     })
-}
-
-/// The base of a delta student, checked against the recorded hash.
-fn open_base(path: &Path, json: &Value) -> Result<Checkpoint> {
-    let text = |key: &str| {
-        json[key]
-            .as_str()
-            .ok_or_else(|| ModelError::corrupt(path, format!("{BASE_KEY}.{key} is missing")))
-    };
-    let (source, expected) = (text("source")?, text("sha256")?);
-    let base = Checkpoint::open(source).map_err(|error| ModelError::NotFound {
-        what: format!("the base of this student could not be opened: {error}"),
-        hint: format!(
-            "put the base back at {source}, or edit {BASE_KEY}.source in {}",
-            path.display()
-        ),
-    })?;
-    let found = base.base.sha256()?;
-    if found != expected {
-        return Err(ModelError::Corrupt {
-            path: path.to_path_buf(),
-            reason: format!(
-                "the base at {source} is another one: sha256 {found}, expected {expected}"
-            ),
-            hint: "this student was trained on other weights: give it those".into(),
-        });
-    }
-    Ok(base)
 }
 
 /// `model.safetensors`, or the shards that the index names.
@@ -128,7 +124,8 @@ pub(super) fn shards(index: &Path) -> Result<Vec<String>> {
     }
 }
 
-fn add_end_tokens(config: &mut ModelConfig, generation: &Value) {
+/// What `generation_config.json` says ends a text, besides what `config.json` does.
+pub(super) fn add_end_tokens(config: &mut ModelConfig, generation: &Value) {
     let ids = match &generation["eos_token_id"] {
         Value::Array(ids) => ids.iter().filter_map(Value::as_u64).collect(),
         Value::Number(id) => id.as_u64().into_iter().collect(),

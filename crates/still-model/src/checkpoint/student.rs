@@ -1,69 +1,24 @@
 //! Students on disk.
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use candle_core::DType;
-use serde::de::DeserializeOwned;
+use candle_core::{DType, Device};
 use serde_json::{Value, json};
-use still_attention::StillConfig;
 
-use crate::config::ModelConfig;
+use super::delta;
+use super::form::{self, BASE_KEY, LORA_KEY, student_config, to_json};
+use crate::decoder::{Part, on_host};
 use crate::error::{ModelError, Result};
-use crate::files::{save_tensors, staging_dir, sync_files};
+use crate::files::{staging_dir, sync_files};
 use crate::model::Model;
-use crate::student::{LoraConfig, Student};
+use crate::student::Student;
+use crate::tensor_file::{Entry, write_tensors};
 
-/// The attention, in `config.json`.
-const STILL_KEY: &str = "still";
-/// The updates of a delta, in `config.json`.
-const LORA_KEY: &str = "still_lora";
-/// The recipe, in `config.json`.
-const RECIPE_KEY: &str = "still_recipe";
-/// The base of a delta, in `config.json`.
-pub(super) const BASE_KEY: &str = "still_base";
 /// The learned tensors of a delta.
 pub(super) const DELTA_FILE: &str = "student.safetensors";
 
-/// What `config.json` holds of a student.
-pub(super) struct Sections {
-    pub still: Option<StillConfig>,
-    pub lora: Option<LoraConfig>,
-    pub recipe: Option<Value>,
-    pub base: Option<Value>,
-}
-
-impl Sections {
-    /// From the JSON of the file `path`; a base model's has none.
-    ///
-    /// # Errors
-    /// A section of another form.
-    pub fn read(json: &Value, path: &Path) -> Result<Self> {
-        fn parsed<T: DeserializeOwned>(json: &Value, key: &str, path: &Path) -> Result<Option<T>> {
-            json.get(key)
-                .filter(|value| !value.is_null())
-                .map(|value| serde_json::from_value(value.clone()))
-                .transpose()
-                .map_err(|error| ModelError::corrupt(path, format!("section \"{key}\": {error}")))
-        }
-        Ok(Self {
-            still: parsed(json, STILL_KEY, path)?,
-            lora: parsed(json, LORA_KEY, path)?,
-            recipe: parsed(json, RECIPE_KEY, path)?,
-            base: parsed(json, BASE_KEY, path)?,
-        })
-    }
-}
-
-/// The `config.json` of a student with all its weights.
-pub(super) fn full_config(config: &ModelConfig, student: &Student) -> Result<Value> {
-    let mut json = config.to_hf_json();
-    json[STILL_KEY] = to_json(&student.config)?;
-    if let Some(recipe) = &student.recipe {
-        json[RECIPE_KEY] = recipe.clone();
-    }
-    Ok(json)
-}
+/// What its name says, as Hugging Face has it: in a student it is its base's.
+pub(super) const GENERATION_FILE: &str = "generation_config.json";
 
 /// What a saved student holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,42 +45,62 @@ pub fn save_student(dir: &Path, model: &Model, kind: ExportKind) -> Result<()> {
     std::fs::create_dir_all(parent).map_err(ModelError::write(parent))?;
     let staging = staging_dir(parent, ".still-saving-").map_err(ModelError::write(parent))?;
 
-    let mut config = full_config(model.config(), student)?;
+    let mut config = student_config(model.config(), student)?;
     match kind {
         ExportKind::Full(dtype) => {
-            let (decoder, student) = student.merged_into(&model.decoder)?;
             config["torch_dtype"] = json!(dtype_name(dtype)?);
-            let mut tensors = HashMap::new();
-            decoder.visit_tensors(|name, tensor| {
-                tensors.insert(name.to_owned(), tensor.to_dtype(dtype)?);
-                Ok(())
-            })?;
-            tensors.extend(student.checkpoint_tensors()?);
             let path = staging.path().join("model.safetensors");
-            save_tensors(&path, &tensors).map_err(ModelError::write(&path))?;
+            let mut entries = merged_entries(model, student, dtype)?;
+            entries.extend(learned_entries(&student.without_updates()?)?);
+            write_tensors(&path, entries)?;
+            if let Some(generation) = &model.base.generation_config {
+                write_json(&staging.path().join(GENERATION_FILE), generation)?;
+            }
         }
         ExportKind::Delta => {
-            if model.base.files.is_empty() {
-                return Err(ModelError::Invalid(
-                    "a delta needs a base on disk; this model was made in memory".into(),
-                ));
-            }
-            let source = absolute(&model.base.source);
-            config[BASE_KEY] = json!({ "source": source, "sha256": model.base.sha256()? });
+            config[BASE_KEY] = delta::record(dir, model)?;
             if let Some(lora) = &student.lora {
                 config[LORA_KEY] = to_json(lora)?;
             }
-            let tensors = student.checkpoint_tensors()?.into_iter().collect();
-            let path = staging.path().join(DELTA_FILE);
-            save_tensors(&path, &tensors).map_err(ModelError::write(&path))?;
+            write_tensors(&staging.path().join(DELTA_FILE), learned_entries(student)?)?;
         }
     }
     model.tokenizer.save(staging.path())?;
-    let path = staging.path().join("config.json");
-    let text = format!("{config:#}\n");
-    std::fs::write(&path, text).map_err(ModelError::write(&path))?;
+    write_json(&staging.path().join("config.json"), &config)?;
     sync_files(staging.path()).map_err(ModelError::write(staging.path()))?;
     replace(staging, dir)
+}
+
+/// The weights of a student's base in `dtype`, on the CPU, with its low-rank updates merged in f32. Each is made when it is asked
+/// for, so that one merged matrix is held at a time.
+pub(super) fn merged_entries<'a>(
+    model: &'a Model,
+    student: &'a Student,
+    dtype: DType,
+) -> Result<Vec<Entry<'a>>> {
+    let mut updates = student.updates();
+    let weights = model.decoder.parts().into_iter().map(|(name, part)| {
+        let lora = updates.remove(&name);
+        let values = move || {
+            let wide = match (part, lora) {
+                (Part::Matrix(weight), Some(lora)) => lora.added_to(weight)?,
+                _ => on_host(&part.to_tensor()?)?,
+            };
+            Ok(wide.to_dtype(dtype)?)
+        };
+        Ok(Entry::new(name, dtype, part.dims()?, values))
+    });
+    let entries = weights.collect::<Result<Vec<_>>>()?;
+    if let Some(name) = updates.keys().next() {
+        return Err(ModelError::Invalid(format!("there is no weight {name} to merge into")));
+    }
+    Ok(entries)
+}
+
+/// What a student has learned, on the CPU, f32.
+pub(super) fn learned_entries(student: &Student) -> Result<Vec<Entry<'static>>> {
+    let learned = student.to_device(&Device::Cpu)?.checkpoint_tensors()?;
+    Ok(learned.into_iter().map(|(name, tensor)| Entry::of(name, tensor)).collect())
 }
 
 /// An error unless `dir` is free, empty or a student.
@@ -136,7 +111,7 @@ fn refuse_foreign(dir: &Path) -> Result<()> {
     let student = std::fs::read_to_string(dir.join("config.json"))
         .ok()
         .and_then(|text| serde_json::from_str::<Value>(&text).ok())
-        .is_some_and(|config| config.get(STILL_KEY).is_some());
+        .is_some_and(|config| form::is_student(&config));
     let empty = dir.read_dir().map_err(ModelError::read(dir))?.next().is_none();
     if student || empty {
         return Ok(());
@@ -171,11 +146,8 @@ pub(super) fn previous_path(dir: &Path) -> PathBuf {
     dir.with_file_name(format!(".{name}.previous"))
 }
 
-fn absolute(source: &str) -> String {
-    match Path::new(source).canonicalize() {
-        Ok(path) => path.to_string_lossy().into_owned(),
-        Err(_) => source.to_owned(),
-    }
+fn write_json(path: &Path, json: &Value) -> Result<()> {
+    std::fs::write(path, format!("{json:#}\n")).map_err(ModelError::write(path))
 }
 
 fn dtype_name(dtype: DType) -> Result<&'static str> {
@@ -188,8 +160,4 @@ fn dtype_name(dtype: DType) -> Result<&'static str> {
             other.as_str()
         ))),
     }
-}
-
-fn to_json(value: &impl serde::Serialize) -> Result<Value> {
-    serde_json::to_value(value).map_err(|error| ModelError::Invalid(error.to_string()))
 }

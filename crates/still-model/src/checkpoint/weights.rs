@@ -15,6 +15,7 @@ use super::{gguf, names};
 use crate::config::{Architecture, ModelConfig};
 use crate::decoder::Weight;
 use crate::error::{ModelError, Result};
+use crate::seal::{self, Kind};
 
 /// A readable set of tensors under Hugging Face's names.
 pub struct Weights {
@@ -94,6 +95,15 @@ impl Weights {
         let files = unsafe { MmapedSafetensors::multi(paths) }?;
         let path = paths.first().cloned().unwrap_or_default();
         Ok(Self { sources: vec![Source::Safetensors { files, path }] })
+    }
+
+    /// An error if a safetensors file has no digest. (One that it has is checked wherever the file is opened.)
+    pub(super) fn require_digest(path: &Path) -> Result<()> {
+        let map = map(path)?;
+        if seal::is_sealed(&map, Kind::Safetensors) {
+            return Ok(());
+        }
+        Err(seal::without_digest(path))
     }
 
     /// Reads a GGUF file's directory; tensors are dequantized when asked for.
@@ -329,8 +339,16 @@ impl GgufSource {
     }
 }
 
-/// An error unless the file's header is sound and its data complete.
+/// An error unless the file's header is sound and its data complete, and what its digest says, if it has one.
 fn check_safetensors(path: &Path) -> Result<()> {
+    let map = map(path)?;
+    seal::expect(path, &map, Kind::Safetensors, false)?;
+    safetensors::SafeTensors::deserialize(&map)
+        .map(drop)
+        .map_err(|error| ModelError::corrupt(path, format!("not valid safetensors: {error}")))
+}
+
+fn map(path: &Path) -> Result<memmap2::Mmap> {
     let file = File::open(path).map_err(ModelError::read(path))?;
     let length = file.metadata().map_err(ModelError::read(path))?.len();
     if length < 8 {
@@ -340,8 +358,5 @@ fn check_safetensors(path: &Path) -> Result<()> {
         ));
     }
     // SAFETY: as in `from_safetensors`.
-    let map = unsafe { memmap2::Mmap::map(&file) }.map_err(ModelError::read(path))?;
-    safetensors::SafeTensors::deserialize(&map)
-        .map(drop)
-        .map_err(|error| ModelError::corrupt(path, format!("not valid safetensors: {error}")))
+    unsafe { memmap2::Mmap::map(&file) }.map_err(ModelError::read(path))
 }

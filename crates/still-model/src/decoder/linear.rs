@@ -1,6 +1,6 @@
 //! A frozen projection and its low-rank update.
 
-use candle_core::Tensor;
+use candle_core::{DType, Device, Tensor};
 
 use super::ops::{Dropout, frozen_linear, low_rank_linear};
 use super::weight::Weight;
@@ -76,17 +76,87 @@ impl Linear {
         }
     }
 
-    /// The projection with the update added to its weight.
+    /// The projection with the update added to its weight, where and of the dtype that the weight was (f32 if it was packed).
     ///
     /// # Errors
-    /// Shapes or dtypes that do not fit.
+    /// Shapes that do not fit.
     pub fn merged(&self, lora: Option<&Lora>) -> Result<Self> {
         let weight = match lora {
             Some(lora) => {
-                (self.weight.to_tensor()? + (lora.b.matmul(&lora.a)? * lora.scale)?)?.into()
+                let merged = lora.added_to(&self.weight)?;
+                match &self.weight {
+                    Weight::Dense(was) => merged.to_dtype(was.dtype())?.to_device(was.device())?,
+                    Weight::Packed(_) => merged,
+                }
+                .into()
             }
             None => self.weight.clone(),
         };
         Ok(Self { weight, bias: self.bias.clone() })
+    }
+}
+
+impl Lora {
+    /// The weight with the update added, on the CPU: in f32, whatever the weight's dtype (f64 if that is its own).
+    ///
+    /// # Errors
+    /// Shapes that do not fit.
+    pub fn added_to(&self, weight: &Weight) -> Result<Tensor> {
+        let weight = on_host(&weight.to_tensor()?)?;
+        let dtype = weight.dtype();
+        let [a, b] = [&self.a, &self.b].map(|part| on_host(part)?.to_dtype(dtype));
+        Ok((weight + (b?.matmul(&a?)? * self.scale)?)?)
+    }
+}
+
+/// A tensor on the CPU, of at least 32 bits.
+pub(crate) fn on_host(tensor: &Tensor) -> candle_core::Result<Tensor> {
+    // Narrow types travel narrow.
+    let tensor = tensor.to_device(&Device::Cpu)?;
+    match tensor.dtype() {
+        DType::F64 => Ok(tensor),
+        _ => tensor.to_dtype(DType::F32),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn random(shape: (usize, usize), seed: u64, size: f64) -> Tensor {
+        let value = |i| size * (2.0 * still_attention::router::random_score(seed, 0, 0, i) - 1.0);
+        let values: Vec<f64> = (0..shape.0 * shape.1).map(value).collect();
+        Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+    }
+
+    fn values(tensor: &Tensor) -> Vec<f64> {
+        tensor.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    /// What a GPU holds in bf16 is merged with what it learned in f32: once widened, once rounded.
+    #[test]
+    fn a_bf16_weight_takes_an_f32_update() {
+        let narrow = random((24, 16), 1, 1.0).to_dtype(DType::BF16).unwrap();
+        let [a, b] = [random((4, 16), 2, 0.3), random((24, 4), 3, 0.3)]
+            .map(|part| part.to_dtype(DType::F32).unwrap());
+        let wide = |tensor: &Tensor| tensor.to_dtype(DType::F64).unwrap();
+        let update = (wide(&b).matmul(&wide(&a)).unwrap() * 2.0).unwrap();
+        let expected = values(&(wide(&narrow) + update).unwrap());
+
+        let lora = Lora { a, b, scale: 2.0, dropout: None };
+        let weight = Weight::Dense(narrow.clone());
+        let merged = lora.added_to(&weight).unwrap();
+        assert_eq!(merged.dtype(), DType::F32);
+        for (got, expected) in values(&merged).iter().zip(&expected) {
+            assert!((got - expected).abs() < 1e-6, "{got} vs {expected}");
+        }
+        let layer = Linear { weight, bias: None }.merged(Some(&lora)).unwrap();
+        let rounded = layer.weight.to_tensor().unwrap();
+        assert_eq!(rounded.dtype(), DType::BF16);
+        for (got, expected) in values(&rounded).iter().zip(&expected) {
+            // Half a step of bf16's eight bits.
+            assert!((got - expected).abs() <= expected.abs() / 256.0 + 1e-6, "{got} vs {expected}");
+        }
+        assert_ne!(values(&rounded), values(&narrow), "the update counts");
     }
 }

@@ -10,10 +10,11 @@ mod weight;
 use candle_core::{D, DType, Device, Tensor};
 
 pub use layer::{AttentionInputs, DecoderLayer};
+pub(crate) use linear::on_host;
 pub use linear::{Linear, Lora, LoraLayer};
 pub use ops::{Dropout, MlpWeights, Rotation};
 pub use walk::{FinishWalk, InputsWalk};
-pub use weight::Weight;
+pub use weight::{Part, Weight};
 
 use crate::checkpoint::Weights;
 use crate::config::ModelConfig;
@@ -130,24 +131,22 @@ impl Decoder {
         self.norm.dtype()
     }
 
-    /// Every weight by its Hugging Face name, widened if it is packed.
-    ///
-    /// # Errors
-    /// An error of the tensor library.
-    pub fn visit_tensors(&self, mut f: impl FnMut(&str, Tensor) -> Result<()>) -> Result<()> {
-        f("model.embed_tokens.weight", self.embed_tokens.to_tensor()?)?;
+    /// Every weight by its Hugging Face name.
+    pub fn parts(&self) -> Vec<(String, Part<'_>)> {
+        let mut all: Vec<(String, Part<'_>)> =
+            vec![("model.embed_tokens.weight".to_owned(), (&self.embed_tokens).into())];
         for (n, layer) in self.layers.iter().enumerate() {
-            let mut visit = |name: &str, tensor| f(&format!("model.layers.{n}.{name}"), tensor);
-            visit("input_layernorm.weight", layer.input_layernorm.clone())?;
-            visit("post_attention_layernorm.weight", layer.mlp.norm.clone())?;
-            visit("mlp.gate_proj.weight", layer.mlp.gate.to_tensor()?)?;
-            visit("mlp.up_proj.weight", layer.mlp.up.to_tensor()?)?;
-            visit("mlp.down_proj.weight", layer.mlp.down.to_tensor()?)?;
+            let mut add = |name: &str, part| all.push((format!("model.layers.{n}.{name}"), part));
+            add("input_layernorm.weight", (&layer.input_layernorm).into());
+            add("post_attention_layernorm.weight", (&layer.mlp.norm).into());
+            add("mlp.gate_proj.weight", (&layer.mlp.gate).into());
+            add("mlp.up_proj.weight", (&layer.mlp.up).into());
+            add("mlp.down_proj.weight", (&layer.mlp.down).into());
             for (name, norm) in
                 [("self_attn.q_norm", &layer.q_norm), ("self_attn.k_norm", &layer.k_norm)]
             {
                 if let Some(norm) = norm {
-                    visit(&format!("{name}.weight"), norm.clone())?;
+                    add(&format!("{name}.weight"), norm.into());
                 }
             }
             for (name, linear) in [
@@ -156,17 +155,25 @@ impl Decoder {
                 ("self_attn.v_proj", &layer.v_proj),
                 ("self_attn.o_proj", &layer.o_proj),
             ] {
-                visit(&format!("{name}.weight"), linear.weight.to_tensor()?)?;
+                add(&format!("{name}.weight"), (&linear.weight).into());
                 if let Some(bias) = &linear.bias {
-                    visit(&format!("{name}.bias"), bias.clone())?;
+                    add(&format!("{name}.bias"), bias.into());
                 }
             }
         }
-        f("model.norm.weight", self.norm.clone())?;
+        all.push(("model.norm.weight".to_owned(), (&self.norm).into()));
         if !self.config.tie_word_embeddings {
-            f("lm_head.weight", self.lm_head.to_tensor()?)?;
+            all.push(("lm_head.weight".to_owned(), (&self.lm_head).into()));
         }
-        Ok(())
+        all
+    }
+
+    /// Every weight by its Hugging Face name, widened if it is packed.
+    ///
+    /// # Errors
+    /// An error of the tensor library.
+    pub fn visit_tensors(&self, mut f: impl FnMut(&str, Tensor) -> Result<()>) -> Result<()> {
+        self.parts().into_iter().try_for_each(|(name, part)| f(&name, part.to_tensor()?))
     }
 
     /// One sequence: `[1, N, E]`. Ids are checked where they are, on the host: nothing waits for a device.

@@ -19,6 +19,50 @@ pub enum Weight {
     Packed(PackedMatrix),
 }
 
+/// One of a decoder's weights: a matrix, or a norm or bias.
+#[derive(Clone, Copy, Debug)]
+#[allow(missing_docs, reason = "the names say it")]
+pub enum Part<'a> {
+    Matrix(&'a Weight),
+    Vector(&'a Tensor),
+}
+
+impl<'a> From<&'a Weight> for Part<'a> {
+    fn from(weight: &'a Weight) -> Self {
+        Self::Matrix(weight)
+    }
+}
+
+impl<'a> From<&'a Tensor> for Part<'a> {
+    fn from(tensor: &'a Tensor) -> Self {
+        Self::Vector(tensor)
+    }
+}
+
+impl Part<'_> {
+    /// Its shape.
+    ///
+    /// # Errors
+    /// A matrix that is none.
+    pub fn dims(self) -> Result<Vec<usize>> {
+        match self {
+            Self::Matrix(weight) => weight.dims2().map(|(rows, columns)| vec![rows, columns]),
+            Self::Vector(tensor) => Ok(tensor.dims().to_vec()),
+        }
+    }
+
+    /// All values where they are, widened if they are packed.
+    ///
+    /// # Errors
+    /// An error of the tensor library.
+    pub fn to_tensor(self) -> Result<Tensor> {
+        match self {
+            Self::Matrix(weight) => weight.to_tensor(),
+            Self::Vector(tensor) => Ok(tensor.clone()),
+        }
+    }
+}
+
 impl From<Tensor> for Weight {
     fn from(tensor: Tensor) -> Self {
         Self::Dense(tensor)

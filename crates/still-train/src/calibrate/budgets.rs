@@ -27,6 +27,9 @@ pub struct Budgets {
     /// The router that the losses were found with.
     #[serde(default)]
     pub router: Router,
+    /// In a run's directory: the digest of what they were found from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fingerprint: Option<String>,
 }
 
 impl Budgets {

@@ -203,6 +203,7 @@ pub fn calibrate(
             at_length: options.at_length,
             selection_head: config.selection_head,
             router: config.router,
+            fingerprint: None,
         },
         candidates,
         heads: reports,

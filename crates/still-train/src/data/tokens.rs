@@ -9,10 +9,10 @@
 //! | `ends` | `U64` `[documents]` | where each document ends in `ids` |
 //! | `answers` | `U64` `[spans, 2]` | optional: tokens whose predictions count, from and to, in order |
 //! | metadata `tokenizer` | SHA-256 | of the tokenizer's JSON as its library writes it (`Tokenizer.to_str()` in Python) |
-//! | metadata `sha256`, `written` | | optional: digest of the content, and the file's time (seconds since 1970) |
+//! | metadata `sha256` | | optional: digest of the content (our caches have it) |
 //!
-//! A file whose time is the one that it records is taken at its word: what else it records was computed when it was
-//! written. Any other is read through, so that it may be copied and sent, but not damaged without notice.
+//! Whatever a file records of itself, it is read through when it is opened, by all threads: that takes seconds for a corpus that
+//! is trained on for days, and damage is noticed.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -21,7 +21,6 @@ use std::io::{BufWriter, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use memmap2::Mmap;
 use rayon::prelude::*;
@@ -100,18 +99,11 @@ impl TokenFile {
         let (ids, width) = entries.ids()?;
         let ends = entries.numbers("ends")?;
         let answers = entries.has("answers").then(|| entries.numbers("answers")).transpose()?;
-        let time = file.metadata().and_then(|data| data.modified());
-        let sha256 = match entries.recorded_digest(time.map_err(TrainError::read(path))?) {
-            Some(sha256) => sha256,
-            None => {
-                let sha256 = digest(ids, ends, answers.unwrap_or_default());
-                if entries.metadata("sha256").is_some_and(|recorded| recorded != sha256) {
-                    return Err(entries.wrong("its digest is of another content".into()));
-                }
-                check_range(ids, width, expected.vocab_size).map_err(|what| entries.wrong(what))?;
-                sha256
-            }
-        };
+        entries.check_range(ids, width, expected.vocab_size)?;
+        let sha256 = digest(ids, ends, answers.unwrap_or_default());
+        if entries.metadata("sha256").is_some_and(|recorded| recorded != sha256) {
+            return Err(entries.wrong("damaged: its digest is of another content".into()));
+        }
         let count = (ids.len() / width) as u64;
         let (ends, answers) = (entries.ends(ends, count)?, entries.spans(answers, count)?);
         let start = ids.as_ptr() as usize - map.as_ptr() as usize;
@@ -262,10 +254,18 @@ impl<'a> Entries<'a> {
         Err(self.wrong("\"answers\" are not spans of its tokens, in order".into()))
     }
 
-    /// The digest that the file records, if its time is the one that it records too.
-    fn recorded_digest(&self, time: SystemTime) -> Option<String> {
-        let written = self.metadata("written")?.parse().ok()?;
-        self.metadata("sha256").filter(|_| time == time_of(written)).map(str::to_owned)
+    /// An error that names the largest id, if it is outside the vocabulary.
+    fn check_range(&self, ids: &[u8], width: usize, vocab_size: usize) -> Result<()> {
+        let id =
+            |bytes: &[u8]| bytes.iter().rev().fold(0_u32, |sum, &byte| sum << 8 | u32::from(byte));
+        match ids.par_chunks_exact(width).map(id).max() {
+            Some(largest) if largest as usize >= vocab_size => Err(data_error(
+                self.path,
+                format!("token id {largest}, but the vocabulary has {vocab_size} entries"),
+                "the file is damaged, or its ids are of another tokenizer: tokenize the text again with this model's",
+            )),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -339,11 +339,9 @@ impl TokenWriter {
         let ids: &[u8] = map.as_deref().unwrap_or_default();
         let ends = le_bytes(&self.ends);
         let answers = self.answers.as_deref().map(le_bytes);
-        let written = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
         let metadata = HashMap::from([
             ("tokenizer".to_owned(), tokenizer.to_owned()),
             ("sha256".to_owned(), digest(ids, &ends, answers.as_deref().unwrap_or_default())),
-            ("written".to_owned(), written.to_string()),
         ]);
         let dtype = if self.width == 2 { Dtype::U16 } else { Dtype::U32 };
         let mut entries = vec![
@@ -360,8 +358,12 @@ impl TokenWriter {
                 other => std::io::Error::other(other.to_string()),
             })
         })?;
-        let file = File::options().write(true).open(&path).map_err(at_target(&path))?;
-        file.set_modified(time_of(written)).map_err(at_target(&path))?;
+        // The library writes a private file: give it the mode that the umask leaves, as the staged ids have.
+        #[cfg(unix)]
+        {
+            let mode = file.metadata().map_err(at_target(&path))?.permissions();
+            std::fs::set_permissions(&path, mode).map_err(at_target(&path))?;
+        }
         sync_files(self.staging.path()).map_err(at_target(&path))?;
         std::fs::rename(&path, target).map_err(at_target(target))
     }
@@ -398,10 +400,6 @@ impl View for Numbers<'_> {
     }
 }
 
-fn time_of(seconds: u64) -> SystemTime {
-    UNIX_EPOCH + Duration::from_secs(seconds)
-}
-
 fn le_bytes(numbers: &[u64]) -> Vec<u8> {
     numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
 }
@@ -420,14 +418,4 @@ fn digest(ids: &[u8], ends: &[u8], answers: &[u8]) -> String {
         pieces.iter().for_each(|piece| hasher.update(piece));
     }
     format!("{:x}", hasher.finalize())
-}
-
-fn check_range(ids: &[u8], width: usize, vocab_size: usize) -> std::result::Result<(), String> {
-    let id = |bytes: &[u8]| bytes.iter().rev().fold(0_u32, |sum, &byte| sum << 8 | u32::from(byte));
-    match ids.par_chunks_exact(width).map(id).max() {
-        Some(largest) if largest as usize >= vocab_size => {
-            Err(format!("token id {largest}, but the vocabulary has {vocab_size} entries"))
-        }
-        _ => Ok(()),
-    }
 }

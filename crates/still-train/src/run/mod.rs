@@ -76,14 +76,16 @@ pub fn linearize_windows(
     directory::write_recipe(run_dir, recipe)?;
 
     let reached = saved.as_ref().map(|saved| (saved.progress.stage, saved.progress.step));
+    let logs = saved.as_ref().map(|saved| saved.progress.logs.clone()).unwrap_or_default();
+    let log = |name: &str| run_dir.join(name);
     let mut run = Run {
         model,
         recipe,
         windows,
         checkpoints,
         fingerprint,
-        metrics: Log::open(&run_dir.join("metrics.jsonl"), reached)?,
-        evaluations: Log::open(&run_dir.join("evaluations.jsonl"), reached)?,
+        metrics: Log::open(&log("metrics.jsonl"), reached, logs.metrics.as_ref())?,
+        evaluations: Log::open(&log("evaluations.jsonl"), reached, logs.evaluations.as_ref())?,
         evaluator,
         position: saved.as_ref().map_or_else(Position::default, |saved| saved.progress.position),
         watch: saved.as_ref().map_or_else(Watch::default, |saved| saved.progress.watch),

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use still_model::{Model, Student};
 
-use crate::checkpoint::{Checkpoints, Progress, Saved};
+use crate::checkpoint::{Checkpoints, Logs, Progress, Saved};
 use crate::data::{Position, Window, Windows};
 use crate::error::{Result, TrainError};
 use crate::evaluation::{Evaluation, Evaluator};
@@ -135,7 +135,7 @@ impl Run<'_> {
             evaluation.best = self.watch.observe(heldout);
             stage.updates().optimizer.observe(heldout);
             if evaluation.best && self.recipe.evaluation.keep_best {
-                self.checkpoints.save_best(&self.progress(kind, stage), &student)?;
+                self.checkpoints.save_best(&self.progress(kind, stage)?, &student)?;
             }
         }
         self.evaluations.write(&evaluation)?;
@@ -157,13 +157,13 @@ impl Run<'_> {
     }
 
     fn save(&self, kind: Stage, stage: &mut dyn Trains) -> Result<PathBuf> {
-        let progress = self.progress(kind, stage);
+        let progress = self.progress(kind, stage)?;
         self.checkpoints.save(&progress, &stage.current()?, &stage.updates().optimizer.state()?)
     }
 
-    fn progress(&self, kind: Stage, stage: &mut dyn Trains) -> Progress {
+    fn progress(&self, kind: Stage, stage: &mut dyn Trains) -> Result<Progress> {
         let Updates { optimizer, spikes, .. } = stage.updates();
-        Progress {
+        Ok(Progress {
             stage: kind,
             step: optimizer.step_count(),
             skipped: optimizer.skipped(),
@@ -171,8 +171,12 @@ impl Run<'_> {
             plateau: optimizer.plateau(),
             watch: self.watch,
             position: self.position,
+            logs: Logs {
+                metrics: Some(self.metrics.mark()?),
+                evaluations: Some(self.evaluations.mark()?),
+            },
             fingerprint: self.fingerprint.clone(),
-        }
+        })
     }
 }
 

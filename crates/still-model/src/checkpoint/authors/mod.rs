@@ -10,20 +10,11 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::safetensors_dir::{open_dense, read_json};
+use super::form::{self, Form};
+use super::safetensors_dir::{open_full, read_json};
 use super::{Checkpoint, source};
 use crate::error::{ModelError, Result};
 use adapter::{ADAPTER_CONFIG, Adapter};
-
-/// Their `model_type`, and ours.
-const MODEL_TYPE: &str = "still";
-/// What a `config.json` of ours has and theirs has not.
-const OUR_KEYS: [&str; 2] = ["still_format", "still"];
-
-/// Whether a `config.json` is one of theirs.
-pub(super) fn is_theirs(json: &Value) -> bool {
-    json["model_type"] == MODEL_TYPE && OUR_KEYS.iter().all(|key| json.get(key).is_none())
-}
 
 /// Whether a directory holds an adapter, beside weights or alone.
 pub(super) fn has_adapter(dir: &Path) -> bool {
@@ -35,7 +26,7 @@ pub(super) fn open(source: &str, dir: &Path, json: &Value) -> Result<Checkpoint>
     let path = dir.join("config.json");
     let mut llama = json.clone();
     llama["model_type"] = json!("llama");
-    let dense = open_dense(source, dir, &llama, &path)?;
+    let dense = open_full(source, dir, &llama, false)?;
     let still = attention::read(json, &path, &dense)?;
     Ok(Checkpoint { still: Some(still), ..dense })
 }
@@ -45,8 +36,7 @@ pub(super) fn open_with_adapter(source: &str, dir: &Path) -> Result<Checkpoint> 
     let adapter = Adapter::read(dir)?;
     let base = base_of(&adapter, dir)?;
     let path = base.join("config.json");
-    let json = read_json(&path)?;
-    if !is_theirs(&json) {
+    let Form::Authors(json) = form::of(read_json(&path)?, &path)? else {
         return Err(ModelError::Unsupported {
             what: format!(
                 "a PEFT adapter of a model that is not from STILL's authors ({})",
@@ -57,7 +47,7 @@ pub(super) fn open_with_adapter(source: &str, dir: &Path) -> Result<Checkpoint> 
                    files away to use the base alone"
                 .into(),
         });
-    }
+    };
     if base != dir && has_adapter(&base) {
         return Err(ModelError::Unsupported {
             what: format!("an adapter of a base that has an adapter itself ({})", base.display()),
