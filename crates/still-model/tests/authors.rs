@@ -93,12 +93,16 @@ fn check(model: &Model, stage: &str) {
     }
     let hidden = Mutex::new(Vec::new());
     let mut cache = model.new_cache(1, RowDtype::F32).unwrap();
-    let read = model.read(&expected.ids, &mut cache, |_, block| {
-        hidden.lock().unwrap().push(block);
+    let read = model.read(&expected.ids, &mut cache, |start, block| {
+        hidden.lock().unwrap().push((start, block));
         Ok::<_, ModelError>(())
     });
     read.unwrap();
-    let hidden = Tensor::cat(&hidden.into_inner().unwrap(), 0).unwrap();
+    // Lanes give their blocks in any order.
+    let mut hidden = hidden.into_inner().unwrap();
+    hidden.sort_by_key(|&(start, _)| start);
+    let hidden: Vec<Tensor> = hidden.into_iter().map(|(_, block)| block).collect();
+    let hidden = Tensor::cat(&hidden, 0).unwrap();
     let error = error(&model.logits(&hidden).unwrap().to_vec2().unwrap(), &expected);
     assert!(error <= 1e-5, "{stage}, read: relative RMS {error:e}");
 }
