@@ -29,6 +29,21 @@ pub fn sync_files(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// The text of a file, if there is one.
+///
+/// # Errors
+/// A file that is there and cannot be read, or is no UTF-8.
+pub(crate) fn read_if_there(path: &Path) -> crate::Result<Option<String>> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+            Err(crate::ModelError::corrupt(path, "not UTF-8"))
+        }
+        Err(error) => Err(crate::ModelError::read(path)(error)),
+    }
+}
+
 /// Replaces one file by `bytes` in a single step.
 ///
 /// # Errors

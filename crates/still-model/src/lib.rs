@@ -24,7 +24,7 @@ mod team;
 pub mod tensor_file;
 mod tokenizer;
 
-pub use chat::{ChatTemplate, Message};
+pub use chat::{ChatTemplate, Context, Message, Rendered};
 pub use checkpoint::{
     BaseIdentity, Checkpoint, ExportKind, GgufExport, GgufFormat, Weights, export_gguf, names,
     save_student,

@@ -203,6 +203,6 @@ fn byte_tokenizer() -> Result<Tokenizer> {
     let template = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] \
                     + '<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}\
                     {{ '<|im_start|>assistant\n' }}{% endif %}";
-    let template = ChatTemplate::new(template.into(), None, Some("<|im_end|>".into()))?;
+    let template = ChatTemplate::new(template.into(), None, Some("<|im_end|>".into()));
     Ok(Tokenizer::new(inner, Some(template)))
 }

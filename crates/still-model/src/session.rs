@@ -63,7 +63,8 @@ impl ChatSession {
     /// the rendered conversation extends what it has.
     ///
     /// # Errors
-    /// What the template or the model refuses; the conversation is then as before.
+    /// What the template or the model refuses, or a system message that the template ignores; the conversation is then as
+    /// before.
     pub fn send(
         &mut self,
         text: &str,
@@ -94,6 +95,11 @@ impl ChatSession {
         let Some(template) = self.model.tokenizer.chat_template() else {
             return Err(ModelError::ChatTemplate("the model has none".into()));
         };
+        if self.fed.is_empty() && template.ignores(&self.messages, "system")? {
+            let what =
+                "it writes nothing of what system messages say: leave out the system message";
+            return Err(ModelError::ChatTemplate(what.into()));
+        }
         let ids = self.model.tokenizer.encode(&template.render(&self.messages, true)?, false)?;
         let extends = ids.len() > self.fed.len() && ids.starts_with(&self.fed);
         let reread = !extends && !self.fed.is_empty();

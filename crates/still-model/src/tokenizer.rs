@@ -13,7 +13,7 @@ use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{AddedToken, PreTokenizerWrapper, SplitDelimiterBehavior};
 
-use crate::chat::ChatTemplate;
+use crate::chat::{self, ChatTemplate};
 use crate::error::{ModelError, Result};
 
 /// A model's tokenizer and chat template.
@@ -43,7 +43,8 @@ impl Tokenizer {
         Self { inner: Arc::new(inner), chat_template, config }
     }
 
-    /// Reads `tokenizer.json` and, if there, `tokenizer_config.json` and `chat_template.jinja`.
+    /// Reads `tokenizer.json` and, if there, `tokenizer_config.json`, `special_tokens_map.json`, `chat_template.jinja` and
+    /// `additional_chat_templates`. Templates are parsed on first use.
     ///
     /// # Errors
     /// A missing or broken file.
@@ -51,19 +52,14 @@ impl Tokenizer {
         let path = dir.join("tokenizer.json");
         let bytes = std::fs::read(&path).map_err(ModelError::read(&path))?;
         let config_path = dir.join("tokenizer_config.json");
-        let mut config = match std::fs::read_to_string(&config_path) {
-            Ok(text) => serde_json::from_str(&text).map_err(|error| {
-                ModelError::corrupt(&config_path, format!("not valid JSON: {error}"))
-            })?,
-            Err(_) => json!({}),
-        };
-        if !config.is_object() {
-            return Err(ModelError::corrupt(&config_path, "not a JSON object"));
+        let mut config = json_if_there(&config_path)?.unwrap_or_else(|| json!({}));
+        let tokens_path = dir.join("special_tokens_map.json");
+        if let Some(tokens) = json_if_there(&tokens_path)? {
+            chat::add_special_tokens(&mut config, tokens);
         }
-        if let Ok(jinja) = std::fs::read_to_string(dir.join("chat_template.jinja")) {
-            config["chat_template"] = json!(jinja);
-        }
-        Self::from_json(&bytes, config, &path)
+        let origin = chat::read_template_files(dir, &mut config)?;
+        let origin = origin.unwrap_or_else(|| config_path.display().to_string());
+        Self::from_parts(&bytes, config, &path, origin)
     }
 
     /// From the contents of `tokenizer.json`, found in the file `path`, and of `tokenizer_config.json`.
@@ -71,13 +67,14 @@ impl Tokenizer {
     /// # Errors
     /// If they are not what they should be.
     pub fn from_json(tokenizer: &[u8], config: Value, path: &Path) -> Result<Self> {
+        Self::from_parts(tokenizer, config, path, path.display().to_string())
+    }
+
+    /// [`Tokenizer::from_json`] with the file that the chat template is from.
+    fn from_parts(tokenizer: &[u8], config: Value, path: &Path, origin: String) -> Result<Self> {
         let inner = tokenizers::Tokenizer::from_bytes(tokenizer)
             .map_err(|error| ModelError::corrupt(path, format!("not a tokenizer: {error}")))?;
-        let chat_template = template_in(&config["chat_template"])
-            .map(|source| {
-                ChatTemplate::new(source, special(&config, "bos"), special(&config, "eos"))
-            })
-            .transpose()?;
+        let chat_template = chat::template_in(&config, Some(origin))?;
         Ok(Self { inner: Arc::new(inner), chat_template, config })
     }
 
@@ -189,12 +186,10 @@ impl Tokenizer {
         };
         let (bos, eos) = (token("bos"), token("eos"));
         let mut config = json!({ "bos_token": bos, "eos_token": eos });
-        let chat_template = text("tokenizer.chat_template")
-            .map(|source| {
-                config["chat_template"] = json!(source);
-                ChatTemplate::new(source, bos, eos)
-            })
-            .transpose()?;
+        let names = content.metadata.get("tokenizer.chat_templates").and_then(|v| v.to_vec().ok());
+        let names = names.into_iter().flatten().filter_map(|name| name.to_string().ok().cloned());
+        chat::add_gguf_templates(&mut config, names, &text);
+        let chat_template = chat::template_in(&config, Some(path.display().to_string()))?;
         Ok(Self { inner: Arc::new(inner), chat_template, config })
     }
 
@@ -317,21 +312,15 @@ impl TokenStream {
     }
 }
 
-/// A template given as a string, or as a list of named ones of which "default" counts.
-fn template_in(value: &Value) -> Option<String> {
-    match value {
-        Value::String(source) => Some(source.clone()),
-        Value::Array(named) => named
-            .iter()
-            .find(|entry| entry["name"] == "default")
-            .and_then(|entry| entry["template"].as_str())
-            .map(str::to_owned),
-        _ => None,
+/// An object in a file, if the file is there.
+fn json_if_there(path: &Path) -> Result<Option<Value>> {
+    let Some(text) = crate::files::read_if_there(path)? else {
+        return Ok(None);
+    };
+    let value: Value = serde_json::from_str(&text)
+        .map_err(|error| ModelError::corrupt(path, format!("not valid JSON: {error}")))?;
+    match value.is_object() {
+        true => Ok(Some(value)),
+        false => Err(ModelError::corrupt(path, "not a JSON object")),
     }
-}
-
-/// `bos_token` or `eos_token`, given as a string or as an object.
-fn special(config: &Value, which: &str) -> Option<String> {
-    let token = &config[format!("{which}_token")];
-    token.as_str().or_else(|| token["content"].as_str()).map(str::to_owned)
 }

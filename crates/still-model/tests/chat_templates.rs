@@ -3,7 +3,7 @@
 use still_model::{ChatTemplate, Message, ModelError};
 
 fn template(source: &str) -> ChatTemplate {
-    ChatTemplate::new(source.into(), Some("<s>".into()), Some("</s>".into())).unwrap()
+    ChatTemplate::new(source.into(), Some("<s>".into()), Some("</s>".into()))
 }
 
 fn turns(turns: &[(&str, &str)]) -> Vec<Message> {

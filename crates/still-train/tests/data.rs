@@ -514,6 +514,27 @@ fn malformed_lines_are_named() {
         ("{\"text\": 1}", "line 3: \"text\" is not a string"),
         ("{\"messages\": [{\"role\": \"user\"}]}", "line 3: \"messages\": missing field"),
         ("{\"messages\": \"hi\"}", "line 3: \"messages\": invalid type"),
+        ("{\"messages\": []}", "line 3: a conversation without messages"),
+        (
+            "{\"messages\": [{\"role\": \"user\", \"content\": [{\"type\": \"image\"}]}]}",
+            "line 3: \"messages\": \"content\" has a part of type \"image\"",
+        ),
+        (
+            "{\"messages\": [{\"role\": \"user\", \"content\": \"a\", \"name\": \"b\"}]}",
+            "line 3: the chat template leaves out \"name\" of messages of the role \"user\"",
+        ),
+        (
+            "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}], \"tools\": [{}]}",
+            "line 3: the chat template leaves out \"tools\"",
+        ),
+        (
+            "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}], \"tools\": [1]}",
+            "line 3: \"tools\" is not a list of objects",
+        ),
+        (
+            "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}], \"chat_template_kwargs\": {\"x\": 1}}",
+            "line 3: the chat template leaves out the variable \"x\"",
+        ),
     ] {
         let file = fixture.file("a.jsonl", format!("{}\n{bad}\n{{]\n", line(0, 30)));
         let (what, hint) = fixture.complaint(file, &of_length(16));
@@ -539,6 +560,48 @@ fn a_model_without_a_template_reads_no_conversations() {
         Tokenizer::from_json(json.as_bytes(), config, Path::new("tokenizer.json")).unwrap();
     let (what, _) = fixture.complaint(fixture.file("a.jsonl", ANSWER), &of_length(16));
     assert!(what.contains("line 1: the model has no chat template"), "{what}");
+}
+
+#[test]
+fn a_template_is_given_all_that_a_line_has_and_may_mark_what_is_generated() {
+    let mut fixture = Fixture::new();
+    let (json, _) = fixture.tokenizer.to_json().unwrap();
+    // Rewrites earlier turns (how many there are), but says what is generated.
+    let config = serde_json::json!({
+        "chat_template": "{{ messages|length }}{{ tools | tojson if tools }}{{ tone }}\
+            {% for m in messages %}<{{ m.role }}{{ m.name }}>\
+            {% if m.role == 'assistant' %}{% generation %}{{ m.content }}{{ m.tool_calls | tojson if m.tool_calls }}.{% endgeneration %}\
+            {% else %}{{ m.content }}{% endif %}{% endfor %}"
+    });
+    fixture.tokenizer =
+        Tokenizer::from_json(json.as_bytes(), config, Path::new("tokenizer.json")).unwrap();
+    let line = serde_json::json!({
+        "id": 7,
+        "tools": "[{\"name\": \"sea\"}]",
+        "chat_template_kwargs": { "tone": "!" },
+        "messages": [
+            { "role": "user", "content": "Where to?", "name": "Al" },
+            { "role": "assistant", "content": null, "tool_calls": [{ "name": "sea" }] },
+            { "role": "tool", "content": "north", "tool_call_id": "1" },
+            { "role": "assistant", "content": "North" },
+        ],
+    });
+    let file = fixture.file("a.jsonl", format!("{line}\n"));
+    let answers = DataRecipe { loss_on: LossOn::Answers, ..of_length(400) };
+    let windows = fixture.read(std::slice::from_ref(&file), &answers);
+    let window = draw(&windows, 1, 1).remove(0);
+    let expected = "4[{\"name\": \"sea\"}]!<userAl>Where to?<assistant>[{\"name\": \"sea\"}].<tool>north<assistant>North.";
+    assert_eq!(text(&fixture, &window), expected);
+    let segment = window.segments().next().unwrap();
+    let counted = segment.counted.unwrap();
+    let kept: Vec<u32> = segment
+        .ids
+        .iter()
+        .zip(counted)
+        .filter(|(_, counted)| **counted)
+        .map(|(id, _)| *id)
+        .collect();
+    assert_eq!(fixture.tokenizer.decode(&kept, false).unwrap(), "[{\"name\": \"sea\"}].North.");
 }
 
 #[test]

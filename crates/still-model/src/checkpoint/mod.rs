@@ -6,6 +6,7 @@ mod delta;
 mod form;
 pub mod gguf;
 mod gguf_student;
+mod hub;
 pub(crate) mod learned_names;
 pub mod names;
 mod safetensors_dir;

@@ -2,8 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use hf_hub::api::sync::{ApiBuilder, ApiRepo};
-
 use crate::error::{ModelError, Result};
 
 /// Files of a model.
@@ -39,7 +37,7 @@ pub(super) fn resolve(model: &str) -> Result<Source> {
         };
     }
     if looks_like_hub_id(model) {
-        return Ok(Source::Directory(fetch(model)?));
+        return Ok(Source::Directory(super::hub::fetch(model)?));
     }
     Err(ModelError::NotFound {
         what: format!("no model at {model}"),
@@ -56,40 +54,4 @@ fn looks_like_hub_id(model: &str) -> bool {
     };
     matches!(model.split('/').collect::<Vec<_>>()[..], [owner, name] if valid(owner) && valid(name))
         && !model.ends_with(".gguf")
-}
-
-/// Fetches a model's files into the hub cache; returns the snapshot's directory.
-fn fetch(id: &str) -> Result<PathBuf> {
-    let failed = |what: String| ModelError::NotFound {
-        what,
-        hint: "check the id and the network, or give the path of a downloaded model".into(),
-    };
-    let api =
-        ApiBuilder::from_env().with_progress(false).with_retries(0).build().map_err(|error| {
-            failed(format!("no model at {id}, and the hub cannot be used: {error}"))
-        })?;
-    let repo: ApiRepo = api.model(id.to_owned());
-    let get = |file: &str| {
-        repo.get(file).map_err(|error| {
-            failed(format!(
-                "no model at {id}, and {file} could not be fetched from the hub: {error}"
-            ))
-        })
-    };
-    let config = get("config.json")?;
-    get("tokenizer.json")?;
-    // Not every model has these.
-    let _ = repo.get("tokenizer_config.json");
-    let _ = repo.get("generation_config.json");
-    match repo.get("model.safetensors.index.json") {
-        Ok(index) => {
-            for shard in super::safetensors_dir::shards(&index)? {
-                get(&shard)?;
-            }
-        }
-        Err(_) => {
-            get("model.safetensors")?;
-        }
-    }
-    Ok(config.parent().map(Path::to_path_buf).unwrap_or_default())
 }

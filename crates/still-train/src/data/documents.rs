@@ -4,8 +4,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
-use still_model::Message;
-
+use super::chat::Conversation;
 use super::line::{Messages, Text, fields};
 use crate::error::{Result, TrainError};
 
@@ -52,10 +51,10 @@ impl Kind {
 }
 
 /// A line's document.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) enum Document {
     Text(String),
-    Conversation(Vec<Message>),
+    Conversation(Conversation),
 }
 
 pub(super) fn data_error(path: &Path, what: String, hint: &str) -> TrainError {
@@ -150,9 +149,9 @@ pub(super) fn parse_line(
     match (fields.text, fields.messages) {
         (Some(Text::Is(text)), _) => Ok(Document::Text(text)),
         (Some(Text::IsNot), _) => Err(fail(format!("\"{field}\" is not a string"))),
-        (None, Some(Messages::Are(messages))) => serde_json::from_value(messages)
-            .map(Document::Conversation)
-            .map_err(|error| fail(format!("\"messages\": {error}"))),
+        (None, Some(Messages::Are(messages))) => {
+            Conversation::new(messages, fields.beside).map(Document::Conversation).map_err(fail)
+        }
         (None, Some(Messages::TooLong)) => Err(data_error(
             path,
             format!(

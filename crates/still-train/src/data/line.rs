@@ -5,11 +5,15 @@ use std::fmt;
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 
-/// What a line says under the two names.
+use super::chat::BESIDE;
+
+/// What a line says under the names that are asked for.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Fields {
     pub text: Option<Text>,
     pub messages: Option<Messages>,
+    /// What [`BESIDE`] names.
+    pub beside: [Option<Value>; 3],
 }
 
 /// The value of the field that should hold text.
@@ -28,7 +32,7 @@ pub(super) enum Messages {
     TooLong,
 }
 
-/// Reads an object's `field` and `messages`; the latter if the line has at most `most` bytes.
+/// Reads an object's `field`, `messages` and what stands beside those; all but the first if the line has at most `most` bytes.
 ///
 /// # Errors
 /// In words: no object, or no JSON.
@@ -68,6 +72,10 @@ impl<'de> Visitor<'de> for Object<'_> {
                 fields.text = Some(map.next_value_seed(TextOrOther)?);
             } else if key == "messages" && self.reads_messages {
                 fields.messages = Some(Messages::Are(map.next_value()?));
+            } else if let Some(at) = BESIDE.iter().position(|name| key == *name)
+                && self.reads_messages
+            {
+                fields.beside[at] = Some(map.next_value()?);
             } else {
                 map.next_value::<IgnoredAny>()?;
                 if key == "messages" {
@@ -176,15 +184,16 @@ mod tests {
 
     #[test]
     fn only_what_is_asked_for_is_kept() {
-        let line = r#"{"id": 1, "text": "a\nb", "more": [{"text": 2}], "messages": [1]}"#;
+        let line = r#"{"id": 1, "text": "a\nb", "more": [{"text": 2}], "messages": [1], "tools": null, "documents": 2}"#;
         let expected = Fields {
             text: Some(Text::Is("a\nb".into())),
             messages: Some(Messages::Are(json!([1]))),
+            beside: [Some(Value::Null), Some(json!(2)), None],
         };
         assert_eq!(read(line), Ok(expected));
         for other in ["1", "-1", "1.5", "null", "true", "[\"a\"]", "{\"a\": []}"] {
             let fields = read(&format!("{{\"text\": {other}}}")).unwrap();
-            assert_eq!(fields, Fields { text: Some(Text::IsNot), messages: None }, "{other}");
+            assert_eq!(fields, Fields { text: Some(Text::IsNot), ..Fields::default() }, "{other}");
             if !other.starts_with('{') {
                 assert_eq!(read(other).unwrap_err(), "not a JSON object");
             }

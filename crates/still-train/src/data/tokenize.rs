@@ -60,11 +60,12 @@ pub(super) fn tokenize(
                     })?;
                 Ok((ids, everything(length, answers)))
             }
-            Document::Conversation(messages) => encode_conversation(&messages, tokenizer, answers)
-                .map_err(|what| {
-                    let hint = "mend the line, or give the conversation as text";
+            Document::Conversation(conversation) => {
+                encode_conversation(&conversation, tokenizer, answers).map_err(|what| {
+                    let hint = "mend the line (without a key that the template does not write), or give the conversation as text";
                     data_error(path, format!("line {number}: {what}"), hint)
-                }),
+                })
+            }
         }
     };
     for_each_batch(path, kind, options.max_line_bytes, &mut |batch| {

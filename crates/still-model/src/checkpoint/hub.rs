@@ -1,0 +1,130 @@
+//! Models of a hub, fetched into its cache.
+
+use std::path::{Path, PathBuf};
+
+use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
+
+use crate::chat::{TEMPLATE_DIR, TEMPLATE_FILE};
+use crate::error::{ModelError, Result};
+
+/// Files that not every model has.
+const OPTIONAL: [&str; 4] =
+    ["tokenizer_config.json", "special_tokens_map.json", "generation_config.json", TEMPLATE_FILE];
+const HINT: &str = "check the id and the network, or give the path of a downloaded model";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// Fetches a model's files; returns the snapshot's directory.
+///
+/// # Errors
+/// A file that a model must have and the repository has not; any file that is there and could not be fetched.
+pub(super) fn fetch(id: &str) -> Result<PathBuf> {
+    let api = ApiBuilder::from_env().with_progress(false).with_retries(0).build();
+    let api = api.map_err(|error| ModelError::NotFound {
+        what: format!("no model at {id}, and the hub cannot be used: {error}"),
+        hint: HINT.into(),
+    })?;
+    let repo = Repo { id, repo: api.model(id.to_owned()) };
+    let config = repo.get("config.json")?;
+    let snapshot = config.parent().map(Path::to_path_buf).unwrap_or_default();
+    repo.get("tokenizer.json")?;
+    for file in OPTIONAL {
+        repo.get_if_there(file, &snapshot)?;
+    }
+    repo.get_templates(&snapshot)?;
+    match repo.get_if_there(INDEX, &snapshot)? {
+        Some(index) => {
+            for shard in super::safetensors_dir::shards(&index)? {
+                repo.get(&shard)?;
+            }
+        }
+        None => {
+            repo.get("model.safetensors")?;
+        }
+    }
+    Ok(snapshot)
+}
+
+struct Repo<'a> {
+    id: &'a str,
+    repo: ApiRepo,
+}
+
+impl Repo<'_> {
+    fn failed(&self, file: &str, error: &ApiError) -> ModelError {
+        ModelError::NotFound {
+            what: format!(
+                "no model at {}, and {file} could not be fetched from the hub: {error}",
+                self.id
+            ),
+            hint: HINT.into(),
+        }
+    }
+
+    fn get(&self, file: &str) -> Result<PathBuf> {
+        self.repo.get(file).map_err(|error| self.failed(file, &error))
+    }
+
+    /// A file that the repository need not have. That it has none is remembered as the hub's own library does it, so that
+    /// a model that was fetched once opens without a network.
+    fn get_if_there(&self, file: &str, snapshot: &Path) -> Result<Option<PathBuf>> {
+        let marker = absent_marker(snapshot, file);
+        if marker.as_ref().is_some_and(|marker| marker.exists()) {
+            return Ok(None);
+        }
+        match self.repo.get(file) {
+            Ok(path) => Ok(Some(path)),
+            Err(error) if is_absent(&error) => {
+                remember(marker);
+                Ok(None)
+            }
+            Err(error) => Err(self.failed(file, &error)),
+        }
+    }
+
+    /// Templates beside the default one, which only a list of the repository's files can name.
+    fn get_templates(&self, snapshot: &Path) -> Result<()> {
+        let marker = absent_marker(snapshot, TEMPLATE_DIR);
+        if marker.as_ref().is_some_and(|marker| marker.exists()) {
+            return Ok(());
+        }
+        let info = match self.repo.info() {
+            Ok(info) => info,
+            // A hub that keeps no lists has no more than the files that are known by name.
+            Err(error) if is_absent(&error) => return Ok(()),
+            Err(error) => return Err(self.failed(TEMPLATE_DIR, &error)),
+        };
+        let inside = |name: &&str| {
+            let file = name.strip_prefix(TEMPLATE_DIR).and_then(|rest| rest.strip_prefix('/'));
+            file.is_some_and(|file| file.ends_with(".jinja") && !file.contains('/'))
+        };
+        let names = info.siblings.iter().map(|sibling| sibling.rfilename.as_str());
+        let templates: Vec<&str> = names.filter(inside).collect();
+        for file in &templates {
+            self.get(file)?;
+        }
+        if templates.is_empty() {
+            remember(marker);
+        }
+        Ok(())
+    }
+}
+
+/// Whether the hub said that a repository has no such file, rather than nothing or something else.
+fn is_absent(error: &ApiError) -> bool {
+    matches!(error, ApiError::RequestError(error) if matches!(**error, ureq::Error::Status(404, _)))
+}
+
+/// `.no_exist/COMMIT/FILE` beside `snapshots`.
+fn absent_marker(snapshot: &Path, file: &str) -> Option<PathBuf> {
+    let repository = snapshot.parent()?.parent()?;
+    Some(repository.join(".no_exist").join(snapshot.file_name()?).join(file))
+}
+
+/// A cache that cannot be written is asked again next time.
+fn remember(marker: Option<PathBuf>) {
+    if let Some(marker) = marker
+        && let Some(parent) = marker.parent()
+    {
+        let _ = std::fs::create_dir_all(parent).and_then(|()| std::fs::File::create(&marker));
+    }
+}
