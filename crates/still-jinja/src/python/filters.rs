@@ -8,15 +8,15 @@ use super::json::tojson;
 use super::methods;
 use super::methods::pairs;
 use super::number::{Number, parse_float, parse_int, too_large};
-use super::operators::order;
-use super::printf::printf;
+use super::operators::{math, order};
 use super::sequence::{attribute, item, iterate, length};
-use super::strings::{pad, replace, upper_first};
+use super::strings::{escape, pad, replace, upper_first};
 use super::text::to_str;
 use super::value::Value;
+use crate::ast::MathOp;
 use crate::error::{Error, ErrorKind, Result, type_error};
 use crate::meter::Meter;
-use text::{escape, indent, strip_tags, title, truncate, urlencode};
+use text::{indent, strip_tags, title, truncate, urlencode};
 
 pub(crate) const FILTERS: &[&str] = &[
     "abs",
@@ -98,8 +98,21 @@ const NO_ARGUMENTS: [&str; 20] = [
     "wordcount",
 ];
 
+/// Filters that leave marked text marked.
+const KEEP_MARKED: [&str; 7] =
+    ["upper", "lower", "capitalize", "trim", "string", "center", "indent"];
+
 /// `value | name(…)`.
 pub(crate) fn filter(name: &str, value: &Value, args: CallArgs, meter: &Meter) -> Result<Value> {
+    let filtered = filter_one(name, value, args, meter)?;
+    let marks = match value {
+        Value::Markup(_) => KEEP_MARKED.contains(&name),
+        _ => false,
+    };
+    if marks { filtered.marked(meter) } else { Ok(filtered) }
+}
+
+fn filter_one(name: &str, value: &Value, args: CallArgs, meter: &Meter) -> Result<Value> {
     let string = || to_str(value, meter);
     if NO_ARGUMENTS.contains(&name) && !(args.positional.is_empty() && args.keywords.is_empty()) {
         return Err(type_error(format!("the filter '{name}' takes no arguments")));
@@ -117,9 +130,9 @@ pub(crate) fn filter(name: &str, value: &Value, args: CallArgs, meter: &Meter) -
         }
         "length" | "count" => Value::Int(length(value, meter)? as i128),
         "string" => Value::str(string()?),
-        // There are no HTML escapes here, so all text is as safe as it will be.
-        "safe" => Value::str(string()?),
-        "e" | "escape" | "forceescape" => Value::str(escape(&string()?, meter)?),
+        "safe" => Value::Markup(string()?.into()),
+        "e" | "escape" if matches!(value, Value::Markup(_)) => value.clone(),
+        "e" | "escape" | "forceescape" => Value::Markup(escape(&string()?, meter)?.into()),
         "upper" => Value::str(string()?.to_uppercase()),
         "lower" => Value::str(string()?.to_lowercase()),
         "capitalize" => Value::str(upper_first(&string()?)),
@@ -155,7 +168,14 @@ pub(crate) fn filter(name: &str, value: &Value, args: CallArgs, meter: &Meter) -
                 }
                 _ => Value::tuple(args.positional, meter)?,
             };
-            Value::str(printf(&string()?, &values, meter)?)
+            {
+                let format = if let Value::Markup(_) = value {
+                    value.clone()
+                } else {
+                    Value::str(string()?)
+                };
+                math(MathOp::Mod, &format, &values, meter)?
+            }
         }
         "indent" => indent(value.used()?, args, meter)?,
         "truncate" => truncate(value, args, meter)?,
@@ -182,7 +202,7 @@ pub(crate) fn filter(name: &str, value: &Value, args: CallArgs, meter: &Meter) -
         "float" => {
             let [default] = args.bind(name, ["default"])?;
             let found = match value.used()? {
-                Value::Str(text) => parse_float(text),
+                Value::Str(text) | Value::Markup(text) => parse_float(text),
                 other => Number::of(other).map(Number::float),
             };
             found.map_or_else(|| default.unwrap_or(Value::Float(0.0)), Value::Float)
@@ -228,7 +248,7 @@ fn to_int(value: &Value, base: i128) -> Result<Option<Value>> {
         fits.then_some(Value::Int(number.trunc() as i128))
     };
     Ok(match value.used()? {
-        Value::Str(text) => {
+        Value::Str(text) | Value::Markup(text) => {
             let whole = u32::try_from(base).ok().and_then(|base| parse_int(text, base));
             whole.map(Value::Int).or_else(|| parse_float(text).and_then(truncated))
         }

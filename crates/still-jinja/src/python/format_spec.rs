@@ -83,7 +83,7 @@ pub(crate) fn format_value(value: &Value, spec: &str, meter: &Meter) -> Result<S
         type_error(format!("Unknown format code '{kind}' for object of type '{name}'"))
     };
     match (value, spec.kind) {
-        (Value::Str(text), None | Some('s')) => {
+        (Value::Str(text) | Value::Markup(text), None | Some('s')) => {
             let text: String = match spec.precision {
                 Some(most) => text.chars().take(most).collect(),
                 None => text.to_string(),

@@ -23,7 +23,7 @@ pub(crate) fn tojson(value: &Value, args: CallArgs, meter: &Meter) -> Result<Str
     let [ascii, indent, separators, sorted] = args.bind("tojson", names)?;
     let indent = match indent {
         None | Some(Value::None) => None,
-        Some(Value::Str(text)) => Some(text.to_string()),
+        Some(Value::Str(text) | Value::Markup(text)) => Some(text.to_string()),
         Some(other) => {
             let width = super::args::integer(&other)?.clamp(0, 1000);
             Some(" ".repeat(width as usize))
@@ -64,7 +64,7 @@ fn write(
             let _ = write!(out, "{value}");
         }
         Value::Float(value) => out.push_str(&float(*value)),
-        Value::Str(text) => {
+        Value::Str(text) | Value::Markup(text) => {
             meter.bytes(text.len())?;
             quote(text, style.ascii, out);
         }
@@ -94,7 +94,7 @@ fn write(
             for (n, (key, value)) in entries.into_iter().enumerate() {
                 separate(n, style, level + 1, out, meter)?;
                 let key = match key {
-                    Value::Str(key) => key.to_string(),
+                    Value::Str(key) | Value::Markup(key) => key.to_string(),
                     Value::Int(key) => key.to_string(),
                     Value::Float(key) => float(*key),
                     Value::Bool(key) => key.to_string(),

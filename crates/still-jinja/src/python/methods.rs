@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::args::{CallArgs, integer, integer_or, is_true, required, text};
 use super::format::format;
 use super::is_space;
-use super::operators::position;
+use super::operators::{escaped, position};
 use super::sequence::iterate;
 use super::strings::{
     has_case, is_cased, is_decimal, is_letter_number, is_super_digit, pad, replace, rsplit_spaces,
@@ -64,12 +64,37 @@ pub(crate) const STR_METHODS: &[&str] = &[
     "zfill",
 ];
 
+/// Methods that marked text has from `str`: what they look for is not escaped.
+const UNESCAPED: [&str; 10] = [
+    "count",
+    "endswith",
+    "find",
+    "index",
+    "rfind",
+    "rindex",
+    "split",
+    "rsplit",
+    "splitlines",
+    "startswith",
+];
+
 /// `on.name(…)`.
 pub(crate) fn call(on: &Value, name: &str, args: CallArgs, meter: &Meter) -> Result<Value> {
     match on {
         Value::Str(receiver) => {
             meter.bytes(2 * receiver.len())?;
             str_method(receiver, name, args, meter)
+        }
+        Value::Markup(receiver) => {
+            meter.bytes(2 * receiver.len())?;
+            let escapes = !UNESCAPED.contains(&name);
+            let one = |value: Value| if escapes { escaped(&value, meter) } else { Ok(value) };
+            let named = |(name, value): (String, Value)| Ok((name, one(value)?));
+            let args = CallArgs {
+                positional: args.positional.into_iter().map(one).collect::<Result<_>>()?,
+                keywords: args.keywords.into_iter().map(named).collect::<Result<_>>()?,
+            };
+            str_method(receiver, name, args, meter)?.marked(meter)
         }
         Value::Dict(dict) => {
             let view =

@@ -5,6 +5,7 @@ use std::cmp::Ordering;
 use super::number::{Number, arithmetic};
 use super::printf::printf;
 use super::sequence::iterate;
+use super::strings::escape;
 use super::value::Value;
 use crate::ast::{Comparison, MathOp};
 use crate::error::{Error, ErrorKind, Result, type_error};
@@ -16,7 +17,7 @@ impl Value {
         meter.steps(1)?;
         Ok(match (self, other) {
             (Self::Undefined(_), Self::Undefined(_)) | (Self::None, Self::None) => true,
-            (Self::Str(a), Self::Str(b)) => {
+            (Self::Str(a) | Self::Markup(a), Self::Str(b) | Self::Markup(b)) => {
                 meter.bytes(a.len().min(b.len()))?;
                 a == b
             }
@@ -113,7 +114,7 @@ pub(crate) fn order(
     left.used()?;
     right.used()?;
     match (left, right) {
-        (Value::Str(a), Value::Str(b)) => {
+        (Value::Str(a) | Value::Markup(a), Value::Str(b) | Value::Markup(b)) => {
             meter.bytes(a.len().min(b.len()))?;
             return Ok(Some(a.cmp(b)));
         }
@@ -158,8 +159,8 @@ pub(crate) fn compare(op: Comparison, left: &Value, right: &Value, meter: &Meter
 /// `item in container`.
 pub(crate) fn contains(container: &Value, item: &Value, meter: &Meter) -> Result<bool> {
     match container {
-        Value::Str(text) => match item {
-            Value::Str(part) => {
+        Value::Str(text) | Value::Markup(text) => match item {
+            Value::Str(part) | Value::Markup(part) => {
                 meter.bytes(text.len())?;
                 Ok(text.contains(&**part))
             }
@@ -193,8 +194,13 @@ pub(crate) fn contains(container: &Value, item: &Value, meter: &Meter) -> Result
 
 /// `left op right`.
 pub(crate) fn math(op: MathOp, left: &Value, right: &Value, meter: &Meter) -> Result<Value> {
-    if let (MathOp::Mod, Value::Str(format)) = (op, left) {
-        return Ok(Value::str(printf(format, right, meter)?));
+    match (op, left) {
+        (MathOp::Mod, Value::Str(format)) => return Ok(Value::str(printf(format, right, meter)?)),
+        (MathOp::Mod, Value::Markup(format)) => {
+            let right = escaped(right, meter)?;
+            return Ok(Value::Markup(printf(format, &right, meter)?.into()));
+        }
+        _ => {}
     }
     left.used()?;
     right.used()?;
@@ -205,6 +211,12 @@ pub(crate) fn math(op: MathOp, left: &Value, right: &Value, meter: &Meter) -> Re
         (MathOp::Add, Value::Str(a), Value::Str(b)) => {
             meter.bytes(a.len() + b.len())?;
             Ok(Value::str(format!("{a}{b}")))
+        }
+        (MathOp::Add, Value::Str(_) | Value::Markup(_), Value::Str(_) | Value::Markup(_)) => {
+            let (left, right) = (escaped(left, meter)?, escaped(right, meter)?);
+            let [a, b] = [&left, &right].map(|text| text.as_str().unwrap_or_default());
+            meter.bytes(a.len() + b.len())?;
+            Ok(Value::Markup(format!("{a}{b}").into()))
         }
         (MathOp::Add, Value::List(a), Value::List(b)) => {
             meter.elements(a.items.len() + b.items.len())?;
@@ -234,9 +246,10 @@ fn repeat(left: &Value, right: &Value, meter: &Meter) -> Result<Value> {
         })
     };
     match sequence {
-        Value::Str(text) => {
+        Value::Str(text) | Value::Markup(text) => {
             meter.bytes(all(text.len())?)?;
-            Ok(Value::str(text.repeat(if text.is_empty() { 0 } else { times })))
+            let repeated = Value::str(text.repeat(if text.is_empty() { 0 } else { times }));
+            if let Value::Markup(_) = sequence { repeated.marked(meter) } else { Ok(repeated) }
         }
         Value::List(list) | Value::Tuple(list) => {
             meter.elements(all(list.items.len())?)?;
@@ -249,6 +262,26 @@ fn repeat(left: &Value, right: &Value, meter: &Meter) -> Result<Value> {
         }
         _ => Err(unsupported(MathOp::Mul, left, right)),
     }
+}
+
+/// What is put into marked text: texts that are not marked themselves are escaped, alone, in a tuple or as a mapping's values.
+pub(crate) fn escaped(value: &Value, meter: &Meter) -> Result<Value> {
+    Ok(match value {
+        Value::Str(text) => Value::str(escape(text, meter)?),
+        Value::Tuple(list) | Value::List(list) => {
+            let items = list.items.iter().map(|item| escaped(item, meter));
+            let items = items.collect::<Result<_>>()?;
+            match value {
+                Value::List(_) => Value::list(items, meter)?,
+                _ => Value::tuple(items, meter)?,
+            }
+        }
+        Value::Dict(dict) => {
+            let pair = |(key, value): &(Value, Value)| Ok((key.clone(), escaped(value, meter)?));
+            Value::dict(dict.entries.iter().map(pair).collect::<Result<_>>()?, meter)?
+        }
+        other => other.clone(),
+    })
 }
 
 fn unsupported(op: MathOp, left: &Value, right: &Value) -> Error {

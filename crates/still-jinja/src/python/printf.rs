@@ -137,7 +137,9 @@ fn convert(
             Ok((String::new(), text))
         }
         'c' => match value {
-            Value::Str(text) if text.chars().count() == 1 => Ok((String::new(), text.to_string())),
+            Value::Str(text) | Value::Markup(text) if text.chars().count() == 1 => {
+                Ok((String::new(), text.to_string()))
+            }
             Value::Int(code) => {
                 let c = u32::try_from(*code).ok().and_then(char::from_u32);
                 let c = c.ok_or_else(|| type_error("%c arg not in range(0x110000)"))?;

@@ -18,7 +18,7 @@ pub(crate) fn iterate(value: &Value, meter: &Meter) -> Result<Rc<List>> {
         Value::Dict(dict) => {
             List::new(dict.entries.iter().map(|(key, _)| key.clone()).collect(), meter)
         }
-        Value::Str(text) => {
+        Value::Str(text) | Value::Markup(text) => {
             meter.elements(text.len())?;
             let mut buffer = [0; 4];
             let chars = text.chars().map(|c| Value::str(&*c.encode_utf8(&mut buffer)));
@@ -43,7 +43,7 @@ pub(crate) fn iterate(value: &Value, meter: &Meter) -> Result<Rc<List>> {
 pub(crate) fn length(value: &Value, meter: &Meter) -> Result<usize> {
     match value {
         Value::Undefined(_) => Ok(0),
-        Value::Str(text) => {
+        Value::Str(text) | Value::Markup(text) => {
             meter.bytes(text.len())?;
             Ok(text.chars().count())
         }
@@ -93,7 +93,7 @@ fn index(value: &Value, at: &Value, meter: &Meter) -> Result<Option<Value>> {
         Value::List(list) | Value::Tuple(list) => {
             place(list.items.len()).map(|at| list.items[at].clone())
         }
-        Value::Str(text) => {
+        Value::Str(text) | Value::Markup(text) => {
             meter.bytes(text.len())?;
             let length = if text.is_ascii() { text.len() } else { text.chars().count() };
             place(length)
@@ -142,11 +142,12 @@ pub(crate) fn slice(value: &Value, parts: [Option<Value>; 3], meter: &Meter) -> 
         picks
     };
     match value {
-        Value::Str(text) => {
+        Value::Str(text) | Value::Markup(text) => {
             meter.bytes(8 * text.len())?;
             let chars: Vec<char> = text.chars().collect();
             let picked: String = picks(chars.len()).into_iter().map(|at| chars[at]).collect();
-            Ok(Value::str(picked))
+            let picked = Value::str(picked);
+            if let Value::Markup(_) = value { picked.marked(meter) } else { Ok(picked) }
         }
         Value::List(list) | Value::Tuple(list) => {
             meter.elements(list.items.len())?;
@@ -194,7 +195,7 @@ pub(crate) fn item(value: &Value, at: &Value, meter: &Meter) -> Result<Value> {
     if let Some(found) = index(value, at, meter)? {
         return Ok(found);
     }
-    if let Value::Str(name) = at
+    if let Some(name) = at.as_str()
         && let Some(found) = own_attribute(value, name)
     {
         return Ok(found);
@@ -240,7 +241,7 @@ fn own_attribute(value: &Value, name: &str) -> Option<Value> {
         Value::Dict(_) => method(&["get", "items", "keys", "values", "copy", "fromkeys"]),
         Value::List(_) => method(&["count", "index", "copy"]),
         Value::Tuple(_) => method(&["count", "index"]),
-        Value::Str(_) => method(super::methods::STR_METHODS),
+        Value::Str(_) | Value::Markup(_) => method(super::methods::STR_METHODS),
         Value::Function(Function::Dict) => method(&["fromkeys"]),
         Value::Range(range) => match name {
             "start" => Some(Value::Int(range.start)),

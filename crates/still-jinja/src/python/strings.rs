@@ -180,3 +180,20 @@ pub(crate) fn is_super_digit(c: char) -> bool {
 pub(crate) fn is_letter_number(c: char) -> bool {
     matches!(c, '\u{2160}'..='\u{2188}' | '\u{3007}' | '\u{3021}'..='\u{3029}' | '\u{16EE}'..='\u{16F0}')
 }
+
+/// Text as HTML.
+pub(crate) fn escape(text: &str, meter: &Meter) -> Result<String> {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '\'' => out.push_str("&#39;"),
+            '"' => out.push_str("&#34;"),
+            c => out.push(c),
+        }
+    }
+    meter.bytes(out.len())?;
+    Ok(out)
+}

@@ -99,7 +99,7 @@ pub(crate) fn test(name: &str, value: &Value, args: CallArgs, meter: &Meter) -> 
         "float" => matches!(value, Value::Float(_)),
         "lower" => has_case(&to_str(value, meter)?, false),
         "upper" => has_case(&to_str(value, meter)?, true),
-        "string" => matches!(value, Value::Str(_)),
+        "string" => matches!(value, Value::Str(_) | Value::Markup(_)),
         "mapping" => matches!(value, Value::Dict(_)),
         "number" => Number::of(value).is_some(),
         // A view has a length, but nothing at an index; an undefined value has both, to be an error.
@@ -108,6 +108,7 @@ pub(crate) fn test(name: &str, value: &Value, args: CallArgs, meter: &Meter) -> 
             value,
             Value::Undefined(_)
                 | Value::Str(_)
+                | Value::Markup(_)
                 | Value::List(_)
                 | Value::Tuple(_)
                 | Value::View(..)
@@ -124,7 +125,7 @@ pub(crate) fn test(name: &str, value: &Value, args: CallArgs, meter: &Meter) -> 
                 | Value::Method(_)
                 | Value::Object(Object::Macro(_) | Object::Loop(_) | Object::Joiner(_))
         ),
-        "escaped" => false,
+        "escaped" => matches!(value, Value::Markup(_)),
         other => {
             let other: String = other.chars().take(60).collect();
             let what = format!("No test named '{other}'.");

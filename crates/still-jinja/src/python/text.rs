@@ -12,7 +12,7 @@ use crate::meter::Meter;
 pub(crate) fn write_str(value: &Value, out: &mut String, meter: &Meter) -> Result<()> {
     match value {
         Value::Undefined(_) => Ok(()),
-        Value::Str(text) => {
+        Value::Str(text) | Value::Markup(text) => {
             meter.bytes(text.len())?;
             out.push_str(text);
             Ok(())
@@ -42,6 +42,12 @@ pub(crate) fn write_repr(value: &Value, out: &mut String, meter: &Meter) -> Resu
         Value::Str(text) => {
             meter.bytes(text.len())?;
             quote(text, out);
+        }
+        Value::Markup(text) => {
+            meter.bytes(text.len())?;
+            out.push_str("Markup(");
+            quote(text, out);
+            out.push(')');
         }
         Value::List(list) => items(list, ["[", "]"], out, meter)?,
         Value::Tuple(list) if list.items.len() == 1 => items(list, ["(", ",)"], out, meter)?,

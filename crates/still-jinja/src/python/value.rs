@@ -20,6 +20,8 @@ pub(crate) enum Value {
     Int(i128),
     Float(f64),
     Str(Arc<str>),
+    /// Text that `safe` or `escape` marked: what is added to it is escaped.
+    Markup(Arc<str>),
     List(Rc<List>),
     Tuple(Rc<List>),
     /// `dict.keys()` and the like, by the name of their type.
@@ -144,7 +146,7 @@ impl Dict {
     }
 
     pub fn get(&self, key: &Value, meter: &Meter) -> Result<Option<&Value>> {
-        if let Value::Str(key) = key {
+        if let Some(key) = key.as_str() {
             meter.steps(self.entries.len() as u64 / 8)?;
             return Ok(self.get_str(key));
         }
@@ -157,16 +159,26 @@ impl Dict {
     }
 
     pub fn get_str(&self, key: &str) -> Option<&Value> {
-        self.entries
-            .iter()
-            .find(|(known, _)| matches!(known, Value::Str(known) if **known == *key))
-            .map(|(_, value)| value)
+        self.entries.iter().find(|(known, _)| known.as_str() == Some(key)).map(|(_, value)| value)
     }
 }
 
 impl Value {
     pub fn str(text: impl Into<Arc<str>>) -> Self {
         Self::Str(text.into())
+    }
+
+    /// Text marked as safe, with the texts in a list or tuple.
+    pub fn marked(self, meter: &Meter) -> Result<Self> {
+        let all = |list: &List| -> Result<Vec<Self>> {
+            list.items.iter().map(|item| item.clone().marked(meter)).collect()
+        };
+        Ok(match self {
+            Self::Str(text) => Self::Markup(text),
+            Self::List(list) => Self::list(all(&list)?, meter)?,
+            Self::Tuple(list) => Self::tuple(all(&list)?, meter)?,
+            other => other,
+        })
     }
 
     pub fn list(items: Vec<Value>, meter: &Meter) -> Result<Self> {
@@ -234,7 +246,7 @@ impl Value {
 
     pub fn as_str(&self) -> Option<&str> {
         match self {
-            Self::Str(text) => Some(text),
+            Self::Str(text) | Self::Markup(text) => Some(text),
             _ => None,
         }
     }
@@ -253,7 +265,7 @@ impl Value {
             Self::Bool(value) => *value,
             Self::Int(value) => *value != 0,
             Self::Float(value) => *value != 0.0,
-            Self::Str(text) => !text.is_empty(),
+            Self::Str(text) | Self::Markup(text) => !text.is_empty(),
             Self::List(list) | Self::Tuple(list) | Self::View(_, list) => !list.items.is_empty(),
             Self::Dict(dict) => !dict.entries.is_empty(),
             Self::Range(range) => range.len() > 0,
@@ -270,6 +282,7 @@ impl Value {
             Self::Int(_) => "int",
             Self::Float(_) => "float",
             Self::Str(_) => "str",
+            Self::Markup(_) => "Markup",
             Self::List(_) => "list",
             Self::Tuple(_) => "tuple",
             Self::View(name, _) => name,

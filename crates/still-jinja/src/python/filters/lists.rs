@@ -30,7 +30,7 @@ pub(super) fn filter(name: &str, value: &Value, args: CallArgs, meter: &Meter) -
             last.unwrap_or_else(|| Value::undefined("No last item, sequence was empty."))
         }
         "reverse" => match value {
-            Value::Str(text) => {
+            Value::Str(text) | Value::Markup(text) => {
                 meter.bytes(text.len())?;
                 Value::str(text.chars().rev().collect::<String>())
             }
@@ -90,7 +90,9 @@ pub(super) fn filter(name: &str, value: &Value, args: CallArgs, meter: &Meter) -
             let [reverse, case, attribute] =
                 args.bind(name, ["reverse", "case_sensitive", "attribute"])?;
             let paths = match &attribute {
-                Some(Value::Str(text)) => text.split(',').map(Path::parse).collect::<Vec<_>>(),
+                Some(Value::Str(text) | Value::Markup(text)) => {
+                    text.split(',').map(Path::parse).collect::<Vec<_>>()
+                }
                 other => vec![Path::of(other.as_ref())?],
             };
             let mut keyed = Vec::new();
@@ -185,7 +187,7 @@ impl Path {
     fn of(attribute: Option<&Value>) -> Result<Self> {
         match attribute {
             None | Some(Value::None) => Ok(Self(Vec::new())),
-            Some(Value::Str(text)) => Ok(Self::parse(text)),
+            Some(Value::Str(text) | Value::Markup(text)) => Ok(Self::parse(text)),
             Some(other) => Ok(Self(vec![other.clone()])),
         }
     }

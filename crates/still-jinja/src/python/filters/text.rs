@@ -26,22 +26,6 @@ pub(super) fn title(text: &str) -> String {
     out
 }
 
-pub(super) fn escape(text: &str, meter: &Meter) -> Result<String> {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '\'' => out.push_str("&#39;"),
-            '"' => out.push_str("&#34;"),
-            c => out.push(c),
-        }
-    }
-    meter.bytes(out.len())?;
-    Ok(out)
-}
-
 pub(super) fn strip_tags(text: &str) -> String {
     let mut kept = String::new();
     let mut rest = text;
@@ -107,12 +91,12 @@ pub(super) fn urlencode(value: &Value, meter: &Meter) -> Result<String> {
 
 pub(super) fn indent(value: &Value, args: CallArgs, meter: &Meter) -> Result<Value> {
     let [width, first, blank] = args.bind("indent", ["width", "first", "blank"])?;
-    let Value::Str(text) = value else {
+    let (Value::Str(text) | Value::Markup(text)) = value else {
         let name = value.type_name();
         return Err(type_error(format!("can only indent a str, not '{name}'")));
     };
     let indention = match &width {
-        Some(Value::Str(text)) => text.to_string(),
+        Some(Value::Str(text) | Value::Markup(text)) => text.to_string(),
         width => {
             let width = usize::try_from(integer_or(width.as_ref(), 4)?).unwrap_or(0);
             meter.bytes(width)?;
