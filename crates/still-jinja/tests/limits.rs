@@ -31,7 +31,7 @@ fn refused(source: &str) -> Error {
 
 #[test]
 fn deep_nesting_is_refused_before_it_is_followed() {
-    let many = 30_000;
+    let many = 25_000;
     let around = |open: &str, inner: &str, close: &str| {
         format!("{{{{ {}{inner}{} }}}}", open.repeat(many), close.repeat(many))
     };
