@@ -64,6 +64,7 @@ fn models(at: &dyn Fn(&str) -> PathBuf) {
     for name in ["teacher", "student"] {
         fs::write(at(name).join("model/tokenizer_config.json"), template).unwrap();
     }
+    sharded(&at("teacher/model"), &at("sharded/model"));
     fs::create_dir(at("gguf")).unwrap();
     Outcome::of(
         still()
@@ -73,6 +74,21 @@ fn models(at: &dyn Fn(&str) -> PathBuf) {
             .arg(at("gguf").join("model.gguf")),
     )
     .succeeded();
+}
+
+/// The same model with an index that says where its tensors are.
+fn sharded(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    copy_dir(from, to);
+    let file = "model-00001-of-00001.safetensors";
+    fs::rename(to.join("model.safetensors"), to.join(file)).unwrap();
+    let bytes = fs::read(to.join(file)).unwrap();
+    let end = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: serde_json::Value = serde_json::from_slice(&bytes[8..end]).unwrap();
+    let names = header.as_object().unwrap().keys().filter(|name| *name != "__metadata__");
+    let map: serde_json::Map<_, _> = names.map(|name| (name.clone(), file.into())).collect();
+    let index = serde_json::json!({ "metadata": { "total_size": 1 }, "weight_map": map });
+    fs::write(to.join("model.safetensors.index.json"), index.to_string()).unwrap();
 }
 
 /// `data` has a teacher, a recipe and one small file of each kind of data; `delta` a student that is one.
@@ -231,6 +247,7 @@ fn targets(dir: &Path) -> Vec<Target> {
         generate("config", "teacher", one("model/config.json")),
         generate("tokenizer", "teacher", one("model/tokenizer.json")),
         generate("safetensors", "teacher", files(&dir.join("teacher"), &[".safetensors"])),
+        generate("index", "sharded", one("model/model.safetensors.index.json")),
         generate(
             "student",
             "student",
