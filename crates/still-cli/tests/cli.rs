@@ -78,6 +78,27 @@ fn doctor_follows_the_cache_setting() {
 }
 
 #[test]
+fn threads_are_those_asked_for_on_every_command() {
+    let used = |variable: Option<&str>, arguments: &[&str]| {
+        let mut command = still();
+        command.env_remove("RAYON_NUM_THREADS");
+        variable.map(|value| command.env("RAYON_NUM_THREADS", value));
+        Outcome::of(command.args(["doctor", "--json"]).args(arguments))
+    };
+    let count = |outcome: Outcome| outcome.json()["cpu"]["threads_used"].as_u64().unwrap();
+    let granted = std::thread::available_parallelism().unwrap().get() as u64;
+    assert_eq!(count(used(None, &["--threads", "3"])), 3);
+    assert_eq!(count(used(Some("2"), &["--threads", "3"])), 3);
+    assert_eq!(count(used(Some("2"), &[])), 2);
+    assert_eq!(count(used(Some("0"), &[])), granted);
+    assert_eq!(count(used(None, &[])), granted);
+    used(None, &["--threads", "0"]).failed_with("--threads 0 is out of range");
+    used(None, &["--threads", "1025"]).failed_with("--threads 1025 is out of range");
+    used(Some("many"), &[]).failed_with("RAYON_NUM_THREADS many is out of range");
+    used(Some("99999999999999999999"), &[]).failed_with("is out of range");
+}
+
+#[test]
 fn a_closed_pipe_is_no_failure() {
     use std::process::Stdio;
     let mut child = std::process::Command::new(common::BINARY)
