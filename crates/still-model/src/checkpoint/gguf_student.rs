@@ -14,7 +14,7 @@ use candle_core::quantized::gguf_file::{self, Content, Value};
 use candle_core::quantized::{GgmlDType, QTensor};
 
 use super::form::{self, Form, student_config};
-use super::safetensors_dir::{add_end_tokens, in_file};
+use super::safetensors_dir::in_file;
 use super::student::{learned_entries, merged_entries};
 use super::weights::GgufLayout;
 use super::{BaseIdentity, Checkpoint, Weights};
@@ -163,7 +163,7 @@ pub(super) fn open(source: &str, path: &Path, content: Content) -> Result<Checkp
     let generation_config =
         text(&content, GENERATION_CONFIG_KEY).map(|_| json(GENERATION_CONFIG_KEY)).transpose()?;
     if let Some(generation) = &generation_config {
-        add_end_tokens(&mut config, generation);
+        config.add_end_tokens(generation).map_err(|error| in_file(error, path))?;
     }
     let tokenizer_config = json(TOKENIZER_CONFIG_KEY)?;
     let tokenizer =

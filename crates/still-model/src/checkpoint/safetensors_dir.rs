@@ -65,8 +65,8 @@ pub(super) fn open_full(
     let mut config = ModelConfig::from_hf_json(json).map_err(|error| in_file(error, &path))?;
     let generation = dir.join(GENERATION_FILE);
     let generation_config = if generation.exists() { Some(read_json(&generation)?) } else { None };
-    if let Some(generation) = &generation_config {
-        add_end_tokens(&mut config, generation);
+    if let Some(json) = &generation_config {
+        config.add_end_tokens(json).map_err(|error| in_file(error, &generation))?;
     }
     let files = weight_files(dir)?;
     if sealed {
@@ -121,20 +121,6 @@ pub(super) fn shards(index: &Path) -> Result<Vec<String>> {
     match shards.iter().find(|shard| Path::new(shard).components().count() != 1) {
         Some(shard) => Err(ModelError::corrupt(index, format!("\"{shard}\" is not a file name"))),
         None => Ok(shards),
-    }
-}
-
-/// What `generation_config.json` says ends a text, besides what `config.json` does.
-pub(super) fn add_end_tokens(config: &mut ModelConfig, generation: &Value) {
-    let ids = match &generation["eos_token_id"] {
-        Value::Array(ids) => ids.iter().filter_map(Value::as_u64).collect(),
-        Value::Number(id) => id.as_u64().into_iter().collect(),
-        _ => Vec::new(),
-    };
-    for id in ids {
-        if !config.eos_token_ids.contains(&(id as u32)) {
-            config.eos_token_ids.push(id as u32);
-        }
     }
 }
 

@@ -1,0 +1,157 @@
+//! Hugging Face's `config.json`, both ways.
+
+use serde_json::{Value, json};
+
+use super::read::Table;
+use super::{
+    Architecture, HEAD_DIM, HEADS, HIDDEN_SIZE, INTERMEDIATE_SIZE, LAYERS, MAX_POSITIONS,
+    ModelConfig, RMS_NORM_EPS, VOCABULARY, refused, rope, window,
+};
+use crate::error::{ModelError, Result};
+
+/// `rms_norm_eps` of a configuration that leaves it out.
+const DEFAULT_EPS: f64 = 1e-6;
+/// SiLU under its two names.
+const ACTIVATIONS: [&str; 2] = ["silu", "swish"];
+
+impl ModelConfig {
+    /// Reads a Hugging Face `config.json`. What it leaves out is as in transformers; what changes the arithmetic and is not
+    /// computed here is refused.
+    ///
+    /// # Errors
+    /// An unsupported architecture or option (named), a value that is missing, of another type, out of range or
+    /// contradictory.
+    pub fn from_hf_json(json: &Value) -> Result<Self> {
+        let table = &Table::root(json)?;
+        let name = table.text("model_type")?.ok_or_else(|| table.missing("model_type"))?;
+        let architecture = Architecture::from_model_type(name)?;
+        let required = |key: &str, range| table.size(key, range)?.ok_or_else(|| table.missing(key));
+        refuse_activation(table)?;
+        refuse_biases(table, architecture)?;
+        let hidden_size = required("hidden_size", HIDDEN_SIZE)?;
+        let num_attention_heads = required("num_attention_heads", HEADS)?;
+        let max_position_embeddings = table.size("max_position_embeddings", 1..=MAX_POSITIONS)?;
+        let max_position_embeddings = max_position_embeddings.unwrap_or(match architecture {
+            Architecture::Llama => 2048,
+            Architecture::Mistral => 131_072,
+            Architecture::Qwen2 | Architecture::Qwen3 => 32_768,
+        });
+        let num_key_value_heads = match table.size("num_key_value_heads", HEADS)? {
+            Some(heads) => heads,
+            None if table.mentions("num_key_value_heads") => num_attention_heads,
+            None => match architecture {
+                Architecture::Llama => num_attention_heads,
+                Architecture::Mistral => 8,
+                Architecture::Qwen2 | Architecture::Qwen3 => 32,
+            },
+        };
+        let head_dim = match (table.size("head_dim", HEAD_DIM)?, architecture) {
+            (Some(head_dim), _) => head_dim,
+            (None, Architecture::Qwen3) => 128,
+            (None, _) if !hidden_size.is_multiple_of(num_attention_heads) => {
+                return Err(ModelError::Invalid(format!(
+                    "hidden_size {hidden_size} is not a multiple of num_attention_heads {num_attention_heads}, and \
+                     there is no head_dim"
+                )));
+            }
+            (None, _) => hidden_size / num_attention_heads,
+        };
+        let (rope_theta, rope_scaling) = rope::read(table, architecture, max_position_embeddings)?;
+        let config = Self {
+            architecture,
+            hidden_size,
+            intermediate_size: required("intermediate_size", INTERMEDIATE_SIZE)?,
+            num_hidden_layers: required("num_hidden_layers", LAYERS)?,
+            num_attention_heads,
+            num_key_value_heads,
+            head_dim,
+            vocab_size: required("vocab_size", VOCABULARY)?,
+            rms_norm_eps: table.number("rms_norm_eps", RMS_NORM_EPS)?.unwrap_or(DEFAULT_EPS),
+            rope_theta,
+            rope_scaling,
+            max_position_embeddings,
+            tie_word_embeddings: table.flag("tie_word_embeddings")?.unwrap_or(false),
+            attention_bias: architecture == Architecture::Qwen2,
+            bos_token_id: table.id("bos_token_id")?,
+            eos_token_ids: table.ids("eos_token_id")?,
+        };
+        config.validate()?;
+        window::refuse(table, &config)?;
+        refused::refuse(table, &config)?;
+        Ok(config)
+    }
+
+    /// Adds what ends generation by a `generation_config.json`.
+    ///
+    /// # Errors
+    /// Ids that are none.
+    pub(crate) fn add_end_tokens(&mut self, generation: &Value) -> Result<()> {
+        for id in Table::root(generation)?.ids("eos_token_id")? {
+            if !self.eos_token_ids.contains(&id) {
+                self.eos_token_ids.push(id);
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes what [`ModelConfig::from_hf_json`] reads.
+    pub fn to_hf_json(&self) -> Value {
+        let mut json = json!({
+            "architectures": [self.architecture.class_name()],
+            "model_type": self.architecture.model_type(),
+            "hidden_act": "silu",
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_hidden_layers": self.num_hidden_layers,
+            "num_attention_heads": self.num_attention_heads,
+            "num_key_value_heads": self.num_key_value_heads,
+            "head_dim": self.head_dim,
+            "vocab_size": self.vocab_size,
+            "rms_norm_eps": self.rms_norm_eps,
+            "rope_theta": self.rope_theta,
+            "max_position_embeddings": self.max_position_embeddings,
+            "tie_word_embeddings": self.tie_word_embeddings,
+            "bos_token_id": self.bos_token_id,
+            "eos_token_id": self.eos_token_ids,
+        });
+        if self.architecture == Architecture::Mistral {
+            // A Mistral that does not say so has a window.
+            json["sliding_window"] = Value::Null;
+        }
+        if let Some(scaling) = self.rope_scaling {
+            json["rope_scaling"] = rope::to_json(scaling);
+        }
+        json
+    }
+}
+
+/// An error for another activation than SiLU, under either of its keys.
+fn refuse_activation(table: &Table) -> Result<()> {
+    for key in ["hidden_act", "hidden_activation"] {
+        if let Some(name) = table.text(key)?
+            && !ACTIVATIONS.contains(&name)
+        {
+            return Err(ModelError::Unsupported {
+                what: format!("activation \"{name}\" (\"{key}\")"),
+                found_in: None,
+                hint: "supported activations: silu".into(),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn refuse_biases(table: &Table, architecture: Architecture) -> Result<()> {
+    for key in ["attention_bias", "mlp_bias"] {
+        // Qwen2 has biases on q, k and v whatever this says.
+        let meaningless = architecture == Architecture::Qwen2 && key == "attention_bias";
+        if table.flag(key)? == Some(true) && !meaningless {
+            return Err(ModelError::Unsupported {
+                what: format!("\"{key}\": true in a {} model", architecture.model_type()),
+                found_in: None,
+                hint: "supported: attention_bias and mlp_bias false".into(),
+            });
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,73 @@
+//! Attention that does not reach everything before: refused.
+
+use super::read::Table;
+use super::{Architecture, MAX_POSITIONS, ModelConfig};
+use crate::error::{ModelError, Result};
+
+/// `sliding_window` of a configuration that leaves it out.
+const WINDOW: usize = 4096;
+/// `max_window_layers` of a configuration that leaves it out.
+const FULL_LAYERS: usize = 28;
+
+/// An error if some layer attends to a window that is shorter than the context, by Hugging Face's rules.
+///
+/// A student takes over a teacher's attention to everything before; one that sees only a window has none to take over.
+pub(super) fn refuse(table: &Table, config: &ModelConfig) -> Result<()> {
+    let window = table.size("sliding_window", 0..=MAX_POSITIONS)?;
+    let window = if table.mentions("sliding_window") { window } else { Some(WINDOW) };
+    let windowed = table.flag("use_sliding_window")?.unwrap_or(false);
+    let full_layers = table.size("max_window_layers", 0..=MAX_POSITIONS)?.unwrap_or(FULL_LAYERS);
+    let by_type = sliding_layers(table, config)?;
+    let key = match config.architecture {
+        // The key means nothing in a Llama.
+        Architecture::Llama if windowed => "use_sliding_window",
+        Architecture::Llama => return Ok(()),
+        Architecture::Mistral => "sliding_window",
+        Architecture::Qwen2 | Architecture::Qwen3 if by_type => "layer_types",
+        Architecture::Qwen2 | Architecture::Qwen3
+            if windowed && full_layers < config.num_hidden_layers =>
+        {
+            "use_sliding_window"
+        }
+        Architecture::Qwen2 | Architecture::Qwen3 => return Ok(()),
+    };
+    let context = config.max_position_embeddings;
+    match window {
+        Some(window) if window < context => Err(ModelError::Unsupported {
+            what: format!(
+                "a {} model whose attention is a sliding window of {window} tokens (\"{key}\"), shorter than its \
+                 context of {context},",
+                config.architecture.model_type()
+            ),
+            found_in: None,
+            hint: "linearizing replaces attention to the whole context, which this model does not have: use a \
+                   version without a window (of Mistral 7B: v0.2 or later), or lower max_position_embeddings to \
+                   the window and stay within it"
+                .into(),
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Whether `layer_types` has layers with a window, where the family has such layers.
+fn sliding_layers(table: &Table, config: &ModelConfig) -> Result<bool> {
+    const KEY: &str = "layer_types";
+    let Some(types) = table.texts(KEY)? else { return Ok(false) };
+    if types.len() != config.num_hidden_layers {
+        return Err(ModelError::Invalid(format!(
+            "\"{KEY}\" names {} layers, \"num_hidden_layers\" is {}",
+            types.len(),
+            config.num_hidden_layers
+        )));
+    }
+    let qwen = matches!(config.architecture, Architecture::Qwen2 | Architecture::Qwen3);
+    let known = |kind: &str| kind == "full_attention" || (qwen && kind == "sliding_attention");
+    match types.iter().find(|kind| !known(kind)) {
+        Some(kind) => Err(ModelError::Unsupported {
+            what: format!("a layer of the kind \"{kind}\" (\"{KEY}\")"),
+            found_in: None,
+            hint: "supported: full_attention in every layer".into(),
+        }),
+        None => Ok(types.contains(&"sliding_attention")),
+    }
+}
