@@ -4,6 +4,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{AttentionError, Result};
 
+/// The longest chunk, in tokens. A state keeps two chunks of exact rows a head.
+pub const MAX_CHUNK: usize = 1 << 16;
+/// The most columns of a feature map's matrix.
+pub const MAX_FEATURE_DIM: usize = 1 << 12;
+/// The largest cap, in tokens: no sequence is longer.
+pub const MAX_CAP: usize = i32::MAX as usize;
+
 /// Head counts of one attention layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HeadGeometry {
@@ -148,7 +155,7 @@ pub struct StillConfig {
     /// What the operator is made of.
     #[serde(default)]
     pub mode: Mode,
-    /// Chunk length `C` in tokens.
+    /// Chunk length `C` in tokens, 1 … [`MAX_CHUNK`].
     pub chunk: usize,
     /// How tokens are ranked.
     pub router: Router,
@@ -156,11 +163,11 @@ pub struct StillConfig {
     pub selection_head: SelectionHead,
     /// Salient tokens kept of each retired chunk: `[layer][selection head]`, 0 … C.
     pub budgets: Vec<Vec<usize>>,
-    /// At most this many salient tokens per selection head; the lowest are demoted.
+    /// At most this many salient tokens per selection head, up to [`MAX_CAP`]; the lowest are demoted.
     pub cap: Option<usize>,
     /// The feature map.
     pub feature_map: FeatureMap,
-    /// Columns `F` of a feature map's matrix; `φ` has `2F` channels.
+    /// Columns `F` of a feature map's matrix, 1 … [`MAX_FEATURE_DIM`]; `φ` has `2F` channels.
     pub feature_dim: usize,
     /// Scale of the linear branch.
     pub linear_norm: LinearNorm,
@@ -340,8 +347,17 @@ impl HybridConfig {
                 "{num_heads} query heads cannot share {num_key_value_heads} key/value heads"
             ));
         }
-        if self.chunk == 0 || head_dim == 0 || self.feature_dim == 0 {
-            return fail("chunk, head_dim and feature_dim must be positive".into());
+        if head_dim == 0 {
+            return fail("head_dim must be positive".into());
+        }
+        for (name, value, most) in [
+            ("chunk", self.chunk, MAX_CHUNK),
+            ("feature_dim", self.feature_dim, MAX_FEATURE_DIM),
+            ("cap", self.cap.unwrap_or(1), MAX_CAP),
+        ] {
+            if value > most || (value == 0 && name != "cap") {
+                return fail(format!("{name} is {value}, expected 1 to {most}"));
+            }
         }
         let selection_heads = geometry.selection_heads(self.selection_head);
         if self.budgets.len() != selection_heads {

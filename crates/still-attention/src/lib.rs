@@ -28,8 +28,8 @@ mod walk;
 mod weights;
 
 pub use config::{
-    Branches, FeatureMap, HeadGeometry, HybridConfig, LinearNorm, Mode, Router, RowDtype,
-    SelectionHead, StillConfig,
+    Branches, FeatureMap, HeadGeometry, HybridConfig, LinearNorm, MAX_CAP, MAX_CHUNK,
+    MAX_FEATURE_DIM, Mode, Router, RowDtype, SelectionHead, StillConfig,
 };
 pub use cpu::linalg;
 #[cfg(feature = "cuda")]

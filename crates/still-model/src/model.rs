@@ -55,7 +55,7 @@ impl Model {
     /// Loads the weights of an opened checkpoint; `device` and `dtype` as in [`Model::load_on`].
     ///
     /// # Errors
-    /// A missing tensor or one of another shape; a dtype that the device has no kernels for.
+    /// A missing tensor, one of another shape or one that nothing reads; a dtype that the device has no kernels for.
     pub fn from_checkpoint(checkpoint: Checkpoint, device: &Device, dtype: DType) -> Result<Self> {
         check_dtype(device, dtype)?;
         let Checkpoint { config, weights, tokenizer, still, lora, recipe, base } = checkpoint;
@@ -64,6 +64,7 @@ impl Model {
             .map(|still| Student::from_weights(still, lora, &config, &weights)?.to_device(device))
             .transpose()?
             .map(|student| Student { recipe, ..student });
+        weights.check_all_read(&config)?;
         Ok(Self { decoder, student, tokenizer, base })
     }
 

@@ -41,6 +41,33 @@ pub struct LoraConfig {
     pub targets: Vec<LoraTarget>,
 }
 
+/// The highest rank of an update.
+const MAX_RANK: usize = 1 << 16;
+/// The largest `α`.
+const MAX_ALPHA: f64 = 1e6;
+
+impl LoraConfig {
+    /// Checks the numbers.
+    ///
+    /// # Errors
+    /// Names the one that is out of range.
+    pub fn validate(&self) -> Result<()> {
+        let (rank, alpha) = (self.rank, self.alpha);
+        if rank == 0 || rank > MAX_RANK || self.targets.is_empty() {
+            return Err(ModelError::Invalid(format!(
+                "LoRA needs a positive rank of {MAX_RANK} at most and at least one target: rank {rank}, {} targets",
+                self.targets.len()
+            )));
+        }
+        if alpha.is_nan() || alpha.abs() > MAX_ALPHA {
+            return Err(ModelError::Invalid(format!(
+                "LoRA's alpha is {alpha}, expected a number from -{MAX_ALPHA} to {MAX_ALPHA}"
+            )));
+        }
+        Ok(())
+    }
+}
+
 /// A projection that can have a low-rank update.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -273,13 +300,9 @@ impl Student {
     /// Adds low-rank updates that change nothing yet: `A` uniform as PEFT does (Kaiming, a = √5), `B = 0`.
     ///
     /// # Errors
-    /// A rank of 0 or no targets; the gate as a target of a student that has none.
+    /// A rank or `α` out of range, or no targets; the gate as a target of a student that has none.
     pub fn add_lora(&mut self, model: &ModelConfig, lora: LoraConfig, seed: u64) -> Result<()> {
-        if lora.rank == 0 || lora.targets.is_empty() {
-            return Err(ModelError::Invalid(
-                "LoRA needs a positive rank and at least one target".into(),
-            ));
-        }
+        lora.validate()?;
         if lora.targets.contains(&LoraTarget::G) && !self.config.gate {
             return Err(ModelError::Invalid(
                 "the output gate (\"g\") is a target of LoRA, but the student has none".into(),
@@ -384,6 +407,7 @@ impl Student {
         model: &ModelConfig,
         weights: &Weights,
     ) -> Result<Self> {
+        check_shapes(&config, lora.as_ref(), model, weights)?;
         let init = if config.feature_dim == model.head_dim {
             FeatureInit::Identity
         } else {
@@ -471,6 +495,30 @@ impl Student {
         };
         self.layers.iter().any(slot)
     }
+}
+
+/// An error if the first layer's tensors are not of the sizes that the configuration says: before anything of those sizes is
+/// made.
+fn check_shapes(
+    config: &StillConfig,
+    lora: Option<&LoraConfig>,
+    model: &ModelConfig,
+    weights: &Weights,
+) -> Result<()> {
+    const LAYER: &str = "model.layers.0.self_attn";
+    config.validate(model.num_hidden_layers, model.geometry())?;
+    let shape = [config.feature_dim, model.head_dim];
+    for map in ["feature_map_q", "feature_map_k"] {
+        weights.check_shape(&format!("{LAYER}.{map}.mlp.linears.0.weight"), &shape)?;
+    }
+    let Some(lora) = lora else { return Ok(()) };
+    lora.validate()?;
+    for &target in &lora.targets {
+        let ((out, inner), name) = (target.shape(model), target.name());
+        weights.check_shape(&format!("{LAYER}.{name}.lora_A.weight"), &[lora.rank, inner])?;
+        weights.check_shape(&format!("{LAYER}.{name}.lora_B.weight"), &[out, lora.rank])?;
+    }
+    Ok(())
 }
 
 /// Normal values of a standard deviation.

@@ -58,6 +58,29 @@ pub(super) struct StudentForm {
     pub sealed: bool,
 }
 
+impl StudentForm {
+    /// Checks what the file `path` says of a student against its base.
+    ///
+    /// # Errors
+    /// A value out of range or one that does not fit the base, with its section.
+    pub fn check(&self, base: &ModelConfig, path: &Path) -> Result<()> {
+        let in_section = |key: &str, reason: String| ModelError::Corrupt {
+            path: path.to_path_buf(),
+            reason: format!("section \"{key}\": {reason}"),
+            hint: "the student was saved for another base, or the file was edited".into(),
+        };
+        let checked = self.still.validate(base.num_hidden_layers, base.geometry());
+        checked.map_err(|error| in_section(STILL_KEY, error.to_string()))?;
+        let Some(lora) = &self.lora else { return Ok(()) };
+        lora.validate().map_err(|error| in_section(LORA_KEY, error.to_string()))?;
+        if self.base.is_none() {
+            let reason = format!("there is no {BASE_KEY} beside it: a full student's are merged");
+            return Err(in_section(LORA_KEY, reason));
+        }
+        Ok(())
+    }
+}
+
 /// Reads the JSON of the file `path`.
 ///
 /// # Errors

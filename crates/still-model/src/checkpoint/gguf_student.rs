@@ -165,6 +165,7 @@ pub(super) fn open(source: &str, path: &Path, content: Content) -> Result<Checkp
     if let Some(generation) = &generation_config {
         config.add_end_tokens(generation).map_err(|error| in_file(error, path))?;
     }
+    student.check(&config, path)?;
     let tokenizer_config = json(TOKENIZER_CONFIG_KEY)?;
     let tokenizer =
         Tokenizer::from_json(required(TOKENIZER_KEY)?.as_bytes(), tokenizer_config, path)?;

@@ -3,15 +3,19 @@
 mod authors;
 mod base;
 mod delta;
+mod dequantize;
 mod form;
 pub mod gguf;
 mod gguf_student;
 mod hub;
 pub(crate) mod learned_names;
 pub mod names;
+mod quantization;
 mod safetensors_dir;
+mod safetensors_file;
 mod source;
 mod student;
+mod unread;
 mod weights;
 
 use std::path::Path;

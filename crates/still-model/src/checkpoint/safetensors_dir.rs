@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::form::{self, Form, StudentForm};
+use super::quantization::Quantization;
 use super::student::{DELTA_FILE, GENERATION_FILE};
 use super::{BaseIdentity, Checkpoint, Role, Weights, authors, delta};
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, Table};
 use crate::error::{ModelError, Result};
 use crate::tokenizer::Tokenizer;
 
@@ -36,20 +37,26 @@ pub(super) fn open(source: &str, dir: &Path, role: Role) -> Result<Checkpoint> {
 
 /// A student of ours, whole or a delta.
 fn open_student(source: &str, dir: &Path, path: &Path, student: StudentForm) -> Result<Checkpoint> {
-    let StudentForm { base_config, still, lora, recipe, base, sealed } = student;
-    let opened = match base {
+    let opened = match &student.base {
         Some(record) => {
-            let config = sealed.then_some(&base_config);
-            let base = delta::open_base(dir, path, &record, config)?;
+            let StudentForm { base_config, sealed, .. } = &student;
+            let config = sealed.then_some(base_config);
+            let base = delta::open_base(dir, path, record, config)?;
+            student.check(&base.config, path)?;
             let file = dir.join(DELTA_FILE);
-            if sealed {
+            if *sealed {
                 Weights::require_digest(&file)?;
             }
             let weights = base.weights.overlaid(Weights::from_safetensors(&[file])?);
             Checkpoint { weights, ..base }
         }
-        None => open_full(source, dir, &base_config, sealed)?,
+        None => {
+            let opened = open_full(source, dir, &student.base_config, student.sealed)?;
+            student.check(&opened.config, path)?;
+            opened
+        }
     };
+    let StudentForm { still, lora, recipe, .. } = student;
     Ok(Checkpoint { still: Some(still), lora, recipe, ..opened })
 }
 
@@ -68,11 +75,13 @@ pub(super) fn open_full(
     if let Some(json) = &generation_config {
         config.add_end_tokens(json).map_err(|error| in_file(error, &generation))?;
     }
+    let quantization = Table::root(json).and_then(|table| Quantization::read(&table));
+    let quantization = quantization.map_err(|error| in_file(error, &path))?;
     let files = weight_files(dir)?;
     if sealed {
         files.iter().try_for_each(|file| Weights::require_digest(file))?;
     }
-    let weights = Weights::from_safetensors(&files)?;
+    let weights = Weights::from_quantized_safetensors(&files, quantization)?;
     Ok(Checkpoint {
         config,
         weights,

@@ -1,39 +1,45 @@
 //! Tensors by name, whatever file they come from.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 
 use candle_core::quantized::{GgmlDType, QTensor, gguf_file};
-use candle_core::safetensors::MmapedSafetensors;
 use candle_core::{DType, Device, Tensor};
 use still_quant::{Format, PackedMatrix};
 
+use super::dequantize::dequantize;
+use super::quantization::Quantization;
+use super::safetensors_file::{SafetensorsFiles, Stored, map};
 use super::{gguf, names};
 use crate::config::{Architecture, ModelConfig};
 use crate::decoder::Weight;
 use crate::error::{ModelError, Result};
 use crate::seal::{self, Kind};
 
+const UNLIKE: &str = "the weights do not belong to this configuration";
+
 /// A readable set of tensors under Hugging Face's names.
 pub struct Weights {
     /// Later layers are looked at first.
-    sources: Vec<Source>,
+    pub(super) sources: Vec<Source>,
+    /// Names of the tensors that were asked for and found.
+    read: Mutex<BTreeSet<String>>,
 }
 
-enum Source {
-    Safetensors { files: MmapedSafetensors, path: PathBuf },
+pub(super) enum Source {
+    Safetensors { files: SafetensorsFiles, quantization: Option<Quantization> },
     Gguf(Box<GgufSource>),
     Memory(HashMap<String, Tensor>),
 }
 
-struct GgufSource {
-    content: gguf_file::Content,
+pub(super) struct GgufSource {
+    pub(super) content: gguf_file::Content,
     reader: Mutex<BufReader<File>>,
-    path: PathBuf,
-    layout: GgufLayout,
+    pub(super) path: PathBuf,
+    pub(super) layout: GgufLayout,
 }
 
 /// How tensors are named and ordered in a GGUF file.
@@ -54,7 +60,7 @@ impl GgufLayout {
     }
 
     /// The tensor that has a name in the file.
-    fn name(&self, stored: &str) -> Option<String> {
+    pub(super) fn name(&self, stored: &str) -> Option<String> {
         match self {
             Self::LlamaCpp(_) => names::from_gguf(stored),
             Self::HuggingFace => Some(stored.to_owned()),
@@ -82,19 +88,39 @@ impl std::fmt::Debug for Weights {
 }
 
 impl Weights {
-    /// Memory-maps safetensors files that together hold a model.
+    /// Memory-maps safetensors files that together hold a model, none of it quantized.
     ///
     /// # Errors
     /// A missing, truncated or otherwise broken file, named.
     pub fn from_safetensors(paths: &[PathBuf]) -> Result<Self> {
-        for path in paths {
-            check_safetensors(path)?;
+        Self::from_quantized_safetensors(paths, None)
+    }
+
+    /// [`Weights::from_safetensors`] with 8-bit matrices, which are widened to f32 when they are read.
+    ///
+    /// # Errors
+    /// Also files without such matrices.
+    pub(super) fn from_quantized_safetensors(
+        paths: &[PathBuf],
+        quantization: Option<Quantization>,
+    ) -> Result<Self> {
+        let files = SafetensorsFiles::open(paths)?;
+        if let Some(quantization) = &quantization
+            && !files.tensors().any(|(_, stored)| quantization.element(stored.dtype).is_some())
+        {
+            return Err(ModelError::Corrupt {
+                path: files.path().to_path_buf(),
+                reason: "holds no 8-bit weights, but config.json has a quantization_config".into(),
+                hint:
+                    "if the weights were widened, remove quantization_config; else fetch them again"
+                        .into(),
+            });
         }
-        // SAFETY: the maps are read-only; as with any mapped file, another process must not truncate
-        // it while it is in use.
-        let files = unsafe { MmapedSafetensors::multi(paths) }?;
-        let path = paths.first().cloned().unwrap_or_default();
-        Ok(Self { sources: vec![Source::Safetensors { files, path }] })
+        Ok(Self::new(Source::Safetensors { files, quantization }))
+    }
+
+    fn new(source: Source) -> Self {
+        Self { sources: vec![source], read: Mutex::default() }
     }
 
     /// An error if a safetensors file has no digest. (One that it has is checked wherever the file is opened.)
@@ -114,12 +140,12 @@ impl Weights {
     ) -> Result<Self> {
         let reader = Mutex::new(BufReader::new(File::open(path).map_err(ModelError::read(path))?));
         let source = GgufSource { content, reader, path: path.to_path_buf(), layout };
-        Ok(Self { sources: vec![Source::Gguf(Box::new(source))] })
+        Ok(Self::new(Source::Gguf(Box::new(source))))
     }
 
     /// Tensors already in memory.
     pub fn from_tensors(tensors: HashMap<String, Tensor>) -> Self {
-        Self { sources: vec![Source::Memory(tensors)] }
+        Self::new(Source::Memory(tensors))
     }
 
     /// These weights, with `top`'s taking precedence.
@@ -136,7 +162,7 @@ impl Weights {
             .iter()
             .flat_map(|source| match source {
                 Source::Safetensors { files, .. } => {
-                    files.tensors().into_iter().map(|(name, _)| name).collect::<Vec<_>>()
+                    files.tensors().map(|(name, _)| name.to_owned()).collect::<Vec<_>>()
                 }
                 Source::Gguf(source) => source
                     .content
@@ -168,8 +194,7 @@ impl Weights {
         dtype: DType,
         device: &Device,
     ) -> Result<Tensor> {
-        self.get_optional(name, shape, dtype, device)?
-            .ok_or_else(|| self.broken(format!("tensor {name} is missing")))
+        self.get_optional(name, shape, dtype, device)?.ok_or_else(|| self.missing(name))
     }
 
     /// A tensor that may be absent.
@@ -184,16 +209,25 @@ impl Weights {
         device: &Device,
     ) -> Result<Option<Tensor>> {
         for source in self.sources.iter().rev() {
-            let Some(tensor) = source.load(name, device)? else { continue };
-            if tensor.dims() != shape {
-                return Err(self.broken(format!(
-                    "tensor {name} has shape {:?}, the configuration needs {shape:?}",
-                    tensor.dims()
-                )));
-            }
+            // Before anything of that size is made.
+            let Some(checked) = check(source, name, shape) else { continue };
+            checked?;
+            let Some(tensor) = source.load(name, device, &mut |name| self.note(name))? else {
+                continue;
+            };
+            self.note(name);
             return Ok(Some(tensor.to_dtype(dtype)?.contiguous()?));
         }
         Ok(None)
+    }
+
+    /// An error if there is a tensor of the name that has another shape, or none: before anything of that size is made.
+    ///
+    /// # Errors
+    /// As [`Weights::get`].
+    pub(crate) fn check_shape(&self, name: &str, shape: &[usize]) -> Result<()> {
+        let checked = self.sources.iter().rev().find_map(|source| check(source, name, shape));
+        checked.unwrap_or_else(|| Err(self.missing(name)))
     }
 
     /// A matrix of a known shape on the CPU, as the file has it where products can use that; otherwise in f32.
@@ -201,54 +235,82 @@ impl Weights {
     /// # Errors
     /// If it is missing or of another shape.
     pub fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Weight> {
-        for source in self.sources.iter().rev() {
-            match source.packed(name)? {
-                Some(matrix) if [matrix.rows(), matrix.columns()] == shape => {
-                    return Ok(Weight::Packed(matrix));
-                }
-                Some(matrix) => {
-                    return Err(self.broken(format!(
-                        "tensor {name} has shape {:?}, the configuration needs {shape:?}",
-                        [matrix.rows(), matrix.columns()]
-                    )));
-                }
-                None if source.has(name) => break,
-                None => {}
-            }
+        self.check_shape(name, &shape)?;
+        let source = self.sources.iter().rev().find(|source| source.shape(name).is_some());
+        if let Some(matrix) = source.map(|source| source.packed(name)).transpose()?.flatten() {
+            self.note(name);
+            return Ok(Weight::Packed(matrix));
         }
         Ok(Weight::Dense(self.get(name, &shape, DType::F32, &Device::Cpu)?))
     }
 
-    fn broken(&self, reason: String) -> ModelError {
-        let path = self.sources.iter().find_map(|source| match source {
-            Source::Safetensors { path, .. } => Some(path.clone()),
-            Source::Gguf(source) => Some(source.path.clone()),
-            Source::Memory(_) => None,
-        });
-        ModelError::Corrupt {
-            path: path.unwrap_or_else(|| "model".into()),
-            reason,
-            hint: "the weights do not belong to this configuration".into(),
-        }
+    /// Notes that a tensor is nothing to compute with and need not be read.
+    pub(super) fn pass_over(&self, name: &str) {
+        self.note(name);
+    }
+
+    fn note(&self, name: &str) {
+        self.read.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned());
+    }
+
+    /// Whether a tensor was asked for.
+    pub(super) fn was_read(&self, name: &str) -> bool {
+        self.read.lock().unwrap_or_else(PoisonError::into_inner).contains(name)
+    }
+
+    fn missing(&self, name: &str) -> ModelError {
+        let hint = match name {
+            "lm_head.weight" => {
+                "if the embeddings serve as the head, say \"tie_word_embeddings\": true in config.json"
+            }
+            _ => UNLIKE,
+        };
+        let path = self.sources.iter().find_map(Source::path);
+        broken(path, format!("tensor {name} is missing"), hint)
+    }
+}
+
+/// Whether a source's tensor has this shape; `None` if the source has no such tensor.
+fn check(source: &Source, name: &str, expected: &[usize]) -> Option<Result<()>> {
+    let found = source.shape(name)?;
+    if found == expected {
+        return Some(Ok(()));
+    }
+    let reason = format!("tensor {name} has shape {found:?}, the configuration needs {expected:?}");
+    Some(Err(broken(source.path_of(name), reason, UNLIKE)))
+}
+
+fn broken(path: Option<&Path>, reason: String, hint: &str) -> ModelError {
+    ModelError::Corrupt {
+        path: path.unwrap_or(Path::new("model")).to_path_buf(),
+        reason,
+        hint: hint.into(),
     }
 }
 
 impl Source {
-    fn has(&self, name: &str) -> bool {
+    /// The file, or the first of several; `None` in memory.
+    fn path(&self) -> Option<&Path> {
         match self {
-            Self::Memory(tensors) => tensors.contains_key(name),
-            Self::Safetensors { files, .. } => files.get(name).is_ok(),
-            Self::Gguf(source) => source
-                .layout
-                .stored_name(name)
-                .is_some_and(|name| source.content.tensor_infos.contains_key(&name)),
+            Self::Safetensors { files, .. } => Some(files.path()),
+            Self::Gguf(source) => Some(&source.path),
+            Self::Memory(_) => None,
         }
     }
 
-    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+    /// The file that has a tensor.
+    fn path_of(&self, name: &str) -> Option<&Path> {
+        match self {
+            Self::Safetensors { files, .. } => Some(files.get(name)?.path),
+            _ => self.path(),
+        }
+    }
+
+    /// A tensor's shape, if it is there.
+    pub(super) fn shape(&self, name: &str) -> Option<Vec<usize>> {
         match self {
             Self::Memory(tensors) => Some(tensors.get(name)?.dims().to_vec()),
-            Self::Safetensors { files, .. } => Some(files.get(name).ok()?.shape().to_vec()),
+            Self::Safetensors { files, .. } => Some(files.get(name)?.shape.to_vec()),
             Self::Gguf(source) => {
                 let stored = source.layout.stored_name(name)?;
                 Some(source.content.tensor_infos.get(&stored)?.shape.dims().to_vec())
@@ -261,31 +323,64 @@ impl Source {
         match self {
             Self::Memory(_) => Ok(None),
             Self::Safetensors { files, .. } => {
-                let Ok(view) = files.get(name) else { return Ok(None) };
-                let format = match view.dtype() {
+                let Some(stored) = files.get(name) else { return Ok(None) };
+                let format = match stored.dtype {
                     safetensors::Dtype::BF16 => Format::Bf16,
                     safetensors::Dtype::F16 => Format::F16,
                     _ => return Ok(None),
                 };
-                let &[rows, columns] = view.shape() else { return Ok(None) };
-                Ok(PackedMatrix::new(format, rows, columns, view.data()).ok())
+                let &[rows, columns] = stored.shape else { return Ok(None) };
+                Ok(PackedMatrix::new(format, rows, columns, stored.bytes).ok())
             }
             Self::Gguf(source) => source.packed(name),
         }
     }
 
-    fn load(&self, name: &str, device: &Device) -> Result<Option<Tensor>> {
+    /// Loads a tensor; `note` hears of others that were read for it.
+    fn load(
+        &self,
+        name: &str,
+        device: &Device,
+        note: &mut dyn FnMut(&str),
+    ) -> Result<Option<Tensor>> {
         match self {
             Self::Memory(tensors) => {
                 Ok(tensors.get(name).map(|t| t.to_device(device)).transpose()?)
             }
-            Self::Safetensors { files, .. } => match files.get(name) {
-                Ok(_) => Ok(Some(files.load(name, device)?)),
-                Err(_) => Ok(None),
-            },
+            Self::Safetensors { files, quantization } => {
+                let Some(stored) = files.get(name) else { return Ok(None) };
+                let quantized = quantization.as_ref().and_then(|quantization| {
+                    Some((quantization, quantization.element(stored.dtype)?))
+                });
+                let Some((quantization, element)) = quantized else {
+                    return stored.load(device).map(Some);
+                };
+                let (scale_name, scales) = scales_of(files, name, quantization, &stored)?;
+                let values = dequantize(&stored, element, &scales, quantization)?;
+                note(&scale_name);
+                Ok(Some(Tensor::from_vec(values, stored.shape, device)?))
+            }
             Self::Gguf(source) => source.load(name, device),
         }
     }
+}
+
+/// The scales of a quantized matrix and their name.
+fn scales_of<'a>(
+    files: &'a SafetensorsFiles,
+    name: &str,
+    quantization: &Quantization,
+    matrix: &Stored<'_>,
+) -> Result<(String, Stored<'a>)> {
+    let mut names = quantization.scale_suffixes.iter().map(|suffix| format!("{name}{suffix}"));
+    let found = names.find_map(|name| files.get(&name).map(|scales| (name, scales)));
+    found.ok_or_else(|| {
+        let suffixes = quantization.scale_suffixes.join(" or ");
+        matrix.corrupt(format!(
+            "is in {:?}, and there are no scales for it (its name and {suffixes})",
+            matrix.dtype
+        ))
+    })
 }
 
 impl GgufSource {
@@ -337,26 +432,4 @@ impl GgufSource {
         };
         Ok(PackedMatrix::new(format, rows, columns, &bytes).ok())
     }
-}
-
-/// An error unless the file's header is sound and its data complete, and what its digest says, if it has one.
-fn check_safetensors(path: &Path) -> Result<()> {
-    let map = map(path)?;
-    seal::expect(path, &map, Kind::Safetensors, false)?;
-    safetensors::SafeTensors::deserialize(&map)
-        .map(drop)
-        .map_err(|error| ModelError::corrupt(path, format!("not valid safetensors: {error}")))
-}
-
-fn map(path: &Path) -> Result<memmap2::Mmap> {
-    let file = File::open(path).map_err(ModelError::read(path))?;
-    let length = file.metadata().map_err(ModelError::read(path))?.len();
-    if length < 8 {
-        return Err(ModelError::corrupt(
-            path,
-            format!("{length} bytes are too few for safetensors"),
-        ));
-    }
-    // SAFETY: as in `from_safetensors`.
-    unsafe { memmap2::Mmap::map(&file) }.map_err(ModelError::read(path))
 }

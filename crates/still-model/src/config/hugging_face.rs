@@ -126,7 +126,7 @@ impl ModelConfig {
 }
 
 /// An error for another activation than SiLU, under either of its keys.
-fn refuse_activation(table: &Table) -> Result<()> {
+fn refuse_activation(table: &Table<'_>) -> Result<()> {
     for key in ["hidden_act", "hidden_activation"] {
         if let Some(name) = table.text(key)?
             && !ACTIVATIONS.contains(&name)
@@ -141,7 +141,7 @@ fn refuse_activation(table: &Table) -> Result<()> {
     Ok(())
 }
 
-fn refuse_biases(table: &Table, architecture: Architecture) -> Result<()> {
+fn refuse_biases(table: &Table<'_>, architecture: Architecture) -> Result<()> {
     for key in ["attention_bias", "mlp_bias"] {
         // Qwen2 has biases on q, k and v whatever this says.
         let meaningless = architecture == Architecture::Qwen2 && key == "attention_bias";

@@ -11,6 +11,7 @@ use std::ops::RangeInclusive;
 
 use still_attention::HeadGeometry;
 
+pub(crate) use read::Table;
 pub use rope::RopeScaling;
 
 use crate::error::{ModelError, Result};

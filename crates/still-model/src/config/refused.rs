@@ -32,7 +32,7 @@ enum Neutral {
 
 use Neutral::{Absent, AttentionScale, HeadDim, HiddenSize, Number, Off, Text, Theta};
 
-const KEYS: [(&str, Neutral); 73] = [
+const KEYS: [(&str, Neutral); 74] = [
     // Factors along the residual stream and at its ends (Granite, Cohere, MiniCPM, Falcon-H1, Gemma).
     ("residual_multiplier", Number(1.0)),
     ("embedding_multiplier", Number(1.0)),
@@ -93,6 +93,7 @@ const KEYS: [(&str, Neutral); 73] = [
     ("rotary_emb_base", Theta),
     ("rotary_dim", HeadDim),
     ("rotary_emb_fraction", Number(1.0)),
+    ("use_mrope", Off),
     ("use_dynamic_ntk", Off),
     ("position_embedding_type", Text("rope")),
     // Experts.
@@ -116,7 +117,7 @@ const KEYS: [(&str, Neutral); 73] = [
 ];
 
 /// An error that names a key whose value is not neutral.
-pub(super) fn refuse(table: &Table, config: &ModelConfig) -> Result<()> {
+pub(super) fn refuse(table: &Table<'_>, config: &ModelConfig) -> Result<()> {
     for (key, neutral) in KEYS {
         let Some(value) = table.value(key) else { continue };
         if !neutral.is(value, config) {
@@ -145,7 +146,7 @@ pub(super) fn refuse(table: &Table, config: &ModelConfig) -> Result<()> {
 }
 
 /// SmolLM3's layers without RoPE.
-fn refuse_unrotated_layers(table: &Table, config: &ModelConfig) -> Result<()> {
+fn refuse_unrotated_layers(table: &Table<'_>, config: &ModelConfig) -> Result<()> {
     const HINT: &str = "supported: every layer rotates its queries and keys";
     const LAYERS: &str = "no_rope_layers";
     const INTERVAL: &str = "no_rope_layer_interval";

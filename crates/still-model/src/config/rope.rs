@@ -45,7 +45,7 @@ pub(super) type Rope = (f64, Option<RopeScaling>);
 ///
 /// # Errors
 /// A value of the wrong type or range, a kind of scaling that is not computed here, keys that contradict each other.
-pub(super) fn read(config: &Table, architecture: Architecture, context: usize) -> Result<Rope> {
+pub(super) fn read(config: &Table<'_>, architecture: Architecture, context: usize) -> Result<Rope> {
     let qwen = matches!(architecture, Architecture::Qwen2 | Architecture::Qwen3);
     let outside = Outside {
         kinds: qwen || config.value("layer_types").is_some(),
@@ -127,7 +127,7 @@ struct Outside {
 }
 
 /// A table's parameters, or those that its tables by kind of layer agree on.
-fn of_all_layers(table: &Table, outside: &Outside) -> Result<Rope> {
+fn of_all_layers(table: &Table<'_>, outside: &Outside) -> Result<Rope> {
     let kinds: Vec<&str> = table.keys().filter(|key| LAYER_KINDS.contains(key)).collect();
     let mut ropes = Vec::new();
     for kind in &kinds {
@@ -163,7 +163,7 @@ fn of_all_layers(table: &Table, outside: &Outside) -> Result<Rope> {
     })
 }
 
-fn of_table(table: &Table, outside: &Outside) -> Result<Rope> {
+fn of_table(table: &Table<'_>, outside: &Outside) -> Result<Rope> {
     let theta = table.number("rope_theta", ROPE_THETA)?.or(outside.theta);
     let theta = theta.unwrap_or(DEFAULT_THETA);
     whole_heads(table, "partial_rotary_factor")?;
@@ -243,7 +243,7 @@ fn of_table(table: &Table, outside: &Outside) -> Result<Rope> {
 }
 
 /// An error if a part of each head is not rotated.
-fn whole_heads(table: &Table, key: &str) -> Result<()> {
+fn whole_heads(table: &Table<'_>, key: &str) -> Result<()> {
     match table.number(key, 0.0..=1.0)? {
         None | Some(1.0) => Ok(()),
         Some(_) => Err(table.unsupported(key, "supported: 1, every channel of a head is rotated")),

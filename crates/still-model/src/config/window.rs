@@ -12,7 +12,7 @@ const FULL_LAYERS: usize = 28;
 /// An error if some layer attends to a window that is shorter than the context, by Hugging Face's rules.
 ///
 /// A student takes over a teacher's attention to everything before; one that sees only a window has none to take over.
-pub(super) fn refuse(table: &Table, config: &ModelConfig) -> Result<()> {
+pub(super) fn refuse(table: &Table<'_>, config: &ModelConfig) -> Result<()> {
     let window = table.size("sliding_window", 0..=MAX_POSITIONS)?;
     let window = if table.mentions("sliding_window") { window } else { Some(WINDOW) };
     let windowed = table.flag("use_sliding_window")?.unwrap_or(false);
@@ -50,7 +50,7 @@ pub(super) fn refuse(table: &Table, config: &ModelConfig) -> Result<()> {
 }
 
 /// Whether `layer_types` has layers with a window, where the family has such layers.
-fn sliding_layers(table: &Table, config: &ModelConfig) -> Result<bool> {
+fn sliding_layers(table: &Table<'_>, config: &ModelConfig) -> Result<bool> {
     const KEY: &str = "layer_types";
     let Some(types) = table.texts(KEY)? else { return Ok(false) };
     if types.len() != config.num_hidden_layers {

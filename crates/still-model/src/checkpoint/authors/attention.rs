@@ -131,9 +131,9 @@ impl Found {
         let (mut hh_q, mut hh_k) = (vec![false; layers], vec![false; layers]);
         for name in base.weights.names() {
             let Some(learned) = learned_names::from_checkpoint(&name) else {
-                let known = names::to_gguf(&name).is_some()
-                    || UNUSED.iter().any(|unused| name.ends_with(unused));
-                if !known {
+                if UNUSED.iter().any(|unused| name.ends_with(unused)) {
+                    base.weights.pass_over(&name);
+                } else if names::to_gguf(&name).is_none() {
                     return Err(unknown_tensor(path, &name));
                 }
                 continue;
