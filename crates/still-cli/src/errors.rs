@@ -60,6 +60,9 @@ pub fn report(printer: &Printer, error: &anyhow::Error) -> ExitCode {
 /// From now on a panic is told as an internal error, in the same two lines.
 pub fn install_panic_hook() {
     std::panic::set_hook(Box::new(|panic| {
+        if still_model::panics_are_expected() {
+            return;
+        }
         let payload = panic.payload();
         let text = payload.downcast_ref::<&str>().copied();
         let message = text

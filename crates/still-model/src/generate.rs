@@ -112,9 +112,13 @@ pub fn generate(
     let mut sampler = Sampler::new(options.temperature, options.top_p, options.top_k, options.seed);
     let mut stream = model.tokenizer.stream();
     let mut output = StopBuffer::new(&options.stop);
+    // Text of special tokens is never shown: such a stop string is met as an id.
+    let stop_ids: Vec<u32> =
+        options.stop.iter().flat_map(|stop| model.tokenizer.ids_of_text(stop)).collect();
     let (mut new, mut fed) = (Vec::new(), 0);
     let mut finish = Finish::Length;
-    let mut interrupted = false;
+    // Interrupted, or what comes after the text is not wanted.
+    let (mut interrupted, mut stopped) = (false, false);
     let mut emit = |text: &str, interrupted: &mut bool| {
         *interrupted = *interrupted || on_text(text).is_break();
     };
@@ -130,10 +134,15 @@ pub fn generate(
             break;
         }
         new.push(id);
+        if stop_ids.contains(&id) {
+            finish = Finish::StopString;
+            break;
+        }
         if let Some(text) = stream.push(id)?
             && output.push(&text, &mut |text| emit(text, &mut interrupted))
         {
             finish = Finish::StopString;
+            stopped = true;
             break;
         }
         if interrupted {
@@ -145,7 +154,7 @@ pub fn generate(
             fed += 1;
         }
     }
-    if !matches!(finish, Finish::StopString | Finish::Interrupted) {
+    if !stopped && finish != Finish::Interrupted {
         let rest = stream.finish()?.unwrap_or_default();
         if output.push(&rest, &mut |text| emit(text, &mut interrupted)) {
             finish = Finish::StopString;

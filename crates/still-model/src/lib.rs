@@ -43,4 +43,4 @@ pub use read_packed::Feed;
 pub use sampler::{Sampler, likeliest};
 pub use session::{ChatSession, Reply};
 pub use student::{FeatureInit, LoraConfig, LoraTarget, Student, StudentLayer};
-pub use tokenizer::{Span, TokenStream, Tokenizer};
+pub use tokenizer::{Span, TokenStream, Tokenizer, panics_are_expected};

@@ -210,7 +210,7 @@ pub fn config(path: &Path, content: &Content) -> Result<ModelConfig> {
         tie_word_embeddings: !content.tensor_infos.contains_key("output.weight"),
         attention_bias: content.tensor_infos.contains_key("blk.0.attn_q.bias"),
         bos_token_id: token("bos"),
-        eos_token_ids: ["eos", "eot"].into_iter().filter_map(token).collect(),
+        eos_token_ids: crate::tokenizer::end_of_generation(content),
     };
     config.validate()?;
     Ok(config)
