@@ -493,6 +493,90 @@ fn only_answers_count_if_asked() {
     assert!(short.len() < fixture.read(files, &of_length(16)).len());
 }
 
+/// A tokenizer that names the end of a sequence.
+fn with_end(fixture: &Fixture) -> Tokenizer {
+    fixture.tokenizer.save(fixture.dir.path()).unwrap();
+    let path = fixture.dir.path().join("tokenizer_config.json");
+    let mut config: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    config["eos_token"] = serde_json::json!({ "content": "<|im_end|>" });
+    fs::write(&path, config.to_string()).unwrap();
+    Tokenizer::from_hf_dir(fixture.dir.path()).unwrap()
+}
+
+#[test]
+fn prompts_of_instructions_are_masked_if_asked() {
+    let mut fixture = Fixture::new();
+    let lines = [
+        r#"{"instruction": "Wo ist das Öl?", "input": "", "output": "Über dem Meer."}"#,
+        r#"{"instruction": "Translate.", "input": "Öl", "output": "oil"}"#,
+    ];
+    let file = fixture.file("alpaca.jsonl", lines.join("\n"));
+    let (what, hint) = fixture.complaint(file.clone(), &of_length(400));
+    assert!(what.contains("line 1") && what.contains("eos_token"), "{what}");
+    assert!(hint.contains("tokenizer_config.json"), "{hint}");
+    fixture.tokenizer = with_end(&fixture);
+    let files = std::slice::from_ref(&file);
+    let asked = DataRecipe { loss_on: LossOn::Answers, ..of_length(400) };
+    let (all, answers) = (fixture.read(files, &of_length(400)), fixture.read(files, &asked));
+    let expected = [
+        "Below is an instruction that describes a task, paired with an input that provides further context. Write a response \
+         that appropriately completes the request.\n\n### Instruction:\nTranslate.\n\n### Input:\nÖl\n\n### Response:\n\
+         |oil<|im_end|>",
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n\
+         ### Instruction:\nWo ist das Öl?\n\n### Response:\n|Über dem Meer.<|im_end|>",
+    ];
+    let split = |window: &Window| {
+        let segment = window.segments().next().unwrap();
+        let counted = segment.counted.unwrap();
+        let start = counted.iter().position(|&counted| counted).unwrap();
+        assert!(counted[start..].iter().all(|&counted| counted), "one answer, to the end");
+        let decode = |ids: &[u32]| fixture.tokenizer.decode(ids, false).unwrap();
+        format!("{}|{}", decode(&segment.ids[..start]), decode(&segment.ids[start..]))
+    };
+    let mut written: Vec<String> = draw(&answers, 2, 1).iter().map(split).collect();
+    written.sort_by_key(String::len);
+    let mut expected = expected.map(str::to_owned);
+    expected.sort_by_key(String::len);
+    assert_eq!(written, expected);
+    let (all, answers) = (draw(&all, 2, 1), draw(&answers, 2, 1));
+    for (all, answers) in all.iter().zip(&answers) {
+        assert_eq!(all.ids(), answers.ids(), "ids do not depend on what counts");
+        assert!(all.segments().all(|segment| segment.counted.is_none()));
+    }
+    // Packed and cut, the same tokens count.
+    let count = |windows: &Windows| -> usize {
+        let windows = draw(windows, windows.len(), 1);
+        let of = |window: &Window| -> usize {
+            window
+                .segments()
+                .map(|segment| segment.counted.unwrap().iter().filter(|&&c| c).count())
+                .sum()
+        };
+        windows.iter().map(of).sum()
+    };
+    let whole = count(&fixture.read(files, &asked));
+    let packed = DataRecipe { pack: true, length: 800, ..asked.clone() };
+    assert_eq!(fixture.read(files, &packed).len(), 1);
+    assert_eq!(count(&fixture.read(files, &packed)), whole);
+}
+
+#[test]
+fn instructions_that_are_malformed_are_named() {
+    let fixture = Fixture::new();
+    for (line, word) in [
+        (r#"{"instruction": "a"}"#, "an instruction without \"output\""),
+        (r#"{"instruction": 1, "output": "a"}"#, "\"instruction\" is not a string"),
+        (r#"{"instruction": "a", "input": [], "output": "a"}"#, "\"input\" is not a string"),
+        (r#"{"output": "a"}"#, "an instruction without \"instruction\""),
+        (r#"{"question": "a"}"#, "nor \"instruction\""),
+    ] {
+        let (what, hint) = fixture.complaint(fixture.file("a.jsonl", line), &of_length(16));
+        assert!(what.contains("line 1") && what.contains(word), "{line}: {what}");
+        assert!(hint.contains("instruction"), "{hint}");
+    }
+}
+
 #[test]
 fn text_may_have_another_field() {
     let fixture = Fixture::new();

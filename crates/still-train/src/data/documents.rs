@@ -4,7 +4,10 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
+use serde_json::Value;
+
 use super::chat::Conversation;
+use super::instruction::Instruction;
 use super::line::{Messages, Text, fields};
 use crate::error::{Result, TrainError};
 
@@ -55,6 +58,7 @@ impl Kind {
 pub(super) enum Document {
     Text(String),
     Conversation(Conversation),
+    Instruction(Instruction),
 }
 
 pub(super) fn data_error(path: &Path, what: String, hint: &str) -> TrainError {
@@ -129,8 +133,8 @@ pub(super) fn for_each_batch(
     each(batch)
 }
 
-/// What a line holds: text in `field` or, without such a field, a conversation in `messages`, whose line may have `most`
-/// bytes.
+/// What a line holds: text in `field` or, without such a field, a conversation in `messages` or an instruction and its output,
+/// whose line may have `most` bytes.
 pub(super) fn parse_line(
     path: &Path,
     number: usize,
@@ -140,10 +144,18 @@ pub(super) fn parse_line(
 ) -> Result<Document> {
     let fail = |what: String| {
         let hint = format!(
-            "each line must be a JSON object with a string \"{field}\" (data.text_field), or with \"messages\": a list of \
-             {{\"role\": …, \"content\": …}}"
+            "each line must be a JSON object with a string \"{field}\" (data.text_field), with \"messages\": a list of \
+             {{\"role\": …, \"content\": …}}, or with \"instruction\" and \"output\""
         );
         data_error(path, format!("line {number}: {what}"), &hint)
+    };
+    let too_long = |what: &str| {
+        let what = format!(
+            "line {number}: {what} of {} bytes; at most {most} are tokenized at once (data.max_word_bytes)",
+            line.len()
+        );
+        let hint = "divide it, or raise the limit with --set data.max_word_bytes=N";
+        data_error(path, what, hint)
     };
     let fields = fields(line, field, most).map_err(fail)?;
     match (fields.text, fields.messages) {
@@ -152,14 +164,26 @@ pub(super) fn parse_line(
         (None, Some(Messages::Are(messages))) => {
             Conversation::new(messages, fields.beside).map(Document::Conversation).map_err(fail)
         }
-        (None, Some(Messages::TooLong)) => Err(data_error(
-            path,
-            format!(
-                "line {number}: a conversation of {} bytes; at most {most} are tokenized at once (data.max_word_bytes)",
-                line.len()
-            ),
-            "divide the conversation, or raise the limit with --set data.max_word_bytes=N",
-        )),
-        (None, None) => Err(fail(format!("neither \"{field}\" nor \"messages\""))),
+        (None, Some(Messages::TooLong)) => Err(too_long("a conversation")),
+        (None, None) => match fields.instruction {
+            found if found.is_empty() => {
+                Err(fail(format!("neither \"{field}\" nor \"messages\" nor \"instruction\"")))
+            }
+            found if found.values().any(Option::is_none) => Err(too_long("an instruction")),
+            mut found => {
+                let mut text = |key: &str| match found.remove(key).flatten() {
+                    Some(Value::String(text)) => Ok(text),
+                    // Not every line has an input.
+                    None | Some(Value::Null) if key == "input" => Ok(String::new()),
+                    Some(_) => Err(fail(format!("\"{key}\" is not a string"))),
+                    None => Err(fail(format!("an instruction without \"{key}\""))),
+                };
+                Ok(Document::Instruction(Instruction {
+                    instruction: text("instruction")?,
+                    input: text("input")?,
+                    output: text("output")?,
+                }))
+            }
+        },
     }
 }

@@ -1,11 +1,15 @@
 //! A line of JSON, of which only what is asked for is held: whatever else a line has, it takes no memory.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 
 use super::chat::BESIDE;
+
+/// What an instruction is made of.
+const INSTRUCTION: [&str; 3] = ["instruction", "input", "output"];
 
 /// What a line says under the names that are asked for.
 #[derive(Debug, Default, PartialEq)]
@@ -14,6 +18,8 @@ pub(super) struct Fields {
     pub messages: Option<Messages>,
     /// What [`BESIDE`] names.
     pub beside: [Option<Value>; 3],
+    /// The values that make up an instruction, by name; none of a line that is too long for them to be looked at.
+    pub instruction: BTreeMap<String, Option<Value>>,
 }
 
 /// The value of the field that should hold text.
@@ -32,7 +38,8 @@ pub(super) enum Messages {
     TooLong,
 }
 
-/// Reads an object's `field`, `messages` and what stands beside those; all but the first if the line has at most `most` bytes.
+/// Reads an object's `field`, `messages`, what stands beside those, and instruction; all but the first if the line has at most `most`
+/// bytes.
 ///
 /// # Errors
 /// In words: no object, or no JSON.
@@ -76,10 +83,14 @@ impl<'de> Visitor<'de> for Object<'_> {
                 && self.reads_messages
             {
                 fields.beside[at] = Some(map.next_value()?);
+            } else if INSTRUCTION.contains(&key.as_str()) && self.reads_messages {
+                fields.instruction.insert(key, Some(map.next_value()?));
             } else {
                 map.next_value::<IgnoredAny>()?;
                 if key == "messages" {
                     fields.messages = Some(Messages::TooLong);
+                } else if INSTRUCTION.contains(&key.as_str()) {
+                    fields.instruction.insert(key, None);
                 }
             }
         }
@@ -189,6 +200,7 @@ mod tests {
             text: Some(Text::Is("a\nb".into())),
             messages: Some(Messages::Are(json!([1]))),
             beside: [Some(Value::Null), Some(json!(2)), None],
+            ..Fields::default()
         };
         assert_eq!(read(line), Ok(expected));
         for other in ["1", "-1", "1.5", "null", "true", "[\"a\"]", "{\"a\": []}"] {
@@ -206,6 +218,9 @@ mod tests {
     fn a_long_conversation_is_not_looked_at() {
         let line = format!("{{\"messages\": [\"{}\"]}}", "x".repeat(200));
         assert_eq!(read(&line).unwrap().messages, Some(Messages::TooLong));
+        let line = format!("{{\"instruction\": \"a\", \"output\": \"{}\"}}", "x".repeat(200));
+        let unread = ["instruction", "output"].map(|key| (key.to_owned(), None));
+        assert_eq!(read(&line).unwrap().instruction, unread.into());
     }
 
     #[test]

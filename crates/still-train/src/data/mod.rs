@@ -9,6 +9,7 @@ mod chat;
 mod cut;
 mod documents;
 mod heldout;
+mod instruction;
 mod lengths;
 mod line;
 mod order;

@@ -66,6 +66,13 @@ pub(super) fn tokenize(
                     data_error(path, format!("line {number}: {what}"), hint)
                 })
             }
+            Document::Instruction(instruction) => {
+                let (ids, answer) = instruction.encode(tokenizer).map_err(|what| {
+                    let hint = "name eos_token in tokenizer_config.json, or give the lines as text";
+                    data_error(path, format!("line {number}: {what}"), hint)
+                })?;
+                Ok((ids, if answers { vec![answer] } else { Vec::new() }))
+            }
         }
     };
     for_each_batch(path, kind, options.max_line_bytes, &mut |batch| {

@@ -12,14 +12,14 @@ use crate::error::Result;
 /// Most lengths that a recipe may mix.
 pub(crate) const MAX_LENGTHS: usize = 8;
 
-/// Whose predictions stage 2 counts in conversations.
+/// Whose predictions stage 2 counts in conversations and instructions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LossOn {
     /// Everybody's.
     #[default]
     All,
-    /// The assistant's. Documents that are no conversations count as a whole.
+    /// The assistant's, and what answers an instruction: prompts are masked. Other documents count as a whole.
     Answers,
 }
 
@@ -40,7 +40,7 @@ pub struct DataRecipe {
     pub min_length: usize,
     /// Put several short documents into a window, each a sequence of its own.
     pub pack: bool,
-    /// Field of a line of `.jsonl` that holds its text; a line without it has `messages`.
+    /// Field of a line of `.jsonl` that holds its text; a line without it has `messages`, or `instruction` and `output`.
     pub text_field: String,
     /// Longest line of `.jsonl`, in bytes as they are read (decompressed).
     pub max_line_bytes: usize,
