@@ -10,7 +10,7 @@ use crate::recipe::Recipe;
 use crate::transfer::TransferStage;
 
 /// Everything that can be learned is there. Routing goes by position, or a small step would change it.
-const BASE: [&str; 9] = [
+const BASE: [&str; 10] = [
     "attention.chunk=8",
     "attention.budget=2",
     "attention.router={ random = { seed = 1 } }",
@@ -19,6 +19,7 @@ const BASE: [&str; 9] = [
     "attention.gate=true",
     "finetune.lora.rank=2",
     "finetune.lora.alpha=2",
+    "finetune.lora.targets=[\"q\", \"k\", \"v\", \"o\", \"g\"]",
     "finetune.recompute=false",
 ];
 
@@ -52,6 +53,8 @@ fn check(
     what: &str,
 ) {
     assert!(parameters.len() >= 12, "{what}: {} tensors", parameters.len());
+    let updates = parameters.iter().filter(|(name, _)| name.contains("g_proj.lora_")).count();
+    assert!(updates == 0 || updates == 4, "{what}: {updates} matrices of the gate's updates");
     for ((name, var), gradient) in parameters.iter().zip(gradients) {
         let gradient = gradient.as_ref().unwrap_or_else(|| panic!("{what}: {name} has none"));
         let squares =
@@ -78,15 +81,17 @@ fn attention_transfer() {
         &["transfer.loss=head_mse"][..],
         &["transfer.loss=output_mse", "transfer.normalise=true"],
         &["transfer.linear_branch_weight=0.5", "transfer.normalise=true"],
+        &["transfer.reduction=mean", "transfer.loss_scale=1000"],
     ] {
         let (model, recipe, student) = start(overrides);
         let mut stage = TransferStage::new(&model, &student, &recipe.transfer).unwrap();
         let windows = windows();
         let gradients = stage.gradients(&windows).unwrap().into_gradients();
         let parameters = stage.updates().optimizer.parameters().clone();
-        // Gradients are of the sum over the layers, the loss is their mean.
-        let layers = model.config().num_hidden_layers as f64;
-        let loss = || layers * stage.gradients(&windows).unwrap().loss();
+        // The loss that is told is the mean over the layers, unscaled.
+        let layers = model.config().num_hidden_layers;
+        let scale = layers as f64 * recipe.transfer.gradient_scale(layers);
+        let loss = || scale * stage.gradients(&windows).unwrap().loss();
         check(&parameters, &gradients, loss, &overrides.join(" "));
     }
 }
@@ -98,6 +103,8 @@ fn low_rank_finetuning() {
         &["finetune.objective=cross_entropy", "finetune.recompute=true"],
         &["finetune.objective={ mixed = { kl = 0.5 } }", "finetune.dropout=0.3"],
         &["finetune.objective=logit_kl", "finetune.recompute=mlp"],
+        // The gate's matrix is frozen, its update learns.
+        &["finetune.objective=cross_entropy", "finetune.train_attention=false"],
     ] {
         let (model, recipe, student) = start(overrides);
         let mut stage = FinetuneStage::new(&model, &student, &recipe.finetune, 9).unwrap();

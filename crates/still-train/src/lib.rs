@@ -42,7 +42,7 @@ pub use optimizer::{AdamW, AdamWConfig, Parameters};
 pub use plan::{Plan, StagePlan, plan};
 pub use recipe::{
     AttentionRecipe, CalibrationRecipe, CheckpointRecipe, DataRecipe, EvaluationRecipe,
-    FinetuneRecipe, GuardRecipe, LossOn, Objective, Recipe, Recompute, TransferLoss,
+    FinetuneRecipe, GuardRecipe, LossOn, Objective, Recipe, Recompute, Reduction, TransferLoss,
     TransferRecipe,
 };
 pub use run::{linearize, linearize_windows};

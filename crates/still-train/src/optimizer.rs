@@ -18,7 +18,7 @@ pub struct AdamWConfig {
     /// Steps of linear warmup.
     pub warmup: usize,
     /// How the rate goes on after it: `"cosine"`, `"linear"`, `"constant"` or
-    /// `{ plateau = { factor = 0.5, patience = 2 } }`.
+    /// `{ plateau = { factor = 0.1, patience = 10 } }`.
     pub schedule: Schedule,
     /// The schedule ends at this share of `lr`.
     pub floor: f64,
@@ -30,7 +30,7 @@ pub struct AdamWConfig {
     pub eps: f64,
     /// Decoupled weight decay.
     pub weight_decay: f64,
-    /// Gradients are scaled down to this global norm.
+    /// Gradients are scaled down to this global norm. 0: they are left as they are.
     pub clip: f64,
 }
 
@@ -102,9 +102,7 @@ impl AdamW {
 
     /// Takes note of a held-out loss, which [`Schedule::Plateau`] goes by.
     pub(crate) fn observe(&mut self, heldout: f64) {
-        if let Schedule::Plateau { factor, patience } = self.config.schedule {
-            self.plateau.observe(heldout, factor, patience);
-        }
+        self.plateau.observe(heldout, self.config.schedule);
     }
 
     /// Takes one step; a parameter without gradient stays. Returns the gradient's global norm before clipping.
@@ -148,7 +146,7 @@ impl AdamW {
     /// The step along gradients of this norm.
     pub(crate) fn apply(&mut self, grads: &[Run], norm: f64) -> Result<()> {
         let AdamWConfig { beta1, beta2, eps, weight_decay, clip, .. } = self.config;
-        let scale = if norm > clip { clip / norm } else { 1.0 };
+        let scale = if clip > 0.0 && norm > clip { clip / norm } else { 1.0 };
         let lr = self.lr();
         self.step += 1;
         let taken = (self.step - self.skipped) as i32;
@@ -279,6 +277,18 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_clipped_at_0() {
+        let free = AdamWConfig { eps: 1.0, warmup: 0, clip: 1e9, ..AdamWConfig::default() };
+        let off = AdamWConfig { clip: 0.0, ..free };
+        let (a, b) = (one(0.0), one(0.0));
+        for (config, parameters) in [(free, &a), (off, &b)] {
+            AdamW::new(config, parameters.clone(), 10).unwrap().step("test", &grad(400.0)).unwrap();
+        }
+        assert!(value(&a) != 0.0);
+        assert_eq!(value(&a), value(&b));
+    }
+
+    #[test]
     fn clipping_scales_and_reports_the_norm_before() {
         let free = AdamWConfig { eps: 1.0, warmup: 0, clip: 1e9, ..AdamWConfig::default() };
         let clipped = AdamWConfig { clip: 0.5, ..free };
@@ -305,7 +315,7 @@ mod tests {
 
     #[test]
     fn a_plateau_never_goes_below_the_floor() {
-        let schedule = Schedule::Plateau { factor: 0.5, patience: 1 };
+        let schedule = Schedule::Plateau { factor: 0.5, patience: 0, threshold: 1e-4, cooldown: 0 };
         let config = AdamWConfig { lr: 1.0, warmup: 0, schedule, ..AdamWConfig::default() };
         let mut adam = AdamW::new(config, one(1.0), 10).unwrap();
         let mut rates = Vec::new();

@@ -15,14 +15,24 @@ pub enum Schedule {
     Cosine,
     /// A line to the floor at the last step.
     Linear,
-    /// Is multiplied by `factor`, not below the floor, whenever `patience` evaluations in a row have not lowered the
-    /// held-out loss.
+    /// Is multiplied by `factor`, not below the floor, when the held-out loss has stopped falling: PyTorch's `ReduceLROnPlateau`.
     Plateau {
         /// Below 1.
         factor: f64,
-        /// Evaluations.
+        /// Evaluations in a row without improvement that are put up with: the next one lowers the rate.
         patience: usize,
+        /// What counts as an improvement: a loss below the best one by more than this share of it.
+        #[serde(default = "default_threshold")]
+        threshold: f64,
+        /// Evaluations after each reduction that are not counted.
+        #[serde(default)]
+        cooldown: usize,
     },
+}
+
+/// PyTorch's.
+fn default_threshold() -> f64 {
+    1e-4
 }
 
 impl Schedule {
@@ -49,14 +59,17 @@ impl Schedule {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Plateau {
     best: Option<Exact>,
-    /// Evaluations since the best one or the last reduction.
+    /// Evaluations since the best one, the last reduction or its cooldown.
     waited: usize,
+    /// Evaluations that are not counted yet.
+    #[serde(default)]
+    cooling: usize,
     scale: Exact,
 }
 
 impl Default for Plateau {
     fn default() -> Self {
-        Self { best: None, waited: 0, scale: 1.0.into() }
+        Self { best: None, waited: 0, cooling: 0, scale: 1.0.into() }
     }
 }
 
@@ -66,17 +79,23 @@ impl Plateau {
         self.scale.get()
     }
 
-    /// Takes note of a held-out loss.
-    pub fn observe(&mut self, loss: f64, factor: f64, patience: usize) {
-        if self.best.is_none_or(|best| loss < best.get()) {
+    /// Takes note of a held-out loss; other schedules do not go by it.
+    pub fn observe(&mut self, loss: f64, schedule: Schedule) {
+        let Schedule::Plateau { factor, patience, threshold, cooldown } = schedule else { return };
+        if self.best.is_none_or(|best| loss < best.get() * (1.0 - threshold)) {
             self.best = Some(loss.into());
             self.waited = 0;
-            return;
+        } else {
+            self.waited += 1;
         }
-        self.waited += 1;
-        if self.waited >= patience {
+        if self.cooling > 0 {
+            self.cooling -= 1;
             self.waited = 0;
+        }
+        if self.waited > patience {
             self.scale = (self.scale() * factor).into();
+            self.cooling = cooldown;
+            self.waited = 0;
         }
     }
 }
@@ -87,7 +106,7 @@ mod tests {
 
     #[test]
     fn all_rise_alike_and_end_where_they_say() {
-        let plateau = Schedule::Plateau { factor: 0.5, patience: 1 };
+        let plateau = plateau(0.5, 1, 0.0, 0);
         for (schedule, last) in [
             (Schedule::Constant, 1.0),
             (Schedule::Cosine, 0.1),
@@ -103,14 +122,60 @@ mod tests {
         assert!((Schedule::Linear.share(5, 1, 10, 0.0) - 0.5).abs() < 1e-12);
     }
 
-    #[test]
-    fn a_plateau_takes_off_after_its_patience() {
+    fn plateau(factor: f64, patience: usize, threshold: f64, cooldown: usize) -> Schedule {
+        Schedule::Plateau { factor, patience, threshold, cooldown }
+    }
+
+    fn scales(schedule: Schedule, losses: &[f64]) -> Vec<f64> {
         let mut plateau = Plateau::default();
-        let mut after = |loss| {
-            plateau.observe(loss, 0.5, 2);
+        let mut after = |&loss: &f64| {
+            plateau.observe(loss, schedule);
             plateau.scale()
         };
-        let scales = [3.0, 2.0, 2.0, 2.5, 1.0, 1.5, 1.0, 1.0, 1.0].map(&mut after);
-        assert_eq!(scales, [1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.25, 0.25, 0.125]);
+        losses.iter().map(&mut after).collect()
+    }
+
+    #[test]
+    fn a_plateau_takes_off_after_its_patience() {
+        let losses = [3.0, 2.0, 2.0, 2.5, 1.0, 1.5, 1.0, 1.0, 1.0];
+        let expected = [1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.25, 0.25, 0.125];
+        assert_eq!(scales(plateau(0.5, 1, 0.0, 0), &losses), expected);
+    }
+
+    /// Where `torch.optim.lr_scheduler.ReduceLROnPlateau` (2.9, mode "min", relative threshold) lowers the rate on the same losses.
+    #[test]
+    fn a_plateau_is_pytorchs() {
+        let losses = [
+            3.03, 3.0297, 3.0297, 3.0294, 3.09, 3.09, 3.1518, 3.1518, 3.1518, 3.1833, 3.0878,
+            3.1496, 3.1494, 3.2124, 3.1963, 3.1963, 3.1004, 3.0849, 2.9924, 2.9921, 2.9919, 3.0518,
+            3.0365, 3.0364, 3.0667, 2.9747, 3.0045, 2.9895, 2.8998, 2.8998,
+        ];
+        let impatient = [
+            1, 2, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 20, 21, 22, 23, 24, 26, 27, 29,
+        ];
+        for (schedule, expected) in [
+            (plateau(0.1, 0, 1e-4, 0), &impatient[..]),
+            (plateau(0.1, 3, 1e-4, 0), &[7, 11, 15, 23]),
+            (plateau(0.5, 1, 0.02, 0), &[2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26]),
+            (plateau(0.25, 1, 0.0, 3), &[5, 10, 15, 22, 27]),
+        ] {
+            let scales = scales(schedule, &losses);
+            let lowered: Vec<usize> =
+                (1..losses.len()).filter(|&n| scales[n] < scales[n - 1]).collect();
+            assert_eq!(lowered, expected, "{schedule:?}");
+        }
+    }
+
+    #[test]
+    fn what_it_remembers_survives_a_checkpoint() {
+        let schedule = plateau(0.5, 1, 1e-2, 3);
+        let mut state = Plateau::default();
+        let losses = [3.0, 3.0, 3.0, 2.99, 3.1, 3.1, 3.1, 3.1, 3.1, 2.0, 3.0, 3.0, 3.0];
+        for (n, loss) in losses.into_iter().enumerate() {
+            state.observe(loss, schedule);
+            let text = serde_json::to_string(&state).unwrap();
+            assert_eq!(serde_json::from_str::<Plateau>(&text).unwrap(), state, "{n}");
+        }
+        assert!(state.scale() < 0.5);
     }
 }

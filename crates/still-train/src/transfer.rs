@@ -26,6 +26,8 @@ pub struct TransferStage {
     loss: TransferLoss,
     normalise: bool,
     linear_branch_weight: f64,
+    /// Of every layer's gradients.
+    gradient_scale: f64,
     rotations: Rotations,
     updates: Updates,
 }
@@ -66,7 +68,7 @@ impl TransferGradients {
         self.layer_losses.iter().sum::<f64>() / self.layer_losses.len().max(1) as f64
     }
 
-    /// Of each parameter, of the sum over the layers.
+    /// Of each parameter, of what is minimised.
     #[cfg(test)]
     pub fn into_gradients(self) -> Vec<Option<Tensor>> {
         self.gradients.into_gradients()
@@ -93,6 +95,7 @@ impl TransferStage {
             loss: recipe.loss,
             normalise: recipe.normalise,
             linear_branch_weight: recipe.linear_branch_weight,
+            gradient_scale: recipe.gradient_scale(model.decoder.layers.len()),
             rotations: Rotations::default(),
             updates: Updates::new(Stage::Transfer, optimizer),
         })
@@ -145,11 +148,12 @@ impl TransferStage {
                 let attention = dense_attention(&inputs.q, &inputs.k, &inputs.v)?;
                 let target = self.compared(layer, &attention)?;
                 let variance = self.normalise.then(|| variance(&target)).transpose()?;
-                // Notes the loss of one attention output; adds `weight` times its gradients.
+                // Notes the loss of one attention output; adds `weight` times its gradients, scaled.
                 let mut compare = |out: &Tensor, weight: f64, is_linear: bool| -> Result<()> {
                     let out = self.compared(layer, out)?;
+                    let scale = share * weight * self.gradient_scale;
                     let (loss, gradient) =
-                        mean_squared_error(&out, &target, variance.as_ref(), share * weight)?;
+                        mean_squared_error(&out, &target, variance.as_ref(), scale)?;
                     let grads = pull_back(&out, &gradient)?.backward()?;
                     gradients.add(parameters, &grads)?;
                     compared.push(Compared { layer: n, is_linear, weight, share, loss });

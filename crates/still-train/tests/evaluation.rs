@@ -160,7 +160,7 @@ fn a_plateau_lowers_the_rate_and_a_resumed_run_remembers() {
         "evaluation.windows=1",
         "guard.max_heldout_growth=0",
         "transfer.optimizer.lr=1.0",
-        "transfer.optimizer.schedule={ plateau = { factor = 0.5, patience = 1 } }",
+        "transfer.optimizer.schedule={ plateau = { factor = 0.5, patience = 0, cooldown = 1 } }",
         "finetune.steps=0",
     ];
     let rates = |dir: &Path| -> Vec<f64> {

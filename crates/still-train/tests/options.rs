@@ -53,6 +53,26 @@ fn normalised_by_the_targets_variance() {
     assert_curve(&losses(&["transfer.normalise=true"]), expected);
 }
 
+/// 1000 over the number of layers: another gradient of the same losses.
+#[test]
+fn a_scaled_loss_reduced_by_its_mean() {
+    let set = ["transfer.optimizer.clip=0", "transfer.optimizer.eps=1e-16"];
+    let plain = transfer(&set);
+    let scaled =
+        transfer(&[&set[..], &["transfer.reduction=mean", "transfer.loss_scale=1000"]].concat());
+    for (plain, scaled) in plain.iter().zip(&scaled) {
+        // AdamW without eps divides the factor out again.
+        assert!(
+            (scaled.loss / plain.loss - 1.0).abs() < 1e-3,
+            "{} and {}",
+            scaled.loss,
+            plain.loss
+        );
+    }
+    let ratio = scaled[0].grad_norm / plain[0].grad_norm;
+    assert!((ratio / 500.0 - 1.0).abs() < 1e-5, "{ratio}");
+}
+
 #[test]
 fn a_loss_on_the_linear_branch_alone() {
     let reports = transfer(&["transfer.linear_branch_weight=0.5"]);

@@ -133,6 +133,16 @@ fn values_without_sense_are_refused() {
         ("attention.router=best", "best"),
         ("attention.mode=linear", "linear"),
         ("seed", "cannot read the override"),
+        ("transfer.loss_scale=0", "transfer.loss_scale is 0"),
+        ("transfer.loss_scale=inf", "transfer.loss_scale is inf"),
+        ("transfer.reduction=max", "max"),
+        ("transfer.optimizer.clip=-1", "transfer.optimizer.clip is -1"),
+        ("transfer.optimizer.clip=inf", "transfer.optimizer.clip is inf"),
+        ("finetune.lora.targets=[\"q\", \"g\"]", "attention.gate leaves out"),
+        (
+            "transfer.optimizer.schedule={ plateau = { factor = 0.1, patience = 2, threshold = 1.0 } }",
+            "schedule.plateau.threshold is 1",
+        ),
     ] {
         let (what, hint) = complaint("", &[item]);
         assert!(what.contains(word), "{item}: {what}");
@@ -156,7 +166,7 @@ fn numbers_out_of_range_are_told_with_their_range() {
         ("finetune.optimizer.lr=nan", "lr is nan", "above 0"),
         ("finetune.optimizer.lr=inf", "lr is inf", "at most 1000"),
         ("finetune.optimizer.beta2=1", "beta2 is 1", "up to, but not, 1"),
-        ("finetune.optimizer.clip=inf", "clip is inf", "at most 1e30"),
+        ("finetune.optimizer.clip=inf", "clip is inf", "from 0 to 1e30"),
         ("finetune.objective={ mixed = { kl = 1.5 } }", "mixed.kl is 1.5", "from 0 to 1"),
         ("finetune.lora={ rank = 1000000000 }", "finetune.lora.rank is 1000000000", "65536"),
         (

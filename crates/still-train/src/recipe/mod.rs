@@ -15,6 +15,7 @@ use std::io::Read;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+use still_model::LoraTarget;
 use toml::{Table, Value};
 
 pub use attention::AttentionRecipe;
@@ -24,7 +25,7 @@ pub(crate) use data::MAX_LENGTHS;
 pub use data::{DataRecipe, LossOn};
 pub use evaluation::EvaluationRecipe;
 pub use guard::GuardRecipe;
-pub use stages::{FinetuneRecipe, Objective, Recompute, TransferLoss, TransferRecipe};
+pub use stages::{FinetuneRecipe, Objective, Recompute, Reduction, TransferLoss, TransferRecipe};
 
 use crate::error::{Result, TrainError};
 use crate::schedule::Schedule;
@@ -153,6 +154,12 @@ impl Recipe {
     fn check_together(&self) -> Result<()> {
         self.data.validate()?;
         self.evaluation.validate()?;
+        if self.finetune.lora.targets.contains(&LoraTarget::G) && !self.attention.gate {
+            return Err(invalid(
+                "finetune.lora.targets has the output gate (\"g\"), which attention.gate leaves out".into(),
+                "set attention.gate to true, or leave \"g\" out",
+            ));
+        }
         for (key, optimizer) in [
             ("transfer.optimizer.schedule", &self.transfer.optimizer),
             ("finetune.optimizer.schedule", &self.finetune.optimizer),

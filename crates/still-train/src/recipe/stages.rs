@@ -16,6 +16,17 @@ pub enum TransferLoss {
     OutputMse,
 }
 
+/// What becomes of the layers' losses in the one that stage 1 minimises.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reduction {
+    /// Their sum: a layer's gradient does not depend on how many others there are.
+    #[default]
+    Sum,
+    /// Their mean.
+    Mean,
+}
+
 /// Stage 1.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -28,6 +39,11 @@ pub struct TransferRecipe {
     pub loss: TransferLoss,
     /// Divide each layer's loss by the variance of its target, so that no layer outweighs the others by its scale.
     pub normalise: bool,
+    /// `"sum"` or `"mean"` over the layers.
+    pub reduction: Reduction,
+    /// Factor of the loss and so of every gradient. AdamW divides it out again but for its `eps`; it matters to `clip`. Reported
+    /// losses are without it.
+    pub loss_scale: f64,
     /// Weight of one more loss: that of the linear branch alone (its token and the linear state, no window, nothing
     /// salient) against the same target, so that the branch is not ignored. 0: none.
     pub linear_branch_weight: f64,
@@ -42,8 +58,20 @@ impl Default for TransferRecipe {
             batch: 1,
             loss: TransferLoss::default(),
             normalise: false,
+            reduction: Reduction::default(),
+            loss_scale: 1.0,
             linear_branch_weight: 0.0,
             optimizer: AdamWConfig { lr: 3e-2, ..AdamWConfig::default() },
+        }
+    }
+}
+
+impl TransferRecipe {
+    /// By which the gradients of each of `layers` layers' own losses are multiplied.
+    pub(crate) fn gradient_scale(&self, layers: usize) -> f64 {
+        match self.reduction {
+            Reduction::Sum => self.loss_scale,
+            Reduction::Mean => self.loss_scale / layers.max(1) as f64,
         }
     }
 }
