@@ -4,9 +4,11 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::ranges::{BATCH, COUNT, TOKENS, WIDTH, number, seed, share, whole};
+
 /// Linearize pretrained transformers with STILL, and run the result.
 #[derive(Debug, Parser)]
-#[command(name = "still", version, about, arg_required_else_help = true)]
+#[command(name = "still", version, about)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -116,22 +118,22 @@ pub struct DemoArgs {
     #[arg(long, short, value_name = "MODEL")]
     pub model: Option<String>,
     /// Stage 1 steps, each of one window of 1024 tokens
-    #[arg(long, value_name = "N", default_value_t = 8)]
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = whole(0, COUNT), allow_negative_numbers = true)]
     pub transfer_steps: usize,
     /// Stage 2 steps, each of one window of 1024 tokens
-    #[arg(long, value_name = "N", default_value_t = 6)]
+    #[arg(long, value_name = "N", default_value_t = 6, value_parser = whole(0, COUNT), allow_negative_numbers = true)]
     pub finetune_steps: usize,
     /// Held-out windows of 4096 tokens
-    #[arg(long, value_name = "N", default_value_t = 8)]
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = whole(0, COUNT), allow_negative_numbers = true)]
     pub windows: usize,
     /// Pass keys to ask each model for
-    #[arg(long, value_name = "N", default_value_t = 2)]
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = whole(0, COUNT), allow_negative_numbers = true)]
     pub keys: usize,
     /// Decode steps timed at each context
-    #[arg(long, value_name = "N", default_value_t = 16)]
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = whole(0, COUNT), allow_negative_numbers = true)]
     pub decode_steps: usize,
     /// Seed of everything
-    #[arg(long, value_name = "SEED", default_value_t = 0)]
+    #[arg(long, value_name = "SEED", default_value_t = 0, value_parser = seed, allow_negative_numbers = true)]
     pub seed: u64,
     /// Keep the finished student here
     #[arg(long, short, value_name = "DIR")]
@@ -199,16 +201,16 @@ pub struct CalibrateArgs {
     #[arg(long, short, value_name = "FILE", num_args = 1.., required = true)]
     pub data: Vec<PathBuf>,
     /// Bytes to spend, as a share of the dense cache with 16-bit rows
-    #[arg(long, value_name = "SHARE", default_value_t = 0.2)]
+    #[arg(long, value_name = "SHARE", default_value_t = 0.2, value_parser = share, allow_negative_numbers = true)]
     pub cache_fraction: f64,
     /// Tokens of context at which that share holds, windows and linear states included
-    #[arg(long, value_name = "N", default_value_t = 8192)]
+    #[arg(long, value_name = "N", default_value_t = 8192, value_parser = whole(1, TOKENS), allow_negative_numbers = true)]
     pub at_length: usize,
     /// Tokens of text to read
-    #[arg(long, value_name = "N", default_value_t = 65_536)]
+    #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = whole(1, TOKENS), allow_negative_numbers = true)]
     pub tokens: usize,
     /// Tokens of a window of text
-    #[arg(long, value_name = "N", default_value_t = 2048)]
+    #[arg(long, value_name = "N", default_value_t = 2048, value_parser = whole(1, TOKENS), allow_negative_numbers = true)]
     pub window: usize,
     /// Recipe whose attention is calibrated; built-in defaults without it
     #[arg(long, short, value_name = "FILE")]
@@ -295,19 +297,19 @@ pub enum GgufArg {
 #[derive(Clone, Debug, Args)]
 pub struct SamplingArgs {
     /// Most tokens to generate
-    #[arg(long, short = 'n', value_name = "N", default_value_t = 256)]
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 256, value_parser = whole(0, TOKENS), allow_negative_numbers = true)]
     pub max_new_tokens: usize,
     /// 0 takes the likeliest token every time
-    #[arg(long, value_name = "T", default_value_t = 0.0)]
+    #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = number(0.0, 1e6), allow_negative_numbers = true)]
     pub temperature: f64,
     /// Sample among the likeliest tokens that together have this probability
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", value_parser = share, allow_negative_numbers = true)]
     pub top_p: Option<f64>,
     /// Sample among this many of the likeliest tokens
-    #[arg(long, value_name = "K")]
+    #[arg(long, value_name = "K", value_parser = whole(1, TOKENS), allow_negative_numbers = true)]
     pub top_k: Option<usize>,
     /// Seed of the sampling
-    #[arg(long, value_name = "SEED", default_value_t = 0)]
+    #[arg(long, value_name = "SEED", default_value_t = 0, value_parser = seed, allow_negative_numbers = true)]
     pub seed: u64,
     /// End when this text appears (it is not printed); may be repeated
     #[arg(long, value_name = "TEXT")]
@@ -383,10 +385,10 @@ pub struct InspectArgs {
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
     /// Read at most this many tokens of the text
-    #[arg(long, value_name = "N", default_value_t = 2048)]
+    #[arg(long, value_name = "N", default_value_t = 2048, value_parser = whole(0, TOKENS), allow_negative_numbers = true)]
     pub max_tokens: usize,
     /// Tokens kept of each chunk of 64, for a model that is not a student yet
-    #[arg(long, value_name = "N", default_value_t = 4)]
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = whole(0, TOKENS), allow_negative_numbers = true)]
     pub budget: usize,
     /// Print one JSON object on stdout
     #[arg(long)]
@@ -409,16 +411,16 @@ pub struct BenchArgs {
     #[command(flatten)]
     pub device: DeviceArgs,
     /// Tokens read before decoding [default: 512,2048,4096,7680; with --op 8192,131072 on CUDA, 2048,8192 on the CPU]
-    #[arg(long, value_name = "N,…", value_delimiter = ',')]
+    #[arg(long, value_name = "N,…", value_delimiter = ',', value_parser = whole(0, TOKENS), allow_negative_numbers = true)]
     pub contexts: Option<Vec<usize>>,
     /// Tokens decoded at each context
-    #[arg(long, value_name = "N", default_value_t = 48, conflicts_with = "op")]
+    #[arg(long, value_name = "N", default_value_t = 48, conflicts_with = "op", value_parser = whole(0, TOKENS), allow_negative_numbers = true)]
     pub new_tokens: usize,
     /// Read all contexts first, then decode 16 tokens of each in turn: a drift of the machine's speed is then the same for all
     #[arg(long, conflicts_with_all = ["op", "stages"])]
     pub in_turn: bool,
     /// Sequences read and decoded together
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = whole(0, BATCH), allow_negative_numbers = true)]
     pub batch: usize,
     /// Attention to time, each at every context
     #[arg(
@@ -430,7 +432,7 @@ pub struct BenchArgs {
     )]
     pub variants: Vec<Variant>,
     /// Most salient tokens of each head of the variant `still` [default: no limit]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole(0, TOKENS), allow_negative_numbers = true)]
     pub cap: Option<usize>,
     /// How the attention cache stores exact keys and values [default: bf16; on CUDA as --compute-dtype]
     #[arg(long, value_enum)]
@@ -439,7 +441,7 @@ pub struct BenchArgs {
     #[arg(long, value_name = "S,…", value_delimiter = ',', value_enum, conflicts_with = "op")]
     pub stages: Vec<TrainingStage>,
     /// Steps timed of each stage
-    #[arg(long, value_name = "N", default_value_t = 5, requires = "stages")]
+    #[arg(long, value_name = "N", default_value_t = 5, requires = "stages", value_parser = whole(1, COUNT), allow_negative_numbers = true)]
     pub steps: usize,
     /// Recipe of the stages (TOML); built-in defaults without it
     #[arg(long, value_name = "FILE", requires = "stages")]
@@ -468,22 +470,22 @@ pub struct OperatorArgs {
     #[arg(long, value_name = "OP", value_enum, conflicts_with = "model")]
     pub op: Option<Op>,
     /// Query heads of --op
-    #[arg(long, value_name = "N", requires = "op")]
+    #[arg(long, value_name = "N", requires = "op", value_parser = whole(0, WIDTH), allow_negative_numbers = true)]
     pub heads: Option<usize>,
     /// Key/value heads of --op
-    #[arg(long, value_name = "N", requires = "op")]
+    #[arg(long, value_name = "N", requires = "op", value_parser = whole(0, WIDTH), allow_negative_numbers = true)]
     pub kv_heads: Option<usize>,
     /// Channels of a head of --op
-    #[arg(long, value_name = "N", requires = "op")]
+    #[arg(long, value_name = "N", requires = "op", value_parser = whole(0, WIDTH), allow_negative_numbers = true)]
     pub head_dim: Option<usize>,
     /// Salient tokens of every 64 in --op [default: 4]
-    #[arg(long, value_name = "N", requires = "op")]
+    #[arg(long, value_name = "N", requires = "op", value_parser = whole(0, TOKENS), allow_negative_numbers = true)]
     pub budget: Option<usize>,
     /// Passes of --op [default: all that a variant has]
     #[arg(long, value_name = "P,…", value_delimiter = ',', value_enum, requires = "op")]
     pub passes: Option<Vec<OpPass>>,
     /// Repetitions of --op that are timed [default: 10]
-    #[arg(long, value_name = "N", requires = "op")]
+    #[arg(long, value_name = "N", requires = "op", value_parser = whole(1, COUNT), allow_negative_numbers = true)]
     pub repetitions: Option<usize>,
 }
 
@@ -541,19 +543,19 @@ pub struct EvalArgs {
     #[arg(long, value_name = "DIR", default_value = "data")]
     pub data_dir: PathBuf,
     /// Ask only the first N items of a task; of mmlu N in all, spread over its subjects [default of long-context tasks: 50]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole(1, COUNT), allow_negative_numbers = true)]
     pub limit: Option<usize>,
     /// Examples before each question of mmlu [default: 5]; the other tasks have none
-    #[arg(long, value_name = "K")]
+    #[arg(long, value_name = "K", value_parser = whole(0, COUNT), allow_negative_numbers = true)]
     pub shots: Option<usize>,
     /// Text of the task perplexity and of --branches; what long-context tasks hide things in
     #[arg(long, value_name = "FILE")]
     pub text: Option<PathBuf>,
     /// Tokens of the windows of the task perplexity and of the prompts of long-context tasks; several make several tasks
-    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "1024")]
+    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "1024", value_parser = whole(1, TOKENS), allow_negative_numbers = true)]
     pub lengths: Vec<usize>,
     /// Slide the windows of the task perplexity by so many tokens, instead of laying them side by side
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole(1, TOKENS), allow_negative_numbers = true)]
     pub stride: Option<usize>,
     /// Models to ask the same; every difference comes with its paired bootstrap interval
     #[arg(long, value_name = "MODEL", num_args = 1..)]
@@ -578,10 +580,10 @@ pub struct EvalArgs {
     #[arg(long, requires = "text")]
     pub branches: bool,
     /// Time every model's prefill and decode after so many tokens too, and tell the bytes of its cache there
-    #[arg(long, value_name = "N,…", value_delimiter = ',')]
+    #[arg(long, value_name = "N,…", value_delimiter = ',', value_parser = whole(1, TOKENS), allow_negative_numbers = true)]
     pub efficiency: Vec<usize>,
     /// Items read together on each thread; answers do not depend on it
-    #[arg(long, value_name = "N", default_value_t = 16)]
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = whole(1, BATCH), allow_negative_numbers = true)]
     pub batch_size: usize,
     /// Write the results here (JSON)
     #[arg(long, value_name = "FILE")]
@@ -596,7 +598,7 @@ pub struct EvalArgs {
     #[arg(long, value_enum)]
     pub cache_dtype: Option<CacheDtype>,
     /// Seed of the bootstrap and of the items that are generated
-    #[arg(long, value_name = "SEED", default_value_t = 0)]
+    #[arg(long, value_name = "SEED", default_value_t = 0, value_parser = seed, allow_negative_numbers = true)]
     pub seed: u64,
 }
 

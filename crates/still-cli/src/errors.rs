@@ -10,7 +10,9 @@ use still_eval::EvalError;
 use still_model::ModelError;
 use still_train::TrainError;
 
-use crate::printer::Printer;
+use crate::interrupt::EXIT_INTERRUPTED;
+use crate::printer::{self, Printer, StdoutError};
+use crate::shown::shown_in_line;
 
 /// The user's to mend: a bad argument, a file that is missing or corrupt, no network.
 pub const EXIT_USER: u8 = 1;
@@ -43,18 +45,37 @@ pub fn user(message: impl Into<String>, hint: impl Into<String>) -> anyhow::Erro
     UserError { message: message.into(), hint: hint.into() }.into()
 }
 
+/// A signal, after which the command ended by itself.
+#[derive(Debug, thiserror::Error)]
+#[error("interrupted")]
+pub struct Interrupted;
+
 /// Says what happened on stderr and returns the exit code.
 pub fn report(printer: &Printer, error: &anyhow::Error) -> ExitCode {
-    // Whoever reads our stdout has read enough: `still … | head` is no failure.
-    if error.chain().any(|cause| io_kind(cause) == Some(io::ErrorKind::BrokenPipe)) {
-        return ExitCode::SUCCESS;
+    if let Some(error) = error.chain().find_map(|cause| cause.downcast_ref::<StdoutError>()) {
+        return stdout_ended(printer, error);
     }
     let verdict = judge(error);
-    printer.error(&one_line(error), Some(verdict.hint()));
+    let message = match verdict {
+        Verdict::Interrupted => Interrupted.to_string(),
+        _ => one_line(error),
+    };
+    printer.error(&message, Some(verdict.hint()));
     ExitCode::from(match verdict {
+        Verdict::Interrupted => EXIT_INTERRUPTED,
         Verdict::User(_) => EXIT_USER,
         Verdict::Internal => EXIT_INTERNAL,
     })
+}
+
+/// Standard output takes no more. Whoever reads it has read enough if it is closed: `still … | head` is no failure. A full disk is
+/// one.
+pub fn stdout_ended(printer: &Printer, error: &StdoutError) -> ExitCode {
+    if error.is_closed() {
+        return ExitCode::SUCCESS;
+    }
+    printer.error(&error.to_string(), Some(io_hint(error.kind())));
+    ExitCode::from(EXIT_USER)
 }
 
 /// From now on a panic is told as an internal error, in the same two lines.
@@ -69,14 +90,19 @@ pub fn install_panic_hook() {
             .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
             .unwrap_or("no message");
         let place = panic.location().map_or_else(String::new, |at| format!(" ({at})"));
-        eprintln!("error: internal error: {}{place}", message.replace('\n', " "));
-        eprintln!("hint: {REPORT_IT}");
+        let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
+        // Nothing that could panic again: no colours, no locks but stderr's.
+        printer::say(&format!(
+            "error: internal error: {}{place}\nhint: {REPORT_IT}\n",
+            shown_in_line(&message)
+        ));
     }));
 }
 
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
     User(String),
+    Interrupted,
     Internal,
 }
 
@@ -84,6 +110,7 @@ impl Verdict {
     fn hint(&self) -> &str {
         match self {
             Self::User(hint) => hint,
+            Self::Interrupted => "what was printed is all there is: start it again for the rest",
             Self::Internal => REPORT_IT,
         }
     }
@@ -102,6 +129,9 @@ fn verdict_of(cause: &(dyn Error + 'static)) -> Option<Verdict> {
     if let Some(error) = cause.downcast_ref::<UserError>() {
         return Some(Verdict::User(error.hint.clone()));
     }
+    if cause.is::<Interrupted>() {
+        return Some(Verdict::Interrupted);
+    }
     if let Some(error) = cause.downcast_ref::<ModelError>() {
         return Some(of_model(error));
     }
@@ -119,6 +149,7 @@ fn verdict_of(cause: &(dyn Error + 'static)) -> Option<Verdict> {
 
 fn of_model(error: &ModelError) -> Verdict {
     let generic = match error {
+        ModelError::Cancelled => return Verdict::Interrupted,
         ModelError::Tensor(_) | ModelError::Attention(AttentionError::Tensor(_)) => {
             return Verdict::Internal;
         }

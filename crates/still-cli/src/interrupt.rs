@@ -1,30 +1,168 @@
-//! Ctrl-C as a flag, so that a reply can be cut short without ending the command.
+//! Signals: what Ctrl-C, SIGTERM and SIGHUP do to the command that runs.
+//!
+//! Where nothing has to be saved the process ends at once, from a thread of its own, whatever the others do. A second signal
+//! always ends it, from the signal's handler.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError, mpsc};
+use std::time::Duration;
 
 use anyhow::Context;
+use still_model::Cancel;
 
-static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+use crate::printer::Printer;
 
-/// From now on Ctrl-C raises the flag; when it is raised already, Ctrl-C ends the process.
+/// What a signal does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum OnSignal {
+    /// Ends the process: there is nothing to save.
+    End,
+    /// Raises the flag; a command that has not ended by itself after a moment is ended.
+    Finish,
+    /// Raises the flag: the step that goes on is done and saved, however long it takes.
+    Save,
+    /// Ctrl-C raises the flag, which cuts a reply; other signals end the process.
+    Cut,
+}
+
+/// How long [`OnSignal::Finish`] waits.
+const MOMENT: Duration = Duration::from_millis(800);
+/// How long a stderr that takes nothing may hold up the end.
+const LAST_WORDS: Duration = Duration::from_millis(200);
+
+static FLAG: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
+static ON_SIGNAL: AtomicU8 = AtomicU8::new(OnSignal::End as u8);
+static HINT: Mutex<Option<String>> = Mutex::new(None);
+
+/// From now on signals do what [`on_signal`] says; at first they end the process.
 ///
 /// # Errors
 /// If the system refuses the handler.
-pub fn catch() -> anyhow::Result<()> {
-    ctrlc::set_handler(|| {
-        if INTERRUPTED.swap(true, Ordering::SeqCst) {
-            std::process::exit(130);
-        }
-    })
-    .context("cannot catch Ctrl-C")
+pub fn install(printer: &Printer) -> anyhow::Result<()> {
+    let printer = printer.clone();
+    listen(move |signal| handle(signal, &printer)).context("cannot catch Ctrl-C")
 }
 
-/// Whether Ctrl-C was pressed since the flag was last lowered.
+/// What a signal does from now on.
+pub fn on_signal(what: OnSignal) {
+    ON_SIGNAL.store(what as u8, Ordering::SeqCst);
+}
+
+/// What to do after a signal has ended the process, as a hint.
+pub fn hint(text: impl Into<String>) {
+    *HINT.lock().unwrap_or_else(PoisonError::into_inner) = Some(text.into());
+}
+
+/// The flag, for what takes long in libraries.
+pub fn flag() -> Cancel {
+    Cancel::from(FLAG.clone())
+}
+
+/// Whether a signal came since the flag was last lowered.
 pub fn raised() -> bool {
-    INTERRUPTED.load(Ordering::SeqCst)
+    FLAG.load(Ordering::SeqCst)
 }
 
 /// Lowers the flag; says whether it was raised.
 pub fn take() -> bool {
-    INTERRUPTED.swap(false, Ordering::SeqCst)
+    FLAG.swap(false, Ordering::SeqCst)
+}
+
+fn handle(signal: i32, printer: &Printer) {
+    let what = ON_SIGNAL.load(Ordering::SeqCst);
+    let is = |of: OnSignal| what == of as u8;
+    if is(OnSignal::Cut) && signal == SIGINT {
+        FLAG.store(true, Ordering::SeqCst);
+    } else if is(OnSignal::Save) {
+        FLAG.store(true, Ordering::SeqCst);
+        printer.leave_bar();
+        printer.step("Stopping", "after this step, which is then saved; once more to end at once");
+    } else {
+        if is(OnSignal::Finish) {
+            FLAG.store(true, Ordering::SeqCst);
+            std::thread::sleep(MOMENT);
+        }
+        end(signal, printer);
+    }
+}
+
+/// Says so and ends the process, without waiting for its threads.
+fn end(signal: i32, printer: &Printer) -> ! {
+    let (said, wait) = mpsc::channel();
+    let printer = printer.clone();
+    std::thread::spawn(move || {
+        let hint = HINT.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let hint = hint.unwrap_or_else(|| "nothing was left half-done: start it again".into());
+        printer.leave_bar();
+        printer.error(&format!("interrupted by {}", name(signal)), Some(&hint));
+        let _ = said.send(());
+    });
+    let _ = wait.recv_timeout(LAST_WORDS);
+    exit(128 + signal)
+}
+
+const SIGINT: i32 = 2;
+
+/// The exit code after Ctrl-C.
+pub const EXIT_INTERRUPTED: u8 = 128 + SIGINT as u8;
+
+fn name(signal: i32) -> &'static str {
+    match signal {
+        SIGINT => "Ctrl-C",
+        1 => "SIGHUP (the terminal was closed)",
+        15 => "SIGTERM",
+        _ => "a signal",
+    }
+}
+
+/// Ends the process as it stands: destructors would wait for threads that are at work.
+fn exit(code: i32) -> ! {
+    #[cfg(unix)]
+    // SAFETY: _exit takes a number and does not return.
+    unsafe {
+        libc::_exit(code)
+    }
+    #[cfg(not(unix))]
+    std::process::exit(code)
+}
+
+#[cfg(unix)]
+fn listen(handle: impl Fn(i32) + Send + 'static) -> std::io::Result<()> {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    use signal_hook::{flag, iterator::Signals};
+
+    // `nohup` has SIGHUP ignored, and it stays so. Shells ignore SIGINT for what scripts run in the background; one that is sent
+    // there nevertheless is meant.
+    let caught = [Some(SIGINT), Some(SIGTERM), (!is_ignored(SIGHUP)).then_some(SIGHUP)];
+    let caught: Vec<i32> = caught.into_iter().flatten().collect();
+    for &signal in &caught {
+        // Before the flag can be raised: the second signal ends the process.
+        flag::register_conditional_shutdown(signal, 128 + signal, FLAG.clone())?;
+    }
+    let mut signals = Signals::new(&caught)?;
+    std::thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || signals.forever().for_each(handle))
+        .map(drop)
+}
+
+#[cfg(unix)]
+fn is_ignored(signal: i32) -> bool {
+    // SAFETY: an all-zero sigaction is valid, and sigaction without a new one only writes to it.
+    unsafe {
+        let mut now: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(signal, std::ptr::null(), &raw mut now) == 0
+            && now.sa_sigaction == libc::SIG_IGN
+    }
+}
+
+#[cfg(not(unix))]
+fn listen(handle: impl Fn(i32) + Send + 'static) -> Result<(), ctrlc::Error> {
+    ctrlc::set_handler(move || {
+        if FLAG.load(Ordering::SeqCst) {
+            exit(128 + SIGINT);
+        }
+        handle(SIGINT)
+    })
 }

@@ -1,18 +1,28 @@
 //! The `still` command.
 
+// `printer` alone writes to stdout and stderr: `eprintln!` ends a run whose stderr is closed or full.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
 mod args;
 mod commands;
+mod disk;
 mod errors;
 mod interrupt;
+mod log;
 mod memory;
+mod outputs;
 mod page;
 mod plot;
 mod printer;
+mod process;
 mod progress;
+mod ranges;
 mod run_log;
+mod shown;
 mod table;
 mod tensorboard;
 mod threads;
+mod usage;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
@@ -23,20 +33,17 @@ use crate::args::{Cli, Command};
 use crate::printer::Printer;
 
 fn main() -> ExitCode {
-    memory::keep_freed_blocks();
+    process::prepare();
+    errors::install_panic_hook();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => {
-            // Help and version are results; everything else is the user's to mend, whatever clap numbers it.
-            let failed = error.use_stderr();
-            let _ = error.print();
-            return ExitCode::from(if failed { errors::EXIT_USER } else { 0 });
-        }
+        Err(error) => return usage::report(&error),
     };
     let printer = Printer::new(cli.global.quiet, cli.global.verbose, cli.global.color);
-    errors::install_panic_hook();
     let work = || {
+        // Before there is a thread that waits for signals.
         threads::settle(cli.global.threads)?;
+        interrupt::install(&printer)?;
         run(cli.command, &printer)
     };
     match catch_unwind(AssertUnwindSafe(work)) {

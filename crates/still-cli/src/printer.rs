@@ -1,13 +1,37 @@
 //! The one place that writes to the terminal: results on stdout, everything else on stderr.
+//!
+//! Nothing here fails for want of a stderr: what cannot be said is not said. What comes from outside is escaped
+//! ([`crate::shown`]): on stderr always, on stdout where that is a terminal.
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
 
 use console::style;
 use serde::Serialize;
-use tracing_subscriber::EnvFilter;
 
 use crate::args::Color;
+use crate::log;
+use crate::shown::{shown, shown_in_line, steers};
+
+/// Standard output could not be written.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write standard output: {0}")]
+pub struct StdoutError(#[from] io::Error);
+
+impl StdoutError {
+    /// Whoever reads it has read enough.
+    pub fn is_closed(&self) -> bool {
+        self.0.kind() == io::ErrorKind::BrokenPipe
+    }
+
+    /// The system's word.
+    pub fn kind(&self) -> io::ErrorKind {
+        self.0.kind()
+    }
+}
+
+/// Result of writing to stdout.
+pub type Written = Result<(), StdoutError>;
 
 /// Decides what is said, where and in which colours.
 #[derive(Clone, Debug)]
@@ -21,27 +45,12 @@ impl Printer {
         let colored = match color {
             Color::Always => true,
             Color::Never => false,
-            Color::Auto => {
-                io::stderr().is_terminal()
-                    && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
-            }
+            Color::Auto => io::stderr().is_terminal() && !no_color(),
         };
         console::set_colors_enabled_stderr(colored);
-        let level = match (quiet, verbose) {
-            (true, _) => "error",
-            (_, 0) => "warn",
-            (_, 1) => "still_model=info,still_train=info,still_eval=info,warn",
-            _ => "debug",
-        };
-        // A second printer in one process (tests) keeps the first one's log.
-        let _ = tracing_subscriber::fmt()
-            .with_env_filter(EnvFilter::new(level))
-            .with_writer(io::stderr)
-            .with_ansi(colored)
-            .without_time()
-            .with_target(verbose > 1)
-            .try_init();
-        Self { quiet }
+        let printer = Self { quiet };
+        log::install(&printer, quiet, verbose);
+        printer
     }
 
     /// Whether bars may be drawn.
@@ -52,42 +61,48 @@ impl Printer {
     /// One line about what is done: a right-aligned verb and the rest.
     pub fn step(&self, verb: &str, message: impl Display) {
         if !self.quiet {
-            eprintln!("{} {message}", style(format!("{verb:>12}")).for_stderr().green().bold());
+            let verb = style(format!("{verb:>12}")).for_stderr().green().bold();
+            say(&format!("{verb} {}\n", shown_in_line(&message.to_string())));
         }
     }
 
     /// One line that explains or invites, without a verb.
     pub fn note(&self, message: impl Display) {
         if !self.quiet {
-            eprintln!("{}", style(message).for_stderr().dim());
+            let message = message.to_string();
+            say(&format!("{}\n", style(shown_in_line(&message)).for_stderr().dim()));
         }
     }
 
     /// A table, as it is.
     pub fn table(&self, table: &str) {
         if !self.quiet {
-            eprintln!("{table}");
+            say(&format!("{}\n", shown(table)));
         }
     }
 
     /// Text without a line end, such as the prompt of a chat.
     pub fn ask(&self, message: &str) {
         if !self.quiet {
-            eprint!("{}", style(message).for_stderr().cyan().bold());
-            let _ = io::stderr().flush();
+            say(&style(message).for_stderr().cyan().bold().to_string());
         }
     }
 
     /// Something that the user should know although the command goes on.
     pub fn warn(&self, message: impl Display) {
-        eprintln!("{} {message}", style("warning:").for_stderr().yellow().bold());
+        let label = style("warning:").for_stderr().yellow().bold();
+        say(&format!("{label} {}\n", shown_in_line(&message.to_string())));
     }
 
     /// Why the command ends, and what to do about it.
     pub fn error(&self, message: &str, hint: Option<&str>) {
-        eprintln!("{} {message}", style("error:").for_stderr().red().bold());
-        if let Some(hint) = hint {
-            eprintln!("{} {hint}", style("hint:").for_stderr().cyan().bold());
+        error(message, hint);
+    }
+
+    /// Wipes the line that a bar may be drawn on: something else is to be written there.
+    pub fn leave_bar(&self) {
+        if self.shows_bars() {
+            say("\r\x1b[2K");
         }
     }
 
@@ -95,18 +110,32 @@ impl Printer {
     ///
     /// # Errors
     /// If stdout cannot be written (a closed pipe ends the command quietly).
-    pub fn result(&self, text: impl Display) -> io::Result<()> {
-        writeln!(io::stdout().lock(), "{text}")
+    pub fn result(&self, text: impl Display) -> Written {
+        self.stream(&format!("{text}\n"))
     }
 
-    /// A piece of a streamed result, on stdout at once.
+    /// Help, on stdout, in colours where that is a terminal. It is our own text: nothing in it is escaped.
     ///
     /// # Errors
     /// If stdout cannot be written.
-    pub fn stream(&self, piece: &str) -> io::Result<()> {
+    pub fn help(&self, text: &clap::builder::StyledStr) -> Written {
         let mut stdout = io::stdout().lock();
-        stdout.write_all(piece.as_bytes())?;
-        stdout.flush()
+        match stdout.is_terminal() && !no_color() {
+            true => write!(stdout, "{}", text.ansi())?,
+            false => write!(stdout, "{text}")?,
+        }
+        Ok(stdout.flush()?)
+    }
+
+    /// A piece of a streamed result, on stdout at once: data as it is, on a terminal with its control characters escaped.
+    ///
+    /// # Errors
+    /// If stdout cannot be written.
+    pub fn stream(&self, piece: &str) -> Written {
+        let mut stdout = io::stdout().lock();
+        let text = if stdout.is_terminal() { shown(piece) } else { piece.into() };
+        stdout.write_all(text.as_bytes())?;
+        Ok(stdout.flush()?)
     }
 
     /// A result as one indented JSON object, on stdout.
@@ -114,6 +143,61 @@ impl Printer {
     /// # Errors
     /// If stdout cannot be written.
     pub fn json(&self, value: &impl Serialize) -> anyhow::Result<()> {
-        Ok(self.result(serde_json::to_string_pretty(value)?)?)
+        Ok(self.result(json_escaped(&serde_json::to_string_pretty(value)?))?)
+    }
+
+    /// A result as JSON in one line, on stdout.
+    ///
+    /// # Errors
+    /// If stdout cannot be written.
+    pub fn json_line(&self, value: &impl Serialize) -> anyhow::Result<()> {
+        Ok(self.result(json_escaped(&serde_json::to_string(value)?))?)
+    }
+}
+
+fn no_color() -> bool {
+    std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
+}
+
+/// `error:` and `hint:`, a line each.
+pub fn error(message: &str, hint: Option<&str>) {
+    let label = style("error:").for_stderr().red().bold();
+    let mut lines = format!("{label} {}\n", shown_in_line(message));
+    if let Some(hint) = hint {
+        let label = style("hint:").for_stderr().cyan().bold();
+        lines += &format!("{label} {}\n", shown_in_line(hint));
+    }
+    say(&lines);
+}
+
+/// Writes to stderr in one piece. A stderr that is closed or full is no reason to end a run of hours.
+pub fn say(text: &str) {
+    let _ = io::stderr().lock().write_all(text.as_bytes());
+}
+
+/// JSON whose strings steer no terminal: what serde_json leaves as it is (DEL, C1, bidirectional overrides) in JSON's own escapes.
+/// Outside of strings there are no such characters.
+fn json_escaped(json: &str) -> String {
+    let mut escaped = String::with_capacity(json.len());
+    for c in json.chars() {
+        match c {
+            '\n' => escaped.push(c),
+            c if steers(c) => escaped += &format!("\\u{:04x}", u32::from(c)),
+            c => escaped.push(c),
+        }
+    }
+    escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::json_escaped;
+
+    #[test]
+    fn escaped_json_is_the_same_value() {
+        let value = serde_json::json!({ "a\u{9b}": ["\u{202e}\u{7f}\u{1b}\n", "é"] });
+        let text = json_escaped(&serde_json::to_string_pretty(&value).unwrap());
+        assert!(!text.contains(['\u{9b}', '\u{202e}', '\u{7f}', '\u{1b}']), "{text:?}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&text).unwrap(), value);
     }
 }

@@ -7,6 +7,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
 use crate::printer::Printer;
+use crate::shown::shown_in_line;
 use crate::table;
 
 /// First and last loss of a stage, for its closing line.
@@ -71,8 +72,10 @@ impl Bar {
             ProgressDrawTarget::hidden()
         });
         let colour = if console::colors_enabled_stderr() { ".green.bold" } else { "" };
+        // What is in braces would be a key of the template.
+        let shown = shown_in_line(what).replace('{', "{{").replace('}', "}}");
         let template = format!(
-            "{{prefix:>12{colour}}} {what} [{{bar:20}}] {{pos}}/{{len}} {unit} {{elapsed}} {{msg}}"
+            "{{prefix:>12{colour}}} {shown} [{{bar:20}}] {{pos}}/{{len}} {unit} {{elapsed}} {{msg}}"
         );
         // The template is ours: an error in it shows as the plain default bar.
         if let Ok(style) = ProgressStyle::with_template(&template) {

@@ -3,6 +3,8 @@
 //!
 //! Everything here takes a [`still_model::Model`] and returns numbers; nothing prints.
 
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
 mod ablation;
 mod bench;
 mod bootstrap;

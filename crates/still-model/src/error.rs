@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use still_attention::AttentionError;
+
 use crate::files::io_hint;
 
 /// What can go wrong with a model. Every message says what was wrong and where; [`ModelError::hint`] says what to do.
@@ -54,6 +56,9 @@ pub enum ModelError {
     /// The chat template could not be rendered.
     #[error("chat template: {0}")]
     ChatTemplate(String),
+    /// The caller's [`Cancel`](crate::Cancel) was raised.
+    #[error("cancelled")]
+    Cancelled,
     /// An error of the operator.
     #[error(transparent)]
     Attention(#[from] still_attention::AttentionError),
@@ -64,6 +69,14 @@ pub enum ModelError {
 
 fn at(path: &Option<PathBuf>) -> String {
     path.as_ref().map(|path| format!(" (in {})", path.display())).unwrap_or_default()
+}
+
+/// The error without the backtrace that `RUST_BACKTRACE` adds to its text.
+fn plain(error: candle_core::Error) -> candle_core::Error {
+    match error {
+        candle_core::Error::WithBacktrace { inner, .. } => plain(*inner),
+        other => other,
+    }
 }
 
 /// Result of this crate's functions.
@@ -96,6 +109,21 @@ impl ModelError {
         move |source| Self::Io { action, path, source }
     }
 
+    /// This error, met while the file or directory `path` was loaded. What the tensor library cannot make of a file is the file's fault;
+    /// while computing it is ours.
+    #[must_use]
+    pub fn while_loading(self, path: &Path) -> Self {
+        let error = match self {
+            Self::Tensor(error) | Self::Attention(AttentionError::Tensor(error)) => error,
+            other => return other,
+        };
+        match plain(error) {
+            // The device's, whatever the file.
+            error @ candle_core::Error::Cuda(_) => Self::Tensor(error),
+            error => Self::corrupt(path, error.to_string()),
+        }
+    }
+
     /// A broken file and the usual advice.
     pub fn corrupt(path: &Path, reason: impl Into<String>) -> Self {
         Self::Corrupt {
@@ -103,5 +131,29 @@ impl ModelError {
             reason: reason.into(),
             hint: "the file is damaged or incomplete: fetch or export it again".into(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One error of the tensor library is a file's or ours, by where it was met.
+    #[test]
+    fn errors_of_loading_are_the_files() {
+        let error = || candle_core::Error::Msg("unexpected shape".into()).bt();
+        let path = Path::new("model.gguf");
+        for met in
+            [ModelError::Tensor(error()), ModelError::Attention(AttentionError::Tensor(error()))]
+        {
+            let told = met.while_loading(path);
+            assert!(matches!(&told, ModelError::Corrupt { .. }), "{told:?}");
+            assert_eq!(told.to_string(), "model.gguf: unexpected shape");
+            assert!(told.hint().is_some());
+        }
+        let device = ModelError::Tensor(candle_core::Error::Cuda("no memory".into()));
+        assert!(matches!(device.while_loading(path), ModelError::Tensor(_)));
+        let invalid = ModelError::Invalid("x".into()).while_loading(path);
+        assert!(matches!(invalid, ModelError::Invalid(_)));
     }
 }

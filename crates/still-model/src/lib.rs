@@ -1,5 +1,8 @@
 //! Models: configurations, checkpoints, tokenizers, the decoder, students and generation.
 
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
+mod cancel;
 mod chat;
 mod checkpoint;
 mod config;
@@ -24,10 +27,11 @@ mod team;
 pub mod tensor_file;
 mod tokenizer;
 
+pub use cancel::Cancel;
 pub use chat::{ChatTemplate, Context, Message, Rendered};
 pub use checkpoint::{
-    BaseIdentity, Checkpoint, ExportKind, GgufExport, GgufFormat, Weights, export_gguf, names,
-    save_student,
+    BaseIdentity, Checkpoint, ExportKind, GgufExport, GgufFormat, StudentTarget, Weights,
+    export_gguf, is_exported_student, names, save_student, save_student_to,
 };
 pub use config::{Architecture, ModelConfig, RopeScaling};
 pub use decoder::{

@@ -1,12 +1,14 @@
 //! A runnable model: a decoder, perhaps a student's attention, a tokenizer.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use still_attention::{HybridState, KvCache, PreparedWeights, RowDtype};
 use still_quant::FEW;
 
+use crate::cancel::Cancel;
 use crate::checkpoint::{BaseIdentity, Checkpoint, Weights};
 use crate::config::ModelConfig;
 #[cfg(feature = "cuda")]
@@ -49,7 +51,9 @@ impl Model {
     /// # Errors
     /// As [`Model::load`]; a dtype that the device has no kernels for.
     pub fn load_on(model: &str, device: &Device, dtype: DType) -> Result<Self> {
-        Self::from_checkpoint(Checkpoint::open(model)?, device, dtype)
+        Checkpoint::open(model)
+            .and_then(|checkpoint| Self::from_checkpoint(checkpoint, device, dtype))
+            .map_err(|error| error.while_loading(Path::new(model)))
     }
 
     /// Loads the weights of an opened checkpoint; `device` and `dtype` as in [`Model::load_on`].
@@ -153,7 +157,7 @@ impl Model {
             return Ok(Tensor::from_slice(&cache.buffers.normed, shape, ids.device())?);
         }
         let x = self.decoder.embed_batch(ids)?;
-        self.forward_embedded(x, cache, lengths)
+        self.forward_embedded(x, cache, lengths, &Cancel::default())
     }
 
     /// [`Model::forward`] of embeddings `[B, T, E]`.
@@ -162,6 +166,7 @@ impl Model {
         x: Tensor,
         cache: &mut Cache,
         lengths: Option<&[usize]>,
+        cancel: &Cancel,
     ) -> Result<Tensor> {
         let (batch, tokens, _) = x.dims3()?;
         let mut starts: Vec<usize> = (0..batch).map(|sequence| cache.position(sequence)).collect();
@@ -170,6 +175,9 @@ impl Model {
         }
         let rotation = self.decoder.rotation_at(&starts, tokens)?;
         let hidden = self.through_layers(x, &rotation, |layer, inputs, gate| {
+            if cancel.is_raised() {
+                return Err(ModelError::Cancelled);
+            }
             cache.layers[layer].advance(inputs, gate, lengths).map(Some)
         })?;
         hidden.ok_or_else(|| ModelError::Invalid("a layer gave no attention".into()))

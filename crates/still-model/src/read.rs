@@ -9,6 +9,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use candle_core::{IndexOp, Tensor};
 use rayon::ThreadPool;
 
+use crate::cancel::Cancel;
 use crate::error::{ModelError, Result};
 use crate::model::{Cache, LayerCache, Model};
 
@@ -31,10 +32,24 @@ impl Model {
         cache: &mut Cache,
         each: impl Fn(usize, Tensor) -> std::result::Result<(), E> + Sync,
     ) -> std::result::Result<(), E> {
+        self.read_until(ids, cache, &Cancel::default(), each)
+    }
+
+    /// [`Model::read`], given up with [`ModelError::Cancelled`] at the next layer once `cancel` is raised.
+    ///
+    /// # Errors
+    /// As [`Model::read`].
+    pub fn read_until<E: From<ModelError> + Send>(
+        &self,
+        ids: &[u32],
+        cache: &mut Cache,
+        cancel: &Cancel,
+        each: impl Fn(usize, Tensor) -> std::result::Result<(), E> + Sync,
+    ) -> std::result::Result<(), E> {
         self.check_cache(cache, 1)?;
         #[cfg(feature = "cuda")]
         if self.decoder.device().is_cuda() {
-            return self.read_on_cuda(ids, cache, each);
+            return self.read_on_cuda(ids, cache, cancel, each);
         }
         let start = cache.position(0);
         let blocks: Vec<(usize, &[u32])> =
@@ -46,7 +61,7 @@ impl Model {
         let walk = |first: usize| {
             let unfinished = FailOnDrop(&order);
             for (n, &(at, ids)) in blocks.iter().enumerate().skip(first).step_by(pools.len()) {
-                match self.read_block(n, ids, start + at, &order, &layers)? {
+                match self.read_block(n, ids, start + at, cancel, &order, &layers)? {
                     Some(hidden) => each(at, hidden)?,
                     None => return Ok(()),
                 }
@@ -73,6 +88,7 @@ impl Model {
         n: usize,
         ids: &[u32],
         start: usize,
+        cancel: &Cancel,
         order: &Order,
         layers: &[Mutex<&mut LayerCache>],
     ) -> Result<Option<Tensor>> {
@@ -80,6 +96,9 @@ impl Model {
         let x = self.decoder.embed(ids)?;
         let hidden = self.through_layers(x, &rotation, |layer, inputs, gate| {
             let Some(_turn) = order.wait_for(layer, n) else { return Ok(None) };
+            if cancel.is_raised() {
+                return Err(ModelError::Cancelled);
+            }
             lock(&layers[layer]).advance(inputs, gate, None).map(Some)
         })?;
         Ok(hidden.map(|hidden| hidden.squeeze(0)).transpose()?)
@@ -90,8 +109,16 @@ impl Model {
     /// # Errors
     /// An empty prompt, an id outside the vocabulary; as [`Model::read`].
     pub fn prefill(&self, ids: &[u32], cache: &mut Cache) -> Result<Tensor> {
+        self.prefill_until(ids, cache, &Cancel::default())
+    }
+
+    /// [`Model::prefill`], given up with [`ModelError::Cancelled`] once `cancel` is raised.
+    ///
+    /// # Errors
+    /// As [`Model::prefill`].
+    pub fn prefill_until(&self, ids: &[u32], cache: &mut Cache, cancel: &Cancel) -> Result<Tensor> {
         let last = Mutex::new(None);
-        self.read(ids, cache, |start, hidden| {
+        self.read_until(ids, cache, cancel, |start, hidden| {
             let rows = hidden.dim(0)?;
             if start + rows == ids.len() {
                 *lock(&last) = Some(hidden.i(rows - 1..rows)?);

@@ -97,7 +97,7 @@ pub fn write_tensors(path: &Path, mut entries: Vec<Entry<'_>>) -> Result<()> {
 /// # Errors
 /// [`ModelError::Corrupt`] for a file that is damaged; a file that cannot be read.
 pub fn read_tensors(path: &Path, sealed: bool) -> Result<HashMap<String, Tensor>> {
-    let file = File::open(path).map_err(ModelError::read(path))?;
+    let file = crate::files::open(path).map_err(ModelError::read(path))?;
     if file.metadata().map_err(ModelError::read(path))?.len() == 0 {
         return Err(ModelError::corrupt(path, "damaged: it is empty"));
     }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use still_model::files::{staging_dir, sync_files};
+use still_model::files::{Staging, staging_dir, sweep, sync_files};
 use still_model::seal::{self, Kind, Seal};
 use still_model::tensor_file::{read_tensors, save_tensors};
 use still_model::{ModelError, Student};
@@ -101,13 +101,7 @@ impl Checkpoints {
 
     /// Removes what a kill left half-written, and finishes what it left half-renamed.
     pub fn tidy(&self) -> Result<()> {
-        let Ok(entries) = self.dir.read_dir() else { return Ok(()) };
-        for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
-            let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
-            if name.is_some_and(|name| name.starts_with(STAGING)) {
-                std::fs::remove_dir_all(&path).map_err(TrainError::write(&path))?;
-            }
-        }
+        sweep(&self.dir, STAGING);
         let (best, before) = (self.dir.join(BEST), self.dir.join(PREVIOUS_BEST));
         if before.exists() {
             if best.exists() {
@@ -131,7 +125,7 @@ impl Checkpoints {
         if target.exists() {
             std::fs::remove_dir_all(&target).map_err(TrainError::write(&target))?;
         }
-        std::fs::rename(staged, &target).map_err(TrainError::write(&target))?;
+        staged.rename_to(&target).map_err(TrainError::write(&target))?;
         let all = self.list();
         for old in &all[..all.len().saturating_sub(self.keep)] {
             std::fs::remove_dir_all(old).map_err(TrainError::write(old))?;
@@ -147,7 +141,7 @@ impl Checkpoints {
         if best.exists() {
             std::fs::rename(&best, &before).map_err(TrainError::write(&before))?;
         }
-        std::fs::rename(staged, &best).map_err(TrainError::write(&best))?;
+        staged.rename_to(&best).map_err(TrainError::write(&best))?;
         if before.exists() {
             std::fs::remove_dir_all(&before).map_err(TrainError::write(&before))?;
         }
@@ -160,7 +154,7 @@ impl Checkpoints {
         progress: &Progress,
         student: &Student,
         optimizer: &HashMap<String, Tensor>,
-    ) -> Result<PathBuf> {
+    ) -> Result<Staging> {
         std::fs::create_dir_all(&self.dir).map_err(TrainError::write(&self.dir))?;
         let staging = staging_dir(&self.dir, STAGING).map_err(TrainError::write(&self.dir))?;
         let mut parameters = HashMap::new();
@@ -176,7 +170,7 @@ impl Checkpoints {
             .map_err(|error| TrainError::write(&path)(std::io::Error::other(error)))?;
         std::fs::write(&path, sealed(json)).map_err(TrainError::write(&path))?;
         sync_files(staging.path()).map_err(TrainError::write(staging.path()))?;
-        Ok(staging.keep())
+        Ok(staging)
     }
 
     /// The student of the lowest held-out loss, if one was kept.
@@ -226,7 +220,7 @@ fn read_progress(path: &Path, hint: &str) -> Result<(Progress, bool)> {
         hint: hint.into(),
     };
     let damaged = |what: String| fail(format!("damaged: {what}"), hint);
-    let bytes = std::fs::read(path).map_err(TrainError::read(path))?;
+    let bytes = still_model::files::read(path).map_err(TrainError::read(path))?;
     let seal = seal::check(&bytes, Kind::Json);
     if seal == Seal::Broken {
         return Err(damaged("its digest is of other bytes than it has".into()));

@@ -1,5 +1,7 @@
 //! Two-stage linearization: attention transfer, then low-rank finetuning.
 
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
 mod bench;
 mod calibrate;
 mod checkpoint;
@@ -37,6 +39,7 @@ pub use error::{Result, TrainError};
 pub use evaluation::Evaluation;
 pub use finetune::FinetuneStage;
 pub use loss::{Target, vocabulary_loss};
+pub use memory::free_bytes as free_memory_bytes;
 pub use metrics::{Observer, Silent, Stage, StepReport};
 pub use optimizer::{AdamW, AdamWConfig, Parameters};
 pub use plan::{Plan, StagePlan, plan};
@@ -45,7 +48,7 @@ pub use recipe::{
     FinetuneRecipe, GuardRecipe, LossOn, Objective, Recipe, Recompute, Reduction, TransferLoss,
     TransferRecipe,
 };
-pub use run::{linearize, linearize_windows};
+pub use run::{RunDir, checkpoint_bytes, linearize, linearize_in, linearize_windows};
 pub use scalar::Scalar;
 pub use schedule::Schedule;
 pub use transfer::{TransferStage, TransferStep};

@@ -5,7 +5,7 @@ use std::path::Path;
 
 /// Bytes that this process may still take: the least of what the system has (swap included), what a cgroup leaves and
 /// what its own limit on address space leaves. `None` where nothing tells.
-pub(crate) fn free_bytes() -> Option<u64> {
+pub fn free_bytes() -> Option<u64> {
     [system(), cgroup(Path::new("/sys/fs/cgroup")), address_space()].into_iter().flatten().min()
 }
 

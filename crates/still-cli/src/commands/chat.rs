@@ -1,16 +1,20 @@
 //! `still chat`: turns with the model's own template; the attention state is kept between them.
 
-use std::io::{BufRead, IsTerminal};
+use std::io::{BufRead, IsTerminal, Read};
 
 use anyhow::Context;
 use still_attention::RowDtype;
-use still_model::{ChatSession, GenerateOptions};
+use still_model::{ChatSession, GenerateOptions, ModelError};
 
 use super::generate::summary;
 use super::{load, row_dtype, sampling, stream_to};
 use crate::args::ChatArgs;
-use crate::interrupt;
+use crate::errors::user;
+use crate::interrupt::{self, OnSignal};
 use crate::printer::Printer;
+
+/// Most bytes of a message, which is a line.
+const MESSAGE_BYTES: u64 = 16 << 20;
 
 /// Runs the command.
 pub fn run(args: &ChatArgs, printer: &Printer) -> anyhow::Result<()> {
@@ -18,19 +22,28 @@ pub fn run(args: &ChatArgs, printer: &Printer) -> anyhow::Result<()> {
     let model = load(&args.model.model, &args.device, printer)?;
     let rows = row_dtype(args.sampling.cache_dtype, RowDtype::Bf16, &model);
     let mut session = ChatSession::new(model, rows, args.system.as_deref())?;
-    interrupt::catch()?;
+    interrupt::hint("the conversation is not kept: start it again");
     let stdin = std::io::stdin();
     let terminal = stdin.is_terminal();
     if terminal {
-        printer.note("Ctrl-C cuts a reply short; /exit or Ctrl-D ends the chat");
+        printer
+            .note("Ctrl-C cuts a reply short; Ctrl-C between turns, /exit or Ctrl-D ends the chat");
     }
     loop {
         if terminal {
             printer.ask("> ");
         }
         let mut line = String::new();
-        if stdin.lock().read_line(&mut line).context("cannot read standard input")? == 0 {
-            return Ok(());
+        let read = stdin.lock().take(MESSAGE_BYTES + 1).read_line(&mut line);
+        match read.context("cannot read standard input")? as u64 {
+            0 => return Ok(()),
+            1..=MESSAGE_BYTES => {}
+            _ => {
+                return Err(user(
+                    format!("a message has more than {} MiB", MESSAGE_BYTES >> 20),
+                    "give less in one line",
+                ));
+            }
         }
         match line.trim() {
             "" => continue,
@@ -46,10 +59,21 @@ fn turn(
     options: &GenerateOptions,
     printer: &Printer,
 ) -> anyhow::Result<()> {
-    interrupt::take();
     let mut written = Ok(());
-    let reply = session.send(message, options, &mut stream_to(printer, true, &mut written))?;
+    interrupt::take();
+    interrupt::on_signal(OnSignal::Cut);
+    let reply = session.send(message, options, &mut stream_to(printer, true, &mut written));
+    interrupt::on_signal(OnSignal::End);
+    interrupt::take();
     written?;
+    let reply = match reply {
+        Ok(reply) => reply,
+        Err(ModelError::Cancelled) => {
+            printer.note("cut while it was read: the message is forgotten, the chat goes on");
+            return Ok(());
+        }
+        Err(error) => return Err(error.into()),
+    };
     printer.stream("\n")?;
     if reply.reread {
         printer.warn("the chat template rewrote earlier turns, so they were read again");

@@ -1,20 +1,29 @@
 //! `still export`: a student with quantized weights, in one file.
 
+use std::path::Path;
+
+use still_model::files::parent;
 use still_model::{GgufFormat, export_gguf};
 
 use super::load;
 use crate::args::{DeviceArgs, ExportArgs, GgufArg};
+use crate::disk::room;
 use crate::errors::user;
+use crate::outputs::{Existing, Ours, Outputs};
 use crate::printer::Printer;
 
 /// Runs the command.
 pub fn run(args: &ExportArgs, printer: &Printer) -> anyhow::Result<()> {
-    if args.out.exists() && !args.overwrite {
+    if args.out.extension().is_none_or(|extension| extension != "gguf") {
         return Err(user(
-            format!("{} exists already", args.out.display()),
-            "choose another --out, or add --overwrite",
+            format!("{} is not the name of a GGUF file", args.out.display()),
+            "choose a name that ends in .gguf: it is what tells the file's format",
         ));
     }
+    let existing = Existing::overwrite(args.overwrite);
+    let mut outputs = Outputs::default();
+    outputs.file("--out", &args.out, Ours::Student, existing)?;
+    outputs.spare([Path::new(&args.model.model)])?;
     let model = load(&args.model.model, &DeviceArgs::cpu(), printer)?;
     if model.student.is_none() {
         return Err(user(
@@ -27,6 +36,13 @@ pub fn run(args: &ExportArgs, printer: &Printer) -> anyhow::Result<()> {
         GgufArg::Q4_1 => GgufFormat::Q4_1,
         GgufArg::Q4K => GgufFormat::Q4K,
     };
+    // The fewest bits a value that the formats have.
+    let sixteenths = match args.gguf {
+        GgufArg::Q8_0 => 17,
+        GgufArg::Q4_1 | GgufArg::Q4K => 9,
+    };
+    let bytes = model.decoder.elements()?.saturating_mul(sixteenths) / 16;
+    room(&parent(&args.out), "the file", bytes, "free some disk space, or choose another --out")?;
     let export = export_gguf(&args.out, &model, format)?;
     let matrices: Vec<String> =
         export.matrices.iter().map(|(format, count)| format!("{count} in {format}")).collect();
@@ -41,7 +57,7 @@ pub fn run(args: &ExportArgs, printer: &Printer) -> anyhow::Result<()> {
     printer.step("Saved", format_args!("{} ({megabytes:.1} MB)", args.out.display()));
     if args.json {
         printer.json(&serde_json::json!({
-            "out": args.out,
+            "out": args.out.display().to_string(),
             "bytes": export.bytes,
             "matrices": export.matrices,
             "other_format": export.other_format,

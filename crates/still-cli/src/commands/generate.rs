@@ -1,16 +1,15 @@
 //! `still generate`: continue a prompt, streaming.
 
-use std::io::{IsTerminal, Read};
+use std::io::IsTerminal;
 
-use anyhow::Context;
 use serde_json::json;
 use still_attention::RowDtype;
 use still_model::{Finish, Generation, generate};
 
-use super::{load, read_text, row_dtype, sampling, stream_to};
+use super::{load, read_piped, read_text_once, row_dtype, sampling, stream_to};
 use crate::args::GenerateArgs;
-use crate::errors::user;
-use crate::interrupt;
+use crate::errors::{Interrupted, user};
+use crate::interrupt::{self, OnSignal};
 use crate::printer::Printer;
 use crate::table;
 
@@ -25,7 +24,7 @@ pub fn run(args: &GenerateArgs, printer: &Printer) -> anyhow::Result<()> {
     }
     let rows = row_dtype(args.sampling.cache_dtype, RowDtype::Bf16, &model);
     let mut cache = model.new_cache(1, rows)?;
-    interrupt::catch()?;
+    interrupt::on_signal(OnSignal::Finish);
     let mut written = Ok(());
     let mut stream = stream_to(printer, !args.json, &mut written);
     let generation = generate(&model, &ids, &mut cache, &options, &mut stream)?;
@@ -35,7 +34,7 @@ pub fn run(args: &GenerateArgs, printer: &Printer) -> anyhow::Result<()> {
         printer.warn(warning);
     }
     if args.json {
-        return printer.json(&json!({
+        printer.json(&json!({
             "text": generation.text,
             "finish": finish_word(&generation.finish),
             "prompt_tokens": ids.len(),
@@ -44,11 +43,15 @@ pub fn run(args: &GenerateArgs, printer: &Printer) -> anyhow::Result<()> {
             "decode_seconds": generation.decode_seconds,
             "cache_bytes": cache.size_bytes(),
             "warning": generation.warning,
-        }));
+        }))?;
+    } else {
+        printer.stream("\n")?;
+        printer.note(summary(&generation, ids.len(), cache.size_bytes()));
     }
-    printer.stream("\n")?;
-    printer.note(summary(&generation, ids.len(), cache.size_bytes()));
-    Ok(())
+    match generation.finish {
+        Finish::Interrupted => Err(Interrupted.into()),
+        _ => Ok(()),
+    }
 }
 
 fn prompt(args: &GenerateArgs, printer: &Printer) -> anyhow::Result<String> {
@@ -56,15 +59,13 @@ fn prompt(args: &GenerateArgs, printer: &Printer) -> anyhow::Result<String> {
         return Ok(prompt.clone());
     }
     if let Some(path) = &args.prompt_file {
-        return read_text(path);
+        return read_text_once(path, printer);
     }
-    let mut stdin = std::io::stdin();
+    let stdin = std::io::stdin();
     if stdin.is_terminal() {
         printer.note("reading the prompt from the terminal; end it with Ctrl-D");
     }
-    let mut text = String::new();
-    stdin.read_to_string(&mut text).context("cannot read the prompt from standard input")?;
-    Ok(text)
+    read_piped(stdin.lock(), "standard input")
 }
 
 /// One line about speed and cache.

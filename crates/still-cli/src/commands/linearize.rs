@@ -1,16 +1,16 @@
 //! `still linearize`: both training stages, with checkpoints, then the student.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use candle_core::DType;
 use serde_json::json;
-use still_model::{ExportKind, Model, save_student};
-use still_train::{Recipe, TokenCache, Windows, calibrated_recipe, linearize_windows};
+use still_model::{ExportKind, Model, save_student_to};
+use still_train::{Recipe, TokenCache, Windows, calibrated_recipe, linearize_in};
 
-use super::{dry_run, load_base, read_recipe};
+use super::places::Places;
+use super::{check_data, dry_run, load_base, read_recipe};
 use crate::args::{ExportDtype, LinearizeArgs};
 use crate::commands::observer::RunObserver;
-use crate::errors::user;
 use crate::interrupt;
 use crate::plot::number;
 use crate::printer::Printer;
@@ -19,52 +19,39 @@ use crate::table;
 
 /// Runs the command.
 pub fn run(args: &LinearizeArgs, printer: &Printer) -> anyhow::Result<()> {
-    if args.out.exists() && !args.overwrite && !args.dry_run {
-        return Err(user(
-            format!("{} exists already", args.out.display()),
-            "choose another --out, or add --overwrite",
-        ));
-    }
-    for path in &args.data {
-        if !path.is_file() {
-            return Err(user(
-                format!("no file {}", path.display()),
-                "give --data files: .txt, .jsonl, .jsonl.zst or .bin",
-            ));
-        }
-    }
+    check_data(&args.data)?;
     let recipe = read_recipe(args.recipe.as_deref(), &args.set)?;
-    let model = load_base(&args.model.model, &args.device, "linearize", printer)?;
     if args.dry_run {
+        let model = load_base(&args.model.model, &args.device, "linearize", printer)?;
         return dry_run::run(args, &recipe, &model, printer);
     }
-    interrupt::catch()?;
-    let run_dir = run_dir(args);
+    interrupt::hint("nothing was trained in this start: the same command begins it again");
+    let places = Places::claim(args)?;
+    let model = load_base(&args.model.model, &args.device, "linearize", printer)?;
+    let kind = export_kind(args);
+    places.check_room(&model, &recipe, kind)?;
+    let run_dir = places.run_dir.path();
     printer.step("Run", run_dir.display());
-    let mut observer = RunObserver::new(printer, &run_dir, !args.no_tensorboard);
+    let mut observer = RunObserver::new(printer, run_dir, !args.no_tensorboard);
     let cache = TokenCache::user()?;
-    let recipe = calibrated_recipe(&model, &recipe, &args.data, &cache, &run_dir, &mut observer)?;
+    let recipe = calibrated_recipe(&model, &recipe, &args.data, &cache, run_dir, &mut observer)?;
     let windows = read_data(args, &recipe, &model, &cache, printer)?;
     let student =
-        linearize_windows(&model, &recipe, &windows, &run_dir, args.resume, &mut observer)?;
+        linearize_in(&model, &recipe, &windows, &places.run_dir, args.resume, &mut observer)?;
     observer.finish();
-    let layers = transfer_layers(&observer, &run_dir, printer);
+    interrupt::hint("the run is whole: the same command with --resume writes the student");
+    let layers = transfer_layers(&observer, run_dir, printer);
     if !layers.is_empty() {
         printer.table(&layer_table(&layers));
     }
-    let kind = match (args.delta, args.dtype) {
-        (true, _) => ExportKind::Delta,
-        (false, ExportDtype::F32) => ExportKind::Full(DType::F32),
-        (false, ExportDtype::Bf16) => ExportKind::Full(DType::BF16),
-    };
-    save_student(&args.out, &student, kind)?;
+    save_student_to(&places.student, &student, kind)?;
     printer.step("Saved", args.out.display());
     printer.note(format_args!("look at the run: still report {}", run_dir.display()));
     printer.note(format_args!("talk to it: still chat --model {}", args.out.display()));
     if args.json {
         printer.json(&json!({
-            "out": args.out,
-            "run_dir": run_dir,
+            "out": args.out.display().to_string(),
+            "run_dir": run_dir.display().to_string(),
             "export": if args.delta { "delta" } else { "full" },
             "stages": observer.stages(),
             "layers": layers,
@@ -117,10 +104,10 @@ pub(super) fn read_data(
     Ok(windows)
 }
 
-fn run_dir(args: &LinearizeArgs) -> PathBuf {
-    args.run_dir.clone().unwrap_or_else(|| {
-        let mut name = args.out.clone().into_os_string();
-        name.push(".run");
-        name.into()
-    })
+fn export_kind(args: &LinearizeArgs) -> ExportKind {
+    match (args.delta, args.dtype) {
+        (true, _) => ExportKind::Delta,
+        (false, ExportDtype::F32) => ExportKind::Full(DType::F32),
+        (false, ExportDtype::Bf16) => ExportKind::Full(DType::BF16),
+    }
 }

@@ -13,22 +13,24 @@ pub mod generate;
 pub mod inspect;
 pub mod linearize;
 mod observer;
+mod places;
 pub mod report;
 
-use std::io;
+use std::fs::File;
+use std::io::{IsTerminal, Read};
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use candle_core::{DType, Device};
 use still_attention::RowDtype;
-use still_model::{GenerateOptions, Model};
+use still_model::{GenerateOptions, Model, files};
 use still_train::Recipe;
 
 use crate::args::{CacheDtype, ComputeDtype, DeviceArgs, SamplingArgs};
 use crate::errors::user;
 use crate::interrupt;
-use crate::printer::Printer;
+use crate::printer::{Printer, Written};
 
 /// Chunk length of the students that commands make without a recipe.
 const CHUNK: usize = 64;
@@ -94,7 +96,7 @@ fn read_recipe(path: Option<&Path>, overrides: &[String]) -> anyhow::Result<Reci
 fn stream_to<'a>(
     printer: &'a Printer,
     show: bool,
-    written: &'a mut io::Result<()>,
+    written: &'a mut Written,
 ) -> impl FnMut(&str) -> ControlFlow<()> + 'a {
     move |piece| {
         if show {
@@ -115,7 +117,61 @@ fn short_name(model: &str) -> String {
 
 /// Reads a text file.
 fn read_text(path: &Path) -> anyhow::Result<String> {
-    std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+    files::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+/// Reads a text that is read once: from a file, or from a pipe such as a shell's `<(…)`.
+fn read_text_once(path: &Path, printer: &Printer) -> anyhow::Result<String> {
+    let kind = std::fs::metadata(path).ok().as_ref().and_then(files::kind);
+    let opened = || File::open(path).with_context(|| format!("cannot read {}", path.display()));
+    let name = path.display().to_string();
+    match kind {
+        Some("a named pipe") => {
+            printer.note(format_args!("reading {name} until its writer closes it"));
+            read_piped(opened()?, &name)
+        }
+        Some("a device") => {
+            let device = opened()?;
+            if device.is_terminal() { read_piped(device, &name) } else { read_text(path) }
+        }
+        _ => read_text(path),
+    }
+}
+
+/// Most bytes of a text that comes through a pipe, which has no end until its writer gives it one.
+const PIPED_BYTES: u64 = 256 << 20;
+
+/// Reads a text to the end of a pipe or a terminal.
+fn read_piped(pipe: impl Read, name: &str) -> anyhow::Result<String> {
+    let mut bytes = Vec::new();
+    pipe.take(PIPED_BYTES + 1)
+        .read_to_end(&mut bytes)
+        .with_context(|| format!("cannot read {name}"))?;
+    if bytes.len() as u64 > PIPED_BYTES {
+        return Err(user(
+            format!("{name} gives more than {} MiB of text", PIPED_BYTES >> 20),
+            "give a shorter text",
+        ));
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        user(format!("{name}: not UTF-8 at byte {at}"), "give UTF-8 text")
+    })
+}
+
+/// An error unless all data are files.
+fn check_data(data: &[PathBuf]) -> anyhow::Result<()> {
+    const KINDS: &str = "give --data files: .txt, .jsonl, .jsonl.zst or .bin";
+    for path in data {
+        match path.metadata().as_ref().map(files::kind) {
+            Err(_) => return Err(user(format!("no file {}", path.display()), KINDS)),
+            Ok(Some(kind)) => {
+                return Err(user(format!("{} is {kind}, not a file", path.display()), KINDS));
+            }
+            Ok(None) => {}
+        }
+    }
+    Ok(())
 }
 
 /// Checks sampling options and translates them.
@@ -153,6 +209,7 @@ fn sampling(args: &SamplingArgs) -> anyhow::Result<GenerateOptions> {
         top_k: args.top_k.unwrap_or(0),
         seed: args.seed,
         stop: args.stop.clone(),
+        cancel: interrupt::flag(),
     })
 }
 

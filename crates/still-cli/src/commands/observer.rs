@@ -7,7 +7,7 @@ use serde::Serialize;
 use still_train::{Observer, Phase, Stage, StepReport};
 
 use super::calibration_bars::CalibrationBars;
-use crate::interrupt;
+use crate::interrupt::{self, OnSignal};
 use crate::plot::number;
 use crate::printer::Printer;
 use crate::progress::{Bar, Losses};
@@ -55,6 +55,8 @@ impl<'a> RunObserver<'a> {
 
     /// The last stage is over.
     pub fn finish(&mut self) {
+        // Nothing of a stage is left to save.
+        interrupt::on_signal(OnSignal::End);
         self.calibration.finish();
         let (Some(bar), Some(stage)) = (self.bar.take(), self.stages.last_mut()) else { return };
         stage.seconds = bar.seconds();
@@ -99,6 +101,7 @@ impl Observer for RunObserver<'_> {
 
     fn on_stage(&mut self, stage: Stage, steps: usize, done: usize) {
         self.finish();
+        interrupt::on_signal(OnSignal::Save);
         let bar = Bar::new(self.printer, "Training", stage.name(), steps, "steps");
         bar.update(done, "");
         self.bar = Some(bar);

@@ -14,7 +14,7 @@ use crate::errors::user;
 /// A line that is not what it should be, by its number. A last one without a line end is not complete, and left out if
 /// it cannot be read.
 pub fn read<T: DeserializeOwned>(path: &Path) -> anyhow::Result<Option<Vec<T>>> {
-    let bytes = match std::fs::read(path) {
+    let bytes = match still_model::files::read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => {

@@ -89,8 +89,8 @@ fn recipe(path: &Path) -> anyhow::Result<Option<(String, toml::Table)>> {
     if !path.exists() {
         return Ok(None);
     }
-    let text =
-        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let text = still_model::files::read_to_string(path)
+        .with_context(|| format!("cannot read {}", path.display()))?;
     let table = text.parse::<toml::Table>().map_err(|error| {
         let what = format!("{}: {}", path.display(), error.to_string().trim_end());
         user(what, "the file is damaged: `still linearize --resume` writes it again")

@@ -51,7 +51,7 @@ impl Text {
 
 /// The text of a file.
 pub(super) fn read(path: &Path) -> Result<String> {
-    let bytes = std::fs::read(path).map_err(|source| EvalError::Io {
+    let bytes = still_model::files::read(path).map_err(|source| EvalError::Io {
         action: "cannot read",
         path: path.to_path_buf(),
         source,

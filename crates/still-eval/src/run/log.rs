@@ -79,6 +79,7 @@ impl SampleLog {
     pub fn create(path: &Path) -> Result<Self> {
         let file = OpenOptions::new().write(true).create_new(true).open(path);
         let file = file.map_err(failed("cannot make", path))?;
+        lock(&file, path)?;
         Ok(Self { path: path.to_path_buf(), file: Mutex::new(file), old: Vec::new() })
     }
 
@@ -90,6 +91,7 @@ impl SampleLog {
         let file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
         let mut file = file.map_err(failed("cannot open", path))?;
+        lock(&file, path)?;
         let text = std::fs::read(path).map_err(failed("cannot read", path))?;
         let whole = text.iter().rposition(|&byte| byte == b'\n').map_or(0, |newline| newline + 1);
         let old = read_lines(path, &text[..whole])?;
@@ -164,6 +166,16 @@ impl SampleLog {
 fn failed(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> EvalError {
     let path = path.to_path_buf();
     move |source| EvalError::Io { action, path, source }
+}
+
+/// One process at a time writes a log. Where a file system has no locks nothing keeps a second one out.
+fn lock(file: &File, path: &Path) -> Result<()> {
+    match file.try_lock() {
+        Err(std::fs::TryLockError::WouldBlock) => {
+            Err(failed("cannot write", path)(std::io::Error::other("another still writes it")))
+        }
+        _ => Ok(()),
+    }
 }
 
 fn read_lines(path: &Path, text: &[u8]) -> Result<Vec<(usize, Line)>> {

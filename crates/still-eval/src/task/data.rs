@@ -1,10 +1,11 @@
 //! Data files: JSON lines, whose errors name file and line.
 
-use std::fs;
 use std::path::Path;
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+
+use still_model::files::read;
 
 use crate::error::{EvalError, Result};
 
@@ -16,7 +17,7 @@ pub fn read_lines<T: DeserializeOwned, U>(
     path: &Path,
     mut make: impl FnMut(usize, T) -> std::result::Result<U, String>,
 ) -> Result<Vec<U>> {
-    let bytes = fs::read(path).map_err(|source| match source.kind() {
+    let bytes = read(path).map_err(|source| match source.kind() {
         std::io::ErrorKind::NotFound => EvalError::NoData { path: path.to_path_buf() },
         _ => EvalError::Io { action: "cannot read", path: path.to_path_buf(), source },
     })?;

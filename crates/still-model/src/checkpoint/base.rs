@@ -1,6 +1,6 @@
 //! What a base is recognised by, and the hash of large files, which is computed once.
 
-use std::fs::{File, Metadata};
+use std::fs::Metadata;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -45,7 +45,7 @@ impl BaseIdentity {
     pub fn sha256_of_bytes(&self) -> Result<String> {
         let mut hasher = Sha256::new();
         for path in &self.files {
-            let mut file = File::open(path).map_err(ModelError::read(path))?;
+            let mut file = crate::files::open(path).map_err(ModelError::read(path))?;
             std::io::copy(&mut file, &mut hasher).map_err(ModelError::read(path))?;
         }
         Ok(format!("{:x}", hasher.finalize()))
@@ -127,7 +127,7 @@ mod tests {
         let old = SystemTime::now() - Duration::from_secs(3600);
         let write = |text: &str| {
             std::fs::write(&path, text).unwrap();
-            File::options().write(true).open(&path).unwrap().set_modified(old).unwrap();
+            std::fs::File::options().write(true).open(&path).unwrap().set_modified(old).unwrap();
         };
         let entries = || cache.read_dir().map_or(0, Iterator::count);
         let sum = |text: &str| format!("{:x}", Sha256::digest(text));

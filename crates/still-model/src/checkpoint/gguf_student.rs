@@ -145,6 +145,11 @@ pub(super) fn is_student(content: &Content) -> bool {
     text(content, ARCHITECTURE_KEY) == Some(ARCHITECTURE)
 }
 
+/// Whether a file is one that [`export_gguf`] wrote.
+pub fn is_exported_student(path: &Path) -> bool {
+    super::gguf::open(path).is_ok_and(|content| is_student(&content))
+}
+
 /// Opens a file that [`export_gguf`] wrote.
 pub(super) fn open(source: &str, path: &Path, content: Content) -> Result<Checkpoint> {
     let required = |key: &str| {

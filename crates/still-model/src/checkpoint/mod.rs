@@ -15,6 +15,7 @@ mod safetensors_dir;
 mod safetensors_file;
 mod source;
 mod student;
+mod target;
 mod unread;
 mod weights;
 
@@ -23,8 +24,9 @@ use std::path::Path;
 use still_attention::StillConfig;
 
 pub use base::BaseIdentity;
-pub use gguf_student::{GgufExport, GgufFormat, export_gguf};
-pub use student::{ExportKind, save_student};
+pub use gguf_student::{GgufExport, GgufFormat, export_gguf, is_exported_student};
+pub use student::{ExportKind, save_student, save_student_to};
+pub use target::StudentTarget;
 pub use weights::Weights;
 
 use self::weights::GgufLayout;

@@ -14,9 +14,10 @@ pub(super) enum Source {
 pub(super) fn resolve(model: &str) -> Result<Source> {
     let path = Path::new(model);
     if path.is_dir() {
+        refuse_special(path)?;
         return Ok(Source::Directory(path.to_path_buf()));
     }
-    let previous = super::student::previous_path(path);
+    let previous = super::target::previous_path(path);
     if !path.exists() && previous.is_dir() {
         tracing::warn!(
             "{model} was being replaced when its save was cut off: reading what stood there before"
@@ -36,6 +37,13 @@ pub(super) fn resolve(model: &str) -> Result<Source> {
             })
         };
     }
+    if let Some(kind) = path.metadata().ok().as_ref().and_then(crate::files::kind) {
+        return Err(ModelError::Unsupported {
+            what: format!("{model} is {kind}, which"),
+            found_in: None,
+            hint: "give a directory with config.json, or a .gguf file".into(),
+        });
+    }
     if looks_like_hub_id(model) {
         return Ok(Source::Directory(super::hub::fetch(model)?));
     }
@@ -44,6 +52,23 @@ pub(super) fn resolve(model: &str) -> Result<Source> {
         hint: "give a directory with config.json, a .gguf file, or a hub id such as org/name"
             .into(),
     })
+}
+
+/// An error if anything in a model's directory is a pipe, a socket or a device: opening one may wait forever.
+fn refuse_special(dir: &Path) -> Result<()> {
+    for path in dir.read_dir().map_err(ModelError::read(dir))?.flatten().map(|entry| entry.path()) {
+        match path.metadata().ok().as_ref().and_then(crate::files::kind) {
+            None | Some("a directory") => {}
+            Some(kind) => {
+                return Err(ModelError::Corrupt {
+                    reason: format!("it is {kind}, not a file"),
+                    path,
+                    hint: "a model's directory holds regular files: replace or remove it".into(),
+                });
+            }
+        }
+    }
+    Ok(())
 }
 
 fn looks_like_hub_id(model: &str) -> bool {

@@ -1,15 +1,16 @@
 //! Students on disk.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use candle_core::{DType, Device};
 use serde_json::{Value, json};
 
 use super::delta;
-use super::form::{self, BASE_KEY, LORA_KEY, student_config, to_json};
+use super::form::{BASE_KEY, LORA_KEY, student_config, to_json};
+use super::target::StudentTarget;
 use crate::decoder::{Part, on_host};
 use crate::error::{ModelError, Result};
-use crate::files::{staging_dir, sync_files};
+use crate::files::sync_files;
 use crate::model::Model;
 use crate::student::Student;
 use crate::tensor_file::{Entry, write_tensors};
@@ -34,16 +35,18 @@ pub enum ExportKind {
 /// # Errors
 /// A model without a student, a target that is something else, a full disk.
 pub fn save_student(dir: &Path, model: &Model, kind: ExportKind) -> Result<()> {
+    save_student_to(&StudentTarget::claim(dir)?, model, kind)
+}
+
+/// [`save_student`] into a directory that was claimed before.
+///
+/// # Errors
+/// As [`save_student`].
+pub fn save_student_to(target: &StudentTarget, model: &Model, kind: ExportKind) -> Result<()> {
     let student = model.student.as_ref().ok_or_else(|| {
         ModelError::Invalid("a model without a student has nothing to save".into())
     })?;
-    refuse_foreign(dir)?;
-    let parent = match dir.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    std::fs::create_dir_all(parent).map_err(ModelError::write(parent))?;
-    let staging = staging_dir(parent, ".still-saving-").map_err(ModelError::write(parent))?;
+    let staging = target.stage()?;
 
     let mut config = student_config(model.config(), student)?;
     match kind {
@@ -58,7 +61,7 @@ pub fn save_student(dir: &Path, model: &Model, kind: ExportKind) -> Result<()> {
             }
         }
         ExportKind::Delta => {
-            config[BASE_KEY] = delta::record(dir, model)?;
+            config[BASE_KEY] = delta::record(target.dir(), model)?;
             if let Some(lora) = &student.lora {
                 config[LORA_KEY] = to_json(lora)?;
             }
@@ -68,7 +71,7 @@ pub fn save_student(dir: &Path, model: &Model, kind: ExportKind) -> Result<()> {
     model.tokenizer.save(staging.path())?;
     write_json(&staging.path().join("config.json"), &config)?;
     sync_files(staging.path()).map_err(ModelError::write(staging.path()))?;
-    replace(staging, dir)
+    target.replace(staging)
 }
 
 /// The weights of a student's base in `dtype`, on the CPU, with its low-rank updates merged in f32. Each is made when it is asked
@@ -101,49 +104,6 @@ pub(super) fn merged_entries<'a>(
 pub(super) fn learned_entries(student: &Student) -> Result<Vec<Entry<'static>>> {
     let learned = student.to_device(&Device::Cpu)?.checkpoint_tensors()?;
     Ok(learned.into_iter().map(|(name, tensor)| Entry::of(name, tensor)).collect())
-}
-
-/// An error unless `dir` is free, empty or a student.
-fn refuse_foreign(dir: &Path) -> Result<()> {
-    if !dir.exists() {
-        return Ok(());
-    }
-    let student = std::fs::read_to_string(dir.join("config.json"))
-        .ok()
-        .and_then(|text| serde_json::from_str::<Value>(&text).ok())
-        .is_some_and(|config| form::is_student(&config));
-    let empty = dir.read_dir().map_err(ModelError::read(dir))?.next().is_none();
-    if student || empty {
-        return Ok(());
-    }
-    Err(ModelError::Corrupt {
-        path: dir.to_path_buf(),
-        reason: "exists and is not a student".into(),
-        hint: "choose another output directory".into(),
-    })
-}
-
-/// Moves a complete directory into place; what stood there is kept until then.
-fn replace(staging: tempfile::TempDir, dir: &Path) -> Result<()> {
-    let staged = staging.keep();
-    let previous = previous_path(dir);
-    if dir.exists() {
-        if previous.exists() {
-            std::fs::remove_dir_all(&previous).map_err(ModelError::write(&previous))?;
-        }
-        std::fs::rename(dir, &previous).map_err(ModelError::write(dir))?;
-    }
-    std::fs::rename(&staged, dir).map_err(ModelError::write(dir))?;
-    if previous.exists() {
-        std::fs::remove_dir_all(&previous).map_err(ModelError::write(&previous))?;
-    }
-    Ok(())
-}
-
-/// Where a student waits while its successor takes its place.
-pub(super) fn previous_path(dir: &Path) -> PathBuf {
-    let name = dir.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    dir.with_file_name(format!(".{name}.previous"))
 }
 
 fn write_json(path: &Path, json: &Value) -> Result<()> {

@@ -9,6 +9,7 @@ mod step_graph;
 use candle_core::{DType, Tensor};
 use still_attention::{CudaHybridState, CudaKvCache, CudaWeights, RowDtype};
 
+use crate::cancel::Cancel;
 use crate::error::{ModelError, Result};
 use crate::model::{Cache, LayerCache, Model};
 
@@ -85,13 +86,15 @@ impl Model {
         &self,
         ids: &[u32],
         cache: &mut Cache,
+        cancel: &Cancel,
         each: impl Fn(usize, Tensor) -> std::result::Result<(), E>,
     ) -> std::result::Result<(), E> {
         if ids.is_empty() {
             return Ok(());
         }
         let x = self.decoder.embed(ids)?;
-        let hidden = self.forward_embedded(x, cache, None)?.squeeze(0).map_err(ModelError::from)?;
+        let hidden = self.forward_embedded(x, cache, None, cancel)?;
+        let hidden = hidden.squeeze(0).map_err(ModelError::from)?;
         for start in (0..ids.len()).step_by(BLOCK) {
             let length = BLOCK.min(ids.len() - start);
             each(start, hidden.narrow(0, start, length).map_err(ModelError::from)?)?;
@@ -107,7 +110,7 @@ impl Model {
             self.replay_step(ids, cache)?
         } else {
             let x = self.decoder.embed(ids)?.transpose(0, 1)?;
-            let hidden = self.forward_embedded(x, cache, None)?.squeeze(1)?;
+            let hidden = self.forward_embedded(x, cache, None, &Cancel::default())?.squeeze(1)?;
             self.decoder.logits(&hidden)?
         };
         cache.buffers.logits = logits.flatten_all()?.to_vec1()?;

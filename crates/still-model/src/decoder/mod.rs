@@ -176,6 +176,35 @@ impl Decoder {
         self.parts().into_iter().try_for_each(|(name, part)| f(&name, part.to_tensor()?))
     }
 
+    /// Values of all weights that [`Decoder::visit_tensors`] visits, counted from shapes.
+    ///
+    /// # Errors
+    /// A weight without rows and columns.
+    pub fn elements(&self) -> Result<u64> {
+        let count = |weight: &Weight| -> Result<usize> {
+            let (rows, columns) = weight.dims2()?;
+            Ok(rows * columns)
+        };
+        let mut elements = count(&self.embed_tokens)? + self.norm.elem_count();
+        if !self.config.tie_word_embeddings {
+            elements += count(&self.lm_head)?;
+        }
+        for layer in &self.layers {
+            let linears = [&layer.q_proj, &layer.k_proj, &layer.v_proj, &layer.o_proj];
+            for linear in linears {
+                elements += count(&linear.weight)?;
+                elements += linear.bias.as_ref().map_or(0, Tensor::elem_count);
+            }
+            for weight in [&layer.mlp.gate, &layer.mlp.up, &layer.mlp.down] {
+                elements += count(weight)?;
+            }
+            let norms = [Some(&layer.input_layernorm), Some(&layer.mlp.norm)];
+            let norms = norms.into_iter().chain([layer.q_norm.as_ref(), layer.k_norm.as_ref()]);
+            elements += norms.flatten().map(Tensor::elem_count).sum::<usize>();
+        }
+        Ok(elements as u64)
+    }
+
     /// One sequence: `[1, N, E]`. Ids are checked where they are, on the host: nothing waits for a device.
     ///
     /// # Errors

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use still_attention::{Router, SelectionHead};
-use still_model::files::write_file;
+use still_model::files::{read_to_string, write_file};
 
 use super::fail;
 use crate::error::{Result, TrainError};
@@ -38,7 +38,7 @@ impl Budgets {
     /// # Errors
     /// A file that is missing or of another form.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(TrainError::read(path))?;
+        let text = read_to_string(path).map_err(TrainError::read(path))?;
         serde_json::from_str(&text).map_err(|error| {
             fail(
                 format!("{}: {error}", path.display()),

@@ -1,12 +1,13 @@
 //! Text is tokenized once: where its ids are kept, and how they are found again.
 
-use std::fs::{File, Metadata};
+use std::fs::Metadata;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use still_model::Tokenizer;
+use still_model::files::open;
 
 use super::documents::{Kind, data_error};
 use super::tokenize::{TextOptions, tokenize};
@@ -145,7 +146,7 @@ fn key(
 
 fn hash_file(path: &Path) -> Result<String> {
     let mut hasher = Sha256::new();
-    let mut file = File::open(path).map_err(TrainError::read(path))?;
+    let mut file = open(path).map_err(TrainError::read(path))?;
     std::io::copy(&mut file, &mut hasher).map_err(TrainError::read(path))?;
     Ok(format!("{:x}", hasher.finalize()))
 }

@@ -67,7 +67,7 @@ pub(super) fn data_error(path: &Path, what: String, hint: &str) -> TrainError {
 
 /// Opens a `.txt`.
 pub(super) fn open_text(path: &Path) -> Result<File> {
-    File::open(path).map_err(TrainError::read(path))
+    still_model::files::open(path).map_err(TrainError::read(path))
 }
 
 /// Lines that are not blank, numbered from 1, a few megabytes at a time.
@@ -80,7 +80,7 @@ pub(super) fn for_each_batch(
     most: usize,
     each: &mut dyn FnMut(Vec<(usize, String)>) -> Result<()>,
 ) -> Result<()> {
-    let file = File::open(path).map_err(TrainError::read(path))?;
+    let file = still_model::files::open(path).map_err(TrainError::read(path))?;
     let reader: Box<dyn Read> = match kind {
         Kind::CompressedLines => {
             let mut decoder = zstd::Decoder::new(file).map_err(TrainError::read(path))?;

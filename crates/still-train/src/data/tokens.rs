@@ -27,7 +27,7 @@ use rayon::prelude::*;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors, View};
 use sha2::{Digest, Sha256};
-use still_model::files::{staging_dir, sync_files};
+use still_model::files::{Staging, open, staging_dir, sweep, sync_files};
 
 use super::documents::data_error;
 use crate::error::{Result, TrainError};
@@ -90,7 +90,7 @@ impl TokenFile {
     /// # Errors
     /// [`TrainError::Io`] if it cannot be read; [`TrainError::Data`] if it is not what it should be.
     pub fn open(path: &Path, expected: Expected<'_>) -> Result<Self> {
-        let file = File::open(path).map_err(TrainError::read(path))?;
+        let file = open(path).map_err(TrainError::read(path))?;
         // SAFETY: as with every mapped file, nobody may cut it short while it is read. Our own files are renamed into
         // place and never written again.
         let map = unsafe { Mmap::map(&file) }.map_err(TrainError::read(path))?;
@@ -279,11 +279,14 @@ fn overlapping<'a>(answers: &'a [[u64; 2]], range: &Range<u64>) -> &'a [[u64; 2]
     &answers[first..last.max(first)]
 }
 
+/// What is being tokenized is in a directory of this beginning.
+const STAGING: &str = ".tokenizing-";
+
 /// Writes a file of tokens, of which only the boundaries are held in memory.
 #[derive(Debug)]
 pub(super) struct TokenWriter {
     /// Where the ids wait for their header; removed if the file is not finished.
-    staging: tempfile::TempDir,
+    staging: Staging,
     raw: BufWriter<File>,
     raw_path: PathBuf,
     width: usize,
@@ -296,7 +299,8 @@ impl TokenWriter {
     /// Begins a file that will be in `dir`, of ids below `vocab_size`; with `answers` if their spans are to be kept.
     pub fn new(dir: &Path, vocab_size: usize, answers: bool) -> Result<Self> {
         std::fs::create_dir_all(dir).map_err(TrainError::write(dir))?;
-        let staging = staging_dir(dir, ".tokenizing-").map_err(TrainError::write(dir))?;
+        sweep(dir, STAGING);
+        let staging = staging_dir(dir, STAGING).map_err(TrainError::write(dir))?;
         let raw_path = staging.path().join("ids");
         let raw = BufWriter::new(File::create(&raw_path).map_err(TrainError::write(&raw_path))?);
         let width = if vocab_size <= 1 << 16 { 2 } else { 4 };

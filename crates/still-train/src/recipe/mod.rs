@@ -10,7 +10,6 @@ mod overrides;
 mod ranges;
 mod stages;
 
-use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
@@ -69,7 +68,7 @@ impl Recipe {
     pub fn read(path: Option<&Path>, overrides: &[String]) -> Result<Self> {
         let Some(path) = path else { return Self::parse("", overrides) };
         let mut text = String::new();
-        let file = File::open(path).map_err(TrainError::read(path))?;
+        let file = still_model::files::open(path).map_err(TrainError::read(path))?;
         let read = file.take(MAX_BYTES + 1).read_to_string(&mut text);
         read.map_err(TrainError::read(path))?;
         if text.len() as u64 > MAX_BYTES {

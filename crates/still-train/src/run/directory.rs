@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
+use candle_core::DType;
 use sha2::{Digest, Sha256};
-use still_model::Model;
 use still_model::files::write_file;
+use still_model::{Model, Student};
 
 use crate::checkpoint::{Checkpoints, Saved};
 use crate::data::Windows;
@@ -69,4 +70,22 @@ pub(super) fn write_recipe(run_dir: &Path, recipe: &Recipe) -> Result<()> {
         .map_err(|error| TrainError::Recipe { what: error.to_string(), hint: String::new() })?;
     let path = run_dir.join("recipe.toml");
     write_file(&path, resolved.as_bytes()).map_err(TrainError::write(&path))
+}
+
+/// Most bytes that the checkpoints of a run take at a time, and those of what it learns.
+///
+/// # Errors
+/// A recipe that does not fit the model.
+pub fn checkpoint_bytes(model: &Model, recipe: &Recipe) -> Result<(u64, u64)> {
+    let still = recipe.attention.resolve(model.config())?;
+    let mut student = Student::init(still, model.config(), recipe.attention.init, recipe.seed)?;
+    if recipe.finetune.steps > 0 {
+        student.add_lora(model.config(), recipe.finetune.lora.clone(), recipe.seed)?;
+    }
+    let learned = (student.parameters() * DType::F32.size_in_bytes()) as u64;
+    // Values and both moments, of those that are kept and the one that is being written.
+    let checkpoints =
+        (3 * learned).saturating_mul((recipe.checkpoint.keep as u64).saturating_add(1));
+    let best = if recipe.evaluation.keep_best { 2 * learned } else { 0 };
+    Ok((checkpoints.saturating_add(best), learned))
 }

@@ -1,5 +1,6 @@
 //! A whole run: both stages over text files, with evaluations and checkpoints.
 
+mod claim;
 mod directory;
 mod training_loop;
 mod watch;
@@ -18,6 +19,8 @@ use crate::fits;
 use crate::metrics::{Log, Observer, Stage};
 use crate::recipe::Recipe;
 use crate::transfer::TransferStage;
+pub use claim::RunDir;
+pub use directory::checkpoint_bytes;
 use training_loop::Run;
 pub(crate) use training_loop::Trains;
 pub(crate) use watch::Watch;
@@ -42,10 +45,11 @@ pub fn linearize(
     resume: bool,
     observer: &mut dyn Observer,
 ) -> Result<Model> {
+    let run_dir = RunDir::claim(run_dir, resume)?;
     let cache = TokenCache::user()?;
-    let recipe = calibrated_recipe(model, recipe, data, &cache, run_dir, observer)?;
+    let recipe = calibrated_recipe(model, recipe, data, &cache, run_dir.path(), observer)?;
     let windows = Windows::read(data, &model.tokenizer, &recipe.data, recipe.seed, &cache)?;
-    linearize_windows(model, &recipe, &windows, run_dir, resume, observer)
+    linearize_in(model, &recipe, &windows, &run_dir, resume, observer)
 }
 
 /// [`linearize`] over windows that are already tokenized, with budgets as they are in the recipe. Evaluations read the
@@ -61,7 +65,23 @@ pub fn linearize_windows(
     resume: bool,
     observer: &mut dyn Observer,
 ) -> Result<Model> {
+    linearize_in(model, recipe, windows, &RunDir::claim(run_dir, resume)?, resume, observer)
+}
+
+/// [`linearize_windows`] in a directory that was claimed before.
+///
+/// # Errors
+/// As [`linearize`].
+pub fn linearize_in(
+    model: &Model,
+    recipe: &Recipe,
+    windows: &Windows,
+    run_dir: &RunDir,
+    resume: bool,
+    observer: &mut dyn Observer,
+) -> Result<Model> {
     recipe.validate()?;
+    let run_dir = run_dir.path();
     let still = recipe.attention.resolve(model.config())?;
     let initial = Student::init(still, model.config(), recipe.attention.init, recipe.seed)?;
     fits::check(model, &initial, recipe, windows)?;

@@ -1,6 +1,7 @@
 //! `still bench`: how fast a model reads and writes, by context and kind of attention; or one operator alone.
 
 mod operator;
+mod room;
 mod stages;
 
 use serde::Serialize;
@@ -66,6 +67,9 @@ pub fn run(args: &BenchArgs, printer: &Printer) -> anyhow::Result<()> {
             new_tokens,
             rows: row_dtype(args.cache_dtype, RowDtype::Bf16, &model),
         };
+        contexts
+            .iter()
+            .try_for_each(|&context| room::check(&model, &options(context, args.new_tokens)))?;
         // The first pass finds memory and threads cold.
         still_eval::bench(&model, options(CHUNK, 2))?;
         let mut report = |point: BenchPoint| -> anyhow::Result<()> {
@@ -77,7 +81,7 @@ pub fn run(args: &BenchArgs, printer: &Printer) -> anyhow::Result<()> {
                 threads: rayon::current_num_threads(),
             };
             if args.json {
-                printer.result(serde_json::to_string(&line)?)?;
+                printer.json_line(&line)?;
             } else {
                 let context = line.point.context;
                 printer.step("Timed", format_args!("{name} at {context} tokens"));

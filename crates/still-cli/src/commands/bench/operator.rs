@@ -9,6 +9,7 @@ use still_model::ModelError;
 use still_model::random::shape as shape_of;
 
 use super::super::{BUDGET, CHUNK, place};
+use super::room;
 use crate::args::{BenchArgs, CacheDtype, OpPass, OperatorArgs, Variant};
 use crate::errors::user;
 use crate::printer::Printer;
@@ -69,6 +70,9 @@ pub(super) fn run(args: &BenchArgs, printer: &Printer) -> anyhow::Result<()> {
         });
         let options = OperatorOptions { geometry, batch: args.batch, hybrid, rows, repetitions };
         for &context in &contexts {
+            if device.is_cpu() {
+                room::check_operator(geometry, args.batch, context)?;
+            }
             for &pass in &passes {
                 let point = bench.time(&options, pass, context).map_err(named)?;
                 let line = Line {
@@ -86,7 +90,7 @@ pub(super) fn run(args: &BenchArgs, printer: &Printer) -> anyhow::Result<()> {
                     threads: rayon::current_num_threads(),
                 };
                 if args.json {
-                    printer.result(serde_json::to_string(&line)?)?;
+                    printer.json_line(&line)?;
                 } else {
                     let pass = word(pass);
                     printer.step("Timed", format_args!("{name} {pass} at {context} tokens"));

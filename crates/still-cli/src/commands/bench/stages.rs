@@ -57,7 +57,7 @@ pub fn run(
                 threads: rayon::current_num_threads(),
             };
             if args.json {
-                printer.result(serde_json::to_string(&line)?)?;
+                printer.json_line(&line)?;
             } else {
                 printer.step("Timed", format_args!("{} at {context} tokens", stage.name()));
             }

@@ -2,6 +2,8 @@
 
 mod page;
 
+use std::path::{Path, PathBuf};
+
 use anyhow::Context;
 use still_model::files::write_file;
 use still_train::{
@@ -9,31 +11,25 @@ use still_train::{
 };
 
 use super::calibration_bars::calibrate;
-use super::{load_base, read_recipe};
+use super::{check_data, load_base, read_recipe};
 use crate::args::CalibrateArgs;
-use crate::errors::user;
+use crate::outputs::{Existing, Ours, Outputs};
 use crate::printer::Printer;
 use crate::table;
 
 /// Runs the command.
 pub fn run(args: &CalibrateArgs, printer: &Printer) -> anyhow::Result<()> {
-    for (flag, file) in [("--out", &args.out), ("--html", &args.html)] {
-        if let Some(file) = file
-            && file.exists()
-            && !args.overwrite
-        {
-            return Err(user(
-                format!("{} exists already", file.display()),
-                format!("choose another {flag}, or add --overwrite"),
-            ));
-        }
+    let existing = Existing::overwrite(args.overwrite);
+    let mut outputs = Outputs::default();
+    if let Some(out) = &args.out {
+        outputs.file("--out", out, Ours::Budgets, existing)?;
     }
-    if !(args.cache_fraction > 0.0 && args.cache_fraction <= 1.0) {
-        return Err(user(
-            format!("--cache-fraction {} is out of range", args.cache_fraction),
-            "use a share above 0 and at most 1, such as 0.2",
-        ));
+    if let Some(html) = &args.html {
+        outputs.file("--html", html, Ours::Page, existing)?;
     }
+    let inputs = args.data.iter().chain(&args.recipe).map(PathBuf::as_path);
+    outputs.spare(inputs.chain([Path::new(&args.model.model)]))?;
+    check_data(&args.data)?;
     let recipe = read_recipe(args.recipe.as_deref(), &args.set)?;
     let model = load_base(&args.model.model, &args.device, "calibrate", printer)?;
     let calibration = CalibrationRecipe { window: args.window, ..recipe.calibration.clone() };

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use still_attention::StillConfig;
 use still_eval::PasskeyPrompts;
-use still_model::{ExportKind, FeatureInit, Model, Student, save_student};
+use still_model::{ExportKind, FeatureInit, Model, Student, StudentTarget, save_student_to};
 
 use self::calibration::calibrate;
 use self::evaluation::{Bench, Row};
@@ -27,6 +27,7 @@ use crate::printer::Printer;
 /// Runs the command.
 pub fn run(args: &DemoArgs, printer: &Printer) -> anyhow::Result<()> {
     check(args)?;
+    let out = args.out.as_deref().map(StudentTarget::claim).transpose()?;
     let started = Instant::now();
     let mut parts = Parts::default();
     let teacher = timed(&mut parts.load, || load(args, printer))?;
@@ -79,9 +80,9 @@ pub fn run(args: &DemoArgs, printer: &Printer) -> anyhow::Result<()> {
         all.extend(samples("stage2", &stage2, args.seed)?);
         anyhow::Ok(all)
     })?;
-    if let Some(out) = &args.out {
-        save_student(out, &stage2, ExportKind::Delta)?;
-        printer.step("Saved", format_args!("{} (still chat --model {0})", out.display()));
+    if let Some(out) = &out {
+        save_student_to(out, &stage2, ExportKind::Delta)?;
+        printer.step("Saved", format_args!("{} (still chat --model {0})", out.dir().display()));
     }
     let setting = Setting {
         version: env!("CARGO_PKG_VERSION"),

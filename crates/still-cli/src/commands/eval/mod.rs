@@ -6,6 +6,8 @@ mod efficiency;
 mod plan;
 mod results;
 
+use std::path::{Path, PathBuf};
+
 use serde_json::Value;
 use still_attention::RowDtype;
 use still_eval::run::{
@@ -20,7 +22,8 @@ use self::plan::Plan;
 use super::{load, row_dtype};
 use crate::args::EvalArgs;
 use crate::errors::user;
-use crate::interrupt;
+use crate::interrupt::{self, OnSignal};
+use crate::outputs::{Existing, Ours, Outputs};
 use crate::printer::Printer;
 use crate::progress::Bar;
 use crate::table;
@@ -63,11 +66,16 @@ pub fn run(args: &EvalArgs, printer: &Printer) -> anyhow::Result<()> {
             "name every model once",
         ));
     }
+    check_outputs(args)?;
     let plans = Plan::of(args)?;
     let factors: Vec<Factors> =
         args.ablate.iter().map(|names| names.parse()).collect::<still_eval::Result<_>>()?;
     let log = open_log(args)?;
-    interrupt::catch()?;
+    interrupt::hint(match &args.samples {
+        Some(path) => format!("add --resume to go on from {}", path.display()),
+        None => "with --samples and --resume a run can be gone on with".into(),
+    });
+    interrupt::on_signal(OnSignal::Finish);
     let mut evaluated = Vec::new();
     let mut cut_short = None;
     let mut carried = None;
@@ -100,6 +108,13 @@ pub fn run(args: &EvalArgs, printer: &Printer) -> anyhow::Result<()> {
             }
         }
     }
+    // Before the tables: whoever reads them may go away.
+    if let Some(path) = &args.json
+        && cut_short.is_none()
+    {
+        results::write(path, &evaluated, carried.as_deref(), &skipped, args)?;
+        printer.step("Saved", path.display());
+    }
     if evaluated.iter().any(|model| !model.tasks.is_empty()) {
         printer.result(results::render(&evaluated, args.seed)?)?;
     }
@@ -116,11 +131,21 @@ pub fn run(args: &EvalArgs, printer: &Printer) -> anyhow::Result<()> {
         };
         return Err(user(format!("interrupted {place}; the table has what was finished"), kept));
     }
-    if let Some(path) = &args.json {
-        results::write(path, &evaluated, carried.as_deref(), &skipped, args)?;
-        printer.step("Saved", path.display());
-    }
     Ok(())
+}
+
+/// Every file that is written can be, and is none that is read.
+fn check_outputs(args: &EvalArgs) -> anyhow::Result<()> {
+    let mut outputs = Outputs::default();
+    if let Some(path) = &args.json {
+        outputs.file("--json", path, Ours::Results, Existing::Replace)?;
+    }
+    if let Some(path) = &args.samples {
+        outputs.place("--samples", path)?;
+    }
+    let models = [&args.model.model].into_iter().chain(&args.compare).map(Path::new);
+    let files = args.text.iter().chain(&args.squad).chain(&args.hotpotqa).map(PathBuf::as_path);
+    outputs.spare(models.chain(files))
 }
 
 fn open_log(args: &EvalArgs) -> anyhow::Result<Option<SampleLog>> {

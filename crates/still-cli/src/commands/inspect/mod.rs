@@ -4,23 +4,26 @@ mod page;
 mod routing;
 mod summary;
 
+use std::path::Path;
+
 use anyhow::Context;
 use still_model::files::write_file;
 
 use self::routing::route;
-use super::{load, read_text};
+use super::{load, read_text_once};
 use crate::args::{DeviceArgs, InspectArgs};
 use crate::errors::user;
+use crate::outputs::{Existing, Ours, Outputs};
 use crate::printer::Printer;
 use crate::progress::Bar;
 
 /// Runs the command.
 pub fn run(args: &InspectArgs, printer: &Printer) -> anyhow::Result<()> {
-    let text = read_text(&args.text)?;
-    if let Some(html) = &args.html
-        && html.is_dir()
-    {
-        return Err(user(format!("{} is a directory", html.display()), "name a file for --html"));
+    let text = read_text_once(&args.text, printer)?;
+    if let Some(html) = &args.html {
+        let mut outputs = Outputs::default();
+        outputs.file("--html", html, Ours::Page, Existing::Replace)?;
+        outputs.spare([args.text.as_path(), Path::new(&args.model.model)])?;
     }
     let model = load(&args.model.model, &DeviceArgs::cpu(), printer)?;
     let mut ids = model.tokenizer.encode(&text, true)?;

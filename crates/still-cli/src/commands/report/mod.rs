@@ -11,9 +11,11 @@ use std::path::Path;
 use anyhow::Context;
 use still_model::files::write_file;
 
+pub use self::evals::MARKDOWN_NOTE;
 use self::summary::Summary;
 use crate::args::ReportArgs;
 use crate::errors::user;
+use crate::outputs::{Existing, Ours, Outputs};
 use crate::printer::Printer;
 use crate::run_log::RunLog;
 
@@ -41,8 +43,9 @@ fn of_run(dir: &Path, args: &ReportArgs, printer: &Printer) -> anyhow::Result<()
         ));
     }
     let out = args.out.clone().unwrap_or_else(|| dir.join("report.html"));
+    Outputs::default().file("--out", &out, Ours::Page, Existing::Replace)?;
     let log = RunLog::read(dir)?;
-    write(&out, "--out", &page::render(&log)?, printer)?;
+    write(&out, &page::render(&log)?, printer)?;
     let summary = Summary::new(&log, &out);
     if args.json {
         return printer.json(&summary);
@@ -50,12 +53,8 @@ fn of_run(dir: &Path, args: &ReportArgs, printer: &Printer) -> anyhow::Result<()
     Ok(printer.result(summary.render())?)
 }
 
-/// Writes a file that an option names.
-fn write(path: &Path, option: &str, text: &str, printer: &Printer) -> anyhow::Result<()> {
-    if path.is_dir() {
-        let hint = format!("name a file for {option}");
-        return Err(user(format!("{} is a directory", path.display()), hint));
-    }
+/// Writes a file that was checked before.
+fn write(path: &Path, text: &str, printer: &Printer) -> anyhow::Result<()> {
     write_file(path, text.as_bytes())
         .with_context(|| format!("cannot write {}", path.display()))?;
     printer.step("Wrote", path.display());

@@ -1,6 +1,6 @@
 //! The figures of a run, for a terminal or a script.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::Serialize;
 
@@ -12,8 +12,8 @@ use crate::table;
 /// What `still report` prints.
 #[derive(Debug, Serialize)]
 pub struct Summary {
-    run_dir: PathBuf,
-    report: PathBuf,
+    run_dir: String,
+    report: String,
     stages: Vec<Stage>,
     layers: Vec<LayerLoss>,
     evaluations: Vec<Evaluation>,
@@ -65,8 +65,8 @@ impl Summary {
     /// Condenses a run.
     pub fn new(log: &RunLog, report: &Path) -> Self {
         Self {
-            run_dir: log.dir.clone(),
-            report: report.to_path_buf(),
+            run_dir: log.dir.display().to_string(),
+            report: report.display().to_string(),
             stages: stages(log),
             layers: log.layers(),
             evaluations: log.evaluations.clone(),

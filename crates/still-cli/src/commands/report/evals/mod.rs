@@ -6,16 +6,27 @@ mod page;
 mod results;
 mod tables;
 
+use std::path::PathBuf;
+
 use serde_json::json;
 
 use self::results::Results;
+pub use self::tables::NOTE as MARKDOWN_NOTE;
 use super::write;
 use crate::args::ReportArgs;
 use crate::errors::user;
+use crate::outputs::{Existing, Ours, Outputs};
 use crate::printer::Printer;
 
 /// Draws the page, and writes and prints the tables.
 pub fn run(args: &ReportArgs, printer: &Printer) -> anyhow::Result<()> {
+    let out = args.out.clone().unwrap_or_else(|| args.paths[0].with_extension("html"));
+    let mut outputs = Outputs::default();
+    outputs.file("--out", &out, Ours::Page, Existing::Replace)?;
+    if let Some(path) = &args.markdown {
+        outputs.file("--markdown", path, Ours::Markdown, Existing::Replace)?;
+    }
+    outputs.spare(args.paths.iter().map(PathBuf::as_path))?;
     let results = Results::read(&args.paths)?;
     if results.tasks().is_empty() && tables::efficiency(&results).is_none() {
         return Err(user(
@@ -23,19 +34,13 @@ pub fn run(args: &ReportArgs, printer: &Printer) -> anyhow::Result<()> {
             "name a file of a `still eval` that asked a task",
         ));
     }
-    let out = args.out.clone().unwrap_or_else(|| args.paths[0].with_extension("html"));
-    if args.paths.contains(&out) {
-        return Err(user(
-            format!("the page would replace {}", out.display()),
-            "name another file for --out",
-        ));
-    }
-    write(&out, "--out", &page::render(&results)?, printer)?;
+    write(&out, &page::render(&results)?, printer)?;
     if let Some(path) = &args.markdown {
-        write(path, "--markdown", &markdown(&results), printer)?;
+        write(path, &markdown(&results), printer)?;
     }
     if args.json {
-        let (report, markdown) = (&out, &args.markdown);
+        let text = |path: &PathBuf| path.display().to_string();
+        let (report, markdown) = (text(&out), args.markdown.as_ref().map(text));
         return printer.json(
             &json!({ "report": report, "markdown": markdown, "subjects": results.subjects }),
         );

@@ -332,8 +332,8 @@ fn add_once(values: &mut Vec<String>, value: Option<String>) {
 }
 
 fn read_file(path: &Path) -> anyhow::Result<File> {
-    let text =
-        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let text = still_model::files::read_to_string(path)
+        .with_context(|| format!("cannot read {}", path.display()))?;
     serde_json::from_str(&text).map_err(|error| no_result(path, &error))
 }
 

@@ -1,22 +1,19 @@
 //! Files that are complete or not there: written beside, synced, then renamed.
 
+mod lock;
+mod regular;
+mod staging;
+
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
-/// A new directory in `parent` that is removed unless it is kept: what is complete is renamed from there.
-///
-/// Unlike the usual temporary directory, others may read it, as far as the umask allows.
-///
-/// # Errors
-/// If it cannot be made.
-pub fn staging_dir(parent: &Path, prefix: &str) -> io::Result<tempfile::TempDir> {
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(prefix);
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
-    builder.tempdir_in(parent)
-}
+pub use lock::{Lock, Locking};
+pub use regular::{check_regular, kind, open, read, read_to_string};
+pub use staging::{Staging, parent, staging_dir, sweep};
+
+/// A file that is being written has a name of this beginning until it is complete.
+pub const WRITING: &str = ".still-writing-";
 
 /// Makes the data of a directory's files reach the disk, as it must before a rename does.
 ///
@@ -24,7 +21,7 @@ pub fn staging_dir(parent: &Path, prefix: &str) -> io::Result<tempfile::TempDir>
 /// If a file cannot be opened or synced.
 pub fn sync_files(dir: &Path) -> io::Result<()> {
     for entry in dir.read_dir()? {
-        File::open(entry?.path())?.sync_all()?;
+        open(&entry?.path())?.sync_all()?;
     }
     Ok(())
 }
@@ -61,19 +58,29 @@ pub fn write_file_with(
     write: impl FnOnce(&mut BufWriter<&File>) -> io::Result<()>,
     finish: impl FnOnce(&mut File) -> io::Result<()>,
 ) -> io::Result<()> {
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    // A link stays one: what it leads to is replaced.
+    let target = match path.symlink_metadata() {
+        Ok(metadata) if metadata.is_symlink() => path.canonicalize()?,
+        _ => path.to_path_buf(),
+    };
+    if let Some(kind) = target.metadata().ok().as_ref().and_then(kind) {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("it is {kind}")));
+    }
     let mut builder = tempfile::Builder::new();
+    builder.prefix(WRITING);
     // As any new file, not private as temporary files are.
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut file = builder.tempfile_in(parent.unwrap_or(".".as_ref()))?;
+    let parent = parent(&target);
+    let (mut file, _held) =
+        staging::held_entry(|| builder.tempfile_in(&parent), tempfile::NamedTempFile::path)?;
     let mut writer = BufWriter::new(file.as_file());
     write(&mut writer)?;
     writer.flush()?;
     drop(writer);
     finish(file.as_file_mut())?;
     file.as_file().sync_all()?;
-    file.persist(path)?;
+    file.persist(&target)?;
     Ok(())
 }
 
@@ -88,6 +95,7 @@ pub fn io_hint(kind: io::ErrorKind) -> Option<&'static str> {
         }
         io::ErrorKind::IsADirectory => "a file is needed here, not a directory",
         io::ErrorKind::InvalidData => "the file must be UTF-8 text",
+        io::ErrorKind::InvalidInput => "name a regular file",
         _ => return None,
     })
 }
