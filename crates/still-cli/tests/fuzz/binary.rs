@@ -39,7 +39,9 @@ pub fn safetensors(bytes: &mut Vec<u8>, rng: &mut ChaCha8Rng) -> Option<String> 
         }
         1 => {
             // What no weight should be.
-            let at = rng.random_range(end..bytes.len().checked_sub(4)?) / 4 * 4;
+            // What was cut before has no tensors left.
+            let last = bytes.len().checked_sub(4).filter(|&last| last > end)?;
+            let at = rng.random_range(end..last) / 4 * 4;
             let value = *[f32::NAN, f32::INFINITY, f32::MAX, -1e30, 1e-40].choose(rng)?;
             bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
             Some(format!("{value} at {at}"))
