@@ -149,6 +149,44 @@ fn templates_are_read_from_files_of_their_own() {
 }
 
 #[test]
+fn gguf_names_its_templates() {
+    use candle_core::quantized::gguf_file::{Content, Value as Gguf, VersionedMagic};
+    let text = |text: &str| Gguf::String(text.to_owned());
+    let list = |texts: &[&str]| Gguf::Array(texts.iter().map(|t| text(t)).collect());
+    let alphabet: Vec<String> = tokenizers::pre_tokenizers::byte_level::ByteLevel::alphabet()
+        .into_iter()
+        .map(String::from)
+        .chain(["<s>".to_owned(), "</s>".to_owned()])
+        .collect();
+    let tokens: Vec<&str> = alphabet.iter().map(String::as_str).collect();
+    let (bos, eos) = (tokens.len() as u32 - 2, tokens.len() as u32 - 1);
+    let kinds = (0..=eos).map(|id| Gguf::I32(if id < bos { 1 } else { 3 })).collect();
+    let metadata = [
+        ("tokenizer.ggml.model", text("gpt2")),
+        ("tokenizer.ggml.pre", text("gpt-2")),
+        ("tokenizer.ggml.tokens", list(&tokens)),
+        ("tokenizer.ggml.merges", list(&[])),
+        ("tokenizer.ggml.token_type", Gguf::Array(kinds)),
+        ("tokenizer.ggml.bos_token_id", Gguf::U32(bos)),
+        ("tokenizer.ggml.eos_token_id", Gguf::U32(eos)),
+        ("tokenizer.chat_template", text("{{ bos_token }}plain{{ eos_token }}")),
+        ("tokenizer.chat_templates", list(&["tool_use"])),
+        ("tokenizer.chat_template.tool_use", text("{{ tools[0].name }}{{ no.thing }}")),
+    ];
+    let content = Content {
+        magic: VersionedMagic::GgufV3,
+        metadata: metadata.map(|(key, value)| (key.to_owned(), value)).into(),
+        tensor_infos: Default::default(),
+        tensor_data_offset: 0,
+    };
+    let tokenizer = Tokenizer::from_gguf(Path::new("a.gguf"), &content).unwrap();
+    let template = tokenizer.chat_template().unwrap();
+    assert_eq!(template.render(&user(), true).unwrap(), "<s>plain</s>");
+    let error = template.render_in(&user(), &with_tools(), true).unwrap_err().to_string();
+    assert!(error.contains("'no' is undefined (\"tool_use\" in a.gguf)"), "{error}");
+}
+
+#[test]
 fn messages_keep_their_keys_or_say_what_they_lack() {
     let message = |json: Value| serde_json::from_value::<Message>(json);
     let whole =
