@@ -1,6 +1,5 @@
 //! Small random models, for tests and examples.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -10,7 +9,7 @@ use rand_chacha::ChaCha8Rng;
 use tokenizers::models::bpe::BPE;
 
 use crate::chat::ChatTemplate;
-use crate::checkpoint::{BaseIdentity, Weights};
+use crate::checkpoint::{BaseIdentity, Weights, shapes};
 use crate::config::{Architecture, ModelConfig};
 use crate::decoder::Decoder;
 use crate::error::{ModelError, Result};
@@ -36,6 +35,8 @@ pub fn tiny_config() -> ModelConfig {
         max_position_embeddings: 512,
         tie_word_embeddings: true,
         attention_bias: false,
+        attention_output_bias: false,
+        mlp_bias: false,
         bos_token_id: None,
         eos_token_ids: vec![257],
     }
@@ -130,40 +131,6 @@ pub fn save_base(dir: &Path, model: &Model, dtype: DType) -> Result<()> {
     let path = dir.join("config.json");
     let text = format!("{:#}\n", model.config().to_hf_json());
     std::fs::write(&path, text).map_err(ModelError::write(&path))
-}
-
-/// Every tensor's name and shape.
-fn shapes(config: &ModelConfig) -> BTreeMap<String, Vec<usize>> {
-    let (e, i, d) = (config.hidden_size, config.intermediate_size, config.head_dim);
-    let (q, kv) = (config.num_attention_heads * d, config.num_key_value_heads * d);
-    let mut shapes =
-        BTreeMap::from([("model.embed_tokens.weight".to_owned(), vec![config.vocab_size, e])]);
-    shapes.insert("model.norm.weight".into(), vec![e]);
-    if !config.tie_word_embeddings {
-        shapes.insert("lm_head.weight".into(), vec![config.vocab_size, e]);
-    }
-    for n in 0..config.num_hidden_layers {
-        let mut add = |name: &str, shape: Vec<usize>| {
-            shapes.insert(format!("model.layers.{n}.{name}"), shape);
-        };
-        add("input_layernorm.weight", vec![e]);
-        add("post_attention_layernorm.weight", vec![e]);
-        for (name, out) in [("q_proj", q), ("k_proj", kv), ("v_proj", kv)] {
-            add(&format!("self_attn.{name}.weight"), vec![out, e]);
-            if config.attention_bias {
-                add(&format!("self_attn.{name}.bias"), vec![out]);
-            }
-        }
-        add("self_attn.o_proj.weight", vec![e, q]);
-        if config.architecture.qk_norm() {
-            add("self_attn.q_norm.weight", vec![d]);
-            add("self_attn.k_norm.weight", vec![d]);
-        }
-        add("mlp.gate_proj.weight", vec![i, e]);
-        add("mlp.up_proj.weight", vec![i, e]);
-        add("mlp.down_proj.weight", vec![e, i]);
-    }
-    shapes
 }
 
 fn random_weights(config: &ModelConfig, rng: &mut ChaCha8Rng) -> Result<Weights> {

@@ -275,19 +275,22 @@ impl Step<'_> {
 
     fn mlp(&self, member: &Member<'_>, own: &mut Own, layer: &DecoderLayer) -> Result<()> {
         let mlp = &layer.mlp;
-        let (rows, _) = mlp.gate.dims2()?;
-        let hidden = Projection::of(&mlp.gate, &self.hidden);
+        let (gate_weight, up_weight) = (&mlp.gate.weight, &mlp.up.weight);
+        let (rows, _) = gate_weight.dims2()?;
+        let hidden = Projection::of(gate_weight, &self.hidden);
         if let Some(work) = member.phase(rows.div_ceil(LANES), SHARES)? {
             // SAFETY: the phase that wrote `x` is over, this one goes on.
             unsafe { self.normed(&mlp.norm, mlp.rms_norm_eps, &mut own.normed) }?;
             let Own { normed, sums, other_sums, tiles, other_tiles, .. } = &mut *own;
-            mlp.gate.group_sums_into(normed, sums);
-            mlp.up.group_sums_into(normed, other_sums);
+            gate_weight.group_sums_into(normed, sums);
+            up_weight.group_sums_into(normed, other_sums);
             for part in work {
                 let gate = take(tiles, part.len() * self.batch * LANES);
                 let up = take(other_tiles, gate.len());
-                mlp.gate.multiply_tiles(part.clone(), normed, sums, gate)?;
-                mlp.up.multiply_tiles(part.clone(), normed, other_sums, up)?;
+                gate_weight.multiply_tiles(part.clone(), normed, sums, gate)?;
+                up_weight.multiply_tiles(part.clone(), normed, other_sums, up)?;
+                add_bias(&mlp.gate, part.start, self.batch, gate)?;
+                add_bias(&mlp.up, part.start, self.batch, up)?;
                 vectorize(
                     #[inline(always)]
                     || {
@@ -299,7 +302,7 @@ impl Step<'_> {
                 unsafe { hidden.enter(part, gate, &[]) }?;
             }
         }
-        let down = Projection { weight: &mlp.down, to: &self.x, add: true, ..hidden };
+        let down = Projection { add: true, ..Projection::new(&mlp.down, None, &self.x) };
         self.project(member, own, Input::Of(&self.hidden), &[down])
     }
 
@@ -425,6 +428,19 @@ impl Step<'_> {
 #[cfg(feature = "cuda")]
 fn elsewhere() -> crate::ModelError {
     crate::ModelError::Invalid("a decode step on the CPU was given a cache on CUDA".into())
+}
+
+/// Adds a projection's bias, if it has one, to its products in tiles from tile `first` on, `[tiles, B, 16]`.
+fn add_bias(linear: &Linear, first: usize, batch: usize, tiles: &mut [f32]) -> Result<()> {
+    let Some(bias) = &linear.bias else { return Ok(()) };
+    with_values(bias, |bias: &[f32]| {
+        for (n, values) in tiles.chunks_exact_mut(LANES).enumerate() {
+            let row = (first + n / batch) * LANES;
+            // The last tile may have fewer rows.
+            values.iter_mut().zip(&bias[row..]).for_each(|(value, &bias)| *value += bias);
+        }
+    })?;
+    Ok(())
 }
 
 /// `scale · x Aᵀ`, `[B, rank]`, over what `low` held.

@@ -111,8 +111,8 @@ fn a_student_of_a_bf16_base_is_merged_in_f32() {
         for linear in [&mut layer.q_proj, &mut layer.k_proj, &mut layer.v_proj, &mut layer.o_proj] {
             narrow(&mut linear.weight);
         }
-        for weight in [&mut layer.mlp.gate, &mut layer.mlp.up, &mut layer.mlp.down] {
-            narrow(weight);
+        for linear in [&mut layer.mlp.gate, &mut layer.mlp.up, &mut layer.mlp.down] {
+            narrow(&mut linear.weight);
         }
     }
     let decoder = Arc::new(decoder);

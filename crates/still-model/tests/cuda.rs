@@ -131,14 +131,19 @@ fn sequences_of_different_lengths_decode_together() {
 /// Matrices of both heights that the kernel of few sequences tells apart; biases, heads' norms and low-rank updates.
 fn many_kinds() -> Vec<Model> {
     let kinds = [
-        (Architecture::Qwen2, true, 1096, vec![]),
-        (Architecture::Qwen3, false, 8248, vec![LoraTarget::Q, LoraTarget::O]),
-        (Architecture::Llama, false, 256, vec![LoraTarget::Q, LoraTarget::K, LoraTarget::V]),
+        (Architecture::Qwen2, [true, true, false], 1096, vec![]),
+        (Architecture::Qwen3, [false; 3], 8248, vec![LoraTarget::Q, LoraTarget::O]),
+        (Architecture::Llama, [false; 3], 256, vec![LoraTarget::Q, LoraTarget::K, LoraTarget::V]),
+        // A step of few sequences has no kernel for biases of the MLP.
+        (Architecture::Llama, [true; 3], 256, vec![LoraTarget::O]),
     ];
-    let kind = |(architecture, attention_bias, intermediate_size, targets): (_, _, _, Vec<_>)| {
+    let kind = |(architecture, biases, intermediate_size, targets): (_, [bool; 3], _, Vec<_>)| {
+        let [attention_bias, attention_output_bias, mlp_bias] = biases;
         let config = ModelConfig {
             architecture,
             attention_bias,
+            attention_output_bias,
+            mlp_bias,
             intermediate_size,
             hidden_size: 184,
             num_attention_heads: 3,

@@ -12,11 +12,15 @@ use serde_json::json;
 use still_attention::{RowDtype, StillConfig};
 use still_model::random::{random_model, tiny_config};
 use still_model::{
-    Architecture, Checkpoint, DecoderLayer, FeatureInit, Linear, Lora, LoraLayer, Model,
-    ModelConfig, ModelError, Rotation, Student, StudentLayer, names,
+    Architecture, Checkpoint, DecoderLayer, ExportKind, FeatureInit, GgufFormat, Linear, Lora,
+    LoraLayer, Model, ModelConfig, ModelError, RopeScaling, Rotation, Student, StudentLayer,
+    export_gguf, names, save_student,
 };
 
-const FAMILIES: [&str; 4] = ["llama", "mistral", "qwen2", "qwen3"];
+const FAMILIES: [&str; 6] = ["llama", "mistral", "qwen2", "qwen3", "llama_biased", "qwen3_biased"];
+
+/// What the frequencies of the family "llama" are divided by, in a GGUF file as llama.cpp's converter writes it.
+const ROPE_FREQS: [f32; 4] = [1.0, 2.166_375_2, 8.0, 8.0];
 
 fn data(family: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/families").join(family)
@@ -69,7 +73,7 @@ fn logits(model: &Model, ids: &[u32], tokens: usize) -> Vec<Vec<f32>> {
 fn logits_equal_hugging_faces() {
     for family in FAMILIES {
         let (model, (ids, expected)) = (model(family), expected(family));
-        assert_eq!(model.config().architecture.model_type(), family);
+        assert_eq!(Some(model.config().architecture.model_type()), family.split('_').next());
         // At once, in parts, token by token.
         for tokens in [ids.len(), 7, 1] {
             let error = relative_rms(&logits(&model, &ids, tokens), &expected);
@@ -105,25 +109,35 @@ fn a_student_of_full_budget_is_each_familys_teacher() {
     }
 }
 
-/// Half rotation's rows in the interleaved order of Llama GGUF files.
+/// Half rotation's rows, of a matrix or a bias, in the interleaved order of Llama GGUF files.
 fn interleaved(tensor: &Tensor, heads: usize) -> Tensor {
-    let (rows, columns) = tensor.dims2().unwrap();
-    let halves = tensor.reshape((heads, 2, rows / heads / 2, columns)).unwrap();
-    halves.transpose(1, 2).unwrap().contiguous().unwrap().reshape((rows, columns)).unwrap()
+    let rows = tensor.dims()[0];
+    let halves = tensor.reshape((heads, 2, rows / heads / 2, ())).unwrap();
+    halves.transpose(1, 2).unwrap().contiguous().unwrap().reshape(tensor.shape()).unwrap()
 }
 
 /// Writes a family's model as llama.cpp would have it, in f32, with `extra` metadata.
 fn write_gguf(path: &Path, family: &str, architecture: &str, extra: &[(&str, Value)]) {
-    let config = model(family).config().clone();
     let stored =
         candle_core::safetensors::load(data(family).join("model.safetensors"), &Device::Cpu);
-    let tensors: Vec<(String, QTensor)> = stored
-        .unwrap()
+    write_tensors(path, family, architecture, extra, stored.unwrap());
+}
+
+/// [`write_gguf`] of some of a family's tensors.
+fn write_tensors(
+    path: &Path,
+    family: &str,
+    architecture: &str,
+    extra: &[(&str, Value)],
+    stored: HashMap<String, Tensor>,
+) {
+    let config = model(family).config().clone();
+    let mut tensors: Vec<(String, QTensor)> = stored
         .into_iter()
         .map(|(name, tensor)| {
             let heads = match architecture {
-                "llama" if name.ends_with("q_proj.weight") => Some(config.num_attention_heads),
-                "llama" if name.ends_with("k_proj.weight") => Some(config.num_key_value_heads),
+                "llama" if name.contains("q_proj.") => Some(config.num_attention_heads),
+                "llama" if name.contains("k_proj.") => Some(config.num_key_value_heads),
                 _ => None,
             };
             let tensor = heads.map_or(tensor.clone(), |heads| interleaved(&tensor, heads));
@@ -131,6 +145,11 @@ fn write_gguf(path: &Path, family: &str, architecture: &str, extra: &[(&str, Val
             (names::to_gguf(&name).unwrap(), tensor)
         })
         .collect();
+    if family == "llama" {
+        let freqs = Tensor::new(&ROPE_FREQS, &Device::Cpu).unwrap();
+        let freqs = QTensor::quantize(&freqs, GgmlDType::F32).unwrap();
+        tensors.push(("rope_freqs.weight".into(), freqs));
+    }
     let of = |key: &str| format!("{architecture}.{key}");
     let number = |n: usize| Value::U32(n as u32);
     let mut tokens: Vec<Value> = (0..config.vocab_size)
@@ -172,25 +191,46 @@ fn gguf_gives_the_same_logits() {
         ("rope.scaling.type", Value::String("linear".into())),
         ("rope.scaling.factor", Value::F32(2.0)),
     ];
-    for (family, architecture) in [("mistral", "llama"), ("qwen2", "qwen2"), ("qwen3", "qwen3")] {
+    for family in FAMILIES {
+        let architecture = match family {
+            "mistral" => "llama",
+            _ => family.split('_').next().unwrap(),
+        };
         let extra = if family == "mistral" { linear.as_slice() } else { &[] };
         write_gguf(&path, family, architecture, extra);
         let loaded = Model::load(path.to_str().unwrap()).unwrap();
         let config = loaded.config();
         assert_eq!(config.architecture.model_type(), architecture);
         let original = model(family);
-        let as_original = ModelConfig {
-            architecture: original.config().architecture,
-            attention_bias: original.config().attention_bias,
-            ..config.clone()
-        };
+        let mut as_original =
+            ModelConfig { architecture: original.config().architecture, ..config.clone() };
+        if family == "llama" {
+            let factors = ROPE_FREQS.map(f64::from).to_vec();
+            assert_eq!(config.rope_scaling, Some(RopeScaling::Factors(factors)));
+            as_original.rope_scaling = original.config().rope_scaling.clone();
+        }
         assert_eq!(&as_original, original.config());
-        assert_eq!(config.attention_bias, family == "qwen2");
         let (ids, expected) = expected(family);
         for tokens in [ids.len(), 1] {
             let error = relative_rms(&logits(&loaded, &ids, tokens), &expected);
             assert!(error <= 1e-5, "{family}, {tokens} tokens a call: relative RMS {error:e}");
         }
+        // A student saved in either form is of the same base.
+        let still = StillConfig::uniform(config.num_hidden_layers, config.geometry(), 8, 8);
+        let student = Student::init(still, config, FeatureInit::Identity, 0).unwrap();
+        let student = loaded.with_student(student);
+        let saved = dir.path().join(format!("{family}-student"));
+        save_student(&saved, &student, ExportKind::Full(DType::F32)).unwrap();
+        let again = Model::load(saved.to_str().unwrap()).unwrap();
+        assert_eq!(again.config(), config);
+        let error = relative_rms(&logits(&again, &ids, ids.len()), &expected);
+        assert!(error <= 1e-5, "{family}, saved: relative RMS {error:e}");
+        let exported = dir.path().join("student.gguf");
+        export_gguf(&exported, &student, GgufFormat::Q8_0).unwrap();
+        let again = Model::load(exported.to_str().unwrap()).unwrap();
+        assert_eq!(again.config(), config);
+        let error = relative_rms(&logits(&again, &ids, ids.len()), &expected);
+        assert!(error <= 0.05, "{family}, exported: relative RMS {error:e}");
     }
     // A window shorter than the context is refused, one that is as long is none.
     let window = |tokens: u32| {
@@ -207,7 +247,102 @@ fn gguf_gives_the_same_logits() {
     // A Qwen3 without its norms is broken, not another model.
     write_gguf(&path, "qwen2", "qwen3", &[]);
     let error = Model::load(path.to_str().unwrap()).unwrap_err();
-    assert!(error.to_string().contains("self_attn.q_norm.weight is missing"), "{error}");
+    assert!(error.to_string().contains("self_attn.k_norm.weight is missing"), "{error}");
+}
+
+/// GGUF files may have biases on q, k and v without one on o, or the other way round; Hugging Face's configuration cannot say so.
+#[test]
+fn biases_come_in_parts_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    let family = "llama_biased";
+    let file = data(family).join("model.safetensors");
+    let stored = candle_core::safetensors::load(file, &Device::Cpu).unwrap();
+    let whole = model(family);
+    let (ids, expected) = expected(family);
+    for (kept, attention, output, mlp) in [
+        (["q_proj", "k_proj", "v_proj"].as_slice(), true, false, false),
+        (&["o_proj"], false, true, false),
+        (&["gate_proj", "up_proj", "down_proj"], false, false, true),
+        (&[], false, false, false),
+    ] {
+        let keep =
+            |name: &str| !name.ends_with(".bias") || kept.iter().any(|kept| name.contains(kept));
+        let some = stored.clone().into_iter().filter(|(name, _)| keep(name)).collect();
+        write_tensors(&path, family, "llama", &[], some);
+        let loaded = Model::load(path.to_str().unwrap()).unwrap();
+        let config = loaded.config();
+        let biases = (config.attention_bias, config.attention_output_bias, config.mlp_bias);
+        assert_eq!(biases, (attention, output, mlp));
+        assert_eq!(&ModelConfig::from_hf_json(&config.to_hf_json()).unwrap(), config);
+
+        let mut decoder = (*whole.decoder).clone();
+        for layer in &mut decoder.layers {
+            let DecoderLayer { q_proj, k_proj, v_proj, o_proj, mlp: wide, .. } = layer;
+            for (linear, keep) in [
+                (q_proj, attention),
+                (k_proj, attention),
+                (v_proj, attention),
+                (o_proj, output),
+                (&mut wide.gate, mlp),
+                (&mut wide.up, mlp),
+                (&mut wide.down, mlp),
+            ] {
+                assert!(linear.bias.is_some());
+                linear.bias = linear.bias.take().filter(|_| keep);
+            }
+        }
+        let same = Model { decoder: decoder.into(), ..whole.clone() };
+        for tokens in [ids.len(), 1] {
+            let got = logits(&loaded, &ids, tokens);
+            assert!(relative_rms(&got, &logits(&same, &ids, tokens)) <= 1e-5, "{kept:?}");
+            assert!(relative_rms(&got, &expected) > 1e-2, "the others count");
+        }
+    }
+    // A bias without those that belong with it.
+    let some = stored.into_iter().filter(|(name, _)| !name.contains("layers.1.mlp.up_proj.bias"));
+    write_tensors(&path, family, "llama", &[], some.collect());
+    let error = Model::load(path.to_str().unwrap()).unwrap_err();
+    assert!(error.to_string().contains("blk.1.ffn_up.bias"), "{error}");
+}
+
+/// As llama.cpp reads them: a factor without a type is linear, one for all adds to one for each.
+#[test]
+fn rope_scaling_in_gguf() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    let (ids, expected) = expected("mistral");
+    let float = |key, factor| (key, Value::F32(factor));
+    let kind = |kind: &str| ("rope.scaling.type", Value::String(kind.into()));
+    let read = |family: &str, extra: &[(&str, Value)]| {
+        write_gguf(&path, family, "llama", extra);
+        Model::load(path.to_str().unwrap())
+    };
+    for extra in [
+        vec![float("rope.scaling.factor", 2.0)],
+        vec![float("rope.scale_linear", 2.0)],
+        vec![float("rope.scaling.factor", 2.0), float("rope.scale_linear", 4.0)],
+        vec![
+            kind("linear"),
+            float("rope.scaling.factor", 2.0),
+            float("rope.scaling.attn_factor", 1.0),
+        ],
+    ] {
+        let loaded = read("mistral", &extra).unwrap();
+        assert!(relative_rms(&logits(&loaded, &ids, ids.len()), &expected) <= 1e-5, "{extra:?}");
+    }
+    for extra in [
+        vec![],
+        vec![kind("none"), float("rope.scaling.factor", 2.0)],
+        vec![float("rope.scaling.factor", 0.0)],
+    ] {
+        assert_eq!(read("mistral", &extra).unwrap().config().rope_scaling, None, "{extra:?}");
+    }
+    let both = read("llama", &[float("rope.scaling.factor", 2.0)]).unwrap();
+    let doubled = ROPE_FREQS.map(|factor| 2.0 * f64::from(factor)).to_vec();
+    assert_eq!(both.config().rope_scaling, Some(RopeScaling::Factors(doubled)));
+    let error = read("mistral", &[kind("yarn"), float("rope.scaling.factor", 2.0)]).unwrap_err();
+    assert!(error.to_string().contains("\"yarn\""), "{error}");
 }
 
 fn read_config(family: &str, changes: serde_json::Value) -> still_model::Result<ModelConfig> {
@@ -271,9 +406,14 @@ fn what_is_not_supported_is_named_with_what_is() {
     // llama.cpp calls a Mistral "llama", so nobody knows how a "mistral" orders its rows.
     let error = Architecture::from_gguf("mistral").unwrap_err();
     assert!(error.hint().unwrap().contains("llama (Mistral too), qwen2, qwen3"), "{error}");
-    for family in ["llama", "mistral", "qwen3"] {
-        let error = read_config(family, json!({ "attention_bias": true })).unwrap_err();
-        assert!(error.to_string().contains("\"attention_bias\""), "{error}");
+    for (family, key) in [
+        ("mistral", "attention_bias"),
+        ("mistral", "mlp_bias"),
+        ("qwen2", "mlp_bias"),
+        ("qwen3", "mlp_bias"),
+    ] {
+        let error = read_config(family, json!({ key: true })).unwrap_err();
+        assert!(error.to_string().contains(&format!("\"{key}\"")), "{error}");
     }
     let mut json = read_config("qwen3", json!({})).unwrap().to_hf_json();
     json.as_object_mut().unwrap().remove("head_dim");

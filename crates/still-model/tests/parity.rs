@@ -14,7 +14,12 @@ use still_model::{
 /// Students with an output gate and low-rank updates that are not zero, over a base with biases and over one with norms
 /// on its heads, which are wider than its hidden size divides into.
 fn updated_students() -> [Model; 2] {
-    let biased = ModelConfig { attention_bias: true, ..tiny_config() };
+    let biased = ModelConfig {
+        attention_bias: true,
+        attention_output_bias: true,
+        mlp_bias: true,
+        ..tiny_config()
+    };
     let normed = ModelConfig { architecture: Architecture::Qwen3, head_dim: 12, ..tiny_config() };
     [biased, normed].map(|config| {
         let teacher = random_model(config, 4).unwrap();

@@ -1,7 +1,7 @@
 //! Gradients of every trained tensor of both stages, against differences of the loss itself.
 
 use still_model::random::{random_model, tiny_config};
-use still_model::{Model, Student};
+use still_model::{Model, ModelConfig, Student};
 
 use crate::data::Window;
 use crate::finetune::FinetuneStage;
@@ -29,7 +29,13 @@ fn windows() -> [Window; 2] {
 }
 
 fn start(overrides: &[&str]) -> (Model, Recipe, Student) {
-    let model = random_model(tiny_config(), 5).unwrap();
+    let config = ModelConfig {
+        attention_bias: true,
+        attention_output_bias: true,
+        mlp_bias: true,
+        ..tiny_config()
+    };
+    let model = random_model(config, 5).unwrap();
     let set: Vec<String> = BASE.iter().chain(overrides).map(|&item| item.to_owned()).collect();
     let recipe = Recipe::parse("", &set).unwrap();
     let still = recipe.attention.resolve(model.config()).unwrap();

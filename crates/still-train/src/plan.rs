@@ -183,11 +183,12 @@ impl<'a> Sizes<'a> {
         }
         let mut widened = 0;
         for layer in &decoder.layers {
-            let linears = [&layer.q_proj, &layer.k_proj, &layer.v_proj, &layer.o_proj];
+            let attention = [&layer.q_proj, &layer.k_proj, &layer.v_proj, &layer.o_proj];
             let mlp = [&layer.mlp.gate, &layer.mlp.up, &layer.mlp.down];
-            for weight in linears.map(|linear| &linear.weight).into_iter().chain(mlp) {
-                weights += weight.size_bytes();
-                widened = widened.max(wide(weight)?);
+            for linear in attention.into_iter().chain(mlp) {
+                weights += linear.weight.size_bytes();
+                weights += linear.bias.as_ref().map_or(0, |bias| bias.elem_count() * value);
+                widened = widened.max(wide(&linear.weight)?);
             }
             weights += (layer.input_layernorm.elem_count() + layer.mlp.norm.elem_count()) * value;
         }

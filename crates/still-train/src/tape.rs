@@ -148,8 +148,14 @@ mod tests {
         Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
     }
 
-    fn model(architecture: still_model::Architecture) -> Model {
-        let config = ModelConfig { architecture, ..tiny_config() };
+    fn model(architecture: still_model::Architecture, biased: bool) -> Model {
+        let config = ModelConfig {
+            architecture,
+            attention_bias: biased,
+            attention_output_bias: biased,
+            mlp_bias: biased,
+            ..tiny_config()
+        };
         random_model(config, 5).unwrap()
     }
 
@@ -166,8 +172,10 @@ mod tests {
     #[test]
     fn walking_by_hand_is_the_graph() {
         use still_model::Architecture::{Llama, Qwen3};
-        for (architecture, wants_input) in [(Llama, true), (Llama, false), (Qwen3, true)] {
-            let model = model(architecture);
+        for (architecture, wants_input, biased) in
+            [(Llama, true, false), (Llama, false, false), (Qwen3, true, false), (Llama, true, true)]
+        {
+            let model = model(architecture, biased);
             let set = ["attention.chunk=8", "attention.budget=2", "attention.init=normal"];
             let set: Vec<String> = set.map(str::to_owned).into();
             let recipe = Recipe::parse("", &set).unwrap();
@@ -193,7 +201,7 @@ mod tests {
                     recompute,
                     wants_input,
                 };
-                let what = format!("{architecture:?}, {recompute:?}, {wants_input}");
+                let what = format!("{architecture:?}, {recompute:?}, {wants_input}, {biased}");
                 let (y, tape) = layer.forward(&x).unwrap();
                 let (walked_y, walked) = layer.walk(&x).unwrap();
                 assert_close(&walked_y, &y, &what);

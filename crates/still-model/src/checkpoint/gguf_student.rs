@@ -14,6 +14,7 @@ use candle_core::quantized::gguf_file::{self, Content, Value};
 use candle_core::quantized::{GgmlDType, QTensor};
 
 use super::form::{self, Form, student_config};
+use super::gguf::Metadata;
 use super::safetensors_dir::in_file;
 use super::student::{learned_entries, merged_entries};
 use super::weights::GgufLayout;
@@ -142,7 +143,7 @@ pub fn export_gguf(path: &Path, model: &Model, format: GgufFormat) -> Result<Ggu
 
 /// Whether a GGUF file is a student's own.
 pub(super) fn is_student(content: &Content) -> bool {
-    text(content, ARCHITECTURE_KEY) == Some(ARCHITECTURE)
+    matches!(content.metadata.get(ARCHITECTURE_KEY), Some(Value::String(name)) if name == ARCHITECTURE)
 }
 
 /// Whether a file is one that [`export_gguf`] wrote.
@@ -152,9 +153,8 @@ pub fn is_exported_student(path: &Path) -> bool {
 
 /// Opens a file that [`export_gguf`] wrote.
 pub(super) fn open(source: &str, path: &Path, content: Content) -> Result<Checkpoint> {
-    let required = |key: &str| {
-        text(&content, key).ok_or_else(|| ModelError::corrupt(path, format!("{key} is missing")))
-    };
+    let metadata = Metadata::new(path, &content);
+    let required = |key: &str| metadata.required(key, metadata.text(key)?);
     let json = |key: &str| {
         serde_json::from_str(required(key)?)
             .map_err(|error| ModelError::corrupt(path, format!("{key} is not JSON: {error}")))
@@ -166,7 +166,7 @@ pub(super) fn open(source: &str, path: &Path, content: Content) -> Result<Checkp
     let mut config =
         ModelConfig::from_hf_json(&student.base_config).map_err(|error| in_file(error, path))?;
     let generation_config =
-        text(&content, GENERATION_CONFIG_KEY).map(|_| json(GENERATION_CONFIG_KEY)).transpose()?;
+        metadata.text(GENERATION_CONFIG_KEY)?.map(|_| json(GENERATION_CONFIG_KEY)).transpose()?;
     if let Some(generation) = &generation_config {
         config.add_end_tokens(generation).map_err(|error| in_file(error, path))?;
     }
@@ -195,8 +195,4 @@ fn check_digest(path: &Path, sealed: bool) -> Result<()> {
     // SAFETY: the map is read-only and ends with this function; nobody cuts the file short meanwhile.
     let map = unsafe { memmap2::Mmap::map(&file) }.map_err(ModelError::read(path))?;
     seal::expect(path, &map, Kind::Gguf, sealed)
-}
-
-fn text<'a>(content: &'a Content, key: &str) -> Option<&'a str> {
-    content.metadata.get(key)?.to_string().ok().map(String::as_str)
 }

@@ -13,6 +13,7 @@ pub mod names;
 mod quantization;
 mod safetensors_dir;
 mod safetensors_file;
+mod shapes;
 mod source;
 mod student;
 mod target;
@@ -25,6 +26,7 @@ use still_attention::StillConfig;
 
 pub use base::BaseIdentity;
 pub use gguf_student::{GgufExport, GgufFormat, export_gguf, is_exported_student};
+pub(crate) use shapes::shapes;
 pub use student::{ExportKind, save_student, save_student_to};
 pub use target::StudentTarget;
 pub use weights::Weights;

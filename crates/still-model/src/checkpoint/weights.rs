@@ -67,15 +67,15 @@ impl GgufLayout {
         }
     }
 
-    /// Heads of a matrix whose rows llama.cpp stores interleaved: q and k of the Llama architecture.
+    /// Heads of a matrix, or of a bias, whose rows llama.cpp stores interleaved: q and k of the Llama architecture.
     fn permuted_heads(&self, name: &str) -> Option<usize> {
         let Self::LlamaCpp(config) = self else { return None };
         if config.architecture != Architecture::Llama {
             return None;
         }
         match name.rsplit_once("self_attn.")?.1 {
-            "q_proj.weight" => Some(config.num_attention_heads),
-            "k_proj.weight" => Some(config.num_key_value_heads),
+            "q_proj.weight" | "q_proj.bias" => Some(config.num_attention_heads),
+            "k_proj.weight" | "k_proj.bias" => Some(config.num_key_value_heads),
             _ => None,
         }
     }
@@ -399,11 +399,24 @@ impl GgufSource {
         Ok(Some(match self.layout.permuted_heads(name) {
             Some(heads) => {
                 let order: Vec<u32> =
-                    gguf::row_order(tensor.dim(0)?, heads).map(|row| row as u32).collect();
+                    self.row_order(name, tensor.dim(0)?, heads)?.map(|row| row as u32).collect();
                 tensor.index_select(&Tensor::new(order, device)?, 0)?
             }
             None => tensor,
         }))
+    }
+
+    /// The stored row of each row of a matrix whose heads are interleaved.
+    fn row_order(
+        &self,
+        name: &str,
+        rows: usize,
+        heads: usize,
+    ) -> Result<impl Iterator<Item = usize>> {
+        gguf::row_order(rows, heads).ok_or_else(|| {
+            let reason = format!("{name}: {rows} rows are no {heads} heads of whole pairs");
+            ModelError::corrupt(&self.path, reason)
+        })
     }
 
     fn packed(&self, name: &str) -> Result<Option<PackedMatrix>> {
@@ -423,7 +436,7 @@ impl GgufSource {
         let bytes = match self.layout.permuted_heads(name) {
             Some(heads) => {
                 let size = stored.len() / rows;
-                gguf::row_order(rows, heads)
+                self.row_order(name, rows, heads)?
                     .flat_map(|row| &stored[row * size..(row + 1) * size])
                     .copied()
                     .collect()

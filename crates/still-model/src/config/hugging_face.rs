@@ -13,6 +13,8 @@ use crate::error::{ModelError, Result};
 const DEFAULT_EPS: f64 = 1e-6;
 /// SiLU under its two names.
 const ACTIVATIONS: [&str; 2] = ["silu", "swish"];
+/// Whether o has a bias where `attention_bias` says otherwise of q, k and v. Hugging Face has no word for it; GGUF files may be so.
+const OUTPUT_BIAS: &str = "attention_output_bias";
 
 impl ModelConfig {
     /// Reads a Hugging Face `config.json`. What it leaves out is as in transformers; what changes the arithmetic and is not
@@ -27,7 +29,7 @@ impl ModelConfig {
         let architecture = Architecture::from_model_type(name)?;
         let required = |key: &str, range| table.size(key, range)?.ok_or_else(|| table.missing(key));
         refuse_activation(table)?;
-        refuse_biases(table, architecture)?;
+        let biases = Biases::read(table, architecture)?;
         let hidden_size = required("hidden_size", HIDDEN_SIZE)?;
         let num_attention_heads = required("num_attention_heads", HEADS)?;
         let max_position_embeddings = table.size("max_position_embeddings", 1..=MAX_POSITIONS)?;
@@ -71,7 +73,9 @@ impl ModelConfig {
             rope_scaling,
             max_position_embeddings,
             tie_word_embeddings: table.flag("tie_word_embeddings")?.unwrap_or(false),
-            attention_bias: architecture == Architecture::Qwen2,
+            attention_bias: biases.attention,
+            attention_output_bias: biases.attention_output,
+            mlp_bias: biases.mlp,
             bos_token_id: table.id("bos_token_id")?,
             eos_token_ids: table.ids("eos_token_id")?,
         };
@@ -118,7 +122,16 @@ impl ModelConfig {
             // A Mistral that does not say so has a window.
             json["sliding_window"] = Value::Null;
         }
-        if let Some(scaling) = self.rope_scaling {
+        if self.architecture.optional_attention_bias() {
+            json["attention_bias"] = self.attention_bias.into();
+            if self.attention_output_bias != self.attention_bias {
+                json[OUTPUT_BIAS] = self.attention_output_bias.into();
+            }
+        }
+        if self.architecture.optional_mlp_bias() {
+            json["mlp_bias"] = self.mlp_bias.into();
+        }
+        if let Some(scaling) = &self.rope_scaling {
             json["rope_scaling"] = rope::to_json(scaling);
         }
         json
@@ -141,17 +154,32 @@ fn refuse_activation(table: &Table<'_>) -> Result<()> {
     Ok(())
 }
 
-fn refuse_biases(table: &Table<'_>, architecture: Architecture) -> Result<()> {
-    for key in ["attention_bias", "mlp_bias"] {
-        // Qwen2 has biases on q, k and v whatever this says.
-        let meaningless = architecture == Architecture::Qwen2 && key == "attention_bias";
-        if table.flag(key)? == Some(true) && !meaningless {
-            return Err(ModelError::Unsupported {
+/// Which projections have biases.
+struct Biases {
+    attention: bool,
+    attention_output: bool,
+    mlp: bool,
+}
+
+impl Biases {
+    fn read(table: &Table<'_>, architecture: Architecture) -> Result<Self> {
+        let optional = |key: &str, decides: bool| match table.flag(key)? {
+            Some(true) if !decides => Err(ModelError::Unsupported {
                 what: format!("\"{key}\": true in a {} model", architecture.model_type()),
                 found_in: None,
-                hint: "supported: attention_bias and mlp_bias false".into(),
-            });
+                hint: format!("this family has no such biases: say \"{key}\": false"),
+            }),
+            flag => Ok(flag),
+        };
+        let mlp = optional("mlp_bias", architecture.optional_mlp_bias())?.unwrap_or(false);
+        if architecture == Architecture::Qwen2 {
+            // Whatever the keys say.
+            table.flag("attention_bias")?;
+            return Ok(Self { attention: true, attention_output: false, mlp });
         }
+        let decides = architecture.optional_attention_bias();
+        let attention = optional("attention_bias", decides)?.unwrap_or(false);
+        let attention_output = optional(OUTPUT_BIAS, decides)?.unwrap_or(attention);
+        Ok(Self { attention, attention_output, mlp })
     }
-    Ok(())
 }

@@ -68,6 +68,16 @@ impl Architecture {
         self == Self::Qwen3
     }
 
+    /// Whether `attention_bias` decides about biases, on o too. Qwen2 always has them on q, k and v, Mistral never.
+    pub(crate) fn optional_attention_bias(self) -> bool {
+        matches!(self, Self::Llama | Self::Qwen3)
+    }
+
+    /// Whether `mlp_bias` decides about biases of the MLP; other families have none.
+    pub(crate) fn optional_mlp_bias(self) -> bool {
+        self == Self::Llama
+    }
+
     /// By `model_type`.
     ///
     /// # Errors
@@ -116,6 +126,10 @@ pub struct ModelConfig {
     pub tie_word_embeddings: bool,
     /// Biases on the q, k and v projections.
     pub attention_bias: bool,
+    /// A bias on the o projection. In Hugging Face's files it comes with the others; a GGUF file may have either.
+    pub attention_output_bias: bool,
+    /// Biases on the MLP's three projections.
+    pub mlp_bias: bool,
     pub bos_token_id: Option<u32>,
     /// Any of these ends generation.
     pub eos_token_ids: Vec<u32>,
@@ -162,7 +176,7 @@ impl ModelConfig {
                 self.head_dim
             )));
         }
-        self.rope_scaling.map_or(Ok(()), RopeScaling::validate)
+        self.rope_scaling.as_ref().map_or(Ok(()), |scaling| scaling.validate(self.head_dim))
     }
 }
 

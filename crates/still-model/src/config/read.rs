@@ -114,6 +114,16 @@ impl<'a> Table<'a> {
         )
     }
 
+    /// A list of numbers, whole or not.
+    pub fn numbers(&self, key: &str, range: RangeInclusive<f64>) -> Result<Option<Vec<f64>>> {
+        let number = |value: &Value| value.as_f64().filter(|x| range.contains(x));
+        self.get(
+            key,
+            |value| value.as_array()?.iter().map(number).collect(),
+            || format!("a list, each {}", expected("a number", &range)),
+        )
+    }
+
     /// A token id.
     pub fn id(&self, key: &str) -> Result<Option<u32>> {
         self.get(key, id, || format!("a token id from 0 to {}", u32::MAX))

@@ -15,7 +15,7 @@ const FACTOR: std::ops::RangeInclusive<f64> = 1e-3..=1e6;
 const LAYER_KINDS: [&str; 3] = ["full_attention", "sliding_attention", "chunked_attention"];
 
 /// How RoPE's frequencies are stretched beyond the trained context.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum RopeScaling {
     /// Every frequency divided by `factor`.
     Linear {
@@ -33,6 +33,8 @@ pub enum RopeScaling {
         /// Tokens of the original context.
         original_max_position_embeddings: usize,
     },
+    /// Every frequency divided by its own number, as in GGUF's `rope_freqs`: `[head_dim / 2]`.
+    Factors(Vec<f64>),
 }
 
 /// `rope_theta` and the scaling.
@@ -65,8 +67,8 @@ pub(super) fn read(config: &Table<'_>, architecture: Architecture, context: usiz
     }
     match found[..] {
         [] => Ok((outside.theta.unwrap_or(DEFAULT_THETA), None)),
-        [(_, rope)] => Ok(rope),
-        [(_, a), (_, b), ..] if a == b => Ok(a),
+        [(_, ref rope)] => Ok(rope.clone()),
+        [(_, ref a), (_, ref b), ..] if a == b => Ok(a.clone()),
         [(a, _), (b, _), ..] => Err(ModelError::Invalid(format!(
             "\"{a}\" and \"{b}\" describe two different rotations: keep the one that the model was trained with"
         ))),
@@ -74,7 +76,7 @@ pub(super) fn read(config: &Table<'_>, architecture: Architecture, context: usiz
 }
 
 /// Writes what [`read`] reads beside `rope_theta`.
-pub(super) fn to_json(scaling: RopeScaling) -> Value {
+pub(super) fn to_json(scaling: &RopeScaling) -> Value {
     match scaling {
         RopeScaling::Linear { factor } => json!({ "rope_type": "linear", "factor": factor }),
         RopeScaling::Llama3 {
@@ -89,22 +91,38 @@ pub(super) fn to_json(scaling: RopeScaling) -> Value {
             "high_freq_factor": high_freq_factor,
             "original_max_position_embeddings": original_max_position_embeddings,
         }),
+        // The form of transformers that holds such numbers: the same ones for short and long contexts.
+        RopeScaling::Factors(factors) => json!({
+            "rope_type": "longrope",
+            "short_factor": factors,
+            "long_factor": factors,
+            "attention_factor": 1.0,
+        }),
     }
 }
 
 impl RopeScaling {
-    /// Checks that the numbers fit each other.
-    pub(super) fn validate(self) -> Result<()> {
+    /// Checks that the numbers fit each other and heads of `head_dim` channels.
+    pub(super) fn validate(&self, head_dim: usize) -> Result<()> {
         match self {
-            Self::Linear { factor } | Self::Llama3 { factor, .. } if !FACTOR.contains(&factor) => {
+            Self::Factors(factors) if factors.len() != head_dim / 2 => {
                 Err(ModelError::Invalid(format!(
-                    "the rope scaling's factor is {factor}, expected a number from {} to {}",
-                    FACTOR.start(),
-                    FACTOR.end()
+                    "the rope scaling has {} factors for the {} frequencies of a head",
+                    factors.len(),
+                    head_dim / 2
                 )))
             }
+            Self::Factors(factors) => {
+                match factors.iter().find(|factor| !FACTOR.contains(factor)) {
+                    None => Ok(()),
+                    Some(factor) => Err(out_of_range(*factor)),
+                }
+            }
+            Self::Linear { factor } | Self::Llama3 { factor, .. } if !FACTOR.contains(factor) => {
+                Err(out_of_range(*factor))
+            }
             Self::Llama3 { low_freq_factor, high_freq_factor, .. }
-                if low_freq_factor.partial_cmp(&high_freq_factor)
+                if low_freq_factor.partial_cmp(high_freq_factor)
                     != Some(std::cmp::Ordering::Less) =>
             {
                 Err(ModelError::Invalid(format!(
@@ -115,6 +133,14 @@ impl RopeScaling {
             _ => Ok(()),
         }
     }
+}
+
+fn out_of_range(factor: f64) -> ModelError {
+    ModelError::Invalid(format!(
+        "the rope scaling's factor is {factor}, expected a number from {} to {}",
+        FACTOR.start(),
+        FACTOR.end()
+    ))
 }
 
 /// What stands beside the tables.
@@ -134,7 +160,7 @@ fn of_all_layers(table: &Table<'_>, outside: &Outside) -> Result<Rope> {
         let Some(inner) = table.table(kind)? else { continue };
         ropes.push(of_table(&inner, outside)?);
     }
-    let Some(&first) = ropes.first() else { return of_table(table, outside) };
+    let Some(first) = ropes.first().cloned() else { return of_table(table, outside) };
     if !outside.kinds {
         // transformers passes over such tables and takes the default.
         return Err(table.unsupported(
@@ -149,7 +175,7 @@ fn of_all_layers(table: &Table<'_>, outside: &Outside) -> Result<Rope> {
             kinds.join(", ")
         )));
     }
-    if ropes.iter().all(|&rope| rope == first) {
+    if ropes.iter().all(|rope| *rope == first) {
         return Ok(first);
     }
     Err(ModelError::Unsupported {
@@ -212,6 +238,7 @@ fn of_table(table: &Table<'_>, outside: &Outside) -> Result<Rope> {
                 original_max_position_embeddings: original.unwrap_or(outside.context),
             })
         }
+        Some("longrope") => Some(RopeScaling::Factors(one_set_of_factors(table)?)),
         Some(other) => {
             return Err(ModelError::Unsupported {
                 what: format!("rope scaling \"{other}\""),
@@ -221,6 +248,10 @@ fn of_table(table: &Table<'_>, outside: &Outside) -> Result<Rope> {
         }
     };
     // These tables are small: a key that is not known here is part of some other rotation.
+    let of_factors: &[&str] = match scaling {
+        Some(RopeScaling::Factors(_)) => &["short_factor", "long_factor", "attention_factor"],
+        _ => &[],
+    };
     const KNOWN: [&str; 9] = [
         "rope_theta",
         "rope_type",
@@ -233,13 +264,28 @@ fn of_table(table: &Table<'_>, outside: &Outside) -> Result<Rope> {
         // Of the first YaRN checkpoints; says how a model was made.
         "finetuned",
     ];
-    if let Some(key) = table.keys().find(|key| !KNOWN.contains(key)) {
+    if let Some(key) = table.keys().find(|key| !KNOWN.contains(key) && !of_factors.contains(key)) {
         return Err(table.unsupported(key, "supported rotations: default, linear, llama3"));
     }
-    if let Some(scaling) = scaling {
-        scaling.validate()?;
-    }
     Ok((theta, scaling))
+}
+
+/// Factors of one rotation for every context, which leaves attention's logits as they are.
+fn one_set_of_factors(table: &Table<'_>) -> Result<Vec<f64>> {
+    let short = table.numbers("short_factor", FACTOR)?;
+    let long = table.numbers("long_factor", FACTOR)?;
+    // Without it, it follows from the contexts' lengths.
+    let attention = table.number("attention_factor", FACTOR)?;
+    match short {
+        Some(factors) if long.as_ref() == Some(&factors) && attention == Some(1.0) => Ok(factors),
+        _ => Err(ModelError::Unsupported {
+            what: "rope scaling \"longrope\" of more than one set of factors".into(),
+            found_in: None,
+            hint: "supported: default, linear, llama3; longrope where short_factor and long_factor are the same and \
+                   attention_factor is 1"
+                .into(),
+        }),
+    }
 }
 
 /// An error if a part of each head is not rotated.

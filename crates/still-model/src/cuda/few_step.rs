@@ -15,7 +15,9 @@ pub(super) fn fits(model: &Model, batch: usize) -> bool {
     let heads = config.num_attention_heads * config.head_dim;
     let widths = [config.hidden_size, heads, config.intermediate_size];
     let layers = model.student.iter().flat_map(|student| &student.layers);
+    // The gated product has no place for biases before its activation.
     batch <= MOST
+        && !config.mlp_bias
         && widths.iter().all(|width| width.is_multiple_of(UNIT))
         && layers.into_iter().all(|layer| layer.gate_proj.is_none())
 }
@@ -83,12 +85,14 @@ fn finish(
     let merged = merge_heads(attention)?.squeeze(1)?;
     let merged = Normed { x: &merged, norm: None };
     let update = lora.o.as_ref().zip(low(merged, [lora.o.as_ref()])?.remove(0));
-    let output = Factor { add: Some(x), update, ..Factor::new(layer.o_proj.weight.dense()?) };
+    let weight = layer.o_proj.weight.dense()?;
+    let bias = layer.o_proj.bias.as_ref();
+    let output = Factor { bias, add: Some(x), update, ..Factor::new(weight) };
     let x = merged.products(&[output], dtype)?.remove(0);
 
     let normed = Normed { x: &x, norm: Some((&mlp.norm, mlp.rms_norm_eps)) };
-    let hidden = normed.gated(mlp.gate.dense()?, mlp.up.dense()?)?;
-    let down = Factor { add: Some(&x), ..Factor::new(mlp.down.dense()?) };
+    let hidden = normed.gated(mlp.gate.weight.dense()?, mlp.up.weight.dense()?)?;
+    let down = Factor { add: Some(&x), ..Factor::new(mlp.down.weight.dense()?) };
     Ok(Normed { x: &hidden, norm: None }.products(&[down], dtype)?.remove(0))
 }
 

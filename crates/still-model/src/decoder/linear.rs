@@ -1,8 +1,9 @@
 //! A frozen projection and its low-rank update.
 
 use candle_core::{DType, Device, Tensor};
+use still_attention::Real;
 
-use super::ops::{Dropout, frozen_linear, low_rank_linear};
+use super::ops::{Dropout, frozen_linear, low_rank_linear, with_values};
 use super::weight::Weight;
 use crate::error::Result;
 
@@ -74,6 +75,31 @@ impl Linear {
                 Ok(low_rank_linear(x, &self.weight, lora)?.broadcast_add(bias)?)
             }
         }
+    }
+
+    /// The projection alone on plain values: `x` `[n, in]` → `[n, out]`, on the CPU.
+    ///
+    /// # Errors
+    /// As [`Weight::multiply_into`].
+    pub(super) fn multiply<T: Real>(&self, x: &[T]) -> candle_core::Result<Vec<T>> {
+        let mut y = self.weight.multiply(x)?;
+        if let Some(bias) = &self.bias {
+            with_values(bias, |bias: &[T]| {
+                for row in y.chunks_exact_mut(bias.len()) {
+                    row.iter_mut().zip(bias).for_each(|(y, &bias)| *y += bias);
+                }
+            })?;
+        }
+        Ok(y)
+    }
+
+    /// Whether it is of this shape, its bias too.
+    ///
+    /// # Errors
+    /// A weight that is no matrix.
+    pub(super) fn fits(&self, out: usize, inner: usize) -> candle_core::Result<bool> {
+        let biased = self.bias.as_ref().is_none_or(|bias| bias.dims() == [out]);
+        Ok(self.weight.dims2()? == (out, inner) && biased)
     }
 
     /// The projection with the update added to its weight, where and of the dtype that the weight was (f32 if it was packed).

@@ -73,20 +73,20 @@ impl Decoder {
                 let name = format!("model.layers.{n}.self_attn.{name}.weight");
                 config.architecture.qk_norm().then(|| get(&name, &[d])).transpose()
             };
-            let biased = config.attention_bias;
+            let (biased, mlp_biased) = (config.attention_bias, config.mlp_bias);
             Ok(DecoderLayer {
                 input_layernorm: norm("input_layernorm")?,
                 q_proj: linear("self_attn.q_proj", q, e, biased)?,
                 k_proj: linear("self_attn.k_proj", kv, e, biased)?,
                 v_proj: linear("self_attn.v_proj", kv, e, biased)?,
-                o_proj: linear("self_attn.o_proj", e, q, false)?,
+                o_proj: linear("self_attn.o_proj", e, q, config.attention_output_bias)?,
                 q_norm: head_norm("q_norm")?,
                 k_norm: head_norm("k_norm")?,
                 mlp: MlpWeights {
                     norm: norm("post_attention_layernorm")?,
-                    gate: linear("mlp.gate_proj", i, e, false)?.weight,
-                    up: linear("mlp.up_proj", i, e, false)?.weight,
-                    down: linear("mlp.down_proj", e, i, false)?.weight,
+                    gate: linear("mlp.gate_proj", i, e, mlp_biased)?,
+                    up: linear("mlp.up_proj", i, e, mlp_biased)?,
+                    down: linear("mlp.down_proj", e, i, mlp_biased)?,
                     rms_norm_eps: config.rms_norm_eps,
                 },
                 rms_norm_eps: config.rms_norm_eps,
@@ -139,9 +139,6 @@ impl Decoder {
             let mut add = |name: &str, part| all.push((format!("model.layers.{n}.{name}"), part));
             add("input_layernorm.weight", (&layer.input_layernorm).into());
             add("post_attention_layernorm.weight", (&layer.mlp.norm).into());
-            add("mlp.gate_proj.weight", (&layer.mlp.gate).into());
-            add("mlp.up_proj.weight", (&layer.mlp.up).into());
-            add("mlp.down_proj.weight", (&layer.mlp.down).into());
             for (name, norm) in
                 [("self_attn.q_norm", &layer.q_norm), ("self_attn.k_norm", &layer.k_norm)]
             {
@@ -150,6 +147,9 @@ impl Decoder {
                 }
             }
             for (name, linear) in [
+                ("mlp.gate_proj", &layer.mlp.gate),
+                ("mlp.up_proj", &layer.mlp.up),
+                ("mlp.down_proj", &layer.mlp.down),
                 ("self_attn.q_proj", &layer.q_proj),
                 ("self_attn.k_proj", &layer.k_proj),
                 ("self_attn.v_proj", &layer.v_proj),
@@ -190,13 +190,11 @@ impl Decoder {
             elements += count(&self.lm_head)?;
         }
         for layer in &self.layers {
-            let linears = [&layer.q_proj, &layer.k_proj, &layer.v_proj, &layer.o_proj];
-            for linear in linears {
+            let attention = [&layer.q_proj, &layer.k_proj, &layer.v_proj, &layer.o_proj];
+            let mlp = [&layer.mlp.gate, &layer.mlp.up, &layer.mlp.down];
+            for linear in attention.into_iter().chain(mlp) {
                 elements += count(&linear.weight)?;
                 elements += linear.bias.as_ref().map_or(0, Tensor::elem_count);
-            }
-            for weight in [&layer.mlp.gate, &layer.mlp.up, &layer.mlp.down] {
-                elements += count(weight)?;
             }
             let norms = [Some(&layer.input_layernorm), Some(&layer.mlp.norm)];
             let norms = norms.into_iter().chain([layer.q_norm.as_ref(), layer.k_norm.as_ref()]);

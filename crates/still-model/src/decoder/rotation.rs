@@ -6,11 +6,12 @@ use crate::config::{ModelConfig, RopeScaling};
 pub fn inverse_frequencies(config: &ModelConfig) -> Vec<f64> {
     let d = config.head_dim;
     (0..d / 2)
-        .map(|i| config.rope_theta.powf(-2.0 * i as f64 / d as f64))
-        .map(|frequency| match config.rope_scaling {
+        .map(|i| (i, config.rope_theta.powf(-2.0 * i as f64 / d as f64)))
+        .map(|(i, frequency)| match &config.rope_scaling {
             None => frequency,
             Some(RopeScaling::Linear { factor }) => frequency / factor,
-            Some(RopeScaling::Llama3 {
+            Some(RopeScaling::Factors(factors)) => frequency / factors[i],
+            &Some(RopeScaling::Llama3 {
                 factor,
                 low_freq_factor,
                 high_freq_factor,

@@ -29,6 +29,20 @@ struct UpdateWalk {
     low: Tensor,
 }
 
+/// `x` `[rows, in]` → `[rows, out]`, without an update.
+fn project(linear: &Linear, x: &Tensor) -> Result<Tensor> {
+    let y = product(x, &linear.weight.dense()?.t()?, 1.0, None, x.dtype())?;
+    biased(y, linear)
+}
+
+/// A projection's products with its bias, if it has one.
+fn biased(y: Tensor, linear: &Linear) -> Result<Tensor> {
+    match &linear.bias {
+        Some(bias) => Ok(y.broadcast_add(bias)?),
+        None => Ok(y),
+    }
+}
+
 impl ProjectionWalk {
     /// `x` `[rows, in]` → `[rows, out]`.
     fn forward(linear: &Linear, lora: Option<&Lora>, x: &Tensor) -> Result<(Tensor, Self)> {
@@ -48,10 +62,7 @@ impl ProjectionWalk {
             }
             None => None,
         };
-        if let Some(bias) = &linear.bias {
-            y = y.broadcast_add(bias)?;
-        }
-        Ok((y, Self { weight, update }))
+        Ok((biased(y, linear)?, Self { weight, update }))
     }
 
     /// Adds the gradient of `x` to `dx`, if it is wanted; notes those of the update.
@@ -165,8 +176,7 @@ impl DecoderLayer {
         let x = (x.detach() + y.reshape(x.shape())?)?;
         let wide = self.wide(&x)?;
         let hidden = swiglu::forward(&wide[0], &wide[1])?;
-        let down = self.mlp.down.dense()?;
-        let y = product(&hidden, &down.t()?, 1.0, None, x.dtype())?;
+        let y = project(&self.mlp.down, &hidden)?;
         let y = (y.reshape(x.shape())? + &x)?;
         Ok((y, FinishWalk { merged, projection, x, wide: keep.then_some(wide) }))
     }
@@ -174,8 +184,7 @@ impl DecoderLayer {
     /// `gate(n)` and `up(n)`, `n` the norm of `x`: `[rows, I]`.
     fn wide(&self, x: &Tensor) -> Result<[Tensor; 2]> {
         let normed = rows(&rms_norm(x, &self.mlp.norm, self.mlp.rms_norm_eps)?)?;
-        let of = |weight: &Tensor| product(&normed, &weight.t()?, 1.0, None, x.dtype());
-        Ok([of(self.mlp.gate.dense()?)?, of(self.mlp.up.dense()?)?])
+        Ok([project(&self.mlp.gate, &normed)?, project(&self.mlp.up, &normed)?])
     }
 }
 
@@ -198,11 +207,11 @@ impl FinishWalk {
             Some(wide) => wide,
             None => layer.wide(&self.x)?,
         };
-        let d_hidden = product(&rows(dy)?, mlp.down.dense()?, 1.0, None, dtype)?;
+        let d_hidden = product(&rows(dy)?, mlp.down.weight.dense()?, 1.0, None, dtype)?;
         let [d_gate, d_up] = swiglu::backward(&gate, &up, &d_hidden)?;
         drop((gate, up, d_hidden));
-        let d_normed = product(&d_gate, mlp.gate.dense()?, 1.0, None, dtype)?;
-        let d_normed = product(&d_up, mlp.up.dense()?, 1.0, Some(d_normed), dtype)?;
+        let d_normed = product(&d_gate, mlp.gate.weight.dense()?, 1.0, None, dtype)?;
+        let d_normed = product(&d_up, mlp.up.weight.dense()?, 1.0, Some(d_normed), dtype)?;
         drop((d_gate, d_up));
         let d_normed = d_normed.reshape(dy.shape())?;
         let dx = norm::backward(&self.x, &mlp.norm, mlp.rms_norm_eps, &d_normed, Some(dy))?;

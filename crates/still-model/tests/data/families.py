@@ -1,7 +1,7 @@
 """Makes families/: a small random model of each family, and its logits by Hugging Face's implementation.
 
     pip install torch transformers safetensors
-    python families.py
+    python families.py [NAME...]
 
 The weights are float32 (norms and biases too are random); the logits are computed in float64 by `transformers`, which
 knows nothing of this project. Each model has what its family is odd in: `families.rs` reads them.
@@ -9,6 +9,7 @@ knows nothing of this project. Each model has what its family is odd in: `famili
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import torch
@@ -67,6 +68,26 @@ FAMILIES = {
         tie_word_embeddings=True,
         rope_parameters=dict(rope_type="default", rope_theta=1000000.0),
     ),
+    # Biases on every projection.
+    "llama_biased": dict(
+        hidden_size=16,
+        intermediate_size=24,
+        attention_bias=True,
+        mlp_bias=True,
+        rms_norm_eps=1e-5,
+        rope_parameters=dict(rope_type="default", rope_theta=10000.0),
+    ),
+    # Biases on q, k, v and o, before the heads' norms.
+    "qwen3_biased": dict(
+        hidden_size=16,
+        intermediate_size=24,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        attention_bias=True,
+        tie_word_embeddings=True,
+        rope_parameters=dict(rope_type="default", rope_theta=1000000.0),
+    ),
 }
 
 
@@ -104,7 +125,9 @@ def make(out, model_type, options, seed):
 
 if __name__ == "__main__":
     root = Path(__file__).parent / "families"
-    shutil.rmtree(root, ignore_errors=True)
-    for seed, (model_type, options) in enumerate(FAMILIES.items()):
-        make(root / model_type, model_type, options, seed)
-        print(model_type, *sorted(path.name for path in (root / model_type).iterdir()))
+    for seed, (name, options) in enumerate(FAMILIES.items()):
+        if sys.argv[1:] and name not in sys.argv[1:]:
+            continue
+        shutil.rmtree(root / name, ignore_errors=True)
+        make(root / name, name.split("_")[0], options, seed)
+        print(name, *sorted(path.name for path in (root / name).iterdir()))

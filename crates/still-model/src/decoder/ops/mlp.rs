@@ -11,7 +11,7 @@ use still_attention::linalg::{Mat, par_matmul, par_matmul_new};
 
 use super::residual::add_into;
 use super::{device, rms_norm, slice, swiglu, with_values};
-use crate::decoder::Weight;
+use crate::decoder::Linear;
 
 /// The frozen weights of one MLP.
 #[derive(Clone, Debug)]
@@ -19,11 +19,11 @@ pub struct MlpWeights {
     /// Norm before it, `[E]`.
     pub norm: Tensor,
     /// `[I, E]`
-    pub gate: Weight,
+    pub gate: Linear,
     /// `[I, E]`
-    pub up: Weight,
+    pub up: Linear,
     /// `[E, I]`
-    pub down: Weight,
+    pub down: Linear,
     /// ε of the norm.
     pub rms_norm_eps: f64,
 }
@@ -34,11 +34,12 @@ pub struct MlpWeights {
 /// # Errors
 /// Weights of other sizes, a dtype without a kernel.
 pub fn mlp(x: &Tensor, weights: &MlpWeights, keep: bool) -> Result<Tensor> {
-    let (inner, width) = weights.gate.dims2()?;
+    let (inner, width) = weights.gate.weight.dims2()?;
     let fits = x.dims().last() == Some(&width)
         && weights.norm.dims() == [width]
-        && weights.up.dims2()? == (inner, width)
-        && weights.down.dims2()? == (width, inner);
+        && weights.gate.fits(inner, width)?
+        && weights.up.fits(inner, width)?
+        && weights.down.fits(width, inner)?;
     if !fits {
         candle_core::bail!("mlp: x is {:?}, gate {:?}", x.dims(), (inner, width))
     }
@@ -69,7 +70,7 @@ impl<T: Real> Mlp<T> {
 
     /// `(rows, inner, width)` of a call.
     fn sizes(&self, values: usize) -> Result<(usize, usize, usize)> {
-        let (inner, width) = self.weights.gate.dims2()?;
+        let (inner, width) = self.weights.gate.weight.dims2()?;
         Ok((values / width, inner, width))
     }
 
@@ -108,12 +109,14 @@ impl<T: Real> Mlp<T> {
                 &again
             }
         };
-        let mut d_up = w.down.with_values(|down| {
+        let mut d_up = w.down.weight.with_values(|down| {
             par_matmul_new((rows, inner, width), Mat::rows(dy, width), Mat::rows(down, inner))
         })?;
         let d_gate = swiglu::backward(gate, up, &mut d_up);
         let mut d_normed = vec![T::zero(); rows * width];
-        for (i, (d, weight)) in [(&d_gate, &w.gate), (&d_up, &w.up)].into_iter().enumerate() {
+        for (i, (d, weight)) in
+            [(&d_gate, &w.gate.weight), (&d_up, &w.up.weight)].into_iter().enumerate()
+        {
             weight.with_values(|weight| {
                 let (d, weight) = (Mat::rows(d, inner), Mat::rows(weight, width));
                 par_matmul((rows, width, inner), &mut d_normed, width, i > 0, d, weight);

@@ -54,7 +54,7 @@ mod tests {
     use still_attention::Real;
 
     use super::*;
-    use crate::decoder::{Lora, Weight};
+    use crate::decoder::{Linear, Lora, Weight};
 
     fn random(shape: &[usize], seed: u64) -> Tensor {
         let count = shape.iter().product::<usize>();
@@ -105,8 +105,8 @@ mod tests {
         let (w, b) = (random(&[5, 6], 6), random(&[5], 7));
         let w = Weight::Dense(w);
         check(&random(&[2, 3, 6], 8), |x| frozen_linear(x, &w, Some(&b)));
-        let weights = mlp_weights();
-        for keep in [true, false] {
+        for (biased, keep) in [(false, true), (false, false), (true, true), (true, false)] {
+            let weights = mlp_weights(biased);
             check(&random(&[2, 3, 6], 9), |x| mlp(x, &weights, keep));
         }
     }
@@ -184,12 +184,16 @@ mod tests {
         assert!(split_heads(&x, 6, Some(&rotation)).is_err());
     }
 
-    fn mlp_weights() -> MlpWeights {
+    fn mlp_weights(biased: bool) -> MlpWeights {
+        let linear = |out: usize, inner: usize, seed| Linear {
+            weight: random(&[out, inner], seed).into(),
+            bias: biased.then(|| random(&[out], seed + 20)),
+        };
         MlpWeights {
             norm: random(&[6], 1),
-            gate: random(&[5, 6], 2).into(),
-            up: random(&[5, 6], 3).into(),
-            down: random(&[6, 5], 4).into(),
+            gate: linear(5, 6, 2),
+            up: linear(5, 6, 3),
+            down: linear(6, 5, 4),
             rms_norm_eps: 1e-5,
         }
     }
@@ -197,12 +201,17 @@ mod tests {
     #[test]
     fn the_fused_mlp_is_its_parts() {
         let x = random(&[2, 3, 6], 9);
-        let w = mlp_weights();
-        let normed = rms_norm(&x, &w.norm, w.rms_norm_eps).unwrap();
-        let linear = |x: &Tensor, w: &Weight| frozen_linear(x, w, None).unwrap();
-        let inner = (linear(&normed, &w.gate).silu().unwrap() * linear(&normed, &w.up)).unwrap();
-        let expected = (&x + linear(&inner, &w.down)).unwrap();
-        assert_close(&mlp(&x, &w, true).unwrap(), &expected);
+        for biased in [false, true] {
+            let w = mlp_weights(biased);
+            let normed = rms_norm(&x, &w.norm, w.rms_norm_eps).unwrap();
+            let linear = |x: &Tensor, w: &Linear| w.forward(x, None).unwrap();
+            let inner = linear(&normed, &w.gate).silu().unwrap() * linear(&normed, &w.up);
+            let expected = (&x + linear(&inner.unwrap(), &w.down)).unwrap();
+            assert_close(&mlp(&x, &w, true).unwrap(), &expected);
+        }
+        let mut other = mlp_weights(true);
+        other.up.bias = Some(random(&[6], 5));
+        assert!(mlp(&x, &other, true).is_err());
     }
 
     fn assert_close(got: &Tensor, expected: &Tensor) {

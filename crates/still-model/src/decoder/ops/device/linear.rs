@@ -70,6 +70,15 @@ pub(super) fn times_transposed(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     rows(x)?.matmul(&weight.t()?)?.reshape(shape)
 }
 
+/// [`times_transposed`] plus a bias, if there is one.
+pub(super) fn project(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    let y = times_transposed(x, weight)?;
+    match bias {
+        Some(bias) => y.broadcast_add(bias),
+        None => Ok(y),
+    }
+}
+
 /// `[…, width]` as a matrix.
 pub(in crate::decoder) fn rows(x: &Tensor) -> Result<Tensor> {
     let width = x.dims().last().copied().unwrap_or(1);

@@ -4,7 +4,7 @@ use candle_core::{Device, Result, Tensor, Var};
 use still_attention::router::random_score;
 
 use super::super::{self as fused, Dropout, MlpWeights, Rotation};
-use crate::decoder::{Lora, Weight};
+use crate::decoder::{Linear, Lora, Weight};
 
 fn random(shape: &[usize], seed: u64) -> Tensor {
     let count = shape.iter().product::<usize>();
@@ -80,16 +80,21 @@ fn ops_of_devices_are_the_fused_ops() {
             );
         }
     }
-    let [gate, up] = [4, 5].map(|seed| Weight::Dense(random(&[7, 8], seed)));
-    let down = Weight::Dense(random(&[8, 7], 6));
-    let weights = MlpWeights { norm, gate, up, down, rms_norm_eps: 1e-5 };
-    for keep in [true, false] {
-        same(
-            "mlp",
-            &x,
-            |x| super::mlp(&x[0], &weights, keep),
-            |x| fused::mlp(&x[0], &weights, keep),
-        );
+    for biased in [false, true] {
+        let linear = |out: usize, inner: usize, seed| Linear {
+            weight: random(&[out, inner], seed).into(),
+            bias: biased.then(|| random(&[out], seed + 10)),
+        };
+        let (gate, up, down) = (linear(7, 8, 4), linear(7, 8, 5), linear(8, 7, 6));
+        let weights = MlpWeights { norm: norm.clone(), gate, up, down, rms_norm_eps: 1e-5 };
+        for keep in [true, false] {
+            same(
+                "mlp",
+                &x,
+                |x| super::mlp(&x[0], &weights, keep),
+                |x| fused::mlp(&x[0], &weights, keep),
+            );
+        }
     }
     for dropout in [None, Some(Dropout { rate: 0.5, seed: 1, stream: 2 })] {
         let inputs = [x[0].clone(), random(&[2, 8], 7), random(&[6, 2], 8)];
