@@ -311,7 +311,9 @@ fn relative_rms(got: &[f32], expected: &[f32]) -> f64 {
 /// bits of precision through three layers: 5e-2. Eight-bit blocks on top: 8e-2.
 #[test]
 fn a_student_trained_in_bf16_is_saved_and_loads_everywhere() {
-    let recipe = recipe(&["transfer.steps=2", "finetune.steps=2"]);
+    // A state on the device takes no router by position.
+    let router = "attention.router=\"self_saliency\"";
+    let recipe = recipe(&["transfer.steps=2", "finetune.steps=2", router]);
     let windows = Windows::from_windows((0..4).map(|n| ids(n, 260)).collect(), 5);
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);

@@ -41,7 +41,8 @@ pub enum Architecture {
 }
 
 impl Architecture {
-    const ALL: [Self; 4] = [Self::Llama, Self::Mistral, Self::Qwen2, Self::Qwen3];
+    /// Every family.
+    pub const ALL: [Self; 4] = [Self::Llama, Self::Mistral, Self::Qwen2, Self::Qwen3];
 
     /// `model_type` of a Hugging Face configuration.
     pub fn model_type(self) -> &'static str {
