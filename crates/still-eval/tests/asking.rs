@@ -118,6 +118,8 @@ fn a_log_of_something_else_is_refused() {
     assert_eq!(log.known("m", &fewer).unwrap().len(), 2);
     assert!(log.known("another", &task).unwrap().is_empty());
 
+    // Its lock ends with it.
+    drop(log);
     let text = fs::read_to_string(&path).unwrap().replacen("\"id\":\"1\"", "\"id\":1", 1);
     fs::write(&path, text).unwrap();
     refused(SampleLog::resume(&path).map(|_| ()), "no line of a log of samples", "line 3:");

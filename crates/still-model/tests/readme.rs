@@ -73,10 +73,14 @@ fn family(name: &str) -> Result<()> {
 }
 
 fn rope(name: &str) -> Result<()> {
-    let scaling = json!({
-        "rope_type": name, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 128,
-    });
+    let scaling = match name {
+        "default" => json!({ "rope_type": name }),
+        "llama3" => json!({
+            "rope_type": name, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 128,
+        }),
+        _ => json!({ "rope_type": name, "factor": 8.0 }),
+    };
     directory(&json!({ "rope_scaling": scaling })).map(drop)
 }
 

@@ -1,4 +1,5 @@
 //! A GGUF file written byte by byte, so that anything in it can be wrong.
+#![allow(dead_code, reason = "each test file takes what it needs")]
 
 /// A file to be.
 #[derive(Clone)]

@@ -43,8 +43,8 @@ fn of_run(dir: &Path, args: &ReportArgs, printer: &Printer) -> anyhow::Result<()
         ));
     }
     let out = args.out.clone().unwrap_or_else(|| dir.join("report.html"));
-    Outputs::default().file("--out", &out, Ours::Page, Existing::Replace)?;
     let log = RunLog::read(dir)?;
+    Outputs::default().file("--out", &out, Ours::Page, Existing::Replace)?;
     write(&out, &page::render(&log)?, printer)?;
     let summary = Summary::new(&log, &out);
     if args.json {
