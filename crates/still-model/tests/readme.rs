@@ -2,9 +2,12 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use common::{Entry, Gguf, array, f32, text, u32};
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
 use still_model::random::{random_model, tiny_config};
 use still_model::{Architecture, Model, ModelConfig, Result};
@@ -45,17 +48,31 @@ fn load(bytes: &[u8]) -> Result<Model> {
     Model::load(path.to_str().unwrap())
 }
 
-/// A directory with a tiny model whose configuration has these values too.
-fn directory(changes: &Value) -> Result<Model> {
+/// A directory with a tiny model whose configuration has these values too, and a matrix of 8 bits if one is given.
+fn directory(changes: &Value, eight_bit: Option<Dtype>) -> Result<Model> {
     let dir = tempfile::tempdir().unwrap();
     let model = random_model(tiny_config(), 4).unwrap();
-    let mut tensors = std::collections::HashMap::new();
+    let mut file: BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)> = BTreeMap::new();
     let visited = model.decoder.visit_tensors(|name, tensor| {
-        tensors.insert(name.to_owned(), tensor.clone());
+        let values: Vec<f32> = tensor.flatten_all()?.to_vec1()?;
+        let bytes = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+        file.insert(name.to_owned(), (Dtype::F32, tensor.dims().to_vec(), bytes));
         Ok(())
     });
     visited.unwrap();
-    candle_core::safetensors::save(&tensors, dir.path().join("model.safetensors")).unwrap();
+    if let Some(dtype) = eight_bit {
+        let name = "model.layers.0.mlp.down_proj.weight";
+        let (_, shape, bytes) = &file[name];
+        let (shape, codes) = (shape.clone(), vec![1; bytes.len() / 4]);
+        let scales = [1_f32.to_le_bytes()].concat().repeat(shape[0]);
+        file.insert(format!("{name}_scale"), (Dtype::F32, vec![shape[0], 1], scales));
+        file.insert(name.into(), (dtype, shape, codes));
+    }
+    let views = file.iter().map(|(name, (dtype, shape, bytes))| {
+        (name.as_str(), TensorView::new(*dtype, shape.clone(), bytes).unwrap())
+    });
+    let bytes = safetensors::serialize(views, None).unwrap();
+    std::fs::write(dir.path().join("model.safetensors"), bytes).unwrap();
     model.tokenizer.save(dir.path()).unwrap();
     let mut config = model.config().to_hf_json();
     for (key, value) in changes.as_object().unwrap() {
@@ -81,20 +98,23 @@ fn rope(name: &str) -> Result<()> {
         }),
         _ => json!({ "rope_type": name, "factor": 8.0 }),
     };
-    directory(&json!({ "rope_scaling": scaling })).map(drop)
+    directory(&json!({ "rope_scaling": scaling }), None).map(drop)
 }
 
-/// What a checkpoint of unquantized weights says of itself; only the method's name is looked at.
 fn quantization(name: &str) -> Result<()> {
-    let table = match name {
+    let (table, dtype) = match name {
         "compressed-tensors" => {
-            json!({ "quant_method": name, "format": "int-quantized", "config_groups": {
-            "group_0": { "targets": ["Linear"], "weights": {
-                "num_bits": 8, "type": "int", "strategy": "channel", "symmetric": true } } } })
+            let weights = json!({
+                "num_bits": 8, "type": "int", "strategy": "channel", "symmetric": true,
+            });
+            let group = json!({ "targets": ["Linear"], "weights": weights });
+            let groups = json!({ "group_0": group });
+            let format = "int-quantized";
+            (json!({ "quant_method": name, "format": format, "config_groups": groups }), Dtype::I8)
         }
-        _ => json!({ "quant_method": name }),
+        _ => (json!({ "quant_method": name }), Dtype::F8_E4M3),
     };
-    directory(&json!({ "quantization_config": table })).map(drop)
+    directory(&json!({ "quantization_config": table }), Some(dtype)).map(drop)
 }
 
 /// GGUF's types: number, values of a block, bytes of a block.
@@ -177,7 +197,6 @@ fn the_table_of_what_loads_is_true() {
     for (row, attempt) in rows.iter().zip(attempts) {
         assert!(!row.loads.is_empty() && !row.refused.is_empty(), "{}", row.about);
         for name in &row.loads {
-            // Nothing here is quantized, and the name alone is no reason to refuse it.
             if let Err(error) = attempt(name) {
                 panic!("{}: {name} does not load: {error}", row.about);
             }
