@@ -50,6 +50,8 @@ impl Existing {
 pub struct Outputs {
     /// Where they really are, with their options.
     taken: Vec<(PathBuf, &'static str)>,
+    /// What the command reads.
+    read: Vec<PathBuf>,
 }
 
 impl Outputs {
@@ -119,26 +121,34 @@ impl Outputs {
                 "name two files",
             ));
         }
+        if self.read.contains(&real) {
+            return Err(would_replace(option, path));
+        }
         self.taken.push((real, option));
         Ok(())
     }
 
-    /// Makes sure that no output is a file that the command reads.
+    /// Makes sure that no output, named before or after, is a file that the command reads.
     ///
     /// # Errors
     /// The first that is.
-    pub fn spare<'a>(&self, inputs: impl IntoIterator<Item = &'a Path>) -> anyhow::Result<()> {
+    pub fn spare<'a>(&mut self, inputs: impl IntoIterator<Item = &'a Path>) -> anyhow::Result<()> {
         for input in inputs {
             let Ok(real) = input.canonicalize() else { continue };
             if let Some((_, option)) = self.taken.iter().find(|(path, _)| *path == real) {
-                return Err(user(
-                    format!("{option} would replace {}, which is read", input.display()),
-                    format!("name another file for {option}"),
-                ));
+                return Err(would_replace(option, input));
             }
+            self.read.push(real);
         }
         Ok(())
     }
+}
+
+fn would_replace(option: &str, input: &Path) -> anyhow::Error {
+    user(
+        format!("{option} would replace {}, which is read", input.display()),
+        format!("name another file for {option}"),
+    )
 }
 
 impl Ours {

@@ -152,7 +152,7 @@ fn every_command_checks_its_files_first() {
     refused(&[&export, &["no/such.gguf"]], "nothing can be written in no");
     refused(&[&export, &["student.bin"]], "the name of a GGUF file");
     refused(&[&inspect, &[foreign]], "exists and is not a page");
-    refused(&[&inspect, &[text]], "exists and is not a page");
+    refused(&[&inspect, &[text]], "would replace");
     linearize(dir, "student", &[]).succeeded();
     refused(&[&["report", "student.run", "--out", foreign]], "exists and is not a page");
     for (file, text) in [(foreign, "mine"), (gguf, "mine")] {

@@ -22,8 +22,8 @@ pub fn run(args: &ExportArgs, printer: &Printer) -> anyhow::Result<()> {
     }
     let existing = Existing::overwrite(args.overwrite);
     let mut outputs = Outputs::default();
-    outputs.file("--out", &args.out, Ours::Student, existing)?;
     outputs.spare([Path::new(&args.model.model)])?;
+    outputs.file("--out", &args.out, Ours::Student, existing)?;
     let model = load(&args.model.model, &DeviceArgs::cpu(), printer)?;
     if model.student.is_none() {
         return Err(user(

@@ -21,14 +21,14 @@ use crate::table;
 pub fn run(args: &CalibrateArgs, printer: &Printer) -> anyhow::Result<()> {
     let existing = Existing::overwrite(args.overwrite);
     let mut outputs = Outputs::default();
+    let inputs = args.data.iter().chain(&args.recipe).map(PathBuf::as_path);
+    outputs.spare(inputs.chain([Path::new(&args.model.model)]))?;
     if let Some(out) = &args.out {
         outputs.file("--out", out, Ours::Budgets, existing)?;
     }
     if let Some(html) = &args.html {
         outputs.file("--html", html, Ours::Page, existing)?;
     }
-    let inputs = args.data.iter().chain(&args.recipe).map(PathBuf::as_path);
-    outputs.spare(inputs.chain([Path::new(&args.model.model)]))?;
     check_data(&args.data)?;
     let recipe = read_recipe(args.recipe.as_deref(), &args.set)?;
     let model = load_base(&args.model.model, &args.device, "calibrate", printer)?;

@@ -137,15 +137,16 @@ pub fn run(args: &EvalArgs, printer: &Printer) -> anyhow::Result<()> {
 /// Every file that is written can be, and is none that is read.
 fn check_outputs(args: &EvalArgs) -> anyhow::Result<()> {
     let mut outputs = Outputs::default();
+    let models = [&args.model.model].into_iter().chain(&args.compare).map(Path::new);
+    let files = args.text.iter().chain(&args.squad).chain(&args.hotpotqa).map(PathBuf::as_path);
+    outputs.spare(models.chain(files))?;
     if let Some(path) = &args.json {
         outputs.file("--json", path, Ours::Results, Existing::Replace)?;
     }
     if let Some(path) = &args.samples {
         outputs.place("--samples", path)?;
     }
-    let models = [&args.model.model].into_iter().chain(&args.compare).map(Path::new);
-    let files = args.text.iter().chain(&args.squad).chain(&args.hotpotqa).map(PathBuf::as_path);
-    outputs.spare(models.chain(files))
+    Ok(())
 }
 
 fn open_log(args: &EvalArgs) -> anyhow::Result<Option<SampleLog>> {

@@ -22,8 +22,8 @@ pub fn run(args: &InspectArgs, printer: &Printer) -> anyhow::Result<()> {
     let text = read_text_once(&args.text, printer)?;
     if let Some(html) = &args.html {
         let mut outputs = Outputs::default();
-        outputs.file("--html", html, Ours::Page, Existing::Replace)?;
         outputs.spare([args.text.as_path(), Path::new(&args.model.model)])?;
+        outputs.file("--html", html, Ours::Page, Existing::Replace)?;
     }
     let model = load(&args.model.model, &DeviceArgs::cpu(), printer)?;
     let mut ids = model.tokenizer.encode(&text, true)?;

@@ -22,11 +22,12 @@ use crate::printer::Printer;
 pub fn run(args: &ReportArgs, printer: &Printer) -> anyhow::Result<()> {
     let out = args.out.clone().unwrap_or_else(|| args.paths[0].with_extension("html"));
     let mut outputs = Outputs::default();
+    // First: a result among the inputs is not a page either, but that is not what is wrong.
+    outputs.spare(args.paths.iter().map(PathBuf::as_path))?;
     outputs.file("--out", &out, Ours::Page, Existing::Replace)?;
     if let Some(path) = &args.markdown {
         outputs.file("--markdown", path, Ours::Markdown, Existing::Replace)?;
     }
-    outputs.spare(args.paths.iter().map(PathBuf::as_path))?;
     let results = Results::read(&args.paths)?;
     if results.tasks().is_empty() && tables::efficiency(&results).is_none() {
         return Err(user(
