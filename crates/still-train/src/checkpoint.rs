@@ -126,11 +126,17 @@ impl Checkpoints {
             std::fs::remove_dir_all(&target).map_err(TrainError::write(&target))?;
         }
         staged.rename_to(&target).map_err(TrainError::write(&target))?;
+        self.prune()?;
+        Ok(target)
+    }
+
+    /// Drops the oldest beyond those to keep. A kill after the last save of a run may have left more of them.
+    pub fn prune(&self) -> Result<()> {
         let all = self.list();
         for old in &all[..all.len().saturating_sub(self.keep)] {
             std::fs::remove_dir_all(old).map_err(TrainError::write(old))?;
         }
-        Ok(target)
+        Ok(())
     }
 
     /// Keeps a student beside the newest ones, in place of the best one before.

@@ -101,13 +101,18 @@ fn old_checkpoints_are_dropped() {
     let recipe = recipe(&["checkpoint.keep=2", "checkpoint.every=2"]);
     let dir = tempfile::tempdir().unwrap();
     linearize_windows(&model, &recipe, &windows, dir.path(), false, &mut Silent).unwrap();
-    let mut left: Vec<String> = dir
-        .path()
-        .join("checkpoints")
-        .read_dir()
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .collect();
-    left.sort();
-    assert_eq!(left, ["finetune-step-000008", "finetune-step-000010"]);
+    let checkpoints = dir.path().join("checkpoints");
+    let left = || {
+        let entries = checkpoints.read_dir().unwrap();
+        let mut names: Vec<String> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    let kept = ["finetune-step-000008", "finetune-step-000010"];
+    assert_eq!(left(), kept);
+    // A kill between the last save and the dropping of what it replaces: there is no later save.
+    std::fs::create_dir(checkpoints.join("finetune-step-000006")).unwrap();
+    linearize_windows(&model, &recipe, &windows, dir.path(), true, &mut Silent).unwrap();
+    assert_eq!(left(), kept);
 }

@@ -59,7 +59,8 @@ pub(super) fn open(
             "the run in it has another recipe, other data, another base, or another kind of device or dtype",
             "resume with the same ones, or start a new run elsewhere",
         ),
-        saved => Ok(saved),
+        // Not before the newest is known to be whole: until then it may be an older one that the run goes on from.
+        saved => checkpoints.prune().map(|()| saved),
     }
 }
 
