@@ -1,4 +1,4 @@
-//! README's table of what loads: every name in it is tried.
+//! The table of what loads in docs/models.md: every name in it is tried.
 
 mod common;
 
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use still_model::random::{random_model, tiny_config};
 use still_model::{Architecture, Model, ModelConfig, Result};
 
-const README: &str = include_str!("../../../README.md");
+const PAGE: &str = include_str!("../../../docs/models.md");
 
 /// A row: what it is about, names that load, names that are refused.
 struct Row {
@@ -27,7 +27,7 @@ fn names(cell: &str) -> Vec<String> {
 
 /// The rows under the heading of three columns that begins with "What".
 fn table() -> Vec<Row> {
-    let lines = README.lines().skip_while(|line| !line.starts_with("| What |"));
+    let lines = PAGE.lines().skip_while(|line| !line.starts_with("| What |"));
     let rows = lines.skip(2).take_while(|line| line.starts_with('|'));
     rows.map(|line| {
         let cells: Vec<_> = line.trim_matches('|').split('|').collect();
