@@ -17,7 +17,8 @@ use still_model::{
     export_gguf, names, save_student,
 };
 
-const FAMILIES: [&str; 6] = ["llama", "mistral", "qwen2", "qwen3", "llama_biased", "qwen3_biased"];
+const FAMILIES: [&str; 7] =
+    ["llama", "mistral", "qwen2", "qwen3", "llama_biased", "qwen3_biased", "llama_sentencepiece"];
 
 /// What the frequencies of the family "llama" are divided by, in a GGUF file as llama.cpp's converter writes it.
 const ROPE_FREQS: [f32; 4] = [1.0, 2.166_375_2, 8.0, 8.0];
@@ -116,6 +117,67 @@ fn interleaved(tensor: &Tensor, heads: usize) -> Tensor {
     halves.transpose(1, 2).unwrap().contiguous().unwrap().reshape(tensor.shape()).unwrap()
 }
 
+/// `data/tokenizers/NAME.json`.
+fn vocabulary_fixture(name: &str) -> serde_json::Value {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tokenizers");
+    serde_json::from_str(&std::fs::read_to_string(dir.join(format!("{name}.json"))).unwrap())
+        .unwrap()
+}
+
+/// Metadata of a family's tokenizer: Llama 2's own for `llama_sentencepiece`, single characters for all others.
+fn vocabulary(family: &str, size: usize) -> Vec<(String, Value)> {
+    let texts = |all: Vec<String>| Value::Array(all.into_iter().map(Value::String).collect());
+    let entries = if family == "llama_sentencepiece" {
+        let fixture = vocabulary_fixture("llama-2");
+        let list = |key: &str| fixture[key].as_array().unwrap().iter();
+        let id = |key: &str| Value::U32(fixture[key].as_u64().unwrap() as u32);
+        vec![
+            ("model", Value::String("llama".into())),
+            ("tokens", texts(list("tokens").map(|t| t.as_str().unwrap().into()).collect())),
+            (
+                "scores",
+                Value::Array(
+                    list("scores").map(|s| Value::F32(s.as_f64().unwrap() as f32)).collect(),
+                ),
+            ),
+            (
+                "token_type",
+                Value::Array(
+                    list("kinds").map(|k| Value::I32(k.as_i64().unwrap() as i32)).collect(),
+                ),
+            ),
+            ("bos_token_id", id("bos")),
+            ("eos_token_id", id("eos")),
+            ("unknown_token_id", id("unk")),
+        ]
+    } else {
+        let characters = (1..size).map(|id| char::from(b'!' + id as u8).to_string());
+        vec![
+            ("model", Value::String("gpt2".into())),
+            ("pre", Value::String("qwen2".into())),
+            ("tokens", texts(std::iter::once("<s>".to_owned()).chain(characters).collect())),
+            ("token_type", Value::Array(vec![Value::I32(1); size])),
+            ("merges", Value::Array(Vec::new())),
+        ]
+    };
+    entries.into_iter().map(|(key, value)| (format!("tokenizer.ggml.{key}"), value)).collect()
+}
+
+/// One file as Llama 2's are: from text to logits what `transformers` has.
+#[test]
+fn a_sentencepiece_gguf_gives_the_logits_of_a_text() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    let family = "llama_sentencepiece";
+    write_gguf(&path, family, "llama", &[]);
+    let model = Model::load(path.to_str().unwrap()).unwrap();
+    let ids = model.tokenizer.encode("你好，世界。 こんにちは カタカナ", true).unwrap();
+    let (expected_ids, expected) = expected(family);
+    assert_eq!(ids, expected_ids);
+    let error = relative_rms(&logits(&model, &ids, ids.len()), &expected);
+    assert!(error <= 1e-5, "relative RMS {error:e}");
+}
+
 /// Writes a family's model as llama.cpp would have it, in f32, with `extra` metadata.
 fn write_gguf(path: &Path, family: &str, architecture: &str, extra: &[(&str, Value)]) {
     let stored =
@@ -152,11 +214,6 @@ fn write_tensors(
     }
     let of = |key: &str| format!("{architecture}.{key}");
     let number = |n: usize| Value::U32(n as u32);
-    let mut tokens: Vec<Value> = (0..config.vocab_size)
-        .map(|id| Value::String(char::from(b'!' + id as u8).to_string()))
-        .collect();
-    let kinds = vec![Value::I32(1); tokens.len()];
-    tokens[0] = Value::String("<s>".into());
     let metadata: HashMap<String, Value> = [
         ("general.architecture".into(), Value::String(architecture.into())),
         (of("embedding_length"), number(config.hidden_size)),
@@ -168,13 +225,9 @@ fn write_tensors(
         (of("attention.layer_norm_rms_epsilon"), Value::F32(config.rms_norm_eps as f32)),
         (of("rope.freq_base"), Value::F32(config.rope_theta as f32)),
         (of("context_length"), number(config.max_position_embeddings)),
-        ("tokenizer.ggml.model".into(), Value::String("gpt2".into())),
-        ("tokenizer.ggml.pre".into(), Value::String("qwen2".into())),
-        ("tokenizer.ggml.tokens".into(), Value::Array(tokens)),
-        ("tokenizer.ggml.token_type".into(), Value::Array(kinds)),
-        ("tokenizer.ggml.merges".into(), Value::Array(Vec::new())),
     ]
     .into_iter()
+    .chain(vocabulary(family, config.vocab_size))
     .chain(extra.iter().map(|(key, value)| (of(key), value.clone())))
     .collect();
     let metadata: Vec<_> = metadata.iter().map(|(key, value)| (key.as_str(), value)).collect();

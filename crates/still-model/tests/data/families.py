@@ -88,7 +88,20 @@ FAMILIES = {
         tie_word_embeddings=True,
         rope_parameters=dict(rope_type="default", rope_theta=1000000.0),
     ),
+    # As Llama 2 is: a SentencePiece vocabulary, whose reduced form is in tokenizers/.
+    "llama_sentencepiece": dict(
+        vocab_size=724,
+        bos_token_id=1,
+        eos_token_id=2,
+        hidden_size=16,
+        intermediate_size=24,
+        rms_norm_eps=1e-5,
+        rope_parameters=dict(rope_type="default", rope_theta=10000.0),
+    ),
 }
+
+# What is read, where it is not random ids: a vocabulary and a text of tokenizers/, whose ids the model's own tokenizer gave.
+TEXTS = {"llama_sentencepiece": ("llama-2", "你好，世界。 こんにちは カタカナ")}
 
 
 def fill(model, generator):
@@ -104,17 +117,25 @@ def fill(model, generator):
         parameter.data.copy_(values)
 
 
+def token_ids(name, generator):
+    if name not in TEXTS:
+        return torch.randint(COMMON["vocab_size"], (TOKENS,), generator=generator)
+    vocabulary, text = TEXTS[name]
+    fixture = json.loads((Path(__file__).parent / f"tokenizers/{vocabulary}.json").read_text())
+    return torch.tensor(next(case["special"] for case in fixture["cases"] if case["text"] == text))
+
+
 def make(out, model_type, options, seed):
     generator = torch.Generator().manual_seed(seed)
     config = CONFIG_MAPPING[model_type](**{**COMMON, **options})
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32).eval()
     fill(model, generator)
-    ids = torch.randint(COMMON["vocab_size"], (TOKENS,), generator=generator)
+    ids = token_ids(out.name, generator)
     tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
     tensors = {name: tensor.clone() for name, tensor in model.state_dict().items() if name not in tied}
     with torch.no_grad():
         logits = model.double()(ids[None]).logits[0]
-    assert logits.dtype == torch.float64 and logits.shape == (TOKENS, COMMON["vocab_size"])
+    assert logits.dtype == torch.float64 and logits.shape == (len(ids), config.vocab_size)
 
     out.mkdir(parents=True)
     save_file(tensors, out / "model.safetensors")
