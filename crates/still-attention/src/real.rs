@@ -3,6 +3,8 @@
 use candle_core::WithDType;
 use num_traits::Float;
 
+use crate::vector;
+
 /// A float that the CPU kernels are generic over: f32 to run, f64 to check gradients against.
 pub trait Real: Float + WithDType + Default + std::iter::Sum + std::fmt::Debug {
     /// Nearest value to `x`.
@@ -19,6 +21,9 @@ pub trait Real: Float + WithDType + Default + std::iter::Sum + std::fmt::Debug {
     fn as_f32s_mut(values: &mut [Self]) -> Option<&mut [f32]>;
     /// From f32 values, exactly.
     fn from_f32s(values: Vec<f32>) -> Vec<Self>;
+    /// [`vector::vectorize`] for f32. f64 checks gradients and is run as it is: vector code for it would double what has to
+    /// be compiled.
+    fn vectorize<R>(body: impl FnOnce() -> R) -> R;
 }
 
 /// `1 / sigmoid(x)`.
@@ -57,6 +62,11 @@ impl Real for f64 {
 
     fn from_f32s(values: Vec<f32>) -> Vec<f64> {
         values.into_iter().map(f64::from).collect()
+    }
+
+    #[inline(always)]
+    fn vectorize<R>(body: impl FnOnce() -> R) -> R {
+        body()
     }
 }
 
@@ -112,6 +122,11 @@ impl Real for f32 {
 
     fn from_f32s(values: Vec<f32>) -> Vec<f32> {
         values
+    }
+
+    #[inline(always)]
+    fn vectorize<R>(body: impl FnOnce() -> R) -> R {
+        vector::vectorize(body)
     }
 }
 

@@ -10,7 +10,6 @@ use super::query_rows_backward::{ChunkRows, Linear, Salient, Stack};
 use super::rows::Rows;
 use crate::config::{Mode, Router};
 use crate::real::Real;
-use crate::vector;
 
 /// Which gradients are wanted beside those of the feature maps, the gate, `ℓ` and `w`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,7 +88,7 @@ pub(crate) fn backward<T: Real>(
         let linear = states.get(now).and_then(Option::as_ref);
 
         let answer = |(stack, query): (&mut Stack<T>, &mut [T])| {
-            vector::vectorize(
+            T::vectorize(
                 #[inline(always)]
                 || stack.chunk(input, rows, &salient, linear, (out, d_out), wanted, query),
             );
@@ -165,14 +164,9 @@ fn absorbed_backward<T: Real>(
     matmul((rows, features, d), &mut d_phi, features, true, Mat::rows(&v, d), d_s.t());
     let mut d_k = vec![T::zero(); if wanted.qkv { rows * d } else { 0 }];
     let maps = &input.features;
-    vector::vectorize(
-        #[inline(always)]
-        || {
-            let d_k = wanted.qkv.then_some(d_k.as_mut_slice());
-            let k = Mat::rows(&k, d);
-            map_rows_backward(maps.map, k, maps.k, maps.feature_dim, &phi, &d_phi, d_k, map_k);
-        },
-    );
+    let d_k_rows = wanted.qkv.then_some(d_k.as_mut_slice());
+    let k = Mat::rows(&k, d);
+    map_rows_backward(maps.map, k, maps.k, maps.feature_dim, &phi, &d_phi, d_k_rows, map_k);
     if wanted.qkv {
         let mut d_v = vec![T::nan(); rows * d];
         matmul((rows, d, features), &mut d_v, d, false, Mat::rows(&phi, features), d_s);

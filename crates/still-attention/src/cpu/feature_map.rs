@@ -21,16 +21,11 @@ pub(crate) fn map_rows<T: Real>(
     feature_dim: usize,
 ) -> Vec<T> {
     let mut phi = vec![T::nan(); rows * 2 * feature_dim];
-    vector::vectorize(
-        #[inline(always)]
-        || map_into(map, x, w, feature_dim, &mut phi),
-    );
+    map_into(map, x, w, feature_dim, &mut phi);
     phi
 }
 
-/// `φ` of rows of `x` `[·, D]` under `w` `[D, F]` into `phi`, `[rows, 2F]`; for callers that are within
-/// [`vector::vectorize`].
-#[inline(always)]
+/// `φ` of rows of `x` `[·, D]` under `w` `[D, F]` into `phi`, `[rows, 2F]`.
 pub(crate) fn map_into<T: Real>(
     map: FeatureMap,
     x: Mat<'_, T>,
@@ -47,19 +42,24 @@ pub(crate) fn map_into<T: Real>(
     } else {
         matmul((rows, feature_dim, head_dim), phi, width, false, x, Mat::rows(w, feature_dim));
     }
-    for (i, phi) in phi.chunks_exact_mut(width).enumerate() {
-        let (left, right) = phi.split_at_mut(feature_dim);
-        if let FeatureMap::NpMap { .. } = map {
-            let x = &x.data[i * x.row_stride..i * x.row_stride + head_dim];
-            let scale = vector::dot(x, x).sqrt() / norm(left);
-            left.iter_mut().for_each(|u| *u *= scale);
-        }
-        for (right, &left) in right.iter_mut().zip(left.iter()) {
-            *right = -left;
-        }
-        vector::softmax(left);
-        vector::softmax(right);
-    }
+    T::vectorize(
+        #[inline(always)]
+        || {
+            for (i, phi) in phi.chunks_exact_mut(width).enumerate() {
+                let (left, right) = phi.split_at_mut(feature_dim);
+                if let FeatureMap::NpMap { .. } = map {
+                    let x = &x.data[i * x.row_stride..i * x.row_stride + head_dim];
+                    let scale = vector::dot(x, x).sqrt() / norm(left);
+                    left.iter_mut().for_each(|u| *u *= scale);
+                }
+                for (right, &left) in right.iter_mut().zip(left.iter()) {
+                    *right = -left;
+                }
+                vector::softmax(left);
+                vector::softmax(right);
+            }
+        },
+    );
 }
 
 #[inline(always)]
@@ -67,9 +67,7 @@ fn norm<T: Real>(f: &[T]) -> T {
     Float::max(vector::dot(f, f).sqrt(), T::of(MIN_NORM))
 }
 
-/// Gradients of [`map_into`], for callers that are within [`vector::vectorize`]: adds to `dx` (rows of `D`), if it is
-/// wanted, and to `dw` `[D, F]`.
-#[inline(always)]
+/// Gradients of [`map_into`]: adds to `dx` (rows of `D`), if it is wanted, and to `dw` `[D, F]`.
 pub(crate) fn map_rows_backward<T: Real>(
     map: FeatureMap,
     x: Mat<'_, T>,
@@ -86,35 +84,45 @@ pub(crate) fn map_rows_backward<T: Real>(
     let w = Mat::rows(w, feature_dim);
     // Through the two softmaxes: du = p₊(d₊ − p₊·d₊) − p₋(d₋ − p₋·d₋).
     let mut df = vec![T::nan(); rows * feature_dim];
-    for i in 0..rows {
-        let (p, n) = phi[i * width..(i + 1) * width].split_at(feature_dim);
-        let (dp, dn) = dphi[i * width..(i + 1) * width].split_at(feature_dim);
-        let (mean_p, mean_n) = (vector::dot(p, dp), vector::dot(n, dn));
-        let du = &mut df[i * feature_dim..(i + 1) * feature_dim];
-        for j in 0..feature_dim {
-            du[j] = p[j] * (dp[j] - mean_p) - n[j] * (dn[j] - mean_n);
-        }
-    }
+    T::vectorize(
+        #[inline(always)]
+        || {
+            for i in 0..rows {
+                let (p, n) = phi[i * width..(i + 1) * width].split_at(feature_dim);
+                let (dp, dn) = dphi[i * width..(i + 1) * width].split_at(feature_dim);
+                let (mean_p, mean_n) = (vector::dot(p, dp), vector::dot(n, dn));
+                let du = &mut df[i * feature_dim..(i + 1) * feature_dim];
+                for j in 0..feature_dim {
+                    du[j] = p[j] * (dp[j] - mean_p) - n[j] * (dn[j] - mean_n);
+                }
+            }
+        },
+    );
     if let FeatureMap::NpMap { .. } = map {
         // u = ‖x‖ g, g = f/‖f‖: du/d‖x‖ = g; df = (‖x‖/‖f‖)(du − g (g·du)), the last term only above the clamp.
         let mut f = vec![T::nan(); rows * feature_dim];
         matmul((rows, feature_dim, head_dim), &mut f, feature_dim, false, x, w);
-        for i in 0..rows {
-            let f = &mut f[i * feature_dim..(i + 1) * feature_dim];
-            let du = &mut df[i * feature_dim..(i + 1) * feature_dim];
-            let x = &x.data[i * x.row_stride..i * x.row_stride + head_dim];
-            let (x_norm, f_norm) = (vector::dot(x, x).sqrt(), norm(f));
-            let clamped = f_norm <= T::of(MIN_NORM);
-            f.iter_mut().for_each(|f| *f /= f_norm);
-            let along = vector::dot(f, du);
-            let radial = if clamped { T::zero() } else { along };
-            for (du, &g) in du.iter_mut().zip(f.iter()) {
-                *du = x_norm / f_norm * (*du - g * radial);
-            }
-            if let (Some(dx), true) = (&mut dx, x_norm > T::zero()) {
-                vector::axpy(&mut dx[i * head_dim..(i + 1) * head_dim], along / x_norm, x);
-            }
-        }
+        T::vectorize(
+            #[inline(always)]
+            || {
+                for i in 0..rows {
+                    let f = &mut f[i * feature_dim..(i + 1) * feature_dim];
+                    let du = &mut df[i * feature_dim..(i + 1) * feature_dim];
+                    let x = &x.data[i * x.row_stride..i * x.row_stride + head_dim];
+                    let (x_norm, f_norm) = (vector::dot(x, x).sqrt(), norm(f));
+                    let clamped = f_norm <= T::of(MIN_NORM);
+                    f.iter_mut().for_each(|f| *f /= f_norm);
+                    let along = vector::dot(f, du);
+                    let radial = if clamped { T::zero() } else { along };
+                    for (du, &g) in du.iter_mut().zip(f.iter()) {
+                        *du = x_norm / f_norm * (*du - g * radial);
+                    }
+                    if let (Some(dx), true) = (&mut dx, x_norm > T::zero()) {
+                        vector::axpy(&mut dx[i * head_dim..(i + 1) * head_dim], along / x_norm, x);
+                    }
+                }
+            },
+        );
     }
     let df = Mat::rows(&df, feature_dim);
     if let Some(dx) = dx {

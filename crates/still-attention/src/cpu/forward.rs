@@ -16,7 +16,6 @@ use super::rows::Rows;
 use crate::config::{Branches, FeatureMap, Mode, Router};
 use crate::real::Real;
 use crate::router;
-use crate::vector::vectorize;
 
 /// Tokens of a segment from which its query heads are worth running on several threads.
 pub(super) const PARALLEL_TOKENS: usize = 16;
@@ -49,10 +48,7 @@ impl<T: Real> FeatureMaps<'_, T> {
 
     /// [`FeatureMaps::of_keys`] into `phi`, `[rows, 2F]`.
     pub fn of_keys_into(&self, k: &[T], head_dim: usize, phi: &mut [T]) {
-        vectorize(
-            #[inline(always)]
-            || map_into(self.map, Mat::rows(k, head_dim), self.k, self.feature_dim, phi),
-        );
+        map_into(self.map, Mat::rows(k, head_dim), self.k, self.feature_dim, phi);
     }
 }
 
@@ -253,7 +249,7 @@ fn feed<T: Real>(
     scratch.scores.resize(group * per_head, T::nan());
     let answer = |index: usize, out: &mut [T], scores: &mut [T], buffers: &mut Buffers<T>| {
         let first = index * heads;
-        vectorize(
+        T::vectorize(
             #[inline(always)]
             || query_rows(&keys, input, first..first + heads, segment, out, scores, buffers),
         );

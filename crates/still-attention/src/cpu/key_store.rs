@@ -7,7 +7,7 @@ use std::ops::Range;
 use super::cells::{Bf16, Cell, Cells, Values, each};
 use crate::config::RowDtype;
 use crate::real::Real;
-use crate::vector::{prefetch, vectorize};
+use crate::vector::prefetch;
 
 /// Rows of a tile.
 pub(crate) const TILE: usize = 16;
@@ -114,7 +114,7 @@ impl<T: Real> KeyStore<T> {
         if range.is_empty() {
             return scratch;
         }
-        each!(&self.cells.values, v => vectorize(
+        each!(&self.cells.values, v => T::vectorize(
             #[inline(always)]
             || self.transpose(v, range, scratch),
         ));
@@ -168,7 +168,7 @@ impl<T: Real> KeyStore<T> {
         let Values::Bf16(values) = &self.cells.values else { return None };
         let lines = self.width.div_ceil(2);
         scratch.resize(rows.div_ceil(TILE) * lines, [0; TILE]);
-        vectorize(
+        T::vectorize(
             #[inline(always)]
             || {
                 let tiles = values.chunks_exact(TILE * self.width);
@@ -190,29 +190,32 @@ impl<T: Real> KeyStore<T> {
 
     /// Products of a few queries with rows `range`: `q` `[n, width]`, into the first values of each row of `out`, rows of
     /// `stride`.
-    #[inline(always)]
+    #[inline(never)]
     pub fn dots(&self, range: Range<usize>, q: &[T], out: &mut [T], stride: usize) {
         if range.is_empty() {
             return;
         }
-        each!(&self.cells.values, v => {
-            let mut rest = q;
-            let mut out = out;
-            while !rest.is_empty() {
-                let queries = (rest.len() / self.width).min(4);
-                let (now, later) = rest.split_at(queries * self.width);
-                match queries {
-                    4 => self.few_dots::<_, 4>(v, range.clone(), now, out, stride),
-                    3 => self.few_dots::<_, 3>(v, range.clone(), now, out, stride),
-                    2 => self.few_dots::<_, 2>(v, range.clone(), now, out, stride),
-                    _ => self.few_dots::<_, 1>(v, range.clone(), now, out, stride),
+        each!(&self.cells.values, v => T::vectorize(
+            #[inline(always)]
+            || {
+                let mut rest = q;
+                let mut out = out;
+                while !rest.is_empty() {
+                    let queries = (rest.len() / self.width).min(4);
+                    let (now, later) = rest.split_at(queries * self.width);
+                    match queries {
+                        4 => self.few_dots::<_, 4>(v, range.clone(), now, out, stride),
+                        3 => self.few_dots::<_, 3>(v, range.clone(), now, out, stride),
+                        2 => self.few_dots::<_, 2>(v, range.clone(), now, out, stride),
+                        _ => self.few_dots::<_, 1>(v, range.clone(), now, out, stride),
+                    }
+                    rest = later;
+                    if !rest.is_empty() {
+                        out = &mut out[queries * stride..];
+                    }
                 }
-                rest = later;
-                if !rest.is_empty() {
-                    out = &mut out[queries * stride..];
-                }
-            }
-        });
+            },
+        ));
     }
 
     #[inline(always)]

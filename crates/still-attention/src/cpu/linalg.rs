@@ -103,7 +103,7 @@ pub fn par_few_rows<T: Real>(w: &[T], k: usize, x: &[T], y: &mut [T]) {
     let (n, m) = (w.len() / k, x.len() / k);
     assert_eq!(y.len(), m * n, "y is not {m}x{n}");
     let dots = |w: &[T], out: &mut [T]| {
-        vector::vectorize(
+        T::vectorize(
             #[inline(always)]
             || {
                 for (row, out) in w.chunks_exact(k).zip(out.chunks_exact_mut(m)) {

@@ -13,7 +13,7 @@ use super::linalg::{Mat, matmul};
 use super::query_rows::{Buffers, Segment, take};
 use crate::config::MIN_DENOMINATOR;
 use crate::real::Real;
-use crate::vector::{self, vectorize};
+use crate::vector;
 
 /// As [`super::forward::advance`]. Where a call ends makes no difference: its tokens are all in the state.
 pub(crate) fn advance<T: Real>(
@@ -64,7 +64,7 @@ fn feed<T: Real>(
     let before = (state.s.as_slice(), state.z.as_slice());
     let answer = |((index, out), buffers): ((usize, &mut [T]), &mut Buffers<T>)| {
         let heads = index * heads..(index + 1) * heads;
-        vectorize(
+        T::vectorize(
             #[inline(always)]
             || rows(before, &phi_k, input, heads, segment, out, buffers),
         );

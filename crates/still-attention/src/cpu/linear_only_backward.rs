@@ -7,7 +7,7 @@ use super::linalg::{Mat, matmul};
 use super::linear_only::{absorb, at_least, block_weights};
 use crate::config::MIN_DENOMINATOR;
 use crate::real::Real;
-use crate::vector::{self, vectorize};
+use crate::vector;
 
 /// As [`super::backward::backward`].
 pub(crate) fn backward<T: Real>(
@@ -42,7 +42,7 @@ pub(crate) fn backward<T: Real>(
         let (s, z) = &found[n];
         let block = Block { start: n * input.chunk, tokens, phi_k, s, z };
         let rows = (out, d_out);
-        vectorize(
+        T::vectorize(
             #[inline(always)]
             || block.backward(input, rows, wanted, (&mut d_s, &mut d_z), &mut grads, &mut weights),
         );

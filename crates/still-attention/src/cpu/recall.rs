@@ -7,7 +7,7 @@ use super::linear_only::at_least;
 use super::query_rows::take;
 use super::retirement::Gathered;
 use crate::real::Real;
-use crate::vector::{self, vectorize};
+use crate::vector;
 
 impl<T: Real> HeadState<T> {
     /// Scores the tokens of `chunk` and the salient ones by the state as it is: `‖φ(k)ᵀS / φ(k)ᵀz − v‖²`.
@@ -42,7 +42,7 @@ impl<T: Real> HeadState<T> {
             input.features.of_keys_into(k, d, phi);
             let state = Mat::rows(&self.s, d);
             matmul((rows, d, features), recalled, d, false, Mat::rows(phi, features), state);
-            vectorize(
+            T::vectorize(
                 #[inline(always)]
                 || {
                     for (recalled, phi) in

@@ -10,7 +10,6 @@ use super::linalg::{Mat, matmul};
 use super::query_rows::{FEW, take};
 use super::weighted_sum::matmul_few;
 use crate::real::Real;
-use crate::vector::vectorize;
 use crate::{router, vector};
 
 /// Steps from one part of a preparation to the next: heads take turns, so that rows enter a state in products of several.
@@ -255,7 +254,7 @@ impl<T: Real> HeadState<T> {
             let phi = Mat::rows(phi, features).t();
             matmul((features, head_dim, rows), s, head_dim, true, phi, Mat::rows(v, head_dim));
         }
-        vectorize(
+        T::vectorize(
             #[inline(always)]
             || {
                 phi.chunks_exact(features).for_each(|phi| vector::axpy(z, T::one(), phi));

@@ -7,7 +7,6 @@ use super::linalg::Mat;
 use super::weighted_sum::{Summed, add_weighted};
 use crate::config::RowDtype;
 use crate::real::Real;
-use crate::vector::vectorize;
 
 /// A borrowed matrix whose rows lie `stride` values apart.
 #[derive(Clone, Copy, Debug)]
@@ -123,7 +122,7 @@ impl<T: Real> RowStore<T> {
             return &v[span];
         }
         scratch.resize(span.len(), T::nan());
-        each!(&self.cells.values, v => vectorize(
+        each!(&self.cells.values, v => T::vectorize(
             #[inline(always)]
             || {
                 for (to, from) in scratch.iter_mut().zip(&v[span]) {
@@ -141,7 +140,7 @@ impl<T: Real> RowStore<T> {
     }
 
     /// Adds to each row of `out`, `[n, width]`, the rows `range` times its weights, rows of `stride` in `weights`.
-    #[inline(always)]
+    #[inline(never)]
     pub fn add_weighted(&self, range: Range<usize>, weights: &[T], stride: usize, out: &mut [T]) {
         let (width, scales) = (self.width, self.cells.scales());
         each!(&self.cells.values, v => {

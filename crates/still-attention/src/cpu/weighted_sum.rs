@@ -21,9 +21,7 @@ pub(crate) struct Summed<'a, T, C> {
 }
 
 /// Adds to each row of `out`, rows of `out_stride`, the rows of `summed` times its weights, rows of `stride` in `weights`.
-///
-/// For callers that are within [`vector::vectorize`].
-#[inline(always)]
+#[inline(never)]
 pub(crate) fn add_weighted<T: Real, C: Cell<T>>(
     summed: Summed<'_, T, C>,
     weights: &[T],
@@ -34,19 +32,24 @@ pub(crate) fn add_weighted<T: Real, C: Cell<T>>(
     if summed.range.is_empty() {
         return;
     }
-    let rows = out.len().div_ceil(out_stride);
-    let mut row = 0;
-    while row < rows {
-        let count = (rows - row).min(4);
-        let (weights, out) = (&weights[row * stride..], &mut out[row * out_stride..]);
-        match count {
-            4 => add_few::<T, C, 4>(&summed, weights, stride, out, out_stride),
-            3 => add_few::<T, C, 3>(&summed, weights, stride, out, out_stride),
-            2 => add_few::<T, C, 2>(&summed, weights, stride, out, out_stride),
-            _ => add_few::<T, C, 1>(&summed, weights, stride, out, out_stride),
-        }
-        row += count;
-    }
+    T::vectorize(
+        #[inline(always)]
+        || {
+            let rows = out.len().div_ceil(out_stride);
+            let mut row = 0;
+            while row < rows {
+                let count = (rows - row).min(4);
+                let (weights, out) = (&weights[row * stride..], &mut out[row * out_stride..]);
+                match count {
+                    4 => add_few::<T, C, 4>(&summed, weights, stride, out, out_stride),
+                    3 => add_few::<T, C, 3>(&summed, weights, stride, out, out_stride),
+                    2 => add_few::<T, C, 2>(&summed, weights, stride, out, out_stride),
+                    _ => add_few::<T, C, 1>(&summed, weights, stride, out, out_stride),
+                }
+                row += count;
+            }
+        },
+    );
 }
 
 #[inline(always)]
@@ -118,9 +121,6 @@ fn add_columns<T: Real, C: Cell<T>, const N: usize, const COLUMNS: usize>(
 
 /// `C = A B` or, with `accumulate`, `C += A B`: `A` has few rows, of `a_stride` values; `B` is `k × n` and contiguous; `C`
 /// has rows of `c_stride`.
-///
-/// For callers that are within [`vector::vectorize`].
-#[inline(always)]
 pub(crate) fn matmul_few<T: Real>(
     (n, k): (usize, usize),
     c: &mut [T],
