@@ -5,14 +5,14 @@ use std::sync::{Mutex, MutexGuard};
 use candle_core::Tensor;
 use rayon::prelude::*;
 
+use crate::arguments::{expect_shape, with_values};
 use crate::cpu::key_store::KeyStore;
-use crate::cpu::linalg::{Mat, matmul};
 use crate::cpu::query_rows::take;
 use crate::cpu::rows::RowStore;
 use crate::state::{checked_lengths, lock};
-use crate::tensor::{expect_shape, with_values};
-use crate::vector::{self, vectorize};
 use crate::{HeadGeometry, HeadScratch, Result, RowDtype};
+use still_compute::matmul::{Mat, matmul};
+use still_compute::vector::{self, vectorize};
 
 /// Query rows answered together.
 const BLOCK: usize = 128;

@@ -5,17 +5,19 @@ use std::sync::{Arc, OnceLock};
 use candle_core::{CpuStorage, CustomOp3, DType, Device, Layout, Shape, Tensor};
 use rayon::prelude::*;
 
+use crate::arguments::expect_shape;
 use crate::cpu::backward::{RowGrads, Wanted, WeightGrads, backward};
 use crate::cpu::forward::{FeatureMaps, HeadInput, PerHead, Record, Scratch, advance, few};
 use crate::cpu::head_state::{self, HeadState, unabsorbed};
 use crate::cpu::rows::Rows;
 use crate::error::AttentionError;
-use crate::real::{Real, inverse_sigmoid};
-use crate::tensor::{borrow, expect_shape, slice};
+use crate::weights::inverse_sigmoid;
 use crate::{
     HeadGeometry, HybridConfig, HybridWeights, LinearNorm, Mode, Result, Routing, RowDtype,
     Selection, router,
 };
+use still_compute::Real;
+use still_compute::tensor::{borrow, slice};
 
 pub(crate) const OP: &str = "hybrid_attention";
 

@@ -3,6 +3,7 @@
 //! Each softmax-attention layer becomes a hybrid: the Self-Saliency Score keeps a few tokens of every
 //! retired chunk for exact attention, the rest are summarised by linear attention through a feature map.
 
+mod arguments;
 mod config;
 mod cpu;
 #[cfg(feature = "cuda")]
@@ -14,16 +15,12 @@ mod hybrid;
 #[cfg(any(test, feature = "cuda"))]
 mod linear_branch;
 pub mod naive;
-mod pull_back;
-mod real;
 pub mod router;
 mod routing;
 mod selection;
 mod shares;
 mod size;
 mod state;
-pub mod tensor;
-pub mod vector;
 mod walk;
 mod weights;
 
@@ -31,15 +28,12 @@ pub use config::{
     Branches, FeatureMap, HeadGeometry, HybridConfig, LinearNorm, MAX_CAP, MAX_CHUNK,
     MAX_FEATURE_DIM, Mode, Router, RowDtype, SelectionHead, StillConfig,
 };
-pub use cpu::linalg;
 #[cfg(feature = "cuda")]
-pub use cuda::{CudaHybridState, CudaKvCache, CudaWeights, launch, wide_product};
+pub use cuda::{CudaHybridState, CudaKvCache, CudaWeights};
 pub use dense::{DenseHead, KvCache, dense_attention};
 pub use error::{AttentionError, Result};
 pub use feature_map::fold_householder;
 pub use hybrid::{HybridOutput, hybrid_attention};
-pub use pull_back::pull_back;
-pub use real::Real;
 pub use routing::Routing;
 pub use selection::Selection;
 pub use shares::{BranchShares, branch_shares};

@@ -3,7 +3,8 @@
 use std::cmp::Ordering;
 
 use crate::config::{HybridConfig, Router};
-use crate::real::Real;
+use still_compute::Real;
+use still_compute::random::uniform;
 
 /// `ε` of the Self-Saliency Score.
 pub const SALIENCY_EPSILON: f64 = 1e-8;
@@ -19,26 +20,14 @@ pub fn self_saliency(others: f64, own: f64) -> f64 {
     entropy + p * (p / SALIENCY_EPSILON).ln_1p()
 }
 
-/// Score of the `random` router in [0, 1): a hash of (seed, layer, head, position), so that chunking cannot change it.
+/// Score of the `random` router in [0, 1): depends on (seed, layer, head, position) alone, so that chunking cannot change it.
 pub fn random_score(seed: u64, layer: usize, head: usize, position: usize) -> f64 {
-    let mut state = seed;
-    for word in [layer as u64, head as u64, position as u64] {
-        state = split_mix(state ^ word.wrapping_mul(0x9E37_79B9_7F4A_7C15));
-    }
-    (state >> 11) as f64 / (1_u64 << 53) as f64
+    uniform(seed, [layer, head, position])
 }
 
 /// Score of the `first_tokens` router: ever lower.
 pub fn first_tokens_score(position: usize) -> f64 {
     -(position as f64)
-}
-
-/// The finaliser of SplitMix64 (Steele, Lea and Flood 2014).
-fn split_mix(state: u64) -> u64 {
-    let mut z = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^ (z >> 31)
 }
 
 /// The budget that a selection head really has under the configured router.

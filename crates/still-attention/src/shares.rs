@@ -10,8 +10,8 @@ use crate::config::{HeadGeometry, HybridConfig, LinearNorm, Mode};
 use crate::error::{AttentionError, Result};
 use crate::naive::feature_row;
 use crate::selection::Selection;
-use crate::tensor::borrow;
 use crate::weights::HybridWeights;
+use still_compute::tensor::borrow;
 
 /// Shares of one query head's branches, means over the tokens for which all three can matter (from the third chunk on).
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

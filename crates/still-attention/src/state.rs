@@ -5,13 +5,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use candle_core::Tensor;
 use rayon::prelude::*;
 
+use crate::arguments::{expect_shape, values, with_values};
 use crate::config::LinearNorm;
 use crate::cpu::forward::{FeatureMaps, HeadInput, Record, Scratch, advance, few};
 use crate::cpu::head_state::{HeadState, Routing};
 use crate::cpu::rows::Rows;
 use crate::dense::DenseScratch;
-use crate::real::inverse_sigmoid;
-use crate::tensor::{expect_shape, values, with_values};
+use crate::weights::inverse_sigmoid;
 use crate::{AttentionError, HeadGeometry, HybridConfig, HybridWeights, Result, RowDtype, router};
 
 const OP: &str = "HybridState::advance";

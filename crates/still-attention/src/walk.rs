@@ -3,7 +3,9 @@
 use candle_core::backprop::GradStore;
 use candle_core::{Tensor, Var};
 
-use crate::{HybridConfig, HybridWeights, Result, hybrid_attention, pull_back};
+use still_compute::pull_back;
+
+use crate::{HybridConfig, HybridWeights, Result, hybrid_attention};
 
 /// What the way back of one [`walk_attention`] needs.
 #[derive(Debug)]

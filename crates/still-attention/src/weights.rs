@@ -2,10 +2,12 @@
 
 use candle_core::Tensor;
 
+use still_compute::Real;
+
+use crate::arguments::expect_shape;
 use crate::config::{FeatureMap, HeadGeometry, HybridConfig, LinearNorm};
 use crate::error::{AttentionError, Result};
 use crate::feature_map::fold_householder;
-use crate::tensor::expect_shape;
 
 /// Learned tensors of the operator in one layer, f32 (or f64 for gradient checks).
 ///
@@ -82,4 +84,9 @@ impl HybridWeights {
         }
         Ok(())
     }
+}
+
+/// `1 / sigmoid(x)`.
+pub(crate) fn inverse_sigmoid<T: Real>(x: T) -> T {
+    T::one() + (-x).exp()
 }

@@ -10,10 +10,11 @@ pub fn render(headers: &[&str], rows: &[Vec<String>]) -> String {
     let line = |cells: &mut dyn Iterator<Item = &str>| {
         let mut text = String::new();
         for (column, cell) in cells.enumerate() {
-            let width = widths[column];
+            // Not by a format's width, which is bounded: a cell may come from a file.
+            let padding = " ".repeat(widths[column] - cell.chars().count());
             match column {
-                0 => text.push_str(&format!("{cell:<width$}")),
-                _ => text.push_str(&format!("  {cell:>width$}")),
+                0 => text.extend([cell, &padding]),
+                _ => text.extend(["  ", &padding, cell]),
             }
         }
         text.trim_end().to_owned()
@@ -64,6 +65,18 @@ pub fn count(count: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn cells_may_be_of_any_length() {
+        let long = "a".repeat(70_000);
+        let text = render(
+            &["model", "ppl"],
+            &[vec![long.clone(), "1.5".into()], vec!["b".into(), long.clone()]],
+        );
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.iter().map(|line| line.len()).max(), Some(140_002));
+        assert!(lines[3].starts_with("b ") && lines[3].ends_with(&long));
+    }
 
     #[test]
     fn columns_line_up() {

@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use candle_core::{D, Tensor};
 use rayon::prelude::*;
 use still_attention::RowDtype;
-use still_attention::vector::{self, vectorize};
+use still_compute::vector::{self, vectorize};
 use still_model::Model;
 
 use crate::error::{EvalError, Result};

@@ -32,7 +32,7 @@ pub fn device(name: &str) -> Result<Device> {
 
 #[cfg(feature = "cuda")]
 fn cuda(name: &str, ordinal: usize) -> Result<Device> {
-    let _opening = crate::cuda::no_capture();
+    let _opening = still_compute::cuda::no_capture();
     let device = Device::new_cuda_with_stream(ordinal).map_err(|error| ModelError::NotFound {
         what: format!("the device {name} does not answer: {error}"),
         hint:

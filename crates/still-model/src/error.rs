@@ -59,6 +59,9 @@ pub enum ModelError {
     /// The caller's [`Cancel`](crate::Cancel) was raised.
     #[error("cancelled")]
     Cancelled,
+    /// Another thread of the same work failed; that thread has the error that says why.
+    #[error(transparent)]
+    Threads(#[from] still_compute::threads::Failed),
     /// An error of the operator.
     #[error(transparent)]
     Attention(#[from] still_attention::AttentionError),

@@ -23,7 +23,6 @@ pub mod seal;
 mod session;
 mod step;
 mod student;
-mod team;
 pub mod tensor_file;
 mod tokenizer;
 

@@ -14,9 +14,9 @@ use crate::config::{Architecture, ModelConfig};
 use crate::decoder::Decoder;
 use crate::error::{ModelError, Result};
 use crate::model::{Model, check_dtype};
-use crate::student::normal;
 use crate::tensor_file::{Entry, write_tensors};
 use crate::tokenizer::Tokenizer;
+use still_compute::random::normal;
 
 /// A Llama configuration of two layers, 4 query heads and 2 KV heads, over the 256 bytes and two special tokens.
 pub fn tiny_config() -> ModelConfig {

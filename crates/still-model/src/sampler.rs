@@ -2,7 +2,7 @@
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use still_attention::vector::{max, vectorize};
+use still_compute::vector::{max, vectorize};
 
 /// Seeded sampling from logits.
 #[derive(Clone, Debug)]

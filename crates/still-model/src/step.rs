@@ -9,16 +9,16 @@ use std::sync::{Mutex, PoisonError};
 
 use candle_core::Tensor;
 use smallvec::SmallVec;
-use still_attention::vector::{dot, vectorize};
 use still_attention::{HeadRows, HeadScratch};
+use still_compute::vector::{dot, vectorize};
 use still_quant::LANES;
 
 use crate::decoder::ops::{rms_norm_rows, sigmoid, silu, with_values};
 use crate::decoder::{Decoder, DecoderLayer, Linear, Lora, LoraLayer, Rotation, Weight};
-use crate::error::Result;
+use crate::error::{ModelError, Result};
 use crate::model::{Cache, LayerCache};
 use crate::student::{Student, StudentLayer};
-use crate::team::{Member, Shared, together};
+use still_compute::threads::{Shared, Worker, on_all_threads};
 
 /// Shares of a phase's tiles that a thread takes, so that a faster one can take more.
 const SHARES: usize = 6;
@@ -43,7 +43,7 @@ pub(crate) struct Buffers {
     /// The step as a GPU replays it.
     #[cfg(feature = "cuda")]
     pub graph: Option<crate::cuda::StepGraph>,
-    /// By member.
+    /// By worker.
     own: Vec<Mutex<Own>>,
 }
 
@@ -54,7 +54,7 @@ impl Clone for Buffers {
     }
 }
 
-/// What every member sees.
+/// What every thread sees.
 struct Step<'a> {
     rotation: &'a Rotation,
     batch: usize,
@@ -66,11 +66,11 @@ struct Step<'a> {
     attention: Shared<'a>,
     hidden: Shared<'a>,
     logits: Shared<'a>,
-    /// Each of a layer's parts is taken by one member of a phase.
+    /// Each of a layer's parts is taken by one thread of a phase.
     layers: &'a [LayerCache],
 }
 
-/// What a member keeps to itself.
+/// What a thread keeps to itself.
 #[derive(Clone, Debug, Default)]
 struct Own {
     normed: Vec<f32>,
@@ -134,19 +134,19 @@ pub(crate) fn step(
         logits: shared(logits, if wants_logits { batch * config.vocab_size } else { 0 }),
         layers,
     };
-    together(|member| {
-        let mut own = own[member.index].lock().unwrap_or_else(PoisonError::into_inner);
+    on_all_threads(|worker| {
+        let mut own = own[worker.index].lock().unwrap_or_else(PoisonError::into_inner);
         for (n, layer) in decoder.layers.iter().enumerate() {
             let student = student.map(|student| &student.layers[n]);
-            step.attention(member, &mut own, layer, student, &step.layers[n])?;
-            step.mlp(member, &mut own, layer)?;
+            step.attention(worker, &mut own, layer, student, &step.layers[n])?;
+            step.mlp(worker, &mut own, layer)?;
         }
         if wants_logits {
             let head = Projection::of(&decoder.lm_head, &step.logits);
             let normed = Input::Normed(&decoder.norm, config.rms_norm_eps);
-            step.project(member, &mut own, normed, &[head])?;
+            step.project(worker, &mut own, normed, &[head])?;
         }
-        Ok(())
+        Ok::<_, ModelError>(())
     })?;
     let normed = take(normed, x.len());
     with_values(&decoder.norm, |weight| rms_norm_rows(x, weight, config.rms_norm_eps, normed))?;
@@ -237,7 +237,7 @@ impl Step<'_> {
     /// Projections, attention and the output projection of a layer.
     fn attention(
         &self,
-        member: &Member<'_>,
+        worker: &Worker<'_>,
         own: &mut Own,
         layer: &DecoderLayer,
         student: Option<&StudentLayer>,
@@ -256,7 +256,7 @@ impl Step<'_> {
         projections
             .extend(gate.as_ref().map(|gate| Projection::new(gate, lora.g.as_ref(), &self.gate)));
         let normed = Input::Normed(&layer.input_layernorm, layer.rms_norm_eps);
-        self.project(member, own, normed, &projections)?;
+        self.project(worker, own, normed, &projections)?;
 
         let parts = match cache {
             LayerCache::Dense(cache) => cache.parts(),
@@ -264,21 +264,21 @@ impl Step<'_> {
             #[cfg(feature = "cuda")]
             LayerCache::Cuda(_) => return Err(elsewhere()),
         };
-        for unit in member.phase(parts, parts)?.into_iter().flatten().flatten() {
+        for unit in worker.phase(parts, parts)?.into_iter().flatten().flatten() {
             self.attend(unit, cache, parts, layer, gate.is_some(), own)?;
         }
 
         let output = Projection::new(&layer.o_proj, lora.o.as_ref(), &self.x);
         let attention = Input::Of(&self.attention);
-        self.project(member, own, attention, &[Projection { add: true, ..output }])
+        self.project(worker, own, attention, &[Projection { add: true, ..output }])
     }
 
-    fn mlp(&self, member: &Member<'_>, own: &mut Own, layer: &DecoderLayer) -> Result<()> {
+    fn mlp(&self, worker: &Worker<'_>, own: &mut Own, layer: &DecoderLayer) -> Result<()> {
         let mlp = &layer.mlp;
         let (gate_weight, up_weight) = (&mlp.gate.weight, &mlp.up.weight);
         let (rows, _) = gate_weight.dims2()?;
         let hidden = Projection::of(gate_weight, &self.hidden);
-        if let Some(work) = member.phase(rows.div_ceil(LANES), SHARES)? {
+        if let Some(work) = worker.phase(rows.div_ceil(LANES), SHARES)? {
             // SAFETY: the phase that wrote `x` is over, this one goes on.
             unsafe { self.normed(&mlp.norm, mlp.rms_norm_eps, &mut own.normed) }?;
             let Own { normed, sums, other_sums, tiles, other_tiles, .. } = &mut *own;
@@ -303,10 +303,10 @@ impl Step<'_> {
             }
         }
         let down = Projection { add: true, ..Projection::new(&mlp.down, None, &self.x) };
-        self.project(member, own, Input::Of(&self.hidden), &[down])
+        self.project(worker, own, Input::Of(&self.hidden), &[down])
     }
 
-    /// The norm of `x`, which every member computes for itself.
+    /// The norm of `x`, which every thread computes for itself.
     ///
     /// # Safety
     /// Nobody writes `x` meanwhile.
@@ -320,7 +320,7 @@ impl Step<'_> {
     /// One phase: projections of the same `x` `[B, in]`.
     fn project(
         &self,
-        member: &Member<'_>,
+        worker: &Worker<'_>,
         own: &mut Own,
         input: Input<'_>,
         projections: &[Projection<'_>],
@@ -329,7 +329,7 @@ impl Step<'_> {
         for projection in projections {
             total += projection.weight.tiles()?;
         }
-        let Some(work) = member.phase(total, SHARES)? else { return Ok(()) };
+        let Some(work) = worker.phase(total, SHARES)? else { return Ok(()) };
         let Own { normed, prepared, tiles: values, .. } = own;
         // SAFETY: the phases that wrote `x` and the other inputs are over, and this one goes on while `x` is used.
         let x = unsafe {
@@ -426,8 +426,8 @@ impl Step<'_> {
 }
 
 #[cfg(feature = "cuda")]
-fn elsewhere() -> crate::ModelError {
-    crate::ModelError::Invalid("a decode step on the CPU was given a cache on CUDA".into())
+fn elsewhere() -> ModelError {
+    ModelError::Invalid("a decode step on the CPU was given a cache on CUDA".into())
 }
 
 /// Adds a projection's bias, if it has one, to its products in tiles from tile `first` on, `[tiles, B, 16]`.

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use still_attention::{
     FeatureMap, HybridConfig, HybridWeights, LinearNorm, StillConfig, fold_householder,
 };
+use still_compute::random::normal;
 
 use crate::checkpoint::{Weights, learned_names};
 use crate::config::ModelConfig;
@@ -222,7 +223,7 @@ impl Student {
             .enumerate()
             .map(|(n, (feature_map_q, feature_map_k))| {
                 let mut reflection = |heads: usize| -> Result<Option<Tensor>> {
-                    reflected.then(|| normal(&mut rng, &[heads, d], 1.0)).transpose()
+                    Ok(reflected.then(|| normal(&mut rng, &[heads, d], 1.0)).transpose()?)
                 };
                 let (householder_q, householder_k) =
                     (reflection(heads)?, reflection(selection_heads)?);
@@ -519,17 +520,4 @@ fn check_shapes(
         weights.check_shape(&format!("{LAYER}.{name}.lora_B.weight"), &[out, lora.rank])?;
     }
     Ok(())
-}
-
-/// Normal values of a standard deviation.
-pub(crate) fn normal(rng: &mut ChaCha8Rng, shape: &[usize], deviation: f64) -> Result<Tensor> {
-    let count = shape.iter().product::<usize>();
-    let values: Vec<f32> = (0..count)
-        .map(|_| {
-            // Box and Muller: seeded alike on every platform.
-            let (u, v): (f64, f64) = (rng.random_range(f64::EPSILON..1.0), rng.random());
-            (deviation * (-2.0 * u.ln()).sqrt() * (std::f64::consts::TAU * v).cos()) as f32
-        })
-        .collect();
-    Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
 }

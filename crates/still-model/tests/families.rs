@@ -493,7 +493,7 @@ fn in_f64(layer: &DecoderLayer) -> DecoderLayer {
 
 fn random(shape: &[usize], seed: u64) -> Tensor {
     let values: Vec<f64> = (0..shape.iter().product::<usize>())
-        .map(|i| 2.0 * still_attention::router::random_score(seed, 0, 0, i) - 1.0)
+        .map(|i| 2.0 * still_compute::random::uniform(seed, [0, 0, i]) - 1.0)
         .collect();
     Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
 }

@@ -4,7 +4,7 @@
 //! activations at a time (decoding) are multiplied with codes as they leave that form in registers; many rows (prefill)
 //! with stretches of the matrix widened into scratch and a f32 matrix product. Both use the same widened values and f32
 //! activations, so that decoding and prefill differ by rounding alone. Vector code is chosen at run time
-//! ([`still_attention::vector::vectorize`]).
+//! ([`still_compute::vector::vectorize`]).
 
 mod block;
 mod format;

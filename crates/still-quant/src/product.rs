@@ -5,8 +5,8 @@ use std::ops::Range;
 
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
-use still_attention::linalg::{Mat, par_matmul};
-use still_attention::vector;
+use still_compute::matmul::{Mat, par_matmul};
+use still_compute::vector;
 
 use crate::block::Block;
 use crate::format::with_block;

@@ -32,6 +32,14 @@ const WORKERS: u64 = CLOSED - 1;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Failed;
 
+impl std::fmt::Display for Failed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("another thread failed")
+    }
+}
+
+impl std::error::Error for Failed {}
+
 impl Default for Phases {
     fn default() -> Self {
         Self::new()

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use serde::Serialize;
-use still_attention::router::random_score;
+use still_compute::random::uniform;
 use still_model::{Model, Student};
 
 use crate::data::Window;
@@ -86,7 +86,7 @@ pub fn time_steps(
 }
 
 fn random_ids(vocab: usize, sequence: usize, tokens: usize) -> Vec<u32> {
-    let id = |token| (random_score(0, 0, sequence, token) * vocab as f64) as u32;
+    let id = |token| (uniform(0, [0, sequence, token]) * vocab as f64) as u32;
     (0..tokens).map(|token| id(token).min(vocab as u32 - 1)).collect()
 }
 

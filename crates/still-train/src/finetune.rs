@@ -3,7 +3,8 @@
 use std::borrow::Cow;
 
 use candle_core::{Tensor, Var};
-use still_attention::{dense_attention, pull_back};
+use still_attention::dense_attention;
+use still_compute::pull_back;
 use still_model::{Dropout, Model, Student, StudentLayer};
 
 use crate::data::{Segment, Window, shares};

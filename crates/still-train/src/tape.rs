@@ -2,7 +2,8 @@
 
 use candle_core::backprop::GradStore;
 use candle_core::{Tensor, Var};
-use still_attention::{AttentionWalk, hybrid_attention, pull_back, walk_attention};
+use still_attention::{AttentionWalk, hybrid_attention, walk_attention};
+use still_compute::pull_back;
 use still_model::{DecoderLayer, FinishWalk, InputsWalk, LoraLayer, Rotation, StudentLayer};
 
 use crate::error::Result;
@@ -133,7 +134,7 @@ impl Walked {
 #[cfg(test)]
 mod tests {
     use candle_core::{DType, Device};
-    use still_attention::router::random_score;
+    use still_compute::random::uniform;
     use still_model::random::{random_model, tiny_config};
     use still_model::{Model, ModelConfig, Student};
 
@@ -144,7 +145,7 @@ mod tests {
     fn random(shape: &[usize], seed: u64) -> Tensor {
         let count = shape.iter().product::<usize>();
         let values: Vec<f32> =
-            (0..count).map(|i| 2.0 * random_score(seed, 0, 0, i) as f32 - 1.0).collect();
+            (0..count).map(|i| 2.0 * uniform(seed, [0, 0, i]) as f32 - 1.0).collect();
         Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
     }
 

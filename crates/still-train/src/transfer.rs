@@ -1,9 +1,8 @@
 //! Stage 1, attention transfer: the hybrid attention of each layer learns to give what softmax attention gives.
 
 use candle_core::Tensor;
-use still_attention::{
-    Branches, HybridConfig, Routing, dense_attention, hybrid_attention, pull_back,
-};
+use still_attention::{Branches, HybridConfig, Routing, dense_attention, hybrid_attention};
+use still_compute::pull_back;
 use still_model::decoder::ops::merge_heads;
 use still_model::{AttentionInputs, DecoderLayer, Model, Student, StudentLayer};
 

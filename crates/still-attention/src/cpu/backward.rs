@@ -4,12 +4,12 @@ use rayon::prelude::*;
 
 use super::feature_map::map_rows_backward;
 use super::forward::HeadInput;
-use super::linalg::{Mat, matmul};
 use super::linear_only_backward;
 use super::query_rows_backward::{ChunkRows, Linear, Salient, Stack};
 use super::rows::Rows;
 use crate::config::{Mode, Router};
-use crate::real::Real;
+use still_compute::Real;
+use still_compute::matmul::{Mat, matmul};
 
 /// Which gradients are wanted beside those of the feature maps, the gate, `ℓ` and `w`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 
 use crate::config::RowDtype;
-use crate::real::Real;
+use still_compute::Real;
 
 /// One stored value.
 pub(crate) trait Cell<T>: Copy + Default + Send + Sync {

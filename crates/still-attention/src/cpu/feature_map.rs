@@ -2,12 +2,12 @@
 
 use num_traits::Float;
 
-use super::linalg::{Mat, matmul};
 use super::query_rows::FEW;
 use super::weighted_sum::matmul_few;
 use crate::config::FeatureMap;
-use crate::real::Real;
-use crate::vector;
+use still_compute::Real;
+use still_compute::matmul::{Mat, matmul};
+use still_compute::vector;
 
 /// `‖f‖` is clamped from below by this.
 const MIN_NORM: f64 = 1e-12;

@@ -8,14 +8,14 @@ use smallvec::SmallVec;
 use super::feature_map::{map_into, map_rows};
 use super::head_state::{HeadState, Routing};
 use super::key_store::TILE;
-use super::linalg::Mat;
 use super::linear_only;
 use super::query_rows::{Buffers, Keys, Part, Salient, Segment, query_rows};
 use super::retirement::Gathered;
 use super::rows::Rows;
 use crate::config::{Branches, FeatureMap, Mode, Router};
-use crate::real::Real;
 use crate::router;
+use still_compute::Real;
+use still_compute::matmul::Mat;
 
 /// Tokens of a segment from which its query heads are worth running on several threads.
 pub(super) const PARALLEL_TOKENS: usize = 16;

@@ -5,8 +5,8 @@ use super::key_store::KeyStore;
 use super::retirement::Retirement;
 use super::rows::RowStore;
 use crate::config::{Router, RowDtype};
-use crate::real::Real;
 use crate::selection::Selection;
+use still_compute::Real;
 
 /// The declared layout: everything one selection head remembers of one sequence.
 ///

@@ -6,8 +6,8 @@ use std::ops::Range;
 
 use super::cells::{Bf16, Cell, Cells, Values, each};
 use crate::config::RowDtype;
-use crate::real::Real;
-use crate::vector::prefetch;
+use still_compute::Real;
+use still_compute::vector::prefetch;
 
 /// Rows of a tile.
 pub(crate) const TILE: usize = 16;

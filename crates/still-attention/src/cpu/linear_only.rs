@@ -9,11 +9,11 @@ use rayon::prelude::*;
 use super::feature_map::{map_into, map_rows};
 use super::forward::{HeadInput, PARALLEL_TOKENS, Record, Scratch};
 use super::head_state::HeadState;
-use super::linalg::{Mat, matmul};
 use super::query_rows::{Buffers, Segment, take};
 use crate::config::MIN_DENOMINATOR;
-use crate::real::Real;
-use crate::vector;
+use still_compute::Real;
+use still_compute::matmul::{Mat, matmul};
+use still_compute::vector;
 
 /// As [`super::forward::advance`]. Where a call ends makes no difference: its tokens are all in the state.
 pub(crate) fn advance<T: Real>(

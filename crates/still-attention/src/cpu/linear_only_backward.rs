@@ -3,11 +3,11 @@
 use super::backward::{RowGrads, Wanted, WeightGrads, add};
 use super::feature_map::{map_rows, map_rows_backward};
 use super::forward::HeadInput;
-use super::linalg::{Mat, matmul};
 use super::linear_only::{absorb, at_least, block_weights};
 use crate::config::MIN_DENOMINATOR;
-use crate::real::Real;
-use crate::vector;
+use still_compute::Real;
+use still_compute::matmul::{Mat, matmul};
+use still_compute::vector;
 
 /// As [`super::backward::backward`].
 pub(crate) fn backward<T: Real>(

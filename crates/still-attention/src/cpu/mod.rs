@@ -6,7 +6,6 @@ pub(crate) mod feature_map;
 pub(crate) mod forward;
 pub(crate) mod head_state;
 pub(crate) mod key_store;
-pub mod linalg;
 pub(crate) mod linear_only;
 pub(crate) mod linear_only_backward;
 pub(crate) mod paired_keys;

@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use super::{PairedKeys, Softmax};
 use crate::cpu::key_store::TILE;
-use crate::real::Real;
+use still_compute::Real;
 
 /// Queries and vectors of 16 columns whose sums fill the registers.
 const ROWS: usize = 6;

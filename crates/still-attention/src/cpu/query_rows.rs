@@ -6,13 +6,14 @@ use super::cells::round_to_bf16;
 use super::feature_map::map_into;
 use super::forward::HeadInput;
 use super::key_store::{KeyStore, TILE};
-use super::linalg::{Mat, matmul};
 use super::paired_keys::{PairUnit, PairedKeys, Softmax};
 use super::rows::RowStore;
 use super::weighted_sum::matmul_few;
 use crate::config::Router;
-use crate::real::Real;
-use crate::{router, vector};
+use crate::router;
+use still_compute::Real;
+use still_compute::matmul::{Mat, matmul};
+use still_compute::vector;
 
 /// Which tokens of a call a segment is: within one chunk.
 #[derive(Clone, Copy, Debug)]

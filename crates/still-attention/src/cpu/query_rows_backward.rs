@@ -4,10 +4,10 @@ use std::ops::Range;
 
 use super::feature_map::{map_into, map_rows_backward};
 use super::forward::HeadInput;
-use super::linalg::{Mat, matmul};
 use super::query_rows::{RowWeights, take};
-use crate::real::Real;
-use crate::vector;
+use still_compute::Real;
+use still_compute::matmul::{Mat, matmul};
+use still_compute::vector;
 
 use super::backward::Wanted;
 

@@ -2,12 +2,12 @@
 
 use super::forward::HeadInput;
 use super::head_state::HeadState;
-use super::linalg::{Mat, matmul};
 use super::linear_only::at_least;
 use super::query_rows::take;
 use super::retirement::Gathered;
-use crate::real::Real;
-use crate::vector;
+use still_compute::Real;
+use still_compute::matmul::{Mat, matmul};
+use still_compute::vector;
 
 impl<T: Real> HeadState<T> {
     /// Scores the tokens of `chunk` and the salient ones by the state as it is: `‖φ(k)ᵀS / φ(k)ᵀz − v‖²`.

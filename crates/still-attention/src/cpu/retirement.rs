@@ -6,11 +6,12 @@
 
 use super::forward::HeadInput;
 use super::head_state::{HeadState, Routing};
-use super::linalg::{Mat, matmul};
 use super::query_rows::{FEW, take};
 use super::weighted_sum::matmul_few;
-use crate::real::Real;
-use crate::{router, vector};
+use crate::router;
+use still_compute::Real;
+use still_compute::matmul::{Mat, matmul};
+use still_compute::vector;
 
 /// Steps from one part of a preparation to the next: heads take turns, so that rows enter a state in products of several.
 const TURN: usize = 8;

@@ -3,10 +3,10 @@
 use std::ops::Range;
 
 use super::cells::{Cell, Cells, Values, each};
-use super::linalg::Mat;
 use super::weighted_sum::{Summed, add_weighted};
 use crate::config::RowDtype;
-use crate::real::Real;
+use still_compute::Real;
+use still_compute::matmul::Mat;
 
 /// A borrowed matrix whose rows lie `stride` values apart.
 #[derive(Clone, Copy, Debug)]

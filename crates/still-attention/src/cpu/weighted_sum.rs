@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use super::cells::Cell;
-use crate::real::Real;
-use crate::vector;
+use still_compute::Real;
+use still_compute::vector;
 
 /// Rows that stay in the first-level cache while every channel of them is summed.
 const ROWS: usize = 64;

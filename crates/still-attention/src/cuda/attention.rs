@@ -15,7 +15,7 @@ use still_kernels::CHUNK;
 
 use super::backward::backward;
 use super::forward::{Operands, Saved, forward, forward_by_token};
-use super::launch::{rows_aligned, shape};
+use super::layout::{rows_aligned, shape};
 use super::routing::DeviceRouting;
 use super::support::LINEAR_ALONE;
 use crate::hybrid::{HybridOutput, OP, check_given};

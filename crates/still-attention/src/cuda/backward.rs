@@ -9,7 +9,8 @@ use candle_core::{CudaDevice, CudaStorage, DType, Layout, Result, Shape, Storage
 use still_kernels::{Backward, check, still_backward, still_backward_bytes};
 
 use super::forward::{Operands, Saved};
-use super::launch::{Launch, on_cuda, rows_aligned, uninit};
+use super::layout::{rows_aligned, uninit};
+use still_compute::cuda::{Launch, on_cuda};
 
 /// Gradients of what the operator takes; those of the maps and the scale are f32.
 pub(super) struct Gradients {

@@ -10,13 +10,14 @@ use still_kernels::{
 };
 
 use super::forward::{Last, Operands, forward_by_token};
-use super::launch::{Launch, on_cuda, rows_aligned, shape, uninit};
+use super::layout::{rows_aligned, shape, uninit};
 use super::routing::{DeviceRouting, budgets, retired};
 use super::store::Store;
 use super::{log_scale, repeated, support};
+use crate::arguments::expect_shape;
 use crate::state::checked_lengths;
-use crate::tensor::expect_shape;
 use crate::{AttentionError, HeadGeometry, HybridConfig, HybridWeights, LinearState, Result};
+use still_compute::cuda::{Launch, on_cuda};
 
 const OP: &str = "CudaHybridState::advance";
 

@@ -8,9 +8,10 @@ use candle_core::cuda::cudarc::driver::CudaSlice;
 use candle_core::{D, DType, Device, Tensor};
 use still_kernels::{CHUNK, Forward, HEAD_DIMS, NO_CAP, Routing, check, still_exact_forward};
 
-use super::launch::{Launch, by_token, on_cuda, rows_aligned, shape, tensor_by_token, uninit};
-use super::wide_product::wide_product;
+use super::layout::{by_token, rows_aligned, shape, tensor_by_token, uninit};
 use crate::Result;
+use still_compute::cuda::{Gemm, gemm};
+use still_compute::cuda::{Launch, on_cuda};
 
 /// Query rows of a sequence answered together, at most.
 const BLOCK: usize = 512;
@@ -119,7 +120,7 @@ fn logits(queries: &Tensor, keys: &Tensor) -> candle_core::Result<Tensor> {
     let (batch, kv_heads, rows, _) = queries.dims4()?;
     let products = (0..batch).map(|sequence| {
         // Heads of one sequence lie equally far apart, whatever room there is behind their rows.
-        wide_product(&queries.get(sequence)?, &keys.get(sequence)?)
+        gemm(&queries.get(sequence)?, &keys.get(sequence)?.t()?, Gemm::to(DType::F32))
     });
     let products = Tensor::stack(&products.collect::<candle_core::Result<Vec<_>>>()?, 0)?;
     products.reshape((batch, kv_heads, rows, keys.dim(2)?))

@@ -9,8 +9,9 @@ use still_kernels::{
     CHUNK, Forward, Shape, check, still_forward, still_map_keys, still_segments, still_states,
 };
 
-use super::launch::{Launch, by_token, on_cuda, tensor_by_token, uninit};
+use super::layout::{by_token, tensor_by_token, uninit};
 use super::routing::DeviceRouting;
+use still_compute::cuda::{Launch, on_cuda};
 
 /// What the kernels read: `q`, `k`, `v` with aligned rows, the rest contiguous; of one dtype but for `log_scale`, f32.
 #[derive(Debug)]
@@ -26,7 +27,7 @@ pub(super) struct Operands {
 }
 
 impl Operands {
-    /// Of rows as [`rows_aligned`](super::launch::rows_aligned) leaves them; maps and scale may still be in their graphs.
+    /// Of rows as [`rows_aligned`](super::layout::rows_aligned) leaves them; maps and scale may still be in their graphs.
     pub fn new(
         shape: Shape,
         [q, k, v]: [Tensor; 3],

@@ -6,12 +6,11 @@ mod decode;
 mod dense;
 mod forward;
 mod kv_cache;
-pub mod launch;
+mod layout;
 mod routing;
 mod store;
 mod support;
 mod walk;
-mod wide_product;
 
 use candle_core::{DType, Tensor};
 
@@ -25,7 +24,6 @@ pub(crate) use dense::dense_attention;
 pub use kv_cache::CudaKvCache;
 pub(crate) use routing::DeviceRouting;
 pub(crate) use walk::{Walk, walk};
-pub use wide_product::wide_product;
 
 use attention::Inputs;
 

@@ -8,10 +8,11 @@ use candle_core::op::BackpropOp;
 use candle_core::{CudaDevice, CudaStorage, Storage, Tensor};
 use still_kernels::{CHUNK, NO_CAP, Shape, check, still_demote, still_saliency, still_select};
 
-use super::launch::{Launch, on_cuda, uninit};
+use super::layout::uninit;
 use crate::hybrid::OP;
 use crate::linear_branch::bits;
 use crate::{AttentionError, HybridConfig, Result, Router, Selection, router};
+use still_compute::cuda::{Launch, on_cuda};
 
 /// What was decided for one call.
 #[derive(Clone, Debug)]

@@ -4,7 +4,7 @@ use candle_core::cuda::cudarc::driver::{CudaSlice, DeviceRepr};
 use candle_core::{CudaDevice, Result};
 
 use super::decode::kept;
-use super::launch::uninit;
+use super::layout::uninit;
 
 /// Chunks that there is room for beyond what is asked: a thousand tokens between two growths at the least.
 const SPARE: usize = 16;

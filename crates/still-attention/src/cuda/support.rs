@@ -3,8 +3,8 @@
 use candle_core::{DType, Device, Tensor};
 use still_kernels::{CHUNK, HEAD_DIMS, MAX_CAP, MAX_DECODE_GROUP};
 
+use crate::arguments::expect_shape;
 use crate::hybrid::OP;
-use crate::tensor::expect_shape;
 use crate::{
     AttentionError, Branches, FeatureMap, HeadGeometry, HybridConfig, HybridWeights, LinearNorm,
     Mode, Result, Router,

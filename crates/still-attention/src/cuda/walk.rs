@@ -5,10 +5,12 @@ use candle_core::{CudaDevice, Tensor};
 
 use super::backward::backward;
 use super::forward::{Operands, Saved, forward_by_token};
-use super::launch::{rows_aligned, shape};
+use super::layout::{rows_aligned, shape};
 use super::routing::DeviceRouting;
 use super::support::{self, LINEAR_ALONE};
-use crate::{HeadGeometry, HybridConfig, HybridWeights, Result, pull_back};
+use still_compute::pull_back;
+
+use crate::{HeadGeometry, HybridConfig, HybridWeights, Result};
 
 /// What the way back needs.
 #[derive(Debug)]

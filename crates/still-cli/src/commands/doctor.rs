@@ -67,7 +67,7 @@ fn gather() -> Report {
             cores,
             threads_used: rayon::current_num_threads(),
             features: cpu_features(),
-            vector_code: still_attention::vector::level(),
+            vector_code: still_compute::vector::level(),
         },
         devices: vec![Device { name: "cpu", available: true, note: "f32".into() }, cuda()],
         caches: caches(),

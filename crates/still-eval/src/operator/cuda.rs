@@ -1,9 +1,9 @@
 //! Decode steps on CUDA.
 
-use candle_core::cuda::cudarc::driver::{CudaGraph, sys};
-use candle_core::{Error, Tensor};
+use candle_core::Tensor;
 use still_attention::{CudaHybridState, CudaKvCache, CudaWeights, HybridConfig, HybridWeights};
-use still_model::{ModelError, Result};
+use still_compute::cuda::CapturedGraph;
+use still_model::Result;
 
 use super::decode::{Decoded, Steps, copies};
 
@@ -30,18 +30,7 @@ pub(super) fn hybrid(
     let positions =
         Tensor::from_vec(positions.collect::<Vec<u32>>(), (decoded.steps, batch), device)?;
     let step = Step { states, token: decoded.token.clone(), position };
-    // Kernels that have not been loaded yet are, by a first run.
-    step.queue()?;
-    let stream = device.as_cuda_device()?.cuda_stream();
-    let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-    stream.begin_capture(mode).map_err(Error::wrap)?;
-    let queued = step.queue();
-    let flags = sys::CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
-    // The stream is of no use to anyone before its capture has ended, whatever came of it.
-    let graph = stream.end_capture(flags);
-    queued?;
-    let graph = graph.map_err(Error::wrap)?;
-    let graph = graph.ok_or_else(|| ModelError::Invalid("a captured step is empty".into()))?;
+    let graph = CapturedGraph::capture(device.as_cuda_device()?, || step.queue())?;
     let copies = step.states.len();
     let mut replay = Replay { graph, step, positions, next: 0 };
     Ok(Steps { copies, step: Box::new(move || replay.launch()) })
@@ -49,7 +38,7 @@ pub(super) fn hybrid(
 
 /// A graph and, for as long as it lives, what it reads and writes.
 struct Replay {
-    graph: CudaGraph,
+    graph: CapturedGraph,
     step: Step,
     /// `[steps, B]` u32
     positions: Tensor,
@@ -61,7 +50,7 @@ impl Replay {
     fn launch(&mut self) -> Result<()> {
         self.step.position.slice_set(&self.positions.get(self.next)?, 0, 0)?;
         self.next += 1;
-        Ok(self.graph.launch().map_err(Error::wrap)?)
+        Ok(self.graph.launch()?)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::ptr::null;
 
 use candle_core::{DType, Result, Tensor, bail};
-use still_attention::launch::{kind, queue_any};
+use still_compute::cuda::{kind, queue_any};
 use still_kernels::decoder::{FACTORS, FEW_ROWS, Factor as Place, FewProducts, still_few_products};
 
 use crate::decoder::Lora;

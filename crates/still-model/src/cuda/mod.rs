@@ -3,19 +3,17 @@
 mod few_products;
 mod few_step;
 pub(crate) mod ops;
-mod product;
 mod step_graph;
 
 use candle_core::{DType, Tensor};
 use still_attention::{CudaHybridState, CudaKvCache, CudaWeights, RowDtype};
+use still_compute::cuda::can_capture;
 
 use crate::cancel::Cancel;
 use crate::error::{ModelError, Result};
 use crate::model::{Cache, LayerCache, Model};
 
-pub(crate) use product::product;
 pub(crate) use step_graph::StepGraph;
-pub(crate) use step_graph::no_capture;
 
 /// Tokens whose hidden states are given out together: their logits are to fit beside everything else.
 const BLOCK: usize = 1024;
@@ -106,7 +104,7 @@ impl Model {
     pub(crate) fn decode_on_cuda(&self, ids: &[u32], cache: &mut Cache) -> Result<()> {
         self.check_cache(cache, ids.len())?;
         let device = self.decoder.device().as_cuda_device()?;
-        let logits = if self.student.is_some() && step_graph::captures(device) {
+        let logits = if self.student.is_some() && can_capture(device) {
             self.replay_step(ids, cache)?
         } else {
             let x = self.decoder.embed(ids)?.transpose(0, 1)?;

@@ -1,7 +1,7 @@
 //! The decoder's own kernels as functions of tensors. None has a graph.
 
 use candle_core::{DType, Result, Tensor, bail};
-use still_attention::launch::{kind, queue};
+use still_compute::cuda::{kind, queue};
 use still_kernels::Rows;
 use still_kernels::decoder::{
     Rotation as Turn, still_rms_norm_backward, still_rotate, still_swiglu, still_swiglu_backward,

@@ -1,11 +1,11 @@
 //! A decode step as a CUDA graph: one launch in place of one for every kernel.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::{self, ThreadId};
 
-use candle_core::cuda::cudarc::driver::{CudaGraph, DriverError, sys};
-use candle_core::{CudaDevice, DType, Error, Tensor};
+use candle_core::{DType, Tensor};
 use still_attention::CudaHybridState;
+use still_compute::cuda::CapturedGraph;
 
 use super::{CudaLayer, few_step};
 use crate::decoder::{Decoder, Rotation};
@@ -15,7 +15,7 @@ use crate::student::Student;
 
 /// A captured step of one cache. It reads its tensors and writes `logits`, wherever the sequences are.
 pub(crate) struct StepGraph {
-    exec: Exec,
+    graph: CapturedGraph,
     inputs: Inputs,
     /// `[B, vocab]` f32
     pub logits: Tensor,
@@ -44,26 +44,6 @@ struct Inputs {
     rotation: Rotation,
 }
 
-/// Held by whoever captures.
-static CAPTURE: Mutex<()> = Mutex::new(());
-
-/// While this is held no thread captures: opening a device does what would end a capture anywhere in the process.
-pub(crate) fn no_capture() -> MutexGuard<'static, ()> {
-    CAPTURE.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-struct Exec(CudaGraph);
-
-// SAFETY: a graph must not be used by two threads at once. It is launched through `&mut` and dropped by its owner; a shared
-// reference gives nothing away.
-unsafe impl Send for Exec {}
-unsafe impl Sync for Exec {}
-
-/// Whether a device's stream can be captured: with event tracking, buffers would be waited for that the capture does not know.
-pub(super) fn captures(device: &CudaDevice) -> bool {
-    !device.cuda_stream().context().is_managing_stream_synchronization()
-}
-
 /// How often memory of the layers has moved.
 fn moves(layers: &[LayerCache]) -> usize {
     let moves = |layer: &LayerCache| match layer {
@@ -87,24 +67,9 @@ impl StepGraph {
         let logits = Tensor::zeros((batch, decoder.config.vocab_size), DType::F32, device)?;
 
         let device = device.as_cuda_device()?;
-        let stream = device.cuda_stream();
-        // Shapes and strides that kernels read from the device are uploaded by a first run, on this thread, and kept; so are
-        // kernels that have not been loaded yet, and the workspace of products.
-        let _uploaded = device.enable_cuda_graph_htod_cache();
-        queue(model, layers, &inputs, &logits)?;
-        let capturing = no_capture();
-        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        stream.begin_capture(mode).map_err(driver)?;
-        let queued = queue(model, layers, &inputs, &logits);
-        let flags = sys::CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
-        // The stream is of no use to anyone before its capture has ended, whatever came of it.
-        let graph = stream.end_capture(flags);
-        drop(capturing);
-        queued?;
-        let graph = graph.map_err(driver)?;
-        let graph = graph.ok_or_else(|| ModelError::Invalid("a captured step is empty".into()))?;
+        let graph = CapturedGraph::capture(device, || queue(model, layers, &inputs, &logits))?;
         Ok(Self {
-            exec: Exec(graph),
+            graph,
             inputs,
             logits,
             decoder: decoder.clone(),
@@ -138,7 +103,7 @@ impl StepGraph {
         let (to, from) = (angles(rotation)?, angles(&turned)?);
         to.0.slice_set(&from.0, 0, 0)?;
         to.1.slice_set(&from.1, 0, 0)?;
-        self.exec.0.launch().map_err(driver)
+        Ok(self.graph.launch()?)
     }
 }
 
@@ -163,8 +128,4 @@ fn queue(model: &Model, layers: &[LayerCache], inputs: &Inputs, to: &Tensor) -> 
         model.decoder.logits(&hidden.squeeze(1)?)?
     };
     Ok(to.slice_set(&logits, 0, 0)?)
-}
-
-fn driver(error: DriverError) -> ModelError {
-    Error::wrap(error).into()
 }

@@ -1,7 +1,7 @@
 //! A frozen projection and its low-rank update.
 
 use candle_core::{DType, Device, Tensor};
-use still_attention::Real;
+use still_compute::Real;
 
 use super::ops::{Dropout, frozen_linear, low_rank_linear, with_values};
 use super::weight::Weight;
@@ -150,7 +150,7 @@ mod tests {
     use super::*;
 
     fn random(shape: (usize, usize), seed: u64, size: f64) -> Tensor {
-        let value = |i| size * (2.0 * still_attention::router::random_score(seed, 0, 0, i) - 1.0);
+        let value = |i| size * (2.0 * still_compute::random::uniform(seed, [0, 0, i]) - 1.0);
         let values: Vec<f64> = (0..shape.0 * shape.1).map(value).collect();
         Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
     }

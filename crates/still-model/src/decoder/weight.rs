@@ -3,9 +3,9 @@
 use std::ops::Range;
 
 use candle_core::{Device, Result, Tensor};
-use still_attention::Real;
-use still_attention::linalg::{Mat, par_few_rows, par_matmul, par_matmul_new};
-use still_attention::vector::{dot, vectorize};
+use still_compute::Real;
+use still_compute::matmul::{Mat, par_matmul, par_matmul_new, par_small_batch};
+use still_compute::vector::{dot, vectorize};
 use still_quant::{FEW, LANES, PackedMatrix};
 
 use super::ops::with_values;
@@ -180,7 +180,7 @@ impl Weight {
                 let inner = tensor.dims()[1];
                 let w = &w[rows.start * inner..rows.end * inner];
                 if x.len() <= FEW * inner {
-                    par_few_rows(w, inner, x, y);
+                    par_small_batch(w, inner, x, y);
                 } else {
                     let (n, out) = (x.len() / inner, rows.len());
                     let (x, w) = (Mat::rows(x, inner), Mat::rows(w, inner).t());

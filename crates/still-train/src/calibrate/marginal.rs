@@ -7,8 +7,9 @@
 
 use candle_core::{D, DType, Device, Tensor, Var};
 use rayon::prelude::*;
-use still_attention::tensor::borrow;
-use still_attention::{HybridConfig, HybridWeights, hybrid_attention, pull_back};
+use still_attention::{HybridConfig, HybridWeights, hybrid_attention};
+use still_compute::pull_back;
+use still_compute::tensor::borrow;
 use still_model::{DecoderLayer, Model, Rotation, Student};
 
 use crate::error::{Result, TrainError};
@@ -205,7 +206,7 @@ mod tests {
     #[test]
     fn a_devices_sums_are_the_cpus() {
         let random = |seed| {
-            let score = |i| still_attention::router::random_score(seed, 0, 0, i) as f32 - 0.5;
+            let score = |i| still_compute::random::uniform(seed, [0, 0, i]) as f32 - 0.5;
             let values: Vec<f32> = (0..6 * 50 * 8).map(score).collect();
             Tensor::from_vec(values, (1, 6, 50, 8), &Device::Cpu).unwrap()
         };

@@ -4,10 +4,10 @@ use candle_core::{DType, Device, Tensor};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
-use still_attention::linalg::{Mat, matmul};
-use still_attention::tensor::borrow;
-use still_attention::vector::{exp_sub_sum, max, vectorize};
 use still_attention::{StillConfig, dense_attention};
+use still_compute::matmul::{Mat, matmul};
+use still_compute::tensor::borrow;
+use still_compute::vector::{exp_sub_sum, max, vectorize};
 use still_model::Model;
 
 use super::CalibrateOptions;

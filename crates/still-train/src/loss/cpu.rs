@@ -2,9 +2,9 @@
 
 use candle_core::Tensor;
 use rayon::prelude::*;
-use still_attention::linalg::{Mat, par_matmul};
-use still_attention::tensor::borrow;
-use still_attention::vector::{self, vectorize};
+use still_compute::matmul::{Mat, par_matmul};
+use still_compute::tensor::borrow;
+use still_compute::vector::{self, vectorize};
 
 use super::Target;
 use crate::error::Result;

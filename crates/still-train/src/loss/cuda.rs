@@ -3,7 +3,7 @@
 use std::ptr::null;
 
 use candle_core::{DType, Result, Tensor};
-use still_attention::launch::{kind, queue};
+use still_compute::cuda::{kind, queue};
 use still_kernels::decoder::{VocabularyLoss, still_vocabulary_loss};
 
 use super::device::{Rows, Weights};

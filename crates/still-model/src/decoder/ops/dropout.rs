@@ -4,7 +4,7 @@ use candle_core::{Device, Result, Tensor};
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
-use still_attention::Real;
+use still_compute::Real;
 
 /// Values whose mask one thread draws at a time; a whole number of ChaCha's words.
 const BLOCK: usize = 16_384;

@@ -3,8 +3,8 @@
 use std::marker::PhantomData;
 
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor};
-use still_attention::Real;
-use still_attention::linalg::{Mat, par_matmul_new};
+use still_compute::Real;
+use still_compute::matmul::{Mat, par_matmul_new};
 
 use super::{device, slice, with_values};
 use crate::decoder::Weight;

@@ -4,8 +4,8 @@ use std::marker::PhantomData;
 
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
-use still_attention::Real;
-use still_attention::vector::vectorize;
+use still_compute::Real;
+use still_compute::vector::vectorize;
 
 use super::{ROWS_PER_TASK, Rotation, device, slice, with_values};
 

@@ -6,8 +6,8 @@ use std::borrow::Cow;
 use std::marker::PhantomData;
 
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor};
-use still_attention::Real;
-use still_attention::linalg::{Mat, par_matmul, par_matmul_new};
+use still_compute::Real;
+use still_compute::matmul::{Mat, par_matmul, par_matmul_new};
 
 use super::residual::add_into;
 use super::{Dropout, device, slice, with_values};

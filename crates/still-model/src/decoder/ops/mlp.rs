@@ -6,8 +6,8 @@ use std::marker::PhantomData;
 use std::sync::OnceLock;
 
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor};
-use still_attention::Real;
-use still_attention::linalg::{Mat, par_matmul, par_matmul_new};
+use still_compute::Real;
+use still_compute::matmul::{Mat, par_matmul, par_matmul_new};
 
 use super::residual::add_into;
 use super::{device, rms_norm, slice, swiglu, with_values};

@@ -27,9 +27,9 @@ pub use rope::Rotation;
 pub(crate) use swiglu::{sigmoid, silu};
 
 use candle_core::{Result, Tensor};
-use still_attention::Real;
-pub(crate) use still_attention::tensor::borrow as with_values;
-use still_attention::tensor::slice;
+use still_compute::Real;
+pub(crate) use still_compute::tensor::borrow as with_values;
+use still_compute::tensor::slice;
 
 /// `x` `[rows, in]` times `weight` `[out, in]` transposed, in f32 whatever they are: logits, which rounding to bf16 would make
 /// equal to each other. No gradient.
@@ -51,7 +51,7 @@ fn values<T: Real>(tensor: &Tensor) -> Result<Vec<T>> {
 #[cfg(test)]
 mod tests {
     use candle_core::{DType, Device, Tensor, Var};
-    use still_attention::Real;
+    use still_compute::Real;
 
     use super::*;
     use crate::decoder::{Linear, Lora, Weight};
@@ -59,7 +59,7 @@ mod tests {
     fn random(shape: &[usize], seed: u64) -> Tensor {
         let count = shape.iter().product::<usize>();
         let values: Vec<f64> = (0..count)
-            .map(|i| 4.0 * still_attention::router::random_score(seed, 0, 0, i) - 2.0)
+            .map(|i| 4.0 * still_compute::random::uniform(seed, [0, 0, i]) - 2.0)
             .collect();
         Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
     }

@@ -6,8 +6,8 @@ use std::marker::PhantomData;
 
 use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
-use still_attention::Real;
-use still_attention::vector::{axpy, vectorize};
+use still_compute::Real;
+use still_compute::vector::{axpy, vectorize};
 
 use super::slice;
 

@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
-use still_attention::{Real, vector};
+use still_compute::{Real, vector};
 
 use super::{ROWS_PER_TASK, device, slice, values, with_values};
 

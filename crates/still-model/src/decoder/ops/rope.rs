@@ -3,7 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use candle_core::{DType, Device, Result, Tensor};
-use still_attention::Real;
+use still_compute::Real;
 
 /// Cosines and sines of a run of positions, one run for the whole batch or one per sequence.
 #[derive(Clone, Debug, Default)]

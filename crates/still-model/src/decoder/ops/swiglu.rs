@@ -1,8 +1,8 @@
 //! The gated activation of the MLP.
 
 use rayon::prelude::*;
-use still_attention::Real;
-use still_attention::vector::vectorize;
+use still_compute::Real;
+use still_compute::vector::vectorize;
 
 /// Values that one thread takes at a time.
 const BLOCK: usize = 16_384;

@@ -1,4 +1,6 @@
 use candle_core::{DType, Result, Tensor};
+#[cfg(feature = "cuda")]
+use still_compute::cuda::Gemm;
 
 use super::composed;
 use crate::decoder::Lora;
@@ -55,8 +57,7 @@ pub(in super::super) fn low_rank_linear(
 pub(in super::super) fn wide_linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
     if x.dtype() == DType::BF16 && x.device().is_cuda() {
-        let product = still_attention::wide_product(&x.unsqueeze(0)?, &weight.unsqueeze(0)?);
-        return product?.squeeze(0);
+        return still_compute::cuda::gemm(x, &weight.t()?, Gemm::to(DType::F32));
     }
     x.detach().contiguous()?.matmul(&weight.detach().t()?)?.to_dtype(DType::F32)
 }

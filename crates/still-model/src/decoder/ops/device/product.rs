@@ -10,7 +10,8 @@ pub(in crate::decoder) fn product(
 ) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
     if x.device().is_cuda() {
-        return crate::cuda::product(x, y, scale, onto, dtype);
+        let options = still_compute::cuda::Gemm { alpha: scale, accumulate: onto, dtype };
+        return still_compute::cuda::gemm(x, y, options);
     }
     let product = (x.contiguous()?.matmul(&y.contiguous()?)?.to_dtype(dtype)? * scale)?;
     match onto {

@@ -1,7 +1,7 @@
 //! Against the CPU's fused forms, gradients included.
 
 use candle_core::{Device, Result, Tensor, Var};
-use still_attention::router::random_score;
+use still_compute::random::uniform;
 
 use super::super::{self as fused, Dropout, MlpWeights, Rotation};
 use crate::decoder::{Linear, Lora, Weight};
@@ -9,7 +9,7 @@ use crate::decoder::{Linear, Lora, Weight};
 fn random(shape: &[usize], seed: u64) -> Tensor {
     let count = shape.iter().product::<usize>();
     let values: Vec<f32> =
-        (0..count).map(|i| 4.0 * random_score(seed, 0, 0, i) as f32 - 2.0).collect();
+        (0..count).map(|i| 4.0 * uniform(seed, [0, 0, i]) as f32 - 2.0).collect();
     Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
 }
 

@@ -1,43 +1,12 @@
-//! Borrowing a tensor's values as a slice.
+//! Checks of an operator's arguments: device, dtype and shape, with their names in the error.
 
-use std::ops::Deref;
-
-use candle_core::{CpuStorage, DType, Layout, Storage, Tensor};
+use candle_core::{DType, Tensor};
+use still_compute::Real;
+use still_compute::tensor::borrow;
 
 use crate::error::{AttentionError, Result};
-use crate::real::Real;
 
-/// The values of a contiguous part of a CPU storage.
-///
-/// # Errors
-/// A layout with gaps, or another dtype.
-pub fn slice<'a, T: Real>(
-    storage: &'a CpuStorage,
-    layout: &Layout,
-) -> candle_core::Result<&'a [T]> {
-    let Some((start, end)) = layout.contiguous_offsets() else {
-        candle_core::bail!("expected a contiguous tensor, got {layout:?}")
-    };
-    Ok(&storage.as_slice::<T>()?[start..end])
-}
-
-/// Calls `body` with the values of a CPU tensor, made contiguous if it is not.
-///
-/// # Errors
-/// Another dtype or device.
-pub fn borrow<T: Real, R>(tensor: &Tensor, body: impl FnOnce(&[T]) -> R) -> candle_core::Result<R> {
-    let tensor = tensor.contiguous()?;
-    let (storage, layout) = tensor.storage_and_layout();
-    match storage.deref() {
-        Storage::Cpu(storage) => Ok(body(slice(storage, layout)?)),
-        _ => candle_core::bail!(
-            "this op has a CPU kernel only, got a tensor on {:?}",
-            tensor.device().location()
-        ),
-    }
-}
-
-/// [`borrow`] for an operator's argument, with its name in the error.
+/// The values of an argument, borrowed.
 pub(crate) fn with_values<T: Real, R>(
     op: &'static str,
     name: &'static str,

@@ -5,16 +5,10 @@ use std::sync::Arc;
 
 use candle_core::backend::BackendDevice;
 use candle_core::cuda::CudaStorageSlice;
-use candle_core::cuda::cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DeviceRepr, SyncOnDrop};
+use candle_core::cuda::cudarc::driver::{CudaSlice, CudaStream, DevicePtr, SyncOnDrop};
 use candle_core::op::BackpropOp;
-use candle_core::{CudaDevice, CudaStorage, DType, Layout, Result, Storage, Tensor, bail};
-use still_kernels::{Rows, STILL_BF16, STILL_F32, Shape, check};
-
-/// Memory that some kernel fills before any reads it.
-pub(super) fn uninit<T: DeviceRepr>(device: &CudaDevice, len: usize) -> Result<CudaSlice<T>> {
-    // SAFETY: every user of this module queues what fills a buffer before what reads it. An empty one cannot be had.
-    unsafe { device.alloc(len.max(1)) }
-}
+use candle_core::{CudaStorage, DType, Layout, Result, Storage, Tensor, bail};
+use still_kernels::{Rows, STILL_BF16, STILL_F32, check};
 
 /// A dtype as the kernels name it.
 ///
@@ -26,49 +20,6 @@ pub fn kind(dtype: DType) -> Result<i32> {
         DType::BF16 => Ok(STILL_BF16),
         other => bail!("the kernels take f32 or bf16, not {other:?}"),
     }
-}
-
-/// A shape as the kernels take it.
-pub(super) fn shape(q: &Tensor, kv_heads: usize) -> Result<Shape> {
-    let (batch, heads, tokens, head_dim) = q.dims4()?;
-    let int = |x: usize| i32::try_from(x).map_err(candle_core::Error::wrap);
-    Ok(Shape {
-        batch: int(batch)?,
-        heads: int(heads)?,
-        kv_heads: int(kv_heads)?,
-        tokens: int(tokens)?,
-        head_dim: int(head_dim)?,
-        dtype: kind(q.dtype())?,
-    })
-}
-
-/// The tensor apart from its graph, copied if its rows do not lie as the kernels need them: adjacent channels, 16-byte
-/// aligned.
-pub(super) fn rows_aligned(tensor: &Tensor) -> Result<Tensor> {
-    let tensor = tensor.detach();
-    let layout = tensor.layout();
-    let unit = 16 / tensor.dtype().size_in_bytes();
-    let [outer @ .., inner] = layout.stride() else { return Ok(tensor) };
-    let aligned = |elements: usize| elements.is_multiple_of(unit);
-    if *inner == 1 && aligned(layout.start_offset()) && outer.iter().all(|&s| aligned(s)) {
-        return Ok(tensor);
-    }
-    tensor.force_contiguous()
-}
-
-/// The layout of `[B, H, N, D]` whose heads lie beside each other token by token, as an output projection reads them.
-pub(super) fn by_token((batch, heads, tokens, d): (usize, usize, usize, usize)) -> Layout {
-    let strides = vec![heads * tokens * d, d, heads * d, 1];
-    Layout::new((batch, heads, tokens, d).into(), strides, 0)
-}
-
-/// The tensor `[B, H, N, D]` of a new storage that lies [`by_token`].
-pub(super) fn tensor_by_token(
-    storage: CudaStorage,
-    (batch, heads, tokens, d): (usize, usize, usize, usize),
-) -> Result<Tensor> {
-    let (storage, shape) = (Storage::Cuda(storage), (batch, tokens, heads, d));
-    Tensor::from_storage(storage, shape, BackpropOp::none(), false).transpose(1, 2)
 }
 
 /// The CUDA storage of a tensor that is on CUDA.

@@ -1,24 +1,25 @@
-//! Threads that go through a decode step together.
+//! Threads that go through a piece of work together, phase by phase.
 //!
-//! Handing each of a step's products to a pool costs as much as the products do: a thread that found no work is asleep
-//! when the next piece comes. Here all threads run the whole step and take shares of each phase ([`still_threads`]).
+//! Handing each of a decode step's products to a pool costs as much as the products do: a thread that found no work is
+//! asleep when the next piece comes. Here all threads run the whole step and take shares of each phase ([`still_threads`]).
 
 use std::cell::{Cell, UnsafeCell};
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-use still_threads::{Failed, Phases, Work};
-
-use crate::error::{ModelError, Result};
+pub use still_threads::Failed;
+use still_threads::{Phases, Work};
 
 /// Runs `body` on every thread of the pool at once.
 ///
-/// Every member must go through the same phases, unless one fails: then all of them return.
+/// Every thread must go through the same phases, unless one fails: then all of them return.
 ///
 /// # Errors
-/// The first that a member returned.
-pub(crate) fn together(body: impl Fn(&Member<'_>) -> Result<()> + Sync) -> Result<()> {
+/// The first that a thread returned.
+pub fn on_all_threads<E: Send>(
+    body: impl Fn(&Worker<'_>) -> Result<(), E> + Sync,
+) -> Result<(), E> {
     let (phases, error) = (Phases::new(), Mutex::new(None));
     let size = rayon::current_num_threads();
     let fail = |reason| {
@@ -27,8 +28,8 @@ pub(crate) fn together(body: impl Fn(&Member<'_>) -> Result<()> + Sync) -> Resul
     rayon::broadcast(|thread| {
         // Also if the body panics.
         let fails = FailOnDrop(&phases);
-        let member = Member { phases: &phases, size, next: Cell::new(0), index: thread.index() };
-        match body(&member) {
+        let worker = Worker { phases: &phases, size, next: Cell::new(0), index: thread.index() };
+        match body(&worker) {
             Ok(()) => std::mem::forget(fails),
             Err(reason) => fail(reason),
         }
@@ -36,30 +37,30 @@ pub(crate) fn together(body: impl Fn(&Member<'_>) -> Result<()> + Sync) -> Resul
     error.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
 }
 
-/// One thread of the team.
-pub(crate) struct Member<'a> {
+/// One of the threads that run [`on_all_threads`].
+#[derive(Debug)]
+pub struct Worker<'a> {
     phases: &'a Phases,
     size: usize,
     /// Number of the phase that it comes to next.
     next: Cell<u32>,
-    /// Of the threads of the pool.
+    /// Which of the pool's threads it is.
     pub index: usize,
 }
 
-impl Member<'_> {
+impl Worker<'_> {
     /// Begins the next phase, of `units` units, as soon as the one before is over. They come in pieces, about `shares` for each
-    /// member, until all are taken; `None` if they are.
+    /// thread, until all are taken; `None` if they are.
     ///
     /// What the phases before wrote may be read until the last piece has been asked for, and no longer: who comes late finds
     /// that the others have gone on.
     ///
     /// # Errors
-    /// If another member failed.
-    pub fn phase(&self, units: usize, shares: usize) -> Result<Option<Work<'_>>> {
+    /// If another thread failed.
+    pub fn phase(&self, units: usize, shares: usize) -> Result<Option<Work<'_>>, Failed> {
         let number = self.next.replace(self.next.get() + 1);
         let piece = units / (self.size * shares);
-        let work = self.phases.enter(number, units, piece);
-        work.map_err(|Failed| ModelError::Invalid("another thread of the step failed".into()))
+        self.phases.enter(number, units, piece)
     }
 }
 
@@ -71,8 +72,9 @@ impl Drop for FailOnDrop<'_> {
     }
 }
 
-/// Values that members write disjoint parts of in one phase and read in another.
-pub(crate) struct Shared<'a> {
+/// Values that threads write disjoint parts of in one phase and read in another.
+#[derive(Debug)]
+pub struct Shared<'a> {
     values: &'a [UnsafeCell<f32>],
     borrow: PhantomData<&'a mut [f32]>,
 }
@@ -81,6 +83,7 @@ pub(crate) struct Shared<'a> {
 unsafe impl Sync for Shared<'_> {}
 
 impl<'a> Shared<'a> {
+    /// The values, to be shared.
     pub fn new(values: &'a mut [f32]) -> Self {
         let (start, length) = (values.as_mut_ptr().cast::<UnsafeCell<f32>>(), values.len());
         // SAFETY: `UnsafeCell<f32>` is laid out as `f32`, and the values are borrowed mutably for `'a`.
@@ -91,7 +94,7 @@ impl<'a> Shared<'a> {
     /// All values.
     ///
     /// # Safety
-    /// No member writes any of them in this phase.
+    /// No thread writes any of them in this phase.
     pub unsafe fn read(&self) -> &[f32] {
         // SAFETY: by this function's own contract nothing changes while the slice lives.
         unsafe { std::slice::from_raw_parts(self.values.as_ptr().cast(), self.values.len()) }
@@ -113,6 +116,18 @@ impl<'a> Shared<'a> {
 mod tests {
     use super::*;
 
+    #[derive(Debug, PartialEq)]
+    enum Stop {
+        Enough,
+        Other,
+    }
+
+    impl From<Failed> for Stop {
+        fn from(_: Failed) -> Self {
+            Self::Other
+        }
+    }
+
     fn on(threads: usize, body: impl FnOnce() + Send) {
         rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(body);
     }
@@ -123,15 +138,15 @@ mod tests {
             on(threads, || {
                 let mut values = vec![0.0; 1000];
                 let shared = Shared::new(&mut values);
-                together(|member| {
+                on_all_threads(|worker| {
                     for phase in 0..300 {
                         let units = [1, 7, 1000][phase % 3];
-                        for part in member.phase(units, 4)?.into_iter().flatten() {
+                        for part in worker.phase(units, 4)?.into_iter().flatten() {
                             // SAFETY: shares are disjoint.
                             unsafe { shared.write(part) }.iter_mut().for_each(|x| *x += 1.0);
                         }
                     }
-                    Ok(())
+                    Ok::<_, Failed>(())
                 })
                 .unwrap();
                 assert_eq!((values[0], values[6], values[7]), (300.0, 200.0, 100.0));
@@ -143,19 +158,19 @@ mod tests {
     #[test]
     fn an_error_ends_the_step_for_all() {
         on(3, || {
-            let error = together(|member| {
+            let error = on_all_threads(|worker| {
                 for phase in 0..10 {
-                    for unit in member.phase(3, 1)?.into_iter().flatten() {
+                    for unit in worker.phase(3, 1)?.into_iter().flatten() {
                         match (phase, unit.start) {
-                            (4, 1) => return Err(ModelError::Invalid("enough".into())),
-                            (5.., _) => panic!("a phase went on without a member"),
+                            (4, 1) => return Err(Stop::Enough),
+                            (5.., _) => panic!("a phase went on without a thread"),
                             _ => {}
                         }
                     }
                 }
                 Ok(())
             });
-            assert_eq!(error.unwrap_err().to_string(), "enough");
+            assert_eq!(error.unwrap_err(), Stop::Enough);
         });
     }
 }

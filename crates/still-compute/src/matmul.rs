@@ -93,12 +93,12 @@ pub fn par_matmul_new<T: Real>(
     c
 }
 
-/// `y = x Wᵀ` for a few rows: `x` `[m, k]`, `w` `[n, k]`, `y` `[m, n]`. Each row of `w` is read once, so that its memory's
+/// `y = x Wᵀ` for a small batch: `x` `[m, k]`, `w` `[n, k]`, `y` `[m, n]`. Each row of `w` is read once, so that its memory's
 /// speed is the limit.
 ///
 /// # Panics
 /// If the sizes do not fit.
-pub fn par_few_rows<T: Real>(w: &[T], k: usize, x: &[T], y: &mut [T]) {
+pub fn par_small_batch<T: Real>(w: &[T], k: usize, x: &[T], y: &mut [T]) {
     const ROWS: usize = 16;
     let (n, m) = (w.len() / k, x.len() / k);
     assert_eq!(y.len(), m * n, "y is not {m}x{n}");

@@ -26,11 +26,6 @@ pub trait Real: Float + WithDType + Default + std::iter::Sum + std::fmt::Debug {
     fn vectorize<R>(body: impl FnOnce() -> R) -> R;
 }
 
-/// `1 / sigmoid(x)`.
-pub(crate) fn inverse_sigmoid<T: Real>(x: T) -> T {
-    T::one() + (-x).exp()
-}
-
 impl Real for f64 {
     #[inline(always)]
     fn of(x: f64) -> Self {
