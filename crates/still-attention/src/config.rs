@@ -1,5 +1,8 @@
 //! What describes a hybrid attention layer, apart from its weights.
 
+use std::fmt;
+use std::str::FromStr;
+
 use serde::{Deserialize, Serialize};
 
 use crate::error::{AttentionError, Result};
@@ -428,6 +431,19 @@ pub enum RowDtype {
 }
 
 impl RowDtype {
+    /// Every format.
+    pub const ALL: [Self; 4] = [Self::F32, Self::Bf16, Self::F16, Self::Int8];
+
+    /// As in files and on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::F16 => "f16",
+            Self::Int8 => "int8",
+        }
+    }
+
     /// Bytes of one stored value, a row's scale aside.
     pub fn bytes(self) -> usize {
         match self {
@@ -443,5 +459,22 @@ impl RowDtype {
             Self::Int8 => Self::Bf16,
             other => other,
         }
+    }
+}
+
+impl fmt::Display for RowDtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for RowDtype {
+    type Err = AttentionError;
+
+    fn from_str(name: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|rows| rows.name() == name).ok_or_else(|| {
+            let names = Self::ALL.map(Self::name).join(", ");
+            AttentionError::Config(format!("no row format is called {name:?}: use one of {names}"))
+        })
     }
 }

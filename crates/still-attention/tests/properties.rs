@@ -410,3 +410,12 @@ fn narrow_rows_stay_within_their_rounding() {
     }
     assert!(sizes[0] == sizes[1] && sizes[2] < sizes[1], "{sizes:?}");
 }
+
+#[test]
+fn row_formats_are_found_by_their_names() {
+    for rows in RowDtype::ALL {
+        assert_eq!(rows.to_string().parse::<RowDtype>().unwrap(), rows);
+    }
+    let told = "f64".parse::<RowDtype>().unwrap_err().to_string();
+    assert!(told.contains("\"f64\"") && told.contains("f32, bf16, f16, int8"), "{told}");
+}

@@ -16,26 +16,22 @@ mod plot;
 mod printer;
 mod process;
 mod progress;
-mod ranges;
 mod run_log;
 mod shown;
 mod table;
 mod tensorboard;
 mod threads;
-mod usage;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
-use clap::Parser;
-
-use crate::args::{Cli, Command};
+use crate::args::{Cli, Command, usage};
 use crate::printer::Printer;
 
 fn main() -> ExitCode {
     process::prepare();
     errors::install_panic_hook();
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::read(std::env::args_os()) {
         Ok(cli) => cli,
         Err(error) => return usage::report(&error),
     };
@@ -55,17 +51,23 @@ fn main() -> ExitCode {
 }
 
 fn run(command: Command, printer: &Printer) -> anyhow::Result<()> {
+    use commands::{
+        bench, calibrate, chat, completions, demo, doctor, eval, export, generate, inspect,
+        linearize, man, report,
+    };
     match command {
-        Command::Demo(args) => commands::demo::run(&args, printer),
-        Command::Linearize(args) => commands::linearize::run(&args, printer),
-        Command::Calibrate(args) => commands::calibrate::run(&args, printer),
-        Command::Report(args) => commands::report::run(&args, printer),
-        Command::Export(args) => commands::export::run(&args, printer),
-        Command::Generate(args) => commands::generate::run(&args, printer),
-        Command::Chat(args) => commands::chat::run(&args, printer),
-        Command::Inspect(args) => commands::inspect::run(&args, printer),
-        Command::Bench(args) => commands::bench::run(&args, printer),
-        Command::Eval(args) => commands::eval::run(&args, printer),
-        Command::Doctor(args) => commands::doctor::run(&args, printer),
+        Command::Demo(args) => demo::run(&args, printer),
+        Command::Linearize(args) => linearize::run(&args.resolve()?, printer),
+        Command::Calibrate(args) => calibrate::run(&args.resolve()?, printer),
+        Command::Export(args) => export::run(&args.resolve()?, printer),
+        Command::Generate(args) => generate::run(&args.resolve()?, printer),
+        Command::Chat(args) => chat::run(&args.resolve()?, printer),
+        Command::Eval(args) => eval::run(&args.resolve()?, printer),
+        Command::Bench(args) => bench::run(args, printer),
+        Command::Inspect(args) => inspect::run(&args, printer),
+        Command::Report(args) => report::run(args, printer),
+        Command::Doctor(args) => doctor::run(&args, printer),
+        Command::Completions(args) => completions::run(&args, printer),
+        Command::Man(args) => man::run(&args, printer),
     }
 }

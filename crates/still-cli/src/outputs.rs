@@ -27,6 +27,8 @@ pub enum Ours {
     Budgets,
     /// A quantized student.
     Student,
+    /// A page of `still man`.
+    ManPage,
 }
 
 /// What becomes of a file that is there.
@@ -159,6 +161,7 @@ impl Ours {
             Self::Results => "a result of `still eval`",
             Self::Budgets => "budgets of `still calibrate`",
             Self::Student => "a student that `still export` wrote",
+            Self::ManPage => "a manual page that still wrote",
         }
     }
 
@@ -177,6 +180,7 @@ impl Ours {
             Self::Results => has_keys(&["model", "tasks", "timing"]),
             Self::Budgets => has_keys(&["budgets", "chunk", "at_length"]),
             Self::Student => still_model::is_exported_student(path),
+            Self::ManPage => head(path).contains(".TH still"),
         }
     }
 }

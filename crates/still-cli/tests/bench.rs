@@ -1,4 +1,4 @@
-//! `still bench`.
+//! `still bench model`, `train` and `attention`.
 
 mod common;
 
@@ -10,6 +10,7 @@ fn a_line_for_every_variant_and_context() {
         still()
             .args([
                 "bench",
+                "model",
                 "--json",
                 "--contexts",
                 "70,200",
@@ -47,7 +48,7 @@ fn contexts_decoded_in_turn_have_the_caches_that_they_have_alone() {
     let caches = |more: &[&str]| {
         let outcome = Outcome::of(
             still()
-                .args(["bench", "--json", "--contexts", "300,70", "--new-tokens", "35"])
+                .args(["bench", "model", "--json", "--contexts", "300,70", "--new-tokens", "35"])
                 .args(["--variants", "still", "--model"])
                 .arg(teacher_dir())
                 .args(more),
@@ -70,7 +71,7 @@ fn a_cap_bounds_the_cache() {
     let bytes = |cap: &[&str]| {
         let outcome = Outcome::of(
             still()
-                .args(["bench", "--json", "--contexts", "700", "--new-tokens", "1"])
+                .args(["bench", "model", "--json", "--contexts", "700", "--new-tokens", "1"])
                 .args(["--variants", "still", "--model"])
                 .arg(teacher_dir())
                 .args(cap),
@@ -83,21 +84,34 @@ fn a_cap_bounds_the_cache() {
 
 #[test]
 fn what_cannot_be_timed_is_refused() {
-    let run = |args: &[&str]| {
-        Outcome::of(still().args(["bench", "--model"]).arg(teacher_dir()).args(args))
+    let run = |what: &str, args: &[&str]| {
+        Outcome::of(still().args(["bench", what, "--model"]).arg(teacher_dir()).args(args))
     };
-    run(&["--new-tokens", "0"]).failed_with("nothing to time");
-    run(&["--contexts", "0"]).failed_with("nothing to time");
-    run(&["--threads", "0"]).failed_with("--threads 0");
-    run(&["--variants", "student", "--contexts", "8"]).failed_with("needs a student");
-    run(&["--stages", "transfer", "--steps", "0"]).failed_with("--steps 0");
+    run("model", &["--new-tokens", "0"]).failed_with("nothing to time");
+    run("model", &["--batch", "0"]).failed_with("nothing to time");
+    run("model", &["--contexts", "0"]).failed_with("nothing to time");
+    run("model", &["--threads", "0"]).failed_with("--threads 0");
+    run("model", &["--variants", "student", "--contexts", "8"]).failed_with("needs a student");
+    run("train", &["--stages", "transfer", "--steps", "0"]).failed_with("--steps 0");
+    run("train", &["--contexts", "0"]).failed_with("nothing to time");
+    run("train", &["--stages", "pretrain"]).failed_with("invalid value 'pretrain'");
+    run("model", &["--steps", "3"]).failed_with("unexpected argument '--steps'");
+    Outcome::of(still().args(["bench", "train"])).failed_with("--model <MODEL>");
 }
 
 #[test]
 fn training_steps_are_timed_by_stage_and_context() {
     let outcome = Outcome::of(
         still()
-            .args(["bench", "--json", "--stages", "transfer,finetune", "--contexts", "64,130"])
+            .args([
+                "bench",
+                "train",
+                "--json",
+                "--stages",
+                "transfer,finetune",
+                "--contexts",
+                "64,130",
+            ])
             .args(["--steps", "2", "--set", "finetune.objective=cross_entropy", "--model"])
             .arg(teacher_dir()),
     );
@@ -117,12 +131,10 @@ fn training_steps_are_timed_by_stage_and_context() {
     }
 }
 
-/// `--op attention` on small heads.
+/// `bench attention` on small heads.
 fn operator(args: &[&str]) -> Outcome {
     let heads = ["--heads", "4", "--kv-heads", "2", "--head-dim", "8", "--repetitions", "2"];
-    Outcome::of(
-        still().args(["bench", "--op", "attention", "--threads", "2"]).args(heads).args(args),
-    )
+    Outcome::of(still().args(["bench", "attention", "--threads", "2"]).args(heads).args(args))
 }
 
 #[test]
@@ -232,22 +244,21 @@ fn the_operator_as_a_table() {
 #[test]
 fn what_the_operator_cannot_time_is_refused() {
     operator(&["--contexts", "0"]).failed_with("nothing to time");
-    operator(&["--variants", "window"]).failed_with("no variant `window`");
-    operator(&["--variants", "student"]).failed_with("no variant `student`");
+    operator(&["--variants", "window"]).failed_with("invalid value 'window'");
+    operator(&["--variants", "student"]).failed_with("invalid value 'student'");
     operator(&["--passes", "forward-backward"]).failed_with("`dense` has no pass");
     operator(&["--compute-dtype", "bf16"]).failed_with("f32 on the CPU");
     let small = ["--contexts", "70", "--passes", "forward", "--variants", "still"];
     operator(&[small.as_slice(), &["--budget", "65"]].concat()).failed_with("budget of 65");
-    let heads =
-        |args: &[&str]| Outcome::of(still().args(["bench", "--op", "attention"]).args(args));
+    let heads = |args: &[&str]| Outcome::of(still().args(["bench", "attention"]).args(args));
     heads(&["--repetitions", "0"]).failed_with("--repetitions 0");
     heads(&["--heads", "3"]).failed_with("cannot share");
     heads(&["--head-dim", "0"]).failed_with("no heads");
     heads(&["--shape", "nothing"]).failed_with("no shape is called");
     // These the command line refuses by itself.
-    let alone = Outcome::of(still().args(["bench", "--shape", "smollm2-135m", "--heads", "3"]));
-    for outcome in [alone, heads(&["--model", "somewhere"]), heads(&["--new-tokens", "3"])] {
-        assert_eq!(outcome.code, 1, "{}", outcome.stderr);
-        assert!(outcome.stderr.contains("--op"), "{}", outcome.stderr);
-    }
+    let alone =
+        Outcome::of(still().args(["bench", "model", "--shape", "smollm2-135m", "--heads", "3"]));
+    alone.failed_with("unexpected argument '--heads'");
+    heads(&["--model", "somewhere"]).failed_with("unexpected argument '--model'");
+    heads(&["--new-tokens", "3"]).failed_with("unexpected argument '--new-tokens'");
 }

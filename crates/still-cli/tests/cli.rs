@@ -4,27 +4,149 @@ mod common;
 
 use common::{Outcome, still};
 
+const COMMANDS: [&str; 13] = [
+    "demo",
+    "linearize",
+    "calibrate",
+    "export",
+    "generate",
+    "chat",
+    "eval",
+    "bench",
+    "inspect",
+    "report",
+    "doctor",
+    "completions",
+    "man",
+];
+
 #[test]
-fn help_names_every_command_on_stdout() {
+fn help_names_every_command_on_stdout_by_what_it_is_for() {
     let outcome = Outcome::of(still().arg("--help"));
     outcome.succeeded();
-    for command in
-        ["demo", "linearize", "report", "generate", "chat", "inspect", "bench", "eval", "doctor"]
-    {
-        assert!(outcome.stdout.contains(&format!("\n  {command} ")), "{}", outcome.stdout);
-    }
+    let place = |text: &str| outcome.stdout.find(text).unwrap_or_else(|| panic!("no {text:?}"));
+    let commands = COMMANDS.map(|command| place(&format!("\n  {command} ")));
+    assert!(commands.is_sorted(), "{}", outcome.stdout);
+    let groups = ["Train", "Run", "Evaluate", "Look", "Set up", "Options", "Examples"];
+    assert!(groups.map(|group| place(&format!("\n{group}:\n"))).is_sorted());
     assert!(outcome.stderr.is_empty(), "{}", outcome.stderr);
+    // Off a terminal without colours.
+    assert!(!outcome.stdout.contains('\u{1b}'), "{:?}", outcome.stdout);
 }
 
 #[test]
-fn every_command_has_help() {
-    for command in
-        ["demo", "linearize", "report", "generate", "chat", "inspect", "bench", "eval", "doctor"]
-    {
-        let outcome = Outcome::of(still().args([command, "--help"]));
+fn every_command_has_help_with_examples() {
+    let commands = COMMANDS.map(|command| vec![command]);
+    let of_commands = [
+        ["bench", "model"],
+        ["bench", "train"],
+        ["bench", "attention"],
+        ["report", "run"],
+        ["report", "eval"],
+    ];
+    for command in commands.into_iter().chain(of_commands.map(Vec::from)) {
+        let outcome = Outcome::of(still().args(&command).arg("--help"));
         outcome.succeeded();
-        assert!(outcome.stdout.contains("Usage: still"), "{}", outcome.stdout);
+        let name = command.join(" ");
+        assert!(outcome.stdout.contains(&format!("Usage: still {name} ")), "{}", outcome.stdout);
+        let examples = format!("\nExamples:\n  still {name}");
+        assert!(outcome.stdout.contains(&examples), "{}", outcome.stdout);
     }
+}
+
+/// Whoever types what was right before is told what to type now, word for word.
+#[test]
+fn spellings_that_moved_say_what_to_type() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("results.json"), "{}").unwrap();
+    for (old, new) in [
+        ("bench --model m --contexts 64", "bench model --model m --contexts 64"),
+        ("bench --op attention --heads 4", "bench attention --heads 4"),
+        ("bench --op=attention -q", "bench attention -q"),
+        ("-v bench --stages finetune -m m", "-v bench train --stages finetune -m m"),
+        ("report my.run --json", "report run my.run --json"),
+        ("report results.json", "report eval results.json"),
+    ] {
+        let outcome = Outcome::of(still().current_dir(dir.path()).args(old.split(' ')));
+        outcome.failed_with("is followed by one of");
+        let hint = format!("hint: type `still {new}`\n");
+        assert!(outcome.stderr.ends_with(&hint), "{old}: {}", outcome.stderr);
+    }
+}
+
+#[test]
+fn a_shell_completes_commands_options_and_values() {
+    let script = |shell: &str| {
+        let outcome = Outcome::of(still().args(["completions", shell]));
+        outcome.succeeded();
+        assert!(outcome.stderr.is_empty(), "{}", outcome.stderr);
+        outcome.stdout
+    };
+    for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
+        for word in ["linearize", "attention", "cache-dtype", "int8"] {
+            assert!(script(shell).contains(word), "no {word} for {shell}");
+        }
+    }
+    Outcome::of(still().args(["completions", "cmd"])).failed_with("invalid value 'cmd'");
+
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("still.bash"), script("bash")).unwrap();
+    let completed = |line: &str| {
+        let ask = "set -eu; source still.bash; COMP_WORDS=($1 \"\"); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); \
+                   _still still \"\" \"${COMP_WORDS[COMP_CWORD - 1]}\"; echo \"${COMPREPLY[@]}\"";
+        let output = std::process::Command::new("bash")
+            .current_dir(dir.path())
+            .args(["-c", ask, "bash", line])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let commands = completed("still");
+    assert!(COMMANDS.iter().all(|command| commands.contains(command)), "{commands}");
+    assert!(completed("still bench").contains("model train attention"));
+    let options = completed("still bench attention");
+    assert!(options.contains("--head-dim") && !options.contains("--new-tokens"), "{options}");
+    assert_eq!(completed("still generate --cache-dtype").trim(), "f32 bf16 f16 int8");
+}
+
+#[test]
+fn every_command_has_a_manual_page() {
+    let dir = tempfile::tempdir().unwrap();
+    let man = dir.path().join("share/man1");
+    let write = || Outcome::of(still().args(["man", "--out"]).arg(&man));
+    write().succeeded();
+    let pages = || {
+        let names = man.read_dir().unwrap().map(|entry| entry.unwrap().file_name());
+        let mut names: Vec<String> = names.map(|name| name.into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    let mut expected: Vec<String> =
+        COMMANDS.iter().map(|command| format!("still-{command}.1")).collect();
+    for name in
+        ["", "-bench-model", "-bench-train", "-bench-attention", "-report-run", "-report-eval"]
+    {
+        expected.push(format!("still{name}.1"));
+    }
+    expected.sort();
+    assert_eq!(pages(), expected);
+    let page = std::fs::read_to_string(man.join("still-bench-attention.1")).unwrap();
+    for part in [
+        ".TH still-bench-attention 1",
+        "still bench attention",
+        "\\-\\-head\\-dim",
+        "\\-\\-threads",
+        ".SH EXAMPLES\n.EX\nstill bench attention \\-\\-contexts 2048,8192\n",
+    ] {
+        assert!(page.contains(part), "no {part:?} in {page}");
+    }
+    // Pages are written again; a file of another kind is not touched.
+    write().succeeded();
+    std::fs::write(man.join("still-chat.1"), "mine").unwrap();
+    write().failed_with("still-chat.1 exists and is not a manual page that still wrote");
+    assert_eq!(std::fs::read_to_string(man.join("still-chat.1")).unwrap(), "mine");
+    assert_eq!(pages(), expected);
 }
 
 #[test]
@@ -43,6 +165,9 @@ fn usage_errors_exit_with_1() {
         vec!["generate", "--model", "x", "--prompt", "a", "--prompt-file", "b"],
         vec!["linearize", "--model", "x", "--out", "y"],
         vec!["doctor", "--quiet", "--verbose"],
+        vec!["bench"],
+        vec!["bench", "modle"],
+        vec!["report"],
         vec![],
     ] {
         let outcome = Outcome::of(still().args(&arguments));

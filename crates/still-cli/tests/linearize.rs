@@ -81,7 +81,7 @@ fn progress_is_readable_in_a_log() {
         stderr.lines().skip_while(|line| !line.starts_with("transfer: layer")).collect();
     assert!(table[0].ends_with("first loss  last loss  ratio"), "{stderr}");
     assert!(table[2].starts_with("0 ") && table[3].starts_with("1 "), "{stderr}");
-    assert!(stderr.contains("still report"), "{stderr}");
+    assert!(stderr.contains("still report run"), "{stderr}");
 
     let quiet = linearize(dir.path(), "quiet", &["--quiet"]);
     quiet.succeeded();

@@ -154,7 +154,7 @@ fn every_command_checks_its_files_first() {
     refused(&[&inspect, &[foreign]], "exists and is not a page");
     refused(&[&inspect, &[text]], "would replace");
     linearize(dir, "student", &[]).succeeded();
-    refused(&[&["report", "student.run", "--out", foreign]], "exists and is not a page");
+    refused(&[&["report", "run", "student.run", "--out", foreign]], "exists and is not a page");
     for (file, text) in [(foreign, "mine"), (gguf, "mine")] {
         assert_eq!(fs::read_to_string(file).unwrap(), text);
     }
@@ -163,8 +163,8 @@ fn every_command_checks_its_files_first() {
         for command in [
             [&eval[..], &["--json", "results.json"]].concat(),
             [&inspect[..], &["page.html"]].concat(),
-            vec!["report", "student.run"],
-            vec!["report", "results.json", "--markdown", "results.md"],
+            vec!["report", "run", "student.run"],
+            vec!["report", "eval", "results.json", "--markdown", "results.md"],
         ] {
             Outcome::of(still().current_dir(dir).args(&command)).succeeded();
         }
@@ -283,7 +283,7 @@ fn memory_that_is_not_there_is_refused() {
     let bench = |more: &[&str]| {
         let script = "ulimit -v 6000000; exec \"$0\" \"$@\"";
         let mut shell = assert_cmd::Command::new("sh");
-        shell.args(["-c", script, BINARY, "bench", "--new-tokens", "4", "--model"]);
+        shell.args(["-c", script, BINARY, "bench", "model", "--new-tokens", "4", "--model"]);
         shell.env("RAYON_NUM_THREADS", "1").arg(student_dir()).args(more);
         Outcome::of(&mut shell)
     };

@@ -1,4 +1,4 @@
-//! `still report` on hand-made run directories and on a real one.
+//! `still report run` on hand-made run directories and on a real one.
 
 mod common;
 
@@ -61,7 +61,7 @@ fn run_dir() -> tempfile::TempDir {
 }
 
 fn report(dir: &Path, extra: &[&str]) -> Outcome {
-    Outcome::of(still().arg("report").arg(dir).args(extra))
+    Outcome::of(still().args(["report", "run"]).arg(dir).args(extra))
 }
 
 fn page(dir: &Path) -> String {

@@ -1,4 +1,4 @@
-//! `still report` of results of `still eval`: hand-made ones and real ones.
+//! `still report eval`: hand-made ones and real ones.
 
 mod common;
 
@@ -70,7 +70,7 @@ fn write(dir: &TempDir, name: &str, value: &Value) -> PathBuf {
 }
 
 fn report(paths: &[&Path], extra: &[&str]) -> Outcome {
-    Outcome::of(still().arg("report").args(paths).args(extra))
+    Outcome::of(still().args(["report", "eval"]).args(paths).args(extra))
 }
 
 #[test]
@@ -375,9 +375,10 @@ fn what_is_no_result_is_refused() {
         path
     };
     let missing = dir.path().join("missing");
-    report(&[&missing], &[]).failed_with("no directory or file");
+    report(&[&missing], &[]).failed_with("missing");
     report(&[&good, &missing], &[]).failed_with("missing");
-    report(&[&good, dir.path()], &[]).failed_with("is a directory among 2 arguments");
+    report(&[&good, dir.path()], &[])
+        .failed_with("is a directory, not a file that `still eval --json` wrote");
     report(&[&file("t.txt", "text")], &[]).failed_with("t.txt is no result of `still eval --json`");
     report(&[&file("o.json", "{\"a\": 1}")], &[]).failed_with("missing field `model`");
     // A log of samples.
@@ -388,7 +389,7 @@ fn what_is_no_result_is_refused() {
     let text = good.to_str().unwrap();
     report(&[&good], &["--out", text]).failed_with("would replace");
     report(&[&good], &["--out", dir.path().to_str().unwrap()]).failed_with("is a directory");
-    report(&[dir.path()], &["--markdown", "x.md"]).failed_with("--markdown is of files");
+    report(&[dir.path()], &["--markdown", "x.md"]).failed_with("is a directory, not a file");
 }
 
 /// From models to the page.

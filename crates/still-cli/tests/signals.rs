@@ -170,7 +170,8 @@ fn a_run_under_nohup_outlives_its_terminal() {
 /// What has nothing to save ends at once: here a bench of a long context.
 #[test]
 fn what_saves_nothing_ends_at_once() {
-    let mut command = still(&["bench", "--contexts", "300000", "--variants", "dense", "--model"]);
+    let mut command =
+        still(&["bench", "model", "--contexts", "300000", "--variants", "dense", "--model"]);
     let child = command.arg(teacher_dir()).spawn().unwrap();
     std::thread::sleep(Duration::from_millis(500));
     let sent = Instant::now();
@@ -196,7 +197,8 @@ fn a_stderr_that_takes_nothing_holds_up_no_signal() {
         move || while writer.write_all(&chunk).is_ok() {}
     });
     std::thread::sleep(Duration::from_millis(200));
-    let mut command = still(&["bench", "-q", "--contexts", "300000", "--variants", "dense"]);
+    let mut command =
+        still(&["bench", "model", "-q", "--contexts", "300000", "--variants", "dense"]);
     command.arg("--model").arg(teacher_dir()).stderr(writer.try_clone().unwrap());
     let child = command.spawn().unwrap();
     drop(command);

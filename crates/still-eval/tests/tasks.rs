@@ -5,6 +5,7 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use still_attention::{RowDtype, StillConfig};
+use still_eval::operator::Pass;
 use still_eval::run::{Answer, AskOptions, Asked, Listener, Sample, TaskScores, ask};
 use still_eval::task::{
     Metric, Question, Request, STANDARD, StandardOptions, Task, WindowOptions, standard, windows,
@@ -328,4 +329,14 @@ fn sliding_windows_score_every_token_once() {
         let options = WindowOptions { length, stride, limit: None };
         assert!(windows(&text, &model.tokenizer, &options).is_err(), "{length} {stride:?}");
     }
+}
+
+#[test]
+fn passes_of_the_operator_are_found_by_their_names() {
+    for pass in Pass::ALL {
+        assert_eq!(pass.to_string().parse::<Pass>().unwrap(), pass);
+        assert_eq!(serde_json::to_value(pass).unwrap(), pass.name());
+    }
+    let told = "backward".parse::<Pass>().unwrap_err().to_string();
+    assert!(told.contains("forward, forward-backward, decode"), "{told}");
 }

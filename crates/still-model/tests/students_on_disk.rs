@@ -354,3 +354,15 @@ fn a_slash_at_the_end_means_nothing() {
     }
     load(&out).unwrap();
 }
+
+#[test]
+fn formats_are_found_by_their_names() {
+    for format in GgufFormat::ALL {
+        assert_eq!(format.to_string().parse::<GgufFormat>().unwrap(), format);
+    }
+    let error = "q3_k".parse::<GgufFormat>().unwrap_err();
+    assert!(error.to_string().contains("\"q3_k\""), "{error}");
+    assert_eq!(error.hint().as_deref(), Some("use one of q8_0, q4_1, q4_k"));
+    // Of 512 values, with their scales: 34 bytes for each 32, 144 for each 256.
+    assert_eq!(GgufFormat::ALL.map(|format| format.bytes(512)), [544, 288, 288]);
+}

@@ -1,9 +1,11 @@
 //! What a run tells while it goes on.
 
+use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -24,12 +26,32 @@ pub enum Stage {
 }
 
 impl Stage {
+    /// Both, in the order of a run.
+    pub const ALL: [Self; 2] = [Self::Transfer, Self::Finetune];
+
     /// As in files and messages.
     pub fn name(self) -> &'static str {
         match self {
             Self::Transfer => "transfer",
             Self::Finetune => "finetune",
         }
+    }
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for Stage {
+    type Err = TrainError;
+
+    fn from_str(name: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|stage| stage.name() == name).ok_or_else(|| TrainError::Recipe {
+            what: format!("no stage is called {name:?}"),
+            hint: format!("use {}", Self::ALL.map(Self::name).join(" or ")),
+        })
     }
 }
 

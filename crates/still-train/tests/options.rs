@@ -4,7 +4,7 @@ mod common;
 
 use common::{model, recipe, windows};
 use still_model::Student;
-use still_train::{FinetuneStage, Position, TransferStage};
+use still_train::{FinetuneStage, Position, Stage, TransferStage};
 
 /// Known losses were recorded from these tests on x86-64 with AVX-512, f32.
 ///
@@ -128,4 +128,14 @@ fn schedules_share_their_warmup_and_then_part() {
     near(rates("constant"), [5e-3, 1e-2, 1e-2, 1e-2]);
     near(rates("linear"), [5e-3, 1e-2, 1e-2, 1e-3]);
     near(rates("cosine"), [5e-3, 1e-2, 1e-2, 1e-3]);
+}
+
+#[test]
+fn stages_are_found_by_their_names() {
+    for stage in Stage::ALL {
+        assert_eq!(stage.to_string().parse::<Stage>().unwrap(), stage);
+    }
+    let error = "pretrain".parse::<Stage>().unwrap_err();
+    assert!(error.to_string().contains("\"pretrain\""), "{error}");
+    assert_eq!(error.hint().as_deref(), Some("use transfer or finetune"));
 }

@@ -3,12 +3,13 @@
 use std::io::{BufRead, IsTerminal, Read};
 
 use anyhow::Context;
-use still_attention::RowDtype;
+use clap::Args;
 use still_model::{ChatSession, GenerateOptions, ModelError};
 
 use super::generate::summary;
-use super::{load, row_dtype, sampling, stream_to};
-use crate::args::ChatArgs;
+use super::model::{DeviceArgs, ModelArg, Place, load};
+use super::sampling::{Sampling, SamplingArgs};
+use super::stream_to;
 use crate::errors::user;
 use crate::interrupt::{self, OnSignal};
 use crate::printer::Printer;
@@ -16,12 +17,58 @@ use crate::printer::Printer;
 /// Most bytes of a message, which is a line.
 const MESSAGE_BYTES: u64 = 16 << 20;
 
+const EXAMPLES: &str = "\
+Examples:
+  still chat --model my-student
+  still chat --model my-student --system 'Answer in one sentence.' --temperature 0.7
+  still chat --model org/name --device cuda";
+
+/// `still chat`
+#[derive(Clone, Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct ChatArgs {
+    /// The model.
+    #[command(flatten)]
+    model: ModelArg,
+    /// Where it computes.
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// System message
+    #[arg(long, value_name = "TEXT")]
+    system: Option<String>,
+    /// Sampling.
+    #[command(flatten)]
+    sampling: SamplingArgs,
+}
+
+/// Who is talked to, and how it answers.
+#[derive(Debug)]
+pub struct Settings {
+    model: String,
+    place: Place,
+    system: Option<String>,
+    sampling: Sampling,
+}
+
+impl ChatArgs {
+    /// # Errors
+    /// Options that contradict each other; a device that is not there.
+    pub fn resolve(self) -> anyhow::Result<Settings> {
+        Ok(Settings {
+            sampling: self.sampling.resolve()?,
+            place: self.device.resolve()?,
+            model: self.model.model,
+            system: self.system,
+        })
+    }
+}
+
 /// Runs the command.
-pub fn run(args: &ChatArgs, printer: &Printer) -> anyhow::Result<()> {
-    let options = sampling(&args.sampling)?;
-    let model = load(&args.model.model, &args.device, printer)?;
-    let rows = row_dtype(args.sampling.cache_dtype, RowDtype::Bf16, &model);
-    let mut session = ChatSession::new(model, rows, args.system.as_deref())?;
+pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
+    let Sampling { options, rows } = &settings.sampling;
+    let model = load(&settings.model, &settings.place, printer)?;
+    let rows = rows.of(&model);
+    let mut session = ChatSession::new(model, rows, settings.system.as_deref())?;
     interrupt::hint("the conversation is not kept: start it again");
     let stdin = std::io::stdin();
     let terminal = stdin.is_terminal();
@@ -48,7 +95,7 @@ pub fn run(args: &ChatArgs, printer: &Printer) -> anyhow::Result<()> {
         match line.trim() {
             "" => continue,
             "/exit" | "/quit" => return Ok(()),
-            message => turn(&mut session, message, &options, printer)?,
+            message => turn(&mut session, message, options, printer)?,
         }
     }
 }

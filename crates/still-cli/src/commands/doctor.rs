@@ -3,12 +3,26 @@
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
+use clap::Args;
 use serde::Serialize;
 use still_model::fetch;
 
-use crate::args::DoctorArgs;
 use crate::printer::Printer;
 use crate::table;
+
+const EXAMPLES: &str = "\
+Examples:
+  still doctor
+  still doctor --json";
+
+/// `still doctor`
+#[derive(Clone, Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct DoctorArgs {
+    /// Print one JSON object on stdout
+    #[arg(long)]
+    json: bool,
+}
 
 /// Everything that a report of a problem should contain.
 #[derive(Debug, Serialize)]

@@ -1,49 +1,91 @@
 //! `still export`: a student with quantized weights, in one file.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use clap::Args;
 use still_model::files::parent;
 use still_model::{GgufFormat, export_gguf};
 
-use super::load;
-use crate::args::{DeviceArgs, ExportArgs, GgufArg};
+use super::model::{ModelArg, Place, load};
+use crate::args::one_of;
 use crate::disk::room;
 use crate::errors::user;
 use crate::outputs::{Existing, Ours, Outputs};
 use crate::printer::Printer;
 
-/// Runs the command.
-pub fn run(args: &ExportArgs, printer: &Printer) -> anyhow::Result<()> {
-    if args.out.extension().is_none_or(|extension| extension != "gguf") {
-        return Err(user(
-            format!("{} is not the name of a GGUF file", args.out.display()),
-            "choose a name that ends in .gguf: it is what tells the file's format",
-        ));
+const EXAMPLES: &str = "\
+Examples:
+  still export --model my-student --gguf q4_1 --out my-student.gguf
+  still export --model my-student --gguf q8_0 --out my-student.gguf --overwrite";
+
+/// `still export`
+#[derive(Clone, Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct ExportArgs {
+    /// The student.
+    #[command(flatten)]
+    model: ModelArg,
+    /// Format of the weights, the vocabulary's aside, which has 8 bits; low-rank updates are merged first. Where rows are no
+    /// whole blocks of q4_k they take q4_1
+    #[arg(long, value_name = "FORMAT", value_parser = one_of(&GgufFormat::ALL, GgufFormat::name))]
+    gguf: GgufFormat,
+    /// File to write; its name must end in .gguf
+    #[arg(long, short, value_name = "FILE")]
+    out: PathBuf,
+    /// Replace OUT if it exists
+    #[arg(long)]
+    overwrite: bool,
+    /// Print one JSON object on stdout
+    #[arg(long)]
+    json: bool,
+}
+
+/// What is written, and where.
+#[derive(Debug)]
+pub struct Settings {
+    model: String,
+    format: GgufFormat,
+    out: PathBuf,
+    existing: Existing,
+    json: bool,
+}
+
+impl ExportArgs {
+    /// # Errors
+    /// A name that is none of a GGUF file.
+    pub fn resolve(self) -> anyhow::Result<Settings> {
+        if self.out.extension().is_none_or(|extension| extension != "gguf") {
+            return Err(user(
+                format!("{} is not the name of a GGUF file", self.out.display()),
+                "choose a name that ends in .gguf: it is what tells the file's format",
+            ));
+        }
+        Ok(Settings {
+            model: self.model.model,
+            format: self.gguf,
+            out: self.out,
+            existing: Existing::overwrite(self.overwrite),
+            json: self.json,
+        })
     }
-    let existing = Existing::overwrite(args.overwrite);
+}
+
+/// Runs the command.
+pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
+    let out = &settings.out;
     let mut outputs = Outputs::default();
-    outputs.spare([Path::new(&args.model.model)])?;
-    outputs.file("--out", &args.out, Ours::Student, existing)?;
-    let model = load(&args.model.model, &DeviceArgs::cpu(), printer)?;
+    outputs.spare([Path::new(&settings.model)])?;
+    outputs.file("--out", out, Ours::Student, settings.existing)?;
+    let model = load(&settings.model, &Place::cpu(), printer)?;
     if model.student.is_none() {
         return Err(user(
-            format!("{} is not a student", args.model.model),
+            format!("{} is not a student", settings.model),
             "linearize it first (still linearize); base models are quantized by the tools of their own format",
         ));
     }
-    let format = match args.gguf {
-        GgufArg::Q8_0 => GgufFormat::Q8_0,
-        GgufArg::Q4_1 => GgufFormat::Q4_1,
-        GgufArg::Q4K => GgufFormat::Q4K,
-    };
-    // The fewest bits a value that the formats have.
-    let sixteenths = match args.gguf {
-        GgufArg::Q8_0 => 17,
-        GgufArg::Q4_1 | GgufArg::Q4K => 9,
-    };
-    let bytes = model.decoder.elements()?.saturating_mul(sixteenths) / 16;
-    room(&parent(&args.out), "the file", bytes, "free some disk space, or choose another --out")?;
-    let export = export_gguf(&args.out, &model, format)?;
+    let bytes = settings.format.bytes(model.decoder.elements()?);
+    room(&parent(out), "the file", bytes, "free some disk space, or choose another --out")?;
+    let export = export_gguf(out, &model, settings.format)?;
     let matrices: Vec<String> =
         export.matrices.iter().map(|(format, count)| format!("{count} in {format}")).collect();
     printer.step("Quantized", format_args!("matrices: {}", matrices.join(", ")));
@@ -54,10 +96,10 @@ pub fn run(args: &ExportArgs, printer: &Printer) -> anyhow::Result<()> {
         ));
     }
     let megabytes = export.bytes as f64 / 1e6;
-    printer.step("Saved", format_args!("{} ({megabytes:.1} MB)", args.out.display()));
-    if args.json {
+    printer.step("Saved", format_args!("{} ({megabytes:.1} MB)", out.display()));
+    if settings.json {
         printer.json(&serde_json::json!({
-            "out": args.out.display().to_string(),
+            "out": out.display().to_string(),
             "bytes": export.bytes,
             "matrices": export.matrices,
             "other_format": export.other_format,

@@ -1,39 +1,107 @@
 //! `still generate`: continue a prompt, streaming.
 
 use std::io::IsTerminal;
+use std::path::PathBuf;
 
+use clap::Args;
 use serde_json::json;
-use still_attention::RowDtype;
 use still_model::{Finish, Generation, generate};
 
-use super::{load, read_piped, read_text_once, row_dtype, sampling, stream_to};
-use crate::args::GenerateArgs;
+use super::input::{read_piped, read_text_once};
+use super::model::{DeviceArgs, ModelArg, Place, load};
+use super::sampling::{Sampling, SamplingArgs};
+use super::stream_to;
 use crate::errors::{Interrupted, user};
 use crate::interrupt::{self, OnSignal};
 use crate::printer::Printer;
 use crate::table;
 
+const EXAMPLES: &str = "\
+Examples:
+  still generate --model my-student --prompt 'Once upon a time' --max-new-tokens 200
+  still generate --model org/name --prompt-file chapter.txt --temperature 0.7 --top-p 0.9
+  still generate --model my-student.gguf --prompt 'The sea' --json";
+
+/// `still generate`
+#[derive(Clone, Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct GenerateArgs {
+    /// The model.
+    #[command(flatten)]
+    model: ModelArg,
+    /// Where it computes.
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// Text to continue; standard input without this and --prompt-file
+    #[arg(long, short, value_name = "TEXT", conflicts_with = "prompt_file")]
+    prompt: Option<String>,
+    /// File to continue
+    #[arg(long, value_name = "FILE")]
+    prompt_file: Option<PathBuf>,
+    /// Sampling.
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    /// Print one JSON object at the end instead of streaming text
+    #[arg(long)]
+    json: bool,
+}
+
+/// What is generated.
+#[derive(Debug)]
+pub struct Settings {
+    model: String,
+    place: Place,
+    prompt: Prompt,
+    sampling: Sampling,
+    json: bool,
+}
+
+/// Where the prompt is.
+#[derive(Debug)]
+enum Prompt {
+    Text(String),
+    File(PathBuf),
+    StandardInput,
+}
+
+impl GenerateArgs {
+    /// # Errors
+    /// Options that contradict each other; a device that is not there.
+    pub fn resolve(self) -> anyhow::Result<Settings> {
+        Ok(Settings {
+            sampling: self.sampling.resolve()?,
+            place: self.device.resolve()?,
+            model: self.model.model,
+            prompt: match (self.prompt, self.prompt_file) {
+                (Some(text), _) => Prompt::Text(text),
+                (None, Some(path)) => Prompt::File(path),
+                (None, None) => Prompt::StandardInput,
+            },
+            json: self.json,
+        })
+    }
+}
+
 /// Runs the command.
-pub fn run(args: &GenerateArgs, printer: &Printer) -> anyhow::Result<()> {
-    let options = sampling(&args.sampling)?;
-    let prompt = prompt(args, printer)?;
-    let model = load(&args.model.model, &args.device, printer)?;
+pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
+    let prompt = settings.prompt.read(printer)?;
+    let model = load(&settings.model, &settings.place, printer)?;
     let ids = model.tokenizer.encode(&prompt, true)?;
     if ids.is_empty() {
         return Err(user("the prompt has no tokens", "give some text to continue"));
     }
-    let rows = row_dtype(args.sampling.cache_dtype, RowDtype::Bf16, &model);
-    let mut cache = model.new_cache(1, rows)?;
+    let Sampling { options, rows } = &settings.sampling;
+    let mut cache = model.new_cache(1, rows.of(&model))?;
     interrupt::on_signal(OnSignal::Finish);
     let mut written = Ok(());
-    let mut stream = stream_to(printer, !args.json, &mut written);
-    let generation = generate(&model, &ids, &mut cache, &options, &mut stream)?;
+    let mut stream = stream_to(printer, !settings.json, &mut written);
+    let generation = generate(&model, &ids, &mut cache, options, &mut stream)?;
     drop(stream);
     written?;
     if let Some(warning) = &generation.warning {
         printer.warn(warning);
     }
-    if args.json {
+    if settings.json {
         printer.json(&json!({
             "text": generation.text,
             "finish": finish_word(&generation.finish),
@@ -54,18 +122,20 @@ pub fn run(args: &GenerateArgs, printer: &Printer) -> anyhow::Result<()> {
     }
 }
 
-fn prompt(args: &GenerateArgs, printer: &Printer) -> anyhow::Result<String> {
-    if let Some(prompt) = &args.prompt {
-        return Ok(prompt.clone());
+impl Prompt {
+    fn read(&self, printer: &Printer) -> anyhow::Result<String> {
+        match self {
+            Self::Text(text) => Ok(text.clone()),
+            Self::File(path) => read_text_once(path, printer),
+            Self::StandardInput => {
+                let stdin = std::io::stdin();
+                if stdin.is_terminal() {
+                    printer.note("reading the prompt from the terminal; end it with Ctrl-D");
+                }
+                read_piped(stdin.lock(), "standard input")
+            }
+        }
     }
-    if let Some(path) = &args.prompt_file {
-        return read_text_once(path, printer);
-    }
-    let stdin = std::io::stdin();
-    if stdin.is_terminal() {
-        printer.note("reading the prompt from the terminal; end it with Ctrl-D");
-    }
-    read_piped(stdin.lock(), "standard input")
 }
 
 /// One line about speed and cache.

@@ -34,11 +34,19 @@ impl RunLog {
     /// # Errors
     /// No such directory, no steps in it, or a line that cannot be read; each with what to do.
     pub fn read(dir: &Path) -> anyhow::Result<Self> {
+        if dir.is_file() {
+            return Err(user(
+                format!("{} is a file, not the directory of a run", dir.display()),
+                format!(
+                    "results of `still eval --json` are drawn by `still report eval {}`",
+                    dir.display()
+                ),
+            ));
+        }
         if !dir.is_dir() {
             return Err(user(
-                format!("no directory or file {}", dir.display()),
-                "name the run directory of a `still linearize` (its --out with \".run\" appended, or its --run-dir), or files of \
-                 `still eval --json`",
+                format!("no directory {}", dir.display()),
+                "name the run directory of a `still linearize`: its --out with \".run\" appended, or its --run-dir",
             ));
         }
         let path = dir.join("metrics.jsonl");

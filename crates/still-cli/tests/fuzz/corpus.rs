@@ -441,7 +441,7 @@ fn targets(dir: &Path) -> Vec<Target> {
             name: "run report",
             from: "run",
             files: in_run.into_iter().filter(|file| !file.ends_with(".safetensors")).collect(),
-            command: &["report", "-q", "out.run"],
+            command: &["report", "run", "-q", "out.run"],
             stdin: "",
         },
         Target {
@@ -472,7 +472,7 @@ fn targets(dir: &Path) -> Vec<Target> {
             name: "results",
             from: "eval",
             files: one("results.json"),
-            command: &["report", "-q", "results.json"],
+            command: &["report", "eval", "-q", "results.json"],
             stdin: "",
         },
     ]

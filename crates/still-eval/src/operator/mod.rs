@@ -12,6 +12,9 @@ mod decode;
 mod inputs;
 mod timer;
 
+use std::fmt;
+use std::str::FromStr;
+
 use candle_core::{DType, Device};
 use serde::{Deserialize, Serialize};
 use still_attention::{
@@ -40,6 +43,37 @@ pub enum Pass {
     ForwardBackward,
     /// One token of each sequence after a prefix.
     Decode,
+}
+
+impl Pass {
+    /// All, in the order of a table.
+    pub const ALL: [Self; 3] = [Self::Forward, Self::ForwardBackward, Self::Decode];
+
+    /// As in results and on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Forward => "forward",
+            Self::ForwardBackward => "forward-backward",
+            Self::Decode => "decode",
+        }
+    }
+}
+
+impl fmt::Display for Pass {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for Pass {
+    type Err = EvalError;
+
+    fn from_str(name: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|pass| pass.name() == name).ok_or_else(|| {
+            let names = Self::ALL.map(Self::name).join(", ");
+            EvalError::Argument(format!("no pass is called {name:?}: use one of {names}"))
+        })
+    }
 }
 
 /// What to time.

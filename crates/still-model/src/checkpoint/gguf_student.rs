@@ -5,9 +5,11 @@
 //! softmax attention refuse it instead of running something else.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::File;
 use std::io::{self, BufWriter};
 use std::path::Path;
+use std::str::FromStr;
 
 use candle_core::DType;
 use candle_core::quantized::gguf_file::{self, Content, Value};
@@ -46,6 +48,28 @@ pub enum GgufFormat {
 }
 
 impl GgufFormat {
+    /// Every format, from the most bits to the fewest.
+    pub const ALL: [Self; 3] = [Self::Q8_0, Self::Q4_1, Self::Q4K];
+
+    /// GGUF's own name, in lower case.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Q8_0 => "q8_0",
+            Self::Q4_1 => "q4_1",
+            Self::Q4K => "q4_k",
+        }
+    }
+
+    /// The fewest bytes that so many values may take: those of whole blocks.
+    pub fn bytes(self, values: u64) -> u64 {
+        let dtype = match self {
+            Self::Q8_0 => GgmlDType::Q8_0,
+            // Rows that are no whole blocks of Q4_K take the other.
+            Self::Q4_1 | Self::Q4K => GgmlDType::Q4K,
+        };
+        values.saturating_mul(dtype.type_size() as u64) / dtype.block_size() as u64
+    }
+
     /// The format that a matrix should have. The vocabulary, which errors reach undiluted, has 8 bits.
     fn of(self, name: &str) -> GgmlDType {
         match self {
@@ -54,6 +78,25 @@ impl GgufFormat {
             Self::Q4_1 => GgmlDType::Q4_1,
             Self::Q4K => GgmlDType::Q4K,
         }
+    }
+}
+
+impl fmt::Display for GgufFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for GgufFormat {
+    type Err = ModelError;
+
+    fn from_str(name: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|format| format.name() == name).ok_or_else(|| {
+            ModelError::NotFound {
+                what: format!("no format of quantized weights is called {name:?}"),
+                hint: format!("use one of {}", Self::ALL.map(Self::name).join(", ")),
+            }
+        })
     }
 }
 

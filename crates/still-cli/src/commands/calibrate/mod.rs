@@ -1,59 +1,50 @@
 //! `still calibrate`: a budget for every head.
 
+mod args;
 mod page;
 
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use still_model::files::write_file;
-use still_train::{
-    CalibrateOptions, Calibration, CalibrationRecipe, HeadReport, TokenCache, Windows,
-};
+use still_train::{Calibration, HeadReport, TokenCache, Windows};
 
+pub use self::args::CalibrateArgs;
+use self::args::Settings;
 use super::calibration_bars::calibrate;
-use super::{check_data, load_base, read_recipe};
-use crate::args::CalibrateArgs;
-use crate::outputs::{Existing, Ours, Outputs};
+use super::model::load_base;
+use crate::outputs::{Ours, Outputs};
 use crate::printer::Printer;
 use crate::table;
 
 /// Runs the command.
-pub fn run(args: &CalibrateArgs, printer: &Printer) -> anyhow::Result<()> {
-    let existing = Existing::overwrite(args.overwrite);
+pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
     let mut outputs = Outputs::default();
-    let inputs = args.data.iter().chain(&args.recipe).map(PathBuf::as_path);
-    outputs.spare(inputs.chain([Path::new(&args.model.model)]))?;
-    if let Some(out) = &args.out {
-        outputs.file("--out", out, Ours::Budgets, existing)?;
+    let inputs = settings.data.iter().chain(&settings.recipe_file).map(PathBuf::as_path);
+    outputs.spare(inputs.chain([Path::new(&settings.model)]))?;
+    if let Some(out) = &settings.out {
+        outputs.file("--out", out, Ours::Budgets, settings.existing)?;
     }
-    if let Some(html) = &args.html {
-        outputs.file("--html", html, Ours::Page, existing)?;
+    if let Some(html) = &settings.html {
+        outputs.file("--html", html, Ours::Page, settings.existing)?;
     }
-    check_data(&args.data)?;
-    let recipe = read_recipe(args.recipe.as_deref(), &args.set)?;
-    let model = load_base(&args.model.model, &args.device, "calibrate", printer)?;
-    let calibration = CalibrationRecipe { window: args.window, ..recipe.calibration.clone() };
-    let data = calibration.text(&recipe.data);
+    let model = load_base(&settings.model, &settings.place, "calibrate", printer)?;
+    let recipe = &settings.recipe;
+    let data = settings.calibration.text(&recipe.data);
     let cache = TokenCache::user()?;
-    let text = Windows::read(&args.data, &model.tokenizer, &data, recipe.seed, &cache)?
-        .first_tokens(args.tokens);
-    let options = CalibrateOptions {
-        cache_fraction: args.cache_fraction,
-        at_length: args.at_length,
-        seed: recipe.seed,
-        ..CalibrateOptions::default()
-    };
-    let found = calibrate(&model, &recipe.attention, &text, &options, printer)?;
-    if let Some(out) = &args.out {
+    let text = Windows::read(&settings.data, &model.tokenizer, &data, recipe.seed, &cache)?
+        .first_tokens(settings.tokens);
+    let found = calibrate(&model, &recipe.attention, &text, &settings.options, printer)?;
+    if let Some(out) = &settings.out {
         found.budgets.save(out)?;
         printer.step("Saved", out.display());
     }
-    if let Some(html) = &args.html {
-        write_file(html, page::render(&found, &args.model.model)?.as_bytes())
+    if let Some(html) = &settings.html {
+        write_file(html, page::render(&found, &settings.model)?.as_bytes())
             .with_context(|| format!("cannot write {}", html.display()))?;
         printer.step("Wrote", html.display());
     }
-    if args.json { printer.json(&found) } else { Ok(printer.result(render(&found))?) }
+    if settings.json { printer.json(&found) } else { Ok(printer.result(render(&found))?) }
 }
 
 /// One row a layer: the heads' budgets, `*` where a head is whole because it retrieves, and a bar of what they take.

@@ -1,5 +1,6 @@
 //! `still demo`: linearize a small model on this machine, and show what each step bought.
 
+mod args;
 mod calibration;
 mod evaluation;
 mod report;
@@ -13,6 +14,7 @@ use still_attention::StillConfig;
 use still_eval::PasskeyPrompts;
 use still_model::{ExportKind, FeatureInit, Model, Student, StudentTarget, save_student_to};
 
+pub use self::args::DemoArgs;
 use self::calibration::calibrate;
 use self::evaluation::{Bench, Row};
 use self::report::{Parts, Report, Setting};
@@ -20,13 +22,13 @@ use self::samples::samples;
 use self::text::{DemoText, EVAL_WINDOW, HELDOUT_BOOK, TRAIN_BOOKS, TRAIN_WINDOW};
 use self::training::Trainer;
 use super::CHUNK;
-use crate::args::{DemoArgs, DeviceArgs};
+use super::model::Place;
 use crate::errors::user;
 use crate::printer::Printer;
 
 /// Runs the command.
 pub fn run(args: &DemoArgs, printer: &Printer) -> anyhow::Result<()> {
-    check(args)?;
+    args.check()?;
     let out = args.out.as_deref().map(StudentTarget::claim).transpose()?;
     let started = Instant::now();
     let mut parts = Parts::default();
@@ -100,30 +102,12 @@ pub fn run(args: &DemoArgs, printer: &Printer) -> anyhow::Result<()> {
     if args.json { printer.json(&report) } else { Ok(printer.result(report.render())?) }
 }
 
-fn check(args: &DemoArgs) -> anyhow::Result<()> {
-    let counts = [
-        ("--transfer-steps", args.transfer_steps),
-        ("--finetune-steps", args.finetune_steps),
-        ("--keys", args.keys),
-        ("--decode-steps", args.decode_steps),
-    ];
-    if let Some((name, _)) = counts.iter().find(|(_, count)| *count == 0) {
-        return Err(user(format!("{name} 0 leaves nothing to do"), "use 1 or more"));
-    }
-    match &args.out {
-        Some(out) if out.exists() => {
-            Err(user(format!("{} exists already", out.display()), "name a new directory for --out"))
-        }
-        _ => Ok(()),
-    }
-}
-
 fn load(args: &DemoArgs, printer: &Printer) -> anyhow::Result<Model> {
     let model = match &args.model {
-        Some(model) => super::load(model, &DeviceArgs::cpu(), printer)?,
+        Some(model) => super::model::load(model, &Place::cpu(), printer)?,
         None => {
             let path = still_model::fetch::demo_model(&mut |line| printer.step("Fetching", line))?;
-            super::load(&path.to_string_lossy(), &DeviceArgs::cpu(), printer)?
+            super::model::load(&path.to_string_lossy(), &Place::cpu(), printer)?
         }
     };
     if model.student.is_some() {

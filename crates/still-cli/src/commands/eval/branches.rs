@@ -1,11 +1,12 @@
 //! `--branches`: what each branch of a student carries.
 
+use std::path::Path;
+
 use serde_json::{Value, json};
 use still_eval::{BranchShares, branch_shares_of};
 use still_model::Model;
 
-use crate::args::EvalArgs;
-use crate::commands::read_text;
+use crate::commands::input::read_text;
 use crate::printer::Printer;
 use crate::progress::Bar;
 use crate::table;
@@ -13,14 +14,13 @@ use crate::table;
 /// Tokens of the text that are looked at.
 const TOKENS: usize = 2048;
 
-/// Shares by layer and query head.
+/// Shares by layer and query head, over the beginning of the text in a file.
 pub fn measure(
     model: &Model,
-    args: &EvalArgs,
+    text: &Path,
     printer: &Printer,
 ) -> anyhow::Result<Vec<Vec<BranchShares>>> {
-    let text = args.text.as_deref().map(read_text).transpose()?.unwrap_or_default();
-    let mut tokens = model.tokenizer.encode(&text, true)?;
+    let mut tokens = model.tokenizer.encode(&read_text(text)?, true)?;
     tokens.truncate(TOKENS);
     let layers = model.config().num_hidden_layers;
     let bar = Bar::new(printer, "Measuring", "branches", layers, "layers");

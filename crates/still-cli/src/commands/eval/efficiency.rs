@@ -13,7 +13,7 @@ use crate::table;
 /// Tokens decoded after each length.
 const NEW_TOKENS: usize = 32;
 
-/// Every length of `--efficiency`, measured as `still bench` does.
+/// Every length of `--efficiency`, measured as `still bench model` does.
 pub fn measure(
     name: &str,
     model: &Model,

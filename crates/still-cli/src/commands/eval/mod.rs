@@ -1,6 +1,7 @@
 //! `still eval`: benchmarks, asked of one model or of several to compare.
 
 mod ablated;
+mod args;
 mod branches;
 mod efficiency;
 mod plan;
@@ -10,17 +11,19 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use still_attention::RowDtype;
+use still_eval::BenchPoint;
+use still_eval::long::LongFiles;
 use still_eval::run::{
     AskOptions, Asked, Listener, LoggedModel, Sample, SampleLog, TaskScores, ask,
 };
 use still_eval::task::{Metric, Task};
-use still_eval::{BenchPoint, Factors};
 use still_model::Model;
 
 use self::ablated::{LeftOut, ablated};
+pub use self::args::EvalArgs;
+use self::args::Settings;
 use self::plan::Plan;
-use super::{load, row_dtype};
-use crate::args::EvalArgs;
+use super::model::load;
 use crate::errors::user;
 use crate::interrupt::{self, OnSignal};
 use crate::outputs::{Existing, Ours, Outputs};
@@ -52,26 +55,11 @@ struct Answered {
 }
 
 /// Runs the command.
-pub fn run(args: &EvalArgs, printer: &Printer) -> anyhow::Result<()> {
-    if args.batch_size == 0 {
-        return Err(user("--batch-size 0 asks nothing", "use 1 or more"));
-    }
-    if args.efficiency.contains(&0) {
-        return Err(user("--efficiency 0 reads nothing", "give lengths above 0"));
-    }
-    let names: Vec<&String> = [&args.model.model].into_iter().chain(&args.compare).collect();
-    if let Some(twice) = names.iter().enumerate().find(|(n, name)| names[..*n].contains(name)) {
-        return Err(user(
-            format!("{} is to be compared with itself", twice.1),
-            "name every model once",
-        ));
-    }
-    check_outputs(args)?;
-    let plans = Plan::of(args)?;
-    let factors: Vec<Factors> =
-        args.ablate.iter().map(|names| names.parse()).collect::<still_eval::Result<_>>()?;
-    let log = open_log(args)?;
-    interrupt::hint(match &args.samples {
+pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
+    check_outputs(settings)?;
+    let plans = Plan::of(&settings.tasks, &settings.questions)?;
+    let log = open_log(settings)?;
+    interrupt::hint(match &settings.samples {
         Some(path) => format!("add --resume to go on from {}", path.display()),
         None => "with --samples and --resume a run can be gone on with".into(),
     });
@@ -80,14 +68,14 @@ pub fn run(args: &EvalArgs, printer: &Printer) -> anyhow::Result<()> {
     let mut cut_short = None;
     let mut carried = None;
     let mut skipped = Vec::new();
-    'models: for (n, name) in names.into_iter().enumerate() {
-        let model = load(name, &args.device, printer)?;
+    'models: for (n, name) in settings.models.iter().enumerate() {
+        let model = load(name, &settings.place, printer)?;
         let mut subjects = vec![(name.clone(), None, model)];
         if n == 0 {
-            if args.branches {
-                carried = Some(branches::measure(&subjects[0].2, args, printer)?);
+            if let Some(text) = &settings.branches {
+                carried = Some(branches::measure(&subjects[0].2, text, printer)?);
             }
-            let (variants, left_out) = ablated(name, &subjects[0].2, &factors)?;
+            let (variants, left_out) = ablated(name, &subjects[0].2, &settings.factors)?;
             for LeftOut { ablation, why } in &left_out {
                 printer.step("Skipped", format_args!("{ablation}: {why}"));
             }
@@ -95,11 +83,17 @@ pub fn run(args: &EvalArgs, printer: &Printer) -> anyhow::Result<()> {
             skipped = left_out;
         }
         for (name, ablation, model) in subjects {
-            let (mut answers, cut) = evaluate(&name, &model, &plans, args, log.as_ref(), printer)?;
+            let (mut answers, cut) =
+                evaluate(&name, &model, &plans, settings, log.as_ref(), printer)?;
             answers.ablation = ablation;
-            if cut.is_none() && !args.efficiency.is_empty() {
-                answers.efficiency =
-                    efficiency::measure(&name, &model, answers.rows, &args.efficiency, printer)?;
+            if cut.is_none() && !settings.efficiency.is_empty() {
+                answers.efficiency = efficiency::measure(
+                    &name,
+                    &model,
+                    answers.rows,
+                    &settings.efficiency,
+                    printer,
+                )?;
             }
             evaluated.push(answers);
             if cut.is_some() {
@@ -109,14 +103,14 @@ pub fn run(args: &EvalArgs, printer: &Printer) -> anyhow::Result<()> {
         }
     }
     // Before the tables: whoever reads them may go away.
-    if let Some(path) = &args.json
+    if let Some(path) = &settings.json
         && cut_short.is_none()
     {
-        results::write(path, &evaluated, carried.as_deref(), &skipped, args)?;
+        results::write(path, &evaluated, carried.as_deref(), &skipped, settings)?;
         printer.step("Saved", path.display());
     }
     if evaluated.iter().any(|model| !model.tasks.is_empty()) {
-        printer.result(results::render(&evaluated, args.seed)?)?;
+        printer.result(results::render(&evaluated, settings.seed)?)?;
     }
     if evaluated.iter().any(|model| !model.efficiency.is_empty()) {
         printer.result(efficiency::render(&evaluated))?;
@@ -125,7 +119,7 @@ pub fn run(args: &EvalArgs, printer: &Printer) -> anyhow::Result<()> {
         printer.result(branches::render(carried))?;
     }
     if let Some(place) = cut_short {
-        let kept = match &args.samples {
+        let kept = match &settings.samples {
             Some(path) => format!("add --resume to go on from {}", path.display()),
             None => "with --samples and --resume a run can be gone on with".into(),
         };
@@ -135,23 +129,24 @@ pub fn run(args: &EvalArgs, printer: &Printer) -> anyhow::Result<()> {
 }
 
 /// Every file that is written can be, and is none that is read.
-fn check_outputs(args: &EvalArgs) -> anyhow::Result<()> {
+fn check_outputs(settings: &Settings) -> anyhow::Result<()> {
     let mut outputs = Outputs::default();
-    let models = [&args.model.model].into_iter().chain(&args.compare).map(Path::new);
-    let files = args.text.iter().chain(&args.squad).chain(&args.hotpotqa).map(PathBuf::as_path);
+    let models = settings.models.iter().map(Path::new);
+    let LongFiles { text, squad, hotpotqa, .. } = &settings.questions.files;
+    let files = text.iter().chain(squad).chain(hotpotqa).map(PathBuf::as_path);
     outputs.spare(models.chain(files))?;
-    if let Some(path) = &args.json {
+    if let Some(path) = &settings.json {
         outputs.file("--json", path, Ours::Results, Existing::Replace)?;
     }
-    if let Some(path) = &args.samples {
+    if let Some(path) = &settings.samples {
         outputs.place("--samples", path)?;
     }
     Ok(())
 }
 
-fn open_log(args: &EvalArgs) -> anyhow::Result<Option<SampleLog>> {
-    let Some(path) = &args.samples else { return Ok(None) };
-    if args.resume {
+fn open_log(settings: &Settings) -> anyhow::Result<Option<SampleLog>> {
+    let Some(path) = &settings.samples else { return Ok(None) };
+    if settings.resume {
         return Ok(Some(SampleLog::resume(path)?));
     }
     if path.exists() {
@@ -168,11 +163,11 @@ fn evaluate(
     name: &str,
     model: &Model,
     plans: &[Plan],
-    args: &EvalArgs,
+    settings: &Settings,
     log: Option<&SampleLog>,
     printer: &Printer,
 ) -> anyhow::Result<(Evaluated, Option<String>)> {
-    let rows = row_dtype(args.cache_dtype, RowDtype::F32, model);
+    let rows = settings.rows.of(model);
     if let Some(log) = log {
         log.begin(&LoggedModel::new(name, model, rows)?)?;
     }
@@ -180,7 +175,7 @@ fn evaluate(
     let (model_name, tasks, efficiency) = (name.to_owned(), Vec::new(), Vec::new());
     let mut evaluated =
         Evaluated { model: model_name, recipe, ablation: None, rows, tasks, efficiency };
-    let options = AskOptions { rows, batch_size: args.batch_size };
+    let options = AskOptions { rows, batch_size: settings.batch_size };
     for plan in plans {
         let made;
         let task = match plan {

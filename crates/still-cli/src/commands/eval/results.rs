@@ -9,8 +9,8 @@ use still_eval::task::Metric;
 use still_eval::{BranchShares, Interval, PairedBootstrap};
 use still_model::files::write_file;
 
+use super::args::Settings;
 use super::{Answered, Evaluated, LeftOut, efficiency};
-use crate::args::EvalArgs;
 use crate::commands::short_name;
 use crate::table;
 
@@ -110,15 +110,15 @@ pub fn write(
     models: &[Evaluated],
     branches: Option<&[Vec<BranchShares>]>,
     skipped: &[LeftOut],
-    args: &EvalArgs,
+    settings: &Settings,
 ) -> anyhow::Result<()> {
     let Some((first, others)) = models.split_first() else { return Ok(()) };
     let mut result = json!({
         "model": first.model,
         "recipe": first.recipe,
-        "seed": args.seed,
-        "cache_dtype": format!("{:?}", first.rows).to_lowercase(),
-        "limit": args.limit,
+        "seed": settings.seed,
+        "cache_dtype": first.rows.name(),
+        "limit": settings.questions.limit,
         "tasks": tasks(first),
         "timing": timing(first),
     });
@@ -135,7 +135,7 @@ pub fn write(
                 "model": other.model,
                 "recipe": other.recipe,
                 "tasks": tasks(other),
-                "difference": differences(first, other, args.seed)?,
+                "difference": differences(first, other, settings.seed)?,
                 "timing": timing(other),
             });
             if let Some(ablation) = &other.ablation {

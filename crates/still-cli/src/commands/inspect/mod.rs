@@ -4,18 +4,49 @@ mod page;
 mod routing;
 mod summary;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use clap::Args;
 use still_model::files::write_file;
 
 use self::routing::route;
-use super::{load, read_text_once};
-use crate::args::{DeviceArgs, InspectArgs};
+use super::input::read_text_once;
+use super::model::{ModelArg, Place, load};
+use crate::args::{TOKENS, whole};
 use crate::errors::user;
 use crate::outputs::{Existing, Ours, Outputs};
 use crate::printer::Printer;
 use crate::progress::Bar;
+
+const EXAMPLES: &str = "\
+Examples:
+  still inspect --model my-student --text article.txt --html saliency.html
+  still inspect --model org/name --text article.txt --budget 8 --max-tokens 4096 --json";
+
+/// `still inspect`
+#[derive(Clone, Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct InspectArgs {
+    /// The model.
+    #[command(flatten)]
+    model: ModelArg,
+    /// Text to read
+    #[arg(long, short, value_name = "FILE")]
+    text: PathBuf,
+    /// Write a self-contained HTML page here
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Read at most this many tokens of the text
+    #[arg(long, value_name = "N", default_value_t = 2048, value_parser = whole(0, TOKENS), allow_negative_numbers = true)]
+    max_tokens: usize,
+    /// Tokens kept of each chunk of 64, for a model that is not a student yet
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = whole(0, TOKENS), allow_negative_numbers = true)]
+    budget: usize,
+    /// Print one JSON object on stdout
+    #[arg(long)]
+    json: bool,
+}
 
 /// Runs the command.
 pub fn run(args: &InspectArgs, printer: &Printer) -> anyhow::Result<()> {
@@ -25,7 +56,7 @@ pub fn run(args: &InspectArgs, printer: &Printer) -> anyhow::Result<()> {
         outputs.spare([args.text.as_path(), Path::new(&args.model.model)])?;
         outputs.file("--html", html, Ours::Page, Existing::Replace)?;
     }
-    let model = load(&args.model.model, &DeviceArgs::cpu(), printer)?;
+    let model = load(&args.model.model, &Place::cpu(), printer)?;
     let mut ids = model.tokenizer.encode(&text, true)?;
     if ids.is_empty() || args.max_tokens == 0 {
         return Err(user(

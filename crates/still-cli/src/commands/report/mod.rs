@@ -1,56 +1,48 @@
-//! `still report`: a run, or results of `still eval`, as one HTML page, the figures as tables.
+//! `still report`: a run of training, or results of `still eval`, as one HTML page, the figures as tables.
 
-mod charts;
-mod evals;
-mod page;
-mod settings;
-mod summary;
+mod eval;
+mod run;
 
 use std::path::Path;
 
 use anyhow::Context;
+use clap::{Args, Subcommand};
 use still_model::files::write_file;
 
-pub use self::evals::MARKDOWN_NOTE;
-use self::summary::Summary;
-use crate::args::ReportArgs;
-use crate::errors::user;
-use crate::outputs::{Existing, Ours, Outputs};
+use self::eval::EvalReportArgs;
+pub use self::eval::MARKDOWN_NOTE;
+use self::run::RunReportArgs;
 use crate::printer::Printer;
-use crate::run_log::RunLog;
 
-/// Runs the command: a directory is a run, files are results.
-pub fn run(args: &ReportArgs, printer: &Printer) -> anyhow::Result<()> {
-    if let [path] = args.paths.as_slice()
-        && !path.is_file()
-    {
-        return of_run(path, args, printer);
-    }
-    if let Some(path) = args.paths.iter().find(|path| path.is_dir()) {
-        return Err(user(
-            format!("{} is a directory among {} arguments", path.display(), args.paths.len()),
-            "a run is drawn alone; several files of `still eval --json` are drawn together",
-        ));
-    }
-    evals::run(args, printer)
+const EXAMPLES: &str = "\
+Examples:
+  still report run my-student.run
+  still report eval results.json";
+
+/// `still report`
+#[derive(Clone, Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct ReportArgs {
+    /// What is drawn.
+    #[command(subcommand)]
+    what: Report,
 }
 
-fn of_run(dir: &Path, args: &ReportArgs, printer: &Printer) -> anyhow::Result<()> {
-    if args.markdown.is_some() {
-        return Err(user(
-            format!("--markdown is of files of `still eval --json`, and {} is none", dir.display()),
-            "leave it out, or name such files",
-        ));
+/// What is drawn.
+#[derive(Clone, Debug, Subcommand)]
+enum Report {
+    /// Draw a run of `still linearize`: curves, layers, budgets, evaluations, recipe
+    Run(RunReportArgs),
+    /// Draw results of `still eval --json`: quality, intervals, cache bytes, lengths, variants
+    Eval(EvalReportArgs),
+}
+
+/// Runs the command.
+pub fn run(args: ReportArgs, printer: &Printer) -> anyhow::Result<()> {
+    match args.what {
+        Report::Run(args) => run::run(&args.resolve(), printer),
+        Report::Eval(args) => eval::run(&args.resolve(), printer),
     }
-    let out = args.out.clone().unwrap_or_else(|| dir.join("report.html"));
-    let log = RunLog::read(dir)?;
-    Outputs::default().file("--out", &out, Ours::Page, Existing::Replace)?;
-    write(&out, &page::render(&log)?, printer)?;
-    let summary = Summary::new(&log, &out);
-    if args.json {
-        return printer.json(&summary);
-    }
-    Ok(printer.result(summary.render())?)
 }
 
 /// Writes a file that was checked before.

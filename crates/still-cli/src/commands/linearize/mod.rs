@@ -1,16 +1,21 @@
 //! `still linearize`: both training stages, with checkpoints, then the student.
 
-use std::path::Path;
+mod args;
+mod dry_run;
+mod observer;
+mod places;
 
-use candle_core::DType;
+use std::path::{Path, PathBuf};
+
 use serde_json::json;
 use still_model::{ExportKind, Model, save_student_to};
 use still_train::{Recipe, TokenCache, Windows, calibrated_recipe, linearize_in};
 
-use super::places::Places;
-use super::{check_data, dry_run, load_base, read_recipe};
-use crate::args::{ExportDtype, LinearizeArgs};
-use crate::commands::observer::RunObserver;
+pub use self::args::LinearizeArgs;
+use self::args::Settings;
+use self::observer::RunObserver;
+use self::places::Places;
+use super::model::load_base;
 use crate::interrupt;
 use crate::plot::number;
 use crate::printer::Printer;
@@ -18,41 +23,45 @@ use crate::run_log::{LayerLoss, RunLog};
 use crate::table;
 
 /// Runs the command.
-pub fn run(args: &LinearizeArgs, printer: &Printer) -> anyhow::Result<()> {
-    check_data(&args.data)?;
-    let recipe = read_recipe(args.recipe.as_deref(), &args.set)?;
-    if args.dry_run {
-        let model = load_base(&args.model.model, &args.device, "linearize", printer)?;
-        return dry_run::run(args, &recipe, &model, printer);
+pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
+    let load = || load_base(&settings.model, &settings.place, "linearize", printer);
+    if settings.dry_run {
+        return dry_run::run(settings, &load()?, printer);
     }
     interrupt::hint("nothing was trained in this start: the same command begins it again");
-    let places = Places::claim(args)?;
-    let model = load_base(&args.model.model, &args.device, "linearize", printer)?;
-    let kind = export_kind(args);
-    places.check_room(&model, &recipe, kind)?;
+    let places = Places::claim(settings)?;
+    let model = load()?;
+    places.check_room(&model, &settings.recipe, settings.kind)?;
     let run_dir = places.run_dir.path();
     printer.step("Run", run_dir.display());
-    let mut observer = RunObserver::new(printer, run_dir, !args.no_tensorboard);
+    let mut observer = RunObserver::new(printer, run_dir, settings.tensorboard);
     let cache = TokenCache::user()?;
-    let recipe = calibrated_recipe(&model, &recipe, &args.data, &cache, run_dir, &mut observer)?;
-    let windows = read_data(args, &recipe, &model, &cache, printer)?;
+    let recipe = calibrated_recipe(
+        &model,
+        &settings.recipe,
+        &settings.data,
+        &cache,
+        run_dir,
+        &mut observer,
+    )?;
+    let windows = read_data(&settings.data, &recipe, &model, &cache, printer)?;
     let student =
-        linearize_in(&model, &recipe, &windows, &places.run_dir, args.resume, &mut observer)?;
+        linearize_in(&model, &recipe, &windows, &places.run_dir, settings.resume, &mut observer)?;
     observer.finish();
     interrupt::hint("the run is whole: the same command with --resume writes the student");
     let layers = transfer_layers(&observer, run_dir, printer);
     if !layers.is_empty() {
         printer.table(&layer_table(&layers));
     }
-    save_student_to(&places.student, &student, kind)?;
-    printer.step("Saved", args.out.display());
-    printer.note(format_args!("look at the run: still report {}", run_dir.display()));
-    printer.note(format_args!("talk to it: still chat --model {}", args.out.display()));
-    if args.json {
+    save_student_to(&places.student, &student, settings.kind)?;
+    printer.step("Saved", settings.out.display());
+    printer.note(format_args!("look at the run: still report run {}", run_dir.display()));
+    printer.note(format_args!("talk to it: still chat --model {}", settings.out.display()));
+    if settings.json {
         printer.json(&json!({
-            "out": args.out.display().to_string(),
+            "out": settings.out.display().to_string(),
             "run_dir": run_dir.display().to_string(),
-            "export": if args.delta { "delta" } else { "full" },
+            "export": if settings.kind == ExportKind::Delta { "delta" } else { "full" },
             "stages": observer.stages(),
             "layers": layers,
         }))?;
@@ -89,25 +98,17 @@ pub(super) fn layer_table(layers: &[LayerLoss]) -> String {
 
 /// Reads the data, and says how much there is and how much of it the run will read.
 pub(super) fn read_data(
-    args: &LinearizeArgs,
+    data: &[PathBuf],
     recipe: &Recipe,
     model: &Model,
     cache: &TokenCache,
     printer: &Printer,
 ) -> anyhow::Result<Windows> {
-    let windows = Windows::read(&args.data, &model.tokenizer, &recipe.data, recipe.seed, cache)?;
+    let windows = Windows::read(data, &model.tokenizer, &recipe.data, recipe.seed, cache)?;
     let (transfer, finetune) = (&recipe.transfer, &recipe.finetune);
     let end = windows
         .position_after(&[(transfer.steps, transfer.batch), (finetune.steps, finetune.batch)]);
     let epochs = windows.epochs(&end);
     printer.step("Data", format_args!("{}; the run reads {epochs:.2} epochs", windows.summary()));
     Ok(windows)
-}
-
-fn export_kind(args: &LinearizeArgs) -> ExportKind {
-    match (args.delta, args.dtype) {
-        (true, _) => ExportKind::Delta,
-        (false, ExportDtype::F32) => ExportKind::Full(DType::F32),
-        (false, ExportDtype::Bf16) => ExportKind::Full(DType::BF16),
-    }
 }

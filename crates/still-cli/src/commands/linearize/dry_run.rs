@@ -2,10 +2,10 @@
 
 use serde_json::json;
 use still_model::Model;
-use still_train::{Plan, Recipe, TokenCache, plan};
+use still_train::{Plan, TokenCache, plan};
 
-use super::linearize::read_data;
-use crate::args::LinearizeArgs;
+use super::args::Settings;
+use super::read_data;
 use crate::printer::Printer;
 use crate::table;
 
@@ -13,15 +13,11 @@ use crate::table;
 ///
 /// # Errors
 /// Data or a recipe that cannot be used.
-pub fn run(
-    args: &LinearizeArgs,
-    recipe: &Recipe,
-    model: &Model,
-    printer: &Printer,
-) -> anyhow::Result<()> {
-    let windows = read_data(args, recipe, model, &TokenCache::user()?, printer)?;
+pub fn run(settings: &Settings, model: &Model, printer: &Printer) -> anyhow::Result<()> {
+    let recipe = &settings.recipe;
+    let windows = read_data(&settings.data, recipe, model, &TokenCache::user()?, printer)?;
     let plan = plan(model, recipe, &windows)?;
-    if args.json {
+    if settings.json {
         let seconds: f64 = plan.stages.iter().map(|stage| stage.seconds).sum();
         return printer.json(&json!({
             "weights_bytes": plan.weights_bytes,

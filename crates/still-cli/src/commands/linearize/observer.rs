@@ -6,7 +6,7 @@ use std::time::Instant;
 use serde::Serialize;
 use still_train::{Observer, Phase, Stage, StepReport};
 
-use super::calibration_bars::CalibrationBars;
+use crate::commands::calibration_bars::CalibrationBars;
 use crate::interrupt::{self, OnSignal};
 use crate::plot::number;
 use crate::printer::Printer;

@@ -4,9 +4,13 @@ use std::process::ExitCode;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
-use crate::args::Color;
+use super::moved::moved;
+use super::{Color, command};
 use crate::errors::{EXIT_USER, stdout_ended};
 use crate::printer::Printer;
+
+const TRY: &str =
+    "try `still demo`, or `still --help` for all commands; `still COMMAND --help` explains one";
 
 /// Prints it and returns the exit code.
 pub fn report(error: &clap::Error) -> ExitCode {
@@ -17,12 +21,16 @@ pub fn report(error: &clap::Error) -> ExitCode {
             Err(error) => stdout_ended(&printer, &error),
         };
     }
-    let (message, hint) = lines(error);
+    let words: Vec<String> =
+        std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+    let declared = command();
+    let (message, hint) = moved(&words, &declared).unwrap_or_else(|| lines(error, &words));
     printer.error(&message, Some(&hint));
     ExitCode::from(EXIT_USER)
 }
 
-fn lines(error: &clap::Error) -> (String, String) {
+/// The error and its hint. `words` are those after the program's name.
+fn lines(error: &clap::Error, words: &[String]) -> (String, String) {
     let text = error.to_string();
     // The first paragraph says what is wrong, tips follow, then usage.
     let mut paragraphs = text.split("\n\n");
@@ -40,7 +48,6 @@ fn lines(error: &clap::Error) -> (String, String) {
     }
     let tips = text.lines().filter_map(|line| line.trim().strip_prefix("tip: "));
     hints.extend(tips.map(str::to_owned));
-    let command = asked_command();
     match error.kind() {
         ErrorKind::ValueValidation => {
             // The range that the value is not in is the hint.
@@ -53,15 +60,18 @@ fn lines(error: &clap::Error) -> (String, String) {
             }
         }
         ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            message = "no command is given".into();
-            hints = vec![
-                "try `still demo`, or `still --help` for all commands; `still COMMAND --help` explains one".into(),
-            ];
+            (message, hints) = match asked_command(words).trim_end() {
+                "" => ("no command is given".into(), vec![TRY.into()]),
+                asked => (
+                    format!("no command is given to `still {asked}`"),
+                    vec![format!("`still {asked} --help` names them")],
+                ),
+            };
         }
         _ => {}
     }
     if hints.is_empty() {
-        hints.push(format!("`still {command}--help` says what can be given"));
+        hints.push(format!("`still {}--help` says what can be given", asked_command(words)));
     }
     (message, hints.join("; "))
 }
@@ -80,25 +90,28 @@ fn context(error: &clap::Error, kind: ContextKind) -> Option<String> {
     }
 }
 
-/// The first word that names a command, and a space; nothing if there is none.
-fn asked_command() -> String {
-    use clap::CommandFactory;
-    let declared = crate::args::Cli::command();
-    let mut words = std::env::args_os().skip(1).filter_map(|word| word.into_string().ok());
-    words
-        .find(|word| declared.find_subcommand(word).is_some())
-        .map_or_else(String::new, |word| word + " ")
+/// The words that name a command and a command of it, each with a space; nothing if there are none.
+fn asked_command(words: &[String]) -> String {
+    let mut declared = command();
+    let mut path = String::new();
+    for word in words {
+        if let Some(found) = declared.find_subcommand(word) {
+            path += &format!("{word} ");
+            declared = found.clone();
+        }
+    }
+    path
 }
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
-
     use super::lines;
     use crate::args::Cli;
 
     fn told(arguments: &[&str]) -> (String, String) {
-        lines(&Cli::try_parse_from([&["still"], arguments].concat()).unwrap_err())
+        let words: Vec<String> = arguments.iter().map(|&word| word.into()).collect();
+        let line = std::iter::once("still").chain(arguments.iter().copied());
+        lines(&Cli::read(line.map(Into::into)).unwrap_err(), &words)
     }
 
     #[test]
@@ -114,7 +127,10 @@ mod tests {
             (vec!["generate", "-m", "x", "-n", "-4"], "--max-new-tokens -4 is out of range", ""),
             (vec!["generate", "-m", "x", "-n", "4x"], "--max-new-tokens 4x is out of range", ""),
             (vec!["generate", "-m", "x", "-n", "99999999999999999999"], "from 0 to ", ""),
-            (vec!["bench", "-m", "x", "--batch", "1000000000000"], "from 0 to 65536", ""),
+            (vec!["bench", "model", "-m", "x", "--batch", "1000000000000"], "from 0 to 65536", ""),
+            (vec!["bench", "modle"], "unrecognized subcommand 'modle'", "'model'"),
+            (vec!["bench", "train"], "not provided", "still bench train --help"),
+            (vec!["report"], "no command is given to `still report`", "still report --help"),
             (vec![], "no command is given", "still --help"),
         ] {
             let told = told(&arguments);

@@ -5,7 +5,7 @@ use std::path::{Component, Path, PathBuf};
 use still_model::{ExportKind, Model, StudentTarget};
 use still_train::{Recipe, RunDir, checkpoint_bytes};
 
-use crate::args::LinearizeArgs;
+use super::args::Settings;
 use crate::disk::{room, same_disk};
 use crate::errors::user;
 use crate::outputs::{existing_ancestor, writable};
@@ -22,10 +22,10 @@ impl Places {
     ///
     /// # Errors
     /// An output that exists, is not ours, is at work, or cannot be written.
-    pub fn claim(args: &LinearizeArgs) -> anyhow::Result<Self> {
-        let out = clean(&args.out)?;
+    pub fn claim(settings: &Settings) -> anyhow::Result<Self> {
+        let out = clean(&settings.out)?;
         // As it was named: a student behind a link has its run beside the link.
-        let run_dir = match &args.run_dir {
+        let run_dir = match &settings.run_dir {
             Some(dir) => clean(dir)?,
             None => {
                 let mut name = out.file_name().unwrap_or_default().to_owned();
@@ -33,9 +33,9 @@ impl Places {
                 out.with_file_name(name)
             }
         };
-        if out.symlink_metadata().is_ok() && !args.overwrite {
+        if out.symlink_metadata().is_ok() && !settings.overwrite {
             return Err(user(
-                format!("{} exists already", args.out.display()),
+                format!("{} exists already", settings.out.display()),
                 "choose another --out, or add --overwrite",
             ));
         }
@@ -49,7 +49,7 @@ impl Places {
             let parent = still_model::files::parent(place);
             writable(&existing_ancestor(&parent))?;
         }
-        let run_dir = RunDir::claim(&run_dir, args.resume)?;
+        let run_dir = RunDir::claim(&run_dir, settings.resume)?;
         writable(run_dir.path())?;
         Ok(Self { student: StudentTarget::claim(&out)?, run_dir })
     }

@@ -1,0 +1,169 @@
+//! The command line as a whole: the commands, and the options of all of them.
+//!
+//! What a command takes is declared beside it, in [`crate::commands`]. Where arguments have to be checked, opened or combined,
+//! `resolve` makes them the command's settings, once, before it does anything.
+
+mod groups;
+mod moved;
+mod names;
+mod ranges;
+pub mod usage;
+
+use std::ffi::OsString;
+
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+
+pub use self::names::one_of;
+pub use self::ranges::{BATCH, COUNT, TOKENS, WIDTH, number, seed, share, whole};
+use crate::commands::{
+    bench::BenchArgs, calibrate::CalibrateArgs, chat::ChatArgs, completions::CompletionsArgs,
+    demo::DemoArgs, doctor::DoctorArgs, eval::EvalArgs, export::ExportArgs, generate::GenerateArgs,
+    inspect::InspectArgs, linearize::LinearizeArgs, man::ManArgs, report::ReportArgs,
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  still demo
+  still linearize --model org/name --data books.jsonl.zst --out my-student
+  still chat --model my-student
+
+`still COMMAND --help` explains a command and has more examples.";
+
+/// Linearize pretrained transformers with STILL, and run the result.
+#[derive(Debug, Parser)]
+#[command(name = "still", version, after_help = EXAMPLES)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// Options of every command.
+    #[command(flatten)]
+    pub global: Global,
+}
+
+/// The command line as it is parsed, helped with and completed.
+pub fn command() -> clap::Command {
+    groups::grouped(Cli::command())
+}
+
+impl Cli {
+    /// Reads words, the program's name first.
+    ///
+    /// # Errors
+    /// A usage error; help and version, which are results ([`usage::report`]).
+    pub fn read(words: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
+        let matches = command().try_get_matches_from(words)?;
+        Self::from_arg_matches(&matches).map_err(|error| error.format(&mut command()))
+    }
+}
+
+/// Options of every command.
+#[derive(Clone, Copy, Debug, Args)]
+#[command(next_help_heading = "Options of every command")]
+pub struct Global {
+    /// Say nothing on stderr but warnings and errors
+    #[arg(long, short, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// Say more on stderr; twice for everything
+    #[arg(long, short, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// Colours on stderr; auto: on a terminal, unless NO_COLOR is set
+    #[arg(long, global = true, value_enum, default_value_t = Color::Auto)]
+    pub color: Color,
+    /// Threads that compute, 1 to 1024 [default: RAYON_NUM_THREADS, or as many as the system grants]
+    #[arg(long, global = true, value_name = "N")]
+    pub threads: Option<usize>,
+}
+
+/// When to use colours. Without a description of each value, help is as short as it can be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[allow(missing_docs, reason = "the names say it")]
+pub enum Color {
+    Auto,
+    Always,
+    Never,
+}
+
+/// The commands. [`groups`] has what each is for.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Linearize a small model here, and show what each step bought
+    Demo(DemoArgs),
+    /// Turn a pretrained model into a STILL student
+    Linearize(LinearizeArgs),
+    /// Find how many tokens each head should keep
+    ///
+    /// Budgets are those that lose least at a given share of the dense cache's bytes.
+    Calibrate(CalibrateArgs),
+    /// Write a student with quantized weights to one .gguf file
+    Export(ExportArgs),
+    /// Continue a prompt
+    Generate(GenerateArgs),
+    /// Talk to a model
+    ///
+    /// Its attention state is kept between turns: only what is new is read.
+    Chat(ChatArgs),
+    /// Ask a model the questions of benchmarks, and compare models
+    ///
+    /// Questions are asked and scored as lm-evaluation-harness does.
+    Eval(Box<EvalArgs>),
+    /// Time a model, its training steps, or the attention operator
+    Bench(BenchArgs),
+    /// Show which tokens each layer and head keeps of a text
+    Inspect(InspectArgs),
+    /// Draw a run of training, or evaluations, as one HTML page
+    Report(ReportArgs),
+    /// Show versions, CPU features, devices and caches
+    Doctor(DoctorArgs),
+    /// Print the completion script of a shell
+    Completions(CompletionsArgs),
+    /// Write the manual pages of all commands
+    Man(ManArgs),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_declaration_is_sound() {
+        command().debug_assert();
+    }
+
+    /// Every command without commands of its own, by the words that lead there.
+    fn leaves(command: &clap::Command, path: &str, found: &mut Vec<(String, clap::Command)>) {
+        if command.get_subcommands().next().is_none() {
+            found.push((path.to_owned(), command.clone()));
+        }
+        for subcommand in command.get_subcommands() {
+            leaves(subcommand, &format!("{path} {}", subcommand.get_name()), found);
+        }
+    }
+
+    fn examples(command: &clap::Command) -> Vec<String> {
+        let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+        let (_, examples) = help.split_once("Examples:\n").unwrap_or_default();
+        let lines = examples.lines().map_while(|line| line.strip_prefix("  "));
+        lines.map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn every_command_has_examples_that_it_takes() {
+        let root = command();
+        let mut all = vec![("still".to_owned(), root.clone())];
+        leaves(&root, "still", &mut all);
+        assert!(all.len() > 15, "{}", all.len());
+        for (path, command) in all {
+            let examples = examples(&command);
+            assert!(!examples.is_empty(), "`{path} --help` has no examples");
+            for example in examples {
+                assert!(example.starts_with(&path), "{example:?} is no example of `{path}`");
+                // What comes after `>` is the shell's.
+                let words = shlex::split(&example).unwrap().into_iter();
+                let words = words.take_while(|word| word != ">").map(OsString::from);
+                let parsed = Cli::read(words).err().map(|error| error.to_string());
+                assert_eq!(parsed, None, "{example}");
+            }
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! `still bench model`: how fast a model reads and writes, by context and kind of attention.
+
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+use still_attention::{RowDtype, StillConfig};
+use still_eval::{BenchOptions, BenchPoint};
+use still_model::{FeatureInit, Model, Student, peak_device_bytes};
+
+use super::{SubjectArgs, room, something_to_time};
+use crate::args::{BATCH, TOKENS, whole};
+use crate::commands::model::{DeviceArgs, Place};
+use crate::commands::rows::{Rows, cache_dtype};
+use crate::commands::{BUDGET, CHUNK};
+use crate::errors::user;
+use crate::memory;
+use crate::printer::Printer;
+use crate::table;
+
+const EXAMPLES: &str = "\
+Examples:
+  still bench model --model my-student --contexts 512,4096 --variants dense,still,student
+  still bench model --shape llama-3.1-8b --device cuda --batch 8 --json
+  still bench model --model org/name --variants still --contexts 2048,32768 --cap 512 --in-turn";
+
+/// `still bench model`
+#[derive(Clone, Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct ModelBenchArgs {
+    /// The model.
+    #[command(flatten)]
+    subject: SubjectArgs,
+    /// Where it computes.
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// Tokens read before decoding
+    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "512,2048,4096,7680", value_parser = whole(0, TOKENS), allow_negative_numbers = true)]
+    contexts: Vec<usize>,
+    /// Tokens decoded at each context
+    #[arg(long, value_name = "N", default_value_t = 48, value_parser = whole(0, TOKENS), allow_negative_numbers = true)]
+    new_tokens: usize,
+    /// Read all contexts first, then decode 16 tokens of each in turn: a drift of the machine's speed is then the same for all
+    #[arg(long)]
+    in_turn: bool,
+    /// Sequences read and decoded together
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = whole(0, BATCH), allow_negative_numbers = true)]
+    batch: usize,
+    /// Attention to time, each at every context
+    #[arg(
+        long,
+        value_name = "V,…",
+        value_delimiter = ',',
+        value_enum,
+        default_value = "dense,still"
+    )]
+    variants: Vec<Variant>,
+    /// Most salient tokens of each head of the variant `still` [default: no limit]
+    #[arg(long, value_name = "N", value_parser = whole(0, TOKENS), allow_negative_numbers = true)]
+    cap: Option<usize>,
+    /// How the attention cache stores exact keys and values [default: bf16; on CUDA as --compute-dtype]
+    #[arg(long, value_name = "FORMAT", value_parser = cache_dtype())]
+    cache_dtype: Option<RowDtype>,
+    /// Print one JSON object a line on stdout instead of the table
+    #[arg(long)]
+    json: bool,
+}
+
+/// Attention that is timed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Variant {
+    /// The base's softmax attention.
+    Dense,
+    /// Nothing but the sliding window.
+    Window,
+    /// 4 tokens kept of every 64 by every KV head, whatever the model.
+    Still,
+    /// The student as it is.
+    Student,
+}
+
+/// What is timed.
+#[derive(Debug)]
+pub struct Settings {
+    subject: SubjectArgs,
+    place: Place,
+    contexts: Vec<usize>,
+    new_tokens: usize,
+    in_turn: bool,
+    batch: usize,
+    variants: Vec<Variant>,
+    cap: Option<usize>,
+    rows: Rows,
+    json: bool,
+}
+
+impl ModelBenchArgs {
+    /// # Errors
+    /// Nothing to time; a device that is not there.
+    pub fn resolve(self) -> anyhow::Result<Settings> {
+        something_to_time(&[&[self.new_tokens, self.batch], self.contexts.as_slice()].concat())?;
+        Ok(Settings {
+            place: self.device.resolve()?,
+            subject: self.subject,
+            contexts: self.contexts,
+            new_tokens: self.new_tokens,
+            in_turn: self.in_turn,
+            batch: self.batch,
+            variants: self.variants,
+            cap: self.cap,
+            rows: Rows::new(self.cache_dtype, RowDtype::Bf16),
+            json: self.json,
+        })
+    }
+}
+
+/// One line of the result.
+#[derive(Debug, Serialize)]
+struct Line {
+    variant: &'static str,
+    #[serde(flatten)]
+    point: BenchPoint,
+    /// Of the process so far, the model included.
+    peak_rss_bytes: Option<u64>,
+    /// The same of the GPU's memory; absent on the CPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    peak_device_bytes: Option<u64>,
+    threads: usize,
+}
+
+/// Runs the command.
+pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
+    let model = settings.subject.load(&settings.place, printer)?;
+    let mut lines = Vec::new();
+    for &variant in &settings.variants {
+        let (name, model) = variant_of(variant, settings.cap, &model)?;
+        let options = |context, new_tokens| BenchOptions {
+            batch: settings.batch,
+            context,
+            new_tokens,
+            rows: settings.rows.of(&model),
+        };
+        let each: Vec<_> = settings
+            .contexts
+            .iter()
+            .map(|&context| options(context, settings.new_tokens))
+            .collect();
+        each.iter().try_for_each(|options| room::check(&model, options))?;
+        // The first pass finds memory and threads cold.
+        still_eval::bench(&model, options(CHUNK, 2))?;
+        let mut report = |point: BenchPoint| -> anyhow::Result<()> {
+            let line = Line {
+                variant: name,
+                point,
+                peak_rss_bytes: memory::peak_resident_bytes(),
+                peak_device_bytes: peak_device_bytes(model.device())?,
+                threads: rayon::current_num_threads(),
+            };
+            if settings.json {
+                printer.json_line(&line)?;
+            } else {
+                let context = line.point.context;
+                printer.step("Timed", format_args!("{name} at {context} tokens"));
+            }
+            lines.push(line);
+            Ok(())
+        };
+        if settings.in_turn {
+            still_eval::bench_in_turn(&model, &each)?.into_iter().try_for_each(report)?;
+        } else {
+            for options in each {
+                report(still_eval::bench(&model, options)?)?;
+            }
+        }
+    }
+    if settings.json { Ok(()) } else { Ok(printer.result(render(&lines))?) }
+}
+
+/// The model with the attention that a variant stands for.
+fn variant_of(
+    variant: Variant,
+    cap: Option<usize>,
+    model: &Model,
+) -> anyhow::Result<(&'static str, Model)> {
+    let (layers, geometry) = (model.config().num_hidden_layers, model.config().geometry());
+    // Untrained feature maps cost what trained ones do.
+    let with = |still| -> anyhow::Result<Model> {
+        let student = Student::init(still, model.config(), FeatureInit::Identity, 0)?;
+        Ok(model.teacher().with_student(student.to_device(model.device())?))
+    };
+    Ok(match variant {
+        Variant::Dense => ("dense", model.teacher()),
+        Variant::Window => ("window", with(StillConfig::window_only(layers, geometry, CHUNK))?),
+        Variant::Still => {
+            let uniform = StillConfig::uniform(layers, geometry, CHUNK, BUDGET);
+            ("still", with(StillConfig { cap, ..uniform })?)
+        }
+        Variant::Student if model.student.is_some() => ("student", model.clone()),
+        Variant::Student => {
+            return Err(user(
+                "the variant `student` needs a student, and this model is a base",
+                "leave it out of --variants, or name a student for --model",
+            ));
+        }
+    })
+}
+
+fn render(lines: &[Line]) -> String {
+    let headers =
+        ["variant", "context", "prefill tok/s", "decode tok/s", "p50 ms", "p99 ms", "cache"];
+    let rows: Vec<Vec<String>> = lines
+        .iter()
+        .map(|line| {
+            let point = &line.point;
+            vec![
+                line.variant.to_owned(),
+                point.context.to_string(),
+                format!("{:.0}", point.prefill_tokens_per_s),
+                format!("{:.1}", point.decode_tokens_per_s),
+                format!("{:.2}", point.decode_p50_ms),
+                format!("{:.2}", point.decode_p99_ms),
+                table::bytes(point.cache_bytes),
+            ]
+        })
+        .collect();
+    let mut text = table::render(&headers, &rows);
+    if let Some(line) = lines.last() {
+        text += &format!("\n\n{} threads", line.threads);
+        if let Some(peak) = line.peak_rss_bytes {
+            text += &format!(", at most {} resident", table::bytes(peak as usize));
+        }
+        if let Some(peak) = line.peak_device_bytes {
+            text += &format!(", at most {} on the device", table::bytes(peak as usize));
+        }
+    }
+    text
+}

@@ -1,0 +1,144 @@
+//! `still bench train`: how long training steps take, and what memory they need.
+
+use clap::Args;
+use serde::Serialize;
+use still_model::{peak_device_bytes, reset_peak_device_bytes};
+use still_train::{Objective, Recipe, Stage, StepTiming, time_steps};
+
+use super::{SubjectArgs, something_to_time};
+use crate::args::{COUNT, TOKENS, one_of, whole};
+use crate::commands::model::{DeviceArgs, Place};
+use crate::commands::recipe::RecipeArgs;
+use crate::memory;
+use crate::printer::Printer;
+use crate::table;
+
+const EXAMPLES: &str = "\
+Examples:
+  still bench train --model org/name --contexts 1024
+  still bench train --shape llama-3.1-8b --device cuda --stages finetune --contexts 8192 --set finetune.recompute=mlp";
+
+/// `still bench train`
+#[derive(Clone, Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct TrainBenchArgs {
+    /// The teacher.
+    #[command(flatten)]
+    subject: SubjectArgs,
+    /// Where it computes.
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// Stages to time
+    #[arg(long, value_name = "S,…", value_delimiter = ',', default_value = "transfer,finetune", value_parser = one_of(&Stage::ALL, Stage::name))]
+    stages: Vec<Stage>,
+    /// Tokens of a sequence
+    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "512,2048,4096,7680", value_parser = whole(0, TOKENS), allow_negative_numbers = true)]
+    contexts: Vec<usize>,
+    /// Steps timed of each stage
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = whole(1, COUNT), allow_negative_numbers = true)]
+    steps: usize,
+    /// How it is trained.
+    #[command(flatten)]
+    recipe: RecipeArgs,
+    /// Print one JSON object a line on stdout instead of the table
+    #[arg(long)]
+    json: bool,
+}
+
+/// What is timed.
+#[derive(Debug)]
+pub struct Settings {
+    subject: SubjectArgs,
+    place: Place,
+    stages: Vec<Stage>,
+    contexts: Vec<usize>,
+    steps: usize,
+    recipe: Recipe,
+    json: bool,
+}
+
+impl TrainBenchArgs {
+    /// Reads the recipe.
+    ///
+    /// # Errors
+    /// Nothing to time, a recipe that cannot be used, a device that is not there.
+    pub fn resolve(self) -> anyhow::Result<Settings> {
+        something_to_time(&self.contexts)?;
+        Ok(Settings {
+            recipe: self.recipe.resolve()?,
+            place: self.device.resolve()?,
+            subject: self.subject,
+            stages: self.stages,
+            contexts: self.contexts,
+            steps: self.steps,
+            json: self.json,
+        })
+    }
+}
+
+/// One line of the result.
+#[derive(Debug, Serialize)]
+struct Line {
+    #[serde(flatten)]
+    timing: StepTiming,
+    /// What stage 2 minimises.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    objective: Option<Objective>,
+    /// Of the process so far, the model included.
+    peak_rss_bytes: Option<u64>,
+    /// Of the GPU's memory by this line's steps, the model included; absent on the CPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    peak_device_bytes: Option<u64>,
+    threads: usize,
+}
+
+/// Times the steps of each stage at each context.
+///
+/// # Errors
+/// A recipe that does not fit the model.
+pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
+    let model = settings.subject.load(&settings.place, printer)?;
+    let recipe = &settings.recipe;
+    let mut lines = Vec::new();
+    for &stage in &settings.stages {
+        for &context in &settings.contexts {
+            reset_peak_device_bytes(model.device())?;
+            let line = Line {
+                timing: time_steps(&model, recipe, stage, context, settings.steps)?,
+                objective: (stage == Stage::Finetune).then_some(recipe.finetune.objective),
+                peak_rss_bytes: memory::peak_resident_bytes(),
+                peak_device_bytes: peak_device_bytes(model.device())?,
+                threads: rayon::current_num_threads(),
+            };
+            if settings.json {
+                printer.json_line(&line)?;
+            } else {
+                printer.step("Timed", format_args!("{} at {context} tokens", stage.name()));
+            }
+            lines.push(line);
+        }
+    }
+    if settings.json { Ok(()) } else { Ok(printer.result(render(&lines))?) }
+}
+
+fn render(lines: &[Line]) -> String {
+    let headers =
+        ["stage", "context", "batch", "step p50 ms", "slowest ms", "tok/s", "peak memory"];
+    let rows: Vec<Vec<String>> = lines
+        .iter()
+        .map(|line| {
+            let timing = &line.timing;
+            let peak = line.peak_device_bytes.or(line.peak_rss_bytes);
+            vec![
+                timing.stage.name().to_owned(),
+                timing.context.to_string(),
+                timing.batch.to_string(),
+                format!("{:.1}", timing.step_p50_ms),
+                format!("{:.1}", timing.step_max_ms),
+                format!("{:.0}", timing.tokens_per_s),
+                peak.map_or_else(String::new, |bytes| table::bytes(bytes as usize)),
+            ]
+        })
+        .collect();
+    table::render(&headers, &rows)
+}

@@ -1,0 +1,110 @@
+//! What `still calibrate` takes, and what it goes by.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use still_train::{CalibrateOptions, CalibrationRecipe, Recipe};
+
+use crate::args::{TOKENS, share, whole};
+use crate::commands::input::check_data;
+use crate::commands::model::{DeviceArgs, ModelArg, Place};
+use crate::commands::recipe::RecipeArgs;
+use crate::outputs::Existing;
+
+const EXAMPLES: &str = "\
+Examples:
+  still calibrate --model org/name --data books.jsonl.zst --cache-fraction 0.2 --html budgets.html
+  still calibrate --model base --data a.txt --at-length 32768 --out budgets.json
+  still calibrate --model base --data a.txt --set attention.router=received_attention --json";
+
+/// `still calibrate`
+#[derive(Clone, Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct CalibrateArgs {
+    /// The teacher.
+    #[command(flatten)]
+    model: ModelArg,
+    /// Where it computes.
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// Text to calibrate on: .txt, .jsonl or .jsonl.zst (field "text"); several may be given
+    #[arg(long, short, value_name = "FILE", num_args = 1.., required = true)]
+    data: Vec<PathBuf>,
+    /// Bytes to spend, as a share of the dense cache with 16-bit rows
+    #[arg(long, value_name = "SHARE", default_value_t = 0.2, value_parser = share, allow_negative_numbers = true)]
+    cache_fraction: f64,
+    /// Tokens of context at which that share holds, windows and linear states included
+    #[arg(long, value_name = "N", default_value_t = 8192, value_parser = whole(1, TOKENS), allow_negative_numbers = true)]
+    at_length: usize,
+    /// Tokens of text to read
+    #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = whole(1, TOKENS), allow_negative_numbers = true)]
+    tokens: usize,
+    /// Tokens of a window of text
+    #[arg(long, value_name = "N", default_value_t = 2048, value_parser = whole(1, TOKENS), allow_negative_numbers = true)]
+    window: usize,
+    /// The attention that is calibrated.
+    #[command(flatten)]
+    recipe: RecipeArgs,
+    /// Write the budgets here (JSON)
+    #[arg(long, short, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Draw budgets and what decided them, layer by head, as one HTML page
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Replace what exists
+    #[arg(long)]
+    overwrite: bool,
+    /// Print one JSON object with every estimate on stdout instead of the table
+    #[arg(long)]
+    json: bool,
+}
+
+/// What a calibration goes by.
+#[derive(Debug)]
+pub struct Settings {
+    pub model: String,
+    pub place: Place,
+    pub data: Vec<PathBuf>,
+    pub recipe: Recipe,
+    /// Where the recipe was read.
+    pub recipe_file: Option<PathBuf>,
+    /// How the text is cut.
+    pub calibration: CalibrationRecipe,
+    /// Tokens of text to read.
+    pub tokens: usize,
+    pub options: CalibrateOptions,
+    pub out: Option<PathBuf>,
+    pub html: Option<PathBuf>,
+    pub existing: Existing,
+    pub json: bool,
+}
+
+impl CalibrateArgs {
+    /// Reads the recipe.
+    ///
+    /// # Errors
+    /// Data that are no files, a recipe that cannot be used, a device that is not there.
+    pub fn resolve(self) -> anyhow::Result<Settings> {
+        check_data(&self.data)?;
+        let recipe = self.recipe.resolve()?;
+        Ok(Settings {
+            place: self.device.resolve()?,
+            model: self.model.model,
+            data: self.data,
+            recipe_file: self.recipe.recipe,
+            calibration: CalibrationRecipe { window: self.window, ..recipe.calibration.clone() },
+            tokens: self.tokens,
+            options: CalibrateOptions {
+                cache_fraction: self.cache_fraction,
+                at_length: self.at_length,
+                seed: recipe.seed,
+                ..CalibrateOptions::default()
+            },
+            recipe,
+            out: self.out,
+            html: self.html,
+            existing: Existing::overwrite(self.overwrite),
+            json: self.json,
+        })
+    }
+}

@@ -1,0 +1,29 @@
+//! `still completions`: what a shell needs to complete the command line.
+
+use clap::Args;
+use clap_complete::Shell;
+
+use crate::args::command;
+use crate::printer::Printer;
+
+const EXAMPLES: &str = "\
+Examples:
+  still completions bash > ~/.local/share/bash-completion/completions/still
+  still completions zsh > ~/.zfunc/_still
+  still completions fish > ~/.config/fish/completions/still.fish";
+
+/// `still completions`
+#[derive(Clone, Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct CompletionsArgs {
+    /// The shell
+    #[arg(value_name = "SHELL", value_enum)]
+    shell: Shell,
+}
+
+/// Runs the command.
+pub fn run(args: &CompletionsArgs, printer: &Printer) -> anyhow::Result<()> {
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut command(), "still", &mut script);
+    Ok(printer.stream(&String::from_utf8(script)?)?)
+}

@@ -1,0 +1,70 @@
+//! What `still demo` takes.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::args::{COUNT, seed, whole};
+use crate::errors::user;
+
+const EXAMPLES: &str = "\
+Examples:
+  still demo
+  still demo --out demo-student
+  still demo --model path/to/small-model --transfer-steps 20 --finetune-steps 20 --json";
+
+/// `still demo`
+#[derive(Clone, Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct DemoArgs {
+    /// Print one JSON object on stdout instead of the table
+    #[arg(long)]
+    pub json: bool,
+    /// Model to linearize instead of the pinned SmolLM2-135M-Instruct
+    #[arg(long, short, value_name = "MODEL")]
+    pub model: Option<String>,
+    /// Stage 1 steps, each of one window of 1024 tokens
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = whole(0, COUNT), allow_negative_numbers = true)]
+    pub transfer_steps: usize,
+    /// Stage 2 steps, each of one window of 1024 tokens
+    #[arg(long, value_name = "N", default_value_t = 6, value_parser = whole(0, COUNT), allow_negative_numbers = true)]
+    pub finetune_steps: usize,
+    /// Held-out windows of 4096 tokens
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = whole(0, COUNT), allow_negative_numbers = true)]
+    pub windows: usize,
+    /// Pass keys to ask each model for
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = whole(0, COUNT), allow_negative_numbers = true)]
+    pub keys: usize,
+    /// Decode steps timed at each context
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = whole(0, COUNT), allow_negative_numbers = true)]
+    pub decode_steps: usize,
+    /// Seed of everything
+    #[arg(long, value_name = "SEED", default_value_t = 0, value_parser = seed, allow_negative_numbers = true)]
+    pub seed: u64,
+    /// Keep the finished student here
+    #[arg(long, short, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+}
+
+impl DemoArgs {
+    /// # Errors
+    /// Counts of nothing; a place that is taken.
+    pub fn check(&self) -> anyhow::Result<()> {
+        let counts = [
+            ("--transfer-steps", self.transfer_steps),
+            ("--finetune-steps", self.finetune_steps),
+            ("--keys", self.keys),
+            ("--decode-steps", self.decode_steps),
+        ];
+        if let Some((name, _)) = counts.iter().find(|(_, count)| *count == 0) {
+            return Err(user(format!("{name} 0 leaves nothing to do"), "use 1 or more"));
+        }
+        match &self.out {
+            Some(out) if out.exists() => Err(user(
+                format!("{} exists already", out.display()),
+                "name a new directory for --out",
+            )),
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! What `still linearize` takes, and what a run goes by.
+
+use std::path::PathBuf;
+
+use candle_core::DType;
+use clap::Args;
+use still_model::ExportKind;
+use still_train::Recipe;
+
+use crate::args::one_of;
+use crate::commands::input::check_data;
+use crate::commands::model::{DeviceArgs, ModelArg, Place};
+use crate::commands::recipe::RecipeArgs;
+
+const EXAMPLES: &str = "\
+Examples:
+  still linearize --model org/name --data books.jsonl.zst --out my-student
+  still linearize --model base --data a.txt b.txt --out my-student --recipe recipes/quick.toml --set transfer.steps=200
+  still linearize --model base --data a.txt --out my-student --dry-run
+  still linearize --model base --data a.txt --out my-student --resume
+  still linearize --model base --data a.txt --out my-student --device cuda --delta";
+
+/// Dtypes of a full student's weights.
+const DTYPES: [DType; 2] = [DType::F32, DType::BF16];
+
+/// `still linearize`
+#[derive(Clone, Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct LinearizeArgs {
+    /// The teacher.
+    #[command(flatten)]
+    model: ModelArg,
+    /// Where it computes.
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// Training data: .txt, .jsonl or .jsonl.zst (a text or chat messages a line), .bin (token ids); several may be
+    /// given, mixed by data.weights
+    #[arg(long, short, value_name = "FILE", num_args = 1.., required = true)]
+    data: Vec<PathBuf>,
+    /// Where the student is written; must not exist yet
+    #[arg(long, short, value_name = "DIR")]
+    out: PathBuf,
+    /// How it is trained.
+    #[command(flatten)]
+    recipe: RecipeArgs,
+    /// Go on from the newest checkpoint of an interrupted run
+    #[arg(long)]
+    resume: bool,
+    /// Where checkpoints and metrics go [default: OUT with ".run" appended]
+    #[arg(long, value_name = "DIR")]
+    run_dir: Option<PathBuf>,
+    /// Write no TensorBoard event files (they go to the run directory's tensorboard/)
+    #[arg(long)]
+    no_tensorboard: bool,
+    /// Write only what differs from the base model, which is named and hashed
+    #[arg(long, conflicts_with = "dtype")]
+    delta: bool,
+    /// Weights of a full student
+    #[arg(long, value_name = "DTYPE", default_value = "f32", value_parser = one_of(&DTYPES, |dtype| dtype.as_str()))]
+    dtype: DType,
+    /// Replace OUT if it exists
+    #[arg(long)]
+    overwrite: bool,
+    /// Say what would be trained and read, and what memory and time it would take; train nothing
+    #[arg(long, conflicts_with_all = ["resume", "overwrite"])]
+    dry_run: bool,
+    /// Print one JSON object on stdout
+    #[arg(long)]
+    json: bool,
+}
+
+/// What a run goes by.
+#[derive(Debug)]
+pub struct Settings {
+    pub model: String,
+    pub place: Place,
+    pub data: Vec<PathBuf>,
+    pub recipe: Recipe,
+    pub out: PathBuf,
+    /// As it was asked for.
+    pub run_dir: Option<PathBuf>,
+    pub resume: bool,
+    pub overwrite: bool,
+    pub dry_run: bool,
+    pub tensorboard: bool,
+    pub kind: ExportKind,
+    pub json: bool,
+}
+
+impl LinearizeArgs {
+    /// Reads the recipe.
+    ///
+    /// # Errors
+    /// Data that are no files, a recipe that cannot be used, a device that is not there.
+    pub fn resolve(self) -> anyhow::Result<Settings> {
+        check_data(&self.data)?;
+        Ok(Settings {
+            recipe: self.recipe.resolve()?,
+            place: self.device.resolve()?,
+            model: self.model.model,
+            data: self.data,
+            out: self.out,
+            run_dir: self.run_dir,
+            resume: self.resume,
+            overwrite: self.overwrite,
+            dry_run: self.dry_run,
+            tensorboard: !self.no_tensorboard,
+            kind: if self.delta { ExportKind::Delta } else { ExportKind::Full(self.dtype) },
+            json: self.json,
+        })
+    }
+}
