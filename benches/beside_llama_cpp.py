@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""`still bench` and llama.cpp in turn, on one GGUF, with equal threads: medians and ratios.
+"""`still bench model` and llama.cpp in turn, on one GGUF, with equal threads: medians and ratios.
 
     pip install llama-cpp-python        # builds from source; not needed for anything else here
     cargo build --release
@@ -86,7 +86,7 @@ def main():
 
     common = ["--contexts", args.contexts, "--new-tokens", str(args.new_tokens), "--threads", str(args.threads)]
     commands = {
-        "still": [args.still, "bench", "--json", "--quiet", "--model", args.model, "--variants", "still", *common],
+        "still": [args.still, "bench", "model", "--json", "--quiet", "--model", args.model, "--variants", "still", *common],
         "plain": [sys.executable, __file__, args.model, "--worker", "plain", *common],
         "flash": [sys.executable, __file__, args.model, "--worker", "flash", *common],
     }

@@ -2,7 +2,7 @@
 
     python3 benches/hf_decode.py [CONTEXT …]
 
-The peer of `still bench --device cuda --shape llama-3.1-8b`; run both on one machine, one after the other. Also prints how long
+The peer of `still bench model --device cuda --shape llama-3.1-8b`; run both on one machine, one after the other. Also prints how long
 the weights take to be read once, from a copy inside the GPU's memory (which reads and writes as much).
 """
 

@@ -3,7 +3,7 @@ one sequence, scaled-dot-product attention (flash), cross-entropy, rank 8 on q, 
 
     python3 benches/torch_lora.py [CONTEXT …]
 
-The peer of `still bench --device cuda --shape llama-3.1-8b --stages finetune --set finetune.objective=cross_entropy`; run both
+The peer of `still bench train --device cuda --shape llama-3.1-8b --stages finetune --set finetune.objective=cross_entropy`; run both
 on one machine, one after the other. Each context is timed with every activation kept and with gradient checkpoints (each layer
 computed again), each with the attention backend that PyTorch picks and with flash attention alone.
 """

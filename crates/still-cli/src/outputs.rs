@@ -19,7 +19,7 @@ const TITLE: &str = "<title>still ";
 pub enum Ours {
     /// An HTML page.
     Page,
-    /// Tables of `still report`.
+    /// Tables of `still report eval`.
     Markdown,
     /// Results of `still eval`.
     Results,

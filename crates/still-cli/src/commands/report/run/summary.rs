@@ -9,7 +9,7 @@ use crate::plot::number;
 use crate::run_log::{Evaluation, LayerLoss, RunLog, metric_words};
 use crate::table;
 
-/// What `still report` prints.
+/// What `still report run` prints.
 #[derive(Debug, Serialize)]
 pub struct Summary {
     run_dir: String,
