@@ -1,9 +1,10 @@
 //! The self-contained HTML page: a template and one block of data.
 
+use minijinja::context;
 use serde::Serialize;
 
 use super::routing::{HeadRouting, Place, Routing};
-use crate::page::{STYLE, THEME};
+use crate::page;
 
 const TEMPLATE: &str = include_str!("page.html");
 
@@ -56,8 +57,7 @@ pub fn render(routing: &Routing, model: &str) -> anyhow::Result<String> {
     };
     // A token may spell "</script>"; JSON may spell "<" otherwise.
     let json = serde_json::to_string(&data)?.replace('<', "\\u003c");
-    let page = TEMPLATE.replacen("__STYLE__", STYLE, 1).replacen("__THEME__", THEME, 1);
-    Ok(page.replacen("__DATA__", &json, 1))
+    page::render(TEMPLATE, context! { data => json })
 }
 
 fn head(head: &HeadRouting) -> Head {
@@ -107,7 +107,7 @@ mod tests {
             }],
         };
         let page = render(&routing, "tiny").unwrap();
-        assert!(!page.contains("__DATA__") && !page.contains("__STYLE__"));
+        assert!(!page.contains("{{") && !page.contains("{%"));
         assert_eq!(page.matches("</script>").count(), 2, "the data's and the code's only");
         assert!(page.contains(r#""scores":"ff00ff","places":"102""#), "{page}");
         for outside in ["http:", "https:", "src=", "@import", "url("] {
