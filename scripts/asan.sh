@@ -16,4 +16,4 @@ if [ ${#packages[@]} -eq 0 ]; then
 fi
 # Proc macros and build scripts are not instrumented because a target is given. Leaks are not looked for: thread pools live to the end.
 ASAN_OPTIONS=detect_leaks=0 RUSTFLAGS="-Zsanitizer=address" \
-  cargo +nightly test --release --target "$target" --target-dir "${CARGO_TARGET_DIR:-target/asan}" "${packages[@]}"
+  cargo +nightly test --release --locked --target "$target" --target-dir "${CARGO_TARGET_DIR:-target/asan}" "${packages[@]}"

@@ -88,7 +88,7 @@ pub enum SelectionHead {
 
 /// The feature map `φ` of the linear branch.
 ///
-/// A new map is one more variant here and one more arm in [`crate::feature_map`].
+/// A new map is one more variant here and one more arm in `feature_map`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FeatureMap {

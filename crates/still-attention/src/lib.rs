@@ -1,7 +1,4 @@
-//! The STILL hybrid attention operator (arXiv 2602.02180).
-//!
-//! Each softmax-attention layer becomes a hybrid: the Self-Saliency Score keeps a few tokens of every
-//! retired chunk for exact attention, the rest are summarised by linear attention through a feature map.
+#![doc = include_str!("../README.md")]
 
 mod arguments;
 mod config;

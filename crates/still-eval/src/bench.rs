@@ -56,11 +56,11 @@ pub fn bench(model: &Model, options: BenchOptions) -> Result<BenchPoint> {
     Ok(run.point())
 }
 
-/// [`bench`] of several contexts, all of them read before any decodes, and then 16 tokens of each in turn: a machine whose
+/// [`bench()`] of several contexts, all of them read before any decodes, and then 16 tokens of each in turn: a machine whose
 /// speed drifts does so for all of them alike, so that their steps can be compared. Their caches are in memory together.
 ///
 /// # Errors
-/// As [`bench`].
+/// As [`bench()`].
 pub fn bench_in_turn(model: &Model, options: &[BenchOptions]) -> Result<Vec<BenchPoint>> {
     let mut runs: Vec<Run<'_>> =
         options.iter().map(|&options| Run::read(model, options)).collect::<Result<_>>()?;

@@ -1,8 +1,4 @@
-//! Benchmarks ([`task`] says what is asked, [`run`] asks it), perplexity with paired intervals, pass-key recall, speed and
-//! cache bytes.
-//!
-//! Everything here takes a [`still_model::Model`] and returns numbers; nothing prints.
-
+#![doc = include_str!("../README.md")]
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 mod ablation;

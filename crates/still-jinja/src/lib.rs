@@ -1,13 +1,10 @@
-//! Jinja templates as Python's Jinja2 renders them, in the environment that transformers' `apply_chat_template` makes:
-//! the immutable sandbox, `trim_blocks`, `lstrip_blocks`, `break` and `continue`, `{% generation %}`, `tojson` without HTML
-//! escapes, `raise_exception`, `strftime_now`.
+#![doc = include_str!("../README.md")]
 //!
-//! A template comes with a model, so it is as little to be trusted as a program from the network. It reads nothing but what it is
-//! given, and everything it does is counted: steps and bytes by [`Meter`](meter::Meter), nesting by the parser and the
-//! interpreter. A renderer whose strings and lists cannot be counted could not be bounded from outside, which is why this is
-//! not a general engine with a limit on its instructions.
+//! # Files
 //!
-//! `python` holds what values do (`str`, `repr`, methods, operators, filters), `parse` what a source says, `render` what follows.
+//! `python` holds what values do (`str`, `repr`, methods, operators, filters), `parse` reads a source, `render` runs it, `meter`
+//! counts steps and bytes. A general engine with a limit on its instructions would not do: the strings and lists that one
+//! instruction makes cannot be counted from outside.
 
 mod ast;
 mod error;

@@ -1,5 +1,4 @@
-//! Models: configurations, checkpoints, tokenizers, the decoder, students and generation.
-
+#![doc = include_str!("../README.md")]
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 mod cancel;

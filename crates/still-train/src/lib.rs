@@ -1,5 +1,4 @@
-//! Two-stage linearization: attention transfer, then low-rank finetuning.
-
+#![doc = include_str!("../README.md")]
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 mod bench;

@@ -12,7 +12,7 @@ const LETTERS: [&str; 4] = ["A", "B", "C", "D"];
 /// The items of `limit` questions, spread over the subjects in the file's order: each gives its first.
 ///
 /// # Errors
-/// As of [`super::standard`]; a subject with fewer than `shots` examples.
+/// As of [`super::standard()`]; a subject with fewer than `shots` examples.
 pub fn items(test: &Path, dev: &Path, shots: usize, limit: Option<usize>) -> Result<Vec<Item>> {
     let questions = by_subject(read_lines(test, |_, record| checked(record))?);
     let examples = if shots == 0 {

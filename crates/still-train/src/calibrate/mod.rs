@@ -2,7 +2,7 @@
 //!
 //! Two things decide. Heads that retrieve (found by their attention to the matching token of a random sequence fed twice)
 //! stay whole, the strongest first. Every other head gets the budget that the text says it needs: what the loss gains
-//! per byte, estimated from one backward pass ([`marginal`]), is spent on the best ([`allocate`]).
+//! per byte, estimated from one backward pass ([`marginal`]), is spent on the best ([`allocate()`]).
 
 mod allocate;
 mod budgets;

@@ -1,6 +1,6 @@
 //! GGUF files: everything in one is checked against the file and the rest of it before it is used.
 //!
-//! [`open`] reads the directory (`directory`), [`config`] the metadata (`metadata` types each value, `rope` has those of RoPE) and
+//! [`open`] reads the directory (`directory`), [`config()`] the metadata (`metadata` types each value, `rope` has those of RoPE) and
 //! whether the tensors are those of that model, no more, no less and of the right shapes (`tensors`).
 
 mod config;
