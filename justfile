@@ -1,0 +1,118 @@
+# `just` lists the recipes. just itself: `pip install rust-just` or `cargo install just`.
+
+_list:
+    @just --list --unsorted
+
+# What CI runs: format, spelling, lints, docs, tests
+[group('check')]
+ci:
+    .ci/run
+
+# Tests of the whole workspace, or of a part: `just test -p still-model --test parity`
+[group('check')]
+test *ARGS="--workspace":
+    cargo test --release --locked {{ ARGS }}
+
+# Documentation, with warnings as errors; `just docs --open` shows it
+[group('check')]
+docs *ARGS:
+    RUSTDOCFLAGS="-D warnings" cargo doc --release --locked --workspace --no-deps {{ ARGS }}
+
+# Lints of the Rust code of the feature `cuda`; no toolkit, no GPU
+[group('check')]
+lint-cuda:
+    scripts/check-cuda.sh
+
+# Spelling (`pip install typos`)
+[group('check')]
+typos:
+    typos
+
+# Licenses, bans and sources of dependencies (`cargo install --locked cargo-deny`)
+[group('check')]
+deny:
+    cargo deny --locked check licenses bans sources
+
+# Whether every crate can be packaged
+[group('check')]
+package:
+    cargo package --locked --workspace --no-verify --allow-dirty
+
+# Every order in which a decode step's threads can meet
+[group('threads and memory')]
+loom:
+    RUSTFLAGS="--cfg loom" cargo test --release --locked -p still-threads --tests --target-dir target/loom
+
+# AddressSanitizer; needs a nightly toolchain. Other crates: `just asan -p still-model --lib`
+[group('threads and memory')]
+asan *ARGS:
+    scripts/asan.sh {{ ARGS }}
+
+# Fuzz every file format; one: `just fuzz 20000 1 --target gguf`; one case again: `just fuzz 1 1234 --target gguf`
+[group('threads and memory')]
+fuzz runs="20000" seed="1" *ARGS:
+    cargo test --release --locked -p still-cli --test fuzz -- --runs {{ runs }} --seed {{ seed }} {{ ARGS }}
+
+# Tests of the operator, models and training on a GPU; without a toolkit, run `eval "$(scripts/cuda-env.sh)"` first
+[group('gpu')]
+test-gpu *ARGS:
+    cargo test --release --locked --workspace --features still-cli/cuda --test cuda --test cuda_state --test cuda_training {{ ARGS }}
+
+# The kernels as one library, without Rust
+[group('gpu')]
+kernels lib="target/libstill.so" *GENCODE:
+    mkdir -p "$(dirname "{{ lib }}")"
+    bash crates/still-kernels/build_cuda.sh "{{ lib }}" {{ GENCODE }}
+
+# Compare the kernels with float64 (check) or PyTorch's attention (bench); needs PyTorch
+[group('gpu')]
+check-kernels what="check" lib="target/libstill.so": (kernels lib)
+    python3 crates/still-kernels/tests/check.py "{{ lib }}" {{ what }}
+
+# The operator's kernels under compute-sanitizer: `memcheck` or `racecheck`; needs PyTorch
+[group('gpu')]
+sanitize-kernels tool="memcheck" lib="target/libstill.so": (kernels lib)
+    compute-sanitizer --tool {{ tool }} --kernel-regex kns=still python3 crates/still-kernels/tests/sanitize.py "{{ lib }}"
+
+# One GPU test under compute-sanitizer: `just sanitize racecheck TEST_BINARY TEST`
+[group('gpu')]
+sanitize tool binary test:
+    compute-sanitizer --tool {{ tool }} --kernel-name kns=still --force-synchronization-limit 32 "{{ binary }}" --exact {{ test }} --test-threads 1
+
+# Benches of the operator on the CPU; a group: `just bench-operator "train on 1024"`
+[group('measure')]
+[positional-arguments]
+bench-operator *ARGS:
+    cargo bench --locked -p still-attention --bench operator -- "$@"
+
+# Benches of products with quantized matrices
+[group('measure')]
+[positional-arguments]
+bench-quant *ARGS:
+    cargo bench --locked -p still-quant --bench product -- "$@"
+
+# llama.cpp and `still` in turn on one GGUF (`pip install llama-cpp-python`)
+[group('measure')]
+peer-llama-cpp model *ARGS:
+    cargo build --release --locked
+    python3 benches/beside_llama_cpp.py "{{ model }}" {{ ARGS }}
+
+# transformers' decode steps on a GPU, the peer of `still bench model --device cuda`
+[group('measure')]
+peer-transformers *CONTEXTS:
+    python3 benches/hf_decode.py {{ CONTEXTS }}
+
+# PyTorch's LoRA steps on a GPU, the peer of `still bench train --device cuda`
+[group('measure')]
+peer-lora *CONTEXTS:
+    python3 benches/torch_lora.py {{ CONTEXTS }}
+
+# The README's plot, from recorded runs (`pip install matplotlib`)
+[group('measure')]
+plot:
+    python3 benches/plot_quality.py
+
+# A stripped binary of a tagged commit in target/dist, with its SHA-256; `just release cuda` for GPUs
+[group('release')]
+release *FEATURE:
+    scripts/release.sh {{ FEATURE }}
