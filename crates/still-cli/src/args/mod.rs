@@ -3,6 +3,8 @@
 //! What a command takes is declared beside it, in [`crate::commands`]. Where arguments have to be checked, opened or combined,
 //! `resolve` makes them the command's settings, once, before it does anything.
 
+#[cfg(test)]
+mod documented;
 mod groups;
 mod moved;
 mod names;
