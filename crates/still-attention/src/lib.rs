@@ -14,11 +14,11 @@ mod linear_branch;
 pub mod naive;
 pub mod router;
 mod routing;
+mod saved_attention;
 mod selection;
 mod shares;
 mod size;
 mod state;
-mod walk;
 mod weights;
 
 pub use config::{
@@ -32,9 +32,9 @@ pub use error::{AttentionError, Result};
 pub use feature_map::fold_householder;
 pub use hybrid::{HybridOutput, hybrid_attention};
 pub use routing::Routing;
+pub use saved_attention::{SavedAttention, attention_forward};
 pub use selection::Selection;
 pub use shares::{BranchShares, branch_shares};
 pub use size::HeadSize;
 pub use state::{HeadRows, HeadScratch, HybridHead, HybridState, LinearState, PreparedWeights};
-pub use walk::{AttentionWalk, walk_attention};
 pub use weights::HybridWeights;

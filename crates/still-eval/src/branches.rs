@@ -33,10 +33,9 @@ pub fn branch_shares_of(
     let mut shares = Vec::with_capacity(decoder.layers.len());
     for (layer, learned) in decoder.layers.iter().zip(&student.layers) {
         let inputs = layer.attention_inputs(&x, &rotation, Some(learned))?;
-        let gate = learned.gate(&inputs.normed, layer.head_dim)?;
         let (q, k, v) = (&inputs.q, &inputs.k, &inputs.v);
         let (weights, config) = (&learned.attention, &learned.config);
-        let done = hybrid_attention(q, k, v, weights, gate.as_ref(), config, None)
+        let done = hybrid_attention(q, k, v, weights, inputs.gate.as_ref(), config, None)
             .map_err(still_model::ModelError::from)?;
         let of_layer = done
             .routing

@@ -174,11 +174,11 @@ impl Model {
             starts.truncate(1);
         }
         let rotation = self.decoder.rotation_at(&starts, tokens)?;
-        let hidden = self.through_layers(x, &rotation, |layer, inputs, gate| {
+        let hidden = self.through_layers(x, &rotation, |layer, inputs| {
             if cancel.is_raised() {
                 return Err(ModelError::Cancelled);
             }
-            cache.layers[layer].advance(inputs, gate, lengths).map(Some)
+            cache.layers[layer].advance(inputs, lengths).map(Some)
         })?;
         hidden.ok_or_else(|| ModelError::Invalid("a layer gave no attention".into()))
     }
@@ -211,22 +211,18 @@ impl Model {
         step(&self.decoder, self.student.as_ref(), ids, cache, wants_logits)
     }
 
-    /// All layers and the final norm, with the attention that `attend(layer, inputs, gate)` gives; `None` as soon as it
+    /// All layers and the final norm, with the attention that `attend(layer, inputs)` gives; `None` as soon as it
     /// gives none.
     pub(crate) fn through_layers(
         &self,
         mut x: Tensor,
         rotation: &Rotation,
-        mut attend: impl FnMut(usize, &AttentionInputs, Option<&Tensor>) -> Result<Option<Tensor>>,
+        mut attend: impl FnMut(usize, &AttentionInputs) -> Result<Option<Tensor>>,
     ) -> Result<Option<Tensor>> {
         for (n, layer) in self.decoder.layers.iter().enumerate() {
             let student = self.student.as_ref().map(|student| &student.layers[n]);
             let inputs = layer.attention_inputs(&x, rotation, student)?;
-            let gate = match student {
-                Some(student) => student.gate(&inputs.normed, layer.head_dim)?,
-                None => None,
-            };
-            let Some(attention) = attend(n, &inputs, gate.as_ref())? else { return Ok(None) };
+            let Some(attention) = attend(n, &inputs)? else { return Ok(None) };
             x = finish(layer, &x, &attention, student)?;
         }
         self.decoder.final_norm(&x).map(Some)
@@ -297,14 +293,12 @@ impl LayerCache {
     /// Attends from the new tokens to themselves and everything before: `[B, H, T, D]`.
     pub(crate) fn advance(
         &mut self,
-        inputs: &AttentionInputs,
-        gate: Option<&Tensor>,
+        AttentionInputs { q, k, v, gate }: &AttentionInputs,
         lengths: Option<&[usize]>,
     ) -> Result<Tensor> {
-        let AttentionInputs { q, k, v, .. } = inputs;
         Ok(match self {
             Self::Dense(cache) => cache.advance(q, k, v, lengths)?,
-            Self::Hybrid(state) => state.advance(q, k, v, gate, lengths)?,
+            Self::Hybrid(state) => state.advance(q, k, v, gate.as_ref(), lengths)?,
             #[cfg(feature = "cuda")]
             Self::Cuda(layer) => layer.advance(q, k, v, lengths)?,
         })

@@ -94,12 +94,12 @@ impl Model {
     ) -> Result<Option<Tensor>> {
         let rotation = self.decoder.rotation(start, ids.len())?;
         let x = self.decoder.embed(ids)?;
-        let hidden = self.through_layers(x, &rotation, |layer, inputs, gate| {
+        let hidden = self.through_layers(x, &rotation, |layer, inputs| {
             let Some(_turn) = order.wait_for(layer, n) else { return Ok(None) };
             if cancel.is_raised() {
                 return Err(ModelError::Cancelled);
             }
-            lock(&layers[layer]).advance(inputs, gate, None).map(Some)
+            lock(&layers[layer]).advance(inputs, None).map(Some)
         })?;
         Ok(hidden.map(|hidden| hidden.squeeze(0)).transpose()?)
     }

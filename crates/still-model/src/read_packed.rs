@@ -82,20 +82,19 @@ impl Model {
             .collect();
         let rotation = self.decoder.rotation_of(&positions)?;
         let x = self.decoder.embed(&ids)?;
-        let hidden = self.through_layers(x, &rotation, |layer, inputs, gate| {
+        let hidden = self.through_layers(x, &rotation, |layer, inputs| {
             let mut row = 0;
             let mut outputs = Vec::with_capacity(pack.len());
             for piece in pack {
                 let rows = |x: &Tensor| x.narrow(2, row, piece.tokens)?.contiguous();
                 let own = AttentionInputs {
-                    normed: inputs.normed.clone(),
                     q: rows(&inputs.q)?,
                     k: rows(&inputs.k)?,
                     v: rows(&inputs.v)?,
+                    gate: inputs.gate.as_ref().map(rows).transpose()?,
                 };
-                let gate = gate.map(rows).transpose()?;
                 let cache = &mut feeds[piece.feed].cache.layers[layer];
-                outputs.push(cache.advance(&own, gate.as_ref(), None)?);
+                outputs.push(cache.advance(&own, None)?);
                 row += piece.tokens;
             }
             Ok(Some(Tensor::cat(&outputs, 2)?))

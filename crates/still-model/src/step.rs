@@ -10,15 +10,18 @@ use std::sync::{Mutex, PoisonError};
 use candle_core::Tensor;
 use smallvec::SmallVec;
 use still_attention::{HeadRows, HeadScratch};
+use still_compute::threads::{Shared, Worker, on_all_threads};
 use still_compute::vector::{dot, vectorize};
 use still_quant::LANES;
 
 use crate::decoder::ops::{rms_norm_rows, sigmoid, silu, with_values};
-use crate::decoder::{Decoder, DecoderLayer, Linear, Lora, LoraLayer, Rotation, Weight};
+use crate::decoder::{
+    AttentionInputs, Decoder, LayerOps, Linear, Lora, Norm, Projected, Projection, Role, Rotation,
+    Weight,
+};
 use crate::error::{ModelError, Result};
 use crate::model::{Cache, LayerCache};
-use crate::student::{Student, StudentLayer};
-use still_compute::threads::{Shared, Worker, on_all_threads};
+use crate::student::Student;
 
 /// Shares of a phase's tiles that a thread takes, so that a faster one can take more.
 const SHARES: usize = 6;
@@ -136,15 +139,17 @@ pub(crate) fn step(
     };
     on_all_threads(|worker| {
         let mut own = own[worker.index].lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ops = SliceOps { step: &step, worker, own: &mut own, head_dim: config.head_dim };
         for (n, layer) in decoder.layers.iter().enumerate() {
             let student = student.map(|student| &student.layers[n]);
-            step.attention(worker, &mut own, layer, student, &step.layers[n])?;
-            step.mlp(worker, &mut own, layer)?;
+            let inputs = layer.before_attention(&mut ops, &Slot::X, student)?;
+            ops.attend(&inputs, &step.layers[n])?;
+            layer.after_attention(&mut ops, Slot::X, &Slot::Attention, student)?;
         }
         if wants_logits {
-            let head = Projection::of(&decoder.lm_head, &step.logits);
-            let normed = Input::Normed(&decoder.norm, config.rms_norm_eps);
-            step.project(worker, &mut own, normed, &[head])?;
+            let head = Tiled::of(&decoder.lm_head, &step.logits);
+            let norm = Norm { weight: &decoder.norm, eps: config.rms_norm_eps };
+            ops.products((Slot::X, Some(norm)), &[head])?;
         }
         Ok::<_, ModelError>(())
     })?;
@@ -159,18 +164,32 @@ fn take(buffer: &mut Vec<f32>, length: usize) -> &mut [f32] {
     buffer
 }
 
-/// What projections take.
-#[derive(Clone, Copy)]
-enum Input<'a> {
-    /// `x`, normed with this weight and epsilon.
-    Normed(&'a Tensor, f64),
-    /// What an earlier phase wrote.
-    Of(&'a Shared<'a>),
+/// A buffer of the step.
+#[derive(Clone, Copy, Debug)]
+enum Slot {
+    X,
+    Q,
+    K,
+    V,
+    Gate,
+    Attention,
+    Hidden,
+}
+
+/// A buffer's rows, perhaps still to be normed: every thread norms them for itself.
+type Input<'w> = (Slot, Option<Norm<'w>>);
+
+/// Rows by head, normed and rotated where a head's attention is computed.
+#[derive(Clone, Copy, Debug)]
+struct Heads<'w> {
+    slot: Slot,
+    norm: Option<Norm<'w>>,
+    rotated: bool,
 }
 
 /// A product that is shared out by tiles of its rows.
 #[derive(Clone, Copy)]
-struct Projection<'a> {
+struct Tiled<'a> {
     weight: &'a Weight,
     bias: Option<&'a Tensor>,
     lora: Option<&'a Lora>,
@@ -180,9 +199,10 @@ struct Projection<'a> {
     add: bool,
 }
 
-impl<'a> Projection<'a> {
-    fn new(linear: &'a Linear, lora: Option<&'a Lora>, to: &'a Shared<'a>) -> Self {
-        Self { bias: linear.bias.as_ref(), lora, ..Self::of(&linear.weight, to) }
+impl<'a> Tiled<'a> {
+    fn new(projection: &'a Projection<'_>, to: &'a Shared<'a>) -> Self {
+        let Projection { linear, lora, .. } = projection;
+        Self { bias: linear.bias.as_ref(), lora: *lora, ..Self::of(&linear.weight, to) }
     }
 
     /// The matrix alone.
@@ -234,184 +254,237 @@ impl<'a> Projection<'a> {
 }
 
 impl Step<'_> {
-    /// Projections, attention and the output projection of a layer.
-    fn attention(
-        &self,
-        worker: &Worker<'_>,
-        own: &mut Own,
-        layer: &DecoderLayer,
-        student: Option<&StudentLayer>,
-        cache: &LayerCache,
-    ) -> Result<()> {
-        let none = LoraLayer::default();
-        let lora = student.and_then(|student| student.lora.as_ref()).unwrap_or(&none);
-        let gate = student
-            .and_then(|student| student.gate_proj.clone())
-            .map(|weight| Linear { weight: weight.into(), bias: None });
-        let (q, k, v) = (&layer.q_proj, &layer.k_proj, &layer.v_proj);
-        let mut projections = SmallVec::<[_; 4]>::new();
-        projections.push(Projection::new(q, lora.q.as_ref(), &self.q));
-        projections.push(Projection::new(k, lora.k.as_ref(), &self.k));
-        projections.push(Projection::new(v, lora.v.as_ref(), &self.v));
-        projections
-            .extend(gate.as_ref().map(|gate| Projection::new(gate, lora.g.as_ref(), &self.gate)));
-        let normed = Input::Normed(&layer.input_layernorm, layer.rms_norm_eps);
-        self.project(worker, own, normed, &projections)?;
-
-        let parts = match cache {
-            LayerCache::Dense(cache) => cache.parts(),
-            LayerCache::Hybrid(state) => state.parts(),
-            #[cfg(feature = "cuda")]
-            LayerCache::Cuda(_) => return Err(elsewhere()),
-        };
-        for unit in worker.phase(parts, parts)?.into_iter().flatten().flatten() {
-            self.attend(unit, cache, parts, layer, gate.is_some(), own)?;
+    fn slot(&self, slot: Slot) -> &Shared<'_> {
+        match slot {
+            Slot::X => &self.x,
+            Slot::Q => &self.q,
+            Slot::K => &self.k,
+            Slot::V => &self.v,
+            Slot::Gate => &self.gate,
+            Slot::Attention => &self.attention,
+            Slot::Hidden => &self.hidden,
         }
-
-        let output = Projection::new(&layer.o_proj, lora.o.as_ref(), &self.x);
-        let attention = Input::Of(&self.attention);
-        self.project(worker, own, attention, &[Projection { add: true, ..output }])
     }
 
-    fn mlp(&self, worker: &Worker<'_>, own: &mut Own, layer: &DecoderLayer) -> Result<()> {
-        let mlp = &layer.mlp;
-        let (gate_weight, up_weight) = (&mlp.gate.weight, &mlp.up.weight);
+    /// The values of an input, `[B, width]`.
+    ///
+    /// # Safety
+    /// Nobody writes the buffer while the values are read.
+    unsafe fn read<'a>(
+        &'a self,
+        (slot, norm): Input<'_>,
+        normed: &'a mut Vec<f32>,
+    ) -> Result<&'a [f32]> {
+        // SAFETY: by this function's own contract.
+        let x = unsafe { self.slot(slot).read() };
+        let Some(Norm { weight, eps }) = norm else { return Ok(x) };
+        let normed = take(normed, x.len());
+        with_values(weight, |weight| rms_norm_rows(x, weight, eps, normed))?;
+        Ok(normed)
+    }
+}
+
+/// A layer as one of the threads computes it.
+struct SliceOps<'s> {
+    step: &'s Step<'s>,
+    worker: &'s Worker<'s>,
+    own: &'s mut Own,
+    head_dim: usize,
+}
+
+impl<'w> LayerOps<'w> for SliceOps<'_> {
+    type Rows = Slot;
+    type Input = Input<'w>;
+    type Heads = Heads<'w>;
+
+    fn norm(&mut self, x: &Slot, norm: Norm<'w>) -> Result<Input<'w>> {
+        Ok((*x, Some(norm)))
+    }
+
+    fn input(&mut self, x: &Slot) -> Input<'w> {
+        (*x, None)
+    }
+
+    fn project(
+        &mut self,
+        x: &Input<'w>,
+        projections: &[Projection<'w>],
+    ) -> Result<Projected<Slot>> {
+        let (mut slots, mut tiled) = (Projected::new(), SmallVec::<[_; 4]>::new());
+        for projection in projections {
+            let slot = match projection.role {
+                Role::Query => Slot::Q,
+                Role::Key => Slot::K,
+                Role::Value => Slot::V,
+                Role::OutputGate => Slot::Gate,
+                other => {
+                    return Err(ModelError::Invalid(format!("a step has no rows for {other:?}")));
+                }
+            };
+            slots.push(slot);
+            tiled.push(Tiled::new(projection, self.step.slot(slot)));
+        }
+        self.products(*x, &tiled)?;
+        Ok(slots)
+    }
+
+    fn project_onto(
+        &mut self,
+        onto: Slot,
+        x: &Input<'w>,
+        projection: Projection<'w>,
+    ) -> Result<Slot> {
+        let tiled = Tiled::new(&projection, self.step.slot(onto));
+        self.products(*x, &[Tiled { add: true, ..tiled }])?;
+        Ok(onto)
+    }
+
+    fn gated(
+        &mut self,
+        x: &Input<'w>,
+        gate: Projection<'w>,
+        up: Projection<'w>,
+    ) -> Result<Input<'w>> {
+        let Self { step, worker, own, .. } = self;
+        let (gate_weight, up_weight) = (&gate.linear.weight, &up.linear.weight);
         let (rows, _) = gate_weight.dims2()?;
-        let hidden = Projection::of(gate_weight, &self.hidden);
+        let hidden = Tiled::of(gate_weight, &step.hidden);
         if let Some(work) = worker.phase(rows.div_ceil(LANES), SHARES)? {
+            let Own { normed, sums, other_sums, tiles, other_tiles, .. } = &mut **own;
             // SAFETY: the phase that wrote `x` is over, this one goes on.
-            unsafe { self.normed(&mlp.norm, mlp.rms_norm_eps, &mut own.normed) }?;
-            let Own { normed, sums, other_sums, tiles, other_tiles, .. } = &mut *own;
-            gate_weight.group_sums_into(normed, sums);
-            up_weight.group_sums_into(normed, other_sums);
+            let x = unsafe { step.read(*x, normed) }?;
+            gate_weight.group_sums_into(x, sums);
+            up_weight.group_sums_into(x, other_sums);
             for part in work {
-                let gate = take(tiles, part.len() * self.batch * LANES);
-                let up = take(other_tiles, gate.len());
-                gate_weight.multiply_tiles(part.clone(), normed, sums, gate)?;
-                up_weight.multiply_tiles(part.clone(), normed, other_sums, up)?;
-                add_bias(&mlp.gate, part.start, self.batch, gate)?;
-                add_bias(&mlp.up, part.start, self.batch, up)?;
+                let wide_gate = take(tiles, part.len() * step.batch * LANES);
+                let wide_up = take(other_tiles, wide_gate.len());
+                gate_weight.multiply_tiles(part.clone(), x, sums, wide_gate)?;
+                up_weight.multiply_tiles(part.clone(), x, other_sums, wide_up)?;
+                add_bias(&gate.linear, part.start, step.batch, wide_gate)?;
+                add_bias(&up.linear, part.start, step.batch, wide_up)?;
                 vectorize(
                     #[inline(always)]
                     || {
-                        let pairs = gate.iter_mut().zip(up.iter());
+                        let pairs = wide_gate.iter_mut().zip(wide_up.iter());
                         pairs.for_each(|(gate, &up)| *gate = silu(*gate) * up);
                     },
                 );
                 // SAFETY: shares are disjoint.
-                unsafe { hidden.enter(part, gate, &[]) }?;
+                unsafe { hidden.enter(part, wide_gate, &[]) }?;
             }
         }
-        let down = Projection { add: true, ..Projection::new(&mlp.down, None, &self.x) };
-        self.project(worker, own, Input::Of(&self.hidden), &[down])
+        Ok((Slot::Hidden, None))
     }
 
-    /// The norm of `x`, which every thread computes for itself.
-    ///
-    /// # Safety
-    /// Nobody writes `x` meanwhile.
-    unsafe fn normed(&self, weight: &Tensor, eps: f64, normed: &mut Vec<f32>) -> Result<()> {
-        // SAFETY: by this function's own contract.
-        let x = unsafe { self.x.read() };
-        with_values(weight, |weight| rms_norm_rows(x, weight, eps, take(normed, x.len())))?;
-        Ok(())
+    fn heads(&mut self, slot: Slot, norm: Option<Norm<'w>>, rotated: bool) -> Result<Heads<'w>> {
+        Ok(Heads { slot, norm, rotated })
     }
 
-    /// One phase: projections of the same `x` `[B, in]`.
-    fn project(
-        &self,
-        worker: &Worker<'_>,
-        own: &mut Own,
-        input: Input<'_>,
-        projections: &[Projection<'_>],
-    ) -> Result<()> {
+    fn output_gate(&mut self, slot: Slot) -> Result<Heads<'w>> {
+        Ok(Heads { slot, norm: None, rotated: false })
+    }
+}
+
+impl SliceOps<'_> {
+    /// One phase: products of the same `x` `[B, in]`.
+    fn products(&mut self, x: Input<'_>, products: &[Tiled<'_>]) -> Result<()> {
+        let Self { step, worker, own, .. } = self;
         let mut total = 0;
-        for projection in projections {
-            total += projection.weight.tiles()?;
+        for product in products {
+            total += product.weight.tiles()?;
         }
         let Some(work) = worker.phase(total, SHARES)? else { return Ok(()) };
-        let Own { normed, prepared, tiles: values, .. } = own;
-        // SAFETY: the phases that wrote `x` and the other inputs are over, and this one goes on while `x` is used.
-        let x = unsafe {
-            match input {
-                Input::Normed(weight, eps) => {
-                    self.normed(weight, eps, normed)?;
-                    normed.as_slice()
-                }
-                Input::Of(shared) => shared.read(),
-            }
-        };
-        prepared.resize_with(prepared.len().max(projections.len()), Prepared::default);
+        let Own { normed, prepared, tiles: values, .. } = &mut **own;
+        // SAFETY: the phases that wrote the inputs are over, and this one goes on while `x` is used.
+        let x = unsafe { step.read(x, normed) }?;
+        prepared.resize_with(prepared.len().max(products.len()), Prepared::default);
         let mut first_tile = 0;
-        for (projection, prepared) in projections.iter().zip(&mut *prepared) {
+        for (product, prepared) in products.iter().zip(&mut *prepared) {
             prepared.first_tile = first_tile;
-            first_tile += projection.weight.tiles()?;
-            projection.weight.group_sums_into(x, &mut prepared.sums);
-            if let Some(lora) = projection.lora {
-                update_input(lora, x, self.batch, &mut prepared.low)?;
+            first_tile += product.weight.tiles()?;
+            product.weight.group_sums_into(x, &mut prepared.sums);
+            if let Some(lora) = product.lora {
+                update_input(lora, x, step.batch, &mut prepared.low)?;
             }
         }
         for part in work {
-            for (projection, prepared) in projections.iter().zip(&*prepared) {
-                let (first, tiles) = (prepared.first_tile, projection.weight.tiles()?);
+            for (product, prepared) in products.iter().zip(&*prepared) {
+                let (first, tiles) = (prepared.first_tile, product.weight.tiles()?);
                 let part = part.start.clamp(first, first + tiles) - first
                     ..part.end.clamp(first, first + tiles) - first;
                 if part.is_empty() {
                     continue;
                 }
-                let values = take(values, part.len() * self.batch * LANES);
-                projection.weight.multiply_tiles(part.clone(), x, &prepared.sums, values)?;
+                let values = take(values, part.len() * step.batch * LANES);
+                product.weight.multiply_tiles(part.clone(), x, &prepared.sums, values)?;
                 // SAFETY: shares are disjoint.
-                unsafe { projection.enter(part, values, &prepared.low) }?;
+                unsafe { product.enter(part, values, &prepared.low) }?;
             }
         }
         Ok(())
     }
 
-    /// Norm, rotation and attention of one head of one sequence.
-    fn attend(
-        &self,
+    /// One phase: a layer's attention, into [`Slot::Attention`].
+    fn attend(&mut self, inputs: &AttentionInputs<Heads<'_>>, cache: &LayerCache) -> Result<()> {
+        let units = match cache {
+            LayerCache::Dense(cache) => cache.parts(),
+            LayerCache::Hybrid(state) => state.parts(),
+            #[cfg(feature = "cuda")]
+            LayerCache::Cuda(_) => return Err(elsewhere()),
+        };
+        for unit in self.worker.phase(units, units)?.into_iter().flatten().flatten() {
+            self.attend_unit(unit, units, inputs, cache)?;
+        }
+        Ok(())
+    }
+
+    /// Norms, rotation and attention of one head of one sequence.
+    fn attend_unit(
+        &mut self,
         unit: usize,
-        cache: &LayerCache,
         units: usize,
-        layer: &DecoderLayer,
-        gated: bool,
-        own: &mut Own,
+        inputs: &AttentionInputs<Heads<'_>>,
+        cache: &LayerCache,
     ) -> Result<()> {
+        let Self { step, own, head_dim: d, .. } = self;
+        let d = *d;
+        let AttentionInputs { q, k, v, gate } = inputs;
         // SAFETY: the phase that wrote them is over.
-        let (q, k, v, gate) =
-            unsafe { (self.q.read(), self.k.read(), self.v.read(), self.gate.read()) };
-        let d = layer.head_dim;
-        let queries = unit * (q.len() / units)..(unit + 1) * (q.len() / units);
+        let read = |heads: &Heads<'_>| unsafe { step.slot(heads.slot).read() };
+        let (q_rows, k_rows, v_rows) = (read(q), read(k), read(v));
+        let queries = unit * (q_rows.len() / units)..(unit + 1) * (q_rows.len() / units);
         // Selection heads may share a KV head.
-        let kv = unit * (k.len() / d) / units * d;
-        let sequence = (unit * self.batch / units, 0);
+        let kv = unit * (k_rows.len() / d) / units * d;
+        let sequence = (unit * step.batch / units, 0);
         let rotated = take(&mut own.rotated, queries.len() + d);
         let (to_q, to_k) = rotated.split_at_mut(queries.len());
-        for (rows, norm, to) in
-            [(&q[queries.clone()], &layer.q_norm, to_q), (&k[kv..kv + d], &layer.k_norm, to_k)]
+        for (rows, heads, to) in
+            [(&q_rows[queries.clone()], q, to_q), (&k_rows[kv..kv + d], k, to_k)]
         {
-            let rows = match norm {
-                Some(weight) => {
+            let rows = match heads.norm {
+                Some(Norm { weight, eps }) => {
                     let normed = take(&mut own.head_normed, rows.len());
-                    with_values(weight, |w| rms_norm_rows(rows, w, layer.rms_norm_eps, normed))?;
+                    with_values(weight, |w| rms_norm_rows(rows, w, eps, normed))?;
                     &*normed
                 }
                 None => rows,
             };
             for (from, to) in rows.chunks_exact(d).zip(to.chunks_exact_mut(d)) {
-                self.rotation.apply(sequence, from, to, false);
+                match heads.rotated {
+                    true => step.rotation.apply(sequence, from, to, false),
+                    false => to.copy_from_slice(from),
+                }
             }
         }
         let (q, k) = rotated.split_at(queries.len());
-        let v = &v[kv..kv + d];
-        let gate = gated.then(|| {
+        let v = &v_rows[kv..kv + d];
+        let gate = gate.as_ref().map(|gate| {
             own.gate.clear();
-            own.gate.extend(gate[queries.clone()].iter().map(|&x| sigmoid(x)));
+            own.gate.extend(read(gate)[queries.clone()].iter().map(|&x| sigmoid(x)));
             own.gate.as_slice()
         });
         // SAFETY: every head has its own part.
-        let out = unsafe { self.attention.write(queries) };
+        let out = unsafe { step.attention.write(queries) };
         let scratch = &mut own.scratch;
         match cache {
             LayerCache::Hybrid(state) => {

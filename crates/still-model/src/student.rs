@@ -13,7 +13,7 @@ use still_compute::random::normal;
 
 use crate::checkpoint::{Weights, learned_names};
 use crate::config::ModelConfig;
-use crate::decoder::{Decoder, Lora, LoraLayer, ops};
+use crate::decoder::{Decoder, Lora, LoraLayer};
 use crate::error::{ModelError, Result};
 
 /// `w` at first: the exact terms weigh `sigmoid(w)` = 0.1 (LoLCATs).
@@ -154,33 +154,6 @@ pub struct StudentLayer {
     pub gate_proj: Option<Tensor>,
     /// Unmerged low-rank updates.
     pub lora: Option<LoraLayer>,
-}
-
-impl StudentLayer {
-    /// The output gate `sigmoid(W_g x)` of normalised hidden states `[B, N, E]`, as `[B, H, N, D]`.
-    ///
-    /// # Errors
-    /// Shapes that do not fit.
-    pub fn gate(&self, normed: &Tensor, head_dim: usize) -> Result<Option<Tensor>> {
-        let Some(weight) = &self.gate_proj else { return Ok(None) };
-        let (batch, tokens, width) = normed.dims3()?;
-        let flat = normed.reshape((batch * tokens, width))?;
-        let lora = self.lora.as_ref().and_then(|lora| lora.g.as_ref());
-        let frozen = weight.detach();
-        let logits = match lora {
-            Some(lora) => ops::low_rank_linear(&flat, &frozen.clone().into(), lora)?,
-            // A constant weight must not cost its gradient.
-            None if !weight.track_op() => ops::frozen_linear(&flat, &weight.clone().into(), None)?,
-            None => flat.matmul(&weight.t()?)?,
-        };
-        let logits = match lora {
-            // The op above knows no gradient of its matrix: this adds nothing else.
-            Some(_) if weight.track_op() => (logits + flat.matmul(&(weight - frozen)?.t()?)?)?,
-            _ => logits,
-        };
-        let gate = (logits.neg()?.exp()? + 1.0)?.recip()?;
-        Ok(Some(ops::split_heads(&gate.reshape((batch, tokens, ()))?, head_dim, None)?))
-    }
 }
 
 impl Student {

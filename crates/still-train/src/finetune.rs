@@ -9,6 +9,7 @@ use still_model::{Dropout, Model, Student, StudentLayer};
 
 use crate::data::{Segment, Window, shares};
 use crate::error::Result;
+use crate::layer_pass::LayerPass;
 use crate::loss::{Target, vocabulary_loss};
 use crate::metrics::{Stage, StepReport};
 use crate::optimizer::AdamW;
@@ -16,7 +17,6 @@ use crate::parameters::{Accumulator, detached, is_attention, trainable};
 use crate::recipe::{FinetuneRecipe, GuardRecipe, Objective, Recompute};
 use crate::rotations::Rotations;
 use crate::scalar::{Scalar, read};
-use crate::tape::Layer;
 use crate::update::Updates;
 
 /// The stage and its optimizer.
@@ -138,7 +138,7 @@ impl FinetuneStage {
         let layers: Vec<Cow<'_, StudentLayer>> = (0..decoder.layers.len())
             .map(|n| self.with_dropout(&self.student.layers[n], index, n))
             .collect();
-        let layer = |n: usize| Layer {
+        let layer = |n: usize| LayerPass {
             decoder: &decoder.layers[n],
             student: &layers[n],
             rotation: &rotation,
@@ -148,12 +148,12 @@ impl FinetuneStage {
         };
 
         // Forward, cut between layers.
-        let mut tapes = Vec::with_capacity(layers.len());
+        let mut saved = Vec::with_capacity(layers.len());
         let mut x = decoder.embed(ids)?;
         for n in 0..layers.len() {
-            let (output, tape) = layer(n).forward(&x)?;
+            let (output, activations) = layer(n).forward(&x)?;
             x = output;
-            tapes.push(tape);
+            saved.push(activations);
         }
 
         // Loss and the gradient of the last hidden states.
@@ -179,8 +179,8 @@ impl FinetuneStage {
         };
 
         // Back through the layers.
-        for (n, tape) in tapes.into_iter().enumerate().rev() {
-            let (input, grads) = layer(n).back(tape, &upstream)?;
+        for (n, saved) in saved.into_iter().enumerate().rev() {
+            let (input, grads) = layer(n).backward(saved, &upstream)?;
             gradients.add(self.updates.optimizer.parameters(), &grads)?;
             if let Some(input) = input {
                 upstream = input;

@@ -13,6 +13,7 @@ mod fits;
 mod flat;
 #[cfg(test)]
 mod gradient_check;
+mod layer_pass;
 mod loss;
 mod memory;
 mod metrics;
@@ -25,7 +26,6 @@ mod run;
 mod scalar;
 mod schedule;
 mod spikes;
-mod tape;
 mod transfer;
 mod update;
 

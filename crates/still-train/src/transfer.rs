@@ -4,7 +4,7 @@ use candle_core::Tensor;
 use still_attention::{Branches, HybridConfig, Routing, dense_attention, hybrid_attention};
 use still_compute::pull_back;
 use still_model::decoder::ops::merge_heads;
-use still_model::{AttentionInputs, DecoderLayer, Model, Student, StudentLayer};
+use still_model::{AttentionInputs, DecoderLayer, LoraLayer, Model, Student, StudentLayer};
 
 use crate::data::{Window, shares};
 use crate::error::{Result, TrainError};
@@ -143,7 +143,9 @@ impl TransferStage {
             let mut x = decoder.embed(segment.ids)?;
             for (n, (layer, student)) in decoder.layers.iter().zip(&self.student.layers).enumerate()
             {
-                let inputs = layer.attention_inputs(&x, &rotation, None)?;
+                // The teacher's, but for the gate, which is the student's own.
+                let gated = StudentLayer { lora: gate_update(student), ..student.clone() };
+                let inputs = layer.attention_inputs(&x, &rotation, Some(&gated))?;
                 let attention = dense_attention(&inputs.q, &inputs.k, &inputs.v)?;
                 let target = self.compared(layer, &attention)?;
                 let variance = self.normalise.then(|| variance(&target)).transpose()?;
@@ -158,12 +160,12 @@ impl TransferStage {
                     compared.push(Compared { layer: n, is_linear, weight, share, loss });
                     Ok(())
                 };
-                let (out, routing) = attend(student, layer, &inputs, &student.config, None)?;
+                let (out, routing) = attend(student, &inputs, &student.config, None)?;
                 compare(&out, 1.0, false)?;
                 if self.linear_branch_weight > 0.0 {
                     drop(out);
                     let alone = linear_alone(&student.config);
-                    let (out, _) = attend(student, layer, &inputs, &alone, Some(&routing))?;
+                    let (out, _) = attend(student, &inputs, &alone, Some(&routing))?;
                     compare(&out, self.linear_branch_weight, true)?;
                 }
                 x = layer.finish(&x, &attention, None)?;
@@ -215,16 +217,20 @@ impl TransferStage {
 /// The student's attention, its routing, and its graph back to what it learns.
 fn attend(
     student: &StudentLayer,
-    layer: &DecoderLayer,
     inputs: &AttentionInputs,
     config: &HybridConfig,
     routing: Option<&Routing>,
 ) -> Result<(Tensor, Routing)> {
-    let AttentionInputs { q, k, v, normed } = inputs;
-    let gate = student.gate(normed, layer.head_dim)?;
+    let AttentionInputs { q, k, v, gate } = inputs;
     let weights = &student.attention;
     let output = hybrid_attention(q, k, v, weights, gate.as_ref(), config, routing)?;
     Ok((output.out, output.routing))
+}
+
+/// The update of the output gate, which no projection of the teacher's has.
+fn gate_update(student: &StudentLayer) -> Option<LoraLayer> {
+    let g = student.lora.as_ref().and_then(|lora| lora.g.clone());
+    g.map(|g| LoraLayer { g: Some(g), ..LoraLayer::default() })
 }
 
 /// The linear branch by itself: of the exact keys only the token's own remains.

@@ -8,9 +8,9 @@ mod forward;
 mod kv_cache;
 mod layout;
 mod routing;
+mod saved_attention;
 mod store;
 mod support;
-mod walk;
 
 use candle_core::{DType, Tensor};
 
@@ -23,7 +23,7 @@ pub use decode::{CudaHybridState, CudaWeights};
 pub(crate) use dense::dense_attention;
 pub use kv_cache::CudaKvCache;
 pub(crate) use routing::DeviceRouting;
-pub(crate) use walk::{Walk, walk};
+pub(crate) use saved_attention::SavedAttention;
 
 use attention::Inputs;
 

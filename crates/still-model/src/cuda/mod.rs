@@ -1,8 +1,8 @@
 //! Models on CUDA: what their layers remember, long reads and decode steps.
 
-mod few_products;
-mod few_step;
 pub(crate) mod ops;
+mod small_batch;
+mod small_batch_products;
 mod step_graph;
 
 use candle_core::{DType, Tensor};

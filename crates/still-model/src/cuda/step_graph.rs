@@ -7,7 +7,7 @@ use candle_core::{DType, Tensor};
 use still_attention::CudaHybridState;
 use still_compute::cuda::CapturedGraph;
 
-use super::{CudaLayer, few_step};
+use super::{CudaLayer, small_batch};
 use crate::decoder::{Decoder, Rotation};
 use crate::error::{ModelError, Result};
 use crate::model::{LayerCache, Model};
@@ -117,10 +117,10 @@ fn queue(model: &Model, layers: &[LayerCache], inputs: &Inputs, to: &Tensor) -> 
         _ => Err(ModelError::Invalid("a graph is made of hybrid layers on CUDA".into())),
     };
     let x = model.decoder.embed_tokens.select(&inputs.ids)?;
-    let logits = if few_step::fits(model, x.dim(0)?) {
-        few_step::step(model, x, &inputs.rotation, attend)?
+    let logits = if small_batch::fits(model, x.dim(0)?) {
+        small_batch::step(model, x, &inputs.rotation, attend)?
     } else {
-        let hidden = model.through_layers(x.unsqueeze(1)?, &inputs.rotation, |n, own, _| {
+        let hidden = model.through_layers(x.unsqueeze(1)?, &inputs.rotation, |n, own| {
             attend(n, [&own.q, &own.k, &own.v]).map(Some)
         })?;
         let hidden =

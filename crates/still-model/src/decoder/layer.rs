@@ -1,11 +1,14 @@
-//! One decoder layer, cut where the attention goes: teacher and student differ only there.
+//! One decoder layer: what it computes, said once for every way to compute it ([`LayerOps`]).
+//!
+//! It is cut where the attention goes: teacher and student differ only there.
 
 use candle_core::Tensor;
+use smallvec::SmallVec;
 
+use super::layer_ops::{LayerOps, Norm, Projection, Role, next};
 use super::linear::{Linear, LoraLayer};
-use super::ops::{
-    MlpWeights, Rotation, merge_heads, mlp, residual, rms_norm, rms_norm_heads, split_heads,
-};
+use super::ops::{MlpWeights, Rotation, merge_heads};
+use super::tensor_ops::TensorOps;
 use crate::error::Result;
 use crate::student::StudentLayer;
 
@@ -27,21 +30,85 @@ pub struct DecoderLayer {
     pub head_dim: usize,
 }
 
-/// What the attention of a layer is computed from.
+/// What the attention of a layer is computed from: tensors, or whatever an implementation of [`LayerOps`] has for them.
 #[derive(Clone, Debug)]
-pub struct AttentionInputs {
-    /// The normalised hidden states, `[B, N, E]` (the output gate's input).
-    pub normed: Tensor,
+pub struct AttentionInputs<H = Tensor> {
     /// Rotated queries, `[B, H, N, D]`.
-    pub q: Tensor,
+    pub q: H,
     /// Rotated keys, `[B, K, N, D]`.
-    pub k: Tensor,
+    pub k: H,
     /// Values, `[B, K, N, D]`.
-    pub v: Tensor,
+    pub v: H,
+    /// The student's output gate, `[B, H, N, D]`, if it has one.
+    pub gate: Option<H>,
+}
+
+/// A student's low-rank updates of a layer, if there is a student and it has any.
+fn updates(student: Option<&StudentLayer>) -> Option<&LoraLayer> {
+    student.and_then(|student| student.lora.as_ref())
 }
 
 impl DecoderLayer {
-    /// Norm, projections (with the student's low-rank updates), the heads' own norms and rotation of `x` `[B, N, E]`.
+    /// The half before the attention: norm, projections with the student's updates, norms of the heads, rotation.
+    ///
+    /// # Errors
+    /// Shapes or dtypes that do not fit.
+    pub fn before_attention<'w, O: LayerOps<'w>>(
+        &'w self,
+        ops: &mut O,
+        x: &O::Rows,
+        student: Option<&'w StudentLayer>,
+    ) -> Result<AttentionInputs<O::Heads>> {
+        let lora = updates(student);
+        let of = |update: fn(&LoraLayer) -> Option<&super::Lora>| lora.and_then(update);
+        let mut projections = SmallVec::<[_; 4]>::new();
+        projections.push(Projection::new(Role::Query, &self.q_proj, of(|lora| lora.q.as_ref())));
+        projections.push(Projection::new(Role::Key, &self.k_proj, of(|lora| lora.k.as_ref())));
+        projections.push(Projection::new(Role::Value, &self.v_proj, of(|lora| lora.v.as_ref())));
+        let gate = student.and_then(|student| student.gate_proj.as_ref());
+        projections.extend(gate.map(|weight| {
+            Projection::learned(Role::OutputGate, weight, of(|lora| lora.g.as_ref()))
+        }));
+
+        let normed = ops.norm(x, self.norm(&self.input_layernorm))?;
+        let mut rows = ops.project(&normed, &projections)?.into_iter();
+        let head_norm = |weight: &'w Option<Tensor>| weight.as_ref().map(|w| self.norm(w));
+        let (q, k, v) = (next(&mut rows)?, next(&mut rows)?, next(&mut rows)?);
+        Ok(AttentionInputs {
+            q: ops.heads(q, head_norm(&self.q_norm), true)?,
+            k: ops.heads(k, head_norm(&self.k_norm), true)?,
+            v: ops.heads(v, None, false)?,
+            gate: rows.next().map(|rows| ops.output_gate(rows)).transpose()?,
+        })
+    }
+
+    /// The half after it: output projection of the attention's rows `[.., H · D]` and residual, then the MLP and residual.
+    ///
+    /// # Errors
+    /// Shapes or dtypes that do not fit.
+    pub fn after_attention<'w, O: LayerOps<'w>>(
+        &'w self,
+        ops: &mut O,
+        x: O::Rows,
+        attention: &O::Rows,
+        student: Option<&'w StudentLayer>,
+    ) -> Result<O::Rows> {
+        let lora = updates(student).and_then(|lora| lora.o.as_ref());
+        let MlpWeights { norm, gate, up, down, .. } = &self.mlp;
+        let attention = ops.input(attention);
+        let output = Projection::new(Role::Output, &self.o_proj, lora);
+        let x = ops.project_onto(x, &attention, output)?;
+        let normed = ops.norm(&x, self.norm(norm))?;
+        let gate = Projection::new(Role::MlpGate, gate, None);
+        let hidden = ops.gated(&normed, gate, Projection::new(Role::MlpUp, up, None))?;
+        ops.project_onto(x, &hidden, Projection::new(Role::MlpDown, down, None))
+    }
+
+    fn norm<'w>(&self, weight: &'w Tensor) -> Norm<'w> {
+        Norm { weight, eps: self.rms_norm_eps }
+    }
+
+    /// [`DecoderLayer::before_attention`] of a tensor `x` `[B, N, E]`, differentiable.
     ///
     /// # Errors
     /// Shapes or dtypes that do not fit.
@@ -51,27 +118,11 @@ impl DecoderLayer {
         rotation: &Rotation,
         student: Option<&StudentLayer>,
     ) -> Result<AttentionInputs> {
-        let none = LoraLayer::default();
-        let lora = student.and_then(|student| student.lora.as_ref()).unwrap_or(&none);
-        let normed = rms_norm(x, &self.input_layernorm, self.rms_norm_eps)?;
-        let q = self.q_proj.forward(&normed, lora.q.as_ref())?;
-        let k = self.k_proj.forward(&normed, lora.k.as_ref())?;
-        let v = self.v_proj.forward(&normed, lora.v.as_ref())?;
-        let head_norm = |x: Tensor, weight: &Option<Tensor>| match weight {
-            Some(weight) => rms_norm_heads(&x, weight, self.rms_norm_eps),
-            None => Ok(x),
-        };
-        let q = head_norm(q, &self.q_norm)?;
-        let k = head_norm(k, &self.k_norm)?;
-        Ok(AttentionInputs {
-            q: split_heads(&q, self.head_dim, Some(rotation))?,
-            k: split_heads(&k, self.head_dim, Some(rotation))?,
-            v: split_heads(&v, self.head_dim, None)?,
-            normed,
-        })
+        self.before_attention(&mut TensorOps::new(self.head_dim, Some(rotation)), x, student)
     }
 
-    /// Output projection of `attention` `[B, H, N, D]` and residual, then the MLP and residual: `[B, N, E]`.
+    /// [`DecoderLayer::after_attention`] of tensors, differentiable: `x` `[B, N, E]` and `attention` `[B, H, N, D]` give
+    /// `[B, N, E]`.
     ///
     /// # Errors
     /// Shapes or dtypes that do not fit.
@@ -81,24 +132,8 @@ impl DecoderLayer {
         attention: &Tensor,
         student: Option<&StudentLayer>,
     ) -> Result<Tensor> {
-        self.finish_keeping(x, attention, student, true)
-    }
-
-    /// [`DecoderLayer::finish`]. With `keep` the MLP's two wide activations are kept for a backward pass, which otherwise computes
-    /// them again.
-    ///
-    /// # Errors
-    /// Shapes or dtypes that do not fit.
-    pub fn finish_keeping(
-        &self,
-        x: &Tensor,
-        attention: &Tensor,
-        student: Option<&StudentLayer>,
-        keep: bool,
-    ) -> Result<Tensor> {
-        let lora = student.and_then(|student| student.lora.as_ref()?.o.as_ref());
-        let x = residual(x, &self.o_proj.forward(&merge_heads(attention)?, lora)?)?;
-        Ok(mlp(&x, &self.mlp, keep)?)
+        let mut ops = TensorOps::new(self.head_dim, None);
+        self.after_attention(&mut ops, x.clone(), &merge_heads(attention)?, student)
     }
 
     /// The layer with low-rank updates added to its weights.

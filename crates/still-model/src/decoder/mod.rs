@@ -1,19 +1,23 @@
 //! The decoder: embeddings, layers, final norm and head of a base model.
 
 mod layer;
+mod layer_ops;
 mod linear;
 pub mod ops;
 mod rotation;
-mod walk;
+mod saving_ops;
+mod tensor_ops;
 mod weight;
 
 use candle_core::{D, DType, Device, Tensor};
 
 pub use layer::{AttentionInputs, DecoderLayer};
+pub use layer_ops::{LayerOps, Norm, Projected, Projection, Role};
 pub(crate) use linear::on_host;
 pub use linear::{Linear, Lora, LoraLayer};
 pub use ops::{Dropout, MlpWeights, Rotation};
-pub use walk::{FinishWalk, InputsWalk};
+pub use saving_ops::{AttentionGradients, SavedActivations, SavingOps, Value};
+pub use tensor_ops::TensorOps;
 pub use weight::{Part, Weight};
 
 use crate::checkpoint::Weights;
@@ -87,7 +91,6 @@ impl Decoder {
                     gate: linear("mlp.gate_proj", i, e, mlp_biased)?,
                     up: linear("mlp.up_proj", i, e, mlp_biased)?,
                     down: linear("mlp.down_proj", e, i, mlp_biased)?,
-                    rms_norm_eps: config.rms_norm_eps,
                 },
                 rms_norm_eps: config.rms_norm_eps,
                 head_dim: d,

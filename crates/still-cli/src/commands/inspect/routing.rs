@@ -102,7 +102,7 @@ pub fn route(
         let own = (!hypothetical).then_some(weights);
         let inputs = layer.attention_inputs(&x, &rotation, own)?;
         let (q, k, v) = (&inputs.q, &inputs.k, &inputs.v);
-        let gate = weights.gate(&inputs.normed, config.head_dim)?;
+        let gate = &inputs.gate;
         let hybrid =
             hybrid_attention(q, k, v, &weights.attention, gate.as_ref(), &weights.config, None)?;
         let prepared =

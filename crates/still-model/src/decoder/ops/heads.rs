@@ -39,6 +39,13 @@ pub fn merge_heads(x: &Tensor) -> Result<Tensor> {
     apply(x, Step { sizes, split: false, rotation: None })
 }
 
+/// The way back of [`split_heads`] with a rotation, which is orthogonal: `x` `[B, H, N, D]` on the CPU → `[B, N, H·D]`.
+pub(super) fn merge_rotated_back(x: &Tensor, rotation: &Rotation) -> Result<Tensor> {
+    let (batch, heads, tokens, head_dim) = x.dims4()?;
+    let sizes = Sizes { batch, tokens, heads, head_dim };
+    apply(x, Step { sizes, split: false, rotation: Some(rotation.clone()) })
+}
+
 fn apply(x: &Tensor, step: Step) -> Result<Tensor> {
     let x = x.contiguous()?;
     match x.dtype() {

@@ -7,9 +7,10 @@
 pub(super) mod device;
 mod dropout;
 mod frozen_linear;
+mod gated;
 mod heads;
 mod low_rank;
-mod mlp;
+pub(super) mod plain;
 mod residual;
 mod rms_norm;
 mod rope;
@@ -17,9 +18,9 @@ mod swiglu;
 
 pub use dropout::Dropout;
 pub use frozen_linear::frozen_linear;
+pub use gated::{MlpWeights, gated};
 pub use heads::{merge_heads, split_heads};
 pub use low_rank::low_rank_linear;
-pub use mlp::{MlpWeights, mlp};
 pub use residual::residual;
 pub(crate) use rms_norm::forward_rows as rms_norm_rows;
 pub use rms_norm::{rms_norm, rms_norm_heads};
@@ -105,9 +106,9 @@ mod tests {
         let (w, b) = (random(&[5, 6], 6), random(&[5], 7));
         let w = Weight::Dense(w);
         check(&random(&[2, 3, 6], 8), |x| frozen_linear(x, &w, Some(&b)));
-        for (biased, keep) in [(false, true), (false, false), (true, true), (true, false)] {
-            let weights = mlp_weights(biased);
-            check(&random(&[2, 3, 6], 9), |x| mlp(x, &weights, keep));
+        for biased in [false, true] {
+            let MlpWeights { gate, up, .. } = mlp_weights(biased);
+            check(&random(&[2, 3, 6], 9), |x| gated(x, &gate, &up));
         }
     }
 
@@ -194,24 +195,21 @@ mod tests {
             gate: linear(5, 6, 2),
             up: linear(5, 6, 3),
             down: linear(6, 5, 4),
-            rms_norm_eps: 1e-5,
         }
     }
 
     #[test]
-    fn the_fused_mlp_is_its_parts() {
+    fn the_fused_gated_half_is_its_parts() {
         let x = random(&[2, 3, 6], 9);
         for biased in [false, true] {
-            let w = mlp_weights(biased);
-            let normed = rms_norm(&x, &w.norm, w.rms_norm_eps).unwrap();
-            let linear = |x: &Tensor, w: &Linear| w.forward(x, None).unwrap();
-            let inner = linear(&normed, &w.gate).silu().unwrap() * linear(&normed, &w.up);
-            let expected = (&x + linear(&inner.unwrap(), &w.down)).unwrap();
-            assert_close(&mlp(&x, &w, true).unwrap(), &expected);
+            let MlpWeights { gate, up, .. } = mlp_weights(biased);
+            let linear = |w: &Linear| w.forward(&x, None).unwrap();
+            let expected = linear(&gate).silu().unwrap() * linear(&up);
+            assert_close(&gated(&x, &gate, &up).unwrap(), &expected.unwrap());
         }
         let mut other = mlp_weights(true);
         other.up.bias = Some(random(&[6], 5));
-        assert!(mlp(&x, &other, true).is_err());
+        assert!(gated(&x, &other.gate, &other.up).is_err());
     }
 
     fn assert_close(got: &Tensor, expected: &Tensor) {

@@ -4,19 +4,19 @@
 //! here waits for the device.
 
 mod composed;
+mod gated;
 mod heads;
 mod linear;
-mod mlp;
 pub(in crate::decoder) mod norm;
 mod product;
 pub(in crate::decoder) mod swiglu;
 #[cfg(test)]
 mod tests;
 
+pub(super) use gated::gated;
 pub(in crate::decoder) use heads::rotate;
 pub(super) use heads::split_heads;
 pub(in crate::decoder) use linear::rows;
 pub(super) use linear::{frozen_linear, low_rank_linear, wide_linear};
-pub(super) use mlp::mlp;
 pub(super) use norm::rms_norm;
 pub(in crate::decoder) use product::product;

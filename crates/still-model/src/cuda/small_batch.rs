@@ -1,0 +1,142 @@
+//! A layer for a small batch of single tokens on CUDA. Its weights are read once and little else is done, so that launches count: a
+//! layer's are four products beside its attention and rotation, each with the norm before it, its activation and the sum after it.
+
+use candle_core::{DType, Tensor};
+
+use super::small_batch_products::{Factor, MOST, Normed, UNIT};
+use crate::decoder::ops::{Rotation, merge_heads, rms_norm_heads, split_heads};
+use crate::decoder::{LayerOps, Norm, Projected, Projection};
+use crate::error::{ModelError, Result};
+use crate::model::Model;
+
+/// Whether so many sequences are few for this model: its widths fit the kernel, and nothing is in its layers that is not here.
+pub(super) fn fits(model: &Model, batch: usize) -> bool {
+    let config = model.config();
+    let heads = config.num_attention_heads * config.head_dim;
+    let widths = [config.hidden_size, heads, config.intermediate_size];
+    let layers = model.student.iter().flat_map(|student| &student.layers);
+    // The gated product has no place for biases before its activation.
+    batch <= MOST
+        && !config.mlp_bias
+        && widths.iter().all(|width| width.is_multiple_of(UNIT))
+        && layers.into_iter().all(|layer| layer.gate_proj.is_none())
+}
+
+/// Logits `[B, vocab]` f32 after one token of each sequence, of which `x` `[B, E]` is embedded; `attend(layer, [q, k, v])` gives a
+/// layer's attention, all `[B, heads, 1, D]`.
+pub(super) fn step(
+    model: &Model,
+    mut x: Tensor,
+    rotation: &Rotation,
+    mut attend: impl FnMut(usize, [&Tensor; 3]) -> Result<Tensor>,
+) -> Result<Tensor> {
+    let decoder = &model.decoder;
+    let mut ops = SmallBatchOps { head_dim: decoder.config.head_dim, rotation };
+    for (n, layer) in decoder.layers.iter().enumerate() {
+        let student = model.student.as_ref().map(|student| &student.layers[n]);
+        let inputs = layer.before_attention(&mut ops, &x, student)?;
+        let attention = attend(n, [&inputs.q, &inputs.k, &inputs.v])?;
+        let attention = merge_heads(&attention)?.squeeze(1)?;
+        x = layer.after_attention(&mut ops, x, &attention, student)?;
+    }
+    let normed = Normed { x: &x, norm: Some((&decoder.norm, decoder.config.rms_norm_eps)) };
+    Ok(normed.products(&[Factor::new(decoder.lm_head.dense()?)], DType::F32)?.remove(0))
+}
+
+/// [`LayerOps`] on rows `[B, width]`; heads are `[B, H, 1, D]`.
+struct SmallBatchOps<'r> {
+    head_dim: usize,
+    rotation: &'r Rotation,
+}
+
+/// Rows, perhaps still to be normed: the kernel of their products does that.
+struct Input<'w> {
+    rows: Tensor,
+    norm: Option<Norm<'w>>,
+}
+
+impl Input<'_> {
+    fn normed(&self) -> Normed<'_> {
+        Normed { x: &self.rows, norm: self.norm.map(|Norm { weight, eps }| (weight, eps)) }
+    }
+
+    /// `x Aᵀ` of each update that is there.
+    fn low(&self, projections: &[Projection<'_>]) -> Result<Vec<Option<Tensor>>> {
+        let updates = projections.iter().filter_map(|projection| projection.lora);
+        let factors: Vec<_> = updates.map(|update| Factor::new(&update.a)).collect();
+        let mut made = match factors.is_empty() {
+            true => Vec::new(),
+            false => self.normed().products(&factors, DType::F32)?,
+        }
+        .into_iter();
+        Ok(projections.iter().map(|projection| projection.lora.and_then(|_| made.next())).collect())
+    }
+
+    fn products(
+        &self,
+        projections: &[Projection<'_>],
+        add: Option<&Tensor>,
+    ) -> Result<Vec<Tensor>> {
+        let mut factors = Vec::with_capacity(projections.len());
+        for (projection, low) in projections.iter().zip(self.low(projections)?) {
+            let Projection { linear, lora, .. } = projection;
+            let (bias, update) = (linear.bias.as_ref(), lora.zip(low));
+            factors.push(Factor { bias, add, update, ..Factor::new(linear.weight.dense()?) });
+        }
+        Ok(self.normed().products(&factors, self.rows.dtype())?)
+    }
+}
+
+impl<'w> LayerOps<'w> for SmallBatchOps<'_> {
+    type Rows = Tensor;
+    type Input = Input<'w>;
+    type Heads = Tensor;
+
+    fn norm(&mut self, x: &Tensor, norm: Norm<'w>) -> Result<Input<'w>> {
+        Ok(Input { rows: x.clone(), norm: Some(norm) })
+    }
+
+    fn input(&mut self, x: &Tensor) -> Input<'w> {
+        Input { rows: x.clone(), norm: None }
+    }
+
+    fn project(
+        &mut self,
+        x: &Input<'w>,
+        projections: &[Projection<'w>],
+    ) -> Result<Projected<Tensor>> {
+        Ok(x.products(projections, None)?.into())
+    }
+
+    fn project_onto(
+        &mut self,
+        onto: Tensor,
+        x: &Input<'w>,
+        projection: Projection<'w>,
+    ) -> Result<Tensor> {
+        Ok(x.products(&[projection], Some(&onto))?.remove(0))
+    }
+
+    fn gated(
+        &mut self,
+        x: &Input<'w>,
+        gate: Projection<'w>,
+        up: Projection<'w>,
+    ) -> Result<Input<'w>> {
+        let hidden = x.normed().gated(gate.linear.weight.dense()?, up.linear.weight.dense()?)?;
+        Ok(Input { rows: hidden, norm: None })
+    }
+
+    fn heads(&mut self, rows: Tensor, norm: Option<Norm<'w>>, rotated: bool) -> Result<Tensor> {
+        let rows = rows.unsqueeze(1)?;
+        let rows = match norm {
+            Some(Norm { weight, eps }) => rms_norm_heads(&rows, weight, eps)?,
+            None => rows,
+        };
+        Ok(split_heads(&rows, self.head_dim, rotated.then_some(self.rotation))?)
+    }
+
+    fn output_gate(&mut self, _: Tensor) -> Result<Tensor> {
+        Err(ModelError::Invalid("a small batch on CUDA has no output gate".into()))
+    }
+}

@@ -1,0 +1,177 @@
+//! The ops without a graph, forward and backward, on the device of their tensors: what [`super::super::SavingOps`] is made of.
+//!
+//! On the CPU f32 has the kernels of the fused ops; other dtypes, which check gradients, and other devices have those of
+//! `device`. Activations are matrices `[rows, width]`, contiguous.
+
+use candle_core::{DType, Result, Storage, Tensor};
+use still_compute::matmul::{Mat, par_matmul, par_matmul_new};
+
+use super::heads::merge_rotated_back;
+use super::residual::add_into;
+use super::{Dropout, Rotation, device, merge_heads, rms_norm, swiglu as activation, with_values};
+use crate::decoder::{Linear, Weight};
+
+/// Whether the CPU's own kernels take it.
+fn has_kernels(x: &Tensor) -> bool {
+    x.device().is_cpu() && x.dtype() == DType::F32
+}
+
+fn matrix(values: Vec<f32>, width: usize, like: &Tensor) -> Result<Tensor> {
+    Tensor::from_vec(values, ((), width), like.device())
+}
+
+/// `x` through a projection with its bias.
+pub(in crate::decoder) fn linear(x: &Tensor, linear: &Linear) -> Result<Tensor> {
+    let (out, _) = linear.weight.dims2()?;
+    if has_kernels(x) {
+        return matrix(with_values(x, |x: &[f32]| linear.multiply(x))??, out, x);
+    }
+    let y = product(x, &linear.weight.dense()?.t()?, 1.0, None, x.dtype())?;
+    match &linear.bias {
+        Some(bias) => y.broadcast_add(bias),
+        None => Ok(y),
+    }
+}
+
+/// `Σ dyᵢ Wᵢ`, on top of `onto` if that is given: the gradient of what several projections share.
+pub(in crate::decoder) fn linear_backward(
+    outputs: &[(&Tensor, &Weight)],
+    onto: Option<Tensor>,
+) -> Result<Option<Tensor>> {
+    let Some((first, weight)) = outputs.first() else { return Ok(onto) };
+    if !has_kernels(first) {
+        return outputs.iter().try_fold(onto, |onto, (dy, weight)| {
+            product(dy, weight.dense()?, 1.0, onto, dy.dtype()).map(Some)
+        });
+    }
+    let (width, rows) = (weight.dims2()?.1, first.dim(0)?);
+    let mut dx = match &onto {
+        Some(onto) => with_values(onto, <[f32]>::to_vec)?,
+        None => Vec::new(),
+    };
+    for (dy, weight) in outputs {
+        let (out, _) = weight.dims2()?;
+        with_values(dy, |dy: &[f32]| {
+            weight.with_values(|weight| {
+                let (dy, weight) = (Mat::rows(dy, out), Mat::rows(weight, width));
+                if dx.is_empty() {
+                    dx = par_matmul_new((rows, width, out), dy, weight);
+                } else {
+                    par_matmul((rows, width, out), &mut dx, width, true, dy, weight);
+                }
+            })
+        })??;
+    }
+    matrix(dx, width, first).map(Some)
+}
+
+/// `scale · x y` of matrices or transposed views of such, on top of `onto` if that is given, in `dtype`; `onto` must be nobody
+/// else's. Sums are f32.
+pub(in crate::decoder) fn product(
+    x: &Tensor,
+    y: &Tensor,
+    scale: f64,
+    onto: Option<Tensor>,
+    dtype: DType,
+) -> Result<Tensor> {
+    if !has_kernels(x) || !has_kernels(y) || dtype != DType::F32 {
+        return device::product(x, y, scale, onto, dtype);
+    }
+    let ((m, k), (_, n)) = (x.dims2()?, y.dims2()?);
+    let mut product = with_view(x, |x| with_view(y, |y| par_matmul_new((m, n, k), x, y)))??;
+    if scale != 1.0 {
+        product.iter_mut().for_each(|value| *value *= scale as f32);
+    }
+    if let Some(onto) = onto {
+        with_values(&onto, |onto: &[f32]| add_into(&mut product, onto))?;
+    }
+    matrix(product, n, x)
+}
+
+/// Calls `body` with a CPU matrix as it lies.
+fn with_view<R>(x: &Tensor, body: impl FnOnce(Mat<'_, f32>) -> R) -> Result<R> {
+    let (storage, layout) = x.storage_and_layout();
+    let (&[row_stride, col_stride], Storage::Cpu(storage)) = (layout.stride(), &*storage) else {
+        candle_core::bail!("expected a matrix on the CPU, got {:?}", x.shape())
+    };
+    let data = &storage.as_slice::<f32>()?[layout.start_offset()..];
+    Ok(body(Mat { data, row_stride, col_stride }))
+}
+
+/// `x` as an update with this dropout reads it.
+pub(in crate::decoder) fn dropped(x: &Tensor, dropout: Option<&Dropout>) -> Result<Tensor> {
+    let Some(dropout) = dropout else { return Ok(x.clone()) };
+    if has_kernels(x) {
+        let mut values = with_values(x, <[f32]>::to_vec)?;
+        dropout.apply(&mut values);
+        return matrix(values, x.dim(1)?, x);
+    }
+    let mask = dropout.mask(x.elem_count(), x.device())?;
+    x.mul(&mask.to_dtype(x.dtype())?.reshape(x.shape())?)
+}
+
+/// The gradient of `x` in a root-mean-square norm over the last axis, on top of `add`, if that is given.
+pub(in crate::decoder) fn norm_backward(
+    x: &Tensor,
+    weight: &Tensor,
+    eps: f64,
+    dy: &Tensor,
+    add: Option<&Tensor>,
+) -> Result<Tensor> {
+    if !has_kernels(x) {
+        return device::norm::backward(x, weight, eps, dy, add);
+    }
+    let mut dx = match add {
+        Some(add) => with_values(add, <[f32]>::to_vec)?,
+        None => vec![0.0; x.elem_count()],
+    };
+    with_values(x, |x: &[f32]| {
+        with_values(weight, |weight| {
+            with_values(dy, |dy| rms_norm::add_backward(x, weight, eps, dy, &mut dx))
+        })
+    })???;
+    Tensor::from_vec(dx, x.shape(), x.device())
+}
+
+/// `silu(gate) ⊙ up`.
+pub(in crate::decoder) fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    if !has_kernels(gate) {
+        return device::swiglu::forward(gate, up);
+    }
+    let hidden = with_values(gate, |gate: &[f32]| {
+        with_values(up, |up: &[f32]| activation::forward(gate, up))
+    })??;
+    Tensor::from_vec(hidden, gate.shape(), gate.device())
+}
+
+/// Gradients of `gate` and `up` in [`swiglu`].
+pub(in crate::decoder) fn swiglu_backward(
+    gate: &Tensor,
+    up: &Tensor,
+    d_hidden: &Tensor,
+) -> Result<[Tensor; 2]> {
+    if !has_kernels(gate) {
+        return device::swiglu::backward(gate, up, d_hidden);
+    }
+    let mut d_up = with_values(d_hidden, <[f32]>::to_vec)?;
+    let d_gate = with_values(gate, |gate: &[f32]| {
+        with_values(up, |up| activation::backward(gate, up, &mut d_up))
+    })??;
+    let tensor = |values| Tensor::from_vec(values, gate.shape(), gate.device());
+    Ok([tensor(d_gate)?, tensor(d_up)?])
+}
+
+/// The gradient of rows `[B · N, H · D]` from that of their heads `[B, H, N, D]`, rotated back if they were rotated.
+pub(in crate::decoder) fn heads_backward(
+    d_heads: &Tensor,
+    rotation: Option<&Rotation>,
+) -> Result<Tensor> {
+    let (batch, heads, tokens, head_dim) = d_heads.dims4()?;
+    let rows = match rotation {
+        Some(rotation) if d_heads.device().is_cpu() => merge_rotated_back(d_heads, rotation)?,
+        Some(rotation) => device::rotate(d_heads, rotation, true)?.transpose(1, 2)?,
+        None if d_heads.device().is_cpu() => merge_heads(d_heads)?,
+        None => d_heads.transpose(1, 2)?,
+    };
+    rows.contiguous()?.reshape((batch * tokens, heads * head_dim))
+}

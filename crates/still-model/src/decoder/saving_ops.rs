@@ -1,0 +1,443 @@
+//! A layer on tensors that saves what its backward pass needs, and that pass.
+//!
+//! The tensor library's graph makes a tensor of zeros for every gradient and adds to it; here each gradient is written once,
+//! products add to what is there, and what is saved is chosen. The attention between the two halves of a layer is the caller's.
+
+use candle_core::backprop::GradStore;
+use candle_core::{DType, Tensor};
+
+use super::layer::AttentionInputs;
+use super::layer_ops::{LayerOps, Norm, Projected, Projection};
+use super::ops::device::rows;
+use super::ops::plain::{
+    dropped, heads_backward, linear, linear_backward, norm_backward, product, swiglu,
+    swiglu_backward,
+};
+use super::ops::{Rotation, merge_heads, rms_norm, rms_norm_heads, split_heads};
+use crate::error::{ModelError, Result};
+
+/// An activation: rows `[B · N, width]`, or heads `[B, H, N, D]`.
+#[derive(Clone, Debug)]
+pub struct Value {
+    id: usize,
+    /// The values, in no graph.
+    pub tensor: Tensor,
+}
+
+/// Rows as projections take them.
+#[derive(Clone, Debug)]
+pub struct Input<'w> {
+    value: Value,
+    /// What they are the norm of: they can be computed again.
+    normed: Option<(Tensor, Norm<'w>)>,
+}
+
+/// [`LayerOps`] that saves activations.
+#[derive(Debug)]
+pub struct SavingOps<'w> {
+    head_dim: usize,
+    rotation: Rotation,
+    /// Whether the MLP's two wide activations are saved; otherwise the backward pass computes them again.
+    saves_wide: bool,
+    /// `(batch, tokens)`
+    shape: (usize, usize),
+    saved: Vec<Saved<'w>>,
+    /// Of every value: whether something learned, or an input whose gradient is wanted, lies below it.
+    learns: Vec<bool>,
+}
+
+/// An operation that was carried out.
+#[derive(Debug)]
+enum Saved<'w> {
+    Norm { x: Value, norm: Norm<'w>, y: usize },
+    Project { x: usize, input: Option<Tensor>, projected: Vec<Done<'w>> },
+    ProjectOnto { onto: usize, x: usize, input: Option<Tensor>, projected: Done<'w> },
+    Gated { x: usize, wide: Wide<'w>, gate: Projection<'w>, up: Projection<'w>, y: usize },
+    Heads { rows: usize, before: Option<(Tensor, Norm<'w>)>, rotated: bool, y: usize },
+    OutputGate { rows: usize, gate: Tensor, y: usize },
+    Attention { y: usize },
+}
+
+/// Where the backward pass has an MLP's wide activations from.
+#[derive(Debug)]
+enum Wide<'w> {
+    Saved([Tensor; 2]),
+    OfNorm(Tensor, Norm<'w>),
+    Of(Tensor),
+}
+
+/// A projection that was carried out.
+#[derive(Debug)]
+struct Done<'w> {
+    projection: Projection<'w>,
+    /// `A` and `B` in the dtype of activations, and `x Aᵀ` `[rows, rank]`.
+    update: Option<[Tensor; 3]>,
+    y: usize,
+}
+
+/// Gradients of what an attention was computed from.
+#[derive(Clone, Debug)]
+pub struct AttentionGradients {
+    /// Of queries, `[B, H, N, D]`, keys and values, `[B, K, N, D]`.
+    pub qkv: [Tensor; 3],
+    /// Of the output gate, `[B, H, N, D]`.
+    pub gate: Option<Tensor>,
+}
+
+impl<'w> SavingOps<'w> {
+    /// For `x` `[B, N, E]`, whose gradient is wanted or not; the second is its value, to be given to the layer.
+    ///
+    /// # Errors
+    /// A tensor of other dimensions.
+    pub fn new(
+        x: &Tensor,
+        wants_input: bool,
+        head_dim: usize,
+        rotation: &Rotation,
+        saves_wide: bool,
+    ) -> Result<(Self, Value)> {
+        let (batch, tokens, _) = x.dims3()?;
+        let mut ops = Self {
+            head_dim,
+            rotation: rotation.clone(),
+            saves_wide,
+            shape: (batch, tokens),
+            saved: Vec::new(),
+            learns: Vec::new(),
+        };
+        let x = ops.value(rows(&x.detach())?, wants_input);
+        Ok((ops, x))
+    }
+
+    fn value(&mut self, tensor: Tensor, learns: bool) -> Value {
+        self.learns.push(learns);
+        Value { id: self.learns.len() - 1, tensor }
+    }
+
+    /// The output of the attention, `[B, H, N, D]`, as rows.
+    ///
+    /// # Errors
+    /// A tensor of other dimensions.
+    pub fn attention(&mut self, out: &Tensor) -> Result<Value> {
+        let merged = rows(&merge_heads(&out.detach())?)?;
+        let value = self.value(merged, true);
+        self.saved.push(Saved::Attention { y: value.id });
+        Ok(value)
+    }
+
+    /// What is saved of a layer of these `inputs` and this `output`.
+    pub fn finish(self, inputs: &AttentionInputs<Value>, output: &Value) -> SavedActivations<'w> {
+        let AttentionInputs { q, k, v, gate } = inputs;
+        SavedActivations {
+            inputs: [q.id, k.id, v.id],
+            gate: gate.as_ref().map(|gate| gate.id),
+            output: output.id,
+            ops: self,
+        }
+    }
+
+    /// Rows of a value as `[B, N, width]`.
+    ///
+    /// # Errors
+    /// An error of the tensor library.
+    pub fn by_token(&self, value: &Value) -> Result<Tensor> {
+        Ok(value.tensor.reshape((self.shape.0, self.shape.1, ()))?)
+    }
+
+    fn carry_out(&mut self, x: &Value, projection: &Projection<'w>) -> Result<(Tensor, Done<'w>)> {
+        let Projection { linear: frozen, lora, learned, .. } = projection;
+        let dtype = x.tensor.dtype();
+        let mut y = linear(&x.tensor, frozen)?;
+        let mut update = None;
+        if let Some(lora) = lora {
+            let (a, b) = (lora.a.detach().to_dtype(dtype)?, lora.b.detach().to_dtype(dtype)?);
+            let low =
+                product(&dropped(&x.tensor, lora.dropout.as_ref())?, &a.t()?, 1.0, None, dtype)?;
+            y = product(&low, &b.t()?, lora.scale, Some(y), dtype)?;
+            update = Some([a, b, low]);
+        }
+        let learns = self.learns[x.id] || update.is_some() || learned.is_some();
+        let value = self.value(y, learns);
+        let done = Done { projection: projection.clone(), update, y: value.id };
+        Ok((value.tensor, done))
+    }
+}
+
+impl Done<'_> {
+    /// Whether its backward pass reads what was projected.
+    fn reads_input(&self) -> bool {
+        self.update.is_some() || self.projection.learned.is_some()
+    }
+
+    /// Notes the gradients of what is learned; returns those of `x` that do not come through the weight.
+    fn backward(
+        &self,
+        input: Option<&Tensor>,
+        dy: &Tensor,
+        wanted: bool,
+        grads: &mut GradStore,
+    ) -> Result<Option<Tensor>> {
+        let Some(x) = input.filter(|_| self.reads_input()) else { return Ok(None) };
+        if let Some(weight) = self.projection.learned.filter(|weight| weight.track_op()) {
+            grads.insert(weight, product(&dy.t()?, x, 1.0, None, DType::F32)?);
+        }
+        let (Some(lora), Some([a, b, low])) = (self.projection.lora, &self.update) else {
+            return Ok(None);
+        };
+        let (dtype, dropout) = (dy.dtype(), lora.dropout.as_ref());
+        let up = product(dy, b, lora.scale, None, dtype)?;
+        grads.insert(&lora.a, product(&up.t()?, &dropped(x, dropout)?, 1.0, None, DType::F32)?);
+        grads.insert(&lora.b, product(&dy.t()?, low, lora.scale, None, DType::F32)?);
+        match wanted {
+            true => Ok(Some(dropped(&product(&up, a, 1.0, None, dtype)?, dropout)?)),
+            false => Ok(None),
+        }
+    }
+}
+
+impl<'w> LayerOps<'w> for SavingOps<'w> {
+    type Rows = Value;
+    type Input = Input<'w>;
+    type Heads = Value;
+
+    fn norm(&mut self, x: &Value, norm: Norm<'w>) -> Result<Input<'w>> {
+        let y = rms_norm(&x.tensor, norm.weight, norm.eps)?;
+        let value = self.value(y, self.learns[x.id]);
+        self.saved.push(Saved::Norm { x: x.clone(), norm, y: value.id });
+        Ok(Input { value, normed: Some((x.tensor.clone(), norm)) })
+    }
+
+    fn input(&mut self, x: &Value) -> Input<'w> {
+        Input { value: x.clone(), normed: None }
+    }
+
+    fn project(
+        &mut self,
+        x: &Input<'w>,
+        projections: &[Projection<'w>],
+    ) -> Result<Projected<Value>> {
+        let (mut values, mut projected) = (Projected::new(), Vec::with_capacity(4));
+        for projection in projections {
+            let (tensor, done) = self.carry_out(&x.value, projection)?;
+            values.push(Value { id: done.y, tensor });
+            projected.push(done);
+        }
+        let input = projected.iter().any(Done::reads_input).then(|| x.value.tensor.clone());
+        self.saved.push(Saved::Project { x: x.value.id, input, projected });
+        Ok(values)
+    }
+
+    fn project_onto(
+        &mut self,
+        onto: Value,
+        x: &Input<'w>,
+        projection: Projection<'w>,
+    ) -> Result<Value> {
+        let (y, projected) = self.carry_out(&x.value, &projection)?;
+        self.learns[projected.y] |= self.learns[onto.id];
+        let sum = super::ops::residual(&onto.tensor, &y)?;
+        let input = projected.reads_input().then(|| x.value.tensor.clone());
+        let value = Value { id: projected.y, tensor: sum };
+        self.saved.push(Saved::ProjectOnto { onto: onto.id, x: x.value.id, input, projected });
+        Ok(value)
+    }
+
+    fn gated(
+        &mut self,
+        x: &Input<'w>,
+        gate: Projection<'w>,
+        up: Projection<'w>,
+    ) -> Result<Input<'w>> {
+        let wide = [linear(&x.value.tensor, &gate.linear)?, linear(&x.value.tensor, &up.linear)?];
+        let hidden = swiglu(&wide[0], &wide[1])?;
+        let wide = match (&x.normed, self.saves_wide) {
+            (_, true) => Wide::Saved(wide),
+            (Some((rows, norm)), false) => Wide::OfNorm(rows.clone(), *norm),
+            (None, false) => Wide::Of(x.value.tensor.clone()),
+        };
+        let value = self.value(hidden, self.learns[x.value.id]);
+        self.saved.push(Saved::Gated { x: x.value.id, wide, gate, up, y: value.id });
+        Ok(Input { value, normed: None })
+    }
+
+    fn heads(&mut self, x: Value, norm: Option<Norm<'w>>, rotated: bool) -> Result<Value> {
+        let by_token = self.by_token(&x)?;
+        let normed = match norm {
+            Some(Norm { weight, eps }) => rms_norm_heads(&by_token, weight, eps)?,
+            None => by_token,
+        };
+        let heads = split_heads(&normed, self.head_dim, rotated.then_some(&self.rotation))?;
+        let value = self.value(heads, self.learns[x.id]);
+        let before = norm.map(|norm| (x.tensor, norm));
+        self.saved.push(Saved::Heads { rows: x.id, before, rotated, y: value.id });
+        Ok(value)
+    }
+
+    fn output_gate(&mut self, x: Value) -> Result<Value> {
+        let gate = (x.tensor.neg()?.exp()? + 1.0)?.recip()?;
+        let by_token = gate.reshape((self.shape.0, self.shape.1, ()))?;
+        let heads = split_heads(&by_token, self.head_dim, None)?;
+        let value = self.value(heads, self.learns[x.id]);
+        self.saved.push(Saved::OutputGate { rows: x.id, gate, y: value.id });
+        Ok(value)
+    }
+}
+
+/// What the backward pass of a layer needs.
+#[derive(Debug)]
+pub struct SavedActivations<'w> {
+    ops: SavingOps<'w>,
+    inputs: [usize; 3],
+    gate: Option<usize>,
+    output: usize,
+}
+
+impl SavedActivations<'_> {
+    /// From the gradient of the output `[B, N, E]` to that of the input, none if it is not wanted. `attention` takes that of the
+    /// attention's output, `[B, H, N, D]`. Notes the gradients of what is learned in the layer's projections.
+    ///
+    /// # Errors
+    /// An error of the tensor library or of `attention`.
+    pub fn backward<E: From<ModelError>>(
+        self,
+        dy: &Tensor,
+        attention: impl FnOnce(&Tensor) -> std::result::Result<AttentionGradients, E>,
+        grads: &mut GradStore,
+    ) -> std::result::Result<Option<Tensor>, E> {
+        let Self { ops, inputs, gate, output } = self;
+        let SavingOps { head_dim, rotation, shape: (batch, tokens), saved, learns, .. } = ops;
+        let mut gradients = Gradients { of: vec![None; learns.len()], learns };
+        gradients.of[output] = Some(rows(dy).map_err(ModelError::from)?);
+        let mut attention = Some(attention);
+        for done in saved.into_iter().rev() {
+            let Saved::Attention { y } = done else {
+                gradients.back(done, (batch, tokens), head_dim, &rotation, grads)?;
+                continue;
+            };
+            let (Some(d), Some(attention)) = (gradients.of[y].take(), attention.take()) else {
+                continue;
+            };
+            let d = d.reshape((batch, tokens, (), head_dim)).and_then(|d| d.transpose(1, 2));
+            let AttentionGradients { qkv, gate: d_gate } =
+                attention(&d.map_err(ModelError::from)?)?;
+            for (id, d) in inputs.into_iter().zip(qkv).chain(gate.zip(d_gate)) {
+                gradients.of[id] = Some(d);
+            }
+        }
+        let dx = gradients.of[0].take().filter(|_| gradients.learns[0]);
+        let by_token = |dx: Tensor| dx.reshape((batch, tokens, ()));
+        Ok(dx.map(by_token).transpose().map_err(ModelError::from)?)
+    }
+}
+
+/// Gradients of values on the way back.
+struct Gradients {
+    of: Vec<Option<Tensor>>,
+    learns: Vec<bool>,
+}
+
+impl Gradients {
+    /// Adds to the gradient of a value what comes through projections of it.
+    fn add_projected(
+        &mut self,
+        x: usize,
+        projected: &[(&Done<'_>, Tensor)],
+        input: Option<&Tensor>,
+        grads: &mut GradStore,
+    ) -> Result<()> {
+        let wanted = self.learns[x];
+        let mut onto = self.of[x].take();
+        if wanted {
+            let outputs: Vec<_> =
+                projected.iter().map(|(done, dy)| (dy, &done.projection.linear.weight)).collect();
+            onto = linear_backward(&outputs, onto)?;
+        }
+        for (done, dy) in projected {
+            if let Some(through_update) = done.backward(input, dy, wanted, grads)? {
+                onto = Some(match onto {
+                    Some(onto) => super::ops::residual(&through_update, &onto)?,
+                    None => through_update,
+                });
+            }
+        }
+        self.of[x] = onto;
+        Ok(())
+    }
+
+    fn back(
+        &mut self,
+        done: Saved<'_>,
+        (batch, tokens): (usize, usize),
+        head_dim: usize,
+        rotation: &Rotation,
+        grads: &mut GradStore,
+    ) -> Result<()> {
+        match done {
+            Saved::Norm { x, norm, y } => {
+                let Some(dy) = self.of[y].take().filter(|_| self.learns[x.id]) else {
+                    return Ok(());
+                };
+                let add = self.of[x.id].take();
+                let dx = norm_backward(&x.tensor, norm.weight, norm.eps, &dy, add.as_ref())?;
+                self.of[x.id] = Some(dx);
+            }
+            Saved::Project { x, input, projected } => {
+                let with_gradients: Vec<_> = projected
+                    .iter()
+                    .filter_map(|done| Some((done, self.of[done.y].take()?)))
+                    .collect();
+                self.add_projected(x, &with_gradients, input.as_ref(), grads)?;
+            }
+            Saved::ProjectOnto { onto, x, input, projected } => {
+                let Some(dy) = self.of[projected.y].take() else { return Ok(()) };
+                if self.learns[onto] {
+                    self.of[onto] = Some(match self.of[onto].take() {
+                        Some(other) => super::ops::residual(&other, &dy)?,
+                        None => dy.clone(),
+                    });
+                }
+                self.add_projected(x, &[(&projected, dy)], input.as_ref(), grads)?;
+            }
+            Saved::Gated { x, wide, gate, up, y } => {
+                let Some(dy) = self.of[y].take().filter(|_| self.learns[x]) else { return Ok(()) };
+                let again = |x: &Tensor| -> Result<[Tensor; 2]> {
+                    Ok([linear(x, &gate.linear)?, linear(x, &up.linear)?])
+                };
+                let [wide_gate, wide_up] = match wide {
+                    Wide::Saved(wide) => wide,
+                    Wide::OfNorm(x, norm) => again(&rms_norm(&x, norm.weight, norm.eps)?)?,
+                    Wide::Of(x) => again(&x)?,
+                };
+                let [d_gate, d_up] = swiglu_backward(&wide_gate, &wide_up, &dy)?;
+                drop((wide_gate, wide_up, dy));
+                let outputs = [(&d_gate, &gate.linear.weight), (&d_up, &up.linear.weight)];
+                self.of[x] = linear_backward(&outputs, self.of[x].take())?;
+            }
+            Saved::Heads { rows, before, rotated, y } => {
+                let Some(dy) = self.of[y].take().filter(|_| self.learns[rows]) else {
+                    return Ok(());
+                };
+                let d = heads_backward(&dy, rotated.then_some(rotation))?;
+                self.of[rows] = Some(match before {
+                    Some((before, Norm { weight, eps })) => {
+                        let heads = (batch * tokens, (), head_dim);
+                        let (before, by_head) = (before.reshape(heads)?, d.reshape(heads)?);
+                        norm_backward(&before, weight, eps, &by_head, None)?.reshape(d.shape())?
+                    }
+                    None => d,
+                });
+            }
+            Saved::OutputGate { rows, gate, y } => {
+                let Some(dy) = self.of[y].take().filter(|_| self.learns[rows]) else {
+                    return Ok(());
+                };
+                let d = heads_backward(&dy, None)?;
+                // σ' = σ (1 − σ)
+                self.of[rows] = Some((d * (&gate * gate.affine(-1.0, 1.0)?)?)?);
+            }
+            // Between the halves; see `SavedActivations::backward`.
+            Saved::Attention { .. } => {}
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,201 @@
+//! One layer of stage 2, forward and backward.
+
+use candle_core::Tensor;
+use candle_core::backprop::GradStore;
+use still_attention::{SavedAttention, attention_forward};
+use still_model::{
+    AttentionGradients, DecoderLayer, Rotation, SavedActivations, SavingOps, StudentLayer,
+};
+
+use crate::error::Result;
+use crate::recipe::Recompute;
+
+/// What the pass of one layer works on.
+pub(crate) struct LayerPass<'a> {
+    pub decoder: &'a DecoderLayer,
+    pub student: &'a StudentLayer,
+    pub rotation: &'a Rotation,
+    pub recompute: Recompute,
+    /// Whether something learned lies below, so that the gradient of the input is wanted.
+    pub wants_input: bool,
+}
+
+/// What the backward pass of a layer needs, as far as it is saved.
+pub(crate) enum Saved<'w> {
+    /// The input alone, `[B, N, E]`: the rest is computed again.
+    Input(Tensor),
+    /// All of it.
+    Activations(Box<Activations<'w>>),
+}
+
+pub(crate) struct Activations<'w> {
+    projections: SavedActivations<'w>,
+    attention: SavedAttention,
+}
+
+impl<'w> LayerPass<'w> {
+    /// The output `[B, N, E]` for `x` `[B, N, E]`, in no graph, and what the backward pass needs.
+    pub fn forward(&self, x: &Tensor) -> Result<(Tensor, Saved<'w>)> {
+        let (y, saved) = self.pass(x)?;
+        Ok(match self.recompute {
+            Recompute::Layer => (y, Saved::Input(x.clone())),
+            Recompute::Mlp | Recompute::Nothing => (y, Saved::Activations(Box::new(saved))),
+        })
+    }
+
+    fn pass(&self, x: &Tensor) -> Result<(Tensor, Activations<'w>)> {
+        let Self { decoder, student, rotation, wants_input, .. } = *self;
+        let saves_wide = self.recompute != Recompute::Mlp;
+        let (mut ops, x) = SavingOps::new(x, wants_input, decoder.head_dim, rotation, saves_wide)?;
+        let inputs = decoder.before_attention(&mut ops, &x, Some(student))?;
+        let rows = [&inputs.q.tensor, &inputs.k.tensor, &inputs.v.tensor];
+        let gate = inputs.gate.as_ref().map(|gate| &gate.tensor);
+        let (out, attention) = attention_forward(rows, gate, &student.attention, &student.config)?;
+        let out = ops.attention(&out)?;
+        let y = decoder.after_attention(&mut ops, x, &out, Some(student))?;
+        let output = ops.by_token(&y)?;
+        Ok((output, Activations { projections: ops.finish(&inputs, &y), attention }))
+    }
+
+    /// From the gradient of the output to that of the input, none if nothing is learned below; the store has those of what is
+    /// learned here.
+    pub fn backward(&self, saved: Saved<'w>, dy: &Tensor) -> Result<(Option<Tensor>, GradStore)> {
+        let Activations { projections, attention } = match saved {
+            Saved::Input(x) => self.pass(&x)?.1,
+            Saved::Activations(activations) => *activations,
+        };
+        let (mut of_projections, mut learned) = (GradStore::default(), GradStore::default());
+        let attention = |d_out: &Tensor| -> Result<AttentionGradients> {
+            let (qkv, gate, grads) = attention.backward(d_out)?;
+            learned = grads;
+            Ok(AttentionGradients { qkv, gate })
+        };
+        let dx = projections.backward(dy, attention, &mut of_projections)?;
+        learned.extend(of_projections)?;
+        Ok((dx, learned))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device, Var};
+    use still_attention::hybrid_attention;
+    use still_compute::pull_back;
+    use still_compute::random::uniform;
+    use still_model::random::{random_model, tiny_config};
+    use still_model::{Dropout, Model, ModelConfig, Student};
+
+    use super::*;
+    use crate::parameters::trainable;
+    use crate::recipe::Recipe;
+
+    fn random(shape: &[usize], seed: u64) -> Tensor {
+        let count = shape.iter().product::<usize>();
+        let values: Vec<f32> =
+            (0..count).map(|i| 2.0 * uniform(seed, [0, 0, i]) as f32 - 1.0).collect();
+        Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+    }
+
+    fn model(architecture: still_model::Architecture, biased: bool) -> Model {
+        let config = ModelConfig {
+            architecture,
+            attention_bias: biased,
+            attention_output_bias: biased,
+            mlp_bias: biased,
+            ..tiny_config()
+        };
+        random_model(config, 5).unwrap()
+    }
+
+    fn assert_close(got: &Tensor, expected: &Tensor, what: &str) {
+        assert_eq!((got.dims(), got.dtype()), (expected.dims(), DType::F32), "{what}");
+        let flat = |x: &Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let (got, expected) = (flat(got), flat(expected));
+        let size = expected.iter().map(|x| x * x).sum::<f32>().sqrt();
+        let error = got.iter().zip(&expected).map(|(a, b)| (a - b).powi(2)).sum::<f32>().sqrt();
+        assert!(size > 0.0 && error <= 1e-4 * size, "{what}: {error:e} of {size:e}");
+    }
+
+    /// The layer in the tensor library's graph.
+    fn graph(layer: &LayerPass<'_>, x: &Tensor) -> Tensor {
+        let LayerPass { decoder, student, rotation, .. } = *layer;
+        let inputs = decoder.attention_inputs(x, rotation, Some(student)).unwrap();
+        let (weights, gate) = (&student.attention, inputs.gate.as_ref());
+        let (q, k, v) = (&inputs.q, &inputs.k, &inputs.v);
+        let out = hybrid_attention(q, k, v, weights, gate, &student.config, None).unwrap().out;
+        decoder.finish(x, &out, Some(student)).unwrap()
+    }
+
+    #[test]
+    fn saved_activations_give_the_gradients_of_the_graph() {
+        use still_model::Architecture::{Llama, Qwen3};
+        for (architecture, wants_input, biased, gate, dropout) in [
+            (Llama, true, false, false, false),
+            (Llama, false, false, false, false),
+            (Qwen3, true, false, false, false),
+            (Llama, true, true, false, false),
+            (Llama, true, false, true, false),
+            (Llama, false, false, true, true),
+            (Qwen3, true, true, true, true),
+        ] {
+            let model = model(architecture, biased);
+            let gated = format!("attention.gate={gate}");
+            let set = ["attention.chunk=8", "attention.budget=2", "attention.init=normal", &gated];
+            let set: Vec<String> = set.map(str::to_owned).into();
+            let recipe = Recipe::parse("", &set).unwrap();
+            let still = recipe.attention.resolve(model.config()).unwrap();
+            let init = recipe.attention.init;
+            let mut student = Student::init(still, model.config(), init, 3).unwrap();
+            student.add_lora(model.config(), recipe.finetune.lora.clone(), 4).unwrap();
+            // Updates that are not zero: at B = 0 the gradient of A is.
+            let mut n = 0.0;
+            let moved = student.map_tensors(|_, tensor| {
+                n += 1.0;
+                Ok(tensor.affine(1.0, 0.01 * n)?)
+            });
+            let (mut student, parameters) =
+                trainable(&moved.unwrap(), &Device::Cpu, |_| true).unwrap();
+            if dropout {
+                let dropout = Dropout { rate: 0.25, seed: 1, stream: 9 };
+                let lora = student.layers[1].lora.as_ref().unwrap().with_dropout(dropout);
+                student.layers[1].lora = Some(lora);
+            }
+            let rotation = model.decoder.rotation(0, 45).unwrap();
+            let width = model.config().hidden_size;
+            let (x, dy) = (random(&[1, 45, width], 1), random(&[1, 45, width], 2));
+            for recompute in [Recompute::Nothing, Recompute::Mlp, Recompute::Layer] {
+                let layer = LayerPass {
+                    decoder: &model.decoder.layers[1],
+                    student: &student.layers[1],
+                    rotation: &rotation,
+                    recompute,
+                    wants_input,
+                };
+                let what = format!(
+                    "{architecture:?}, {recompute:?}, {wants_input}, {biased}, {gate}, {dropout}"
+                );
+                let input = Var::from_tensor(&x).unwrap();
+                let expected = graph(&layer, &input);
+                let mut expected_grads = pull_back(&expected, &dy).unwrap().backward().unwrap();
+                let expected_dx = expected_grads.remove(&input).unwrap();
+                let (y, saved) = layer.forward(&x).unwrap();
+                assert_close(&y, &expected, &what);
+                let (dx, grads) = layer.backward(saved, &dy).unwrap();
+                assert_eq!(dx.is_some(), wants_input);
+                if let Some(dx) = dx {
+                    assert_close(&dx, &expected_dx, &what);
+                }
+                let mut compared = 0;
+                for (name, var) in &parameters {
+                    let (got, expected) = (grads.get(var), expected_grads.get(var));
+                    assert_eq!(got.is_some(), expected.is_some(), "{what}: {name}");
+                    if let (Some(got), Some(expected)) = (got, expected) {
+                        assert_close(got, expected, &format!("{what}: {name}"));
+                        compared += 1;
+                    }
+                }
+                assert!(compared >= 11 + usize::from(gate), "{what}: {compared} gradients");
+            }
+        }
+    }
+}
