@@ -63,13 +63,13 @@ impl Cli {
 #[derive(Clone, Copy, Debug, Args)]
 #[command(next_help_heading = "Options of every command")]
 pub struct Global {
-    /// Say nothing on stderr but warnings and errors
+    /// Print only warnings and errors on stderr
     #[arg(long, short, global = true, conflicts_with = "verbose")]
     pub quiet: bool,
-    /// Say more on stderr; twice for everything
+    /// Print more on stderr; twice for everything
     #[arg(long, short, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
-    /// Colours on stderr; auto: on a terminal, unless NO_COLOR is set
+    /// Colors on stderr; auto: on a terminal, unless NO_COLOR is set
     #[arg(long, global = true, value_enum, default_value_t = Color::Auto)]
     pub color: Color,
     /// Threads that compute, 1 to 1024 [default: RAYON_NUM_THREADS, or as many as the system grants]
@@ -77,7 +77,7 @@ pub struct Global {
     pub threads: Option<usize>,
 }
 
-/// When to use colours. Without a description of each value, help is as short as it can be.
+/// When to use colors. Without a description of each value, help is as short as it can be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 #[allow(missing_docs, reason = "the names say it")]
 pub enum Color {
@@ -156,6 +156,9 @@ mod tests {
         leaves(&root, "still", &mut all);
         assert!(all.len() > 15, "{}", all.len());
         for (path, command) in all {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            // Longer lines are wrapped in a narrow terminal, and could not be copied.
+            assert!(help.lines().all(|line| line.chars().count() <= 80), "{help}");
             let examples = examples(&command);
             assert!(!examples.is_empty(), "`{path} --help` has no examples");
             for example in examples {

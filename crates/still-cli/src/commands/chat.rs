@@ -20,7 +20,7 @@ const MESSAGE_BYTES: u64 = 16 << 20;
 const EXAMPLES: &str = "\
 Examples:
   still chat --model my-student
-  still chat --model my-student --system 'Answer in one sentence.' --temperature 0.7
+  still chat --model my-student --system 'Answer briefly.' --temperature 0.7
   still chat --model org/name --device cuda";
 
 /// `still chat`

@@ -18,8 +18,8 @@ use crate::table;
 
 const EXAMPLES: &str = "\
 Examples:
-  still generate --model my-student --prompt 'Once upon a time' --max-new-tokens 200
-  still generate --model org/name --prompt-file chapter.txt --temperature 0.7 --top-p 0.9
+  still generate --model my-student --prompt 'Once upon a time' -n 200
+  still generate --model org/name --prompt-file chapter.txt --temperature 0.7
   still generate --model my-student.gguf --prompt 'The sea' --json";
 
 /// `still generate`
@@ -38,12 +38,12 @@ pub struct GenerateArgs {
     /// File to continue
     #[arg(long, value_name = "FILE")]
     prompt_file: Option<PathBuf>,
-    /// Sampling.
-    #[command(flatten)]
-    sampling: SamplingArgs,
     /// Print one JSON object at the end instead of streaming text
     #[arg(long)]
     json: bool,
+    /// Sampling.
+    #[command(flatten)]
+    sampling: SamplingArgs,
 }
 
 /// What is generated.

@@ -11,6 +11,7 @@ use crate::interrupt;
 
 /// How the next token is chosen.
 #[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Sampling")]
 pub struct SamplingArgs {
     /// Most tokens to generate
     #[arg(long, short = 'n', value_name = "N", default_value_t = 256, value_parser = whole(0, TOKENS), allow_negative_numbers = true)]

@@ -18,9 +18,9 @@ use crate::table;
 
 const EXAMPLES: &str = "\
 Examples:
-  still bench model --model my-student --contexts 512,4096 --variants dense,still,student
+  still bench model --model my-student --variants dense,still,student
   still bench model --shape llama-3.1-8b --device cuda --batch 8 --json
-  still bench model --model org/name --variants still --contexts 2048,32768 --cap 512 --in-turn";
+  still bench model --model base --contexts 2048,32768 --cap 512 --in-turn";
 
 /// `still bench model`
 #[derive(Clone, Debug, Args)]

@@ -16,7 +16,8 @@ use crate::table;
 const EXAMPLES: &str = "\
 Examples:
   still bench train --model org/name --contexts 1024
-  still bench train --shape llama-3.1-8b --device cuda --stages finetune --contexts 8192 --set finetune.recompute=mlp";
+  still bench train --shape llama-3.1-8b --device cuda --contexts 8192
+  still bench train --model base --stages finetune --set finetune.recompute=mlp";
 
 /// `still bench train`
 #[derive(Clone, Debug, Args)]

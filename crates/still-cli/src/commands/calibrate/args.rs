@@ -13,9 +13,9 @@ use crate::outputs::Existing;
 
 const EXAMPLES: &str = "\
 Examples:
-  still calibrate --model org/name --data books.jsonl.zst --cache-fraction 0.2 --html budgets.html
-  still calibrate --model base --data a.txt --at-length 32768 --out budgets.json
-  still calibrate --model base --data a.txt --set attention.router=received_attention --json";
+  still calibrate --model org/name --data books.jsonl.zst --html budgets.html
+  still calibrate --model base --data a.txt --cache-fraction 0.2 --out b.json
+  still calibrate --model base --data a.txt --at-length 32768 --json";
 
 /// `still calibrate`
 #[derive(Clone, Debug, Args)]

@@ -11,7 +11,7 @@ const EXAMPLES: &str = "\
 Examples:
   still demo
   still demo --out demo-student
-  still demo --model path/to/small-model --transfer-steps 20 --finetune-steps 20 --json";
+  still demo --model small-model --transfer-steps 20 --json";
 
 /// `still demo`
 #[derive(Clone, Debug, Args)]

@@ -15,11 +15,11 @@ use crate::errors::user;
 
 const EXAMPLES: &str = "\
 Examples:
-  still eval --model my-student --compare org/name --tasks piqa,arc_easy --data-dir data --json results.json
-  still eval --model my-student --tasks perplexity --text book.txt --lengths 1024,4096
-  still eval --model my-student --tasks niah_single_1,passkey --lengths 4096,16384 --limit 20
+  still eval --model my-student --compare base --tasks piqa --json results.json
+  still eval --model my-student --tasks perplexity --text a.txt --lengths 4096
+  still eval --model my-student --tasks niah_single_1 --lengths 4096,16384
   still eval --model my-student --tasks piqa --samples samples.jsonl --resume
-  still eval --model my-student --tasks passkey --ablate router+budgets --branches --text book.txt
+  still eval --model my-student --tasks passkey --ablate router+budgets
   still eval --model my-student --efficiency 1024,32768";
 
 /// `still eval`
@@ -32,6 +32,30 @@ pub struct EvalArgs {
     /// Where it computes.
     #[command(flatten)]
     device: DeviceArgs,
+    /// Items read together on each thread; answers do not depend on it
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = whole(1, BATCH), allow_negative_numbers = true)]
+    batch_size: usize,
+    /// How the attention cache stores exact keys and values [default: f32; on CUDA as --compute-dtype]
+    #[arg(long, value_name = "FORMAT", value_parser = cache_dtype())]
+    cache_dtype: Option<RowDtype>,
+    /// Seed of the bootstrap and of the items that are generated
+    #[arg(long, value_name = "SEED", default_value_t = 0, value_parser = seed, allow_negative_numbers = true)]
+    seed: u64,
+    /// What is asked.
+    #[command(flatten)]
+    tasks: TaskArgs,
+    /// What else is measured.
+    #[command(flatten)]
+    comparison: ComparisonArgs,
+    /// What is written.
+    #[command(flatten)]
+    files: FileArgs,
+}
+
+/// What is asked.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Tasks")]
+struct TaskArgs {
     /// piqa, arc_easy, arc_challenge, hellaswag, winogrande, mmlu, lambada_openai; perplexity; niah_single_1 and RULER's other
     /// twelve (or all of them: ruler), babilong_qa1 to 5 (babilong), passkey, repeated_text
     #[arg(
@@ -42,27 +66,24 @@ pub struct EvalArgs {
         required_unless_present = "efficiency"
     )]
     tasks: Vec<String>,
-    /// Directory with the tasks' data files (docs/evaluation.md says what they hold)
-    #[arg(long, value_name = "DIR", default_value = "data")]
-    data_dir: PathBuf,
-    /// Ask only the first N items of a task; of mmlu N in all, spread over its subjects [default of long-context tasks: 50]
-    #[arg(long, value_name = "N", value_parser = whole(1, COUNT), allow_negative_numbers = true)]
-    limit: Option<usize>,
-    /// Examples before each question of mmlu [default: 5]; the other tasks have none
-    #[arg(long, value_name = "K", value_parser = whole(0, COUNT), allow_negative_numbers = true)]
-    shots: Option<usize>,
-    /// Text of the task perplexity and of --branches; what long-context tasks hide things in
-    #[arg(long, value_name = "FILE")]
-    text: Option<PathBuf>,
     /// Tokens of the windows of the task perplexity and of the prompts of long-context tasks; several make several tasks
     #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "1024", value_parser = whole(1, TOKENS), allow_negative_numbers = true)]
     lengths: Vec<usize>,
+    /// Text of the task perplexity and of --branches; what long-context tasks hide things in
+    #[arg(long, value_name = "FILE")]
+    text: Option<PathBuf>,
+    /// Ask only the first N items of a task; of mmlu N in all, spread over its subjects [default of long-context tasks: 50]
+    #[arg(long, value_name = "N", value_parser = whole(1, COUNT), allow_negative_numbers = true)]
+    limit: Option<usize>,
+    /// Directory with the tasks' data files (docs/evaluation.md says what they hold)
+    #[arg(long, value_name = "DIR", default_value = "data")]
+    data_dir: PathBuf,
+    /// Examples before each question of mmlu [default: 5]; the other tasks have none
+    #[arg(long, value_name = "K", value_parser = whole(0, COUNT), allow_negative_numbers = true)]
+    shots: Option<usize>,
     /// Slide the windows of the task perplexity by so many tokens, instead of laying them side by side
     #[arg(long, value_name = "N", value_parser = whole(1, TOKENS), allow_negative_numbers = true)]
     stride: Option<usize>,
-    /// Models to ask the same; every difference comes with its paired bootstrap interval
-    #[arg(long, value_name = "MODEL", num_args = 1..)]
-    compare: Vec<String>,
     /// Questions of the task qa_1, in SQuAD's JSON format
     #[arg(long, value_name = "FILE")]
     squad: Option<PathBuf>,
@@ -75,6 +96,15 @@ pub struct EvalArgs {
     /// Give long-context prompts as a user's turn in the model's chat template
     #[arg(long)]
     chat: bool,
+}
+
+/// What else is measured.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Comparisons")]
+struct ComparisonArgs {
+    /// Models to ask the same; every difference comes with its paired bootstrap interval
+    #[arg(long, value_name = "MODEL", num_args = 1..)]
+    compare: Vec<String>,
     /// Ask the student with parts of it changed too: branches, router, budgets, cap, feature_map, linear_norm, recall_cache,
     /// one at a time; parts joined by + in every combination, as in router+budgets
     #[arg(long, value_name = "PART,…", value_delimiter = ',')]
@@ -82,12 +112,15 @@ pub struct EvalArgs {
     /// Show what each branch carries, layer by layer, over the first 2,048 tokens of --text
     #[arg(long, requires = "text")]
     branches: bool,
-    /// Time every model's prefill and decode after so many tokens too, and tell the bytes of its cache there
+    /// Time every model's prefill and decode after so many tokens too, and report the bytes of its cache there
     #[arg(long, value_name = "N,…", value_delimiter = ',', value_parser = whole(1, TOKENS), allow_negative_numbers = true)]
     efficiency: Vec<usize>,
-    /// Items read together on each thread; answers do not depend on it
-    #[arg(long, value_name = "N", default_value_t = 16, value_parser = whole(1, BATCH), allow_negative_numbers = true)]
-    batch_size: usize,
+}
+
+/// What is written.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Files")]
+struct FileArgs {
     /// Write the results here (JSON)
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -97,12 +130,6 @@ pub struct EvalArgs {
     /// Go on with the answers that are in the file of --samples
     #[arg(long, requires = "samples")]
     resume: bool,
-    /// How the attention cache stores exact keys and values [default: f32; on CUDA as --compute-dtype]
-    #[arg(long, value_name = "FORMAT", value_parser = cache_dtype())]
-    cache_dtype: Option<RowDtype>,
-    /// Seed of the bootstrap and of the items that are generated
-    #[arg(long, value_name = "SEED", default_value_t = 0, value_parser = seed, allow_negative_numbers = true)]
-    seed: u64,
 }
 
 /// What is asked of which models.
@@ -132,7 +159,7 @@ impl EvalArgs {
     /// Models or tasks named twice, a task that there is not, options of tasks that are not asked, a device that is not there.
     pub fn resolve(self) -> anyhow::Result<Settings> {
         let models: Vec<String> =
-            [self.model.model.clone()].into_iter().chain(self.compare.clone()).collect();
+            [self.model.model.clone()].into_iter().chain(self.comparison.compare.clone()).collect();
         if let Some((_, twice)) =
             models.iter().enumerate().find(|(n, name)| models[..*n].contains(name))
         {
@@ -141,64 +168,66 @@ impl EvalArgs {
                 "name every model once",
             ));
         }
-        let tasks = Asked::of(&self.tasks)?;
+        let tasks = Asked::of(&self.tasks.tasks)?;
         self.check_options(&tasks)?;
-        let factors = self.ablate.iter().map(|names| names.parse());
+        let factors = self.comparison.ablate.iter().map(|names| names.parse());
         Ok(Settings {
             models,
             place: self.device.resolve()?,
             tasks,
             factors: factors.collect::<still_eval::Result<_>>()?,
-            branches: self.text.clone().filter(|_| self.branches),
+            branches: self.tasks.text.clone().filter(|_| self.comparison.branches),
             questions: Questions {
-                limit: self.limit,
-                shots: self.shots,
-                lengths: self.lengths,
-                stride: self.stride,
+                limit: self.tasks.limit,
+                shots: self.tasks.shots,
+                lengths: self.tasks.lengths,
+                stride: self.tasks.stride,
                 files: LongFiles {
-                    text: self.text,
-                    squad: self.squad,
-                    hotpotqa: self.hotpotqa,
-                    babi: Some(self.babi.unwrap_or_else(|| self.data_dir.join("babi"))),
+                    text: self.tasks.text,
+                    squad: self.tasks.squad,
+                    hotpotqa: self.tasks.hotpotqa,
+                    babi: Some(self.tasks.babi.unwrap_or_else(|| self.tasks.data_dir.join("babi"))),
                 },
-                data_dir: self.data_dir,
-                chat: self.chat,
+                data_dir: self.tasks.data_dir,
+                chat: self.tasks.chat,
                 seed: self.seed,
             },
-            efficiency: self.efficiency,
+            efficiency: self.comparison.efficiency,
             batch_size: self.batch_size,
             rows: Rows::new(self.cache_dtype, RowDtype::F32),
-            json: self.json,
-            samples: self.samples,
-            resume: self.resume,
+            json: self.files.json,
+            samples: self.files.samples,
+            resume: self.files.resume,
             seed: self.seed,
         })
     }
 
     /// Every option has a task that it is of.
     fn check_options(&self, tasks: &[Asked]) -> anyhow::Result<()> {
-        if self.shots.is_some() && !self.tasks.iter().any(|name| name == "mmlu") {
+        if self.tasks.shots.is_some() && !self.tasks.tasks.iter().any(|name| name == "mmlu") {
             return Err(user("--shots is of mmlu, which is not asked", "leave it out"));
         }
         let perplexity_asked = tasks.contains(&Asked::Perplexity);
-        if self.stride.is_some() && !perplexity_asked {
+        if self.tasks.stride.is_some() && !perplexity_asked {
             return Err(user(
                 "--stride is of the task perplexity, which is not asked",
                 "add perplexity to --tasks, or leave it out",
             ));
         }
         let long_asked = tasks.iter().any(|task| matches!(task, Asked::Long(_)));
-        if self.text.is_some() && !(perplexity_asked || long_asked || self.branches) {
+        if self.tasks.text.is_some()
+            && !(perplexity_asked || long_asked || self.comparison.branches)
+        {
             return Err(user(
                 "--text is of perplexity, --branches and the long-context tasks: none is asked",
                 "add perplexity to --tasks, or leave it out",
             ));
         }
         let of_long = [
-            ("--chat", self.chat),
-            ("--squad", self.squad.is_some()),
-            ("--hotpotqa", self.hotpotqa.is_some()),
-            ("--babi", self.babi.is_some()),
+            ("--chat", self.tasks.chat),
+            ("--squad", self.tasks.squad.is_some()),
+            ("--hotpotqa", self.tasks.hotpotqa.is_some()),
+            ("--babi", self.tasks.babi.is_some()),
         ];
         match of_long.iter().find(|(_, given)| *given && !long_asked) {
             Some((flag, _)) => Err(user(

@@ -22,7 +22,7 @@ use crate::progress::Bar;
 const EXAMPLES: &str = "\
 Examples:
   still inspect --model my-student --text article.txt --html saliency.html
-  still inspect --model org/name --text article.txt --budget 8 --max-tokens 4096 --json";
+  still inspect --model org/name --text article.txt --budget 8 --json";
 
 /// `still inspect`
 #[derive(Clone, Debug, Args)]

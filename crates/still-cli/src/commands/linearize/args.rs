@@ -15,10 +15,11 @@ use crate::commands::recipe::RecipeArgs;
 const EXAMPLES: &str = "\
 Examples:
   still linearize --model org/name --data books.jsonl.zst --out my-student
-  still linearize --model base --data a.txt b.txt --out my-student --recipe recipes/quick.toml --set transfer.steps=200
-  still linearize --model base --data a.txt --out my-student --dry-run
-  still linearize --model base --data a.txt --out my-student --resume
-  still linearize --model base --data a.txt --out my-student --device cuda --delta";
+  still linearize --model base --data a.txt b.txt --out s --recipe quick.toml
+  still linearize --model base --data a.txt --out s --set transfer.steps=200
+  still linearize --model base --data a.txt --out s --dry-run
+  still linearize --model base --data a.txt --out s --resume
+  still linearize --model base --data a.txt --out s --device cuda --delta";
 
 /// Dtypes of a full student's weights.
 const DTYPES: [DType; 2] = [DType::F32, DType::BF16];

@@ -16,8 +16,8 @@ use crate::errors::user;
 const EXAMPLES: &str = "\
 Examples:
   still bench attention --contexts 2048,8192
-  still bench attention --device cuda --contexts 8192,131072 --variants dense,still
-  still bench attention --heads 9 --kv-heads 3 --head-dim 64 --passes forward --budget 8 --json";
+  still bench attention --device cuda --variants dense,still --json
+  still bench attention --heads 9 --kv-heads 3 --head-dim 64 --passes forward";
 
 /// `still bench attention`
 #[derive(Clone, Debug, Args)]

@@ -21,7 +21,7 @@ use crate::printer::Printer;
 const EXAMPLES: &str = "\
 Examples:
   still report eval results.json
-  still report eval long.json short.json --out page.html --markdown table.md";
+  still report eval long.json short.json --out page.html --markdown t.md";
 
 /// `still report eval`
 #[derive(Clone, Debug, Args)]
