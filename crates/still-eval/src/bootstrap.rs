@@ -5,7 +5,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 
 use crate::error::{EvalError, Result};
-use crate::nll::Nll;
+use crate::perplexity::Nll;
 use crate::quantile::quantile;
 
 /// A mean with its percentile interval.

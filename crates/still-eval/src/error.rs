@@ -26,17 +26,7 @@ pub enum EvalError {
         /// What the file holds.
         what: &'static str,
     },
-    /// A number that must be finite is not: the model is broken, and a mean over it would hide that.
-    #[error("{what} is not finite at token {token} of window {window}")]
-    NotFinite {
-        /// What was computed.
-        what: &'static str,
-        /// The window.
-        window: usize,
-        /// The token's position in it.
-        token: usize,
-    },
-    /// The same, of a task's item.
+    /// A likelihood is not finite: the model is broken, and a mean over it would hide that.
     #[error("a likelihood is not finite in item {item} of {task}")]
     ItemNotFinite {
         /// The task.
@@ -98,7 +88,7 @@ impl EvalError {
                 "give its path, or leave the task out; docs/long_context.md says what is where"
                     .into(),
             ),
-            Self::NotFinite { .. } | Self::ItemNotFinite { .. } => {
+            Self::ItemNotFinite { .. } => {
                 Some("the model's weights are broken: train or convert it again".into())
             }
             Self::NoData { .. } => Some(

@@ -1,11 +1,7 @@
-//! Negative log-likelihood per token, in windows, without ever holding all logits.
-
-use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+//! Negative log-likelihood of tokens, without ever holding all logits.
 
 use candle_core::{D, Tensor};
 use rayon::prelude::*;
-use still_attention::RowDtype;
 use still_compute::vector::{self, vectorize};
 use still_model::Model;
 
@@ -16,101 +12,6 @@ const VOCAB_TILE: usize = 4096;
 
 /// Logits that are held at a time on a device.
 const DEVICE_LOGITS: usize = 1 << 26;
-
-/// Negative log-likelihood of each predicted token, in nats.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Nll {
-    /// `[windows][window − 1]`: entry `i` is `−ln p(token i+1 | tokens 0 … i)`.
-    pub per_token: Vec<Vec<f32>>,
-}
-
-impl Nll {
-    /// Tokens predicted.
-    pub fn tokens(&self) -> usize {
-        self.per_token.iter().map(Vec::len).sum()
-    }
-
-    /// Mean over all predicted tokens, nats.
-    pub fn mean(&self) -> f64 {
-        let sum: f64 = self.per_token.iter().flatten().map(|&x| f64::from(x)).sum();
-        sum / self.tokens() as f64
-    }
-
-    /// `exp(mean)`.
-    pub fn perplexity(&self) -> f64 {
-        self.mean().exp()
-    }
-
-    /// The same windows cut to their first `positions` tokens.
-    ///
-    /// Attention is causal, so this equals evaluating separate windows of `positions` tokens.
-    pub fn prefix(&self, positions: usize) -> Nll {
-        let predicted = positions.saturating_sub(1);
-        let cut = |window: &Vec<f32>| window[..predicted.min(window.len())].to_vec();
-        Nll { per_token: self.per_token.iter().map(cut).collect() }
-    }
-}
-
-/// Evaluates `windows` consecutive, non-overlapping windows of `window` tokens, each from an empty state.
-///
-/// Exact rows are kept as `rows`. `progress` is told the tokens done since it was last called.
-///
-/// # Errors
-/// If `tokens` is too short, a likelihood is not finite, or the model fails.
-pub fn evaluate_windows(
-    model: &Model,
-    tokens: &[u32],
-    window: usize,
-    windows: usize,
-    rows: RowDtype,
-    progress: &(dyn Fn(usize) + Sync),
-) -> Result<Nll> {
-    if window < 2 || windows == 0 {
-        return Err(EvalError::Argument(format!(
-            "perplexity needs windows of at least 2 tokens, got {windows} of {window}"
-        )));
-    }
-    let needed = window * windows;
-    if tokens.len() < needed {
-        return Err(EvalError::TooShort { what: "perplexity", needed, got: tokens.len() });
-    }
-    let per_token = tokens[..needed]
-        .chunks_exact(window)
-        .map(|window| one_window(model, window, rows, progress))
-        .collect::<Result<Vec<_>>>()?;
-    for (index, nll) in per_token.iter().enumerate() {
-        if let Some(token) = nll.iter().position(|x| !x.is_finite()) {
-            return Err(EvalError::NotFinite { what: "the likelihood", window: index, token });
-        }
-    }
-    Ok(Nll { per_token })
-}
-
-/// Of each token but the first.
-fn one_window(
-    model: &Model,
-    window: &[u32],
-    rows: RowDtype,
-    progress: &(dyn Fn(usize) + Sync),
-) -> Result<Vec<f32>> {
-    let mut cache = model.new_cache(1, rows)?;
-    let blocks = Mutex::new(BTreeMap::new());
-    model.read(window, &mut cache, |start, hidden| {
-        let read = hidden.dim(0)?;
-        let targets = &window[start + 1..window.len().min(start + 1 + read)];
-        // The last token of a window predicts nothing that is in it.
-        let nll = nll_of_hidden(model, &hidden.narrow(0, 0, targets.len())?, targets)?;
-        blocks.lock().unwrap_or_else(PoisonError::into_inner).insert(start, nll);
-        progress(read);
-        Ok::<_, EvalError>(())
-    })?;
-    Ok(blocks
-        .into_inner()
-        .unwrap_or_else(PoisonError::into_inner)
-        .into_values()
-        .flatten()
-        .collect())
-}
 
 /// `−ln p(target)` of each row of final-normed hidden states `[T, E]`; logits exist for a part of the vocabulary
 /// at a time.
@@ -292,13 +193,5 @@ mod tests {
         surprise.add(&mut [1.0, f32::NAN], 0, &[0]);
         surprise.add(&mut [1.0, 2.0], 2, &[0]);
         assert!(surprise.guesses(&[0])[0].nll.is_nan());
-    }
-
-    #[test]
-    fn a_prefix_counts_only_its_own_predictions() {
-        let nll = Nll { per_token: vec![vec![1.0, 2.0, 9.0], vec![3.0, 4.0, 9.0]] };
-        assert_eq!(nll.prefix(3).per_token, [[1.0, 2.0], [3.0, 4.0]]);
-        assert!((nll.prefix(3).mean() - 2.5).abs() < 1e-12);
-        assert_eq!(nll.prefix(99), nll);
     }
 }

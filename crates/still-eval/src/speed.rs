@@ -1,52 +1,155 @@
-//! Decode speed from a filled cache.
+//! Prefill and decode speed of a model, and the bytes of its cache.
 
-use std::time::Instant;
-
-use candle_core::Tensor;
-use serde::Serialize;
+use candle_core::{IndexOp, Tensor};
+use serde::{Deserialize, Serialize};
+use still_attention::RowDtype;
 use still_model::{Cache, Model, likeliest};
 
 use crate::error::{EvalError, Result};
-use crate::quantile::median;
+use crate::timing::{Times, time_once};
 
-/// Speed of decoding one token at a time after a context.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct DecodeSpeed {
-    /// From the median step.
-    pub tokens_per_s: f64,
-    /// Steps timed, without the one that warms up.
-    pub steps: usize,
+/// One measured context.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BenchPoint {
+    /// Sequences read and decoded together.
+    pub batch: usize,
+    /// Tokens read before decoding.
+    pub context: usize,
+    /// Of all prompts, their last tokens' logits included.
+    pub prefill_tokens_per_s: f64,
+    /// Of all sequences, over all decoded tokens.
+    pub decode_tokens_per_s: f64,
+    /// Median step, milliseconds.
+    pub decode_p50_ms: f64,
+    /// 99th percentile of the steps, milliseconds: the slowest of fewer than a hundred.
+    pub decode_p99_ms: f64,
+    /// Bytes of the attention cache after the last step, with what decoding prepares.
+    pub cache_bytes: usize,
+    /// Bytes of the attention cache before the first step. No part of a results file.
+    #[serde(skip)]
+    pub prefilled_cache_bytes: usize,
 }
 
-/// Decodes greedily from a copy of `cache`, whose last token's final-normed hidden state `[1, E]` is given.
-///
-/// A step is the forward pass of one token, its logits and their arg-max. One step warms up.
-///
-/// # Errors
-/// If `steps` is 0 or the model fails.
-pub fn decode_speed(
-    model: &Model,
-    cache: &Cache,
-    hidden: &Tensor,
-    steps: usize,
-) -> Result<DecodeSpeed> {
-    if steps == 0 {
-        return Err(EvalError::Argument("decode speed needs at least one step".into()));
+/// Tokens read and decoded to warm up: they reach the step, and a GPU's graph of it.
+const WARM_UP: (usize, usize) = (64, 2);
+
+/// Steps of one context before it is another one's turn; see [`ModelBench::time_in_turn`].
+const TURN: usize = 16;
+
+/// A model that has warmed up: memory, threads and kernels are there.
+#[derive(Debug)]
+pub struct ModelBench<'a> {
+    model: &'a Model,
+    batch: usize,
+    rows: RowDtype,
+}
+
+impl<'a> ModelBench<'a> {
+    /// Warms up with `batch` sequences, whose cache stores exact rows as `rows`.
+    ///
+    /// # Errors
+    /// No sequence; an error of the model.
+    pub fn new(model: &'a Model, batch: usize, rows: RowDtype) -> Result<Self> {
+        let bench = Self { model, batch, rows };
+        let (context, new_tokens) = WARM_UP;
+        bench.time(context, new_tokens)?;
+        Ok(bench)
     }
-    let mut cache = cache.clone();
-    let mut id = greedy(model, hidden)?;
-    let mut seconds = Vec::with_capacity(steps);
-    for step in 0..=steps {
-        let started = Instant::now();
-        id = likeliest(model.decode(&[id], &mut cache)?);
-        if step > 0 {
-            seconds.push(started.elapsed().as_secs_f64());
+
+    /// Reads a made-up prompt of `context` tokens and decodes `new_tokens` greedily after it; a step is a forward pass, its
+    /// logits and their arg-max.
+    ///
+    /// # Errors
+    /// If there is nothing to time or the model fails.
+    pub fn time(&self, context: usize, new_tokens: usize) -> Result<BenchPoint> {
+        let mut run = self.read(context, new_tokens)?;
+        run.decode(new_tokens)?;
+        Ok(run.point())
+    }
+
+    /// [`ModelBench::time`] of several contexts, all of them read before any decodes, and then 16 tokens of each in turn: a
+    /// machine whose speed drifts does so for all of them alike, so that their steps can be compared. Their caches are in
+    /// memory together.
+    ///
+    /// # Errors
+    /// As [`ModelBench::time`].
+    pub fn time_in_turn(&self, contexts: &[usize], new_tokens: usize) -> Result<Vec<BenchPoint>> {
+        let mut runs: Vec<Run<'_>> = contexts
+            .iter()
+            .map(|&context| self.read(context, new_tokens))
+            .collect::<Result<_>>()?;
+        for done in (0..new_tokens).step_by(TURN) {
+            runs.iter_mut().try_for_each(|run| run.decode(TURN.min(new_tokens - done)))?;
+        }
+        Ok(runs.into_iter().map(Run::point).collect())
+    }
+
+    fn read(&self, context: usize, new_tokens: usize) -> Result<Run<'_>> {
+        let &Self { model, batch, rows } = self;
+        if batch == 0 || context == 0 || new_tokens == 0 {
+            return Err(EvalError::Argument("there must be tokens to read and to decode".into()));
+        }
+        // Which tokens they are has no bearing on the speed.
+        let vocab = model.config().vocab_size as u64;
+        let ids: Vec<u32> =
+            (0..context as u64).map(|i| (i.wrapping_mul(2_654_435_761) % vocab) as u32).collect();
+        let mut cache = model.new_cache(batch, rows)?;
+        let (first, prefill_ms) = time_once(model.device(), || -> Result<u32> {
+            let hidden = match batch {
+                1 => model.prefill(&ids, &mut cache)?,
+                _ => {
+                    let ids = Tensor::new(ids, model.device())?.unsqueeze(0)?;
+                    let ids = ids.repeat((batch, 1))?;
+                    model.forward(&ids, &mut cache, None)?.i((0, context - 1..))?
+                }
+            };
+            Ok(likeliest(&model.logits(&hidden)?.flatten_all()?.to_vec1::<f32>()?))
+        })?;
+        // Equal prompts have equal answers.
+        let next = vec![first; batch];
+        let (prefilled_bytes, steps) = (cache.size_bytes(), Vec::with_capacity(new_tokens));
+        Ok(Run { model, context, cache, next, prefill_ms, prefilled_bytes, steps })
+    }
+}
+
+/// A context that has been read and is decoded after.
+struct Run<'a> {
+    model: &'a Model,
+    context: usize,
+    cache: Cache,
+    next: Vec<u32>,
+    prefill_ms: f64,
+    prefilled_bytes: usize,
+    /// Milliseconds each took.
+    steps: Vec<f64>,
+}
+
+impl Run<'_> {
+    fn decode(&mut self, steps: usize) -> Result<()> {
+        let Self { model, cache, next, .. } = self;
+        for _ in 0..steps {
+            let ((), ms) = time_once(model.device(), || -> Result<()> {
+                let logits = model.decode(next, cache)?;
+                let rows = logits.chunks_exact(logits.len() / next.len());
+                next.iter_mut().zip(rows).for_each(|(id, row)| *id = likeliest(row));
+                Ok(())
+            })?;
+            self.steps.push(ms);
+        }
+        Ok(())
+    }
+
+    fn point(self) -> BenchPoint {
+        let (batch, steps) = (self.next.len(), Times::new(self.steps, 1));
+        BenchPoint {
+            batch,
+            context: self.context,
+            prefill_tokens_per_s: 1e3 * (batch * self.context) as f64 / self.prefill_ms,
+            decode_tokens_per_s: 1e3 * batch as f64 / steps.mean_ms(),
+            decode_p50_ms: steps.median_ms,
+            decode_p99_ms: steps.quantile_ms(0.99),
+            cache_bytes: self.cache.size_bytes(),
+            prefilled_cache_bytes: self.prefilled_bytes,
         }
     }
-    Ok(DecodeSpeed { tokens_per_s: 1.0 / median(&mut seconds), steps })
-}
-
-/// Arg-max of the logits of one hidden state `[1, E]`.
-pub(crate) fn greedy(model: &Model, hidden: &Tensor) -> Result<u32> {
-    Ok(likeliest(&model.logits(hidden)?.flatten_all()?.to_vec1::<f32>()?))
 }

@@ -5,10 +5,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use candle_core::{Device, Tensor};
 use still_attention::{Branches, FeatureMap, LinearNorm, Router, RowDtype, StillConfig};
+use still_eval::long::{LongFiles, LongOptions, LongTask};
+use still_eval::run::{AskOptions, Asked, ask, mean, silent};
+use still_eval::task::{Generative, Item, Metric, Question, Task};
 use still_eval::{
-    Ablation, EvalError, Factors, LongContextOptions, PasskeyPrompts, Skipped, THE_STUDENT,
-    Variants, branch_shares_of, evaluate_windows, long_context, nll_of_hidden, random_tokens,
-    repeated_text_nll,
+    Ablation, EvalError, Factors, ModelBench, Result, Skipped, THE_STUDENT, Variants,
+    branch_shares_of, evaluate_windows, nll_of_hidden, random_tokens,
 };
 use still_model::random::{random_model, tiny_config};
 use still_model::{FeatureInit, Model, Student};
@@ -85,74 +87,96 @@ fn too_little_text_and_wrong_targets_are_refused() {
     assert!(nll_of_hidden(&model, &hidden, &[1, 9999]).is_err());
 }
 
+/// Items of a task for a model; `length` tokens each.
+fn long(model: &Model, task: LongTask, length: usize, items: usize, seed: u64) -> Result<Task> {
+    let options = LongOptions { length, items, seed, chat: false };
+    task.build(&model.tokenizer, model.config().vocab_size, &LongFiles::default(), options)
+}
+
+fn asked(model: &Model, task: &Task, rows: RowDtype) -> Asked {
+    let options = AskOptions { rows, batch_size: 1 };
+    ask(model, task, Vec::new(), &options, &silent).unwrap()
+}
+
+fn written(item: &Item) -> &dyn Generative {
+    let Question::Generation(question) = &item.question else { panic!("{item:?}") };
+    question.as_ref()
+}
+
 #[test]
 fn prompts_have_exactly_the_length_and_hold_their_key() {
-    let tokenizer = &teacher().tokenizer;
-    let prompts = PasskeyPrompts::new(tokenizer, 1000, 4, 5).unwrap();
+    let model = teacher();
+    let task = long(&model, LongTask::Passkey, 1000, 4, 5).unwrap();
+    assert_eq!(task.items.len(), 4);
+    let longest = task.items.iter().map(|item| written(item).max_new_tokens()).max().unwrap();
     let mut depths = Vec::new();
-    for prompt in &prompts.prompts {
-        let mut ids = prompts.shared[..prompt.shared_tokens].to_vec();
-        ids.extend(&prompt.rest);
-        assert_eq!(ids.len(), 1000);
-        let text = tokenizer.decode(&ids, true).unwrap();
-        let needle = format!("The pass key is {0}. Remember it. {0} is the pass key.", prompt.key);
+    for prompt in task.items.iter().map(written) {
+        let ids = prompt.prompt_ids();
+        assert_eq!(ids.len() + longest, 1000);
+        let text = model.tokenizer.decode(ids, true).unwrap();
+        let needle =
+            format!("The pass key is {0}. Remember it. {0} is the pass key.", prompt.targets()[0]);
         assert_eq!(text.matches(&needle).count(), 1, "{text}");
         assert!(text.ends_with("What is the pass key? The pass key is "));
         depths.push(text.find(&needle).unwrap());
     }
     assert!(depths.is_sorted_by(|a, b| a < b), "{depths:?}");
-    assert!(PasskeyPrompts::new(tokenizer, 300, 1, 5).is_err());
+    assert!(long(&model, LongTask::Passkey, 300, 1, 5).is_err());
 }
 
 #[test]
-fn the_walk_measures_at_its_marks_and_shares_the_beginning() {
+fn pass_keys_share_the_beginning() {
+    for model in [teacher(), student()] {
+        let task = long(&model, LongTask::Passkey, 1500, 3, 5).unwrap();
+        let prompts: Vec<&[u32]> =
+            task.items.iter().map(|item| written(item).prompt_ids()).collect();
+        let shared = prompts
+            .windows(2)
+            .map(|pair| pair[0].iter().zip(pair[1]).take_while(|(a, b)| a == b).count());
+        let to_read = prompts.concat().len() - shared.sum::<usize>();
+        let found = asked(&model, &task, RowDtype::Bf16);
+        assert_eq!(found.tokens, to_read);
+        assert!(found.tokens < 3 * 1500, "nothing was shared");
+        assert_eq!(found.samples.len(), 3);
+    }
+}
+
+#[test]
+fn speed_is_measured_with_the_bytes_of_the_cache() {
     // Layers, KV heads, channels and bytes of a row of V; keys lie in tiles of 16 rows.
     let row = 2 * 2 * 8 * 2;
     let dense_bytes = 1500 * row + 1504 * row;
     for (model, dense) in [(teacher(), true), (student(), false)] {
-        let prompts = PasskeyPrompts::new(&model.tokenizer, 1500, 3, 5).unwrap();
-        let options =
-            LongContextOptions { marks: vec![200, 1500], decode_steps: 2, rows: RowDtype::Bf16 };
-        let read = AtomicUsize::new(0);
-        let count = |tokens| {
-            read.fetch_add(tokens, Ordering::Relaxed);
-        };
-        let walk = long_context(&model, &prompts, &options, &count).unwrap();
-        let read = read.into_inner();
-        assert_eq!(read, prompts.tokens_to_read());
-        assert!(read < 3 * 1500, "nothing was shared");
-        assert_eq!(walk.answers.len(), 3);
-        let contexts: Vec<usize> = walk.points.iter().map(|point| point.context_tokens).collect();
-        assert_eq!(contexts, [200, 1500]);
-        let full = walk.points[1].cache_bytes;
+        let bench = ModelBench::new(&model, 1, RowDtype::Bf16).unwrap();
+        let points = [200, 1500].map(|context| bench.time(context, 2).unwrap());
+        assert_eq!(points.map(|point| point.context), [200, 1500]);
+        let full = points[1].prefilled_cache_bytes;
         assert_eq!(full == dense_bytes, dense, "{full} bytes");
-        assert!(walk.points.iter().all(|point| point.decode_tokens_per_s > 0.0));
+        assert!(points.iter().all(|point| point.decode_tokens_per_s > 0.0));
+        for (context, new_tokens) in [(0, 1), (1, 0)] {
+            assert!(bench.time(context, new_tokens).is_err());
+        }
     }
-}
-
-#[test]
-fn marks_must_ascend_within_the_prompt() {
-    let model = teacher();
-    let prompts = PasskeyPrompts::new(&model.tokenizer, 600, 1, 5).unwrap();
-    for marks in [vec![0], vec![601], vec![300, 200], vec![300, 300]] {
-        let options = LongContextOptions { marks, decode_steps: 1, rows: RowDtype::F32 };
-        assert!(long_context(&model, &prompts, &options, &|_| {}).is_err());
-    }
+    assert!(ModelBench::new(&teacher(), 0, RowDtype::F32).is_err());
 }
 
 #[test]
 fn repeated_text_is_judged_by_its_second_copy() {
+    let nll = |model: &Model, seed| {
+        let task = long(model, LongTask::RepeatedText, 140, 1, seed).unwrap();
+        mean(&asked(model, &task, RowDtype::F32).samples, Metric::Perplexity)
+    };
     for model in [teacher(), student()] {
         let once = random_tokens(model.config().vocab_size, 70, 5);
-        let nll =
+        let whole =
             evaluate_windows(&model, &once.repeat(2), 140, 1, RowDtype::F32, &|_| {}).unwrap();
         // Of 139 predictions, the last 69 are of the copy without its first token.
-        let copy = &nll.per_token[0][70..];
+        let copy = &whole.per_token[0][70..];
         let expected = copy.iter().map(|&x| f64::from(x)).sum::<f64>() / 69.0;
-        assert_eq!(repeated_text_nll(&model, 70, 5, RowDtype::F32).unwrap(), expected);
-        assert_ne!(repeated_text_nll(&model, 70, 6, RowDtype::F32).unwrap(), expected);
+        assert_eq!(nll(&model, 5), expected);
+        assert_ne!(nll(&model, 6), expected);
     }
-    assert!(repeated_text_nll(&teacher(), 1, 5, RowDtype::F32).is_err());
+    assert!(long(&teacher(), LongTask::RepeatedText, 2, 1, 5).is_err());
 }
 
 /// Sets what a variant's name says: `router: random`.

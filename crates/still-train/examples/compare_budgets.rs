@@ -13,10 +13,10 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 use still_attention::{RowDtype, StillConfig};
-use still_eval::{
-    LongContextOptions, Nll, PairedBootstrap, PasskeyPrompts, evaluate_windows, long_context,
-    wilson,
-};
+use still_eval::long::{LongFiles, LongOptions, LongTask};
+use still_eval::run::{AskOptions, ask, mean, silent};
+use still_eval::task::Metric;
+use still_eval::{Nll, PairedBootstrap, evaluate_windows, wilson};
 use still_model::{Model, Student};
 use still_train::{AttentionRecipe, Budgets, DataRecipe, TokenCache, Windows};
 
@@ -106,12 +106,13 @@ fn measure(subject: &str, teacher: &Model, asked: &Asked) -> Result<Measured, Bo
         "repeated_nll": second.mean(),
     });
     for length in [2048, 4096] {
-        let prompts = PasskeyPrompts::new(&teacher.tokenizer, length, *keys, 1)?;
-        let options =
-            LongContextOptions { marks: vec![length / 2], decode_steps: 1, rows: RowDtype::Bf16 };
-        let found = long_context(&model, &prompts, &options, &|_| {})?;
-        let right = found.answers.iter().filter(|answer| answer.right).count();
-        let recall = wilson(right, *keys)?;
+        let options = LongOptions { length, items: *keys, seed: 1, chat: false };
+        let (vocab_size, files) = (teacher.config().vocab_size, LongFiles::default());
+        let task = LongTask::Passkey.build(&teacher.tokenizer, vocab_size, &files, options)?;
+        let options = AskOptions { rows: RowDtype::Bf16, ..AskOptions::default() };
+        let found = ask(&model, &task, Vec::new(), &options, &silent)?;
+        let right = mean(&found.samples, Metric::Score) * *keys as f64;
+        let recall = wilson(right.round() as usize, *keys)?;
         line[format!("passkey_{length}")] = json!([recall.mean, recall.low, recall.high]);
     }
     let mut cache = model.new_cache(1, RowDtype::Bf16)?;

@@ -1,9 +1,7 @@
 //! How long the steps of each stage take, on tokens that say nothing.
 
-use std::time::Instant;
-
 use serde::Serialize;
-use still_compute::random::uniform;
+use still_eval::{random_tokens, timing};
 use still_model::{Model, Student};
 
 use crate::data::Window;
@@ -61,33 +59,22 @@ pub fn time_steps(
     };
     let parameters = trains.updates().optimizer.parameters();
     let trained_values = parameters.iter().map(|(_, var)| var.elem_count()).sum();
+    let vocab_size = model.config().vocab_size;
     let windows: Vec<Window> = (0..batch)
-        .map(|sequence| Window::from(random_ids(model.config().vocab_size, sequence, context)))
+        .map(|sequence| Window::from(random_tokens(vocab_size, context, sequence as u64)))
         .collect();
-    let mut times = Vec::with_capacity(steps);
-    trains.train(&windows)?;
-    for _ in 0..steps.max(1) {
-        let started = Instant::now();
-        trains.train(&windows)?;
-        times.push(started.elapsed().as_secs_f64());
-    }
-    times.sort_by(f64::total_cmp);
-    let median = times[times.len() / 2];
+    let times =
+        timing::time(model.device(), steps, Some(1), || trains.train(&windows).map(|_| ()))?;
     Ok(StepTiming {
         stage,
         context,
         batch,
         trained_values,
-        steps: times.len(),
-        step_p50_ms: 1e3 * median,
-        step_max_ms: 1e3 * times[times.len() - 1],
-        tokens_per_s: (batch * context) as f64 / median,
+        steps: times.repetitions(),
+        step_p50_ms: times.median_ms,
+        step_max_ms: times.quantile_ms(1.0),
+        tokens_per_s: 1e3 * (batch * context) as f64 / times.median_ms,
     })
-}
-
-fn random_ids(vocab: usize, sequence: usize, tokens: usize) -> Vec<u32> {
-    let id = |token| (uniform(0, [0, sequence, token]) * vocab as f64) as u32;
-    (0..tokens).map(|token| id(token).min(vocab as u32 - 1)).collect()
 }
 
 #[cfg(test)]
@@ -112,9 +99,9 @@ mod tests {
 
     #[test]
     fn random_ids_are_in_the_vocabulary_and_differ() {
-        let ids = random_ids(50, 0, 2000);
+        let ids = random_tokens(50, 2000, 0);
         assert!(ids.iter().all(|&id| id < 50));
         assert!((0..50).all(|id| ids.contains(&id)));
-        assert_ne!(ids, random_ids(50, 1, 2000));
+        assert_ne!(ids, random_tokens(50, 2000, 1));
     }
 }

@@ -5,9 +5,9 @@ use std::time::Instant;
 use candle_core::DType;
 use serde::{Deserialize, Serialize};
 use still_attention::RowDtype;
-use still_eval::{
-    LongContextOptions, PasskeyPrompts, evaluate_windows, long_context, repeated_text_nll,
-};
+use still_eval::long::{LongFiles, LongOptions, LongTask};
+use still_eval::run::{AskOptions, ask, mean, silent};
+use still_eval::task::{Metric, Task, id_windows};
 use still_model::Model;
 
 use crate::data::Window;
@@ -45,21 +45,20 @@ impl Logged for Evaluation {
 
 /// What is measured, the same at every evaluation of a run.
 #[derive(Debug)]
-pub(crate) struct Evaluator<'a> {
-    heldout: &'a [Window],
-    prompts: Option<PasskeyPrompts>,
-    repeated_text: usize,
-    seed: u64,
+pub(crate) struct Evaluator {
+    heldout: Option<Task>,
+    passkey: Option<Task>,
+    repeated: Option<Task>,
 }
 
-impl<'a> Evaluator<'a> {
+impl Evaluator {
     /// `heldout`: windows that no step trains on, one sequence each; as many are read as the recipe says.
     ///
     /// # Errors
     /// Fewer held-out windows than the recipe asks for; pass keys in too few tokens.
     pub fn new(
         recipe: &EvaluationRecipe,
-        heldout: &'a [Window],
+        heldout: &[Window],
         model: &Model,
         seed: u64,
     ) -> Result<Self> {
@@ -73,11 +72,18 @@ impl<'a> Evaluator<'a> {
                 hint: "hold out more text, or lower evaluation.windows (0: measure no loss)".into(),
             });
         };
-        let (keys, length) = (recipe.passkey_keys, recipe.passkey_length);
-        let prompts = (keys > 0)
-            .then(|| PasskeyPrompts::new(&model.tokenizer, length, keys, seed))
-            .transpose()?;
-        Ok(Self { heldout, prompts, repeated_text: recipe.repeated_text, seed })
+        let long = |task: LongTask, length, items| {
+            let options = LongOptions { length, items, seed, chat: false };
+            let (tokenizer, vocab_size) = (&model.tokenizer, model.config().vocab_size);
+            let made = || task.build(tokenizer, vocab_size, &LongFiles::default(), options);
+            (length > 0 && items > 0).then(made).transpose()
+        };
+        let ids = heldout.iter().map(|window| window.ids().to_vec());
+        Ok(Self {
+            heldout: (!heldout.is_empty()).then(|| id_windows("heldout", ids)),
+            passkey: long(LongTask::Passkey, recipe.passkey_length, recipe.passkey_keys)?,
+            repeated: long(LongTask::RepeatedText, 2 * recipe.repeated_text, 1)?,
+        })
     }
 
     /// Measures a student. Whether it is the best, the caller knows.
@@ -86,34 +92,22 @@ impl<'a> Evaluator<'a> {
     /// A likelihood that is not a number; an error of the model.
     pub fn evaluate(&self, model: &Model, stage: Stage, step: usize) -> Result<Evaluation> {
         let started = Instant::now();
-        let heldout_nll =
-            (!self.heldout.is_empty()).then(|| self.heldout_nll(model)).transpose()?;
-        let passkey_recall =
-            self.prompts.as_ref().map(|prompts| recall(model, prompts)).transpose()?;
-        let repeated_nll = (self.repeated_text > 0)
-            .then(|| repeated_text_nll(model, self.repeated_text, self.seed, rows(model)))
-            .transpose()?;
+        // One item at a time on each thread: a run's memory is for training.
+        let options = AskOptions { rows: rows(model), batch_size: 1 };
+        let measure = |task: &Option<Task>, metric| -> Result<Option<f64>> {
+            let Some(task) = task else { return Ok(None) };
+            let asked = ask(model, task, Vec::new(), &options, &silent)?;
+            Ok(Some(mean(&asked.samples, metric)))
+        };
         Ok(Evaluation {
             stage,
             step,
-            heldout_nll,
-            passkey_recall,
-            repeated_nll,
+            heldout_nll: measure(&self.heldout, Metric::Perplexity)?,
+            passkey_recall: measure(&self.passkey, Metric::Score)?,
+            repeated_nll: measure(&self.repeated, Metric::Perplexity)?,
             best: false,
             seconds: started.elapsed().as_secs_f64(),
         })
-    }
-
-    /// Mean over every predicted token of all windows.
-    fn heldout_nll(&self, model: &Model) -> Result<f64> {
-        let (mut sum, mut tokens) = (0.0, 0);
-        for window in self.heldout {
-            let (ids, length) = (window.ids(), window.len());
-            let nll = evaluate_windows(model, ids, length, 1, rows(model), &|_| {})?;
-            sum += nll.mean() * nll.tokens() as f64;
-            tokens += nll.tokens();
-        }
-        Ok(sum / tokens as f64)
     }
 }
 
@@ -123,9 +117,4 @@ fn rows(model: &Model) -> RowDtype {
         DType::BF16 => RowDtype::Bf16,
         _ => RowDtype::F32,
     }
-}
-
-fn recall(model: &Model, prompts: &PasskeyPrompts) -> Result<f64> {
-    let options = LongContextOptions { marks: Vec::new(), decode_steps: 0, rows: rows(model) };
-    Ok(long_context(model, prompts, &options, &|_| {})?.recall())
 }

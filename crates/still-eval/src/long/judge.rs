@@ -91,8 +91,13 @@ mod tests {
     #[test]
     fn only_the_whole_key_is_right() {
         let key = strings(&["12345"]);
-        assert_eq!(Judge::Digits.score(&key, " 12345."), 1.0);
-        assert_eq!(Judge::Digits.score(&key, " 123456"), 0.0);
-        assert_eq!(Judge::Digits.score(&key, " key 12345"), 0.0);
+        let right = |answer| Judge::Digits.score(&key, answer) == 1.0;
+        assert!(right(" 12345."));
+        assert!(right("12345"));
+        assert!(!right(" 1234"));
+        assert!(!right(" 123456"));
+        assert!(!right(" the key 12345"));
+        assert!(!right(" key 12345"));
+        assert!(!right(""));
     }
 }

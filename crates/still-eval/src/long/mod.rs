@@ -32,6 +32,7 @@ use text::Text;
 
 pub use draft::LongItem;
 pub use judge::Judge;
+pub use repeated::random_tokens;
 
 /// The tasks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

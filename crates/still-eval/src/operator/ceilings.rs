@@ -3,10 +3,10 @@
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use still_model::Result;
+use still_model::{ModelError, Result};
 
 use super::inputs::random;
-use super::timer::{Times, time};
+use crate::timing::{Times, time};
 
 /// Repetitions of each measurement.
 const REPETITIONS: usize = 10;
@@ -33,7 +33,7 @@ pub(super) fn ceilings(device: &Device, dtype: DType) -> Result<Ceilings> {
         if device.is_cpu() { (1024, 1 << 28) } else { (8192, 1 << 30) };
     let side = (product_size, product_size);
     let (a, b) = (random(side, 1.0, 1, device, dtype)?, random(side, 1.0, 2, device, dtype)?);
-    let product = time(device, REPETITIONS, None, || {
+    let product = time::<ModelError>(device, REPETITIONS, None, || {
         a.matmul(&b)?;
         Ok(())
     })?;
@@ -50,14 +50,14 @@ fn copy(device: &Device, bytes: usize) -> Result<Times> {
     let values = bytes / DType::F32.size_in_bytes();
     if !device.is_cpu() {
         let from = Tensor::zeros(values, DType::F32, device)?;
-        return time(device, REPETITIONS, None, || {
+        return time::<ModelError>(device, REPETITIONS, None, || {
             from.copy()?;
             Ok(())
         });
     }
     // With all threads, into memory that is there: the tensor library's copy has one thread and new memory.
     let (from, mut to) = (vec![1.0_f32; values], vec![0.0_f32; values]);
-    time(device, REPETITIONS, None, || {
+    time::<ModelError>(device, REPETITIONS, None, || {
         let parts = to.par_chunks_mut(PART).zip(from.par_chunks(PART));
         parts.for_each(|(to, from)| to.copy_from_slice(from));
         std::hint::black_box(&mut to);

@@ -10,7 +10,6 @@ mod counts;
 mod cuda;
 mod decode;
 mod inputs;
-mod timer;
 
 use std::fmt;
 use std::str::FromStr;
@@ -24,8 +23,8 @@ use still_attention::{
 use still_model::ModelError;
 
 use crate::error::{EvalError, Result};
+use crate::timing::time;
 use decode::{Decoded, steps};
-use timer::time;
 
 pub use ceilings::Ceilings;
 pub use counts::{Count, Counted, Hybrid};
@@ -161,11 +160,11 @@ impl OperatorBench {
         let weights = inputs::weights(geometry, &self.device)?;
         let layer = config.as_ref().map(|config| (config, &weights));
         let counted = self.counted(options);
-        let mut of_calls = 1.0;
+        let (mut copies, mut steps_timed) = (1, 1);
         let (times, count) = match (pass, layer) {
             (Pass::Forward, Some((config, weights))) => {
                 let [q, k, v] = &prefix;
-                let times = time(&self.device, repetitions, None, || {
+                let times = time::<ModelError>(&self.device, repetitions, None, || {
                     hybrid_attention(q, k, v, weights, None, config, None)?;
                     Ok(())
                 })?;
@@ -173,7 +172,7 @@ impl OperatorBench {
             }
             (Pass::Forward, None) => {
                 let [q, k, v] = &prefix;
-                let times = time(&self.device, repetitions, None, || {
+                let times = time::<ModelError>(&self.device, repetitions, None, || {
                     dense_attention(q, k, v)?;
                     Ok(())
                 })?;
@@ -181,7 +180,7 @@ impl OperatorBench {
             }
             (Pass::ForwardBackward, Some((config, weights))) => {
                 let ([q, k, v], weights) = inputs::trained(&prefix, weights)?;
-                let times = time(&self.device, repetitions, None, || {
+                let times = time::<ModelError>(&self.device, repetitions, None, || {
                     let out = hybrid_attention(&q, &k, &v, &weights, None, config, None)?.out;
                     out.backward()?;
                     Ok(())
@@ -200,26 +199,24 @@ impl OperatorBench {
                 let rows = options.rows;
                 let mut steps =
                     steps(Decoded { geometry, hybrid: layer, rows, prefix, token, steps: all })?;
-                let mut times = time(&self.device, repetitions, Some(TOKENS), &mut steps.step)?;
-                for ms in [&mut times.median_ms, &mut times.p10_ms, &mut times.p90_ms] {
-                    *ms /= steps.copies as f64;
-                }
-                times.calls *= steps.copies;
-                of_calls = (repetitions * TOKENS) as f64;
+                let times = time(&self.device, repetitions, Some(TOKENS), &mut steps.step)?;
+                (copies, steps_timed) = (steps.copies, repetitions * TOKENS);
                 (times, counted.decode(context + TOKENS..context + all))
             }
         };
-        let (flop, bytes) = (count.flop as f64 / of_calls, count.bytes as f64 / of_calls);
-        let (tflop_per_s, gb_per_s) =
-            (flop / (1e9 * times.median_ms), bytes / (1e6 * times.median_ms));
+        let [median_ms, p10_ms, p90_ms] =
+            [times.median_ms, times.quantile_ms(0.1), times.quantile_ms(0.9)]
+                .map(|ms| ms / copies as f64);
+        let [flop, bytes] = [count.flop, count.bytes].map(|of| of as f64 / steps_timed as f64);
+        let (tflop_per_s, gb_per_s) = (flop / (1e9 * median_ms), bytes / (1e6 * median_ms));
         Ok(OperatorPoint {
             pass,
             context,
             repetitions,
-            calls: times.calls,
-            median_ms: times.median_ms,
-            p10_ms: times.p10_ms,
-            p90_ms: times.p90_ms,
+            calls: times.calls * copies,
+            median_ms,
+            p10_ms,
+            p90_ms,
             flop,
             bytes,
             tflop_per_s,

@@ -13,10 +13,10 @@ use still_attention::RowDtype;
 use still_model::Model;
 
 use super::sample::Sample;
+use super::{AskOptions, ask, mean, silent};
 use crate::error::{EvalError, Result};
-use crate::nll::evaluate_windows;
-use crate::repeated_text::random_tokens;
-use crate::task::Task;
+use crate::long::random_tokens;
+use crate::task::{Metric, Task, id_windows};
 
 /// Random tokens that a model is recognised by: more than a student's window holds.
 const PROBE_TOKENS: usize = 256;
@@ -41,8 +41,9 @@ impl LoggedModel {
     /// An error of the model.
     pub fn new(name: &str, model: &Model, rows: RowDtype) -> Result<Self> {
         let ids = random_tokens(model.config().vocab_size, PROBE_TOKENS, 0);
-        let probe = evaluate_windows(model, &ids, ids.len(), 1, rows, &|_| {})?.mean();
-        let probe = (probe * 1e6).round() / 1e6;
+        let options = AskOptions { rows, ..AskOptions::default() };
+        let asked = ask(model, &id_windows("probe", [ids]), Vec::new(), &options, &silent)?;
+        let probe = (mean(&asked.samples, Metric::Perplexity) * 1e6).round() / 1e6;
         Ok(Self { model: name.to_owned(), cache_dtype: format!("{rows:?}").to_lowercase(), probe })
     }
 }

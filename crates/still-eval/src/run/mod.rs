@@ -25,7 +25,7 @@ use crate::task::{Generative, Item, Question, Task};
 
 pub use self::log::{LoggedModel, SampleLog};
 pub use self::sample::{Answer, Sample, hash_request};
-pub use self::scores::{CurvePoint, Estimate, TaskScores, difference};
+pub use self::scores::{CurvePoint, Estimate, TaskScores, difference, mean};
 
 /// How questions are asked. Neither lanes nor batches change an answer beyond rounding.
 #[derive(Clone, Copy, Debug)]
@@ -54,6 +54,20 @@ pub trait Listener: Sync {
     fn stop(&self) -> bool {
         false
     }
+}
+
+impl<F: Fn(&Task, &Sample) -> Result<()> + Sync> Listener for F {
+    fn answered(&self, task: &Task, sample: &Sample) -> Result<()> {
+        self(task, sample)
+    }
+}
+
+/// A listener that wants to know nothing.
+///
+/// # Errors
+/// None.
+pub fn silent(_: &Task, _: &Sample) -> Result<()> {
+    Ok(())
 }
 
 /// The answers to a task's questions.

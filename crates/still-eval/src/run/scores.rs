@@ -88,7 +88,7 @@ impl TaskScores {
                 .iter()
                 .map(|samples| {
                     let name = samples[0].group.clone().unwrap_or_default();
-                    (name, samples.len(), mean(&parts(samples, first)))
+                    (name, samples.len(), mean_of(&parts(samples, first)))
                 })
                 .collect(),
             curve: curve(samples),
@@ -184,7 +184,7 @@ fn groups(samples: &[Sample]) -> Vec<Vec<&Sample>> {
 
 fn estimate(samples: &[Sample], groups: &[Vec<&Sample>], metric: Metric) -> Estimate {
     let all = parts(&samples.iter().collect::<Vec<_>>(), metric);
-    let value = mean(&all);
+    let value = mean_of(&all);
     let stderr = if groups.is_empty() {
         stderr(&all)
     } else {
@@ -215,7 +215,12 @@ fn parts(samples: &[&Sample], metric: Metric) -> Vec<(f64, f64)> {
     samples.iter().flat_map(|sample| sample.parts(metric)).collect()
 }
 
-fn mean(parts: &[(f64, f64)]) -> f64 {
+/// The mean of a metric over what was answered; of perplexity the negative log-likelihood, nats per token.
+pub fn mean(samples: &[Sample], metric: Metric) -> f64 {
+    mean_of(&parts(&samples.iter().collect::<Vec<_>>(), metric))
+}
+
+fn mean_of(parts: &[(f64, f64)]) -> f64 {
     let (sum, weight) = parts.iter().fold((0.0, 0.0), |all, part| (all.0 + part.0, all.1 + part.1));
     sum / weight
 }

@@ -4,11 +4,13 @@
 //! context, and whatever its choices have in common), and the rest of each. A level's new tokens of several sequences go
 //! through the model together.
 
+use std::sync::{Mutex, PoisonError};
+
 use candle_core::Tensor;
 use still_model::{Cache, Feed, Model};
 
 use super::encode::Sequence;
-use crate::error::Result;
+use crate::error::{EvalError, Result};
 use crate::nll::{Guess, guesses_of_hidden};
 
 /// New tokens that are read together at most (but one sequence's always are): caches exist for so many at a time.
@@ -58,6 +60,24 @@ struct Wanted {
     id: u32,
     sequence: usize,
     target: usize,
+}
+
+/// What each of some rows is to predict.
+type Targets<'a> = Vec<&'a [Wanted]>;
+
+impl Part<'_> {
+    /// Of hidden states that begin with row `start`, those that are scored, and what each is to predict; `None` if none is.
+    fn scored(&self, start: usize, hidden: &Tensor) -> Result<Option<(Tensor, Targets<'_>)>> {
+        let end = start + hidden.dim(0)?;
+        let wanted = self.wanted.iter().filter(|(row, _)| (start..end).contains(row));
+        let (index, targets): (Vec<u32>, Targets<'_>) =
+            wanted.map(|(row, wanted)| ((row - start) as u32, wanted.as_slice())).unzip();
+        if targets.is_empty() {
+            return Ok(None);
+        }
+        let index = Tensor::new(index, hidden.device())?;
+        Ok(Some((hidden.index_select(&index, 0)?, targets)))
+    }
 }
 
 impl<'a> Reader<'a> {
@@ -121,7 +141,7 @@ impl<'a> Reader<'a> {
             let mut cache = self.empty.clone();
             self.tokens += ids.len();
             let mut feed = [Feed { ids, cache: &mut cache }];
-            self.model.read_packed(&mut feed, |_, _, _| Ok::<_, crate::EvalError>(()))?;
+            self.model.read_packed(&mut feed, |_, _, _| Ok::<_, EvalError>(()))?;
             self.beginning = Some((ids.to_vec(), cache));
         }
         Ok(length)
@@ -182,6 +202,13 @@ impl<'a> Reader<'a> {
     /// Feeds every part to a copy of its parent and scores what it wants; the caches.
     fn read_parts(&mut self, parts: &[Part<'_>], found: &mut [Guesses]) -> Result<Vec<Cache>> {
         let mut caches: Vec<Cache> = parts.iter().map(|part| part.parent.clone()).collect();
+        if let ([part], [cache]) = (parts, caches.as_mut_slice())
+            && self.pipelines(part)
+        {
+            self.tokens += part.ids.len();
+            self.read_alone(part, cache, found)?;
+            return Ok(caches);
+        }
         let mut feeds: Vec<Feed<'_>> = parts
             .iter()
             .zip(&mut caches)
@@ -190,20 +217,30 @@ impl<'a> Reader<'a> {
         self.tokens += feeds.iter().map(|feed| feed.ids.len()).sum::<usize>();
         let mut scorer = Scorer { model: self.model, rows: Vec::new(), targets: Vec::new() };
         self.model.read_packed(&mut feeds, |part, start, hidden| {
-            let end = start + hidden.dim(0)?;
-            let wanted: Vec<&(usize, Vec<Wanted>)> =
-                parts[part].wanted.iter().filter(|(row, _)| (start..end).contains(row)).collect();
-            if wanted.is_empty() {
-                return Ok(());
-            }
-            let index: Vec<u32> = wanted.iter().map(|(row, _)| (row - start) as u32).collect();
-            let index = Tensor::new(index, hidden.device())?;
-            scorer.rows.push(hidden.index_select(&index, 0)?);
-            scorer.targets.extend(wanted.iter().map(|(_, wanted)| wanted.as_slice()));
+            let Some((rows, targets)) = parts[part].scored(start, &hidden)? else { return Ok(()) };
+            scorer.rows.push(rows);
+            scorer.targets.extend(targets);
             if scorer.targets.len() >= SCORED { scorer.flush(found) } else { Ok(()) }
         })?;
         scorer.flush(found)?;
         Ok(caches)
+    }
+
+    /// Whether a part is worth several threads, each a block of its tokens behind the one before.
+    fn pipelines(&self, part: &Part<'_>) -> bool {
+        let several = rayon::current_num_threads() > 1 && part.ids.len() > SCORED;
+        several && self.model.device().is_cpu()
+    }
+
+    /// Feeds one part; each block is scored on the thread that read it.
+    fn read_alone(&self, part: &Part<'_>, cache: &mut Cache, found: &mut [Guesses]) -> Result<()> {
+        let found = Mutex::new(found);
+        self.model.read(part.ids, cache, |start, hidden| {
+            let Some((rows, targets)) = part.scored(start, &hidden)? else { return Ok(()) };
+            let guesses = guesses(self.model, &rows, &targets)?;
+            note(&mut found.lock().unwrap_or_else(PoisonError::into_inner), &targets, &guesses);
+            Ok(())
+        })
     }
 }
 
@@ -211,7 +248,7 @@ impl<'a> Reader<'a> {
 struct Scorer<'a> {
     model: &'a Model,
     rows: Vec<Tensor>,
-    targets: Vec<&'a [Wanted]>,
+    targets: Targets<'a>,
 }
 
 impl Scorer<'_> {
@@ -221,14 +258,22 @@ impl Scorer<'_> {
         }
         let hidden = Tensor::cat(&std::mem::take(&mut self.rows), 0)?;
         let targets = std::mem::take(&mut self.targets);
-        let ids: Vec<Vec<u32>> =
-            targets.iter().map(|wanted| wanted.iter().map(|wanted| wanted.id).collect()).collect();
-        let ids: Vec<&[u32]> = ids.iter().map(Vec::as_slice).collect();
-        let guesses = guesses_of_hidden(self.model, &hidden, &ids)?;
-        for (wanted, guess) in targets.iter().copied().flatten().zip(guesses.iter().flatten()) {
-            found[wanted.sequence][wanted.target] = *guess;
-        }
+        note(found, &targets, &guesses(self.model, &hidden, &targets)?);
         Ok(())
+    }
+}
+
+/// How what each row of hidden states is to predict fares.
+fn guesses(model: &Model, hidden: &Tensor, targets: &[&[Wanted]]) -> Result<Vec<Guesses>> {
+    let ids: Vec<Vec<u32>> =
+        targets.iter().map(|wanted| wanted.iter().map(|wanted| wanted.id).collect()).collect();
+    let ids: Vec<&[u32]> = ids.iter().map(Vec::as_slice).collect();
+    guesses_of_hidden(model, hidden, &ids)
+}
+
+fn note(found: &mut [Guesses], targets: &[&[Wanted]], guesses: &[Guesses]) {
+    for (wanted, guess) in targets.iter().copied().flatten().zip(guesses.iter().flatten()) {
+        found[wanted.sequence][wanted.target] = *guess;
     }
 }
 

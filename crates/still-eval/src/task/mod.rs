@@ -13,7 +13,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-pub use perplexity::{WindowOptions, windows};
+pub use perplexity::{WindowOptions, id_windows, windows};
 pub use standard::{STANDARD, StandardOptions, standard};
 
 /// A benchmark, ready to be asked.
@@ -84,6 +84,13 @@ pub struct Window {
     pub scored_from: usize,
     /// Bytes of text that the scored tokens stand for, if they are text.
     pub bytes: Option<usize>,
+}
+
+impl Window {
+    /// The window as an item that shares its beginning with no other.
+    pub fn item(self, id: String) -> Item {
+        Item { id, group: None, question: Question::Window(self) }
+    }
 }
 
 /// A question that is answered in writing.

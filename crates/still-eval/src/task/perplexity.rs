@@ -2,7 +2,7 @@
 
 use still_model::Tokenizer;
 
-use super::{Item, Metric, Question, Task, Window};
+use super::{Metric, Task, Window};
 use crate::error::{EvalError, Result};
 
 /// How a text is cut into windows.
@@ -51,7 +51,7 @@ pub fn windows(text: &str, tokenizer: &Tokenizer, options: &WindowOptions) -> Re
                 scored_from,
                 bytes: Some(last.1.saturating_sub(before.1)),
             };
-            Item { id: n.to_string(), group: None, question: Question::Window(window) }
+            window.item(n.to_string())
         })
         .collect();
     let name = match stride {
@@ -59,4 +59,13 @@ pub fn windows(text: &str, tokenizer: &Tokenizer, options: &WindowOptions) -> Re
         Some(stride) => format!("perplexity_{length}_stride_{stride}"),
     };
     Ok(Task { name, items, metrics: vec![Metric::Perplexity], length: Some(length) })
+}
+
+/// Windows of token ids, each scored but for its first token: a text that is tokenized already.
+pub fn id_windows(name: &str, windows: impl IntoIterator<Item = Vec<u32>>) -> Task {
+    let item = |(n, ids): (usize, Vec<u32>)| {
+        Window { ids, scored_from: 1, bytes: None }.item(n.to_string())
+    };
+    let items = windows.into_iter().enumerate().map(item).collect();
+    Task { name: name.into(), items, metrics: vec![Metric::Perplexity], length: None }
 }

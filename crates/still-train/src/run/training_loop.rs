@@ -61,7 +61,7 @@ pub(super) struct Run<'a> {
     pub metrics: Log<StepReport>,
     pub evaluations: Log<Evaluation>,
     /// Absent if the recipe measures nothing.
-    pub evaluator: Option<Evaluator<'a>>,
+    pub evaluator: Option<Evaluator>,
     pub position: Position,
     pub watch: Watch,
     pub observer: &'a mut dyn Observer,

@@ -3,7 +3,7 @@
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use still_attention::{RowDtype, StillConfig};
-use still_eval::{BenchOptions, BenchPoint};
+use still_eval::{BenchPoint, ModelBench};
 use still_model::{FeatureInit, Model, Student, peak_device_bytes};
 
 use super::{SubjectArgs, room, something_to_time};
@@ -132,20 +132,12 @@ pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
     let mut lines = Vec::new();
     for &variant in &settings.variants {
         let (name, model) = variant_of(variant, settings.cap, &model)?;
-        let options = |context, new_tokens| BenchOptions {
-            batch: settings.batch,
-            context,
-            new_tokens,
-            rows: settings.rows.of(&model),
-        };
-        let each: Vec<_> = settings
-            .contexts
+        let (batch, rows) = (settings.batch, settings.rows.of(&model));
+        let (contexts, new_tokens) = (&settings.contexts, settings.new_tokens);
+        contexts
             .iter()
-            .map(|&context| options(context, settings.new_tokens))
-            .collect();
-        each.iter().try_for_each(|options| room::check(&model, options))?;
-        // The first pass finds memory and threads cold.
-        still_eval::bench(&model, options(CHUNK, 2))?;
+            .try_for_each(|&context| room::check(&model, batch, context, new_tokens, rows))?;
+        let bench = ModelBench::new(&model, batch, rows)?;
         let mut report = |point: BenchPoint| -> anyhow::Result<()> {
             let line = Line {
                 variant: name,
@@ -164,11 +156,9 @@ pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
             Ok(())
         };
         if settings.in_turn {
-            still_eval::bench_in_turn(&model, &each)?.into_iter().try_for_each(report)?;
+            bench.time_in_turn(contexts, new_tokens)?.into_iter().try_for_each(report)?;
         } else {
-            for options in each {
-                report(still_eval::bench(&model, options)?)?;
-            }
+            contexts.iter().try_for_each(|&context| report(bench.time(context, new_tokens)?))?;
         }
     }
     if settings.json { Ok(()) } else { Ok(printer.result(render(&lines))?) }

@@ -1,7 +1,6 @@
 //! Whether there is memory for what is to be timed: an allocation that fails ends the process.
 
 use still_attention::{HeadGeometry, RowDtype};
-use still_eval::BenchOptions;
 use still_model::{Model, ModelConfig};
 use still_train::free_memory_bytes;
 
@@ -16,24 +15,30 @@ const F32: u64 = 4;
 ///
 /// # Errors
 /// How much is needed and how much is there.
-pub fn check(model: &Model, options: &BenchOptions) -> anyhow::Result<()> {
+pub fn check(
+    model: &Model,
+    batch: usize,
+    context: usize,
+    new_tokens: usize,
+    rows: RowDtype,
+) -> anyhow::Result<()> {
     if !model.device().is_cpu() {
         return Ok(());
     }
-    let (batch, context) = (options.batch as u64, options.context as u64);
-    let tokens = batch.saturating_mul(context);
+    let sequences = batch as u64;
+    let tokens = sequences.saturating_mul(context as u64);
     let config = model.config();
     let activations = match batch {
         // Read in blocks: ids, and nothing else of that length.
         1 => tokens.saturating_mul(F32),
         _ => tokens.saturating_mul(per_token(config)),
     };
-    let kept = batch.saturating_mul(context.saturating_add(options.new_tokens as u64));
+    let kept = sequences.saturating_mul((context as u64).saturating_add(new_tokens as u64));
     let cache = match model.student {
-        None => kept.saturating_mul(dense_row(config, options.rows)),
+        None => kept.saturating_mul(dense_row(config, rows)),
         Some(_) => 0,
     };
-    enough(activations.saturating_add(cache), options.batch, options.context)
+    enough(activations.saturating_add(cache), batch, context)
 }
 
 /// The same of one operator: queries, keys and values, their gradients, the output and its gradient.
@@ -56,13 +61,8 @@ fn per_token(config: &ModelConfig) -> u64 {
 
 /// Of one token in all layers.
 fn dense_row(config: &ModelConfig, rows: RowDtype) -> u64 {
-    let bytes = match rows {
-        RowDtype::F32 => 4,
-        RowDtype::Bf16 | RowDtype::F16 => 2,
-        RowDtype::Int8 => 1,
-    };
-    let row = 2 * config.num_key_value_heads as u64 * config.head_dim as u64 * bytes;
-    row * config.num_hidden_layers as u64
+    let row = 2 * config.num_key_value_heads * config.head_dim * rows.bytes();
+    (row * config.num_hidden_layers) as u64
 }
 
 fn enough(needed: u64, batch: usize, context: usize) -> anyhow::Result<()> {

@@ -2,24 +2,25 @@
 
 use serde::Serialize;
 use still_attention::RowDtype;
-use still_eval::{LongContext, LongContextOptions, Nll, PasskeyAnswer, PasskeyPrompts};
+use still_eval::long::{LongFiles, LongOptions, LongTask};
+use still_eval::run::{Answer, AskOptions, Sample, ask, mean};
+use still_eval::task::{Metric, Task};
+use still_eval::{ModelBench, Nll};
 use still_model::Model;
 
-use super::text::{EVAL_WINDOW, SHORT};
+use super::DemoArgs;
+use super::text::{DemoText, EVAL_WINDOW, SHORT};
 use crate::printer::Printer;
 use crate::progress::Bar;
 
 /// What is measured of every model.
 #[derive(Debug)]
 pub struct Bench<'a> {
-    /// Held-out tokens.
-    pub heldout: &'a [u32],
-    /// Held-out windows read.
-    pub windows: usize,
-    /// Pass-key prompts, the same for all.
-    pub prompts: PasskeyPrompts,
+    heldout: &'a Task,
+    /// The same for all.
+    passkey: Task,
     /// Decode steps timed at each context.
-    pub decode_steps: usize,
+    decode_steps: usize,
 }
 
 /// A row of the table: what one model scored.
@@ -37,11 +38,11 @@ pub struct Row {
     pub cache_bytes_1k: usize,
     /// Bytes of the attention cache after 4096 tokens, 16-bit rows.
     pub cache_bytes_4k: usize,
-    /// Tokens decoded per second after 1024 tokens.
+    /// Tokens decoded per second after 1024 tokens, from the median step.
     pub decode_tokens_per_s_1k: f64,
-    /// Tokens decoded per second after 4096 tokens.
+    /// Tokens decoded per second after 4096 tokens, from the median step.
     pub decode_tokens_per_s_4k: f64,
-    /// Tokens read per second, over the pass-key prompts.
+    /// Tokens of a prompt of 4096 read per second.
     pub prefill_tokens_per_s: f64,
     /// What it answered to each pass key.
     pub passkey_answers: Vec<PasskeyAnswer>,
@@ -50,7 +51,33 @@ pub struct Row {
     pub nll: Nll,
 }
 
-impl Bench<'_> {
+/// What a model answered to a pass key.
+#[derive(Debug, Serialize)]
+pub struct PasskeyAnswer {
+    /// The hidden key.
+    pub key: String,
+    /// The decoded answer.
+    pub answer: String,
+    /// Whether the answer begins with the key.
+    pub right: bool,
+}
+
+impl<'a> Bench<'a> {
+    /// The demo's held-out text, pass keys in [`EVAL_WINDOW`] tokens, and speed after [`SHORT`] and as many tokens.
+    ///
+    /// # Errors
+    /// If the model's tokenizer fails.
+    pub fn new(args: &DemoArgs, text: &'a DemoText, model: &Model) -> anyhow::Result<Self> {
+        let options =
+            LongOptions { length: EVAL_WINDOW, items: args.keys, seed: args.seed, chat: false };
+        let (vocab_size, files) = (model.config().vocab_size, LongFiles::default());
+        Ok(Self {
+            heldout: &text.heldout,
+            passkey: LongTask::Passkey.build(&model.tokenizer, vocab_size, &files, options)?,
+            decode_steps: args.decode_steps,
+        })
+    }
+
     /// Measures a model, with a bar.
     ///
     /// # Errors
@@ -61,24 +88,35 @@ impl Bench<'_> {
         model: &Model,
         printer: &Printer,
     ) -> anyhow::Result<Row> {
-        let total = self.windows * EVAL_WINDOW + self.prompts.tokens_to_read();
-        let bar = Bar::new(printer, "Evaluating", name, total, "tokens");
-        let progress = |tokens: usize| bar.advance(tokens);
-        let nll = still_eval::evaluate_windows(
-            model,
-            self.heldout,
-            EVAL_WINDOW,
-            self.windows,
-            RowDtype::F32,
-            &progress,
-        )?;
-        let options = LongContextOptions {
-            marks: vec![SHORT, EVAL_WINDOW],
-            decode_steps: self.decode_steps,
-            rows: RowDtype::Bf16,
+        let items = self.heldout.items.len() + self.passkey.items.len();
+        let bar = Bar::new(printer, "Evaluating", name, items, "items");
+        let answers = |task: &Task, rows| -> still_eval::Result<Vec<Sample>> {
+            let told = |_: &Task, _: &Sample| {
+                bar.advance(1);
+                Ok(())
+            };
+            let options = AskOptions { rows, ..AskOptions::default() };
+            Ok(ask(model, task, Vec::new(), &options, &told)?.samples)
         };
-        let long = still_eval::long_context(model, &self.prompts, &options, &progress)?;
-        let row = row(name, nll, &long)?;
+        let nll = Nll::of(&answers(self.heldout, RowDtype::F32)?);
+        let keys = answers(&self.passkey, RowDtype::Bf16)?;
+        let bench = ModelBench::new(model, 1, RowDtype::Bf16)?;
+        let short = bench.time(SHORT, self.decode_steps)?;
+        let full = bench.time(EVAL_WINDOW, self.decode_steps)?;
+        let row = Row {
+            model: name,
+            // Causal attention: the first 1024 positions of a window are a window of 1024.
+            ppl_1k: nll.prefix(SHORT).perplexity(),
+            ppl_4k: nll.perplexity(),
+            passkey_4k: mean(&keys, Metric::Score),
+            cache_bytes_1k: short.prefilled_cache_bytes,
+            cache_bytes_4k: full.prefilled_cache_bytes,
+            decode_tokens_per_s_1k: 1e3 / short.decode_p50_ms,
+            decode_tokens_per_s_4k: 1e3 / full.decode_p50_ms,
+            prefill_tokens_per_s: full.prefill_tokens_per_s,
+            passkey_answers: keys.into_iter().filter_map(passkey_answer).collect(),
+            nll,
+        };
         bar.done(format_args!(
             "{name}: perplexity {:.2} at 1k, {:.2} at 4k,",
             row.ppl_1k, row.ppl_4k
@@ -87,22 +125,12 @@ impl Bench<'_> {
     }
 }
 
-fn row(model: &'static str, nll: Nll, long: &LongContext) -> anyhow::Result<Row> {
-    let [short, full] = long.points.as_slice() else {
-        anyhow::bail!("{} contexts were measured instead of 2", long.points.len());
-    };
-    Ok(Row {
-        model,
-        // Causal attention: the first 1024 positions of a window are a window of 1024.
-        ppl_1k: nll.prefix(SHORT).perplexity(),
-        ppl_4k: nll.perplexity(),
-        passkey_4k: long.recall(),
-        cache_bytes_1k: short.cache_bytes,
-        cache_bytes_4k: full.cache_bytes,
-        decode_tokens_per_s_1k: short.decode_tokens_per_s,
-        decode_tokens_per_s_4k: full.decode_tokens_per_s,
-        prefill_tokens_per_s: long.prefill_tokens_per_s,
-        passkey_answers: long.answers.clone(),
-        nll,
-    })
+fn passkey_answer(sample: Sample) -> Option<PasskeyAnswer> {
+    let right = sample.scores.get(&Metric::Score) == Some(&1.0);
+    match sample.answer {
+        Answer::Generation { text, targets, .. } => {
+            Some(PasskeyAnswer { key: targets.concat(), answer: text, right })
+        }
+        _ => None,
+    }
 }

@@ -11,7 +11,6 @@ mod training;
 use std::time::Instant;
 
 use still_attention::StillConfig;
-use still_eval::PasskeyPrompts;
 use still_model::{ExportKind, FeatureInit, Model, Student, StudentTarget, save_student_to};
 
 pub use self::args::DemoArgs;
@@ -42,12 +41,7 @@ pub fn run(args: &DemoArgs, printer: &Printer) -> anyhow::Result<()> {
         "Held out",
         format_args!("{HELDOUT_BOOK} ({} windows of {EVAL_WINDOW} tokens)", args.windows),
     );
-    let bench = Bench {
-        heldout: &text.heldout,
-        windows: args.windows,
-        prompts: PasskeyPrompts::new(&teacher.tokenizer, EVAL_WINDOW, args.keys, args.seed)?,
-        decode_steps: args.decode_steps,
-    };
+    let bench = Bench::new(args, &text, &teacher)?;
     let mut rows: Vec<Row> = Vec::with_capacity(5);
     let mut measure = |name, model: &Model, parts: &mut Parts| -> anyhow::Result<()> {
         let row = timed(&mut parts.evaluation, || bench.measure(name, model, printer))?;

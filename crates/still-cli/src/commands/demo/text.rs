@@ -3,6 +3,7 @@
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
+use still_eval::task::{Task, WindowOptions, windows};
 use still_model::Tokenizer;
 use still_train::Window;
 
@@ -34,8 +35,8 @@ pub struct DemoText {
     pub train: Vec<Window>,
     /// Token ids of the longer windows that budgets are found on, spread over the training text.
     pub calibration: Vec<Vec<u32>>,
-    /// Held-out tokens, in reading order.
-    pub heldout: Vec<u32>,
+    /// Perplexity of held-out windows of [`EVAL_WINDOW`] tokens, in reading order.
+    pub heldout: Task,
 }
 
 impl DemoText {
@@ -44,14 +45,16 @@ impl DemoText {
     /// # Errors
     /// If the held-out text has fewer than `eval_windows` windows under this tokenizer.
     pub fn new(tokenizer: &Tokenizer, eval_windows: usize, seed: u64) -> anyhow::Result<Self> {
-        let heldout = tokenizer.encode(HELDOUT, true)?;
-        let available = heldout.len() / EVAL_WINDOW;
+        let options = WindowOptions { length: EVAL_WINDOW, stride: None, limit: None };
+        let mut heldout = windows(HELDOUT, tokenizer, &options)?;
+        let available = heldout.items.len();
         if eval_windows == 0 || eval_windows > available {
             return Err(user(
                 format!("--windows {eval_windows} is out of range"),
                 format!("the held-out text has 1 to {available} windows of {EVAL_WINDOW} tokens"),
             ));
         }
+        heldout.items.truncate(eval_windows);
         let tokens = tokenizer.encode(TRAIN, true)?;
         let longer: Vec<&[u32]> = tokens.chunks_exact(CALIBRATION_WINDOW).collect();
         let every = longer.len().div_ceil(CALIBRATION_WINDOWS).max(1);

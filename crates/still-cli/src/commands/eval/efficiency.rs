@@ -2,11 +2,11 @@
 
 use serde_json::{Value, json};
 use still_attention::RowDtype;
-use still_eval::{BenchOptions, BenchPoint, bench};
+use still_eval::{BenchPoint, ModelBench};
 use still_model::Model;
 
 use super::Evaluated;
-use crate::commands::{CHUNK, short_name};
+use crate::commands::short_name;
 use crate::printer::Printer;
 use crate::table;
 
@@ -21,10 +21,9 @@ pub fn measure(
     lengths: &[usize],
     printer: &Printer,
 ) -> anyhow::Result<Vec<BenchPoint>> {
-    // The first pass finds memory and threads cold.
-    bench(model, BenchOptions { batch: 1, context: CHUNK, new_tokens: 2, rows })?;
+    let bench = ModelBench::new(model, 1, rows)?;
     let point = |&context: &usize| {
-        let point = bench(model, BenchOptions { batch: 1, context, new_tokens: NEW_TOKENS, rows })?;
+        let point = bench.time(context, NEW_TOKENS)?;
         printer.step("Timed", format_args!("{} at {context} tokens", short_name(name)));
         Ok(point)
     };
@@ -98,6 +97,7 @@ mod tests {
             decode_p50_ms: 1.0,
             decode_p99_ms: 1.0,
             cache_bytes,
+            prefilled_cache_bytes: cache_bytes,
         }
     }
 
