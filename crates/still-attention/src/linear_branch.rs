@@ -119,30 +119,13 @@ pub(crate) fn bits(bytes: &Tensor) -> Result<Tensor> {
 #[cfg(test)]
 mod tests {
     use candle_core::{Device, Var};
+    use still_testing::{assert_relative_rms, random};
 
     use super::*;
-    use crate::router::random_score;
     use crate::{
         Branches, HeadGeometry, HybridConfig, HybridWeights, LinearNorm, StillConfig,
         hybrid_attention,
     };
-
-    fn random(shape: &[usize], seed: u64) -> Tensor {
-        let values = (0..shape.iter().product()).map(|i| 4.0 * random_score(seed, 0, 0, i) - 2.0);
-        Tensor::from_vec(values.collect::<Vec<f64>>(), shape, &Device::Cpu).unwrap()
-    }
-
-    fn flat(tensor: &Tensor) -> Vec<f64> {
-        tensor.contiguous().unwrap().flatten_all().unwrap().to_vec1().unwrap()
-    }
-
-    fn assert_near(got: &Tensor, expected: &Tensor, what: &str) {
-        assert_eq!(got.dims(), expected.dims(), "{what}");
-        let (got, expected) = (flat(got), flat(expected));
-        let size = expected.iter().map(|x| x * x).sum::<f64>().sqrt();
-        let error = got.iter().zip(&expected).map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt();
-        assert!(size > 0.0 && error <= 1e-10 * size, "{what}: {error:e} of {size:e}");
-    }
 
     /// Output and gradients in float64 against the CPU's kernel of the whole operator.
     #[test]
@@ -182,14 +165,19 @@ mod tests {
             let branch =
                 LinearBranch { q, k, v, map_q, map_k, log_scale, absorbed: &absorbed, chunk: 8 };
             let got = branch.forward().unwrap();
-            assert_near(&got, &expected.out, "output");
+            assert_relative_rms("output", &got, &expected.out, 1e-10);
             let weight = random(got.dims(), 7);
             let gradients = |out: &Tensor| (out * &weight).unwrap().sum_all().unwrap().backward();
             let (got, expected) = (gradients(&got).unwrap(), gradients(&expected.out).unwrap());
             let names = ["q", "k", "v", "map_q", "map_k", "log_lambda"];
             for (name, var) in names.into_iter().zip(&vars) {
                 if name != "log_lambda" || log_scale.is_some() {
-                    assert_near(got.get(var).unwrap(), expected.get(var).unwrap(), name);
+                    assert_relative_rms(
+                        name,
+                        got.get(var).unwrap(),
+                        expected.get(var).unwrap(),
+                        1e-10,
+                    );
                 }
             }
         }

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use still_attention::{FeatureMap, LinearNorm, RowDtype, SelectionHead};
 use still_model::random::{random_model, tiny_config};
 use still_model::{ExportKind, LoraTarget, Model, ModelError, save_student};
+use still_testing::relative_rms;
 
 /// Files of a directory after stage 1, and of an adapter.
 const STAGE1: [&str; 2] = ["config.json", "model.safetensors"];
@@ -61,16 +62,8 @@ fn expected(stage: &str) -> Expected {
 /// Of the logits of every token, those at the expected positions: relative RMS.
 fn error(got: &[Vec<f32>], expected: &Expected) -> f64 {
     assert_eq!(got.len(), expected.ids.len());
-    let (mut error, mut size) = (0.0, 0.0);
-    for (&at, expected) in expected.positions.iter().zip(&expected.logits) {
-        assert_eq!(got[at].len(), expected.len());
-        for (a, b) in got[at].iter().zip(expected) {
-            assert!(a.is_finite());
-            error += f64::from(a - b).powi(2);
-            size += f64::from(*b).powi(2);
-        }
-    }
-    (error / size).sqrt()
+    let got: Vec<_> = expected.positions.iter().map(|&at| got[at].clone()).collect();
+    relative_rms(&got, &expected.logits)
 }
 
 /// Logits of a sequence that is fed in parts of `tokens` tokens.

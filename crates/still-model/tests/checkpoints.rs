@@ -12,6 +12,7 @@ use still_model::{
     Model, ModelConfig, ModelError, RopeScaling, Student, Weight, Weights, export_gguf, names,
     save_student,
 };
+use still_testing::relative_rms;
 
 /// A student with everything that can be learned, at values that are not the initial ones.
 fn student(model: &Model) -> Student {
@@ -44,14 +45,6 @@ fn logits(model: &Model) -> Vec<f32> {
     let ids = Tensor::new(ids, &Device::Cpu).unwrap().unsqueeze(0).unwrap();
     let hidden = model.forward(&ids, &mut cache, None).unwrap();
     model.logits(&hidden).unwrap().flatten_all().unwrap().to_vec1().unwrap()
-}
-
-fn relative_rms(got: &[f32], expected: &[f32]) -> f64 {
-    assert_eq!(got.len(), expected.len());
-    assert!(got.iter().all(|x| x.is_finite()));
-    let error: f64 = got.iter().zip(expected).map(|(a, b)| f64::from(a - b).powi(2)).sum();
-    let size: f64 = expected.iter().map(|b| f64::from(*b).powi(2)).sum();
-    (error / size).sqrt()
 }
 
 /// A base on disk.

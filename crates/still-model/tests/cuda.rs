@@ -15,6 +15,7 @@ use still_model::{
     Architecture, Cache, FeatureInit, Feed, GenerateOptions, LoraConfig, LoraTarget, Model,
     ModelConfig, ModelError, Student, device, generate,
 };
+use still_testing::{assert_relative_rms, relative_rms};
 
 fn gpu() -> Device {
     device("cuda").unwrap_or_else(|error| panic!("these tests need a CUDA GPU: {error}"))
@@ -61,18 +62,8 @@ fn flat(tensor: &Tensor) -> Vec<f32> {
     tensor.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
 
-fn relative_rms(got: &[f32], expected: &[f32]) -> f64 {
-    assert_eq!(got.len(), expected.len(), "lengths differ");
-    assert!(got.iter().all(|x| x.is_finite()), "a value is not finite");
-    let wide = |x: f32| f64::from(x);
-    let error: f64 = got.iter().zip(expected).map(|(&a, &b)| (wide(a) - wide(b)).powi(2)).sum();
-    let size: f64 = expected.iter().map(|&x| wide(x).powi(2)).sum();
-    (error / size).sqrt()
-}
-
 fn assert_close(got: &[f32], expected: &[f32], case: &str) {
-    let error = relative_rms(got, expected);
-    assert!(error <= 1e-3, "{case}: relative RMS {error:e}");
+    assert_relative_rms(case, got, expected, 1e-3);
 }
 
 /// Feeds one token after the other to every sequence of both, and compares all logits.

@@ -16,6 +16,7 @@ use still_model::{
     LoraLayer, Model, ModelConfig, ModelError, RopeScaling, Rotation, Student, StudentLayer,
     export_gguf, names, save_student,
 };
+use still_testing::{relative_rms, uniform};
 
 const FAMILIES: [&str; 7] =
     ["llama", "mistral", "qwen2", "qwen3", "llama_biased", "qwen3_biased", "llama_sentencepiece"];
@@ -43,20 +44,6 @@ fn expected(family: &str) -> (Vec<u32>, Vec<Vec<f32>>) {
     let tensors = candle_core::safetensors::load(path, &Device::Cpu).unwrap();
     let ids = tensors["ids"].to_vec1::<i64>().unwrap();
     (ids.into_iter().map(|id| id as u32).collect(), tensors["logits"].to_vec2().unwrap())
-}
-
-fn relative_rms(got: &[Vec<f32>], expected: &[Vec<f32>]) -> f64 {
-    assert_eq!(got.len(), expected.len());
-    let (mut error, mut size) = (0.0, 0.0);
-    for (got, expected) in got.iter().zip(expected) {
-        assert_eq!(got.len(), expected.len());
-        for (a, b) in got.iter().zip(expected) {
-            assert!(a.is_finite());
-            error += f64::from(a - b).powi(2);
-            size += f64::from(*b).powi(2);
-        }
-    }
-    (error / size).sqrt()
 }
 
 /// Logits of a sequence that is fed in parts of `tokens` tokens.
@@ -491,13 +478,6 @@ fn in_f64(layer: &DecoderLayer) -> DecoderLayer {
     }
 }
 
-fn random(shape: &[usize], seed: u64) -> Tensor {
-    let values: Vec<f64> = (0..shape.iter().product::<usize>())
-        .map(|i| 2.0 * still_compute::random::uniform(seed, [0, 0, i]) - 1.0)
-        .collect();
-    Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
-}
-
 #[test]
 fn gradients_of_updates_flow_through_the_heads_norms() {
     let model = model("qwen3");
@@ -507,14 +487,14 @@ fn gradients_of_updates_flow_through_the_heads_norms() {
     let still = StillConfig::uniform(config.num_hidden_layers, config.geometry(), 8, 2);
     let student = Student::init(still, config, FeatureInit::Identity, 0).unwrap().layers.remove(0);
     let rotation: Rotation = model.decoder.rotation(3, 5).unwrap();
-    let x = random(&[1, 5, e], 1);
+    let x = uniform(&[1, 5, e], 1.0, 1);
     let (q, k) = (config.num_attention_heads, config.num_key_value_heads);
     let vars = [vec![2, e], vec![q * d, 2], vec![2, e], vec![k * d, 2]]
         .iter()
         .zip(2..)
-        .map(|(shape, seed)| Var::from_tensor(&random(shape, seed)).unwrap())
+        .map(|(shape, seed)| Var::from_tensor(&uniform(shape.as_slice(), 1.0, seed)).unwrap())
         .collect::<Vec<_>>();
-    let toward = [random(&[1, q, 5, d], 7), random(&[1, k, 5, d], 8)];
+    let toward = [uniform(&[1, q, 5, d], 1.0, 7), uniform(&[1, k, 5, d], 1.0, 8)];
     let objective = |vars: &[Tensor]| {
         let lora = |i: usize| Lora {
             a: vars[i].clone(),

@@ -10,6 +10,7 @@ use still_model::{
     Architecture, Cache, ChatSession, FeatureInit, Finish, GenerateOptions, LoraConfig, LoraTarget,
     Model, ModelConfig, ModelError, Student, generate,
 };
+use still_testing::assert_relative_rms;
 
 /// Students with an output gate and low-rank updates that are not zero, over a base with biases and over one with norms
 /// on its heads, which are wider than its hidden size divides into.
@@ -53,15 +54,7 @@ fn feed(model: &Model, cache: &mut Cache, ids: &[u32]) -> Vec<Vec<f32>> {
 }
 
 fn assert_close(got: &[Vec<f32>], expected: &[Vec<f32>]) {
-    assert_eq!(got.len(), expected.len());
-    let (mut error, mut size) = (0.0, 0.0);
-    for (a, b) in got.iter().flatten().zip(expected.iter().flatten()) {
-        assert!(a.is_finite());
-        error += f64::from(a - b).powi(2);
-        size += f64::from(*b).powi(2);
-    }
-    let relative = (error / size).sqrt();
-    assert!(relative <= 1e-5, "relative RMS {relative:e}");
+    assert_relative_rms("hidden states", got, expected, 1e-5);
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::sync::OnceLock;
 use candle_core::{Device, Tensor};
 use still_attention::{RowDtype, StillConfig};
 use still_model::{FeatureInit, Message, Model, Student, Weight};
+use still_testing::assert_relative_rms;
 
 fn model() -> &'static Model {
     static MODEL: OnceLock<Model> = OnceLock::new();
@@ -76,10 +77,7 @@ fn dense_logits_match() {
     let expected = golden.tensors["logits"].to_vec2::<f32>().unwrap();
     for (position, expected) in positions.iter().zip(&expected) {
         let got = &got[*position as usize];
-        let error: f64 = got.iter().zip(expected).map(|(a, b)| f64::from(a - b).powi(2)).sum();
-        let size: f64 = expected.iter().map(|b| f64::from(*b).powi(2)).sum();
-        let relative = (error / size).sqrt();
-        assert!(relative <= 1e-4, "position {position}: relative RMS {relative:e}");
+        assert_relative_rms(&format!("position {position}"), got, expected, 1e-4);
     }
     let nll = mean_nll(&got, &ids);
     assert!((nll - golden.mean_nll).abs() <= 1e-4, "mean NLL {nll} vs {}", golden.mean_nll);
@@ -111,10 +109,7 @@ fn quantized_decode_steps_equal_prefill() {
             let id = Tensor::new(&[[id]], &Device::Cpu).unwrap();
             let hidden = model.forward(&id, &mut cache, None).unwrap().squeeze(0).unwrap();
             let got = model.logits(&hidden).unwrap().squeeze(0).unwrap().to_vec1::<f32>().unwrap();
-            let error: f64 = got.iter().zip(expected).map(|(a, b)| f64::from(a - b).powi(2)).sum();
-            let size: f64 = expected.iter().map(|b| f64::from(*b).powi(2)).sum();
-            let relative = (error / size).sqrt();
-            assert!(relative <= 1e-4, "position {position}: relative RMS {relative:e}");
+            assert_relative_rms(&format!("position {position}"), &got, expected, 1e-4);
         }
     }
 }

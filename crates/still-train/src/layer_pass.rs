@@ -81,19 +81,16 @@ mod tests {
     use candle_core::{DType, Device, Var};
     use still_attention::hybrid_attention;
     use still_compute::pull_back;
-    use still_compute::random::uniform;
     use still_model::random::{random_model, tiny_config};
     use still_model::{Dropout, Model, ModelConfig, Student};
+    use still_testing::{assert_relative_rms, uniform};
 
     use super::*;
     use crate::parameters::trainable;
     use crate::recipe::Recipe;
 
     fn random(shape: &[usize], seed: u64) -> Tensor {
-        let count = shape.iter().product::<usize>();
-        let values: Vec<f32> =
-            (0..count).map(|i| 2.0 * uniform(seed, [0, 0, i]) as f32 - 1.0).collect();
-        Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+        uniform(shape, 1.0, seed).to_dtype(DType::F32).unwrap()
     }
 
     fn model(architecture: still_model::Architecture, biased: bool) -> Model {
@@ -108,12 +105,8 @@ mod tests {
     }
 
     fn assert_close(got: &Tensor, expected: &Tensor, what: &str) {
-        assert_eq!((got.dims(), got.dtype()), (expected.dims(), DType::F32), "{what}");
-        let flat = |x: &Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-        let (got, expected) = (flat(got), flat(expected));
-        let size = expected.iter().map(|x| x * x).sum::<f32>().sqrt();
-        let error = got.iter().zip(&expected).map(|(a, b)| (a - b).powi(2)).sum::<f32>().sqrt();
-        assert!(size > 0.0 && error <= 1e-4 * size, "{what}: {error:e} of {size:e}");
+        assert_eq!(got.dtype(), DType::F32, "{what}");
+        assert_relative_rms(what, got, expected, 1e-4);
     }
 
     /// The layer in the tensor library's graph.

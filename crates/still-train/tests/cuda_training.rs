@@ -12,6 +12,7 @@ use common::parameters;
 use still_attention::RowDtype;
 use still_model::random::{random_model, save_base, tiny_config};
 use still_model::{ExportKind, GgufFormat, Model, ModelConfig, Student, export_gguf, save_student};
+use still_testing::relative_rms;
 use still_train::{
     Evaluation, FinetuneStage, Observer, Recipe, Silent, StepReport, TrainError, TransferStage,
     Window, Windows, linearize_windows,
@@ -294,14 +295,6 @@ fn logits(model: &Model) -> Vec<f32> {
     let ids = Tensor::from_vec(ids(5, 200), (1, 200), model.device()).unwrap();
     let hidden = model.forward(&ids, &mut cache, None).unwrap();
     values(&model.logits(&hidden).unwrap())
-}
-
-fn relative_rms(got: &[f32], expected: &[f32]) -> f64 {
-    assert_eq!(got.len(), expected.len());
-    assert!(got.iter().all(|x| x.is_finite()));
-    let error: f64 = got.iter().zip(expected).map(|(a, b)| f64::from(a - b).powi(2)).sum();
-    let size: f64 = expected.iter().map(|b| f64::from(*b).powi(2)).sum();
-    (error / size).sqrt()
 }
 
 /// What a run ends with: a student that trained in bf16 on the device is saved whole, as a delta and quantized, and each loads on

@@ -10,14 +10,12 @@ use rand_chacha::ChaCha8Rng;
 use still_attention::{
     FeatureMap, HeadGeometry, HybridConfig, HybridWeights, LinearNorm, Selection, naive,
 };
+use still_testing::Errors;
 
-/// Relative RMS error of `got` against `expected`; panics on a difference of length or a value that is not finite.
+/// Relative RMS error; where all expected values are zero, the norm of the others.
 pub fn relative_rms(got: &[f64], expected: &[f64]) -> f64 {
-    assert_eq!(got.len(), expected.len(), "lengths differ");
-    assert!(got.iter().all(|x| x.is_finite()), "a value is not finite");
-    let error: f64 = got.iter().zip(expected).map(|(a, b)| (a - b) * (a - b)).sum();
-    let size: f64 = expected.iter().map(|x| x * x).sum();
-    if size == 0.0 { error.sqrt() } else { (error / size).sqrt() }
+    let errors = Errors::of("relative RMS", got, expected);
+    if errors.expected_norm == 0.0 { errors.norm } else { errors.relative_rms() }
 }
 
 pub fn flat(tensor: &Tensor) -> Vec<f64> {

@@ -147,13 +147,9 @@ pub(crate) fn on_host(tensor: &Tensor) -> candle_core::Result<Tensor> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use still_testing::uniform;
 
-    fn random(shape: (usize, usize), seed: u64, size: f64) -> Tensor {
-        let value = |i| size * (2.0 * still_compute::random::uniform(seed, [0, 0, i]) - 1.0);
-        let values: Vec<f64> = (0..shape.0 * shape.1).map(value).collect();
-        Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
-    }
+    use super::*;
 
     fn values(tensor: &Tensor) -> Vec<f64> {
         tensor.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
@@ -162,8 +158,8 @@ mod tests {
     /// What a GPU holds in bf16 is merged with what it learned in f32: once widened, once rounded.
     #[test]
     fn a_bf16_weight_takes_an_f32_update() {
-        let narrow = random((24, 16), 1, 1.0).to_dtype(DType::BF16).unwrap();
-        let [a, b] = [random((4, 16), 2, 0.3), random((24, 4), 3, 0.3)]
+        let narrow = uniform((24, 16), 1.0, 1).to_dtype(DType::BF16).unwrap();
+        let [a, b] = [uniform((4, 16), 0.3, 2), uniform((24, 4), 0.3, 3)]
             .map(|part| part.to_dtype(DType::F32).unwrap());
         let wide = |tensor: &Tensor| tensor.to_dtype(DType::F64).unwrap();
         let update = (wide(&b).matmul(&wide(&a)).unwrap() * 2.0).unwrap();

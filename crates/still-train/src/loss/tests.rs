@@ -1,14 +1,12 @@
 //! Both forms against definitions in float64, and against each other.
 
 use candle_core::{Device, Tensor};
-use still_compute::random::uniform;
+use still_testing::random_f32;
 
 use super::*;
 
 fn random(rows: usize, columns: usize, seed: u64) -> Tensor {
-    let values: Vec<f32> =
-        (0..rows * columns).map(|i| (4.0 * uniform(seed, [0, 0, i]) - 2.0) as f32).collect();
-    Tensor::from_vec(values, (rows, columns), &Device::Cpu).unwrap()
+    random_f32((rows, columns), seed)
 }
 
 /// The loss, and the gradient of just that.

@@ -52,18 +52,10 @@ fn values<T: Real>(tensor: &Tensor) -> Result<Vec<T>> {
 #[cfg(test)]
 mod tests {
     use candle_core::{DType, Device, Tensor, Var};
-    use still_compute::Real;
+    use still_testing::{assert_max_error, random};
 
     use super::*;
     use crate::decoder::{Linear, Lora, Weight};
-
-    fn random(shape: &[usize], seed: u64) -> Tensor {
-        let count = shape.iter().product::<usize>();
-        let values: Vec<f64> = (0..count)
-            .map(|i| 4.0 * still_compute::random::uniform(seed, [0, 0, i]) - 2.0)
-            .collect();
-        Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
-    }
 
     fn flat(tensor: &Tensor) -> Vec<f64> {
         tensor.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
@@ -213,9 +205,6 @@ mod tests {
     }
 
     fn assert_close(got: &Tensor, expected: &Tensor) {
-        assert_eq!(got.dims(), expected.dims());
-        for (a, b) in flat(got).iter().zip(flat(expected)) {
-            assert!((a - b).abs() < 1e-12 * (1.0 + f64::wide(b).abs()), "{a} vs {b}");
-        }
+        assert_max_error("op", got, expected, 1e-12);
     }
 }

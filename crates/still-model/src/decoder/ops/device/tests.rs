@@ -1,17 +1,10 @@
 //! Against the CPU's fused forms, gradients included.
 
-use candle_core::{Device, Result, Tensor, Var};
-use still_compute::random::uniform;
+use candle_core::{Result, Tensor, Var};
+use still_testing::{assert_max_error, random_f32 as random};
 
 use super::super::{self as fused, Dropout, Rotation};
 use crate::decoder::{Linear, Lora, Weight};
-
-fn random(shape: &[usize], seed: u64) -> Tensor {
-    let count = shape.iter().product::<usize>();
-    let values: Vec<f32> =
-        (0..count).map(|i| 4.0 * uniform(seed, [0, 0, i]) as f32 - 2.0).collect();
-    Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
-}
 
 /// Value and gradients at `inputs` of `Σ f(inputs) ⊙ weight`.
 fn graded(
@@ -27,11 +20,7 @@ fn graded(
 }
 
 fn assert_close(got: &Tensor, expected: &Tensor, what: &str) {
-    assert_eq!((got.dims(), got.dtype()), (expected.dims(), expected.dtype()), "{what}");
-    let flat = |x: &Tensor| x.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-    for (a, b) in flat(got).into_iter().zip(flat(expected)) {
-        assert!((a - b).abs() < 2e-5 * (1.0 + b.abs()), "{what}: {a} vs {b}");
-    }
+    assert_max_error(what, got, expected, 2e-5);
 }
 
 fn same(
