@@ -1,4 +1,4 @@
-//! Spellings of before, and what to type now.
+//! Old spellings, and the line to type now.
 
 use std::path::Path;
 
@@ -7,8 +7,8 @@ use clap::Command;
 /// Options of every command that are followed by a value.
 const VALUED: [&str; 2] = ["--color", "--threads"];
 
-/// What is wrong with words that were a command before `bench` and `report` had commands of their own, and what to type instead.
-/// `words` are those after the program's name.
+/// The error and the hint for words that were a command before `bench` and `report` had commands of their own. `words` follow
+/// the program's name.
 pub fn moved(words: &[String], declared: &Command) -> Option<(String, String)> {
     let at = next_word(words, 0)?;
     let command = declared.find_subcommand(&words[at])?;

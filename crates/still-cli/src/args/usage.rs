@@ -29,7 +29,7 @@ pub fn report(error: &clap::Error) -> ExitCode {
     ExitCode::from(EXIT_USER)
 }
 
-/// The error and its hint. `words` are those after the program's name.
+/// The error and its hint. `words` follow the program's name.
 fn lines(error: &clap::Error, words: &[String]) -> (String, String) {
     let text = error.to_string();
     // The first paragraph says what is wrong, tips follow, then usage.

@@ -38,7 +38,7 @@ impl RunLog {
             return Err(user(
                 format!("{} is a file, not the directory of a run", dir.display()),
                 format!(
-                    "results of `still eval --json` are drawn by `still report eval {}`",
+                    "draw results of `still eval --json` with `still report eval {}`",
                     dir.display()
                 ),
             ));

@@ -64,7 +64,7 @@ pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
     if let Some(dir) = paths.iter().find(|path| path.is_dir()) {
         return Err(user(
             format!("{} is a directory, not a file that `still eval --json` wrote", dir.display()),
-            format!("a run is drawn by `still report run {}`", dir.display()),
+            format!("draw a run with `still report run {}`", dir.display()),
         ));
     }
     let mut outputs = Outputs::default();
