@@ -9,7 +9,10 @@ use std::sync::Mutex;
 use std::thread;
 
 use candle_core::{DType, Device, Tensor};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
 use still_attention::{RowDtype, StillConfig};
+use still_compute::random::normal;
 use still_model::random::{random_model, tiny_config};
 use still_model::{
     Architecture, Cache, FeatureInit, Feed, GenerateOptions, LoraConfig, LoraTarget, Model,
@@ -150,8 +153,9 @@ fn many_kinds() -> Vec<Model> {
             let lora = LoraConfig { rank: 5, alpha: 8.0, targets };
             student.add_lora(&config, lora, 4).unwrap();
             // Updates start as zeros.
+            let mut rng = ChaCha8Rng::seed_from_u64(6);
             let moved = student.map_tensors(|name, tensor| match name.contains("lora_B") {
-                true => Ok(Tensor::randn(0.0_f32, 0.3, tensor.shape(), tensor.device())?),
+                true => Ok(normal(&mut rng, tensor.dims(), 0.3)?),
                 false => Ok(tensor.clone()),
             });
             student = moved.unwrap();

@@ -19,6 +19,9 @@ impl std::fmt::Debug for CapturedGraph {
     }
 }
 
+/// Captures that may be invalidated from outside before the error is the caller's.
+const ATTEMPTS: usize = 20;
+
 /// Held by whoever captures.
 static CAPTURE: Mutex<()> = Mutex::new(());
 
@@ -46,18 +49,27 @@ impl CapturedGraph {
         // Shapes and strides that kernels read from the device are uploaded by the first run, on this thread, and kept.
         let _uploaded = device.enable_cuda_graph_htod_cache();
         queue()?;
-        let capturing = no_capture();
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        stream.begin_capture(mode).map_err(driver)?;
-        let queued = queue();
         let flags = sys::CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
-        // The stream is of no use to anyone before its capture has ended, whatever came of it.
-        let graph = stream.end_capture(flags);
-        drop(capturing);
-        queued?;
-        let graph = graph.map_err(driver)?;
-        let graph = graph.ok_or_else(|| Error::Msg("a captured graph is empty".into()))?;
-        Ok(Self(graph))
+        for attempt in 1.. {
+            let capturing = no_capture();
+            stream.begin_capture(mode).map_err(driver)?;
+            let queued = queue();
+            // The stream is of no use to anyone before its capture has ended, whatever came of it.
+            let graph = stream.end_capture(flags);
+            drop(capturing);
+            match (queued, graph) {
+                // Another thread loaded kernels, which ends captures everywhere in the process.
+                (_, Err(error)) if was_invalidated(&error) && attempt < ATTEMPTS => continue,
+                (Err(error), _) => return Err(error),
+                (Ok(()), graph) => {
+                    let graph = graph.map_err(driver)?;
+                    let empty = || Error::Msg("a captured graph is empty".into());
+                    return Ok(Self(graph.ok_or_else(empty)?));
+                }
+            }
+        }
+        unreachable!("attempts are counted")
     }
 
     /// Queues all of it.
@@ -67,6 +79,10 @@ impl CapturedGraph {
     pub fn launch(&mut self) -> Result<()> {
         self.0.launch().map_err(driver)
     }
+}
+
+fn was_invalidated(error: &DriverError) -> bool {
+    error.0 == sys::CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED
 }
 
 fn driver(error: DriverError) -> Error {
