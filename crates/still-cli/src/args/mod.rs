@@ -45,7 +45,16 @@ pub struct Cli {
 
 /// The command line as it is parsed, helped with and completed.
 pub fn command() -> clap::Command {
-    groups::grouped(Cli::command())
+    groups::grouped(take_negative_numbers(Cli::command()))
+}
+
+/// Makes `--batch -1` a value out of range instead of an unknown option `-1`.
+fn take_negative_numbers(command: clap::Command) -> clap::Command {
+    let take = |arg: clap::Arg| {
+        let option = !arg.is_positional() && arg.get_action().takes_values();
+        arg.allow_negative_numbers(option)
+    };
+    command.mut_args(take).mut_subcommands(take_negative_numbers)
 }
 
 impl Cli {

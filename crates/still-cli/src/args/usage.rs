@@ -125,6 +125,8 @@ mod tests {
             (vec!["doctor", "-q", "-v"], "cannot be used with", "--help"),
             (vec!["generate", "--model"], "a value is required for '--model", "--help"),
             (vec!["generate", "-m", "x", "-n", "-4"], "--max-new-tokens -4 is out of range", ""),
+            (vec!["bench", "train", "-m", "x", "--steps", "-4"], "--steps -4 is out of range", ""),
+            (vec!["report", "run", "-4"], "unexpected argument '-4'", ""),
             (vec!["generate", "-m", "x", "-n", "4x"], "--max-new-tokens 4x is out of range", ""),
             (vec!["generate", "-m", "x", "-n", "99999999999999999999"], "from 0 to ", ""),
             (vec!["bench", "model", "-m", "x", "--batch", "1000000000000"], "from 0 to 65536", ""),

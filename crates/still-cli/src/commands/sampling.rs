@@ -14,19 +14,19 @@ use crate::interrupt;
 #[command(next_help_heading = "Sampling")]
 pub struct SamplingArgs {
     /// Most tokens to generate
-    #[arg(long, short = 'n', value_name = "N", default_value_t = 256, value_parser = whole(0, TOKENS), allow_negative_numbers = true)]
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 256, value_parser = whole(0, TOKENS))]
     max_new_tokens: usize,
     /// 0 takes the likeliest token every time
-    #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = number(0.0, 1e6), allow_negative_numbers = true)]
+    #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = number(0.0, 1e6))]
     temperature: f64,
     /// Sample among the likeliest tokens that together have this probability
-    #[arg(long, value_name = "P", value_parser = share, allow_negative_numbers = true)]
+    #[arg(long, value_name = "P", value_parser = share)]
     top_p: Option<f64>,
     /// Sample among this many of the likeliest tokens
-    #[arg(long, value_name = "K", value_parser = whole(1, TOKENS), allow_negative_numbers = true)]
+    #[arg(long, value_name = "K", value_parser = whole(1, TOKENS))]
     top_k: Option<usize>,
     /// Seed of the sampling
-    #[arg(long, value_name = "SEED", default_value_t = 0, value_parser = seed, allow_negative_numbers = true)]
+    #[arg(long, value_name = "SEED", default_value_t = 0, value_parser = seed)]
     seed: u64,
     /// End when this text appears (it is not printed); may be repeated
     #[arg(long, value_name = "TEXT")]

@@ -33,16 +33,16 @@ pub struct ModelBenchArgs {
     #[command(flatten)]
     device: DeviceArgs,
     /// Tokens read before decoding
-    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "512,2048,4096,7680", value_parser = whole(0, TOKENS), allow_negative_numbers = true)]
+    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "512,2048,4096,7680", value_parser = whole(0, TOKENS))]
     contexts: Vec<usize>,
     /// Tokens decoded at each context
-    #[arg(long, value_name = "N", default_value_t = 48, value_parser = whole(0, TOKENS), allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", default_value_t = 48, value_parser = whole(0, TOKENS))]
     new_tokens: usize,
     /// Read all contexts first, then decode 16 tokens of each in turn: a drift of the machine's speed is then the same for all
     #[arg(long)]
     in_turn: bool,
     /// Sequences read and decoded together
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = whole(0, BATCH), allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = whole(0, BATCH))]
     batch: usize,
     /// Attention to time, each at every context
     #[arg(
@@ -54,7 +54,7 @@ pub struct ModelBenchArgs {
     )]
     variants: Vec<Variant>,
     /// Most salient tokens of each head of the variant `still` [default: no limit]
-    #[arg(long, value_name = "N", value_parser = whole(0, TOKENS), allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", value_parser = whole(0, TOKENS))]
     cap: Option<usize>,
     /// How the attention cache stores exact keys and values [default: bf16; on CUDA as --compute-dtype]
     #[arg(long, value_name = "FORMAT", value_parser = cache_dtype())]

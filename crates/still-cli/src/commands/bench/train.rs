@@ -33,10 +33,10 @@ pub struct TrainBenchArgs {
     #[arg(long, value_name = "S,…", value_delimiter = ',', default_value = "transfer,finetune", value_parser = one_of(&Stage::ALL, Stage::name))]
     stages: Vec<Stage>,
     /// Tokens of a sequence
-    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "512,2048,4096,7680", value_parser = whole(0, TOKENS), allow_negative_numbers = true)]
+    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "512,2048,4096,7680", value_parser = whole(0, TOKENS))]
     contexts: Vec<usize>,
     /// Steps timed of each stage
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = whole(1, COUNT), allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = whole(1, COUNT))]
     steps: usize,
     /// How it is trained.
     #[command(flatten)]

@@ -31,16 +31,16 @@ pub struct CalibrateArgs {
     #[arg(long, short, value_name = "FILE", num_args = 1.., required = true)]
     data: Vec<PathBuf>,
     /// Bytes to spend, as a share of the dense cache with 16-bit rows
-    #[arg(long, value_name = "SHARE", default_value_t = 0.2, value_parser = share, allow_negative_numbers = true)]
+    #[arg(long, value_name = "SHARE", default_value_t = 0.2, value_parser = share)]
     cache_fraction: f64,
     /// Tokens of context at which that share holds, windows and linear states included
-    #[arg(long, value_name = "N", default_value_t = 8192, value_parser = whole(1, TOKENS), allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", default_value_t = 8192, value_parser = whole(1, TOKENS))]
     at_length: usize,
     /// Tokens of text to read
-    #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = whole(1, TOKENS), allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = whole(1, TOKENS))]
     tokens: usize,
     /// Tokens of a window of text
-    #[arg(long, value_name = "N", default_value_t = 2048, value_parser = whole(1, TOKENS), allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", default_value_t = 2048, value_parser = whole(1, TOKENS))]
     window: usize,
     /// The attention that is calibrated.
     #[command(flatten)]

@@ -24,22 +24,22 @@ pub struct DemoArgs {
     #[arg(long, short, value_name = "MODEL")]
     pub model: Option<String>,
     /// Stage 1 steps, each of one window of 1024 tokens
-    #[arg(long, value_name = "N", default_value_t = 8, value_parser = whole(0, COUNT), allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = whole(0, COUNT))]
     pub transfer_steps: usize,
     /// Stage 2 steps, each of one window of 1024 tokens
-    #[arg(long, value_name = "N", default_value_t = 6, value_parser = whole(0, COUNT), allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", default_value_t = 6, value_parser = whole(0, COUNT))]
     pub finetune_steps: usize,
     /// Held-out windows of 4096 tokens
-    #[arg(long, value_name = "N", default_value_t = 8, value_parser = whole(0, COUNT), allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = whole(0, COUNT))]
     pub windows: usize,
     /// Pass keys to ask each model for
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = whole(0, COUNT), allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = whole(0, COUNT))]
     pub keys: usize,
     /// Decode steps timed at each context
-    #[arg(long, value_name = "N", default_value_t = 16, value_parser = whole(0, COUNT), allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = whole(0, COUNT))]
     pub decode_steps: usize,
     /// Seed of everything
-    #[arg(long, value_name = "SEED", default_value_t = 0, value_parser = seed, allow_negative_numbers = true)]
+    #[arg(long, value_name = "SEED", default_value_t = 0, value_parser = seed)]
     pub seed: u64,
     /// Keep the finished student here
     #[arg(long, short, value_name = "DIR")]

@@ -33,13 +33,13 @@ pub struct EvalArgs {
     #[command(flatten)]
     device: DeviceArgs,
     /// Items read together on each thread; answers do not depend on it
-    #[arg(long, value_name = "N", default_value_t = 16, value_parser = whole(1, BATCH), allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = whole(1, BATCH))]
     batch_size: usize,
     /// How the attention cache stores exact keys and values [default: f32; on CUDA as --compute-dtype]
     #[arg(long, value_name = "FORMAT", value_parser = cache_dtype())]
     cache_dtype: Option<RowDtype>,
     /// Seed of the bootstrap and of the items that are generated
-    #[arg(long, value_name = "SEED", default_value_t = 0, value_parser = seed, allow_negative_numbers = true)]
+    #[arg(long, value_name = "SEED", default_value_t = 0, value_parser = seed)]
     seed: u64,
     /// What is asked.
     #[command(flatten)]
@@ -67,22 +67,22 @@ struct TaskArgs {
     )]
     tasks: Vec<String>,
     /// Tokens of the windows of the task perplexity and of the prompts of long-context tasks; several make several tasks
-    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "1024", value_parser = whole(1, TOKENS), allow_negative_numbers = true)]
+    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "1024", value_parser = whole(1, TOKENS))]
     lengths: Vec<usize>,
     /// Text of the task perplexity and of --branches; what long-context tasks hide things in
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
     /// Ask only the first N items of a task; of mmlu N in all, spread over its subjects [default of long-context tasks: 50]
-    #[arg(long, value_name = "N", value_parser = whole(1, COUNT), allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", value_parser = whole(1, COUNT))]
     limit: Option<usize>,
     /// Directory with the tasks' data files (docs/evaluation.md says what they hold)
     #[arg(long, value_name = "DIR", default_value = "data")]
     data_dir: PathBuf,
     /// Examples before each question of mmlu [default: 5]; the other tasks have none
-    #[arg(long, value_name = "K", value_parser = whole(0, COUNT), allow_negative_numbers = true)]
+    #[arg(long, value_name = "K", value_parser = whole(0, COUNT))]
     shots: Option<usize>,
     /// Slide the windows of the task perplexity by so many tokens, instead of laying them side by side
-    #[arg(long, value_name = "N", value_parser = whole(1, TOKENS), allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", value_parser = whole(1, TOKENS))]
     stride: Option<usize>,
     /// Questions of the task qa_1, in SQuAD's JSON format
     #[arg(long, value_name = "FILE")]
@@ -113,7 +113,7 @@ struct ComparisonArgs {
     #[arg(long, requires = "text")]
     branches: bool,
     /// Time every model's prefill and decode after so many tokens too, and report the bytes of its cache there
-    #[arg(long, value_name = "N,…", value_delimiter = ',', value_parser = whole(1, TOKENS), allow_negative_numbers = true)]
+    #[arg(long, value_name = "N,…", value_delimiter = ',', value_parser = whole(1, TOKENS))]
     efficiency: Vec<usize>,
 }
 

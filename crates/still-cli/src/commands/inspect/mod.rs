@@ -38,10 +38,10 @@ pub struct InspectArgs {
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
     /// Read at most this many tokens of the text
-    #[arg(long, value_name = "N", default_value_t = 2048, value_parser = whole(0, TOKENS), allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", default_value_t = 2048, value_parser = whole(0, TOKENS))]
     max_tokens: usize,
     /// Tokens kept of each chunk of 64, for a model that is not a student yet
-    #[arg(long, value_name = "N", default_value_t = 4, value_parser = whole(0, TOKENS), allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = whole(0, TOKENS))]
     budget: usize,
     /// Print one JSON object on stdout
     #[arg(long)]

@@ -27,22 +27,22 @@ pub struct AttentionBenchArgs {
     #[arg(long, value_name = "NAME", default_value = "llama-3.1-8b")]
     shape: String,
     /// Query heads [default: those of --shape]
-    #[arg(long, value_name = "N", value_parser = whole(0, WIDTH), allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", value_parser = whole(0, WIDTH))]
     heads: Option<usize>,
     /// Key/value heads [default: those of --shape]
-    #[arg(long, value_name = "N", value_parser = whole(0, WIDTH), allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", value_parser = whole(0, WIDTH))]
     kv_heads: Option<usize>,
     /// Channels of a head [default: those of --shape]
-    #[arg(long, value_name = "N", value_parser = whole(0, WIDTH), allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", value_parser = whole(0, WIDTH))]
     head_dim: Option<usize>,
     /// Where it computes.
     #[command(flatten)]
     device: DeviceArgs,
     /// Tokens of a sequence [default: 2048,8192 on the CPU, 8192,131072 on CUDA]
-    #[arg(long, value_name = "N,…", value_delimiter = ',', value_parser = whole(0, TOKENS), allow_negative_numbers = true)]
+    #[arg(long, value_name = "N,…", value_delimiter = ',', value_parser = whole(0, TOKENS))]
     contexts: Option<Vec<usize>>,
     /// Sequences
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = whole(0, BATCH), allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = whole(0, BATCH))]
     batch: usize,
     /// Attention to time, each at every context
     #[arg(
@@ -57,16 +57,16 @@ pub struct AttentionBenchArgs {
     #[arg(long, value_name = "P,…", value_delimiter = ',', value_parser = one_of(&Pass::ALL, Pass::name))]
     passes: Option<Vec<Pass>>,
     /// Salient tokens of every 64 of the variant `still`
-    #[arg(long, value_name = "N", default_value_t = BUDGET, value_parser = whole(0, TOKENS), allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", default_value_t = BUDGET, value_parser = whole(0, TOKENS))]
     budget: usize,
     /// Most salient tokens of each head of the variant `still` [default: no limit]
-    #[arg(long, value_name = "N", value_parser = whole(0, TOKENS), allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", value_parser = whole(0, TOKENS))]
     cap: Option<usize>,
     /// How a decode step's state stores exact keys and values [default: bf16; on CUDA as --compute-dtype]
     #[arg(long, value_name = "FORMAT", value_parser = cache_dtype())]
     cache_dtype: Option<RowDtype>,
     /// Repetitions that are timed
-    #[arg(long, value_name = "N", default_value_t = 10, value_parser = whole(1, COUNT), allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = whole(1, COUNT))]
     repetitions: usize,
     /// Print one JSON object a line on stdout instead of the table
     #[arg(long)]
