@@ -65,7 +65,7 @@ impl<F: Fn(&Task, &Sample) -> Result<()> + Sync> Listener for F {
 /// A listener that wants to know nothing.
 ///
 /// # Errors
-/// None.
+/// Never.
 pub fn silent(_: &Task, _: &Sample) -> Result<()> {
     Ok(())
 }

@@ -15,7 +15,7 @@ pub struct EvaluationRecipe {
     pub windows: usize,
     /// Pass keys asked for. 0: none.
     pub passkey_keys: usize,
-    /// Tokens that each pass key is hidden in.
+    /// Tokens of a pass key's prompt and its answer together.
     pub passkey_length: usize,
     /// Tokens of a random sequence that is fed twice: the loss on its second copy. 0: not measured.
     pub repeated_text: usize,
