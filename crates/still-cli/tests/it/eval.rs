@@ -1,11 +1,9 @@
 //! `still eval`.
 
-mod common;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use common::{Outcome, still, student_dir, teacher_dir, words};
+use crate::common::{Outcome, still, student_dir, teacher_dir, words};
 use tempfile::TempDir;
 
 /// Hand-made items.
@@ -90,7 +88,7 @@ fn an_interrupted_run_goes_on() {
     let (text, _) = path(&dir, "t.txt");
     fs::write(&text, words(60_000)).unwrap();
     let command = |name: &str| {
-        let mut command = Command::new(common::BINARY);
+        let mut command = Command::new(crate::common::BINARY);
         command.args(["eval", "--tasks", "perplexity", "--lengths", "512", "--batch-size", "1"]);
         command.arg("--model").arg(teacher_dir()).arg("--text").arg(&text);
         command.arg("--samples").arg(dir.path().join(format!("{name}.jsonl")));

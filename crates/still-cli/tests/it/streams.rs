@@ -1,16 +1,12 @@
 //! Standard streams that are gone or full, and text of others on a terminal.
 
-#![cfg(unix)]
-
-mod common;
-
 use std::fs::{self, File, OpenOptions};
 use std::io::Read;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use common::{BINARY, Outcome, linearize_args, still, student_dir, teacher_dir, words};
+use crate::common::{BINARY, Outcome, linearize_args, still, student_dir, teacher_dir, words};
 
 /// `still`, with no settings of the person who runs the tests.
 fn command() -> Command {
@@ -137,7 +133,7 @@ fn a_closed_stdout_costs_no_results() {
 /// A model whose configuration names an architecture that would set a terminal's title and clear it.
 fn model_with_escapes() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
-    common::copy_dir(teacher_dir(), dir.path());
+    crate::common::copy_dir(teacher_dir(), dir.path());
     let path = dir.path().join("config.json");
     let mut config: serde_json::Value =
         serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
@@ -192,7 +188,7 @@ fn terminal() -> (File, OwnedFd) {
 
 /// A student that answers with nothing but ESC: its tokenizer's lowest id is that character.
 fn student_of_escapes() -> tempfile::TempDir {
-    let dir = common::chat_dir("unused");
+    let dir = crate::common::chat_dir("unused");
     let path = dir.path().join("student/tokenizer.json");
     let tokenizer = fs::read_to_string(&path).unwrap();
     // Bytes are spelled as letters: ESC is U+011B, and the lowest id is the exclamation mark.
@@ -255,7 +251,7 @@ fn pipes_and_devices_are_refused() {
     linearize(teacher_dir(), &text, &["--set", &held_out]).failed_with("pipe.txt");
     for file in ["config.json", "model.safetensors", "tokenizer.json"] {
         let model = tempfile::tempdir().unwrap();
-        common::copy_dir(teacher_dir(), model.path());
+        crate::common::copy_dir(teacher_dir(), model.path());
         fs::remove_file(model.path().join(file)).unwrap();
         let made = Command::new("mkfifo").arg(model.path().join(file)).status().unwrap();
         assert!(made.success());
@@ -308,7 +304,7 @@ fn a_prompt_without_end_is_refused() {
     limited(&["generate", "--model", student]).failed_with("more than 256 MiB");
     limited(&["generate", "--model", student, "--prompt-file", "/dev/zero"])
         .failed_with("a device");
-    let chat = common::chat_dir("{{ messages[-1].content }}");
+    let chat = crate::common::chat_dir("{{ messages[-1].content }}");
     let chat = chat.path().join("student");
     limited(&["chat", "--model", chat.to_str().unwrap()]).failed_with("more than 16 MiB");
 }

@@ -1,11 +1,9 @@
 //! `still eval` of long-context tasks, of students with one part changed, and of branches.
 
-mod common;
-
 use std::fs;
 use std::path::Path;
 
-use common::{Outcome, still, student_dir, teacher_dir};
+use crate::common::{Outcome, still, student_dir, teacher_dir};
 
 fn eval(model: &Path, data: &Path, arguments: &[&str]) -> Outcome {
     Outcome::of(

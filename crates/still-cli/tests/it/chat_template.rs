@@ -1,10 +1,8 @@
 //! Chat templates that are damaged or hostile: an error of the chat, none of what needs no template.
 
-mod common;
-
 use std::time::{Duration, Instant};
 
-use common::{Outcome, chat_dir, still};
+use crate::common::{Outcome, chat_dir, still};
 
 #[test]
 fn a_bad_template_hinders_only_the_chat() {

@@ -1,11 +1,9 @@
 //! `still report eval`: hand-made ones and real ones.
 
-mod common;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use common::{Outcome, assert_balanced, still, student_dir, teacher_dir};
+use crate::common::{Outcome, assert_balanced, still, student_dir, teacher_dir};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 

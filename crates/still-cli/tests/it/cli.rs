@@ -1,8 +1,6 @@
 //! The command line's surface: help, version, usage errors, doctor.
 
-mod common;
-
-use common::{Outcome, still};
+use crate::common::{Outcome, still};
 
 const COMMANDS: [&str; 13] = [
     "demo",
@@ -226,7 +224,7 @@ fn threads_are_those_asked_for_on_every_command() {
 #[test]
 fn a_closed_pipe_is_no_failure() {
     use std::process::Stdio;
-    let mut child = std::process::Command::new(common::BINARY)
+    let mut child = std::process::Command::new(crate::common::BINARY)
         .args(["doctor", "--json"])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

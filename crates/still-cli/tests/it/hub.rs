@@ -1,13 +1,11 @@
 //! Models of a hub: a small server of this machine plays it.
 
-mod common;
-
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use common::{Outcome, chat_dir, still};
+use crate::common::{Outcome, chat_dir, still};
 
 /// A hub with one repository, `org/name`, whose files are those of a directory.
 struct Hub {

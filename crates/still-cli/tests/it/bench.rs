@@ -1,8 +1,6 @@
 //! `still bench model`, `train` and `attention`.
 
-mod common;
-
-use common::{Outcome, still, student_dir, teacher_dir};
+use crate::common::{Outcome, still, student_dir, teacher_dir};
 
 #[test]
 fn a_line_for_every_variant_and_context() {

@@ -1,11 +1,9 @@
 //! Bad input gets one clear line and a hint, exit code 1, and never a panic or a half-written output.
 
-mod common;
-
 use std::fs;
 use std::path::Path;
 
-use common::{Outcome, linearize_args, still, student_dir, teacher_dir};
+use crate::common::{Outcome, linearize_args, still, student_dir, teacher_dir};
 
 fn generate(model: &Path) -> Outcome {
     Outcome::of(still().args(["generate", "--prompt", "hello", "--model"]).arg(model))
@@ -14,7 +12,7 @@ fn generate(model: &Path) -> Outcome {
 /// A copy of the tiny teacher that a test may damage.
 fn damaged(change: impl FnOnce(&Path)) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
-    common::copy_dir(teacher_dir(), dir.path());
+    crate::common::copy_dir(teacher_dir(), dir.path());
     change(dir.path());
     dir
 }
@@ -187,7 +185,7 @@ fn data_that_is_malformed_names_file_and_line() {
 
 #[test]
 fn data_that_does_not_fit_its_recipe() {
-    let text = common::words(400);
+    let text = crate::common::words(400);
     linearize(&text, &["--set", "data.weights=[1, 2]"]).failed_with("data.weights has 2 values");
     linearize(&text, &["--set", "data.heldout=0.1"]).failed_with("held out");
     linearize(&text, &["--set", "data.heldout_files=[\"/no/such/file.txt\"]"])
@@ -289,7 +287,7 @@ fn a_write_that_fails_leaves_nothing_half_written() {
         let script = format!("trap '' XFSZ; ulimit -f {limit}; exec \"$0\" \"$@\"");
         let mut shell = assert_cmd::Command::new("sh");
         let out = dir.path().join(out);
-        shell.args(["-c", &script, common::BINARY]);
+        shell.args(["-c", &script, crate::common::BINARY]);
         shell.args(linearize_args(teacher_dir(), &data, &out));
         shell.env("STILL_CACHE", dir.path().join("cache"));
         shell.args(["--set", "transfer.steps=1", "--set", "finetune.steps=1"]);

@@ -1,12 +1,10 @@
 //! The event files of `still linearize`, read back by a decoder that shares nothing with the writer.
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use common::{Outcome, linearize_args, still, teacher_dir, words};
+use crate::common::{Outcome, linearize_args, still, teacher_dir, words};
 
 /// CRC-32C as it is defined, bit by bit, and masked as the record format asks.
 fn masked_crc32c(bytes: &[u8]) -> u32 {

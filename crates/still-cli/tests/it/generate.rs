@@ -1,8 +1,6 @@
 //! `still generate` and `still chat` on a small random model.
 
-mod common;
-
-use common::{Outcome, chat_dir, still, student_dir, teacher_dir};
+use crate::common::{Outcome, chat_dir, still, student_dir, teacher_dir};
 
 fn generate(model: &std::path::Path, extra: &[&str]) -> Outcome {
     Outcome::of(
@@ -72,7 +70,7 @@ fn quiet_says_only_the_result() {
 
 #[test]
 fn a_prompt_beyond_the_models_range_warns_and_runs() {
-    let outcome = generate(student_dir(), &["--prompt", &common::words(3000)]);
+    let outcome = generate(student_dir(), &["--prompt", &crate::common::words(3000)]);
     outcome.succeeded();
     assert!(outcome.stderr.contains("warning:"), "{}", outcome.stderr);
 }

@@ -1,16 +1,12 @@
 //! Where commands write: known to be possible before any work, one run at a time, and never over what is not ours.
 
-#![cfg(unix)]
-
-mod common;
-
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{BINARY, Outcome, linearize_args, still, student_dir, teacher_dir, words};
+use crate::common::{BINARY, Outcome, linearize_args, still, student_dir, teacher_dir, words};
 
 const SHORT: [&str; 8] = [
     "--set",

@@ -1,11 +1,9 @@
 //! `still report run` on hand-made run directories and on a real one.
 
-mod common;
-
 use std::fs;
 use std::path::Path;
 
-use common::{Outcome, assert_balanced, linearize_args, still, teacher_dir, words};
+use crate::common::{Outcome, assert_balanced, linearize_args, still, teacher_dir, words};
 
 const RECIPE: &str = r#"seed = 0
 

@@ -1,8 +1,6 @@
 //! `still demo` on a small random model: the whole path, end to end.
 
-mod common;
-
-use common::{Outcome, still, teacher_dir};
+use crate::common::{Outcome, still, teacher_dir};
 
 fn demo(extra: &[&str]) -> Outcome {
     Outcome::of(

@@ -1,11 +1,9 @@
 //! `still calibrate` on a small random model.
 
-mod common;
-
 use std::fs;
 use std::path::Path;
 
-use common::{Outcome, still, student_dir, teacher_dir, words};
+use crate::common::{Outcome, still, student_dir, teacher_dir, words};
 
 fn calibrate(dir: &Path, extra: &[&str]) -> Outcome {
     let data = dir.join("data.txt");

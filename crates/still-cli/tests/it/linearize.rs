@@ -1,11 +1,9 @@
 //! `still linearize` on a small random model: both stages, exports, interruption.
 
-mod common;
-
 use std::fs;
 use std::path::Path;
 
-use common::{Outcome, linearize_args, still, teacher_dir, words};
+use crate::common::{Outcome, linearize_args, still, teacher_dir, words};
 
 const SHORT: [&str; 10] = [
     "--set",
@@ -183,7 +181,7 @@ fn an_interrupted_run_goes_on() {
     let data = dir.path().join("data.txt");
     fs::write(&data, words(2000)).unwrap();
     let command = |out: &str| {
-        let mut command = Command::new(common::BINARY);
+        let mut command = Command::new(crate::common::BINARY);
         command.args(linearize_args(teacher_dir(), &data, &dir.path().join(out))).args(SHORT);
         command.args(["--set", "transfer.steps=200"]).stderr(Stdio::piped());
         command.env("STILL_CACHE", dir.path().join("cache"));

@@ -1,8 +1,6 @@
 //! `still export`: one quantized file that every command takes.
 
-mod common;
-
-use common::{Outcome, still, student_dir, teacher_dir};
+use crate::common::{Outcome, still, student_dir, teacher_dir};
 
 #[test]
 fn an_exported_student_is_a_model_like_any_other() {

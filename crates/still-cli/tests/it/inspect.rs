@@ -1,10 +1,8 @@
 //! `still inspect` on a small random model.
 
-mod common;
-
 use std::fs;
 
-use common::{Outcome, still, student_dir, teacher_dir, words};
+use crate::common::{Outcome, still, student_dir, teacher_dir, words};
 
 #[test]
 fn a_student_is_summarised_and_drawn() {

@@ -1,0 +1,26 @@
+//! The command from outside, a module a subject. One executable: each would link the models again. `kill`, `signals` and
+//! `fuzz` are executables of their own, because they watch the clock.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod bad_input;
+mod bench;
+mod calibrate;
+mod chat_template;
+mod cli;
+mod demo;
+mod eval;
+mod eval_long;
+mod export;
+mod generate;
+mod hub;
+mod inspect;
+mod linearize;
+#[cfg(unix)]
+mod outputs;
+mod report;
+mod report_evals;
+#[cfg(unix)]
+mod streams;
+mod tensorboard;
