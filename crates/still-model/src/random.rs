@@ -32,6 +32,7 @@ pub fn tiny_config() -> ModelConfig {
         rms_norm_eps: 1e-5,
         rope_theta: 10_000.0,
         rope_scaling: None,
+        partial_rotary_factor: 1.0,
         max_position_embeddings: 512,
         tie_word_embeddings: true,
         attention_bias: false,

@@ -96,6 +96,10 @@ fn rope(name: &str) -> Result<()> {
             "rope_type": name, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
             "original_max_position_embeddings": 128,
         }),
+        "longrope" => json!({
+            "rope_type": name, "short_factor": [1, 1, 1, 2], "long_factor": [1, 2, 3, 4],
+            "original_max_position_embeddings": 128,
+        }),
         _ => json!({ "rope_type": name, "factor": 8.0 }),
     };
     directory(&json!({ "rope_scaling": scaling }), None).map(drop)

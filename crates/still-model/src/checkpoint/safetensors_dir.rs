@@ -81,7 +81,7 @@ pub(super) fn open_full(
     if sealed {
         files.iter().try_for_each(|file| Weights::require_digest(file))?;
     }
-    let weights = Weights::from_quantized_safetensors(&files, quantization)?;
+    let weights = Weights::from_quantized_safetensors(&files, quantization)?.of_model(&config);
     Ok(Checkpoint {
         config,
         weights,

@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::io::BufReader;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -27,6 +28,8 @@ pub struct Weights {
     pub(super) sources: Vec<Source>,
     /// Names of the tensors that were asked for and found.
     read: Mutex<BTreeSet<String>>,
+    /// Where projections are that files may hold as rows of larger matrices.
+    fused: Option<FusedRows>,
 }
 
 pub(super) enum Source {
@@ -81,6 +84,38 @@ impl GgufLayout {
     }
 }
 
+/// Rows of fused projections.
+struct FusedRows {
+    queries: usize,
+    keys: usize,
+    intermediate: usize,
+}
+
+impl FusedRows {
+    fn of(config: &ModelConfig) -> Self {
+        Self {
+            queries: config.num_attention_heads * config.head_dim,
+            keys: config.num_key_value_heads * config.head_dim,
+            intermediate: config.intermediate_size,
+        }
+    }
+
+    /// The matrix that a projection is part of, that one's rows in all, and the projection's.
+    fn find(&self, name: &str) -> Option<(String, usize, Range<usize>)> {
+        let &Self { queries: q, keys: k, intermediate: i } = self;
+        let parts = [
+            ("self_attn.q_proj.weight", "self_attn.qkv_proj.weight", q + 2 * k, 0..q),
+            ("self_attn.k_proj.weight", "self_attn.qkv_proj.weight", q + 2 * k, q..q + k),
+            ("self_attn.v_proj.weight", "self_attn.qkv_proj.weight", q + 2 * k, q + k..q + 2 * k),
+            ("mlp.gate_proj.weight", "mlp.gate_up_proj.weight", 2 * i, 0..i),
+            ("mlp.up_proj.weight", "mlp.gate_up_proj.weight", 2 * i, i..2 * i),
+        ];
+        parts.into_iter().find_map(|(part, whole, all, rows)| {
+            Some((format!("{}{whole}", name.strip_suffix(part)?), all, rows))
+        })
+    }
+}
+
 impl std::fmt::Debug for Weights {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Weights({} sources)", self.sources.len())
@@ -120,7 +155,7 @@ impl Weights {
     }
 
     fn new(source: Source) -> Self {
-        Self { sources: vec![source], read: Mutex::default() }
+        Self { sources: vec![source], read: Mutex::default(), fused: None }
     }
 
     /// An error if a safetensors file has no digest. (One that it has is checked wherever the file is opened.)
@@ -146,6 +181,22 @@ impl Weights {
     /// Tensors already in memory.
     pub fn from_tensors(tensors: HashMap<String, Tensor>) -> Self {
         Self::new(Source::Memory(tensors))
+    }
+
+    /// Finds the projections of a model whose family fuses them, split or not.
+    #[must_use]
+    pub(super) fn of_model(self, config: &ModelConfig) -> Self {
+        let fused = config.architecture.fused_projections().then(|| FusedRows::of(config));
+        Self { fused, ..self }
+    }
+
+    /// The larger matrix that has a projection's rows in `source`, its rows in all, and which of them.
+    fn fused(&self, source: &Source, name: &str) -> Option<(String, usize, Range<usize>)> {
+        if source.shape(name).is_some() {
+            return None;
+        }
+        let found = self.fused.as_ref()?.find(name)?;
+        source.shape(&found.0).is_some().then_some(found)
     }
 
     /// These weights, with `top`'s taking precedence.
@@ -209,6 +260,17 @@ impl Weights {
         device: &Device,
     ) -> Result<Option<Tensor>> {
         for source in self.sources.iter().rev() {
+            if let Some((stored, all, rows)) = self.fused(source, name) {
+                self.check_part(source, name, (&stored, all, &rows), shape)?;
+                let Some(tensor) = source.load(&stored, device, &mut |name| self.note(name))?
+                else {
+                    continue;
+                };
+                self.note(&stored);
+                let part = tensor.narrow(0, rows.start, rows.len())?;
+                // A part of its own: the larger matrix is not kept.
+                return Ok(Some(part.to_dtype(dtype)?.force_contiguous()?));
+            }
             // Before anything of that size is made.
             let Some(checked) = check(source, name, shape) else { continue };
             checked?;
@@ -226,8 +288,33 @@ impl Weights {
     /// # Errors
     /// As [`Weights::get`].
     pub(crate) fn check_shape(&self, name: &str, shape: &[usize]) -> Result<()> {
-        let checked = self.sources.iter().rev().find_map(|source| check(source, name, shape));
+        let checked = self.sources.iter().rev().find_map(|source| match self.fused(source, name) {
+            Some((stored, all, rows)) => {
+                Some(self.check_part(source, name, (&stored, all, &rows), shape))
+            }
+            None => check(source, name, shape),
+        });
         checked.unwrap_or_else(|| Err(self.missing(name)))
+    }
+
+    /// An error unless the matrix `stored` has so many rows, of which `rows` are of this shape.
+    fn check_part(
+        &self,
+        source: &Source,
+        name: &str,
+        (stored, all, rows): (&str, usize, &Range<usize>),
+        shape: &[usize],
+    ) -> Result<()> {
+        let mut whole = shape.to_vec();
+        if let Some(first) = whole.first_mut() {
+            if *first != rows.len() {
+                let reason =
+                    format!("tensor {name} has {} rows of {stored}, not {first}", rows.len());
+                return Err(broken(source.path_of(stored), reason, UNLIKE));
+            }
+            *first = all;
+        }
+        check(source, stored, &whole).unwrap_or_else(|| Err(self.missing(name)))
     }
 
     /// A matrix of a known shape on the CPU, as the file has it where products can use that; otherwise in f32.
@@ -236,6 +323,14 @@ impl Weights {
     /// If it is missing or of another shape.
     pub fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Weight> {
         self.check_shape(name, &shape)?;
+        let fused =
+            self.sources.iter().rev().find_map(|source| Some((source, self.fused(source, name)?)));
+        if let Some((source, (stored, _, rows))) = fused
+            && let Some(matrix) = source.packed_rows(&stored, rows)?
+        {
+            self.note(&stored);
+            return Ok(Weight::Packed(matrix));
+        }
         let source = self.sources.iter().rev().find(|source| source.shape(name).is_some());
         if let Some(matrix) = source.map(|source| source.packed(name)).transpose()?.flatten() {
             self.note(name);
@@ -323,17 +418,26 @@ impl Source {
         match self {
             Self::Memory(_) => Ok(None),
             Self::Safetensors { files, .. } => {
-                let Some(stored) = files.get(name) else { return Ok(None) };
-                let format = match stored.dtype {
-                    safetensors::Dtype::BF16 => Format::Bf16,
-                    safetensors::Dtype::F16 => Format::F16,
-                    _ => return Ok(None),
-                };
-                let &[rows, columns] = stored.shape else { return Ok(None) };
-                Ok(PackedMatrix::new(format, rows, columns, stored.bytes).ok())
+                let rows = files.get(name).and_then(|stored| stored.shape.first().copied());
+                self.packed_rows(name, 0..rows.unwrap_or(0))
             }
             Self::Gguf(source) => source.packed(name),
         }
+    }
+
+    /// [`Source::packed`] of some rows of a safetensors file's matrix.
+    fn packed_rows(&self, name: &str, part: Range<usize>) -> Result<Option<PackedMatrix>> {
+        let Self::Safetensors { files, .. } = self else { return Ok(None) };
+        let Some(stored) = files.get(name) else { return Ok(None) };
+        let format = match stored.dtype {
+            safetensors::Dtype::BF16 => Format::Bf16,
+            safetensors::Dtype::F16 => Format::F16,
+            _ => return Ok(None),
+        };
+        let &[_, columns] = stored.shape else { return Ok(None) };
+        let bytes = 2 * columns;
+        let values = stored.bytes.get(part.start * bytes..part.end * bytes);
+        Ok(values.and_then(|values| PackedMatrix::new(format, part.len(), columns, values).ok()))
     }
 
     /// Loads a tensor; `note` hears of others that were read for it.

@@ -37,12 +37,13 @@ impl ModelConfig {
             Architecture::Llama => 2048,
             Architecture::Mistral => 131_072,
             Architecture::Qwen2 | Architecture::Qwen3 => 32_768,
+            Architecture::Phi3 => 4096,
         });
         let num_key_value_heads = match table.size("num_key_value_heads", HEADS)? {
             Some(heads) => heads,
             None if table.mentions("num_key_value_heads") => num_attention_heads,
             None => match architecture {
-                Architecture::Llama => num_attention_heads,
+                Architecture::Llama | Architecture::Phi3 => num_attention_heads,
                 Architecture::Mistral => 8,
                 Architecture::Qwen2 | Architecture::Qwen3 => 32,
             },
@@ -58,7 +59,8 @@ impl ModelConfig {
             }
             (None, _) => hidden_size / num_attention_heads,
         };
-        let (rope_theta, rope_scaling) = rope::read(table, architecture, max_position_embeddings)?;
+        let (rope_theta, rope_scaling, partial_rotary_factor) =
+            rope::read(table, architecture, max_position_embeddings)?;
         let config = Self {
             architecture,
             hidden_size,
@@ -68,9 +70,15 @@ impl ModelConfig {
             num_key_value_heads,
             head_dim,
             vocab_size: required("vocab_size", VOCABULARY)?,
-            rms_norm_eps: table.number("rms_norm_eps", RMS_NORM_EPS)?.unwrap_or(DEFAULT_EPS),
+            rms_norm_eps: table.number("rms_norm_eps", RMS_NORM_EPS)?.unwrap_or(
+                match architecture {
+                    Architecture::Phi3 => 1e-5,
+                    _ => DEFAULT_EPS,
+                },
+            ),
             rope_theta,
             rope_scaling,
+            partial_rotary_factor,
             max_position_embeddings,
             tie_word_embeddings: table.flag("tie_word_embeddings")?.unwrap_or(false),
             attention_bias: biases.attention,
@@ -130,6 +138,9 @@ impl ModelConfig {
         }
         if self.architecture.optional_mlp_bias() {
             json["mlp_bias"] = self.mlp_bias.into();
+        }
+        if self.architecture.partial_rotation() {
+            json["partial_rotary_factor"] = self.partial_rotary_factor.into();
         }
         if let Some(scaling) = &self.rope_scaling {
             json["rope_scaling"] = rope::to_json(scaling);

@@ -26,6 +26,7 @@ const VOCABULARY: RangeInclusive<usize> = 1..=1 << 24;
 const MAX_POSITIONS: usize = u32::MAX as usize;
 const RMS_NORM_EPS: RangeInclusive<f64> = 1e-20..=1.0;
 const ROPE_THETA: RangeInclusive<f64> = 1.0..=1e15;
+const ROTARY_FACTOR: RangeInclusive<f64> = 1e-3..=1.0;
 
 /// A supported decoder family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,11 +39,14 @@ pub enum Architecture {
     Qwen2,
     /// Qwen3: Llama with a norm on every query and key head.
     Qwen3,
+    /// Phi-3, 3.5 and Phi-4-mini without a sliding window: Llama whose files hold q, k and v as one matrix, gate and up as
+    /// another, and which may rotate a part of each head.
+    Phi3,
 }
 
 impl Architecture {
     /// Every family.
-    pub const ALL: [Self; 4] = [Self::Llama, Self::Mistral, Self::Qwen2, Self::Qwen3];
+    pub const ALL: [Self; 5] = [Self::Llama, Self::Mistral, Self::Qwen2, Self::Qwen3, Self::Phi3];
 
     /// `model_type` of a Hugging Face configuration.
     pub fn model_type(self) -> &'static str {
@@ -51,6 +55,7 @@ impl Architecture {
             Self::Mistral => "mistral",
             Self::Qwen2 => "qwen2",
             Self::Qwen3 => "qwen3",
+            Self::Phi3 => "phi3",
         }
     }
 
@@ -61,12 +66,23 @@ impl Architecture {
             Self::Mistral => "MistralForCausalLM",
             Self::Qwen2 => "Qwen2ForCausalLM",
             Self::Qwen3 => "Qwen3ForCausalLM",
+            Self::Phi3 => "Phi3ForCausalLM",
         }
     }
 
     /// Whether every query and key head has a norm of its own before it is rotated.
     pub fn qk_norm(self) -> bool {
         self == Self::Qwen3
+    }
+
+    /// Whether files hold q, k and v as one matrix (`qkv_proj`), gate and up as another (`gate_up_proj`).
+    pub(crate) fn fused_projections(self) -> bool {
+        self == Self::Phi3
+    }
+
+    /// Whether `partial_rotary_factor` decides how much of each head is rotated; other families rotate all of it.
+    pub(crate) fn partial_rotation(self) -> bool {
+        self == Self::Phi3
     }
 
     /// Whether `attention_bias` decides about biases, on o too. Qwen2 always has them on q, k and v, Mistral never.
@@ -94,7 +110,8 @@ impl Architecture {
     /// # Errors
     /// Names an architecture that is not supported, and those that are.
     pub fn from_gguf(name: &str) -> Result<Self> {
-        Self::from_model_type(name).ok().filter(|&a| a != Self::Mistral).ok_or_else(|| {
+        let known = |a: &Self| !matches!(a, Self::Mistral | Self::Phi3);
+        Self::from_model_type(name).ok().filter(known).ok_or_else(|| {
             unsupported_architecture(name, "llama (Mistral too), qwen2, qwen3".into())
         })
     }
@@ -123,6 +140,8 @@ pub struct ModelConfig {
     pub rms_norm_eps: f64,
     pub rope_theta: f64,
     pub rope_scaling: Option<RopeScaling>,
+    /// Share of each head's channels that RoPE rotates, from the first on.
+    pub partial_rotary_factor: f64,
     pub max_position_embeddings: usize,
     pub tie_word_embeddings: bool,
     /// Biases on the q, k and v projections.
@@ -146,6 +165,11 @@ impl ModelConfig {
         }
     }
 
+    /// Channels of each head that are rotated.
+    pub fn rotary_dim(&self) -> usize {
+        (self.head_dim as f64 * self.partial_rotary_factor) as usize
+    }
+
     /// Checks that the numbers are in range and fit each other. Within these ranges no product of sizes overflows.
     ///
     /// # Errors
@@ -165,6 +189,7 @@ impl ModelConfig {
         }
         in_range("rms_norm_eps", self.rms_norm_eps, &RMS_NORM_EPS)?;
         in_range("rope_theta", self.rope_theta, &ROPE_THETA)?;
+        in_range("partial_rotary_factor", self.partial_rotary_factor, &ROTARY_FACTOR)?;
         let (heads, kv_heads) = (self.num_attention_heads, self.num_key_value_heads);
         if heads % kv_heads != 0 {
             return Err(ModelError::Invalid(format!(
@@ -177,7 +202,14 @@ impl ModelConfig {
                 self.head_dim
             )));
         }
-        self.rope_scaling.as_ref().map_or(Ok(()), |scaling| scaling.validate(self.head_dim))
+        let rotated = self.rotary_dim();
+        if rotated < 2 || !rotated.is_multiple_of(2) {
+            return Err(ModelError::Invalid(format!(
+                "partial_rotary_factor {} of a head_dim of {} is {rotated} channels: RoPE rotates pairs",
+                self.partial_rotary_factor, self.head_dim
+            )));
+        }
+        self.rope_scaling.as_ref().map_or(Ok(()), |scaling| scaling.validate(rotated))
     }
 }
 

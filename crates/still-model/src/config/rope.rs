@@ -4,13 +4,15 @@
 use serde_json::{Value, json};
 
 use super::read::Table;
-use super::{Architecture, MAX_POSITIONS, ROPE_THETA};
+use super::{Architecture, MAX_POSITIONS, ROPE_THETA, ROTARY_FACTOR};
 use crate::error::{ModelError, Result};
 
 /// What a configuration that leaves it out means.
 const DEFAULT_THETA: f64 = 10_000.0;
 /// Of the factors of a scaling.
 const FACTOR: std::ops::RangeInclusive<f64> = 1e-3..=1e6;
+/// Tokens that sequences have at most, for rotations that depend on it. The key is ours: transformers decides anew with every call.
+const DECLARED_LENGTH: &str = "declared_length";
 /// Names of tables by kind of layer.
 const LAYER_KINDS: [&str; 3] = ["full_attention", "sliding_attention", "chunked_attention"];
 
@@ -33,12 +35,26 @@ pub enum RopeScaling {
         /// Tokens of the original context.
         original_max_position_embeddings: usize,
     },
-    /// Every frequency divided by its own number, as in GGUF's `rope_freqs`: `[head_dim / 2]`.
+    /// Every frequency divided by its own number, as in GGUF's `rope_freqs`: `[rotary_dim / 2]`.
     Factors(Vec<f64>),
+    /// Phi-3's: every frequency divided by its own number, of one of two sets. Which one is decided once, by the length that
+    /// sequences are declared to have at most, so that every split of a sequence gives the same.
+    LongRope {
+        /// For sequences within the original context: `[rotary_dim / 2]`.
+        short_factor: Vec<f64>,
+        /// For longer ones.
+        long_factor: Vec<f64>,
+        /// What rotated queries and keys are multiplied by.
+        attention_factor: f64,
+        /// Tokens of the original context.
+        original_max_position_embeddings: usize,
+        /// Tokens that sequences have at most.
+        declared_length: usize,
+    },
 }
 
-/// `rope_theta` and the scaling.
-pub(super) type Rope = (f64, Option<RopeScaling>);
+/// `rope_theta`, the scaling and `partial_rotary_factor`.
+pub(super) type Rope = (f64, Option<RopeScaling>, f64);
 
 /// Reads RoPE's parameters; `context` is `max_position_embeddings`.
 ///
@@ -54,8 +70,10 @@ pub(super) fn read(config: &Table<'_>, architecture: Architecture, context: usiz
         theta: config.number("rope_theta", ROPE_THETA)?,
         original: config.size("original_max_position_embeddings", 1..=MAX_POSITIONS)?,
         context,
+        partial: rotary_factor(config, "partial_rotary_factor", architecture)?,
+        architecture,
     };
-    for key in ["partial_rotary_factor", "rotary_pct", "rotary_percent"] {
+    for key in ["rotary_pct", "rotary_percent"] {
         whole_heads(config, key)?;
     }
     let mut found: Vec<(&str, Rope)> = Vec::new();
@@ -66,7 +84,7 @@ pub(super) fn read(config: &Table<'_>, architecture: Architecture, context: usiz
         }
     }
     match found[..] {
-        [] => Ok((outside.theta.unwrap_or(DEFAULT_THETA), None)),
+        [] => Ok((outside.theta.unwrap_or(DEFAULT_THETA), None, outside.partial.unwrap_or(1.0))),
         [(_, ref rope)] => Ok(rope.clone()),
         [(_, ref a), (_, ref b), ..] if a == b => Ok(a.clone()),
         [(a, _), (b, _), ..] => Err(ModelError::Invalid(format!(
@@ -98,24 +116,47 @@ pub(super) fn to_json(scaling: &RopeScaling) -> Value {
             "long_factor": factors,
             "attention_factor": 1.0,
         }),
+        RopeScaling::LongRope {
+            short_factor,
+            long_factor,
+            attention_factor,
+            original_max_position_embeddings,
+            declared_length,
+        } => json!({
+            "rope_type": "longrope",
+            "short_factor": short_factor,
+            "long_factor": long_factor,
+            "attention_factor": attention_factor,
+            "original_max_position_embeddings": original_max_position_embeddings,
+            DECLARED_LENGTH: declared_length,
+        }),
     }
 }
 
 impl RopeScaling {
-    /// Checks that the numbers fit each other and heads of `head_dim` channels.
-    pub(super) fn validate(&self, head_dim: usize) -> Result<()> {
-        match self {
-            Self::Factors(factors) if factors.len() != head_dim / 2 => {
-                Err(ModelError::Invalid(format!(
+    /// Checks that the numbers fit each other and heads of which `rotary_dim` channels are rotated.
+    pub(super) fn validate(&self, rotary_dim: usize) -> Result<()> {
+        let one_each = |factors: &[f64]| {
+            if factors.len() != rotary_dim / 2 {
+                return Err(ModelError::Invalid(format!(
                     "the rope scaling has {} factors for the {} frequencies of a head",
                     factors.len(),
-                    head_dim / 2
-                )))
+                    rotary_dim / 2
+                )));
             }
-            Self::Factors(factors) => {
-                match factors.iter().find(|factor| !FACTOR.contains(factor)) {
-                    None => Ok(()),
-                    Some(factor) => Err(out_of_range(*factor)),
+            match factors.iter().find(|factor| !FACTOR.contains(factor)) {
+                None => Ok(()),
+                Some(factor) => Err(out_of_range(*factor)),
+            }
+        };
+        match self {
+            Self::Factors(factors) => one_each(factors),
+            Self::LongRope { short_factor, long_factor, attention_factor, .. } => {
+                one_each(short_factor)?;
+                one_each(long_factor)?;
+                match FACTOR.contains(attention_factor) {
+                    true => Ok(()),
+                    false => Err(out_of_range(*attention_factor)),
                 }
             }
             Self::Linear { factor } | Self::Llama3 { factor, .. } if !FACTOR.contains(factor) => {
@@ -150,6 +191,8 @@ struct Outside {
     theta: Option<f64>,
     original: Option<usize>,
     context: usize,
+    partial: Option<f64>,
+    architecture: Architecture,
 }
 
 /// A table's parameters, or those that its tables by kind of layer agree on.
@@ -192,7 +235,8 @@ fn of_all_layers(table: &Table<'_>, outside: &Outside) -> Result<Rope> {
 fn of_table(table: &Table<'_>, outside: &Outside) -> Result<Rope> {
     let theta = table.number("rope_theta", ROPE_THETA)?.or(outside.theta);
     let theta = theta.unwrap_or(DEFAULT_THETA);
-    whole_heads(table, "partial_rotary_factor")?;
+    let partial = rotary_factor(table, "partial_rotary_factor", outside.architecture)?;
+    let partial = partial.or(outside.partial).unwrap_or(1.0);
     let kind = match (table.text("rope_type")?, table.text("type")?) {
         (Some(a), Some(b)) if a != b => {
             return Err(ModelError::Invalid(format!(
@@ -203,10 +247,24 @@ fn of_table(table: &Table<'_>, outside: &Outside) -> Result<Rope> {
         }
         (kind, old) => kind.or(old),
     };
+    // What it was called in Phi-3's first files.
+    let kind = kind.map(|kind| match kind {
+        "su" if outside.architecture.partial_rotation() => "longrope",
+        other => other,
+    });
     let factor = table.number("factor", FACTOR)?;
     let low_freq_factor = table.number("low_freq_factor", FACTOR)?;
     let high_freq_factor = table.number("high_freq_factor", FACTOR)?;
     let original = table.size("original_max_position_embeddings", 1..=MAX_POSITIONS)?;
+    let original = match (original, outside.original) {
+        (Some(a), Some(b)) if a != b => {
+            return Err(ModelError::Invalid(format!(
+                "\"{}\" is {a}, outside it stands {b}",
+                table.path("original_max_position_embeddings")
+            )));
+        }
+        (inside, outside) => inside.or(outside),
+    };
     let needed = |key: &str, value: Option<f64>| value.ok_or_else(|| table.missing(key));
     let scaling = match kind {
         // A scaling that does not say how it scales: transformers 4 stops, transformers 5 forgets the factor.
@@ -221,35 +279,26 @@ fn of_table(table: &Table<'_>, outside: &Outside) -> Result<Rope> {
         }
         None | Some("default") => None,
         Some("linear") => Some(RopeScaling::Linear { factor: needed("factor", factor)? }),
-        Some("llama3") => {
-            let original = match (original, outside.original) {
-                (Some(a), Some(b)) if a != b => {
-                    return Err(ModelError::Invalid(format!(
-                        "\"{}\" is {a}, outside it stands {b}",
-                        table.path("original_max_position_embeddings")
-                    )));
-                }
-                (inside, outside) => inside.or(outside),
-            };
-            Some(RopeScaling::Llama3 {
-                factor: needed("factor", factor)?,
-                low_freq_factor: needed("low_freq_factor", low_freq_factor)?,
-                high_freq_factor: needed("high_freq_factor", high_freq_factor)?,
-                original_max_position_embeddings: original.unwrap_or(outside.context),
-            })
-        }
-        Some("longrope") => Some(RopeScaling::Factors(one_set_of_factors(table)?)),
+        Some("llama3") => Some(RopeScaling::Llama3 {
+            factor: needed("factor", factor)?,
+            low_freq_factor: needed("low_freq_factor", low_freq_factor)?,
+            high_freq_factor: needed("high_freq_factor", high_freq_factor)?,
+            original_max_position_embeddings: original.unwrap_or(outside.context),
+        }),
+        Some("longrope") => Some(long_rope(table, original, factor, outside.context)?),
         Some(other) => {
             return Err(ModelError::Unsupported {
                 what: format!("rope scaling \"{other}\""),
                 found_in: None,
-                hint: "supported: default, linear, llama3".into(),
+                hint: "supported: default, linear, llama3, longrope".into(),
             });
         }
     };
     // These tables are small: a key that is not known here is part of some other rotation.
     let of_factors: &[&str] = match scaling {
-        Some(RopeScaling::Factors(_)) => &["short_factor", "long_factor", "attention_factor"],
+        Some(RopeScaling::Factors(_) | RopeScaling::LongRope { .. }) => {
+            &["short_factor", "long_factor", "attention_factor", DECLARED_LENGTH]
+        }
         _ => &[],
     };
     const KNOWN: [&str; 9] = [
@@ -265,27 +314,55 @@ fn of_table(table: &Table<'_>, outside: &Outside) -> Result<Rope> {
         "finetuned",
     ];
     if let Some(key) = table.keys().find(|key| !KNOWN.contains(key) && !of_factors.contains(key)) {
-        return Err(table.unsupported(key, "supported rotations: default, linear, llama3"));
+        return Err(
+            table.unsupported(key, "supported rotations: default, linear, llama3, longrope")
+        );
     }
-    Ok((theta, scaling))
+    Ok((theta, scaling, partial))
 }
 
-/// Factors of one rotation for every context, which leaves attention's logits as they are.
-fn one_set_of_factors(table: &Table<'_>) -> Result<Vec<f64>> {
-    let short = table.numbers("short_factor", FACTOR)?;
-    let long = table.numbers("long_factor", FACTOR)?;
-    // Without it, it follows from the contexts' lengths.
-    let attention = table.number("attention_factor", FACTOR)?;
-    match short {
-        Some(factors) if long.as_ref() == Some(&factors) && attention == Some(1.0) => Ok(factors),
-        _ => Err(ModelError::Unsupported {
-            what: "rope scaling \"longrope\" of more than one set of factors".into(),
-            found_in: None,
-            hint: "supported: default, linear, llama3; longrope where short_factor and long_factor are the same and \
-                   attention_factor is 1"
-                .into(),
-        }),
+/// Phi-3's rotation; one set of factors for every context if both are the same and change no logits.
+fn long_rope(
+    table: &Table<'_>,
+    original: Option<usize>,
+    factor: Option<f64>,
+    context: usize,
+) -> Result<RopeScaling> {
+    let needed = |key: &str| {
+        table.numbers(key, FACTOR)?.ok_or_else(|| {
+            let key = table.path(key);
+            ModelError::Invalid(format!("a rope scaling \"longrope\" without \"{key}\""))
+        })
+    };
+    let (short_factor, long_factor) = (needed("short_factor")?, needed("long_factor")?);
+    let given = table.number("attention_factor", FACTOR)?;
+    if short_factor == long_factor && given == Some(1.0) {
+        return Ok(RopeScaling::Factors(short_factor));
     }
+    let original_max_position_embeddings = original.unwrap_or(context);
+    let attention_factor = given.unwrap_or_else(|| {
+        // As in transformers: where the context is longer than the original one, by how much.
+        let original = original_max_position_embeddings as f64;
+        let factor = factor.unwrap_or(context as f64 / original);
+        if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / original.ln()).sqrt() }
+    });
+    let declared = table.size(DECLARED_LENGTH, 1..=MAX_POSITIONS)?;
+    Ok(RopeScaling::LongRope {
+        short_factor,
+        long_factor,
+        attention_factor,
+        original_max_position_embeddings,
+        declared_length: declared.unwrap_or(context),
+    })
+}
+
+/// The share of each head that is rotated, where the family has such a share.
+fn rotary_factor(table: &Table<'_>, key: &str, architecture: Architecture) -> Result<Option<f64>> {
+    if architecture.partial_rotation() {
+        return table.number(key, ROTARY_FACTOR);
+    }
+    whole_heads(table, key)?;
+    Ok(None)
 }
 
 /// An error if a part of each head is not rotated.

@@ -22,7 +22,9 @@ pub(super) fn refuse(table: &Table<'_>, config: &ModelConfig) -> Result<()> {
         // The key means nothing in a Llama.
         Architecture::Llama if windowed => "use_sliding_window",
         Architecture::Llama => return Ok(()),
-        Architecture::Mistral => "sliding_window",
+        // What a Mistral leaves out is a window; a Phi-3 then has none.
+        Architecture::Phi3 if !table.mentions("sliding_window") => return Ok(()),
+        Architecture::Mistral | Architecture::Phi3 => "sliding_window",
         Architecture::Qwen2 | Architecture::Qwen3 if by_type => "layer_types",
         Architecture::Qwen2 | Architecture::Qwen3
             if windowed && full_layers < config.num_hidden_layers =>

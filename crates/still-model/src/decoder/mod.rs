@@ -23,7 +23,7 @@ pub use weight::{Part, Weight};
 use crate::checkpoint::Weights;
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
-use rotation::inverse_frequencies;
+use rotation::Frequencies;
 
 /// A base model's frozen weights. Without a student's layers it is the teacher.
 #[derive(Clone, Debug)]
@@ -38,7 +38,7 @@ pub struct Decoder {
     pub norm: Tensor,
     /// `[vocab, E]`; the embedding's own storage if tied.
     pub lm_head: Weight,
-    inverse_frequencies: Vec<f64>,
+    frequencies: Frequencies,
 }
 
 impl Decoder {
@@ -120,8 +120,8 @@ impl Decoder {
         norm: Tensor,
         lm_head: Weight,
     ) -> Self {
-        let inverse_frequencies = inverse_frequencies(&config);
-        Self { config, embed_tokens, layers, norm, lm_head, inverse_frequencies }
+        let frequencies = Frequencies::new(&config);
+        Self { config, embed_tokens, layers, norm, lm_head, frequencies }
     }
 
     /// Where the weights live.
@@ -251,25 +251,25 @@ impl Decoder {
     /// If `tokens` is 0.
     pub fn rotation_at(&self, starts: &[usize], tokens: usize) -> Result<Rotation> {
         let positions = starts.iter().flat_map(|&start| start..start + tokens);
-        Ok(Rotation::from_angles(&self.angles(positions), starts.len(), tokens)?)
+        Ok(Rotation::scaled(&self.angles(positions), starts.len(), tokens, self.frequencies.scale)?)
     }
 
     /// One run of any positions, for rows of several sequences packed into one.
     pub(crate) fn rotation_of(&self, positions: &[usize]) -> Result<Rotation> {
         let angles = self.angles(positions.iter().copied());
-        Ok(Rotation::from_angles(&angles, 1, positions.len())?)
+        Ok(Rotation::scaled(&angles, 1, positions.len(), self.frequencies.scale)?)
     }
 
-    /// Radians, `[positions, D/2]`.
+    /// Radians, `[positions, rotary_dim / 2]`.
     fn angles(&self, positions: impl Iterator<Item = usize>) -> Vec<f64> {
         positions
-            .flat_map(|position| self.inverse_frequencies.iter().map(move |f| position as f64 * f))
+            .flat_map(|position| self.frequencies.inverse.iter().map(move |f| position as f64 * f))
             .collect()
     }
 
     /// Turns `rotation` to one token at each of `positions`, one a sequence.
     pub(crate) fn turn(&self, rotation: &mut Rotation, positions: impl Iterator<Item = usize>) {
-        rotation.turn_to(positions, &self.inverse_frequencies);
+        rotation.turn_to(positions, &self.frequencies.inverse, self.frequencies.scale);
     }
 
     /// The final norm of `[B, N, E]`.

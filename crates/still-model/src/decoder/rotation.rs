@@ -2,28 +2,59 @@
 
 use crate::config::{ModelConfig, RopeScaling};
 
-/// Radians per position of each channel pair, `[D/2]`.
-pub fn inverse_frequencies(config: &ModelConfig) -> Vec<f64> {
-    let d = config.head_dim;
-    (0..d / 2)
-        .map(|i| (i, config.rope_theta.powf(-2.0 * i as f64 / d as f64)))
-        .map(|(i, frequency)| match &config.rope_scaling {
-            None => frequency,
-            Some(RopeScaling::Linear { factor }) => frequency / factor,
-            Some(RopeScaling::Factors(factors)) => frequency / factors[i],
-            &Some(RopeScaling::Llama3 {
-                factor,
-                low_freq_factor,
-                high_freq_factor,
-                original_max_position_embeddings,
-            }) => {
-                // Turns that this pair makes over the original context decide.
-                let wavelength = std::f64::consts::TAU / frequency;
-                let turns = original_max_position_embeddings as f64 / wavelength;
-                let ramp = (turns - low_freq_factor) / (high_freq_factor - low_freq_factor);
-                let keep = ramp.clamp(0.0, 1.0);
-                frequency * (keep + (1.0 - keep) / factor)
-            }
-        })
-        .collect()
+/// What turns positions into angles.
+#[derive(Clone, Debug)]
+pub struct Frequencies {
+    /// Radians per position of each channel pair that is rotated, `[rotary_dim / 2]`.
+    pub inverse: Vec<f64>,
+    /// What rotated channels are multiplied by.
+    pub scale: f64,
+}
+
+impl Frequencies {
+    /// The frequencies of a model.
+    pub fn new(config: &ModelConfig) -> Self {
+        let d = config.rotary_dim();
+        let inverse = (0..d / 2)
+            .map(|i| (i, config.rope_theta.powf(-2.0 * i as f64 / d as f64)))
+            .map(|(i, frequency)| scaled(config.rope_scaling.as_ref(), i, frequency))
+            .collect();
+        let scale = match config.rope_scaling {
+            Some(RopeScaling::LongRope { attention_factor, .. }) => attention_factor,
+            _ => 1.0,
+        };
+        Self { inverse, scale }
+    }
+}
+
+/// The frequency of channel pair `i`.
+fn scaled(scaling: Option<&RopeScaling>, i: usize, frequency: f64) -> f64 {
+    match scaling {
+        None => frequency,
+        Some(RopeScaling::Linear { factor }) => frequency / factor,
+        Some(RopeScaling::Factors(factors)) => frequency / factors[i],
+        Some(RopeScaling::LongRope {
+            short_factor,
+            long_factor,
+            original_max_position_embeddings,
+            declared_length,
+            ..
+        }) => {
+            let long = declared_length > original_max_position_embeddings;
+            frequency / if long { long_factor[i] } else { short_factor[i] }
+        }
+        Some(&RopeScaling::Llama3 {
+            factor,
+            low_freq_factor,
+            high_freq_factor,
+            original_max_position_embeddings,
+        }) => {
+            // Turns that this pair makes over the original context decide.
+            let wavelength = std::f64::consts::TAU / frequency;
+            let turns = original_max_position_embeddings as f64 / wavelength;
+            let ramp = (turns - low_freq_factor) / (high_freq_factor - low_freq_factor);
+            let keep = ramp.clamp(0.0, 1.0);
+            frequency * (keep + (1.0 - keep) / factor)
+        }
+    }
 }

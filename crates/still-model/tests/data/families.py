@@ -98,6 +98,30 @@ FAMILIES = {
         rms_norm_eps=1e-5,
         rope_parameters=dict(rope_type="default", rope_theta=10000.0),
     ),
+    # Fused projections, a part of each head rotated, and the factors of long contexts: the text is longer than the original.
+    "phi3": dict(
+        num_key_value_heads=2,
+        rms_norm_eps=1e-5,
+        sliding_window=None,
+        tie_word_embeddings=True,
+        original_max_position_embeddings=16,
+        rope_parameters=dict(
+            rope_type="longrope",
+            rope_theta=10000.0,
+            partial_rotary_factor=0.5,
+            short_factor=[1.0, 1.5],
+            long_factor=[1.25, 4.0],
+            original_max_position_embeddings=16,
+        ),
+    ),
+    "phi3_plain": dict(
+        hidden_size=16,
+        intermediate_size=24,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        sliding_window=None,
+        rope_parameters=dict(rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.75),
+    ),
 }
 
 # What is read, where it is not random ids: a vocabulary and a text of tokenizers/, whose ids the model's own tokenizer gave.

@@ -93,6 +93,7 @@ pub fn config(path: &Path, content: &Content) -> Result<ModelConfig> {
         rms_norm_eps,
         rope_theta,
         rope_scaling,
+        partial_rotary_factor: 1.0,
         max_position_embeddings,
         tie_word_embeddings: !has("output.weight"),
         // A Qwen2 is not one without.

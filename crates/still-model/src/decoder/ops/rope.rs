@@ -5,12 +5,13 @@ use std::sync::{Arc, OnceLock};
 use candle_core::{DType, Device, Result, Tensor};
 use still_compute::Real;
 
-/// Cosines and sines of a run of positions, one run for the whole batch or one per sequence.
+/// Cosines and sines of a run of positions, one run for the whole batch or one per sequence. Channels of a head beyond those
+/// that it is for stay as they are.
 #[derive(Clone, Debug, Default)]
 pub struct Rotation {
-    /// `[runs, tokens, D/2]`
+    /// `[runs, tokens, rotary_dim / 2]`
     cos: Arc<Vec<f32>>,
-    /// `[runs, tokens, D/2]`
+    /// `[runs, tokens, rotary_dim / 2]`
     sin: Arc<Vec<f32>>,
     tokens: usize,
     half: usize,
@@ -19,18 +20,23 @@ pub struct Rotation {
 }
 
 impl Rotation {
-    /// From angles `[runs, tokens, D/2]` in radians.
+    /// From angles `[runs, tokens, rotary_dim / 2]` in radians.
     ///
     /// # Errors
     /// If the angles do not divide into so many rows.
     pub fn from_angles(angles: &[f64], runs: usize, tokens: usize) -> Result<Self> {
+        Self::scaled(angles, runs, tokens, 1.0)
+    }
+
+    /// [`Rotation::from_angles`] that multiplies what it rotates by `scale`.
+    pub(crate) fn scaled(angles: &[f64], runs: usize, tokens: usize, scale: f64) -> Result<Self> {
         let rows = runs * tokens;
         if rows == 0 || !angles.len().is_multiple_of(rows) {
             candle_core::bail!("rope: {} angles do not make {rows} rows", angles.len())
         }
         Ok(Self {
-            cos: Arc::new(angles.iter().map(|a| a.cos() as f32).collect()),
-            sin: Arc::new(angles.iter().map(|a| a.sin() as f32).collect()),
+            cos: Arc::new(angles.iter().map(|a| (scale * a.cos()) as f32).collect()),
+            sin: Arc::new(angles.iter().map(|a| (scale * a.sin()) as f32).collect()),
             tokens,
             half: angles.len() / rows,
             tensors: Arc::default(),
@@ -38,20 +44,25 @@ impl Rotation {
     }
 
     /// Turns to one token at each of `positions`, one run a sequence; `frequencies` are in radians per position, `[D/2]`.
-    pub(crate) fn turn_to(&mut self, positions: impl Iterator<Item = usize>, frequencies: &[f64]) {
+    pub(crate) fn turn_to(
+        &mut self,
+        positions: impl Iterator<Item = usize>,
+        frequencies: &[f64],
+        scale: f64,
+    ) {
         let (cos, sin) = (Arc::make_mut(&mut self.cos), Arc::make_mut(&mut self.sin));
         cos.clear();
         sin.clear();
         for position in positions {
             let angles = frequencies.iter().map(|frequency| position as f64 * frequency);
-            cos.extend(angles.clone().map(|angle| angle.cos() as f32));
-            sin.extend(angles.map(|angle| angle.sin() as f32));
+            cos.extend(angles.clone().map(|angle| (scale * angle.cos()) as f32));
+            sin.extend(angles.map(|angle| (scale * angle.sin()) as f32));
         }
         (self.tokens, self.half) = (1, frequencies.len());
         self.tensors = Arc::default();
     }
 
-    /// Cosines and sines, `[tokens, D/2]` or `[runs, tokens, D/2]`; copied to the device once, if it always is the same.
+    /// Cosines and sines, `[tokens, D/2]` or `[runs, tokens, rotary_dim / 2]`; copied to the device once, if it always is the same.
     pub(crate) fn tensors(&self, device: &Device, dtype: DType) -> Result<(Tensor, Tensor)> {
         let make = |values: &[f32]| {
             let tensor = match self.runs() {
@@ -83,7 +94,12 @@ impl Rotation {
     /// Whether it is for `batch` sequences of `tokens` tokens with heads of `head_dim` channels.
     pub(super) fn fits(&self, batch: usize, tokens: usize, head_dim: usize) -> bool {
         let runs = self.runs();
-        tokens == self.tokens && head_dim == 2 * self.half && (runs == 1 || runs == batch)
+        tokens == self.tokens && head_dim >= self.rotary_dim() && (runs == 1 || runs == batch)
+    }
+
+    /// Channels of a head that are rotated, from the first on.
+    pub(crate) fn rotary_dim(&self) -> usize {
+        2 * self.half
     }
 
     #[inline(always)]
@@ -91,7 +107,7 @@ impl Rotation {
         self.cos.len() / (self.tokens * self.half).max(1)
     }
 
-    /// Rotates one head of one token, channel `i` with channel `i + D/2`; `back` undoes it.
+    /// Rotates one head of one token, channel `i` with channel `i + rotary_dim / 2`; `back` undoes it.
     #[inline(always)]
     pub(crate) fn apply<T: Real>(
         &self,
@@ -102,6 +118,9 @@ impl Rotation {
     ) {
         let half = self.half;
         let (cos, sin) = self.row(sequence, token);
+        let (x, x_rest) = x.split_at(2 * half);
+        let (y, y_rest) = y.split_at_mut(2 * half);
+        y_rest.copy_from_slice(x_rest);
         let (x_low, x_high) = x.split_at(half);
         let (y_low, y_high) = y.split_at_mut(half);
         for i in 0..half {

@@ -16,7 +16,7 @@ pub(in super::super) fn split_heads(
         Some(rotation) => {
             let turned = rotate(&rows.detach().transpose(1, 2)?, rotation, false)?;
             let rotation = rotation.clone();
-            // A rotation is orthogonal: the gradient is turned back.
+            // The transpose of a rotation is its way back.
             composed::of_one(&rows, turned.transpose(1, 2)?, move |_, dy| {
                 rotate(&dy.transpose(1, 2)?, &rotation, true)?.transpose(1, 2)
             })?
@@ -31,6 +31,13 @@ pub(in crate::decoder) fn rotate(
     rotation: &Rotation,
     back: bool,
 ) -> Result<Tensor> {
+    let (head_dim, rotated) = (heads.dim(3)?, rotation.rotary_dim());
+    if rotated < head_dim {
+        let part = rotate(&heads.narrow(3, 0, rotated)?, rotation, back)?;
+        let rest = heads.narrow(3, rotated, head_dim - rotated)?;
+        // By token, as the whole of it would lie.
+        return Tensor::cat(&[part.transpose(1, 2)?, rest.transpose(1, 2)?], 3)?.transpose(1, 2);
+    }
     #[cfg(feature = "cuda")]
     if heads.device().is_cuda() {
         return crate::cuda::ops::rotate(heads, rotation, back);
