@@ -12,7 +12,7 @@ cargo +nightly --version >/dev/null 2>&1 || {
 target=$(rustc +nightly -vV | sed -n 's/^host: //p')
 packages=("$@")
 if [ ${#packages[@]} -eq 0 ]; then
-  packages=(-p still-threads -p still-quant -p still-attention)
+  packages=(-p still-threads -p still-compute -p still-quant -p still-attention)
 fi
 # Proc macros and build scripts are not instrumented because a target is given. Leaks are not looked for: thread pools live to the end.
 ASAN_OPTIONS=detect_leaks=0 RUSTFLAGS="-Zsanitizer=address" \

@@ -38,7 +38,7 @@ pub(crate) fn shapes(config: &ModelConfig) -> BTreeMap<String, Vec<usize>> {
                 add(&format!("{name}.bias"), vec![out]);
             }
         }
-        if config.architecture.qk_norm() {
+        if config.architecture.family().qk_norm {
             add("self_attn.q_norm.weight", vec![d]);
             add("self_attn.k_norm.weight", vec![d]);
         }

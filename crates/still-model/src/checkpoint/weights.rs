@@ -15,7 +15,7 @@ use super::dequantize::dequantize;
 use super::quantization::Quantization;
 use super::safetensors_file::{SafetensorsFiles, Stored, map};
 use super::{gguf, names};
-use crate::config::{Architecture, ModelConfig};
+use crate::config::ModelConfig;
 use crate::decoder::Weight;
 use crate::error::{ModelError, Result};
 use crate::seal::{self, Kind};
@@ -70,10 +70,10 @@ impl GgufLayout {
         }
     }
 
-    /// Heads of a matrix, or of a bias, whose rows llama.cpp stores interleaved: q and k of the Llama architecture.
+    /// Heads of a matrix, or of a bias, whose rows llama.cpp stores interleaved: q and k of some families.
     fn permuted_heads(&self, name: &str) -> Option<usize> {
         let Self::LlamaCpp(config) = self else { return None };
-        if config.architecture != Architecture::Llama {
+        if !config.architecture.family().interleaved_in_gguf {
             return None;
         }
         match name.rsplit_once("self_attn.")?.1 {
@@ -186,7 +186,7 @@ impl Weights {
     /// Finds the projections of a model whose family fuses them, split or not.
     #[must_use]
     pub(super) fn of_model(self, config: &ModelConfig) -> Self {
-        let fused = config.architecture.fused_projections().then(|| FusedRows::of(config));
+        let fused = config.architecture.family().fused_projections.then(|| FusedRows::of(config));
         Self { fused, ..self }
     }
 

@@ -2,15 +2,14 @@
 
 use serde_json::{Value, json};
 
+use super::family::WindowKey;
 use super::read::Table;
 use super::{
-    Architecture, HEAD_DIM, HEADS, HIDDEN_SIZE, INTERMEDIATE_SIZE, LAYERS, MAX_POSITIONS,
+    Architecture, Biased, HEAD_DIM, HEADS, HIDDEN_SIZE, INTERMEDIATE_SIZE, LAYERS, MAX_POSITIONS,
     ModelConfig, RMS_NORM_EPS, VOCABULARY, refused, rope, window,
 };
 use crate::error::{ModelError, Result};
 
-/// `rms_norm_eps` of a configuration that leaves it out.
-const DEFAULT_EPS: f64 = 1e-6;
 /// SiLU under its two names.
 const ACTIVATIONS: [&str; 2] = ["silu", "swish"];
 /// Whether o has a bias where `attention_bias` says otherwise of q, k and v. Hugging Face has no word for it; GGUF files may be so.
@@ -27,37 +26,29 @@ impl ModelConfig {
         let table = &Table::root(json)?;
         let name = table.text("model_type")?.ok_or_else(|| table.missing("model_type"))?;
         let architecture = Architecture::from_model_type(name)?;
+        let family = architecture.family();
         let required = |key: &str, range| table.size(key, range)?.ok_or_else(|| table.missing(key));
         refuse_activation(table)?;
         let biases = Biases::read(table, architecture)?;
         let hidden_size = required("hidden_size", HIDDEN_SIZE)?;
         let num_attention_heads = required("num_attention_heads", HEADS)?;
         let max_position_embeddings = table.size("max_position_embeddings", 1..=MAX_POSITIONS)?;
-        let max_position_embeddings = max_position_embeddings.unwrap_or(match architecture {
-            Architecture::Llama => 2048,
-            Architecture::Mistral => 131_072,
-            Architecture::Qwen2 | Architecture::Qwen3 => 32_768,
-            Architecture::Phi3 => 4096,
-        });
+        let max_position_embeddings =
+            max_position_embeddings.unwrap_or(family.max_position_embeddings);
         let num_key_value_heads = match table.size("num_key_value_heads", HEADS)? {
             Some(heads) => heads,
             None if table.mentions("num_key_value_heads") => num_attention_heads,
-            None => match architecture {
-                Architecture::Llama | Architecture::Phi3 => num_attention_heads,
-                Architecture::Mistral => 8,
-                Architecture::Qwen2 | Architecture::Qwen3 => 32,
-            },
+            None => family.num_key_value_heads.unwrap_or(num_attention_heads),
         };
-        let head_dim = match (table.size("head_dim", HEAD_DIM)?, architecture) {
-            (Some(head_dim), _) => head_dim,
-            (None, Architecture::Qwen3) => 128,
-            (None, _) if !hidden_size.is_multiple_of(num_attention_heads) => {
+        let head_dim = match table.size("head_dim", HEAD_DIM)?.or(family.head_dim) {
+            Some(head_dim) => head_dim,
+            None if !hidden_size.is_multiple_of(num_attention_heads) => {
                 return Err(ModelError::Invalid(format!(
                     "hidden_size {hidden_size} is not a multiple of num_attention_heads {num_attention_heads}, and \
                      there is no head_dim"
                 )));
             }
-            (None, _) => hidden_size / num_attention_heads,
+            None => hidden_size / num_attention_heads,
         };
         let (rope_theta, rope_scaling, partial_rotary_factor) =
             rope::read(table, architecture, max_position_embeddings)?;
@@ -70,12 +61,9 @@ impl ModelConfig {
             num_key_value_heads,
             head_dim,
             vocab_size: required("vocab_size", VOCABULARY)?,
-            rms_norm_eps: table.number("rms_norm_eps", RMS_NORM_EPS)?.unwrap_or(
-                match architecture {
-                    Architecture::Phi3 => 1e-5,
-                    _ => DEFAULT_EPS,
-                },
-            ),
+            rms_norm_eps: table
+                .number("rms_norm_eps", RMS_NORM_EPS)?
+                .unwrap_or(family.rms_norm_eps),
             rope_theta,
             rope_scaling,
             partial_rotary_factor,
@@ -108,9 +96,10 @@ impl ModelConfig {
 
     /// Writes what [`ModelConfig::from_hf_json`] reads.
     pub fn to_hf_json(&self) -> Value {
+        let family = self.architecture.family();
         let mut json = json!({
-            "architectures": [self.architecture.class_name()],
-            "model_type": self.architecture.model_type(),
+            "architectures": [family.class_name],
+            "model_type": family.model_type,
             "hidden_act": "silu",
             "hidden_size": self.hidden_size,
             "intermediate_size": self.intermediate_size,
@@ -126,20 +115,20 @@ impl ModelConfig {
             "bos_token_id": self.bos_token_id,
             "eos_token_id": self.eos_token_ids,
         });
-        if self.architecture == Architecture::Mistral {
-            // A Mistral that does not say so has a window.
+        if let WindowKey::Window(Some(_)) = family.window {
+            // A model that does not say so has a window.
             json["sliding_window"] = Value::Null;
         }
-        if self.architecture.optional_attention_bias() {
+        if family.biased.optional_attention() {
             json["attention_bias"] = self.attention_bias.into();
             if self.attention_output_bias != self.attention_bias {
                 json[OUTPUT_BIAS] = self.attention_output_bias.into();
             }
         }
-        if self.architecture.optional_mlp_bias() {
+        if family.biased.optional_mlp() {
             json["mlp_bias"] = self.mlp_bias.into();
         }
-        if self.architecture.partial_rotation() {
+        if family.partial_rotation {
             json["partial_rotary_factor"] = self.partial_rotary_factor.into();
         }
         if let Some(scaling) = &self.rope_scaling {
@@ -174,6 +163,7 @@ struct Biases {
 
 impl Biases {
     fn read(table: &Table<'_>, architecture: Architecture) -> Result<Self> {
+        let biased = architecture.family().biased;
         let optional = |key: &str, decides: bool| match table.flag(key)? {
             Some(true) if !decides => Err(ModelError::Unsupported {
                 what: format!("\"{key}\": true in a {} model", architecture.model_type()),
@@ -182,13 +172,13 @@ impl Biases {
             }),
             flag => Ok(flag),
         };
-        let mlp = optional("mlp_bias", architecture.optional_mlp_bias())?.unwrap_or(false);
-        if architecture == Architecture::Qwen2 {
+        let mlp = optional("mlp_bias", biased.optional_mlp())?.unwrap_or(false);
+        if biased == Biased::Qkv {
             // Whatever the keys say.
             table.flag("attention_bias")?;
             return Ok(Self { attention: true, attention_output: false, mlp });
         }
-        let decides = architecture.optional_attention_bias();
+        let decides = biased.optional_attention();
         let attention = optional("attention_bias", decides)?.unwrap_or(false);
         let attention_output = optional(OUTPUT_BIAS, decides)?.unwrap_or(attention);
         Ok(Self { attention, attention_output, mlp })

@@ -1,5 +1,6 @@
 //! What describes a base model, apart from its weights.
 
+mod family;
 mod hugging_face;
 mod read;
 mod refused;
@@ -11,6 +12,8 @@ use std::ops::RangeInclusive;
 
 use still_attention::HeadGeometry;
 
+pub use family::Architecture;
+pub(crate) use family::Biased;
 pub(crate) use read::Table;
 pub use rope::RopeScaling;
 
@@ -27,103 +30,6 @@ const MAX_POSITIONS: usize = u32::MAX as usize;
 const RMS_NORM_EPS: RangeInclusive<f64> = 1e-20..=1.0;
 const ROPE_THETA: RangeInclusive<f64> = 1.0..=1e15;
 const ROTARY_FACTOR: RangeInclusive<f64> = 1e-3..=1.0;
-
-/// A supported decoder family.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Architecture {
-    /// Llama 2, 3, 3.1, 3.2 and SmolLM2.
-    Llama,
-    /// Mistral without a sliding window: v0.2 and v0.3, Nemo. Llama by another name.
-    Mistral,
-    /// Qwen2 and Qwen2.5: Llama with biases on q, k and v.
-    Qwen2,
-    /// Qwen3: Llama with a norm on every query and key head.
-    Qwen3,
-    /// Phi-3, 3.5 and Phi-4-mini without a sliding window: Llama whose files hold q, k and v as one matrix, gate and up as
-    /// another, and which may rotate a part of each head.
-    Phi3,
-}
-
-impl Architecture {
-    /// Every family.
-    pub const ALL: [Self; 5] = [Self::Llama, Self::Mistral, Self::Qwen2, Self::Qwen3, Self::Phi3];
-
-    /// `model_type` of a Hugging Face configuration.
-    pub fn model_type(self) -> &'static str {
-        match self {
-            Self::Llama => "llama",
-            Self::Mistral => "mistral",
-            Self::Qwen2 => "qwen2",
-            Self::Qwen3 => "qwen3",
-            Self::Phi3 => "phi3",
-        }
-    }
-
-    /// `architectures[0]` of a Hugging Face configuration.
-    pub fn class_name(self) -> &'static str {
-        match self {
-            Self::Llama => "LlamaForCausalLM",
-            Self::Mistral => "MistralForCausalLM",
-            Self::Qwen2 => "Qwen2ForCausalLM",
-            Self::Qwen3 => "Qwen3ForCausalLM",
-            Self::Phi3 => "Phi3ForCausalLM",
-        }
-    }
-
-    /// Whether every query and key head has a norm of its own before it is rotated.
-    pub fn qk_norm(self) -> bool {
-        self == Self::Qwen3
-    }
-
-    /// Whether files hold q, k and v as one matrix (`qkv_proj`), gate and up as another (`gate_up_proj`).
-    pub(crate) fn fused_projections(self) -> bool {
-        self == Self::Phi3
-    }
-
-    /// Whether `partial_rotary_factor` decides how much of each head is rotated; other families rotate all of it.
-    pub(crate) fn partial_rotation(self) -> bool {
-        self == Self::Phi3
-    }
-
-    /// Whether `attention_bias` decides about biases, on o too. Qwen2 always has them on q, k and v, Mistral never.
-    pub(crate) fn optional_attention_bias(self) -> bool {
-        matches!(self, Self::Llama | Self::Qwen3)
-    }
-
-    /// Whether `mlp_bias` decides about biases of the MLP; other families have none.
-    pub(crate) fn optional_mlp_bias(self) -> bool {
-        self == Self::Llama
-    }
-
-    /// By `model_type`.
-    ///
-    /// # Errors
-    /// Names an architecture that is not supported, and those that are.
-    pub fn from_model_type(name: &str) -> Result<Self> {
-        Self::ALL.into_iter().find(|a| a.model_type() == name).ok_or_else(|| {
-            unsupported_architecture(name, Self::ALL.map(Self::model_type).join(", "))
-        })
-    }
-
-    /// By `general.architecture` of a GGUF file, where a Mistral is a `llama`.
-    ///
-    /// # Errors
-    /// Names an architecture that is not supported, and those that are.
-    pub fn from_gguf(name: &str) -> Result<Self> {
-        let known = |a: &Self| !matches!(a, Self::Mistral | Self::Phi3);
-        Self::from_model_type(name).ok().filter(known).ok_or_else(|| {
-            unsupported_architecture(name, "llama (Mistral too), qwen2, qwen3".into())
-        })
-    }
-}
-
-fn unsupported_architecture(name: &str, supported: String) -> ModelError {
-    ModelError::Unsupported {
-        what: format!("architecture \"{name}\""),
-        found_in: None,
-        hint: format!("supported architectures: {supported}"),
-    }
-}
 
 /// A decoder's hyper-parameters, in Hugging Face's words.
 #[derive(Clone, Debug, PartialEq)]

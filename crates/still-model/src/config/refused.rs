@@ -131,13 +131,13 @@ pub(super) fn refuse(table: &Table<'_>, config: &ModelConfig) -> Result<()> {
         }
     }
     for key in ["qk_norm", "use_qk_norm"] {
-        if table.flag(key)?.is_some_and(|normed| normed != config.architecture.qk_norm()) {
+        if table.flag(key)?.is_some_and(|normed| normed != config.architecture.family().qk_norm) {
             return Err(table.unsupported(
                 key,
                 format!(
                     "a {} model {} norms on the heads of queries and keys",
                     config.architecture.model_type(),
-                    if config.architecture.qk_norm() { "has" } else { "has no" }
+                    if config.architecture.family().qk_norm { "has" } else { "has no" }
                 ),
             ));
         }

@@ -3,6 +3,7 @@
 
 use serde_json::{Value, json};
 
+use super::family::WindowKey;
 use super::read::Table;
 use super::{Architecture, MAX_POSITIONS, ROPE_THETA, ROTARY_FACTOR};
 use crate::error::{ModelError, Result};
@@ -64,9 +65,9 @@ pub(super) type Rope = (f64, Option<RopeScaling>, f64);
 /// # Errors
 /// A value of the wrong type or range, a kind of scaling that is not computed here, keys that contradict each other.
 pub(super) fn read(config: &Table<'_>, architecture: Architecture, context: usize) -> Result<Rope> {
-    let qwen = matches!(architecture, Architecture::Qwen2 | Architecture::Qwen3);
+    let by_layer = architecture.family().window == WindowKey::ByLayer;
     let outside = Outside {
-        kinds: qwen || config.value("layer_types").is_some(),
+        kinds: by_layer || config.value("layer_types").is_some(),
         theta: config.number("rope_theta", ROPE_THETA)?,
         original: config.size("original_max_position_embeddings", 1..=MAX_POSITIONS)?,
         context,
@@ -249,7 +250,7 @@ fn of_table(table: &Table<'_>, outside: &Outside) -> Result<Rope> {
     };
     // What it was called in Phi-3's first files.
     let kind = kind.map(|kind| match kind {
-        "su" if outside.architecture.partial_rotation() => "longrope",
+        "su" if outside.architecture.family().partial_rotation => "longrope",
         other => other,
     });
     let factor = table.number("factor", FACTOR)?;
@@ -358,7 +359,7 @@ fn long_rope(
 
 /// The share of each head that is rotated, where the family has such a share.
 fn rotary_factor(table: &Table<'_>, key: &str, architecture: Architecture) -> Result<Option<f64>> {
-    if architecture.partial_rotation() {
+    if architecture.family().partial_rotation {
         return table.number(key, ROTARY_FACTOR);
     }
     whole_heads(table, key)?;

@@ -1,7 +1,8 @@
 //! Attention that does not reach everything before: refused.
 
+use super::family::WindowKey;
 use super::read::Table;
-use super::{Architecture, MAX_POSITIONS, ModelConfig};
+use super::{MAX_POSITIONS, ModelConfig};
 use crate::error::{ModelError, Result};
 
 /// `sliding_window` of a configuration that leaves it out.
@@ -14,24 +15,25 @@ const FULL_LAYERS: usize = 28;
 /// A student takes over a teacher's attention to everything before; one that sees only a window has none to take over.
 pub(super) fn refuse(table: &Table<'_>, config: &ModelConfig) -> Result<()> {
     let window = table.size("sliding_window", 0..=MAX_POSITIONS)?;
-    let window = if table.mentions("sliding_window") { window } else { Some(WINDOW) };
+    let family = config.architecture.family();
+    let window = match family.window {
+        WindowKey::Window(default) if !table.mentions("sliding_window") => default,
+        WindowKey::Window(_) => window,
+        _ if table.mentions("sliding_window") => window,
+        _ => Some(WINDOW),
+    };
     let windowed = table.flag("use_sliding_window")?.unwrap_or(false);
     let full_layers = table.size("max_window_layers", 0..=MAX_POSITIONS)?.unwrap_or(FULL_LAYERS);
     let by_type = sliding_layers(table, config)?;
-    let key = match config.architecture {
-        // The key means nothing in a Llama.
-        Architecture::Llama if windowed => "use_sliding_window",
-        Architecture::Llama => return Ok(()),
-        // What a Mistral leaves out is a window; a Phi-3 then has none.
-        Architecture::Phi3 if !table.mentions("sliding_window") => return Ok(()),
-        Architecture::Mistral | Architecture::Phi3 => "sliding_window",
-        Architecture::Qwen2 | Architecture::Qwen3 if by_type => "layer_types",
-        Architecture::Qwen2 | Architecture::Qwen3
-            if windowed && full_layers < config.num_hidden_layers =>
-        {
+    let key = match family.window {
+        // The key means nothing in such a family.
+        WindowKey::None if windowed => "use_sliding_window",
+        WindowKey::Window(_) => "sliding_window",
+        WindowKey::ByLayer if by_type => "layer_types",
+        WindowKey::ByLayer if windowed && full_layers < config.num_hidden_layers => {
             "use_sliding_window"
         }
-        Architecture::Qwen2 | Architecture::Qwen3 => return Ok(()),
+        WindowKey::None | WindowKey::ByLayer => return Ok(()),
     };
     let context = config.max_position_embeddings;
     match window {
@@ -62,8 +64,8 @@ fn sliding_layers(table: &Table<'_>, config: &ModelConfig) -> Result<bool> {
             config.num_hidden_layers
         )));
     }
-    let qwen = matches!(config.architecture, Architecture::Qwen2 | Architecture::Qwen3);
-    let known = |kind: &str| kind == "full_attention" || (qwen && kind == "sliding_attention");
+    let by_layer = config.architecture.family().window == WindowKey::ByLayer;
+    let known = |kind: &str| kind == "full_attention" || (by_layer && kind == "sliding_attention");
     match types.iter().find(|kind| !known(kind)) {
         Some(kind) => Err(ModelError::Unsupported {
             what: format!("a layer of the kind \"{kind}\" (\"{KEY}\")"),

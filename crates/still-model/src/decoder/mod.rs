@@ -75,7 +75,7 @@ impl Decoder {
             let norm = |name: &str| get(&format!("model.layers.{n}.{name}.weight"), &[e]);
             let head_norm = |name: &str| -> Result<Option<Tensor>> {
                 let name = format!("model.layers.{n}.self_attn.{name}.weight");
-                config.architecture.qk_norm().then(|| get(&name, &[d])).transpose()
+                config.architecture.family().qk_norm.then(|| get(&name, &[d])).transpose()
             };
             let (biased, mlp_biased) = (config.attention_bias, config.mlp_bias);
             Ok(DecoderLayer {

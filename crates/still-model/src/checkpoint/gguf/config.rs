@@ -6,7 +6,7 @@ use candle_core::quantized::gguf_file::Content;
 
 use super::metadata::Metadata;
 use super::{rope, tensors, unsupported};
-use crate::config::{Architecture, ModelConfig};
+use crate::config::{Architecture, Biased, ModelConfig};
 use crate::error::{ModelError, Result};
 
 /// The model's hyper-parameters; the file's tensors are those of such a model.
@@ -81,6 +81,7 @@ pub fn config(path: &Path, content: &Content) -> Result<ModelConfig> {
     for which in ["eos", "eot"] {
         token(which)?;
     }
+    let biased = architecture.family().biased;
     let config = ModelConfig {
         architecture,
         hidden_size,
@@ -97,11 +98,10 @@ pub fn config(path: &Path, content: &Content) -> Result<ModelConfig> {
         max_position_embeddings,
         tie_word_embeddings: !has("output.weight"),
         // A Qwen2 is not one without.
-        attention_bias: architecture == Architecture::Qwen2
-            || (architecture.optional_attention_bias() && has("blk.0.attn_q.bias")),
-        attention_output_bias: architecture.optional_attention_bias()
-            && has("blk.0.attn_output.bias"),
-        mlp_bias: architecture.optional_mlp_bias() && has("blk.0.ffn_gate.bias"),
+        attention_bias: biased == Biased::Qkv
+            || (biased.optional_attention() && has("blk.0.attn_q.bias")),
+        attention_output_bias: biased.optional_attention() && has("blk.0.attn_output.bias"),
+        mlp_bias: biased.optional_mlp() && has("blk.0.ffn_gate.bias"),
         bos_token_id: token("bos")?,
         eos_token_ids: crate::tokenizer::end_of_generation(content),
     };

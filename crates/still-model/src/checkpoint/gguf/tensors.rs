@@ -8,7 +8,7 @@ use candle_core::quantized::gguf_file::Content;
 use super::rope::FACTORS;
 use super::unsupported;
 use crate::checkpoint::{names, shapes};
-use crate::config::{Architecture, ModelConfig};
+use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
 
 const EMBEDDING: &str = "token_embd.weight";
@@ -44,7 +44,7 @@ pub(super) fn check_layers(path: &Path, content: &Content, key: &str, layers: us
 /// An error unless the file has every tensor of `config`'s model, each of its shape, and nothing else.
 pub(super) fn check(path: &Path, content: &Content, config: &ModelConfig) -> Result<()> {
     let mut known = HashSet::new();
-    if config.architecture == Architecture::Llama {
+    if config.architecture.family().interleaved_in_gguf {
         known.insert(FACTORS.to_owned());
     }
     for (name, shape) in shapes(config) {
