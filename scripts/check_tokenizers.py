@@ -6,7 +6,7 @@
     cargo build --release -p still-model --example token_ids
     scripts/check_tokenizers.py DIR target/release/examples/token_ids
 
-`--fixtures OUT` writes what tests/tokenizers.rs reads: every vocabulary reduced to what its texts need.
+`--fixtures OUT` writes what tests/it/tokenizers.rs reads: every vocabulary reduced to what its texts need.
 A difference is told by text; those between the models' own tokenizer and llama.cpp are told apart from ours.
 """
 import argparse, json, os, subprocess, sys, tempfile, urllib.request

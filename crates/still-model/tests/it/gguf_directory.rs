@@ -1,17 +1,16 @@
 //! GGUF files that contradict themselves: each is an error that names the file and what is wrong in it. Nothing a file says
 //! may crash the reader.
 
-mod common;
-
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
-use common::{Entry, Gguf, array, f32, f64, flag, i32, text, texts, u8, u32, u64};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use still_attention::RowDtype;
 use still_model::{Model, ModelError, Result};
+
+use crate::common::{Entry, Gguf, array, f32, f64, flag, i32, text, texts, u8, u32, u64};
 
 fn load(dir: &Path, bytes: &[u8]) -> Result<Model> {
     let path = dir.join("model.gguf");
