@@ -16,7 +16,7 @@ use still_compute::random::normal;
 use still_model::random::{random_model, tiny_config};
 use still_model::{
     Architecture, Cache, FeatureInit, Feed, GenerateOptions, LoraConfig, LoraTarget, Model,
-    ModelConfig, ModelError, Student, device, generate,
+    ModelConfig, ModelError, RopeScaling, Student, device, generate,
 };
 use still_testing::{assert_relative_rms, relative_rms};
 
@@ -128,6 +128,8 @@ fn many_kinds() -> Vec<Model> {
         (Architecture::Qwen2, [true, true, false], 1096, vec![]),
         (Architecture::Qwen3, [false; 3], 8248, vec![LoraTarget::Q, LoraTarget::O]),
         (Architecture::Llama, [false; 3], 256, vec![LoraTarget::Q, LoraTarget::K, LoraTarget::V]),
+        // A part of each head is rotated, and scaled.
+        (Architecture::Phi3, [false; 3], 256, vec![LoraTarget::Q]),
         // A step of few sequences has no kernel for biases of the MLP.
         (Architecture::Llama, [true; 3], 256, vec![LoraTarget::O]),
     ];
@@ -146,6 +148,10 @@ fn many_kinds() -> Vec<Model> {
             vocab_size: 4101,
             ..tiny_config()
         };
+        let config = match architecture {
+            Architecture::Phi3 => long_rope(config),
+            _ => config,
+        };
         let teacher = random_model(config.clone(), 5).unwrap();
         let still = StillConfig::uniform(config.num_hidden_layers, config.geometry(), 64, 4);
         let mut student = Student::init(still, &config, FeatureInit::Normal, 3).unwrap();
@@ -163,6 +169,20 @@ fn many_kinds() -> Vec<Model> {
         teacher.with_student(student)
     };
     kinds.map(kind).into()
+}
+
+/// Phi-4-mini's rotation, for sequences longer than the original context.
+fn long_rope(config: ModelConfig) -> ModelConfig {
+    let partial_rotary_factor = 0.75;
+    let pairs = config.head_dim * 3 / 8;
+    let rope_scaling = RopeScaling::LongRope {
+        short_factor: vec![1.0; pairs],
+        long_factor: (0..pairs).map(|i| 1.0 + 0.2 * i as f64).collect(),
+        attention_factor: 1.2,
+        original_max_position_embeddings: 64,
+        declared_length: config.max_position_embeddings,
+    };
+    ModelConfig { partial_rotary_factor, rope_scaling: Some(rope_scaling), ..config }
 }
 
 fn decode_alike(batches: RangeInclusive<usize>) {

@@ -191,9 +191,27 @@ fn write_tensors(
             };
             let tensor = heads.map_or(tensor.clone(), |heads| interleaved(&tensor, heads));
             let tensor = QTensor::quantize(&tensor, GgmlDType::F32).unwrap();
-            (names::to_gguf(&name).unwrap(), tensor)
+            let stored =
+                match name.rsplit_once('.').unwrap().0.rsplit_once('.').unwrap_or_default().1 {
+                    "qkv_proj" => name
+                        .replace("model.layers", "blk")
+                        .replace("self_attn.qkv_proj", "attn_qkv"),
+                    "gate_up_proj" => {
+                        name.replace("model.layers", "blk").replace("mlp.gate_up_proj", "ffn_up")
+                    }
+                    _ => names::to_gguf(&name).unwrap(),
+                };
+            (stored, tensor)
         })
         .collect();
+    if let Some(RopeScaling::LongRope { short_factor, long_factor, .. }) = &config.rope_scaling {
+        for (name, factors) in [("short", short_factor), ("long", long_factor)] {
+            let factors: Vec<f32> = factors.iter().map(|&factor| factor as f32).collect();
+            let factors = Tensor::new(factors, &Device::Cpu).unwrap();
+            let factors = QTensor::quantize(&factors, GgmlDType::F32).unwrap();
+            tensors.push((format!("rope_factors_{name}.weight"), factors));
+        }
+    }
     if family == "llama" {
         let freqs = Tensor::new(&ROPE_FREQS, &Device::Cpu).unwrap();
         let freqs = QTensor::quantize(&freqs, GgmlDType::F32).unwrap();
@@ -211,6 +229,7 @@ fn write_tensors(
         (of("attention.key_length"), number(config.head_dim)),
         (of("attention.layer_norm_rms_epsilon"), Value::F32(config.rms_norm_eps as f32)),
         (of("rope.freq_base"), Value::F32(config.rope_theta as f32)),
+        (of("rope.dimension_count"), number(config.rotary_dim())),
         (of("context_length"), number(config.max_position_embeddings)),
     ]
     .into_iter()
@@ -320,12 +339,17 @@ fn gguf_gives_the_same_logits() {
         ("rope.scaling.type", Value::String("linear".into())),
         ("rope.scaling.factor", Value::F32(2.0)),
     ];
-    for family in FAMILIES.into_iter().filter(|family| !family.starts_with("phi3")) {
+    for family in FAMILIES {
         let architecture = match family {
             "mistral" => "llama",
             _ => family.split('_').next().unwrap(),
         };
-        let extra = if family == "mistral" { linear.as_slice() } else { &[] };
+        let original = [("rope.scaling.original_context_length", Value::U32(16))];
+        let extra = match family {
+            "mistral" => linear.as_slice(),
+            "phi3" => &original,
+            _ => &[],
+        };
         write_gguf(&path, family, architecture, extra);
         let loaded = Model::load(path.to_str().unwrap()).unwrap();
         let config = loaded.config();
@@ -537,7 +561,7 @@ fn what_is_not_supported_is_named_with_what_is() {
     );
     // llama.cpp calls a Mistral "llama", so nobody knows how a "mistral" orders its rows.
     let error = Architecture::from_gguf("mistral").unwrap_err();
-    assert!(error.hint().unwrap().contains("llama (Mistral too), qwen2, qwen3"), "{error}");
+    assert!(error.hint().unwrap().contains("llama (Mistral too), qwen2, qwen3, phi3"), "{error}");
     for (family, key) in [
         ("mistral", "attention_bias"),
         ("mistral", "mlp_bias"),

@@ -29,6 +29,32 @@ const LAYER: [(&str, &str); 18] = [
     ("mlp.down_proj.bias", "ffn_down.bias"),
 ];
 
+/// The same of families whose files hold several projections as one matrix, in place of those projections.
+const FUSED: [(&str, &str); 2] = [
+    ("self_attn.qkv_proj.weight", "attn_qkv.weight"),
+    ("mlp.gate_up_proj.weight", "ffn_up.weight"),
+];
+
+/// [`to_gguf`] in a file whose projections are fused.
+pub(crate) fn to_fused_gguf(name: &str) -> Option<String> {
+    let fused = name.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.'));
+    let found = fused.and_then(|(layer, rest)| {
+        let (_, gguf) = FUSED.iter().find(|(hf, _)| *hf == rest)?;
+        Some(format!("blk.{layer}.{gguf}"))
+    });
+    found.or_else(|| to_gguf(name).filter(|stored| !stored.ends_with("ffn_up.weight")))
+}
+
+/// [`from_gguf`] in a file whose projections are fused.
+pub(crate) fn from_fused_gguf(name: &str) -> Option<String> {
+    let fused = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.'));
+    let found = fused.and_then(|(layer, rest)| {
+        let (hf, _) = FUSED.iter().find(|(_, gguf)| *gguf == rest)?;
+        Some(format!("model.layers.{layer}.{hf}"))
+    });
+    found.or_else(|| from_gguf(name))
+}
+
 /// GGUF's name of a Hugging Face tensor.
 pub fn to_gguf(name: &str) -> Option<String> {
     if let Some((_, gguf)) = GLOBAL.iter().find(|(hf, _)| *hf == name) {
@@ -59,6 +85,11 @@ mod tests {
         for name in GLOBAL.iter().map(|(hf, _)| (*hf).to_owned()).chain(layers) {
             assert_eq!(from_gguf(&to_gguf(&name).unwrap()).unwrap(), name);
         }
+        for (hf, _) in FUSED {
+            let name = format!("model.layers.3.{hf}");
+            assert_eq!(from_fused_gguf(&to_fused_gguf(&name).unwrap()).unwrap(), name);
+        }
+        assert_eq!(to_fused_gguf("model.layers.3.mlp.up_proj.weight"), None);
         assert_eq!(to_gguf("model.layers.0.self_attn.rotary_emb.inv_freq"), None);
         assert_eq!(from_gguf("rope_freqs.weight"), None);
     }

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use super::names;
+use super::weights::FusedRows;
 use crate::config::ModelConfig;
 
 /// Name, in Hugging Face's words, and shape of every tensor of a base model. Sizes whose product no machine can count are
@@ -44,4 +46,22 @@ pub(crate) fn shapes(config: &ModelConfig) -> BTreeMap<String, Vec<usize>> {
         }
     }
     shapes
+}
+
+/// [`shapes`] as files have them, under the names of llama.cpp: with projections that a family fuses as one matrix.
+pub(crate) fn gguf_shapes(config: &ModelConfig) -> BTreeMap<String, Vec<usize>> {
+    if !config.architecture.family().fused_projections {
+        let stored = |(name, shape): (String, Vec<usize>)| Some((names::to_gguf(&name)?, shape));
+        return shapes(config).into_iter().filter_map(stored).collect();
+    }
+    let mut all: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+    for (name, shape) in shapes(config) {
+        let whole = FusedRows::of(config).find(&name);
+        let (name, shape) = match whole {
+            Some((whole, rows, _)) => (whole, vec![rows, shape[1]]),
+            None => (name, shape),
+        };
+        all.extend(names::to_fused_gguf(&name).map(|name| (name, shape)));
+    }
+    all
 }

@@ -57,6 +57,9 @@ impl GgufLayout {
     /// The file's name of a tensor.
     fn stored_name(&self, name: &str) -> Option<String> {
         match self {
+            Self::LlamaCpp(config) if config.architecture.family().fused_projections => {
+                names::to_fused_gguf(name)
+            }
             Self::LlamaCpp(_) => names::to_gguf(name),
             Self::HuggingFace => Some(name.to_owned()),
         }
@@ -65,6 +68,9 @@ impl GgufLayout {
     /// The tensor that has a name in the file.
     pub(super) fn name(&self, stored: &str) -> Option<String> {
         match self {
+            Self::LlamaCpp(config) if config.architecture.family().fused_projections => {
+                names::from_fused_gguf(stored)
+            }
             Self::LlamaCpp(_) => names::from_gguf(stored),
             Self::HuggingFace => Some(stored.to_owned()),
         }
@@ -85,23 +91,23 @@ impl GgufLayout {
 }
 
 /// Rows of fused projections.
-struct FusedRows {
+pub(super) struct FusedRows {
     queries: usize,
     keys: usize,
     intermediate: usize,
 }
 
 impl FusedRows {
-    fn of(config: &ModelConfig) -> Self {
+    pub(super) fn of(config: &ModelConfig) -> Self {
         Self {
-            queries: config.num_attention_heads * config.head_dim,
-            keys: config.num_key_value_heads * config.head_dim,
+            queries: config.num_attention_heads.saturating_mul(config.head_dim),
+            keys: config.num_key_value_heads.saturating_mul(config.head_dim),
             intermediate: config.intermediate_size,
         }
     }
 
     /// The matrix that a projection is part of, that one's rows in all, and the projection's.
-    fn find(&self, name: &str) -> Option<(String, usize, Range<usize>)> {
+    pub(super) fn find(&self, name: &str) -> Option<(String, usize, Range<usize>)> {
         let &Self { queries: q, keys: k, intermediate: i } = self;
         let parts = [
             ("self_attn.q_proj.weight", "self_attn.qkv_proj.weight", q + 2 * k, 0..q),
@@ -174,8 +180,16 @@ impl Weights {
         layout: GgufLayout,
     ) -> Result<Self> {
         let reader = Mutex::new(BufReader::new(File::open(path).map_err(ModelError::read(path))?));
+        let config = match &layout {
+            GgufLayout::LlamaCpp(config) => Some(config.clone()),
+            GgufLayout::HuggingFace => None,
+        };
         let source = GgufSource { content, reader, path: path.to_path_buf(), layout };
-        Ok(Self::new(Source::Gguf(Box::new(source))))
+        let weights = Self::new(Source::Gguf(Box::new(source)));
+        Ok(match config {
+            Some(config) => weights.of_model(&config),
+            None => weights,
+        })
     }
 
     /// Tensors already in memory.
@@ -421,13 +435,17 @@ impl Source {
                 let rows = files.get(name).and_then(|stored| stored.shape.first().copied());
                 self.packed_rows(name, 0..rows.unwrap_or(0))
             }
-            Self::Gguf(source) => source.packed(name),
+            Self::Gguf(source) => source.packed(name, None),
         }
     }
 
-    /// [`Source::packed`] of some rows of a safetensors file's matrix.
+    /// [`Source::packed`] of some rows of a matrix.
     fn packed_rows(&self, name: &str, part: Range<usize>) -> Result<Option<PackedMatrix>> {
-        let Self::Safetensors { files, .. } = self else { return Ok(None) };
+        let files = match self {
+            Self::Safetensors { files, .. } => files,
+            Self::Gguf(source) => return source.packed(name, Some(part)),
+            Self::Memory(_) => return Ok(None),
+        };
         let Some(stored) = files.get(name) else { return Ok(None) };
         let format = match stored.dtype {
             safetensors::Dtype::BF16 => Format::Bf16,
@@ -523,7 +541,8 @@ impl GgufSource {
         })
     }
 
-    fn packed(&self, name: &str) -> Result<Option<PackedMatrix>> {
+    /// All rows of a matrix, or some, in the file's own form.
+    fn packed(&self, name: &str, part: Option<Range<usize>>) -> Result<Option<PackedMatrix>> {
         let Some(tensor) = self.read(name)? else { return Ok(None) };
         let format = match tensor.dtype() {
             GgmlDType::BF16 => Format::Bf16,
@@ -537,6 +556,13 @@ impl GgufSource {
         };
         let &[rows, columns] = tensor.shape().dims() else { return Ok(None) };
         let stored = tensor.data()?;
+        if let Some(part) = part {
+            let size = stored.len() / rows.max(1);
+            let values = stored.get(part.start * size..part.end * size);
+            let matrix =
+                values.map(|values| PackedMatrix::new(format, part.len(), columns, values));
+            return Ok(matrix.and_then(std::result::Result::ok));
+        }
         let bytes = match self.layout.permuted_heads(name) {
             Some(heads) => {
                 let size = stored.len() / rows;

@@ -123,7 +123,6 @@ const QWEN3: Family = Family {
 const PHI3: Family = Family {
     model_type: "phi3",
     class_name: "Phi3ForCausalLM",
-    in_gguf: false,
     interleaved_in_gguf: false,
     max_position_embeddings: 4096,
     rms_norm_eps: 1e-5,

@@ -76,7 +76,8 @@ pub fn config(path: &Path, content: &Content) -> Result<ModelConfig> {
         Some(eps) if (0.0..1.0).contains(&eps) => round_f32(eps),
         Some(_) => return Err(metadata.refuse(&key, "expected a small number from 0")),
     };
-    let (rope_theta, rope_scaling) = rope::rope(path, content, &metadata, name, head_dim)?;
+    let sizes = (head_dim, max_position_embeddings);
+    let rope = rope::rope(path, content, &metadata, architecture, sizes)?;
     let has = |tensor: &str| content.tensor_infos.contains_key(tensor);
     for which in ["eos", "eot"] {
         token(which)?;
@@ -92,9 +93,9 @@ pub fn config(path: &Path, content: &Content) -> Result<ModelConfig> {
         head_dim,
         vocab_size,
         rms_norm_eps,
-        rope_theta,
-        rope_scaling,
-        partial_rotary_factor: 1.0,
+        rope_theta: rope.theta,
+        rope_scaling: rope.scaling,
+        partial_rotary_factor: rope.partial_rotary_factor,
         max_position_embeddings,
         tie_word_embeddings: !has("output.weight"),
         // A Qwen2 is not one without.

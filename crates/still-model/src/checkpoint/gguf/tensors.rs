@@ -5,9 +5,9 @@ use std::path::Path;
 
 use candle_core::quantized::gguf_file::Content;
 
-use super::rope::FACTORS;
 use super::unsupported;
-use crate::checkpoint::{names, shapes};
+use crate::checkpoint::names;
+use crate::checkpoint::shapes::gguf_shapes;
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
 
@@ -44,12 +44,14 @@ pub(super) fn check_layers(path: &Path, content: &Content, key: &str, layers: us
 /// An error unless the file has every tensor of `config`'s model, each of its shape, and nothing else.
 pub(super) fn check(path: &Path, content: &Content, config: &ModelConfig) -> Result<()> {
     let mut known = HashSet::new();
-    if config.architecture.family().interleaved_in_gguf {
-        known.insert(FACTORS.to_owned());
-    }
-    for (name, shape) in shapes(config) {
-        let Some(stored) = names::to_gguf(&name) else { continue };
+    known.extend(super::rope::factor_tensors(config).map(str::to_owned));
+    for (stored, shape) in gguf_shapes(config) {
         let Some(info) = content.tensor_infos.get(&stored) else {
+            let name = match config.architecture.family().fused_projections {
+                true => names::from_fused_gguf(&stored),
+                false => names::from_gguf(&stored),
+            };
+            let name = name.unwrap_or_default();
             return Err(ModelError::corrupt(path, format!("tensor {stored}: {name} is missing")));
         };
         let found = info.shape.dims();
