@@ -60,7 +60,10 @@ impl CapturedGraph {
             drop(capturing);
             match (queued, graph) {
                 // Another thread loaded kernels, which ends captures everywhere in the process.
-                (_, Err(error)) if was_invalidated(&error) && attempt < ATTEMPTS => continue,
+                (_, Err(error)) if was_invalidated(&error) && attempt < ATTEMPTS => {
+                    // What was allocated in the capture is gone with it. That it could not be freed is noted, for the next call.
+                    let _noted = stream.context().check_err();
+                }
                 (Err(error), _) => return Err(error),
                 (Ok(()), graph) => {
                     let graph = graph.map_err(driver)?;
