@@ -17,4 +17,4 @@ fi
 # Doctests are left out: they would link without the sanitizer.
 # Proc macros and build scripts are not instrumented because a target is given. Leaks are not looked for: thread pools live to the end.
 ASAN_OPTIONS=detect_leaks=0 RUSTFLAGS="-Zsanitizer=address" \
-  cargo +nightly test --release --locked --target "$target" --target-dir "${CARGO_TARGET_DIR:-target/asan}" "${packages[@]}"
+  cargo +nightly test --release --locked --tests --target "$target" --target-dir "${CARGO_TARGET_DIR:-target/asan}" "${packages[@]}"
