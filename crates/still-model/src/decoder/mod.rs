@@ -251,13 +251,21 @@ impl Decoder {
     /// If `tokens` is 0.
     pub fn rotation_at(&self, starts: &[usize], tokens: usize) -> Result<Rotation> {
         let positions = starts.iter().flat_map(|&start| start..start + tokens);
-        Ok(Rotation::scaled(&self.angles(positions), starts.len(), tokens, self.frequencies.scale)?)
+        Ok(self.partial_rotation(&self.angles(positions), (starts.len(), tokens))?)
     }
 
     /// One run of any positions, for rows of several sequences packed into one.
     pub(crate) fn rotation_of(&self, positions: &[usize]) -> Result<Rotation> {
         let angles = self.angles(positions.iter().copied());
-        Ok(Rotation::scaled(&angles, 1, positions.len(), self.frequencies.scale)?)
+        Ok(self.partial_rotation(&angles, (1, positions.len()))?)
+    }
+
+    fn partial_rotation(
+        &self,
+        angles: &[f64],
+        sizes: (usize, usize),
+    ) -> candle_core::Result<Rotation> {
+        Rotation::partial(angles, sizes, self.config.head_dim, self.frequencies.scale)
     }
 
     /// Radians, `[positions, rotary_dim / 2]`.
@@ -269,7 +277,8 @@ impl Decoder {
 
     /// Turns `rotation` to one token at each of `positions`, one a sequence.
     pub(crate) fn turn(&self, rotation: &mut Rotation, positions: impl Iterator<Item = usize>) {
-        rotation.turn_to(positions, &self.frequencies.inverse, self.frequencies.scale);
+        let (head_dim, scale) = (self.config.head_dim, self.frequencies.scale);
+        rotation.turn_to(positions, &self.frequencies.inverse, (head_dim, scale));
     }
 
     /// The final norm of `[B, N, E]`.

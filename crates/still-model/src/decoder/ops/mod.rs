@@ -92,7 +92,7 @@ mod tests {
         check(&random(&[2, 3, 8], 5), |x| split_heads(x, 4, Some(&rotation)));
         check(&random(&[2, 3, 8], 5), |x| split_heads(x, 4, None));
         // A part of each head, and scaled.
-        let partial = Rotation::scaled(&[0.3, 1.0, -0.5], 1, 3, 1.2).unwrap();
+        let partial = Rotation::partial(&[0.3, 1.0, -0.5], (1, 3), 4, 1.2).unwrap();
         check(&random(&[2, 3, 8], 5), |x| split_heads(x, 4, Some(&partial)));
         check(&random(&[2, 2, 3, 4], 5), merge_heads);
         let other = random(&[2, 3, 6], 3);

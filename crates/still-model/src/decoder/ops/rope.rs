@@ -15,6 +15,7 @@ pub struct Rotation {
     sin: Arc<Vec<f32>>,
     tokens: usize,
     half: usize,
+    head_dim: usize,
     /// Both as tensors, once a device has asked for them.
     tensors: Arc<OnceLock<(Tensor, Tensor)>>,
 }
@@ -25,11 +26,17 @@ impl Rotation {
     /// # Errors
     /// If the angles do not divide into so many rows.
     pub fn from_angles(angles: &[f64], runs: usize, tokens: usize) -> Result<Self> {
-        Self::scaled(angles, runs, tokens, 1.0)
+        let head_dim = 2 * angles.len() / (runs * tokens).max(1);
+        Self::partial(angles, (runs, tokens), head_dim, 1.0)
     }
 
-    /// [`Rotation::from_angles`] that multiplies what it rotates by `scale`.
-    pub(crate) fn scaled(angles: &[f64], runs: usize, tokens: usize, scale: f64) -> Result<Self> {
+    /// [`Rotation::from_angles`] of the first channels of heads of `head_dim`, which are multiplied by `scale`.
+    pub(crate) fn partial(
+        angles: &[f64],
+        (runs, tokens): (usize, usize),
+        head_dim: usize,
+        scale: f64,
+    ) -> Result<Self> {
         let rows = runs * tokens;
         if rows == 0 || !angles.len().is_multiple_of(rows) {
             candle_core::bail!("rope: {} angles do not make {rows} rows", angles.len())
@@ -39,6 +46,7 @@ impl Rotation {
             sin: Arc::new(angles.iter().map(|a| (scale * a.sin()) as f32).collect()),
             tokens,
             half: angles.len() / rows,
+            head_dim,
             tensors: Arc::default(),
         })
     }
@@ -48,7 +56,7 @@ impl Rotation {
         &mut self,
         positions: impl Iterator<Item = usize>,
         frequencies: &[f64],
-        scale: f64,
+        (head_dim, scale): (usize, f64),
     ) {
         let (cos, sin) = (Arc::make_mut(&mut self.cos), Arc::make_mut(&mut self.sin));
         cos.clear();
@@ -58,7 +66,7 @@ impl Rotation {
             cos.extend(angles.clone().map(|angle| (scale * angle.cos()) as f32));
             sin.extend(angles.map(|angle| (scale * angle.sin()) as f32));
         }
-        (self.tokens, self.half) = (1, frequencies.len());
+        (self.tokens, self.half, self.head_dim) = (1, frequencies.len(), head_dim);
         self.tensors = Arc::default();
     }
 
@@ -94,7 +102,7 @@ impl Rotation {
     /// Whether it is for `batch` sequences of `tokens` tokens with heads of `head_dim` channels.
     pub(super) fn fits(&self, batch: usize, tokens: usize, head_dim: usize) -> bool {
         let runs = self.runs();
-        tokens == self.tokens && head_dim >= self.rotary_dim() && (runs == 1 || runs == batch)
+        tokens == self.tokens && head_dim == self.head_dim && (runs == 1 || runs == batch)
     }
 
     /// Channels of a head that are rotated, from the first on.

@@ -60,7 +60,7 @@ fn ops_of_devices_are_the_fused_ops() {
     // Of every channel of a head, and of a half of them.
     for (runs, pairs) in [(1, 2), (2, 2), (1, 1), (2, 1)] {
         let angles: Vec<f64> = (0..runs * 3 * pairs).map(|i| 0.3 * i as f64).collect();
-        let rotation = Rotation::scaled(&angles, runs, 3, 1.1).unwrap();
+        let rotation = Rotation::partial(&angles, (runs, 3), 4, 1.1).unwrap();
         for rotation in [None, Some(&rotation)] {
             same(
                 "split_heads",
