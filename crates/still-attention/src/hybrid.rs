@@ -7,7 +7,9 @@ use rayon::prelude::*;
 
 use crate::arguments::expect_shape;
 use crate::cpu::backward::{RowGrads, Wanted, WeightGrads, backward};
-use crate::cpu::forward::{FeatureMaps, HeadInput, PerHead, Record, Scratch, advance, few};
+use crate::cpu::forward::{
+    FeatureMaps, HeadInput, PerHead, Record, Scratch, advance, should_split_heads,
+};
 use crate::cpu::head_state::{self, HeadState, unabsorbed};
 use crate::cpu::rows::Rows;
 use crate::error::AttentionError;
@@ -269,7 +271,7 @@ impl HybridOp {
             },
             lambda: packed.lambda.as_ref().map(|lambda| &lambda[queries.clone()]),
             against_window: packed.against_window.as_ref().map(|inverse| &inverse[queries]),
-            split_heads: few(packed.batch * self.heads()),
+            split_heads: should_split_heads(packed.batch * self.heads()),
         }
     }
 

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use crate::arguments::{expect_shape, values, with_values};
 use crate::config::LinearNorm;
-use crate::cpu::forward::{FeatureMaps, HeadInput, Record, Scratch, advance, few};
+use crate::cpu::forward::{FeatureMaps, HeadInput, Record, Scratch, advance, should_split_heads};
 use crate::cpu::head_state::{HeadState, Routing};
 use crate::cpu::rows::Rows;
 use crate::dense::DenseScratch;
@@ -259,7 +259,7 @@ impl HybridState {
         let group = num_heads / heads;
         let tokens = q.len() / (self.batch * num_heads * d).max(1);
         let block = group * tokens * d;
-        let split = few(self.heads.len());
+        let split = should_split_heads(self.heads.len());
         out.par_chunks_mut(block.max(1)).enumerate().for_each_init(
             HeadScratch::default,
             |scratch, (task, out)| {

@@ -470,7 +470,7 @@ fn strides_gradients_and_given_routing_change_nothing() {
         let tracked = Var::from_tensor(&x.q).unwrap();
         let with = hybrid_attention(&tracked, &x.k, &x.v, &x.weights, None, &config, None).unwrap();
         assert_eq!(flat(&with.out), out, "with a graph");
-        // Only what is tracked has a gradient; walking back twice is walking back once.
+        // Only what is tracked has a gradient; a backward pass done twice gives what one gives.
         let loss = with.out.sqr().unwrap().sum_all().unwrap();
         let [first, second] = [loss.backward().unwrap(), loss.backward().unwrap()];
         assert!(first.get(&x.k).is_none() && first.get(&x.weights.feature_map_q).is_none());

@@ -20,7 +20,7 @@ pub struct Rotation {
     pub runs: i32,
     /// [`STILL_F32`](crate::STILL_F32) or [`STILL_BF16`](crate::STILL_BF16).
     pub dtype: i32,
-    /// 1, or −1 to turn back.
+    /// 1, or −1 to rotate back.
     pub sign: f32,
 }
 
@@ -44,17 +44,17 @@ pub struct VocabularyLoss {
     pub d_logits: *mut c_void,
 }
 
-/// `STILL_FEW_ROWS`.
-pub const FEW_ROWS: usize = 3;
+/// `STILL_SMALL_BATCH_ROWS`.
+pub const SMALL_BATCH_ROWS: usize = 3;
 
 /// `STILL_FACTORS`.
 pub const FACTORS: usize = 4;
 
-/// `StillFewProducts`.
+/// `StillSmallBatchProducts`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 #[expect(missing_docs, reason = "decoder.h has them")]
-pub struct FewProducts {
+pub struct SmallBatchProducts {
     pub dtype: i32,
     pub weight_dtype: i32,
     pub to_dtype: i32,
@@ -90,6 +90,6 @@ unsafe extern "C" {
     pub fn still_swiglu_backward(dtype: i32, count: i64, gate: *const c_void, up: *const c_void, d_hidden: *const c_void, d_gate: *mut c_void, d_up: *mut c_void, stream: Stream) -> c_int;
     pub fn still_rms_norm_backward(dtype: i32, rows: i64, width: i32, x: *const c_void, weight: *const c_void, eps: f32, d_y: *const c_void, add: *const c_void, d_x: *mut c_void, stream: Stream) -> c_int;
     pub fn still_rotate(rotation: *const Rotation, from: Rows, to: Rows, cos: *const f32, sin: *const f32, stream: Stream) -> c_int;
-    pub fn still_few_products(args: *const FewProducts, factors: *const Factor, stream: Stream) -> c_int;
+    pub fn still_small_batch_products(args: *const SmallBatchProducts, factors: *const Factor, stream: Stream) -> c_int;
     pub fn still_vocabulary_loss(args: *const VocabularyLoss, stream: Stream) -> c_int;
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use still_attention::{HybridState, KvCache, PreparedWeights, RowDtype};
-use still_quant::FEW;
+use still_quant::SMALL_BATCH;
 
 use crate::cancel::Cancel;
 use crate::checkpoint::{BaseIdentity, Checkpoint, Weights};
@@ -151,7 +151,11 @@ impl Model {
     ) -> Result<Tensor> {
         let (batch, tokens) = ids.dims2()?;
         self.check_cache(cache, batch)?;
-        if self.decoder.device().is_cpu() && tokens == 1 && batch <= FEW && lengths.is_none() {
+        if self.decoder.device().is_cpu()
+            && tokens == 1
+            && batch <= SMALL_BATCH
+            && lengths.is_none()
+        {
             self.step(&ids.flatten_all()?.to_vec1::<u32>()?, cache, false)?;
             let shape = (batch, 1, self.config().hidden_size);
             return Ok(Tensor::from_slice(&cache.buffers.normed, shape, ids.device())?);
@@ -194,7 +198,7 @@ impl Model {
             self.decode_on_cuda(ids, cache)?;
             return Ok(&cache.buffers.logits);
         }
-        if ids.len() <= FEW {
+        if ids.len() <= SMALL_BATCH {
             self.check_cache(cache, ids.len())?;
             self.step(ids, cache, true)?;
         } else {

@@ -58,7 +58,7 @@ impl Model {
         let order = Order::new(cache.layers.len());
         let layers: Vec<_> = cache.layers.iter_mut().map(Mutex::new).collect();
         // Every so many-th block, beginning with the `first`.
-        let walk = |first: usize| {
+        let run_lane = |first: usize| {
             let unfinished = FailOnDrop(&order);
             for (n, &(at, ids)) in blocks.iter().enumerate().skip(first).step_by(pools.len()) {
                 match self.read_block(n, ids, start + at, cancel, &order, &layers)? {
@@ -69,12 +69,12 @@ impl Model {
             std::mem::forget(unfinished);
             Ok(())
         };
-        let walk = &walk;
+        let run_lane = &run_lane;
         std::thread::scope(|scope| {
             let lanes: Vec<_> = pools
                 .iter()
                 .enumerate()
-                .map(|(lane, pool)| scope.spawn(move || pool.install(|| walk(lane))))
+                .map(|(lane, pool)| scope.spawn(move || pool.install(|| run_lane(lane))))
                 .collect();
             lanes.into_iter().try_for_each(|lane| {
                 lane.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))

@@ -46,8 +46,8 @@ pub(crate) struct Buffers {
     /// The step as a GPU replays it.
     #[cfg(feature = "cuda")]
     pub graph: Option<crate::cuda::StepGraph>,
-    /// By worker.
-    own: Vec<Mutex<Own>>,
+    /// One per thread.
+    workers: Vec<Mutex<WorkerBuffers>>,
 }
 
 /// A copy of a cache takes its own memory as it needs it.
@@ -73,9 +73,9 @@ struct Step<'a> {
     layers: &'a [LayerCache],
 }
 
-/// What a thread keeps to itself.
+/// Buffers of one thread, which no other reads or writes.
 #[derive(Clone, Debug, Default)]
-struct Own {
+struct WorkerBuffers {
     normed: Vec<f32>,
     prepared: Vec<Prepared>,
     sums: Vec<f32>,
@@ -114,15 +114,27 @@ pub(crate) fn step(
     let (queries, keys) = (batch * queries * config.head_dim, batch * keys * config.head_dim);
     let Cache { layers, buffers, .. } = cache;
     let Buffers {
-        rotation, tile, x, q, k, v, gate, attention, hidden, normed, logits, own, ..
+        rotation,
+        tile,
+        x,
+        q,
+        k,
+        v,
+        gate,
+        attention,
+        hidden,
+        normed,
+        logits,
+        workers,
+        ..
     } = buffers;
     let position = |sequence| layers.first().map_or(0, |layer| layer.position(sequence));
-    decoder.turn(rotation, (0..batch).map(position));
+    decoder.set_positions(rotation, (0..batch).map(position));
     let x = take(x, batch * config.hidden_size);
     for (&id, x) in ids.iter().zip(x.chunks_exact_mut(config.hidden_size)) {
         decoder.embed_tokens.row_into(id as usize, tile, x)?;
     }
-    own.resize_with(own.len().max(rayon::current_num_threads()), Mutex::default);
+    workers.resize_with(workers.len().max(rayon::current_num_threads()), Mutex::default);
     let shared = |buffer, length| Shared::new(take(buffer, length));
     let step = Step {
         rotation,
@@ -138,8 +150,9 @@ pub(crate) fn step(
         layers,
     };
     on_all_threads(|worker| {
-        let mut own = own[worker.index].lock().unwrap_or_else(PoisonError::into_inner);
-        let mut ops = SliceOps { step: &step, worker, own: &mut own, head_dim: config.head_dim };
+        let mut buffers = workers[worker.index].lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ops =
+            SliceOps { step: &step, worker, buffers: &mut buffers, head_dim: config.head_dim };
         for (n, layer) in decoder.layers.iter().enumerate() {
             let student = student.map(|student| &student.layers[n]);
             let inputs = layer.before_attention(&mut ops, &Slot::X, student)?;
@@ -219,25 +232,25 @@ impl<'a> Tiled<'a> {
         let batch = values.len() / tiles.len() / LANES;
         for (n, values) in values.chunks_exact(LANES).enumerate() {
             let (first, sequence) = ((tiles.start + n / batch) * LANES, n % batch);
-            let own = first..rows.min(first + LANES);
+            let tile = first..rows.min(first + LANES);
             // SAFETY: by this function's own contract.
             let to =
-                unsafe { self.to.write(sequence * rows + own.start..sequence * rows + own.end) };
+                unsafe { self.to.write(sequence * rows + tile.start..sequence * rows + tile.end) };
             if self.add {
                 to.iter_mut().zip(values).for_each(|(to, &value)| *to += value);
             } else {
-                to.copy_from_slice(&values[..own.len()]);
+                to.copy_from_slice(&values[..tile.len()]);
             }
             if let Some(bias) = self.bias {
                 with_values(bias, |bias: &[f32]| {
-                    to.iter_mut().zip(&bias[own.clone()]).for_each(|(to, &bias)| *to += bias);
+                    to.iter_mut().zip(&bias[tile.clone()]).for_each(|(to, &bias)| *to += bias);
                 })?;
             }
             if let Some(lora) = self.lora {
                 let rank = low.len() / batch;
                 let low = &low[sequence * rank..(sequence + 1) * rank];
                 with_values(&lora.b, |b: &[f32]| {
-                    let b = &b[own.start * rank..own.end * rank];
+                    let b = &b[tile.start * rank..tile.end * rank];
                     vectorize(
                         #[inline(always)]
                         || {
@@ -288,7 +301,7 @@ impl Step<'_> {
 struct SliceOps<'s> {
     step: &'s Step<'s>,
     worker: &'s Worker<'s>,
-    own: &'s mut Own,
+    buffers: &'s mut WorkerBuffers,
     head_dim: usize,
 }
 
@@ -345,12 +358,12 @@ impl<'w> LayerOps<'w> for SliceOps<'_> {
         gate: Projection<'w>,
         up: Projection<'w>,
     ) -> Result<Input<'w>> {
-        let Self { step, worker, own, .. } = self;
+        let Self { step, worker, buffers, .. } = self;
         let (gate_weight, up_weight) = (&gate.linear.weight, &up.linear.weight);
         let (rows, _) = gate_weight.dims2()?;
         let hidden = Tiled::of(gate_weight, &step.hidden);
         if let Some(work) = worker.phase(rows.div_ceil(LANES), SHARES)? {
-            let Own { normed, sums, other_sums, tiles, other_tiles, .. } = &mut **own;
+            let WorkerBuffers { normed, sums, other_sums, tiles, other_tiles, .. } = &mut **buffers;
             // SAFETY: the phase that wrote `x` is over, this one goes on.
             let x = unsafe { step.read(*x, normed) }?;
             gate_weight.group_sums_into(x, sums);
@@ -388,13 +401,13 @@ impl<'w> LayerOps<'w> for SliceOps<'_> {
 impl SliceOps<'_> {
     /// One phase: products of the same `x` `[B, in]`.
     fn products(&mut self, x: Input<'_>, products: &[Tiled<'_>]) -> Result<()> {
-        let Self { step, worker, own, .. } = self;
+        let Self { step, worker, buffers, .. } = self;
         let mut total = 0;
         for product in products {
             total += product.weight.tiles()?;
         }
         let Some(work) = worker.phase(total, SHARES)? else { return Ok(()) };
-        let Own { normed, prepared, tiles: values, .. } = &mut **own;
+        let WorkerBuffers { normed, prepared, tiles: values, .. } = &mut **buffers;
         // SAFETY: the phases that wrote the inputs are over, and this one goes on while `x` is used.
         let x = unsafe { step.read(x, normed) }?;
         prepared.resize_with(prepared.len().max(products.len()), Prepared::default);
@@ -446,7 +459,7 @@ impl SliceOps<'_> {
         inputs: &AttentionInputs<Heads<'_>>,
         cache: &LayerCache,
     ) -> Result<()> {
-        let Self { step, own, head_dim: d, .. } = self;
+        let Self { step, buffers, head_dim: d, .. } = self;
         let d = *d;
         let AttentionInputs { q, k, v, gate } = inputs;
         // SAFETY: the phase that wrote them is over.
@@ -456,14 +469,14 @@ impl SliceOps<'_> {
         // Selection heads may share a KV head.
         let kv = unit * (k_rows.len() / d) / units * d;
         let sequence = (unit * step.batch / units, 0);
-        let rotated = take(&mut own.rotated, queries.len() + d);
+        let rotated = take(&mut buffers.rotated, queries.len() + d);
         let (to_q, to_k) = rotated.split_at_mut(queries.len());
         for (rows, heads, to) in
             [(&q_rows[queries.clone()], q, to_q), (&k_rows[kv..kv + d], k, to_k)]
         {
             let rows = match heads.norm {
                 Some(Norm { weight, eps }) => {
-                    let normed = take(&mut own.head_normed, rows.len());
+                    let normed = take(&mut buffers.head_normed, rows.len());
                     with_values(weight, |w| rms_norm_rows(rows, w, eps, normed))?;
                     &*normed
                 }
@@ -479,13 +492,13 @@ impl SliceOps<'_> {
         let (q, k) = rotated.split_at(queries.len());
         let v = &v_rows[kv..kv + d];
         let gate = gate.as_ref().map(|gate| {
-            own.gate.clear();
-            own.gate.extend(read(gate)[queries.clone()].iter().map(|&x| sigmoid(x)));
-            own.gate.as_slice()
+            buffers.gate.clear();
+            buffers.gate.extend(read(gate)[queries.clone()].iter().map(|&x| sigmoid(x)));
+            buffers.gate.as_slice()
         });
         // SAFETY: every head has its own part.
         let out = unsafe { step.attention.write(queries) };
-        let scratch = &mut own.scratch;
+        let scratch = &mut buffers.scratch;
         match cache {
             LayerCache::Hybrid(state) => {
                 state.head(unit).feed(HeadRows { q, k, v, gate }, 1, false, scratch, out);

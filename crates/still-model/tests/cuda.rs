@@ -122,7 +122,7 @@ fn sequences_of_different_lengths_decode_together() {
     }
 }
 
-/// Matrices of both heights that the kernel of few sequences tells apart; biases, heads' norms and low-rank updates.
+/// Matrices of both heights that the kernel of small batches tells apart; biases, heads' norms and low-rank updates.
 fn many_kinds() -> Vec<Model> {
     let kinds = [
         (Architecture::Qwen2, [true, true, false], 1096, vec![]),
@@ -130,7 +130,7 @@ fn many_kinds() -> Vec<Model> {
         (Architecture::Llama, [false; 3], 256, vec![LoraTarget::Q, LoraTarget::K, LoraTarget::V]),
         // A part of each head is rotated, and scaled.
         (Architecture::Phi3, [false; 3], 256, vec![LoraTarget::Q]),
-        // A step of few sequences has no kernel for biases of the MLP.
+        // A step of a small batch has no kernel for biases of the MLP.
         (Architecture::Llama, [true; 3], 256, vec![LoraTarget::O]),
     ];
     let kind = |(architecture, biases, intermediate_size, targets): (_, [bool; 3], _, Vec<_>)| {
@@ -209,9 +209,9 @@ fn decode_alike(batches: RangeInclusive<usize>) {
     }
 }
 
-/// So few that they have a kernel of their own.
+/// Small batches have a kernel of their own.
 #[test]
-fn few_sequences_decode_alike() {
+fn small_batches_decode_alike() {
     decode_alike(1..=3);
 }
 

@@ -8,5 +8,5 @@ mod tile;
 
 pub use format::Format;
 pub use matrix::{PackError, PackedMatrix};
-pub use product::FEW;
+pub use product::SMALL_BATCH;
 pub use tile::LANES;

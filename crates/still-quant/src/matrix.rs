@@ -141,7 +141,7 @@ impl PackedMatrix {
     /// `x Wᵀ` for the rows of some tiles, on this thread alone: `y` is `[tiles, n, 16]`, rows past the last are 0.
     ///
     /// # Panics
-    /// If there are no such tiles, or `x`, `sums` and `y` are not of these sizes; if `n` is above [`crate::FEW`].
+    /// If there are no such tiles, or `x`, `sums` and `y` are not of these sizes; if `n` is above [`crate::SMALL_BATCH`].
     pub fn multiply_tiles(&self, tiles: Range<usize>, x: &[f32], sums: &[f32], y: &mut [f32]) {
         product::multiply_tiles(self, tiles, x, sums, y);
     }

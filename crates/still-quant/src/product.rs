@@ -14,7 +14,7 @@ use crate::matrix::PackedMatrix;
 use crate::tile::{LANES, Part, Words};
 
 /// Rows of `x` up to which codes are used as they leave a tile, each for all of them.
-pub const FEW: usize = 8;
+pub const SMALL_BATCH: usize = 8;
 /// Values of the matrix that one thread takes at a time, at least.
 const VALUES_PER_TASK: usize = 1 << 15;
 /// Values widened at a time for a f32 product: they stay in the second-level cache.
@@ -149,15 +149,15 @@ pub fn multiply(matrix: &PackedMatrix, rows: Range<usize>, x: &[f32], y: &mut [f
     if n == 0 || rows.is_empty() {
         return;
     }
-    if n > FEW {
+    if n > SMALL_BATCH {
         many(matrix, rows, x, y);
     } else {
-        few(matrix, n, rows, x, y);
+        small_batch(matrix, n, rows, x, y);
     }
 }
 
-/// A few rows of `x`: threads take tiles.
-fn few(matrix: &PackedMatrix, n: usize, rows: Range<usize>, x: &[f32], y: &mut [f32]) {
+/// A small batch, rows of `x`: threads take tiles.
+fn small_batch(matrix: &PackedMatrix, n: usize, rows: Range<usize>, x: &[f32], y: &mut [f32]) {
     let mut sums = Vec::new();
     group_sums_into(matrix, x, &mut sums);
     let tiles = tiles_of(&rows);
@@ -208,21 +208,21 @@ pub fn multiply_tiles(
     with_block!(matrix.format(), B => {
         let row_words = matrix.columns() / B::VALUES * B::WORDS;
         match n {
-            1 => few_tiles::<B, 1, 4>(words, row_words, x, sums, y),
-            2 => few_tiles::<B, 2, 4>(words, row_words, x, sums, y),
-            3 => few_tiles::<B, 3, 2>(words, row_words, x, sums, y),
-            4 => few_tiles::<B, 4, 2>(words, row_words, x, sums, y),
-            5 => few_tiles::<B, 5, 2>(words, row_words, x, sums, y),
-            6 => few_tiles::<B, 6, 2>(words, row_words, x, sums, y),
-            7 => few_tiles::<B, 7, 1>(words, row_words, x, sums, y),
-            8 => few_tiles::<B, 8, 1>(words, row_words, x, sums, y),
-            _ => panic!("{n} rows are not few"),
+            1 => small_batch_tiles::<B, 1, 4>(words, row_words, x, sums, y),
+            2 => small_batch_tiles::<B, 2, 4>(words, row_words, x, sums, y),
+            3 => small_batch_tiles::<B, 3, 2>(words, row_words, x, sums, y),
+            4 => small_batch_tiles::<B, 4, 2>(words, row_words, x, sums, y),
+            5 => small_batch_tiles::<B, 5, 2>(words, row_words, x, sums, y),
+            6 => small_batch_tiles::<B, 6, 2>(words, row_words, x, sums, y),
+            7 => small_batch_tiles::<B, 7, 1>(words, row_words, x, sums, y),
+            8 => small_batch_tiles::<B, 8, 1>(words, row_words, x, sums, y),
+            _ => panic!("{n} rows are not a small batch"),
         }
     });
 }
 
 /// On this thread, `y` `[tiles, N, 16]`.
-fn few_tiles<B: Block, const N: usize, const CHAINS: usize>(
+fn small_batch_tiles<B: Block, const N: usize, const CHAINS: usize>(
     words: &[Words],
     row_words: usize,
     x: &[f32],
@@ -230,14 +230,14 @@ fn few_tiles<B: Block, const N: usize, const CHAINS: usize>(
     y: &mut [f32],
 ) {
     let block = PhantomData;
-    Arch::new().dispatch(Few::<B, N, CHAINS> { words, row_words, x, sums, y, block });
+    Arch::new().dispatch(SmallBatch::<B, N, CHAINS> { words, row_words, x, sums, y, block });
 }
 
 /// `y[tile][i][lane] = x[i] · row` for the `N` rows of `x` and the rows of some tiles; a sum is `CHAINS` sums, so that
 /// additions need not wait for each other.
 ///
 /// `Σ (scale · code + offset) x = scale (Σ code · x) + offset (Σ x)`, and `Σ x` of a group is the same for all rows.
-struct Few<'a, B, const N: usize, const CHAINS: usize> {
+struct SmallBatch<'a, B, const N: usize, const CHAINS: usize> {
     words: &'a [Words],
     /// Words of a tile's row of blocks.
     row_words: usize,
@@ -248,7 +248,7 @@ struct Few<'a, B, const N: usize, const CHAINS: usize> {
     block: PhantomData<B>,
 }
 
-impl<B: Block, const N: usize, const CHAINS: usize> WithSimd for Few<'_, B, N, CHAINS> {
+impl<B: Block, const N: usize, const CHAINS: usize> WithSimd for SmallBatch<'_, B, N, CHAINS> {
     type Output = ();
 
     #[inline(always)]
@@ -358,13 +358,13 @@ mod tests {
         let words = tiles::<B>(blocks);
         let x: Vec<f32> = (0..N * columns).map(|i| (i as f32 * 0.7).sin()).collect();
         let sums: Vec<f32> = group_sums(&x, B::GROUP).collect();
-        let run = |on: &dyn Fn(Few<'_, B, N, CHAINS>)| {
+        let run = |on: &dyn Fn(SmallBatch<'_, B, N, CHAINS>)| {
             let mut y = vec![f32::NAN; N * LANES];
             let (words, row_words, block) = (words.as_slice(), blocks * B::WORDS, PhantomData);
-            on(Few { words, row_words, x: &x, sums: &sums, y: &mut y, block });
+            on(SmallBatch { words, row_words, x: &x, sums: &sums, y: &mut y, block });
             y
         };
-        let expected = run(&|few| few.with_simd(pulp::Scalar::new()));
+        let expected = run(&|product| product.with_simd(pulp::Scalar::new()));
         let size = expected.iter().fold(0.0_f32, |size, y| size.max(y.abs()));
         assert!(size.is_finite() && size > 0.0);
         let check = |name: &str, got: Vec<f32>| {
@@ -372,10 +372,10 @@ mod tests {
                 assert!((a - b).abs() <= 2e-5 * size, "{name}: {a} and {b}");
             }
         };
-        check("chosen at run time", run(&|few| Arch::new().dispatch(few)));
+        check("chosen at run time", run(&|product| Arch::new().dispatch(product)));
         #[cfg(target_arch = "x86_64")]
         if let Some(simd) = pulp::x86::V3::try_new() {
-            check("AVX2", run(&|few| pulp::Simd::vectorize(simd, few)));
+            check("AVX2", run(&|product| pulp::Simd::vectorize(simd, product)));
         }
     }
 

@@ -50,7 +50,7 @@ fn widened_values_are_the_tensor_librarys() {
 }
 
 #[test]
-fn products_of_few_and_many_rows_are_sums_of_widened_values() {
+fn products_of_small_and_large_batches_are_sums_of_widened_values() {
     for (format, dtype) in FORMATS {
         let (matrix, wide) = matrix(format, dtype, 70, 512);
         for n in [1, 2, 3, 4, 5, 6, 7, 8, 9, 40] {

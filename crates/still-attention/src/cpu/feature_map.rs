@@ -2,8 +2,8 @@
 
 use num_traits::Float;
 
-use super::query_rows::FEW;
-use super::weighted_sum::matmul_few;
+use super::query_rows::SMALL_BATCH;
+use super::weighted_sum::matmul_small_batch;
 use crate::config::FeatureMap;
 use still_compute::Real;
 use still_compute::matmul::{Mat, matmul};
@@ -37,8 +37,8 @@ pub(crate) fn map_into<T: Real>(
     let width = 2 * feature_dim;
     let rows = phi.len() / width;
     // f(x) lands in the left halves; the right halves follow from it.
-    if rows <= FEW && x.col_stride == 1 {
-        matmul_few((feature_dim, head_dim), phi, width, false, (x.data, x.row_stride), w);
+    if rows <= SMALL_BATCH && x.col_stride == 1 {
+        matmul_small_batch((feature_dim, head_dim), phi, width, false, (x.data, x.row_stride), w);
     } else {
         matmul((rows, feature_dim, head_dim), phi, width, false, x, Mat::rows(w, feature_dim));
     }

@@ -78,7 +78,7 @@ pub(crate) struct HeadInput<'a, T> {
 }
 
 /// Whether so many selection heads are too few to keep every thread busy.
-pub(crate) fn few(selection_heads: usize) -> bool {
+pub(crate) fn should_split_heads(selection_heads: usize) -> bool {
     let threads = rayon::current_num_threads();
     threads > 1 && selection_heads < 4 * threads
 }

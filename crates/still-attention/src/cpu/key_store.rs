@@ -1,4 +1,4 @@
-//! Keys of one head, stored for products with a few queries: tiles of 16 rows, transposed.
+//! Keys of one head, stored for products with a small batch of queries: tiles of 16 rows, transposed.
 //!
 //! A query's logits against a tile are then one vector register, and none is summed across.
 
@@ -188,8 +188,8 @@ impl<T: Real> KeyStore<T> {
         Some(scratch)
     }
 
-    /// Products of a few queries with rows `range`: `q` `[n, width]`, into the first values of each row of `out`, rows of
-    /// `stride`.
+    /// Products of a small batch of queries with rows `range`: `q` `[n, width]`, into the first values of each row of
+    /// `out`, rows of `stride`.
     #[inline(never)]
     pub fn dots(&self, range: Range<usize>, q: &[T], out: &mut [T], stride: usize) {
         if range.is_empty() {
@@ -204,10 +204,10 @@ impl<T: Real> KeyStore<T> {
                     let queries = (rest.len() / self.width).min(4);
                     let (now, later) = rest.split_at(queries * self.width);
                     match queries {
-                        4 => self.few_dots::<_, 4>(v, range.clone(), now, out, stride),
-                        3 => self.few_dots::<_, 3>(v, range.clone(), now, out, stride),
-                        2 => self.few_dots::<_, 2>(v, range.clone(), now, out, stride),
-                        _ => self.few_dots::<_, 1>(v, range.clone(), now, out, stride),
+                        4 => self.small_batch_dots::<_, 4>(v, range.clone(), now, out, stride),
+                        3 => self.small_batch_dots::<_, 3>(v, range.clone(), now, out, stride),
+                        2 => self.small_batch_dots::<_, 2>(v, range.clone(), now, out, stride),
+                        _ => self.small_batch_dots::<_, 1>(v, range.clone(), now, out, stride),
                     }
                     rest = later;
                     if !rest.is_empty() {
@@ -219,7 +219,7 @@ impl<T: Real> KeyStore<T> {
     }
 
     #[inline(always)]
-    fn few_dots<C: Cell<T>, const N: usize>(
+    fn small_batch_dots<C: Cell<T>, const N: usize>(
         &self,
         values: &[C],
         range: Range<usize>,

@@ -8,7 +8,7 @@ use super::forward::HeadInput;
 use super::key_store::{KeyStore, TILE};
 use super::paired_keys::{PairUnit, PairedKeys, Softmax};
 use super::rows::RowStore;
-use super::weighted_sum::matmul_few;
+use super::weighted_sum::matmul_small_batch;
 use crate::config::Router;
 use crate::router;
 use still_compute::Real;
@@ -29,28 +29,28 @@ pub(crate) struct Segment {
 /// Some of the keys that a segment's queries see, with their values.
 #[derive(Clone, Debug)]
 pub(crate) enum Part<'a, T> {
-    /// As they are stored, for few queries: a product then reads no more than the store has.
+    /// As they are stored, for a small batch of queries: a product then reads no more than the store has.
     Stored { k: &'a KeyStore<T>, v: &'a RowStore<T>, rows: Range<usize> },
-    /// Widened to the kernel's type, for many: `Kᵀ` `[D, n]` and `V` `[n, D]`.
+    /// Upcast to the kernel's type, for many: `Kᵀ` `[D, n]` and `V` `[n, D]`.
     Wide { k: &'a [T], v: &'a [T] },
 }
 
 /// Query rows up to which keys are best read as they are stored.
-pub(crate) const FEW: usize = 8;
+pub(crate) const SMALL_BATCH: usize = 8;
 
 /// Salient keys that are attended to at a time: their logits and the keys and values themselves stay in a core's own cache,
 /// however many there are.
 const BLOCK: usize = 256;
 
 impl<'a, T: Real> Part<'a, T> {
-    /// `rows` of a pair of stores, widened into `scratch` if there are many queries.
+    /// `rows` of a pair of stores, upcast into `scratch` if there are many queries.
     pub fn new(
         (k, v): (&'a KeyStore<T>, &'a RowStore<T>),
         rows: Range<usize>,
         queries: usize,
         (wide_k, wide_v): (&'a mut Vec<T>, &'a mut Vec<T>),
     ) -> Self {
-        if queries <= FEW {
+        if queries <= SMALL_BATCH {
             Self::Stored { k, v, rows }
         } else {
             Self::Wide { k: k.transposed(rows.clone(), wide_k), v: v.read(rows, wide_v) }
@@ -115,7 +115,7 @@ impl<'a, T: Real> Part<'a, T> {
 pub(crate) enum Salient<'a, T> {
     Part {
         part: Part<'a, T>,
-        /// Whether queries are rounded to bf16 as the keys are: then every CPU, few queries or many, multiplies the same.
+        /// Whether queries are rounded to bf16 as the keys are: then every CPU, however many the queries, multiplies the same.
         rounded: bool,
     },
     /// bf16 keys of many f32 queries, where the CPU multiplies such pairs.
@@ -131,7 +131,7 @@ impl<'a, T: Real> Salient<'a, T> {
         (paired_k, wide_k, wide_v): (&'a mut Vec<[u32; TILE]>, &'a mut Vec<T>, &'a mut Vec<T>),
     ) -> Self {
         let head_dim = k.width();
-        let pairs = queries > FEW && k.is_bf16() && T::as_f32s(&[]).is_some();
+        let pairs = queries > SMALL_BATCH && k.is_bf16() && T::as_f32s(&[]).is_some();
         let Some(unit) = PairUnit::find().filter(|_| pairs) else {
             let part = Part::new((k, v), 0..rows, queries, (wide_k, wide_v));
             return Self::Part { part, rounded: k.is_bf16() };
@@ -277,8 +277,8 @@ pub(crate) fn query_rows<T: Real>(
             map_into(maps.map, input.q[head].mat(start), maps.q[head], maps.feature_dim, phi);
         }
         let linear = take(&mut buffers.linear, rows * d);
-        if rows <= FEW {
-            matmul_few((d, features), linear, d, false, (phi, features), s);
+        if rows <= SMALL_BATCH {
+            matmul_small_batch((d, features), linear, d, false, (phi, features), s);
         } else {
             let phi = Mat::rows(phi, features);
             matmul((rows, d, features), linear, d, false, phi, Mat::rows(s, d));

@@ -6,8 +6,8 @@
 
 use super::forward::HeadInput;
 use super::head_state::{HeadState, Routing};
-use super::query_rows::{FEW, take};
-use super::weighted_sum::matmul_few;
+use super::query_rows::{SMALL_BATCH, take};
+use super::weighted_sum::matmul_small_batch;
 use crate::router;
 use still_compute::Real;
 use still_compute::matmul::{Mat, matmul};
@@ -251,7 +251,7 @@ impl<T: Real> HeadState<T> {
         z.resize(features, T::zero());
         let phi = take(phi, rows * features);
         input.features.of_keys_into(k, head_dim, phi);
-        if rows > FEW {
+        if rows > SMALL_BATCH {
             let phi = Mat::rows(phi, features).t();
             matmul((features, head_dim, rows), s, head_dim, true, phi, Mat::rows(v, head_dim));
         }
@@ -259,14 +259,14 @@ impl<T: Real> HeadState<T> {
             #[inline(always)]
             || {
                 phi.chunks_exact(features).for_each(|phi| vector::axpy(z, T::one(), phi));
-                if rows <= FEW {
+                if rows <= SMALL_BATCH {
                     let transposed = take(transposed, features * rows);
                     for (row, phi) in phi.chunks_exact(features).enumerate() {
                         for (to, &x) in transposed.iter_mut().skip(row).step_by(rows).zip(phi) {
                             *to = x;
                         }
                     }
-                    matmul_few((head_dim, rows), s, head_dim, true, (transposed, rows), v);
+                    matmul_small_batch((head_dim, rows), s, head_dim, true, (transposed, rows), v);
                 }
             },
         );

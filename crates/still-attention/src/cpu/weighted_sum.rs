@@ -1,4 +1,4 @@
-//! Weighted sums of rows: the product of a few rows with a matrix that is read as it lies, without packing it first.
+//! Weighted sums of rows: the product of a small batch with a matrix that is read as it lies, without packing it first.
 
 use std::ops::Range;
 
@@ -41,10 +41,10 @@ pub(crate) fn add_weighted<T: Real, C: Cell<T>>(
                 let count = (rows - row).min(4);
                 let (weights, out) = (&weights[row * stride..], &mut out[row * out_stride..]);
                 match count {
-                    4 => add_few::<T, C, 4>(&summed, weights, stride, out, out_stride),
-                    3 => add_few::<T, C, 3>(&summed, weights, stride, out, out_stride),
-                    2 => add_few::<T, C, 2>(&summed, weights, stride, out, out_stride),
-                    _ => add_few::<T, C, 1>(&summed, weights, stride, out, out_stride),
+                    4 => add_small_batch::<T, C, 4>(&summed, weights, stride, out, out_stride),
+                    3 => add_small_batch::<T, C, 3>(&summed, weights, stride, out, out_stride),
+                    2 => add_small_batch::<T, C, 2>(&summed, weights, stride, out, out_stride),
+                    _ => add_small_batch::<T, C, 1>(&summed, weights, stride, out, out_stride),
                 }
                 row += count;
             }
@@ -53,7 +53,7 @@ pub(crate) fn add_weighted<T: Real, C: Cell<T>>(
 }
 
 #[inline(always)]
-fn add_few<T: Real, C: Cell<T>, const N: usize>(
+fn add_small_batch<T: Real, C: Cell<T>, const N: usize>(
     summed: &Summed<'_, T, C>,
     weights: &[T],
     stride: usize,
@@ -119,9 +119,9 @@ fn add_columns<T: Real, C: Cell<T>, const N: usize, const COLUMNS: usize>(
     }
 }
 
-/// `C = A B` or, with `accumulate`, `C += A B`: `A` has few rows, of `a_stride` values; `B` is `k × n` and contiguous; `C`
+/// `C = A B` or, with `accumulate`, `C += A B`: `A` is a small batch of rows, of `a_stride` values; `B` is `k × n` and contiguous; `C`
 /// has rows of `c_stride`.
-pub(crate) fn matmul_few<T: Real>(
+pub(crate) fn matmul_small_batch<T: Real>(
     (n, k): (usize, usize),
     c: &mut [T],
     c_stride: usize,

@@ -1,7 +1,8 @@
 //! The differentiable op.
 //!
-//! candle's ops take three tensors, the operator has six. So that none need be packed and unpacked, two [`Three`] stand for
-//! them in the graph, each a tensor of one value; the backward pass of [`Attention`] leaves there what theirs hand on.
+//! candle's ops take three tensors, the operator has six. So that none need be packed and unpacked, two [`OperandGroup`]
+//! stand for them in the graph, each a tensor of one value; the backward pass of [`Attention`] leaves there what theirs
+//! hand on.
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -69,7 +70,7 @@ pub(super) fn hybrid_attention(
     let rows_train = [&q, &k, &v].iter().any(|tensor| tensor.track_op());
     let maps_train = [&map_q, &map_k, third].iter().any(|tensor| tensor.track_op());
     let out = if rows_train || maps_train {
-        let (rows, maps) = (Gradients3::default(), Gradients3::default());
+        let (rows, maps) = (GroupGradients::default(), GroupGradients::default());
         let op = Attention {
             device,
             operands,
@@ -77,8 +78,8 @@ pub(super) fn hybrid_attention(
             rows: rows.clone(),
             maps: maps.clone(),
         };
-        let rows = q.apply_op3(&k, &v, Three(rows))?;
-        let maps = map_q.apply_op3(&map_k, third, Three(maps))?;
+        let rows = q.apply_op3(&k, &v, OperandGroup(rows))?;
+        let maps = map_q.apply_op3(&map_k, third, OperandGroup(maps))?;
         rows.apply_op2(&maps, op)?
     } else {
         forward_by_token(&device, &operands, false, None)?.0
@@ -112,13 +113,13 @@ fn decide(
     DeviceRouting::given(device, shape, query_and_key, config, &selection)
 }
 
-/// Gradients on their way to the three tensors that a [`Three`] stands for.
-type Gradients3 = Arc<Mutex<[Option<Tensor>; 3]>>;
+/// Gradients on their way to the three tensors that an [`OperandGroup`] stands for.
+type GroupGradients = Arc<Mutex<[Option<Tensor>; 3]>>;
 
 /// `(three tensors) → [1]`, a value that means nothing.
-struct Three(Gradients3);
+struct OperandGroup(GroupGradients);
 
-impl CustomOp3 for Three {
+impl CustomOp3 for OperandGroup {
     fn name(&self) -> &'static str {
         OP
     }
@@ -171,8 +172,8 @@ struct Attention {
     device: CudaDevice,
     operands: Operands,
     saved: OnceLock<Saved>,
-    rows: Gradients3,
-    maps: Gradients3,
+    rows: GroupGradients,
+    maps: GroupGradients,
 }
 
 impl CustomOp2 for Attention {
@@ -214,7 +215,7 @@ impl CustomOp2 for Attention {
             bail!("{OP}: the backward pass follows the forward pass")
         };
         let to = backward(&self.device, &self.operands, saved, out, d_out)?;
-        let hand = |place: &Gradients3, gradients| {
+        let hand = |place: &GroupGradients, gradients| {
             *place.lock().unwrap_or_else(PoisonError::into_inner) = gradients;
         };
         hand(&self.rows, [Some(to.q), Some(to.k), Some(to.v)]);

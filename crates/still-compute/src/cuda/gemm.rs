@@ -160,12 +160,12 @@ impl Factor {
             [stride, row, column] => (stride, row, column),
             _ => (0, 0, 0),
         };
-        let (plain, turned) =
+        let (plain, transposed) =
             (sys::cublasOperation_t::CUBLAS_OP_N, sys::cublasOperation_t::CUBLAS_OP_T);
         let (tensor, operation, leading, stride) = if column == 1 && row >= columns {
             (tensor, plain, row, stride)
         } else if row == 1 && column >= rows {
-            (tensor, turned, column, stride)
+            (tensor, transposed, column, stride)
         } else {
             (tensor.force_contiguous()?, plain, columns, rows * columns)
         };

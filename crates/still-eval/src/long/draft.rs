@@ -51,8 +51,8 @@ impl Generative for LongItem {
     }
 }
 
-/// Where the items of one task are made.
-pub(super) struct Desk<'a> {
+/// Builds the items of one task.
+pub(super) struct ItemBuilder<'a> {
     pub task: &'static str,
     pub new_tokens: usize,
     pub options: LongOptions,
@@ -60,7 +60,7 @@ pub(super) struct Desk<'a> {
     chat: Option<&'a ChatTemplate>,
 }
 
-impl<'a> Desk<'a> {
+impl<'a> ItemBuilder<'a> {
     pub fn new(
         task: &'static str,
         new_tokens: usize,

@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
-use super::draft::{Desk, Draft, LongItem};
+use super::draft::{Draft, ItemBuilder, LongItem};
 use super::fit::{Fit, fit};
 use crate::error::{EvalError, Result};
 use crate::task::{Item, Question};
@@ -32,7 +32,7 @@ pub(super) trait Family: Sync {
     fn draft(&self, index: usize, units: usize, rng: ChaCha8Rng) -> Draft;
 }
 
-impl Desk<'_> {
+impl ItemBuilder<'_> {
     /// As many items as were asked for, each as long as fits. Of data, those that are too long without any hay are left out.
     pub fn items(&self, family: &dyn Family) -> Result<Vec<Item>> {
         let (wanted, available) = (self.options.items, family.available().unwrap_or(usize::MAX));

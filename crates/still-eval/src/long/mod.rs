@@ -26,7 +26,7 @@ use still_model::Tokenizer;
 
 use crate::error::{EvalError, Result};
 use crate::task::{Metric, Task};
-use draft::Desk;
+use draft::ItemBuilder;
 use niah::Niah;
 use text::Text;
 
@@ -191,33 +191,33 @@ impl LongTask {
         options: LongOptions,
     ) -> Result<Task> {
         let name = self.name();
-        let desk = Desk::new(name, self.new_tokens(), tokenizer, options)?;
+        let builder = ItemBuilder::new(name, self.new_tokens(), tokenizer, options)?;
         let text = || Text::read(given(name, "a plain text to hide things in", &files.text)?);
         let essay = |make: fn(Text) -> Niah| Ok::<_, EvalError>(make(text()?));
         let items = match self {
-            Self::NiahSingle1 => desk.items(&Niah::single_1()),
-            Self::NiahSingle2 => desk.items(&essay(Niah::single_2)?),
-            Self::NiahSingle3 => desk.items(&essay(Niah::single_3)?),
-            Self::NiahMultikey1 => desk.items(&essay(Niah::multikey_1)?),
-            Self::NiahMultikey2 => desk.items(&Niah::multikey_2()),
-            Self::NiahMultikey3 => desk.items(&Niah::multikey_3()),
-            Self::NiahMultivalue => desk.items(&essay(Niah::multivalue)?),
-            Self::NiahMultiquery => desk.items(&essay(Niah::multiquery)?),
-            Self::Vt => desk.items(&vt::VariableTracking::new(tokenizer)?),
-            Self::Cwe => desk.items(&cwe::CommonWords::new(options.length)),
-            Self::Fwe => desk.items(&fwe::FrequentWords::new(options.length)),
+            Self::NiahSingle1 => builder.items(&Niah::single_1()),
+            Self::NiahSingle2 => builder.items(&essay(Niah::single_2)?),
+            Self::NiahSingle3 => builder.items(&essay(Niah::single_3)?),
+            Self::NiahMultikey1 => builder.items(&essay(Niah::multikey_1)?),
+            Self::NiahMultikey2 => builder.items(&Niah::multikey_2()),
+            Self::NiahMultikey3 => builder.items(&Niah::multikey_3()),
+            Self::NiahMultivalue => builder.items(&essay(Niah::multivalue)?),
+            Self::NiahMultiquery => builder.items(&essay(Niah::multiquery)?),
+            Self::Vt => builder.items(&vt::VariableTracking::new(tokenizer)?),
+            Self::Cwe => builder.items(&cwe::CommonWords::new(options.length)),
+            Self::Fwe => builder.items(&fwe::FrequentWords::new(options.length)),
             Self::Qa1 => {
                 let path = given(name, "questions in SQuAD's JSON format", &files.squad)?;
-                desk.items(&qa::Questions::squad(path)?)
+                builder.items(&qa::Questions::squad(path)?)
             }
             Self::Qa2 => {
                 let what = "HotpotQA's hotpot_dev_distractor_v1.json";
-                desk.items(&qa::Questions::hotpotqa(given(name, what, &files.hotpotqa)?)?)
+                builder.items(&qa::Questions::hotpotqa(given(name, what, &files.hotpotqa)?)?)
             }
             Self::BabiLong(number) => {
                 let what = "the directory of bAbI's test files (qa1_test.txt, …)";
                 let facts = given(name, what, &files.babi)?.join(format!("qa{number}_test.txt"));
-                desk.items(&babilong::BabiLong::new(number, &facts, text()?, tokenizer)?)
+                builder.items(&babilong::BabiLong::new(number, &facts, text()?, tokenizer)?)
             }
             Self::Passkey => pass_keys::items(tokenizer, options),
             Self::RepeatedText => repeated::items(vocab_size, options),

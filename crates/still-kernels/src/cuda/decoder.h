@@ -21,7 +21,7 @@ int still_rms_norm_backward(int32_t dtype, int64_t rows, int32_t width, const vo
                             const void* d_y, const void* add, void* d_x, StillStream stream);
 
 // Half rotation of `from` [B, H, N, D] into `to`: channel i with i + D/2, by cos and sin f32 [runs, N, D/2], of one run for
-// all sequences or of one each; `sign` -1 turns back.
+// all sequences or of one each; `sign` -1 rotates back.
 typedef struct {
   int32_t batch, heads, tokens, head_dim, runs;
   int32_t dtype;
@@ -46,11 +46,11 @@ typedef struct {
 } StillVocabularyLoss;
 int still_vocabulary_loss(const StillVocabularyLoss* args, StillStream stream);
 
-// Products of a few rows, 1 to STILL_FEW_ROWS, with `count` matrices of equal width, at most STILL_FACTORS:
+// Products of a small batch, 1 to STILL_SMALL_BATCH_ROWS, with `count` matrices of equal width, at most STILL_FACTORS:
 //   to = n(x) weight^T + update_scale * low update^T + bias + add
 // where n(x) is x, or x / sqrt(mean(x^2) + eps) * norm. Gated, with two matrices: silu(first) * second into the first's `to`,
 // without their updates. What there is not is null; `inner` is a multiple of 8.
-#define STILL_FEW_ROWS 3
+#define STILL_SMALL_BATCH_ROWS 3
 #define STILL_FACTORS 4
 typedef struct {
   int32_t dtype, weight_dtype, to_dtype;  // the last two: dtype, or STILL_F32
@@ -58,7 +58,7 @@ typedef struct {
   float eps;
   const void* x;     // [rows, inner]
   const void* norm;  // [inner] of dtype
-} StillFewProducts;
+} StillSmallBatchProducts;
 typedef struct {
   int32_t out, rank;
   float update_scale;
@@ -68,7 +68,7 @@ typedef struct {
   const float *update, *low;  // [out, rank], [rows, rank]
   void* to;                   // [rows, out] of to_dtype
 } StillFactor;
-int still_few_products(const StillFewProducts* args, const StillFactor* factors, StillStream stream);
+int still_small_batch_products(const StillSmallBatchProducts* args, const StillFactor* factors, StillStream stream);
 
 #ifdef __cplusplus
 }

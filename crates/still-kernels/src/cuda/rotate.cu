@@ -7,7 +7,7 @@ namespace still {
 
 constexpr int ROTATE_THREADS = 256;
 
-// A thread turns one pack of a head's lower half with its counterpart in the upper half.
+// A thread rotates one pack of a head's lower half with its counterpart in the upper half.
 template <class T>
 __global__ void rotate(StillRotation shape, Rows<T> from, Rows<T> to, const float* cos, const float* sin) {
   constexpr int PACK = Pack<T>::COUNT;

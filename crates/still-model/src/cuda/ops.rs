@@ -4,7 +4,8 @@ use candle_core::{DType, Result, Tensor, bail};
 use still_compute::cuda::{kind, queue};
 use still_kernels::Rows;
 use still_kernels::decoder::{
-    Rotation as Turn, still_rms_norm_backward, still_rotate, still_swiglu, still_swiglu_backward,
+    Rotation as RotationArgs, still_rms_norm_backward, still_rotate, still_swiglu,
+    still_swiglu_backward,
 };
 
 use crate::decoder::Rotation;
@@ -86,11 +87,11 @@ pub(crate) fn rms_norm_backward(
     Ok(dx)
 }
 
-/// Heads `[B, H, N, D]`, whose channels are adjacent, rotated or turned back; a view of rows `[B, N, H, D]`.
+/// Heads `[B, H, N, D]`, whose channels are adjacent, rotated or rotated back; a view of rows `[B, N, H, D]`.
 pub(crate) fn rotate(heads: &Tensor, rotation: &Rotation, back: bool) -> Result<Tensor> {
     let (batch, count, tokens, head_dim) = heads.dims4()?;
     let (cos, sin) = rotation.tensors(heads.device(), DType::F32)?;
-    let turn = Turn {
+    let args = RotationArgs {
         batch: batch as i32,
         heads: count as i32,
         tokens: tokens as i32,
@@ -103,14 +104,14 @@ pub(crate) fn rotate(heads: &Tensor, rotation: &Rotation, back: bool) -> Result<
     let &[sequence, head, token, _] = heads.stride() else { bail!("rotate: not heads") };
     let [sequence, head, token] = [sequence, head, token].map(|stride| stride as i64);
     let outputs = [((batch, tokens, count, head_dim).into(), heads.dtype())];
-    let [turned] =
+    let [rotated] =
         queue("still_rotate", [&heads, &cos, &sin], outputs, |[data, cos, sin], [to], stream| {
             let from = Rows { data, batch: sequence, head, token };
             let d = head_dim as i64;
             let token = count as i64 * d;
             let to = Rows { data: to, batch: tokens as i64 * token, head: d, token };
-            // SAFETY: rows and angles are as many as `turn` says.
-            unsafe { still_rotate(&raw const turn, from, to, cos.cast(), sin.cast(), stream) }
+            // SAFETY: rows and angles are as many as `args` says.
+            unsafe { still_rotate(&raw const args, from, to, cos.cast(), sin.cast(), stream) }
         })?;
-    turned.transpose(1, 2)
+    rotated.transpose(1, 2)
 }

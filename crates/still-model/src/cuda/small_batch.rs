@@ -9,7 +9,7 @@ use crate::decoder::{LayerOps, Norm, Projected, Projection};
 use crate::error::{ModelError, Result};
 use crate::model::Model;
 
-/// Whether so many sequences are few for this model: its widths fit the kernel, and nothing is in its layers that is not here.
+/// Whether so many sequences are a small batch for this model: its widths fit the kernel, and nothing is in its layers that is not here.
 pub(super) fn fits(model: &Model, batch: usize) -> bool {
     let config = model.config();
     let heads = config.num_attention_heads * config.head_dim;

@@ -1,15 +1,17 @@
-//! Products of a step's few rows: one kernel for several matrices, with the norm before them and what is added after.
+//! Products of a small batch's rows: one kernel for several matrices, with the norm before them and what is added after.
 
 use std::ptr::null;
 
 use candle_core::{DType, Result, Tensor, bail};
 use still_compute::cuda::{kind, queue_any};
-use still_kernels::decoder::{FACTORS, FEW_ROWS, Factor as Place, FewProducts, still_few_products};
+use still_kernels::decoder::{
+    FACTORS, Factor as Place, SMALL_BATCH_ROWS, SmallBatchProducts, still_small_batch_products,
+};
 
 use crate::decoder::Lora;
 
-/// Rows that are few.
-pub(super) const MOST: usize = FEW_ROWS;
+/// Rows of a small batch.
+pub(super) const MOST: usize = SMALL_BATCH_ROWS;
 
 /// What widths are multiples of.
 pub(super) const UNIT: usize = 8;
@@ -44,7 +46,7 @@ impl Normed<'_> {
     /// The products with `factors`, each `[rows, out]` of `dtype`, which is that of `x` or f32.
     ///
     /// # Errors
-    /// Shapes or dtypes that have no kernel; more rows or factors than are few.
+    /// Shapes or dtypes that have no kernel; more rows or factors than a kernel takes.
     pub fn products(self, factors: &[Factor<'_>], dtype: DType) -> Result<Vec<Tensor>> {
         self.run(factors, dtype, false)
     }
@@ -55,7 +57,7 @@ impl Normed<'_> {
     /// As [`Normed::products`].
     pub fn gated(self, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
         if gate.dims() != up.dims() {
-            bail!("few products: gate {:?} and up {:?} differ", gate.dims(), up.dims())
+            bail!("small-batch products: gate {:?} and up {:?} differ", gate.dims(), up.dims())
         }
         let mut made = self.run(&[Factor::new(gate), Factor::new(up)], self.x.dtype(), true)?;
         Ok(made.remove(0))
@@ -64,10 +66,10 @@ impl Normed<'_> {
     fn run(self, factors: &[Factor<'_>], dtype: DType, gated: bool) -> Result<Vec<Tensor>> {
         let (rows, inner) = self.x.dims2()?;
         let Some(weight_dtype) = factors.first().map(|factor| factor.weight.dtype()) else {
-            bail!("few products: of no matrix")
+            bail!("small-batch products: of no matrix")
         };
         if rows > MOST || factors.len() > FACTORS || !inner.is_multiple_of(UNIT) {
-            bail!("few products: {rows} rows of {inner} values, {} matrices", factors.len())
+            bail!("small-batch products: {rows} rows of {inner} values, {} matrices", factors.len())
         }
         let mut inputs = Vec::new();
         // Where among the inputs a tensor is, once it is known to be what the kernel takes it for.
@@ -76,14 +78,14 @@ impl Normed<'_> {
             let count: usize = shape.iter().product();
             if tensor.elem_count() != count || tensor.dtype() != dtype {
                 let (dims, got) = (tensor.dims(), tensor.dtype());
-                bail!("few products: expected {shape:?} {dtype:?}, got {dims:?} {got:?}")
+                bail!("small-batch products: expected {shape:?} {dtype:?}, got {dims:?} {got:?}")
             }
             inputs.push(tensor.detach().contiguous()?);
             Ok(Some(inputs.len() - 1))
         };
-        let own = self.x.dtype();
-        let x = place(Some(self.x), &[rows, inner], own)?;
-        let norm = place(self.norm.map(|(weight, _)| weight), &[inner], own)?;
+        let row_dtype = self.x.dtype();
+        let x = place(Some(self.x), &[rows, inner], row_dtype)?;
+        let norm = place(self.norm.map(|(weight, _)| weight), &[inner], row_dtype)?;
         let mut places = Vec::with_capacity(factors.len());
         let mut outputs = Vec::with_capacity(factors.len());
         for Factor { weight, bias, add, update } in factors {
@@ -93,8 +95,8 @@ impl Normed<'_> {
                 [out, rank],
                 [
                     place(Some(weight), &[out, inner], weight_dtype)?,
-                    place(*bias, &[out], own)?,
-                    place(*add, &[rows, out], own)?,
+                    place(*bias, &[out], row_dtype)?,
+                    place(*add, &[rows, out], row_dtype)?,
                     place(update.as_ref().map(|(lora, _)| &lora.b), &[out, rank], DType::F32)?,
                     place(update.as_ref().map(|(_, low)| low), &[rows, rank], DType::F32)?,
                 ],
@@ -105,11 +107,11 @@ impl Normed<'_> {
             outputs.truncate(1);
         }
         let (kind_of_x, kind_of_weights, kind_of_outputs) =
-            (kind(own)?, kind(weight_dtype)?, kind(dtype)?);
+            (kind(row_dtype)?, kind(weight_dtype)?, kind(dtype)?);
         let inputs: Vec<&Tensor> = inputs.iter().collect();
-        queue_any("still_few_products", &inputs, outputs, |from, to, stream| {
+        queue_any("still_small_batch_products", &inputs, outputs, |from, to, stream| {
             let at = |place: Option<usize>| place.map_or(null(), |place| from[place].cast_const());
-            let args = FewProducts {
+            let args = SmallBatchProducts {
                 dtype: kind_of_x,
                 weight_dtype: kind_of_weights,
                 to_dtype: kind_of_outputs,
@@ -139,7 +141,7 @@ impl Normed<'_> {
                 .collect();
             // SAFETY: every tensor is contiguous and as large as decoder.h says, which `place` has seen to; a gated product
             // writes to the first alone.
-            unsafe { still_few_products(&raw const args, factors.as_ptr(), stream) }
+            unsafe { still_small_batch_products(&raw const args, factors.as_ptr(), stream) }
         })
     }
 }

@@ -95,12 +95,12 @@ impl StepGraph {
     pub fn launch(&mut self, ids: &[u32], positions: &[usize]) -> Result<()> {
         let device = self.decoder.device();
         let Inputs { ids: to_ids, positions: to_positions, rotation } = &self.inputs;
-        let turned = self.decoder.rotation_at(positions, 1)?;
+        let here = self.decoder.rotation_at(positions, 1)?;
         let positions: Vec<u32> = positions.iter().map(|&position| position as u32).collect();
         to_ids.slice_set(&Tensor::from_slice(ids, ids.len(), device)?, 0, 0)?;
         to_positions.slice_set(&Tensor::from_vec(positions, ids.len(), device)?, 0, 0)?;
         let angles = |of: &Rotation| of.tensors(device, DType::F32);
-        let (to, from) = (angles(rotation)?, angles(&turned)?);
+        let (to, from) = (angles(rotation)?, angles(&here)?);
         to.0.slice_set(&from.0, 0, 0)?;
         to.1.slice_set(&from.1, 0, 0)?;
         Ok(self.graph.launch()?)

@@ -275,10 +275,14 @@ impl Decoder {
             .collect()
     }
 
-    /// Turns `rotation` to one token at each of `positions`, one a sequence.
-    pub(crate) fn turn(&self, rotation: &mut Rotation, positions: impl Iterator<Item = usize>) {
+    /// Sets `rotation` to one token at each of `positions`, one a sequence.
+    pub(crate) fn set_positions(
+        &self,
+        rotation: &mut Rotation,
+        positions: impl Iterator<Item = usize>,
+    ) {
         let (head_dim, scale) = (self.config.head_dim, self.frequencies.scale);
-        rotation.turn_to(positions, &self.frequencies.inverse, (head_dim, scale));
+        rotation.set_positions(positions, &self.frequencies.inverse, (head_dim, scale));
     }
 
     /// The final norm of `[B, N, E]`.

@@ -6,7 +6,7 @@ use candle_core::{Device, Result, Tensor};
 use still_compute::Real;
 use still_compute::matmul::{Mat, par_matmul, par_matmul_new, par_small_batch};
 use still_compute::vector::{dot, vectorize};
-use still_quant::{FEW, LANES, PackedMatrix};
+use still_quant::{LANES, PackedMatrix, SMALL_BATCH};
 
 use super::ops::with_values;
 
@@ -179,7 +179,7 @@ impl Weight {
             Self::Dense(tensor) => with_values(tensor, |w| {
                 let inner = tensor.dims()[1];
                 let w = &w[rows.start * inner..rows.end * inner];
-                if x.len() <= FEW * inner {
+                if x.len() <= SMALL_BATCH * inner {
                     par_small_batch(w, inner, x, y);
                 } else {
                     let (n, out) = (x.len() / inner, rows.len());
@@ -249,7 +249,7 @@ impl Weight {
     pub(super) fn multiply<T: Real>(&self, x: &[T]) -> Result<Vec<T>> {
         let (out, inner) = self.dims2()?;
         let n = x.len() / inner;
-        if let (Self::Dense(tensor), true) = (self, n > FEW) {
+        if let (Self::Dense(tensor), true) = (self, n > SMALL_BATCH) {
             return with_values(tensor, |w| {
                 par_matmul_new((n, out, inner), Mat::rows(x, inner), Mat::rows(w, inner).t())
             });

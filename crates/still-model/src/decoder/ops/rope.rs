@@ -51,8 +51,8 @@ impl Rotation {
         })
     }
 
-    /// Turns to one token at each of `positions`, one run a sequence; `frequencies` are in radians per position, `[D/2]`.
-    pub(crate) fn turn_to(
+    /// Replaces the angles by those of one token at each of `positions`, one run a sequence; `frequencies` are in radians per position, `[D/2]`.
+    pub(crate) fn set_positions(
         &mut self,
         positions: impl Iterator<Item = usize>,
         frequencies: &[f64],

@@ -14,10 +14,10 @@ pub(in super::super) fn split_heads(
     let rows = match rotation {
         None => rows,
         Some(rotation) => {
-            let turned = rotate(&rows.detach().transpose(1, 2)?, rotation, false)?;
+            let rotated = rotate(&rows.detach().transpose(1, 2)?, rotation, false)?;
             let rotation = rotation.clone();
-            // The transpose of a rotation is its way back.
-            composed::of_one(&rows, turned.transpose(1, 2)?, move |_, dy| {
+            // The gradient of a rotation is its transpose, the rotation back.
+            composed::of_one(&rows, rotated.transpose(1, 2)?, move |_, dy| {
                 rotate(&dy.transpose(1, 2)?, &rotation, true)?.transpose(1, 2)
             })?
         }
@@ -25,7 +25,7 @@ pub(in super::super) fn split_heads(
     rows.transpose(1, 2)
 }
 
-/// Heads `[B, H, N, D]`, rotated or turned back: a view of rows `[B, N, H, D]`.
+/// Heads `[B, H, N, D]`, rotated or rotated back: a view of rows `[B, N, H, D]`.
 pub(in crate::decoder) fn rotate(
     heads: &Tensor,
     rotation: &Rotation,

@@ -8,7 +8,7 @@
 
 namespace still {
 
-constexpr int FEW_WARPS = 8, COLUMNS = 8;
+constexpr int WARPS = 8, COLUMNS = 8;
 
 struct Eight {
   float value[COLUMNS];
@@ -49,37 +49,37 @@ __device__ __forceinline__ float warp_sum(float x) {
   return x;
 }
 
-struct Few {
-  StillFewProducts all;
+struct Products {
+  StillSmallBatchProducts all;
   StillFactor factor[STILL_FACTORS];
 };
 
 // Rows of one matrix that a warp takes of `R`: where the activation is gated, every other one is of the second matrix.
 template <int R>
-__host__ __device__ inline int rows_of_each(const StillFewProducts& all) {
+__host__ __device__ inline int rows_of_each(const StillSmallBatchProducts& all) {
   return all.gated ? R / 2 : R;
 }
 
 template <class X, class W, int N, int R>
-__global__ __launch_bounds__(FEW_WARPS * 32) void few_products(const __grid_constant__ Few few) {
-  const StillFewProducts& a = few.all;
+__global__ __launch_bounds__(WARPS * 32) void small_batch_products(const __grid_constant__ Products products) {
+  const StillSmallBatchProducts& a = products.all;
   const int lane = threadIdx.x % 32, each = rows_of_each<R>(a);
-  int group = blockIdx.x * FEW_WARPS + threadIdx.x / 32, which = 0;
+  int group = blockIdx.x * WARPS + threadIdx.x / 32, which = 0;
   const int matrices = a.gated ? 1 : a.count;
   for (; which < matrices; which++) {
-    const int groups = (few.factor[which].out + each - 1) / each;
+    const int groups = (products.factor[which].out + each - 1) / each;
     if (group < groups) break;
     group -= groups;
   }
   if (which == matrices) return;
-  const StillFactor& factor = few.factor[which];
+  const StillFactor& factor = products.factor[which];
   const int first = group * each, out = factor.out;
 
   const W* weight[R];
 #pragma unroll
   for (int r = 0; r < R; r++) {
     const int row = first + (a.gated ? r / 2 : r);  // past the last: read, not written
-    const void* from = a.gated && r % 2 ? few.factor[1].weight : factor.weight;
+    const void* from = a.gated && r % 2 ? products.factor[1].weight : factor.weight;
     weight[r] = static_cast<const W*>(from) + int64_t(row < out ? row : out - 1) * a.inner;
   }
   const X *x = static_cast<const X*>(a.x), *norm = static_cast<const X*>(a.norm);
@@ -139,28 +139,28 @@ __global__ __launch_bounds__(FEW_WARPS * 32) void few_products(const __grid_cons
 }
 
 template <class X, class W, int N, int R>
-int launch_few(const Few& few, StillStream stream) {
-  const int each = rows_of_each<R>(few.all), matrices = few.all.gated ? 1 : few.all.count;
+int launch_products(const Products& products, StillStream stream) {
+  const int each = rows_of_each<R>(products.all), matrices = products.all.gated ? 1 : products.all.count;
   int groups = 0;
-  for (int i = 0; i < matrices; i++) groups += (few.factor[i].out + each - 1) / each;
-  return launch(few_products<X, W, N, R>, dim3((groups + FEW_WARPS - 1) / FEW_WARPS), FEW_WARPS * 32, 0, stream, few);
+  for (int i = 0; i < matrices; i++) groups += (products.factor[i].out + each - 1) / each;
+  return launch(small_batch_products<X, W, N, R>, dim3((groups + WARPS - 1) / WARPS), WARPS * 32, 0, stream, products);
 }
 
 // Two rows a warp read x half as often, one leaves twice as many warps to wait for memory together.
 template <class X, class W, int N>
-int by_height(const Few& few, StillStream stream) {
+int by_height(const Products& products, StillStream stream) {
   int64_t height = 0;
-  for (int i = 0; i < few.all.count; i++) height += few.factor[i].out;
-  const int64_t low = N < STILL_FEW_ROWS ? 4096 : 2048;
-  return few.all.gated || height > low ? launch_few<X, W, N, 2>(few, stream) : launch_few<X, W, N, 1>(few, stream);
+  for (int i = 0; i < products.all.count; i++) height += products.factor[i].out;
+  const int64_t low = N < STILL_SMALL_BATCH_ROWS ? 4096 : 2048;
+  return products.all.gated || height > low ? launch_products<X, W, N, 2>(products, stream) : launch_products<X, W, N, 1>(products, stream);
 }
 
 template <class X, class W>
-int by_rows(const Few& few, StillStream stream) {
-  switch (few.all.rows) {
-    case 1: return by_height<X, W, 1>(few, stream);
-    case 2: return by_height<X, W, 2>(few, stream);
-    case 3: return by_height<X, W, 3>(few, stream);
+int by_rows(const Products& products, StillStream stream) {
+  switch (products.all.rows) {
+    case 1: return by_height<X, W, 1>(products, stream);
+    case 2: return by_height<X, W, 2>(products, stream);
+    case 3: return by_height<X, W, 3>(products, stream);
     default: return cudaErrorInvalidValue;
   }
 }
@@ -169,18 +169,18 @@ int by_rows(const Few& few, StillStream stream) {
 
 using namespace still;
 
-int still_few_products(const StillFewProducts* args, const StillFactor* factors, StillStream stream) {
-  const StillFewProducts& a = *args;
+int still_small_batch_products(const StillSmallBatchProducts* args, const StillFactor* factors, StillStream stream) {
+  const StillSmallBatchProducts& a = *args;
   if (a.inner <= 0 || a.inner % COLUMNS || a.count <= 0 || a.count > STILL_FACTORS) return cudaErrorInvalidValue;
   if (a.gated && (a.count != 2 || factors[0].out != factors[1].out)) return cudaErrorInvalidValue;
   if (a.to_dtype != STILL_F32 && a.to_dtype != a.dtype) return cudaErrorInvalidValue;
-  Few few = {a, {}};
+  Products products = {a, {}};
   for (int i = 0; i < a.count; i++) {
     if (factors[i].out <= 0 || (a.gated && factors[i].update)) return cudaErrorInvalidValue;
-    few.factor[i] = factors[i];
+    products.factor[i] = factors[i];
   }
-  if (a.dtype == STILL_F32 && a.weight_dtype == STILL_F32) return by_rows<float, float>(few, stream);
-  if (a.dtype == STILL_BF16 && a.weight_dtype == STILL_BF16) return by_rows<__nv_bfloat16, __nv_bfloat16>(few, stream);
-  if (a.dtype == STILL_BF16 && a.weight_dtype == STILL_F32) return by_rows<__nv_bfloat16, float>(few, stream);
+  if (a.dtype == STILL_F32 && a.weight_dtype == STILL_F32) return by_rows<float, float>(products, stream);
+  if (a.dtype == STILL_BF16 && a.weight_dtype == STILL_BF16) return by_rows<__nv_bfloat16, __nv_bfloat16>(products, stream);
+  if (a.dtype == STILL_BF16 && a.weight_dtype == STILL_F32) return by_rows<__nv_bfloat16, float>(products, stream);
   return cudaErrorInvalidValue;
 }
