@@ -5,6 +5,7 @@
 // ring of two stages of 64 tokens.
 #include "forward.cuh"
 #include "key_stream.cuh"
+#include "online_softmax.cuh"
 #include "wgmma.cuh"
 
 namespace still {
@@ -76,11 +77,7 @@ __global__ void __launch_bounds__(HEADS * 128, K::P == 1 && K::D != 96 ? 4 / HEA
     }
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      float top = -INFINITY;
-#pragma unroll
-      for (int n = 0; n < 8; n++) top = fmaxf(top, fmaxf(s[n][half * 2], s[n][half * 2 + 1]));
-      top = row_max(top);
-      const float raised = fmaxf(m[half], top * scale);
+      const float top = row_top(s, half), raised = fmaxf(m[half], top * scale);
       if (in.arg_max && raised > m[half]) {  // seldom; of the row's four lanes the one that found it keeps it
         arg_max[half] = 0;
 #pragma unroll
@@ -89,22 +86,9 @@ __global__ void __launch_bounds__(HEADS * 128, K::P == 1 && K::D != 96 ? 4 / HEA
           for (int e = 0; e < 2; e++)
             if (s[n][half * 2 + e] == top) arg_max[half] = i * CHUNK + n * 8 + lane % 4 * 2 + e;
       }
-      const float shrink = exp2_fast(m[half] - raised);
+      rescale(out, sum[half], half, exp2_fast(m[half] - raised));
       m[half] = raised;
-      sum[half] *= shrink;
-#pragma unroll
-      for (int n = 0; n < NT; n++) {
-        out[n][half * 2] *= shrink;
-        out[n][half * 2 + 1] *= shrink;
-      }
-#pragma unroll
-      for (int n = 0; n < 8; n++)
-#pragma unroll
-        for (int e = 0; e < 2; e++) {
-          float& x = s[n][half * 2 + e];
-          x = exp2_fast(x * scale - raised);
-          sum[half] += x;
-        }
+      add_weights(s, sum[half], half, [&](float x) { return exp2_fast(x * scale - raised); });
     }
     Left<P> p[4];
 #pragma unroll

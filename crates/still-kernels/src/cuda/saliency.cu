@@ -1,7 +1,7 @@
 // Self-Saliency Scores: one block a (sequence, KV head, chunk), a warp 16 queries, one query head after the other.
-//
-// sigma = r ln r + p ln(1 + p / eps), p = e^{s_tt - L}, r = e^{L' - L}: two sums over the window and the diagonal logit.
+// A score takes two sums over the window and the diagonal logit.
 #include "launch.cuh"
+#include "self_saliency.cuh"
 
 namespace still {
 
@@ -64,10 +64,7 @@ __global__ void __launch_bounds__(128) saliency(Rows<const typename K::T> q, Row
           float e = exp2f(s[n][half * 2 + i] - m);
           if (c == row + CHUNK) self += e; else rest += e;
         }
-      rest = row_sum(rest);
-      self = row_sum(self);
-      float all = rest + self, p = self / all, r = rest / all;
-      total[half] += (r > 0.f ? r * logf(r) : 0.f) + p * log1pf(p * 1e8f);
+      total[half] += self_saliency(row_sum(rest), row_sum(self));
     }
     __syncthreads();
   }
