@@ -199,7 +199,7 @@ fn write_tensors(
                     "gate_up_proj" => {
                         name.replace("model.layers", "blk").replace("mlp.gate_up_proj", "ffn_up")
                     }
-                    _ => names::to_gguf(&name).unwrap(),
+                    _ => names::to_gguf(config.architecture, &name).unwrap(),
                 };
             (stored, tensor)
         })

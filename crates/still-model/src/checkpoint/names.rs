@@ -1,5 +1,7 @@
 //! One two-way table between Hugging Face's tensor names and GGUF's.
 
+use crate::config::Architecture;
+
 /// `(Hugging Face, GGUF)` outside the layers.
 const GLOBAL: [(&str, &str); 3] = [
     ("model.embed_tokens.weight", "token_embd.weight"),
@@ -29,49 +31,48 @@ const LAYER: [(&str, &str); 18] = [
     ("mlp.down_proj.bias", "ffn_down.bias"),
 ];
 
-/// The same of families whose files hold several projections as one matrix, in place of those projections.
+/// Rows of files that hold several projections as one matrix, in place of those projections.
 const FUSED: [(&str, &str); 2] = [
     ("self_attn.qkv_proj.weight", "attn_qkv.weight"),
     ("mlp.gate_up_proj.weight", "ffn_up.weight"),
 ];
 
-/// [`to_gguf`] in a file whose projections are fused.
-pub(crate) fn to_fused_gguf(name: &str) -> Option<String> {
-    let fused = name.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.'));
-    let found = fused.and_then(|(layer, rest)| {
-        let (_, gguf) = FUSED.iter().find(|(hf, _)| *hf == rest)?;
-        Some(format!("blk.{layer}.{gguf}"))
-    });
-    found.or_else(|| to_gguf(name).filter(|stored| !stored.ends_with("ffn_up.weight")))
+/// Rows in which a family differs: they replace those of [`LAYER`] that share a name with them.
+fn family_rows(architecture: Architecture) -> &'static [(&'static str, &'static str)] {
+    match architecture.family().fused_projections {
+        true => &FUSED,
+        false => &[],
+    }
 }
 
-/// [`from_gguf`] in a file whose projections are fused.
-pub(crate) fn from_fused_gguf(name: &str) -> Option<String> {
-    let fused = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.'));
-    let found = fused.and_then(|(layer, rest)| {
-        let (hf, _) = FUSED.iter().find(|(_, gguf)| *gguf == rest)?;
-        Some(format!("model.layers.{layer}.{hf}"))
-    });
-    found.or_else(|| from_gguf(name))
+/// What a family's files may have inside a layer.
+fn layer_rows(
+    architecture: Architecture,
+) -> impl Iterator<Item = &'static (&'static str, &'static str)> {
+    let rows = family_rows(architecture);
+    let replaced = move |(hf, gguf): &(&str, &str)| {
+        rows.iter().any(|(other_hf, other_gguf)| hf == other_hf || gguf == other_gguf)
+    };
+    rows.iter().chain(LAYER.iter().filter(move |row| !replaced(row)))
 }
 
-/// GGUF's name of a Hugging Face tensor.
-pub fn to_gguf(name: &str) -> Option<String> {
+/// GGUF's name of a Hugging Face tensor, as the files of a family have it.
+pub fn to_gguf(architecture: Architecture, name: &str) -> Option<String> {
     if let Some((_, gguf)) = GLOBAL.iter().find(|(hf, _)| *hf == name) {
         return Some((*gguf).to_owned());
     }
     let (layer, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
-    let (_, gguf) = LAYER.iter().find(|(hf, _)| *hf == rest)?;
+    let (_, gguf) = layer_rows(architecture).find(|(hf, _)| *hf == rest)?;
     Some(format!("blk.{layer}.{gguf}"))
 }
 
-/// Hugging Face's name of a GGUF tensor.
-pub fn from_gguf(name: &str) -> Option<String> {
+/// Hugging Face's name of a GGUF tensor of a family's file.
+pub fn from_gguf(architecture: Architecture, name: &str) -> Option<String> {
     if let Some((hf, _)) = GLOBAL.iter().find(|(_, gguf)| *gguf == name) {
         return Some((*hf).to_owned());
     }
     let (layer, rest) = name.strip_prefix("blk.")?.split_once('.')?;
-    let (hf, _) = LAYER.iter().find(|(_, gguf)| *gguf == rest)?;
+    let (hf, _) = layer_rows(architecture).find(|(_, gguf)| *gguf == rest)?;
     Some(format!("model.layers.{layer}.{hf}"))
 }
 
@@ -81,16 +82,23 @@ mod tests {
 
     #[test]
     fn the_table_is_two_way() {
-        let layers = LAYER.iter().map(|(hf, _)| format!("model.layers.17.{hf}"));
-        for name in GLOBAL.iter().map(|(hf, _)| (*hf).to_owned()).chain(layers) {
-            assert_eq!(from_gguf(&to_gguf(&name).unwrap()).unwrap(), name);
+        for architecture in Architecture::ALL {
+            let layers = layer_rows(architecture).map(|(hf, _)| format!("model.layers.17.{hf}"));
+            for name in GLOBAL.iter().map(|(hf, _)| (*hf).to_owned()).chain(layers) {
+                let stored = to_gguf(architecture, &name).unwrap();
+                assert_eq!(from_gguf(architecture, &stored).unwrap(), name, "{architecture:?}");
+            }
+            assert_eq!(to_gguf(architecture, "model.layers.0.self_attn.rotary_emb.inv_freq"), None);
+            assert_eq!(from_gguf(architecture, "rope_freqs.weight"), None);
         }
-        for (hf, _) in FUSED {
-            let name = format!("model.layers.3.{hf}");
-            assert_eq!(from_fused_gguf(&to_fused_gguf(&name).unwrap()).unwrap(), name);
+        for (hf, gguf) in LAYER {
+            let stored = to_gguf(Architecture::Llama, &format!("model.layers.17.{hf}"));
+            assert_eq!(stored.unwrap(), format!("blk.17.{gguf}"));
         }
-        assert_eq!(to_fused_gguf("model.layers.3.mlp.up_proj.weight"), None);
-        assert_eq!(to_gguf("model.layers.0.self_attn.rotary_emb.inv_freq"), None);
-        assert_eq!(from_gguf("rope_freqs.weight"), None);
+        for (hf, gguf) in FUSED {
+            let stored = to_gguf(Architecture::Phi3, &format!("model.layers.3.{hf}"));
+            assert_eq!(stored.unwrap(), format!("blk.3.{gguf}"));
+        }
+        assert_eq!(to_gguf(Architecture::Phi3, "model.layers.3.mlp.up_proj.weight"), None);
     }
 }

@@ -50,18 +50,14 @@ pub(crate) fn shapes(config: &ModelConfig) -> BTreeMap<String, Vec<usize>> {
 
 /// [`shapes`] as files have them, under the names of llama.cpp: with projections that a family fuses as one matrix.
 pub(crate) fn gguf_shapes(config: &ModelConfig) -> BTreeMap<String, Vec<usize>> {
-    if !config.architecture.family().fused_projections {
-        let stored = |(name, shape): (String, Vec<usize>)| Some((names::to_gguf(&name)?, shape));
-        return shapes(config).into_iter().filter_map(stored).collect();
-    }
+    let fused = config.architecture.family().fused_projections.then(|| FusedRows::of(config));
     let mut all: BTreeMap<String, Vec<usize>> = BTreeMap::new();
     for (name, shape) in shapes(config) {
-        let whole = FusedRows::of(config).find(&name);
-        let (name, shape) = match whole {
+        let (name, shape) = match fused.as_ref().and_then(|fused| fused.find(&name)) {
             Some((whole, rows, _)) => (whole, vec![rows, shape[1]]),
             None => (name, shape),
         };
-        all.extend(names::to_fused_gguf(&name).map(|name| (name, shape)));
+        all.extend(names::to_gguf(config.architecture, &name).map(|name| (name, shape)));
     }
     all
 }

@@ -57,10 +57,7 @@ impl GgufLayout {
     /// The file's name of a tensor.
     fn stored_name(&self, name: &str) -> Option<String> {
         match self {
-            Self::LlamaCpp(config) if config.architecture.family().fused_projections => {
-                names::to_fused_gguf(name)
-            }
-            Self::LlamaCpp(_) => names::to_gguf(name),
+            Self::LlamaCpp(config) => names::to_gguf(config.architecture, name),
             Self::HuggingFace => Some(name.to_owned()),
         }
     }
@@ -68,10 +65,7 @@ impl GgufLayout {
     /// The tensor that has a name in the file.
     pub(super) fn name(&self, stored: &str) -> Option<String> {
         match self {
-            Self::LlamaCpp(config) if config.architecture.family().fused_projections => {
-                names::from_fused_gguf(stored)
-            }
-            Self::LlamaCpp(_) => names::from_gguf(stored),
+            Self::LlamaCpp(config) => names::from_gguf(config.architecture, stored),
             Self::HuggingFace => Some(stored.to_owned()),
         }
     }

@@ -333,11 +333,11 @@ fn configurations_in_hugging_faces_words() {
 #[test]
 fn names_and_hub_ids() {
     assert_eq!(
-        names::to_gguf("model.layers.3.mlp.up_proj.weight").as_deref(),
+        names::to_gguf(Architecture::Llama, "model.layers.3.mlp.up_proj.weight").as_deref(),
         Some("blk.3.ffn_up.weight")
     );
     assert_eq!(
-        names::from_gguf("blk.3.attn_q_norm.weight").as_deref(),
+        names::from_gguf(Architecture::Qwen3, "blk.3.attn_q_norm.weight").as_deref(),
         Some("model.layers.3.self_attn.q_norm.weight")
     );
     let error = Checkpoint::open("/no/such/place").unwrap_err();

@@ -133,7 +133,7 @@ impl Found {
             let Some(learned) = learned_names::from_checkpoint(&name) else {
                 if UNUSED.iter().any(|unused| name.ends_with(unused)) {
                     base.weights.pass_over(&name);
-                } else if names::to_gguf(&name).is_none() {
+                } else if names::to_gguf(base.config.architecture, &name).is_none() {
                     return Err(unknown_tensor(path, &name));
                 }
                 continue;

@@ -47,11 +47,7 @@ pub(super) fn check(path: &Path, content: &Content, config: &ModelConfig) -> Res
     known.extend(super::rope::factor_tensors(config).map(str::to_owned));
     for (stored, shape) in gguf_shapes(config) {
         let Some(info) = content.tensor_infos.get(&stored) else {
-            let name = match config.architecture.family().fused_projections {
-                true => names::from_fused_gguf(&stored),
-                false => names::from_gguf(&stored),
-            };
-            let name = name.unwrap_or_default();
+            let name = names::from_gguf(config.architecture, &stored).unwrap_or_default();
             return Err(ModelError::corrupt(path, format!("tensor {stored}: {name} is missing")));
         };
         let found = info.shape.dims();
