@@ -29,10 +29,10 @@ pub fn branch_shares_of(
     }
     let decoder = &model.decoder;
     let rotation = decoder.rotation(0, tokens.len())?;
-    let mut x = decoder.embed(tokens)?;
     let mut shares = Vec::with_capacity(decoder.layers.len());
-    for (layer, learned) in decoder.layers.iter().zip(&student.layers) {
-        let inputs = layer.attention_inputs(&x, &rotation, Some(learned))?;
+    let (x, students) = (decoder.embed(tokens)?, Some(student.layers.as_slice()));
+    decoder.visit_layers(x, &rotation, students, |n, _, inputs| {
+        let learned = &student.layers[n];
         let (q, k, v) = (&inputs.q, &inputs.k, &inputs.v);
         let (weights, config) = (&learned.attention, &learned.config);
         let done = hybrid_attention(q, k, v, weights, inputs.gate.as_ref(), config, None)
@@ -43,8 +43,8 @@ pub fn branch_shares_of(
             .and_then(|selection| branch_shares((q, k, v), weights, config, &selection))
             .map_err(still_model::ModelError::from)?;
         shares.push(of_layer);
-        x = layer.finish(&x, &done.out, Some(learned))?;
         progress();
-    }
+        Ok::<_, EvalError>(done.out)
+    })?;
     Ok(shares)
 }

@@ -13,15 +13,11 @@ use crate::checkpoint::{BaseIdentity, Checkpoint, Weights};
 use crate::config::ModelConfig;
 #[cfg(feature = "cuda")]
 use crate::cuda::CudaLayer;
-use crate::decoder::{AttentionInputs, Decoder, DecoderLayer, Rotation};
+use crate::decoder::{AttentionInputs, Decoder, Rotation};
 use crate::error::{ModelError, Result};
 use crate::step::{Buffers, step};
-use crate::student::{Student, StudentLayer};
+use crate::student::Student;
 use crate::tokenizer::Tokenizer;
-
-/// Rows that an output projection and an MLP are computed for at a time: their hidden layer is what a long sequence would
-/// take most memory for.
-const FINISHED: usize = 16 * 1024;
 
 /// A model, dense without a student.
 #[derive(Clone, Debug)]
@@ -219,17 +215,19 @@ impl Model {
     /// gives none.
     pub(crate) fn through_layers(
         &self,
-        mut x: Tensor,
+        x: Tensor,
         rotation: &Rotation,
         mut attend: impl FnMut(usize, &AttentionInputs) -> Result<Option<Tensor>>,
     ) -> Result<Option<Tensor>> {
-        for (n, layer) in self.decoder.layers.iter().enumerate() {
-            let student = self.student.as_ref().map(|student| &student.layers[n]);
-            let inputs = layer.attention_inputs(&x, rotation, student)?;
-            let Some(attention) = attend(n, &inputs)? else { return Ok(None) };
-            x = finish(layer, &x, &attention, student)?;
+        let students = self.student.as_ref().map(|student| student.layers.as_slice());
+        let visited = self.decoder.visit_layers(x, rotation, students, |n, _, inputs| {
+            attend(n, inputs)?.ok_or(Stopped::NoAttention)
+        });
+        match visited {
+            Ok(x) => self.decoder.final_norm(&x).map(Some),
+            Err(Stopped::NoAttention) => Ok(None),
+            Err(Stopped::Failed(error)) => Err(error),
         }
-        self.decoder.final_norm(&x).map(Some)
     }
 
     /// An error unless the cache is for `batch` sequences and its layers are of this model's number and kind.
@@ -257,6 +255,18 @@ impl Model {
     /// Shapes that do not fit.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
         self.decoder.logits(hidden)
+    }
+}
+
+/// Why layers were not gone through to the end.
+enum Stopped {
+    NoAttention,
+    Failed(ModelError),
+}
+
+impl From<ModelError> for Stopped {
+    fn from(error: ModelError) -> Self {
+        Self::Failed(error)
     }
 }
 
@@ -351,24 +361,4 @@ impl Cache {
     pub fn position(&self, sequence: usize) -> usize {
         self.layers.first().map_or(0, |layer| layer.position(sequence))
     }
-}
-
-/// [`DecoderLayer::finish`] of as many tokens at a time as take little memory.
-fn finish(
-    layer: &DecoderLayer,
-    x: &Tensor,
-    attention: &Tensor,
-    student: Option<&StudentLayer>,
-) -> Result<Tensor> {
-    let (batch, tokens, _) = x.dims3()?;
-    let block = (FINISHED / batch.max(1)).max(1);
-    if tokens <= block {
-        return layer.finish(x, attention, student);
-    }
-    let blocks = (0..tokens).step_by(block).map(|start| {
-        let length = block.min(tokens - start);
-        let x = x.narrow(1, start, length)?.contiguous()?;
-        layer.finish(&x, &attention.narrow(2, start, length)?.contiguous()?, student)
-    });
-    Ok(Tensor::cat(&blocks.collect::<Result<Vec<_>>>()?, 1)?)
 }

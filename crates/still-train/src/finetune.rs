@@ -8,7 +8,7 @@ use still_compute::pull_back;
 use still_model::{Dropout, Model, Student, StudentLayer};
 
 use crate::data::{Segment, Window, shares};
-use crate::error::Result;
+use crate::error::{Result, TrainError};
 use crate::layer_pass::LayerPass;
 use crate::loss::{Target, vocabulary_loss};
 use crate::metrics::{Stage, StepReport};
@@ -214,12 +214,9 @@ impl FinetuneStage {
     pub fn teacher_hidden(&self, ids: &[u32]) -> Result<Tensor> {
         let decoder = &self.teacher.decoder;
         let rotation = self.rotations.of(decoder, ids.len())?;
-        let mut x = decoder.embed(ids)?;
-        for layer in &decoder.layers {
-            let inputs = layer.attention_inputs(&x, &rotation, None)?;
-            let attention = dense_attention(&inputs.q, &inputs.k, &inputs.v)?;
-            x = layer.finish(&x, &attention, None)?;
-        }
+        let x = decoder.visit_layers(decoder.embed(ids)?, &rotation, None, |_, _, inputs| {
+            Ok::<_, TrainError>(dense_attention(&inputs.q, &inputs.k, &inputs.v)?)
+        })?;
         Ok(decoder.final_norm(&x)?.squeeze(0)?)
     }
 

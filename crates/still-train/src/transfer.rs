@@ -138,14 +138,15 @@ impl TransferStage {
         let mut gradients = Accumulator::new(parameters);
         let mut compared = Vec::new();
         let mut teacher_hidden = Vec::with_capacity(windows.len());
+        // The teacher's projections, but for the gate, which is the student's own.
+        let gated =
+            |student: &StudentLayer| StudentLayer { lora: gate_update(student), ..student.clone() };
+        let gated: Vec<StudentLayer> = self.student.layers.iter().map(gated).collect();
         for (segment, share) in shares(windows, |segment| segment.ids.len()) {
             let rotation = self.rotations.of(decoder, segment.ids.len())?;
-            let mut x = decoder.embed(segment.ids)?;
-            for (n, (layer, student)) in decoder.layers.iter().zip(&self.student.layers).enumerate()
-            {
-                // The teacher's, but for the gate, which is the student's own.
-                let gated = StudentLayer { lora: gate_update(student), ..student.clone() };
-                let inputs = layer.attention_inputs(&x, &rotation, Some(&gated))?;
+            let x = decoder.embed(segment.ids)?;
+            let x = decoder.visit_layers(x, &rotation, Some(&gated), |n, layer, inputs| {
+                let student = &self.student.layers[n];
                 let attention = dense_attention(&inputs.q, &inputs.k, &inputs.v)?;
                 let target = self.compared(layer, &attention)?;
                 let variance = self.normalise.then(|| variance(&target)).transpose()?;
@@ -160,16 +161,16 @@ impl TransferStage {
                     compared.push(Compared { layer: n, is_linear, weight, share, loss });
                     Ok(())
                 };
-                let (out, routing) = attend(student, &inputs, &student.config, None)?;
+                let (out, routing) = attend(student, inputs, &student.config, None)?;
                 compare(&out, 1.0, false)?;
                 if self.linear_branch_weight > 0.0 {
                     drop(out);
                     let alone = linear_alone(&student.config);
-                    let (out, _) = attend(student, &inputs, &alone, Some(&routing))?;
+                    let (out, _) = attend(student, inputs, &alone, Some(&routing))?;
                     compare(&out, self.linear_branch_weight, true)?;
                 }
-                x = layer.finish(&x, &attention, None)?;
-            }
+                Ok::<_, TrainError>(attention)
+            })?;
             teacher_hidden.push(decoder.final_norm(&x)?.squeeze(0)?);
         }
         let (layer_losses, linear_losses) = self.losses(&compared)?;

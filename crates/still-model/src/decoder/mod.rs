@@ -7,6 +7,7 @@ pub mod ops;
 mod rotation;
 mod saving_ops;
 mod tensor_ops;
+mod visit;
 mod weight;
 
 use candle_core::{D, DType, Device, Tensor};

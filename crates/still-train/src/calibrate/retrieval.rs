@@ -11,7 +11,7 @@ use still_compute::vector::{exp_sub_sum, max, vectorize};
 use still_model::Model;
 
 use super::CalibrateOptions;
-use crate::error::Result;
+use crate::error::{Result, TrainError};
 
 /// Query tokens whose logits exist at a time.
 const BLOCK: usize = 64;
@@ -39,15 +39,13 @@ pub(super) fn scores(
         let copy: Vec<u32> = (0..options.copy_length).map(|_| rng.random_range(0..vocab)).collect();
         let ids = [teacher.tokenizer.encode("", true)?.as_slice(), &copy, &copy].concat();
         let rotation = decoder.rotation(0, ids.len())?;
-        let mut x = decoder.embed(&ids)?;
-        for (layer, scores) in decoder.layers.iter().zip(&mut scores) {
-            let inputs = layer.attention_inputs(&x, &rotation, None)?;
+        decoder.visit_layers(decoder.embed(&ids)?, &rotation, None, |n, _, inputs| {
             let found = matching_attention(&inputs.q, &inputs.k, options.copy_length)?;
-            for (score, found) in scores.iter_mut().zip(found) {
+            for (score, found) in scores[n].iter_mut().zip(found) {
                 *score += found / options.copies as f64;
             }
-            x = layer.finish(&x, &dense_attention(&inputs.q, &inputs.k, &inputs.v)?, None)?;
-        }
+            Ok::<_, TrainError>(dense_attention(&inputs.q, &inputs.k, &inputs.v)?)
+        })?;
         progress(ids.len());
     }
     let group = geometry.num_heads / selection_heads;

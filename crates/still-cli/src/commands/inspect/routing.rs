@@ -96,11 +96,10 @@ pub fn route(
         anyhow::bail!("neither a student nor an untrained one");
     };
     let rotation = decoder.rotation(0, ids.len())?;
-    let mut x = decoder.embed(ids)?;
     let mut layers = Vec::with_capacity(decoder.layers.len());
-    for (layer, weights) in decoder.layers.iter().zip(&student.layers) {
-        let own = (!hypothetical).then_some(weights);
-        let inputs = layer.attention_inputs(&x, &rotation, own)?;
+    let own = (!hypothetical).then_some(student.layers.as_slice());
+    decoder.visit_layers(decoder.embed(ids)?, &rotation, own, |n, _, inputs| {
+        let weights = &student.layers[n];
         let (q, k, v) = (&inputs.q, &inputs.k, &inputs.v);
         let gate = &inputs.gate;
         let hybrid =
@@ -111,7 +110,6 @@ pub fn route(
         state.advance(q, k, v, gate.as_ref(), None)?;
         let (selection, scores) = (hybrid.routing.selection()?, hybrid.routing.scores()?);
         let attention = if hypothetical { dense_attention(q, k, v)? } else { hybrid.out };
-        x = layer.finish(&x, &attention, own)?;
         let values = ids.len() * config.num_key_value_heads * config.head_dim * 2;
         layers.push(LayerRouting {
             heads: heads(&weights.config, &selection, &scores),
@@ -119,7 +117,8 @@ pub fn route(
             dense_bytes: values * RowDtype::Bf16.bytes(),
         });
         progress(1);
-    }
+        Ok::<_, anyhow::Error>(attention)
+    })?;
     Ok(Routing {
         tokens: ids.iter().map(|&id| model.tokenizer.token_text(id)).collect(),
         chunk: student.config.chunk,
