@@ -2,15 +2,19 @@
 
 use std::sync::{Mutex, MutexGuard};
 
-use candle_core::Tensor;
+use candle_core::{DeviceLocation, Tensor};
 use rayon::prelude::*;
 
 use crate::arguments::{expect_shape, with_values};
+use crate::attention_state::without_gate;
 use crate::cpu::key_store::KeyStore;
 use crate::cpu::query_rows::take;
 use crate::cpu::rows::RowStore;
 use crate::state::{checked_lengths, lock};
-use crate::{HeadGeometry, HeadScratch, Result, RowDtype};
+use crate::{
+    AttentionKind, AttentionRows, AttentionState, HeadGeometry, HeadRows, HeadScratch, Result,
+    RowDtype, StateParts,
+};
 use still_compute::matmul::{Mat, matmul};
 use still_compute::vector::{self, vectorize};
 
@@ -150,11 +154,6 @@ impl KvCache {
         });
     }
 
-    /// How many parts know nothing of each other: one per sequence and KV head, in that order.
-    pub fn parts(&self) -> usize {
-        self.rows.len()
-    }
-
     /// One of the [`parts`](Self::parts), which no other thread has meanwhile.
     ///
     /// # Panics
@@ -162,19 +161,50 @@ impl KvCache {
     pub fn head(&self, part: usize) -> DenseHead<'_> {
         DenseHead { rows: lock(&self.rows[part]), d: self.geometry.head_dim }
     }
+}
 
-    /// Tokens fed to a sequence so far.
-    pub fn position(&self, sequence: usize) -> usize {
+impl AttentionState for KvCache {
+    fn advance(&mut self, rows: AttentionRows<'_>, lengths: Option<&[usize]>) -> Result<Tensor> {
+        without_gate(&rows)?;
+        self.advance(rows.q, rows.k, rows.v, lengths)
+    }
+
+    fn kind(&self) -> AttentionKind {
+        AttentionKind::Dense
+    }
+
+    fn location(&self) -> DeviceLocation {
+        DeviceLocation::Cpu
+    }
+
+    fn position(&self, sequence: usize) -> usize {
         lock(&self.rows[sequence * self.geometry.num_key_value_heads]).0.len()
     }
 
-    /// Bytes of the rows held.
-    pub fn size_bytes(&self) -> usize {
+    fn size_bytes(&self) -> usize {
         let size = |pair: &Mutex<Pair>| {
             let pair = lock(pair);
             pair.0.size_bytes() + pair.1.size_bytes()
         };
         self.rows.iter().map(size).sum()
+    }
+
+    fn boxed_clone(&self) -> Box<dyn AttentionState> {
+        Box::new(self.clone())
+    }
+
+    fn by_parts(&self) -> Option<&dyn StateParts> {
+        Some(self)
+    }
+}
+
+impl StateParts for KvCache {
+    fn parts(&self) -> usize {
+        self.rows.len()
+    }
+
+    fn decode(&self, part: usize, rows: HeadRows<'_>, scratch: &mut HeadScratch, out: &mut [f32]) {
+        self.head(part).feed(rows.q, rows.k, rows.v, scratch, out);
     }
 }
 

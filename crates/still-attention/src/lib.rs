@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod arguments;
+mod attention_state;
 mod config;
 mod cpu;
 #[cfg(feature = "cuda")]
@@ -21,6 +22,7 @@ mod size;
 mod state;
 mod weights;
 
+pub use attention_state::{AttentionKind, AttentionRows, AttentionState, StateParts};
 pub use config::{
     Branches, FeatureMap, HeadGeometry, HybridConfig, LinearNorm, MAX_CAP, MAX_CHUNK,
     MAX_FEATURE_DIM, Mode, Router, RowDtype, SelectionHead, StillConfig,

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use candle_core::Tensor;
+use candle_core::{DeviceLocation, Tensor};
 use rayon::prelude::*;
 
 use crate::arguments::{expect_shape, values, with_values};
@@ -12,7 +12,10 @@ use crate::cpu::head_state::{HeadState, Routing};
 use crate::cpu::rows::Rows;
 use crate::dense::DenseScratch;
 use crate::weights::inverse_sigmoid;
-use crate::{AttentionError, HeadGeometry, HybridConfig, HybridWeights, Result, RowDtype, router};
+use crate::{
+    AttentionError, AttentionKind, AttentionRows, AttentionState, HeadGeometry, HybridConfig,
+    HybridWeights, Result, RowDtype, StateParts, router,
+};
 
 const OP: &str = "HybridState::advance";
 
@@ -277,11 +280,6 @@ impl HybridState {
         );
     }
 
-    /// How many parts know nothing of each other: one per sequence and selection head, in that order.
-    pub fn parts(&self) -> usize {
-        self.heads.len()
-    }
-
     /// One of the [`parts`](Self::parts), which no other thread has meanwhile.
     ///
     /// # Panics
@@ -289,17 +287,6 @@ impl HybridState {
     pub fn head(&self, part: usize) -> HybridHead<'_> {
         let heads = self.heads.len() / self.batch.max(1);
         HybridHead { weights: &self.weights, head: part % heads, state: lock(&self.heads[part]) }
-    }
-
-    /// Tokens fed to a sequence so far.
-    pub fn position(&self, sequence: usize) -> usize {
-        self.state(sequence, 0).position
-    }
-
-    /// Bytes held for all sequences: ring, salient rows, scores, positions, the linear state and, while decoding, the one to
-    /// come.
-    pub fn size_bytes(&self) -> usize {
-        self.heads.iter().map(|head| lock(head).size_bytes()).sum()
     }
 
     /// Of them, what single tokens have prepared for the retirements to come: it holds nothing that is not also elsewhere.
@@ -323,6 +310,47 @@ impl HybridState {
 
     fn state(&self, sequence: usize, head: usize) -> MutexGuard<'_, HeadState<f32>> {
         lock(&self.heads[sequence * (self.heads.len() / self.batch) + head])
+    }
+}
+
+impl AttentionState for HybridState {
+    fn advance(&mut self, rows: AttentionRows<'_>, lengths: Option<&[usize]>) -> Result<Tensor> {
+        self.advance(rows.q, rows.k, rows.v, rows.gate, lengths)
+    }
+
+    fn kind(&self) -> AttentionKind {
+        AttentionKind::Hybrid
+    }
+
+    fn location(&self) -> DeviceLocation {
+        DeviceLocation::Cpu
+    }
+
+    fn position(&self, sequence: usize) -> usize {
+        self.state(sequence, 0).position
+    }
+
+    fn size_bytes(&self) -> usize {
+        // Ring, salient rows, scores, positions, the linear state and, while decoding, the one to come.
+        self.heads.iter().map(|head| lock(head).size_bytes()).sum()
+    }
+
+    fn boxed_clone(&self) -> Box<dyn AttentionState> {
+        Box::new(self.clone())
+    }
+
+    fn by_parts(&self) -> Option<&dyn StateParts> {
+        Some(self)
+    }
+}
+
+impl StateParts for HybridState {
+    fn parts(&self) -> usize {
+        self.heads.len()
+    }
+
+    fn decode(&self, part: usize, rows: HeadRows<'_>, scratch: &mut HeadScratch, out: &mut [f32]) {
+        self.head(part).feed(rows, 1, false, scratch, out);
     }
 }
 

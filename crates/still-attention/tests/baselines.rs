@@ -4,8 +4,8 @@ mod common;
 
 use common::{assert_same_selection, flat, random_input, relative_rms, tensors};
 use still_attention::{
-    HeadGeometry, HybridConfig, HybridState, LinearNorm, PreparedWeights, Router, RowDtype,
-    StillConfig, hybrid_attention, naive,
+    AttentionState, HeadGeometry, HybridConfig, HybridState, LinearNorm, PreparedWeights, Router,
+    RowDtype, StillConfig, hybrid_attention, naive,
 };
 
 const GEOMETRY: HeadGeometry = HeadGeometry { num_heads: 4, num_key_value_heads: 2, head_dim: 8 };

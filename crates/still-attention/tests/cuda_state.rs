@@ -9,9 +9,9 @@ use candle_core::{DType, Device, Tensor};
 use common::{flat, random_input, relative_rms, tensors};
 use half::bf16;
 use still_attention::{
-    Branches, CudaHybridState, CudaKvCache, CudaWeights, FeatureMap, HeadGeometry, HybridConfig,
-    HybridState, HybridWeights, KvCache, LinearNorm, PreparedWeights, Router, RowDtype,
-    SelectionHead, StillConfig,
+    AttentionState, Branches, CudaHybridState, CudaKvCache, CudaWeights, FeatureMap, HeadGeometry,
+    HybridConfig, HybridState, HybridWeights, KvCache, LinearNorm, PreparedWeights, Router,
+    RowDtype, SelectionHead, StillConfig,
 };
 
 /// The GPU; a test that asks for one and finds none has failed.

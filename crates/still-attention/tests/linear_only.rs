@@ -4,8 +4,8 @@ mod common;
 
 use common::{flat, random_input, tensors};
 use still_attention::{
-    Branches, HeadGeometry, HybridConfig, HybridState, LinearNorm, PreparedWeights, Router,
-    RowDtype, Selection, StillConfig, hybrid_attention, naive,
+    AttentionState, Branches, HeadGeometry, HybridConfig, HybridState, LinearNorm, PreparedWeights,
+    Router, RowDtype, Selection, StillConfig, hybrid_attention, naive,
 };
 
 const GEOMETRY: HeadGeometry = HeadGeometry { num_heads: 6, num_key_value_heads: 2, head_dim: 8 };

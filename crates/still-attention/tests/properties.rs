@@ -6,8 +6,9 @@ use candle_core::Tensor;
 use common::{flat, random_input, relative_rms, tensors};
 use proptest::prelude::*;
 use still_attention::{
-    Branches, FeatureMap, HeadGeometry, HybridConfig, HybridState, KvCache, LinearNorm, Mode,
-    PreparedWeights, Router, RowDtype, SelectionHead, dense_attention, hybrid_attention, naive,
+    AttentionState, Branches, FeatureMap, HeadGeometry, HybridConfig, HybridState, KvCache,
+    LinearNorm, Mode, PreparedWeights, Router, RowDtype, SelectionHead, dense_attention,
+    hybrid_attention, naive,
 };
 
 const GEOMETRY: HeadGeometry = HeadGeometry { num_heads: 4, num_key_value_heads: 2, head_dim: 8 };

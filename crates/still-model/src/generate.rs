@@ -3,9 +3,10 @@
 use std::ops::ControlFlow;
 use std::time::Instant;
 
+use crate::cache::Cache;
 use crate::cancel::Cancel;
 use crate::error::{ModelError, Result};
-use crate::model::{Cache, Model};
+use crate::model::Model;
 use crate::sampler::Sampler;
 
 /// How to generate.

@@ -1,15 +1,15 @@
 #![doc = include_str!("../README.md")]
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
+mod cache;
 mod cancel;
 mod chat;
 mod checkpoint;
 mod config;
-#[cfg(feature = "cuda")]
-mod cuda;
 pub mod decoder;
 mod device;
 mod error;
+mod executor;
 pub mod fetch;
 pub mod files;
 mod generate;
@@ -20,11 +20,11 @@ mod read_packed;
 mod sampler;
 pub mod seal;
 mod session;
-mod step;
 mod student;
 pub mod tensor_file;
 mod tokenizer;
 
+pub use cache::Cache;
 pub use cancel::Cancel;
 pub use chat::{ChatTemplate, Context, Message, Rendered};
 pub use checkpoint::{
@@ -39,9 +39,9 @@ pub use decoder::{
 };
 pub use device::{device, peak_device_bytes, reset_peak_device_bytes};
 pub use error::{ModelError, Result};
+pub use executor::lanes;
 pub use generate::{Finish, GenerateOptions, Generation, generate};
-pub use model::{Cache, Model};
-pub use read::lanes;
+pub use model::Model;
 pub use read_packed::Feed;
 pub use sampler::{Sampler, likeliest};
 pub use session::{ChatSession, Reply};

@@ -4,10 +4,11 @@ use std::ops::ControlFlow;
 
 use still_attention::RowDtype;
 
+use crate::cache::Cache;
 use crate::chat::Message;
 use crate::error::{ModelError, Result};
 use crate::generate::{GenerateOptions, Generation, generate};
-use crate::model::{Cache, Model};
+use crate::model::Model;
 
 /// A conversation with a model.
 #[derive(Debug)]

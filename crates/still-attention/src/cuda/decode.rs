@@ -4,7 +4,7 @@ use std::ptr::null_mut;
 use std::sync::Arc;
 
 use candle_core::cuda::cudarc::driver::CudaSlice;
-use candle_core::{CudaDevice, DType, Device, Tensor};
+use candle_core::{CudaDevice, DType, Device, DeviceLocation, Tensor};
 use still_kernels::{
     CHUNK, Decode, NO_CAP, Rows, Shape, check, still_decode, still_decode_fill, still_decode_floats,
 };
@@ -15,8 +15,12 @@ use super::routing::{DeviceRouting, budgets, retired};
 use super::store::Store;
 use super::{log_scale, repeated, support};
 use crate::arguments::expect_shape;
+use crate::attention_state::without_gate;
 use crate::state::checked_lengths;
-use crate::{AttentionError, HeadGeometry, HybridConfig, HybridWeights, LinearState, Result};
+use crate::{
+    AttentionError, AttentionKind, AttentionRows, AttentionState, HeadGeometry, HybridConfig,
+    HybridWeights, LinearState, Result,
+};
 use still_compute::cuda::{Launch, on_cuda};
 
 const OP: &str = "CudaHybridState::advance";
@@ -256,23 +260,6 @@ impl CudaHybridState {
         self.positions.len()
     }
 
-    /// Tokens fed to a sequence so far.
-    pub fn position(&self, sequence: usize) -> usize {
-        self.positions[sequence]
-    }
-
-    /// Bytes of device memory that all sequences take, with the room that the store has to grow into.
-    pub fn size_bytes(&self) -> usize {
-        self.ring_k.num_bytes()
-            + self.ring_v.num_bytes()
-            + self.ring_score.num_bytes()
-            + self.store.size_bytes()
-            + self.s.num_bytes()
-            + self.z.num_bytes()
-            + self.admitted.num_bytes()
-            + self.arrived.num_bytes()
-    }
-
     /// Copies the linear state of one sequence and selection head to the host (empty while nothing was absorbed).
     ///
     /// # Errors
@@ -448,6 +435,45 @@ impl CudaHybridState {
             arrived: launch.at::<_, u32>(&self.arrived).wrapping_add(heads),
             splits: self.splits,
         }
+    }
+}
+
+impl AttentionState for CudaHybridState {
+    fn advance(&mut self, rows: AttentionRows<'_>, lengths: Option<&[usize]>) -> Result<Tensor> {
+        without_gate(&rows)?;
+        self.advance(rows.q, rows.k, rows.v, lengths)
+    }
+
+    fn kind(&self) -> AttentionKind {
+        AttentionKind::Hybrid
+    }
+
+    fn location(&self) -> DeviceLocation {
+        self.weights.map_q.device().location()
+    }
+
+    fn position(&self, sequence: usize) -> usize {
+        self.positions[sequence]
+    }
+
+    fn size_bytes(&self) -> usize {
+        // With the room that the store has to grow into.
+        self.ring_k.num_bytes()
+            + self.ring_v.num_bytes()
+            + self.ring_score.num_bytes()
+            + self.store.size_bytes()
+            + self.s.num_bytes()
+            + self.z.num_bytes()
+            + self.admitted.num_bytes()
+            + self.arrived.num_bytes()
+    }
+
+    fn boxed_clone(&self) -> Box<dyn AttentionState> {
+        Box::new(self.clone())
+    }
+
+    fn in_graph(&mut self) -> Option<&mut CudaHybridState> {
+        Some(self)
     }
 }
 

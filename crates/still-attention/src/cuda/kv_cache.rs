@@ -1,11 +1,12 @@
 //! Keys and values of every token on CUDA: the teacher's cache.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, DeviceLocation, Tensor};
 
 use super::dense::attend;
 use super::support;
+use crate::attention_state::without_gate;
 use crate::state::checked_lengths;
-use crate::{AttentionError, HeadGeometry, Result};
+use crate::{AttentionError, AttentionKind, AttentionRows, AttentionState, HeadGeometry, Result};
 
 const OP: &str = "CudaKvCache::advance";
 
@@ -140,15 +141,33 @@ impl CudaKvCache {
     pub fn batch(&self) -> usize {
         self.positions.len()
     }
+}
 
-    /// Tokens fed to a sequence so far.
-    pub fn position(&self, sequence: usize) -> usize {
+impl AttentionState for CudaKvCache {
+    fn advance(&mut self, rows: AttentionRows<'_>, lengths: Option<&[usize]>) -> Result<Tensor> {
+        without_gate(&rows)?;
+        self.advance(rows.q, rows.k, rows.v, lengths)
+    }
+
+    fn kind(&self) -> AttentionKind {
+        AttentionKind::Dense
+    }
+
+    fn location(&self) -> DeviceLocation {
+        self.device.location()
+    }
+
+    fn position(&self, sequence: usize) -> usize {
         self.positions[sequence]
     }
 
-    /// Bytes of device memory taken, with the room to grow into.
-    pub fn size_bytes(&self) -> usize {
+    fn size_bytes(&self) -> usize {
+        // With the room to grow into.
         let size = |rows: &Tensor| rows.elem_count() * rows.dtype().size_in_bytes();
         self.rows.iter().flatten().map(size).sum()
+    }
+
+    fn boxed_clone(&self) -> Box<dyn AttentionState> {
+        Box::new(self.clone())
     }
 }

@@ -1,7 +1,9 @@
 //! Decode steps on CUDA.
 
 use candle_core::Tensor;
-use still_attention::{CudaHybridState, CudaKvCache, CudaWeights, HybridConfig, HybridWeights};
+use still_attention::{
+    AttentionState, CudaHybridState, CudaKvCache, CudaWeights, HybridConfig, HybridWeights,
+};
 use still_compute::cuda::CapturedGraph;
 use still_model::Result;
 

@@ -3,8 +3,8 @@
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 use still_attention::{
-    HeadGeometry, HeadScratch, HybridConfig, HybridState, HybridWeights, KvCache, PreparedWeights,
-    RowDtype,
+    AttentionState, HeadGeometry, HeadScratch, HybridConfig, HybridState, HybridWeights, KvCache,
+    PreparedWeights, RowDtype,
 };
 use still_model::{ModelError, Result};
 

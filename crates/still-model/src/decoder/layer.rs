@@ -4,6 +4,7 @@
 
 use candle_core::Tensor;
 use smallvec::SmallVec;
+use still_attention::AttentionRows;
 
 use super::layer_ops::{LayerOps, Norm, Projection, Role, next};
 use super::linear::{Linear, LoraLayer};
@@ -41,6 +42,13 @@ pub struct AttentionInputs<H = Tensor> {
     pub v: H,
     /// The student's output gate, `[B, H, N, D]`, if it has one.
     pub gate: Option<H>,
+}
+
+impl AttentionInputs {
+    /// As an attention state takes them.
+    pub fn rows(&self) -> AttentionRows<'_> {
+        AttentionRows { q: &self.q, k: &self.k, v: &self.v, gate: self.gate.as_ref() }
+    }
 }
 
 /// A student's low-rank updates of a layer, if there is a student and it has any.

@@ -1,8 +1,8 @@
 //! The operations that a decoder layer is written in, and what each is given.
 //!
 //! [`DecoderLayer`](super::DecoderLayer) says once what a layer computes; an implementation of [`LayerOps`] says how: on tensors
-//! ([`TensorOps`](super::TensorOps)), on plain slices by all threads (`crate::step`), with one CUDA kernel for a small batch
-//! (`crate::cuda`), or saving what a backward pass needs ([`SavingOps`](super::SavingOps)).
+//! ([`TensorOps`](super::TensorOps)), on plain slices by all threads (`crate::executor`), with one CUDA kernel for a small batch
+//! (there too), or saving what a backward pass needs ([`SavingOps`](super::SavingOps)).
 
 use std::borrow::Cow;
 

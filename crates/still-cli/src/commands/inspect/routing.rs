@@ -1,8 +1,8 @@
 //! One pass over the layers that records scores and selections.
 
 use still_attention::{
-    HybridConfig, HybridState, PreparedWeights, RowDtype, Selection, dense_attention,
-    hybrid_attention,
+    AttentionState, HybridConfig, HybridState, PreparedWeights, RowDtype, Selection,
+    dense_attention, hybrid_attention,
 };
 use still_model::{FeatureInit, Model, Student};
 

@@ -40,7 +40,7 @@ pub(in crate::decoder) fn rotate(
     }
     #[cfg(feature = "cuda")]
     if heads.device().is_cuda() {
-        return crate::cuda::ops::rotate(heads, rotation, back);
+        return super::kernels::rotate(heads, rotation, back);
     }
     let (cos, sin) = rotation.tensors(heads.device(), heads.dtype())?;
     let sin = if back { sin.neg()? } else { sin };

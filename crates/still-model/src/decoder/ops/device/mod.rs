@@ -6,6 +6,8 @@
 mod composed;
 mod gated;
 mod heads;
+#[cfg(feature = "cuda")]
+mod kernels;
 mod linear;
 pub(in crate::decoder) mod norm;
 mod product;

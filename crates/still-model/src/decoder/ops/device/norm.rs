@@ -20,7 +20,7 @@ pub(in crate::decoder) fn backward(
 ) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
     if x.device().is_cuda() {
-        return crate::cuda::ops::rms_norm_backward(x, weight, eps, dy, add);
+        return super::kernels::rms_norm_backward(x, weight, eps, dy, add);
     }
     let [x32, dy32, weight] = [x, dy, weight].map(|tensor| tensor.to_dtype(DType::F32));
     let x32 = x32?;

@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor};
 pub(in crate::decoder) fn forward(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
     if gate.device().is_cuda() {
-        return crate::cuda::ops::swiglu(gate, up);
+        return super::kernels::swiglu(gate, up);
     }
     gate.silu()? * up
 }
@@ -17,7 +17,7 @@ pub(in crate::decoder) fn backward(
 ) -> Result<[Tensor; 2]> {
     #[cfg(feature = "cuda")]
     if gate.device().is_cuda() {
-        return crate::cuda::ops::swiglu_backward(gate, up, d_hidden);
+        return super::kernels::swiglu_backward(gate, up, d_hidden);
     }
     let sigmoid = candle_nn::ops::sigmoid(gate)?;
     let silu = (gate * &sigmoid)?;

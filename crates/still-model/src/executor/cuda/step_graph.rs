@@ -7,10 +7,10 @@ use candle_core::{DType, Tensor};
 use still_attention::CudaHybridState;
 use still_compute::cuda::CapturedGraph;
 
-use super::{CudaLayer, small_batch};
+use super::small_batch;
 use crate::decoder::{Decoder, Rotation};
-use crate::error::{ModelError, Result};
-use crate::model::{LayerCache, Model};
+use crate::error::Result;
+use crate::model::Model;
 use crate::student::Student;
 
 /// A captured step of one cache. It reads its tensors and writes `logits`, wherever the sequences are.
@@ -45,17 +45,13 @@ struct Inputs {
 }
 
 /// How often memory of the layers has moved.
-fn moves(layers: &[LayerCache]) -> usize {
-    let moves = |layer: &LayerCache| match layer {
-        LayerCache::Cuda(CudaLayer::Hybrid(state)) => state.moves(),
-        _ => 0,
-    };
-    layers.iter().map(moves).sum()
+fn moves(states: &[&mut CudaHybridState]) -> usize {
+    states.iter().map(|state| state.moves()).sum()
 }
 
 impl StepGraph {
     /// Captures a step of `batch` sequences.
-    pub fn capture(model: &Model, layers: &[LayerCache], batch: usize) -> Result<Self> {
+    pub fn capture(model: &Model, states: &[&mut CudaHybridState], batch: usize) -> Result<Self> {
         let (device, decoder) = (model.decoder.device(), &model.decoder);
         let inputs = Inputs {
             ids: Tensor::zeros(batch, DType::U32, device)?,
@@ -67,27 +63,27 @@ impl StepGraph {
         let logits = Tensor::zeros((batch, decoder.config.vocab_size), DType::F32, device)?;
 
         let device = device.as_cuda_device()?;
-        let graph = CapturedGraph::capture(device, || queue(model, layers, &inputs, &logits))?;
+        let graph = CapturedGraph::capture(device, || queue(model, states, &inputs, &logits))?;
         Ok(Self {
             graph,
             inputs,
             logits,
             decoder: decoder.clone(),
             student: model.student.clone(),
-            moves: moves(layers),
+            moves: moves(states),
             thread: thread::current().id(),
         })
     }
 
     /// Whether it still is a step of `model` and these layers, and this thread's.
-    pub fn fits(&self, model: &Model, layers: &[LayerCache]) -> bool {
+    pub fn fits(&self, model: &Model, states: &[&mut CudaHybridState]) -> bool {
         let maps = |student: &Option<Student>| -> Vec<_> {
             let layers = student.iter().flat_map(|student| &student.layers);
             layers.map(|layer| layer.attention.feature_map_q.id()).collect()
         };
         Arc::ptr_eq(&self.decoder, &model.decoder)
             && maps(&self.student) == maps(&model.student)
-            && self.moves == moves(layers)
+            && self.moves == moves(states)
             && self.thread == thread::current().id()
     }
 
@@ -108,23 +104,23 @@ impl StepGraph {
 }
 
 /// A step's kernels; what they allocate is free again at the end.
-fn queue(model: &Model, layers: &[LayerCache], inputs: &Inputs, to: &Tensor) -> Result<()> {
-    let attend = |n: usize, [q, k, v]: [&Tensor; 3]| match &layers[n] {
-        LayerCache::Cuda(CudaLayer::Hybrid(state)) => {
-            // SAFETY: the caller has made room for the positions that `launch` is given; until then all are idle.
-            Ok(unsafe { state.step(q, k, v, &inputs.positions) }?)
-        }
-        _ => Err(ModelError::Invalid("a graph is made of hybrid layers on CUDA".into())),
+fn queue(
+    model: &Model,
+    states: &[&mut CudaHybridState],
+    inputs: &Inputs,
+    to: &Tensor,
+) -> Result<()> {
+    let attend = |n: usize, [q, k, v]: [&Tensor; 3]| {
+        // SAFETY: the caller has made room for the positions that `launch` is given; until then all are idle.
+        Ok(unsafe { states[n].step(q, k, v, &inputs.positions) }?)
     };
     let x = model.decoder.embed_tokens.select(&inputs.ids)?;
     let logits = if small_batch::fits(model, x.dim(0)?) {
         small_batch::step(model, x, &inputs.rotation, attend)?
     } else {
         let hidden = model.through_layers(x.unsqueeze(1)?, &inputs.rotation, |n, own| {
-            attend(n, [&own.q, &own.k, &own.v]).map(Some)
+            attend(n, [&own.q, &own.k, &own.v])
         })?;
-        let hidden =
-            hidden.ok_or_else(|| ModelError::Invalid("a layer gave no attention".into()))?;
         model.decoder.logits(&hidden.squeeze(1)?)?
     };
     Ok(to.slice_set(&logits, 0, 0)?)

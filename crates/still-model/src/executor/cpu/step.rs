@@ -9,19 +9,18 @@ use std::sync::{Mutex, PoisonError};
 
 use candle_core::Tensor;
 use smallvec::SmallVec;
-use still_attention::{HeadRows, HeadScratch};
+use still_attention::{HeadRows, HeadScratch, StateParts};
 use still_compute::threads::{Shared, Worker, on_all_threads};
 use still_compute::vector::{dot, vectorize};
 use still_quant::LANES;
 
+use crate::cache::Cache;
 use crate::decoder::ops::{rms_norm_rows, sigmoid, silu, with_values};
 use crate::decoder::{
-    AttentionInputs, Decoder, LayerOps, Linear, Lora, Norm, Projected, Projection, Role, Rotation,
-    Weight,
+    AttentionInputs, LayerOps, Linear, Lora, Norm, Projected, Projection, Role, Rotation, Weight,
 };
 use crate::error::{ModelError, Result};
-use crate::model::{Cache, LayerCache};
-use crate::student::Student;
+use crate::model::Model;
 
 /// Shares of a phase's tiles that a thread takes, so that a faster one can take more.
 const SHARES: usize = 6;
@@ -41,20 +40,8 @@ pub(crate) struct Buffers {
     hidden: Vec<f32>,
     /// Final-normed hidden states of the last step, `[B, E]`.
     pub normed: Vec<f32>,
-    /// Logits of the last step that was asked for them, `[B, vocab]`.
-    pub logits: Vec<f32>,
-    /// The step as a GPU replays it.
-    #[cfg(feature = "cuda")]
-    pub graph: Option<crate::cuda::StepGraph>,
     /// One per thread.
     workers: Vec<Mutex<WorkerBuffers>>,
-}
-
-/// A copy of a cache takes its own memory as it needs it.
-impl Clone for Buffers {
-    fn clone(&self) -> Self {
-        Self::default()
-    }
 }
 
 /// What every thread sees.
@@ -70,7 +57,7 @@ struct Step<'a> {
     hidden: Shared<'a>,
     logits: Shared<'a>,
     /// Each of a layer's parts is taken by one thread of a phase.
-    layers: &'a [LayerCache],
+    layers: &'a [&'a dyn StateParts],
 }
 
 /// Buffers of one thread, which no other reads or writes.
@@ -99,37 +86,27 @@ struct Prepared {
     low: Vec<f32>,
 }
 
-/// Feeds one token, `ids`, to each sequence; leaves its final-normed hidden states and, if they are wanted, the logits
-/// after them in the cache's buffers.
-pub(crate) fn step(
-    decoder: &Decoder,
-    student: Option<&Student>,
+/// Feeds one token, `ids`, to each sequence; leaves its final-normed hidden states in the buffers and, if they are wanted, the
+/// logits after them in the cache.
+pub(super) fn step(
+    model: &Model,
     ids: &[u32],
     cache: &mut Cache,
     wants_logits: bool,
 ) -> Result<()> {
+    let (decoder, student) = (&*model.decoder, model.student.as_ref());
+    decoder.check_ids(ids)?;
     let config = &decoder.config;
     let batch = ids.len();
     let (queries, keys) = (config.num_attention_heads, config.num_key_value_heads);
     let (queries, keys) = (batch * queries * config.head_dim, batch * keys * config.head_dim);
-    let Cache { layers, buffers, .. } = cache;
-    let Buffers {
-        rotation,
-        tile,
-        x,
-        q,
-        k,
-        v,
-        gate,
-        attention,
-        hidden,
-        normed,
-        logits,
-        workers,
-        ..
-    } = buffers;
-    let position = |sequence| layers.first().map_or(0, |layer| layer.position(sequence));
-    decoder.set_positions(rotation, (0..batch).map(position));
+    let positions: Vec<usize> = (0..batch).map(|sequence| cache.position(sequence)).collect();
+    let Cache { layers, logits, scratch, .. } = cache;
+    let layers = layers.iter().map(|layer| layer.by_parts().ok_or_else(elsewhere));
+    let layers = layers.collect::<Result<Vec<_>>>()?;
+    let Buffers { rotation, tile, x, q, k, v, gate, attention, hidden, normed, workers } =
+        &mut scratch.step;
+    decoder.set_positions(rotation, positions.into_iter());
     let x = take(x, batch * config.hidden_size);
     for (&id, x) in ids.iter().zip(x.chunks_exact_mut(config.hidden_size)) {
         decoder.embed_tokens.row_into(id as usize, tile, x)?;
@@ -147,7 +124,7 @@ pub(crate) fn step(
         attention: shared(attention, queries),
         hidden: shared(hidden, batch * config.intermediate_size),
         logits: shared(logits, if wants_logits { batch * config.vocab_size } else { 0 }),
-        layers,
+        layers: &layers,
     };
     on_all_threads(|worker| {
         let mut buffers = workers[worker.index].lock().unwrap_or_else(PoisonError::into_inner);
@@ -156,7 +133,7 @@ pub(crate) fn step(
         for (n, layer) in decoder.layers.iter().enumerate() {
             let student = student.map(|student| &student.layers[n]);
             let inputs = layer.before_attention(&mut ops, &Slot::X, student)?;
-            ops.attend(&inputs, &step.layers[n])?;
+            ops.attend(&inputs, step.layers[n])?;
             layer.after_attention(&mut ops, Slot::X, &Slot::Attention, student)?;
         }
         if wants_logits {
@@ -438,15 +415,14 @@ impl SliceOps<'_> {
     }
 
     /// One phase: a layer's attention, into [`Slot::Attention`].
-    fn attend(&mut self, inputs: &AttentionInputs<Heads<'_>>, cache: &LayerCache) -> Result<()> {
-        let units = match cache {
-            LayerCache::Dense(cache) => cache.parts(),
-            LayerCache::Hybrid(state) => state.parts(),
-            #[cfg(feature = "cuda")]
-            LayerCache::Cuda(_) => return Err(elsewhere()),
-        };
+    fn attend(
+        &mut self,
+        inputs: &AttentionInputs<Heads<'_>>,
+        state: &dyn StateParts,
+    ) -> Result<()> {
+        let units = state.parts();
         for unit in self.worker.phase(units, units)?.into_iter().flatten().flatten() {
-            self.attend_unit(unit, units, inputs, cache)?;
+            self.attend_unit(unit, units, inputs, state)?;
         }
         Ok(())
     }
@@ -457,7 +433,7 @@ impl SliceOps<'_> {
         unit: usize,
         units: usize,
         inputs: &AttentionInputs<Heads<'_>>,
-        cache: &LayerCache,
+        state: &dyn StateParts,
     ) -> Result<()> {
         let Self { step, buffers, head_dim: d, .. } = self;
         let d = *d;
@@ -498,22 +474,13 @@ impl SliceOps<'_> {
         });
         // SAFETY: every head has its own part.
         let out = unsafe { step.attention.write(queries) };
-        let scratch = &mut buffers.scratch;
-        match cache {
-            LayerCache::Hybrid(state) => {
-                state.head(unit).feed(HeadRows { q, k, v, gate }, 1, false, scratch, out);
-            }
-            LayerCache::Dense(cache) => cache.head(unit).feed(q, k, v, scratch, out),
-            #[cfg(feature = "cuda")]
-            LayerCache::Cuda(_) => return Err(elsewhere()),
-        }
+        state.decode(unit, HeadRows { q, k, v, gate }, &mut buffers.scratch, out);
         Ok(())
     }
 }
 
-#[cfg(feature = "cuda")]
 fn elsewhere() -> ModelError {
-    ModelError::Invalid("a decode step on the CPU was given a cache on CUDA".into())
+    ModelError::Invalid("a decode step on the CPU was given a state elsewhere".into())
 }
 
 /// Adds a projection's bias, if it has one, to its products in tiles from tile `first` on, `[tiles, B, 16]`.

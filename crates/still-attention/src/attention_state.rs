@@ -1,0 +1,103 @@
+//! What a layer's attention remembers of a batch of sequences, whatever kind of attention it is and wherever it lives.
+//!
+//! | state | attention | memory |
+//! |---|---|---|
+//! | [`crate::KvCache`] | dense | host |
+//! | [`crate::HybridState`] | hybrid | host |
+//! | `CudaKvCache` | dense | CUDA |
+//! | `CudaHybridState` | hybrid | CUDA |
+
+use std::fmt::Debug;
+
+use candle_core::{DeviceLocation, Tensor};
+
+#[cfg(feature = "cuda")]
+use crate::CudaHybridState;
+use crate::{AttentionError, HeadRows, HeadScratch, Result};
+
+/// New rows of every sequence, after RoPE.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionRows<'a> {
+    /// `[B, H, T, D]`
+    pub q: &'a Tensor,
+    /// `[B, K, T, D]`
+    pub k: &'a Tensor,
+    /// `[B, K, T, D]`
+    pub v: &'a Tensor,
+    /// The output gate, `[B, H, T, D]`, of hybrid attention that has one.
+    pub gate: Option<&'a Tensor>,
+}
+
+/// Which attention a state belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttentionKind {
+    /// Softmax attention to every earlier token.
+    Dense,
+    /// Salient tokens and a window exactly, the rest through a linear state.
+    Hybrid,
+}
+
+/// One layer's memory of a batch of sequences.
+pub trait AttentionState: Debug + Send + Sync {
+    /// Feeds `T` tokens more to each sequence and returns their attention output, `[B, H, T, D]`. Any split of a sequence into
+    /// calls gives the same output and state.
+    ///
+    /// `lengths`: valid tokens of each sequence (right padding is ignored; its output rows are 0); all `T` if absent.
+    ///
+    /// # Errors
+    /// Shapes that contradict the state; a dtype or device that it has no kernel for.
+    fn advance(&mut self, rows: AttentionRows<'_>, lengths: Option<&[usize]>) -> Result<Tensor>;
+
+    /// Which attention it belongs to.
+    fn kind(&self) -> AttentionKind;
+
+    /// Where it lives.
+    fn location(&self) -> DeviceLocation;
+
+    /// Tokens fed to a sequence so far.
+    fn position(&self, sequence: usize) -> usize;
+
+    /// Bytes held for all sequences.
+    fn size_bytes(&self) -> usize;
+
+    /// A copy with memory of its own.
+    fn boxed_clone(&self) -> Box<dyn AttentionState>;
+
+    /// The state as threads of the host feed it single tokens, if it lies in the host's memory.
+    fn by_parts(&self) -> Option<&dyn StateParts> {
+        None
+    }
+
+    /// The state as a CUDA graph feeds it single tokens, if it can.
+    #[cfg(feature = "cuda")]
+    fn in_graph(&mut self) -> Option<&mut CudaHybridState> {
+        None
+    }
+}
+
+impl Clone for Box<dyn AttentionState> {
+    fn clone(&self) -> Self {
+        self.boxed_clone()
+    }
+}
+
+/// A state of parts that know nothing of each other, so that threads can share a decode step: one part for every sequence and
+/// selection head (dense attention: KV head), in that order.
+pub trait StateParts: Sync {
+    /// How many there are.
+    fn parts(&self) -> usize;
+
+    /// Feeds one token to a part, which no other thread has meanwhile: `out` is `[query heads, D]`.
+    ///
+    /// # Panics
+    /// If there is no such part, or slices are too short for their layout.
+    fn decode(&self, part: usize, rows: HeadRows<'_>, scratch: &mut HeadScratch, out: &mut [f32]);
+}
+
+/// An error if there is a gate, which only hybrid attention on the host computes.
+pub(crate) fn without_gate(rows: &AttentionRows<'_>) -> Result<()> {
+    match rows.gate {
+        None => Ok(()),
+        Some(_) => Err(AttentionError::Config("this attention has no output gate".into())),
+    }
+}

@@ -1,0 +1,88 @@
+//! The CPU: threads share what there is to do.
+
+mod read;
+mod step;
+
+use candle_core::{DType, Tensor};
+use still_attention::{AttentionState, HybridState, KvCache, PreparedWeights, RowDtype};
+use still_quant::SMALL_BATCH;
+
+use super::packs::{Piece, packs};
+use super::{EachBlock, Executor};
+use crate::cache::Cache;
+use crate::cancel::Cancel;
+use crate::error::Result;
+use crate::model::Model;
+
+pub use read::lanes;
+pub(super) use step::Buffers;
+
+/// The CPU.
+#[derive(Debug)]
+pub(super) struct Cpu;
+
+impl Executor for Cpu {
+    fn computes_in(&self, dtype: DType) -> bool {
+        dtype == DType::F32
+    }
+
+    fn new_states(
+        &self,
+        model: &Model,
+        batch: usize,
+        rows: RowDtype,
+    ) -> Result<Vec<Box<dyn AttentionState>>> {
+        let geometry = model.config().geometry();
+        let Some(student) = &model.student else {
+            let state = |_| Box::new(KvCache::new(geometry, batch, rows)) as _;
+            return Ok((0..model.decoder.layers.len()).map(state).collect());
+        };
+        let state = |layer: &crate::StudentLayer| {
+            let weights = PreparedWeights::new(geometry, &layer.config, &layer.attention)?;
+            Ok(Box::new(HybridState::new(weights, batch, rows)) as _)
+        };
+        student.layers.iter().map(state).collect()
+    }
+
+    fn forward(
+        &self,
+        model: &Model,
+        ids: &Tensor,
+        cache: &mut Cache,
+        lengths: Option<&[usize]>,
+    ) -> Result<Tensor> {
+        let (batch, tokens) = ids.dims2()?;
+        if tokens == 1 && batch <= SMALL_BATCH && lengths.is_none() {
+            step::step(model, &ids.flatten_all()?.to_vec1::<u32>()?, cache, false)?;
+            let shape = (batch, 1, model.config().hidden_size);
+            return Ok(Tensor::from_slice(&cache.scratch.step.normed, shape, ids.device())?);
+        }
+        let x = model.decoder.embed_batch(ids)?;
+        model.forward_embedded(x, cache, lengths, &Cancel::default())
+    }
+
+    fn read(
+        &self,
+        model: &Model,
+        ids: &[u32],
+        cache: &mut Cache,
+        cancel: &Cancel,
+        each: &EachBlock<'_>,
+    ) -> Result<()> {
+        read::read(model, ids, cache, cancel, each)
+    }
+
+    fn packs(&self, lengths: &[usize]) -> Vec<Vec<Piece>> {
+        packs(lengths)
+    }
+
+    fn decode(&self, model: &Model, ids: &[u32], cache: &mut Cache) -> Result<()> {
+        if ids.len() <= SMALL_BATCH {
+            return step::step(model, ids, cache, true);
+        }
+        let column = Tensor::from_slice(ids, (ids.len(), 1), model.device())?;
+        let hidden = self.forward(model, &column, cache, None)?.squeeze(1)?;
+        let vocab = 0..model.config().vocab_size;
+        model.decoder.logits_into(&hidden, vocab, &mut cache.logits)
+    }
+}

@@ -1,0 +1,178 @@
+//! Reading a long sequence: blocks of its tokens on several lanes, each a block behind the one before.
+//!
+//! Only attention needs what came earlier, layer by layer. So a block may pass a layer's attention as soon as the block
+//! before it has, and lanes hardly wait for each other; threads that share one block wait at the end of every product,
+//! which on two cores costs a quarter of their time.
+
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+use candle_core::Tensor;
+use rayon::ThreadPool;
+use still_attention::AttentionState;
+
+use crate::cache::Cache;
+use crate::cancel::Cancel;
+use crate::error::{ModelError, Result};
+use crate::executor::EachBlock;
+use crate::model::Model;
+
+/// Tokens of a block: a multiple of every usual chunk, small enough to keep activations small.
+const BLOCK: usize = 256;
+
+/// [`Model::read_until`] on the CPU.
+pub(super) fn read(
+    model: &Model,
+    ids: &[u32],
+    cache: &mut Cache,
+    cancel: &Cancel,
+    each: &EachBlock<'_>,
+) -> Result<()> {
+    let start = cache.position(0);
+    let blocks: Vec<(usize, &[u32])> =
+        ids.chunks(BLOCK).enumerate().map(|(n, ids)| (n * BLOCK, ids)).collect();
+    let pools = lanes(blocks.len())?;
+    let order = Order::new(cache.layers.len());
+    let layers: Vec<_> = cache.layers.iter_mut().map(Mutex::new).collect();
+    let reading = Reading { model, cancel, order: &order, layers: &layers };
+    // Every so many-th block, beginning with the `first`.
+    let run_lane = |first: usize| {
+        let unfinished = FailOnDrop(&order);
+        for (n, &(at, ids)) in blocks.iter().enumerate().skip(first).step_by(pools.len()) {
+            let hidden = match reading.block(n, ids, start + at) {
+                Ok(hidden) => hidden,
+                Err(Stopped::OtherLane) => return Ok(()),
+                Err(Stopped::Failed(error)) => return Err(error),
+            };
+            if each(at, hidden).is_break() {
+                return Ok(());
+            }
+        }
+        std::mem::forget(unfinished);
+        Ok(())
+    };
+    let run_lane = &run_lane;
+    std::thread::scope(|scope| {
+        let lanes: Vec<_> = pools
+            .iter()
+            .enumerate()
+            .map(|(n, pool)| scope.spawn(move || pool.install(|| run_lane(n))))
+            .collect();
+        lanes.into_iter().try_for_each(|lane| {
+            lane.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    })
+}
+
+/// Why a block did not come through.
+enum Stopped {
+    /// An earlier one never will.
+    OtherLane,
+    Failed(ModelError),
+}
+
+impl From<ModelError> for Stopped {
+    fn from(error: ModelError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// What all lanes share.
+struct Reading<'a> {
+    model: &'a Model,
+    cancel: &'a Cancel,
+    order: &'a Order,
+    layers: &'a [Mutex<&'a mut Box<dyn AttentionState>>],
+}
+
+impl Reading<'_> {
+    /// Hidden states `[n, E]` of block `n`, whose first token is at position `start`.
+    fn block(&self, n: usize, ids: &[u32], start: usize) -> std::result::Result<Tensor, Stopped> {
+        let decoder = &self.model.decoder;
+        let (x, rotation) = (decoder.embed(ids)?, decoder.rotation(start, ids.len())?);
+        let hidden = self.model.through_layers(x, &rotation, |layer, inputs| {
+            let _turn = self.order.wait_for(layer, n).ok_or(Stopped::OtherLane)?;
+            if self.cancel.is_raised() {
+                return Err(Stopped::Failed(ModelError::Cancelled));
+            }
+            let attention = lock(&self.layers[layer]).advance(inputs.rows(), None);
+            Ok(attention.map_err(ModelError::from)?)
+        })?;
+        Ok(hidden.squeeze(0).map_err(ModelError::from)?)
+    }
+}
+
+/// Threads shared out to at most `blocks` lanes; a lane's products stay on its own.
+///
+/// # Errors
+/// If the system gives no threads.
+pub fn lanes(blocks: usize) -> Result<Vec<ThreadPool>> {
+    let threads = rayon::current_num_threads();
+    let lanes = threads.min(blocks).max(1);
+    (0..lanes)
+        .map(|lane| {
+            let share = threads / lanes + usize::from(lane < threads % lanes);
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(share).build();
+            pool.map_err(|error| ModelError::NotFound {
+                what: format!("no threads to read with: {error}"),
+                hint: "raise the limit on processes (ulimit -u), or use fewer threads".into(),
+            })
+        })
+        .collect()
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Which block is next at each layer.
+struct Order {
+    next: Mutex<Next>,
+    changed: Condvar,
+}
+
+struct Next {
+    /// By layer.
+    block: Vec<usize>,
+    failed: bool,
+}
+
+impl Order {
+    fn new(layers: usize) -> Self {
+        let next = Next { block: vec![0; layers], failed: false };
+        Self { next: Mutex::new(next), changed: Condvar::new() }
+    }
+
+    /// Returns when every earlier block has passed `layer`; `None` if one never will.
+    fn wait_for(&self, layer: usize, block: usize) -> Option<Turn<'_>> {
+        let waiting = |next: &mut Next| !next.failed && next.block[layer] != block;
+        let next = self.changed.wait_while(lock(&self.next), waiting);
+        let next = next.unwrap_or_else(PoisonError::into_inner);
+        if next.failed { None } else { Some(Turn { order: self, layer }) }
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Next)) {
+        change(&mut lock(&self.next));
+        self.changed.notify_all();
+    }
+}
+
+/// A block's stay in a layer; dropping it lets the next one in.
+struct Turn<'a> {
+    order: &'a Order,
+    layer: usize,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.order.change(|next| next.block[self.layer] += 1);
+    }
+}
+
+/// Wakes the lanes that would wait forever for one that returned early or panicked.
+struct FailOnDrop<'a>(&'a Order);
+
+impl Drop for FailOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.change(|next| next.failed = true);
+    }
+}

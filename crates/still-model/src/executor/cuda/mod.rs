@@ -1,0 +1,128 @@
+//! CUDA: whole sequences through a layer at once, decode steps as graphs.
+
+mod small_batch;
+mod small_batch_products;
+mod step_graph;
+
+use candle_core::{DType, Tensor};
+use still_attention::{AttentionState, CudaHybridState, CudaKvCache, CudaWeights, RowDtype};
+use still_compute::cuda::can_capture;
+
+use super::packs::{Piece, whole_packs};
+use super::{EachBlock, Executor};
+use crate::cache::Cache;
+use crate::cancel::Cancel;
+use crate::error::{ModelError, Result};
+use crate::model::Model;
+use crate::student::StudentLayer;
+
+pub(super) use step_graph::StepGraph;
+
+/// Tokens whose hidden states are given out together: their logits are to fit beside everything else.
+const BLOCK: usize = 1024;
+
+/// A CUDA device.
+#[derive(Debug)]
+pub(super) struct Cuda;
+
+impl Executor for Cuda {
+    fn computes_in(&self, dtype: DType) -> bool {
+        matches!(dtype, DType::F32 | DType::BF16)
+    }
+
+    fn new_states(
+        &self,
+        model: &Model,
+        batch: usize,
+        rows: RowDtype,
+    ) -> Result<Vec<Box<dyn AttentionState>>> {
+        let (device, dtype) = (model.device(), model.decoder.dtype());
+        if !matches!((rows, dtype), (RowDtype::F32, DType::F32) | (RowDtype::Bf16, DType::BF16)) {
+            return Err(ModelError::Unsupported {
+                what: format!("{rows:?} rows in the cache of a model in {dtype:?} on CUDA"),
+                found_in: None,
+                hint: format!("ask for {} rows, or load the model in f32 or bf16", dtype.as_str()),
+            });
+        }
+        let geometry = model.config().geometry();
+        let Some(student) = &model.student else {
+            let state = |_| Ok(Box::new(CudaKvCache::new(geometry, batch, device, dtype)?) as _);
+            return (0..model.decoder.layers.len()).map(state).collect();
+        };
+        let state = |layer: &StudentLayer| {
+            let weights =
+                CudaWeights::new(geometry, &layer.config, &layer.attention, device, dtype)?;
+            Ok(Box::new(CudaHybridState::new(weights, batch)?) as _)
+        };
+        student.layers.iter().map(state).collect()
+    }
+
+    /// All tokens at once, so that an empty state is filled by the kernels of whole sequences.
+    fn read(
+        &self,
+        model: &Model,
+        ids: &[u32],
+        cache: &mut Cache,
+        cancel: &Cancel,
+        each: &EachBlock<'_>,
+    ) -> Result<()> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let x = model.decoder.embed(ids)?;
+        let hidden = model.forward_embedded(x, cache, None, cancel)?.squeeze(0)?;
+        for start in (0..ids.len()).step_by(BLOCK) {
+            let length = BLOCK.min(ids.len() - start);
+            if each(start, hidden.narrow(0, start, length)?).is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn packs(&self, lengths: &[usize]) -> Vec<Vec<Piece>> {
+        whole_packs(lengths)
+    }
+
+    /// The logits are the one thing that is copied to the host.
+    fn decode(&self, model: &Model, ids: &[u32], cache: &mut Cache) -> Result<()> {
+        let device = model.device().as_cuda_device()?;
+        let logits = if model.student.is_some() && can_capture(device) {
+            replay_step(model, ids, cache)?
+        } else {
+            let x = model.decoder.embed(ids)?.transpose(0, 1)?;
+            let hidden = model.forward_embedded(x, cache, None, &Cancel::default())?.squeeze(1)?;
+            model.decoder.logits(&hidden)?
+        };
+        cache.logits = logits.flatten_all()?.to_vec1()?;
+        Ok(())
+    }
+}
+
+/// A step through the cache's graph, captured first if there is none that fits: logits `[B, vocab]` f32.
+fn replay_step(model: &Model, ids: &[u32], cache: &mut Cache) -> Result<Tensor> {
+    model.decoder.check_ids(ids)?;
+    let positions: Vec<usize> = (0..ids.len()).map(|n| cache.position(n)).collect();
+    let tokens = positions.iter().max().map_or(0, |longest| longest + 1);
+    let Cache { layers, scratch, .. } = cache;
+    let mut states = layers
+        .iter_mut()
+        .map(|layer| layer.in_graph().ok_or_else(not_in_graph))
+        .collect::<Result<Vec<&mut CudaHybridState>>>()?;
+    for state in &mut states {
+        state.reserve(tokens)?;
+    }
+    let fitting = scratch.graph.take().filter(|graph| graph.fits(model, &states));
+    let graph = match fitting {
+        Some(graph) => graph,
+        None => StepGraph::capture(model, &states, ids.len())?,
+    };
+    let graph = scratch.graph.insert(graph);
+    graph.launch(ids, &positions)?;
+    states.into_iter().for_each(CudaHybridState::count);
+    Ok(graph.logits.clone())
+}
+
+fn not_in_graph() -> ModelError {
+    ModelError::Invalid("a graph is made of hybrid layers on CUDA".into())
+}

@@ -1,0 +1,128 @@
+//! How a device runs a model: the states of its layers, long reads, decode steps.
+//!
+//! | file | what |
+//! |---|---|
+//! | `cpu/read.rs` | a long sequence in blocks, on lanes of threads |
+//! | `cpu/step.rs` | a decode step, by all threads together |
+//! | `cuda/small_batch.rs`, `cuda/small_batch_products.rs` | a layer for a few tokens in few kernels |
+//! | `cuda/step_graph.rs` | a decode step as a CUDA graph |
+//! | `packs.rs` | how sequences that are read together are cut |
+
+mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
+mod packs;
+
+use std::ops::ControlFlow;
+
+use candle_core::{DType, Device, Tensor};
+use still_attention::{AttentionState, RowDtype};
+
+use crate::cache::Cache;
+use crate::cancel::Cancel;
+use crate::error::{ModelError, Result};
+use crate::model::Model;
+
+pub use cpu::lanes;
+pub(crate) use packs::Piece;
+
+/// Takes final-normed hidden states `[n, E]` and where in the sequence they start; `Break` ends the read.
+pub(crate) type EachBlock<'a> = dyn Fn(usize, Tensor) -> ControlFlow<()> + Sync + 'a;
+
+/// What differs between devices when a model runs. A new kind of device is one implementation.
+pub(crate) trait Executor: Sync {
+    /// Whether it has kernels for weights and activations of `dtype`.
+    fn computes_in(&self, dtype: DType) -> bool;
+
+    /// The empty states of all layers.
+    ///
+    /// # Errors
+    /// As [`Model::new_cache`].
+    fn new_states(
+        &self,
+        model: &Model,
+        batch: usize,
+        rows: RowDtype,
+    ) -> Result<Vec<Box<dyn AttentionState>>>;
+
+    /// [`Model::forward`] of a checked cache.
+    ///
+    /// # Errors
+    /// As there.
+    fn forward(
+        &self,
+        model: &Model,
+        ids: &Tensor,
+        cache: &mut Cache,
+        lengths: Option<&[usize]>,
+    ) -> Result<Tensor> {
+        let x = model.decoder.embed_batch(ids)?;
+        model.forward_embedded(x, cache, lengths, &Cancel::default())
+    }
+
+    /// [`Model::read_until`] of a checked cache.
+    ///
+    /// # Errors
+    /// As there.
+    fn read(
+        &self,
+        model: &Model,
+        ids: &[u32],
+        cache: &mut Cache,
+        cancel: &Cancel,
+        each: &EachBlock<'_>,
+    ) -> Result<()>;
+
+    /// Cuts sequences of these lengths, in order, into packs whose rows go through every product together.
+    fn packs(&self, lengths: &[usize]) -> Vec<Vec<Piece>>;
+
+    /// Feeds one token to each sequence of a checked cache; leaves the logits in [`Cache::logits`].
+    ///
+    /// # Errors
+    /// As [`Model::decode`].
+    fn decode(&self, model: &Model, ids: &[u32], cache: &mut Cache) -> Result<()>;
+}
+
+/// The executor of a device.
+///
+/// # Errors
+/// A device that there is none for.
+pub(crate) fn executor(device: &Device) -> Result<&'static dyn Executor> {
+    match device {
+        Device::Cpu => Ok(&cpu::Cpu),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => Ok(&cuda::Cuda),
+        other => Err(ModelError::Unsupported {
+            what: format!("a model on {:?}", other.location()),
+            found_in: None,
+            hint: "use cpu, or cuda with a program that was built with `--features cuda`".into(),
+        }),
+    }
+}
+
+/// An error unless `device` has kernels for `dtype`.
+pub(crate) fn check_dtype(device: &Device, dtype: DType) -> Result<()> {
+    if executor(device)?.computes_in(dtype) {
+        return Ok(());
+    }
+    Err(ModelError::Unsupported {
+        what: format!("a model in {} on {:?}", dtype.as_str(), device.location()),
+        found_in: None,
+        hint: "use f32; bf16 is for CUDA devices".into(),
+    })
+}
+
+/// Memory that an executor keeps from step to step. It holds nothing between calls that matters, so that a copy starts without.
+#[derive(Debug, Default)]
+pub(crate) struct Scratch {
+    step: cpu::Buffers,
+    /// The step as a GPU replays it.
+    #[cfg(feature = "cuda")]
+    graph: Option<cuda::StepGraph>,
+}
+
+impl Clone for Scratch {
+    fn clone(&self) -> Self {
+        Self::default()
+    }
+}

@@ -1,0 +1,96 @@
+//! How sequences that are read together are cut into packs.
+
+/// Rows that go through a product together, as many as a block of [`Model::read`](crate::Model::read): enough for products to be fast, few
+/// enough to keep activations small.
+const ROWS: usize = 256;
+
+/// The same on CUDA, where a feed is never cut: what continues a hybrid state there is fed one by one.
+#[cfg(any(test, feature = "cuda"))]
+const WHOLE_ROWS: usize = 16 * 1024;
+
+/// Consecutive tokens of one feed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Piece {
+    pub feed: usize,
+    pub start: usize,
+    pub tokens: usize,
+}
+
+/// The feeds' tokens in order, cut into packs of [`ROWS`].
+pub(super) fn packs(lengths: &[usize]) -> Vec<Vec<Piece>> {
+    let mut packs = Vec::new();
+    let (mut pack, mut room) = (Vec::new(), ROWS);
+    for (feed, &length) in lengths.iter().enumerate() {
+        let mut start = 0;
+        while start < length {
+            let tokens = room.min(length - start);
+            pack.push(Piece { feed, start, tokens });
+            start += tokens;
+            room -= tokens;
+            if room == 0 {
+                packs.push(std::mem::take(&mut pack));
+                room = ROWS;
+            }
+        }
+    }
+    if !pack.is_empty() {
+        packs.push(pack);
+    }
+    packs
+}
+
+/// The feeds in order, whole, in packs of [`WHOLE_ROWS`] at most where one alone has not more.
+#[cfg(any(test, feature = "cuda"))]
+pub(super) fn whole_packs(lengths: &[usize]) -> Vec<Vec<Piece>> {
+    let mut packs: Vec<Vec<Piece>> = Vec::new();
+    let mut room = 0;
+    for (feed, &tokens) in lengths.iter().enumerate().filter(|&(_, &tokens)| tokens > 0) {
+        let piece = Piece { feed, start: 0, tokens };
+        match packs.last_mut().filter(|_| tokens <= room) {
+            Some(pack) => {
+                pack.push(piece);
+                room -= tokens;
+            }
+            None => {
+                packs.push(vec![piece]);
+                room = WHOLE_ROWS.saturating_sub(tokens);
+            }
+        }
+    }
+    packs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whole_feeds_share_packs_where_they_fit() {
+        let shares = |lengths: &[usize]| -> Vec<Vec<usize>> {
+            let feeds = |pack: Vec<Piece>| pack.iter().map(|piece| piece.feed).collect();
+            let packs = whole_packs(lengths);
+            assert!(packs.iter().flatten().all(|piece| piece.tokens == lengths[piece.feed]));
+            packs.into_iter().map(feeds).collect()
+        };
+        assert_eq!(shares(&[0, 0]), Vec::<Vec<usize>>::new());
+        assert_eq!(shares(&[9, 0, WHOLE_ROWS - 9, 1]), [vec![0, 2], vec![3]]);
+        assert_eq!(shares(&[1, 2 * WHOLE_ROWS, 1, 1]), [vec![0], vec![1], vec![2, 3]]);
+    }
+
+    #[test]
+    fn every_token_is_in_one_pack() {
+        for lengths in [vec![], vec![0, 0], vec![256], vec![3, 0, 700, 256, 1], vec![255, 1, 1]] {
+            let packs = packs(&lengths);
+            let mut read = vec![0; lengths.len()];
+            for (n, pack) in packs.iter().enumerate() {
+                let rows: usize = pack.iter().map(|piece| piece.tokens).sum();
+                assert!(rows == ROWS || n + 1 == packs.len(), "{packs:?}");
+                for piece in pack {
+                    assert_eq!(read[piece.feed], piece.start);
+                    read[piece.feed] += piece.tokens;
+                }
+            }
+            assert_eq!(read, lengths);
+        }
+    }
+}
