@@ -13,7 +13,7 @@ use candle_core::{DeviceLocation, Tensor};
 
 #[cfg(feature = "cuda")]
 use crate::CudaHybridState;
-use crate::{AttentionError, HeadRows, HeadScratch, Result};
+use crate::{AttentionError, HeadRows, HeadScratch, Result, SavedState};
 
 /// New rows of every sequence, after RoPE.
 #[derive(Clone, Copy, Debug)]
@@ -63,8 +63,8 @@ pub trait AttentionState: Debug + Send + Sync {
     /// A copy with memory of its own.
     fn boxed_clone(&self) -> Box<dyn AttentionState>;
 
-    /// The state as threads of the host feed it single tokens, if it lies in the host's memory.
-    fn by_parts(&self) -> Option<&dyn StateParts> {
+    /// The state as the host has it, if it lies in the host's memory.
+    fn on_host(&self) -> Option<&dyn HostState> {
         None
     }
 
@@ -81,10 +81,10 @@ impl Clone for Box<dyn AttentionState> {
     }
 }
 
-/// A state of parts that know nothing of each other, so that threads can share a decode step: one part for every sequence and
-/// selection head (dense attention: KV head), in that order.
-pub trait StateParts: Sync {
-    /// How many there are.
+/// A state in the host's memory. Its parts know nothing of each other, so that threads can share a decode step: there is one for
+/// every sequence and selection head (dense attention: KV head), in that order.
+pub trait HostState: Sync {
+    /// How many parts there are.
     fn parts(&self) -> usize;
 
     /// Feeds one token to a part, which no other thread has meanwhile: `out` is `[query heads, D]`.
@@ -92,6 +92,41 @@ pub trait StateParts: Sync {
     /// # Panics
     /// If there is no such part, or slices are too short for their layout.
     fn decode(&self, part: usize, rows: HeadRows<'_>, scratch: &mut HeadScratch, out: &mut [f32]);
+
+    /// Whether [`truncate`](Self::truncate) can forget all tokens of a sequence but the first `tokens`.
+    ///
+    /// Dense attention can go back to any number. Hybrid attention can go back within the chunk of the last token, because earlier
+    /// chunks have retired from it, and to nothing at all.
+    ///
+    /// # Errors
+    /// More tokens than there are; fewer than the state can go back to.
+    fn check_truncate(&self, sequence: usize, tokens: usize) -> Result<()>;
+
+    /// Forgets all tokens of a sequence but the first `tokens`.
+    ///
+    /// # Errors
+    /// Those of [`check_truncate`](Self::check_truncate); nothing is forgotten then.
+    fn truncate(&self, sequence: usize, tokens: usize) -> Result<()>;
+
+    /// All that the state remembers, as tensors.
+    ///
+    /// # Errors
+    /// An error of the tensor library.
+    fn save(&self) -> Result<SavedState>;
+
+    /// Remembers what a state of the same shape and row format has saved, in place of what it did.
+    ///
+    /// What single tokens have prepared for the next retirement is not saved: it is made again, so that later outputs are equal by
+    /// the parity rule and not to the last bit.
+    ///
+    /// # Errors
+    /// Tensors of another state or format; this state is then to be thrown away.
+    fn restore(&self, saved: SavedState) -> Result<()>;
+}
+
+/// An error that says how far a state can go back.
+pub(crate) fn cannot_truncate(tokens: usize, why: &str) -> AttentionError {
+    AttentionError::Config(format!("a state cannot go back to {tokens} tokens: {why}"))
 }
 
 /// An error if there is a gate, which only hybrid attention on the host computes.

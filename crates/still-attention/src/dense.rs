@@ -6,14 +6,15 @@ use candle_core::{DeviceLocation, Tensor};
 use rayon::prelude::*;
 
 use crate::arguments::{expect_shape, with_values};
-use crate::attention_state::without_gate;
+use crate::attention_state::{cannot_truncate, without_gate};
 use crate::cpu::key_store::KeyStore;
 use crate::cpu::query_rows::take;
 use crate::cpu::rows::RowStore;
+use crate::cpu::saved_rows::SavedRows;
 use crate::state::{checked_lengths, lock};
 use crate::{
-    AttentionKind, AttentionRows, AttentionState, HeadGeometry, HeadRows, HeadScratch, Result,
-    RowDtype, StateParts,
+    AttentionKind, AttentionRows, AttentionState, HeadGeometry, HeadRows, HeadScratch, HostState,
+    Result, RowDtype, SavedState,
 };
 use still_compute::matmul::{Mat, matmul};
 use still_compute::vector::{self, vectorize};
@@ -193,18 +194,61 @@ impl AttentionState for KvCache {
         Box::new(self.clone())
     }
 
-    fn by_parts(&self) -> Option<&dyn StateParts> {
+    fn on_host(&self) -> Option<&dyn HostState> {
         Some(self)
     }
 }
 
-impl StateParts for KvCache {
+impl HostState for KvCache {
     fn parts(&self) -> usize {
         self.rows.len()
     }
 
     fn decode(&self, part: usize, rows: HeadRows<'_>, scratch: &mut HeadScratch, out: &mut [f32]) {
         self.head(part).feed(rows.q, rows.k, rows.v, scratch, out);
+    }
+
+    fn check_truncate(&self, sequence: usize, tokens: usize) -> Result<()> {
+        match self.position(sequence) {
+            position if tokens > position => {
+                Err(cannot_truncate(tokens, &format!("it has {position}")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn truncate(&self, sequence: usize, tokens: usize) -> Result<()> {
+        self.check_truncate(sequence, tokens)?;
+        let heads = self.geometry.num_key_value_heads;
+        for pair in &self.rows[sequence * heads..(sequence + 1) * heads] {
+            let (k, v) = &mut *lock(pair);
+            k.truncate(tokens);
+            v.truncate(tokens);
+        }
+        Ok(())
+    }
+
+    fn save(&self) -> Result<SavedState> {
+        let mut saved = SavedState::default();
+        for (part, pair) in self.rows.iter().enumerate() {
+            let (k, v) = &*lock(pair);
+            k.save(&mut saved, part, "k")?;
+            v.save(&mut saved, part, "v")?;
+        }
+        Ok(saved)
+    }
+
+    fn restore(&self, mut saved: SavedState) -> Result<()> {
+        let mut tokens = None;
+        for (part, pair) in self.rows.iter().enumerate() {
+            // Heads of a sequence have equally many.
+            let rows = tokens.filter(|_| part % self.geometry.num_key_value_heads > 0);
+            let (k, v) = &mut *lock(pair);
+            k.restore(&mut saved, part, "k", rows)?;
+            v.restore(&mut saved, part, "v", Some(k.len()))?;
+            tokens = Some(k.len());
+        }
+        saved.finish()
     }
 }
 

@@ -16,13 +16,14 @@ pub mod naive;
 pub mod router;
 mod routing;
 mod saved_attention;
+mod saved_state;
 mod selection;
 mod shares;
 mod size;
 mod state;
 mod weights;
 
-pub use attention_state::{AttentionKind, AttentionRows, AttentionState, StateParts};
+pub use attention_state::{AttentionKind, AttentionRows, AttentionState, HostState};
 pub use config::{
     Branches, FeatureMap, HeadGeometry, HybridConfig, LinearNorm, MAX_CAP, MAX_CHUNK,
     MAX_FEATURE_DIM, Mode, Router, RowDtype, SelectionHead, StillConfig,
@@ -35,6 +36,7 @@ pub use feature_map::fold_householder;
 pub use hybrid::{HybridOutput, hybrid_attention};
 pub use routing::Routing;
 pub use saved_attention::{SavedAttention, attention_forward};
+pub use saved_state::SavedState;
 pub use selection::Selection;
 pub use shares::{BranchShares, branch_shares};
 pub use size::HeadSize;

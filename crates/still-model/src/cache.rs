@@ -1,7 +1,9 @@
 //! What a model remembers of a batch of sequences.
 
-use candle_core::DeviceLocation;
-use still_attention::{AttentionKind, AttentionState, RowDtype};
+use std::collections::HashMap;
+
+use candle_core::{DeviceLocation, Tensor};
+use still_attention::{AttentionKind, AttentionState, HostState, RowDtype, SavedState};
 
 use crate::error::{ModelError, Result};
 use crate::executor::{Scratch, executor};
@@ -31,6 +33,63 @@ impl Cache {
     /// Sequences.
     pub fn batch(&self) -> usize {
         self.batch
+    }
+
+    /// Forgets all tokens of a sequence but the first `tokens`: any number with dense attention, those of the last token's chunk or
+    /// all with hybrid attention ([`HostState::truncate`]).
+    ///
+    /// # Errors
+    /// A number that a layer cannot go back to, and then no layer has; a cache that is not on the CPU.
+    pub fn truncate(&mut self, sequence: usize, tokens: usize) -> Result<()> {
+        let states = self.on_host()?;
+        // Layers may differ in how far they go back.
+        for state in &states {
+            state.check_truncate(sequence, tokens)?;
+        }
+        states.into_iter().try_for_each(|state| Ok(state.truncate(sequence, tokens)?))
+    }
+
+    /// All that the cache remembers, as tensors by name: `layers.N.PART.TENSOR`, where a part is a head of a sequence.
+    ///
+    /// # Errors
+    /// A cache that is not on the CPU.
+    pub fn save(&self) -> Result<HashMap<String, Tensor>> {
+        let mut tensors = HashMap::new();
+        for (n, state) in self.on_host()?.into_iter().enumerate() {
+            let saved = state.save()?.into_tensors();
+            tensors.extend(saved.into_iter().map(|(name, x)| (format!("layers.{n}.{name}"), x)));
+        }
+        Ok(tensors)
+    }
+
+    /// Remembers what a cache of the same model, batch and row format has [saved](Self::save), in place of what it did.
+    ///
+    /// # Errors
+    /// Tensors of another model, batch or row format, after which the cache is to be thrown away; a cache that is not on the CPU.
+    pub fn restore(&mut self, tensors: HashMap<String, Tensor>) -> Result<()> {
+        let mut layers = vec![SavedState::default(); self.layers.len()];
+        for (name, tensor) in tensors {
+            let found = name.strip_prefix("layers.").and_then(|rest| rest.split_once('.'));
+            let layer = found.and_then(|(n, name)| Some((n.parse::<usize>().ok()?, name)));
+            let Some((n, name)) = layer.filter(|&(n, _)| n < layers.len()) else {
+                let what = format!("a saved cache has a tensor {name:?} that is of no layer");
+                return Err(ModelError::Invalid(what));
+            };
+            layers[n].insert(name.to_owned(), tensor);
+        }
+        for (state, saved) in self.on_host()?.into_iter().zip(layers) {
+            state.restore(saved)?;
+        }
+        Ok(())
+    }
+
+    fn on_host(&self) -> Result<Vec<&dyn HostState>> {
+        let elsewhere = || ModelError::Unsupported {
+            what: "saving or cutting a cache that is on a GPU".into(),
+            found_in: None,
+            hint: "use --device cpu".into(),
+        };
+        self.layers.iter().map(|layer| layer.on_host().ok_or_else(elsewhere)).collect()
     }
 }
 

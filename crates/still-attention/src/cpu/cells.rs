@@ -1,7 +1,9 @@
 //! How stored rows are coded: the kernel's own type, 16 bits, or 8 bits with one scale a row.
 
+use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
 
+use crate::Result;
 use crate::config::RowDtype;
 use still_compute::Real;
 
@@ -181,6 +183,52 @@ impl<T: Real> Cells<T> {
         let largest = row.iter().fold(T::zero(), |largest, x| larger(largest, x.abs()));
         self.scales[index] = largest / T::of(127.0);
         if largest > T::zero() { T::of(127.0) / largest } else { T::zero() }
+    }
+
+    /// The dtype that stored values are saved in: 8-bit codes as bytes.
+    pub fn saved_dtype(&self) -> DType {
+        match self.values {
+            Values::Native(_) => T::DTYPE,
+            Values::Bf16(_) => DType::BF16,
+            Values::F16(_) => DType::F16,
+            Values::Int8(_) => DType::U8,
+        }
+    }
+
+    /// The stored values at `places`, as they are, `[rows, width]`.
+    pub fn saved(
+        &self,
+        places: impl Iterator<Item = usize>,
+        shape: (usize, usize),
+    ) -> Result<Tensor> {
+        let cpu = &Device::Cpu;
+        Ok(match &self.values {
+            Values::Native(v) => Tensor::from_iter(places.map(|at| v[at]), cpu)?,
+            Values::Bf16(v) => Tensor::from_iter(places.map(|at| v[at].0), cpu)?,
+            Values::F16(v) => Tensor::from_iter(places.map(|at| v[at].0), cpu)?,
+            Values::Int8(v) => Tensor::from_iter(places.map(|at| v[at].0 as u8), cpu)?,
+        }
+        .reshape(shape)?)
+    }
+
+    /// Overwrites the values at `places` with those of a tensor that [`saved`](Self::saved) made.
+    pub fn restore(&mut self, places: impl Iterator<Item = usize>, saved: &Tensor) -> Result<()> {
+        let saved = saved.flatten_all()?;
+        match &mut self.values {
+            Values::Native(v) => places.zip(saved.to_vec1()?).for_each(|(at, x)| v[at] = x),
+            Values::Bf16(v) => places.zip(saved.to_vec1()?).for_each(|(at, x)| v[at] = Bf16(x)),
+            Values::F16(v) => places.zip(saved.to_vec1()?).for_each(|(at, x)| v[at] = F16(x)),
+            Values::Int8(v) => {
+                let codes = saved.to_vec1::<u8>()?;
+                places.zip(codes).for_each(|(at, x)| v[at] = Int8(x as i8));
+            }
+        }
+        Ok(())
+    }
+
+    /// Overwrites the scales of the first rows.
+    pub fn restore_scales(&mut self, scales: &[T]) {
+        self.scales[..scales.len()].copy_from_slice(scales);
     }
 
     /// Gives row `to` the scale of row `from`.

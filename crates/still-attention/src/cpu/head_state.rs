@@ -1,10 +1,15 @@
 //! The state of one sequence and selection head. Chunks retire into it in [`super::retirement`].
 
+use candle_core::{DType, Device, Tensor};
+
 use super::forward::HeadInput;
 use super::key_store::KeyStore;
 use super::retirement::Retirement;
 use super::rows::RowStore;
+use super::saved_rows::SavedRows;
+use crate::Result;
 use crate::config::{Router, RowDtype};
+use crate::saved_state::SavedState;
 use crate::selection::Selection;
 use still_compute::Real;
 
@@ -57,6 +62,63 @@ impl<T: Real> HeadState<T> {
             count: 0,
             next: Retirement::default(),
         }
+    }
+
+    /// Forgets everything; memory of the ring stays.
+    pub fn clear(&mut self) {
+        self.position = 0;
+        self.count = 0;
+        self.ring_score.fill(T::zero());
+        self.salient_k.truncate(0);
+        self.salient_v.truncate(0);
+        self.salient.clear();
+        self.s.clear();
+        self.z.clear();
+        self.next = Retirement::default();
+    }
+
+    /// Puts everything but what is prepared among a state's tensors.
+    pub fn save(&self, state: &mut SavedState, part: usize) -> Result<()> {
+        let vector = |values: Vec<T>| {
+            let length = values.len();
+            Tensor::from_vec(values, length, &Device::Cpu)
+        };
+        state.put_count(part, "position", self.position)?;
+        state.put_count(part, "count", self.count)?;
+        self.ring_k.save(state, part, "ring_k")?;
+        self.ring_v.save(state, part, "ring_v")?;
+        state.put(part, "ring_score", vector(self.ring_score.clone())?);
+        self.salient_k.save(state, part, "salient_k")?;
+        self.salient_v.save(state, part, "salient_v")?;
+        let (scores, positions): (Vec<T>, Vec<u32>) = self.salient.iter().copied().unzip();
+        let rows = positions.len();
+        state.put(part, "salient_score", vector(scores)?);
+        state.put(part, "salient_position", Tensor::from_vec(positions, rows, &Device::Cpu)?);
+        state.put(part, "s", vector(self.s.clone())?);
+        state.put(part, "z", vector(self.z.clone())?);
+        Ok(())
+    }
+
+    /// Takes back what [`save`](Self::save) put; `features` is the length of `z` where something was absorbed.
+    pub fn restore(&mut self, state: &mut SavedState, part: usize, features: usize) -> Result<()> {
+        let (slots, width) = (self.ring_score.len(), self.ring_k.width());
+        self.clear();
+        self.position = state.take_count(part, "position")?;
+        self.count = state.take_count(part, "count")?;
+        self.ring_k.restore(state, part, "ring_k", Some(slots))?;
+        self.ring_v.restore(state, part, "ring_v", Some(slots))?;
+        self.ring_score = state.take(part, "ring_score", T::DTYPE, &[Some(slots)])?.to_vec1()?;
+        self.salient_k.restore(state, part, "salient_k", None)?;
+        let rows = Some(self.salient_k.len());
+        self.salient_v.restore(state, part, "salient_v", rows)?;
+        let scores = state.take(part, "salient_score", T::DTYPE, &[rows])?.to_vec1()?;
+        let positions = state.take(part, "salient_position", DType::U32, &[rows])?.to_vec1()?;
+        self.salient = scores.into_iter().zip(positions).collect();
+        // Absent until something is absorbed.
+        let features = if self.count > 0 { features } else { 0 };
+        self.s = state.take(part, "s", T::DTYPE, &[Some(features * width)])?.to_vec1()?;
+        self.z = state.take(part, "z", T::DTYPE, &[Some(features)])?.to_vec1()?;
+        Ok(())
     }
 
     pub fn size_bytes(&self) -> usize {

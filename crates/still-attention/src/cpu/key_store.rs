@@ -5,6 +5,7 @@
 use std::ops::Range;
 
 use super::cells::{Bf16, Cell, Cells, Values, each};
+use super::saved_rows::SavedRows;
 use crate::config::RowDtype;
 use still_compute::Real;
 use still_compute::vector::prefetch;
@@ -284,6 +285,31 @@ fn widened<T: Real, C: Cell<T>>(line: &[C; TILE]) -> [T; TILE] {
         *wide = value.widen();
     }
     wide
+}
+
+impl<T: Real> SavedRows<T> for KeyStore<T> {
+    fn cells(&self) -> &Cells<T> {
+        &self.cells
+    }
+
+    fn cells_mut(&mut self) -> &mut Cells<T> {
+        &mut self.cells
+    }
+
+    fn size(&self) -> (usize, usize) {
+        (self.len(), self.width)
+    }
+
+    fn set_len(&mut self, rows: usize) {
+        self.resize(rows);
+    }
+
+    fn places(&self, rows: usize) -> impl Iterator<Item = usize> {
+        (0..rows).flat_map(|row| {
+            let start = self.start(row);
+            (0..self.width).map(move |channel| start + channel * TILE)
+        })
+    }
 }
 
 #[cfg(test)]

@@ -14,4 +14,5 @@ pub(crate) mod query_rows_backward;
 pub(crate) mod recall;
 pub(crate) mod retirement;
 pub(crate) mod rows;
+pub(crate) mod saved_rows;
 pub(crate) mod weighted_sum;

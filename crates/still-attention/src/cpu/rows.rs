@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::cells::{Cell, Cells, Values, each};
+use super::saved_rows::SavedRows;
 use super::weighted_sum::{Summed, add_weighted};
 use crate::config::RowDtype;
 use still_compute::Real;
@@ -49,8 +50,12 @@ impl<T: Real> RowStore<T> {
     /// A store of `rows` zero rows.
     pub fn zeros(width: usize, rows: usize, dtype: RowDtype) -> Self {
         let mut store = Self::new(width, dtype);
-        store.cells.resize(rows * width, rows);
+        store.resize(rows);
         store
+    }
+
+    fn resize(&mut self, rows: usize) {
+        self.cells.resize(rows * self.width, rows);
     }
 
     pub fn len(&self) -> usize {
@@ -82,7 +87,7 @@ impl<T: Real> RowStore<T> {
     /// Appends one row.
     pub fn push(&mut self, row: &[T]) {
         let index = self.len();
-        self.cells.resize((index + 1) * self.width, index + 1);
+        self.resize(index + 1);
         self.set(index, row);
     }
 
@@ -98,7 +103,7 @@ impl<T: Real> RowStore<T> {
             v.copy_within(last * width..(last + 1) * width, index * width);
         });
         self.cells.move_scale(last, index);
-        self.cells.resize(last * width, last);
+        self.resize(last);
     }
 
     /// Row `index`, appended to `out`.
@@ -146,6 +151,28 @@ impl<T: Real> RowStore<T> {
         each!(&self.cells.values, v => {
             add_weighted(Summed { values: v, width, range, scales }, weights, stride, out, width);
         });
+    }
+}
+
+impl<T: Real> SavedRows<T> for RowStore<T> {
+    fn cells(&self) -> &Cells<T> {
+        &self.cells
+    }
+
+    fn cells_mut(&mut self) -> &mut Cells<T> {
+        &mut self.cells
+    }
+
+    fn size(&self) -> (usize, usize) {
+        (self.len(), self.width)
+    }
+
+    fn set_len(&mut self, rows: usize) {
+        self.resize(rows);
+    }
+
+    fn places(&self, rows: usize) -> impl Iterator<Item = usize> {
+        0..rows * self.width
     }
 }
 

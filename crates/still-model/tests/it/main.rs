@@ -6,6 +6,7 @@
 mod common;
 
 mod authors;
+mod caches;
 mod chat_parity;
 mod chat_templates;
 mod checkpoints;

@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 
 use candle_core::Tensor;
 use smallvec::SmallVec;
-use still_attention::{HeadRows, HeadScratch, StateParts};
+use still_attention::{HeadRows, HeadScratch, HostState};
 use still_compute::threads::{Shared, Worker, on_all_threads};
 use still_compute::vector::{dot, vectorize};
 use still_quant::LANES;
@@ -57,7 +57,7 @@ struct Step<'a> {
     hidden: Shared<'a>,
     logits: Shared<'a>,
     /// Each of a layer's parts is taken by one thread of a phase.
-    layers: &'a [&'a dyn StateParts],
+    layers: &'a [&'a dyn HostState],
 }
 
 /// Buffers of one thread, which no other reads or writes.
@@ -102,7 +102,7 @@ pub(super) fn step(
     let (queries, keys) = (batch * queries * config.head_dim, batch * keys * config.head_dim);
     let positions: Vec<usize> = (0..batch).map(|sequence| cache.position(sequence)).collect();
     let Cache { layers, logits, scratch, .. } = cache;
-    let layers = layers.iter().map(|layer| layer.by_parts().ok_or_else(elsewhere));
+    let layers = layers.iter().map(|layer| layer.on_host().ok_or_else(elsewhere));
     let layers = layers.collect::<Result<Vec<_>>>()?;
     let Buffers { rotation, tile, x, q, k, v, gate, attention, hidden, normed, workers } =
         &mut scratch.step;
@@ -415,11 +415,7 @@ impl SliceOps<'_> {
     }
 
     /// One phase: a layer's attention, into [`Slot::Attention`].
-    fn attend(
-        &mut self,
-        inputs: &AttentionInputs<Heads<'_>>,
-        state: &dyn StateParts,
-    ) -> Result<()> {
+    fn attend(&mut self, inputs: &AttentionInputs<Heads<'_>>, state: &dyn HostState) -> Result<()> {
         let units = state.parts();
         for unit in self.worker.phase(units, units)?.into_iter().flatten().flatten() {
             self.attend_unit(unit, units, inputs, state)?;
@@ -433,7 +429,7 @@ impl SliceOps<'_> {
         unit: usize,
         units: usize,
         inputs: &AttentionInputs<Heads<'_>>,
-        state: &dyn StateParts,
+        state: &dyn HostState,
     ) -> Result<()> {
         let Self { step, buffers, head_dim: d, .. } = self;
         let d = *d;
