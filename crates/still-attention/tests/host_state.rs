@@ -109,7 +109,7 @@ fn a_state_of_another_shape_or_format_is_refused() {
         (hybrid(RowDtype::Bf16, |_| {}, "bf16 rows"), hybrid(RowDtype::Int8, |_| {}, "int8 rows"));
     let longer = hybrid(RowDtype::Bf16, |still| still.chunk = 8, "chunks of 8");
     for (from, to, word) in [
-        (&int8, &bf16, "salient_k\" is in U8, and this state's in BF16"),
+        (&int8, &bf16, "salient_k\" is in u8, and this state's in bf16"),
         (&longer, &bf16, "ring_k\" is [16, 8], and this state's 8 × 8"),
     ] {
         let error = (to.empty)().on_host().unwrap().restore(of(from)).unwrap_err().to_string();
