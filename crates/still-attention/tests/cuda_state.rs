@@ -11,7 +11,7 @@ use half::bf16;
 use still_attention::{
     AttentionState, Branches, CudaHybridState, CudaKvCache, CudaWeights, FeatureMap, HeadGeometry,
     HybridConfig, HybridState, HybridWeights, KvCache, LinearNorm, PreparedWeights, Router,
-    RowDtype, SelectionHead, StillConfig,
+    RowDtype, SelectionHead, StillConfig, hybrid_attention, naive,
 };
 
 /// The GPU; a test that asks for one and finds none has failed.
@@ -329,6 +329,119 @@ fn equal_sequences_are_read_together() {
         let mut states = States::new(&layer(SHAPES[4]), 3, 330, dtype);
         states.feed(&[vec![257; 3]], "read together");
         states.feed(&singles(3, 73), "decoded together");
+    }
+}
+
+/// Sizes of calls that begin and end before, at and behind the borders of chunks.
+const SPLITS: [&[usize]; 6] = [
+    &[2, 3, 59, 2, 62, 2, 64, 3, 127, 129, 130],
+    &[1, 200, 1, 65, 63, 128],
+    &[127, 3, 190, 2, 2],
+    &[128, 2, 320],
+    &[64, 64, 2, 254, 3],
+    &[300, 61, 2, 3, 1, 140],
+];
+
+/// Reading on from any place, by any number of tokens, and decoding from there.
+#[test]
+fn any_split_is_read_alike() {
+    for dtype in [DType::F32, DType::BF16] {
+        for split in SPLITS {
+            let calls: Vec<_> = split.iter().map(|&tokens| vec![tokens]).collect();
+            let tokens = split.iter().sum::<usize>() + 70;
+            let layers = SHAPES.map(layer).into_iter().chain(CAPPED.map(capped));
+            for layer in layers {
+                let mut states = States::new(&layer, 1, tokens, dtype);
+                states.feed(&calls, &format!("{split:?}"));
+                states.feed(&singles(1, 70), &format!("decoded after {split:?}"));
+            }
+        }
+    }
+}
+
+/// In every call each sequence has a length of its own, from nothing to several chunks, and stands somewhere else.
+#[test]
+fn different_lengths_are_read_together() {
+    let calls = [
+        vec![130, 1, 0, 64, 2],
+        vec![3, 200, 1, 129, 0],
+        vec![70, 0, 320, 2, 61],
+        vec![2, 64, 3, 0, 65],
+        vec![190, 1, 64, 260, 128],
+    ];
+    for dtype in [DType::F32, DType::BF16] {
+        for layer in SHAPES.map(layer).into_iter().chain(CAPPED.map(capped)) {
+            let mut states = States::new(&layer, 5, 560, dtype);
+            states.feed(&calls, "read unevenly");
+            states.feed(&singles(5, 70), "decoded after");
+        }
+    }
+}
+
+/// What is read onto a long state has several segments of chunks, the first of which begins with the state's sums.
+#[test]
+fn long_pieces() {
+    for own in [layer(SHAPES[2]), capped(CAPPED[2]), capped(CAPPED[3])] {
+        let mut states = States::new(&own, 1, 4200, DType::F32);
+        states.feed(&[vec![1100], vec![2000], vec![1030]], "in three");
+        states.feed(&singles(1, 70), "decoded after");
+    }
+}
+
+/// Outputs of a sequence that is read in pieces, compared with the definition in float64, which is told what a whole pass on the
+/// device selects.
+#[test]
+fn pieces_equal_the_definition() {
+    for (dtype, limit) in [(DType::F32, 2e-5), (DType::BF16, 5e-3)] {
+        for split in SPLITS {
+            for layer in SHAPES.map(layer).into_iter().chain(CAPPED.map(capped)) {
+                let Layer { geometry, config } = layer.clone();
+                let tokens = split.iter().sum();
+                let case = format!("{dtype:?} {split:?} {geometry:?} {config:?}");
+                let mut sequences = Sequences::new(&layer, 1, tokens, dtype);
+                let mut input = random_input(geometry, &config, tokens, 50);
+                if dtype == DType::BF16 {
+                    // Maps are rounded too, so that both sides see the same numbers.
+                    let round = |x: &mut f64| *x = bf16::from_f64(*x).to_f64();
+                    for values in [
+                        &mut input.q,
+                        &mut input.k,
+                        &mut input.v,
+                        &mut input.feature_map_q,
+                        &mut input.feature_map_k,
+                    ] {
+                        values.iter_mut().for_each(round);
+                    }
+                    sequences.weights = tensors(&input, &config, |x| x as f32).weights;
+                }
+                let device = gpu();
+                let there = |x: &Tensor| x.to_device(&device).unwrap().to_dtype(dtype).unwrap();
+                let [q, k, v] = [&sequences.q, &sequences.k, &sequences.v].map(there);
+                let w = &sequences.weights;
+                let placed = HybridWeights {
+                    feature_map_q: w.feature_map_q.to_device(&device).unwrap(),
+                    feature_map_k: w.feature_map_k.to_device(&device).unwrap(),
+                    log_lambda: w.log_lambda.as_ref().map(|x| x.to_device(&device).unwrap()),
+                    ..w.clone()
+                };
+                let whole = hybrid_attention(&q, &k, &v, &placed, None, &config, None).unwrap();
+                let selection = whole.routing.selection().unwrap();
+                let expected = naive::hybrid_attention(&input, &config, Some(&selection)).out;
+
+                let weights = CudaWeights::new(geometry, &config, w, &device, dtype).unwrap();
+                let mut state = CudaHybridState::new(weights, 1).unwrap();
+                let mut start = 0;
+                let pieces = split.iter().map(|&length| {
+                    let [q, k, v] = [&q, &k, &v].map(|x| x.narrow(2, start, length).unwrap());
+                    start += length;
+                    state.advance(&q, &k, &v, None).unwrap()
+                });
+                let got = Tensor::cat(&pieces.collect::<Vec<_>>(), 2).unwrap();
+                let error = relative_rms(&flat(&got), &expected);
+                println!("{error:.1e} {case}");
+                assert!(error <= limit, "{case}: relative RMS {error:e}");
+            }
+        }
     }
 }
 

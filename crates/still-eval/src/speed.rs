@@ -13,10 +13,13 @@ use crate::timing::{Times, time_once};
 pub struct BenchPoint {
     /// Sequences read and decoded together.
     pub batch: usize,
-    /// Tokens read before decoding.
+    /// Tokens read first.
     pub context: usize,
     /// Of all prompts, their last tokens' logits included.
     pub prefill_tokens_per_s: f64,
+    /// Of the tokens read onto the prompts' state, their last one's logits included; absent if none were.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub onto_tokens_per_s: Option<f64>,
     /// Of all sequences, over all decoded tokens.
     pub decode_tokens_per_s: f64,
     /// Median step, milliseconds.
@@ -42,6 +45,7 @@ pub struct ModelBench<'a> {
     model: &'a Model,
     batch: usize,
     rows: RowDtype,
+    onto: usize,
 }
 
 impl<'a> ModelBench<'a> {
@@ -50,10 +54,16 @@ impl<'a> ModelBench<'a> {
     /// # Errors
     /// No sequence; an error of the model.
     pub fn new(model: &'a Model, batch: usize, rows: RowDtype) -> Result<Self> {
-        let bench = Self { model, batch, rows };
+        let bench = Self { model, batch, rows, onto: 0 };
         let (context, new_tokens) = WARM_UP;
         bench.time(context, new_tokens)?;
         Ok(bench)
+    }
+
+    /// Also times `tokens` tokens that are read onto each context's state before decoding, as a conversation's next turn is.
+    #[must_use]
+    pub fn reading_onto(self, tokens: usize) -> Self {
+        Self { onto: tokens, ..self }
     }
 
     /// Reads a made-up prompt of `context` tokens and decodes `new_tokens` greedily after it; a step is a forward pass, its
@@ -85,30 +95,49 @@ impl<'a> ModelBench<'a> {
     }
 
     fn read(&self, context: usize, new_tokens: usize) -> Result<Run<'_>> {
-        let &Self { model, batch, rows } = self;
+        let &Self { model, batch, rows, onto } = self;
         if batch == 0 || context == 0 || new_tokens == 0 {
             return Err(EvalError::Argument("there must be tokens to read and to decode".into()));
         }
         // Which tokens they are has no bearing on the speed.
         let vocab = model.config().vocab_size as u64;
-        let ids: Vec<u32> =
-            (0..context as u64).map(|i| (i.wrapping_mul(2_654_435_761) % vocab) as u32).collect();
+        let ids: Vec<u32> = (0..(context + onto) as u64)
+            .map(|i| (i.wrapping_mul(2_654_435_761) % vocab) as u32)
+            .collect();
         let mut cache = model.new_cache(batch, rows)?;
-        let (first, prefill_ms) = time_once(model.device(), || -> Result<u32> {
-            let hidden = match batch {
-                1 => model.prefill(&ids, &mut cache)?,
-                _ => {
-                    let ids = Tensor::new(ids, model.device())?.unsqueeze(0)?;
-                    let ids = ids.repeat((batch, 1))?;
-                    model.forward(&ids, &mut cache, None)?.i((0, context - 1..))?
-                }
-            };
-            Ok(likeliest(&model.logits(&hidden)?.flatten_all()?.to_vec1::<f32>()?))
-        })?;
+        let mut read = |ids: &[u32]| {
+            time_once(model.device(), || -> Result<u32> {
+                let hidden = match batch {
+                    1 => model.prefill(ids, &mut cache)?,
+                    _ => {
+                        let column = Tensor::new(ids, model.device())?.unsqueeze(0)?;
+                        let column = column.repeat((batch, 1))?;
+                        model.forward(&column, &mut cache, None)?.i((0, ids.len() - 1..))?
+                    }
+                };
+                Ok(likeliest(&model.logits(&hidden)?.flatten_all()?.to_vec1::<f32>()?))
+            })
+        };
+        let (mut first, prefill_ms) = read(&ids[..context])?;
+        let mut onto_tokens_per_s = None;
+        if onto > 0 {
+            let (id, ms) = read(&ids[context..])?;
+            first = id;
+            onto_tokens_per_s = Some(1e3 * (batch * onto) as f64 / ms);
+        }
         // Equal prompts have equal answers.
         let next = vec![first; batch];
         let (prefilled_bytes, steps) = (cache.size_bytes(), Vec::with_capacity(new_tokens));
-        Ok(Run { model, context, cache, next, prefill_ms, prefilled_bytes, steps })
+        Ok(Run {
+            model,
+            context,
+            cache,
+            next,
+            prefill_ms,
+            onto_tokens_per_s,
+            prefilled_bytes,
+            steps,
+        })
     }
 }
 
@@ -119,6 +148,7 @@ struct Run<'a> {
     cache: Cache,
     next: Vec<u32>,
     prefill_ms: f64,
+    onto_tokens_per_s: Option<f64>,
     prefilled_bytes: usize,
     /// Milliseconds each took.
     steps: Vec<f64>,
@@ -145,6 +175,7 @@ impl Run<'_> {
             batch,
             context: self.context,
             prefill_tokens_per_s: 1e3 * (batch * self.context) as f64 / self.prefill_ms,
+            onto_tokens_per_s: self.onto_tokens_per_s,
             decode_tokens_per_s: 1e3 * batch as f64 / steps.mean_ms(),
             decode_p50_ms: steps.median_ms,
             decode_p99_ms: steps.quantile_ms(0.99),

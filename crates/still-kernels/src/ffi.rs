@@ -53,6 +53,22 @@ pub struct Rows {
     pub token: i64,
 }
 
+/// `StillPast`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+#[expect(missing_docs, reason = "still.h has them")]
+pub struct Past {
+    pub retired: *const i32,
+    pub ring: *const i32,
+    pub tokens: *const i32,
+    pub stored: i32,
+    pub stored_score: *mut f32,
+    pub stored_token: *mut i32,
+    pub stored_place: *mut i32,
+    pub s: *const f32,
+    pub z: *const f32,
+}
+
 /// `StillRouting`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -61,6 +77,8 @@ pub struct Routing {
     pub budgets: *const i32,
     pub selected: *const u64,
     pub salient: *const i32,
+    pub retired: *const i32,
+    pub stored: i32,
     pub cap: i32,
     pub absorbed_at: *const u32,
     pub visible: *const i32,
@@ -84,6 +102,7 @@ pub struct Forward {
     pub denominator: *mut f32,
     pub maximum: *mut f32,
     pub arg_max: *mut i32,
+    pub first_chunk: i32,
 }
 
 /// `StillBackward`.
@@ -154,9 +173,9 @@ unsafe extern "C" {
     pub fn still_segments(shape: *const Shape) -> c_int;
     pub fn still_saliency(shape: *const Shape, q: Rows, k: Rows, score: *mut f32, stream: Stream) -> c_int;
     pub fn still_select(shape: *const Shape, score: *const f32, budgets: *const i32, selected: *mut u64, salient: *mut i32, stream: Stream) -> c_int;
-    pub fn still_demote(shape: *const Shape, score: *const f32, budgets: *const i32, selected: *const u64, salient: *const i32, cap: i32, absorbed_at: *mut u32, visible: *mut i32, order: *mut i32, stream: Stream) -> c_int;
+    pub fn still_demote(shape: *const Shape, score: *const f32, budgets: *const i32, selected: *const u64, salient: *const i32, cap: i32, absorbed_at: *mut u32, visible: *mut i32, order: *mut i32, past: *const Past, stream: Stream) -> c_int;
     pub fn still_map_keys(shape: *const Shape, k: Rows, w: *const c_void, routing: *const Routing, phi: *mut c_void, stream: Stream) -> c_int;
-    pub fn still_states(shape: *const Shape, phi: *const c_void, v: Rows, routing: *const Routing, totals: *mut f32, s: *mut c_void, z: *mut f32, s_last: *mut f32, z_last: *mut f32, stream: Stream) -> c_int;
+    pub fn still_states(shape: *const Shape, phi: *const c_void, v: Rows, routing: *const Routing, totals: *mut f32, s: *mut c_void, z: *mut f32, s_last: *mut f32, z_last: *mut f32, past: *const Past, stream: Stream) -> c_int;
     pub fn still_forward(shape: *const Shape, args: *const Forward, stream: Stream) -> c_int;
     pub fn still_linear_forward(shape: *const Shape, args: *const Forward, stream: Stream) -> c_int;
     pub fn still_exact_forward(shape: *const Shape, args: *const Forward, stream: Stream) -> c_int;
@@ -166,4 +185,7 @@ unsafe extern "C" {
     pub fn still_decode_floats(shape: *const Shape, splits: i32) -> i64;
     pub fn still_decode(shape: *const Shape, args: *const Decode, stream: Stream) -> c_int;
     pub fn still_decode_fill(shape: *const Shape, k: Rows, v: Rows, score: *const f32, routing: *const Routing, args: *const Decode, stream: Stream) -> c_int;
+    pub fn still_past_rows(shape: *const Shape, past: *const Past, state: *const Decode, q: Rows, k: Rows, v: Rows, stream: Stream) -> c_int;
+    pub fn still_past_select(shape: *const Shape, past: *const Past, state: *const Decode, score: *mut f32, selected: *mut u64, salient: *mut i32, stream: Stream) -> c_int;
+    pub fn still_past_fill(shape: *const Shape, past: *const Past, state: *const Decode, k: Rows, v: Rows, score: *const f32, routing: *const Routing, stream: Stream) -> c_int;
 }

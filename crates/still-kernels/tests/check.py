@@ -106,6 +106,7 @@ def check(lib):
     good += [check_case(lib, case, dtype, i, backward, cap) for i, (case, cap) in enumerate(CAPPED) for dtype in (torch.float32, torch.bfloat16)]
     good += [check_decode(lib, case, dtype, i, read, cap) for i, (case, read, cap) in enumerate(CAPPED_DECODE) for dtype in (torch.float32, torch.bfloat16)]
     good += [check_decode(lib, case, dtype, i, read) for i, (case, read) in enumerate(DECODE_CASES) for dtype in (torch.float32, torch.bfloat16)]
+    good += [check_onto(lib, case, dtype, i, calls, cap) for i, (case, calls, cap) in enumerate(ONTO_CASES) for dtype in (torch.float32, torch.bfloat16)]
     print(f"{sum(good)} of {len(good)} cases agree")
     return all(good)
 
@@ -139,6 +140,65 @@ def check_decode(lib, case, dtype, seed, read, cap=None):
     return good
 
 
+def check_onto(lib, case, dtype, seed, calls, cap=None):
+    """Reads `calls`, each so many tokens of every sequence, onto what it has; then decodes what is left."""
+    b, h, kv, d, n, budgets, mean = case
+    q, k, v, w_q, w_k, log_scale = inputs(b, h, kv, d, n, dtype, mean, seed)
+    whole = Layer(lib, q, k, v, w_q, w_k, budgets, log_scale, cap=cap)
+    whole.forward()
+    decoder = Decoder(lib, b, kv, d, dtype, w_q, w_k, budgets, log_scale, n, splits=3, cap=cap)
+    outs, at = [[] for _ in range(b)], [0] * b
+    for lengths in calls:
+        longest = max(lengths)
+
+        def padded(x):  # with what must not be looked at
+            to = torch.full((b, x.shape[1], longest, d), float("nan"), dtype=dtype, device=DEV)
+            for i, length in enumerate(lengths):
+                to[i, :, :length] = x[i, :, at[i] : at[i] + length]
+            return to
+
+        for i, out in enumerate(decoder.read_onto(padded(q), padded(k), padded(v), lengths)):
+            outs[i].append(out)
+            at[i] += lengths[i]
+    torch.cuda.synchronize()
+    errors = {}
+    for i in range(b):  # the state of a sequence that is read at once
+        one = lambda x: x[i : i + 1, :, : at[i]]
+        alone = Layer(lib, one(q), one(k), one(v), w_q, w_k, budgets, log_scale, cap=cap)
+        alone.s_last, alone.z_last = torch.zeros_like(decoder.s[:1]), torch.zeros_like(decoder.z[:1])
+        alone.forward()
+        for name, got, expected in (("S", decoder.s, alone.s_last), ("z", decoder.z, alone.z_last)):
+            if alone.retired:
+                errors[name] = max(errors.get(name, 0.0), relative(got[i : i + 1], expected.double()))
+    for _ in range(min(n - max(at), 70)):
+        rows_of = lambda x: torch.stack([x[i, :, at[i] : at[i] + 1] for i in range(b)])
+        out = decoder.step(rows_of(q), rows_of(k), rows_of(v))
+        decoder.positions += 1
+        for i in range(b):
+            outs[i].append(out[i].clone())
+            at[i] += 1
+    torch.cuda.synchronize()
+    wide = [x if x is None else x.double() for x in (q, k, v, w_q, w_k, log_scale)]
+    ref, _, _ = naive.attention(*wide[:5], whole.absorbed(), wide[5])
+    errors["out"] = max(relative(torch.cat(outs[i], 1), ref[i, :, : at[i]]) for i in range(b))
+    good = all(error <= LIMIT[dtype] for error in errors.values())
+    name = str(dtype).removeprefix("torch.")
+    print(f"{'ok  ' if good else 'FAIL'} onto {name:9s} {case} cap {cap} {calls}:", " ".join(f"{a} {e:.1e}" for a, e in errors.items()), flush=True)
+    return good
+
+
+ONTO_CASES = [
+    ((1, 4, 2, 64, 700, [4, 64], True), [[2], [3], [59], [2], [62], [2], [64], [3], [127], [129], [130]], None),
+    ((1, 8, 2, 128, 640, [4, 0], True), [[200], [1], [65], [63], [128]], None),
+    ((2, 6, 2, 96, 700, [3, 5], False), [[130, 1], [3, 200], [70, 0], [2, 64], [190, 1], [128, 128]], None),
+    ((1, 3, 1, 128, 2500, [5], True), [[700], [1600]], None),
+    ((1, 4, 2, 64, 700, [4, 64], True), [[2], [3], [59], [2], [62], [2], [64], [3], [127], [129], [130]], 9),
+    ((1, 8, 2, 128, 900, [4, 40], True), [[200], [1], [65], [63], [500]], 70),
+    ((2, 6, 2, 96, 700, [3, 5], False), [[130, 1], [3, 200], [70, 0], [2, 64], [190, 1], [128, 128]], 2),
+    ((1, 2, 2, 64, 700, [64, 64], True), [[300], [320]], 150),
+    ((3, 4, 1, 64, 1500, [11], True), [[1, 700, 320], [900, 64, 2], [300, 300, 300]], 100),
+    ((1, 4, 2, 128, 600, [4, 7], True), [[100], [400]], 0),
+]
 DECODE_CASES = [((1, 4, 2, 64, 300, [4, 64], True), 0), ((2, 8, 2, 128, 470, [4, 0], True), 257), ((1, 6, 2, 96, 330, [3, 5], False), 128),
                 ((2, 8, 1, 128, 420, [64], True), 192), ((1, 16, 1, 128, 700, [16], False), 511), ((1, 3, 3, 64, 263, [0, 4, 9], True), 63)]
 CAPPED_DECODE = [((1, 4, 2, 64, 460, [4, 64], True), 0, 9), ((2, 8, 2, 128, 600, [4, 40], True), 257, 70), ((1, 6, 2, 96, 530, [3, 5], False), 128, 2),

@@ -18,8 +18,8 @@ class Rows(c.Structure):
 
 class Routing(c.Structure):
     _fields_ = (
-        [(n, c.c_void_p) for n in ("budgets", "selected", "salient")]
-        + [("cap", c.c_int32)]
+        [(n, c.c_void_p) for n in ("budgets", "selected", "salient", "retired")]
+        + [("stored", c.c_int32), ("cap", c.c_int32)]
         + [(n, c.c_void_p) for n in ("absorbed_at", "visible", "order")]
     )
 
@@ -30,6 +30,7 @@ class Forward(c.Structure):
         + [(n, c.c_void_p) for n in ("w_q", "log_scale")]
         + [("routing", Routing)]
         + [(n, c.c_void_p) for n in ("s", "z", "denominator", "maximum", "arg_max")]
+        + [("first_chunk", c.c_int32)]
     )
 
 
@@ -53,6 +54,14 @@ class Decode(c.Structure):
         + [("store_entries", c.c_int64)]
         + [(n, c.c_void_p) for n in ("s", "z", "partial", "arrived")]
         + [("splits", c.c_int32)]
+    )
+
+
+class Past(c.Structure):
+    _fields_ = (
+        [(n, c.c_void_p) for n in ("retired", "ring", "tokens")]
+        + [("stored", c.c_int32)]
+        + [(n, c.c_void_p) for n in ("stored_score", "stored_token", "stored_place", "s", "z")]
     )
 
 
@@ -119,8 +128,8 @@ class Layer:
             self.order = wrong(b, kv, retired, CHUNK)
 
     def routing(self):
-        return Routing(ptr(self.budgets), ptr(self.selected), ptr(self.salient), self.cap, ptr(self.absorbed_at), ptr(self.visible),
-                       ptr(self.order))
+        return Routing(ptr(self.budgets), ptr(self.selected), ptr(self.salient), None, 0, self.cap, ptr(self.absorbed_at),
+                       ptr(self.visible), ptr(self.order))
 
     def saliency(self):
         self.lib.call("still_saliency", c.byref(self.shape), rows(self.q), rows(self.k), ptr(self.score))
@@ -129,18 +138,18 @@ class Layer:
         self.lib.call("still_select", c.byref(self.shape), ptr(self.score), ptr(self.budgets), ptr(self.selected), ptr(self.salient))
         if self.cap != NO_CAP:
             self.lib.call("still_demote", c.byref(self.shape), ptr(self.score), ptr(self.budgets), ptr(self.selected), ptr(self.salient),
-                          c.c_int32(self.cap), ptr(self.absorbed_at), ptr(self.visible), ptr(self.order))
+                          c.c_int32(self.cap), ptr(self.absorbed_at), ptr(self.visible), ptr(self.order), None)
 
     def map_keys(self):
         self.lib.call("still_map_keys", c.byref(self.shape), rows(self.k), ptr(self.w_k), c.byref(self.routing()), ptr(self.phi))
 
     def states(self):
         self.lib.call("still_states", c.byref(self.shape), ptr(self.phi), rows(self.v), c.byref(self.routing()), ptr(self.totals), ptr(self.s), ptr(self.z),
-                      ptr(self.s_last), ptr(self.z_last))
+                      ptr(self.s_last), ptr(self.z_last), None)
 
     def attend(self, name="still_forward"):
         args = Forward(rows(self.q), rows(self.k), rows(self.v), rows(self.out), ptr(self.w_q), ptr(self.log_scale),
-                       self.routing(), ptr(self.s), ptr(self.z), ptr(self.denominator), ptr(self.maximum), ptr(self.arg_max))
+                       self.routing(), ptr(self.s), ptr(self.z), ptr(self.denominator), ptr(self.maximum), ptr(self.arg_max), 0)
         self.lib.call(name, c.byref(self.shape), c.byref(args))
 
     def linear(self):
@@ -251,3 +260,53 @@ class Decoder:
         args = self.args(q, k, v)
         self.lib.call("still_decode", c.byref(self.shape), c.byref(args))
         return self.out
+
+    def read_onto(self, q, k, v, lengths):
+        """Reads the first `lengths` of the rows [batch, heads, T, D], padded, onto what each sequence has: outputs of those rows."""
+        (b, h, _, d), kv, device, dtype = q.shape, k.shape[1], q.device, q.dtype
+        start = self.positions.tolist()
+        retired = [max((p + CHUNK - 1) // CHUNK - 2, 0) for p in start]
+        ring = [p - CHUNK * r for p, r in zip(start, retired)]
+        ends = [r + n for r, n in zip(ring, lengths)]
+        n, budgets = max(ends), self.budgets.tolist()
+        chunks = (n + CHUNK - 1) // CHUNK
+        slots = max(chunks - 2, 0)
+        stored = max(min(budget * r, self.cap) for budget in budgets for r in retired)
+        longest = max(p + length for p, length in zip(start, lengths))
+        reached = max(budgets) * max((longest + CHUNK - 1) // CHUNK - 2, 0) > self.cap
+        shape = Shape(b, h, kv, n, d, self.shape.dtype)
+        new = lambda *s, dtype=dtype: torch.full(s, float("nan"), dtype=dtype, device=device)
+        wrong = lambda *s: torch.full(s, -(2**30), dtype=torch.int32, device=device)
+        ints = lambda x: torch.tensor(x, dtype=torch.int32, device=device)
+        f32 = torch.float32
+        counts = [ints(x) for x in (retired, ring, ends)]
+        ranks = (new(b, kv, stored, dtype=f32), wrong(b, kv, stored), wrong(b, kv, stored)) if reached else (None, None, None)
+        copies = self.s.clone(), self.z.clone()
+        past = Past(*map(ptr, counts), stored, *map(ptr, ranks), *map(ptr, copies))
+        state = self.args(q, k, v)
+        all_q, all_k, all_v = new(b, h, n, d), new(b, kv, stored + n, d), new(b, kv, stored + n, d)
+        q_rows, k_rows, v_rows = rows(all_q), rows(all_k[:, :, stored:]), rows(all_v[:, :, stored:])
+        score, selected = new(b, kv, n, dtype=f32), torch.full((b, kv, chunks), -1, dtype=torch.int64, device=device)
+        salient = wrong(b, kv, stored + n)
+        visible, order = (wrong(b, kv, chunks, self.cap), wrong(b, kv, slots, CHUNK)) if reached else (None, None)
+        cap = self.cap if reached else NO_CAP
+        routing = Routing(ptr(self.budgets), ptr(selected), ptr(salient), ptr(counts[0]), stored, cap, None, ptr(visible), ptr(order))
+        phi, segments = new(b, kv, n, 2 * d), self.lib.lib.still_segments(c.byref(shape))
+        totals = new(segments * b * kv * 2 * d * (d + 1), dtype=f32)
+        s, z = new(b, kv, slots + 1, 2 * d, d), new(b, kv, slots + 1, 2 * d, dtype=f32)
+        out, denominator = new(b, h, n, d), new(b, h, n, dtype=f32)
+        shape, past, state, routing = c.byref(shape), c.byref(past), c.byref(state), c.byref(routing)
+        self.lib.call("still_past_rows", shape, past, state, q_rows, k_rows, v_rows)
+        self.lib.call("still_saliency", shape, q_rows, k_rows, ptr(score))
+        self.lib.call("still_past_select", shape, past, state, ptr(score), ptr(selected), ptr(salient))
+        if reached:
+            self.lib.call("still_demote", shape, ptr(score), ptr(self.budgets), ptr(selected), ptr(salient), c.c_int32(self.cap), None,
+                          ptr(visible), ptr(order), past)
+        self.lib.call("still_map_keys", shape, k_rows, ptr(self.w_k), routing, ptr(phi))
+        self.lib.call("still_states", shape, ptr(phi), v_rows, routing, ptr(totals), ptr(s), ptr(z), ptr(self.s), ptr(self.z), past)
+        args = Forward(q_rows, k_rows, v_rows, rows(out), ptr(self.w_q), ptr(self.log_scale), routing._obj, ptr(s), ptr(z),
+                       ptr(denominator), None, None, min(ring) // CHUNK)
+        self.lib.call("still_forward", shape, c.byref(args))
+        self.lib.call("still_past_fill", shape, past, state, k_rows, v_rows, ptr(score), routing)
+        self.positions += ints(lengths)
+        return [out[i, :, ring[i] : ends[i]] for i in range(b)]

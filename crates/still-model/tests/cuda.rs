@@ -16,7 +16,7 @@ use still_compute::random::normal;
 use still_model::random::{random_model, tiny_config};
 use still_model::{
     Architecture, Cache, FeatureInit, Feed, GenerateOptions, LoraConfig, LoraTarget, Model,
-    ModelConfig, ModelError, RopeScaling, Student, device, generate,
+    ModelConfig, ModelError, RopeScaling, Student, device, generate, generate_together,
 };
 use still_testing::{assert_relative_rms, relative_rms};
 
@@ -297,6 +297,44 @@ fn blocks_of_a_long_read_come_in_order() {
         read.unwrap();
         let (got, expected) = (got.into_inner().unwrap(), expected.into_inner().unwrap());
         assert_close(&got.concat(), &expected.concat(), "hidden states");
+    }
+}
+
+/// A student reads a long prompt in pieces, which leave what reading it at once leaves.
+#[test]
+fn a_long_prompt_is_read_in_pieces() {
+    let [_, student] = models();
+    let gpu = student.to_device(&gpu(), DType::F32).unwrap();
+    let prompt = ids(16 * 1024 + 700, 8);
+    let (mut at_once, mut in_pieces) = (cache(&gpu, 1), cache(&gpu, 1));
+    let column = Tensor::from_slice(&prompt, (1, prompt.len()), gpu.decoder.device()).unwrap();
+    let expected = flat(&gpu.forward(&column, &mut at_once, None).unwrap());
+    let got = Mutex::new(Vec::new());
+    let read = gpu.read(&prompt, &mut in_pieces, |start, hidden| {
+        let mut got = got.lock().unwrap();
+        assert_eq!(start * gpu.config().hidden_size, got.len());
+        got.extend(flat(&hidden));
+        Ok::<_, ModelError>(())
+    });
+    read.unwrap();
+    assert_close(&got.into_inner().unwrap(), &expected, "hidden states");
+    let both = [(&gpu, &mut at_once), (&gpu, &mut in_pieces)];
+    decode_both(both, &steps(70, 1, 90), "decoded after");
+}
+
+/// Prompts of different lengths in one cache, read in several pieces, and written on together.
+#[test]
+fn answers_written_together_are_the_same() {
+    for [cpu, gpu] in pairs() {
+        let prompts = [ids(5000, 0), ids(4700, 1), ids(1, 2), ids(129, 3)];
+        let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
+        let limits = [80, 3, 40, 70];
+        let [expected, got] = [&cpu, &gpu].map(|model| {
+            let mut cache = cache(model, prompts.len());
+            let written = generate_together(model, &prompts, &limits, &mut cache).unwrap();
+            written.into_iter().map(|generation| generation.ids).collect::<Vec<_>>()
+        });
+        assert_eq!(got, expected);
     }
 }
 

@@ -1,5 +1,7 @@
 //! The recurrent state of hybrid attention on CUDA: one layer, a batch of sequences.
 
+mod past;
+
 use std::ptr::null_mut;
 use std::sync::Arc;
 
@@ -165,8 +167,8 @@ impl CudaHybridState {
     /// * `q` `[B, H, T, D]`, `k`, `v` `[B, K, T, D]`: of the rows' dtype, on the state's device.
     /// * `lengths`: valid tokens of each sequence (right padding is ignored; its output rows are 0); all `T` if absent.
     ///
-    /// Several tokens of a sequence that has none yet are read at once, by the kernels of [`crate::hybrid_attention`]. Several
-    /// tokens of one that has some are fed one by one: as slow as decoding them.
+    /// Where some sequence is fed several tokens, the kernels of [`crate::hybrid_attention`] read all at once, also onto what the
+    /// sequences have, wherever in a chunk they are.
     ///
     /// # Errors
     /// Shapes that contradict the state; another dtype or device; no memory left on the device.
@@ -180,25 +182,19 @@ impl CudaHybridState {
         let [q, k, v] = self.rows(q, k, v)?;
         let (batch, tokens) = (self.positions.len(), q.dim(2)?);
         let lengths = checked_lengths(OP, lengths, batch, tokens)?;
-        let at_once = |b: usize| self.positions[b] == 0 && lengths[b] > 1;
-        let at_once: Vec<bool> = (0..batch).map(at_once).collect();
         let whole = lengths.iter().all(|&length| length == tokens);
-        if whole && at_once.iter().all(|&at_once| at_once) {
-            return self.read(0, &q, &k, &v);
+        if lengths.iter().any(|&length| length > 1) {
+            return match whole && self.positions.iter().all(|&position| position == 0) {
+                true => self.read(&q, &k, &v),
+                false => self.read_onto([&q, &k, &v], &lengths),
+            };
         }
         let out = match whole {
             // SAFETY: every row is some sequence's token, and written as such.
             true => unsafe { q.empty_like()? },
             false => Tensor::zeros(q.shape(), q.dtype(), q.device())?,
         };
-        let mut left = lengths.clone();
-        for sequence in (0..batch).filter(|&b| at_once[b]) {
-            let length = std::mem::take(&mut left[sequence]);
-            let own = |x: &Tensor| x.narrow(0, sequence, 1)?.narrow(2, 0, length);
-            let answer = self.read(sequence, &own(&q)?, &own(&k)?, &own(&v)?)?;
-            out.narrow(0, sequence, 1)?.slice_set(&answer.contiguous()?, 2, 0)?;
-        }
-        self.feed([&q, &k, &v, &out], &left)?;
+        self.feed([&q, &k, &v, &out], &lengths)?;
         Ok(out)
     }
 
@@ -290,9 +286,9 @@ impl CudaHybridState {
         Ok([rows_aligned(q)?, rows_aligned(&k)?, rows_aligned(&v)?])
     }
 
-    /// Reads whole sequences that have nothing yet, equally long, the first of them `sequence`.
-    fn read(&mut self, sequence: usize, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
-        let (batch, _, tokens, _) = q.dims4()?;
+    /// Reads whole sequences that have nothing yet, equally long.
+    fn read(&mut self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+        let tokens = q.dim(2)?;
         self.reserve(tokens)?;
         let weights = self.weights.clone();
         let device = &weights.device;
@@ -308,15 +304,15 @@ impl CudaHybridState {
             log_scale: weights.log_scale.clone(),
             routing,
         };
-        let last = Last { s: &self.s, z: &self.z, sequence };
+        let last = Last { s: &self.s, z: &self.z };
         let (out, _) = forward_by_token(device, &operands, false, Some(last))?;
-        self.fill(sequence, &operands)?;
-        self.positions[sequence..sequence + batch].fill(tokens);
+        self.fill(&operands)?;
+        self.positions.fill(tokens);
         Ok(out)
     }
 
     /// Queues the copy of rings and salient rows of sequences that were read at once.
-    fn fill(&self, sequence: usize, operands: &Operands) -> candle_core::Result<()> {
+    fn fill(&self, operands: &Operands) -> candle_core::Result<()> {
         let Operands { shape, k, v, routing, .. } = operands;
         let stream = self.weights.device.cuda_stream();
         let held = [k, v].map(Tensor::storage_and_layout);
@@ -325,9 +321,9 @@ impl CudaHybridState {
         let k = launch.rows(on_cuda(&k.0)?, k.1)?;
         let v = launch.rows(on_cuda(&v.0)?, v.1)?;
         let (score, routing) = (launch.at(routing.scores_on_device()), routing.args(&mut launch));
-        let args = self.args(&mut launch, sequence);
-        // SAFETY: the buffers are as large as still.h says for `shape` and the sequences from `sequence` on, for which
-        // there is room; they live until the launch is dropped.
+        let args = self.args(&mut launch);
+        // SAFETY: the buffers are as large as still.h says for `shape`, there is room in the store, and all live until the launch
+        // is dropped.
         let code =
             unsafe { still_decode_fill(shape, k, v, score, &routing, &args, launch.stream()) };
         check("still_decode_fill", code).map_err(candle_core::Error::wrap)
@@ -389,7 +385,7 @@ impl CudaHybridState {
             },
             positions: launch.values(on_cuda(&positions.0)?, positions.1)?,
             partial: launch.at(&partial),
-            ..self.args(&mut launch, 0)
+            ..self.args(&mut launch)
         };
         // SAFETY: the buffers are as large as still.h says for `shape`, the store has room for `positions`, and all live
         // until the launch is dropped.
@@ -397,17 +393,11 @@ impl CudaHybridState {
         check("still_decode", code).map_err(candle_core::Error::wrap)
     }
 
-    /// The state from `sequence` on, as the kernels take it; rows, weights and scratch are left out.
-    fn args<'a>(&'a self, launch: &mut Launch<'a>, sequence: usize) -> Decode {
+    /// The state as the kernels take it; rows, weights and scratch are left out.
+    fn args<'a>(&'a self, launch: &mut Launch<'a>) -> Decode {
         const NONE: Rows = Rows { data: null_mut(), batch: 0, head: 0, token: 0 };
-        let (weights, d) = (&*self.weights, self.weights.geometry.head_dim);
-        let (heads, row_bytes) = (sequence * weights.heads(), d * weights.dtype.size_in_bytes());
-        let ring = heads * RING;
-        let first = sequence * self.store.rows;
-        let store = first * row_bytes;
+        let weights = &*self.weights;
         let ranks = self.store.ranks.as_ref();
-        let store_score = ranks.map(|(score, _)| launch.at::<_, f32>(score).wrapping_add(first));
-        let store_token = ranks.map(|(_, token)| launch.at::<_, i32>(token).wrapping_add(first));
         Decode {
             q: NONE,
             k: NONE,
@@ -419,20 +409,20 @@ impl CudaHybridState {
             budgets: launch.at(&weights.budgets),
             cap: weights.config.cap.map_or(NO_CAP, |cap| cap as i32),
             positions: null_mut(),
-            ring_k: launch.at::<_, u8>(&self.ring_k).wrapping_add(ring * row_bytes).cast(),
-            ring_v: launch.at::<_, u8>(&self.ring_v).wrapping_add(ring * row_bytes).cast(),
-            ring_score: launch.at::<_, f32>(&self.ring_score).wrapping_add(ring),
-            store_k: launch.at::<_, u8>(&self.store.k).wrapping_add(store).cast(),
-            store_v: launch.at::<_, u8>(&self.store.v).wrapping_add(store).cast(),
-            store_score: store_score.unwrap_or(null_mut()),
-            store_token: store_token.unwrap_or(null_mut()),
-            admitted: launch.at::<_, u64>(&self.admitted).wrapping_add(sequence * weights.heads()),
+            ring_k: launch.at(&self.ring_k),
+            ring_v: launch.at(&self.ring_v),
+            ring_score: launch.at(&self.ring_score),
+            store_k: launch.at(&self.store.k),
+            store_v: launch.at(&self.store.v),
+            store_score: launch.at_optional(ranks.map(|(score, _)| score)),
+            store_token: launch.at_optional(ranks.map(|(_, token)| token)),
+            admitted: launch.at(&self.admitted),
             store_offset: launch.at(&self.store.offsets),
             store_entries: self.store.rows as i64,
-            s: launch.at::<_, f32>(&self.s).wrapping_add(heads * 2 * d * d),
-            z: launch.at::<_, f32>(&self.z).wrapping_add(heads * 2 * d),
+            s: launch.at(&self.s),
+            z: launch.at(&self.z),
             partial: null_mut(),
-            arrived: launch.at::<_, u32>(&self.arrived).wrapping_add(heads),
+            arrived: launch.at(&self.arrived),
             splits: self.splits,
         }
     }

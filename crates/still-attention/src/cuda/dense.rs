@@ -62,6 +62,8 @@ fn whole(q: &Tensor, k: &Tensor, v: &Tensor) -> candle_core::Result<Tensor> {
             budgets: launch.at(&budgets),
             selected: null(),
             salient: launch.values(on_cuda(&held_salient.0)?, held_salient.1)?,
+            retired: null(),
+            stored: 0,
             cap: NO_CAP,
             absorbed_at: null(),
             visible: null(),
@@ -72,6 +74,7 @@ fn whole(q: &Tensor, k: &Tensor, v: &Tensor) -> candle_core::Result<Tensor> {
         denominator: launch.at(&denominator),
         maximum: null_mut(),
         arg_max: null_mut(),
+        first_chunk: 0,
     };
     // SAFETY: rows and buffers are as large as `shape` says and live until the launch is dropped; of a head that keeps
     // everything, nothing of the linear branch is read.

@@ -1,6 +1,6 @@
 //! The forward pass.
 
-use std::ptr::null_mut;
+use std::ptr::{null, null_mut};
 
 use candle_core::backend::BackendDevice;
 use candle_core::cuda::cudarc::driver::CudaSlice;
@@ -60,12 +60,10 @@ pub(super) struct Saved {
 
 /// Where the states are left that decoding starts from.
 pub(super) struct Last<'a> {
-    /// `[sequences, K, 2D, D]`
+    /// `[B, K, 2D, D]`
     pub s: &'a CudaSlice<f32>,
-    /// `[sequences, K, 2D]`
+    /// `[B, K, 2D]`
     pub z: &'a CudaSlice<f32>,
-    /// The call's first sequence among them.
-    pub sequence: usize,
 }
 
 /// Queues the forward pass: the output `[B, H, N, D]`, contiguous.
@@ -140,17 +138,12 @@ fn queue(
         denominator: launch.at(&saved.denominator),
         maximum: launch.at_optional(saved.maximum.as_ref()),
         arg_max: launch.at_optional(saved.arg_max.as_ref()),
+        first_chunk: 0,
     };
     let (phi, totals) = (launch.at(&saved.phi), launch.at(&totals));
     let (s, z) = (launch.at(&saved.s), launch.at(&saved.z));
     let (s_last, z_last): (*mut f32, *mut f32) = match &last {
-        Some(Last { s, z, sequence }) => {
-            let z_at = sequence * kv_heads * 2 * d;
-            (
-                launch.at::<_, f32>(s).wrapping_add(z_at * d),
-                launch.at::<_, f32>(z).wrapping_add(z_at),
-            )
-        }
+        Some(Last { s, z }) => (launch.at(s), launch.at(z)),
         None => (null_mut(), null_mut()),
     };
     let wrap = candle_core::Error::wrap;
@@ -159,7 +152,19 @@ fn queue(
         let code = still_map_keys(shape, k_rows, map_k, &routing, phi, launch.stream());
         check("still_map_keys", code).map_err(wrap)?;
         let stream = launch.stream();
-        let code = still_states(shape, phi, v_rows, &routing, totals, s, z, s_last, z_last, stream);
+        let code = still_states(
+            shape,
+            phi,
+            v_rows,
+            &routing,
+            totals,
+            s,
+            z,
+            s_last,
+            z_last,
+            null(),
+            stream,
+        );
         check("still_states", code).map_err(wrap)?;
         check("still_forward", still_forward(shape, &args, launch.stream())).map_err(wrap)?;
     }

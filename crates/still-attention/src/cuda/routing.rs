@@ -1,5 +1,6 @@
 //! Routing on the device: which tokens of each chunk are kept.
 
+use std::ptr::null;
 use std::sync::Arc;
 
 use candle_core::cuda::CudaStorageSlice;
@@ -142,6 +143,7 @@ impl DeviceRouting {
                     absorbed_at,
                     visible,
                     order,
+                    null(),
                     launch.stream(),
                 );
                 check("still_demote", code).map_err(candle_core::Error::wrap)?;
@@ -224,6 +226,8 @@ impl DeviceRouting {
             budgets: launch.at(budgets),
             selected: launch.at(selected),
             salient: launch.at(salient),
+            retired: null(),
+            stored: 0,
             cap: capped.map_or(NO_CAP, |capped| capped.cap),
             absorbed_at: launch.at_optional(capped.map(|capped| &capped.absorbed_at)),
             visible: launch.at_optional(capped.map(|capped| &capped.visible)),
@@ -292,7 +296,7 @@ pub(super) fn budgets(config: &HybridConfig, heads: usize) -> Vec<i32> {
 }
 
 /// The cap, if some head of sequences of `tokens` tokens has more to keep.
-fn reached_cap(config: &HybridConfig, budgets: &[i32], tokens: usize) -> Option<i32> {
+pub(super) fn reached_cap(config: &HybridConfig, budgets: &[i32], tokens: usize) -> Option<i32> {
     let most = budgets.iter().max().copied().unwrap_or(0) as usize * retired(tokens);
     config.cap.filter(|&cap| most > cap).map(|cap| cap as i32)
 }

@@ -1,4 +1,5 @@
-//! Asks a model a task's questions: log-likelihoods on lanes of threads, written answers one after another.
+//! Asks a model a task's questions: log-likelihoods on lanes of threads, written answers one after another, or many together
+//! on a device.
 
 mod encode;
 mod log;
@@ -32,7 +33,7 @@ pub use self::scores::{CurvePoint, Estimate, TaskScores, difference, mean};
 pub struct AskOptions {
     /// How the attention cache stores exact rows.
     pub rows: RowDtype,
-    /// Items whose log-likelihoods are computed together, on each lane.
+    /// Items whose log-likelihoods are computed together, on each lane; on a device also a student's written answers.
     pub batch_size: usize,
 }
 
@@ -104,19 +105,34 @@ pub fn ask(
     let written: Vec<(&Item, &dyn Generative)> =
         open().filter_map(|item| Some((item, generative(item)?))).collect();
     let likely: Vec<&Item> = open().filter(|item| generative(item).is_none()).collect();
-    let asking = Asking { model, task, empty: model.new_cache(1, options.rows)?, listener };
+    let asking = Asking {
+        model,
+        task,
+        rows: options.rows,
+        empty: model.new_cache(1, options.rows)?,
+        listener,
+    };
     let (new, mut tokens) = asking.likelihoods(&likely, options.batch_size)?;
     answered.extend(new.into_iter().map(|sample| (sample.id.clone(), sample)));
     let mut writer = Writer::new(model, &asking.empty);
-    for (n, &(item, question)) in written.iter().enumerate() {
+    let together = Writer::together(model, options.batch_size);
+    for (n, group) in written.chunks(together).enumerate() {
         if listener.stop() {
             break;
         }
-        let next = written.get(n + 1).map(|(_, question)| question.prompt_ids());
-        let (answer, cost) = writer.write(question, next)?;
-        let sample = Sample::new(item, &task.metrics, answer, cost);
-        listener.answered(task, &sample)?;
-        answered.insert(sample.id.clone(), sample);
+        let questions: Vec<&dyn Generative> = group.iter().map(|&(_, question)| question).collect();
+        let answers = match questions[..] {
+            [question] => {
+                let next = written.get(n * together + 1).map(|(_, question)| question.prompt_ids());
+                vec![writer.write(question, next)?]
+            }
+            _ => writer.write_together(&questions, options.rows)?,
+        };
+        for (&(item, _), (answer, cost)) in group.iter().zip(answers) {
+            let sample = Sample::new(item, &task.metrics, answer, cost);
+            listener.answered(task, &sample)?;
+            answered.insert(sample.id.clone(), sample);
+        }
     }
     tokens += writer.tokens;
     let samples: Vec<Sample> =
@@ -129,6 +145,7 @@ pub fn ask(
 struct Asking<'a> {
     model: &'a Model,
     task: &'a Task,
+    rows: RowDtype,
     empty: Cache,
     listener: &'a dyn Listener,
 }
@@ -152,7 +169,7 @@ impl Asking<'_> {
             (AtomicUsize::new(0), AtomicBool::new(false), AtomicUsize::new(0));
         let order = Mutex::new(InOrder::default());
         let lane = || -> Result<()> {
-            let mut reader = Reader::new(self.model, &self.empty);
+            let mut reader = Reader::new(self.model, self.rows, &self.empty);
             while !self.listener.stop() && !failed.load(Ordering::Relaxed) {
                 let n = next.fetch_add(1, Ordering::Relaxed);
                 let Some(batch) = batches.get(n) else { break };

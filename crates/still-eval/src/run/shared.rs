@@ -7,6 +7,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use candle_core::Tensor;
+use still_attention::RowDtype;
 use still_model::{Cache, Feed, Model};
 
 use super::encode::Sequence;
@@ -24,10 +25,15 @@ const SCORED: usize = 256;
 /// A shorter beginning of a group is not worth a cache of its own.
 pub(super) const WORTH_SHARING: usize = 32;
 
+/// Tokens that a shared beginning saves at least on a device, where one more call waits for its launches about as long as so many
+/// tokens take.
+const DEVICE_SAVES: usize = 1024;
+
 /// Reads on one thread's pool, and keeps what the last group began with.
 #[derive(Debug)]
 pub struct Reader<'a> {
     model: &'a Model,
+    rows: RowDtype,
     empty: &'a Cache,
     beginning: Option<(Vec<u32>, Cache)>,
     /// Tokens fed so far: what is shared counts once.
@@ -81,9 +87,9 @@ impl Part<'_> {
 }
 
 impl<'a> Reader<'a> {
-    /// `empty` is a cache of one sequence that nothing was fed to.
-    pub fn new(model: &'a Model, empty: &'a Cache) -> Self {
-        Self { model, empty, beginning: None, tokens: 0 }
+    /// `empty` is a cache of one sequence that nothing was fed to, its exact rows stored as `rows`.
+    pub fn new(model: &'a Model, rows: RowDtype, empty: &'a Cache) -> Self {
+        Self { model, rows, empty, beginning: None, tokens: 0 }
     }
 
     /// Of each item, of each of its sequences, the guesses of its targets, and what the item's cache took. `shared` is what all
@@ -99,13 +105,18 @@ impl<'a> Reader<'a> {
         let root = self.begin(items, shared)?;
         let beginning = self.beginning.take().filter(|_| root > 0);
         let base = beginning.as_ref().map_or(self.empty, |(_, cache)| cache);
-        let shares = self.shares();
-        let commons = items.iter().map(|item| if shares { common(item) } else { 0 });
+        // Where nothing is shared beyond the root, every sequence is read by itself.
+        let commons = items.iter().map(|item| {
+            let common = common(item);
+            let saved = (item.len() - 1) * common.saturating_sub(root);
+            if common > root && self.shares(saved) { common } else { root }
+        });
         let commons: Vec<usize> = commons.collect();
         let mut read = Vec::with_capacity(items.len());
-        let new_tokens = |item: usize| match shares {
+        let on_cpu = self.model.device().is_cpu();
+        let new_tokens = |item: usize| match on_cpu || commons[item] > root {
             true => commons[item] - root,
-            false => items[item].iter().map(|sequence| sequence.ids.len()).sum(),
+            false => items[item].iter().map(|sequence| sequence.ids.len() - root).sum(),
         };
         for group in by_tokens(items.len(), self.most_tokens(), new_tokens) {
             self.read_items(&items[group.clone()], &commons[group], root, base, &mut read)?;
@@ -114,9 +125,10 @@ impl<'a> Reader<'a> {
         Ok(read)
     }
 
-    /// Whether beginnings are read once: a device reads whole sequences at once, and what continues them token by token.
-    fn shares(&self) -> bool {
-        self.model.device().is_cpu()
+    /// Whether a beginning that saves so many tokens is read once. On a device a teacher reads whole sequences fast, and what
+    /// continues them by the tensor library's ops.
+    fn shares(&self, saved: usize) -> bool {
+        self.model.device().is_cpu() || (self.model.student.is_some() && saved >= DEVICE_SAVES)
     }
 
     fn most_tokens(&self) -> usize {
@@ -125,14 +137,15 @@ impl<'a> Reader<'a> {
 
     /// Makes the beginning that `items` share stand in `self.beginning`; its length, 0 if there is none worth it.
     fn begin(&mut self, items: &[Vec<Sequence>], shared: Option<&[u32]>) -> Result<usize> {
-        let Some(shared) = shared.filter(|_| self.shares()) else { return Ok(0) };
+        let Some(shared) = shared else { return Ok(0) };
         let mut length = shared.len();
         for sequence in items.iter().flatten() {
             // Scored rows are of the items' own parts.
             length = length.min(sequence.first_scored());
             length = equal(&shared[..length], &sequence.ids);
         }
-        if length < WORTH_SHARING {
+        let sequences = items.iter().map(Vec::len).sum::<usize>();
+        if length < WORTH_SHARING || !self.shares(length * sequences.saturating_sub(1)) {
             return Ok(0);
         }
         let ids = &shared[..length];
@@ -159,36 +172,45 @@ impl<'a> Reader<'a> {
         let nothing = Guess { nll: f32::NAN, greedy: false };
         let mut found: Vec<Guesses> =
             all.iter().map(|sequence| vec![nothing; sequence.targets.len()]).collect();
-        // The items' own beginnings.
+        // The items' own beginnings, where there is more of one than the root.
         let mut first = 0;
-        let mut parts = Vec::with_capacity(items.len());
-        for (item, &common) in items.iter().zip(commons) {
+        let (mut parts, mut owners) = (Vec::with_capacity(items.len()), Vec::new());
+        for (n, (item, &common)) in items.iter().zip(commons).enumerate() {
             let sequences = first..first + item.len();
             first += item.len();
-            let ids = &item[0].ids[root..common];
-            parts.push(Part { ids, parent: base, wanted: wanted(&all, sequences, root, common) });
+            if common > root {
+                let ids = &item[0].ids[root..common];
+                let wanted = wanted(&all, sequences, root, common);
+                parts.push(Part { ids, parent: base, wanted });
+                owners.push(n);
+            }
         }
-        let caches = self.read_parts(&parts, &mut found)?;
-        let mut sizes: Vec<usize> = caches.iter().map(Cache::size_bytes).collect();
+        let mut caches: Vec<Option<Cache>> = items.iter().map(|_| None).collect();
+        for (owner, cache) in owners.into_iter().zip(self.read_parts(&parts, &mut found)?) {
+            caches[owner] = Some(cache);
+        }
+        let parents: Vec<&Cache> =
+            caches.iter().map(|cache| cache.as_ref().unwrap_or(base)).collect();
+        let mut sizes: Vec<usize> = parents.iter().map(|cache| cache.size_bytes()).collect();
         // What is left of each sequence, and whose it is.
         let mut first = 0;
         let (mut parts, mut owners) = (Vec::new(), Vec::new());
-        for (n, ((item, &common), cache)) in items.iter().zip(commons).zip(&caches).enumerate() {
+        for (n, ((item, &common), parent)) in items.iter().zip(commons).zip(parents).enumerate() {
             for sequence in first..first + item.len() {
                 let ids = &all[sequence].ids[common..];
                 if !ids.is_empty() {
                     let end = common + ids.len();
                     let wanted = wanted(&all, sequence..sequence + 1, common, end);
-                    parts.push(Part { ids, parent: cache, wanted });
+                    parts.push(Part { ids, parent, wanted });
                     owners.push(n);
                 }
             }
             first += item.len();
         }
         for group in by_tokens(parts.len(), self.most_tokens(), |part| parts[part].ids.len()) {
-            let caches = self.read_parts(&parts[group.clone()], &mut found)?;
-            for (&owner, cache) in owners[group].iter().zip(&caches) {
-                sizes[owner] = sizes[owner].max(cache.size_bytes());
+            let bytes = self.read_leaves(&parts[group.clone()], &mut found)?;
+            for (&owner, bytes) in owners[group].iter().zip(bytes) {
+                sizes[owner] = sizes[owner].max(bytes);
             }
         }
         let mut found = found.into_iter();
@@ -197,6 +219,42 @@ impl<'a> Reader<'a> {
             cache_bytes,
         }));
         Ok(())
+    }
+
+    /// Feeds parts that nothing follows and scores what they want; the bytes of their caches.
+    ///
+    /// On a device a student reads those that begin a sequence as one batch, padded to the longest: a layer's attention is then
+    /// launched once, not once a part.
+    fn read_leaves(&mut self, parts: &[Part<'_>], found: &mut [Guesses]) -> Result<Vec<usize>> {
+        let longest = parts.iter().map(|part| part.ids.len()).max().unwrap_or(0);
+        let begin = parts.iter().all(|part| part.parent.position(0) == 0);
+        let is_student = self.model.student.is_some();
+        let fits = parts.len() * longest <= 2 * self.most_tokens();
+        if self.model.device().is_cpu() || !is_student || !begin || !fits || parts.len() < 2 {
+            let caches = self.read_parts(parts, found)?;
+            return Ok(caches.iter().map(Cache::size_bytes).collect());
+        }
+        let lengths: Vec<usize> = parts.iter().map(|part| part.ids.len()).collect();
+        self.tokens += lengths.iter().sum::<usize>();
+        let mut ids = vec![0; parts.len() * longest];
+        for (row, part) in ids.chunks_mut(longest).zip(parts) {
+            row[..part.ids.len()].copy_from_slice(part.ids);
+        }
+        let ids = Tensor::from_vec(ids, (parts.len(), longest), self.model.device())?;
+        let mut cache = self.model.new_cache(parts.len(), self.rows)?;
+        let hidden = self.model.forward(&ids, &mut cache, Some(&lengths))?;
+        let mut scorer = Scorer { model: self.model, rows: Vec::new(), targets: Vec::new() };
+        for (sequence, (part, &length)) in parts.iter().zip(&lengths).enumerate() {
+            let own = hidden.get(sequence)?.narrow(0, 0, length)?;
+            let Some((rows, targets)) = part.scored(0, &own)? else { continue };
+            scorer.rows.push(rows);
+            scorer.targets.extend(targets);
+            if scorer.targets.len() >= SCORED {
+                scorer.flush(found)?;
+            }
+        }
+        scorer.flush(found)?;
+        Ok(vec![cache.size_bytes() / parts.len(); parts.len()])
     }
 
     /// Feeds every part to a copy of its parent and scores what it wants; the caches.

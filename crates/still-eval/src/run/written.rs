@@ -1,8 +1,10 @@
-//! Written answers, one after another; what a prompt and the next one begin with is read once.
+//! Written answers: one after another, what a prompt and the next one begin with read once; or, where a step of many sequences
+//! takes little longer than that of one, many together.
 
 use std::ops::ControlFlow;
 
-use still_model::{Cache, GenerateOptions, Model, generate};
+use still_attention::RowDtype;
+use still_model::{Cache, GenerateOptions, Generation, Model, generate, generate_together};
 
 use super::sample::{Answer, Cost};
 use super::shared::{WORTH_SHARING, equal};
@@ -23,6 +25,36 @@ impl<'a> Writer<'a> {
     /// `empty` is a cache of one sequence that nothing was fed to.
     pub fn new(model: &'a Model, empty: &'a Cache) -> Self {
         Self { model, empty, beginning: None, tokens: 0 }
+    }
+
+    /// How many questions are answered together at most: `most` by a student on a device, whose steps wait for memory that all
+    /// sequences share.
+    pub fn together(model: &Model, most: usize) -> usize {
+        if model.device().is_cpu() || model.student.is_none() { 1 } else { most }
+    }
+
+    /// The answers to several questions, written greedily, a token of each at a time. `rows`: as the empty cache's.
+    ///
+    /// # Errors
+    /// An error of the model.
+    pub fn write_together(
+        &mut self,
+        questions: &[&dyn Generative],
+        rows: RowDtype,
+    ) -> Result<Vec<(Answer, Cost)>> {
+        let prompts: Vec<&[u32]> = questions.iter().map(|question| question.prompt_ids()).collect();
+        let limits: Vec<usize> =
+            questions.iter().map(|question| question.max_new_tokens()).collect();
+        let mut cache = self.model.new_cache(questions.len(), rows)?;
+        let written = generate_together(self.model, &prompts, &limits, &mut cache)?;
+        self.tokens += prompts.iter().map(|prompt| prompt.len()).sum::<usize>();
+        let cache_bytes = Some(cache.size_bytes() / questions.len());
+        let answer =
+            |((question, prompt), generation): ((&&dyn Generative, &[u32]), Generation)| {
+                let answer = answer_of(*question, generation);
+                (answer, Cost { tokens: prompt.len(), cache_bytes, truncated: false })
+            };
+        Ok(questions.iter().zip(prompts).zip(written).map(answer).collect())
     }
 
     /// The answer to a question, written greedily, and what it took. `next` is the prompt that comes after it.
@@ -61,12 +93,16 @@ impl<'a> Writer<'a> {
         let options = GenerateOptions { max_new_tokens, ..GenerateOptions::default() };
         let ignore = &mut |_: &str| ControlFlow::Continue(());
         let generation = generate(self.model, &prompt[fed..], &mut cache, &options, ignore)?;
-        let answer = Answer::Generation {
-            text: generation.text,
-            new_tokens: generation.ids.len(),
-            targets: question.targets().to_vec(),
-        };
+        let answer = answer_of(question, generation);
         let cache_bytes = Some(cache.size_bytes());
         Ok((answer, Cost { tokens: prompt.len(), cache_bytes, truncated: false }))
+    }
+}
+
+fn answer_of(question: &dyn Generative, generation: Generation) -> Answer {
+    Answer::Generation {
+        text: generation.text,
+        new_tokens: generation.ids.len(),
+        targets: question.targets().to_vec(),
     }
 }

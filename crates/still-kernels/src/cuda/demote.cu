@@ -9,19 +9,25 @@ constexpr int DEMOTE_THREADS = 256, MOST_KEPT = 8192;
 
 __global__ void __launch_bounds__(DEMOTE_THREADS) demote(const float* score, const int32_t* budgets, const uint64_t* selected,
                                                          const int32_t* salient, int cap, uint32_t* absorbed_at, int32_t* visible,
-                                                         int32_t* order, int tokens, int chunks, int retired) {
+                                                         int32_t* order, const StillPast past, int tokens, int chunks, int retired) {
   extern __shared__ __align__(16) unsigned char memory[];
   __shared__ Ranked unranked[CHUNK], arrivals[CHUNK];
   Ranked *old = reinterpret_cast<Ranked*>(memory), *next = old + cap;
   const int64_t row = int64_t(blockIdx.y) * gridDim.x + blockIdx.x;
   const int budget = budgets[blockIdx.x], t = threadIdx.x;
+  // What a state had stored is ranked already. It has the negative numbers, in order, so that of equals it is the earlier.
+  const int retired_before = past.retired ? past.retired[blockIdx.y] : 0, stored = kept_tokens(cap, budget, retired_before);
   score += row * tokens;
-  salient += row * tokens;
-  absorbed_at += row * tokens;
+  salient += row * (tokens + past.stored) + stored;
+  if (absorbed_at) absorbed_at += row * tokens;
   selected += row * chunks;
   visible += row * chunks * cap;
   order += row * retired * CHUNK;
 
+  for (int i = t; i < stored; i += DEMOTE_THREADS) {
+    old[i] = {sound(past.stored_score[row * past.stored + i]), i - stored};
+    for (int chunk = 0; chunk < min(chunks, 2); chunk++) visible[int64_t(chunk) * cap + i] = i - stored;
+  }
   // The next chunk's come from memory meanwhile.
   auto fetch = [&](int chunk) -> Ranked {
     if (t >= budget || chunk >= retired) return {0.f, 0};
@@ -30,7 +36,7 @@ __global__ void __launch_bounds__(DEMOTE_THREADS) demote(const float* score, con
   };
   Ranked coming = fetch(0);
   for (int chunk = 0; chunk < retired; chunk++) {
-    const int before = kept_tokens(cap, budget, chunk), after = kept_tokens(cap, budget, chunk + 1);
+    const int before = kept_tokens(cap, budget, retired_before + chunk), after = kept_tokens(cap, budget, retired_before + chunk + 1);
     const Ranked mine = coming;
     if (t < budget) unranked[t] = mine;
     coming = fetch(chunk + 1);
@@ -48,7 +54,7 @@ __global__ void __launch_bounds__(DEMOTE_THREADS) demote(const float* score, con
         seen[rank] = x.token;
       } else {  // behind the tokens that were not selected at all
         entered[CHUNK - budget + rank - after] = x.token;
-        absorbed_at[x.token] = chunk + 2;
+        if (absorbed_at) absorbed_at[x.token] = chunk + 2;
       }
     };
     for (int i = t; i < before; i += DEMOTE_THREADS) place(old[i], i + count_before(arrivals, budget, old[i]));
@@ -57,14 +63,16 @@ __global__ void __launch_bounds__(DEMOTE_THREADS) demote(const float* score, con
       const uint64_t chosen = selected[chunk];
       if (!(chosen >> t & 1)) {
         entered[__popcll(~chosen & ((uint64_t(1) << t) - 1))] = chunk * CHUNK + t;
-        absorbed_at[chunk * CHUNK + t] = chunk + 2;
+        if (absorbed_at) absorbed_at[chunk * CHUNK + t] = chunk + 2;
       }
     }
+    if (past.retired && t < after - before) entered[CHUNK - (after - before) + t] = NO_TOKEN;
     Ranked* other = old;
     old = next;
     next = other;
     __syncthreads();
   }
+  if (past.retired) return;
   // Those that are left take the places of what did not leave when they, or as many others, came.
   for (int i = t; i < kept_tokens(cap, budget, retired); i += DEMOTE_THREADS) {
     const int chunk = i / budget, before = kept_tokens(cap, budget, chunk), after = kept_tokens(cap, budget, chunk + 1);
@@ -78,9 +86,9 @@ __global__ void __launch_bounds__(DEMOTE_THREADS) demote(const float* score, con
 
 extern "C" int still_demote(const StillShape* shape, const float* score, const int32_t* budgets, const uint64_t* selected,
                             const int32_t* salient, int32_t cap, uint32_t* absorbed_at, int32_t* visible, int32_t* order,
-                            StillStream stream) {
+                            const StillPast* past, StillStream stream) {
   if (!still::valid(*shape) || cap < 1 || cap > still::MOST_KEPT) return cudaErrorInvalidValue;
   return still::launch(still::demote, dim3(shape->kv_heads, shape->batch), still::DEMOTE_THREADS, 2 * cap * int(sizeof(still::Ranked)), stream,
-                       score, budgets, selected, salient, int(cap), absorbed_at, visible, order, int(shape->tokens), still::chunks(*shape),
+                       score, budgets, selected, salient, int(cap), absorbed_at, visible, order, past ? *past : StillPast{}, int(shape->tokens), still::chunks(*shape),
                        still::retired(*shape));
 }

@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(HEADS * 128, K::P == 1 && K::D != 96 ? 4 / HEA
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int head = first_head + warp / 4, first_row = warp % 4 * 16;
   const int64_t bk = int64_t(b) * in.kv_heads + kv;
-  const int retired = max(chunk - 1, 0), kept = kept_tokens(in.routing.cap, in.routing.budgets[kv], retired);
+  const int retired = retired_before(in.routing, b) + max(chunk - 1, 0), kept = kept_tokens(in.routing.cap, in.routing.budgets[kv], retired);
   const bool linear = retired * CHUNK > kept;
   const int window = (chunk > 0) + 1, stages = window + (kept + CHUNK - 1) / CHUNK;
   const int32_t* list = visible_list(in.routing, bk, chunk, in.chunks, in.tokens);
@@ -137,7 +137,7 @@ extern "C" int still_exact_forward(const StillShape* shape, const StillForward* 
     auto run = [&](auto kernel, auto heads) {
       constexpr int HEADS = decltype(heads)::value;
       constexpr int bytes = still::Tile<K::P, HEADS * 64, K::D>::BYTES + 2 * still::Tile<K::P, 128, K::D>::BYTES + still::ALIGNMENT;
-      return still::launch(kernel, dim3(shape->heads / HEADS, in.chunks, shape->batch), HEADS * 128, bytes, stream, in);
+      return still::launch(kernel, dim3(shape->heads / HEADS, in.chunks - in.first_chunk, shape->batch), HEADS * 128, bytes, stream, in);
     };
     return in.group % 2 == 0 ? run(still::exact_forward<K, 2>, std::integral_constant<int, 2>{})
                              : run(still::exact_forward<K, 1>, std::integral_constant<int, 1>{});

@@ -13,13 +13,13 @@ struct Forward {
   StillRouting routing;
   float *maximum, *denominator;
   int32_t* arg_max;
-  int tokens, heads, kv_heads, group, chunks;
+  int tokens, heads, kv_heads, group, chunks, first_chunk;
 
   Forward(const StillShape& shape, const StillForward& a)
       : q(a.q), k(a.k), v(a.v), out(a.out), w_q(static_cast<const T*>(a.w_q)), s(static_cast<const T*>(a.s)),
         log_scale(a.log_scale), z(a.z), routing(a.routing), maximum(a.maximum), denominator(a.denominator),
         arg_max(a.arg_max), tokens(shape.tokens), heads(shape.heads), kv_heads(shape.kv_heads),
-        group(shape.heads / shape.kv_heads), chunks(still::chunks(shape)) {}
+        group(shape.heads / shape.kv_heads), chunks(still::chunks(shape)), first_chunk(a.first_chunk) {}
 };
 
 }  // namespace still

@@ -19,7 +19,7 @@ struct KeyStream {
 #pragma unroll
     for (int j = 0; j < PER_THREAD; j++) {
       int t = from + (threadIdx.x + j * THREADS) / PIECES;
-      tokens[j] = i < stages && t < to ? (is_salient ? list[t] : t) : -1;
+      tokens[j] = i < stages && t < to ? (is_salient ? list[t] : t) : NO_TOKEN;
     }
   }
 
@@ -32,8 +32,8 @@ struct KeyStream {
       for (int j = 0; j < PER_THREAD; j++) {
         const int piece = threadIdx.x + j * THREADS, row = piece / PIECES, col = piece % PIECES * 8;
         if (CHUNK * PIECES % THREADS != 0 && row >= CHUNK) break;
-        copy_piece(to, row, col, tokens[j] < 0 ? nullptr : keys + tokens[j] * k.token + col, k.data);
-        copy_piece(to, CHUNK + row, col, tokens[j] < 0 ? nullptr : values + tokens[j] * v.token + col, v.data);
+        copy_piece(to, row, col, tokens[j] == NO_TOKEN ? nullptr : keys + tokens[j] * k.token + col, k.data);
+        copy_piece(to, CHUNK + row, col, tokens[j] == NO_TOKEN ? nullptr : values + tokens[j] * v.token + col, v.data);
       }
     }
     copy_commit();

@@ -35,10 +35,22 @@ __host__ __device__ inline int kept_tokens(int cap, int budget, int retired) {
 // Whether nothing of a head is ever absorbed.
 __host__ __device__ inline bool keeps_all(int cap, int budget) { return cap == STILL_NO_CAP && budget >= CHUNK; }
 
+// No token, where negative numbers are rows of a state's store.
+constexpr int NO_TOKEN = INT32_MIN;
+
+// Chunks of a sequence that had retired before its first token.
+__device__ __forceinline__ int retired_before(const StillRouting& r, int b) { return r.retired ? r.retired[b] : 0; }
+
 // The salient tokens that a chunk's queries see, `kept_tokens` of them. `row`: (sequence, KV head).
 __device__ __forceinline__ const int32_t* visible_list(const StillRouting& r, int64_t row, int chunk, int chunks, int tokens) {
-  return r.cap == STILL_NO_CAP ? r.salient + row * tokens : r.visible + (row * chunks + chunk) * r.cap;
+  return r.cap == STILL_NO_CAP ? r.salient + row * (tokens + r.stored) : r.visible + (row * chunks + chunk) * r.cap;
 }
+
+// The first chunk that sees a state: its prefix states begin with that one's.
+__host__ __device__ inline int first_state_chunk(const StillRouting& r) { return r.retired ? 1 : 2; }
+
+// Whether an entry of `order` enters the state.
+__device__ __forceinline__ bool enters(const StillRouting& r, int entry) { return entry >= 0 || (r.retired && entry != NO_TOKEN); }
 
 inline bool valid(const StillShape& s) {
   return s.batch > 0 && s.kv_heads > 0 && s.heads > 0 && s.heads % s.kv_heads == 0 && s.tokens > 0 &&

@@ -19,11 +19,12 @@ __global__ void __launch_bounds__(128, K::P == 1 ? 3 : 1) linear_forward(const F
   const uint32_t base = aligned(memory);
   const Square first{base}, second{base + Square::BYTES};
   const Queries queries{base + Square::BYTES};
-  const int head = blockIdx.x, chunk = 2 + blockIdx.y, start = chunk * CHUNK, b = blockIdx.z;
+  const int first_state = first_state_chunk(in.routing);
+  const int head = blockIdx.x, chunk = max(first_state, in.first_chunk) + blockIdx.y, start = chunk * CHUNK, b = blockIdx.z;
   const int kv = head / in.group, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int64_t bk = int64_t(b) * in.kv_heads + kv;
   const int64_t at = (int64_t(b) * in.heads + head) * in.tokens + start;
-  const int retired = max(chunk - 1, 0), absorbed = retired * CHUNK - kept_tokens(in.routing.cap, in.routing.budgets[kv], retired);
+  const int retired = retired_before(in.routing, b) + max(chunk - 1, 0), absorbed = retired * CHUNK - kept_tokens(in.routing.cap, in.routing.budgets[kv], retired);
   if (absorbed == 0) return;  // the exact pass knows it too
 
   load_matrix<128, CHUNK>(queries, 0, in.q.row(b, head, start), in.q.token, in.tokens - start);
@@ -43,7 +44,8 @@ __global__ void __launch_bounds__(128, K::P == 1 ? 3 : 1) linear_forward(const F
     squared_norms(q, squared);
     clear(f);
     __syncthreads();  // the queries' memory is the state's from here
-    const T* s = in.s + (bk * (in.chunks - 2) + chunk - 2) * 2 * D * D;
+    const int64_t entry = bk * (in.chunks - first_state) + chunk - first_state;
+    const T* s = in.s + entry * 2 * D * D;
     load_matrix<128, D>(second, 0, s + D * D, D);
     copy_commit();
     add_product<KS, NT>(f, q, first, 0);
@@ -51,7 +53,7 @@ __global__ void __launch_bounds__(128, K::P == 1 ? 3 : 1) linear_forward(const F
     load_matrix<128, D>(first, 0, s, D);
     copy_commit();
     float lambda = in.log_scale ? expf(in.log_scale[head]) / absorbed : 1.f;
-    const float* z = in.z + (bk * (in.chunks - 2) + chunk - 2) * 2 * D + lane % 4 * 2;
+    const float* z = in.z + entry * 2 * D + lane % 4 * 2;
     float up[2], down[2], z_up[2] = {0.f, 0.f}, z_down[2] = {0.f, 0.f};
     NpScale u = np_scale(f, squared);
     up[0] = up[1] = down[0] = down[1] = 0.f;
@@ -110,10 +112,11 @@ __global__ void __launch_bounds__(128, K::P == 1 ? 3 : 1) linear_forward(const F
 
 template <class K>
 int run_linear_forward(const StillShape& shape, const Forward<typename K::T>& in, StillStream stream) {
-  if (in.chunks < 3) return cudaSuccess;
+  const int first_state = first_state_chunk(in.routing), first = first_state > in.first_chunk ? first_state : in.first_chunk;
+  if (in.chunks <= first) return cudaSuccess;
   static_assert(Tile<K::P, K::D, K::D>::BYTES >= Tile<K::P, CHUNK, K::D>::BYTES);
   constexpr int bytes = 2 * Tile<K::P, K::D, K::D>::BYTES + ALIGNMENT;
-  return launch(linear_forward<K>, dim3(shape.heads, in.chunks - 2, shape.batch), 128, bytes, stream, in);
+  return launch(linear_forward<K>, dim3(shape.heads, in.chunks - first, shape.batch), 128, bytes, stream, in);
 }
 
 }  // namespace still

@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(128, K::P == 1 ? 3 : 1) map_keys(Rows<const ty
   auto entry = [&](int chunk, int i) { return routing.order[(bh * chunks + chunk) * CHUNK + i]; };
   auto load = [&](int chunk) {
     if (CAPPED && chunk < last)
-      load_rows<128>(keys(chunk), 0, CHUNK, k.data, [&](int i) { const int t = entry(chunk, i); return k.row(b, head, t < 0 ? ~t : t); });
+      load_rows<128>(keys(chunk), 0, CHUNK, k.data, [&](int i) { const int t = entry(chunk, i); return k.row(b, head, enters(routing, t) ? t : 0); });
     else if (chunk < last)
       load_matrix<128, CHUNK>(keys(chunk), 0, k.row(b, head, chunk * CHUNK), k.token, tokens - chunk * CHUNK);
     copy_commit();
@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(128, K::P == 1 ? 3 : 1) map_keys(Rows<const ty
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       const int i = warp * 16 + half * 8 + lane / 4, t = chunk * CHUNK + i;
-      const float factor = (CAPPED ? entry(chunk, i) < 0 : kept >> i & 1) ? 0.f : 1.f;
+      const float factor = (CAPPED ? !enters(routing, entry(chunk, i)) : kept >> i & 1) ? 0.f : 1.f;
       T* to = phi + (bh * tokens + t) * 2 * D;
       store_row(t < tokens, to, plus, half, factor);
       store_row(t < tokens, to + D, minus, half, factor);

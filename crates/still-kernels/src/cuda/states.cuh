@@ -19,10 +19,17 @@ struct StateScan {
   float* z;              // [B, K, R, 2D]
   float *s_last, *z_last;  // f32 [B, K, 2D, D] and [B, K, 2D]: the last entry, to decode from; null if not wanted
   int tokens, heads, kv_heads, group, slots, segments;  // group: heads of `phi` and `x` that go into one state
-  const int32_t* budgets;  // heads that keep everything have no state
-  int cap;
-  const int32_t* order;    // of StillRouting: the rows of x that the rows of `phi` belong to, with GATHER
-  bool backwards;        // entry c sums chunks c + 2 and later, not chunks up to c
+  StillRouting routing;    // with GATHER its `order` names the rows of x that the rows of `phi` belong to
+  bool backwards;          // entry c sums chunks c + 2 and later, not chunks up to c
+  // The states that sequences continue, f32 [B, K, 2D, D] and [B, K, 2D], or null: the first entry then, of one more. They are
+  // not where the last are left.
+  const float *s_first = nullptr, *z_first = nullptr;
+  const int32_t* ends = nullptr;  // [B]: tokens of each sequence, with padding behind them; null: all
+
+  // Entries of a head.
+  __host__ __device__ int entries() const { return slots + (s_first != nullptr); }
+  // The slot whose entry is a sequence's last; negative if it has none.
+  __device__ __forceinline__ int last_slot(int b) const { return ends ? max((ends[b] + CHUNK - 1) / CHUNK - 2, 0) - 1 : slots - 1; }
 };
 
 template <class K, bool TOTALS, bool GATHER>
@@ -36,7 +43,7 @@ __global__ void __launch_bounds__(128) state_scan(const StateScan<typename K::T>
   const uint32_t base = aligned(memory);
   const int slice = blockIdx.x * 64, segment = blockIdx.y, bk = blockIdx.z;
   const int b = bk / scan.kv_heads, kv = bk % scan.kv_heads;
-  if (keeps_all(scan.cap, scan.budgets[kv])) return;
+  if (keeps_all(scan.routing.cap, scan.routing.budgets[kv])) return;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, feature = slice + warp * 16 + lane / 4;
   const int length = (scan.slots + scan.segments - 1) / scan.segments;
   const int begin = segment * length, end = min(begin + length, scan.slots);
@@ -53,8 +60,8 @@ __global__ void __launch_bounds__(128) state_scan(const StateScan<typename K::T>
       const int64_t at = (int64_t(b) * scan.heads + head) * scan.tokens + start;
       load_matrix<128, CHUNK>(phi, 0, scan.phi + at * 2 * D + slice, 2 * D, scan.tokens - start);
       if constexpr (GATHER) {
-        const int32_t* order = scan.order + (int64_t(bk) * scan.slots + slot_of(step)) * CHUNK;
-        load_rows<128>(x, 0, CHUNK, scan.x.data, [&](int r) { const int t = order[r]; return t < 0 ? nullptr : scan.x.row(b, head, t); });
+        const int32_t* order = scan.routing.order + (int64_t(bk) * scan.slots + slot_of(step)) * CHUNK;
+        load_rows<128>(x, 0, CHUNK, scan.x.data, [&](int r) { const int t = order[r]; return enters(scan.routing, t) ? scan.x.row(b, head, t) : nullptr; });
       } else {
         load_matrix<128, CHUNK>(x, 0, scan.x.row(b, head, start), scan.x.token, scan.tokens - start);
       }
@@ -83,6 +90,23 @@ __global__ void __launch_bounds__(128) state_scan(const StateScan<typename K::T>
       }
       z[half * 2] = *z_total(segment - 1, feature + half * 8);
     }
+  if (segment == 0 && scan.s_first)
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      const int64_t at = int64_t(bk) * 2 * D + feature + half * 8;
+#pragma unroll
+      for (int n = 0; n < NT; n++) {
+        const float2 t = read_pair(scan.s_first + at * D + n * 8 + lane % 4 * 2);
+        sum[n][half * 2] = t.x;
+        sum[n][half * 2 + 1] = t.y;
+      }
+      z[half * 2] = scan.z_first[at];
+      if constexpr (!TOTALS) {
+        const int64_t entry = int64_t(bk) * scan.entries() * 2 * D + feature + half * 8;
+        store_row(true, scan.s + entry * D, sum, half, 1.f);
+        if (lane % 4 == 0) scan.z[entry] = z[half * 2];
+      }
+    }
   for (int step = 0; step < steps; step++) {
     copy_wait<1>();
     publish();
@@ -110,12 +134,12 @@ __global__ void __launch_bounds__(128) state_scan(const StateScan<typename K::T>
     }
     if constexpr (!TOTALS) {
       if ((step + 1) % scan.group == 0) {
-        const int64_t entry = int64_t(bk) * scan.slots + slot_of(step);
+        const int64_t entry = int64_t(bk) * scan.entries() + slot_of(step) + (scan.s_first != nullptr);
 #pragma unroll
         for (int half = 0; half < 2; half++) {
           store_row(true, scan.s + (entry * 2 * D + feature + half * 8) * D, sum, half, 1.f);
           if (lane % 4 == 0) scan.z[entry * 2 * D + feature + half * 8] = z[half * 2];
-          if (scan.s_last && slot_of(step) == scan.slots - 1) {
+          if (scan.s_last && slot_of(step) == scan.last_slot(b)) {
             const int64_t at = int64_t(bk) * 2 * D + feature + half * 8;
             store_row(true, scan.s_last + at * D, sum, half, 1.f);
             if (lane % 4 == 0) scan.z_last[at] = z[half * 2];
@@ -150,7 +174,7 @@ static __global__ void __launch_bounds__(256) add_totals(float* s_totals, int64_
 
 template <class K, bool GATHER>
 int run_state_scan(const StillShape& shape, const StateScan<typename K::T>& scan, StillStream stream) {
-  if (scan.slots == 0) return cudaSuccess;
+  if (scan.entries() == 0) return cudaSuccess;
   constexpr int bytes = 3 * (Tile<K::P, CHUNK, 64>::BYTES + Tile<K::P, CHUNK, K::D>::BYTES) + ALIGNMENT;
   const unsigned states = shape.batch * shape.kv_heads;
   if (scan.segments > 1) {  // nothing starts from the last segment's total

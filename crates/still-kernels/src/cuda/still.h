@@ -36,6 +36,21 @@ int still_saliency(const StillShape* shape, StillRows q, StillRows k, float* sco
 int still_select(const StillShape* shape, const float* score, const int32_t* budgets, uint64_t* selected, int32_t* salient,
                  StillStream stream);
 
+// What sequences continue: states (StillDecode) of chunks that had retired and a ring. The tokens of a call are then those of the
+// ring that had not retired and the new ones behind them, padded to `tokens` of the shape; outputs of the ring's tokens and of
+// padding mean nothing. Rows of k and v before token 0 are those that the state had stored: negative numbers stand for them, -n to
+// -1 where a head had n.
+typedef struct {
+  const int32_t* retired;  // [B]: chunks that had retired
+  const int32_t* ring;     // [B]: tokens of the ring that have not, at most 128
+  const int32_t* tokens;   // [B]: those and the new ones
+  int32_t stored;          // the most rows that a head of a sequence had stored
+  // Under a cap that is reached, what heads had stored, by rank (else null; still_past_rows writes them): [B, K, stored] each.
+  float* stored_score;
+  int32_t *stored_token, *stored_place;  // position in the sequence, row of the head's store
+  const float *s, *z;      // copies of the states' S and z, which may be overwritten
+} StillPast;
+
 // No cap.
 #define STILL_NO_CAP INT32_MAX
 
@@ -44,18 +59,22 @@ int still_select(const StillShape* shape, const float* score, const int32_t* bud
 typedef struct {
   const int32_t* budgets;       // [K]
   const uint64_t* selected;     // [B, K, C]
-  const int32_t* salient;       // [B, K, N]
+  const int32_t* salient;       // [B, K, stored + N]
+  const int32_t* retired;       // [B]: chunks that had retired before a call that continues states (StillPast); null: none
+  int32_t stored;               // as StillPast's; 0
   int32_t cap;                  // STILL_NO_CAP: the rest is null
   const uint32_t* absorbed_at;  // [B, K, N]: the chunk that first finds a token in the state; UINT32_MAX: none does
   const int32_t* visible;       // [B, K, C, cap]: the salient tokens that a chunk sees, min(cap, (chunk - 1) budget) of them
   // [B, K, R, 64]: the tokens of the retired chunks in the order in which they enter the state, those of chunk c + 2 in entry c;
-  // the places that are left hold ~t of the tokens t that never do. The salient set never shrinks, so 64 a chunk are enough.
+  // the places that are left hold ~t of the tokens t that never do (INT32_MIN where a state is continued: negative numbers are then
+  // what it had stored). The salient set never shrinks, so 64 a chunk are enough.
   const int32_t* order;
 } StillRouting;
 
-// The last three of StillRouting from what still_select gave. `cap` is 1 to 8,192.
+// The last three of StillRouting from what still_select gave. `cap` is 1 to 8,192. Where a state is continued (`past`, else null)
+// `absorbed_at` is null.
 int still_demote(const StillShape* shape, const float* score, const int32_t* budgets, const uint64_t* selected, const int32_t* salient,
-                 int32_t cap, uint32_t* absorbed_at, int32_t* visible, int32_t* order, StillStream stream);
+                 int32_t cap, uint32_t* absorbed_at, int32_t* visible, int32_t* order, const StillPast* past, StillStream stream);
 
 // phi(k) of tokens that will be absorbed, zeros of the others: `phi` [B, K, N, 2D], under a cap in the rows of `order` (the last
 // two chunks' are not written). `w` [K, D, D]. Here and in still_states heads whose budget is 64 without a cap are left out, as
@@ -64,9 +83,10 @@ int still_map_keys(const StillShape* shape, StillRows k, const void* w, const St
 
 // Prefix states: `s` [B, K, R, 2D, D] and `z` f32 [B, K, R, 2D]; entry c sums chunks 0..=c, which chunk c + 2 sees.
 // `totals` f32 [segments, B, K, 2D, D + 1]. `s_last` f32 [B, K, 2D, D] and `z_last` f32 [B, K, 2D]: the last entry (not written
-// if R = 0), to decode from; null if not wanted.
+// if R = 0), to decode from; null if not wanted. Where states are continued (`past`, else null) they are added to each entry and
+// are an entry of their own before the others, [B, K, R + 1, …], which chunk 1 sees; the last entry is each sequence's own.
 int still_states(const StillShape* shape, const void* phi, StillRows v, const StillRouting* routing, float* totals, void* s, float* z,
-                 float* s_last, float* z_last, StillStream stream);
+                 float* s_last, float* z_last, const StillPast* past, StillStream stream);
 
 // What the forward pass reads and writes.
 typedef struct {
@@ -79,6 +99,7 @@ typedef struct {
   float* denominator;        // [B, H, N]
   float* maximum;            // [B, H, N]: m, in units of the logits; the last two may be null (nothing to train)
   int32_t* arg_max;          // [B, H, N]: the token whose logit is m
+  int32_t first_chunk;       // chunks before it are not answered
 } StillForward;
 
 // Both branches. `out` and `denominator` carry the linear one's share from the first kernel to the second.
@@ -141,6 +162,20 @@ int still_decode(const StillShape* shape, const StillDecode* args, StillStream s
 // and `score` its own (of a cap that is nowhere reached it need know nothing). S and z come from still_states.
 int still_decode_fill(const StillShape* shape, StillRows k, StillRows v, const float* score, const StillRouting* routing,
                       const StillDecode* args, StillStream stream);
+
+// Queries, keys and values of a call that continues `state`: `q` [B, H, N, D], zeros but for new tokens; `k` and `v` [B, K,
+// stored + N, D], from token 0 on. The new tokens' rows are `state->q`, `k` and `v`.
+int still_past_rows(const StillShape* shape, const StillPast* past, const StillDecode* state, StillRows q, StillRows k, StillRows v,
+                    StillStream stream);
+
+// still_select where a state is continued: the ring's scores are copied to `score` first. `salient` is [B, K, stored + N]: the
+// stored rows, then the tokens.
+int still_past_select(const StillShape* shape, const StillPast* past, const StillDecode* state, float* score, uint64_t* selected,
+                      int32_t* salient, StillStream stream);
+
+// The states after such a call, but for S and z, which come from still_states.
+int still_past_fill(const StillShape* shape, const StillPast* past, const StillDecode* state, StillRows k, StillRows v, const float* score,
+                    const StillRouting* routing, StillStream stream);
 
 #ifdef __cplusplus
 }

@@ -74,7 +74,7 @@ pub(crate) trait Executor: Sync {
     ) -> Result<()>;
 
     /// Cuts sequences of these lengths, in order, into packs whose rows go through every product together.
-    fn packs(&self, lengths: &[usize]) -> Vec<Vec<Piece>>;
+    fn packs(&self, model: &Model, lengths: &[usize]) -> Vec<Vec<Piece>>;
 
     /// Feeds one token to each sequence of a checked cache; leaves the logits in [`Cache::logits`].
     ///

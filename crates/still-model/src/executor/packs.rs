@@ -2,11 +2,11 @@
 
 /// Rows that go through a product together, as many as a block of [`Model::read`](crate::Model::read): enough for products to be fast, few
 /// enough to keep activations small.
-const ROWS: usize = 256;
+pub(super) const ROWS: usize = 256;
 
-/// The same on CUDA, where a feed is never cut: what continues a hybrid state there is fed one by one.
+/// The same on CUDA, which is idle with few.
 #[cfg(any(test, feature = "cuda"))]
-const WHOLE_ROWS: usize = 16 * 1024;
+pub(super) const DEVICE_ROWS: usize = 16 * 1024;
 
 /// Consecutive tokens of one feed.
 #[derive(Clone, Copy, Debug)]
@@ -16,10 +16,10 @@ pub(crate) struct Piece {
     pub tokens: usize,
 }
 
-/// The feeds' tokens in order, cut into packs of [`ROWS`].
-pub(super) fn packs(lengths: &[usize]) -> Vec<Vec<Piece>> {
+/// The feeds' tokens in order, cut into packs of `rows`.
+pub(super) fn packs(lengths: &[usize], rows: usize) -> Vec<Vec<Piece>> {
     let mut packs = Vec::new();
-    let (mut pack, mut room) = (Vec::new(), ROWS);
+    let (mut pack, mut room) = (Vec::new(), rows);
     for (feed, &length) in lengths.iter().enumerate() {
         let mut start = 0;
         while start < length {
@@ -29,7 +29,7 @@ pub(super) fn packs(lengths: &[usize]) -> Vec<Vec<Piece>> {
             room -= tokens;
             if room == 0 {
                 packs.push(std::mem::take(&mut pack));
-                room = ROWS;
+                room = rows;
             }
         }
     }
@@ -39,7 +39,7 @@ pub(super) fn packs(lengths: &[usize]) -> Vec<Vec<Piece>> {
     packs
 }
 
-/// The feeds in order, whole, in packs of [`WHOLE_ROWS`] at most where one alone has not more.
+/// The feeds in order, whole, in packs of [`DEVICE_ROWS`] at most where one alone has not more.
 #[cfg(any(test, feature = "cuda"))]
 pub(super) fn whole_packs(lengths: &[usize]) -> Vec<Vec<Piece>> {
     let mut packs: Vec<Vec<Piece>> = Vec::new();
@@ -53,7 +53,7 @@ pub(super) fn whole_packs(lengths: &[usize]) -> Vec<Vec<Piece>> {
             }
             None => {
                 packs.push(vec![piece]);
-                room = WHOLE_ROWS.saturating_sub(tokens);
+                room = DEVICE_ROWS.saturating_sub(tokens);
             }
         }
     }
@@ -73,14 +73,14 @@ mod tests {
             packs.into_iter().map(feeds).collect()
         };
         assert_eq!(shares(&[0, 0]), Vec::<Vec<usize>>::new());
-        assert_eq!(shares(&[9, 0, WHOLE_ROWS - 9, 1]), [vec![0, 2], vec![3]]);
-        assert_eq!(shares(&[1, 2 * WHOLE_ROWS, 1, 1]), [vec![0], vec![1], vec![2, 3]]);
+        assert_eq!(shares(&[9, 0, DEVICE_ROWS - 9, 1]), [vec![0, 2], vec![3]]);
+        assert_eq!(shares(&[1, 2 * DEVICE_ROWS, 1, 1]), [vec![0], vec![1], vec![2, 3]]);
     }
 
     #[test]
     fn every_token_is_in_one_pack() {
         for lengths in [vec![], vec![0, 0], vec![256], vec![3, 0, 700, 256, 1], vec![255, 1, 1]] {
-            let packs = packs(&lengths);
+            let packs = packs(&lengths, ROWS);
             let mut read = vec![0; lengths.len()];
             for (n, pack) in packs.iter().enumerate() {
                 let rows: usize = pack.iter().map(|piece| piece.tokens).sum();

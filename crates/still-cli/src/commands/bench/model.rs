@@ -35,6 +35,9 @@ pub struct ModelBenchArgs {
     /// Tokens read before decoding
     #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "512,2048,4096,7680", value_parser = whole(0, TOKENS))]
     contexts: Vec<usize>,
+    /// Also read N tokens onto each context's state before decoding, as a conversation's next turn is, and time them
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true, value_parser = whole(0, TOKENS))]
+    onto: usize,
     /// Tokens decoded at each context
     #[arg(long, value_name = "N", default_value_t = 48, value_parser = whole(0, TOKENS))]
     new_tokens: usize,
@@ -83,6 +86,7 @@ pub struct Settings {
     subject: SubjectArgs,
     place: Place,
     contexts: Vec<usize>,
+    onto: usize,
     new_tokens: usize,
     in_turn: bool,
     batch: usize,
@@ -101,6 +105,7 @@ impl ModelBenchArgs {
             place: self.device.resolve()?,
             subject: self.subject,
             contexts: self.contexts,
+            onto: self.onto,
             new_tokens: self.new_tokens,
             in_turn: self.in_turn,
             batch: self.batch,
@@ -134,10 +139,10 @@ pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
         let (name, model) = variant_of(variant, settings.cap, &model)?;
         let (batch, rows) = (settings.batch, settings.rows.of(&model));
         let (contexts, new_tokens) = (&settings.contexts, settings.new_tokens);
-        contexts
-            .iter()
-            .try_for_each(|&context| room::check(&model, batch, context, new_tokens, rows))?;
-        let bench = ModelBench::new(&model, batch, rows)?;
+        contexts.iter().try_for_each(|&context| {
+            room::check(&model, batch, context + settings.onto, new_tokens, rows)
+        })?;
+        let bench = ModelBench::new(&model, batch, rows)?.reading_onto(settings.onto);
         let mut report = |point: BenchPoint| -> anyhow::Result<()> {
             let line = Line {
                 variant: name,
@@ -194,13 +199,17 @@ fn variant_of(
 }
 
 fn render(lines: &[Line]) -> String {
-    let headers =
-        ["variant", "context", "prefill tok/s", "decode tok/s", "p50 ms", "p99 ms", "cache"];
+    let mut headers =
+        vec!["variant", "context", "prefill tok/s", "decode tok/s", "p50 ms", "p99 ms", "cache"];
+    let onto = lines.iter().any(|line| line.point.onto_tokens_per_s.is_some());
+    if onto {
+        headers.insert(3, "onto tok/s");
+    }
     let rows: Vec<Vec<String>> = lines
         .iter()
         .map(|line| {
             let point = &line.point;
-            vec![
+            let mut row = vec![
                 line.variant.to_owned(),
                 point.context.to_string(),
                 format!("{:.0}", point.prefill_tokens_per_s),
@@ -208,7 +217,11 @@ fn render(lines: &[Line]) -> String {
                 format!("{:.2}", point.decode_p50_ms),
                 format!("{:.2}", point.decode_p99_ms),
                 table::bytes(point.cache_bytes),
-            ]
+            ];
+            if onto {
+                row.insert(3, point.onto_tokens_per_s.map_or(String::new(), |n| format!("{n:.0}")));
+            }
+            row
         })
         .collect();
     let mut text = table::render(&headers, &rows);

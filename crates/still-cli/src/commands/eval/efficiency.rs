@@ -93,6 +93,7 @@ mod tests {
             batch: 1,
             context,
             prefill_tokens_per_s: 1.0,
+            onto_tokens_per_s: None,
             decode_tokens_per_s: 1.0,
             decode_p50_ms: 1.0,
             decode_p99_ms: 1.0,

@@ -7,7 +7,7 @@ use candle_core::{DType, Tensor};
 use still_attention::{AttentionState, HybridState, KvCache, PreparedWeights, RowDtype};
 use still_quant::SMALL_BATCH;
 
-use super::packs::{Piece, packs};
+use super::packs::{Piece, ROWS, packs};
 use super::{EachBlock, Executor};
 use crate::cache::Cache;
 use crate::cancel::Cancel;
@@ -72,8 +72,8 @@ impl Executor for Cpu {
         read::read(model, ids, cache, cancel, each)
     }
 
-    fn packs(&self, lengths: &[usize]) -> Vec<Vec<Piece>> {
-        packs(lengths)
+    fn packs(&self, _: &Model, lengths: &[usize]) -> Vec<Vec<Piece>> {
+        packs(lengths, ROWS)
     }
 
     fn decode(&self, model: &Model, ids: &[u32], cache: &mut Cache) -> Result<()> {

@@ -8,7 +8,7 @@ use candle_core::{DType, Tensor};
 use still_attention::{AttentionState, CudaHybridState, CudaKvCache, CudaWeights, RowDtype};
 use still_compute::cuda::can_capture;
 
-use super::packs::{Piece, whole_packs};
+use super::packs::{DEVICE_ROWS, Piece, packs, whole_packs};
 use super::{EachBlock, Executor};
 use crate::cache::Cache;
 use crate::cancel::Cancel;
@@ -20,6 +20,10 @@ pub(super) use step_graph::StepGraph;
 
 /// Tokens whose hidden states are given out together: their logits are to fit beside everything else.
 const BLOCK: usize = 1024;
+
+/// Tokens that a student reads together: many enough to be as fast as with more, few enough that a long prompt's activations stay
+/// small. A multiple of the chunk.
+const PIECE: usize = 16 * 1024;
 
 /// A CUDA device.
 #[derive(Debug)]
@@ -57,7 +61,8 @@ impl Executor for Cuda {
         student.layers.iter().map(state).collect()
     }
 
-    /// All tokens at once, so that an empty state is filled by the kernels of whole sequences.
+    /// A student reads a piece onto the state that the one before has left; a teacher, whose memory grows with the sequence anyway,
+    /// reads all tokens at once.
     fn read(
         &self,
         model: &Model,
@@ -66,22 +71,26 @@ impl Executor for Cuda {
         cancel: &Cancel,
         each: &EachBlock<'_>,
     ) -> Result<()> {
-        if ids.is_empty() {
-            return Ok(());
-        }
-        let x = model.decoder.embed(ids)?;
-        let hidden = model.forward_embedded(x, cache, None, cancel)?.squeeze(0)?;
-        for start in (0..ids.len()).step_by(BLOCK) {
-            let length = BLOCK.min(ids.len() - start);
-            if each(start, hidden.narrow(0, start, length)?).is_break() {
-                break;
+        let piece = if model.student.is_some() { PIECE } else { ids.len().max(1) };
+        for (n, ids) in ids.chunks(piece).enumerate() {
+            let x = model.decoder.embed(ids)?;
+            let hidden = model.forward_embedded(x, cache, None, cancel)?.squeeze(0)?;
+            for start in (0..ids.len()).step_by(BLOCK) {
+                let length = BLOCK.min(ids.len() - start);
+                if each(n * piece + start, hidden.narrow(0, start, length)?).is_break() {
+                    return Ok(());
+                }
             }
         }
         Ok(())
     }
 
-    fn packs(&self, lengths: &[usize]) -> Vec<Vec<Piece>> {
-        whole_packs(lengths)
+    fn packs(&self, model: &Model, lengths: &[usize]) -> Vec<Vec<Piece>> {
+        match model.student {
+            Some(_) => packs(lengths, DEVICE_ROWS),
+            // Dense attention is fast from the beginning of a sequence: its feeds are not cut.
+            None => whole_packs(lengths),
+        }
     }
 
     /// The logits are the one thing that is copied to the host.

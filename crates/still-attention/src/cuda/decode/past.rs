@@ -1,0 +1,327 @@
+//! Reading onto a state: the tokens of its ring and the new ones become one sequence for the kernels of whole sequences, what
+//! was stored lies before it, and the state's sums are the first of its prefix states.
+
+use std::ptr::{null, null_mut};
+
+use candle_core::backend::BackendDevice;
+use candle_core::cuda::cudarc::driver::CudaSlice;
+use candle_core::{CudaDevice, Tensor};
+use still_compute::cuda::{Launch, on_cuda};
+use still_kernels::{
+    CHUNK, Decode, Forward, NO_CAP, Past, Routing, Rows, Shape, check, still_demote, still_forward,
+    still_map_keys, still_past_fill, still_past_rows, still_past_select, still_saliency,
+    still_segments, still_states,
+};
+
+use super::super::layout::{by_token, shape, tensor_by_token, uninit};
+use super::super::routing::{reached_cap, retired};
+use super::{CudaHybridState, kept};
+use crate::Result;
+
+/// Where the sequences of a call stand, each counted from the first token of its ring that has not retired.
+struct Spans {
+    /// Chunks that had retired.
+    retired: Vec<usize>,
+    /// Tokens of the ring that had not.
+    ring: Vec<usize>,
+    /// Those and the new ones.
+    ends: Vec<usize>,
+}
+
+impl Spans {
+    fn new(positions: &[usize], lengths: &[usize]) -> Self {
+        let retired: Vec<usize> = positions.iter().map(|&position| retired(position)).collect();
+        let ring: Vec<usize> = positions
+            .iter()
+            .zip(&retired)
+            .map(|(position, retired)| position - retired * CHUNK)
+            .collect();
+        let ends = ring.iter().zip(lengths).map(|(ring, length)| ring + length).collect();
+        Self { retired, ring, ends }
+    }
+
+    /// Tokens of the longest sequence.
+    fn tokens(&self) -> usize {
+        self.ends.iter().copied().max().unwrap_or(0)
+    }
+
+    /// The first chunk that has a new token.
+    fn first_chunk(&self) -> usize {
+        self.ring.iter().copied().min().unwrap_or(0) / CHUNK
+    }
+
+    /// All three, one after another.
+    fn upload(&self, device: &CudaDevice) -> candle_core::Result<CudaSlice<i32>> {
+        let all = [&self.retired, &self.ring, &self.ends].into_iter().flatten();
+        device.clone_htod(&all.map(|&count| count as i32).collect::<Vec<_>>())
+    }
+}
+
+/// What a call's kernels leave for each other. `N`: tokens of the longest sequence; `M`: the most rows that a head had stored.
+struct Scratch {
+    /// `[B, H, N, D]`
+    q: CudaSlice<u8>,
+    /// `[B, K, M + N, D]`, and `v`.
+    k: CudaSlice<u8>,
+    v: CudaSlice<u8>,
+    /// `[B, K, N]`
+    score: CudaSlice<f32>,
+    /// `[B, K, C]`
+    selected: CudaSlice<u64>,
+    /// `[B, K, M + N]`
+    salient: CudaSlice<i32>,
+    capped: Option<Capped>,
+    /// `[B, K, N, 2D]`
+    phi: CudaSlice<u8>,
+    totals: CudaSlice<f32>,
+    /// `[B, K, R + 1, 2D, D]`
+    s: CudaSlice<u8>,
+    z: CudaSlice<f32>,
+    /// `[B, H, N]`
+    denominator: CudaSlice<f32>,
+    /// The state's sums, where the call changes them.
+    copies: Option<[CudaSlice<f32>; 2]>,
+}
+
+/// Under a cap that is reached.
+struct Capped {
+    cap: i32,
+    /// `[B, K, C, cap]`
+    visible: CudaSlice<i32>,
+    /// `[B, K, R, 64]`
+    order: CudaSlice<i32>,
+    /// `[B, K, M]`, and the next two: what was stored, by rank.
+    score: CudaSlice<f32>,
+    token: CudaSlice<i32>,
+    place: CudaSlice<i32>,
+}
+
+impl Scratch {
+    fn new(
+        state: &CudaHybridState,
+        shape: &Shape,
+        stored: usize,
+        cap: Option<i32>,
+    ) -> candle_core::Result<Self> {
+        let weights = &*state.weights;
+        let (device, bytes) = (&weights.device, weights.dtype.size_in_bytes());
+        let [heads, kv_heads] =
+            [shape.heads, shape.kv_heads].map(|heads| (shape.batch * heads) as usize);
+        let (tokens, d) = (shape.tokens as usize, shape.head_dim as usize);
+        let (chunks, retired) = (tokens.div_ceil(CHUNK), retired(tokens));
+        // SAFETY: only reads the shape.
+        let segments = unsafe { still_segments(shape) } as usize;
+        let capped = |cap| {
+            Ok::<_, candle_core::Error>(Capped {
+                cap,
+                visible: uninit(device, kv_heads * chunks * cap as usize)?,
+                order: uninit(device, kv_heads * retired * CHUNK)?,
+                score: uninit(device, kv_heads * stored)?,
+                token: uninit(device, kv_heads * stored)?,
+                place: uninit(device, kv_heads * stored)?,
+            })
+        };
+        Ok(Self {
+            q: uninit(device, heads * tokens * d * bytes)?,
+            k: uninit(device, kv_heads * (stored + tokens) * d * bytes)?,
+            v: uninit(device, kv_heads * (stored + tokens) * d * bytes)?,
+            score: uninit(device, kv_heads * tokens)?,
+            selected: uninit(device, kv_heads * chunks)?,
+            salient: uninit(device, kv_heads * (stored + tokens))?,
+            capped: cap.map(capped).transpose()?,
+            phi: uninit(device, kv_heads * tokens * 2 * d * bytes)?,
+            totals: uninit(device, segments * kv_heads * 2 * d * (d + 1))?,
+            s: uninit(device, kv_heads * (retired + 1) * 2 * d * d * bytes)?,
+            z: uninit(device, kv_heads * (retired + 1) * 2 * d)?,
+            denominator: uninit(device, heads * tokens)?,
+            copies: match retired {
+                0 => None,
+                _ => Some([copy(device, &state.s)?, copy(device, &state.z)?]),
+            },
+        })
+    }
+}
+
+fn copy(device: &CudaDevice, from: &CudaSlice<f32>) -> candle_core::Result<CudaSlice<f32>> {
+    let mut to = uninit(device, from.len())?;
+    device.memcpy_dtod(from, &mut to)?;
+    Ok(to)
+}
+
+/// Rows `[B, heads, before + N, D]` in a buffer, from token 0 on.
+fn rows(data: *mut u8, shape: &Shape, heads: i32, before: usize, bytes: usize) -> Rows {
+    let d = shape.head_dim as usize;
+    let head = (before + shape.tokens as usize) * d;
+    Rows {
+        data: data.wrapping_add(before * d * bytes).cast(),
+        batch: (heads as usize * head) as i64,
+        head: head as i64,
+        token: d as i64,
+    }
+}
+
+impl CudaHybridState {
+    /// Reads the first `lengths` tokens of each sequence onto what it has, all in the same kernels; of sequences of different
+    /// lengths as many are computed as of the longest.
+    pub(super) fn read_onto(&mut self, rows: [&Tensor; 3], lengths: &[usize]) -> Result<Tensor> {
+        let fed: Vec<usize> = self
+            .positions
+            .iter()
+            .zip(lengths)
+            .map(|(position, length)| position + length)
+            .collect();
+        let longest = fed.iter().copied().max().unwrap_or(0);
+        self.reserve(longest)?;
+        let spans = Spans::new(&self.positions, lengths);
+        let out = self.queue_onto(rows, &spans, longest)?;
+        self.positions = fed;
+        // The new tokens' outputs: where all sequences have theirs at the same place, a view.
+        let (_, _, tokens, _) = rows[0].dims4()?;
+        let first = spans.ring[0];
+        if spans.ends.iter().all(|&end| end == first + tokens)
+            && spans.ring.iter().all(|&ring| ring == first)
+        {
+            return Ok(out.narrow(2, first, tokens)?);
+        }
+        let own = Tensor::zeros(rows[0].shape(), out.dtype(), out.device())?;
+        for (sequence, (&ring, &length)) in spans.ring.iter().zip(lengths).enumerate() {
+            if length > 0 {
+                let new = out.narrow(0, sequence, 1)?.narrow(2, ring, length)?.contiguous()?;
+                own.narrow(0, sequence, 1)?.slice_set(&new, 2, 0)?;
+            }
+        }
+        Ok(own)
+    }
+
+    /// Queues everything; the output `[B, H, N, D]` of all tokens of `spans`. Sequences are `longest` tokens long at most when
+    /// they have been read.
+    fn queue_onto(
+        &self,
+        [q, k, v]: [&Tensor; 3],
+        spans: &Spans,
+        longest: usize,
+    ) -> candle_core::Result<Tensor> {
+        let weights = &*self.weights;
+        let (device, config, bytes) =
+            (&weights.device, &weights.config, weights.dtype.size_in_bytes());
+        let (batch, heads, _, d) = q.dims4()?;
+        let dims = (batch, heads, spans.tokens(), d);
+        let shape = Shape {
+            tokens: i32::try_from(spans.tokens()).map_err(candle_core::Error::wrap)?,
+            ..shape(q, weights.heads())?
+        };
+        let most = spans.retired.iter().copied().max().unwrap_or(0);
+        let of_head = |&budget: &i32| kept(config.cap, budget, most);
+        let stored = weights.host_budgets.iter().map(of_head).max().unwrap_or(0);
+        let cap = reached_cap(config, &weights.host_budgets, longest);
+        let scratch = Scratch::new(self, &shape, stored, cap)?;
+        let counts = spans.upload(device)?;
+        // SAFETY: the forward pass fills it, but for chunks before the first new token, which nothing reads.
+        let out = unsafe { device.alloc_uninit(&dims.into(), q.dtype())? };
+
+        let stream = device.cuda_stream();
+        let held = [q, k, v, &weights.map_q, &weights.map_k].map(Tensor::storage_and_layout);
+        let held_scale = weights.log_scale.as_ref().map(Tensor::storage_and_layout);
+        let mut launch = Launch::new(&stream)?;
+        let [q, k, v, map_q, map_k] = &held;
+        let state = Decode {
+            q: launch.rows(on_cuda(&q.0)?, q.1)?,
+            k: launch.rows(on_cuda(&k.0)?, k.1)?,
+            v: launch.rows(on_cuda(&v.0)?, v.1)?,
+            ..self.args(&mut launch)
+        };
+        let q = rows(launch.at(&scratch.q), &shape, shape.heads, 0, bytes);
+        let k = rows(launch.at(&scratch.k), &shape, shape.kv_heads, stored, bytes);
+        let v = rows(launch.at(&scratch.v), &shape, shape.kv_heads, stored, bytes);
+        let counts: *mut i32 = launch.at(&counts);
+        let capped = scratch.capped.as_ref();
+        let (s, z) = match &scratch.copies {
+            Some([s, z]) => (launch.at(s), launch.at(z)),
+            None => (state.s, state.z),
+        };
+        let past = Past {
+            retired: counts,
+            ring: counts.wrapping_add(batch),
+            tokens: counts.wrapping_add(2 * batch),
+            stored: stored as i32,
+            stored_score: launch.at_optional(capped.map(|capped| &capped.score)),
+            stored_token: launch.at_optional(capped.map(|capped| &capped.token)),
+            stored_place: launch.at_optional(capped.map(|capped| &capped.place)),
+            s,
+            z,
+        };
+        let (score, selected) = (launch.at(&scratch.score), launch.at(&scratch.selected));
+        let salient = launch.at(&scratch.salient);
+        let visible = launch.at_optional(capped.map(|capped| &capped.visible));
+        let order = launch.at_optional(capped.map(|capped| &capped.order));
+        let routing = Routing {
+            budgets: state.budgets,
+            selected,
+            salient,
+            retired: past.retired,
+            stored: past.stored,
+            cap: capped.map_or(NO_CAP, |capped| capped.cap),
+            absorbed_at: null(),
+            visible,
+            order,
+        };
+        let (phi, totals) = (launch.at(&scratch.phi), launch.at(&scratch.totals));
+        let (prefix_s, prefix_z) = (launch.at(&scratch.s), launch.at(&scratch.z));
+        let map_k = launch.values(on_cuda(&map_k.0)?, map_k.1)?;
+        let args = Forward {
+            q,
+            k,
+            v,
+            out: launch.rows(&out, &by_token(dims))?,
+            w_q: launch.values(on_cuda(&map_q.0)?, map_q.1)?,
+            log_scale: match &held_scale {
+                Some((storage, layout)) => launch.values(on_cuda(storage)?, layout)?,
+                None => null_mut(),
+            },
+            routing,
+            s: prefix_s,
+            z: prefix_z,
+            denominator: launch.at(&scratch.denominator),
+            maximum: null_mut(),
+            arg_max: null_mut(),
+            first_chunk: spans.first_chunk() as i32,
+        };
+        let on = launch.stream();
+        let checked = |call, code| check(call, code).map_err(candle_core::Error::wrap);
+        // SAFETY: the buffers are as large as still.h says for `shape` and `stored`, there is room in the store for what is fed,
+        // and all live until the launch is dropped.
+        unsafe {
+            checked("still_past_rows", still_past_rows(&shape, &past, &state, q, k, v, on))?;
+            checked("still_saliency", still_saliency(&shape, q, k, score, on))?;
+            let code = still_past_select(&shape, &past, &state, score, selected, salient, on);
+            checked("still_past_select", code)?;
+            if let Some(&Capped { cap, .. }) = capped {
+                let budgets = state.budgets;
+                let code = still_demote(
+                    &shape,
+                    score,
+                    budgets,
+                    selected,
+                    salient,
+                    cap,
+                    null_mut(),
+                    visible,
+                    order,
+                    &past,
+                    on,
+                );
+                checked("still_demote", code)?;
+            }
+            checked("still_map_keys", still_map_keys(&shape, k, map_k, &routing, phi, on))?;
+            let code = still_states(
+                &shape, phi, v, &routing, totals, prefix_s, prefix_z, state.s, state.z, &past, on,
+            );
+            checked("still_states", code)?;
+            checked("still_forward", still_forward(&shape, &args, on))?;
+            let code = still_past_fill(&shape, &past, &state, k, v, score, &routing, on);
+            checked("still_past_fill", code)?;
+        }
+        drop(launch);
+        tensor_by_token(out, dims)
+    }
+}

@@ -1,0 +1,162 @@
+// Reading onto a state: the tokens of its ring and the new ones become one sequence, which begins with a chunk; what was stored
+// lies before it, and the state's sums are the first of the prefix states. The kernels of whole sequences do the rest.
+#include "decode.cuh"
+#include "ranked.cuh"
+
+namespace still {
+
+constexpr int PAST_THREADS = 128, RANK_THREADS = 256;
+
+template <class T>
+struct PastRows {
+  Rows<T> q, k, v;
+};
+
+// The stored rows of a head by rank: how many others come before each.
+template <class T>
+__global__ void __launch_bounds__(RANK_THREADS) rank_stored(const Decode<T> state, const StillPast past) {
+  __shared__ Ranked others[RANK_THREADS];
+  const int kv = blockIdx.y, b = blockIdx.z, place = blockIdx.x * RANK_THREADS + threadIdx.x;
+  const int stored = kept_tokens(state.cap, state.budgets[kv], past.retired[b]);
+  if (int(blockIdx.x) * RANK_THREADS >= stored) return;
+  const int64_t row = (int64_t(b) * state.kv_heads + kv) * past.stored, from = state.store(b, kv);
+  auto at = [&](int i) { return Ranked{state.store_score[from + i], state.store_token[from + i]}; };
+  auto ranked = [](Ranked x) { return Ranked{sound(x.score), x.token}; };
+  const Ranked mine = place < stored ? at(place) : Ranked{0.f, 0};
+  int rank = 0;
+  for (int first = 0; first < stored; first += RANK_THREADS) {
+    const int count = min(RANK_THREADS, stored - first);
+    __syncthreads();
+    if (int(threadIdx.x) < count) others[threadIdx.x] = ranked(at(first + threadIdx.x));
+    __syncthreads();
+    for (int i = 0; i < count; i++) rank += is_before(others[i], ranked(mine));
+  }
+  if (place >= stored) return;
+  past.stored_score[row + rank] = mine.score;
+  past.stored_token[row + rank] = mine.token;
+  past.stored_place[row + rank] = place;
+}
+
+// The rows of one head of queries, keys or values, sixteen bytes a thread at a time.
+template <class T>
+__global__ void __launch_bounds__(PAST_THREADS) past_rows(const Decode<T> state, const StillPast past, const PastRows<T> to, int tokens, int d) {
+  const int b = blockIdx.z, all = past.tokens[b], ring = past.ring[b], retired = past.retired[b];
+  const bool is_query = int(blockIdx.y) < state.heads, is_value = int(blockIdx.y) >= state.heads + state.kv_heads;
+  const int head = is_query ? blockIdx.y : (blockIdx.y - state.heads) % state.kv_heads;
+  const int64_t bk = int64_t(b) * state.kv_heads + head;
+  const int stored = is_query ? 0 : kept_tokens(state.cap, state.budgets[head], retired);
+  const Rows<const T> fresh = is_query ? state.q : is_value ? state.v : state.k;
+  const Rows<T> out = is_query ? to.q : is_value ? to.v : to.k;
+  const T *ring_rows = is_value ? state.ring_v : state.ring_k, *store_rows = is_value ? state.store_v : state.store_k;
+  const int pieces = d * int(sizeof(T)) / 16;
+  auto row_of = [&](int t) -> const T* {
+    if (t >= ring) return t < all ? fresh.row(b, head, t - ring) : nullptr;
+    if (is_query) return nullptr;
+    if (t >= 0) return ring_rows + (bk * RING + (t + retired * CHUNK) % RING) * d;
+    const int place = t + stored;
+    return store_rows + (state.store(b, head) + (past.stored_place ? past.stored_place[bk * past.stored + place] : place)) * d;
+  };
+  const int64_t count = int64_t(stored + tokens) * pieces, step = int64_t(gridDim.x) * PAST_THREADS;
+  for (int64_t i = int64_t(blockIdx.x) * PAST_THREADS + threadIdx.x; i < count; i += step) {
+    const int t = int(i / pieces) - stored, piece = int(i % pieces);
+    const T* from = row_of(t);
+    const uint4 x = from ? reinterpret_cast<const uint4*>(from)[piece] : make_uint4(0, 0, 0, 0);
+    reinterpret_cast<uint4*>(out.row(b, head, t))[piece] = x;
+  }
+}
+
+// As `select`, a chunk a block.
+template <class T>
+__global__ void __launch_bounds__(CHUNK) past_select(const Decode<T> state, const StillPast past, float* score, uint64_t* selected,
+                                                     int32_t* salient, int tokens) {
+  __shared__ float scores[CHUNK];
+  __shared__ uint32_t words[2];
+  const int chunk = blockIdx.x, kv = blockIdx.y, b = blockIdx.z, t = threadIdx.x, token = chunk * CHUNK + t;
+  const int64_t row = int64_t(b) * state.kv_heads + kv;
+  const int budget = state.budgets[kv], retired = past.retired[b], stored = kept_tokens(state.cap, budget, retired);
+  const bool whole = (chunk + 1) * CHUNK <= tokens;
+  float own = 0.f;
+  if (token < past.ring[b]) score[row * tokens + token] = own = state.ring_score[row * RING + (token + retired * CHUNK) % RING];
+  else if (whole) own = score[row * tokens + token];
+  const float mine = sound(own);
+  scores[t] = mine;
+  __syncthreads();
+  int rank = 0;
+  for (int j = 0; j < CHUNK; j++) rank += scores[j] > mine || (scores[j] == mine && j < t);
+  const uint32_t word = __ballot_sync(0xffffffffu, whole && rank < budget);
+  if (t % 32 == 0) words[t / 32] = word;
+  __syncthreads();
+  const uint64_t mask = uint64_t(words[1]) << 32 | words[0];
+  if (t == 0) selected[row * gridDim.x + chunk] = mask;
+  int32_t* list = salient + row * (past.stored + tokens);
+  if (mask >> t & 1) list[stored + int64_t(chunk) * budget + __popcll(mask & ((uint64_t(1) << t) - 1))] = token;
+  if (chunk == 0)
+    for (int i = t; i < stored; i += CHUNK) list[i] = i - stored;
+}
+
+// What the last chunk sees to the store, where it is new there or has changed places; the rest to the ring.
+template <class T>
+__global__ void __launch_bounds__(PAST_THREADS) past_fill(const Decode<T> state, const StillPast past, Rows<const T> k, Rows<const T> v,
+                                                          const float* score, const StillRouting routing, int tokens, int d) {
+  const int kv = blockIdx.y, b = blockIdx.z, all = past.tokens[b], first = past.retired[b], budget = state.budgets[kv];
+  if (all == past.ring[b]) return;
+  const int64_t row = int64_t(b) * state.kv_heads + kv;
+  const int last = (all - 1) / CHUNK, leaving = max(last - 1, 0), chunks = (tokens + CHUNK - 1) / CHUNK;
+  const int stored = kept_tokens(state.cap, budget, first), kept = kept_tokens(state.cap, budget, first + leaving);
+  const int32_t* list = visible_list(routing, row, last, chunks, tokens);
+  const int begin = routing.cap == STILL_NO_CAP ? stored : 0, window = leaving * CHUNK, pieces = d * int(sizeof(T)) / 16;
+  for (int i = begin + blockIdx.x; i < kept + all - window; i += gridDim.x) {
+    const bool store = i < kept;
+    const int t = store ? list[i] : window + i - kept;
+    const int64_t to = store ? state.store(b, kv) + i : row * RING + (t + first * CHUNK) % RING;
+    for (int piece = threadIdx.x; piece < pieces; piece += PAST_THREADS) {
+      reinterpret_cast<uint4*>((store ? state.store_k : state.ring_k) + to * d)[piece] = reinterpret_cast<const uint4*>(k.row(b, kv, t))[piece];
+      reinterpret_cast<uint4*>((store ? state.store_v : state.ring_v) + to * d)[piece] = reinterpret_cast<const uint4*>(v.row(b, kv, t))[piece];
+    }
+    if (threadIdx.x > 0) continue;
+    if (!store) {
+      state.ring_score[to] = score[row * tokens + t];
+    } else if (state.store_score) {
+      const int64_t place = row * past.stored + stored + t;  // of a stored row
+      state.store_score[to] = t < 0 ? past.stored_score[place] : score[row * tokens + t];
+      state.store_token[to] = t < 0 ? past.stored_token[place] : first * CHUNK + t;
+    }
+  }
+}
+
+}  // namespace still
+
+extern "C" int still_past_rows(const StillShape* shape, const StillPast* past, const StillDecode* state, StillRows q, StillRows k,
+                               StillRows v, StillStream stream) {
+  return still::dispatch(*shape, [&](auto kind) -> int {
+    using T = typename decltype(kind)::T;
+    const still::Decode<T> from(*shape, *state);
+    if (past->stored_place) {
+      const int blocks = (past->stored + still::RANK_THREADS - 1) / still::RANK_THREADS;
+      if (int error = still::launch(still::rank_stored<T>, dim3(blocks, shape->kv_heads, shape->batch), still::RANK_THREADS, 0, stream, from, *past))
+        return error;
+    }
+    const still::PastRows<T> to{still::Rows<T>(q), still::Rows<T>(k), still::Rows<T>(v)};
+    return still::launch(still::past_rows<T>, dim3(64, shape->heads + 2 * shape->kv_heads, shape->batch), still::PAST_THREADS, 0, stream, from, *past,
+                         to, shape->tokens, shape->head_dim);
+  });
+}
+
+extern "C" int still_past_select(const StillShape* shape, const StillPast* past, const StillDecode* state, float* score, uint64_t* selected,
+                                 int32_t* salient, StillStream stream) {
+  return still::dispatch(*shape, [&](auto kind) {
+    using T = typename decltype(kind)::T;
+    return still::launch(still::past_select<T>, dim3(still::chunks(*shape), shape->kv_heads, shape->batch), still::CHUNK, 0, stream,
+                         still::Decode<T>(*shape, *state), *past, score, selected, salient, shape->tokens);
+  });
+}
+
+extern "C" int still_past_fill(const StillShape* shape, const StillPast* past, const StillDecode* state, StillRows k, StillRows v,
+                               const float* score, const StillRouting* routing, StillStream stream) {
+  return still::dispatch(*shape, [&](auto kind) {
+    using T = typename decltype(kind)::T;
+    return still::launch(still::past_fill<T>, dim3(128, shape->kv_heads, shape->batch), still::PAST_THREADS, 0, stream,
+                         still::Decode<T>(*shape, *state), *past, still::Rows<const T>(k), still::Rows<const T>(v), score, *routing,
+                         shape->tokens, shape->head_dim);
+  });
+}
