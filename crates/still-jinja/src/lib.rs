@@ -5,6 +5,7 @@
 //! `python` holds what values do (`str`, `repr`, methods, operators, filters), `parse` reads a source, `render` runs it, `meter`
 //! counts steps and bytes. A general engine with a limit on its instructions would not do: the strings and lists that one
 //! instruction makes cannot be counted from outside.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 mod ast;
 mod error;
