@@ -1,7 +1,7 @@
 //! Arguments of a call, by place or name.
 
 use super::value::Value;
-use crate::error::{Result, type_error};
+use crate::error::{Error, ErrorKind, Result, type_error};
 
 #[derive(Debug, Default)]
 pub(crate) struct CallArgs {
@@ -79,4 +79,25 @@ pub(crate) fn integer_or(value: Option<&Value>, default: i128) -> Result<i128> {
 
 pub(crate) fn is_true(value: &Option<Value>) -> bool {
     value.as_ref().is_some_and(Value::is_true)
+}
+
+/// A slice's bounds within a length.
+pub(super) fn bounds(
+    start: &Option<Value>,
+    stop: &Option<Value>,
+    length: usize,
+) -> Result<(usize, usize)> {
+    let length = length as i128;
+    let place = |value: &Option<Value>, default| -> Result<usize> {
+        let at = integer_or(value.as_ref(), default)?;
+        let at = if at < 0 { at.saturating_add(length) } else { at };
+        Ok(at.clamp(0, length) as usize)
+    };
+    Ok((place(start, 0)?, place(stop, length)?))
+}
+
+/// That `on` has no such method.
+pub(super) fn no_method(on: &Value, name: &str) -> Error {
+    let what = format!("the method '{name}' of '{}'", on.type_name());
+    Error::new(ErrorKind::Unsupported, format!("{what} is not supported"))
 }

@@ -10,6 +10,7 @@ pub(crate) mod number;
 pub(crate) mod operators;
 pub(crate) mod printf;
 pub(crate) mod sequence;
+pub(crate) mod str_methods;
 pub(crate) mod strings;
 pub(crate) mod tests;
 pub(crate) mod text;

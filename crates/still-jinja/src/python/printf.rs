@@ -1,5 +1,8 @@
 //! `"%s: %d" % values`.
 
+use std::iter::Peekable;
+use std::str::Chars;
+
 use super::args::integer;
 use super::format_spec::float;
 use super::number::Number;
@@ -18,78 +21,18 @@ pub(crate) fn printf(format: &str, values: &Value, meter: &Meter) -> Result<Stri
     let mut chars = format.chars().peekable();
     meter.bytes(format.len())?;
     while let Some(c) = chars.next() {
-        if c != '%' {
+        if c != '%' || chars.next_if_eq(&'%').is_some() {
             out.push(c);
             continue;
         }
-        if chars.next_if_eq(&'%').is_some() {
-            out.push('%');
-            continue;
-        }
-        let mut named = None;
-        if chars.next_if_eq(&'(').is_some() {
-            let mut key = String::new();
-            let mut open = 1;
-            for c in chars.by_ref() {
-                open += i32::from(c == '(') - i32::from(c == ')');
-                if open == 0 {
-                    break;
-                }
-                key.push(c);
-            }
-            if open != 0 {
-                return Err(type_error("incomplete format key"));
-            }
-            named = Some(given.key(&key)?);
-        }
-        let mut flags = String::new();
-        while let Some(flag) = chars.next_if(|c| "-+ #0".contains(*c)) {
-            flags.push(flag);
-        }
-        let mut number = |given: &mut Given<'_>| -> Result<Option<i128>> {
-            if chars.next_if_eq(&'*').is_some() {
-                return integer(&given.next()?).map(Some);
-            }
-            let mut number = None;
-            while let Some(digit) = chars.next_if(char::is_ascii_digit) {
-                let digit = i128::from(digit as u8 - b'0');
-                number = Some((number.unwrap_or(0) * 10 + digit).min(MOST as i128 + 1));
-            }
-            Ok(number)
-        };
-        let mut width = number(&mut given)?.unwrap_or(0);
-        let mut precision = None;
-        if chars.next_if_eq(&'.').is_some() {
-            let mut number = |given: &mut Given<'_>| -> Result<i128> {
-                if chars.next_if_eq(&'*').is_some() {
-                    return integer(&given.next()?);
-                }
-                let mut number = 0;
-                while let Some(digit) = chars.next_if(char::is_ascii_digit) {
-                    number = (number * 10 + i128::from(digit as u8 - b'0')).min(MOST as i128 + 1);
-                }
-                Ok(number)
-            };
-            precision = Some(number(&mut given)?.max(0));
-        }
-        if width < 0 {
-            flags.push('-');
-            width = width.saturating_neg();
-        }
-        if width > MOST as i128 || precision.is_some_and(|p| p > MOST as i128) {
-            return Err(type_error(format!("a format wider than {MOST}")));
-        }
-        while chars.next_if(|c| "hlL".contains(*c)).is_some() {}
-        let Some(kind) = chars.next() else {
-            return Err(type_error("incomplete format"));
-        };
-        let value = match named {
+        let field = Field::read(&mut chars, &mut given)?;
+        let value = match field.named {
             Some(value) => value,
             None => given.next()?,
         };
-        let precision = precision.map(|p| p as usize);
-        let (sign, body) = convert(kind, &flags, precision, &value, meter)?;
-        let missing = (width as usize).saturating_sub(sign.chars().count() + body.chars().count());
+        let (kind, flags) = (field.kind, &field.flags);
+        let (sign, body) = convert(kind, flags, field.precision, &value, meter)?;
+        let missing = field.width.saturating_sub(sign.chars().count() + body.chars().count());
         meter.bytes(missing + body.len())?;
         let fill = |c: char| c.to_string().repeat(missing);
         if flags.contains('-') {
@@ -102,6 +45,72 @@ pub(crate) fn printf(format: &str, values: &Value, meter: &Meter) -> Result<Stri
     }
     given.finish()?;
     Ok(out)
+}
+
+/// What follows a `%`: `(key)`, flags, width, `.precision`, kind.
+struct Field {
+    /// The value of the key.
+    named: Option<Value>,
+    flags: String,
+    width: usize,
+    precision: Option<usize>,
+    kind: char,
+}
+
+impl Field {
+    fn read(chars: &mut Peekable<Chars<'_>>, given: &mut Given<'_>) -> Result<Self> {
+        let named = match chars.next_if_eq(&'(') {
+            Some(_) => Some(given.key(&key(chars)?)?),
+            None => None,
+        };
+        let mut flags = String::new();
+        while let Some(flag) = chars.next_if(|c| "-+ #0".contains(*c)) {
+            flags.push(flag);
+        }
+        let mut width = number(chars, given)?.unwrap_or(0);
+        let precision = match chars.next_if_eq(&'.') {
+            Some(_) => Some(number(chars, given)?.unwrap_or(0).max(0)),
+            None => None,
+        };
+        if width < 0 {
+            flags.push('-');
+            width = width.saturating_neg();
+        }
+        if width > MOST as i128 || precision.is_some_and(|p| p > MOST as i128) {
+            return Err(type_error(format!("a format wider than {MOST}")));
+        }
+        while chars.next_if(|c| "hlL".contains(*c)).is_some() {}
+        let kind = chars.next().ok_or_else(|| type_error("incomplete format"))?;
+        let precision = precision.map(|p| p as usize);
+        Ok(Self { named, flags, width: width as usize, precision, kind })
+    }
+}
+
+/// A key up to its closing parenthesis; others may be open within it.
+fn key(chars: &mut Peekable<Chars<'_>>) -> Result<String> {
+    let mut key = String::new();
+    let mut open = 1;
+    for c in chars {
+        open += i32::from(c == '(') - i32::from(c == ')');
+        if open == 0 {
+            return Ok(key);
+        }
+        key.push(c);
+    }
+    Err(type_error("incomplete format key"))
+}
+
+/// Digits, or the next value in place of `*`.
+fn number(chars: &mut Peekable<Chars<'_>>, given: &mut Given<'_>) -> Result<Option<i128>> {
+    if chars.next_if_eq(&'*').is_some() {
+        return integer(&given.next()?).map(Some);
+    }
+    let mut number = None;
+    while let Some(digit) = chars.next_if(char::is_ascii_digit) {
+        let digit = i128::from(digit as u8 - b'0');
+        number = Some((number.unwrap_or(0) * 10 + digit).min(MOST as i128 + 1));
+    }
+    Ok(number)
 }
 
 fn convert(

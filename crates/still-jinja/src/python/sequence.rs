@@ -241,7 +241,7 @@ fn own_attribute(value: &Value, name: &str) -> Option<Value> {
         Value::Dict(_) => method(&["get", "items", "keys", "values", "copy", "fromkeys"]),
         Value::List(_) => method(&["count", "index", "copy"]),
         Value::Tuple(_) => method(&["count", "index"]),
-        Value::Str(_) | Value::Markup(_) => method(super::methods::STR_METHODS),
+        Value::Str(_) | Value::Markup(_) => method(super::str_methods::STR_METHODS),
         Value::Function(Function::Dict) => method(&["fromkeys"]),
         Value::Range(range) => match name {
             "start" => Some(Value::Int(range.start)),
