@@ -2,8 +2,7 @@
 
 use num_traits::Float;
 
-use super::query_rows::SMALL_BATCH;
-use super::weighted_sum::matmul_small_batch;
+use super::weighted_sum::{SMALL_BATCH, matmul_small_batch};
 use crate::config::FeatureMap;
 use still_compute::Real;
 use still_compute::matmul::{Mat, matmul};

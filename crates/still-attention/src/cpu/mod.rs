@@ -13,6 +13,8 @@ pub(crate) mod query_rows;
 pub(crate) mod query_rows_backward;
 pub(crate) mod recall;
 pub(crate) mod retirement;
+mod row_weights;
 pub(crate) mod rows;
 pub(crate) mod saved_rows;
+mod visible_keys;
 pub(crate) mod weighted_sum;

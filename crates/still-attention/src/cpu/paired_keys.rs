@@ -19,13 +19,13 @@ pub(crate) struct PairedKeys<'a> {
 
 /// A softmax that keys are still added to, by query row.
 #[derive(Debug)]
-pub(crate) struct Softmax<'a> {
+pub(crate) struct Softmax<'a, T> {
     /// `Σ e^{s − m} v`, `[rows, D]`
-    pub attended: &'a mut [f32],
+    pub attended: &'a mut [T],
     /// `Σ e^{s − m}`
-    pub denominator: &'a mut [f32],
+    pub denominator: &'a mut [T],
     /// `m`
-    pub maximum: &'a mut [f32],
+    pub maximum: &'a mut [T],
 }
 
 impl PairedKeys<'_> {
@@ -42,7 +42,7 @@ impl PairedKeys<'_> {
     ///
     /// # Panics
     /// If sizes do not fit.
-    pub fn attend(&self, q: &[f32], softmax: Softmax<'_>, pairs: &mut Vec<u32>) {
+    pub fn attend(&self, q: &[f32], softmax: Softmax<'_, f32>, pairs: &mut Vec<u32>) {
         let rows = q.len() / self.head_dim;
         assert_eq!(q.len(), rows * self.head_dim, "q is not of rows");
         assert_eq!(self.v.len(), self.len() * self.head_dim, "v is not of rows");
@@ -68,7 +68,7 @@ impl PairUnit {
         None
     }
 
-    fn attend(self, _: &PairedKeys<'_>, _: &[f32], _: Softmax<'_>, _: &mut Vec<u32>) {
+    fn attend(self, _: &PairedKeys<'_>, _: &[f32], _: Softmax<'_, f32>, _: &mut Vec<u32>) {
         match self {}
     }
 }

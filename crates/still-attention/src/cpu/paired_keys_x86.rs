@@ -31,7 +31,7 @@ impl PairUnit {
         self,
         keys: &PairedKeys<'_>,
         q: &[f32],
-        softmax: Softmax<'_>,
+        softmax: Softmax<'_, f32>,
         pairs: &mut Vec<u32>,
     ) {
         // SAFETY: `self` proves that the CPU has these features.
@@ -45,7 +45,7 @@ fn lanes(count: usize) -> __mmask16 {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-fn attend(keys: &PairedKeys<'_>, q: &[f32], softmax: Softmax<'_>, pairs: &mut Vec<u32>) {
+fn attend(keys: &PairedKeys<'_>, q: &[f32], softmax: Softmax<'_, f32>, pairs: &mut Vec<u32>) {
     let (d, count) = (keys.head_dim, keys.len());
     let lines = PairedKeys::lines(d);
     let width = d.next_multiple_of(TILE) / 2;

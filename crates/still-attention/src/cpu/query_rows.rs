@@ -5,12 +5,11 @@ use std::ops::Range;
 use super::cells::round_to_bf16;
 use super::feature_map::map_into;
 use super::forward::HeadInput;
-use super::key_store::{KeyStore, TILE};
-use super::paired_keys::{PairUnit, PairedKeys, Softmax};
-use super::rows::RowStore;
-use super::weighted_sum::matmul_small_batch;
+use super::paired_keys::{PairedKeys, Softmax};
+use super::row_weights::RowWeights;
+use super::visible_keys::{Keys, Part, Salient};
+use super::weighted_sum::{SMALL_BATCH, matmul_small_batch};
 use crate::config::Router;
-use crate::router;
 use still_compute::Real;
 use still_compute::matmul::{Mat, matmul};
 use still_compute::vector;
@@ -26,133 +25,9 @@ pub(crate) struct Segment {
     pub stride: usize,
 }
 
-/// Some of the keys that a segment's queries see, with their values.
-#[derive(Clone, Debug)]
-pub(crate) enum Part<'a, T> {
-    /// As they are stored, for a small batch of queries: a product then reads no more than the store has.
-    Stored { k: &'a KeyStore<T>, v: &'a RowStore<T>, rows: Range<usize> },
-    /// Upcast to the kernel's type, for many: `Kᵀ` `[D, n]` and `V` `[n, D]`.
-    Wide { k: &'a [T], v: &'a [T] },
-}
-
-/// Query rows up to which keys are best read as they are stored.
-pub(crate) const SMALL_BATCH: usize = 8;
-
 /// Salient keys that are attended to at a time: their logits and the keys and values themselves stay in a core's own cache,
 /// however many there are.
 const BLOCK: usize = 256;
-
-impl<'a, T: Real> Part<'a, T> {
-    /// `rows` of a pair of stores, upcast into `scratch` if there are many queries.
-    pub fn new(
-        (k, v): (&'a KeyStore<T>, &'a RowStore<T>),
-        rows: Range<usize>,
-        queries: usize,
-        (wide_k, wide_v): (&'a mut Vec<T>, &'a mut Vec<T>),
-    ) -> Self {
-        if queries <= SMALL_BATCH {
-            Self::Stored { k, v, rows }
-        } else {
-            Self::Wide { k: k.transposed(rows.clone(), wide_k), v: v.read(rows, wide_v) }
-        }
-    }
-
-    /// Keys.
-    fn len(&self, head_dim: usize) -> usize {
-        match self {
-            Self::Stored { rows, .. } => rows.len(),
-            Self::Wide { v, .. } => v.len() / head_dim,
-        }
-    }
-
-    /// All of it.
-    fn all(&self, head_dim: usize) -> Range<usize> {
-        0..self.len(head_dim)
-    }
-
-    /// `q Kᵀ` of `q` `[rows, D]` and the keys of `part` into rows of `stride` values.
-    #[inline(always)]
-    fn logits(&self, part: Range<usize>, q: &[T], head_dim: usize, to: &mut [T], stride: usize) {
-        match self {
-            Self::Stored { k, rows, .. } => {
-                k.dots(rows.start + part.start..rows.start + part.end, q, to, stride);
-            }
-            Self::Wide { k, .. } => {
-                let (rows, keys) = (q.len() / head_dim, self.len(head_dim));
-                let (q, k) = (Mat::rows(q, head_dim), Mat::rows(&k[part.start..], keys));
-                matmul((rows, part.len(), head_dim), to, stride, false, q, k);
-            }
-        }
-    }
-
-    /// Adds `weights V` of the keys of `part` to `out` `[rows, D]`; the weights have rows of `stride` values.
-    #[inline(always)]
-    fn attend(
-        &self,
-        part: Range<usize>,
-        weights: &[T],
-        stride: usize,
-        head_dim: usize,
-        out: &mut [T],
-    ) {
-        match self {
-            Self::Stored { v, rows, .. } => {
-                let rows = rows.start + part.start..rows.start + part.end;
-                v.add_weighted(rows, weights, stride, out);
-            }
-            Self::Wide { v, .. } => {
-                let rows = out.len() / head_dim;
-                let v = Mat::rows(&v[part.start * head_dim..], head_dim);
-                let weights = Mat::rows(weights, stride);
-                matmul((rows, head_dim, part.len()), out, head_dim, true, weights, v);
-            }
-        }
-    }
-}
-
-/// The salient keys, with their values.
-#[derive(Clone, Debug)]
-pub(crate) enum Salient<'a, T> {
-    Part {
-        part: Part<'a, T>,
-        /// Whether queries are rounded to bf16 as the keys are: then every CPU, however many the queries, multiplies the same.
-        rounded: bool,
-    },
-    /// bf16 keys of many f32 queries, where the CPU multiplies such pairs.
-    Paired(PairedKeys<'a>),
-}
-
-impl<'a, T: Real> Salient<'a, T> {
-    /// The first `rows` rows of a pair of stores; see [`Part::new`].
-    pub fn new(
-        (k, v): (&'a KeyStore<T>, &'a RowStore<T>),
-        rows: usize,
-        queries: usize,
-        (paired_k, wide_k, wide_v): (&'a mut Vec<[u32; TILE]>, &'a mut Vec<T>, &'a mut Vec<T>),
-    ) -> Self {
-        let head_dim = k.width();
-        let pairs = queries > SMALL_BATCH && k.is_bf16() && T::as_f32s(&[]).is_some();
-        let Some(unit) = PairUnit::find().filter(|_| pairs) else {
-            let part = Part::new((k, v), 0..rows, queries, (wide_k, wide_v));
-            return Self::Part { part, rounded: k.is_bf16() };
-        };
-        let v = T::as_f32s(v.read(0..rows, wide_v)).expect("values are f32, as was asked");
-        let k = k.paired(rows, paired_k).expect("keys are bf16, as was asked");
-        Self::Paired(PairedKeys { unit, k, v, head_dim })
-    }
-}
-
-/// What one segment's queries see.
-#[derive(Clone, Debug)]
-pub(crate) struct Keys<'a, T> {
-    pub previous: Part<'a, T>,
-    pub current: Part<'a, T>,
-    pub salient: Salient<'a, T>,
-    pub state: Option<(&'a [T], &'a [T])>,
-    pub count: usize,
-    /// Tokens of the current chunk that came before this segment.
-    pub offset: usize,
-}
 
 /// Memory of [`query_rows`] and its like. Every buffer is written before it is read, so that what a call left may stay.
 #[derive(Clone, Debug)]
@@ -206,23 +81,74 @@ pub(crate) fn query_rows<T: Real>(
     scores: &mut [T],
     buffers: &mut Buffers<T>,
 ) {
-    let Segment { start, length, stride } = segment;
     let d = input.head_dim;
-    let rows = heads.len() * length;
-    // Scaling the queries costs less than scaling the logits.
-    let scale = input.logit_scale();
+    let rows = heads.len() * segment.length;
     let q = take(&mut buffers.q, rows * d);
-    for (row, q) in q.chunks_exact_mut(d).enumerate() {
+    scale_queries(input, heads.clone(), segment, q);
+    let mut sums = Softmax {
+        attended: take(&mut buffers.attended, rows * d),
+        denominator: take(&mut buffers.denominator, rows),
+        maximum: take(&mut buffers.maximum, rows),
+    };
+    attend_window(keys, input, segment.length, q, &mut sums, scores, &mut buffers.local);
+    match &keys.salient {
+        Salient::Part { part, rounded } => {
+            if *rounded {
+                q.iter_mut().for_each(|x| *x = round_to_bf16(*x));
+            }
+            attend_salient(part, q, d, &mut sums, &mut buffers.exact);
+        }
+        Salient::Paired(keys) => {
+            q.iter_mut().for_each(|x| *x = round_to_bf16(*x));
+            attend_paired(keys, q, &mut sums, &mut buffers.pairs);
+        }
+    }
+    if let (Some(state), true) = (keys.state, input.branches.linear) {
+        let buffers = (&mut buffers.phi, &mut buffers.linear);
+        add_linear(state, keys.count, input, heads, segment, &mut sums, buffers);
+    }
+    for (row, attended) in sums.attended.chunks_exact(d).enumerate() {
+        let token = row / segment.length * segment.stride + segment.start + row % segment.length;
+        let inverse = T::one() / sums.denominator[row];
+        for (out, &x) in out[token * d..(token + 1) * d].iter_mut().zip(attended) {
+            *out = x * inverse;
+        }
+    }
+}
+
+/// The queries times `1 / √D`, by query head: that costs less than to scale the logits.
+#[inline(always)]
+fn scale_queries<T: Real>(
+    input: &HeadInput<'_, T>,
+    heads: Range<usize>,
+    Segment { start, length, .. }: Segment,
+    to: &mut [T],
+) {
+    let scale = input.logit_scale();
+    for (row, q) in to.chunks_exact_mut(input.head_dim).enumerate() {
         let (head, token) = (heads.start + row / length, start + row % length);
         for (q, &x) in q.iter_mut().zip(input.q[head].row(token)) {
             *q = x * scale;
         }
     }
+}
 
-    // Logits against the window, in order of position: [previous | current].
+/// Starts the softmax with the window, and scores the queries: see [`query_rows`].
+#[inline(always)]
+fn attend_window<T: Real>(
+    keys: &Keys<'_, T>,
+    input: &HeadInput<'_, T>,
+    length: usize,
+    q: &[T],
+    sums: &mut Softmax<'_, T>,
+    scores: &mut [T],
+    local: &mut Vec<T>,
+) {
+    // Logits in order of position: [previous | current].
+    let (d, rows) = (input.head_dim, sums.denominator.len());
     let previous = keys.previous.len(d);
     let width = previous + keys.current.len(d);
-    let local = take(&mut buffers.local, rows * width);
+    let local = take(local, rows * width);
     keys.previous.logits(keys.previous.all(d), q, d, local, width);
     keys.current.logits(keys.current.all(d), q, d, &mut local[previous..], width);
 
@@ -230,8 +156,6 @@ pub(crate) fn query_rows<T: Real>(
     if receives {
         scores.fill(T::zero());
     }
-    let denominator = take(&mut buffers.denominator, rows);
-    let maximum = take(&mut buffers.maximum, rows);
     for row in 0..rows {
         let local = &mut local[row * width..(row + 1) * width];
         let (visible, future) = local.split_at_mut(previous + keys.offset + row % length + 1);
@@ -242,71 +166,11 @@ pub(crate) fn query_rows<T: Real>(
         if !receives {
             scores[row] = weights.score;
         }
-        (denominator[row], maximum[row]) = (weights.denominator, weights.maximum);
+        (sums.denominator[row], sums.maximum[row]) = (weights.denominator, weights.maximum);
     }
-    let attended = take(&mut buffers.attended, rows * d);
-    attended.fill(T::zero());
-    keys.previous.attend(keys.previous.all(d), local, width, d, attended);
-    keys.current.attend(keys.current.all(d), &local[previous..], width, d, attended);
-
-    match &keys.salient {
-        Salient::Part { part, rounded } => {
-            if *rounded {
-                q.iter_mut().for_each(|x| *x = round_to_bf16(*x));
-            }
-            let softmax = (&mut *attended, &mut *denominator, &mut *maximum);
-            attend_salient(part, q, d, softmax, &mut buffers.exact);
-        }
-        Salient::Paired(keys) => {
-            q.iter_mut().for_each(|x| *x = round_to_bf16(*x));
-            let rows = (T::as_f32s(q), T::as_f32s_mut(attended));
-            let sums = (T::as_f32s_mut(denominator), T::as_f32s_mut(maximum));
-            let ((Some(q), Some(attended)), (Some(denominator), Some(maximum))) = (rows, sums)
-            else {
-                unreachable!("keys are paired for f32 only");
-            };
-            keys.attend(q, Softmax { attended, denominator, maximum }, &mut buffers.pairs);
-        }
-    }
-
-    if let (Some((s, z)), true) = (keys.state, input.branches.linear) {
-        let features = z.len();
-        let phi = take(&mut buffers.phi, rows * features);
-        for (head, phi) in heads.clone().zip(phi.chunks_exact_mut(length * features)) {
-            let maps = &input.features;
-            map_into(maps.map, input.q[head].mat(start), maps.q[head], maps.feature_dim, phi);
-        }
-        let linear = take(&mut buffers.linear, rows * d);
-        if rows <= SMALL_BATCH {
-            matmul_small_batch((d, features), linear, d, false, (phi, features), s);
-        } else {
-            let phi = Mat::rows(phi, features);
-            matmul((rows, d, features), linear, d, false, phi, Mat::rows(s, d));
-        }
-        for row in 0..rows {
-            let (head, token) = (heads.start + row / length, start + row % length);
-            let scale = input.linear_scale(head, keys.count);
-            denominator[row] += scale * vector::dot(&phi[row * features..(row + 1) * features], z);
-            let attended = &mut attended[row * d..(row + 1) * d];
-            let linear = &linear[row * d..(row + 1) * d];
-            match &input.gate {
-                Some(gate) => {
-                    let gate = gate[head].row(token);
-                    for ((attended, &linear), &gate) in attended.iter_mut().zip(linear).zip(gate) {
-                        *attended += scale * gate * linear;
-                    }
-                }
-                None => vector::axpy(attended, scale, linear),
-            }
-        }
-    }
-    for (row, attended) in attended.chunks_exact(d).enumerate() {
-        let to = (row / length * stride + start + row % length) * d;
-        let inverse = T::one() / denominator[row];
-        for (out, &x) in out[to..to + d].iter_mut().zip(attended) {
-            *out = x * inverse;
-        }
-    }
+    sums.attended.fill(T::zero());
+    keys.previous.attend(keys.previous.all(d), local, width, d, sums.attended);
+    keys.current.attend(keys.current.all(d), &local[previous..], width, d, sums.attended);
 }
 
 /// Adds salient keys to the softmax of the queries `q` `[rows, D]`, a block at a time: a larger maximum shrinks what was
@@ -316,9 +180,10 @@ fn attend_salient<T: Real>(
     keys: &Part<'_, T>,
     q: &[T],
     d: usize,
-    (attended, denominator, maximum): (&mut [T], &mut [T], &mut [T]),
+    sums: &mut Softmax<'_, T>,
     exact: &mut Vec<T>,
 ) {
+    let Softmax { attended, denominator, maximum } = sums;
     let (rows, salient) = (denominator.len(), keys.len(d));
     let exact = take(exact, rows * salient.min(BLOCK));
     for start in (0..salient).step_by(BLOCK) {
@@ -339,96 +204,59 @@ fn attend_salient<T: Real>(
     }
 }
 
-/// The softmax part of one query token.
-pub(crate) struct RowWeights<T> {
-    /// Self-Saliency Score.
-    pub score: T,
-    /// `Σ e^{s − m}` over everything attended exactly.
-    pub denominator: T,
-    /// `m`
-    pub maximum: T,
+/// The same for keys that are paired, of f32 queries.
+fn attend_paired<T: Real>(
+    keys: &PairedKeys<'_>,
+    q: &[T],
+    sums: &mut Softmax<'_, T>,
+    pairs: &mut Vec<u32>,
+) {
+    let rows = (T::as_f32s(q), T::as_f32s_mut(sums.attended));
+    let of_rows = (T::as_f32s_mut(sums.denominator), T::as_f32s_mut(sums.maximum));
+    let ((Some(q), Some(attended)), (Some(denominator), Some(maximum))) = (rows, of_rows) else {
+        unreachable!("keys are paired for f32 only");
+    };
+    keys.attend(q, Softmax { attended, denominator, maximum }, pairs);
 }
 
-/// The larger one; NaN if the second is.
+/// Adds the linear terms, of a state `(S, z)` that has absorbed `count` tokens.
 #[inline(always)]
-fn larger<T: Real>(a: T, b: T) -> T {
-    if a > b { a } else { b }
-}
-
-/// Adds the softmax over two runs of logits and the token's `own` to what their keys received; `max` is the largest logit.
-#[inline(always)]
-fn receive<T: Real>(a: (&[T], &mut [T]), b: (&[T], &mut [T]), own: T, max: T) {
-    let weight = |&logit: &T| (logit - max).fast_exp();
-    let sum = a.0.iter().chain(b.0).map(weight).sum::<T>() + weight(&own);
-    for (logits, received) in [a, b] {
-        for (received, logit) in received.iter_mut().zip(logits) {
-            *received += weight(logit) / sum;
-        }
+fn add_linear<T: Real>(
+    (s, z): (&[T], &[T]),
+    count: usize,
+    input: &HeadInput<'_, T>,
+    heads: Range<usize>,
+    Segment { start, length, .. }: Segment,
+    sums: &mut Softmax<'_, T>,
+    (phi, linear): (&mut Vec<T>, &mut Vec<T>),
+) {
+    let (d, features, rows) = (input.head_dim, z.len(), sums.denominator.len());
+    let phi = take(phi, rows * features);
+    for (head, phi) in heads.clone().zip(phi.chunks_exact_mut(length * features)) {
+        let maps = &input.features;
+        map_into(maps.map, input.q[head].mat(start), maps.q[head], maps.feature_dim, phi);
     }
-}
-
-impl<T: Real> RowWeights<T> {
-    /// Turns scaled logits into `e^{s − m}` in place, `m` the true maximum over what is attended, and scores the token.
-    ///
-    /// `local` holds the window's keys in order of position, the token's own last. `received` is added to with
-    /// `Router::ReceivedAttention`, else it may be empty: what the keys before the token get of its softmax over `local`.
-    #[inline(always)]
-    pub fn new(
-        local: &mut [T],
-        salient: &mut [T],
-        input: &HeadInput<'_, T>,
-        received: &mut [T],
-    ) -> Self {
-        let last = local.len() - 1;
-        let window_start = local.len() - local.len().min(input.chunk);
-        let (before, window) = local.split_at_mut(window_start);
-        let (others, own) = window.split_at_mut(last - window_start);
-        let own = &mut own[0];
-
-        let others_max = vector::max(others);
-        let window_max = larger(others_max, *own);
-        let attended =
-            if input.branches.window { larger(vector::max(before), window_max) } else { *own };
-        let m = larger(vector::max(salient), attended);
-
-        let wants_score = input.router == Router::SelfSaliency;
-        let receives = input.router == Router::ReceivedAttention;
-        // The score may reuse e^{s − m} unless all of its window would vanish under that shift.
-        let scored_max = match (receives, input.branches.window) {
-            (false, _) => window_max,
-            (true, true) => attended,
-            (true, false) => larger(vector::max(before), window_max),
-        };
-        let reuse = input.branches.window && scored_max > m - T::of(60.0);
-        let mut score = T::zero();
-        if wants_score && !reuse {
-            let others: T = others.iter().map(|&x| (x - window_max).fast_exp()).sum();
-            let own = (*own - window_max).fast_exp();
-            score = T::of(router::self_saliency(others.wide(), own.wide()));
-        }
-
-        if receives && !reuse {
-            let (to_before, to_others) = received[..last].split_at_mut(window_start);
-            receive((before, to_before), (others, to_others), *own, scored_max);
-        }
-
-        let mut denominator = vector::exp_sub_sum(salient, m);
-        *own = (*own - m).fast_exp();
-        if input.branches.window {
-            let others = vector::exp_sub_sum(others, m);
-            let before = vector::exp_sub_sum(before, m);
-            denominator += before + others;
-            if wants_score && reuse {
-                score = T::of(router::self_saliency(others.wide(), own.wide()));
+    let linear = take(linear, rows * d);
+    if rows <= SMALL_BATCH {
+        matmul_small_batch((d, features), linear, d, false, (phi, features), s);
+    } else {
+        let phi = Mat::rows(phi, features);
+        matmul((rows, d, features), linear, d, false, phi, Mat::rows(s, d));
+    }
+    for row in 0..rows {
+        let (head, token) = (heads.start + row / length, start + row % length);
+        let scale = input.linear_scale(head, count);
+        sums.denominator[row] += scale * vector::dot(&phi[row * features..(row + 1) * features], z);
+        let attended = &mut sums.attended[row * d..(row + 1) * d];
+        let linear = &linear[row * d..(row + 1) * d];
+        match &input.gate {
+            Some(gate) => {
+                let gate = gate[head].row(token);
+                for ((attended, &linear), &gate) in attended.iter_mut().zip(linear).zip(gate) {
+                    *attended += scale * gate * linear;
+                }
             }
-            if receives && reuse {
-                let inverse = T::one() / (before + others + local[last]);
-                vector::axpy(&mut received[..last], inverse, &local[..last]);
-            }
-        } else {
-            local[..last].fill(T::zero());
+            None => vector::axpy(attended, scale, linear),
         }
-        denominator += local[last];
-        Self { score, denominator, maximum: m }
     }
 }

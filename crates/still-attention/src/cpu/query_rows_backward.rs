@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use super::feature_map::{map_into, map_rows_backward};
 use super::forward::HeadInput;
-use super::query_rows::{RowWeights, take};
+use super::query_rows::take;
+use super::row_weights::RowWeights;
 use still_compute::Real;
 use still_compute::matmul::{Mat, matmul};
 use still_compute::vector;

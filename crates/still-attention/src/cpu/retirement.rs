@@ -6,8 +6,8 @@
 
 use super::forward::HeadInput;
 use super::head_state::{HeadState, Routing};
-use super::query_rows::{SMALL_BATCH, take};
-use super::weighted_sum::matmul_small_batch;
+use super::query_rows::take;
+use super::weighted_sum::{SMALL_BATCH, matmul_small_batch};
 use crate::router;
 use still_compute::Real;
 use still_compute::matmul::{Mat, matmul};

@@ -6,6 +6,9 @@ use super::cells::Cell;
 use still_compute::Real;
 use still_compute::vector;
 
+/// Query rows up to which keys are best read as they are stored.
+pub(crate) const SMALL_BATCH: usize = 8;
+
 /// Rows that stay in the first-level cache while every channel of them is summed.
 const ROWS: usize = 64;
 

@@ -1,0 +1,138 @@
+//! The keys that a segment's queries see, with their values: as they are stored, or upcast.
+
+use std::ops::Range;
+
+use super::key_store::{KeyStore, TILE};
+use super::paired_keys::{PairUnit, PairedKeys};
+use super::rows::RowStore;
+use super::weighted_sum::SMALL_BATCH;
+use still_compute::Real;
+use still_compute::matmul::{Mat, matmul};
+
+/// Some of the keys that a segment's queries see, with their values.
+#[derive(Clone, Debug)]
+pub(crate) enum Part<'a, T> {
+    /// As they are stored, for a small batch of queries: a product then reads no more than the store has.
+    Stored { k: &'a KeyStore<T>, v: &'a RowStore<T>, rows: Range<usize> },
+    /// Upcast to the kernel's type, for many: `Kᵀ` `[D, n]` and `V` `[n, D]`.
+    Wide { k: &'a [T], v: &'a [T] },
+}
+
+impl<'a, T: Real> Part<'a, T> {
+    /// `rows` of a pair of stores, upcast into `scratch` if there are many queries.
+    pub fn new(
+        (k, v): (&'a KeyStore<T>, &'a RowStore<T>),
+        rows: Range<usize>,
+        queries: usize,
+        (wide_k, wide_v): (&'a mut Vec<T>, &'a mut Vec<T>),
+    ) -> Self {
+        if queries <= SMALL_BATCH {
+            Self::Stored { k, v, rows }
+        } else {
+            Self::Wide { k: k.transposed(rows.clone(), wide_k), v: v.read(rows, wide_v) }
+        }
+    }
+
+    /// Keys.
+    pub fn len(&self, head_dim: usize) -> usize {
+        match self {
+            Self::Stored { rows, .. } => rows.len(),
+            Self::Wide { v, .. } => v.len() / head_dim,
+        }
+    }
+
+    /// All of it.
+    pub fn all(&self, head_dim: usize) -> Range<usize> {
+        0..self.len(head_dim)
+    }
+
+    /// `q Kᵀ` of `q` `[rows, D]` and the keys of `part` into rows of `stride` values.
+    #[inline(always)]
+    pub fn logits(
+        &self,
+        part: Range<usize>,
+        q: &[T],
+        head_dim: usize,
+        to: &mut [T],
+        stride: usize,
+    ) {
+        match self {
+            Self::Stored { k, rows, .. } => {
+                k.dots(rows.start + part.start..rows.start + part.end, q, to, stride);
+            }
+            Self::Wide { k, .. } => {
+                let (rows, keys) = (q.len() / head_dim, self.len(head_dim));
+                let (q, k) = (Mat::rows(q, head_dim), Mat::rows(&k[part.start..], keys));
+                matmul((rows, part.len(), head_dim), to, stride, false, q, k);
+            }
+        }
+    }
+
+    /// Adds `weights V` of the keys of `part` to `out` `[rows, D]`; the weights have rows of `stride` values.
+    #[inline(always)]
+    pub fn attend(
+        &self,
+        part: Range<usize>,
+        weights: &[T],
+        stride: usize,
+        head_dim: usize,
+        out: &mut [T],
+    ) {
+        match self {
+            Self::Stored { v, rows, .. } => {
+                let rows = rows.start + part.start..rows.start + part.end;
+                v.add_weighted(rows, weights, stride, out);
+            }
+            Self::Wide { v, .. } => {
+                let rows = out.len() / head_dim;
+                let v = Mat::rows(&v[part.start * head_dim..], head_dim);
+                let weights = Mat::rows(weights, stride);
+                matmul((rows, head_dim, part.len()), out, head_dim, true, weights, v);
+            }
+        }
+    }
+}
+
+/// The salient keys, with their values.
+#[derive(Clone, Debug)]
+pub(crate) enum Salient<'a, T> {
+    Part {
+        part: Part<'a, T>,
+        /// Whether queries are rounded to bf16 as the keys are: then every CPU, however many the queries, multiplies the same.
+        rounded: bool,
+    },
+    /// bf16 keys of many f32 queries, where the CPU multiplies such pairs.
+    Paired(PairedKeys<'a>),
+}
+
+impl<'a, T: Real> Salient<'a, T> {
+    /// The first `rows` rows of a pair of stores; see [`Part::new`].
+    pub fn new(
+        (k, v): (&'a KeyStore<T>, &'a RowStore<T>),
+        rows: usize,
+        queries: usize,
+        (paired_k, wide_k, wide_v): (&'a mut Vec<[u32; TILE]>, &'a mut Vec<T>, &'a mut Vec<T>),
+    ) -> Self {
+        let head_dim = k.width();
+        let pairs = queries > SMALL_BATCH && k.is_bf16() && T::as_f32s(&[]).is_some();
+        let Some(unit) = PairUnit::find().filter(|_| pairs) else {
+            let part = Part::new((k, v), 0..rows, queries, (wide_k, wide_v));
+            return Self::Part { part, rounded: k.is_bf16() };
+        };
+        let v = T::as_f32s(v.read(0..rows, wide_v)).expect("values are f32, as was asked");
+        let k = k.paired(rows, paired_k).expect("keys are bf16, as was asked");
+        Self::Paired(PairedKeys { unit, k, v, head_dim })
+    }
+}
+
+/// What one segment's queries see.
+#[derive(Clone, Debug)]
+pub(crate) struct Keys<'a, T> {
+    pub previous: Part<'a, T>,
+    pub current: Part<'a, T>,
+    pub salient: Salient<'a, T>,
+    pub state: Option<(&'a [T], &'a [T])>,
+    pub count: usize,
+    /// Tokens of the current chunk that came before this segment.
+    pub offset: usize,
+}
