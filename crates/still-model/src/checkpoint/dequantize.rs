@@ -1,38 +1,17 @@
 //! 8-bit weights of safetensors files, widened to f32: each value times the scale of its part of the matrix.
 
 use rayon::prelude::*;
-use safetensors::Dtype;
 
-use super::quantization::{Quantization, Strategy};
+use super::quantization::{Element, Quantization, Strategy};
 use super::safetensors_file::Stored;
 use crate::error::Result;
 
-/// What a byte of a quantized matrix is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Element {
-    /// A float with a sign, 4 bits of exponent and 3 of mantissa; no infinities (`F8_E4M3`).
-    E4m3,
-    /// A signed integer (`I8`).
-    I8,
-}
-
-impl Element {
-    /// By the dtype that safetensors files name.
-    pub fn of(dtype: Dtype) -> Option<Self> {
-        match dtype {
-            Dtype::F8_E4M3 => Some(Self::E4m3),
-            Dtype::I8 => Some(Self::I8),
-            _ => None,
-        }
-    }
-
-    /// The value of every byte.
-    fn values(self) -> [f32; 256] {
-        std::array::from_fn(|byte| match self {
-            Self::E4m3 => e4m3(byte as u8),
-            Self::I8 => f32::from(byte as u8 as i8),
-        })
-    }
+/// The value of every byte.
+fn values_of(element: Element) -> [f32; 256] {
+    std::array::from_fn(|byte| match element {
+        Element::E4m3 => e4m3(byte as u8),
+        Element::I8 => f32::from(byte as u8 as i8),
+    })
 }
 
 /// The value of an E4M3 float: bias 7, subnormals at exponent 0, NaN where all of exponent and mantissa are set.
@@ -74,7 +53,7 @@ pub(super) fn dequantize(
     if let Some(wrong) = scale.iter().find(|scale| !(scale.is_finite() && **scale >= 0.0)) {
         return Err(scales.corrupt(format!("has a scale of {wrong}")));
     }
-    let values = element.values();
+    let values = values_of(element);
     let across = columns.div_ceil(block_columns);
     let mut out = vec![0.0_f32; rows * columns];
     out.par_chunks_mut(columns).zip(matrix.bytes.par_chunks(columns)).enumerate().for_each(
@@ -128,6 +107,7 @@ mod tests {
     use std::path::Path;
 
     use candle_core::{DType, Device, Tensor};
+    use safetensors::Dtype;
 
     use super::*;
 
@@ -136,7 +116,7 @@ mod tests {
         let bytes: Vec<u8> = (0..=255).collect();
         let floats = Tensor::from_raw_buffer(&bytes, DType::F8E4M3, &[256], &Device::Cpu).unwrap();
         let floats = floats.to_dtype(DType::F32).unwrap().to_vec1::<f32>().unwrap();
-        let (mut numbers, values) = (0, Element::E4m3.values());
+        let (mut numbers, values) = (0, values_of(Element::E4m3));
         for (byte, (got, expected)) in values.iter().zip(&floats).enumerate() {
             if expected.is_nan() {
                 assert!(got.is_nan(), "{byte:#x}: {got}");
@@ -146,7 +126,7 @@ mod tests {
             }
         }
         assert_eq!((numbers, values[0x7e], values[1]), (254, 448.0, 2.0_f32.powi(-9)));
-        let integers = Element::I8.values();
+        let integers = values_of(Element::I8);
         assert_eq!((integers[0x7f], integers[0x80], integers[0xff]), (127.0, -128.0, -1.0));
     }
 

@@ -5,7 +5,6 @@
 
 use safetensors::Dtype;
 
-use super::dequantize::Element;
 use crate::config::Table;
 use crate::error::{ModelError, Result};
 
@@ -23,6 +22,26 @@ pub(super) struct Quantization {
     pub strategies: Vec<Strategy>,
     /// What a scale's name may have after its matrix's.
     pub scale_suffixes: &'static [&'static str],
+}
+
+/// What a byte of a quantized matrix is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Element {
+    /// A float with a sign, 4 bits of exponent and 3 of mantissa; no infinities (`F8_E4M3`).
+    E4m3,
+    /// A signed integer (`I8`).
+    I8,
+}
+
+impl Element {
+    /// By the dtype that safetensors files name.
+    fn of(dtype: Dtype) -> Option<Self> {
+        match dtype {
+            Dtype::F8_E4M3 => Some(Self::E4m3),
+            Dtype::I8 => Some(Self::I8),
+            _ => None,
+        }
+    }
 }
 
 /// The part of a matrix that shares a scale.

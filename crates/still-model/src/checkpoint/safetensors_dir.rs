@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::form::{self, Form, StudentForm};
 use super::quantization::Quantization;
-use super::student::{DELTA_FILE, GENERATION_FILE};
+use super::target::{DELTA_FILE, GENERATION_FILE};
 use super::{BaseIdentity, Checkpoint, Role, Weights, authors, delta};
 use crate::config::{ModelConfig, Table};
 use crate::error::{ModelError, Result};

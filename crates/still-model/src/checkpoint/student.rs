@@ -7,19 +7,13 @@ use serde_json::{Value, json};
 
 use super::delta;
 use super::form::{BASE_KEY, LORA_KEY, student_config, to_json};
-use super::target::StudentTarget;
+use super::target::{DELTA_FILE, GENERATION_FILE, StudentTarget};
 use crate::decoder::{Part, on_host};
 use crate::error::{ModelError, Result};
 use crate::files::sync_files;
 use crate::model::Model;
 use crate::student::Student;
 use crate::tensor_file::{Entry, write_tensors};
-
-/// The learned tensors of a delta.
-pub(super) const DELTA_FILE: &str = "student.safetensors";
-
-/// What its name says, as Hugging Face has it: in a student it is its base's.
-pub(super) const GENERATION_FILE: &str = "generation_config.json";
 
 /// What a saved student holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

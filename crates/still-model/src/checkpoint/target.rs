@@ -5,10 +5,13 @@ use std::path::{Component, Path, PathBuf};
 use serde_json::Value;
 
 use super::form;
-use super::student::{DELTA_FILE, GENERATION_FILE};
 use crate::error::{ModelError, Result};
 use crate::files::{Lock, Locking, Staging, parent, read_to_string, staging_dir, sweep};
 
+/// The learned tensors of a delta.
+pub(super) const DELTA_FILE: &str = "student.safetensors";
+/// What its name says, as Hugging Face has it: in a student it is its base's.
+pub(super) const GENERATION_FILE: &str = "generation_config.json";
 /// What a student's directory is written as until it is complete.
 const STAGING: &str = ".still-saving-";
 /// Every file that a student's directory has.
