@@ -11,7 +11,7 @@ mod marginal;
 mod retrieval;
 
 use serde::Serialize;
-use still_attention::{HeadSize, Mode, Router, RowDtype};
+use still_attention::{HeadSize, Mode, Router, RowDtype, StillConfig};
 use still_model::{FeatureInit, Model, Student};
 
 pub use budgets::Budgets;
@@ -19,7 +19,7 @@ pub use for_run::calibrated_recipe;
 
 use crate::error::{Result, TrainError};
 use crate::recipe::AttentionRecipe;
-use allocate::{Choice, allocate};
+use allocate::{Choice, Taken, allocate};
 
 /// What to calibrate for.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -117,18 +117,7 @@ pub fn calibrate(
     let teacher = model.teacher();
     let plain = AttentionRecipe { budgets: None, budget: 0, ..recipe.clone() };
     let config = plain.resolve(model.config())?;
-    if config.mode != Mode::Hybrid || config.router == Router::None {
-        return Err(fail(
-            "this attention keeps no salient tokens, so that there is nothing to find".into(),
-            "use a recipe with a router, such as recipes/quick.toml",
-        ));
-    }
-    if !windows.iter().any(|window| window.len() > 2 * config.chunk) {
-        return Err(fail(
-            format!("no text is longer than two chunks of {}", config.chunk),
-            "give longer documents, or longer windows",
-        ));
-    }
+    refuse_unfit(&config, windows)?;
     let size = HeadSize {
         chunk: config.chunk,
         head_dim: model.config().head_dim,
@@ -161,33 +150,10 @@ pub fn calibrate(
         .flat_map(|(retrieval, losses)| retrieval.iter().zip(losses))
         .map(|(&retrieval, losses)| Choice { retrieval, losses: losses.clone() })
         .collect();
-    let allocation = allocate(&choices, &bytes, limit, options).ok_or_else(|| {
-        let least = heads * bytes[0];
-        fail(
-            format!(
-                "a cache of {:.3} of the dense one at {} tokens is too small: windows and linear states alone take {:.3}",
-                options.cache_fraction,
-                options.at_length,
-                least as f64 / dense_bytes as f64,
-            ),
-            "raise --cache-fraction, or calibrate for a longer context with --at-length",
-        )
-    })?;
-
+    let allocation = allocate(&choices, &bytes, limit, options)
+        .ok_or_else(|| too_small((heads * bytes[0]) as f64 / dense_bytes as f64, options))?;
     let per_layer = heads / losses.len().max(1);
-    let reports: Vec<HeadReport> = choices
-        .into_iter()
-        .zip(&allocation)
-        .enumerate()
-        .map(|(index, (choice, taken))| HeadReport {
-            layer: index / per_layer,
-            head: index % per_layer,
-            retrieval: choice.retrieval,
-            losses: choice.losses,
-            budget: candidates[taken.candidate],
-            retrieves: taken.retrieves,
-        })
-        .collect();
+    let reports = reports(choices, &allocation, &candidates, per_layer);
     let of = |report: &HeadReport| size.bytes(report.budget, options.at_length, true);
     let cache_bytes = reports.iter().map(of).sum();
     let uniform =
@@ -212,6 +178,56 @@ pub fn calibrate(
         uniform_budget: (0..=config.chunk).rev().find(uniform),
         tokens: text,
     })
+}
+
+/// An attention without salient tokens has no budgets, and text within a window retires no chunk.
+fn refuse_unfit(config: &StillConfig, windows: &[&[u32]]) -> Result<()> {
+    if config.mode != Mode::Hybrid || config.router == Router::None {
+        return Err(fail(
+            "this attention keeps no salient tokens, so that there is nothing to find".into(),
+            "use a recipe with a router, such as recipes/quick.toml",
+        ));
+    }
+    if !windows.iter().any(|window| window.len() > 2 * config.chunk) {
+        return Err(fail(
+            format!("no text is longer than two chunks of {}", config.chunk),
+            "give longer documents, or longer windows",
+        ));
+    }
+    Ok(())
+}
+
+/// `least`: what windows and linear states alone take, as a share of the dense cache.
+fn too_small(least: f64, options: &CalibrateOptions) -> TrainError {
+    fail(
+        format!(
+            "a cache of {:.3} of the dense one at {} tokens is too small: windows and linear states alone take {least:.3}",
+            options.cache_fraction, options.at_length,
+        ),
+        "raise --cache-fraction, or calibrate for a longer context with --at-length",
+    )
+}
+
+/// By layer, then head.
+fn reports(
+    choices: Vec<Choice>,
+    allocation: &[Taken],
+    candidates: &[usize],
+    per_layer: usize,
+) -> Vec<HeadReport> {
+    choices
+        .into_iter()
+        .zip(allocation)
+        .enumerate()
+        .map(|(index, (choice, taken))| HeadReport {
+            layer: index / per_layer,
+            head: index % per_layer,
+            retrieval: choice.retrieval,
+            losses: choice.losses,
+            budget: candidates[taken.candidate],
+            retrieves: taken.retrieves,
+        })
+        .collect()
 }
 
 /// Budgets worth a try for a chunk: more of the small ones, where a token more changes most.

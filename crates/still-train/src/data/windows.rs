@@ -67,16 +67,7 @@ impl Windows {
         cache: &TokenCache,
     ) -> Result<Self> {
         recipe.validate()?;
-        if !recipe.weights.is_empty() && recipe.weights.len() != paths.len() {
-            return Err(TrainError::Recipe {
-                what: format!(
-                    "data.weights has {} values for {} files",
-                    recipe.weights.len(),
-                    paths.len()
-                ),
-                hint: "give one weight for each file, in the order of --data".into(),
-            });
-        }
+        refuse_weights(paths, recipe)?;
         let tokenizer = Identified::new(tokenizer)?;
         let options = TextOptions {
             text_field: recipe.text_field.clone(),
@@ -117,16 +108,8 @@ impl Windows {
             return Err(data_error(path, what, "give more text, or lower data.min_length"));
         }
         let (from_documents, of_documents) = blocks(&files, is_held, longest, min_length);
-        let aside: Vec<(&[TokenFile], Piece)> = (from_documents.into_iter())
-            .map(|piece| (files.as_slice(), piece))
-            .chain(from_files.into_iter().map(|piece| (apart.as_slice(), piece)))
-            .collect();
-        let heldout = shuffled(aside.len(), seed, Purpose::HeldOut, 0)
-            .into_iter()
-            .take(recipe.heldout_windows)
-            .map(|n| aside[n as usize])
-            .map(|(files, piece)| read(files, &[piece]))
-            .collect();
+        let aside = [(files.as_slice(), from_documents), (apart.as_slice(), from_files)];
+        let heldout = heldout_windows(aside, recipe.heldout_windows, seed);
         Ok(Self {
             documents,
             tokens: trained.iter().map(|piece| piece.length as usize).sum(),
@@ -299,6 +282,34 @@ impl Windows {
         hasher.update(&self.heldout_sha256);
         format!("{:x}", hasher.finalize())
     }
+}
+
+/// Weights are one a file.
+fn refuse_weights(paths: &[PathBuf], recipe: &DataRecipe) -> Result<()> {
+    if !recipe.weights.is_empty() && recipe.weights.len() != paths.len() {
+        return Err(TrainError::Recipe {
+            what: format!(
+                "data.weights has {} values for {} files",
+                recipe.weights.len(),
+                paths.len()
+            ),
+            hint: "give one weight for each file, in the order of --data".into(),
+        });
+    }
+    Ok(())
+}
+
+/// So many of the pieces that were set aside, in a random order.
+fn heldout_windows(aside: [(&[TokenFile], Vec<Piece>); 2], count: usize, seed: u64) -> Vec<Window> {
+    let aside: Vec<(&[TokenFile], Piece)> = (aside.into_iter())
+        .flat_map(|(files, pieces)| pieces.into_iter().map(move |piece| (files, piece)))
+        .collect();
+    shuffled(aside.len(), seed, Purpose::HeldOut, 0)
+        .into_iter()
+        .take(count)
+        .map(|n| aside[n as usize])
+        .map(|(files, piece)| read(files, &[piece]))
+        .collect()
 }
 
 impl View {
