@@ -1,5 +1,6 @@
 //! What stands after `|`: one value to another. Those of text and of lists have files of their own.
 
+mod keyed;
 mod lists;
 mod text;
 
