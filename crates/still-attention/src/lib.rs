@@ -36,7 +36,7 @@ pub use error::{AttentionError, Result};
 pub use feature_map::fold_householder;
 pub use hybrid::{HybridOutput, hybrid_attention};
 pub use routing::Routing;
-pub use saved_attention::{SavedAttention, attention_forward};
+pub use saved_attention::{AttentionGradients, SavedAttention, attention_forward};
 pub use saved_state::SavedState;
 pub use selection::Selection;
 pub use shares::{BranchShares, branch_shares};

@@ -5,7 +5,7 @@
 
 use candle_core::{D, DType, Result, Tensor};
 
-/// What the branch takes, still in its graph; all on one device.
+/// What the branch takes, in a graph or not; all on one device.
 pub(crate) struct LinearBranch<'a> {
     /// `[B, H, N, D]` after RoPE.
     pub q: &'a Tensor,

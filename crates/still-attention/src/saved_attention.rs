@@ -1,73 +1,159 @@
-//! The operator forward and backward without a graph: for callers that hold the gradients of rows themselves.
+//! The operator forward and backward, without a graph.
 
-use candle_core::backprop::GradStore;
-use candle_core::{Tensor, Var};
+use candle_core::{Device, Tensor};
+use still_compute::Gradients;
 
-use still_compute::pull_back;
+use crate::arguments::expect_shape;
+use crate::error::{AttentionError, Result};
+use crate::hybrid::{HybridOutput, OP};
+use crate::{HeadGeometry, HybridConfig, HybridWeights, Routing, cpu};
 
-use crate::{HybridConfig, HybridWeights, Result, hybrid_attention};
+/// What [`SavedAttention::backward`] gives back: gradients of what is not learned, in its dtype.
+#[derive(Clone, Debug)]
+pub struct AttentionGradients {
+    /// Of `q` `[B, H, N, D]`, `k` and `v` `[B, K, N, D]`; none if they were not wanted.
+    pub qkv: Option<[Tensor; 3]>,
+    /// Of the output gate, `[B, H, N, D]`.
+    pub gate: Option<Tensor>,
+}
+
+/// The arguments of one call.
+#[derive(Clone, Copy)]
+pub(crate) struct Call<'a> {
+    pub rows: [&'a Tensor; 3],
+    pub gate: Option<&'a Tensor>,
+    pub weights: &'a HybridWeights,
+    pub config: &'a HybridConfig,
+    pub routing: Option<&'a Routing>,
+}
+
+/// Gradients as kernels compute them: of the maps that kernels see, and per query head of `ln(scale of the linear branch)`.
+pub(crate) struct FoldedGradients {
+    pub qkv: Option<[Tensor; 3]>,
+    pub gate: Option<Tensor>,
+    pub map_q: Tensor,
+    pub map_k: Tensor,
+    /// None where the scale is not learned, or not computed.
+    pub log_scale: Option<Tensor>,
+}
 
 /// What the backward pass of one [`attention_forward`] needs.
 #[derive(Debug)]
-pub struct SavedAttention(Kind);
+pub struct SavedAttention {
+    weights: HybridWeights,
+    out: Vec<usize>,
+    kernels: Kernels,
+}
 
 #[derive(Debug)]
-enum Kind {
-    /// Rows are variables of a graph.
-    Graph { rows: [Var; 3], gate: Option<Var>, out: Tensor },
-    /// The kernels' own operands: no row is copied for a graph.
+enum Kernels {
+    Cpu(Box<cpu::SavedAttention>),
     #[cfg(feature = "cuda")]
     Cuda(Box<crate::cuda::SavedAttention>),
 }
 
-/// As [`hybrid_attention`], without a graph of `q`, `k`, `v` and the gate, and by the router's own decision.
+/// As [`hybrid_attention`](crate::hybrid_attention), in no graph. The second result gives gradients: of `q`, `k` and `v` only if
+/// `wants_rows`.
 ///
 /// # Errors
-/// As [`hybrid_attention`].
+/// As [`hybrid_attention`](crate::hybrid_attention).
 pub fn attention_forward(
     rows: [&Tensor; 3],
     gate: Option<&Tensor>,
     weights: &HybridWeights,
     config: &HybridConfig,
-) -> Result<(Tensor, SavedAttention)> {
-    #[cfg(feature = "cuda")]
-    if rows[0].device().is_cuda()
-        && gate.is_none()
-        && let Some((out, saved)) = crate::cuda::SavedAttention::forward(rows, weights, config)?
-    {
-        return Ok((out, SavedAttention(Kind::Cuda(Box::new(saved)))));
+    routing: Option<&Routing>,
+    wants_rows: bool,
+) -> Result<(HybridOutput, SavedAttention)> {
+    Call { rows, gate, weights, config, routing }.forward(wants_rows, true)
+}
+
+impl Call<'_> {
+    /// The output, and what the backward pass needs if the call `trains`.
+    #[cfg_attr(
+        not(feature = "cuda"),
+        allow(unused_variables, reason = "the CPU saves nothing more")
+    )]
+    pub fn forward(
+        &self,
+        wants_rows: bool,
+        trains: bool,
+    ) -> Result<(HybridOutput, SavedAttention)> {
+        let geometry = self.check()?;
+        let (out, routing, kernels) = match self.rows[0].device() {
+            Device::Cpu => {
+                let (out, routing, saved) =
+                    cpu::SavedAttention::forward(self, geometry, wants_rows)?;
+                (out, routing, Kernels::Cpu(Box::new(saved)))
+            }
+            #[cfg(feature = "cuda")]
+            Device::Cuda(_) => {
+                let (out, routing, saved) =
+                    crate::cuda::SavedAttention::forward(self, geometry, wants_rows, trains)?;
+                (out, routing, Kernels::Cuda(Box::new(saved)))
+            }
+            device => {
+                return Err(AttentionError::Unsupported {
+                    op: OP,
+                    tensor: "q",
+                    expected: "a tensor on the CPU, or on CUDA in a build with the feature `cuda`",
+                    got: format!("on {:?}", device.location()),
+                });
+            }
+        };
+        let saved =
+            SavedAttention { weights: self.weights.clone(), out: out.dims().to_vec(), kernels };
+        Ok((HybridOutput { out, routing }, saved))
     }
-    let [q, k, v] = rows;
-    let rows = [Var::from_tensor(q)?, Var::from_tensor(k)?, Var::from_tensor(v)?];
-    let gate = gate.map(Var::from_tensor).transpose()?;
-    let open = gate.as_ref().map(Var::as_tensor);
-    let out = hybrid_attention(&rows[0], &rows[1], &rows[2], weights, open, config, None)?.out;
-    Ok((out.detach(), SavedAttention(Kind::Graph { rows, gate, out })))
+
+    /// Checks that shapes fit each other and the configuration.
+    fn check(&self) -> Result<HeadGeometry> {
+        let Self { rows: [q, k, v], gate, weights, config, .. } = *self;
+        let (batch, num_heads, tokens, head_dim) = q.dims4()?;
+        let (_, num_key_value_heads, _, _) = k.dims4()?;
+        let geometry = HeadGeometry { num_heads, num_key_value_heads, head_dim };
+        config.validate(geometry)?;
+        let kv_shape = [batch, num_key_value_heads, tokens, head_dim];
+        expect_shape(OP, "k", k, &kv_shape)?;
+        expect_shape(OP, "v", v, &kv_shape)?;
+        weights.check(geometry, config)?;
+        if config.gate != gate.is_some() {
+            return Err(AttentionError::Config(format!(
+                "the output gate is {}, its value was {}",
+                if config.gate { "on" } else { "off" },
+                if gate.is_some() { "given" } else { "not given" },
+            )));
+        }
+        if let Some(gate) = gate {
+            expect_shape(OP, "gate", gate, q.dims())?;
+        }
+        Ok(geometry)
+    }
 }
 
 impl SavedAttention {
-    /// From the gradient of the output `[B, H, N, D]` to those of `q`, `k` and `v`, of the gate, if there is one, and, in the
-    /// store, of what is learned.
+    /// From the gradient of the output `[B, H, N, D]` to those of what it was computed from. Those of the weights are added to
+    /// `learned`.
     ///
     /// # Errors
     /// A gradient of another shape; an error of the tensor library.
-    pub fn backward(self, d_out: &Tensor) -> Result<([Tensor; 3], Option<Tensor>, GradStore)> {
-        match self.0 {
-            Kind::Graph { rows, gate, out } => {
-                let mut grads = pull_back(&out, &d_out.contiguous()?)?.backward()?;
-                let mut of = |row: &Var| match grads.remove(row) {
-                    Some(gradient) => Ok(gradient),
-                    None => row.zeros_like(),
-                };
-                let gradients = [of(&rows[0])?, of(&rows[1])?, of(&rows[2])?];
-                let gate = gate.as_ref().map(of).transpose()?;
-                Ok((gradients, gate, grads))
-            }
-            #[cfg(feature = "cuda")]
-            Kind::Cuda(saved) => {
-                let (gradients, grads) = saved.backward(d_out)?;
-                Ok((gradients, None, grads))
-            }
+    pub fn backward(&self, d_out: &Tensor, learned: &mut Gradients) -> Result<AttentionGradients> {
+        let (rows, of_weights) = self.gradients(d_out)?;
+        for (tensor, gradient) in self.weights.tensors().zip(of_weights.tensors()) {
+            learned.add(tensor, gradient)?;
         }
+        Ok(rows)
+    }
+
+    /// [`SavedAttention::backward`], the gradients of the weights in their places.
+    pub(crate) fn gradients(&self, d_out: &Tensor) -> Result<(AttentionGradients, HybridWeights)> {
+        expect_shape(OP, "d_out", d_out, &self.out)?;
+        let FoldedGradients { qkv, gate, map_q, map_k, log_scale } = match &self.kernels {
+            Kernels::Cpu(saved) => saved.backward(d_out)?,
+            #[cfg(feature = "cuda")]
+            Kernels::Cuda(saved) => saved.backward(d_out)?,
+        };
+        let of_weights = self.weights.gradients(map_q, map_k, log_scale.as_ref())?;
+        Ok((AttentionGradients { qkv, gate }, of_weights))
     }
 }

@@ -1,5 +1,7 @@
 //! Which tokens are salient, and until when.
 
+use crate::{AttentionError, HybridConfig, Mode, Result};
+
 /// The routing of a whole batch: when each token enters the linear state.
 ///
 /// Token `j` of chunk `c(j)` is exact for queries of chunks `c(j)` and `c(j)+1` (the window), then
@@ -33,5 +35,27 @@ impl Selection {
     pub fn is_salient(&self, sequence: usize, head: usize, chunk: usize, token: usize) -> bool {
         let absorbed_at = self.row(sequence, head)[token] as usize;
         token / self.chunk + 2 <= chunk && chunk < absorbed_at
+    }
+
+    /// Checks a selection that was given against what it is given for.
+    pub(crate) fn check(
+        &self,
+        (batch, heads, tokens): (usize, usize, usize),
+        config: &HybridConfig,
+    ) -> Result<()> {
+        let expected = (batch, heads, tokens, config.chunk);
+        if (self.batch, self.heads, self.tokens, self.chunk) != expected {
+            return Err(AttentionError::Config(format!(
+                "the given selection is for {}x{}x{} tokens in chunks of {}, expected {expected:?}",
+                self.batch, self.heads, self.tokens, self.chunk
+            )));
+        }
+        let at_once = |(i, &at): (usize, &u32)| at as usize == i % tokens / config.chunk;
+        if config.mode == Mode::LinearOnly && !self.absorbed_at.iter().enumerate().all(at_once) {
+            return Err(AttentionError::Config(
+                "linear_only absorbs every token at once: no other selection can be given".into(),
+            ));
+        }
+        Ok(())
     }
 }

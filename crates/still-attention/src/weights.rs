@@ -7,7 +7,7 @@ use still_compute::Real;
 use crate::arguments::expect_shape;
 use crate::config::{FeatureMap, HeadGeometry, HybridConfig, LinearNorm};
 use crate::error::{AttentionError, Result};
-use crate::feature_map::fold_householder;
+use crate::feature_map::{fold_householder, fold_householder_backward};
 
 /// Learned tensors of the operator in one layer, f32 (or f64 for gradient checks).
 ///
@@ -31,16 +31,64 @@ pub struct HybridWeights {
 }
 
 impl HybridWeights {
-    /// The maps' matrices with their Householder reflections folded in.
+    /// The tensors that are there, always in this order.
+    pub fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        let Self {
+            feature_map_q,
+            feature_map_k,
+            householder_q,
+            householder_k,
+            log_lambda,
+            window_factor,
+        } = self;
+        let optional = [householder_q, householder_k, log_lambda, window_factor];
+        [feature_map_q, feature_map_k].into_iter().chain(optional.into_iter().flatten())
+    }
+
+    /// The maps' matrices with their Householder reflections folded in, in no graph.
     pub(crate) fn folded(&self) -> Result<(Tensor, Tensor)> {
         let fold = |w: &Tensor, u: &Option<Tensor>| match u {
-            Some(u) => fold_householder(w, u),
-            None => Ok(w.clone()),
+            Some(u) => fold_householder(&w.detach(), &u.detach()),
+            None => Ok(w.detach()),
         };
         Ok((
             fold(&self.feature_map_q, &self.householder_q)?,
             fold(&self.feature_map_k, &self.householder_k)?,
         ))
+    }
+
+    /// The gradient of each tensor from those of the folded maps and, by query head, of `ln(scale of the linear branch)`.
+    pub(crate) fn gradients(
+        &self,
+        d_map_q: Tensor,
+        d_map_k: Tensor,
+        d_log_scale: Option<&Tensor>,
+    ) -> Result<Self> {
+        let unfold = |w: &Tensor, u: &Option<Tensor>, d: Tensor| -> Result<_> {
+            let Some(u) = u else { return Ok((d, None)) };
+            let (d_w, d_u) = fold_householder_backward(&w.detach(), &u.detach(), &d)?;
+            Ok((d_w, Some(d_u)))
+        };
+        let (feature_map_q, householder_q) =
+            unfold(&self.feature_map_q, &self.householder_q, d_map_q)?;
+        let (feature_map_k, householder_k) =
+            unfold(&self.feature_map_k, &self.householder_k, d_map_k)?;
+        let log_lambda = self.log_lambda.as_ref().and(d_log_scale).cloned();
+        // The scale has the factor 1/sigmoid(w): d ln(1/sigmoid(w)) / dw = sigmoid(w) − 1.
+        let of_factor = |(w, d): (&Tensor, &Tensor)| -> candle_core::Result<Tensor> {
+            let sigmoid = (w.detach().neg()?.exp()? + 1.0)?.recip()?;
+            d * (sigmoid - 1.0)?
+        };
+        let window_factor = self.window_factor.as_ref().zip(d_log_scale);
+        let window_factor = window_factor.map(of_factor).transpose()?;
+        Ok(Self {
+            feature_map_q,
+            feature_map_k,
+            householder_q,
+            householder_k,
+            log_lambda,
+            window_factor,
+        })
     }
 
     /// Checks shapes and presence against the configuration.

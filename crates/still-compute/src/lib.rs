@@ -3,6 +3,7 @@
 
 #[cfg(feature = "cuda")]
 pub mod cuda;
+mod gradients;
 pub mod matmul;
 mod pull_back;
 pub mod random;
@@ -11,5 +12,6 @@ pub mod tensor;
 pub mod threads;
 pub mod vector;
 
+pub use gradients::{Gradients, Run, Spans};
 pub use pull_back::pull_back;
 pub use real::Real;

@@ -49,7 +49,7 @@ pub fn matmul<T: Real>(
     a: Mat<'_, T>,
     b: Mat<'_, T>,
 ) {
-    product(sizes, c, c_stride, accumulate, a, b, gemm::Parallelism::None);
+    product(sizes, c, c_stride, accumulate, T::one(), a, b, gemm::Parallelism::None);
 }
 
 /// [`matmul`] on every thread of rayon's pool.
@@ -64,8 +64,24 @@ pub fn par_matmul<T: Real>(
     a: Mat<'_, T>,
     b: Mat<'_, T>,
 ) {
+    par_matmul_scaled(sizes, c, c_stride, accumulate, T::one(), a, b);
+}
+
+/// [`par_matmul`] of `scale · A B`.
+///
+/// # Panics
+/// As [`matmul`].
+pub fn par_matmul_scaled<T: Real>(
+    sizes: (usize, usize, usize),
+    c: &mut [T],
+    c_stride: usize,
+    accumulate: bool,
+    scale: T,
+    a: Mat<'_, T>,
+    b: Mat<'_, T>,
+) {
     let threads = gemm::Parallelism::Rayon(rayon::current_num_threads());
-    product(sizes, c, c_stride, accumulate, a, b, threads);
+    product(sizes, c, c_stride, accumulate, scale, a, b, threads);
 }
 
 /// The product of [`par_matmul`] in a new vector, `[m, n]`, whose memory is not zeroed first.
@@ -87,7 +103,7 @@ pub fn par_matmul_new<T: Real>(
     // SAFETY: the operands cover their sizes; `c` has room for m·n values, of which the product reads none
     // (`read_dst` is false) and writes all, as k is positive.
     unsafe {
-        multiply((m, n, k), c.as_mut_ptr(), n, false, a, b, threads);
+        multiply((m, n, k), c.as_mut_ptr(), n, false, T::one(), a, b, threads);
         c.set_len(m * n);
     }
     c
@@ -138,6 +154,7 @@ fn product<T: Real>(
     c: &mut [T],
     c_stride: usize,
     accumulate: bool,
+    scale: T,
     a: Mat<'_, T>,
     b: Mat<'_, T>,
     parallelism: gemm::Parallelism,
@@ -156,7 +173,7 @@ fn product<T: Real>(
     }
     // SAFETY: the assertions above bound every element that the product reads or writes, and `c`
     // is borrowed mutably, so it cannot overlap `a` or `b`.
-    unsafe { multiply((m, n, k), c.as_mut_ptr(), c_stride, accumulate, a, b, parallelism) }
+    unsafe { multiply((m, n, k), c.as_mut_ptr(), c_stride, accumulate, scale, a, b, parallelism) }
 }
 
 /// # Safety
@@ -167,6 +184,7 @@ unsafe fn multiply<T: Real>(
     c: *mut T,
     c_stride: usize,
     accumulate: bool,
+    scale: T,
     a: Mat<'_, T>,
     b: Mat<'_, T>,
     parallelism: gemm::Parallelism,
@@ -188,7 +206,7 @@ unsafe fn multiply<T: Real>(
             b.col_stride as isize,
             b.row_stride as isize,
             T::one(),
-            T::one(),
+            scale,
             false,
             false,
             false,

@@ -34,9 +34,8 @@ pub use checkpoint::{
 };
 pub use config::{Architecture, ModelConfig, RopeScaling};
 pub use decoder::{
-    AttentionGradients, AttentionInputs, Decoder, DecoderLayer, Dropout, LayerOps, Linear, Lora,
-    LoraLayer, Norm, Part, Projected, Projection, Role, Rotation, SavedActivations, SavingOps,
-    TensorOps, Value, Weight,
+    AttentionInputs, Decoder, DecoderLayer, Dropout, LayerOps, Linear, Lora, LoraLayer, Norm, Part,
+    Projected, Projection, Role, Rotation, SavedActivations, SavingOps, TensorOps, Value, Weight,
 };
 pub use device::{device, peak_device_bytes, reset_peak_device_bytes};
 pub use error::{ModelError, Result};

@@ -2,7 +2,7 @@
 //!
 //! `cargo run --release -p still-train --example linearize_layer`
 
-use still_attention::{StillConfig, dense_attention, hybrid_attention};
+use still_attention::{StillConfig, attention_forward, dense_attention};
 use still_model::random::{random_model, tiny_config};
 use still_model::{FeatureInit, Student};
 use still_train::{AdamW, AdamWConfig, Result};
@@ -31,13 +31,13 @@ pub fn main() -> Result<()> {
 
     for step in 0..30 {
         let learner = &student.layers[0];
-        let (q, k, v) = (&inputs.q, &inputs.k, &inputs.v);
-        let out = hybrid_attention(q, k, v, &learner.attention, None, &learner.config, None)?.out;
-        let loss = (out - &target)?.sqr()?.mean_all()?;
-        let grads = loss.backward()?;
-        let grads: Vec<_> =
-            optimizer.parameters().iter().map(|(_, var)| grads.get(var).cloned()).collect();
-        optimizer.step("transfer", &grads)?;
+        let (rows, weights) = ([&inputs.q, &inputs.k, &inputs.v], &learner.attention);
+        let (output, saved) = attention_forward(rows, None, weights, &learner.config, None, false)?;
+        let error = (output.out - &target)?;
+        let loss = error.sqr()?.mean_all()?;
+        let mut gradients = optimizer.gradients()?;
+        saved.backward(&(&error * (2.0 / error.elem_count() as f64))?, &mut gradients)?;
+        optimizer.step("transfer", gradients)?;
         if step % 10 == 0 || step == 29 {
             println!("step {step:2}: mean squared error {:.6}", loss.to_scalar::<f32>()?);
         }

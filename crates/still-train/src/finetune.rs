@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use candle_core::{Tensor, Var};
 use still_attention::dense_attention;
-use still_compute::pull_back;
+use still_compute::{Gradients, pull_back};
 use still_model::{Dropout, Model, Student, StudentLayer};
 
 use crate::data::{Segment, Window, shares};
@@ -13,7 +13,7 @@ use crate::layer_pass::LayerPass;
 use crate::loss::{Target, vocabulary_loss};
 use crate::metrics::{Stage, StepReport};
 use crate::optimizer::AdamW;
-use crate::parameters::{Accumulator, detached, is_attention, trainable};
+use crate::parameters::{detached, is_attention, trainable};
 use crate::recipe::{FinetuneRecipe, GuardRecipe, Objective, Recompute};
 use crate::rotations::Rotations;
 use crate::scalar::{Scalar, read};
@@ -104,8 +104,8 @@ impl FinetuneStage {
         &self,
         windows: &[Window],
         teacher_hidden: Option<&[Tensor]>,
-    ) -> Result<(f64, Accumulator)> {
-        let mut gradients = Accumulator::new(self.updates.optimizer.parameters());
+    ) -> Result<(f64, Gradients)> {
+        let mut gradients = self.updates.optimizer.gradients()?;
         let (mut losses, mut losses_shares) = (Vec::new(), Vec::new());
         let segments = shares(windows, |segment| segment.predictions(self.objective));
         for (i, (segment, share)) in segments.into_iter().enumerate() {
@@ -130,7 +130,7 @@ impl FinetuneStage {
         Segment { ids, counted }: Segment<'_>,
         teacher_hidden: Option<&Tensor>,
         share: f64,
-        gradients: &mut Accumulator,
+        gradients: &mut Gradients,
     ) -> Result<Scalar> {
         let decoder = &self.teacher.decoder;
         let rotation = self.rotations.of(decoder, ids.len())?;
@@ -180,9 +180,7 @@ impl FinetuneStage {
 
         // Back through the layers.
         for (n, saved) in saved.into_iter().enumerate().rev() {
-            let (input, grads) = layer(n).backward(saved, &upstream)?;
-            gradients.add(self.updates.optimizer.parameters(), &grads)?;
-            if let Some(input) = input {
+            if let Some(input) = layer(n).backward(saved, &upstream, gradients)? {
                 upstream = input;
             }
         }

@@ -1,5 +1,6 @@
 //! Gradients of every trained tensor of both stages, against differences of the loss itself.
 
+use still_compute::Gradients;
 use still_model::random::{random_model, tiny_config};
 use still_model::{Model, ModelConfig, Student};
 
@@ -52,17 +53,13 @@ fn start(overrides: &[&str]) -> (Model, Recipe, Student) {
 }
 
 /// Along its own gradient, every tensor must change the loss by the gradient's square.
-fn check(
-    parameters: &Parameters,
-    gradients: &[Option<candle_core::Tensor>],
-    loss: impl Fn() -> f64,
-    what: &str,
-) {
+fn check(parameters: &Parameters, gradients: &Gradients, loss: impl Fn() -> f64, what: &str) {
     assert!(parameters.len() >= 12, "{what}: {} tensors", parameters.len());
     let updates = parameters.iter().filter(|(name, _)| name.contains("g_proj.lora_")).count();
     assert!(updates == 0 || updates == 4, "{what}: {updates} matrices of the gate's updates");
-    for ((name, var), gradient) in parameters.iter().zip(gradients) {
-        let gradient = gradient.as_ref().unwrap_or_else(|| panic!("{what}: {name} has none"));
+    for (name, var) in parameters {
+        let gradient = gradients.get(var).unwrap();
+        let gradient = gradient.unwrap_or_else(|| panic!("{what}: {name} has none"));
         let squares =
             f64::from(gradient.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap());
         assert!(squares > 0.0, "{what}: {name} has a gradient of zero");
@@ -71,7 +68,7 @@ fn check(
         // A hundredth of the tensor's size.
         let step = 1e-2 * f64::from(norm.max(1.0)) / squares.sqrt();
         let at = |step: f64| {
-            var.set(&(&before + (gradient * step).unwrap()).unwrap()).unwrap();
+            var.set(&(&before + (&gradient * step).unwrap()).unwrap()).unwrap();
             loss()
         };
         let numeric = (at(step) - at(-step)) / (2.0 * step);
@@ -115,7 +112,7 @@ fn low_rank_finetuning() {
         let (model, recipe, student) = start(overrides);
         let mut stage = FinetuneStage::new(&model, &student, &recipe.finetune, 9).unwrap();
         let windows = windows();
-        let gradients = stage.gradients(&windows, None).unwrap().1.into_gradients();
+        let gradients = stage.gradients(&windows, None).unwrap().1;
         let parameters = stage.updates().optimizer.parameters().clone();
         let loss = || stage.gradients(&windows, None).unwrap().0;
         check(&parameters, &gradients, loss, &overrides.join(" "));

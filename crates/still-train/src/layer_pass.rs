@@ -1,11 +1,8 @@
 //! One layer of stage 2, forward and backward.
 
 use candle_core::Tensor;
-use candle_core::backprop::GradStore;
-use still_attention::{SavedAttention, attention_forward};
-use still_model::{
-    AttentionGradients, DecoderLayer, Rotation, SavedActivations, SavingOps, StudentLayer,
-};
+use still_compute::Gradients;
+use still_model::{DecoderLayer, Rotation, SavedActivations, SavingOps, StudentLayer};
 
 use crate::error::Result;
 use crate::recipe::Recompute;
@@ -25,12 +22,7 @@ pub(crate) enum Saved<'w> {
     /// The input alone, `[B, N, E]`: the rest is computed again.
     Input(Tensor),
     /// All of it.
-    Activations(Box<Activations<'w>>),
-}
-
-pub(crate) struct Activations<'w> {
-    projections: SavedActivations<'w>,
-    attention: SavedAttention,
+    Activations(Box<SavedActivations<'w>>),
 }
 
 impl<'w> LayerPass<'w> {
@@ -43,44 +35,39 @@ impl<'w> LayerPass<'w> {
         })
     }
 
-    fn pass(&self, x: &Tensor) -> Result<(Tensor, Activations<'w>)> {
+    fn pass(&self, x: &Tensor) -> Result<(Tensor, SavedActivations<'w>)> {
         let Self { decoder, student, rotation, wants_input, .. } = *self;
         let saves_wide = self.recompute != Recompute::Mlp;
         let (mut ops, x) = SavingOps::new(x, wants_input, decoder.head_dim, rotation, saves_wide)?;
         let inputs = decoder.before_attention(&mut ops, &x, Some(student))?;
-        let rows = [&inputs.q.tensor, &inputs.k.tensor, &inputs.v.tensor];
-        let gate = inputs.gate.as_ref().map(|gate| &gate.tensor);
-        let (out, attention) = attention_forward(rows, gate, &student.attention, &student.config)?;
-        let out = ops.attention(&out)?;
+        let out = ops.attend(&inputs, &student.attention, &student.config)?;
         let y = decoder.after_attention(&mut ops, x, &out, Some(student))?;
-        let output = ops.by_token(&y)?;
-        Ok((output, Activations { projections: ops.finish(&inputs, &y), attention }))
+        Ok((ops.by_token(&y)?, ops.finish(&y)))
     }
 
-    /// From the gradient of the output to that of the input, none if nothing is learned below; the store has those of what is
-    /// learned here.
-    pub fn backward(&self, saved: Saved<'w>, dy: &Tensor) -> Result<(Option<Tensor>, GradStore)> {
-        let Activations { projections, attention } = match saved {
+    /// From the gradient of the output to that of the input, none if nothing is learned below. Gradients of what is learned here are
+    /// added to `gradients`.
+    pub fn backward(
+        &self,
+        saved: Saved<'w>,
+        dy: &Tensor,
+        gradients: &mut Gradients,
+    ) -> Result<Option<Tensor>> {
+        let saved = match saved {
             Saved::Input(x) => self.pass(&x)?.1,
             Saved::Activations(activations) => *activations,
         };
-        let (mut of_projections, mut learned) = (GradStore::default(), GradStore::default());
-        let attention = |d_out: &Tensor| -> Result<AttentionGradients> {
-            let (qkv, gate, grads) = attention.backward(d_out)?;
-            learned = grads;
-            Ok(AttentionGradients { qkv, gate })
-        };
-        let dx = projections.backward(dy, attention, &mut of_projections)?;
-        learned.extend(of_projections)?;
-        Ok((dx, learned))
+        Ok(saved.backward(dy, gradients)?)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use candle_core::{DType, Device, Var};
     use still_attention::hybrid_attention;
-    use still_compute::pull_back;
+    use still_compute::{Spans, pull_back};
     use still_model::random::{random_model, tiny_config};
     use still_model::{Dropout, Model, ModelConfig, Student};
     use still_testing::{assert_relative_rms, uniform};
@@ -153,6 +140,7 @@ mod tests {
                 let lora = student.layers[1].lora.as_ref().unwrap().with_dropout(dropout);
                 student.layers[1].lora = Some(lora);
             }
+            let spans = Arc::new(Spans::new(parameters.iter().map(|(_, var)| var.as_tensor())));
             let rotation = model.decoder.rotation(0, 45).unwrap();
             let width = model.config().hidden_size;
             let (x, dy) = (random(&[1, 45, width], 1), random(&[1, 45, width], 2));
@@ -173,17 +161,18 @@ mod tests {
                 let expected_dx = expected_grads.remove(&input).unwrap();
                 let (y, saved) = layer.forward(&x).unwrap();
                 assert_close(&y, &expected, &what);
-                let (dx, grads) = layer.backward(saved, &dy).unwrap();
+                let mut grads = Gradients::new(&spans).unwrap();
+                let dx = layer.backward(saved, &dy, &mut grads).unwrap();
                 assert_eq!(dx.is_some(), wants_input);
                 if let Some(dx) = dx {
                     assert_close(&dx, &expected_dx, &what);
                 }
                 let mut compared = 0;
                 for (name, var) in &parameters {
-                    let (got, expected) = (grads.get(var), expected_grads.get(var));
+                    let (got, expected) = (grads.get(var).unwrap(), expected_grads.get(var));
                     assert_eq!(got.is_some(), expected.is_some(), "{what}: {name}");
                     if let (Some(got), Some(expected)) = (got, expected) {
-                        assert_close(got, expected, &format!("{what}: {name}"));
+                        assert_close(&got, expected, &format!("{what}: {name}"));
                         compared += 1;
                     }
                 }

@@ -1,12 +1,14 @@
 //! AdamW whose whole state can be saved.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use candle_core::{Tensor, Var};
 use serde::{Deserialize, Serialize};
+use still_compute::{Gradients, Run, Spans};
 
 use crate::error::{Result, TrainError};
-use crate::flat::{Flat, Run, joined, sums_of_squares};
+use crate::flat::{joined, sums_of_squares};
 use crate::schedule::{Plateau, Schedule};
 
 /// Settings of AdamW (Loshchilov and Hutter 2019) and its schedule.
@@ -58,8 +60,8 @@ pub type Parameters = Vec<(String, Var)>;
 pub struct AdamW {
     config: AdamWConfig,
     parameters: Parameters,
-    /// Where each parameter's moments are.
-    flat: Flat,
+    /// Where each parameter's moments are, and its gradient.
+    spans: Arc<Spans>,
     /// First moments of all parameters, `[values]` f32.
     m: Tensor,
     /// Second moments.
@@ -78,10 +80,10 @@ impl AdamW {
     /// # Errors
     /// An error of the tensor library.
     pub fn new(config: AdamWConfig, parameters: Parameters, total: usize) -> Result<Self> {
-        let flat = Flat::new(&parameters);
-        let (m, v) = (flat.zeros(&parameters)?, flat.zeros(&parameters)?);
+        let spans = Arc::new(Spans::new(parameters.iter().map(|(_, var)| var.as_tensor())));
+        let (m, v) = (spans.zeros()?, spans.zeros()?);
         let plateau = Plateau::default();
-        Ok(Self { config, parameters, flat, m, v, step: 0, skipped: 0, total, plateau })
+        Ok(Self { config, parameters, spans, m, v, step: 0, skipped: 0, total, plateau })
     }
 
     /// Steps so far, skipped ones included.
@@ -105,20 +107,23 @@ impl AdamW {
         self.plateau.observe(heldout, self.config.schedule);
     }
 
+    /// Where backward passes add the gradients of the next step: none yet.
+    ///
+    /// # Errors
+    /// An error of the tensor library.
+    pub fn gradients(&self) -> Result<Gradients> {
+        Ok(Gradients::new(&self.spans)?)
+    }
+
     /// Takes one step; a parameter without gradient stays. Returns the gradient's global norm before clipping.
     ///
     /// # Errors
     /// [`TrainError::NotFinite`] if the norm is not a number; nothing has changed then.
-    pub fn step(&mut self, stage: &'static str, grads: &[Option<Tensor>]) -> Result<f64> {
-        let runs = self.runs(grads)?;
+    pub fn step(&mut self, stage: &'static str, gradients: Gradients) -> Result<f64> {
+        let runs = gradients.into_runs()?;
         let norm = self.norm(stage, &runs)?;
         self.apply(&runs, norm)?;
         Ok(norm)
-    }
-
-    /// Gradients, one of each parameter or none, as [`AdamW::norm`] and [`AdamW::apply`] take them.
-    pub(crate) fn runs(&self, grads: &[Option<Tensor>]) -> Result<Vec<Run>> {
-        Ok(self.flat.runs(grads)?)
     }
 
     /// Global norm of the gradients.
@@ -152,8 +157,8 @@ impl AdamW {
         let taken = (self.step - self.skipped) as i32;
         let correct1 = 1.0 - beta1.powi(taken);
         let correct2 = 1.0 - beta2.powi(taken);
-        for Run { parameters, gradient } in grads {
-            let range = self.flat.range(parameters);
+        for Run { tensors, gradient } in grads {
+            let range = self.spans.range(tensors);
             let part = |all: &Tensor| all.narrow(0, range.start, range.len());
             let grad = (gradient * scale)?;
             let m = ((part(&self.m)? * beta1)? + (&grad * (1.0 - beta1))?)?;
@@ -161,9 +166,9 @@ impl AdamW {
             let denominator = ((&v / correct2)?.sqrt()? + eps)?;
             let update = ((&m / correct1)? / denominator)?;
             let vars: Vec<&Var> =
-                self.parameters[parameters.clone()].iter().map(|(_, var)| var).collect();
-            let tensors: Vec<&Tensor> = vars.iter().map(|var| var.as_tensor()).collect();
-            let decayed = (joined(&tensors)? * (1.0 - lr * weight_decay))?;
+                self.parameters[tensors.clone()].iter().map(|(_, var)| var).collect();
+            let values: Vec<&Tensor> = vars.iter().map(|var| var.as_tensor()).collect();
+            let decayed = (joined(&values)? * (1.0 - lr * weight_decay))?;
             let values = (decayed - (update * lr)?)?;
             let mut start = 0;
             for var in vars {
@@ -199,9 +204,9 @@ impl AdamW {
     /// An error of the tensor library.
     pub fn state(&self) -> Result<HashMap<String, Tensor>> {
         let mut state = HashMap::new();
-        for (n, (name, var)) in self.parameters.iter().enumerate() {
+        for (n, (name, _)) in self.parameters.iter().enumerate() {
             for (prefix, all) in [("m", &self.m), ("v", &self.v)] {
-                state.insert(format!("{prefix}.{name}"), self.flat.of(n, all, var.shape())?);
+                state.insert(format!("{prefix}.{name}"), self.spans.of(n, all)?);
             }
         }
         Ok(state)
@@ -243,8 +248,12 @@ mod tests {
         vec![("x".into(), Var::new(&[value], &Device::Cpu).unwrap())]
     }
 
-    fn grad(value: f32) -> [Option<Tensor>; 1] {
-        [Some(Tensor::new(&[value], &Device::Cpu).unwrap())]
+    /// A step along one gradient.
+    fn step(adam: &mut AdamW, value: f32) -> Result<f64> {
+        let mut gradients = adam.gradients().unwrap();
+        let gradient = Tensor::new(&[value], &Device::Cpu).unwrap();
+        gradients.add(&adam.parameters()[0].1, &gradient).unwrap();
+        adam.step("test", gradients)
     }
 
     fn value(parameters: &Parameters) -> f32 {
@@ -267,10 +276,10 @@ mod tests {
         let parameters = one(1.0);
         let mut adam = AdamW::new(config, parameters.clone(), 10).unwrap();
         // First step: m̂/√v̂ is the gradient's sign.
-        adam.step("test", &grad(2.0)).unwrap();
+        step(&mut adam, 2.0).unwrap();
         assert!((value(&parameters) - (0.95 - 0.1)).abs() < 1e-6);
         // Second: m = 0.9·0.2 − 0.1·1 = 0.08, v = 0.99·0.04 + 0.01·1 = 0.0496.
-        adam.step("test", &grad(-1.0)).unwrap();
+        step(&mut adam, -1.0).unwrap();
         let update = (0.08 / 0.19) / (0.0496_f64 / 0.0199).sqrt();
         let expected = 0.85 * 0.95 - 0.1 * update;
         assert!((f64::from(value(&parameters)) - expected).abs() < 1e-6);
@@ -282,7 +291,7 @@ mod tests {
         let off = AdamWConfig { clip: 0.0, ..free };
         let (a, b) = (one(0.0), one(0.0));
         for (config, parameters) in [(free, &a), (off, &b)] {
-            AdamW::new(config, parameters.clone(), 10).unwrap().step("test", &grad(400.0)).unwrap();
+            step(&mut AdamW::new(config, parameters.clone(), 10).unwrap(), 400.0).unwrap();
         }
         assert!(value(&a) != 0.0);
         assert_eq!(value(&a), value(&b));
@@ -293,8 +302,8 @@ mod tests {
         let free = AdamWConfig { eps: 1.0, warmup: 0, clip: 1e9, ..AdamWConfig::default() };
         let clipped = AdamWConfig { clip: 0.5, ..free };
         let (a, b) = (one(0.0), one(0.0));
-        let norm = AdamW::new(clipped, a.clone(), 10).unwrap().step("test", &grad(4.0)).unwrap();
-        AdamW::new(free, b.clone(), 10).unwrap().step("test", &grad(0.5)).unwrap();
+        let norm = step(&mut AdamW::new(clipped, a.clone(), 10).unwrap(), 4.0).unwrap();
+        step(&mut AdamW::new(free, b.clone(), 10).unwrap(), 0.5).unwrap();
         assert_eq!(norm, 4.0);
         assert_eq!(value(&a), value(&b));
     }
@@ -307,9 +316,9 @@ mod tests {
         adam.skip();
         assert_eq!((value(&skipping), adam.step_count(), adam.lr()), (1.0, 1, 0.5e-3));
         // The first update is a first update: the moments' correction counts those alone.
-        adam.step("test", &grad(0.5)).unwrap();
+        step(&mut adam, 0.5).unwrap();
         let twice = AdamWConfig { lr: 2e-3, ..config };
-        AdamW::new(twice, plain.clone(), 10).unwrap().step("test", &grad(0.5)).unwrap();
+        step(&mut AdamW::new(twice, plain.clone(), 10).unwrap(), 0.5).unwrap();
         assert_eq!(value(&skipping), value(&plain));
     }
 
@@ -330,7 +339,7 @@ mod tests {
     fn a_gradient_that_is_not_a_number_changes_nothing() {
         let parameters = one(1.0);
         let mut adam = AdamW::new(AdamWConfig::default(), parameters.clone(), 10).unwrap();
-        assert!(matches!(adam.step("test", &grad(f32::NAN)), Err(TrainError::NotFinite { .. })));
+        assert!(matches!(step(&mut adam, f32::NAN), Err(TrainError::NotFinite { .. })));
         assert_eq!((value(&parameters), adam.step_count()), (1.0, 0));
     }
 }

@@ -1,7 +1,6 @@
 //! A student whose learned tensors are variables.
 
-use candle_core::backprop::GradStore;
-use candle_core::{Device, Tensor, Var};
+use candle_core::{Device, Var};
 use still_model::Student;
 
 use crate::error::Result;
@@ -34,32 +33,4 @@ pub(crate) fn detached(student: &Student) -> Result<Student> {
 /// Whether a tensor belongs to the attention (feature maps, reflections, `ℓ`, `w`, gate), not to a low-rank update.
 pub(crate) fn is_attention(name: &str) -> bool {
     !name.contains(".lora_")
-}
-
-/// Gradients of each parameter, summed over the windows of a step.
-#[derive(Debug)]
-pub(crate) struct Accumulator {
-    sums: Vec<Option<Tensor>>,
-}
-
-impl Accumulator {
-    pub fn new(parameters: &Parameters) -> Self {
-        Self { sums: vec![None; parameters.len()] }
-    }
-
-    /// Adds what a backward pass left.
-    pub fn add(&mut self, parameters: &Parameters, grads: &GradStore) -> Result<()> {
-        for ((_, var), sum) in parameters.iter().zip(&mut self.sums) {
-            let Some(grad) = grads.get(var) else { continue };
-            *sum = Some(match sum.take() {
-                Some(sum) => (sum + grad)?,
-                None => grad.clone(),
-            });
-        }
-        Ok(())
-    }
-
-    pub fn into_gradients(self) -> Vec<Option<Tensor>> {
-        self.sums
-    }
 }

@@ -1,17 +1,17 @@
 //! Stage 1, attention transfer: the hybrid attention of each layer learns to give what softmax attention gives.
 
 use candle_core::Tensor;
-use still_attention::{Branches, HybridConfig, Routing, dense_attention, hybrid_attention};
-use still_compute::pull_back;
+use still_attention::{Branches, HybridConfig, Routing, attention_forward, dense_attention};
+use still_compute::{Gradients, pull_back};
 use still_model::decoder::ops::merge_heads;
-use still_model::{AttentionInputs, DecoderLayer, LoraLayer, Model, Student, StudentLayer};
+use still_model::{DecoderLayer, LoraLayer, Model, Student, StudentLayer};
 
 use crate::data::{Window, shares};
 use crate::error::{Result, TrainError};
 use crate::loss::{mean_squared_error, variance};
 use crate::metrics::{Stage, StepReport};
 use crate::optimizer::AdamW;
-use crate::parameters::{Accumulator, detached, is_attention, trainable};
+use crate::parameters::{detached, is_attention, trainable};
 use crate::recipe::{GuardRecipe, TransferLoss, TransferRecipe};
 use crate::rotations::Rotations;
 use crate::scalar::{Scalar, read};
@@ -42,7 +42,7 @@ pub struct TransferStep {
 
 /// What windows of a step gave, before anything is changed.
 pub(crate) struct TransferGradients {
-    gradients: Accumulator,
+    gradients: Gradients,
     /// Of each layer: all that is minimised.
     layer_losses: Vec<f64>,
     /// Of each layer: the linear branch alone, unweighted; empty if it has no loss of its own.
@@ -69,8 +69,8 @@ impl TransferGradients {
 
     /// Of each parameter, of what is minimised.
     #[cfg(test)]
-    pub fn into_gradients(self) -> Vec<Option<Tensor>> {
-        self.gradients.into_gradients()
+    pub fn into_gradients(self) -> Gradients {
+        self.gradients
     }
 }
 
@@ -107,7 +107,7 @@ impl TransferStage {
         self
     }
 
-    /// One optimizer step over windows of token ids. Each layer's graph is dropped before the next layer.
+    /// One optimizer step over windows of token ids. What a layer saves is dropped before the next layer.
     ///
     /// Every segment is a sequence of its own, and every position counts: attention has to be right at a prompt, too.
     ///
@@ -134,8 +134,7 @@ impl TransferStage {
     /// Losses and gradients of a step.
     pub(crate) fn gradients(&self, windows: &[Window]) -> Result<TransferGradients> {
         let decoder = &self.teacher.decoder;
-        let parameters = self.updates.optimizer.parameters();
-        let mut gradients = Accumulator::new(parameters);
+        let mut gradients = self.updates.optimizer.gradients()?;
         let mut compared = Vec::new();
         let mut teacher_hidden = Vec::with_capacity(windows.len());
         // The teacher's projections, but for the gate, which is the student's own.
@@ -150,24 +149,30 @@ impl TransferStage {
                 let attention = dense_attention(&inputs.q, &inputs.k, &inputs.v)?;
                 let target = self.compared(layer, &attention)?;
                 let variance = self.normalise.then(|| variance(&target)).transpose()?;
+                let (rows, gate) = ([&inputs.q, &inputs.k, &inputs.v], inputs.gate.as_ref());
                 // Notes the loss of one attention output; adds `weight` times its gradients, scaled.
-                let mut compare = |out: &Tensor, weight: f64, is_linear: bool| -> Result<()> {
-                    let out = self.compared(layer, out)?;
+                let mut compare = |config: &HybridConfig,
+                                   routing: Option<&Routing>,
+                                   weight: f64,
+                                   is_linear: bool|
+                 -> Result<Routing> {
+                    let weights = &student.attention;
+                    let (output, saved) =
+                        attention_forward(rows, gate, weights, config, routing, false)?;
+                    let out = self.compared(layer, &output.out)?;
                     let scale = share * weight * self.gradient_scale;
                     let (loss, gradient) =
                         mean_squared_error(&out, &target, variance.as_ref(), scale)?;
-                    let grads = pull_back(&out, &gradient)?.backward()?;
-                    gradients.add(parameters, &grads)?;
+                    let d_out = self.compared_backward(layer, gradient)?;
+                    let d_gate = saved.backward(&d_out, &mut gradients)?.gate;
+                    self.gate_backward(gate.zip(d_gate.as_ref()), &mut gradients)?;
                     compared.push(Compared { layer: n, is_linear, weight, share, loss });
-                    Ok(())
+                    Ok(output.routing)
                 };
-                let (out, routing) = attend(student, inputs, &student.config, None)?;
-                compare(&out, 1.0, false)?;
+                let routing = compare(&student.config, None, 1.0, false)?;
                 if self.linear_branch_weight > 0.0 {
-                    drop(out);
                     let alone = linear_alone(&student.config);
-                    let (out, _) = attend(student, inputs, &alone, Some(&routing))?;
-                    compare(&out, self.linear_branch_weight, true)?;
+                    compare(&alone, Some(&routing), self.linear_branch_weight, true)?;
                 }
                 Ok::<_, TrainError>(attention)
             })?;
@@ -201,6 +206,32 @@ impl TransferStage {
         })
     }
 
+    /// The gradient of an attention output from that of [`TransferStage::compared`].
+    fn compared_backward(&self, layer: &DecoderLayer, gradient: Tensor) -> Result<Tensor> {
+        if self.loss == TransferLoss::HeadMse {
+            return Ok(gradient);
+        }
+        let (batch, tokens, _) = gradient.dims3()?;
+        let merged = layer.o_proj.backward(&gradient)?;
+        Ok(merged.reshape((batch, tokens, (), layer.head_dim))?.transpose(1, 2)?)
+    }
+
+    /// Adds the gradients of the projection of an output gate, which is in its graph, from the gate's own.
+    fn gate_backward(
+        &self,
+        gate: Option<(&Tensor, &Tensor)>,
+        gradients: &mut Gradients,
+    ) -> Result<()> {
+        let Some((gate, d_gate)) = gate else { return Ok(()) };
+        let grads = pull_back(gate, d_gate)?.backward()?;
+        for (_, var) in self.updates.optimizer.parameters() {
+            if let Some(gradient) = grads.get(var) {
+                gradients.add(var, gradient)?;
+            }
+        }
+        Ok(())
+    }
+
     /// The student as it is now.
     ///
     /// # Errors
@@ -213,19 +244,6 @@ impl TransferStage {
     pub(crate) fn updates(&mut self) -> &mut Updates {
         &mut self.updates
     }
-}
-
-/// The student's attention, its routing, and its graph back to what it learns.
-fn attend(
-    student: &StudentLayer,
-    inputs: &AttentionInputs,
-    config: &HybridConfig,
-    routing: Option<&Routing>,
-) -> Result<(Tensor, Routing)> {
-    let AttentionInputs { q, k, v, gate } = inputs;
-    let weights = &student.attention;
-    let output = hybrid_attention(q, k, v, weights, gate.as_ref(), config, routing)?;
-    Ok((output.out, output.routing))
 }
 
 /// The update of the output gate, which no projection of the teacher's has.

@@ -1,9 +1,10 @@
 //! The end of every step: gradients to new parameters, or to a skipped step.
 
+use still_compute::Gradients;
+
 use crate::error::{Result, TrainError};
 use crate::metrics::Stage;
 use crate::optimizer::AdamW;
-use crate::parameters::Accumulator;
 use crate::recipe::GuardRecipe;
 use crate::spikes::Spikes;
 
@@ -53,9 +54,9 @@ impl Updates {
     ///
     /// # Errors
     /// [`TrainError::NotFinite`]; nothing has changed then.
-    pub fn update(&mut self, loss: f64, gradients: Accumulator) -> Result<Update> {
+    pub fn update(&mut self, loss: f64, gradients: Gradients) -> Result<Update> {
         self.check_loss(loss)?;
-        let gradients = self.optimizer.runs(&gradients.into_gradients())?;
+        let gradients = gradients.into_runs()?;
         let lr = self.optimizer.lr();
         let grad_norm = self.optimizer.norm(self.stage.name(), &gradients)?;
         let skipped = self.spikes.refuses(&self.guard, loss, grad_norm);

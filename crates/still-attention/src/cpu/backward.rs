@@ -20,12 +20,14 @@ pub(crate) struct Wanted {
 
 /// Where the row gradients of one selection head go.
 pub(crate) struct RowGrads<'a, T> {
-    /// `[query heads, N, query_width]`, rows of `[q | γ]`; zeros at first.
-    pub query: &'a mut [T],
-    /// Values of a query-side row.
-    pub query_width: usize,
-    /// `[N, 2D]`, rows of `[k | v]`: added to, as selection heads may share a KV head.
-    pub key: &'a mut [T],
+    /// `[query heads, N, D]`, zeros at first; empty if not wanted.
+    pub q: &'a mut [T],
+    /// `[query heads, N, D]`, zeros at first; empty without a gate.
+    pub gate: &'a mut [T],
+    /// `[N, D]`: added to, as selection heads may share a KV head; empty if not wanted.
+    pub k: &'a mut [T],
+    /// As `k`.
+    pub v: &'a mut [T],
 }
 
 /// Gradients of what one selection head learns.
@@ -41,18 +43,17 @@ pub(crate) struct WeightGrads<T> {
 
 /// Gradients of [`super::forward::advance`] over a whole sequence of `tokens` tokens that started at position 0.
 ///
-/// `absorbed_at` is the selection that the forward pass used; `out` and `d_out` are `[query heads, tokens, D]`.
+/// `absorbed_at` is the selection that the forward pass used; `outs` are the output and its gradient, `[query heads, tokens, D]`.
 pub(crate) fn backward<T: Real>(
     input: &HeadInput<'_, T>,
     absorbed_at: &[u32],
     tokens: usize,
-    out: &[T],
-    d_out: &[T],
+    outs: (&[T], &[T]),
     wanted: Wanted,
-    grads: RowGrads<'_, T>,
+    mut grads: RowGrads<'_, T>,
 ) -> WeightGrads<T> {
     if input.mode == Mode::LinearOnly {
-        return linear_only_backward::backward(input, tokens, out, d_out, wanted, grads);
+        return linear_only_backward::backward(input, tokens, outs, wanted, grads);
     }
     let (chunk, d) = (input.chunk, input.head_dim);
     let chunks = tokens.div_ceil(chunk);
@@ -76,7 +77,6 @@ pub(crate) fn backward<T: Real>(
     let mut d_s = vec![T::zero(); features * d];
     let mut d_z = vec![T::zero(); features];
     let mut map_k = vec![T::zero(); input.features.k.len()];
-    let rows_of_stack = (heads * tokens * grads.query_width).max(1);
     for now in (0..chunks).rev() {
         let start = now * chunk;
         let rows = ChunkRows {
@@ -87,38 +87,39 @@ pub(crate) fn backward<T: Real>(
         let salient = salient_rows(input, absorbed_at, now);
         let linear = states.get(now).and_then(Option::as_ref);
 
-        let answer = |(stack, query): (&mut Stack<T>, &mut [T])| {
+        let answer = |(stack, to): (&mut Stack<T>, (&mut [T], &mut [T]))| {
             T::vectorize(
                 #[inline(always)]
-                || stack.chunk(input, rows, &salient, linear, (out, d_out), wanted, query),
+                || stack.chunk(input, rows, &salient, linear, outs, wanted, to),
             );
         };
-        let work = stacks.iter_mut().zip(grads.query.chunks_mut(rows_of_stack));
+        let of_stacks = stacks.len();
+        let to = parts(grads.q, of_stacks).into_iter().zip(parts(grads.gate, of_stacks));
+        let work = stacks.iter_mut().zip(to);
         if input.split_heads {
             work.collect::<Vec<_>>().into_par_iter().for_each(answer);
         } else {
             work.for_each(answer);
         }
 
-        let mut scatter = |token: usize, column: usize, row: &[T]| {
-            let to = token * 2 * d + column;
-            add(&mut grads.key[to..to + d], row);
+        let scatter = |to: &mut [T], token: usize, row: &[T]| {
+            add(&mut to[token * d..(token + 1) * d], row);
         };
         for stack in &stacks {
             if wanted.qkv {
                 for (i, row) in stack.d_k_local.chunks_exact(d).enumerate() {
-                    scatter(rows.local_start + i, 0, row);
+                    scatter(grads.k, rows.local_start + i, row);
                 }
                 for (i, row) in stack.d_v_local.chunks_exact(d).enumerate() {
-                    scatter(rows.local_start + i, d, row);
+                    scatter(grads.v, rows.local_start + i, row);
                 }
                 for (&token, row) in salient.positions.iter().zip(stack.d_k_salient.chunks_exact(d))
                 {
-                    scatter(token, 0, row);
+                    scatter(grads.k, token, row);
                 }
                 for (&token, row) in salient.positions.iter().zip(stack.d_v_salient.chunks_exact(d))
                 {
-                    scatter(token, d, row);
+                    scatter(grads.v, token, row);
                 }
             }
             if linear.is_some() {
@@ -129,14 +130,8 @@ pub(crate) fn backward<T: Real>(
 
         // d_s and d_z now hold every query that sees what chunk `now` absorbed.
         if input.branches.linear && !arrivals[now].is_empty() {
-            absorbed_backward(
-                input,
-                &arrivals[now],
-                (&d_s, &d_z),
-                wanted,
-                &mut map_k,
-                &mut *grads.key,
-            );
+            let state = (d_s.as_slice(), d_z.as_slice());
+            absorbed_backward(input, &arrivals[now], state, wanted, &mut map_k, &mut grads);
         }
     }
     WeightGrads {
@@ -153,7 +148,7 @@ fn absorbed_backward<T: Real>(
     (d_s, d_z): (&[T], &[T]),
     wanted: Wanted,
     map_k: &mut [T],
-    key: &mut [T],
+    to: &mut RowGrads<'_, T>,
 ) {
     let (rows, d) = (tokens.len(), input.head_dim);
     let features = input.features.width();
@@ -171,9 +166,9 @@ fn absorbed_backward<T: Real>(
         let mut d_v = vec![T::nan(); rows * d];
         matmul((rows, d, features), &mut d_v, d, false, Mat::rows(&phi, features), d_s);
         for (i, &token) in tokens.iter().enumerate() {
-            let row = &mut key[token * 2 * d..(token + 1) * 2 * d];
-            add(&mut row[..d], &d_k[i * d..(i + 1) * d]);
-            add(&mut row[d..], &d_v[i * d..(i + 1) * d]);
+            let row = token * d..(token + 1) * d;
+            add(&mut to.k[row.clone()], &d_k[i * d..(i + 1) * d]);
+            add(&mut to.v[row], &d_v[i * d..(i + 1) * d]);
         }
     }
 }
@@ -216,6 +211,12 @@ fn gather<T: Real>(rows: Rows<'_, T>, tokens: &[usize], width: usize) -> Vec<T> 
     let mut out = Vec::with_capacity(tokens.len() * width);
     tokens.iter().for_each(|&token| out.extend_from_slice(rows.row(token)));
     out
+}
+
+/// A slice in `count` equal parts; of an empty one as many empty ones.
+pub(super) fn parts<T>(mut values: &mut [T], count: usize) -> Vec<&mut [T]> {
+    let size = values.len() / count.max(1);
+    (0..count).filter_map(|_| values.split_off_mut(..size)).collect()
 }
 
 pub(super) fn add<T: Real>(to: &mut [T], from: &[T]) {

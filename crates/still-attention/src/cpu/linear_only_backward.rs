@@ -13,8 +13,7 @@ use still_compute::vector;
 pub(crate) fn backward<T: Real>(
     input: &HeadInput<'_, T>,
     tokens: usize,
-    out: &[T],
-    d_out: &[T],
+    outs: (&[T], &[T]),
     wanted: Wanted,
     mut grads: RowGrads<'_, T>,
 ) -> WeightGrads<T> {
@@ -41,10 +40,9 @@ pub(crate) fn backward<T: Real>(
     for (n, phi_k) in phi_k.chunks(input.chunk * features).enumerate().rev() {
         let (s, z) = &found[n];
         let block = Block { start: n * input.chunk, tokens, phi_k, s, z };
-        let rows = (out, d_out);
         T::vectorize(
             #[inline(always)]
-            || block.backward(input, rows, wanted, (&mut d_s, &mut d_z), &mut grads, &mut weights),
+            || block.backward(input, outs, wanted, (&mut d_s, &mut d_z), &mut grads, &mut weights),
         );
     }
     weights
@@ -85,7 +83,7 @@ impl<T: Real> Block<'_, T> {
         let mut d_v = vec![T::nan(); length * d];
         matmul((length, d, features), &mut d_v, d, false, keys, Mat::rows(d_s, d));
 
-        let (width, size) = (grads.query_width, maps.feature_dim * d);
+        let size = maps.feature_dim * d;
         for (head, q) in input.q.iter().enumerate() {
             let q = q.mat(start);
             let phi = map_rows(maps.map, q, length, maps.q[head], maps.feature_dim);
@@ -148,8 +146,8 @@ impl<T: Real> Block<'_, T> {
             let d_w = &mut weights.map_q[head * size..(head + 1) * size];
             map_rows_backward(maps.map, q, maps.q[head], maps.feature_dim, &phi, &d_phi, d_x, d_w);
             for (i, d_q) in d_q.chunks_exact(d).enumerate() {
-                let at = (head * tokens + start + i) * width;
-                add(&mut grads.query[at..at + d], d_q);
+                let at = (head * tokens + start + i) * d;
+                add(&mut grads.q[at..at + d], d_q);
             }
         }
 
@@ -159,9 +157,9 @@ impl<T: Real> Block<'_, T> {
         let (map, dim) = (maps.map, maps.feature_dim);
         map_rows_backward(map, k, maps.k, dim, phi_k, &d_phi_k, d_x, &mut weights.map_k);
         for (i, (d_k, d_v)) in d_k.chunks_exact(d).zip(d_v.chunks_exact(d)).enumerate() {
-            let row = &mut grads.key[(start + i) * 2 * d..(start + i + 1) * 2 * d];
-            add(&mut row[..d], d_k);
-            add(&mut row[d..], d_v);
+            let row = (start + i) * d..(start + i + 1) * d;
+            add(&mut grads.k[row.clone()], d_k);
+            add(&mut grads.v[row], d_v);
         }
     }
 }

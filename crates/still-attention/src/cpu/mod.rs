@@ -8,6 +8,7 @@ pub(crate) mod head_state;
 pub(crate) mod key_store;
 pub(crate) mod linear_only;
 pub(crate) mod linear_only_backward;
+pub(crate) mod operator;
 pub(crate) mod paired_keys;
 pub(crate) mod query_rows;
 pub(crate) mod query_rows_backward;
@@ -15,6 +16,9 @@ pub(crate) mod recall;
 pub(crate) mod retirement;
 mod row_weights;
 pub(crate) mod rows;
+mod saved_attention;
 pub(crate) mod saved_rows;
 mod visible_keys;
 pub(crate) mod weighted_sum;
+
+pub(crate) use saved_attention::SavedAttention;

@@ -105,7 +105,7 @@ impl<T: Real> Stack<T> {
         }
     }
 
-    /// One chunk: its rows of `query`, `[heads, N, [q | γ]]`, and this stack's public fields.
+    /// One chunk: its rows of `to_q` and `to_gate`, `[heads, N, D]` or empty if there are none, and this stack's public fields.
     ///
     /// `outs`: the output and its gradient, `[query heads, N, D]`. For callers that are within [`vector::vectorize`].
     #[inline(always)]
@@ -117,13 +117,12 @@ impl<T: Real> Stack<T> {
         linear: Option<&Linear<T>>,
         (out, d_out): (&[T], &[T]),
         wanted: Wanted,
-        query: &mut [T],
+        (to_q, to_gate): (&mut [T], &mut [T]),
     ) {
         let ChunkRows { start, length, local_start } = chunk;
         let (d, features) = (input.head_dim, input.features.width());
         let rows = self.heads.len() * length;
         let tokens = out.len() / (input.q.len() * d);
-        let query_width = query.len() / (self.heads.len() * tokens);
         let first = self.heads.start;
         let place = |row: usize| (first + row / length, start + row % length);
         let buffers = &mut self.buffers;
@@ -202,8 +201,8 @@ impl<T: Real> Stack<T> {
                 match &input.gate {
                     Some(gate) => {
                         let gate = gate[head].row(token);
-                        let at = ((head - first) * tokens + token) * query_width + d;
-                        let d_gate = &mut query[at..at + d];
+                        let at = ((head - first) * tokens + token) * d;
+                        let d_gate = &mut to_gate[at..at + d];
                         for c in 0..d {
                             d_gate[c] = scale * value[c] * d_num[c];
                             d_scale += gate[c] * value[c] * d_num[c];
@@ -292,8 +291,8 @@ impl<T: Real> Stack<T> {
         matmul((rows, d, kept), exact_q, d, true, d_exact, salient_k);
         for (row, (exact, mapped)) in exact_q.chunks_exact(d).zip(d_q.chunks_exact(d)).enumerate() {
             let (head, token) = place(row);
-            let at = ((head - first) * tokens + token) * query_width;
-            for ((to, &exact), &mapped) in query[at..at + d].iter_mut().zip(exact).zip(mapped) {
+            let at = ((head - first) * tokens + token) * d;
+            for ((to, &exact), &mapped) in to_q[at..at + d].iter_mut().zip(exact).zip(mapped) {
                 *to = exact * scale + mapped;
             }
         }

@@ -10,17 +10,8 @@ use still_kernels::{Backward, check, still_backward, still_backward_bytes};
 
 use super::forward::{Operands, Saved};
 use super::layout::{rows_aligned, uninit};
+use crate::saved_attention::FoldedGradients;
 use still_compute::cuda::{Launch, on_cuda};
-
-/// Gradients of what the operator takes; those of the maps and the scale are f32.
-pub(super) struct Gradients {
-    pub q: Tensor,
-    pub k: Tensor,
-    pub v: Tensor,
-    pub map_q: Tensor,
-    pub map_k: Tensor,
-    pub log_scale: Option<Tensor>,
-}
 
 /// A gradient that the kernels fill.
 struct Gradient {
@@ -41,14 +32,14 @@ impl Gradient {
     }
 }
 
-/// Queues the backward pass of what [`super::forward::forward`] has left.
+/// Queues the backward pass of what [`super::forward::forward`] has left. Gradients of the maps and the scale are f32.
 pub(super) fn backward(
     device: &CudaDevice,
     operands: &Operands,
     saved: &Saved,
     out: &Tensor,
     d_out: &Tensor,
-) -> Result<Gradients> {
+) -> Result<FoldedGradients> {
     let Operands { shape, q, k, v, map_q, map_k, log_scale, routing } = operands;
     let host_budgets = routing.host_budgets().as_ptr();
     // SAFETY: reads the shape and a budget of every KV head.
@@ -105,10 +96,9 @@ pub(super) fn backward(
     drop(launch);
     drop(held);
     drop(held_scale);
-    Ok(Gradients {
-        q: d_q.tensor(),
-        k: d_k.tensor(),
-        v: d_v.tensor(),
+    Ok(FoldedGradients {
+        qkv: Some([d_q.tensor(), d_k.tensor(), d_v.tensor()]),
+        gate: None,
         map_q: d_map_q.tensor(),
         map_k: d_map_k.tensor(),
         log_scale: d_log_scale.map(Gradient::tensor),

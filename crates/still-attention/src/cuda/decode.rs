@@ -11,7 +11,7 @@ use still_kernels::{
     CHUNK, Decode, NO_CAP, Rows, Shape, check, still_decode, still_decode_fill, still_decode_floats,
 };
 
-use super::forward::{Last, Operands, forward_by_token};
+use super::forward::{Last, Operands, forward};
 use super::layout::{rows_aligned, shape, uninit};
 use super::routing::{DeviceRouting, budgets, retired};
 use super::store::Store;
@@ -305,7 +305,7 @@ impl CudaHybridState {
             routing,
         };
         let last = Last { s: &self.s, z: &self.z };
-        let (out, _) = forward_by_token(device, &operands, false, Some(last))?;
+        let (out, _) = forward(device, &operands, false, Some(last))?;
         self.fill(&operands)?;
         self.positions.fill(tokens);
         Ok(out)

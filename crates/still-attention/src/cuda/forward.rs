@@ -4,7 +4,7 @@ use std::ptr::{null, null_mut};
 
 use candle_core::backend::BackendDevice;
 use candle_core::cuda::cudarc::driver::CudaSlice;
-use candle_core::{CudaDevice, CudaStorage, Layout, Result, Tensor};
+use candle_core::{CudaDevice, Result, Tensor};
 use still_kernels::{
     CHUNK, Forward, Shape, check, still_forward, still_map_keys, still_segments, still_states,
 };
@@ -66,33 +66,16 @@ pub(super) struct Last<'a> {
     pub z: &'a CudaSlice<f32>,
 }
 
-/// Queues the forward pass: the output `[B, H, N, D]`, contiguous.
-pub(super) fn forward(device: &CudaDevice, operands: &Operands) -> Result<(CudaStorage, Saved)> {
-    queue(device, operands, true, None, &Layout::contiguous(operands.q.shape()))
-}
-
-/// [`forward`], the output in no graph and lying token by token: no head has to be moved for what comes next.
-pub(super) fn forward_by_token(
+/// Queues the forward pass. The output `[B, H, N, D]` lies token by token: no head has to be moved for what comes next.
+pub(super) fn forward(
     device: &CudaDevice,
     operands: &Operands,
     trains: bool,
     last: Option<Last<'_>>,
 ) -> Result<(Tensor, Saved)> {
-    let dims = operands.q.dims4()?;
-    let (out, saved) = queue(device, operands, trains, last, &by_token(dims))?;
-    Ok((tensor_by_token(out, dims)?, saved))
-}
-
-/// Queues the forward pass into an output that lies as `out_layout` says.
-fn queue(
-    device: &CudaDevice,
-    operands: &Operands,
-    trains: bool,
-    last: Option<Last<'_>>,
-    out_layout: &Layout,
-) -> Result<(CudaStorage, Saved)> {
     let Operands { shape, q, k, v, map_q, map_k, log_scale, routing } = operands;
-    let (batch, heads, tokens, d) = q.dims4()?;
+    let dims = q.dims4()?;
+    let (batch, heads, tokens, d) = dims;
     let kv_heads = shape.kv_heads as usize;
     let retired = tokens.div_ceil(CHUNK).saturating_sub(2);
     let (rows, states, bytes) =
@@ -129,7 +112,7 @@ fn queue(
         q: launch.rows(on_cuda(&q.0)?, q.1)?,
         k: k_rows,
         v: v_rows,
-        out: launch.rows(&out, out_layout)?,
+        out: launch.rows(&out, &by_token(dims))?,
         w_q: launch.values(on_cuda(&map_q.0)?, map_q.1)?,
         log_scale,
         routing,
@@ -169,5 +152,5 @@ fn queue(
         check("still_forward", still_forward(shape, &args, launch.stream())).map_err(wrap)?;
     }
     drop(launch);
-    Ok((out, saved))
+    Ok((tensor_by_token(out, dims)?, saved))
 }

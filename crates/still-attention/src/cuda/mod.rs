@@ -1,6 +1,5 @@
 //! The operator on CUDA tensors: the kernels of `still-kernels`, queued on the tensors' stream.
 
-mod attention;
 mod backward;
 mod decode;
 mod dense;
@@ -14,10 +13,7 @@ mod support;
 
 use candle_core::{DType, Tensor};
 
-use crate::hybrid::HybridOutput;
-use crate::{
-    HeadGeometry, HybridConfig, HybridWeights, LinearNorm, Result, Routing, SelectionHead,
-};
+use crate::{HybridConfig, HybridWeights, LinearNorm, Result};
 
 pub use decode::{CudaHybridState, CudaWeights};
 pub(crate) use dense::dense_attention;
@@ -25,33 +21,11 @@ pub use kv_cache::CudaKvCache;
 pub(crate) use routing::DeviceRouting;
 pub(crate) use saved_attention::SavedAttention;
 
-use attention::Inputs;
-
-/// [`crate::hybrid_attention`] on CUDA, its shapes checked.
-pub(crate) fn hybrid_attention(
-    [q, k, v]: [&Tensor; 3],
-    weights: &HybridWeights,
-    geometry: HeadGeometry,
-    config: &HybridConfig,
-    routing: Option<&Routing>,
-) -> Result<HybridOutput> {
-    support::check(q, [k, v], weights, geometry, config)?;
-    // The kernels route by KV head: where every query head decides, each gets K and V of its own.
-    let shared = match config.selection_head {
-        SelectionHead::KvHead => 1,
-        SelectionHead::QueryHead => geometry.group(),
-    };
-    let (k, v) = (repeated(k, shared)?, repeated(v, shared)?);
-    let (map_q, map_k) = weights.folded()?;
-    let inputs =
-        Inputs { q: q.clone(), k, v, map_q, map_k, log_scale: log_scale(weights, config)? };
-    attention::hybrid_attention(inputs, config, routing)
-}
-
 /// Every KV head `times` times, one copy beside the other.
 fn repeated(rows: &Tensor, times: usize) -> Result<Tensor> {
+    let rows = rows.detach();
     if times == 1 {
-        return Ok(rows.clone());
+        return Ok(rows);
     }
     let (batch, heads, tokens, head_dim) = rows.dims4()?;
     let wide = rows.unsqueeze(2)?.broadcast_as((batch, heads, times, tokens, head_dim))?;
@@ -79,8 +53,9 @@ fn learned_scale(weights: &HybridWeights, config: &HybridConfig) -> Result<Optio
     else {
         return Ok(None);
     };
+    let log_lambda = log_lambda.detach();
     Ok(Some(match &weights.window_factor {
-        Some(w) => (log_lambda + (w.neg()?.exp()? + 1.0)?.log()?)?,
-        None => log_lambda.clone(),
+        Some(w) => (log_lambda + (w.detach().neg()?.exp()? + 1.0)?.log()?)?,
+        None => log_lambda,
     }))
 }

@@ -1,6 +1,6 @@
 //! Random arguments of the operator.
 
-use candle_core::{DType, Device, Shape, Tensor, Var};
+use candle_core::{DType, Device, Shape, Tensor};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use still_attention::{HeadGeometry, HybridWeights};
@@ -53,20 +53,4 @@ pub(super) fn weights(geometry: HeadGeometry, device: &Device) -> Result<HybridW
         log_lambda: Some(Tensor::full(8_f32.ln(), num_heads, device)?),
         window_factor: None,
     })
-}
-
-/// The same values as variables.
-pub(super) fn trained(
-    rows: &[Tensor; 3],
-    weights: &HybridWeights,
-) -> Result<([Tensor; 3], HybridWeights)> {
-    let variable = |x: &Tensor| Ok::<_, candle_core::Error>(Var::from_tensor(x)?.into_inner());
-    let [q, k, v] = rows;
-    let trained = HybridWeights {
-        feature_map_q: variable(&weights.feature_map_q)?,
-        feature_map_k: variable(&weights.feature_map_k)?,
-        log_lambda: weights.log_lambda.as_ref().map(variable).transpose()?,
-        ..weights.clone()
-    };
-    Ok(([variable(q)?, variable(k)?, variable(v)?], trained))
 }

@@ -13,13 +13,15 @@ mod inputs;
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use candle_core::{DType, Device};
 use serde::{Deserialize, Serialize};
 use still_attention::{
-    AttentionError, HeadGeometry, HybridConfig, RowDtype, StillConfig, dense_attention,
-    hybrid_attention,
+    AttentionError, HeadGeometry, HybridConfig, RowDtype, StillConfig, attention_forward,
+    dense_attention, hybrid_attention,
 };
+use still_compute::{Gradients, Spans};
 use still_model::ModelError;
 
 use crate::error::{EvalError, Result};
@@ -179,10 +181,12 @@ impl OperatorBench {
                 (times, counted.forward(context))
             }
             (Pass::ForwardBackward, Some((config, weights))) => {
-                let ([q, k, v], weights) = inputs::trained(&prefix, weights)?;
+                let rows = prefix.each_ref();
+                let d_out = prefix[0].ones_like()?;
+                let spans = Arc::new(Spans::new(weights.tensors()));
                 let times = time::<ModelError>(&self.device, repetitions, None, || {
-                    let out = hybrid_attention(&q, &k, &v, &weights, None, config, None)?.out;
-                    out.backward()?;
+                    let (_, saved) = attention_forward(rows, None, weights, config, None, true)?;
+                    saved.backward(&d_out, &mut Gradients::new(&spans)?)?;
                     Ok(())
                 })?;
                 (times, counted.forward_backward(context))

@@ -3,9 +3,11 @@
 use candle_core::{DType, Device, Tensor};
 use still_compute::Real;
 
+use super::ops::device::rows;
+use super::ops::plain::linear_backward;
 use super::ops::{Dropout, frozen_linear, low_rank_linear, with_values};
 use super::weight::Weight;
-use crate::error::Result;
+use crate::error::{ModelError, Result};
 
 /// A frozen projection.
 #[derive(Clone, Debug)]
@@ -75,6 +77,17 @@ impl Linear {
                 Ok(low_rank_linear(x, &self.weight, lora)?.broadcast_add(bias)?)
             }
         }
+    }
+
+    /// The gradient of `x` in [`Linear::forward`] without an update: `dy` `[B, N, out]` → `[B, N, in]`.
+    ///
+    /// # Errors
+    /// Shapes or dtypes that do not fit.
+    pub fn backward(&self, dy: &Tensor) -> Result<Tensor> {
+        let (batch, tokens, _) = dy.dims3()?;
+        let dx = linear_backward(&[(&rows(dy)?, &self.weight)], None)?;
+        let dx = dx.ok_or_else(|| ModelError::Invalid("a projection without a weight".into()))?;
+        Ok(dx.reshape((batch, tokens, ()))?)
     }
 
     /// The projection alone on plain values: `x` `[n, in]` → `[n, out]`, on the CPU.

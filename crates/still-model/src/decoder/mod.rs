@@ -17,7 +17,7 @@ pub use layer_ops::{LayerOps, Norm, Projected, Projection, Role};
 pub(crate) use linear::on_host;
 pub use linear::{Linear, Lora, LoraLayer};
 pub use ops::{Dropout, MlpWeights, Rotation};
-pub use saving_ops::{AttentionGradients, SavedActivations, SavingOps, Value};
+pub use saving_ops::{SavedActivations, SavingOps, Value};
 pub use tensor_ops::TensorOps;
 pub use weight::{Part, Weight};
 

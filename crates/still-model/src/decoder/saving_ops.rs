@@ -1,10 +1,12 @@
 //! A layer on tensors that saves what its backward pass needs, and that pass.
 //!
 //! The tensor library's graph makes a tensor of zeros for every gradient and adds to it; here each gradient is written once,
-//! products add to what is there, and what is saved is chosen. The attention between the two halves of a layer is the caller's.
+//! products add to what is there, and what is saved is chosen.
 
-use candle_core::backprop::GradStore;
-use candle_core::{DType, Tensor};
+use candle_core::{Shape, Tensor};
+use still_attention::{AttentionGradients, HybridConfig, HybridWeights};
+use still_attention::{SavedAttention, attention_forward};
+use still_compute::Gradients;
 
 use super::layer::AttentionInputs;
 use super::layer_ops::{LayerOps, Norm, Projected, Projection};
@@ -14,7 +16,7 @@ use super::ops::plain::{
     swiglu_backward,
 };
 use super::ops::{Rotation, merge_heads, rms_norm, rms_norm_heads, split_heads};
-use crate::error::{ModelError, Result};
+use crate::error::Result;
 
 /// An activation: rows `[B · N, width]`, or heads `[B, H, N, D]`.
 #[derive(Clone, Debug)]
@@ -55,7 +57,7 @@ enum Saved<'w> {
     Gated { x: usize, wide: Wide<'w>, gate: Projection<'w>, up: Projection<'w>, y: usize },
     Heads { rows: usize, before: Option<(Tensor, Norm<'w>)>, rotated: bool, y: usize },
     OutputGate { rows: usize, gate: Tensor, y: usize },
-    Attention { y: usize },
+    Attention { of: [usize; 3], gate: Option<usize>, saved: Box<SavedAttention>, y: usize },
 }
 
 /// Where the backward pass has an MLP's wide activations from.
@@ -73,15 +75,6 @@ struct Done<'w> {
     /// `A` and `B` in the dtype of activations, and `x Aᵀ` `[rows, rank]`.
     update: Option<[Tensor; 3]>,
     y: usize,
-}
-
-/// Gradients of what an attention was computed from.
-#[derive(Clone, Debug)]
-pub struct AttentionGradients {
-    /// Of queries, `[B, H, N, D]`, keys and values, `[B, K, N, D]`.
-    pub qkv: [Tensor; 3],
-    /// Of the output gate, `[B, H, N, D]`.
-    pub gate: Option<Tensor>,
 }
 
 impl<'w> SavingOps<'w> {
@@ -114,26 +107,31 @@ impl<'w> SavingOps<'w> {
         Value { id: self.learns.len() - 1, tensor }
     }
 
-    /// The output of the attention, `[B, H, N, D]`, as rows.
+    /// Hybrid attention of a student's layer, as rows.
     ///
     /// # Errors
-    /// A tensor of other dimensions.
-    pub fn attention(&mut self, out: &Tensor) -> Result<Value> {
-        let merged = rows(&merge_heads(&out.detach())?)?;
-        let value = self.value(merged, true);
-        self.saved.push(Saved::Attention { y: value.id });
+    /// As [`attention_forward`].
+    pub fn attend(
+        &mut self,
+        inputs: &AttentionInputs<Value>,
+        weights: &HybridWeights,
+        config: &HybridConfig,
+    ) -> Result<Value> {
+        let AttentionInputs { q, k, v, gate } = inputs;
+        let of = [q.id, k.id, v.id];
+        let wants_rows = of.iter().any(|&id| self.learns[id]);
+        let qkv = [&q.tensor, &k.tensor, &v.tensor];
+        let open = gate.as_ref().map(|gate| &gate.tensor);
+        let (output, saved) = attention_forward(qkv, open, weights, config, None, wants_rows)?;
+        let value = self.value(rows(&merge_heads(&output.out)?)?, true);
+        let gate = gate.as_ref().map(|gate| gate.id);
+        self.saved.push(Saved::Attention { of, gate, saved: Box::new(saved), y: value.id });
         Ok(value)
     }
 
-    /// What is saved of a layer of these `inputs` and this `output`.
-    pub fn finish(self, inputs: &AttentionInputs<Value>, output: &Value) -> SavedActivations<'w> {
-        let AttentionInputs { q, k, v, gate } = inputs;
-        SavedActivations {
-            inputs: [q.id, k.id, v.id],
-            gate: gate.as_ref().map(|gate| gate.id),
-            output: output.id,
-            ops: self,
-        }
+    /// What is saved on the way to `output`.
+    pub fn finish(self, output: &Value) -> SavedActivations<'w> {
+        SavedActivations { ops: self, output: output.id, shape: output.tensor.shape().clone() }
     }
 
     /// Rows of a value as `[B, N, width]`.
@@ -169,25 +167,25 @@ impl Done<'_> {
         self.update.is_some() || self.projection.learned.is_some()
     }
 
-    /// Notes the gradients of what is learned; returns those of `x` that do not come through the weight.
+    /// Adds the gradients of what is learned; returns that of `x` that does not come through the weight.
     fn backward(
         &self,
         input: Option<&Tensor>,
         dy: &Tensor,
         wanted: bool,
-        grads: &mut GradStore,
+        grads: &mut Gradients,
     ) -> Result<Option<Tensor>> {
         let Some(x) = input.filter(|_| self.reads_input()) else { return Ok(None) };
-        if let Some(weight) = self.projection.learned.filter(|weight| weight.track_op()) {
-            grads.insert(weight, product(&dy.t()?, x, 1.0, None, DType::F32)?);
+        if let Some(weight) = self.projection.learned {
+            grads.add_product(weight, 1.0, &dy.t()?, x)?;
         }
         let (Some(lora), Some([a, b, low])) = (self.projection.lora, &self.update) else {
             return Ok(None);
         };
         let (dtype, dropout) = (dy.dtype(), lora.dropout.as_ref());
         let up = product(dy, b, lora.scale, None, dtype)?;
-        grads.insert(&lora.a, product(&up.t()?, &dropped(x, dropout)?, 1.0, None, DType::F32)?);
-        grads.insert(&lora.b, product(&dy.t()?, low, lora.scale, None, DType::F32)?);
+        grads.add_product(&lora.a, 1.0, &up.t()?, &dropped(x, dropout)?)?;
+        grads.add_product(&lora.b, lora.scale, &dy.t()?, low)?;
         match wanted {
             true => Ok(Some(dropped(&product(&up, a, 1.0, None, dtype)?, dropout)?)),
             false => Ok(None),
@@ -268,7 +266,7 @@ impl<'w> LayerOps<'w> for SavingOps<'w> {
         };
         let heads = split_heads(&normed, self.head_dim, rotated.then_some(&self.rotation))?;
         let value = self.value(heads, self.learns[x.id]);
-        let before = norm.map(|norm| (x.tensor, norm));
+        let before = norm.filter(|_| self.learns[x.id]).map(|norm| (x.tensor, norm));
         self.saved.push(Saved::Heads { rows: x.id, before, rotated, y: value.id });
         Ok(value)
     }
@@ -283,67 +281,47 @@ impl<'w> LayerOps<'w> for SavingOps<'w> {
     }
 }
 
-/// What the backward pass of a layer needs.
+/// What the backward pass from one value to the input needs.
 #[derive(Debug)]
 pub struct SavedActivations<'w> {
     ops: SavingOps<'w>,
-    inputs: [usize; 3],
-    gate: Option<usize>,
     output: usize,
+    shape: Shape,
 }
 
 impl SavedActivations<'_> {
-    /// From the gradient of the output `[B, N, E]` to that of the input, none if it is not wanted. `attention` takes that of the
-    /// attention's output, `[B, H, N, D]`. Notes the gradients of what is learned in the layer's projections.
+    /// From the gradient of the output, rows as `[B, N, width]` or heads, to that of the input `[B, N, E]`, none if it is not wanted.
+    /// Gradients of what is learned are added to `grads`.
     ///
     /// # Errors
-    /// An error of the tensor library or of `attention`.
-    pub fn backward<E: From<ModelError>>(
-        self,
-        dy: &Tensor,
-        attention: impl FnOnce(&Tensor) -> std::result::Result<AttentionGradients, E>,
-        grads: &mut GradStore,
-    ) -> std::result::Result<Option<Tensor>, E> {
-        let Self { ops, inputs, gate, output } = self;
+    /// An error of the tensor library.
+    pub fn backward(self, dy: &Tensor, grads: &mut Gradients) -> Result<Option<Tensor>> {
+        let Self { ops, output, shape } = self;
         let SavingOps { head_dim, rotation, shape: (batch, tokens), saved, learns, .. } = ops;
-        let mut gradients = Gradients { of: vec![None; learns.len()], learns };
-        gradients.of[output] = Some(rows(dy).map_err(ModelError::from)?);
-        let mut attention = Some(attention);
+        let mut upstream = Upstream { of: vec![None; learns.len()], learns };
+        upstream.of[output] = Some(dy.contiguous()?.reshape(shape)?);
         for done in saved.into_iter().rev() {
-            let Saved::Attention { y } = done else {
-                gradients.back(done, (batch, tokens), head_dim, &rotation, grads)?;
-                continue;
-            };
-            let (Some(d), Some(attention)) = (gradients.of[y].take(), attention.take()) else {
-                continue;
-            };
-            let d = d.reshape((batch, tokens, (), head_dim)).and_then(|d| d.transpose(1, 2));
-            let AttentionGradients { qkv, gate: d_gate } =
-                attention(&d.map_err(ModelError::from)?)?;
-            for (id, d) in inputs.into_iter().zip(qkv).chain(gate.zip(d_gate)) {
-                gradients.of[id] = Some(d);
-            }
+            upstream.back(done, (batch, tokens), head_dim, &rotation, grads)?;
         }
-        let dx = gradients.of[0].take().filter(|_| gradients.learns[0]);
-        let by_token = |dx: Tensor| dx.reshape((batch, tokens, ()));
-        Ok(dx.map(by_token).transpose().map_err(ModelError::from)?)
+        let dx = upstream.of[0].take().filter(|_| upstream.learns[0]);
+        Ok(dx.map(|dx| dx.reshape((batch, tokens, ()))).transpose()?)
     }
 }
 
 /// Gradients of values on the way back.
-struct Gradients {
+struct Upstream {
     of: Vec<Option<Tensor>>,
     learns: Vec<bool>,
 }
 
-impl Gradients {
+impl Upstream {
     /// Adds to the gradient of a value what comes through projections of it.
     fn add_projected(
         &mut self,
         x: usize,
         projected: &[(&Done<'_>, Tensor)],
         input: Option<&Tensor>,
-        grads: &mut GradStore,
+        grads: &mut Gradients,
     ) -> Result<()> {
         let wanted = self.learns[x];
         let mut onto = self.of[x].take();
@@ -370,7 +348,7 @@ impl Gradients {
         (batch, tokens): (usize, usize),
         head_dim: usize,
         rotation: &Rotation,
-        grads: &mut GradStore,
+        grads: &mut Gradients,
     ) -> Result<()> {
         match done {
             Saved::Norm { x, norm, y } => {
@@ -435,8 +413,15 @@ impl Gradients {
                 // σ' = σ (1 − σ)
                 self.of[rows] = Some((d * (&gate * gate.affine(-1.0, 1.0)?)?)?);
             }
-            // Between the halves; see `SavedActivations::backward`.
-            Saved::Attention { .. } => {}
+            Saved::Attention { of, gate, saved, y } => {
+                let Some(dy) = self.of[y].take() else { return Ok(()) };
+                let by_head = dy.reshape((batch, tokens, (), head_dim))?.transpose(1, 2)?;
+                let AttentionGradients { qkv, gate: d_gate } = saved.backward(&by_head, grads)?;
+                let of_rows = of.into_iter().zip(qkv.into_iter().flatten());
+                for (id, d) in of_rows.chain(gate.zip(d_gate)) {
+                    self.of[id] = Some(d);
+                }
+            }
         }
         Ok(())
     }

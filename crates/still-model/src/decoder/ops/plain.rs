@@ -3,8 +3,9 @@
 //! On the CPU f32 has the kernels of the fused ops; other dtypes, which check gradients, and other devices have those of
 //! `device`. Activations are matrices `[rows, width]`, contiguous.
 
-use candle_core::{DType, Result, Storage, Tensor};
+use candle_core::{DType, Result, Tensor};
 use still_compute::matmul::{Mat, par_matmul, par_matmul_new};
+use still_compute::tensor::with_matrix;
 
 use super::heads::merge_rotated_back;
 use super::residual::add_into;
@@ -78,7 +79,7 @@ pub(in crate::decoder) fn product(
         return device::product(x, y, scale, onto, dtype);
     }
     let ((m, k), (_, n)) = (x.dims2()?, y.dims2()?);
-    let mut product = with_view(x, |x| with_view(y, |y| par_matmul_new((m, n, k), x, y)))??;
+    let mut product = with_matrix(x, |x| with_matrix(y, |y| par_matmul_new((m, n, k), x, y)))??;
     if scale != 1.0 {
         product.iter_mut().for_each(|value| *value *= scale as f32);
     }
@@ -86,16 +87,6 @@ pub(in crate::decoder) fn product(
         with_values(&onto, |onto: &[f32]| add_into(&mut product, onto))?;
     }
     matrix(product, n, x)
-}
-
-/// Calls `body` with a CPU matrix as it lies.
-fn with_view<R>(x: &Tensor, body: impl FnOnce(Mat<'_, f32>) -> R) -> Result<R> {
-    let (storage, layout) = x.storage_and_layout();
-    let (&[row_stride, col_stride], Storage::Cpu(storage)) = (layout.stride(), &*storage) else {
-        candle_core::bail!("expected a matrix on the CPU, got {:?}", x.shape())
-    };
-    let data = &storage.as_slice::<f32>()?[layout.start_offset()..];
-    Ok(body(Mat { data, row_stride, col_stride }))
 }
 
 /// `x` as an update with this dropout reads it.

@@ -1,0 +1,155 @@
+//! The operator on CPU tensors, and what its backward pass needs.
+
+use std::sync::Arc;
+
+use candle_core::{DType, Tensor};
+use still_compute::Real;
+use still_compute::tensor::borrow_all;
+
+use super::backward::Wanted;
+use super::operator::{Operands, Operator, Output};
+use crate::arguments::expect_cpu;
+use crate::hybrid::OP;
+use crate::saved_attention::{Call, FoldedGradients};
+use crate::weights::inverse_sigmoid;
+use crate::{AttentionError, HeadGeometry, HybridConfig, Result, Routing, Selection};
+
+/// The operands as they are, and what the forward pass made of them.
+#[derive(Debug)]
+pub(crate) struct SavedAttention {
+    operands: Tensors,
+    geometry: HeadGeometry,
+    config: HybridConfig,
+    wants_rows: bool,
+    selection: Arc<Selection>,
+    out: Tensor,
+}
+
+/// Contiguous, in no graph.
+#[derive(Debug)]
+struct Tensors {
+    qkv: [Tensor; 3],
+    gate: Option<Tensor>,
+    maps: [Tensor; 2],
+    log_lambda: Option<Tensor>,
+    window_factor: Option<Tensor>,
+}
+
+impl SavedAttention {
+    /// Of arguments that fit each other.
+    pub fn forward(
+        call: &Call<'_>,
+        geometry: HeadGeometry,
+        wants_rows: bool,
+    ) -> Result<(Tensor, Routing, Self)> {
+        match call.rows[0].dtype() {
+            DType::F32 => Self::forward_as::<f32>(call, geometry, wants_rows),
+            DType::F64 => Self::forward_as::<f64>(call, geometry, wants_rows),
+            other => Err(AttentionError::Unsupported {
+                op: OP,
+                tensor: "q",
+                expected: "f32 or f64 on the CPU",
+                got: other.as_str().into(),
+            }),
+        }
+    }
+
+    fn forward_as<T: Real>(
+        call: &Call<'_>,
+        geometry: HeadGeometry,
+        wants_rows: bool,
+    ) -> Result<(Tensor, Routing, Self)> {
+        let Call { rows, gate, weights, config, routing } = *call;
+        let (batch, heads, tokens, _) = rows[0].dims4()?;
+        let selection_heads = geometry.selection_heads(config.selection_head);
+        let given = routing.map(Routing::selection).transpose()?;
+        if let Some(given) = &given {
+            given.check((batch, selection_heads, tokens), config)?;
+        }
+        let prepared = |name: &'static str, tensor: &Tensor| -> Result<Tensor> {
+            expect_cpu(OP, name, tensor, T::DTYPE)?;
+            Ok(tensor.detach().contiguous()?)
+        };
+        let optional =
+            |name, tensor: Option<&Tensor>| tensor.map(|t| prepared(name, t)).transpose();
+        let (map_q, map_k) = weights.folded()?;
+        let [q, k, v] = rows;
+        let operands = Tensors {
+            qkv: [prepared("q", q)?, prepared("k", k)?, prepared("v", v)?],
+            gate: optional("gate", gate)?,
+            maps: [prepared("feature_map_q", &map_q)?, prepared("feature_map_k", &map_k)?],
+            log_lambda: optional("log_lambda", weights.log_lambda.as_ref())?,
+            window_factor: optional("window_factor", weights.window_factor.as_ref())?,
+        };
+        let operator = Operator { geometry, config, batch, tokens };
+        let Output { out, selection, scores } =
+            operands.with_values(|operands| operator.forward::<T>(&operands, given.as_deref()))?;
+        let out = Tensor::from_vec(out, (batch, heads, tokens, geometry.head_dim), q.device())?;
+        let routing = Routing::on_host(selection, scores);
+        let (selection, config) = (routing.selection()?, config.clone());
+        let saved = Self { operands, geometry, config, wants_rows, selection, out: out.clone() };
+        Ok((out, routing, saved))
+    }
+
+    pub fn backward(&self, d_out: &Tensor) -> Result<FoldedGradients> {
+        match self.out.dtype() {
+            DType::F64 => self.backward_as::<f64>(d_out),
+            _ => self.backward_as::<f32>(d_out),
+        }
+    }
+
+    fn backward_as<T: Real>(&self, d_out: &Tensor) -> Result<FoldedGradients> {
+        let Self { operands, geometry, config, wants_rows, selection, out } = self;
+        let (batch, _, tokens, _) = out.dims4()?;
+        let operator = Operator { geometry: *geometry, config, batch, tokens };
+        let wanted = Wanted { qkv: *wants_rows };
+        let to = borrow_all(&[out, d_out], |outs: &[&[T]]| {
+            operands.with_values(|operands| {
+                operator.backward(&operands, selection, (outs[0], outs[1]), wanted)
+            })
+        })??;
+        let tensor =
+            |values: Vec<T>, like: &Tensor| Tensor::from_vec(values, like.shape(), like.device());
+        let [q, k, v] = &operands.qkv;
+        let [d_q, d_k, d_v] = to.qkv;
+        let qkv = match wants_rows {
+            true => Some([tensor(d_q, q)?, tensor(d_k, k)?, tensor(d_v, v)?]),
+            false => None,
+        };
+        let heads = to.log_scale.len();
+        Ok(FoldedGradients {
+            qkv,
+            gate: operands.gate.as_ref().map(|gate| tensor(to.gate, gate)).transpose()?,
+            map_q: tensor(to.map_q, &operands.maps[0])?,
+            map_k: tensor(to.map_k, &operands.maps[1])?,
+            log_scale: Some(Tensor::from_vec(to.log_scale, heads, out.device())?),
+        })
+    }
+}
+
+impl Tensors {
+    fn with_values<T: Real, R>(
+        &self,
+        body: impl FnOnce(Operands<'_, T>) -> R,
+    ) -> candle_core::Result<R> {
+        let each = |tensor: &Option<Tensor>, f: fn(T) -> T| -> candle_core::Result<_> {
+            let Some(tensor) = tensor else { return Ok(None) };
+            Ok(Some(tensor.to_vec1::<T>()?.into_iter().map(f).collect::<Vec<T>>()))
+        };
+        let lambda = each(&self.log_lambda, |l| l.exp())?;
+        let against_window = each(&self.window_factor, inverse_sigmoid)?;
+        let tensors: Vec<&Tensor> = self.qkv.iter().chain(&self.maps).chain(&self.gate).collect();
+        borrow_all(&tensors, |values| {
+            body(Operands {
+                q: values[0],
+                k: values[1],
+                v: values[2],
+                gate: values.get(5).copied(),
+                map_q: values[3],
+                map_k: values[4],
+                lambda,
+                against_window,
+            })
+        })
+    }
+}
