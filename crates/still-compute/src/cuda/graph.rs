@@ -55,9 +55,12 @@ impl CapturedGraph {
             let capturing = no_capture();
             stream.begin_capture(mode).map_err(driver)?;
             let queued = queue();
-            // The stream is of no use to anyone before its capture has ended, whatever came of it.
-            let graph = stream.end_capture(flags);
+            // In an invalidated capture nothing can be freed. That is noted for the next call, which would return it in place of
+            // ending the capture: the stream is of no use to anyone before that, whatever came of it.
+            let noted = stream.context().check_err();
+            let ended = stream.end_capture(flags);
             drop(capturing);
+            let graph = ended.and_then(|graph| noted.map(|()| graph));
             match (queued, graph) {
                 // Another thread loaded kernels, which ends captures everywhere in the process.
                 (_, Err(error)) if was_invalidated(&error) && attempt < ATTEMPTS => {
