@@ -7,8 +7,7 @@ use clap::Args;
 use still_model::{ChatSession, GenerateOptions, ModelError};
 
 use super::generate::summary;
-use super::model::{DeviceArgs, ModelArg, Place, load};
-use super::sampling::{Sampling, SamplingArgs};
+use super::generation::{GenerationArgs, GenerationSettings};
 use super::stream_to;
 use crate::errors::user;
 use crate::interrupt::{self, OnSignal};
@@ -27,48 +26,34 @@ Examples:
 #[derive(Clone, Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct ChatArgs {
-    /// The model.
+    /// Who answers, and how.
     #[command(flatten)]
-    model: ModelArg,
-    /// Where it computes.
-    #[command(flatten)]
-    device: DeviceArgs,
+    generation: GenerationArgs,
     /// System message
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
-    /// Sampling.
-    #[command(flatten)]
-    sampling: SamplingArgs,
 }
 
 /// Who is talked to, and how it answers.
 #[derive(Debug)]
 pub struct Settings {
-    model: String,
-    place: Place,
+    generation: GenerationSettings,
     system: Option<String>,
-    sampling: Sampling,
 }
 
 impl ChatArgs {
     /// # Errors
     /// Options that contradict each other; a device that is not there.
     pub fn resolve(self) -> anyhow::Result<Settings> {
-        Ok(Settings {
-            sampling: self.sampling.resolve()?,
-            place: self.device.resolve()?,
-            model: self.model.model,
-            system: self.system,
-        })
+        Ok(Settings { generation: self.generation.resolve()?, system: self.system })
     }
 }
 
 /// Runs the command.
 pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
-    let Sampling { options, rows } = &settings.sampling;
-    let model = load(&settings.model, &settings.place, printer)?;
-    let rows = rows.of(&model);
-    let mut session = ChatSession::new(model, rows, settings.system.as_deref())?;
+    let GenerationSettings { options, rows, .. } = &settings.generation;
+    let model = settings.generation.load(printer)?;
+    let mut session = ChatSession::new(model, *rows, settings.system.as_deref())?;
     interrupt::hint("the conversation is not kept: start it again");
     let stdin = std::io::stdin();
     let terminal = stdin.is_terminal();

@@ -7,9 +7,8 @@ use clap::Args;
 use serde_json::json;
 use still_model::{Finish, Generation, generate};
 
+use super::generation::{GenerationArgs, GenerationSettings};
 use super::input::{read_piped, read_text_once};
-use super::model::{DeviceArgs, ModelArg, Place, load};
-use super::sampling::{Sampling, SamplingArgs};
 use super::stream_to;
 use crate::errors::{Interrupted, user};
 use crate::interrupt::{self, OnSignal};
@@ -26,12 +25,9 @@ Examples:
 #[derive(Clone, Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct GenerateArgs {
-    /// The model.
+    /// Who continues, and how.
     #[command(flatten)]
-    model: ModelArg,
-    /// Where it computes.
-    #[command(flatten)]
-    device: DeviceArgs,
+    generation: GenerationArgs,
     /// Text to continue; standard input without this and --prompt-file
     #[arg(long, short, value_name = "TEXT", conflicts_with = "prompt_file")]
     prompt: Option<String>,
@@ -41,18 +37,13 @@ pub struct GenerateArgs {
     /// Print one JSON object at the end instead of streaming text
     #[arg(long)]
     json: bool,
-    /// Sampling.
-    #[command(flatten)]
-    sampling: SamplingArgs,
 }
 
 /// What is generated.
 #[derive(Debug)]
 pub struct Settings {
-    model: String,
-    place: Place,
+    generation: GenerationSettings,
     prompt: Prompt,
-    sampling: Sampling,
     json: bool,
 }
 
@@ -69,9 +60,7 @@ impl GenerateArgs {
     /// Options that contradict each other; a device that is not there.
     pub fn resolve(self) -> anyhow::Result<Settings> {
         Ok(Settings {
-            sampling: self.sampling.resolve()?,
-            place: self.device.resolve()?,
-            model: self.model.model,
+            generation: self.generation.resolve()?,
             prompt: match (self.prompt, self.prompt_file) {
                 (Some(text), _) => Prompt::Text(text),
                 (None, Some(path)) => Prompt::File(path),
@@ -85,13 +74,13 @@ impl GenerateArgs {
 /// Runs the command.
 pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
     let prompt = settings.prompt.read(printer)?;
-    let model = load(&settings.model, &settings.place, printer)?;
+    let model = settings.generation.load(printer)?;
     let ids = model.tokenizer.encode(&prompt, true)?;
     if ids.is_empty() {
         return Err(user("the prompt has no tokens", "give some text to continue"));
     }
-    let Sampling { options, rows } = &settings.sampling;
-    let mut cache = model.new_cache(1, rows.of(&model))?;
+    let GenerationSettings { options, rows, .. } = &settings.generation;
+    let mut cache = model.new_cache(1, *rows)?;
     interrupt::on_signal(OnSignal::Finish);
     let mut written = Ok(());
     let mut stream = stream_to(printer, !settings.json, &mut written);

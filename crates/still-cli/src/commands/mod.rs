@@ -1,6 +1,7 @@
 //! One module per command, with its arguments; and what several commands share.
 
 pub mod bench;
+mod cache;
 pub mod calibrate;
 mod calibration_bars;
 pub mod chat;
@@ -10,6 +11,7 @@ pub mod doctor;
 pub mod eval;
 pub mod export;
 pub mod generate;
+mod generation;
 mod input;
 pub mod inspect;
 pub mod linearize;
@@ -17,8 +19,7 @@ pub mod man;
 mod model;
 mod recipe;
 pub mod report;
-mod rows;
-mod sampling;
+mod training;
 
 use std::ops::ControlFlow;
 use std::path::Path;

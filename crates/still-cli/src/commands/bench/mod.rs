@@ -12,7 +12,9 @@ use still_model::random::{random_model_on, shape as shape_of};
 use self::attention::AttentionBenchArgs;
 use self::model::ModelBenchArgs;
 use self::train::TrainBenchArgs;
-use super::model::{Place, load};
+use super::cache::CacheArgs;
+use super::model::{DeviceArgs, Place, load};
+use crate::args::{BATCH, TOKENS, whole};
 use crate::errors::user;
 use crate::printer::Printer;
 
@@ -51,7 +53,7 @@ pub fn run(args: BenchArgs, printer: &Printer) -> anyhow::Result<()> {
     }
 }
 
-/// A model, or random weights of a known shape.
+/// Of `model` and `train`: a model, or random weights of a known shape, and the contexts at which it is timed.
 #[derive(Clone, Debug, Args)]
 struct SubjectArgs {
     /// Hugging Face directory, .gguf file, hub id (org/name), or a student made by `still linearize`
@@ -60,14 +62,66 @@ struct SubjectArgs {
     /// Random weights of this shape instead: smollm2-135m, llama-3.2-1b or llama-3.1-8b
     #[arg(long, value_name = "NAME", conflicts_with = "model")]
     shape: Option<String>,
+    /// Where it computes.
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// Tokens of a sequence; of `bench model` those that are read before decoding
+    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "512,2048,4096,7680", value_parser = whole(0, TOKENS))]
+    contexts: Vec<usize>,
+}
+
+/// What is timed, where and at which contexts.
+#[derive(Debug)]
+struct Subject {
+    model: Option<String>,
+    shape: Option<String>,
+    place: Place,
+    contexts: Vec<usize>,
+}
+
+/// Of `model` and `attention`: what an attention cache is like.
+#[derive(Clone, Debug, Args)]
+struct StateArgs {
+    /// Sequences that are read and decoded together
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = whole(0, BATCH))]
+    batch: usize,
+    /// Most salient tokens of each head of the variant `still` [default: no limit]
+    #[arg(long, value_name = "N", value_parser = whole(0, TOKENS))]
+    cap: Option<usize>,
+    /// How exact rows are stored.
+    #[command(flatten)]
+    cache: CacheArgs,
+}
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, Args)]
+struct OutputArgs {
+    /// Print one JSON object a line on stdout instead of the table
+    #[arg(long)]
+    json: bool,
 }
 
 impl SubjectArgs {
+    /// # Errors
+    /// Contexts of nothing; a device that is not there.
+    fn resolve(self) -> anyhow::Result<Subject> {
+        something_to_time(&self.contexts)?;
+        Ok(Subject {
+            model: self.model,
+            shape: self.shape,
+            place: self.device.resolve()?,
+            contexts: self.contexts,
+        })
+    }
+}
+
+impl Subject {
     /// Loads the model or makes it.
     ///
     /// # Errors
     /// A model or shape that is not there.
-    fn load(&self, place: &Place, printer: &Printer) -> anyhow::Result<Model> {
+    fn load(&self, printer: &Printer) -> anyhow::Result<Model> {
+        let place = &self.place;
         match (&self.model, &self.shape) {
             (Some(model), _) => load(model, place, printer),
             (None, Some(shape)) => {

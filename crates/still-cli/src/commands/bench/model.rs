@@ -6,10 +6,8 @@ use still_attention::{RowDtype, StillConfig};
 use still_eval::{BenchPoint, ModelBench};
 use still_model::{FeatureInit, Model, Student, peak_device_bytes};
 
-use super::{SubjectArgs, room, something_to_time};
-use crate::args::{BATCH, TOKENS, whole};
-use crate::commands::model::{DeviceArgs, Place};
-use crate::commands::rows::{Rows, cache_dtype};
+use super::{OutputArgs, StateArgs, Subject, SubjectArgs, room, something_to_time};
+use crate::args::{TOKENS, whole};
 use crate::commands::{BUDGET, CHUNK};
 use crate::errors::user;
 use crate::memory;
@@ -29,12 +27,6 @@ pub struct ModelBenchArgs {
     /// The model.
     #[command(flatten)]
     subject: SubjectArgs,
-    /// Where it computes.
-    #[command(flatten)]
-    device: DeviceArgs,
-    /// Tokens read before decoding
-    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "512,2048,4096,7680", value_parser = whole(0, TOKENS))]
-    contexts: Vec<usize>,
     /// Also read N tokens onto each context's state before decoding, as a conversation's next turn is, and time them
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true, value_parser = whole(0, TOKENS))]
     onto: usize,
@@ -44,9 +36,6 @@ pub struct ModelBenchArgs {
     /// Read all contexts first, then decode 16 tokens of each in turn: a drift of the machine's speed is then the same for all
     #[arg(long)]
     in_turn: bool,
-    /// Sequences read and decoded together
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = whole(0, BATCH))]
-    batch: usize,
     /// Attention to time, each at every context
     #[arg(
         long,
@@ -56,15 +45,12 @@ pub struct ModelBenchArgs {
         default_value = "dense,still"
     )]
     variants: Vec<Variant>,
-    /// Most salient tokens of each head of the variant `still` [default: no limit]
-    #[arg(long, value_name = "N", value_parser = whole(0, TOKENS))]
-    cap: Option<usize>,
-    /// How the attention cache stores exact keys and values [default: bf16; on CUDA as --compute-dtype]
-    #[arg(long, value_name = "FORMAT", value_parser = cache_dtype())]
-    cache_dtype: Option<RowDtype>,
-    /// Print one JSON object a line on stdout instead of the table
-    #[arg(long)]
-    json: bool,
+    /// What is decoded with.
+    #[command(flatten)]
+    state: StateArgs,
+    /// How results are printed.
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 /// Attention that is timed.
@@ -83,16 +69,14 @@ enum Variant {
 /// What is timed.
 #[derive(Debug)]
 pub struct Settings {
-    subject: SubjectArgs,
-    place: Place,
-    contexts: Vec<usize>,
+    subject: Subject,
     onto: usize,
     new_tokens: usize,
     in_turn: bool,
     batch: usize,
     variants: Vec<Variant>,
     cap: Option<usize>,
-    rows: Rows,
+    rows: RowDtype,
     json: bool,
 }
 
@@ -100,19 +84,18 @@ impl ModelBenchArgs {
     /// # Errors
     /// Nothing to time; a device that is not there.
     pub fn resolve(self) -> anyhow::Result<Settings> {
-        something_to_time(&[&[self.new_tokens, self.batch], self.contexts.as_slice()].concat())?;
+        something_to_time(&[self.new_tokens, self.state.batch])?;
+        let subject = self.subject.resolve()?;
         Ok(Settings {
-            place: self.device.resolve()?,
-            subject: self.subject,
-            contexts: self.contexts,
+            rows: self.state.cache.resolve(&subject.place, RowDtype::Bf16)?,
+            subject,
             onto: self.onto,
             new_tokens: self.new_tokens,
             in_turn: self.in_turn,
-            batch: self.batch,
+            batch: self.state.batch,
             variants: self.variants,
-            cap: self.cap,
-            rows: Rows::new(self.cache_dtype, RowDtype::Bf16),
-            json: self.json,
+            cap: self.state.cap,
+            json: self.output.json,
         })
     }
 }
@@ -133,12 +116,12 @@ struct Line {
 
 /// Runs the command.
 pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
-    let model = settings.subject.load(&settings.place, printer)?;
+    let model = settings.subject.load(printer)?;
     let mut lines = Vec::new();
     for &variant in &settings.variants {
         let (name, model) = variant_of(variant, settings.cap, &model)?;
-        let (batch, rows) = (settings.batch, settings.rows.of(&model));
-        let (contexts, new_tokens) = (&settings.contexts, settings.new_tokens);
+        let (batch, rows) = (settings.batch, settings.rows);
+        let (contexts, new_tokens) = (&settings.subject.contexts, settings.new_tokens);
         contexts.iter().try_for_each(|&context| {
             room::check(&model, batch, context + settings.onto, new_tokens, rows)
         })?;

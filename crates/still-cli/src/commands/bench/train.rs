@@ -5,9 +5,8 @@ use serde::Serialize;
 use still_model::{peak_device_bytes, reset_peak_device_bytes};
 use still_train::{Objective, Recipe, Stage, StepTiming, time_steps};
 
-use super::{SubjectArgs, something_to_time};
-use crate::args::{COUNT, TOKENS, one_of, whole};
-use crate::commands::model::{DeviceArgs, Place};
+use super::{OutputArgs, Subject, SubjectArgs};
+use crate::args::{COUNT, one_of, whole};
 use crate::commands::recipe::RecipeArgs;
 use crate::memory;
 use crate::printer::Printer;
@@ -26,33 +25,25 @@ pub struct TrainBenchArgs {
     /// The teacher.
     #[command(flatten)]
     subject: SubjectArgs,
-    /// Where it computes.
-    #[command(flatten)]
-    device: DeviceArgs,
     /// Stages to time
     #[arg(long, value_name = "S,…", value_delimiter = ',', default_value = "transfer,finetune", value_parser = one_of(&Stage::ALL, Stage::name))]
     stages: Vec<Stage>,
-    /// Tokens of a sequence
-    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "512,2048,4096,7680", value_parser = whole(0, TOKENS))]
-    contexts: Vec<usize>,
     /// Steps timed of each stage
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = whole(1, COUNT))]
     steps: usize,
     /// How it is trained.
     #[command(flatten)]
     recipe: RecipeArgs,
-    /// Print one JSON object a line on stdout instead of the table
-    #[arg(long)]
-    json: bool,
+    /// How results are printed.
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 /// What is timed.
 #[derive(Debug)]
 pub struct Settings {
-    subject: SubjectArgs,
-    place: Place,
+    subject: Subject,
     stages: Vec<Stage>,
-    contexts: Vec<usize>,
     steps: usize,
     recipe: Recipe,
     json: bool,
@@ -64,15 +55,12 @@ impl TrainBenchArgs {
     /// # Errors
     /// Nothing to time, a recipe that cannot be used, a device that is not there.
     pub fn resolve(self) -> anyhow::Result<Settings> {
-        something_to_time(&self.contexts)?;
         Ok(Settings {
             recipe: self.recipe.resolve()?,
-            place: self.device.resolve()?,
-            subject: self.subject,
+            subject: self.subject.resolve()?,
             stages: self.stages,
-            contexts: self.contexts,
             steps: self.steps,
-            json: self.json,
+            json: self.output.json,
         })
     }
 }
@@ -98,11 +86,11 @@ struct Line {
 /// # Errors
 /// A recipe that does not fit the model.
 pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
-    let model = settings.subject.load(&settings.place, printer)?;
+    let model = settings.subject.load(printer)?;
     let recipe = &settings.recipe;
     let mut lines = Vec::new();
     for &stage in &settings.stages {
-        for &context in &settings.contexts {
+        for &context in &settings.subject.contexts {
             reset_peak_device_bytes(model.device())?;
             let line = Line {
                 timing: time_steps(&model, recipe, stage, context, settings.steps)?,

@@ -3,12 +3,10 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use still_train::{CalibrateOptions, CalibrationRecipe, Recipe};
+use still_train::{CalibrateOptions, CalibrationRecipe};
 
 use crate::args::{TOKENS, share, whole};
-use crate::commands::input::check_data;
-use crate::commands::model::{DeviceArgs, ModelArg, Place};
-use crate::commands::recipe::RecipeArgs;
+use crate::commands::training::{Inputs, TrainingArgs};
 use crate::outputs::Existing;
 
 const EXAMPLES: &str = "\
@@ -21,15 +19,9 @@ Examples:
 #[derive(Clone, Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct CalibrateArgs {
-    /// The teacher.
+    /// The teacher, the text and the attention that is calibrated.
     #[command(flatten)]
-    model: ModelArg,
-    /// Where it computes.
-    #[command(flatten)]
-    device: DeviceArgs,
-    /// Text to calibrate on: .txt, .jsonl or .jsonl.zst (field "text"); several may be given
-    #[arg(long, short, value_name = "FILE", num_args = 1.., required = true)]
-    data: Vec<PathBuf>,
+    training: TrainingArgs,
     /// Bytes to spend, as a share of the dense cache with 16-bit rows
     #[arg(long, value_name = "SHARE", default_value_t = 0.2, value_parser = share)]
     cache_fraction: f64,
@@ -42,9 +34,6 @@ pub struct CalibrateArgs {
     /// Tokens of a window of text
     #[arg(long, value_name = "N", default_value_t = 2048, value_parser = whole(1, TOKENS))]
     window: usize,
-    /// The attention that is calibrated.
-    #[command(flatten)]
-    recipe: RecipeArgs,
     /// Write the budgets here (JSON)
     #[arg(long, short, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -62,12 +51,7 @@ pub struct CalibrateArgs {
 /// What a calibration goes by.
 #[derive(Debug)]
 pub struct Settings {
-    pub model: String,
-    pub place: Place,
-    pub data: Vec<PathBuf>,
-    pub recipe: Recipe,
-    /// Where the recipe was read.
-    pub recipe_file: Option<PathBuf>,
+    pub inputs: Inputs,
     /// How the text is cut.
     pub calibration: CalibrationRecipe,
     /// Tokens of text to read.
@@ -85,13 +69,9 @@ impl CalibrateArgs {
     /// # Errors
     /// Data that are no files, a recipe that cannot be used, a device that is not there.
     pub fn resolve(self) -> anyhow::Result<Settings> {
-        check_data(&self.data)?;
-        let recipe = self.recipe.resolve()?;
+        let inputs = self.training.resolve()?;
+        let recipe = &inputs.recipe;
         Ok(Settings {
-            place: self.device.resolve()?,
-            model: self.model.model,
-            data: self.data,
-            recipe_file: self.recipe.recipe,
             calibration: CalibrationRecipe { window: self.window, ..recipe.calibration.clone() },
             tokens: self.tokens,
             options: CalibrateOptions {
@@ -100,7 +80,7 @@ impl CalibrateArgs {
                 seed: recipe.seed,
                 ..CalibrateOptions::default()
             },
-            recipe,
+            inputs,
             out: self.out,
             html: self.html,
             existing: Existing::overwrite(self.overwrite),

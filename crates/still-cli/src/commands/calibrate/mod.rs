@@ -12,7 +12,6 @@ use still_train::{Calibration, HeadReport, TokenCache, Windows};
 pub use self::args::CalibrateArgs;
 use self::args::Settings;
 use super::calibration_bars::calibrate;
-use super::model::load_base;
 use crate::outputs::{Ours, Outputs};
 use crate::printer::Printer;
 use crate::table;
@@ -20,19 +19,20 @@ use crate::table;
 /// Runs the command.
 pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
     let mut outputs = Outputs::default();
-    let inputs = settings.data.iter().chain(&settings.recipe_file).map(PathBuf::as_path);
-    outputs.spare(inputs.chain([Path::new(&settings.model)]))?;
+    let inputs =
+        settings.inputs.data.iter().chain(&settings.inputs.recipe_file).map(PathBuf::as_path);
+    outputs.spare(inputs.chain([Path::new(&settings.inputs.model)]))?;
     if let Some(out) = &settings.out {
         outputs.file("--out", out, Ours::Budgets, settings.existing)?;
     }
     if let Some(html) = &settings.html {
         outputs.file("--html", html, Ours::Page, settings.existing)?;
     }
-    let model = load_base(&settings.model, &settings.place, "calibrate", printer)?;
-    let recipe = &settings.recipe;
+    let model = settings.inputs.load("calibrate", printer)?;
+    let recipe = &settings.inputs.recipe;
     let data = settings.calibration.text(&recipe.data);
     let cache = TokenCache::user()?;
-    let text = Windows::read(&settings.data, &model.tokenizer, &data, recipe.seed, &cache)?
+    let text = Windows::read(&settings.inputs.data, &model.tokenizer, &data, recipe.seed, &cache)?
         .first_tokens(settings.tokens);
     let found = calibrate(&model, &recipe.attention, &text, &settings.options, printer)?;
     if let Some(out) = &settings.out {
@@ -40,7 +40,7 @@ pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
         printer.step("Saved", out.display());
     }
     if let Some(html) = &settings.html {
-        write_file(html, page::render(&found, &settings.model)?.as_bytes())
+        write_file(html, page::render(&found, &settings.inputs.model)?.as_bytes())
             .with_context(|| format!("cannot write {}", html.display()))?;
         printer.step("Wrote", html.display());
     }

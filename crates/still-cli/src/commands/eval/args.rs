@@ -9,8 +9,8 @@ use still_eval::long::LongFiles;
 
 use super::plan::{Asked, Questions};
 use crate::args::{BATCH, COUNT, TOKENS, seed, whole};
+use crate::commands::cache::CacheArgs;
 use crate::commands::model::{DeviceArgs, ModelArg, Place};
-use crate::commands::rows::{Rows, cache_dtype};
 use crate::errors::user;
 
 const EXAMPLES: &str = "\
@@ -35,9 +35,9 @@ pub struct EvalArgs {
     /// Items read together on each thread; answers do not depend on it
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = whole(1, BATCH))]
     batch_size: usize,
-    /// How the attention cache stores exact keys and values [default: f32; on CUDA as --compute-dtype]
-    #[arg(long, value_name = "FORMAT", value_parser = cache_dtype())]
-    cache_dtype: Option<RowDtype>,
+    /// How exact rows are stored.
+    #[command(flatten)]
+    cache: CacheArgs,
     /// Seed of the bootstrap and of the items that are generated
     #[arg(long, value_name = "SEED", default_value_t = 0, value_parser = seed)]
     seed: u64,
@@ -146,7 +146,7 @@ pub struct Settings {
     pub branches: Option<PathBuf>,
     pub efficiency: Vec<usize>,
     pub batch_size: usize,
-    pub rows: Rows,
+    pub rows: RowDtype,
     pub json: Option<PathBuf>,
     pub samples: Option<PathBuf>,
     pub resume: bool,
@@ -171,9 +171,11 @@ impl EvalArgs {
         let tasks = Asked::of(&self.tasks.tasks)?;
         self.check_options(&tasks)?;
         let factors = self.comparison.ablate.iter().map(|names| names.parse());
+        let place = self.device.resolve()?;
         Ok(Settings {
             models,
-            place: self.device.resolve()?,
+            rows: self.cache.resolve(&place, RowDtype::F32)?,
+            place,
             tasks,
             factors: factors.collect::<still_eval::Result<_>>()?,
             branches: self.tasks.text.clone().filter(|_| self.comparison.branches),
@@ -194,7 +196,6 @@ impl EvalArgs {
             },
             efficiency: self.comparison.efficiency,
             batch_size: self.batch_size,
-            rows: Rows::new(self.cache_dtype, RowDtype::F32),
             json: self.files.json,
             samples: self.files.samples,
             resume: self.files.resume,

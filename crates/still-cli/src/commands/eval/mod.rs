@@ -167,7 +167,7 @@ fn evaluate(
     log: Option<&SampleLog>,
     printer: &Printer,
 ) -> anyhow::Result<(Evaluated, Option<String>)> {
-    let rows = settings.rows.of(model);
+    let rows = settings.rows;
     if let Some(log) = log {
         log.begin(&LoggedModel::new(name, model, rows)?)?;
     }

@@ -5,12 +5,9 @@ use std::path::PathBuf;
 use candle_core::DType;
 use clap::Args;
 use still_model::ExportKind;
-use still_train::Recipe;
 
 use crate::args::one_of;
-use crate::commands::input::check_data;
-use crate::commands::model::{DeviceArgs, ModelArg, Place};
-use crate::commands::recipe::RecipeArgs;
+use crate::commands::training::{Inputs, TrainingArgs};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -28,22 +25,12 @@ const DTYPES: [DType; 2] = [DType::F32, DType::BF16];
 #[derive(Clone, Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct LinearizeArgs {
-    /// The teacher.
+    /// The teacher, the data and the recipe.
     #[command(flatten)]
-    model: ModelArg,
-    /// Where it computes.
-    #[command(flatten)]
-    device: DeviceArgs,
-    /// Training data: .txt, .jsonl or .jsonl.zst (a text or chat messages a line), .bin (token ids); several may be
-    /// given, mixed by data.weights
-    #[arg(long, short, value_name = "FILE", num_args = 1.., required = true)]
-    data: Vec<PathBuf>,
+    training: TrainingArgs,
     /// Where the student is written; must not exist yet
     #[arg(long, short, value_name = "DIR")]
     out: PathBuf,
-    /// How it is trained.
-    #[command(flatten)]
-    recipe: RecipeArgs,
     /// Go on from the newest checkpoint of an interrupted run
     #[arg(long)]
     resume: bool,
@@ -73,10 +60,7 @@ pub struct LinearizeArgs {
 /// What a run goes by.
 #[derive(Debug)]
 pub struct Settings {
-    pub model: String,
-    pub place: Place,
-    pub data: Vec<PathBuf>,
-    pub recipe: Recipe,
+    pub inputs: Inputs,
     pub out: PathBuf,
     /// As it was asked for.
     pub run_dir: Option<PathBuf>,
@@ -94,12 +78,8 @@ impl LinearizeArgs {
     /// # Errors
     /// Data that are no files, a recipe that cannot be used, a device that is not there.
     pub fn resolve(self) -> anyhow::Result<Settings> {
-        check_data(&self.data)?;
         Ok(Settings {
-            recipe: self.recipe.resolve()?,
-            place: self.device.resolve()?,
-            model: self.model.model,
-            data: self.data,
+            inputs: self.training.resolve()?,
             out: self.out,
             run_dir: self.run_dir,
             resume: self.resume,

@@ -14,8 +14,8 @@ use crate::table;
 /// # Errors
 /// Data or a recipe that cannot be used.
 pub fn run(settings: &Settings, model: &Model, printer: &Printer) -> anyhow::Result<()> {
-    let recipe = &settings.recipe;
-    let windows = read_data(&settings.data, recipe, model, &TokenCache::user()?, printer)?;
+    let recipe = &settings.inputs.recipe;
+    let windows = read_data(&settings.inputs.data, recipe, model, &TokenCache::user()?, printer)?;
     let plan = plan(model, recipe, &windows)?;
     if settings.json {
         let seconds: f64 = plan.stages.iter().map(|stage| stage.seconds).sum();

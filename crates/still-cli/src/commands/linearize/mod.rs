@@ -15,7 +15,6 @@ pub use self::args::LinearizeArgs;
 use self::args::Settings;
 use self::observer::RunObserver;
 use self::places::Places;
-use super::model::load_base;
 use crate::interrupt;
 use crate::plot::number;
 use crate::printer::Printer;
@@ -24,27 +23,22 @@ use crate::table;
 
 /// Runs the command.
 pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
-    let load = || load_base(&settings.model, &settings.place, "linearize", printer);
+    let inputs = &settings.inputs;
+    let load = || inputs.load("linearize", printer);
     if settings.dry_run {
         return dry_run::run(settings, &load()?, printer);
     }
     interrupt::hint("nothing was trained in this start: the same command begins it again");
     let places = Places::claim(settings)?;
     let model = load()?;
-    places.check_room(&model, &settings.recipe, settings.kind)?;
+    places.check_room(&model, &inputs.recipe, settings.kind)?;
     let run_dir = places.run_dir.path();
     printer.step("Run", run_dir.display());
     let mut observer = RunObserver::new(printer, run_dir, settings.tensorboard);
     let cache = TokenCache::user()?;
-    let recipe = calibrated_recipe(
-        &model,
-        &settings.recipe,
-        &settings.data,
-        &cache,
-        run_dir,
-        &mut observer,
-    )?;
-    let windows = read_data(&settings.data, &recipe, &model, &cache, printer)?;
+    let recipe =
+        calibrated_recipe(&model, &inputs.recipe, &inputs.data, &cache, run_dir, &mut observer)?;
+    let windows = read_data(&inputs.data, &recipe, &model, &cache, printer)?;
     let student =
         linearize_in(&model, &recipe, &windows, &places.run_dir, settings.resume, &mut observer)?;
     observer.finish();

@@ -1,15 +1,14 @@
 //! What `still bench attention` takes, and what it times.
 
-use candle_core::{DType, Device};
+use candle_core::DType;
 use clap::{Args, ValueEnum};
 use still_attention::{HeadGeometry, RowDtype};
 use still_eval::operator::{Hybrid, Pass};
 use still_model::random::shape as shape_of;
 
-use crate::args::{BATCH, COUNT, TOKENS, WIDTH, one_of, whole};
-use crate::commands::bench::something_to_time;
+use crate::args::{COUNT, TOKENS, WIDTH, one_of, whole};
+use crate::commands::bench::{OutputArgs, StateArgs, something_to_time};
 use crate::commands::model::{DeviceArgs, Place};
-use crate::commands::rows::cache_dtype;
 use crate::commands::{BUDGET, CHUNK};
 use crate::errors::user;
 
@@ -41,9 +40,6 @@ pub struct AttentionBenchArgs {
     /// Tokens of a sequence [default: 2048,8192 on the CPU, 8192,131072 on CUDA]
     #[arg(long, value_name = "N,…", value_delimiter = ',', value_parser = whole(0, TOKENS))]
     contexts: Option<Vec<usize>>,
-    /// Sequences
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = whole(0, BATCH))]
-    batch: usize,
     /// Attention to time, each at every context
     #[arg(
         long,
@@ -59,18 +55,15 @@ pub struct AttentionBenchArgs {
     /// Salient tokens of every 64 of the variant `still`
     #[arg(long, value_name = "N", default_value_t = BUDGET, value_parser = whole(0, TOKENS))]
     budget: usize,
-    /// Most salient tokens of each head of the variant `still` [default: no limit]
-    #[arg(long, value_name = "N", value_parser = whole(0, TOKENS))]
-    cap: Option<usize>,
-    /// How a decode step's state stores exact keys and values [default: bf16; on CUDA as --compute-dtype]
-    #[arg(long, value_name = "FORMAT", value_parser = cache_dtype())]
-    cache_dtype: Option<RowDtype>,
+    /// What is decoded with.
+    #[command(flatten)]
+    state: StateArgs,
     /// Repetitions that are timed
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = whole(1, COUNT))]
     repetitions: usize,
-    /// Print one JSON object a line on stdout instead of the table
-    #[arg(long)]
-    json: bool,
+    /// How results are printed.
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 /// Attention that is timed.
@@ -109,7 +102,7 @@ impl AttentionBenchArgs {
     /// # Errors
     /// Nothing to time; heads, passes or rows that there are not; a device that is not there.
     pub fn resolve(self) -> anyhow::Result<Settings> {
-        something_to_time(&[self.batch])?;
+        something_to_time(&[self.state.batch])?;
         something_to_time(self.contexts.as_deref().unwrap_or_default())?;
         let variants = self.variants.iter().map(|&variant| self.timed(variant));
         let variants = variants.collect::<anyhow::Result<_>>()?;
@@ -126,12 +119,12 @@ impl AttentionBenchArgs {
         Ok(Settings {
             geometry,
             contexts: self.contexts.unwrap_or_else(|| usual.to_vec()),
-            batch: self.batch,
-            rows: rows(self.cache_dtype, &place.device, place.dtype)?,
+            batch: self.state.batch,
+            rows: self.state.cache.resolve(&place, RowDtype::Bf16)?,
             place,
             repetitions: self.repetitions,
             variants,
-            json: self.json,
+            json: self.output.json,
         })
     }
 
@@ -140,7 +133,7 @@ impl AttentionBenchArgs {
         match variant {
             Variant::Still => Ok(Timed {
                 name: "still",
-                hybrid: Some(Hybrid { chunk: CHUNK, budget: self.budget, cap: self.cap }),
+                hybrid: Some(Hybrid { chunk: CHUNK, budget: self.budget, cap: self.state.cap }),
                 passes: asked(&Pass::ALL),
             }),
             Variant::Dense => {
@@ -180,20 +173,5 @@ impl AttentionBenchArgs {
             ));
         }
         Ok(geometry)
-    }
-}
-
-/// How a state stores exact rows: on the CPU as asked for, on CUDA as it computes.
-fn rows(asked: Option<RowDtype>, device: &Device, dtype: DType) -> anyhow::Result<RowDtype> {
-    if device.is_cpu() {
-        return Ok(asked.unwrap_or(RowDtype::Bf16));
-    }
-    let computed = if dtype == DType::BF16 { RowDtype::Bf16 } else { RowDtype::F32 };
-    match asked {
-        Some(rows) if rows != computed => Err(user(
-            format!("a state on CUDA stores rows as it computes, in {}", dtype.as_str()),
-            "leave --cache-dtype out, or change --compute-dtype",
-        )),
-        _ => Ok(computed),
     }
 }

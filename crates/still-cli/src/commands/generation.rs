@@ -1,18 +1,37 @@
-//! How the next token is chosen.
+//! What `still generate` and `still chat` go by: a model, its cache, and how the next token is chosen.
 
 use clap::Args;
 use still_attention::RowDtype;
-use still_model::GenerateOptions;
+use still_model::{GenerateOptions, Model};
 
-use super::rows::{Rows, cache_dtype};
+use super::cache::CacheArgs;
+use super::model::{DeviceArgs, ModelArg, Place, load};
 use crate::args::{TOKENS, number, seed, share, whole};
 use crate::errors::user;
 use crate::interrupt;
+use crate::printer::Printer;
+
+/// A model, its cache, and how the next token is chosen.
+#[derive(Clone, Debug, Args)]
+pub struct GenerationArgs {
+    /// The model.
+    #[command(flatten)]
+    model: ModelArg,
+    /// Where it computes.
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// What it remembers in.
+    #[command(flatten)]
+    cache: CacheArgs,
+    /// Sampling.
+    #[command(flatten)]
+    sampling: SamplingArgs,
+}
 
 /// How the next token is chosen.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Sampling")]
-pub struct SamplingArgs {
+struct SamplingArgs {
     /// Most tokens to generate
     #[arg(long, short = 'n', value_name = "N", default_value_t = 256, value_parser = whole(0, TOKENS))]
     max_new_tokens: usize,
@@ -31,19 +50,38 @@ pub struct SamplingArgs {
     /// End when this text appears (it is not printed); may be repeated
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
-    /// How the attention cache stores exact keys and values (of int8 a student's window stays bf16) [default: bf16; on CUDA
-    /// as --compute-dtype]
-    #[arg(long, value_name = "FORMAT", value_parser = cache_dtype())]
-    cache_dtype: Option<RowDtype>,
 }
 
 /// What a generation goes by.
 #[derive(Clone, Debug)]
-pub struct Sampling {
+pub struct GenerationSettings {
+    model: String,
+    place: Place,
+    /// How the cache stores exact rows.
+    pub rows: RowDtype,
     /// How tokens are chosen and when that ends.
     pub options: GenerateOptions,
-    /// How the cache stores exact rows.
-    pub rows: Rows,
+}
+
+impl GenerationArgs {
+    /// # Errors
+    /// Options that contradict each other; a device that is not there.
+    pub fn resolve(self) -> anyhow::Result<GenerationSettings> {
+        let options = self.sampling.resolve()?;
+        let place = self.device.resolve()?;
+        let rows = self.cache.resolve(&place, RowDtype::Bf16)?;
+        Ok(GenerationSettings { model: self.model.model, place, rows, options })
+    }
+}
+
+impl GenerationSettings {
+    /// Loads the model.
+    ///
+    /// # Errors
+    /// A model that cannot be loaded.
+    pub fn load(&self, printer: &Printer) -> anyhow::Result<Model> {
+        load(&self.model, &self.place, printer)
+    }
 }
 
 impl SamplingArgs {
@@ -51,7 +89,7 @@ impl SamplingArgs {
     ///
     /// # Errors
     /// Options that do nothing, or end a generation before it begins.
-    pub fn resolve(self) -> anyhow::Result<Sampling> {
+    fn resolve(self) -> anyhow::Result<GenerateOptions> {
         if self.temperature == 0.0 && (self.top_p.is_some() || self.top_k.is_some()) {
             return Err(user(
                 "--top-p and --top-k do nothing at temperature 0",
@@ -61,7 +99,7 @@ impl SamplingArgs {
         if self.stop.iter().any(String::is_empty) {
             return Err(user("an empty --stop would end at once", "give the text to stop at"));
         }
-        let options = GenerateOptions {
+        Ok(GenerateOptions {
             max_new_tokens: self.max_new_tokens,
             temperature: self.temperature,
             top_p: self.top_p.unwrap_or(1.0),
@@ -69,7 +107,6 @@ impl SamplingArgs {
             seed: self.seed,
             stop: self.stop,
             cancel: interrupt::flag(),
-        };
-        Ok(Sampling { options, rows: Rows::new(self.cache_dtype, RowDtype::Bf16) })
+        })
     }
 }

@@ -1,0 +1,42 @@
+//! How the attention cache stores exact rows.
+
+use candle_core::DType;
+use clap::Args;
+use still_attention::RowDtype;
+
+use super::model::Place;
+use crate::args::one_of;
+use crate::errors::user;
+
+/// How the attention cache stores exact rows.
+#[derive(Clone, Debug, Args)]
+pub struct CacheArgs {
+    /// How the attention cache stores exact keys and values; int8 leaves a student's window in bf16 [default: bf16, of `still
+    /// eval` f32; on CUDA as --compute-dtype]
+    #[arg(long, value_name = "FORMAT", value_parser = one_of(&RowDtype::ALL, RowDtype::name))]
+    cache_dtype: Option<RowDtype>,
+}
+
+impl CacheArgs {
+    /// On the CPU the format that was asked for, or `usual`; on CUDA that of the computation.
+    ///
+    /// # Errors
+    /// Another format on CUDA.
+    pub fn resolve(&self, place: &Place, usual: RowDtype) -> anyhow::Result<RowDtype> {
+        if place.device.is_cpu() {
+            return Ok(self.cache_dtype.unwrap_or(usual));
+        }
+        let computed = if place.dtype == DType::BF16 { RowDtype::Bf16 } else { RowDtype::F32 };
+        match self.cache_dtype {
+            Some(rows) if rows != computed => Err(user(
+                format!(
+                    "a cache on CUDA stores rows as it computes, in {}, not in {}",
+                    place.dtype.as_str(),
+                    rows.name()
+                ),
+                "leave --cache-dtype out, or change --compute-dtype",
+            )),
+            _ => Ok(computed),
+        }
+    }
+}
