@@ -157,12 +157,25 @@ fn is_ignored(signal: i32) -> bool {
     }
 }
 
+/// Without Unix's signals a thread looks for Ctrl-C: the C library's handlers may do no more than raise a flag.
 #[cfg(not(unix))]
-fn listen(handle: impl Fn(i32) + Send + 'static) -> Result<(), ctrlc::Error> {
-    ctrlc::set_handler(move || {
-        if FLAG.load(Ordering::SeqCst) {
-            exit(128 + SIGINT);
+fn listen(handle: impl Fn(i32) + Send + 'static) -> std::io::Result<()> {
+    use signal_hook::flag;
+
+    /// How often it looks.
+    const PERIOD: Duration = Duration::from_millis(50);
+
+    // Before the flag can be raised: the second signal ends the process.
+    flag::register_conditional_shutdown(SIGINT, 128 + SIGINT, FLAG.clone())?;
+    let came = Arc::new(AtomicBool::new(false));
+    flag::register(SIGINT, came.clone())?;
+    let look = move || {
+        loop {
+            std::thread::sleep(PERIOD);
+            if came.swap(false, Ordering::SeqCst) {
+                handle(SIGINT);
+            }
         }
-        handle(SIGINT)
-    })
+    };
+    std::thread::Builder::new().name("signals".into()).spawn(look).map(drop)
 }
