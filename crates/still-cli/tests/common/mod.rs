@@ -124,6 +124,13 @@ pub fn teacher_dir() -> &'static Path {
     })
 }
 
+/// Saves a student of the base in a directory as a delta.
+pub fn save_delta(base: &Path, delta: &Path) {
+    let model = Model::load(base.to_str().unwrap()).unwrap();
+    let student = tiny_student().student.unwrap();
+    save_student(delta, &model.with_student(student), ExportKind::Delta).unwrap();
+}
+
 /// A student with this chat template that answers everything with exclamation marks: its head is zero, and of equal
 /// logits the lowest id wins. So its answers are text, whatever the weights.
 pub fn chat_dir(template: &str) -> TempDir {

@@ -5,26 +5,26 @@ use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use crate::common::{Outcome, chat_dir, still};
+use crate::common::{Outcome, chat_dir, copy_dir, save_delta, still, teacher_dir};
 
-/// A hub with one repository, `org/name`, whose files are those of a directory.
+/// A hub whose repositories, of an owner `org`, are the directories in one.
 struct Hub {
     address: String,
-    /// What the server does instead of answering for these files.
+    /// Files that the server breaks down at, of whichever repository.
     fails: Arc<Mutex<Vec<String>>>,
     cache: tempfile::TempDir,
 }
 
 impl Hub {
-    fn of(dir: &Path) -> Self {
+    fn of(repositories: &Path) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
         let fails = Arc::new(Mutex::new(Vec::new()));
-        let (dir, broken) = (dir.to_path_buf(), fails.clone());
+        let (repositories, broken) = (repositories.to_path_buf(), fails.clone());
         std::thread::spawn(move || {
             for stream in listener.incoming() {
-                let (dir, broken) = (dir.clone(), broken.clone());
-                std::thread::spawn(move || answer(stream.unwrap(), &dir, &broken));
+                let (repositories, broken) = (repositories.clone(), broken.clone());
+                std::thread::spawn(move || answer(stream.unwrap(), &repositories, &broken));
             }
         });
         Self { address, fails, cache: tempfile::tempdir().unwrap() }
@@ -34,28 +34,46 @@ impl Hub {
         *self.fails.lock().unwrap() = files.iter().map(|&file| file.to_owned()).collect();
     }
 
-    fn chat(&self) -> Outcome {
+    fn still(&self) -> assert_cmd::Command {
         let mut command = still();
         command.env("HF_ENDPOINT", &self.address).env("HF_HOME", self.cache.path());
-        Outcome::of(command.args(["chat", "--model", "org/name", "-n", "1"]).write_stdin("hi\n"))
+        command
+    }
+
+    fn chat(&self) -> Outcome {
+        let words = ["chat", "--model", "org/student", "-n", "1"];
+        Outcome::of(self.still().args(words).write_stdin("hi\n"))
+    }
+
+    fn generate(&self, model: &str) -> Outcome {
+        generate(self.still(), model)
     }
 }
 
+/// Some tokens after a prompt whose bytes are ids of a small vocabulary.
+fn generate(mut command: assert_cmd::Command, model: &str) -> Outcome {
+    let words = ["generate", "--prompt", "Seafarers", "-n", "12", "--json", "--model", model];
+    Outcome::of(command.args(words))
+}
+
 /// One request; the connection is closed after it.
-fn answer(stream: TcpStream, dir: &Path, fails: &Mutex<Vec<String>>) {
+fn answer(stream: TcpStream, repositories: &Path, fails: &Mutex<Vec<String>>) {
     let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
     let Some(request) = lines.next() else { return };
     let path = request.split(' ').nth(1).unwrap_or_default().to_owned();
     let head: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
     let one_byte = head.iter().any(|line| line.to_lowercase() == "range: bytes=0-0");
     let mut stream = stream;
-    let file = path.strip_prefix("/org/name/resolve/main/").unwrap_or(&path);
+    let of_file = path.strip_prefix("/org/").and_then(|rest| rest.split_once("/resolve/main/"));
+    let of_list = path.strip_prefix("/api/models/org/").and_then(|rest| rest.split_once('/'));
+    let (repository, file) = of_file.or(of_list.map(|(name, _)| (name, path.as_str()))).unwrap();
+    let dir = &repositories.join(repository);
     if fails.lock().unwrap().iter().any(|broken| broken == file) {
         let _ = stream
             .write_all(b"HTTP/1.1 500 Broken\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
         return;
     }
-    let body = if path.starts_with("/api/models/org/name") {
+    let body = if of_list.is_some() {
         let mut names = Vec::new();
         list(dir, &PathBuf::new(), &mut names);
         let siblings: Vec<_> =
@@ -112,10 +130,10 @@ fn a_template_file_is_fetched_too_and_what_fails_is_not_missing() {
         "generation_config.json",
         "model.safetensors.index.json",
         "additional_chat_templates/tool_use.jinja",
-        "/api/models/org/name/revision/main",
+        "/api/models/org/student/revision/main",
     ] {
         // With a cache of its own: what was fetched once is not asked for.
-        let hub = Hub::of(&dir);
+        let hub = Hub::of(model.path());
         hub.fail(&[file]);
         let words = match file.starts_with("/api") {
             true => "additional_chat_templates",
@@ -123,7 +141,7 @@ fn a_template_file_is_fetched_too_and_what_fails_is_not_missing() {
         };
         hub.chat().failed_with(&format!("{words} could not be fetched"));
     }
-    let hub = Hub::of(&dir);
+    let hub = Hub::of(model.path());
     assert_eq!(read(&hub.chat()), "7", "new: hi");
     // What was fetched, and what was found missing, is not asked for again.
     let everything = ["config.json", "chat_template.jinja", "generation_config.json"];
@@ -131,4 +149,96 @@ fn a_template_file_is_fetched_too_and_what_fails_is_not_missing() {
         &[&everything[..], &["model.safetensors.index.json", "special_tokens_map.json"]].concat(),
     );
     assert_eq!(read(&hub.chat()), "7");
+}
+
+/// What a base, an adapter and a delta are fetched for.
+const FILES: [&str; 5] = [
+    "config.json",
+    "adapter_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "model.safetensors.index.json",
+];
+
+/// A hub with `base`, after stage 1 of the authors' code, and `adapter`, alone, after its stage 2.
+fn adapters() -> tempfile::TempDir {
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../still-model/tests/data/authors");
+    let dir = tempfile::tempdir().unwrap();
+    for (stage, name) in [("stage1", "base"), ("stage2", "adapter")] {
+        std::fs::create_dir(dir.path().join(name)).unwrap();
+        copy_dir(&data.join(stage), &dir.path().join(name));
+    }
+    for file in ["tokenizer.json", "tokenizer_config.json"] {
+        let from = teacher_dir().join(file);
+        if from.exists() {
+            std::fs::copy(from, dir.path().join("base").join(file)).unwrap();
+        }
+    }
+    name_base(&dir.path().join("adapter/adapter_config.json"), "../base");
+    dir
+}
+
+/// Names the base of an adapter.
+fn name_base(config: &Path, base: &str) {
+    let text = std::fs::read_to_string(config).unwrap();
+    let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    json["base_model_name_or_path"] = base.into();
+    std::fs::write(config, json.to_string()).unwrap();
+}
+
+#[test]
+fn an_adapter_alone_is_fetched_with_its_base() {
+    let dir = adapters();
+    let text = |outcome: Outcome| {
+        outcome.succeeded();
+        outcome.json()["text"].clone()
+    };
+    let here = text(generate(still(), dir.path().join("adapter").to_str().unwrap()));
+    assert_ne!(here, text(generate(still(), dir.path().join("base").to_str().unwrap())));
+    name_base(&dir.path().join("adapter/adapter_config.json"), "org/base");
+    let hub = Hub::of(dir.path());
+    assert_eq!(text(hub.generate("org/adapter")), here);
+    // What was fetched, and what was found missing, is not asked for again.
+    hub.fail(&FILES);
+    assert_eq!(text(hub.generate("org/adapter")), here);
+
+    // Beside its base's weights, and with a configuration but no weights.
+    let (base, adapter) = (dir.path().join("base"), dir.path().join("adapter"));
+    std::fs::copy(base.join("config.json"), adapter.join("config.json")).unwrap();
+    assert_eq!(text(Hub::of(dir.path()).generate("org/adapter")), here);
+    copy_dir(&adapter, &base);
+    assert_eq!(text(Hub::of(dir.path()).generate("org/base")), here);
+    std::fs::remove_file(base.join("adapter_config.json")).unwrap();
+
+    std::fs::remove_file(adapter.join("adapter_model.safetensors")).unwrap();
+    Hub::of(dir.path()).generate("org/adapter").failed_with("has no adapter_model.safetensors");
+    std::fs::remove_file(adapter.join("adapter_config.json")).unwrap();
+    std::fs::remove_file(adapter.join("config.json")).unwrap();
+    Hub::of(dir.path())
+        .generate("org/adapter")
+        .failed_with("config.json could not be fetched from the hub");
+}
+
+#[test]
+fn a_delta_is_fetched_with_its_base() {
+    let dir = tempfile::tempdir().unwrap();
+    let (base, delta) = (dir.path().join("base"), dir.path().join("delta"));
+    std::fs::create_dir(&base).unwrap();
+    copy_dir(teacher_dir(), &base);
+    save_delta(&base, &delta);
+    let text = |outcome: Outcome| {
+        outcome.succeeded();
+        outcome.json()["text"].clone()
+    };
+    let here = text(generate(still(), delta.to_str().unwrap()));
+    let config = delta.join("config.json");
+    let mut json: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(&config).unwrap()).unwrap();
+    json["still_base"]["source"] = "org/base".into();
+    json["still_base"].as_object_mut().unwrap().remove("path");
+    std::fs::write(&config, json.to_string()).unwrap();
+    let hub = Hub::of(dir.path());
+    assert_eq!(text(hub.generate("org/delta")), here);
+    hub.fail(&FILES);
+    assert_eq!(text(hub.generate("org/delta")), here);
 }

@@ -1,9 +1,14 @@
-//! Models of a hub, fetched into its cache.
+//! Models, adapters and deltas of a hub, fetched into its cache.
 
 use std::path::{Path, PathBuf};
 
+use hf_hub::Cache;
 use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
 
+use super::authors::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
+use super::form::BASE_KEY;
+use super::safetensors_dir::{read_json, shards};
+use super::target::DELTA_FILE;
 use crate::chat::{TEMPLATE_DIR, TEMPLATE_FILE};
 use crate::error::{ModelError, Result};
 
@@ -11,9 +16,11 @@ use crate::error::{ModelError, Result};
 const OPTIONAL: [&str; 4] =
     ["tokenizer_config.json", "special_tokens_map.json", "generation_config.json", TEMPLATE_FILE];
 const HINT: &str = "check the id and the network, or give the path of a downloaded model";
+const CONFIG: &str = "config.json";
+const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
-/// Fetches a model's files; returns the snapshot's directory.
+/// Fetches the files of a model, an adapter or a delta; returns the snapshot's directory.
 ///
 /// # Errors
 /// A file that a model must have and the repository has not; any file that is there and could not be fetched.
@@ -23,23 +30,52 @@ pub(super) fn fetch(id: &str) -> Result<PathBuf> {
         what: format!("no model at {id}, and the hub cannot be used: {error}"),
         hint: HINT.into(),
     })?;
-    let repo = Repo { id, repo: api.model(id.to_owned()) };
-    let config = repo.get("config.json")?;
-    let snapshot = config.parent().map(Path::to_path_buf).unwrap_or_default();
-    repo.get("tokenizer.json")?;
-    for file in OPTIONAL {
-        repo.get_if_there(file, &snapshot)?;
+    let cached = Cache::from_env().model(id.to_owned());
+    let known = [CONFIG, ADAPTER_CONFIG].iter().find_map(|file| cached.get(file));
+    let snapshot = known.as_deref().and_then(Path::parent).map(Path::to_path_buf);
+    let mut repo = Repo { id, repo: api.model(id.to_owned()), snapshot };
+    let config = repo.get_if_there(CONFIG)?;
+    // A model whose weights are here was asked for its adapter before them.
+    let adapter = match [WEIGHTS, INDEX].iter().any(|file| cached.get(file).is_some()) {
+        true => cached.get(ADAPTER_CONFIG),
+        false => repo.get_if_there(ADAPTER_CONFIG)?,
+    };
+    let first = match config.as_ref().or(adapter.as_ref()) {
+        Some(file) => file.clone(),
+        None => repo.get(CONFIG)?,
+    };
+    let snapshot = first.parent().map(Path::to_path_buf).unwrap_or_default();
+    repo.snapshot = Some(snapshot.clone());
+    for (file, found) in [(CONFIG, &config), (ADAPTER_CONFIG, &adapter)] {
+        if found.is_none() {
+            remember(repo.absent_marker(file));
+        }
     }
-    repo.get_templates(&snapshot)?;
-    match repo.get_if_there(INDEX, &snapshot)? {
+    if adapter.is_some() {
+        repo.get_if_there(ADAPTER_WEIGHTS)?;
+    }
+    // An adapter may be alone, and a delta is: tokenizer and weights are those of a base elsewhere.
+    let Some(config) = config else { return Ok(snapshot) };
+    if !read_json(&config)?[BASE_KEY].is_null() {
+        repo.get(DELTA_FILE)?;
+        return Ok(snapshot);
+    }
+    let get = |file: &str| match adapter {
+        Some(_) => repo.get_if_there(file).map(drop),
+        None => repo.get(file).map(drop),
+    };
+    get("tokenizer.json")?;
+    for file in OPTIONAL {
+        repo.get_if_there(file)?;
+    }
+    repo.get_templates()?;
+    match repo.get_if_there(INDEX)? {
         Some(index) => {
-            for shard in super::safetensors_dir::shards(&index)? {
+            for shard in shards(&index)? {
                 repo.get(&shard)?;
             }
         }
-        None => {
-            repo.get("model.safetensors")?;
-        }
+        None => get(WEIGHTS)?,
     }
     Ok(snapshot)
 }
@@ -47,6 +83,8 @@ pub(super) fn fetch(id: &str) -> Result<PathBuf> {
 struct Repo<'a> {
     id: &'a str,
     repo: ApiRepo,
+    /// Where its files are, once one of them is here.
+    snapshot: Option<PathBuf>,
 }
 
 impl Repo<'_> {
@@ -66,8 +104,8 @@ impl Repo<'_> {
 
     /// A file that the repository need not have. That it has none is remembered as the hub's own library does it, so that
     /// a model that was fetched once opens without a network.
-    fn get_if_there(&self, file: &str, snapshot: &Path) -> Result<Option<PathBuf>> {
-        let marker = absent_marker(snapshot, file);
+    fn get_if_there(&self, file: &str) -> Result<Option<PathBuf>> {
+        let marker = self.absent_marker(file);
         if marker.as_ref().is_some_and(|marker| marker.exists()) {
             return Ok(None);
         }
@@ -82,8 +120,8 @@ impl Repo<'_> {
     }
 
     /// Templates beside the default one, which only a list of the repository's files can name.
-    fn get_templates(&self, snapshot: &Path) -> Result<()> {
-        let marker = absent_marker(snapshot, TEMPLATE_DIR);
+    fn get_templates(&self) -> Result<()> {
+        let marker = self.absent_marker(TEMPLATE_DIR);
         if marker.as_ref().is_some_and(|marker| marker.exists()) {
             return Ok(());
         }
@@ -107,17 +145,18 @@ impl Repo<'_> {
         }
         Ok(())
     }
+
+    /// `.no_exist/COMMIT/FILE` beside `snapshots`.
+    fn absent_marker(&self, file: &str) -> Option<PathBuf> {
+        let snapshot = self.snapshot.as_deref()?;
+        let repository = snapshot.parent()?.parent()?;
+        Some(repository.join(".no_exist").join(snapshot.file_name()?).join(file))
+    }
 }
 
 /// Whether the hub said that a repository has no such file, rather than nothing or something else.
 fn is_absent(error: &ApiError) -> bool {
     matches!(error, ApiError::RequestError(error) if matches!(**error, ureq::Error::Status(404, _)))
-}
-
-/// `.no_exist/COMMIT/FILE` beside `snapshots`.
-fn absent_marker(snapshot: &Path, file: &str) -> Option<PathBuf> {
-    let repository = snapshot.parent()?.parent()?;
-    Some(repository.join(".no_exist").join(snapshot.file_name()?).join(file))
 }
 
 /// A cache that cannot be written is asked again next time.

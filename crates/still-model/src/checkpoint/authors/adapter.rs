@@ -12,8 +12,8 @@ use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
 use crate::student::{LoraConfig, LoraTarget};
 
-pub(super) const ADAPTER_CONFIG: &str = "adapter_config.json";
-const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
+pub(in super::super) const ADAPTER_CONFIG: &str = "adapter_config.json";
+pub(in super::super) const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
 
 /// What PEFT takes for rank and α where a configuration leaves them out.
 const DEFAULT_RANK: u64 = 8;
@@ -204,8 +204,8 @@ impl Adapter {
         }
         for module in &self.target_modules {
             let means = |target: &LoraTarget| {
-                let own = format!("model.layers.0.self_attn.{}", target.name());
-                own == *module || own.ends_with(&format!(".{module}"))
+                let full_name = format!("model.layers.0.self_attn.{}", target.name());
+                full_name == *module || full_name.ends_with(&format!(".{module}"))
             };
             if !targets.iter().any(means) {
                 return Err(broken(format!("no update of {module}, which target_modules names")));

@@ -14,7 +14,8 @@ use super::form::{self, Form};
 use super::safetensors_dir::{open_full, read_json};
 use super::{Checkpoint, source};
 use crate::error::{ModelError, Result};
-use adapter::{ADAPTER_CONFIG, Adapter};
+use adapter::Adapter;
+pub(super) use adapter::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
 
 /// Whether a directory holds an adapter, beside weights or alone.
 pub(super) fn has_adapter(dir: &Path) -> bool {
