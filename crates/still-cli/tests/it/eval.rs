@@ -220,3 +220,22 @@ fn what_cannot_be_asked_is_refused() {
     fs::write(&text, "short").unwrap();
     in_dir(&["--tasks", "perplexity", "--text", &text_arg]).failed_with("needs 1024 tokens");
 }
+
+#[test]
+fn files_without_end_are_not_read() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["piqa.jsonl", "text.txt"] {
+        fs::File::create(dir.path().join(name)).unwrap().set_len((1 << 30) + 1).unwrap();
+    }
+    let text = path(&dir, "text.txt").1;
+    for arguments in [
+        &["--tasks", "piqa"][..],
+        &["--tasks", "perplexity", "--text", &text],
+        &["--tasks", "niah_single_2", "--text", &text],
+    ] {
+        let mut command = still();
+        command.arg("eval").args(arguments).arg("--data-dir").arg(dir.path());
+        Outcome::of(command.arg("--model").arg(teacher_dir()))
+            .failed_with("it has more than 1 GiB");
+    }
+}

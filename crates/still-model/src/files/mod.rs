@@ -93,6 +93,7 @@ pub fn io_hint(kind: io::ErrorKind) -> Option<&'static str> {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
             "free some disk space; what was saved before is untouched"
         }
+        io::ErrorKind::OutOfMemory => "give a shorter file",
         io::ErrorKind::IsADirectory => "a file is needed here, not a directory",
         io::ErrorKind::InvalidData => "the file must be UTF-8 text",
         io::ErrorKind::InvalidInput => "name a regular file",

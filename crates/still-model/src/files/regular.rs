@@ -13,14 +13,23 @@ pub fn open(path: &Path) -> io::Result<File> {
     File::open(path)
 }
 
-/// Reads a regular file.
+/// Most bytes of a file that is read whole.
+const MOST: u64 = 1 << 30;
+
+/// Reads a regular file of at most 1 GiB.
 ///
 /// # Errors
-/// As [`open`]; if it cannot be read.
+/// As [`open`]; if it cannot be read, or is larger ([`io::ErrorKind::OutOfMemory`]).
 pub fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let file = open(path)?;
+    let too_large = || Err(io::Error::new(io::ErrorKind::OutOfMemory, "it has more than 1 GiB"));
+    if file.metadata()?.len() > MOST {
+        return too_large();
+    }
     let mut bytes = Vec::new();
-    open(path)?.read_to_end(&mut bytes)?;
-    Ok(bytes)
+    // It may grow while it is read, and some files of the system say that they are empty.
+    file.take(MOST + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MOST { too_large() } else { Ok(bytes) }
 }
 
 /// Reads a regular file of UTF-8 text.
@@ -28,9 +37,9 @@ pub fn read(path: &Path) -> io::Result<Vec<u8>> {
 /// # Errors
 /// As [`read`]; if it is not UTF-8.
 pub fn read_to_string(path: &Path) -> io::Result<String> {
-    let mut text = String::new();
-    open(path)?.read_to_string(&mut text)?;
-    Ok(text)
+    String::from_utf8(read(path)?).map_err(|_| {
+        io::Error::new(io::ErrorKind::InvalidData, "stream did not contain valid UTF-8")
+    })
 }
 
 /// An error unless `path` is a regular file, or a link to one.
