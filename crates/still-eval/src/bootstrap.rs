@@ -54,7 +54,11 @@ impl PairedBootstrap {
                 "bootstrap: the two models were not measured on the same windows".into(),
             ));
         }
-        self.of_blocks(&self.blocks(a, b))
+        let windows = a.per_token.iter().zip(&b.per_token);
+        let of_window = |(a, b): (&Vec<f32>, &Vec<f32>)| {
+            differences(blocks(a, self.block), blocks(b, self.block))
+        };
+        self.of_blocks(&windows.flat_map(of_window).collect::<Vec<_>>())
     }
 
     /// The interval of `Σ sum / Σ weight` over blocks `(sum, weight)`, which are resampled whole.
@@ -85,18 +89,20 @@ impl PairedBootstrap {
         }
         Ok(())
     }
+}
 
-    /// `(sum of differences, tokens)` of each block.
-    fn blocks(&self, a: &Nll, b: &Nll) -> Vec<(f64, f64)> {
-        let mut blocks = Vec::new();
-        for (a, b) in a.per_token.iter().zip(&b.per_token) {
-            for (a, b) in a.chunks(self.block).zip(b.chunks(self.block)) {
-                let sum = a.iter().zip(b).map(|(a, b)| f64::from(*a) - f64::from(*b)).sum();
-                blocks.push((sum, a.len() as f64));
-            }
-        }
-        blocks
-    }
+/// `(sum, tokens)` of each block of a window's losses; the last may be shorter.
+pub(crate) fn blocks(window: &[f32], block: usize) -> Vec<(f64, f64)> {
+    let sum = |block: &[f32]| block.iter().map(|&nll| f64::from(nll)).sum();
+    window.chunks(block).map(|block| (sum(block), block.len() as f64)).collect()
+}
+
+/// The parts of `a` less those of `b`, which are of the same weights.
+pub(crate) fn differences(
+    a: Vec<(f64, f64)>,
+    b: Vec<(f64, f64)>,
+) -> impl Iterator<Item = (f64, f64)> {
+    a.into_iter().zip(b).map(|(a, b)| (a.0 - b.0, a.1))
 }
 
 /// Mean over tokens of a collection of blocks.

@@ -8,7 +8,7 @@ mod common;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
-use common::parameters;
+use common::{StopAfter, parameters};
 use still_attention::RowDtype;
 use still_model::random::{random_model, save_base, tiny_config};
 use still_model::{ExportKind, GgufFormat, Model, ModelConfig, Student, export_gguf, save_student};
@@ -198,19 +198,6 @@ fn f32_learns_what_the_cpu_learns() {
 #[test]
 fn bf16_learns_nearly_what_f32_learns() {
     check(&[], DType::BF16, 5e-2, 0.3);
-}
-
-/// Asks to stop after so many steps.
-struct StopAfter(usize);
-
-impl Observer for StopAfter {
-    fn on_step(&mut self, _report: &StepReport) {
-        self.0 = self.0.saturating_sub(1);
-    }
-
-    fn stop_requested(&self) -> bool {
-        self.0 == 0
-    }
 }
 
 fn lines(dir: &Path, name: &str) -> Vec<String> {

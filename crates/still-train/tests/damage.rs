@@ -5,26 +5,12 @@ mod common;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use common::{model, parameters, recipe, windows};
+use common::{StopAfter, model, parameters, recipe, windows};
 use serde_json::{Value, json};
 use still_model::Model;
 use still_train::{
-    Observer, Recipe, Silent, StepReport, TokenCache, TrainError, calibrated_recipe,
-    linearize_windows,
+    Observer, Recipe, Silent, TokenCache, TrainError, calibrated_recipe, linearize_windows,
 };
-
-/// Asks to stop after so many steps.
-struct StopAfter(usize);
-
-impl Observer for StopAfter {
-    fn on_step(&mut self, _report: &StepReport) {
-        self.0 = self.0.saturating_sub(1);
-    }
-
-    fn stop_requested(&self) -> bool {
-        self.0 == 0
-    }
-}
 
 /// A run that stopped in its second stage, after evaluations.
 fn stopped(dir: &Path) -> PathBuf {

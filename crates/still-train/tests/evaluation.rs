@@ -4,7 +4,7 @@ mod common;
 
 use std::path::Path;
 
-use common::{model, parameters, recipe, windows};
+use common::{StopAfter, model, parameters, recipe, windows};
 use still_model::Model;
 use still_train::{
     Evaluation, Observer, Recipe, Silent, StepReport, TrainError, Window, Windows,
@@ -47,18 +47,6 @@ fn log<T: serde::de::DeserializeOwned>(dir: &Path, name: &str) -> Vec<T> {
 fn evaluations(dir: &Path) -> Vec<Evaluation> {
     let all: Vec<Evaluation> = log(dir, "evaluations.jsonl");
     all.into_iter().map(|evaluation| Evaluation { seconds: 0.0, ..evaluation }).collect()
-}
-
-struct StopAfter(usize);
-
-impl Observer for StopAfter {
-    fn on_step(&mut self, _report: &StepReport) {
-        self.0 = self.0.saturating_sub(1);
-    }
-
-    fn stop_requested(&self) -> bool {
-        self.0 == 0
-    }
 }
 
 #[test]

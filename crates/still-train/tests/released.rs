@@ -4,7 +4,7 @@ mod common;
 
 use std::path::Path;
 
-use common::{model, parameters};
+use common::{StopAfter, model, parameters};
 use still_model::{LoraTarget, Model, Tokenizer};
 use still_train::{
     Evaluation, Observer, Recipe, Silent, StepReport, TokenCache, TrainError, Windows,
@@ -57,18 +57,6 @@ fn start(dir: &Path) -> (Model, Windows) {
     let cache = TokenCache::at(dir.join("tokens"));
     let windows = Windows::read(&[file], &tokenizer, &recipe().data, 3, &cache).unwrap();
     (Model { tokenizer, ..model }, windows)
-}
-
-struct StopAfter(usize);
-
-impl Observer for StopAfter {
-    fn on_step(&mut self, _report: &StepReport) {
-        self.0 = self.0.saturating_sub(1);
-    }
-
-    fn stop_requested(&self) -> bool {
-        self.0 == 0
-    }
 }
 
 fn log<T: serde::de::DeserializeOwned>(dir: &Path, file: &str) -> Vec<T> {

@@ -4,22 +4,9 @@ mod common;
 
 use std::path::Path;
 
-use common::{model, parameters, recipe, windows};
+use common::{StopAfter, model, parameters, recipe, windows};
 use still_model::Model;
-use still_train::{Observer, Silent, Stage, StepReport, TrainError, Windows, linearize_windows};
-
-/// Asks to stop after so many steps.
-struct StopAfter(usize);
-
-impl Observer for StopAfter {
-    fn on_step(&mut self, _report: &StepReport) {
-        self.0 = self.0.saturating_sub(1);
-    }
-
-    fn stop_requested(&self) -> bool {
-        self.0 == 0
-    }
-}
+use still_train::{Silent, Stage, TrainError, Windows, linearize_windows};
 
 fn metrics(dir: &Path) -> Vec<String> {
     let text = std::fs::read_to_string(dir.join("metrics.jsonl")).unwrap();

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::bootstrap::blocks;
 use crate::task::{Choice, Item, Metric, Question, Request};
 
 /// Tokens of a window whose errors are taken as one when intervals are drawn: neighbours' errors are correlated.
@@ -104,10 +105,7 @@ impl Sample {
     /// `(sum, weight)` of what is averaged for a metric, in parts that are resampled whole.
     pub(crate) fn parts(&self, metric: Metric) -> Vec<(f64, f64)> {
         match &self.answer {
-            Answer::Window { nll, .. } if metric == Metric::Perplexity => nll
-                .chunks(BLOCK)
-                .map(|block| (block.iter().map(|&nll| f64::from(nll)).sum(), block.len() as f64))
-                .collect(),
+            Answer::Window { nll, .. } if metric == Metric::Perplexity => blocks(nll, BLOCK),
             _ => self.scores.get(&metric).map(|&score| (score, 1.0)).into_iter().collect(),
         }
     }

@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::sample::{Answer, Sample};
-use crate::bootstrap::{Interval, PairedBootstrap};
+use crate::bootstrap::{Interval, PairedBootstrap, differences};
 use crate::error::{EvalError, Result};
 use crate::task::{Metric, Task};
 use crate::wilson::{Z, wilson};
@@ -164,8 +164,7 @@ pub fn difference(
     let mut blocks = Vec::new();
     for sample in a {
         let Some(other) = others.get(sample.id.as_str()) else { continue };
-        let (own, other) = (sample.parts(metric), other.parts(metric));
-        blocks.extend(own.iter().zip(&other).map(|(a, b)| (a.0 - b.0, a.1)));
+        blocks.extend(differences(sample.parts(metric), other.parts(metric)));
     }
     bootstrap.of_blocks(&blocks)
 }

@@ -6,6 +6,13 @@ use crate::ast::{Args, Comparison, Const, Expr, MathOp, Post};
 use crate::error::Result;
 
 impl Parser<'_> {
+    /// Whether no other item of a list without brackets follows: at the end of a tag or group, or a name that ends it.
+    pub(super) fn at_end_of_list(&self, ends: &[&str]) -> bool {
+        matches!(self.peek(), Tok::BlockEnd | Tok::VariableEnd)
+            || self.is_op(")")
+            || matches!(self.peek(), Tok::Name(name) if ends.contains(name))
+    }
+
     /// One expression or, where commas follow, several as a tuple.
     pub(super) fn tuple(
         &mut self,
@@ -16,10 +23,7 @@ impl Parser<'_> {
         let mut items = Vec::new();
         let mut is_tuple = false;
         loop {
-            let at_end = matches!(self.peek(), Tok::BlockEnd | Tok::VariableEnd)
-                || self.is_op(")")
-                || matches!(self.peek(), Tok::Name(name) if ends.contains(name));
-            if at_end {
+            if self.at_end_of_list(ends) {
                 break;
             }
             items.push(self.expression(conditional)?);

@@ -226,10 +226,7 @@ impl Parser<'_> {
         let mut targets = Vec::new();
         let mut is_tuple = false;
         loop {
-            let at_end = matches!(self.peek(), Tok::BlockEnd | Tok::VariableEnd)
-                || self.is_op(")")
-                || matches!(self.peek(), Tok::Name(name) if ends.contains(name));
-            if at_end {
+            if self.at_end_of_list(ends) {
                 break;
             }
             targets.push(self.single_target(namespaces)?);

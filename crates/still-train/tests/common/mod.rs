@@ -5,7 +5,20 @@ use std::collections::HashMap;
 
 use still_model::Model;
 use still_model::random::{random_model, tiny_config};
-use still_train::{Recipe, Windows};
+use still_train::{Observer, Recipe, StepReport, Windows};
+
+/// Asks to stop after so many steps.
+pub struct StopAfter(pub usize);
+
+impl Observer for StopAfter {
+    fn on_step(&mut self, _report: &StepReport) {
+        self.0 = self.0.saturating_sub(1);
+    }
+
+    fn stop_requested(&self) -> bool {
+        self.0 == 0
+    }
+}
 
 pub fn model() -> Model {
     random_model(tiny_config(), 11).unwrap()

@@ -75,8 +75,17 @@ pub(in crate::decoder) fn product(
     onto: Option<Tensor>,
     dtype: DType,
 ) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        let options = still_compute::cuda::Gemm { alpha: scale, accumulate: onto, dtype };
+        return still_compute::cuda::gemm(x, y, options);
+    }
     if !has_kernels(x) || !has_kernels(y) || dtype != DType::F32 {
-        return device::product(x, y, scale, onto, dtype);
+        let product = (x.contiguous()?.matmul(&y.contiguous()?)?.to_dtype(dtype)? * scale)?;
+        return match onto {
+            Some(onto) => product + onto,
+            None => Ok(product),
+        };
     }
     let ((m, k), (_, n)) = (x.dims2()?, y.dims2()?);
     let mut product = with_matrix(x, |x| with_matrix(y, |y| par_matmul_new((m, n, k), x, y)))??;

@@ -10,7 +10,6 @@ mod heads;
 mod kernels;
 mod linear;
 pub(in crate::decoder) mod norm;
-mod product;
 pub(in crate::decoder) mod swiglu;
 #[cfg(test)]
 mod tests;
@@ -21,4 +20,3 @@ pub(super) use heads::split_heads;
 pub(in crate::decoder) use linear::rows;
 pub(super) use linear::{frozen_linear, low_rank_linear, wide_linear};
 pub(super) use norm::rms_norm;
-pub(in crate::decoder) use product::product;
