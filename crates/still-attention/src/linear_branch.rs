@@ -74,9 +74,9 @@ impl LinearBranch<'_> {
         let terms = terms.transpose(2, 3)?.reshape((batch, heads, chunks * self.chunk, d + 1))?;
         let terms = terms.narrow(2, 0, tokens)?;
         // A token's own key is its only exact one: e to the power of nothing.
-        let own = v.narrow(2, 0, tokens)?.unsqueeze(2)?;
-        let own = own.broadcast_as((batch, selection_heads, group, tokens, d))?;
-        let numerator = (terms.narrow(3, 0, d)? + own.reshape(self.q.shape())?)?;
+        let values = v.narrow(2, 0, tokens)?.unsqueeze(2)?;
+        let values = values.broadcast_as((batch, selection_heads, group, tokens, d))?;
+        let numerator = (terms.narrow(3, 0, d)? + values.reshape(self.q.shape())?)?;
         let denominator = (terms.narrow(3, d, 1)? + 1.0)?;
         numerator.broadcast_div(&denominator)?.to_dtype(self.q.dtype())
     }

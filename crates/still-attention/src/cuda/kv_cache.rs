@@ -90,9 +90,9 @@ impl CudaKvCache {
                 continue;
             }
             for sequence in (0..batch).filter(|&b| lengths[b] > 0) {
-                let own = from.detach().narrow(0, sequence, 1)?.narrow(2, 0, lengths[sequence])?;
+                let new = from.detach().narrow(0, sequence, 1)?.narrow(2, 0, lengths[sequence])?;
                 let to = to.narrow(0, sequence, 1)?;
-                to.slice_set(&own.contiguous()?, 2, starts[sequence])?;
+                to.slice_set(&new.contiguous()?, 2, starts[sequence])?;
             }
         }
         self.positions = ends;

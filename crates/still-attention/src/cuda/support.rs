@@ -134,8 +134,8 @@ pub(super) fn check_config(geometry: HeadGeometry, config: &HybridConfig) -> Res
 /// Checks what a state can be told beyond [`check_config`].
 pub(super) fn check_state(geometry: HeadGeometry, config: &HybridConfig) -> Result<()> {
     check_config(geometry, config)?;
-    let own = matches!(config.router, Router::SelfSaliency | Router::None);
-    require(own, "router", "self_saliency or none in a state on CUDA", || {
+    let supported = matches!(config.router, Router::SelfSaliency | Router::None);
+    require(supported, "router", "self_saliency or none in a state on CUDA", || {
         format!("{:?}", config.router)
     })?;
     let group = geometry.num_heads / geometry.selection_heads(config.selection_head);

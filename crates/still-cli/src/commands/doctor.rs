@@ -124,10 +124,10 @@ fn caches() -> Vec<CacheLocation> {
         let bytes = metadata.as_ref().filter(|m| m.is_file()).map(std::fs::Metadata::len);
         CacheLocation { what, path, present: metadata.is_some(), bytes }
     };
-    let own = fetch::cache_dir().ok();
+    let cache = fetch::cache_dir().ok();
     let mut caches =
-        vec![location("still's cache", own.clone()), location("hub cache", hub_cache())];
-    let entries = own.and_then(|dir| dir.read_dir().ok()).into_iter().flatten().flatten();
+        vec![location("still's cache", cache.clone()), location("hub cache", hub_cache())];
+    let entries = cache.and_then(|dir| dir.read_dir().ok()).into_iter().flatten().flatten();
     let fetched = entries.map(|entry| entry.path());
     let models = fetched.filter(|path| path.extension().is_some_and(|end| end == "gguf"));
     caches.extend(models.map(|path| location("fetched model", Some(path))));

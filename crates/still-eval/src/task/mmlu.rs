@@ -23,16 +23,16 @@ pub fn items(test: &Path, dev: &Path, shots: usize, limit: Option<usize>) -> Res
     let sizes: Vec<usize> = questions.iter().map(|(_, records)| records.len()).collect();
     let mut items = Vec::new();
     for ((subject, records), count) in questions.into_iter().zip(spread(&sizes, limit)) {
-        let own = examples.iter().find(|(other, _)| *other == subject);
-        let own = own.map_or(&[][..], |(_, records)| records.as_slice());
-        if own.len() < shots {
+        let known = examples.iter().find(|(other, _)| *other == subject);
+        let known = known.map_or(&[][..], |(_, records)| records.as_slice());
+        if known.len() < shots {
             return Err(EvalError::Argument(format!(
                 "{}: {} examples of {subject}, {shots} are asked for",
                 dev.display(),
-                own.len(),
+                known.len(),
             )));
         }
-        let beginning = beginning(&subject, &own[..shots]);
+        let beginning = beginning(&subject, &known[..shots]);
         for (n, record) in records.into_iter().take(count).enumerate() {
             let context = format!("{beginning}{}", question(&record));
             let letters = LETTERS.map(str::to_owned).to_vec();

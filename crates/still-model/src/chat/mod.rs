@@ -110,13 +110,13 @@ impl ChatTemplate {
         let mut variables = self.inner.special.clone();
         variables.extend(context.variables.clone());
         let list = |values: &Option<Vec<Value>>| values.clone().map_or(Value::Null, Value::Array);
-        let own = [
+        let reserved = [
             ("messages", messages.iter().map(Message::for_template).collect()),
             ("tools", list(&context.tools)),
             ("documents", list(&context.documents)),
             ("add_generation_prompt", Value::Bool(add_generation_prompt)),
         ];
-        for (name, value) in own {
+        for (name, value) in reserved {
             if context.variables.contains_key(name) {
                 let what = format!("the variable \"{name}\" is the renderer's own");
                 return Err(ModelError::ChatTemplate(what));

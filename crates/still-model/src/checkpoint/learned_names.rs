@@ -39,8 +39,8 @@ pub fn is_by_head(name: &str) -> bool {
 /// The name in a checkpoint of a student's tensor, of its head `head` if it is kept by head. Low-rank updates have theirs.
 pub fn to_checkpoint(name: &str, head: usize) -> String {
     match row(name) {
-        Some((own, stored)) => {
-            let stem = &name[..name.len() - own.len()];
+        Some((student, stored)) => {
+            let stem = &name[..name.len() - student.len()];
             format!("{stem}{}", stored.replace(HEAD, &head.to_string()))
         }
         None => name.to_owned(),
@@ -77,8 +77,8 @@ pub fn from_peft(stored: &str) -> Option<String> {
 }
 
 fn row(name: &str) -> Option<&'static (&'static str, &'static str)> {
-    let own = name.rsplit_once(SCOPE).map_or(name, |(_, own)| own);
-    LEARNED.iter().find(|(student, _)| *student == own)
+    let learned = name.rsplit_once(SCOPE).map_or(name, |(_, learned)| learned);
+    LEARNED.iter().find(|(student, _)| *student == learned)
 }
 
 /// A number as Rust writes it, so that no name has two spellings.

@@ -147,12 +147,12 @@ fn sum_in_order(losses: impl IndexedParallelIterator<Item = f64>) -> f64 {
 #[inline(always)]
 fn surprise(logits: &mut [f32], id: usize, weight: f32) -> f64 {
     let max = vector::max(logits);
-    let own = f64::from(logits[id] - max);
+    let of_id = f64::from(logits[id] - max);
     let sum = vector::exp_sub_sum(logits, max);
     let scale = weight / sum;
     logits.iter_mut().for_each(|x| *x *= scale);
     logits[id] -= weight;
-    f64::from(sum.ln()) - own
+    f64::from(sum.ln()) - of_id
 }
 
 /// KL(teacher ‖ student) of one row of logits each and, if `next` gives an id and its weight, −ln p(id), else 0.
@@ -166,7 +166,7 @@ fn divergence(
     next: Option<(usize, f32)>,
 ) -> (f64, f64) {
     let (max_s, max_t) = (vector::max(student), vector::max(teacher));
-    let own = next.map(|(id, _)| f64::from(student[id] - max_s));
+    let of_id = next.map(|(id, _)| f64::from(student[id] - max_s));
     let (mut sum_s, mut sum_t, mut cross) = (0.0_f64, 0.0_f64, 0.0_f64);
     // Short partial sums in f32, their total in f64.
     for (student, teacher) in student.chunks_mut(SHORT).zip(teacher.chunks_mut(SHORT)) {
@@ -186,6 +186,6 @@ fn divergence(
     if let Some((id, weight)) = next {
         student[id] -= weight;
     }
-    let surprise = own.map_or(0.0, |own| sum_s.ln() - own);
+    let surprise = of_id.map_or(0.0, |of_id| sum_s.ln() - of_id);
     (cross / sum_t + sum_s.ln() - sum_t.ln(), surprise)
 }

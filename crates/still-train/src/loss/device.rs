@@ -131,11 +131,11 @@ impl Rows {
         let mut loss = Tensor::zeros((), DType::F32, student.sum.device())?;
         // The gradient of the student's logits: its own probabilities, less the teacher's and the token that came.
         let kl_weight = if self.teacher.is_some() { weights.kl_weight } else { 0.0 };
-        let own = match &self.next {
+        let scale = match &self.next {
             Some(NextTokens { there, .. }) => there.affine(weights.next_weight, kl_weight)?,
             None => (student.sum.ones_like()? * kl_weight)?,
         };
-        let mut d_logits = student.times(&own)?;
+        let mut d_logits = student.times(&scale)?;
         if let Some(teacher) = self.teacher {
             let teacher = Softmax::new(teacher)?;
             loss = (loss + (sum(&teacher.divergence_from(&student)?)? * weights.kl_share)?)?;

@@ -66,11 +66,11 @@ pub fn shown(metric: &str, value: f64) -> String {
 
 /// A value and its interval.
 pub fn cell(value: &Value) -> String {
-    let own = shown(value.metric, value.value);
+    let number = shown(value.metric, value.value);
     match (value.metric, value.interval) {
-        (_, None) => own,
-        ("perplexity", Some([low, high])) => format!("{own} [{low:.2}, {high:.2}]"),
-        (_, Some([low, high])) => format!("{own} [{:.1}, {:.1}]", 100.0 * low, 100.0 * high),
+        (_, None) => number,
+        ("perplexity", Some([low, high])) => format!("{number} [{low:.2}, {high:.2}]"),
+        (_, Some([low, high])) => format!("{number} [{:.1}, {:.1}]", 100.0 * low, 100.0 * high),
     }
 }
 
