@@ -69,3 +69,22 @@ pub(crate) fn expect_shape(
         got: tensor.dims().to_vec(),
     })
 }
+
+/// One length per sequence, each at most `tokens`.
+pub(crate) fn checked_lengths(
+    op: &'static str,
+    lengths: Option<&[usize]>,
+    batch: usize,
+    tokens: usize,
+) -> Result<Vec<usize>> {
+    let lengths = lengths.map_or_else(|| vec![tokens; batch], <[usize]>::to_vec);
+    if lengths.len() != batch || lengths.iter().any(|&length| length > tokens) {
+        return Err(AttentionError::Shape {
+            op,
+            tensor: "lengths",
+            expected: format!("{batch} lengths of at most {tokens}"),
+            got: lengths,
+        });
+    }
+    Ok(lengths)
+}

@@ -8,6 +8,7 @@
 //! | `CudaHybridState` | hybrid | CUDA |
 
 use std::fmt::Debug;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use candle_core::{DeviceLocation, Tensor};
 
@@ -122,6 +123,11 @@ pub trait HostState: Sync {
     /// # Errors
     /// Tensors of another state or format; this state is then to be thrown away.
     fn restore(&self, saved: SavedState) -> Result<()>;
+}
+
+/// What one head remembers, for the thread that feeds it.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// An error that says how far a state can go back.

@@ -5,13 +5,12 @@ use std::sync::{Mutex, MutexGuard};
 use candle_core::{DeviceLocation, Tensor};
 use rayon::prelude::*;
 
-use crate::arguments::{expect_shape, with_values};
-use crate::attention_state::{cannot_truncate, without_gate};
+use crate::arguments::{checked_lengths, expect_shape, with_values};
+use crate::attention_state::{cannot_truncate, lock, without_gate};
 use crate::cpu::key_store::KeyStore;
 use crate::cpu::query_rows::take;
 use crate::cpu::rows::RowStore;
 use crate::cpu::saved_rows::SavedRows;
-use crate::state::{checked_lengths, lock};
 use crate::{
     AttentionKind, AttentionRows, AttentionState, HeadGeometry, HeadRows, HeadScratch, HostState,
     Result, RowDtype, SavedState,

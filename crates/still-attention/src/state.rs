@@ -1,15 +1,17 @@
 //! The recurrent state of hybrid attention: one layer, a batch of sequences.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use candle_core::{DeviceLocation, Tensor};
 use rayon::prelude::*;
 
-use crate::arguments::{expect_shape, values, with_values};
-use crate::attention_state::cannot_truncate;
+use crate::arguments::{checked_lengths, expect_shape, values, with_values};
+use crate::attention_state::{cannot_truncate, lock};
 use crate::config::LinearNorm;
-use crate::cpu::forward::{FeatureMaps, HeadInput, Record, Scratch, advance, should_split_heads};
-use crate::cpu::head_state::{HeadState, Routing};
+use crate::cpu::call::{Record, Scratch};
+use crate::cpu::forward::advance;
+use crate::cpu::head_input::{FeatureMaps, HeadInput, Routing, should_split_heads};
+use crate::cpu::head_state::HeadState;
 use crate::cpu::rows::Rows;
 use crate::dense::DenseScratch;
 use crate::weights::inverse_sigmoid;
@@ -88,10 +90,6 @@ impl Clone for HybridState {
         let heads = self.heads.iter().map(|head| Mutex::new(lock(head).clone())).collect();
         Self { weights: self.weights.clone(), heads, batch: self.batch }
     }
-}
-
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// New rows of one selection head and sequence, after RoPE.
@@ -412,23 +410,4 @@ impl HostState for HybridState {
         }
         saved.finish()
     }
-}
-
-/// One length per sequence, each at most `tokens`.
-pub(crate) fn checked_lengths(
-    op: &'static str,
-    lengths: Option<&[usize]>,
-    batch: usize,
-    tokens: usize,
-) -> Result<Vec<usize>> {
-    let lengths = lengths.map_or_else(|| vec![tokens; batch], <[usize]>::to_vec);
-    if lengths.len() != batch || lengths.iter().any(|&length| length > tokens) {
-        return Err(AttentionError::Shape {
-            op,
-            tensor: "lengths",
-            expected: format!("{batch} lengths of at most {tokens}"),
-            got: lengths,
-        });
-    }
-    Ok(lengths)
 }

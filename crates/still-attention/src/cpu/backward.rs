@@ -3,43 +3,14 @@
 use rayon::prelude::*;
 
 use super::feature_map::map_rows_backward;
-use super::forward::HeadInput;
+use super::gradients::{RowGrads, Wanted, WeightGrads, add, parts};
+use super::head_input::HeadInput;
 use super::linear_only_backward;
 use super::query_rows_backward::{ChunkRows, Linear, Salient, Stack};
 use super::rows::Rows;
 use crate::config::{Mode, Router};
 use still_compute::Real;
 use still_compute::matmul::{Mat, matmul};
-
-/// Which gradients are wanted beside those of the feature maps, the gate, `ℓ` and `w`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Wanted {
-    /// Of q, k and v: not in attention transfer.
-    pub qkv: bool,
-}
-
-/// Where the row gradients of one selection head go.
-pub(crate) struct RowGrads<'a, T> {
-    /// `[query heads, N, D]`, zeros at first; empty if not wanted.
-    pub q: &'a mut [T],
-    /// `[query heads, N, D]`, zeros at first; empty without a gate.
-    pub gate: &'a mut [T],
-    /// `[N, D]`: added to, as selection heads may share a KV head; empty if not wanted.
-    pub k: &'a mut [T],
-    /// As `k`.
-    pub v: &'a mut [T],
-}
-
-/// Gradients of what one selection head learns.
-#[derive(Debug)]
-pub(crate) struct WeightGrads<T> {
-    /// `∂/∂W_q`, `[query heads, D, F]`.
-    pub map_q: Vec<T>,
-    /// `∂/∂W_k`, `[D, F]`.
-    pub map_k: Vec<T>,
-    /// `∂/∂ ln(scale of the linear branch)`, by query head.
-    pub log_scale: Vec<T>,
-}
 
 /// Gradients of [`super::forward::advance`] over a whole sequence of `tokens` tokens that started at position 0.
 ///
@@ -61,12 +32,7 @@ pub(crate) fn backward<T: Real>(
     let group = input.q.len();
     // The score has no gradient: leave it out of the recomputation.
     let input = &HeadInput { router: Router::None, ..input.clone() };
-    let mut arrivals: Vec<Vec<usize>> = vec![Vec::new(); chunks];
-    for (token, &at) in absorbed_at.iter().enumerate() {
-        if let Some(list) = arrivals.get_mut(at as usize) {
-            list.push(token);
-        }
-    }
+    let arrivals = arrivals(absorbed_at, chunks);
     let states = if input.branches.linear { prefix_states(input, &arrivals) } else { Vec::new() };
 
     let heads = if input.split_heads { 1 } else { group.max(1) };
@@ -102,25 +68,9 @@ pub(crate) fn backward<T: Real>(
             work.for_each(answer);
         }
 
-        let scatter = |to: &mut [T], token: usize, row: &[T]| {
-            add(&mut to[token * d..(token + 1) * d], row);
-        };
         for stack in &stacks {
             if wanted.qkv {
-                for (i, row) in stack.d_k_local.chunks_exact(d).enumerate() {
-                    scatter(grads.k, rows.local_start + i, row);
-                }
-                for (i, row) in stack.d_v_local.chunks_exact(d).enumerate() {
-                    scatter(grads.v, rows.local_start + i, row);
-                }
-                for (&token, row) in salient.positions.iter().zip(stack.d_k_salient.chunks_exact(d))
-                {
-                    scatter(grads.k, token, row);
-                }
-                for (&token, row) in salient.positions.iter().zip(stack.d_v_salient.chunks_exact(d))
-                {
-                    scatter(grads.v, token, row);
-                }
+                add_rows(stack, rows.local_start, &salient.positions, d, &mut grads);
             }
             if linear.is_some() {
                 add(&mut d_s, &stack.d_s);
@@ -138,6 +88,42 @@ pub(crate) fn backward<T: Real>(
         map_q: stacks.iter().flat_map(|stack| stack.d_map_q.iter().copied()).collect(),
         map_k,
         log_scale: stacks.iter().flat_map(|stack| stack.d_log_scale.iter().copied()).collect(),
+    }
+}
+
+/// The tokens that enter the linear state, by the chunk from which on they are in it.
+fn arrivals(absorbed_at: &[u32], chunks: usize) -> Vec<Vec<usize>> {
+    let mut arrivals = vec![Vec::new(); chunks];
+    for (token, &at) in absorbed_at.iter().enumerate() {
+        if let Some(list) = arrivals.get_mut(at as usize) {
+            list.push(token);
+        }
+    }
+    arrivals
+}
+
+/// Adds what a stack's chunk asks of the keys and values that it sees exactly.
+fn add_rows<T: Real>(
+    stack: &Stack<T>,
+    local_start: usize,
+    salient: &[usize],
+    d: usize,
+    to: &mut RowGrads<'_, T>,
+) {
+    let scatter = |to: &mut [T], token: usize, row: &[T]| {
+        add(&mut to[token * d..(token + 1) * d], row);
+    };
+    for (i, row) in stack.d_k_local.chunks_exact(d).enumerate() {
+        scatter(to.k, local_start + i, row);
+    }
+    for (i, row) in stack.d_v_local.chunks_exact(d).enumerate() {
+        scatter(to.v, local_start + i, row);
+    }
+    for (&token, row) in salient.iter().zip(stack.d_k_salient.chunks_exact(d)) {
+        scatter(to.k, token, row);
+    }
+    for (&token, row) in salient.iter().zip(stack.d_v_salient.chunks_exact(d)) {
+        scatter(to.v, token, row);
     }
 }
 
@@ -211,16 +197,4 @@ fn gather<T: Real>(rows: Rows<'_, T>, tokens: &[usize], width: usize) -> Vec<T> 
     let mut out = Vec::with_capacity(tokens.len() * width);
     tokens.iter().for_each(|&token| out.extend_from_slice(rows.row(token)));
     out
-}
-
-/// A slice in `count` equal parts; of an empty one as many empty ones.
-pub(super) fn parts<T>(mut values: &mut [T], count: usize) -> Vec<&mut [T]> {
-    let size = values.len() / count.max(1);
-    (0..count).filter_map(|_| values.split_off_mut(..size)).collect()
-}
-
-pub(super) fn add<T: Real>(to: &mut [T], from: &[T]) {
-    for (to, &from) in to.iter_mut().zip(from) {
-        *to += from;
-    }
 }

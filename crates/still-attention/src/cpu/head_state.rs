@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Tensor};
 
-use super::forward::HeadInput;
+use super::head_input::HeadInput;
 use super::key_store::KeyStore;
 use super::retirement::Retirement;
 use super::rows::RowStore;
@@ -36,15 +36,6 @@ pub(crate) struct HeadState<T> {
     pub z: Vec<T>,
     pub count: usize,
     pub next: Retirement<T>,
-}
-
-/// How a retiring chunk is split.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Routing<'a> {
-    /// By the router's scores.
-    Scores { budget: usize, cap: Option<usize> },
-    /// As given: `absorbed_at` of every token (see [`Selection`]).
-    Given(&'a [u32]),
 }
 
 impl<T: Real> HeadState<T> {

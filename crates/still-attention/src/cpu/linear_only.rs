@@ -6,8 +6,9 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::call::{PARALLEL_TOKENS, Record, Scratch};
 use super::feature_map::{map_into, map_rows};
-use super::forward::{HeadInput, PARALLEL_TOKENS, Record, Scratch};
+use super::head_input::HeadInput;
 use super::head_state::HeadState;
 use super::query_rows::{Buffers, Segment, take};
 use crate::config::MIN_DENOMINATOR;

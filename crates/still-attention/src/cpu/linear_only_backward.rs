@@ -1,8 +1,8 @@
 //! Gradients of [`super::linear_only`] over a whole sequence; everything but `φ(k)` and the states is recomputed.
 
-use super::backward::{RowGrads, Wanted, WeightGrads, add};
 use super::feature_map::{map_rows, map_rows_backward};
-use super::forward::HeadInput;
+use super::gradients::{RowGrads, Wanted, WeightGrads, add};
+use super::head_input::HeadInput;
 use super::linear_only::{absorb, at_least, block_weights};
 use crate::config::MIN_DENOMINATOR;
 use still_compute::Real;
@@ -65,13 +65,13 @@ impl<T: Real> Block<'_, T> {
     fn backward(
         &self,
         input: &HeadInput<'_, T>,
-        (out, d_out): (&[T], &[T]),
+        outs: (&[T], &[T]),
         wanted: Wanted,
         (d_s, d_z): (&mut [T], &mut [T]),
         grads: &mut RowGrads<'_, T>,
         weights: &mut WeightGrads<T>,
     ) {
-        let Self { start, tokens, phi_k, s, z } = *self;
+        let Self { start, phi_k, z, .. } = *self;
         let (d, features, maps) = (input.head_dim, z.len(), &input.features);
         let length = phi_k.len() / features;
         let v = input.v.mat(start);
@@ -83,9 +83,40 @@ impl<T: Real> Block<'_, T> {
         let mut d_v = vec![T::nan(); length * d];
         matmul((length, d, features), &mut d_v, d, false, keys, Mat::rows(d_s, d));
 
-        let size = maps.feature_dim * d;
-        for (head, q) in input.q.iter().enumerate() {
-            let q = q.mat(start);
+        let state = (&mut *d_s, &mut *d_z);
+        let keys_and_values = (d_phi_k.as_mut_slice(), d_v.as_mut_slice());
+        self.query_heads(input, outs, wanted, state, keys_and_values, grads, weights);
+
+        let mut d_k = vec![T::zero(); if wanted.qkv { length * d } else { 0 }];
+        let d_x = wanted.qkv.then_some(d_k.as_mut_slice());
+        let k = input.k.mat(start);
+        let (map, dim) = (maps.map, maps.feature_dim);
+        map_rows_backward(map, k, maps.k, dim, phi_k, &d_phi_k, d_x, &mut weights.map_k);
+        for (i, (d_k, d_v)) in d_k.chunks_exact(d).zip(d_v.chunks_exact(d)).enumerate() {
+            let row = (start + i) * d..(start + i + 1) * d;
+            add(&mut grads.k[row.clone()], d_k);
+            add(&mut grads.v[row], d_v);
+        }
+    }
+
+    /// The block's queries: what they ask of the state, of the block's own features of keys and values, and of themselves.
+    #[inline(always)]
+    fn query_heads(
+        &self,
+        input: &HeadInput<'_, T>,
+        (out, d_out): (&[T], &[T]),
+        wanted: Wanted,
+        (d_s, d_z): (&mut [T], &mut [T]),
+        (d_phi_k, d_v): (&mut [T], &mut [T]),
+        grads: &mut RowGrads<'_, T>,
+        weights: &mut WeightGrads<T>,
+    ) {
+        let Self { start, tokens, phi_k, s, z } = *self;
+        let (d, features, maps) = (input.head_dim, z.len(), &input.features);
+        let (length, size) = (phi_k.len() / features, maps.feature_dim * d);
+        let (v, keys) = (input.v.mat(start), Mat::rows(phi_k, features));
+        for head in 0..input.q.len() {
+            let q = input.q[head].mat(start);
             let phi = map_rows(maps.map, q, length, maps.q[head], maps.feature_dim);
             let mut products = vec![T::nan(); length * length];
             let mut denominator = vec![T::nan(); length];
@@ -126,16 +157,9 @@ impl<T: Real> Block<'_, T> {
                 Mat::rows(s, d).t(),
             );
             matmul((length, features, length), &mut d_phi, features, true, d_products, keys);
-            matmul(
-                (length, features, length),
-                &mut d_phi_k,
-                features,
-                true,
-                d_products.t(),
-                queries,
-            );
+            matmul((length, features, length), d_phi_k, features, true, d_products.t(), queries);
             let products = Mat::rows(&products, length);
-            matmul((length, d, length), &mut d_v, d, true, products.t(), d_num_mat);
+            matmul((length, d, length), d_v, d, true, products.t(), d_num_mat);
             matmul((features, d, length), d_s, d, true, queries.t(), d_num_mat);
             for (phi, &d_den) in phi.chunks_exact(features).zip(&d_den) {
                 vector::axpy(d_z, d_den, phi);
@@ -149,17 +173,6 @@ impl<T: Real> Block<'_, T> {
                 let at = (head * tokens + start + i) * d;
                 add(&mut grads.q[at..at + d], d_q);
             }
-        }
-
-        let mut d_k = vec![T::zero(); if wanted.qkv { length * d } else { 0 }];
-        let d_x = wanted.qkv.then_some(d_k.as_mut_slice());
-        let k = input.k.mat(start);
-        let (map, dim) = (maps.map, maps.feature_dim);
-        map_rows_backward(map, k, maps.k, dim, phi_k, &d_phi_k, d_x, &mut weights.map_k);
-        for (i, (d_k, d_v)) in d_k.chunks_exact(d).zip(d_v.chunks_exact(d)).enumerate() {
-            let row = (start + i) * d..(start + i + 1) * d;
-            add(&mut grads.k[row.clone()], d_k);
-            add(&mut grads.v[row], d_v);
         }
     }
 }

@@ -1,9 +1,12 @@
 //! CPU kernels: plain loops and small matrix products, threads over (sequence, selection head).
 
 pub(crate) mod backward;
+pub(crate) mod call;
 pub(crate) mod cells;
 pub(crate) mod feature_map;
 pub(crate) mod forward;
+mod gradients;
+pub(crate) mod head_input;
 pub(crate) mod head_state;
 pub(crate) mod key_store;
 pub(crate) mod linear_only;

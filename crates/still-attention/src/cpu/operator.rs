@@ -2,11 +2,12 @@
 
 use rayon::prelude::*;
 
-use super::backward::{RowGrads, Wanted, WeightGrads, add, backward, parts};
-use super::forward::{
-    FeatureMaps, HeadInput, PerHead, Record, Scratch, advance, should_split_heads,
-};
-use super::head_state::{HeadState, Routing, unabsorbed};
+use super::backward::backward;
+use super::call::{Record, Scratch};
+use super::forward::advance;
+use super::gradients::{RowGrads, Wanted, WeightGrads, add, parts};
+use super::head_input::{FeatureMaps, HeadInput, PerHead, Routing, should_split_heads};
+use super::head_state::{HeadState, unabsorbed};
 use super::rows::Rows;
 use crate::{HeadGeometry, HybridConfig, RowDtype, Selection, router};
 use still_compute::Real;

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::cells::round_to_bf16;
 use super::feature_map::map_into;
-use super::forward::HeadInput;
+use super::head_input::HeadInput;
 use super::paired_keys::{PairedKeys, Softmax};
 use super::row_weights::RowWeights;
 use super::visible_keys::{Keys, Part, Salient};

@@ -1,6 +1,6 @@
 //! Self-recall (LoLA): how badly the linear state would give back a token's value, asked with the token's own key.
 
-use super::forward::HeadInput;
+use super::head_input::HeadInput;
 use super::head_state::HeadState;
 use super::linear_only::at_least;
 use super::query_rows::take;

@@ -4,8 +4,8 @@
 //! decoding it is prepared: a router's scores are final long before, so that a few rows a step can be mapped and added
 //! to a second state, which then takes the place of the first. No step has to do the work of a whole chunk.
 
-use super::forward::HeadInput;
-use super::head_state::{HeadState, Routing};
+use super::head_input::{HeadInput, Routing};
+use super::head_state::HeadState;
 use super::query_rows::take;
 use super::weighted_sum::{SMALL_BATCH, matmul_small_batch};
 use crate::router;

@@ -1,6 +1,6 @@
 //! The softmax of one query token over its window, and the token's score.
 
-use super::forward::HeadInput;
+use super::head_input::HeadInput;
 use crate::config::Router;
 use crate::router;
 use still_compute::Real;

@@ -6,7 +6,7 @@ use candle_core::{DType, Tensor};
 use still_compute::Real;
 use still_compute::tensor::borrow_all;
 
-use super::backward::Wanted;
+use super::gradients::Wanted;
 use super::operator::{Operands, Operator, Output};
 use crate::arguments::expect_cpu;
 use crate::hybrid::OP;

@@ -14,11 +14,10 @@ use still_kernels::{
 use super::forward::{Last, Operands, forward};
 use super::layout::{rows_aligned, shape, uninit};
 use super::routing::{DeviceRouting, budgets, retired};
-use super::store::Store;
+use super::store::{Store, kept};
 use super::{log_scale, repeated, support};
-use crate::arguments::expect_shape;
+use crate::arguments::{checked_lengths, expect_shape};
 use crate::attention_state::without_gate;
-use crate::state::checked_lengths;
 use crate::{
     AttentionError, AttentionKind, AttentionRows, AttentionState, HeadGeometry, HybridConfig,
     HybridWeights, LinearState, Result,
@@ -465,9 +464,4 @@ impl AttentionState for CudaHybridState {
     fn in_graph(&mut self) -> Option<&mut CudaHybridState> {
         Some(self)
     }
-}
-
-/// Salient tokens of a head after so many retirements.
-pub(super) fn kept(cap: Option<usize>, budget: i32, retired: usize) -> usize {
-    (budget as usize * retired).min(cap.unwrap_or(usize::MAX))
 }

@@ -4,8 +4,8 @@ use candle_core::{DType, Device, DeviceLocation, Tensor};
 
 use super::dense::attend;
 use super::support;
+use crate::arguments::checked_lengths;
 use crate::attention_state::without_gate;
-use crate::state::checked_lengths;
 use crate::{AttentionError, AttentionKind, AttentionRows, AttentionState, HeadGeometry, Result};
 
 const OP: &str = "CudaKvCache::advance";

@@ -3,7 +3,6 @@
 use candle_core::cuda::cudarc::driver::{CudaSlice, DeviceRepr};
 use candle_core::{CudaDevice, Result};
 
-use super::decode::kept;
 use super::layout::uninit;
 
 /// Chunks that there is room for beyond what is asked: a thousand tokens between two growths at the least.
@@ -123,4 +122,9 @@ fn starts(budgets: &[i32], cap: Option<usize>, chunks: usize) -> impl Iterator<I
         *next += kept(cap, budget, chunks);
         Some(start)
     })
+}
+
+/// Salient tokens of a head after so many retirements.
+pub(super) fn kept(cap: Option<usize>, budget: i32, retired: usize) -> usize {
+    (budget as usize * retired).min(cap.unwrap_or(usize::MAX))
 }
