@@ -3,6 +3,7 @@
 //! | state | attention | memory |
 //! |---|---|---|
 //! | [`crate::KvCache`] | dense | host |
+//! | [`crate::SlidingKvCache`] | dense, to a window of the last tokens | host |
 //! | [`crate::HybridState`] | hybrid | host |
 //! | `CudaKvCache` | dense | CUDA |
 //! | `CudaHybridState` | hybrid | CUDA |
@@ -34,6 +35,11 @@ pub struct AttentionRows<'a> {
 pub enum AttentionKind {
     /// Softmax attention to every earlier token.
     Dense,
+    /// Softmax attention to a window of the last tokens.
+    Sliding {
+        /// Tokens of the window, each token's own among them.
+        window: usize,
+    },
     /// Salient tokens and a window exactly, the rest through a linear state.
     Hybrid,
 }

@@ -164,7 +164,8 @@ pub struct StillConfig {
     pub router: Router,
     /// Where routing is decided.
     pub selection_head: SelectionHead,
-    /// Salient tokens kept of each retired chunk: `[layer][selection head]`, 0 … C.
+    /// Salient tokens kept of each retired chunk: `[layer][selection head]`, 0 … C. A layer without heads here keeps the attention
+    /// that it has.
     pub budgets: Vec<Vec<usize>>,
     /// At most this many salient tokens per selection head, up to [`MAX_CAP`]; the lowest are demoted.
     pub cap: Option<usize>,
@@ -291,18 +292,66 @@ impl StillConfig {
         })
     }
 
+    /// The same in some layers alone; the others keep the attention that they have.
+    #[must_use]
+    pub fn in_layers(mut self, layers: impl IntoIterator<Item = usize>) -> Self {
+        let mut hybrid = vec![false; self.budgets.len()];
+        layers.into_iter().for_each(|layer| hybrid[layer] = true);
+        for (budgets, hybrid) in self.budgets.iter_mut().zip(hybrid) {
+            if !hybrid {
+                budgets.clear();
+            }
+        }
+        self
+    }
+
     /// Checks every layer against the model's geometry.
     ///
     /// # Errors
     /// Names the layer and the value that does not fit.
     pub fn validate(&self, num_layers: usize, geometry: HeadGeometry) -> Result<()> {
-        if self.budgets.len() != num_layers {
+        self.validate_number(num_layers)?;
+        (0..num_layers).try_for_each(|layer| self.layer(layer)?.validate(geometry))
+    }
+
+    /// [`StillConfig::validate`] of a model in which `layers` alone are hybrid: the others have no budgets.
+    ///
+    /// # Errors
+    /// Names the layer and the value that does not fit.
+    pub fn validate_in(
+        &self,
+        num_layers: usize,
+        layers: impl IntoIterator<Item = usize>,
+        geometry: HeadGeometry,
+    ) -> Result<()> {
+        let mut kept = vec![true; num_layers];
+        layers.into_iter().for_each(|layer| kept[layer] = false);
+        if self.budgets.len() == num_layers
+            && let Some(layer) =
+                (0..num_layers).find(|&layer| kept[layer] && !self.budgets[layer].is_empty())
+        {
             return Err(AttentionError::Config(format!(
-                "budgets cover {} layers, the model has {num_layers}",
-                self.budgets.len()
+                "layer {layer} has budgets, but keeps its attention to a sliding window: leave its list empty"
             )));
         }
-        (0..num_layers).try_for_each(|layer| self.layer(layer)?.validate(geometry))
+        if kept.iter().all(|&kept| kept) {
+            return Err(AttentionError::Config(
+                "no layer attends to all tokens, so that there is nothing to linearize".into(),
+            ));
+        }
+        self.validate_number(num_layers)?;
+        let mut hybrid = (0..num_layers).filter(|&layer| !kept[layer]);
+        hybrid.try_for_each(|layer| self.layer(layer)?.validate(geometry))
+    }
+
+    fn validate_number(&self, num_layers: usize) -> Result<()> {
+        match self.budgets.len() == num_layers {
+            true => Ok(()),
+            false => Err(AttentionError::Config(format!(
+                "budgets cover {} layers, the model has {num_layers}",
+                self.budgets.len()
+            ))),
+        }
     }
 }
 

@@ -19,7 +19,7 @@ use still_compute::matmul::{Mat, matmul};
 use still_compute::vector::{self, vectorize};
 
 /// Query rows answered together.
-const BLOCK: usize = 128;
+pub(crate) const BLOCK: usize = 128;
 
 /// Keys whose logits are held at a time: a block's logits stay in the second-level cache.
 const KEY_TILE: usize = 256;
@@ -148,7 +148,7 @@ impl KvCache {
                 let (q, first) = (&q[block * BLOCK * d..], past + block * BLOCK);
                 vectorize(
                     #[inline(always)]
-                    || query_block(q, k, v, first, d, out),
+                    || query_block(q, k, v, (first, usize::MAX), d, out),
                 );
             });
         });
@@ -159,7 +159,7 @@ impl KvCache {
     /// # Panics
     /// If there is no such part.
     pub fn head(&self, part: usize) -> DenseHead<'_> {
-        DenseHead { rows: lock(&self.rows[part]), d: self.geometry.head_dim }
+        DenseHead { rows: lock(&self.rows[part]) }
     }
 }
 
@@ -255,7 +255,6 @@ impl HostState for KvCache {
 #[derive(Debug)]
 pub struct DenseHead<'a> {
     rows: MutexGuard<'a, Pair>,
-    d: usize,
 }
 
 /// Memory of [`DenseHead::feed`].
@@ -278,35 +277,53 @@ impl DenseHead<'_> {
         scratch: &mut HeadScratch,
         out: &mut [f32],
     ) {
-        let d = self.d;
         let (k_store, v_store) = &mut *self.rows;
         k_store.extend(k);
         v_store.extend(v);
-        let rows = k_store.len();
-        let scale = 1.0 / (d as f32).sqrt();
-        let DenseScratch { q: scaled, weights } = &mut scratch.dense;
-        scaled.clear();
-        scaled.extend(q.iter().map(|x| x * scale));
-        let heads = q.len() / d;
-        let weights = take(weights, heads * rows);
-        out[..heads * d].fill(0.0);
-        vectorize(
-            #[inline(always)]
-            || {
-                k_store.dots(0..rows, scaled, weights, rows);
-                for weights in weights.chunks_exact_mut(rows) {
-                    vector::softmax(weights);
-                }
-                v_store.add_weighted(0..rows, weights, rows, &mut out[..heads * d]);
-            },
-        );
+        attend_one(k_store, v_store, q, scratch, out);
     }
 }
 
-/// Causal softmax attention of a block of queries, the first at position `first`: keys in tiles, online softmax. `k` is
-/// `Kᵀ`, `[D, keys]`.
+/// Attention of one token's queries, `[query heads, D]`, to all rows that are stored.
+pub(crate) fn attend_one(
+    k_store: &KeyStore<f32>,
+    v_store: &RowStore<f32>,
+    q: &[f32],
+    scratch: &mut HeadScratch,
+    out: &mut [f32],
+) {
+    let d = k_store.width();
+    let rows = k_store.len();
+    let scale = 1.0 / (d as f32).sqrt();
+    let DenseScratch { q: scaled, weights } = &mut scratch.dense;
+    scaled.clear();
+    scaled.extend(q.iter().map(|x| x * scale));
+    let heads = q.len() / d;
+    let weights = take(weights, heads * rows);
+    out[..heads * d].fill(0.0);
+    vectorize(
+        #[inline(always)]
+        || {
+            k_store.dots(0..rows, scaled, weights, rows);
+            for weights in weights.chunks_exact_mut(rows) {
+                vector::softmax(weights);
+            }
+            v_store.add_weighted(0..rows, weights, rows, &mut out[..heads * d]);
+        },
+    );
+}
+
+/// Causal softmax attention of a block of queries, the first at position `first`, to `window` tokens, their own among them: keys
+/// in tiles, online softmax. `k` is `Kᵀ`, `[D, keys]`.
 #[inline(always)]
-fn query_block(q: &[f32], k: &[f32], v: &[f32], first: usize, d: usize, out: &mut [f32]) {
+pub(crate) fn query_block(
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    (first, window): (usize, usize),
+    d: usize,
+    out: &mut [f32],
+) {
     let rows = out.len() / d;
     let keys = first + rows;
     let scale = 1.0 / (d as f32).sqrt();
@@ -315,14 +332,17 @@ fn query_block(q: &[f32], k: &[f32], v: &[f32], first: usize, d: usize, out: &mu
     let mut max = vec![f32::NEG_INFINITY; rows];
     let mut sum = vec![0.0_f32; rows];
     out.fill(0.0);
-    for start in (0..keys).step_by(KEY_TILE) {
+    for start in ((first + 1).saturating_sub(window)..keys).step_by(KEY_TILE) {
         let tile = KEY_TILE.min(keys - start);
         let (k, v) = (Mat::rows(&k[start..], k.len() / d), &v[start * d..(start + tile) * d]);
         matmul((rows, tile, d), &mut logits, KEY_TILE, false, Mat::rows(&q, d), k);
         for i in 0..rows {
             let visible = (first + i + 1).saturating_sub(start).min(tile);
+            let left = (first + i + 1).saturating_sub(window).saturating_sub(start).min(visible);
             let row = &mut logits[i * KEY_TILE..i * KEY_TILE + tile];
             let (row, future) = row.split_at_mut(visible);
+            let (past, row) = row.split_at_mut(left);
+            past.fill(0.0);
             future.fill(0.0);
             if row.is_empty() {
                 continue;

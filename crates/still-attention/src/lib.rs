@@ -21,6 +21,8 @@ mod saved_state;
 mod selection;
 mod shares;
 mod size;
+mod sliding;
+mod sliding_cache;
 mod state;
 mod weights;
 
@@ -41,5 +43,7 @@ pub use saved_state::SavedState;
 pub use selection::Selection;
 pub use shares::{BranchShares, branch_shares};
 pub use size::HeadSize;
+pub use sliding::{sliding_attention, sliding_attention_backward};
+pub use sliding_cache::SlidingKvCache;
 pub use state::{HeadRows, HeadScratch, HybridHead, HybridState, LinearState, PreparedWeights};
 pub use weights::HybridWeights;

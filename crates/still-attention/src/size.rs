@@ -42,6 +42,13 @@ impl HeadSize {
             + size_of::<usize>()
     }
 
+    /// Bytes of a head that keeps its attention to a window of the last `window` tokens, as
+    /// [`SlidingKvCache`](crate::SlidingKvCache) counts them.
+    pub fn sliding_bytes(&self, window: usize, tokens: usize) -> usize {
+        let rows = tokens.min(window);
+        (rows.next_multiple_of(TILE) + rows) * row_bytes(self.head_dim, self.rows)
+    }
+
     /// Bytes of the same head's dense cache with 16-bit rows.
     pub fn dense_bytes(&self, tokens: usize) -> usize {
         2 * tokens * row_bytes(self.head_dim, RowDtype::Bf16)

@@ -6,7 +6,7 @@ use candle_core::Tensor;
 use common::{flat, random_input, relative_rms, tensors};
 use still_attention::{
     AttentionRows, AttentionState, HeadGeometry, HybridState, KvCache, PreparedWeights, Router,
-    RowDtype, SavedState, StillConfig,
+    RowDtype, SavedState, SlidingKvCache, StillConfig,
 };
 
 const GEOMETRY: HeadGeometry = HeadGeometry { num_heads: 4, num_key_value_heads: 2, head_dim: 8 };
@@ -39,6 +39,15 @@ fn cases() -> Vec<Case> {
         cases.push(hybrid(rows, |_| {}, "hybrid"));
         cases.push(hybrid(rows, |still| still.cap = Some(2), "hybrid with a cap"));
         let Case { rows: x, .. } = hybrid(rows, |_| {}, "");
+        for window in [1, 5, 16] {
+            cases.push(Case {
+                name: format!("a window of {window}, {rows:?}"),
+                empty: Box::new(move || {
+                    Box::new(SlidingKvCache::new(GEOMETRY, window, 1, rows).unwrap())
+                }),
+                rows: x.clone(),
+            });
+        }
         cases.push(Case {
             name: format!("dense, {rows:?}"),
             empty: Box::new(move || Box::new(KvCache::new(GEOMETRY, 1, rows))),
@@ -132,7 +141,8 @@ fn a_state_of_another_shape_or_format_is_refused() {
 
 #[test]
 fn a_state_goes_back_within_the_chunk_of_its_last_token() {
-    for case in cases() {
+    // A sliding window has rules of its own.
+    for case in cases().into_iter().filter(|case| !case.name.contains("window")) {
         let dense = case.name.starts_with("dense");
         for (position, back) in [(23, 21), (23, 22), (12, 10), (3, 1), (9, 9), (23, 0), (2, 0)] {
             for piece in [1, TOKENS] {
@@ -163,6 +173,35 @@ fn a_state_goes_back_within_the_chunk_of_its_last_token() {
             }
         }
         assert_eq!(state.position(0), if dense { 20 } else { TOKENS });
+    }
+}
+
+#[test]
+fn a_sliding_window_goes_back_until_rows_have_left_it() {
+    for case in cases().into_iter().filter(|case| case.name.contains("a window of 5")) {
+        for (position, back) in [(5, 2), (5, 5), (4, 0), (23, 23), (23, 0)] {
+            let mut state = (case.empty)();
+            case.feed(&mut *state, 0..position, 3);
+            state.on_host().unwrap().truncate(0, back).unwrap();
+            assert_eq!(state.position(0), back);
+            let mut fresh = (case.empty)();
+            if back > 0 {
+                case.feed(&mut *fresh, 0..back, 3);
+            }
+            if back < TOKENS {
+                let got = case.feed(&mut *state, back..TOKENS, 1);
+                let expected = case.feed(&mut *fresh, back..TOKENS, 1);
+                let error = relative_rms(&got, &expected);
+                assert!(error < 1e-6, "{}, {position} to {back}: {error}", case.name);
+            }
+        }
+        let mut state = (case.empty)();
+        case.feed(&mut *state, 0..6, 1);
+        for (tokens, why) in [(5, "kept the last 5 alone"), (7, "it has 6")] {
+            let error = state.on_host().unwrap().truncate(0, tokens).unwrap_err().to_string();
+            assert!(error.contains(why), "{error}");
+        }
+        assert_eq!(state.position(0), 6);
     }
 }
 

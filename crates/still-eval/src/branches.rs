@@ -5,7 +5,7 @@ use still_model::Model;
 
 use crate::error::{EvalError, Result};
 
-/// Shares of every layer's query heads, `[layer][query head]`, over one text of at least three chunks.
+/// Shares of every layer's query heads, `[layer][query head]` (none of a layer that keeps its attention to a sliding window), over one text of at least three chunks.
 ///
 /// `progress` is told of each layer that is done.
 ///
@@ -30,9 +30,13 @@ pub fn branch_shares_of(
     let decoder = &model.decoder;
     let rotation = decoder.rotation(0, tokens.len())?;
     let mut shares = Vec::with_capacity(decoder.layers.len());
-    let (x, students) = (decoder.embed(tokens)?, Some(student.layers.as_slice()));
-    decoder.visit_layers(x, &rotation, students, |n, _, inputs| {
-        let learned = &student.layers[n];
+    let (x, students) = (decoder.embed(tokens)?, Some(student));
+    decoder.visit_layers(x, &rotation, students, |n, layer, inputs| {
+        let Some(learned) = student.layer(n) else {
+            shares.push(Vec::new());
+            progress();
+            return Ok(layer.softmax_attention(inputs)?);
+        };
         let (q, k, v) = (&inputs.q, &inputs.k, &inputs.v);
         let (weights, config) = (&learned.attention, &learned.config);
         let done = hybrid_attention(q, k, v, weights, inputs.gate.as_ref(), config, None)

@@ -130,7 +130,7 @@ fn a_log_of_something_else_is_refused() {
 fn a_broken_model_is_an_error() {
     let mut broken = model(3);
     let mut decoder = broken.decoder.as_ref().clone();
-    decoder.norm = (decoder.norm * f64::NAN).unwrap();
+    decoder.norm.scale = (decoder.norm.scale * f64::NAN).unwrap();
     broken.decoder = std::sync::Arc::new(decoder);
     let dir = tempfile::tempdir().unwrap();
     let log = SampleLog::create(&dir.path().join("s.jsonl")).unwrap();

@@ -114,12 +114,17 @@ impl Model {
                 cache.layers.len()
             )));
         }
-        let kind = match self.student {
-            Some(_) => AttentionKind::Hybrid,
-            None => AttentionKind::Dense,
+        let expected = |n: usize| -> (AttentionKind, DeviceLocation) {
+            let hybrid = self.student.as_ref().is_some_and(|student| student.layer(n).is_some());
+            let kind = match self.decoder.layers[n].sliding_window {
+                _ if hybrid => AttentionKind::Hybrid,
+                Some(window) => AttentionKind::Sliding { window },
+                None => AttentionKind::Dense,
+            };
+            (kind, self.device().location())
         };
-        let expected: (AttentionKind, DeviceLocation) = (kind, self.device().location());
-        if cache.layers.iter().any(|layer| (layer.kind(), layer.location()) != expected) {
+        let found = cache.layers.iter().map(|layer| (layer.kind(), layer.location()));
+        if found.enumerate().any(|(n, found)| found != expected(n)) {
             return Err(ModelError::Invalid(
                 "the cache was made for another model, or for this one on another device".into(),
             ));

@@ -32,10 +32,11 @@ pub use checkpoint::{
     BaseIdentity, Checkpoint, ExportKind, GgufExport, GgufFormat, StudentTarget, Weights,
     export_gguf, is_exported_student, names, save_student, save_student_to,
 };
-pub use config::{Architecture, ModelConfig, RopeScaling};
+pub use config::{Activation, Architecture, ModelConfig, RopeScaling, SlidingAttention};
 pub use decoder::{
-    AttentionInputs, Decoder, DecoderLayer, Dropout, LayerOps, Linear, Lora, LoraLayer, Norm, Part,
-    Projected, Projection, Role, Rotation, SavedActivations, SavingOps, TensorOps, Value, Weight,
+    AttentionInputs, Decoder, DecoderLayer, Dropout, LayerOps, Linear, Lora, LoraLayer, Norm,
+    NormWeight, Part, Projected, Projection, Role, RopeBase, Rotation, SavedActivations, SavingOps,
+    TensorOps, Value, Weight,
 };
 pub use device::{device, peak_device_bytes, reset_peak_device_bytes};
 pub use error::{ModelError, Result};

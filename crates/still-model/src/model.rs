@@ -158,9 +158,10 @@ impl Model {
         rotation: &Rotation,
         mut attend: impl FnMut(usize, &AttentionInputs) -> std::result::Result<Tensor, E>,
     ) -> std::result::Result<Tensor, E> {
-        let students = self.student.as_ref().map(|student| student.layers.as_slice());
         let visited =
-            self.decoder.visit_layers(x, rotation, students, |n, _, inputs| attend(n, inputs))?;
+            self.decoder.visit_layers(x, rotation, self.student.as_ref(), |n, _, inputs| {
+                attend(n, inputs)
+            })?;
         Ok(self.decoder.final_norm(&visited)?)
     }
 

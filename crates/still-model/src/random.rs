@@ -10,7 +10,7 @@ use tokenizers::models::bpe::BPE;
 
 use crate::chat::ChatTemplate;
 use crate::checkpoint::{BaseIdentity, Weights, shapes};
-use crate::config::{Architecture, ModelConfig};
+use crate::config::{Architecture, ModelConfig, RopeScaling, SlidingAttention};
 use crate::decoder::Decoder;
 use crate::error::{ModelError, Result};
 use crate::executor::check_dtype;
@@ -34,6 +34,7 @@ pub fn tiny_config() -> ModelConfig {
         rope_theta: 10_000.0,
         rope_scaling: None,
         partial_rotary_factor: 1.0,
+        sliding: None,
         max_position_embeddings: 512,
         tie_word_embeddings: true,
         attention_bias: false,
@@ -41,6 +42,19 @@ pub fn tiny_config() -> ModelConfig {
         mlp_bias: false,
         bos_token_id: None,
         eos_token_ids: vec![257],
+    }
+}
+
+/// A Gemma 3 configuration of five layers, two with full attention and three with a window of 12 tokens.
+pub fn tiny_sliding_config() -> ModelConfig {
+    let layers = vec![true, false, true, true, false];
+    ModelConfig {
+        architecture: Architecture::Gemma3,
+        num_hidden_layers: layers.len(),
+        rope_theta: 1e6,
+        rope_scaling: Some(RopeScaling::Linear { factor: 4.0 }),
+        sliding: Some(SlidingAttention { window: 12, layers, rope_theta: 10_000.0 }),
+        ..tiny_config()
     }
 }
 
@@ -104,7 +118,7 @@ pub fn random_model_on(config: ModelConfig, device: &Device, dtype: DType) -> Re
             [_, inner] => (inner as f64).powf(-0.5),
             _ => 0.1,
         };
-        let mean = if name.ends_with("norm.weight") { 1.0 } else { 0.0 };
+        let mean = if name.ends_with("norm.weight") { norm_mean(&config) } else { 0.0 };
         let tensor = Tensor::randn(mean as f32, deviation as f32, shape, device)?;
         Ok((name, tensor.to_dtype(dtype)?))
     });
@@ -135,6 +149,11 @@ pub fn save_base(dir: &Path, model: &Model, dtype: DType) -> Result<()> {
     std::fs::write(&path, text).map_err(ModelError::write(&path))
 }
 
+/// Norms multiply by about one.
+fn norm_mean(config: &ModelConfig) -> f64 {
+    1.0 - config.architecture.family().norm_offset
+}
+
 fn random_weights(config: &ModelConfig, rng: &mut ChaCha8Rng) -> Result<Weights> {
     let tensors = shapes(config)
         .into_iter()
@@ -142,7 +161,7 @@ fn random_weights(config: &ModelConfig, rng: &mut ChaCha8Rng) -> Result<Weights>
             let tensor = match shape[..] {
                 // Norm weights near one, matrices of unit gain.
                 [size] if name.ends_with("norm.weight") => {
-                    (normal(rng, &[size], 0.1)? + Tensor::ones(size, DType::F32, &Device::Cpu)?)?
+                    (normal(rng, &[size], 0.1)? + norm_mean(config))?
                 }
                 [size] => normal(rng, &[size], 0.1)?,
                 _ => normal(rng, &shape, (shape[1] as f64).powf(-0.5))?,

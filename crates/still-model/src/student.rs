@@ -135,7 +135,8 @@ impl LoraTarget {
 pub struct Student {
     /// The attention of every layer.
     pub config: StillConfig,
-    /// Learned tensors, by layer.
+    /// What it has learned of the layers whose attention it replaces, bottom first: all but those with a sliding window. Each says
+    /// which it is (`config.layer`).
     pub layers: Vec<StudentLayer>,
     /// Present while low-rank updates are unmerged.
     pub lora: Option<LoraConfig>,
@@ -157,6 +158,12 @@ pub struct StudentLayer {
 }
 
 impl Student {
+    /// What it has learned of a decoder's layer; `None` of one that keeps its own attention.
+    pub fn layer(&self, layer: usize) -> Option<&StudentLayer> {
+        let found = self.layers.binary_search_by_key(&layer, |own| own.config.layer);
+        found.ok().map(|index| &self.layers[index])
+    }
+
     /// A fresh student: feature maps as `init` says, `û` normal, `ℓ = ln 8`, `w = −2.197`, a gate near one half.
     ///
     /// # Errors
@@ -168,7 +175,7 @@ impl Student {
         seed: u64,
     ) -> Result<Self> {
         let geometry = model.geometry();
-        config.validate(model.num_hidden_layers, geometry)?;
+        model.check_still(&config)?;
         if init == FeatureInit::Identity && config.feature_dim != model.head_dim {
             return Err(ModelError::Invalid(format!(
                 "an identity feature map needs feature_dim = head_dim: {} and {}",
@@ -187,14 +194,14 @@ impl Student {
                 FeatureInit::Normal => normal(&mut rng, &[heads, d, f], (d as f64).powf(-0.5))?,
             })
         };
-        let maps = (0..model.num_hidden_layers)
-            .map(|_| Ok((map(heads)?, map(selection_heads)?)))
+        let maps = model
+            .full_layers()
+            .map(|n| Ok((n, map(heads)?, map(selection_heads)?)))
             .collect::<Result<Vec<_>>>()?;
         let reflected = matches!(config.feature_map, FeatureMap::NpMap { householder: true });
         let layers = maps
             .into_iter()
-            .enumerate()
-            .map(|(n, (feature_map_q, feature_map_k))| {
+            .map(|(n, feature_map_q, feature_map_k)| {
                 let mut reflection = |heads: usize| -> Result<Option<Tensor>> {
                     Ok(reflected.then(|| normal(&mut rng, &[heads, d], 1.0)).transpose()?)
                 };
@@ -320,7 +327,8 @@ impl Student {
     /// Whatever `f` returns.
     pub fn map_tensors(&self, mut f: impl FnMut(&str, &Tensor) -> Result<Tensor>) -> Result<Self> {
         let mut student = self.clone();
-        for (n, layer) in student.layers.iter_mut().enumerate() {
+        for layer in &mut student.layers {
+            let n = layer.config.layer;
             let mut apply = |name: &str, tensor: &mut Tensor| -> Result<()> {
                 *tensor = f(&format!("model.layers.{n}.self_attn.{name}"), tensor)?;
                 Ok(())
@@ -411,8 +419,8 @@ impl Student {
     /// An error of the tensor library.
     pub fn merged_into(&self, decoder: &Decoder) -> Result<(Decoder, Self)> {
         let mut decoder = decoder.clone();
-        for (base, layer) in decoder.layers.iter_mut().zip(&self.layers) {
-            if let Some(lora) = &layer.lora {
+        for (n, base) in decoder.layers.iter_mut().enumerate() {
+            if let Some(lora) = self.layer(n).and_then(|layer| layer.lora.as_ref()) {
                 *base = base.merged(lora)?;
             }
         }
@@ -422,7 +430,8 @@ impl Student {
     /// Low-rank updates by the name of the weight that each is added to.
     pub fn updates(&self) -> HashMap<String, &Lora> {
         let mut all = HashMap::new();
-        for (n, layer) in self.layers.iter().enumerate() {
+        for layer in &self.layers {
+            let n = layer.config.layer;
             let Some(updates) = &layer.lora else { continue };
             for target in LoraTarget::ALL {
                 if let Some(lora) = target.slot(updates) {
@@ -471,7 +480,7 @@ impl Student {
     }
 }
 
-/// An error if the first layer's tensors are not of the sizes that the configuration says: before anything of those sizes is
+/// An error if the first hybrid layer's tensors are not of the sizes that the configuration says: before anything of those sizes is
 /// made.
 fn check_shapes(
     config: &StillConfig,
@@ -479,18 +488,19 @@ fn check_shapes(
     model: &ModelConfig,
     weights: &Weights,
 ) -> Result<()> {
-    const LAYER: &str = "model.layers.0.self_attn";
-    config.validate(model.num_hidden_layers, model.geometry())?;
+    model.check_still(config)?;
+    let first = model.full_layers().next().unwrap_or_default();
+    let layer = format!("model.layers.{first}.self_attn");
     let shape = [config.feature_dim, model.head_dim];
     for map in ["feature_map_q", "feature_map_k"] {
-        weights.check_shape(&format!("{LAYER}.{map}.mlp.linears.0.weight"), &shape)?;
+        weights.check_shape(&format!("{layer}.{map}.mlp.linears.0.weight"), &shape)?;
     }
     let Some(lora) = lora else { return Ok(()) };
     lora.validate()?;
     for &target in &lora.targets {
         let ((out, inner), name) = (target.shape(model), target.name());
-        weights.check_shape(&format!("{LAYER}.{name}.lora_A.weight"), &[lora.rank, inner])?;
-        weights.check_shape(&format!("{LAYER}.{name}.lora_B.weight"), &[out, lora.rank])?;
+        weights.check_shape(&format!("{layer}.{name}.lora_A.weight"), &[lora.rank, inner])?;
+        weights.check_shape(&format!("{layer}.{name}.lora_B.weight"), &[out, lora.rank])?;
     }
     Ok(())
 }

@@ -10,16 +10,26 @@ use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device, Tensor, Var};
 use serde_json::json;
 use still_attention::{RowDtype, StillConfig};
-use still_model::random::{random_model, tiny_config};
+use still_model::random::{random_model, save_base, tiny_config, tiny_sliding_config};
 use still_model::{
     Architecture, Checkpoint, DecoderLayer, ExportKind, FeatureInit, GgufFormat, Linear, Lora,
-    LoraLayer, Model, ModelConfig, ModelError, RopeScaling, Rotation, Student, StudentLayer,
-    Weight, export_gguf, names, save_student,
+    LoraConfig, LoraLayer, LoraTarget, Model, ModelConfig, ModelError, NormWeight, RopeScaling,
+    Rotation, Student, StudentLayer, Weight, export_gguf, names, save_student,
 };
 use still_testing::{relative_rms, uniform};
 
-const FAMILIES: [&str; 7] =
-    ["llama", "mistral", "qwen2", "qwen3", "llama_biased", "qwen3_biased", "llama_sentencepiece"];
+const FAMILIES: [&str; 10] = [
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "llama_biased",
+    "qwen3_biased",
+    "llama_sentencepiece",
+    "phi3",
+    "phi3_plain",
+    "gemma3_text",
+];
 
 /// What the frequencies of the family "llama" are divided by, in a GGUF file as llama.cpp's converter writes it.
 const ROPE_FREQS: [f32; 4] = [1.0, 2.166_375_2, 8.0, 8.0];
@@ -61,7 +71,7 @@ fn logits(model: &Model, ids: &[u32], tokens: usize) -> Vec<Vec<f32>> {
 fn logits_equal_hugging_faces() {
     for family in FAMILIES {
         let (model, (ids, expected)) = (model(family), expected(family));
-        assert_eq!(Some(model.config().architecture.model_type()), family.split('_').next());
+        assert!(family.starts_with(model.config().architecture.model_type()));
         // At once, in parts, token by token.
         for tokens in [ids.len(), 7, 1] {
             let error = relative_rms(&logits(&model, &ids, tokens), &expected);
@@ -82,15 +92,20 @@ fn logits_equal_hugging_faces() {
     }
 }
 
+/// A student that keeps every token of the layers that it replaces.
+fn full_student(config: &ModelConfig) -> Student {
+    let still = StillConfig::uniform(config.num_hidden_layers, config.geometry(), 8, 8);
+    let still = still.in_layers(config.full_layers());
+    Student::init(still, config, FeatureInit::Identity, 0).unwrap()
+}
+
 #[test]
 fn a_student_of_full_budget_is_each_familys_teacher() {
     for family in FAMILIES {
         let (model, (ids, expected)) = (model(family), expected(family));
         let config = model.config();
-        let still = StillConfig::uniform(config.num_hidden_layers, config.geometry(), 8, 8);
-        let student = Student::init(still, config, FeatureInit::Identity, 0).unwrap();
-        let student = model.with_student(student);
-        for tokens in [ids.len(), 1] {
+        let student = model.with_student(full_student(config));
+        for tokens in [ids.len(), 7, 1] {
             let error = relative_rms(&logits(&student, &ids, tokens), &expected);
             assert!(error <= 1e-5, "{family}, {tokens} tokens a call: relative RMS {error:e}");
         }
@@ -190,6 +205,10 @@ fn write_tensors(
                 _ => None,
             };
             let tensor = heads.map_or(tensor.clone(), |heads| interleaved(&tensor, heads));
+            let tensor = match architecture == "gemma3" && name.ends_with("norm.weight") {
+                true => (tensor + 1.0).unwrap(),
+                false => tensor,
+            };
             let tensor = QTensor::quantize(&tensor, GgmlDType::F32).unwrap();
             let stored =
                 match name.rsplit_once('.').unwrap().0.rsplit_once('.').unwrap_or_default().1 {
@@ -339,6 +358,17 @@ fn gguf_gives_the_same_logits() {
         ("rope.scaling.type", Value::String("linear".into())),
         ("rope.scaling.factor", Value::F32(2.0)),
     ];
+    // The keys of llama.cpp; what a file leaves out is as in its code.
+    let gemma = [
+        ("attention.sliding_window", Value::U32(8)),
+        (
+            "attention.sliding_window_pattern",
+            Value::Array([true, true, false, true, true, false].map(Value::Bool).into()),
+        ),
+        ("rope.freq_base_swa", Value::F32(5000.0)),
+        ("rope.scaling.type", Value::String("linear".into())),
+        ("rope.scaling.factor", Value::F32(8.0)),
+    ];
     for family in FAMILIES {
         let architecture = match family {
             "mistral" => "llama",
@@ -348,12 +378,13 @@ fn gguf_gives_the_same_logits() {
         let extra = match family {
             "mistral" => linear.as_slice(),
             "phi3" => &original,
+            "gemma3_text" => &gemma,
             _ => &[],
         };
         write_gguf(&path, family, architecture, extra);
         let loaded = Model::load(path.to_str().unwrap()).unwrap();
         let config = loaded.config();
-        assert_eq!(config.architecture.model_type(), architecture);
+        assert_eq!(Architecture::from_gguf(architecture).unwrap(), config.architecture);
         let original = model(family);
         let mut as_original =
             ModelConfig { architecture: original.config().architecture, ..config.clone() };
@@ -369,9 +400,7 @@ fn gguf_gives_the_same_logits() {
             assert!(error <= 1e-5, "{family}, {tokens} tokens a call: relative RMS {error:e}");
         }
         // A student saved in either form is of the same base.
-        let still = StillConfig::uniform(config.num_hidden_layers, config.geometry(), 8, 8);
-        let student = Student::init(still, config, FeatureInit::Identity, 0).unwrap();
-        let student = loaded.with_student(student);
+        let student = loaded.with_student(full_student(config));
         let saved = dir.path().join(format!("{family}-student"));
         save_student(&saved, &student, ExportKind::Full(DType::F32)).unwrap();
         let again = Model::load(saved.to_str().unwrap()).unwrap();
@@ -557,11 +586,14 @@ fn what_is_not_supported_is_named_with_what_is() {
     assert!(error.to_string().contains("\"mamba\""), "{error}");
     assert_eq!(
         error.hint().unwrap(),
-        "supported architectures: llama, mistral, qwen2, qwen3, phi3"
+        "supported architectures: llama, mistral, qwen2, qwen3, phi3, gemma3_text"
     );
     // llama.cpp calls a Mistral "llama", so nobody knows how a "mistral" orders its rows.
     let error = Architecture::from_gguf("mistral").unwrap_err();
-    assert!(error.hint().unwrap().contains("llama (Mistral too), qwen2, qwen3, phi3"), "{error}");
+    assert!(
+        error.hint().unwrap().contains("llama (Mistral too), qwen2, qwen3, phi3, gemma3"),
+        "{error}"
+    );
     for (family, key) in [
         ("mistral", "attention_bias"),
         ("mistral", "mlp_bias"),
@@ -579,17 +611,18 @@ fn what_is_not_supported_is_named_with_what_is() {
 /// A layer's attention inputs in f64, where differences are exact enough to check gradients.
 fn in_f64(layer: &DecoderLayer) -> DecoderLayer {
     let wide = |tensor: &Tensor| tensor.to_dtype(DType::F64).unwrap();
+    let norm = |norm: &NormWeight| NormWeight::from(wide(&norm.scale));
     let linear = |linear: &Linear| Linear {
         weight: wide(&linear.weight.to_tensor().unwrap()).into(),
         bias: linear.bias.as_ref().map(wide),
     };
     DecoderLayer {
-        input_layernorm: wide(&layer.input_layernorm),
+        input_layernorm: norm(&layer.input_layernorm),
         q_proj: linear(&layer.q_proj),
         k_proj: linear(&layer.k_proj),
         v_proj: linear(&layer.v_proj),
-        q_norm: layer.q_norm.as_ref().map(wide),
-        k_norm: layer.k_norm.as_ref().map(wide),
+        q_norm: layer.q_norm.as_ref().map(norm),
+        k_norm: layer.k_norm.as_ref().map(norm),
         ..layer.clone()
     }
 }
@@ -641,4 +674,168 @@ fn gradients_of_updates_flow_through_the_heads_norms() {
             assert!((gradient - numeric).abs() < 1e-6, "{n}, {i}: {gradient} vs {numeric}");
         }
     }
+}
+
+/// Gemma 3's two ways to say which layers have a window and by which base they are rotated; what is not computed here is named.
+#[test]
+fn gemmas_configuration() {
+    let read = |changes| read_config("gemma3_text", changes);
+    let config = read(json!({})).unwrap();
+    assert_eq!(config.full_layers().collect::<Vec<_>>(), [2, 5]);
+    assert_eq!((config.sliding_window(0), config.sliding_window(5)), (Some(8), None));
+    assert_eq!(ModelConfig::from_hf_json(&config.to_hf_json()).unwrap(), config);
+    // As its first files have it.
+    let old = json!({
+        "rope_parameters": null, "layer_types": null, "sliding_window_pattern": 3,
+        "rope_theta": 1e6, "rope_local_base_freq": 5000.0,
+        "rope_scaling": { "rope_type": "linear", "factor": 8.0 },
+    });
+    assert_eq!(read(old).unwrap(), config);
+    let silent = json!({ "rope_parameters": null, "layer_types": null, "sliding_window": null });
+    let error = read(silent).unwrap_err().to_string();
+    assert!(error.contains("\"sliding_window\""), "{error}");
+    let mut json = config.to_hf_json();
+    for key in
+        ["layer_types", "sliding_window", "rope_theta", "rope_local_base_freq", "rope_scaling"]
+    {
+        json.as_object_mut().unwrap().remove(key);
+    }
+    let usual = ModelConfig::from_hf_json(&json).unwrap();
+    assert_eq!(usual.full_layers().collect::<Vec<_>>(), [5]);
+    let sliding = usual.sliding.unwrap();
+    assert_eq!((sliding.window, sliding.rope_theta, usual.rope_theta), (4096, 1e4, 1e6));
+    for (changes, named) in [
+        (json!({ "query_pre_attn_scalar": 168 }), "\"query_pre_attn_scalar\": 168"),
+        (json!({ "query_pre_attn_scalar": null }), "\"query_pre_attn_scalar\": 256"),
+        (json!({ "attn_logit_softcapping": 50.0 }), "attn_logit_softcapping"),
+        (json!({ "final_logit_softcapping": 30.0 }), "final_logit_softcapping"),
+        (json!({ "use_bidirectional_attention": true }), "use_bidirectional_attention"),
+        (json!({ "hidden_activation": "gelu" }), "\"gelu\""),
+        (json!({ "model_type": "gemma3" }), "\"gemma3\""),
+        (
+            json!({ "rope_parameters": { "sliding_attention": { "rope_type": "linear", "factor": 2.0 } } }),
+            "sliding_attention",
+        ),
+    ] {
+        let error = read(changes).unwrap_err();
+        assert!(matches!(error, ModelError::Unsupported { .. }), "{error}");
+        assert!(error.to_string().contains(named) && error.hint().is_some(), "{error}");
+    }
+    // Budgets belong to layers with full attention, to all of them.
+    let still = StillConfig::uniform(6, config.geometry(), 8, 2);
+    let error = Student::init(still.clone(), &config, FeatureInit::Identity, 0).unwrap_err();
+    assert!(error.to_string().contains("layer 0 has budgets"), "{error}");
+    let error = Student::init(still.in_layers([2]), &config, FeatureInit::Identity, 0).unwrap_err();
+    assert!(error.to_string().contains("layer 5: 0 budgets"), "{error}");
+}
+
+/// Sequences of different lengths in one batch, padded, then token by token: each as if it were alone.
+#[test]
+fn a_batch_of_different_lengths_is_its_sequences() {
+    for family in ["gemma3_text", "phi3", "qwen3"] {
+        let teacher = model(family);
+        let (ids, _) = expected(family);
+        let config = teacher.config();
+        let still = StillConfig::uniform(config.num_hidden_layers, config.geometry(), 4, 1);
+        let still = still.in_layers(config.full_layers());
+        let student = Student::init(still, config, FeatureInit::Identity, 0).unwrap();
+        for model in [teacher.clone(), teacher.with_student(student)] {
+            let (lengths, rest) = ([31, 12], 9);
+            let own = [&ids[..40], &ids[5..5 + 21]];
+            let mut cache = model.new_cache(2, RowDtype::F32).unwrap();
+            let padded: Vec<u32> = own
+                .iter()
+                .zip(lengths)
+                .flat_map(|(ids, n)| (0..31).map(move |i| if i < n { ids[i] } else { 0 }))
+                .collect();
+            let padded = Tensor::from_vec(padded, (2, 31), &Device::Cpu).unwrap();
+            let hidden = model.forward(&padded, &mut cache, Some(&lengths)).unwrap();
+            let mut got: Vec<Vec<Vec<f32>>> = (0..2)
+                .map(|n| {
+                    let rows = hidden.get(n).unwrap().narrow(0, 0, lengths[n]).unwrap();
+                    model.logits(&rows).unwrap().to_vec2().unwrap()
+                })
+                .collect();
+            for step in 0..rest {
+                let next = [own[0][lengths[0] + step], own[1][lengths[1] + step]];
+                let vocab = config.vocab_size;
+                let both = model.decode(&next, &mut cache).unwrap().to_vec();
+                for (got, logits) in got.iter_mut().zip(both.chunks_exact(vocab)) {
+                    got.push(logits.to_vec());
+                }
+            }
+            for (n, ids) in own.iter().enumerate() {
+                let alone = logits(&model, ids, 7);
+                let error = relative_rms(&got[n], &alone);
+                assert!(error <= 1e-5, "{family}, sequence {n}: relative RMS {error:e}");
+            }
+        }
+    }
+}
+
+/// A student leaves layers with a window as they are: saved in every form it is the same, and its cache takes the window's rows alone.
+#[test]
+fn students_of_gemma_keep_its_windows() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = dir.path().join("base");
+    let random = random_model(tiny_sliding_config(), 3).unwrap();
+    save_base(&base, &random, DType::F32).unwrap();
+    let teacher = Model::load(base.to_str().unwrap()).unwrap();
+    let config = teacher.config();
+    assert_eq!(config, random.config());
+    let ids: Vec<u32> = (0..90).map(|i| (i * i + 3) % 256).collect();
+    let expected = logits(&random, &ids, ids.len());
+    assert!(relative_rms(&logits(&teacher, &ids, 7), &expected) <= 1e-5);
+
+    let still = StillConfig::uniform(config.num_hidden_layers, config.geometry(), 8, 2);
+    let still = still.in_layers(config.full_layers());
+    let mut student = Student::init(still, config, FeatureInit::Normal, 1).unwrap();
+    let lora = LoraConfig { rank: 2, alpha: 2.0, targets: LoraTarget::ALL.to_vec() };
+    student.add_lora(config, lora, 2).unwrap();
+    let moved = student.map_tensors(|name, tensor| {
+        assert!([".1.", ".4."].iter().any(|layer| name.contains(layer)), "{name} learns");
+        Ok(if name.contains("lora_B") { (tensor + 0.02)? } else { tensor.clone() })
+    });
+    let student = teacher.with_student(moved.unwrap());
+    let whole = logits(&student, &ids, ids.len());
+    assert!(relative_rms(&whole, &expected) > 1e-3, "the student is another model");
+    for tokens in [13, 1] {
+        let error = relative_rms(&logits(&student, &ids, tokens), &whole);
+        assert!(error <= 1e-5, "{tokens} tokens a call: relative RMS {error:e}");
+    }
+    for (name, kind) in [("full", ExportKind::Full(DType::F32)), ("delta", ExportKind::Delta)] {
+        let saved = dir.path().join(name);
+        save_student(&saved, &student, kind).unwrap();
+        let again = Model::load(saved.to_str().unwrap()).unwrap();
+        assert_eq!(again.config(), config);
+        let error = relative_rms(&logits(&again, &ids, ids.len()), &whole);
+        assert!(error <= 1e-5, "{name}: relative RMS {error:e}");
+    }
+    // Norms are saved as the base has them, bit by bit.
+    let norms = |of: &str| {
+        let file = dir.path().join(of).join("model.safetensors");
+        candle_core::safetensors::load(file, &Device::Cpu).unwrap()
+    };
+    let (of_base, of_student) = (norms("base"), norms("full"));
+    for (name, tensor) in of_base.iter().filter(|(name, _)| name.contains("norm")) {
+        let bits = |x: &Tensor| {
+            x.to_vec1::<f32>().unwrap().into_iter().map(f32::to_bits).collect::<Vec<_>>()
+        };
+        assert_eq!(bits(tensor), bits(&of_student[name]), "{name}");
+    }
+    let exported = dir.path().join("student.gguf");
+    export_gguf(&exported, &student, GgufFormat::Q8_0).unwrap();
+    let again = Model::load(exported.to_str().unwrap()).unwrap();
+    assert!(relative_rms(&logits(&again, &ids, ids.len()), &whole) <= 0.05);
+
+    // Three windows of 12 rows, in tiles of 16 for the keys, beside two hybrid layers.
+    let bytes = |model: &Model, tokens: usize| {
+        let mut cache = model.new_cache(1, RowDtype::F32).unwrap();
+        model.prefill(&ids[..tokens], &mut cache).unwrap();
+        cache.size_bytes()
+    };
+    let windows = 3 * 2 * (16 + 12) * 8 * 4;
+    let dense = |tokens: usize| 2 * 2 * (tokens.next_multiple_of(16) + tokens) * 8 * 4;
+    assert_eq!(bytes(&teacher, 90), windows + dense(90));
+    assert!(bytes(&student, 90) > windows && bytes(&student, 90) < windows + dense(90));
 }

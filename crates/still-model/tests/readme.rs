@@ -9,7 +9,7 @@ use common::{Entry, Gguf, array, f32, text, u32};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
-use still_model::random::{random_model, tiny_config};
+use still_model::random::{random_model, tiny_config, tiny_sliding_config};
 use still_model::{Architecture, Model, ModelConfig, Result};
 
 const PAGE: &str = include_str!("../../../docs/models.md");
@@ -83,9 +83,14 @@ fn directory(changes: &Value, eight_bit: Option<Dtype>) -> Result<Model> {
 }
 
 fn family(name: &str) -> Result<()> {
-    let mut json = tiny_config().to_hf_json();
+    let mut json = match Architecture::from_model_type(name) {
+        Ok(Architecture::Gemma3) => tiny_sliding_config().to_hf_json(),
+        _ => tiny_config().to_hf_json(),
+    };
     json["model_type"] = json!(name);
-    json["sliding_window"] = Value::Null;
+    if name != "gemma3_text" {
+        json["sliding_window"] = Value::Null;
+    }
     ModelConfig::from_hf_json(&json).map(drop)
 }
 

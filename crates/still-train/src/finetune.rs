@@ -3,7 +3,6 @@
 use std::borrow::Cow;
 
 use candle_core::{Tensor, Var};
-use still_attention::dense_attention;
 use still_compute::{Gradients, pull_back};
 use still_model::{Dropout, Model, Student, StudentLayer};
 
@@ -135,16 +134,17 @@ impl FinetuneStage {
         let decoder = &self.teacher.decoder;
         let rotation = self.rotations.of(decoder, ids.len())?;
 
-        let layers: Vec<Cow<'_, StudentLayer>> = (0..decoder.layers.len())
-            .map(|n| self.with_dropout(&self.student.layers[n], index, n))
+        let layers: Vec<Option<Cow<'_, StudentLayer>>> = (0..decoder.layers.len())
+            .map(|n| self.student.layer(n).map(|layer| self.with_dropout(layer, index, n)))
             .collect();
+        // Nothing learned lies below the first layer that a student has; what keeps its attention there needs no backward pass.
+        let first = layers.iter().position(Option::is_some).unwrap_or(layers.len());
         let layer = |n: usize| LayerPass {
             decoder: &decoder.layers[n],
-            student: &layers[n],
+            student: layers[n].as_deref(),
             rotation: &rotation,
             recompute: self.recompute,
-            // Nothing learned lies below the first layer.
-            wants_input: n > 0,
+            wants_input: n > first,
         };
 
         // Forward, cut between layers.
@@ -179,7 +179,7 @@ impl FinetuneStage {
         };
 
         // Back through the layers.
-        for (n, saved) in saved.into_iter().enumerate().rev() {
+        for (n, saved) in saved.into_iter().enumerate().skip(first).rev() {
             if let Some(input) = layer(n).backward(saved, &upstream, gradients)? {
                 upstream = input;
             }
@@ -212,9 +212,10 @@ impl FinetuneStage {
     pub fn teacher_hidden(&self, ids: &[u32]) -> Result<Tensor> {
         let decoder = &self.teacher.decoder;
         let rotation = self.rotations.of(decoder, ids.len())?;
-        let x = decoder.visit_layers(decoder.embed(ids)?, &rotation, None, |_, _, inputs| {
-            Ok::<_, TrainError>(dense_attention(&inputs.q, &inputs.k, &inputs.v)?)
-        })?;
+        let x =
+            decoder.visit_layers(decoder.embed(ids)?, &rotation, None, |_, layer, inputs| {
+                Ok::<_, TrainError>(layer.softmax_attention(inputs)?)
+            })?;
         Ok(decoder.final_norm(&x)?.squeeze(0)?)
     }
 

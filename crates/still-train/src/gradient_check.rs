@@ -1,7 +1,7 @@
 //! Gradients of every trained tensor of both stages, against differences of the loss itself.
 
 use still_compute::Gradients;
-use still_model::random::{random_model, tiny_config};
+use still_model::random::{random_model, tiny_config, tiny_sliding_config};
 use still_model::{Model, ModelConfig, Student};
 
 use crate::data::Window;
@@ -36,6 +36,10 @@ fn start(overrides: &[&str]) -> (Model, Recipe, Student) {
         mlp_bias: true,
         ..tiny_config()
     };
+    start_with(config, overrides)
+}
+
+fn start_with(config: ModelConfig, overrides: &[&str]) -> (Model, Recipe, Student) {
     let model = random_model(config, 5).unwrap();
     let set: Vec<String> = BASE.iter().chain(overrides).map(|&item| item.to_owned()).collect();
     let recipe = Recipe::parse("", &set).unwrap();
@@ -96,6 +100,28 @@ fn attention_transfer() {
         let scale = layers as f64 * recipe.transfer.gradient_scale(layers);
         let loss = || scale * stage.gradients(&windows).unwrap().loss();
         check(&parameters, &gradients, loss, &overrides.join(" "));
+    }
+}
+
+/// Gemma 3: two of five layers learn, through those with a window, four norms a layer and another activation.
+#[test]
+fn both_stages_among_sliding_windows() {
+    let windows = windows();
+    let (model, recipe, student) = start_with(tiny_sliding_config(), &[]);
+    let mut stage = TransferStage::new(&model, &student, &recipe.transfer).unwrap();
+    let gradients = stage.gradients(&windows).unwrap().into_gradients();
+    let parameters = stage.updates().optimizer.parameters().clone();
+    let scale = 2.0 * recipe.transfer.gradient_scale(2);
+    let loss = || scale * stage.gradients(&windows).unwrap().loss();
+    check(&parameters, &gradients, loss, "transfer");
+    for recompute in ["false", "true", "mlp"] {
+        let recompute = format!("finetune.recompute={recompute}");
+        let (model, recipe, student) = start_with(tiny_sliding_config(), &[&recompute]);
+        let mut stage = FinetuneStage::new(&model, &student, &recipe.finetune, 9).unwrap();
+        let gradients = stage.gradients(&windows, None).unwrap().1;
+        let parameters = stage.updates().optimizer.parameters().clone();
+        let loss = || stage.gradients(&windows, None).unwrap().0;
+        check(&parameters, &gradients, loss, &recompute);
     }
 }
 

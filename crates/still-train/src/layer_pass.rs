@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 use still_compute::Gradients;
-use still_model::{DecoderLayer, Rotation, SavedActivations, SavingOps, StudentLayer};
+use still_model::{DecoderLayer, ModelError, Rotation, SavedActivations, SavingOps, StudentLayer};
 
 use crate::error::Result;
 use crate::recipe::Recompute;
@@ -10,7 +10,8 @@ use crate::recipe::Recompute;
 /// What the pass of one layer works on.
 pub(crate) struct LayerPass<'a> {
     pub decoder: &'a DecoderLayer,
-    pub student: &'a StudentLayer,
+    /// None of a layer that keeps its attention to a sliding window.
+    pub student: Option<&'a StudentLayer>,
     pub rotation: &'a Rotation,
     pub recompute: Recompute,
     /// Whether something learned lies below, so that the gradient of the input is wanted.
@@ -39,9 +40,16 @@ impl<'w> LayerPass<'w> {
         let Self { decoder, student, rotation, wants_input, .. } = *self;
         let saves_wide = self.recompute != Recompute::Mlp;
         let (mut ops, x) = SavingOps::new(x, wants_input, decoder.head_dim, rotation, saves_wide)?;
-        let inputs = decoder.before_attention(&mut ops, &x, Some(student))?;
-        let out = ops.attend(&inputs, &student.attention, &student.config)?;
-        let y = decoder.after_attention(&mut ops, x, &out, Some(student))?;
+        let inputs = decoder.before_attention(&mut ops, &x, student)?;
+        let out = match (student, decoder.sliding_window) {
+            (Some(student), _) => ops.attend(&inputs, &student.attention, &student.config)?,
+            (None, Some(window)) => ops.attend_sliding(&inputs, window)?,
+            (None, None) => {
+                let what = "a layer with full attention that no student has learned";
+                return Err(ModelError::Invalid(what.into()).into());
+            }
+        };
+        let y = decoder.after_attention(&mut ops, x, &out, student)?;
         Ok((ops.by_token(&y)?, ops.finish(&y)))
     }
 
@@ -68,7 +76,7 @@ mod tests {
     use candle_core::{DType, Device, Var};
     use still_attention::hybrid_attention;
     use still_compute::{Spans, pull_back};
-    use still_model::random::{random_model, tiny_config};
+    use still_model::random::{random_model, tiny_config, tiny_sliding_config};
     use still_model::{Dropout, Model, ModelConfig, Student};
     use still_testing::{assert_relative_rms, uniform};
 
@@ -99,11 +107,16 @@ mod tests {
     /// The layer in the tensor library's graph.
     fn graph(layer: &LayerPass<'_>, x: &Tensor) -> Tensor {
         let LayerPass { decoder, student, rotation, .. } = *layer;
-        let inputs = decoder.attention_inputs(x, rotation, Some(student)).unwrap();
-        let (weights, gate) = (&student.attention, inputs.gate.as_ref());
+        let inputs = decoder.attention_inputs(x, rotation, student).unwrap();
         let (q, k, v) = (&inputs.q, &inputs.k, &inputs.v);
-        let out = hybrid_attention(q, k, v, weights, gate, &student.config, None).unwrap().out;
-        decoder.finish(x, &out, Some(student)).unwrap()
+        let out = match student {
+            Some(StudentLayer { attention, config, .. }) => {
+                let gate = inputs.gate.as_ref();
+                hybrid_attention(q, k, v, attention, gate, config, None).unwrap().out
+            }
+            None => decoder.softmax_attention(&inputs).unwrap(),
+        };
+        decoder.finish(x, &out, student).unwrap()
     }
 
     #[test]
@@ -147,7 +160,7 @@ mod tests {
             for recompute in [Recompute::Nothing, Recompute::Mlp, Recompute::Layer] {
                 let layer = LayerPass {
                     decoder: &model.decoder.layers[1],
-                    student: &student.layers[1],
+                    student: Some(&student.layers[1]),
                     rotation: &rotation,
                     recompute,
                     wants_input,
@@ -177,6 +190,50 @@ mod tests {
                     }
                 }
                 assert!(compared >= 11 + usize::from(gate), "{what}: {compared} gradients");
+            }
+        }
+    }
+
+    /// Layers of Gemma 3 with a window, which learn nothing but pass the gradient on, and with full attention.
+    #[test]
+    fn sliding_layers_give_the_gradients_of_the_graph() {
+        let model = random_model(tiny_sliding_config(), 5).unwrap();
+        let set = ["attention.chunk=8", "attention.budget=2", "attention.init=normal"];
+        let recipe = Recipe::parse("", &set.map(str::to_owned)).unwrap();
+        let still = recipe.attention.resolve(model.config()).unwrap();
+        let student = Student::init(still, model.config(), recipe.attention.init, 3).unwrap();
+        let (student, parameters) = trainable(&student, &Device::Cpu, |_| true).unwrap();
+        let spans = Arc::new(Spans::new(parameters.iter().map(|(_, var)| var.as_tensor())));
+        let rotation = model.decoder.rotation(0, 45).unwrap();
+        let width = model.config().hidden_size;
+        let (x, dy) = (random(&[1, 45, width], 1), random(&[1, 45, width], 2));
+        for recompute in [Recompute::Nothing, Recompute::Mlp, Recompute::Layer] {
+            for n in [3, 4] {
+                let layer = LayerPass {
+                    decoder: &model.decoder.layers[n],
+                    student: student.layer(n),
+                    rotation: &rotation,
+                    recompute,
+                    wants_input: true,
+                };
+                let what = format!("layer {n}, {recompute:?}");
+                let input = Var::from_tensor(&x).unwrap();
+                let expected = graph(&layer, &input);
+                let mut expected_grads = pull_back(&expected, &dy).unwrap().backward().unwrap();
+                let (y, saved) = layer.forward(&x).unwrap();
+                assert_close(&y, &expected, &what);
+                let mut grads = Gradients::new(&spans).unwrap();
+                let dx = layer.backward(saved, &dy, &mut grads).unwrap();
+                assert_close(&dx.unwrap(), &expected_grads.remove(&input).unwrap(), &what);
+                let mut learned = 0;
+                for (name, var) in &parameters {
+                    if let Some(got) = grads.get(var).unwrap() {
+                        let expected = expected_grads.get(var).unwrap();
+                        assert_close(&got, expected, &format!("{what}: {name}"));
+                        learned += 1;
+                    }
+                }
+                assert_eq!(learned > 0, n == 4, "{what}");
             }
         }
     }

@@ -74,7 +74,7 @@ pub struct StepReport {
     /// Whether the step was a spike and so was not taken.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub skipped: bool,
-    /// Loss of each layer (transfer).
+    /// Loss of each layer that learns, bottom first (transfer).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub layer_losses: Vec<f64>,
     /// Loss of each layer's linear branch alone, unweighted (transfer with `linear_branch_weight`).

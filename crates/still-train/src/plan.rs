@@ -177,7 +177,8 @@ impl<'a> Sizes<'a> {
             Ok(if matches!(weight, Weight::Packed(_)) { out * inner * F32 } else { 0 })
         };
         let value = decoder.dtype().size_in_bytes();
-        let mut weights = decoder.embed_tokens.size_bytes() + decoder.norm.elem_count() * value;
+        let mut weights =
+            decoder.embed_tokens.size_bytes() + decoder.norm.scale.elem_count() * value;
         if !decoder.config.tie_word_embeddings {
             weights += decoder.lm_head.size_bytes();
         }
@@ -190,7 +191,9 @@ impl<'a> Sizes<'a> {
                 weights += linear.bias.as_ref().map_or(0, |bias| bias.elem_count() * value);
                 widened = widened.max(wide(&linear.weight)?);
             }
-            weights += (layer.input_layernorm.elem_count() + layer.mlp.norm.elem_count()) * value;
+            weights += (layer.input_layernorm.scale.elem_count()
+                + layer.mlp.norm.scale.elem_count())
+                * value;
         }
         Ok(Self {
             config: &decoder.config,

@@ -1,7 +1,7 @@
 //! Stage 1, attention transfer: the hybrid attention of each layer learns to give what softmax attention gives.
 
 use candle_core::Tensor;
-use still_attention::{Branches, HybridConfig, Routing, attention_forward, dense_attention};
+use still_attention::{Branches, HybridConfig, Routing, attention_forward};
 use still_compute::{Gradients, pull_back};
 use still_model::decoder::ops::merge_heads;
 use still_model::{DecoderLayer, LoraLayer, Model, Student, StudentLayer};
@@ -43,7 +43,7 @@ pub struct TransferStep {
 /// What windows of a step gave, before anything is changed.
 pub(crate) struct TransferGradients {
     gradients: Gradients,
-    /// Of each layer: all that is minimised.
+    /// Of each layer that learns: all that is minimised.
     layer_losses: Vec<f64>,
     /// Of each layer: the linear branch alone, unweighted; empty if it has no loss of its own.
     linear_losses: Vec<f64>,
@@ -88,13 +88,14 @@ impl TransferStage {
         }
         let (student, parameters) = trainable(student, model.decoder.device(), is_attention)?;
         let optimizer = AdamW::new(recipe.optimizer, parameters, recipe.steps)?;
+        let gradient_scale = recipe.gradient_scale(student.layers.len());
         Ok(Self {
             teacher: model.teacher(),
             student,
             loss: recipe.loss,
             normalise: recipe.normalise,
             linear_branch_weight: recipe.linear_branch_weight,
-            gradient_scale: recipe.gradient_scale(model.decoder.layers.len()),
+            gradient_scale,
             rotations: Rotations::default(),
             updates: Updates::new(Stage::Transfer, optimizer),
         })
@@ -140,13 +141,15 @@ impl TransferStage {
         // The teacher's projections, but for the gate, which is the student's own.
         let gated =
             |student: &StudentLayer| StudentLayer { lora: gate_update(student), ..student.clone() };
-        let gated: Vec<StudentLayer> = self.student.layers.iter().map(gated).collect();
+        let layers = self.student.layers.iter().map(gated).collect();
+        let gated = Student { layers, ..self.student.clone() };
         for (segment, share) in shares(windows, |segment| segment.ids.len()) {
             let rotation = self.rotations.of(decoder, segment.ids.len())?;
             let x = decoder.embed(segment.ids)?;
             let x = decoder.visit_layers(x, &rotation, Some(&gated), |n, layer, inputs| {
-                let student = &self.student.layers[n];
-                let attention = dense_attention(&inputs.q, &inputs.k, &inputs.v)?;
+                let attention = layer.softmax_attention(inputs)?;
+                // A layer that keeps its attention has nothing to learn.
+                let Some(student) = self.student.layer(n) else { return Ok(attention) };
                 let target = self.compared(layer, &attention)?;
                 let variance = self.normalise.then(|| variance(&target)).transpose()?;
                 let (rows, gate) = ([&inputs.q, &inputs.k, &inputs.v], inputs.gate.as_ref());
@@ -182,17 +185,18 @@ impl TransferStage {
         Ok(TransferGradients { gradients, layer_losses, linear_losses, teacher_hidden })
     }
 
-    /// Of each layer: all that is minimised, and the linear branch alone.
+    /// Of each layer that learns: all that is minimised, and the linear branch alone.
     fn losses(&self, compared: &[Compared]) -> Result<(Vec<f64>, Vec<f64>)> {
-        let layers = self.teacher.decoder.layers.len();
-        let mut all = vec![0.0; layers];
-        let mut linear = vec![0.0; if self.linear_branch_weight > 0.0 { layers } else { 0 }];
+        let layers = &self.student.layers;
+        let mut all = vec![0.0; layers.len()];
+        let mut linear = vec![0.0; if self.linear_branch_weight > 0.0 { layers.len() } else { 0 }];
         let losses: Vec<Scalar> = compared.iter().map(|compared| compared.loss.clone()).collect();
         for (compared, loss) in compared.iter().zip(read(&losses)?) {
             self.updates.check_loss(loss)?;
-            all[compared.layer] += compared.share * compared.weight * loss;
+            let n = layers.partition_point(|own| own.config.layer < compared.layer);
+            all[n] += compared.share * compared.weight * loss;
             if compared.is_linear {
-                linear[compared.layer] += compared.share * loss;
+                linear[n] += compared.share * loss;
             }
         }
         Ok((all, linear))

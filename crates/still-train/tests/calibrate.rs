@@ -5,6 +5,7 @@ mod common;
 use candle_core::{D, Device, Tensor};
 use common::model;
 use still_attention::{HeadSize, RowDtype, StillConfig};
+use still_model::random::{random_model, tiny_sliding_config};
 use still_model::{Model, Student};
 use still_train::{AttentionRecipe, Budgets, CalibrateOptions, calibrate};
 
@@ -56,6 +57,33 @@ fn budgets_take_what_they_may_and_a_state_takes_what_was_counted() {
         }
         assert_eq!(cache.size_bytes(), found.cache_bytes);
     }
+}
+
+#[test]
+fn layers_with_a_window_count_at_their_window_and_have_no_budgets() {
+    let model = random_model(tiny_sliding_config(), 11).unwrap();
+    let (config, text) = (model.config(), text());
+    let found = calibrate(&model, &recipe(), &slices(&text), &options(0.6), &|_, _, _| {}).unwrap();
+    let layers: Vec<usize> = found.heads.iter().map(|head| head.layer).collect();
+    assert_eq!(layers, [1, 1, 4, 4]);
+    let given = &found.budgets.budgets;
+    assert_eq!(given.iter().map(Vec::len).collect::<Vec<_>>(), [0, 2, 0, 0, 2]);
+    let size =
+        HeadSize { chunk: CHUNK, head_dim: 8, feature_dim: 8, cap: None, rows: RowDtype::Bf16 };
+    let windows = 3 * 2 * size.sliding_bytes(12, 256);
+    assert_eq!(found.dense_bytes, windows + 4 * size.dense_bytes(256));
+    assert!(found.cache_bytes as f64 <= 0.6 * found.dense_bytes as f64);
+    let attention = found.budgets.apply(&recipe()).unwrap();
+    let student =
+        Student::init(attention.resolve(config).unwrap(), config, Default::default(), 0).unwrap();
+    let student = model.with_student(student);
+    let mut cache = student.new_cache(1, RowDtype::Bf16).unwrap();
+    let ids: Vec<u32> = (0..256).map(|i| i * 7 % 250).collect();
+    student.prefill(&ids[..248], &mut cache).unwrap();
+    for id in &ids[248..] {
+        student.decode(&[*id], &mut cache).unwrap();
+    }
+    assert_eq!(cache.size_bytes(), found.cache_bytes);
 }
 
 #[test]

@@ -21,6 +21,7 @@ mod row_weights;
 pub(crate) mod rows;
 mod saved_attention;
 pub(crate) mod saved_rows;
+pub(crate) mod sliding;
 mod visible_keys;
 pub(crate) mod weighted_sum;
 

@@ -15,6 +15,7 @@
 //! | `exact_terms` | branch switches and the window factor: the first terms of numerator and denominator |
 //! | `output` | their sum with the linear terms: linear norm and gate |
 //! | `linear_only` | Hedgehog |
+//! | `sliding` | attention that a layer keeps |
 
 mod exact_terms;
 mod feature_map;
@@ -27,12 +28,14 @@ mod retirement;
 mod router;
 mod self_recall;
 mod self_saliency;
+mod sliding;
 mod sums;
 
 pub use feature_map::feature_row;
 pub use received_attention::received_attention;
 pub use self_recall::recall_error;
 pub use self_saliency::self_saliency;
+pub use sliding::sliding_attention;
 
 use crate::config::{HeadGeometry, HybridConfig, Mode, SelectionHead};
 use crate::selection::Selection;

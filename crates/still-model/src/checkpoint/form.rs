@@ -69,7 +69,7 @@ impl StudentForm {
             reason: format!("section \"{key}\": {reason}"),
             hint: "the student was saved for another base, or the file was edited".into(),
         };
-        let checked = self.still.validate(base.num_hidden_layers, base.geometry());
+        let checked = base.check_still(&self.still);
         checked.map_err(|error| in_section(STILL_KEY, error.to_string()))?;
         let Some(lora) = &self.lora else { return Ok(()) };
         lora.validate().map_err(|error| in_section(LORA_KEY, error.to_string()))?;

@@ -106,7 +106,8 @@ impl Checkpoint {
         }
         let config = gguf::config(path, &content)?;
         let tokenizer = Tokenizer::from_gguf(path, &content)?;
-        let weights = Weights::from_gguf(path, content, GgufLayout::LlamaCpp(config.clone()))?;
+        let weights =
+            Weights::from_gguf(path, content, GgufLayout::LlamaCpp(Box::new(config.clone())))?;
         Ok(Self {
             config,
             weights,

@@ -37,11 +37,20 @@ const FUSED: [(&str, &str); 2] = [
     ("mlp.gate_up_proj.weight", "ffn_up.weight"),
 ];
 
+/// Rows of families with a norm after attention and MLP, too: what others call `post_attention_layernorm` has another name.
+const POST_NORMS: [(&str, &str); 3] = [
+    ("post_attention_layernorm.weight", "post_attention_norm.weight"),
+    ("pre_feedforward_layernorm.weight", "ffn_norm.weight"),
+    ("post_feedforward_layernorm.weight", "post_ffw_norm.weight"),
+];
+
 /// Rows in which a family differs: they replace those of [`LAYER`] that share a name with them.
 fn family_rows(architecture: Architecture) -> &'static [(&'static str, &'static str)] {
-    match architecture.family().fused_projections {
-        true => &FUSED,
-        false => &[],
+    let family = architecture.family();
+    match (family.fused_projections, family.post_norms) {
+        (true, _) => &FUSED,
+        (_, true) => &POST_NORMS,
+        (false, false) => &[],
     }
 }
 
@@ -97,6 +106,10 @@ mod tests {
         }
         for (hf, gguf) in FUSED {
             let stored = to_gguf(Architecture::Phi3, &format!("model.layers.3.{hf}"));
+            assert_eq!(stored.unwrap(), format!("blk.3.{gguf}"));
+        }
+        for (hf, gguf) in POST_NORMS {
+            let stored = to_gguf(Architecture::Gemma3, &format!("model.layers.3.{hf}"));
             assert_eq!(stored.unwrap(), format!("blk.3.{gguf}"));
         }
         assert_eq!(to_gguf(Architecture::Phi3, "model.layers.3.mlp.up_proj.weight"), None);

@@ -23,7 +23,12 @@ pub(crate) fn shapes(config: &ModelConfig) -> BTreeMap<String, Vec<usize>> {
             shapes.insert(format!("model.layers.{n}.{name}"), shape);
         };
         add("input_layernorm.weight", vec![e]);
-        add("post_attention_layernorm.weight", vec![e]);
+        let family = config.architecture.family();
+        add(&format!("{}.weight", family.mlp_norm()), vec![e]);
+        if family.post_norms {
+            add("post_attention_layernorm.weight", vec![e]);
+            add("post_feedforward_layernorm.weight", vec![e]);
+        }
         let (attention, output, mlp) =
             (config.attention_bias, config.attention_output_bias, config.mlp_bias);
         for (name, out, inner, biased) in [
@@ -40,7 +45,7 @@ pub(crate) fn shapes(config: &ModelConfig) -> BTreeMap<String, Vec<usize>> {
                 add(&format!("{name}.bias"), vec![out]);
             }
         }
-        if config.architecture.family().qk_norm {
+        if family.qk_norm {
             add("self_attn.q_norm.weight", vec![d]);
             add("self_attn.k_norm.weight", vec![d]);
         }

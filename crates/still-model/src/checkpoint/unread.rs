@@ -8,7 +8,8 @@ use crate::error::{ModelError, Result};
 /// Names shown of many.
 const SHOWN: usize = 4;
 /// GGUF tensors that are read with the configuration, not as weights.
-const READ_WITH_GGUF_CONFIG: [&str; 1] = ["rope_freqs.weight"];
+const READ_WITH_GGUF_CONFIG: [&str; 3] =
+    ["rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"];
 /// Ends of names that are recomputed from the configuration.
 const RECOMPUTED: [&str; 1] = ["rotary_emb.inv_freq"];
 /// Ends of names of scales that are for activations and a KV cache of 8 bits: here both keep their precision.

@@ -48,7 +48,7 @@ pub(super) struct GgufSource {
 /// How tensors are named and ordered in a GGUF file.
 pub(super) enum GgufLayout {
     /// As llama.cpp has them.
-    LlamaCpp(ModelConfig),
+    LlamaCpp(Box<ModelConfig>),
     /// As Hugging Face has them: in students' own files.
     HuggingFace,
 }
@@ -67,6 +67,16 @@ impl GgufLayout {
         match self {
             Self::LlamaCpp(config) => names::from_gguf(config.architecture, stored),
             Self::HuggingFace => Some(stored.to_owned()),
+        }
+    }
+
+    /// What a norm's weight in the file has been added to it; 0 of all other tensors.
+    fn norm_offset(&self, name: &str) -> f64 {
+        match self {
+            Self::LlamaCpp(config) if name.ends_with("norm.weight") => {
+                config.architecture.family().norm_offset
+            }
+            _ => 0.0,
         }
     }
 
@@ -512,6 +522,11 @@ impl GgufSource {
     fn load(&self, name: &str, device: &Device) -> Result<Option<Tensor>> {
         let Some(tensor) = self.read(name)? else { return Ok(None) };
         let tensor = tensor.dequantize(device)?;
+        let offset = self.layout.norm_offset(name);
+        if offset != 0.0 {
+            // Exact for the sum of a 16-bit weight and 1, and of most others.
+            return Ok(Some((tensor - offset)?));
+        }
         Ok(Some(match self.layout.permuted_heads(name) {
             Some(heads) => {
                 let order: Vec<u32> =

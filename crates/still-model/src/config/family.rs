@@ -17,6 +17,17 @@ pub enum Architecture {
     /// Phi-3, 3.5 and Phi-4-mini without a sliding window: Llama whose files hold q, k and v as one matrix, gate and up as
     /// another, and which may rotate a part of each head.
     Phi3,
+    /// Gemma 3, its text models: layers with a sliding window among those with full attention, which alone are linearized.
+    Gemma3,
+}
+
+/// The activation of an MLP's gate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `x σ(x)`.
+    Silu,
+    /// `x Φ(x)`, with `Φ` approximated by tanh.
+    GeluTanh,
 }
 
 /// Which projections have biases.
@@ -32,7 +43,7 @@ pub(crate) enum Biased {
     AttentionAndMlp,
 }
 
-/// What says whether layers attend to a sliding window, which is refused where it is shorter than the context.
+/// What says whether layers attend to a sliding window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum WindowKey {
     /// `use_sliding_window` alone, which the family does not have.
@@ -41,6 +52,9 @@ pub(crate) enum WindowKey {
     Window(Option<usize>),
     /// `layer_types`, or `use_sliding_window` with `max_window_layers`.
     ByLayer,
+    /// `layer_types`, or every layer but each so-many-th. Here alone the window may be shorter than the context: linearizing leaves
+    /// those layers as they are.
+    Pattern { window: usize, period: usize },
 }
 
 /// What a family's files say, leave out and mean.
@@ -50,8 +64,8 @@ pub(crate) struct Family {
     pub model_type: &'static str,
     /// `architectures[0]` of a Hugging Face configuration.
     pub class_name: &'static str,
-    /// Whether GGUF files name it by its `model_type` (`general.architecture`); llama.cpp calls a Mistral a `llama`.
-    pub in_gguf: bool,
+    /// `general.architecture` of a GGUF file; llama.cpp calls a Mistral a `llama`.
+    pub gguf_name: Option<&'static str>,
     /// Whether llama.cpp stores the rows of q and k interleaved, and frequencies' factors in `rope_freqs.weight`.
     pub interleaved_in_gguf: bool,
     /// `max_position_embeddings` of a configuration that leaves it out.
@@ -62,6 +76,14 @@ pub(crate) struct Family {
     pub head_dim: Option<usize>,
     /// `rms_norm_eps` of a configuration that leaves it out.
     pub rms_norm_eps: f64,
+    /// `rope_theta` of a configuration that leaves it out.
+    pub rope_theta: f64,
+    /// The same of layers with a sliding window (`rope_local_base_freq`), where they have a rotation of their own.
+    pub local_rope_theta: Option<f64>,
+    /// `tie_word_embeddings` of a configuration that leaves it out.
+    pub tie_word_embeddings: bool,
+    /// `query_pre_attn_scalar` of a configuration that leaves it out; `None`: the head's channels.
+    pub query_pre_attn_scalar: Option<f64>,
     pub biased: Biased,
     pub window: WindowKey,
     /// Whether every query and key head has a norm of its own before it is rotated.
@@ -70,28 +92,46 @@ pub(crate) struct Family {
     pub fused_projections: bool,
     /// Whether `partial_rotary_factor` decides how much of each head is rotated; other families rotate all of it.
     pub partial_rotation: bool,
+    pub activation: Activation,
+    /// What is added to the weights of norms in Hugging Face's files; llama.cpp's have the sum.
+    pub norm_offset: f64,
+    /// Whether attention and MLP have a norm on what they give, too.
+    pub post_norms: bool,
+    /// Whether embeddings are multiplied by the root of the hidden size.
+    pub scaled_embeddings: bool,
+    /// Whether there are kernels for it on CUDA.
+    pub on_cuda: bool,
 }
 
 const LLAMA: Family = Family {
     model_type: "llama",
     class_name: "LlamaForCausalLM",
-    in_gguf: true,
+    gguf_name: Some("llama"),
     interleaved_in_gguf: true,
     max_position_embeddings: 2048,
     num_key_value_heads: None,
     head_dim: None,
     rms_norm_eps: 1e-6,
+    rope_theta: 10_000.0,
+    local_rope_theta: None,
+    tie_word_embeddings: false,
+    query_pre_attn_scalar: None,
     biased: Biased::AttentionAndMlp,
     window: WindowKey::None,
     qk_norm: false,
     fused_projections: false,
     partial_rotation: false,
+    activation: Activation::Silu,
+    norm_offset: 0.0,
+    post_norms: false,
+    scaled_embeddings: false,
+    on_cuda: true,
 };
 
 const MISTRAL: Family = Family {
     model_type: "mistral",
     class_name: "MistralForCausalLM",
-    in_gguf: false,
+    gguf_name: None,
     interleaved_in_gguf: false,
     max_position_embeddings: 131_072,
     num_key_value_heads: Some(8),
@@ -103,6 +143,7 @@ const MISTRAL: Family = Family {
 const QWEN2: Family = Family {
     model_type: "qwen2",
     class_name: "Qwen2ForCausalLM",
+    gguf_name: Some("qwen2"),
     interleaved_in_gguf: false,
     max_position_embeddings: 32_768,
     num_key_value_heads: Some(32),
@@ -114,6 +155,7 @@ const QWEN2: Family = Family {
 const QWEN3: Family = Family {
     model_type: "qwen3",
     class_name: "Qwen3ForCausalLM",
+    gguf_name: Some("qwen3"),
     head_dim: Some(128),
     biased: Biased::Attention,
     qk_norm: true,
@@ -123,6 +165,7 @@ const QWEN3: Family = Family {
 const PHI3: Family = Family {
     model_type: "phi3",
     class_name: "Phi3ForCausalLM",
+    gguf_name: Some("phi3"),
     interleaved_in_gguf: false,
     max_position_embeddings: 4096,
     rms_norm_eps: 1e-5,
@@ -133,9 +176,61 @@ const PHI3: Family = Family {
     ..LLAMA
 };
 
+const GEMMA3: Family = Family {
+    model_type: "gemma3_text",
+    class_name: "Gemma3ForCausalLM",
+    gguf_name: Some("gemma3"),
+    interleaved_in_gguf: false,
+    max_position_embeddings: 131_072,
+    num_key_value_heads: Some(4),
+    head_dim: Some(256),
+    rope_theta: 1e6,
+    local_rope_theta: Some(10_000.0),
+    tie_word_embeddings: true,
+    query_pre_attn_scalar: Some(256.0),
+    biased: Biased::Attention,
+    window: WindowKey::Pattern { window: 4096, period: 6 },
+    qk_norm: true,
+    activation: Activation::GeluTanh,
+    norm_offset: 1.0,
+    post_norms: true,
+    scaled_embeddings: true,
+    on_cuda: false,
+    ..LLAMA
+};
+
+impl Activation {
+    /// The names of Hugging Face's configurations, the usual one first.
+    pub(crate) fn names(self) -> &'static [&'static str] {
+        match self {
+            Self::Silu => &["silu", "swish"],
+            Self::GeluTanh => &["gelu_pytorch_tanh"],
+        }
+    }
+
+    /// The key that Hugging Face's configurations have it under.
+    pub(crate) fn key(self) -> &'static str {
+        match self {
+            Self::Silu => "hidden_act",
+            Self::GeluTanh => "hidden_activation",
+        }
+    }
+}
+
+impl Family {
+    /// The norm before the MLP, where the other name is that of a norm after the attention.
+    pub fn mlp_norm(&self) -> &'static str {
+        match self.post_norms {
+            true => "pre_feedforward_layernorm",
+            false => "post_attention_layernorm",
+        }
+    }
+}
+
 impl Architecture {
     /// Every family.
-    pub const ALL: [Self; 5] = [Self::Llama, Self::Mistral, Self::Qwen2, Self::Qwen3, Self::Phi3];
+    pub const ALL: [Self; 6] =
+        [Self::Llama, Self::Mistral, Self::Qwen2, Self::Qwen3, Self::Phi3, Self::Gemma3];
 
     pub(crate) fn family(self) -> &'static Family {
         match self {
@@ -144,12 +239,18 @@ impl Architecture {
             Self::Qwen2 => &QWEN2,
             Self::Qwen3 => &QWEN3,
             Self::Phi3 => &PHI3,
+            Self::Gemma3 => &GEMMA3,
         }
     }
 
     /// `model_type` of a Hugging Face configuration.
     pub fn model_type(self) -> &'static str {
         self.family().model_type
+    }
+
+    /// `general.architecture` of a GGUF file; llama.cpp calls a Mistral a `llama`.
+    pub(crate) fn gguf_name(self) -> &'static str {
+        self.family().gguf_name.unwrap_or(LLAMA.model_type)
     }
 
     /// By `model_type`.
@@ -168,10 +269,11 @@ impl Architecture {
     /// # Errors
     /// Names an architecture that is not supported, and those that are.
     pub fn from_gguf(name: &str) -> Result<Self> {
-        let mut known = Self::ALL.into_iter().filter(|a| a.family().in_gguf);
-        known.clone().find(|a| a.model_type() == name).ok_or_else(|| {
-            let first = known.next().map(Self::model_type).unwrap_or_default();
-            let others: Vec<&str> = known.map(Self::model_type).collect();
+        let mut known = Self::ALL.into_iter().filter_map(|a| a.family().gguf_name);
+        let found = Self::ALL.into_iter().find(|a| a.family().gguf_name == Some(name));
+        found.ok_or_else(|| {
+            let first = known.next().unwrap_or_default();
+            let others: Vec<&str> = known.collect();
             unsupported(name, format!("{first} (Mistral too), {}", others.join(", ")))
         })
     }

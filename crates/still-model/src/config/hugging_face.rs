@@ -4,14 +4,13 @@ use serde_json::{Value, json};
 
 use super::family::WindowKey;
 use super::read::Table;
+use super::rope::Rope;
 use super::{
     Architecture, Biased, HEAD_DIM, HEADS, HIDDEN_SIZE, INTERMEDIATE_SIZE, LAYERS, MAX_POSITIONS,
-    ModelConfig, RMS_NORM_EPS, VOCABULARY, refused, rope, window,
+    ModelConfig, RMS_NORM_EPS, SlidingAttention, VOCABULARY, refused, rope, window,
 };
 use crate::error::{ModelError, Result};
 
-/// SiLU under its two names.
-const ACTIVATIONS: [&str; 2] = ["silu", "swish"];
 /// Whether o has a bias where `attention_bias` says otherwise of q, k and v. Hugging Face has no word for it; GGUF files may be so.
 const OUTPUT_BIAS: &str = "attention_output_bias";
 
@@ -28,7 +27,7 @@ impl ModelConfig {
         let architecture = Architecture::from_model_type(name)?;
         let family = architecture.family();
         let required = |key: &str, range| table.size(key, range)?.ok_or_else(|| table.missing(key));
-        refuse_activation(table)?;
+        refuse_activation(table, architecture)?;
         let biases = Biases::read(table, architecture)?;
         let hidden_size = required("hidden_size", HIDDEN_SIZE)?;
         let num_attention_heads = required("num_attention_heads", HEADS)?;
@@ -50,13 +49,18 @@ impl ModelConfig {
             }
             None => hidden_size / num_attention_heads,
         };
-        let (rope_theta, rope_scaling, partial_rotary_factor) =
+        let Rope { theta: rope_theta, scaling: rope_scaling, partial, local_theta } =
             rope::read(table, architecture, max_position_embeddings)?;
+        let num_hidden_layers = required("num_hidden_layers", LAYERS)?;
+        let sliding = window::sliding(table, architecture, num_hidden_layers)?;
+        let sliding = sliding
+            .zip(local_theta)
+            .map(|((window, layers), rope_theta)| SlidingAttention { window, layers, rope_theta });
         let config = Self {
             architecture,
             hidden_size,
             intermediate_size: required("intermediate_size", INTERMEDIATE_SIZE)?,
-            num_hidden_layers: required("num_hidden_layers", LAYERS)?,
+            num_hidden_layers,
             num_attention_heads,
             num_key_value_heads,
             head_dim,
@@ -66,9 +70,12 @@ impl ModelConfig {
                 .unwrap_or(family.rms_norm_eps),
             rope_theta,
             rope_scaling,
-            partial_rotary_factor,
+            partial_rotary_factor: partial,
+            sliding,
             max_position_embeddings,
-            tie_word_embeddings: table.flag("tie_word_embeddings")?.unwrap_or(false),
+            tie_word_embeddings: table
+                .flag("tie_word_embeddings")?
+                .unwrap_or(family.tie_word_embeddings),
             attention_bias: biases.attention,
             attention_output_bias: biases.attention_output,
             mlp_bias: biases.mlp,
@@ -100,7 +107,7 @@ impl ModelConfig {
         let mut json = json!({
             "architectures": [family.class_name],
             "model_type": family.model_type,
-            "hidden_act": "silu",
+            family.activation.key(): family.activation.names()[0],
             "hidden_size": self.hidden_size,
             "intermediate_size": self.intermediate_size,
             "num_hidden_layers": self.num_hidden_layers,
@@ -115,9 +122,14 @@ impl ModelConfig {
             "bos_token_id": self.bos_token_id,
             "eos_token_id": self.eos_token_ids,
         });
-        if let WindowKey::Window(Some(_)) = family.window {
+        match family.window {
             // A model that does not say so has a window.
-            json["sliding_window"] = Value::Null;
+            WindowKey::Window(Some(_)) => json["sliding_window"] = Value::Null,
+            WindowKey::Pattern { .. } => self.add_sliding(&mut json),
+            _ => {}
+        }
+        if family.query_pre_attn_scalar.is_some() {
+            json["query_pre_attn_scalar"] = self.head_dim.into();
         }
         if family.biased.optional_attention() {
             json["attention_bias"] = self.attention_bias.into();
@@ -136,18 +148,32 @@ impl ModelConfig {
         }
         json
     }
+
+    /// Which layers have a sliding window, and what is theirs.
+    fn add_sliding(&self, json: &mut Value) {
+        let kind = |layer| match self.sliding_window(layer) {
+            Some(_) => "sliding_attention",
+            None => "full_attention",
+        };
+        json["layer_types"] = (0..self.num_hidden_layers).map(kind).collect();
+        if let Some(sliding) = &self.sliding {
+            json["sliding_window"] = sliding.window.into();
+            json["rope_local_base_freq"] = sliding.rope_theta.into();
+        }
+    }
 }
 
-/// An error for another activation than SiLU, under either of its keys.
-fn refuse_activation(table: &Table<'_>) -> Result<()> {
+/// An error for another activation than the family's, under either of its keys.
+fn refuse_activation(table: &Table<'_>, architecture: Architecture) -> Result<()> {
+    let known = architecture.family().activation.names();
     for key in ["hidden_act", "hidden_activation"] {
         if let Some(name) = table.text(key)?
-            && !ACTIVATIONS.contains(&name)
+            && !known.contains(&name)
         {
             return Err(ModelError::Unsupported {
                 what: format!("activation \"{name}\" (\"{key}\")"),
                 found_in: None,
-                hint: "supported activations: silu".into(),
+                hint: format!("supported activations: {}", known[0]),
             });
         }
     }

@@ -10,12 +10,14 @@ mod window;
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 
-use still_attention::HeadGeometry;
+use candle_core::Device;
+use still_attention::{HeadGeometry, StillConfig};
 
-pub use family::Architecture;
-pub(crate) use family::Biased;
+pub use family::{Activation, Architecture};
+pub(crate) use family::{Biased, WindowKey};
 pub(crate) use read::Table;
 pub use rope::RopeScaling;
+pub(crate) use window::pattern as window_pattern;
 
 use crate::error::{ModelError, Result};
 
@@ -48,6 +50,8 @@ pub struct ModelConfig {
     pub rope_scaling: Option<RopeScaling>,
     /// Share of each head's channels that RoPE rotates, from the first on.
     pub partial_rotary_factor: f64,
+    /// Layers with a sliding window, in families that have such: linearizing leaves them as they are.
+    pub sliding: Option<SlidingAttention>,
     pub max_position_embeddings: usize,
     pub tie_word_embeddings: bool,
     /// Biases on the q, k and v projections.
@@ -61,6 +65,17 @@ pub struct ModelConfig {
     pub eos_token_ids: Vec<u32>,
 }
 
+/// Layers that attend to a window of the last tokens alone.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SlidingAttention {
+    /// Tokens that are attended to, the token itself among them.
+    pub window: usize,
+    /// Which layers do, bottom first.
+    pub layers: Vec<bool>,
+    /// The base of their rotation, which is not scaled.
+    pub rope_theta: f64,
+}
+
 impl ModelConfig {
     /// Head counts for the operator.
     pub fn geometry(&self) -> HeadGeometry {
@@ -69,6 +84,47 @@ impl ModelConfig {
             num_key_value_heads: self.num_key_value_heads,
             head_dim: self.head_dim,
         }
+    }
+
+    /// Tokens that a layer attends to, the token itself among them; `None`: all that came before.
+    pub fn sliding_window(&self, layer: usize) -> Option<usize> {
+        let sliding = self.sliding.as_ref()?;
+        sliding.layers.get(layer).is_some_and(|&slides| slides).then_some(sliding.window)
+    }
+
+    /// Layers with full attention, which a student's replaces, bottom first.
+    pub fn full_layers(&self) -> impl Iterator<Item = usize> {
+        (0..self.num_hidden_layers).filter(|&layer| self.sliding_window(layer).is_none())
+    }
+
+    /// An error if a device has no kernels for the family.
+    pub(crate) fn check_device(&self, device: &Device) -> Result<()> {
+        if device.is_cpu() || self.architecture.family().on_cuda {
+            return Ok(());
+        }
+        Err(ModelError::Unsupported {
+            what: format!(
+                "a {} model on CUDA (no kernels for sliding windows and heads of {} channels)",
+                self.architecture.model_type(),
+                self.head_dim
+            ),
+            found_in: None,
+            hint: "run it on the CPU: --device cpu".into(),
+        })
+    }
+
+    /// Checks a student's attention against the model: every layer with full attention has budgets, no other has.
+    ///
+    /// # Errors
+    /// Names the layer and the value that does not fit.
+    pub fn check_still(&self, still: &StillConfig) -> still_attention::Result<()> {
+        still.validate_in(self.num_hidden_layers, self.full_layers(), self.geometry())
+    }
+
+    /// What embeddings are multiplied by.
+    pub(crate) fn embedding_scale(&self) -> Option<f64> {
+        let scaled = self.architecture.family().scaled_embeddings;
+        scaled.then(|| (self.hidden_size as f64).sqrt())
     }
 
     /// Channels of each head that are rotated.
@@ -114,6 +170,17 @@ impl ModelConfig {
                 "partial_rotary_factor {} of a head_dim of {} is {rotated} channels: RoPE rotates pairs",
                 self.partial_rotary_factor, self.head_dim
             )));
+        }
+        if let Some(sliding) = &self.sliding {
+            in_range("sliding_window", sliding.window, &(1..=MAX_POSITIONS))?;
+            in_range("rope_theta of sliding layers", sliding.rope_theta, &ROPE_THETA)?;
+            if sliding.layers.len() != self.num_hidden_layers {
+                return Err(ModelError::Invalid(format!(
+                    "{} layers with or without a sliding window, \"num_hidden_layers\" is {}",
+                    sliding.layers.len(),
+                    self.num_hidden_layers
+                )));
+            }
         }
         self.rope_scaling.as_ref().map_or(Ok(()), |scaling| scaling.validate(rotated))
     }

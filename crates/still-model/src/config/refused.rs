@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::ModelConfig;
 use super::read::Table;
-use crate::error::Result;
+use crate::error::{ModelError, Result};
 
 /// The value of a key that changes nothing. Absent and null always do.
 #[derive(Clone, Copy)]
@@ -32,7 +32,10 @@ enum Neutral {
 
 use Neutral::{Absent, AttentionScale, HeadDim, HiddenSize, Number, Off, Text, Theta};
 
-const KEYS: [(&str, Neutral); 74] = [
+/// The base of layers with a sliding window: read where a family has such layers.
+const LOCAL_BASE: &str = "rope_local_base_freq";
+
+const KEYS: [(&str, Neutral); 75] = [
     // Factors along the residual stream and at its ends (Granite, Cohere, MiniCPM, Falcon-H1, Gemma).
     ("residual_multiplier", Number(1.0)),
     ("embedding_multiplier", Number(1.0)),
@@ -77,6 +80,7 @@ const KEYS: [(&str, Neutral); 74] = [
     ("is_encoder_decoder", Off),
     ("alibi", Off),
     ("use_alibi", Off),
+    ("use_bidirectional_attention", Off),
     ("parallel_attn", Off),
     ("parallel_residual", Off),
     ("use_parallel_residual", Off),
@@ -87,7 +91,7 @@ const KEYS: [(&str, Neutral); 74] = [
     ("rope_interleaved", Off),
     ("rope_interleave", Off),
     ("rope_ratio", Number(1.0)),
-    ("rope_local_base_freq", Theta),
+    (LOCAL_BASE, Theta),
     ("local_rope_theta", Theta),
     ("global_rope_theta", Theta),
     ("rotary_emb_base", Theta),
@@ -120,6 +124,10 @@ const KEYS: [(&str, Neutral); 74] = [
 pub(super) fn refuse(table: &Table<'_>, config: &ModelConfig) -> Result<()> {
     for (key, neutral) in KEYS {
         let Some(value) = table.value(key) else { continue };
+        let family = config.architecture.family();
+        if key == LOCAL_BASE && family.local_rope_theta.is_some() {
+            continue;
+        }
         if !neutral.is(value, config) {
             return Err(table.unsupported(
                 key,
@@ -142,7 +150,25 @@ pub(super) fn refuse(table: &Table<'_>, config: &ModelConfig) -> Result<()> {
             ));
         }
     }
+    refuse_other_scale(config, table)?;
     refuse_unrotated_layers(table, config)
+}
+
+/// Families that scale queries by a number of their own, where a configuration leaves it out.
+fn refuse_other_scale(config: &ModelConfig, table: &Table<'_>) -> Result<()> {
+    const KEY: &str = "query_pre_attn_scalar";
+    match config.architecture.family().query_pre_attn_scalar {
+        Some(scalar) if table.value(KEY).is_none() && scalar != config.head_dim as f64 => {
+            Err(ModelError::Unsupported {
+                what: format!(
+                    "\"{KEY}\": {scalar}, which it is unless the configuration says otherwise,"
+                ),
+                found_in: None,
+                hint: format!("supported: {}, the head_dim", config.head_dim),
+            })
+        }
+        _ => Ok(()),
+    }
 }
 
 /// SmolLM3's layers without RoPE.

@@ -8,8 +8,6 @@ use super::read::Table;
 use super::{Architecture, MAX_POSITIONS, ROPE_THETA, ROTARY_FACTOR};
 use crate::error::{ModelError, Result};
 
-/// What a configuration that leaves it out means.
-const DEFAULT_THETA: f64 = 10_000.0;
 /// Of the factors of a scaling.
 const FACTOR: std::ops::RangeInclusive<f64> = 1e-3..=1e6;
 /// Tokens that sequences have at most, for rotations that depend on it. The key is ours: transformers decides anew with every call.
@@ -54,8 +52,16 @@ pub enum RopeScaling {
     },
 }
 
-/// `rope_theta`, the scaling and `partial_rotary_factor`.
-pub(super) type Rope = (f64, Option<RopeScaling>, f64);
+/// What a configuration says of RoPE.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Rope {
+    pub theta: f64,
+    pub scaling: Option<RopeScaling>,
+    /// `partial_rotary_factor`
+    pub partial: f64,
+    /// The base of layers with a sliding window, in families where they have one of their own.
+    pub local_theta: Option<f64>,
+}
 
 /// Reads RoPE's parameters; `context` is `max_position_embeddings`.
 ///
@@ -65,10 +71,17 @@ pub(super) type Rope = (f64, Option<RopeScaling>, f64);
 /// # Errors
 /// A value of the wrong type or range, a kind of scaling that is not computed here, keys that contradict each other.
 pub(super) fn read(config: &Table<'_>, architecture: Architecture, context: usize) -> Result<Rope> {
-    let by_layer = architecture.family().window == WindowKey::ByLayer;
+    let family = architecture.family();
+    let by_layer = family.window == WindowKey::ByLayer;
     let outside = Outside {
         kinds: by_layer || config.value("layer_types").is_some(),
-        theta: config.number("rope_theta", ROPE_THETA)?,
+        theta: config.number("rope_theta", ROPE_THETA)?.unwrap_or(family.rope_theta),
+        local_theta: match family.local_rope_theta {
+            Some(default) => {
+                Some(config.number("rope_local_base_freq", ROPE_THETA)?.unwrap_or(default))
+            }
+            None => None,
+        },
         original: config.size("original_max_position_embeddings", 1..=MAX_POSITIONS)?,
         context,
         partial: rotary_factor(config, "partial_rotary_factor", architecture)?,
@@ -85,7 +98,7 @@ pub(super) fn read(config: &Table<'_>, architecture: Architecture, context: usiz
         }
     }
     match found[..] {
-        [] => Ok((outside.theta.unwrap_or(DEFAULT_THETA), None, outside.partial.unwrap_or(1.0))),
+        [] => Ok(outside.unscaled()),
         [(_, ref rope)] => Ok(rope.clone()),
         [(_, ref a), (_, ref b), ..] if a == b => Ok(a.clone()),
         [(a, _), (b, _), ..] => Err(ModelError::Invalid(format!(
@@ -189,16 +202,31 @@ fn out_of_range(factor: f64) -> ModelError {
 struct Outside {
     /// Whether the layers have kinds, so that tables can be theirs.
     kinds: bool,
-    theta: Option<f64>,
+    theta: f64,
+    local_theta: Option<f64>,
     original: Option<usize>,
     context: usize,
     partial: Option<f64>,
     architecture: Architecture,
 }
 
+impl Outside {
+    fn unscaled(&self) -> Rope {
+        Rope {
+            theta: self.theta,
+            scaling: None,
+            partial: self.partial.unwrap_or(1.0),
+            local_theta: self.local_theta,
+        }
+    }
+}
+
 /// A table's parameters, or those that its tables by kind of layer agree on.
 fn of_all_layers(table: &Table<'_>, outside: &Outside) -> Result<Rope> {
     let kinds: Vec<&str> = table.keys().filter(|key| LAYER_KINDS.contains(key)).collect();
+    if let (Some(local), false) = (outside.local_theta, kinds.is_empty()) {
+        return by_kind(table, local, outside);
+    }
     let mut ropes = Vec::new();
     for kind in &kinds {
         let Some(inner) = table.table(kind)? else { continue };
@@ -233,9 +261,29 @@ fn of_all_layers(table: &Table<'_>, outside: &Outside) -> Result<Rope> {
     })
 }
 
+/// The parameters of a table that has one for each of two kinds of layers.
+fn by_kind(table: &Table<'_>, local_theta: f64, outside: &Outside) -> Result<Rope> {
+    const FULL: &str = "full_attention";
+    const SLIDING: &str = "sliding_attention";
+    if let Some(key) = table.keys().find(|key| ![FULL, SLIDING].contains(key)) {
+        return Err(table.unsupported(key, format!("supported tables: {FULL}, {SLIDING}")));
+    }
+    let of_layers = |key: &str, theta: f64| match table.table(key)? {
+        Some(inner) => of_table(&inner, &Outside { theta, ..*outside }),
+        None => Ok(Outside { theta, ..*outside }.unscaled()),
+    };
+    let (full, local) = (of_layers(FULL, outside.theta)?, of_layers(SLIDING, local_theta)?);
+    if local.scaling.is_some() {
+        return Err(table.unsupported(
+            SLIDING,
+            "supported: layers with a sliding window have a rotation that is not scaled",
+        ));
+    }
+    Ok(Rope { local_theta: Some(local.theta), ..full })
+}
+
 fn of_table(table: &Table<'_>, outside: &Outside) -> Result<Rope> {
-    let theta = table.number("rope_theta", ROPE_THETA)?.or(outside.theta);
-    let theta = theta.unwrap_or(DEFAULT_THETA);
+    let theta = table.number("rope_theta", ROPE_THETA)?.unwrap_or(outside.theta);
     let partial = rotary_factor(table, "partial_rotary_factor", outside.architecture)?;
     let partial = partial.or(outside.partial).unwrap_or(1.0);
     let kind = match (table.text("rope_type")?, table.text("type")?) {
@@ -319,7 +367,7 @@ fn of_table(table: &Table<'_>, outside: &Outside) -> Result<Rope> {
             table.unsupported(key, "supported rotations: default, linear, llama3, longrope")
         );
     }
-    Ok((theta, scaling, partial))
+    Ok(Rope { theta, scaling, partial, local_theta: outside.local_theta })
 }
 
 /// Phi-3's rotation; one set of factors for every context if both are the same and change no logits.

@@ -1,8 +1,8 @@
-//! Attention that does not reach everything before: refused.
+//! Attention that does not reach everything before: refused, but in families whose students keep such layers.
 
 use super::family::WindowKey;
 use super::read::Table;
-use super::{MAX_POSITIONS, ModelConfig};
+use super::{Architecture, MAX_POSITIONS, ModelConfig};
 use crate::error::{ModelError, Result};
 
 /// `sliding_window` of a configuration that leaves it out.
@@ -24,7 +24,11 @@ pub(super) fn refuse(table: &Table<'_>, config: &ModelConfig) -> Result<()> {
     };
     let windowed = table.flag("use_sliding_window")?.unwrap_or(false);
     let full_layers = table.size("max_window_layers", 0..=MAX_POSITIONS)?.unwrap_or(FULL_LAYERS);
-    let by_type = sliding_layers(table, config)?;
+    if matches!(family.window, WindowKey::Pattern { .. }) {
+        return Ok(());
+    }
+    let by_type = layer_types(table, config.architecture, config.num_hidden_layers)?;
+    let by_type = by_type.is_some_and(|layers| layers.contains(&true));
     let key = match family.window {
         // The key means nothing in such a family.
         WindowKey::None if windowed => "use_sliding_window",
@@ -33,7 +37,7 @@ pub(super) fn refuse(table: &Table<'_>, config: &ModelConfig) -> Result<()> {
         WindowKey::ByLayer if windowed && full_layers < config.num_hidden_layers => {
             "use_sliding_window"
         }
-        WindowKey::None | WindowKey::ByLayer => return Ok(()),
+        WindowKey::None | WindowKey::ByLayer | WindowKey::Pattern { .. } => return Ok(()),
     };
     let context = config.max_position_embeddings;
     match window {
@@ -53,25 +57,58 @@ pub(super) fn refuse(table: &Table<'_>, config: &ModelConfig) -> Result<()> {
     }
 }
 
-/// Whether `layer_types` has layers with a window, where the family has such layers.
-fn sliding_layers(table: &Table<'_>, config: &ModelConfig) -> Result<bool> {
+/// The window and the layers that have it, of a family whose students keep such layers; `None` if no layer has one.
+pub(super) fn sliding(
+    table: &Table<'_>,
+    architecture: Architecture,
+    num_layers: usize,
+) -> Result<Option<(usize, Vec<bool>)>> {
+    let WindowKey::Pattern { window, period } = architecture.family().window else {
+        return Ok(None);
+    };
+    let period = table.size("sliding_window_pattern", 1..=MAX_POSITIONS)?.unwrap_or(period);
+    let layers = layer_types(table, architecture, num_layers)?
+        .unwrap_or_else(|| pattern(num_layers, period));
+    if !layers.contains(&true) {
+        return Ok(None);
+    }
+    match table.size("sliding_window", 1..=MAX_POSITIONS)? {
+        Some(window) => Ok(Some((window, layers))),
+        None if table.mentions("sliding_window") => Err(table.missing("sliding_window")),
+        None => Ok(Some((window, layers))),
+    }
+}
+
+/// Every layer but each `period`-th has a window.
+pub(crate) fn pattern(num_layers: usize, period: usize) -> Vec<bool> {
+    (1..=num_layers).map(|layer| !layer.is_multiple_of(period)).collect()
+}
+
+/// Which layers have a window, where `layer_types` says it.
+fn layer_types(
+    table: &Table<'_>,
+    architecture: Architecture,
+    num_layers: usize,
+) -> Result<Option<Vec<bool>>> {
     const KEY: &str = "layer_types";
-    let Some(types) = table.texts(KEY)? else { return Ok(false) };
-    if types.len() != config.num_hidden_layers {
+    let Some(types) = table.texts(KEY)? else { return Ok(None) };
+    if types.len() != num_layers {
         return Err(ModelError::Invalid(format!(
-            "\"{KEY}\" names {} layers, \"num_hidden_layers\" is {}",
+            "\"{KEY}\" names {} layers, \"num_hidden_layers\" is {num_layers}",
             types.len(),
-            config.num_hidden_layers
         )));
     }
-    let by_layer = config.architecture.family().window == WindowKey::ByLayer;
-    let known = |kind: &str| kind == "full_attention" || (by_layer && kind == "sliding_attention");
+    let sliding = match architecture.family().window {
+        WindowKey::ByLayer | WindowKey::Pattern { .. } => true,
+        WindowKey::None | WindowKey::Window(_) => false,
+    };
+    let known = |kind: &str| kind == "full_attention" || (sliding && kind == "sliding_attention");
     match types.iter().find(|kind| !known(kind)) {
         Some(kind) => Err(ModelError::Unsupported {
             what: format!("a layer of the kind \"{kind}\" (\"{KEY}\")"),
             found_in: None,
             hint: "supported: full_attention in every layer".into(),
         }),
-        None => Ok(types.contains(&"sliding_attention")),
+        None => Ok(Some(types.iter().map(|kind| *kind == "sliding_attention").collect())),
     }
 }

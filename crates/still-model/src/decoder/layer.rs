@@ -4,10 +4,11 @@
 
 use candle_core::Tensor;
 use smallvec::SmallVec;
-use still_attention::AttentionRows;
+use still_attention::{AttentionRows, dense_attention, sliding_attention};
 
-use super::layer_ops::{LayerOps, Norm, Projection, Role, next};
+use super::layer_ops::{LayerOps, Norm, Projection, Role, RopeBase, next};
 use super::linear::{Linear, LoraLayer};
+use super::norm::NormWeight;
 use super::ops::{MlpWeights, Rotation, merge_heads};
 use super::tensor_ops::TensorOps;
 use crate::error::Result;
@@ -17,18 +18,22 @@ use crate::student::StudentLayer;
 #[derive(Clone, Debug)]
 #[allow(missing_docs, reason = "the names are Hugging Face's own")]
 pub struct DecoderLayer {
-    pub input_layernorm: Tensor,
+    pub input_layernorm: NormWeight,
     pub q_proj: Linear,
     pub k_proj: Linear,
     pub v_proj: Linear,
     pub o_proj: Linear,
     /// Of every query head before its rotation, `[D]`; only some families have it.
-    pub q_norm: Option<Tensor>,
+    pub q_norm: Option<NormWeight>,
     /// Of every key head before its rotation, `[D]`.
-    pub k_norm: Option<Tensor>,
+    pub k_norm: Option<NormWeight>,
+    /// Of what the attention gives, before it is added, `[E]`; only some families have it.
+    pub post_attention_norm: Option<NormWeight>,
     pub mlp: MlpWeights,
     pub rms_norm_eps: f64,
     pub head_dim: usize,
+    /// Tokens that are attended to, the token itself among them; all that came before without it.
+    pub sliding_window: Option<usize>,
 }
 
 /// What the attention of a layer is computed from: tensors, or whatever an implementation of [`LayerOps`] has for them.
@@ -80,17 +85,21 @@ impl DecoderLayer {
 
         let normed = ops.norm(x, self.norm(&self.input_layernorm))?;
         let mut rows = ops.project(&normed, &projections)?.into_iter();
-        let head_norm = |weight: &'w Option<Tensor>| weight.as_ref().map(|w| self.norm(w));
+        let rope = match self.sliding_window {
+            None => RopeBase::Global,
+            Some(_) => RopeBase::Local,
+        };
         let (q, k, v) = (next(&mut rows)?, next(&mut rows)?, next(&mut rows)?);
         Ok(AttentionInputs {
-            q: ops.heads(q, head_norm(&self.q_norm), true)?,
-            k: ops.heads(k, head_norm(&self.k_norm), true)?,
-            v: ops.heads(v, None, false)?,
+            q: ops.heads(q, self.optional_norm(&self.q_norm), Some(rope))?,
+            k: ops.heads(k, self.optional_norm(&self.k_norm), Some(rope))?,
+            v: ops.heads(v, None, None)?,
             gate: rows.next().map(|rows| ops.output_gate(rows)).transpose()?,
         })
     }
 
-    /// The half after it: output projection of the attention's rows `[.., H · D]` and residual, then the MLP and residual.
+    /// The half after it: output projection of the attention's rows `[.., H · D]` and residual, then the MLP and residual. Some
+    /// families have a norm before either is added.
     ///
     /// # Errors
     /// Shapes or dtypes that do not fit.
@@ -102,18 +111,25 @@ impl DecoderLayer {
         student: Option<&'w StudentLayer>,
     ) -> Result<O::Rows> {
         let lora = updates(student).and_then(|lora| lora.o.as_ref());
-        let MlpWeights { norm, gate, up, down, .. } = &self.mlp;
+        let MlpWeights { norm, gate, up, down, activation, post_norm } = &self.mlp;
+        let post_attention = self.optional_norm(&self.post_attention_norm);
         let attention = ops.input(attention);
         let output = Projection::new(Role::Output, &self.o_proj, lora);
-        let x = ops.project_onto(x, &attention, output)?;
+        let x = ops.project_onto(x, &attention, output, post_attention)?;
         let normed = ops.norm(&x, self.norm(norm))?;
         let gate = Projection::new(Role::MlpGate, gate, None);
-        let hidden = ops.gated(&normed, gate, Projection::new(Role::MlpUp, up, None))?;
-        ops.project_onto(x, &hidden, Projection::new(Role::MlpDown, down, None))
+        let up = Projection::new(Role::MlpUp, up, None);
+        let hidden = ops.gated(&normed, gate, up, *activation)?;
+        let down = Projection::new(Role::MlpDown, down, None);
+        ops.project_onto(x, &hidden, down, self.optional_norm(post_norm))
     }
 
-    fn norm<'w>(&self, weight: &'w Tensor) -> Norm<'w> {
-        Norm { weight, eps: self.rms_norm_eps }
+    fn norm<'w>(&self, weight: &'w NormWeight) -> Norm<'w> {
+        Norm { weight: &weight.scale, eps: self.rms_norm_eps }
+    }
+
+    fn optional_norm<'w>(&self, weight: &'w Option<NormWeight>) -> Option<Norm<'w>> {
+        weight.as_ref().map(|weight| self.norm(weight))
     }
 
     /// [`DecoderLayer::before_attention`] of a tensor `x` `[B, N, E]`, differentiable.
@@ -142,6 +158,18 @@ impl DecoderLayer {
     ) -> Result<Tensor> {
         let mut ops = TensorOps::new(self.head_dim, None);
         self.after_attention(&mut ops, x.clone(), &merge_heads(attention)?, student)
+    }
+
+    /// Softmax attention `[B, H, N, D]`, as the teacher has it: to all tokens before, or to a window of them.
+    ///
+    /// # Errors
+    /// Shapes or dtypes that do not fit; a sliding window on a device without a kernel.
+    pub fn softmax_attention(&self, inputs: &AttentionInputs) -> Result<Tensor> {
+        let AttentionInputs { q, k, v, .. } = inputs;
+        Ok(match self.sliding_window {
+            None => dense_attention(q, k, v)?,
+            Some(window) => sliding_attention(q, k, v, window)?,
+        })
     }
 
     /// The layer with low-rank updates added to its weights.

@@ -10,6 +10,7 @@ use candle_core::Tensor;
 use smallvec::SmallVec;
 
 use super::linear::{Linear, Lora};
+use crate::config::Activation;
 use crate::error::{ModelError, Result};
 
 /// A root-mean-square norm.
@@ -19,6 +20,15 @@ pub struct Norm<'w> {
     pub weight: &'w Tensor,
     /// Added to the mean square.
     pub eps: f64,
+}
+
+/// Which rotation a layer's queries and keys take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RopeBase {
+    /// That of layers which attend to everything before: by `rope_theta`, scaled.
+    Global,
+    /// That of layers with a sliding window, where a family has one.
+    Local,
 }
 
 /// Which of a layer's projections.
@@ -92,7 +102,7 @@ pub trait LayerOps<'w> {
         projections: &[Projection<'w>],
     ) -> Result<Projected<Self::Rows>>;
 
-    /// `onto` plus a projection of `x`.
+    /// `onto` plus a projection of `x`, through a norm if there is one.
     ///
     /// # Errors
     /// Shapes or dtypes that do not fit.
@@ -101,9 +111,10 @@ pub trait LayerOps<'w> {
         onto: Self::Rows,
         x: &Self::Input,
         projection: Projection<'w>,
+        norm: Option<Norm<'w>>,
     ) -> Result<Self::Rows>;
 
-    /// `silu(gate(x)) ⊙ up(x)`.
+    /// `activation(gate(x)) ⊙ up(x)`.
     ///
     /// # Errors
     /// Shapes or dtypes that do not fit.
@@ -112,6 +123,7 @@ pub trait LayerOps<'w> {
         x: &Self::Input,
         gate: Projection<'w>,
         up: Projection<'w>,
+        activation: Activation,
     ) -> Result<Self::Input>;
 
     /// Rows by head; queries and keys through their heads' norm, if there is one, and rotated (RoPE).
@@ -122,7 +134,7 @@ pub trait LayerOps<'w> {
         &mut self,
         rows: Self::Rows,
         norm: Option<Norm<'w>>,
-        rotated: bool,
+        rope: Option<RopeBase>,
     ) -> Result<Self::Heads>;
 
     /// The output gate, by head: the sigmoid of rows.

@@ -3,6 +3,7 @@
 mod layer;
 mod layer_ops;
 mod linear;
+mod norm;
 pub mod ops;
 mod rotation;
 mod saving_ops;
@@ -13,9 +14,10 @@ mod weight;
 use candle_core::{D, DType, Device, Tensor};
 
 pub use layer::{AttentionInputs, DecoderLayer};
-pub use layer_ops::{LayerOps, Norm, Projected, Projection, Role};
+pub use layer_ops::{LayerOps, Norm, Projected, Projection, Role, RopeBase};
 pub(crate) use linear::on_host;
 pub use linear::{Linear, Lora, LoraLayer};
+pub use norm::NormWeight;
 pub use ops::{Dropout, MlpWeights, Rotation};
 pub use saving_ops::{SavedActivations, SavingOps, Value};
 pub use tensor_ops::TensorOps;
@@ -36,10 +38,12 @@ pub struct Decoder {
     /// The layers, bottom first.
     pub layers: Vec<DecoderLayer>,
     /// Weight of the final norm, `[E]`.
-    pub norm: Tensor,
+    pub norm: NormWeight,
     /// `[vocab, E]`; the embedding's own storage if tied.
     pub lm_head: Weight,
     frequencies: Frequencies,
+    /// Of layers with a sliding window.
+    local_frequencies: Option<Frequencies>,
 }
 
 impl Decoder {
@@ -65,6 +69,12 @@ impl Decoder {
             hidden_size: e, intermediate_size: i, vocab_size: v, head_dim: d, ..
         } = *config;
         let (q, kv) = (config.num_attention_heads * d, config.num_key_value_heads * d);
+        config.check_device(device)?;
+        let family = config.architecture.family();
+        let norm = |name: &str, width: usize| -> Result<NormWeight> {
+            Ok(NormWeight::from_stored(get(name, &[width])?, family.norm_offset)?)
+        };
+        let head_norm = |name: &str| norm(name, d);
         let layer = |n: usize| -> Result<DecoderLayer> {
             let linear = |name: &str, out: usize, inner: usize, biased: bool| -> Result<Linear> {
                 let name = format!("model.layers.{n}.{name}");
@@ -73,10 +83,11 @@ impl Decoder {
                     bias: if biased { Some(get(&format!("{name}.bias"), &[out])?) } else { None },
                 })
             };
-            let norm = |name: &str| get(&format!("model.layers.{n}.{name}.weight"), &[e]);
-            let head_norm = |name: &str| -> Result<Option<Tensor>> {
+            let norm = |name: &str| norm(&format!("model.layers.{n}.{name}.weight"), e);
+            let post_norm = |name: &str| family.post_norms.then(|| norm(name)).transpose();
+            let head_norm = |name: &str| -> Result<Option<NormWeight>> {
                 let name = format!("model.layers.{n}.self_attn.{name}.weight");
-                config.architecture.family().qk_norm.then(|| get(&name, &[d])).transpose()
+                family.qk_norm.then(|| head_norm(&name)).transpose()
             };
             let (biased, mlp_biased) = (config.attention_bias, config.mlp_bias);
             Ok(DecoderLayer {
@@ -87,14 +98,18 @@ impl Decoder {
                 o_proj: linear("self_attn.o_proj", e, q, config.attention_output_bias)?,
                 q_norm: head_norm("q_norm")?,
                 k_norm: head_norm("k_norm")?,
+                post_attention_norm: post_norm("post_attention_layernorm")?,
                 mlp: MlpWeights {
-                    norm: norm("post_attention_layernorm")?,
+                    norm: norm(family.mlp_norm())?,
                     gate: linear("mlp.gate_proj", i, e, mlp_biased)?,
                     up: linear("mlp.up_proj", i, e, mlp_biased)?,
                     down: linear("mlp.down_proj", e, i, mlp_biased)?,
+                    activation: family.activation,
+                    post_norm: post_norm("post_feedforward_layernorm")?,
                 },
                 rms_norm_eps: config.rms_norm_eps,
                 head_dim: d,
+                sliding_window: config.sliding_window(n),
             })
         };
         let embed_tokens = matrix("model.embed_tokens.weight", &[v, e])?;
@@ -104,13 +119,7 @@ impl Decoder {
             matrix("lm_head.weight", &[v, e])?
         };
         let layers = (0..config.num_hidden_layers).map(layer).collect::<Result<_>>()?;
-        Ok(Self::new(
-            config.clone(),
-            embed_tokens,
-            layers,
-            get("model.norm.weight", &[e])?,
-            lm_head,
-        ))
+        Ok(Self::new(config.clone(), embed_tokens, layers, norm("model.norm.weight", e)?, lm_head))
     }
 
     /// From parts.
@@ -118,11 +127,12 @@ impl Decoder {
         config: ModelConfig,
         embed_tokens: Weight,
         layers: Vec<DecoderLayer>,
-        norm: Tensor,
+        norm: NormWeight,
         lm_head: Weight,
     ) -> Self {
-        let frequencies = Frequencies::new(&config);
-        Self { config, embed_tokens, layers, norm, lm_head, frequencies }
+        let (frequencies, local_frequencies) =
+            (Frequencies::new(&config), Frequencies::local(&config));
+        Self { config, embed_tokens, layers, norm, lm_head, frequencies, local_frequencies }
     }
 
     /// Where the weights live.
@@ -132,7 +142,7 @@ impl Decoder {
 
     /// Dtype of activations.
     pub fn dtype(&self) -> DType {
-        self.norm.dtype()
+        self.norm.scale.dtype()
     }
 
     /// Every weight by its Hugging Face name.
@@ -141,13 +151,17 @@ impl Decoder {
             vec![("model.embed_tokens.weight".to_owned(), (&self.embed_tokens).into())];
         for (n, layer) in self.layers.iter().enumerate() {
             let mut add = |name: &str, part| all.push((format!("model.layers.{n}.{name}"), part));
-            add("input_layernorm.weight", (&layer.input_layernorm).into());
-            add("post_attention_layernorm.weight", (&layer.mlp.norm).into());
-            for (name, norm) in
-                [("self_attn.q_norm", &layer.q_norm), ("self_attn.k_norm", &layer.k_norm)]
-            {
+            add("input_layernorm.weight", layer.input_layernorm.stored().into());
+            let mlp_norm = self.config.architecture.family().mlp_norm();
+            add(&format!("{mlp_norm}.weight"), layer.mlp.norm.stored().into());
+            for (name, norm) in [
+                ("self_attn.q_norm", &layer.q_norm),
+                ("self_attn.k_norm", &layer.k_norm),
+                ("post_attention_layernorm", &layer.post_attention_norm),
+                ("post_feedforward_layernorm", &layer.mlp.post_norm),
+            ] {
                 if let Some(norm) = norm {
-                    add(&format!("{name}.weight"), norm.into());
+                    add(&format!("{name}.weight"), norm.stored().into());
                 }
             }
             for (name, linear) in [
@@ -165,7 +179,7 @@ impl Decoder {
                 }
             }
         }
-        all.push(("model.norm.weight".to_owned(), (&self.norm).into()));
+        all.push(("model.norm.weight".to_owned(), self.norm.stored().into()));
         if !self.config.tie_word_embeddings {
             all.push(("lm_head.weight".to_owned(), (&self.lm_head).into()));
         }
@@ -189,7 +203,7 @@ impl Decoder {
             let (rows, columns) = weight.dims2()?;
             Ok(rows * columns)
         };
-        let mut elements = count(&self.embed_tokens)? + self.norm.elem_count();
+        let mut elements = count(&self.embed_tokens)? + self.norm.scale.elem_count();
         if !self.config.tie_word_embeddings {
             elements += count(&self.lm_head)?;
         }
@@ -200,9 +214,11 @@ impl Decoder {
                 elements += count(&linear.weight)?;
                 elements += linear.bias.as_ref().map_or(0, Tensor::elem_count);
             }
-            let norms = [Some(&layer.input_layernorm), Some(&layer.mlp.norm)];
-            let norms = norms.into_iter().chain([layer.q_norm.as_ref(), layer.k_norm.as_ref()]);
-            elements += norms.flatten().map(Tensor::elem_count).sum::<usize>();
+            let norms = [&layer.input_layernorm, &layer.mlp.norm];
+            let (post, mlp_post) = (&layer.post_attention_norm, &layer.mlp.post_norm);
+            let optional = [&layer.q_norm, &layer.k_norm, post, mlp_post];
+            let norms = norms.into_iter().chain(optional.into_iter().flatten());
+            elements += norms.map(|norm| norm.scale.elem_count()).sum::<usize>();
         }
         Ok(elements as u64)
     }
@@ -214,7 +230,20 @@ impl Decoder {
     pub fn embed(&self, ids: &[u32]) -> Result<Tensor> {
         self.check_ids(ids)?;
         let ids = Tensor::from_slice(ids, ids.len(), self.device())?;
-        Ok(self.embed_tokens.select(&ids)?.unsqueeze(0)?)
+        let rows = self.embed_tokens.select(&ids)?.unsqueeze(0)?;
+        Ok(match self.config.embedding_scale() {
+            Some(scale) => (rows * scale)?,
+            None => rows,
+        })
+    }
+
+    /// The embedding `[E]` of one id on the CPU, over what `row` held; `tile` is memory for it.
+    pub(crate) fn embed_row(&self, id: u32, tile: &mut Vec<f32>, row: &mut [f32]) -> Result<()> {
+        self.embed_tokens.row_into(id as usize, tile, row)?;
+        if let Some(scale) = self.config.embedding_scale() {
+            row.iter_mut().for_each(|x| *x *= scale as f32);
+        }
+        Ok(())
     }
 
     /// `ids` `[B, N]` u32 → `[B, N, E]`; from a device they are copied to be checked.
@@ -252,38 +281,40 @@ impl Decoder {
     /// If `tokens` is 0.
     pub fn rotation_at(&self, starts: &[usize], tokens: usize) -> Result<Rotation> {
         let positions = starts.iter().flat_map(|&start| start..start + tokens);
-        Ok(self.partial_rotation(&self.angles(positions), (starts.len(), tokens))?)
+        self.rotation_by(positions, (starts.len(), tokens))
     }
 
     /// One run of any positions, for rows of several sequences packed into one.
     pub(crate) fn rotation_of(&self, positions: &[usize]) -> Result<Rotation> {
-        let angles = self.angles(positions.iter().copied());
-        Ok(self.partial_rotation(&angles, (1, positions.len()))?)
+        self.rotation_by(positions.iter().copied(), (1, positions.len()))
     }
 
-    fn partial_rotation(
+    /// Of positions `[runs, tokens]`, by every base that the model has.
+    fn rotation_by(
         &self,
-        angles: &[f64],
+        positions: impl Iterator<Item = usize> + Clone,
         sizes: (usize, usize),
-    ) -> candle_core::Result<Rotation> {
-        Rotation::partial(angles, sizes, self.config.head_dim, self.frequencies.scale)
-    }
-
-    /// Radians, `[positions, rotary_dim / 2]`.
-    fn angles(&self, positions: impl Iterator<Item = usize>) -> Vec<f64> {
-        positions
-            .flat_map(|position| self.frequencies.inverse.iter().map(move |f| position as f64 * f))
-            .collect()
+    ) -> Result<Rotation> {
+        let by = |frequencies: &Frequencies| {
+            let angles: Vec<f64> = positions.clone().flat_map(|p| frequencies.angles(p)).collect();
+            Rotation::partial(&angles, sizes, self.config.head_dim, frequencies.scale)
+        };
+        let local = self.local_frequencies.as_ref().map(by).transpose()?;
+        Ok(by(&self.frequencies)?.with_local(local))
     }
 
     /// Sets `rotation` to one token at each of `positions`, one a sequence.
     pub(crate) fn set_positions(
         &self,
         rotation: &mut Rotation,
-        positions: impl Iterator<Item = usize>,
+        positions: impl Iterator<Item = usize> + Clone,
     ) {
-        let (head_dim, scale) = (self.config.head_dim, self.frequencies.scale);
-        rotation.set_positions(positions, &self.frequencies.inverse, (head_dim, scale));
+        let head_dim = self.config.head_dim;
+        if let Some(Frequencies { inverse, scale }) = &self.local_frequencies {
+            rotation.local_mut().set_positions(positions.clone(), inverse, (head_dim, *scale));
+        }
+        let Frequencies { inverse, scale } = &self.frequencies;
+        rotation.set_positions(positions, inverse, (head_dim, *scale));
     }
 
     /// The final norm of `[B, N, E]`.
@@ -291,7 +322,7 @@ impl Decoder {
     /// # Errors
     /// Shapes that do not fit.
     pub fn final_norm(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(ops::rms_norm(x, &self.norm, self.config.rms_norm_eps)?)
+        Ok(ops::rms_norm(x, &self.norm.scale, self.config.rms_norm_eps)?)
     }
 
     /// Logits of final-normed hidden states, `[…, E]` → `[…, vocab]`, f32.

@@ -12,11 +12,10 @@ pub struct Frequencies {
 }
 
 impl Frequencies {
-    /// The frequencies of a model.
+    /// The frequencies of a model, those of its layers with full attention.
     pub fn new(config: &ModelConfig) -> Self {
-        let d = config.rotary_dim();
-        let inverse = (0..d / 2)
-            .map(|i| (i, config.rope_theta.powf(-2.0 * i as f64 / d as f64)))
+        let inverse = by_base(config.rope_theta, config.rotary_dim())
+            .enumerate()
             .map(|(i, frequency)| scaled(config.rope_scaling.as_ref(), i, frequency))
             .collect();
         let scale = match config.rope_scaling {
@@ -25,6 +24,23 @@ impl Frequencies {
         };
         Self { inverse, scale }
     }
+
+    /// Radians at a position, `[rotary_dim / 2]`.
+    pub fn angles(&self, position: usize) -> impl Iterator<Item = f64> {
+        self.inverse.iter().map(move |frequency| position as f64 * frequency)
+    }
+
+    /// Those of its layers with a sliding window, if it has such.
+    pub fn local(config: &ModelConfig) -> Option<Self> {
+        let sliding = config.sliding.as_ref()?;
+        let inverse = by_base(sliding.rope_theta, config.rotary_dim()).collect();
+        Some(Self { inverse, scale: 1.0 })
+    }
+}
+
+/// `theta^(−2i / d)`
+fn by_base(theta: f64, d: usize) -> impl Iterator<Item = f64> {
+    (0..d / 2).map(move |i| theta.powf(-2.0 * i as f64 / d as f64))
 }
 
 /// The frequency of channel pair `i`.

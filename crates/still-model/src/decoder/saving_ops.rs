@@ -5,17 +5,20 @@
 
 use candle_core::{Shape, Tensor};
 use still_attention::{AttentionGradients, HybridConfig, HybridWeights};
-use still_attention::{SavedAttention, attention_forward};
+use still_attention::{
+    SavedAttention, attention_forward, sliding_attention, sliding_attention_backward,
+};
 use still_compute::Gradients;
 
 use super::layer::AttentionInputs;
-use super::layer_ops::{LayerOps, Norm, Projected, Projection};
+use super::layer_ops::{LayerOps, Norm, Projected, Projection, RopeBase};
 use super::ops::device::rows;
 use super::ops::plain::{
-    dropped, heads_backward, linear, linear_backward, norm_backward, product, swiglu,
-    swiglu_backward,
+    activated, activated_backward, dropped, heads_backward, linear, linear_backward, norm_backward,
+    product,
 };
 use super::ops::{Rotation, merge_heads, rms_norm, rms_norm_heads, split_heads};
+use crate::config::Activation;
 use crate::error::Result;
 
 /// An activation: rows `[B · N, width]`, or heads `[B, H, N, D]`.
@@ -51,13 +54,55 @@ pub struct SavingOps<'w> {
 /// An operation that was carried out.
 #[derive(Debug)]
 enum Saved<'w> {
-    Norm { x: Value, norm: Norm<'w>, y: usize },
-    Project { x: usize, input: Option<Tensor>, projected: Vec<Done<'w>> },
-    ProjectOnto { onto: usize, x: usize, input: Option<Tensor>, projected: Done<'w> },
-    Gated { x: usize, wide: Wide<'w>, gate: Projection<'w>, up: Projection<'w>, y: usize },
-    Heads { rows: usize, before: Option<(Tensor, Norm<'w>)>, rotated: bool, y: usize },
-    OutputGate { rows: usize, gate: Tensor, y: usize },
-    Attention { of: [usize; 3], gate: Option<usize>, saved: Box<SavedAttention>, y: usize },
+    Norm {
+        x: Value,
+        norm: Norm<'w>,
+        y: usize,
+    },
+    Project {
+        x: usize,
+        input: Option<Tensor>,
+        projected: Vec<Done<'w>>,
+    },
+    ProjectOnto {
+        onto: usize,
+        x: usize,
+        input: Option<Tensor>,
+        projected: Done<'w>,
+        /// What was projected, if it went through a norm.
+        before: Option<(Tensor, Norm<'w>)>,
+    },
+    Gated {
+        x: usize,
+        wide: Wide<'w>,
+        gate: Projection<'w>,
+        up: Projection<'w>,
+        activation: Activation,
+        y: usize,
+    },
+    Heads {
+        rows: usize,
+        before: Option<(Tensor, Norm<'w>)>,
+        rope: Option<RopeBase>,
+        y: usize,
+    },
+    OutputGate {
+        rows: usize,
+        gate: Tensor,
+        y: usize,
+    },
+    Sliding {
+        of: [usize; 3],
+        qkv: [Tensor; 3],
+        window: usize,
+        y: usize,
+    },
+    Attention {
+        of: [usize; 3],
+        gate: Option<usize>,
+        saved: Box<SavedAttention>,
+        y: usize,
+    },
 }
 
 /// Where the backward pass has an MLP's wide activations from.
@@ -126,6 +171,26 @@ impl<'w> SavingOps<'w> {
         let value = self.value(rows(&merge_heads(&output.out)?)?, true);
         let gate = gate.as_ref().map(|gate| gate.id);
         self.saved.push(Saved::Attention { of, gate, saved: Box::new(saved), y: value.id });
+        Ok(value)
+    }
+
+    /// Attention to the last `window` tokens, of a layer that keeps it, as rows.
+    ///
+    /// # Errors
+    /// As [`sliding_attention`].
+    pub fn attend_sliding(
+        &mut self,
+        inputs: &AttentionInputs<Value>,
+        window: usize,
+    ) -> Result<Value> {
+        let AttentionInputs { q, k, v, .. } = inputs;
+        let out = sliding_attention(&q.tensor, &k.tensor, &v.tensor, window)?;
+        let of = [q.id, k.id, v.id];
+        let value = self.value(rows(&merge_heads(&out)?)?, self.learns[q.id]);
+        if self.learns[q.id] {
+            let qkv = [q, k, v].map(|value| value.tensor.clone());
+            self.saved.push(Saved::Sliding { of, qkv, window, y: value.id });
+        }
         Ok(value)
     }
 
@@ -230,13 +295,20 @@ impl<'w> LayerOps<'w> for SavingOps<'w> {
         onto: Value,
         x: &Input<'w>,
         projection: Projection<'w>,
+        norm: Option<Norm<'w>>,
     ) -> Result<Value> {
         let (y, projected) = self.carry_out(&x.value, &projection)?;
         self.learns[projected.y] |= self.learns[onto.id];
-        let sum = super::ops::residual(&onto.tensor, &y)?;
+        let normed = match norm {
+            Some(Norm { weight, eps }) => &rms_norm(&y, weight, eps)?,
+            None => &y,
+        };
+        let sum = super::ops::residual(&onto.tensor, normed)?;
+        let before = norm.map(|norm| (y, norm));
         let input = projected.reads_input().then(|| x.value.tensor.clone());
         let value = Value { id: projected.y, tensor: sum };
-        self.saved.push(Saved::ProjectOnto { onto: onto.id, x: x.value.id, input, projected });
+        let (onto, x) = (onto.id, x.value.id);
+        self.saved.push(Saved::ProjectOnto { onto, x, input, projected, before });
         Ok(value)
     }
 
@@ -245,29 +317,32 @@ impl<'w> LayerOps<'w> for SavingOps<'w> {
         x: &Input<'w>,
         gate: Projection<'w>,
         up: Projection<'w>,
+        activation: Activation,
     ) -> Result<Input<'w>> {
         let wide = [linear(&x.value.tensor, &gate.linear)?, linear(&x.value.tensor, &up.linear)?];
-        let hidden = swiglu(&wide[0], &wide[1])?;
+        let hidden = activated(activation, &wide[0], &wide[1])?;
         let wide = match (&x.normed, self.saves_wide) {
             (_, true) => Wide::Saved(wide),
             (Some((rows, norm)), false) => Wide::OfNorm(rows.clone(), *norm),
             (None, false) => Wide::Of(x.value.tensor.clone()),
         };
         let value = self.value(hidden, self.learns[x.value.id]);
-        self.saved.push(Saved::Gated { x: x.value.id, wide, gate, up, y: value.id });
+        let (x, y) = (x.value.id, value.id);
+        self.saved.push(Saved::Gated { x, wide, gate, up, activation, y });
         Ok(Input { value, normed: None })
     }
 
-    fn heads(&mut self, x: Value, norm: Option<Norm<'w>>, rotated: bool) -> Result<Value> {
+    fn heads(&mut self, x: Value, norm: Option<Norm<'w>>, rope: Option<RopeBase>) -> Result<Value> {
         let by_token = self.by_token(&x)?;
         let normed = match norm {
             Some(Norm { weight, eps }) => rms_norm_heads(&by_token, weight, eps)?,
             None => by_token,
         };
-        let heads = split_heads(&normed, self.head_dim, rotated.then_some(&self.rotation))?;
+        let rotation = rope.map(|base| self.rotation.of(base)).transpose()?;
+        let heads = split_heads(&normed, self.head_dim, rotation)?;
         let value = self.value(heads, self.learns[x.id]);
         let before = norm.filter(|_| self.learns[x.id]).map(|norm| (x.tensor, norm));
-        self.saved.push(Saved::Heads { rows: x.id, before, rotated, y: value.id });
+        self.saved.push(Saved::Heads { rows: x.id, before, rope, y: value.id });
         Ok(value)
     }
 
@@ -366,17 +441,20 @@ impl Upstream {
                     .collect();
                 self.add_projected(x, &with_gradients, input.as_ref(), grads)?;
             }
-            Saved::ProjectOnto { onto, x, input, projected } => {
-                let Some(dy) = self.of[projected.y].take() else { return Ok(()) };
+            Saved::ProjectOnto { onto, x, input, projected, before } => {
+                let Some(mut dy) = self.of[projected.y].take() else { return Ok(()) };
                 if self.learns[onto] {
                     self.of[onto] = Some(match self.of[onto].take() {
                         Some(other) => super::ops::residual(&other, &dy)?,
                         None => dy.clone(),
                     });
                 }
+                if let Some((y, Norm { weight, eps })) = &before {
+                    dy = norm_backward(y, weight, *eps, &dy, None)?;
+                }
                 self.add_projected(x, &[(&projected, dy)], input.as_ref(), grads)?;
             }
-            Saved::Gated { x, wide, gate, up, y } => {
+            Saved::Gated { x, wide, gate, up, activation, y } => {
                 let Some(dy) = self.of[y].take().filter(|_| self.learns[x]) else { return Ok(()) };
                 let again = |x: &Tensor| -> Result<[Tensor; 2]> {
                     Ok([linear(x, &gate.linear)?, linear(x, &up.linear)?])
@@ -386,16 +464,17 @@ impl Upstream {
                     Wide::OfNorm(x, norm) => again(&rms_norm(&x, norm.weight, norm.eps)?)?,
                     Wide::Of(x) => again(&x)?,
                 };
-                let [d_gate, d_up] = swiglu_backward(&wide_gate, &wide_up, &dy)?;
+                let [d_gate, d_up] = activated_backward(activation, &wide_gate, &wide_up, &dy)?;
                 drop((wide_gate, wide_up, dy));
                 let outputs = [(&d_gate, &gate.linear.weight), (&d_up, &up.linear.weight)];
                 self.of[x] = linear_backward(&outputs, self.of[x].take())?;
             }
-            Saved::Heads { rows, before, rotated, y } => {
+            Saved::Heads { rows, before, rope, y } => {
                 let Some(dy) = self.of[y].take().filter(|_| self.learns[rows]) else {
                     return Ok(());
                 };
-                let d = heads_backward(&dy, rotated.then_some(rotation))?;
+                let rotation = rope.map(|base| rotation.of(base)).transpose()?;
+                let d = heads_backward(&dy, rotation)?;
                 self.of[rows] = Some(match before {
                     Some((before, Norm { weight, eps })) => {
                         let heads = (batch * tokens, (), head_dim);
@@ -412,6 +491,15 @@ impl Upstream {
                 let d = heads_backward(&dy, None)?;
                 // σ' = σ (1 − σ)
                 self.of[rows] = Some((d * (&gate * gate.affine(-1.0, 1.0)?)?)?);
+            }
+            Saved::Sliding { of, qkv, window, y } => {
+                let Some(dy) = self.of[y].take() else { return Ok(()) };
+                let by_head = dy.reshape((batch, tokens, (), head_dim))?.transpose(1, 2)?;
+                let by_head = by_head.contiguous()?;
+                let gradients = sliding_attention_backward(qkv.each_ref(), &by_head, window)?;
+                for (id, d) in of.into_iter().zip(gradients) {
+                    self.of[id] = Some(d);
+                }
             }
             Saved::Attention { of, gate, saved, y } => {
                 let Some(dy) = self.of[y].take() else { return Ok(()) };

@@ -2,11 +2,12 @@
 
 use candle_core::Tensor;
 
-use super::layer_ops::{LayerOps, Norm, Projected, Projection};
+use super::layer_ops::{LayerOps, Norm, Projected, Projection, RopeBase};
 use super::ops::{
     Rotation, frozen_linear, gated, low_rank_linear, residual, rms_norm, rms_norm_heads,
     split_heads,
 };
+use crate::config::Activation;
 use crate::error::{ModelError, Result};
 
 /// [`LayerOps`] on tensors `[B, N, width]`; heads are `[B, H, N, D]`.
@@ -66,25 +67,41 @@ impl<'w> LayerOps<'w> for TensorOps<'_> {
         onto: Tensor,
         x: &Tensor,
         projection: Projection<'w>,
+        norm: Option<Norm<'w>>,
     ) -> Result<Tensor> {
-        Ok(residual(&onto, &project(x, &projection)?)?)
+        let mut y = project(x, &projection)?;
+        if let Some(norm) = norm {
+            y = self.norm(&y, norm)?;
+        }
+        Ok(residual(&onto, &y)?)
     }
 
-    fn gated(&mut self, x: &Tensor, gate: Projection<'w>, up: Projection<'w>) -> Result<Tensor> {
-        Ok(gated(x, &gate.linear, &up.linear)?)
+    fn gated(
+        &mut self,
+        x: &Tensor,
+        gate: Projection<'w>,
+        up: Projection<'w>,
+        activation: Activation,
+    ) -> Result<Tensor> {
+        Ok(gated(x, &gate.linear, &up.linear, activation)?)
     }
 
-    fn heads(&mut self, rows: Tensor, norm: Option<Norm<'w>>, rotated: bool) -> Result<Tensor> {
+    fn heads(
+        &mut self,
+        rows: Tensor,
+        norm: Option<Norm<'w>>,
+        rope: Option<RopeBase>,
+    ) -> Result<Tensor> {
         let rows = match norm {
             Some(Norm { weight, eps }) => rms_norm_heads(&rows, weight, eps)?,
             None => rows,
         };
-        let rotation = match (rotated, self.rotation) {
-            (true, None) => {
+        let rotation = match (rope, self.rotation) {
+            (Some(_), None) => {
                 return Err(ModelError::Invalid("heads without positions to rotate by".into()));
             }
-            (true, rotation) => rotation,
-            (false, _) => None,
+            (Some(base), Some(rotation)) => Some(rotation.of(base)?),
+            (None, _) => None,
         };
         Ok(split_heads(&rows, self.head_dim, rotation)?)
     }

@@ -4,7 +4,7 @@ use candle_core::Tensor;
 
 use super::{AttentionInputs, Decoder, DecoderLayer, Rotation};
 use crate::error::{ModelError, Result};
-use crate::student::StudentLayer;
+use crate::student::{Student, StudentLayer};
 
 /// Rows that an output projection and an MLP are computed for at a time: their hidden layer is what a long sequence would
 /// take most memory for.
@@ -14,7 +14,7 @@ impl Decoder {
     /// Sends activations `x` `[B, N, E]` through all layers, bottom first, and returns them before the final norm.
     ///
     /// `attend(n, layer, inputs)` gives the attention of layer `n`, `[B, H, N, D]`. It may look at whatever it likes on the way;
-    /// its error ends the visit. `students`, one a layer, bring their low-rank updates and output gates.
+    /// its error ends the visit. `student` brings its low-rank updates and output gates.
     ///
     /// # Errors
     /// Shapes or dtypes that do not fit; an error of `attend`.
@@ -22,11 +22,11 @@ impl Decoder {
         &self,
         mut x: Tensor,
         rotation: &Rotation,
-        students: Option<&[StudentLayer]>,
+        student: Option<&Student>,
         mut attend: impl FnMut(usize, &DecoderLayer, &AttentionInputs) -> std::result::Result<Tensor, E>,
     ) -> std::result::Result<Tensor, E> {
         for (n, layer) in self.layers.iter().enumerate() {
-            let student = students.map(|students| &students[n]);
+            let student = student.and_then(|student| student.layer(n));
             let inputs = layer.attention_inputs(&x, rotation, student)?;
             let attention = attend(n, layer, &inputs)?;
             x = finish(layer, &x, &attention, student)?;

@@ -122,6 +122,30 @@ FAMILIES = {
         sliding_window=None,
         rope_parameters=dict(rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.75),
     ),
+    # Layers with a window among full ones, two rotations, four norms a layer, GELU, scaled embeddings; the text is five windows long.
+    "gemma3_text": dict(
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        query_pre_attn_scalar=8,
+        tie_word_embeddings=True,
+        sliding_window=8,
+        layer_types=[
+            "sliding_attention",
+            "sliding_attention",
+            "full_attention",
+            "sliding_attention",
+            "sliding_attention",
+            "full_attention",
+        ],
+        rope_parameters=dict(
+            full_attention=dict(rope_type="linear", rope_theta=1000000.0, factor=8.0),
+            sliding_attention=dict(rope_type="default", rope_theta=5000.0),
+        ),
+    ),
 }
 
 # What is read, where it is not random ids: a vocabulary and a text of tokenizers/, whose ids the model's own tokenizer gave.
@@ -133,7 +157,8 @@ def fill(model, generator):
     for name, parameter in model.named_parameters():
         values = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
         if name.endswith("norm.weight"):
-            values = 1 + 0.3 * values
+            # Gemma's files have what is added to one.
+            values = (0 if "Gemma" in type(model).__name__ else 1) + 0.3 * values
         elif parameter.dim() == 1:
             values = 0.3 * values
         else:
@@ -174,5 +199,5 @@ if __name__ == "__main__":
         if sys.argv[1:] and name not in sys.argv[1:]:
             continue
         shutil.rmtree(root / name, ignore_errors=True)
-        make(root / name, name.split("_")[0], options, seed)
+        make(root / name, name if name in CONFIG_MAPPING else name.split("_")[0], options, seed)
         print(name, *sorted(path.name for path in (root / name).iterdir()))

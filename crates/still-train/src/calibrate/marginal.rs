@@ -10,12 +10,12 @@ use rayon::prelude::*;
 use still_attention::{HybridConfig, HybridWeights, hybrid_attention};
 use still_compute::pull_back;
 use still_compute::tensor::borrow;
-use still_model::{DecoderLayer, Model, Rotation, Student};
+use still_model::{DecoderLayer, Model, Rotation, Student, StudentLayer};
 
 use crate::error::{Result, TrainError};
 use crate::loss::{Target, vocabulary_loss};
 
-/// Estimated loss in nats a token, `[layer][selection head][candidate]`; 0 for a whole head.
+/// Estimated loss in nats a token, `[layer with full attention][selection head][candidate]`; 0 for a whole head.
 ///
 /// `progress` is told the tokens of each window when it is done.
 ///
@@ -30,7 +30,7 @@ pub(super) fn losses(
 ) -> Result<Vec<Vec<Vec<f64>>>> {
     let decoder = &teacher.decoder;
     let lm_head = decoder.lm_head.to_tensor()?;
-    let heads = |layer: &still_model::StudentLayer| layer.config.budgets.len();
+    let heads = |layer: &StudentLayer| layer.config.budgets.len();
     let mut losses: Vec<Vec<Vec<f64>>> = student
         .layers
         .iter()
@@ -44,9 +44,9 @@ pub(super) fn losses(
         let rotation = decoder.rotation(0, window.len())?;
         let mut x = decoder.embed(window)?;
         let mut inputs = Vec::with_capacity(decoder.layers.len());
-        for (layer, student) in decoder.layers.iter().zip(&student.layers) {
+        for (n, layer) in decoder.layers.iter().enumerate() {
             let input = Var::from_tensor(&x)?;
-            let pass = Pass::new(layer, &rotation, &student.attention, &student.config, &input)?;
+            let pass = Pass::new(layer, &rotation, student.layer(n), &input)?;
             x = pass.finish(layer, &input, &pass.attention)?.detach();
             inputs.push(input);
         }
@@ -72,15 +72,18 @@ pub(super) fn losses(
         else {
             continue;
         };
-        let layers = decoder.layers.iter().zip(&student.layers).zip(&mut losses);
-        for (((layer, student), losses), input) in layers.zip(inputs).rev() {
-            let config = &student.config;
-            let pass = Pass::new(layer, &rotation, &student.attention, config, &input)?;
+        let mut of_layers = student.layers.iter().zip(&mut losses).rev().peekable();
+        for ((n, layer), input) in decoder.layers.iter().enumerate().zip(inputs).rev() {
+            let own = of_layers.next_if(|(student, _)| student.config.layer == n);
+            let pass =
+                Pass::new(layer, &rotation, own.as_ref().map(|(student, _)| *student), &input)?;
             let attention = Var::from_tensor(&pass.attention)?;
             let out = pass.finish(layer, &input, &attention)?;
             let mut grads = pull_back(&out, &upstream)?.backward()?;
             let Some(g) = grads.remove(&attention) else { continue };
-            pass.add_losses(&g, &student.attention, config, candidates, losses)?;
+            if let Some((student, losses)) = own {
+                pass.add_losses(&g, &student.attention, &student.config, candidates, losses)?;
+            }
             let through = pull_back(&pass.attention, &g)?.backward()?.remove(&input);
             upstream = match (grads.remove(&input), through) {
                 (Some(a), Some(b)) => (a + b)?,
@@ -110,11 +113,14 @@ impl Pass {
     fn new(
         layer: &DecoderLayer,
         rotation: &Rotation,
-        weights: &HybridWeights,
-        config: &HybridConfig,
+        student: Option<&StudentLayer>,
         input: &Tensor,
     ) -> Result<Self> {
         let inputs = layer.attention_inputs(input, rotation, None)?;
+        let Some(StudentLayer { attention: weights, config, .. }) = student else {
+            let attention = layer.softmax_attention(&inputs)?;
+            return Ok(Self { q: inputs.q, k: inputs.k, v: inputs.v, attention });
+        };
         // A budget of every token is softmax attention, and has a gradient.
         let whole = with_budget(config, config.chunk);
         let (q, k, v) = (inputs.q, inputs.k, inputs.v);

@@ -12,7 +12,7 @@ mod retrieval;
 
 use serde::Serialize;
 use still_attention::{HeadSize, Mode, Router, RowDtype, StillConfig};
-use still_model::{FeatureInit, Model, Student};
+use still_model::{FeatureInit, Model, ModelConfig, Student};
 
 pub use budgets::Budgets;
 pub use for_run::calibrated_recipe;
@@ -142,29 +142,35 @@ pub fn calibrate(
     let bytes: Vec<usize> =
         candidates.iter().map(|&budget| size.bytes(budget, options.at_length, true)).collect();
     let heads = losses.len() * losses.first().map_or(0, Vec::len);
-    let dense_bytes = heads * size.dense_bytes(options.at_length);
+    // Layers that keep their attention to a window take as much in both caches.
+    let kept_bytes = sliding_bytes(model.config(), &size, options.at_length);
+    let dense_bytes = heads * size.dense_bytes(options.at_length) + kept_bytes;
     let limit = (options.cache_fraction * dense_bytes as f64) as usize;
+    let limit = limit.saturating_sub(kept_bytes);
     let choices: Vec<Choice> = retrieval
         .iter()
         .zip(&losses)
         .flat_map(|(retrieval, losses)| retrieval.iter().zip(losses))
         .map(|(&retrieval, losses)| Choice { retrieval, losses: losses.clone() })
         .collect();
-    let allocation = allocate(&choices, &bytes, limit, options)
-        .ok_or_else(|| too_small((heads * bytes[0]) as f64 / dense_bytes as f64, options))?;
-    let per_layer = heads / losses.len().max(1);
-    let reports = reports(choices, &allocation, &candidates, per_layer);
+    let allocation = allocate(&choices, &bytes, limit, options).ok_or_else(|| {
+        let least = heads * bytes[0] + kept_bytes;
+        too_small(least as f64 / dense_bytes as f64, options)
+    })?;
+    let reports = reports(choices, &allocation, &candidates, &student);
     let of = |report: &HeadReport| size.bytes(report.budget, options.at_length, true);
-    let cache_bytes = reports.iter().map(of).sum();
-    let uniform =
-        |budget: &usize| heads * size.bytes(*budget, options.at_length, true) <= cache_bytes;
+    let cache_bytes = reports.iter().map(of).sum::<usize>() + kept_bytes;
+    let uniform = |budget: &usize| {
+        heads * size.bytes(*budget, options.at_length, true) + kept_bytes <= cache_bytes
+    };
+    let mut budgets = vec![Vec::new(); model.config().num_hidden_layers];
+    for report in &reports {
+        budgets[report.layer].push(report.budget);
+    }
     Ok(Calibration {
         budgets: Budgets {
             chunk: config.chunk,
-            budgets: reports
-                .chunks(per_layer)
-                .map(|layer| layer.iter().map(|head| head.budget).collect())
-                .collect(),
+            budgets,
             cache_fraction: options.cache_fraction,
             at_length: options.at_length,
             selection_head: config.selection_head,
@@ -178,6 +184,13 @@ pub fn calibrate(
         uniform_budget: (0..=config.chunk).rev().find(uniform),
         tokens: text,
     })
+}
+
+/// Bytes of the layers that attend to a sliding window, after so many tokens.
+fn sliding_bytes(model: &ModelConfig, size: &HeadSize, tokens: usize) -> usize {
+    let windows = (0..model.num_hidden_layers).filter_map(|layer| model.sliding_window(layer));
+    let heads = model.num_key_value_heads;
+    windows.map(|window| heads * size.sliding_bytes(window, tokens)).sum()
 }
 
 /// An attention without salient tokens has no budgets, and text within a window retires no chunk.
@@ -213,14 +226,15 @@ fn reports(
     choices: Vec<Choice>,
     allocation: &[Taken],
     candidates: &[usize],
-    per_layer: usize,
+    student: &Student,
 ) -> Vec<HeadReport> {
+    let per_layer = choices.len() / student.layers.len().max(1);
     choices
         .into_iter()
         .zip(allocation)
         .enumerate()
         .map(|(index, (choice, taken))| HeadReport {
-            layer: index / per_layer,
+            layer: student.layers[index / per_layer].config.layer,
             head: index % per_layer,
             retrieval: choice.retrieval,
             losses: choice.losses,

@@ -4,7 +4,7 @@ use candle_core::{DType, Device, Tensor};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
-use still_attention::{StillConfig, dense_attention};
+use still_attention::StillConfig;
 use still_compute::matmul::{Mat, matmul};
 use still_compute::tensor::borrow;
 use still_compute::vector::{exp_sub_sum, max, vectorize};
@@ -17,7 +17,7 @@ use crate::error::{Result, TrainError};
 const BLOCK: usize = 64;
 
 /// Attention of the second copy's tokens to the matching token and its successor in the first, mean over tokens and
-/// sequences, of the strongest query head of each selection head: `[layer][selection head]`.
+/// sequences, of the strongest query head of each selection head: `[layer with full attention][selection head]`.
 ///
 /// `progress` is told the tokens passed.
 ///
@@ -39,18 +39,23 @@ pub(super) fn scores(
         let copy: Vec<u32> = (0..options.copy_length).map(|_| rng.random_range(0..vocab)).collect();
         let ids = [teacher.tokenizer.encode("", true)?.as_slice(), &copy, &copy].concat();
         let rotation = decoder.rotation(0, ids.len())?;
-        decoder.visit_layers(decoder.embed(&ids)?, &rotation, None, |n, _, inputs| {
+        decoder.visit_layers(decoder.embed(&ids)?, &rotation, None, |n, layer, inputs| {
+            if layer.sliding_window.is_some() {
+                return Ok(layer.softmax_attention(inputs)?);
+            }
             let found = matching_attention(&inputs.q, &inputs.k, options.copy_length)?;
             for (score, found) in scores[n].iter_mut().zip(found) {
                 *score += found / options.copies as f64;
             }
-            Ok::<_, TrainError>(dense_attention(&inputs.q, &inputs.k, &inputs.v)?)
+            Ok::<_, TrainError>(layer.softmax_attention(inputs)?)
         })?;
         progress(ids.len());
     }
+    // What stays as it is has no budget to find.
+    let scores = teacher.config().full_layers().map(|layer| &scores[layer]);
     let group = geometry.num_heads / selection_heads;
     let strongest = |heads: &[f64]| heads.iter().copied().fold(0.0, f64::max);
-    Ok(scores.iter().map(|heads| heads.chunks(group).map(strongest).collect()).collect())
+    Ok(scores.map(|heads| heads.chunks(group).map(strongest).collect()).collect())
 }
 
 /// By query head: mean over the last `copy` tokens of softmax attention to what stands `copy` and `copy − 1` tokens before.

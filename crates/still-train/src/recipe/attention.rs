@@ -18,7 +18,7 @@ pub struct AttentionRecipe {
     pub chunk: usize,
     /// Salient tokens of each chunk, the same everywhere.
     pub budget: usize,
-    /// `[layer][selection head]`; takes the place of `budget`.
+    /// `[layer][selection head]`; takes the place of `budget`. The list of a layer with a sliding window is empty.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub budgets: Option<Vec<Vec<usize>>>,
     /// Most salient tokens per selection head.
@@ -74,7 +74,11 @@ impl AttentionRecipe {
     pub fn resolve(&self, model: &ModelConfig) -> Result<StillConfig> {
         let geometry: HeadGeometry = model.geometry();
         let heads = geometry.selection_heads(self.selection_head);
-        let uniform = || vec![vec![self.budget; heads]; model.num_hidden_layers];
+        let of_layer = |n| match model.sliding_window(n) {
+            Some(_) => Vec::new(),
+            None => vec![self.budget; heads],
+        };
+        let uniform = || (0..model.num_hidden_layers).map(of_layer).collect();
         let config = StillConfig {
             mode: self.mode,
             chunk: self.chunk,
@@ -89,7 +93,7 @@ impl AttentionRecipe {
             window_factor: self.window_factor,
             branches: self.branches,
         };
-        config.validate(model.num_hidden_layers, geometry)?;
+        model.check_still(&config)?;
         Ok(config)
     }
 }

@@ -38,6 +38,13 @@ fn means(heads: &[BranchShares], of: fn(&BranchShares) -> [f64; 3]) -> [f64; 3] 
     sums
 }
 
+/// Layers that a student's attention is in, with their numbers.
+fn with_branches(
+    layers: &[Vec<BranchShares>],
+) -> impl Iterator<Item = (usize, &Vec<BranchShares>)> {
+    layers.iter().enumerate().filter(|(_, heads)| !heads.is_empty())
+}
+
 /// One row a layer, and their mean.
 pub fn render(layers: &[Vec<BranchShares>]) -> String {
     let row = |name: String, heads: &[BranchShares]| {
@@ -46,7 +53,7 @@ pub fn render(layers: &[Vec<BranchShares>]) -> String {
         std::iter::once(name).chain(cells).collect::<Vec<String>>()
     };
     let mut rows: Vec<Vec<String>> =
-        layers.iter().enumerate().map(|(n, heads)| row(n.to_string(), heads)).collect();
+        with_branches(layers).map(|(n, heads)| row(n.to_string(), heads)).collect();
     rows.push(row("mean".into(), &layers.concat()));
     let headers = [
         "layer",
@@ -77,5 +84,5 @@ pub fn to_json(layers: &[Vec<BranchShares>]) -> Value {
                 .collect::<Vec<_>>(),
         })
     };
-    layers.iter().enumerate().map(layer).collect()
+    with_branches(layers).map(layer).collect()
 }

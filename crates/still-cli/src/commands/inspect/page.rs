@@ -21,6 +21,7 @@ struct Data<'a> {
 
 #[derive(Serialize)]
 struct Layer {
+    layer: usize,
     cache_bytes: usize,
     dense_bytes: usize,
     heads: Vec<Head>,
@@ -42,7 +43,8 @@ struct Head {
 /// # Errors
 /// If the data cannot be serialized.
 pub fn render(routing: &Routing, model: &str) -> anyhow::Result<String> {
-    let layers = routing.layers.iter().map(|layer| Layer {
+    let layers = routing.layers.iter().enumerate().map(|(n, layer)| Layer {
+        layer: n,
         cache_bytes: layer.cache_bytes,
         dense_bytes: layer.dense_bytes,
         heads: layer.heads.iter().map(head).collect(),

@@ -27,7 +27,7 @@ pub struct Routing {
 /// Routing of one layer.
 #[derive(Debug)]
 pub struct LayerRouting {
-    /// One entry per selection head.
+    /// One entry per selection head; none of a layer that keeps its attention to a sliding window.
     pub heads: Vec<HeadRouting>,
     /// Bytes of this layer's state after the text, 16-bit rows.
     pub cache_bytes: usize,
@@ -97,9 +97,16 @@ pub fn route(
     };
     let rotation = decoder.rotation(0, ids.len())?;
     let mut layers = Vec::with_capacity(decoder.layers.len());
-    let own = (!hypothetical).then_some(student.layers.as_slice());
-    decoder.visit_layers(decoder.embed(ids)?, &rotation, own, |n, _, inputs| {
-        let weights = &student.layers[n];
+    let own = (!hypothetical).then_some(student);
+    decoder.visit_layers(decoder.embed(ids)?, &rotation, own, |n, layer, inputs| {
+        let kv_values = 2 * config.num_key_value_heads * config.head_dim;
+        let Some(weights) = student.layer(n) else {
+            let rows = ids.len().min(layer.sliding_window.unwrap_or(usize::MAX));
+            let bytes = rows * kv_values * RowDtype::Bf16.bytes();
+            layers.push(LayerRouting { heads: Vec::new(), cache_bytes: bytes, dense_bytes: bytes });
+            progress(1);
+            return Ok(layer.softmax_attention(inputs)?);
+        };
         let (q, k, v) = (&inputs.q, &inputs.k, &inputs.v);
         let gate = &inputs.gate;
         let hybrid =
@@ -110,11 +117,10 @@ pub fn route(
         state.advance(q, k, v, gate.as_ref(), None)?;
         let (selection, scores) = (hybrid.routing.selection()?, hybrid.routing.scores()?);
         let attention = if hypothetical { dense_attention(q, k, v)? } else { hybrid.out };
-        let values = ids.len() * config.num_key_value_heads * config.head_dim * 2;
         layers.push(LayerRouting {
             heads: heads(&weights.config, &selection, &scores),
             cache_bytes: state.size_bytes(),
-            dense_bytes: values * RowDtype::Bf16.bytes(),
+            dense_bytes: ids.len() * kv_values * RowDtype::Bf16.bytes(),
         });
         progress(1);
         Ok::<_, anyhow::Error>(attention)
@@ -135,7 +141,8 @@ fn untrained_student(model: &Model, budget: usize) -> anyhow::Result<Student> {
         config.geometry(),
         CHUNK,
         budget,
-    );
+    )
+    .in_layers(config.full_layers());
     if budget > still.chunk {
         return Err(user(
             format!("--budget {budget} is more than a chunk of {} tokens", still.chunk),

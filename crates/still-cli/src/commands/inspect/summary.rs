@@ -135,9 +135,11 @@ impl LayerSummary {
         let top = self.top.iter().map(|top| {
             top.as_ref().map_or("-".into(), |top| format!("{:?}@{}", top.text, top.position))
         });
+        // A layer that keeps its attention.
+        let budgets = if self.budgets.is_empty() { "window".into() } else { join(&self.budgets) };
         vec![
             self.layer.to_string(),
-            join(&self.budgets),
+            budgets,
             join(&self.salient),
             format!("{:.1} %", 100.0 * share),
             top.collect::<Vec<_>>().join(" "),
@@ -157,7 +159,7 @@ impl KeptText {
 
 /// Token texts ordered by the share of heads that keep them, among retired occurrences.
 fn most_kept(routing: &Routing) -> Vec<KeptText> {
-    let Some(places) = routing.layers.first().and_then(|layer| layer.heads.first()) else {
+    let Some(places) = routing.layers.iter().find_map(|layer| layer.heads.first()) else {
         return Vec::new();
     };
     let share = routing.kept_share();

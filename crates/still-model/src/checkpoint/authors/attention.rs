@@ -117,9 +117,7 @@ pub(super) fn read(json: &Value, path: &Path, base: &Checkpoint) -> Result<Still
         window_factor: false,
         branches: Branches::default(),
     };
-    still
-        .validate(layers, base.config.geometry())
-        .map_err(|error| contradiction(path, error.to_string()))?;
+    base.config.check_still(&still).map_err(|error| contradiction(path, error.to_string()))?;
     Ok(still)
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use candle_core::quantized::gguf_file::Content;
 
 use super::metadata::Metadata;
-use super::{rope, tensors, unsupported};
+use super::{rope, tensors, unsupported, window};
 use crate::config::{Architecture, Biased, ModelConfig};
 use crate::error::{ModelError, Result};
 
@@ -52,7 +52,8 @@ pub fn config(path: &Path, content: &Content) -> Result<ModelConfig> {
     }
 
     let max_position_embeddings = required("context_length")?;
-    refuse_window(path, &metadata, &of("attention.sliding_window"), max_position_embeddings)?;
+    let sizes = (num_hidden_layers, max_position_embeddings);
+    let sliding = window::sliding(path, &metadata, architecture, name, sizes)?;
 
     let vocab_size = tensors::vocabulary(path, content)?;
     if let Some(tokens) = metadata.texts("tokenizer.ggml.tokens")?
@@ -96,6 +97,7 @@ pub fn config(path: &Path, content: &Content) -> Result<ModelConfig> {
         rope_theta: rope.theta,
         rope_scaling: rope.scaling,
         partial_rotary_factor: rope.partial_rotary_factor,
+        sliding,
         max_position_embeddings,
         tie_word_embeddings: !has("output.weight"),
         // A Qwen2 is not one without.
@@ -107,6 +109,7 @@ pub fn config(path: &Path, content: &Content) -> Result<ModelConfig> {
         eos_token_ids: crate::tokenizer::end_of_generation(content),
     };
     config.validate().map_err(|error| in_file(error, path))?;
+    refuse_other_scale(path, &config)?;
     tensors::check(path, content, &config)?;
     Ok(config)
 }
@@ -116,6 +119,23 @@ fn in_file(error: ModelError, path: &Path) -> ModelError {
         ModelError::Invalid(reason) => ModelError::corrupt(path, reason),
         other => other,
     }
+}
+
+/// llama.cpp knows Gemma 3's largest model by its layers, and scales its queries by the root of the hidden size over the heads.
+const OTHER_SCALE_LAYERS: usize = 62;
+
+/// An error if queries are scaled by anything but the root of a head's channels.
+fn refuse_other_scale(path: &Path, config: &ModelConfig) -> Result<()> {
+    let scaled = config.architecture.family().query_pre_attn_scalar.is_some();
+    let scalar = config.hidden_size / config.num_attention_heads;
+    if !scaled || config.num_hidden_layers != OTHER_SCALE_LAYERS || scalar == config.head_dim {
+        return Ok(());
+    }
+    Err(unsupported(
+        path,
+        format!("a model whose queries are scaled by the root of {scalar} (Gemma 3 27B)"),
+        format!("supported: the root of the head's {} channels", config.head_dim),
+    ))
 }
 
 /// An error if a key asks for arithmetic that is not done here.
@@ -150,22 +170,6 @@ fn refuse_other_arithmetic(path: &Path, metadata: &Metadata<'_>, name: &str) -> 
         return Err(refused(key));
     }
     Ok(())
-}
-
-/// An error if some layer attends to a window that is shorter than the context.
-fn refuse_window(path: &Path, metadata: &Metadata<'_>, key: &str, context: usize) -> Result<()> {
-    let window = metadata.integer(key, 0..=u32::MAX)?.unwrap_or(0) as usize;
-    if window == 0 || window >= context {
-        return Ok(());
-    }
-    Err(unsupported(
-        path,
-        format!(
-            "attention in a sliding window of {window} tokens ({key}), shorter than the context of {context},"
-        ),
-        "linearizing replaces attention to the whole context, which this model does not have: use a version \
-         without a window",
-    ))
 }
 
 /// The shortest decimal that is this f32: GGUF stores 1e-5 as 9.99999974e-6.

@@ -98,6 +98,22 @@ impl<'a> Metadata<'a> {
         Ok(Some(first as usize))
     }
 
+    /// True or false for each of `layers` layers; `None` unless it is an array.
+    pub fn flags(&self, key: &str, layers: usize) -> Result<Option<Vec<bool>>> {
+        let Some(Value::Array(values)) = self.entries.get(key) else { return Ok(None) };
+        let flag = |value: &Value| match value {
+            Value::Bool(flag) => Some(*flag),
+            other => whole(other).filter(|n| (0..=1).contains(n)).map(|n| n == 1),
+        };
+        match values.iter().map(flag).collect::<Option<Vec<bool>>>() {
+            Some(flags) if flags.len() == layers => Ok(Some(flags)),
+            _ => {
+                Err(self
+                    .refuse(key, &format!("expected true or false for each of {layers} layers")))
+            }
+        }
+    }
+
     /// How many elements an array of texts has.
     pub fn texts(&self, key: &str) -> Result<Option<usize>> {
         match self.entries.get(key) {

@@ -10,6 +10,7 @@ mod metadata;
 mod rope;
 mod tensors;
 mod types;
+mod window;
 
 use std::path::Path;
 

@@ -42,7 +42,7 @@ pub(super) fn rope(
     architecture: Architecture,
     (head_dim, context): (usize, usize),
 ) -> Result<Rope> {
-    let name = architecture.model_type();
+    let name = architecture.gguf_name();
     let of = |key: &str| format!("{name}.rope.{key}");
     let key = of("dimension_count");
     let rotated = metadata.size(&key)?.unwrap_or(head_dim);
@@ -116,7 +116,7 @@ fn long_rope(
             return Err(ModelError::corrupt(path, what));
         }
     };
-    let of = |key: &str| format!("{}.rope.{key}", architecture.model_type());
+    let of = |key: &str| format!("{}.rope.{key}", architecture.gguf_name());
     let key = of("scaling.original_context_length");
     let original = metadata.size(&key)?.filter(|&original| original > 1).unwrap_or(context);
     let key = of("scaling.attn_factor");

@@ -1,4 +1,4 @@
-//! The gated half of an MLP in one op: `silu(gate(x)) ⊙ up(x)`.
+//! The gated half of an MLP in one op: `activation(gate(x)) ⊙ up(x)`.
 //!
 //! As separate ops its wide activations would each be a node whose gradient is allocated, zeroed and added to.
 
@@ -9,27 +9,32 @@ use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor};
 use still_compute::Real;
 use still_compute::matmul::{Mat, par_matmul, par_matmul_new};
 
-use super::{device, slice, swiglu, with_values};
-use crate::decoder::Linear;
+use super::{activation, device, slice, with_values};
+use crate::config::Activation;
+use crate::decoder::{Linear, NormWeight};
 
 /// The frozen weights of one MLP.
 #[derive(Clone, Debug)]
 pub struct MlpWeights {
     /// Norm before it, `[E]`.
-    pub norm: Tensor,
+    pub norm: NormWeight,
     /// `[I, E]`
     pub gate: Linear,
     /// `[I, E]`
     pub up: Linear,
     /// `[E, I]`
     pub down: Linear,
+    /// Of the gate.
+    pub activation: Activation,
+    /// Norm of what the MLP gives, before it is added, `[E]`; only some families have it.
+    pub post_norm: Option<NormWeight>,
 }
 
-/// `silu(gate(x)) ⊙ up(x)` of `x` `[…, E]`: `[…, I]`. The gradient flows to `x` alone.
+/// `activation(gate(x)) ⊙ up(x)` of `x` `[…, E]`: `[…, I]`. The gradient flows to `x` alone.
 ///
 /// # Errors
 /// Weights of other sizes, a dtype without a kernel.
-pub fn gated(x: &Tensor, gate: &Linear, up: &Linear) -> Result<Tensor> {
+pub fn gated(x: &Tensor, gate: &Linear, up: &Linear, activation: Activation) -> Result<Tensor> {
     let (inner, width) = gate.weight.dims2()?;
     let fits =
         x.dims().last() == Some(&width) && gate.fits(inner, width)? && up.fits(inner, width)?;
@@ -37,13 +42,13 @@ pub fn gated(x: &Tensor, gate: &Linear, up: &Linear) -> Result<Tensor> {
         candle_core::bail!("gated: x is {:?}, gate {:?}", x.dims(), (inner, width))
     }
     if !x.device().is_cpu() {
-        return device::gated(x, gate, up);
+        return device::gated(x, gate, up, activation);
     }
     let x = x.contiguous()?;
     let keep = x.track_op();
     match x.dtype() {
-        DType::F32 => x.apply_op1(Gated::<f32>::new(gate, up, keep)),
-        DType::F64 => x.apply_op1(Gated::<f64>::new(gate, up, keep)),
+        DType::F32 => x.apply_op1(Gated::<f32>::new((gate, up, activation), keep)),
+        DType::F64 => x.apply_op1(Gated::<f64>::new((gate, up, activation), keep)),
         other => candle_core::bail!("gated: no kernel for {other:?}, expected f32 or f64"),
     }
 }
@@ -51,6 +56,7 @@ pub fn gated(x: &Tensor, gate: &Linear, up: &Linear) -> Result<Tensor> {
 struct Gated<T> {
     gate: Linear,
     up: Linear,
+    activation: Activation,
     /// `gate(x)` and `up(x)`, if there may be a backward pass.
     saved: OnceLock<(Vec<T>, Vec<T>)>,
     keep: bool,
@@ -58,18 +64,18 @@ struct Gated<T> {
 }
 
 impl<T: Real> Gated<T> {
-    fn new(gate: &Linear, up: &Linear, keep: bool) -> Self {
+    fn new((gate, up, activation): (&Linear, &Linear, Activation), keep: bool) -> Self {
         let (gate, up) = (gate.clone(), up.clone());
-        Self { gate, up, saved: OnceLock::new(), keep, dtype: PhantomData }
+        Self { gate, up, activation, saved: OnceLock::new(), keep, dtype: PhantomData }
     }
 
     fn forward(&self, x: &[T]) -> Result<Vec<T>> {
         let (gate, up) = (self.gate.multiply(x)?, self.up.multiply(x)?);
         // Without a backward pass to come, the activation can take the place of `gate`.
         if !self.keep {
-            return Ok(swiglu::forward_in_place(gate, &up));
+            return Ok(activation::forward_in_place(self.activation, gate, &up));
         }
-        let hidden = swiglu::forward(&gate, &up);
+        let hidden = activation::forward(self.activation, &gate, &up);
         // A second forward of one op would compute the same.
         let _ = self.saved.set((gate, up));
         Ok(hidden)
@@ -87,7 +93,7 @@ impl<T: Real> Gated<T> {
             }
         };
         let mut d_up = dy.to_vec();
-        let d_gate = swiglu::backward(gate, up, &mut d_up);
+        let d_gate = activation::backward(self.activation, gate, up, &mut d_up);
         let mut dx = self.gate.weight.with_values(|gate| {
             par_matmul_new((rows, width, inner), Mat::rows(&d_gate, inner), Mat::rows(gate, width))
         })?;

@@ -4,6 +4,7 @@
 //! both operands even where one is frozen. These have exactly the gradients that linearization needs. On the CPU they
 //! are kernels of their own; `device` has them for other devices.
 
+mod activation;
 pub(super) mod device;
 mod dropout;
 mod frozen_linear;
@@ -14,8 +15,8 @@ pub(super) mod plain;
 mod residual;
 mod rms_norm;
 mod rope;
-mod swiglu;
 
+pub(crate) use activation::sigmoid;
 pub use dropout::Dropout;
 pub use frozen_linear::frozen_linear;
 pub use gated::{MlpWeights, gated};
@@ -25,7 +26,6 @@ pub use residual::residual;
 pub(crate) use rms_norm::forward_rows as rms_norm_rows;
 pub use rms_norm::{rms_norm, rms_norm_heads};
 pub use rope::Rotation;
-pub(crate) use swiglu::{sigmoid, silu};
 
 use candle_core::{Result, Tensor};
 use still_compute::Real;
@@ -55,7 +55,10 @@ mod tests {
     use still_testing::{assert_max_error, random};
 
     use super::*;
+    use crate::config::Activation;
     use crate::decoder::{Linear, Lora, Weight};
+
+    const ACTIVATIONS: [Activation; 2] = [Activation::Silu, Activation::GeluTanh];
 
     fn flat(tensor: &Tensor) -> Vec<f64> {
         tensor.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
@@ -103,7 +106,9 @@ mod tests {
         check(&random(&[2, 3, 6], 8), |x| frozen_linear(x, &w, Some(&b)));
         for biased in [false, true] {
             let MlpWeights { gate, up, .. } = mlp_weights(biased);
-            check(&random(&[2, 3, 6], 9), |x| gated(x, &gate, &up));
+            for activation in ACTIVATIONS {
+                check(&random(&[2, 3, 6], 9), |x| gated(x, &gate, &up, activation));
+            }
         }
     }
 
@@ -186,10 +191,12 @@ mod tests {
             bias: biased.then(|| random(&[out], seed + 20)),
         };
         MlpWeights {
-            norm: random(&[6], 1),
+            norm: random(&[6], 1).into(),
             gate: linear(5, 6, 2),
             up: linear(5, 6, 3),
             down: linear(6, 5, 4),
+            activation: Activation::Silu,
+            post_norm: None,
         }
     }
 
@@ -199,12 +206,20 @@ mod tests {
         for biased in [false, true] {
             let MlpWeights { gate, up, .. } = mlp_weights(biased);
             let linear = |w: &Linear| w.forward(&x, None).unwrap();
-            let expected = linear(&gate).silu().unwrap() * linear(&up);
-            assert_close(&gated(&x, &gate, &up).unwrap(), &expected.unwrap());
+            for activation in ACTIVATIONS {
+                let activated = match activation {
+                    Activation::Silu => linear(&gate).silu(),
+                    // The tensor library's is the form with tanh.
+                    Activation::GeluTanh => linear(&gate).gelu(),
+                };
+                let expected = activated.unwrap() * linear(&up);
+                let got = gated(&x, &gate, &up, activation).unwrap();
+                assert_close(&got, &expected.unwrap());
+            }
         }
         let mut other = mlp_weights(true);
         other.up.bias = Some(random(&[6], 5));
-        assert!(gated(&x, &other.gate, &other.up).is_err());
+        assert!(gated(&x, &other.gate, &other.up, Activation::Silu).is_err());
     }
 
     fn assert_close(got: &Tensor, expected: &Tensor) {

@@ -9,7 +9,8 @@ use still_compute::tensor::with_matrix;
 
 use super::heads::merge_rotated_back;
 use super::residual::add_into;
-use super::{Dropout, Rotation, device, merge_heads, rms_norm, swiglu as activation, with_values};
+use super::{Dropout, Rotation, activation as cpu, device, merge_heads, rms_norm, with_values};
+use crate::config::Activation;
 use crate::decoder::{Linear, Weight};
 
 /// Whether the CPU's own kernels take it.
@@ -133,29 +134,34 @@ pub(in crate::decoder) fn norm_backward(
     Tensor::from_vec(dx, x.shape(), x.device())
 }
 
-/// `silu(gate) ⊙ up`.
-pub(in crate::decoder) fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+/// `activation(gate) ⊙ up`.
+pub(in crate::decoder) fn activated(
+    activation: Activation,
+    gate: &Tensor,
+    up: &Tensor,
+) -> Result<Tensor> {
     if !has_kernels(gate) {
-        return device::swiglu::forward(gate, up);
+        return device::activation::forward(activation, gate, up);
     }
     let hidden = with_values(gate, |gate: &[f32]| {
-        with_values(up, |up: &[f32]| activation::forward(gate, up))
+        with_values(up, |up: &[f32]| cpu::forward(activation, gate, up))
     })??;
     Tensor::from_vec(hidden, gate.shape(), gate.device())
 }
 
-/// Gradients of `gate` and `up` in [`swiglu`].
-pub(in crate::decoder) fn swiglu_backward(
+/// Gradients of `gate` and `up` in [`activated`].
+pub(in crate::decoder) fn activated_backward(
+    activation: Activation,
     gate: &Tensor,
     up: &Tensor,
     d_hidden: &Tensor,
 ) -> Result<[Tensor; 2]> {
     if !has_kernels(gate) {
-        return device::swiglu::backward(gate, up, d_hidden);
+        return device::activation::backward(activation, gate, up, d_hidden);
     }
     let mut d_up = with_values(d_hidden, <[f32]>::to_vec)?;
     let d_gate = with_values(gate, |gate: &[f32]| {
-        with_values(up, |up| activation::backward(gate, up, &mut d_up))
+        with_values(up, |up| cpu::backward(activation, gate, up, &mut d_up))
     })??;
     let tensor = |values| Tensor::from_vec(values, gate.shape(), gate.device());
     Ok([tensor(d_gate)?, tensor(d_up)?])

@@ -5,6 +5,8 @@ use std::sync::{Arc, OnceLock};
 use candle_core::{DType, Device, Result, Tensor};
 use still_compute::Real;
 
+use crate::decoder::RopeBase;
+
 /// Cosines and sines of a run of positions, one run for the whole batch or one per sequence. Channels of a head beyond those
 /// that it is for stay as they are.
 #[derive(Clone, Debug, Default)]
@@ -18,6 +20,8 @@ pub struct Rotation {
     head_dim: usize,
     /// Both as tensors, once a device has asked for them.
     tensors: Arc<OnceLock<(Tensor, Tensor)>>,
+    /// By the base of layers with a sliding window, where a model has one.
+    local: Option<Box<Self>>,
 }
 
 impl Rotation {
@@ -48,7 +52,34 @@ impl Rotation {
             half: angles.len() / rows,
             head_dim,
             tensors: Arc::default(),
+            local: None,
         })
+    }
+
+    /// With the rotation of the same positions by another base, for layers with a sliding window.
+    pub(crate) fn with_local(self, local: Option<Self>) -> Self {
+        Self { local: local.map(Box::new), ..self }
+    }
+
+    /// The rotation by a base.
+    ///
+    /// # Errors
+    /// If it is for a model without such layers.
+    pub(crate) fn of(&self, base: RopeBase) -> Result<&Self> {
+        match (base, &self.local) {
+            (RopeBase::Global, _) => Ok(self),
+            (RopeBase::Local, Some(local)) => Ok(local),
+            (RopeBase::Local, None) => {
+                candle_core::bail!(
+                    "rope: a rotation of full attention for a layer with a sliding window"
+                )
+            }
+        }
+    }
+
+    /// The rotation of layers with a sliding window, whose positions are set too.
+    pub(crate) fn local_mut(&mut self) -> &mut Self {
+        self.local.get_or_insert_default()
     }
 
     /// Replaces the angles by those of one token at each of `positions`, one run a sequence; `frequencies` are in radians per position, `[D/2]`.

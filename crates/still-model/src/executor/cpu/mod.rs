@@ -4,7 +4,9 @@ mod read;
 mod step;
 
 use candle_core::{DType, Tensor};
-use still_attention::{AttentionState, HybridState, KvCache, PreparedWeights, RowDtype};
+use still_attention::{
+    AttentionState, HybridState, KvCache, PreparedWeights, RowDtype, SlidingKvCache,
+};
 use still_quant::SMALL_BATCH;
 
 use super::packs::{Piece, ROWS, packs};
@@ -33,15 +35,17 @@ impl Executor for Cpu {
         rows: RowDtype,
     ) -> Result<Vec<Box<dyn AttentionState>>> {
         let geometry = model.config().geometry();
-        let Some(student) = &model.student else {
-            let state = |_| Box::new(KvCache::new(geometry, batch, rows)) as _;
-            return Ok((0..model.decoder.layers.len()).map(state).collect());
+        let state = |n: usize| -> Result<Box<dyn AttentionState>> {
+            if let Some(layer) = model.student.as_ref().and_then(|student| student.layer(n)) {
+                let weights = PreparedWeights::new(geometry, &layer.config, &layer.attention)?;
+                return Ok(Box::new(HybridState::new(weights, batch, rows)));
+            }
+            Ok(match model.decoder.layers[n].sliding_window {
+                None => Box::new(KvCache::new(geometry, batch, rows)),
+                Some(window) => Box::new(SlidingKvCache::new(geometry, window, batch, rows)?),
+            })
         };
-        let state = |layer: &crate::StudentLayer| {
-            let weights = PreparedWeights::new(geometry, &layer.config, &layer.attention)?;
-            Ok(Box::new(HybridState::new(weights, batch, rows)) as _)
-        };
-        student.layers.iter().map(state).collect()
+        (0..model.decoder.layers.len()).map(state).collect()
     }
 
     fn forward(

@@ -15,9 +15,11 @@ use still_compute::vector::{dot, vectorize};
 use still_quant::LANES;
 
 use crate::cache::Cache;
-use crate::decoder::ops::{rms_norm_rows, sigmoid, silu, with_values};
+use crate::config::Activation;
+use crate::decoder::ops::{rms_norm_rows, sigmoid, with_values};
 use crate::decoder::{
-    AttentionInputs, LayerOps, Linear, Lora, Norm, Projected, Projection, Role, Rotation, Weight,
+    AttentionInputs, LayerOps, Linear, Lora, Norm, Projected, Projection, Role, RopeBase, Rotation,
+    Weight,
 };
 use crate::error::{ModelError, Result};
 use crate::model::Model;
@@ -38,6 +40,8 @@ pub(crate) struct Buffers {
     gate: Vec<f32>,
     attention: Vec<f32>,
     hidden: Vec<f32>,
+    /// What is normed before it is added to `x`.
+    branch: Vec<f32>,
     /// Final-normed hidden states of the last step, `[B, E]`.
     pub normed: Vec<f32>,
     /// One per thread.
@@ -55,6 +59,7 @@ struct Step<'a> {
     gate: Shared<'a>,
     attention: Shared<'a>,
     hidden: Shared<'a>,
+    branch: Shared<'a>,
     logits: Shared<'a>,
     /// Each of a layer's parts is taken by one thread of a phase.
     layers: &'a [&'a dyn HostState],
@@ -104,12 +109,12 @@ pub(super) fn step(
     let Cache { layers, logits, scratch, .. } = cache;
     let layers = layers.iter().map(|layer| layer.on_host().ok_or_else(elsewhere));
     let layers = layers.collect::<Result<Vec<_>>>()?;
-    let Buffers { rotation, tile, x, q, k, v, gate, attention, hidden, normed, workers } =
+    let Buffers { rotation, tile, x, q, k, v, gate, attention, hidden, branch, normed, workers } =
         &mut scratch.step;
     decoder.set_positions(rotation, positions.into_iter());
     let x = take(x, batch * config.hidden_size);
     for (&id, x) in ids.iter().zip(x.chunks_exact_mut(config.hidden_size)) {
-        decoder.embed_tokens.row_into(id as usize, tile, x)?;
+        decoder.embed_row(id, tile, x)?;
     }
     workers.resize_with(workers.len().max(rayon::current_num_threads()), Mutex::default);
     let shared = |buffer, length| Shared::new(take(buffer, length));
@@ -123,6 +128,7 @@ pub(super) fn step(
         gate: shared(gate, queries),
         attention: shared(attention, queries),
         hidden: shared(hidden, batch * config.intermediate_size),
+        branch: shared(branch, batch * config.hidden_size),
         logits: shared(logits, if wants_logits { batch * config.vocab_size } else { 0 }),
         layers: &layers,
     };
@@ -131,20 +137,22 @@ pub(super) fn step(
         let mut ops =
             SliceOps { step: &step, worker, buffers: &mut buffers, head_dim: config.head_dim };
         for (n, layer) in decoder.layers.iter().enumerate() {
-            let student = student.map(|student| &student.layers[n]);
+            let student = student.and_then(|student| student.layer(n));
             let inputs = layer.before_attention(&mut ops, &Slot::X, student)?;
             ops.attend(&inputs, step.layers[n])?;
             layer.after_attention(&mut ops, Slot::X, &Slot::Attention, student)?;
         }
         if wants_logits {
             let head = Tiled::of(&decoder.lm_head, &step.logits);
-            let norm = Norm { weight: &decoder.norm, eps: config.rms_norm_eps };
+            let norm = Norm { weight: &decoder.norm.scale, eps: config.rms_norm_eps };
             ops.products((Slot::X, Some(norm)), &[head])?;
         }
         Ok::<_, ModelError>(())
     })?;
     let normed = take(normed, x.len());
-    with_values(&decoder.norm, |weight| rms_norm_rows(x, weight, config.rms_norm_eps, normed))?;
+    with_values(&decoder.norm.scale, |weight| {
+        rms_norm_rows(x, weight, config.rms_norm_eps, normed)
+    })?;
     Ok(())
 }
 
@@ -164,6 +172,7 @@ enum Slot {
     Gate,
     Attention,
     Hidden,
+    Branch,
 }
 
 /// A buffer's rows, perhaps still to be normed: every thread norms them for itself.
@@ -174,7 +183,7 @@ type Input<'w> = (Slot, Option<Norm<'w>>);
 struct Heads<'w> {
     slot: Slot,
     norm: Option<Norm<'w>>,
-    rotated: bool,
+    rope: Option<RopeBase>,
 }
 
 /// A product that is shared out by tiles of its rows.
@@ -253,6 +262,7 @@ impl Step<'_> {
             Slot::Gate => &self.gate,
             Slot::Attention => &self.attention,
             Slot::Hidden => &self.hidden,
+            Slot::Branch => &self.branch,
         }
     }
 
@@ -323,9 +333,15 @@ impl<'w> LayerOps<'w> for SliceOps<'_> {
         onto: Slot,
         x: &Input<'w>,
         projection: Projection<'w>,
+        norm: Option<Norm<'w>>,
     ) -> Result<Slot> {
-        let tiled = Tiled::new(&projection, self.step.slot(onto));
-        self.products(*x, &[Tiled { add: true, ..tiled }])?;
+        let Some(norm) = norm else {
+            let tiled = Tiled::new(&projection, self.step.slot(onto));
+            self.products(*x, &[Tiled { add: true, ..tiled }])?;
+            return Ok(onto);
+        };
+        self.products(*x, &[Tiled::new(&projection, self.step.slot(Slot::Branch))])?;
+        self.add_normed(onto, norm)?;
         Ok(onto)
     }
 
@@ -334,6 +350,7 @@ impl<'w> LayerOps<'w> for SliceOps<'_> {
         x: &Input<'w>,
         gate: Projection<'w>,
         up: Projection<'w>,
+        activation: Activation,
     ) -> Result<Input<'w>> {
         let Self { step, worker, buffers, .. } = self;
         let (gate_weight, up_weight) = (&gate.linear.weight, &up.linear.weight);
@@ -352,13 +369,7 @@ impl<'w> LayerOps<'w> for SliceOps<'_> {
                 up_weight.multiply_tiles(part.clone(), x, other_sums, wide_up)?;
                 add_bias(&gate.linear, part.start, step.batch, wide_gate)?;
                 add_bias(&up.linear, part.start, step.batch, wide_up)?;
-                vectorize(
-                    #[inline(always)]
-                    || {
-                        let pairs = wide_gate.iter_mut().zip(wide_up.iter());
-                        pairs.for_each(|(gate, &up)| *gate = silu(*gate) * up);
-                    },
-                );
+                activation.apply(wide_gate, wide_up);
                 // SAFETY: shares are disjoint.
                 unsafe { hidden.enter(part, wide_gate, &[]) }?;
             }
@@ -366,12 +377,17 @@ impl<'w> LayerOps<'w> for SliceOps<'_> {
         Ok((Slot::Hidden, None))
     }
 
-    fn heads(&mut self, slot: Slot, norm: Option<Norm<'w>>, rotated: bool) -> Result<Heads<'w>> {
-        Ok(Heads { slot, norm, rotated })
+    fn heads(
+        &mut self,
+        slot: Slot,
+        norm: Option<Norm<'w>>,
+        rope: Option<RopeBase>,
+    ) -> Result<Heads<'w>> {
+        Ok(Heads { slot, norm, rope })
     }
 
     fn output_gate(&mut self, slot: Slot) -> Result<Heads<'w>> {
-        Ok(Heads { slot, norm: None, rotated: false })
+        Ok(Heads { slot, norm: None, rope: None })
     }
 }
 
@@ -410,6 +426,24 @@ impl SliceOps<'_> {
                 // SAFETY: shares are disjoint.
                 unsafe { product.enter(part, values, &prepared.low) }?;
             }
+        }
+        Ok(())
+    }
+
+    /// One phase: [`Slot::Branch`] through a norm, added to another buffer.
+    fn add_normed(&mut self, onto: Slot, Norm { weight, eps }: Norm<'_>) -> Result<()> {
+        let Self { step, worker, buffers, .. } = self;
+        let batch = step.batch;
+        for sequence in worker.phase(batch, batch)?.into_iter().flatten().flatten() {
+            // SAFETY: the phase that wrote it is over.
+            let branch = unsafe { step.branch.read() };
+            let width = branch.len() / batch;
+            let rows = sequence * width..(sequence + 1) * width;
+            let normed = take(&mut buffers.normed, width);
+            with_values(weight, |w| rms_norm_rows(&branch[rows.clone()], w, eps, normed))?;
+            // SAFETY: every sequence has its own rows.
+            let onto = unsafe { step.slot(onto).write(rows) };
+            onto.iter_mut().zip(normed).for_each(|(onto, &mut x)| *onto += x);
         }
         Ok(())
     }
@@ -454,10 +488,11 @@ impl SliceOps<'_> {
                 }
                 None => rows,
             };
+            let rotation = heads.rope.map(|base| step.rotation.of(base)).transpose()?;
             for (from, to) in rows.chunks_exact(d).zip(to.chunks_exact_mut(d)) {
-                match heads.rotated {
-                    true => step.rotation.apply(sequence, from, to, false),
-                    false => to.copy_from_slice(from),
+                match rotation {
+                    Some(rotation) => rotation.apply(sequence, from, to, false),
+                    None => to.copy_from_slice(from),
                 }
             }
         }

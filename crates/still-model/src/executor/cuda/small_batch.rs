@@ -4,8 +4,9 @@
 use candle_core::{DType, Tensor};
 
 use super::small_batch_products::{Factor, MOST, Normed, UNIT};
+use crate::config::Activation;
 use crate::decoder::ops::{Rotation, merge_heads, rms_norm_heads, split_heads};
-use crate::decoder::{LayerOps, Norm, Projected, Projection};
+use crate::decoder::{LayerOps, Norm, Projected, Projection, RopeBase};
 use crate::error::{ModelError, Result};
 use crate::model::Model;
 
@@ -33,13 +34,13 @@ pub(super) fn step(
     let decoder = &model.decoder;
     let mut ops = SmallBatchOps { head_dim: decoder.config.head_dim, rotation };
     for (n, layer) in decoder.layers.iter().enumerate() {
-        let student = model.student.as_ref().map(|student| &student.layers[n]);
+        let student = model.student.as_ref().and_then(|student| student.layer(n));
         let inputs = layer.before_attention(&mut ops, &x, student)?;
         let attention = attend(n, [&inputs.q, &inputs.k, &inputs.v])?;
         let attention = merge_heads(&attention)?.squeeze(1)?;
         x = layer.after_attention(&mut ops, x, &attention, student)?;
     }
-    let normed = Normed { x: &x, norm: Some((&decoder.norm, decoder.config.rms_norm_eps)) };
+    let normed = Normed { x: &x, norm: Some((&decoder.norm.scale, decoder.config.rms_norm_eps)) };
     Ok(normed.products(&[Factor::new(decoder.lm_head.dense()?)], DType::F32)?.remove(0))
 }
 
@@ -113,7 +114,11 @@ impl<'w> LayerOps<'w> for SmallBatchOps<'_> {
         onto: Tensor,
         x: &Input<'w>,
         projection: Projection<'w>,
+        norm: Option<Norm<'w>>,
     ) -> Result<Tensor> {
+        if norm.is_some() {
+            return Err(missing("norm after a projection"));
+        }
         Ok(x.products(&[projection], Some(&onto))?.remove(0))
     }
 
@@ -122,21 +127,36 @@ impl<'w> LayerOps<'w> for SmallBatchOps<'_> {
         x: &Input<'w>,
         gate: Projection<'w>,
         up: Projection<'w>,
+        activation: Activation,
     ) -> Result<Input<'w>> {
+        if activation != Activation::Silu {
+            return Err(missing("activation but SiLU"));
+        }
         let hidden = x.normed().gated(gate.linear.weight.dense()?, up.linear.weight.dense()?)?;
         Ok(Input { rows: hidden, norm: None })
     }
 
-    fn heads(&mut self, rows: Tensor, norm: Option<Norm<'w>>, rotated: bool) -> Result<Tensor> {
+    fn heads(
+        &mut self,
+        rows: Tensor,
+        norm: Option<Norm<'w>>,
+        rope: Option<RopeBase>,
+    ) -> Result<Tensor> {
         let rows = rows.unsqueeze(1)?;
         let rows = match norm {
             Some(Norm { weight, eps }) => rms_norm_heads(&rows, weight, eps)?,
             None => rows,
         };
-        Ok(split_heads(&rows, self.head_dim, rotated.then_some(self.rotation))?)
+        let rotation = rope.map(|base| self.rotation.of(base)).transpose()?;
+        Ok(split_heads(&rows, self.head_dim, rotation)?)
     }
 
     fn output_gate(&mut self, _: Tensor) -> Result<Tensor> {
-        Err(ModelError::Invalid("a small batch on CUDA has no output gate".into()))
+        Err(missing("output gate"))
     }
+}
+
+/// [`fits`] leaves out models with such layers.
+fn missing(what: &str) -> ModelError {
+    ModelError::Invalid(format!("a small batch on CUDA has no {what}"))
 }

@@ -3,6 +3,7 @@
 //! On CUDA some are kernels of our own. The others run on the CPU too, where tests hold them against the fused forms; nothing
 //! here waits for the device.
 
+pub(in crate::decoder) mod activation;
 mod composed;
 mod gated;
 mod heads;
@@ -10,7 +11,6 @@ mod heads;
 mod kernels;
 mod linear;
 pub(in crate::decoder) mod norm;
-pub(in crate::decoder) mod swiglu;
 #[cfg(test)]
 mod tests;
 

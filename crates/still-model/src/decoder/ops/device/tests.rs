@@ -4,6 +4,7 @@ use candle_core::{Result, Tensor, Var};
 use still_testing::{assert_max_error, random_f32 as random};
 
 use super::super::{self as fused, Dropout, Rotation};
+use crate::config::Activation;
 use crate::decoder::{Linear, Lora, Weight};
 
 /// Value and gradients at `inputs` of `Σ f(inputs) ⊙ weight`.
@@ -76,7 +77,14 @@ fn ops_of_devices_are_the_fused_ops() {
             bias: biased.then(|| random(&[out], seed + 10)),
         };
         let (gate, up) = (linear(7, 8, 4), linear(7, 8, 5));
-        same("gated", &x, |x| super::gated(&x[0], &gate, &up), |x| fused::gated(&x[0], &gate, &up));
+        for activation in [Activation::Silu, Activation::GeluTanh] {
+            same(
+                "gated",
+                &x,
+                |x| super::gated(&x[0], &gate, &up, activation),
+                |x| fused::gated(&x[0], &gate, &up, activation),
+            );
+        }
     }
     for dropout in [None, Some(Dropout { rate: 0.5, seed: 1, stream: 2 })] {
         let inputs = [x[0].clone(), random(&[2, 8], 7), random(&[6, 2], 8)];
