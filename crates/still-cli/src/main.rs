@@ -1,4 +1,18 @@
 //! The `still` command.
+//!
+//! | file | content |
+//! |---|---|
+//! | `args` | the command line as a whole, and the options of all commands |
+//! | `commands` | a module per command, with its arguments |
+//! | `printer`, `progress`, `log` | all that is written to the terminal |
+//! | `errors` | an error as one line, a hint and an exit code |
+//! | `interrupt` | what Ctrl-C and other signals do |
+//! | `outputs`, `disk` | files that a command will write, checked before it begins; room for them |
+//! | `run_log` | a run's directory, read back |
+//! | `table`, `plot`, `page` | plain-text tables, charts, HTML pages |
+//! | `tensorboard` | event files |
+//! | `shown` | text of others without control characters |
+//! | `process`, `threads`, `memory` | the process before it does anything; threads; memory |
 
 // `printer` alone writes to stdout and stderr: `eprintln!` ends a run whose stderr is closed or full.
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]

@@ -1,4 +1,18 @@
 #![doc = include_str!("../README.md")]
+//!
+//! # Files
+//!
+//! | file | content |
+//! |---|---|
+//! | `real` | the float types of CPU kernels |
+//! | `vector` | elementwise loops, compiled for several instruction sets and chosen at run time |
+//! | `matmul` | matrix products over strided views |
+//! | `threads` | phases of work that all threads go through together |
+//! | `random` | seeded random numbers |
+//! | `tensor` | a tensor's values as a slice |
+//! | `gradients` | gradients of learned tensors in one vector |
+//! | `pull_back` | the start of a backward pass from a known gradient |
+//! | `cuda` | launches, cuBLAS, captured graphs |
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 #[cfg(feature = "cuda")]

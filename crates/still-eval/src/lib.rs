@@ -1,4 +1,21 @@
 #![doc = include_str!("../README.md")]
+//!
+//! # Files
+//!
+//! | file | content |
+//! |---|---|
+//! | `task` | what is asked: items, questions, answers; the harness's short tasks |
+//! | `long` | long-context tasks: RULER, BABILong, pass keys, repeated text |
+//! | `run` | asks a model a task's questions, and scores the answers |
+//! | `perplexity`, `nll` | losses of token ids |
+//! | `ablation` | students with parts changed |
+//! | `branches` | what each branch of a student carries |
+//! | `bootstrap`, `wilson`, `quantile` | intervals and quantiles |
+//! | `gap` | the share of a loss that training won back |
+//! | `timing` | wall-clock times on any device |
+//! | `speed` | prefill and decode of a model |
+//! | `operator` | the attention operator alone |
+//! | `error` | errors of the evaluators |
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 mod ablation;

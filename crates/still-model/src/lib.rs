@@ -1,4 +1,30 @@
 #![doc = include_str!("../README.md")]
+//!
+//! # Files
+//!
+//! | file | content |
+//! |---|---|
+//! | `model` | a runnable model: decoder, student, tokenizer |
+//! | `decoder` | embeddings, layers, norms, head; a layer's operations, with and without a graph |
+//! | `student` | what a student learns |
+//! | `config` | hyper-parameters, and what sets families apart |
+//! | `checkpoint` | models on disk: safetensors, GGUF, hub, students |
+//! | `executor` | how a device runs a model: prefill and decode steps |
+//! | `cache` | what a model remembers of a batch of sequences |
+//! | `read` | one sequence fed to a model |
+//! | `read_packed` | several sequences fed together |
+//! | `generate`, `sampler` | generation of one sequence; the choice of a token |
+//! | `generate_together` | several sequences continued greedily |
+//! | `session` | conversations that keep their cache |
+//! | `chat` | chat templates |
+//! | `tokenizer` | text to ids and back |
+//! | `files` | files that are complete or not there |
+//! | `tensor_file`, `seal` | safetensors written tensor by tensor; digests in files |
+//! | `fetch` | the model that the demo and tests fetch |
+//! | `random` | small random models |
+//! | `device` | devices by name |
+//! | `cancel` | a wish to stop, from another thread |
+//! | `error` | errors of loading, running and saving |
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 mod cache;

@@ -1,4 +1,14 @@
 #![doc = include_str!("../README.md")]
+//!
+//! # Files
+//!
+//! | file | content |
+//! |---|---|
+//! | `format` | the formats, by name and size |
+//! | `block` | how each spells its values in a file and in a tile |
+//! | `tile` | sixteen rows side by side, the layout in memory |
+//! | `matrix` | a matrix in one of the formats |
+//! | `product` | products: of a small batch on the codes, of more rows on upcast values |
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 mod block;

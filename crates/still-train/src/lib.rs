@@ -1,4 +1,34 @@
 #![doc = include_str!("../README.md")]
+//!
+//! # Files
+//!
+//! | file | content |
+//! |---|---|
+//! | `run` | a whole run: both stages, evaluations, checkpoints |
+//! | `transfer` | stage 1 |
+//! | `finetune` | stage 2 |
+//! | `layer_pass` | one layer of stage 2, forward and backward |
+//! | `rotations` | RoPE angles kept for the next sequences of a length |
+//! | `loss` | losses and their gradients |
+//! | `parameters` | a student whose learned tensors are variables |
+//! | `flat` | values in one vector |
+//! | `optimizer` | AdamW |
+//! | `schedule` | learning rates |
+//! | `update` | the end of a step: new parameters, or a skipped step |
+//! | `spikes` | steps far out of line |
+//! | `scalar` | a number where it was computed |
+//! | `evaluation` | measurements while a run goes on |
+//! | `metrics` | what a run tells while it goes on |
+//! | `checkpoint` | checkpoints, complete or not there |
+//! | `exact` | numbers that a checkpoint gives back bit for bit |
+//! | `data` | files to windows of token ids |
+//! | `calibrate` | budgets of heads before training |
+//! | `recipe` | everything that decides a run |
+//! | `plan` | what a run will train, read, hold and take |
+//! | `fits`, `memory` | whether it fits into memory, and how much is free |
+//! | `bench` | timed steps |
+//! | `gradient_check` | tests of gradients by differences of the loss |
+//! | `error` | errors of training |
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 mod bench;

@@ -1,4 +1,27 @@
 //! CPU kernels: plain loops and small matrix products, threads over (sequence, selection head).
+//!
+//! | file | content |
+//! |---|---|
+//! | `operator` | whole sequences, forward and backward: threads over (sequence, selection head) |
+//! | `head_input` | what one selection head is fed in one call |
+//! | `gradients` | where the gradients of one selection head go |
+//! | `call` | what a call may be asked to tell, and the memory that it works in |
+//! | `saved_attention` | the same on tensors |
+//! | `forward` | one selection head, chunk by chunk: training, prefill and decoding |
+//! | `head_state` | its state |
+//! | `retirement` | a chunk's tokens: which stay exact, the linear state with the others |
+//! | `recall` | the score of the router `self_recall` |
+//! | `query_rows` | queries of a segment: all that they attend to, in a few matrix products |
+//! | `visible_keys` | the keys that they see: as they are stored, or upcast |
+//! | `row_weights` | softmax of one query over its window, and the token's score |
+//! | `paired_keys`, `paired_keys_x86` | many queries with bf16 keys on AVX512_BF16 |
+//! | `feature_map` | rows of the feature map and their gradients |
+//! | `linear_only` | linear attention alone |
+//! | `sliding` | attention to a window of the last tokens |
+//! | `backward`, `query_rows_backward`, `linear_only_backward` | gradients of the files of these names |
+//! | `rows`, `key_store`, `cells` | stored rows: layout, and how each type is coded |
+//! | `saved_rows` | stored rows as tensors of a saved state |
+//! | `weighted_sum` | products of a small batch with stored rows |
 
 pub(crate) mod backward;
 pub(crate) mod call;

@@ -1,4 +1,16 @@
 //! The operator on CUDA tensors: the kernels of `still-kernels`, queued on the tensors' stream.
+//!
+//! | file | content |
+//! |---|---|
+//! | `saved_attention` | the operator on tensors, and what its backward pass needs |
+//! | `forward`, `backward` | the passes |
+//! | `routing` | which tokens of each chunk are kept |
+//! | `dense` | dense attention, whole sequences and continuations |
+//! | `decode` | the recurrent state |
+//! | `store` | the salient rows of a state |
+//! | `kv_cache` | the teacher's cache |
+//! | `layout` | strides and memory for kernels |
+//! | `support` | what kernels compute, and errors for the rest |
 
 mod backward;
 mod decode;

@@ -16,6 +16,7 @@
 //! | `output` | their sum with the linear terms: linear norm and gate |
 //! | `linear_only` | Hedgehog |
 //! | `sliding` | attention that a layer keeps |
+//! | `head`, `sums` | nothing: the rows of a selection head, and sums over a row |
 
 mod exact_terms;
 mod feature_map;

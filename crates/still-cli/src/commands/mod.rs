@@ -1,4 +1,14 @@
 //! One module per command, with its arguments; and what several commands share.
+//!
+//! | file | content |
+//! |---|---|
+//! | `demo`, `linearize`, `calibrate`, `export` | train |
+//! | `generate`, `chat` | run |
+//! | `eval`, `bench` | evaluate |
+//! | `inspect`, `report` | look |
+//! | `doctor`, `completions`, `man` | set up |
+//! | `model`, `cache`, `recipe`, `training`, `generation`, `input` | arguments that several commands share |
+//! | `calibration_bars` | a bar for each phase of a calibration |
 
 pub mod bench;
 mod cache;

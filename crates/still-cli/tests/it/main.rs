@@ -13,6 +13,7 @@ mod demo;
 mod eval;
 mod eval_long;
 mod export;
+mod file_maps;
 mod generate;
 mod hub;
 mod inspect;

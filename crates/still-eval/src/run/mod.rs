@@ -1,5 +1,14 @@
 //! Asks a model a task's questions: log-likelihoods on lanes of threads, written answers one after another, or many together
 //! on a device.
+//!
+//! | file | content |
+//! |---|---|
+//! | `encode` | questions as runs of tokens whose ends are scored |
+//! | `shared` | log-likelihoods; what sequences share at their beginnings is read once |
+//! | `written` | written answers |
+//! | `sample` | one item's answer, as the log keeps it |
+//! | `log` | the log of samples |
+//! | `scores` | what samples come to: means, intervals, differences |
 
 mod encode;
 mod log;

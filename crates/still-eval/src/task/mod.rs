@@ -2,6 +2,13 @@
 //!
 //! Four kinds of question cover the benchmarks ([`Question`]); [`crate::run`] asks them and knows no benchmark. A new
 //! benchmark is a function that returns a [`Task`].
+//!
+//! | file | content |
+//! |---|---|
+//! | `standard` | the harness's short tasks |
+//! | `hellaswag`, `mmlu` | what these two do besides |
+//! | `perplexity` | windows of a text |
+//! | `data` | JSON lines, whose errors name file and line |
 
 mod data;
 mod hellaswag;

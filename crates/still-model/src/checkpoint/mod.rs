@@ -1,4 +1,23 @@
 //! Models on disk: Hugging Face directories, GGUF files, hub ids and students.
+//!
+//! | file | content |
+//! |---|---|
+//! | `source` | from what a user types to files |
+//! | `hub` | models, adapters and deltas fetched from a hub |
+//! | `safetensors_dir` | directories with `config.json` |
+//! | `form` | what a `config.json` describes: a base, a student, a checkpoint of STILL's authors |
+//! | `authors` | checkpoints and adapters of STILL's authors |
+//! | `gguf` | GGUF files of base models, read and checked |
+//! | `gguf_student` | GGUF files of students, read and written |
+//! | `names` | tensor names of Hugging Face and GGUF, by family |
+//! | `learned_names` | names of learned tensors |
+//! | `shapes` | the tensors of a model |
+//! | `weights` | tensors by name, whatever file they come from |
+//! | `safetensors_file` | safetensors files as they lie in memory |
+//! | `quantization`, `dequantize` | 8-bit weights of safetensors: which there are, and their values |
+//! | `unread` | refuses a model with tensors that nobody read |
+//! | `base`, `delta` | what a base is recognised by; the base of a delta |
+//! | `student`, `target` | students written; the directory that they are written to |
 
 mod authors;
 mod base;

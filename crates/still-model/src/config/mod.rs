@@ -1,4 +1,13 @@
 //! What describes a base model, apart from its weights.
+//!
+//! | file | content |
+//! |---|---|
+//! | `family` | what sets families apart, as data |
+//! | `hugging_face` | `config.json`, both ways |
+//! | `rope` | RoPE's parameters |
+//! | `window` | sliding windows |
+//! | `refused` | keys that would change what is computed, and are not |
+//! | `read` | JSON values by type and range |
 
 mod family;
 mod hugging_face;

@@ -1,4 +1,17 @@
 //! The decoder: embeddings, layers, final norm and head of a base model.
+//!
+//! | file | content |
+//! |---|---|
+//! | `layer` | what a layer computes, said once |
+//! | `layer_ops` | the trait of operations that it is written in |
+//! | `tensor_ops` | the operations in the tensor library's graph |
+//! | `saving_ops` | the operations with what a backward pass needs, and that pass |
+//! | `visit` | all layers, with an attention that the caller computes |
+//! | `linear` | a frozen projection and its low-rank update |
+//! | `norm` | weights of norms |
+//! | `weight` | a frozen matrix in the form that its file had |
+//! | `rotation` | RoPE's frequencies |
+//! | `ops` | the fused ops beneath |
 
 mod layer;
 mod layer_ops;

@@ -1,4 +1,12 @@
 //! Text to token ids and back.
+//!
+//! | file | content |
+//! |---|---|
+//! | `hugging_face` | `tokenizer.json` and `tokenizer_config.json` |
+//! | `gguf` | tokenizers that a GGUF file describes |
+//! | `check` | what is looked at before the library gets a file |
+//! | `guard` | panics of the library, caught |
+//! | `stream` | ids decoded one by one |
 
 mod check;
 mod gguf;

@@ -3,6 +3,16 @@
 //! candle's own fused RMSNorm and RoPE have no gradient, and its matrix product computes the gradients of
 //! both operands even where one is frozen. These have exactly the gradients that linearization needs. On the CPU they
 //! are kernels of their own; `device` has them for other devices.
+//!
+//! | file | content |
+//! |---|---|
+//! | `frozen_linear`, `low_rank` | products with frozen matrices, and with low-rank updates |
+//! | `gated`, `activation` | the gated half of an MLP, and its activation |
+//! | `rms_norm`, `residual` | norms and sums |
+//! | `heads`, `rope` | rows to heads and back; rotation |
+//! | `dropout` | masks that can be drawn again |
+//! | `plain` | the same without a graph, forward and backward |
+//! | `device` | the same on other devices than the CPU |
 
 mod activation;
 pub(super) mod device;
