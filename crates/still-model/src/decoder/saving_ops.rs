@@ -214,9 +214,8 @@ impl<'w> SavingOps<'w> {
         let mut update = None;
         if let Some(lora) = lora {
             let (a, b) = (lora.a.detach().to_dtype(dtype)?, lora.b.detach().to_dtype(dtype)?);
-            let low =
-                product(&dropped(&x.tensor, lora.dropout.as_ref())?, &a.t()?, 1.0, None, dtype)?;
-            y = product(&low, &b.t()?, lora.scale, Some(y), dtype)?;
+            let low = product(&dropped(&x.tensor, lora.dropout.as_ref())?, &a.t()?, 1.0, None)?;
+            y = product(&low, &b.t()?, lora.scale, Some(y))?;
             update = Some([a, b, low]);
         }
         let learns = self.learns[x.id] || update.is_some() || learned.is_some();
@@ -247,12 +246,12 @@ impl Done<'_> {
         let (Some(lora), Some([a, b, low])) = (self.projection.lora, &self.update) else {
             return Ok(None);
         };
-        let (dtype, dropout) = (dy.dtype(), lora.dropout.as_ref());
-        let up = product(dy, b, lora.scale, None, dtype)?;
+        let dropout = lora.dropout.as_ref();
+        let up = product(dy, b, lora.scale, None)?;
         grads.add_product(&lora.a, 1.0, &up.t()?, &dropped(x, dropout)?)?;
         grads.add_product(&lora.b, lora.scale, &dy.t()?, low)?;
         match wanted {
-            true => Ok(Some(dropped(&product(&up, a, 1.0, None, dtype)?, dropout)?)),
+            true => Ok(Some(dropped(&product(&up, a, 1.0, None)?, dropout)?)),
             false => Ok(None),
         }
     }

@@ -28,7 +28,7 @@ pub(in crate::decoder) fn linear(x: &Tensor, linear: &Linear) -> Result<Tensor> 
     if has_kernels(x) {
         return matrix(with_values(x, |x: &[f32]| linear.multiply(x))??, out, x);
     }
-    let y = product(x, &linear.weight.dense()?.t()?, 1.0, None, x.dtype())?;
+    let y = product(x, &linear.weight.dense()?.t()?, 1.0, None)?;
     match &linear.bias {
         Some(bias) => y.broadcast_add(bias),
         None => Ok(y),
@@ -43,7 +43,7 @@ pub(in crate::decoder) fn linear_backward(
     let Some((first, weight)) = outputs.first() else { return Ok(onto) };
     if !has_kernels(first) {
         return outputs.iter().try_fold(onto, |onto, (dy, weight)| {
-            product(dy, weight.dense()?, 1.0, onto, dy.dtype()).map(Some)
+            product(dy, weight.dense()?, 1.0, onto).map(Some)
         });
     }
     let (width, rows) = (weight.dims2()?.1, first.dim(0)?);
@@ -67,22 +67,22 @@ pub(in crate::decoder) fn linear_backward(
     matrix(dx, width, first).map(Some)
 }
 
-/// `scale · x y` of matrices or transposed views of such, on top of `onto` if that is given, in `dtype`; `onto` must be nobody
+/// `scale · x y` of matrices or transposed views of such, on top of `onto` if that is given, in their dtype; `onto` must be nobody
 /// else's. Sums are f32.
 pub(in crate::decoder) fn product(
     x: &Tensor,
     y: &Tensor,
     scale: f64,
     onto: Option<Tensor>,
-    dtype: DType,
 ) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
     if x.device().is_cuda() {
-        let options = still_compute::cuda::Gemm { alpha: scale, accumulate: onto, dtype };
+        let options =
+            still_compute::cuda::Gemm { alpha: scale, accumulate: onto, dtype: x.dtype() };
         return still_compute::cuda::gemm(x, y, options);
     }
-    if !has_kernels(x) || !has_kernels(y) || dtype != DType::F32 {
-        let product = (x.contiguous()?.matmul(&y.contiguous()?)?.to_dtype(dtype)? * scale)?;
+    if !has_kernels(x) || !has_kernels(y) {
+        let product = (x.contiguous()?.matmul(&y.contiguous()?)? * scale)?;
         return match onto {
             Some(onto) => product + onto,
             None => Ok(product),
