@@ -1,23 +1,24 @@
-// phi(k) of the tokens that enter the linear state. A block maps up to four chunks of one head, a warp 16 tokens of each.
+// phi(k) of the tokens that enter the linear state. A block maps up to four chunks of one head, a warp 16 tokens of each; fewer
+// where there would be fewer blocks than the GPU runs at once.
 #include "launch.cuh"
 #include "np_map.cuh"
 #include "wgmma.cuh"
 
 namespace still {
 
-constexpr int CHUNKS_A_BLOCK = 4;
+constexpr int MOST_CHUNKS = 4, BLOCKS_AT_ONCE = 264;
 
 template <class K, bool CAPPED>
 __global__ void __launch_bounds__(128, K::P == 1 ? 3 : 1) map_keys(Rows<const typename K::T> k, const typename K::T* w,
                                                                    const StillRouting routing, typename K::T* phi,
-                                                                   int tokens, int chunks) {
+                                                                   int tokens, int chunks, int chunks_a_block) {
   using T = typename K::T;
   constexpr int D = K::D, P = K::P, KS = D / 16, NT = D / 8;
   using Keys = Tile<P, CHUNK, D>;
   extern __shared__ unsigned char memory[];
   const Tile<P, D, D> weights{aligned(memory)};
   auto keys = [&](int i) { return Keys{weights.base + weights.BYTES + i % 2 * Keys::BYTES}; };
-  const int first = blockIdx.x * CHUNKS_A_BLOCK, last = min(first + CHUNKS_A_BLOCK, chunks), head = blockIdx.y, b = blockIdx.z;
+  const int first = blockIdx.x * chunks_a_block, last = min(first + chunks_a_block, chunks), head = blockIdx.y, b = blockIdx.z;
   if (keeps_all(routing.cap, routing.budgets[head])) return;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int64_t bh = int64_t(b) * gridDim.y + head;
@@ -66,8 +67,10 @@ extern "C" int still_map_keys(const StillShape* shape, StillRows k, const void* 
     constexpr int bytes = 2 * still::Tile<K::P, still::CHUNK, K::D>::BYTES + still::Tile<K::P, K::D, K::D>::BYTES + still::ALIGNMENT;
     const bool capped = routing->cap != STILL_NO_CAP;
     const int chunks = capped ? still::retired(*shape) : still::chunks(*shape);
-    const int blocks = (chunks + still::CHUNKS_A_BLOCK - 1) / still::CHUNKS_A_BLOCK;
+    const int all = chunks * shape->kv_heads * shape->batch / still::BLOCKS_AT_ONCE;
+    const int chunks_a_block = all < 1 ? 1 : all < still::MOST_CHUNKS ? all : still::MOST_CHUNKS;
+    const int blocks = (chunks + chunks_a_block - 1) / chunks_a_block;
     return still::launch(capped ? still::map_keys<K, true> : still::map_keys<K, false>, dim3(blocks, shape->kv_heads, shape->batch), 128,
-                         bytes, stream, still::Rows<const T>(k), static_cast<const T*>(w), *routing, static_cast<T*>(phi), shape->tokens, chunks);
+                         bytes, stream, still::Rows<const T>(k), static_cast<const T*>(w), *routing, static_cast<T*>(phi), shape->tokens, chunks, chunks_a_block);
   });
 }
