@@ -6,7 +6,7 @@
 //! | `forward`, `backward` | the passes |
 //! | `routing` | which tokens of each chunk are kept |
 //! | `dense` | dense attention, whole sequences and continuations |
-//! | `decode` | the recurrent state |
+//! | `decode`, `decode/past.rs` | the recurrent state; several tokens read onto it |
 //! | `store` | the salient rows of a state |
 //! | `kv_cache` | the teacher's cache |
 //! | `layout` | strides and memory for kernels |
