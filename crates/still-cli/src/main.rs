@@ -66,7 +66,7 @@ fn main() -> ExitCode {
 
 fn run(command: Command, printer: &Printer) -> anyhow::Result<()> {
     use commands::{
-        bench, calibrate, chat, completions, demo, doctor, eval, export, generate, inspect,
+        ask, bench, calibrate, chat, completions, demo, doctor, eval, export, generate, inspect,
         linearize, man, report,
     };
     match command {
@@ -74,6 +74,7 @@ fn run(command: Command, printer: &Printer) -> anyhow::Result<()> {
         Command::Linearize(args) => linearize::run(&args.resolve()?, printer),
         Command::Calibrate(args) => calibrate::run(&args.resolve()?, printer),
         Command::Export(args) => export::run(&args.resolve()?, printer),
+        Command::Ask(args) => ask::run(&args.resolve()?, printer),
         Command::Generate(args) => generate::run(&args.resolve()?, printer),
         Command::Chat(args) => chat::run(&args.resolve()?, printer),
         Command::Eval(args) => eval::run(&args.resolve()?, printer),

@@ -34,6 +34,7 @@ mod checkpoint;
 mod config;
 pub mod decoder;
 mod device;
+mod document;
 mod error;
 mod executor;
 pub mod fetch;
@@ -47,6 +48,7 @@ mod read_packed;
 mod sampler;
 pub mod seal;
 mod session;
+mod session_file;
 mod student;
 pub mod tensor_file;
 mod tokenizer;
@@ -65,6 +67,7 @@ pub use decoder::{
     TensorOps, Value, Weight,
 };
 pub use device::{device, peak_device_bytes, reset_peak_device_bytes};
+pub use document::{Answer, Document};
 pub use error::{ModelError, Result};
 pub use executor::lanes;
 pub use generate::{Finish, GenerateOptions, Generation, generate};

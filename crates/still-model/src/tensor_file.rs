@@ -74,12 +74,43 @@ impl<'a> Entry<'a> {
 ///
 /// # Errors
 /// A tensor that is not what its entry says; a file that cannot be written.
-pub fn write_tensors(path: &Path, mut entries: Vec<Entry<'_>>) -> Result<()> {
+pub fn write_tensors(path: &Path, entries: Vec<Entry<'_>>) -> Result<()> {
+    let file = File::options().read(true).write(true).create(true).truncate(true).open(path);
+    let mut out = BufWriter::with_capacity(BUFFER, file.map_err(ModelError::write(path))?);
+    write_entries(&mut out, path, entries)?;
+    let file = out.into_inner().map_err(|error| ModelError::write(path)(error.into_error()));
+    seal::seal(&mut file?, Kind::Safetensors).map_err(ModelError::write(path))
+}
+
+/// [`write_tensors`] in a single step: what stood there before stays until all is written.
+///
+/// # Errors
+/// As there.
+pub fn replace_tensors(path: &Path, entries: Vec<Entry<'_>>) -> Result<()> {
+    // An error of an entry is not of the file's writing.
+    let mut failed = None;
+    let written = crate::files::write_file_with(
+        path,
+        |out| {
+            write_entries(out, path, entries).map_err(|error| {
+                let stopped = std::io::Error::other(error.to_string());
+                failed = Some(error);
+                stopped
+            })
+        },
+        |file| seal::seal(file, Kind::Safetensors),
+    );
+    match failed {
+        Some(error) => Err(error),
+        None => written.map_err(ModelError::write(path)),
+    }
+}
+
+/// The header and the data, not yet sealed.
+fn write_entries(out: &mut impl Write, path: &Path, mut entries: Vec<Entry<'_>>) -> Result<()> {
     // The library's own order: wide types first, so that every tensor is aligned.
     let key = |entry: &Entry<'_>| Dtype::from(entry.dtype);
     entries.sort_by(|a, b| key(b).cmp(&key(a)).then_with(|| a.name.cmp(&b.name)));
-    let file = File::options().read(true).write(true).create(true).truncate(true).open(path);
-    let mut out = BufWriter::with_capacity(BUFFER, file.map_err(ModelError::write(path))?);
     let header = header(&entries);
     let length = (header.len() as u64).to_le_bytes();
     for bytes in [&length, header.as_slice()] {
@@ -88,8 +119,7 @@ pub fn write_tensors(path: &Path, mut entries: Vec<Entry<'_>>) -> Result<()> {
     for entry in &entries {
         out.write_all(&entry.tensor()?.data()).map_err(ModelError::write(path))?;
     }
-    let file = out.into_inner().map_err(|error| ModelError::write(path)(error.into_error()));
-    seal::seal(&mut file?, Kind::Safetensors).map_err(ModelError::write(path))
+    Ok(())
 }
 
 /// Reads every tensor of a file that [`write_tensors`] wrote, onto the CPU; one without a digest only if it need not be `sealed`.

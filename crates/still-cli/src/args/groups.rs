@@ -7,7 +7,7 @@ use clap::Command;
 /// What commands are for, and those that are for it.
 const GROUPS: [(&str, &[&str]); 5] = [
     ("Train", &["demo", "linearize", "calibrate", "export"]),
-    ("Run", &["generate", "chat"]),
+    ("Run", &["ask", "chat", "generate"]),
     ("Evaluate", &["eval", "bench"]),
     ("Look", &["inspect", "report"]),
     ("Set up", &["doctor", "completions", "man"]),

@@ -18,9 +18,10 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 pub use self::names::one_of;
 pub use self::ranges::{BATCH, COUNT, TOKENS, WIDTH, number, seed, share, whole};
 use crate::commands::{
-    bench::BenchArgs, calibrate::CalibrateArgs, chat::ChatArgs, completions::CompletionsArgs,
-    demo::DemoArgs, doctor::DoctorArgs, eval::EvalArgs, export::ExportArgs, generate::GenerateArgs,
-    inspect::InspectArgs, linearize::LinearizeArgs, man::ManArgs, report::ReportArgs,
+    ask::AskArgs, bench::BenchArgs, calibrate::CalibrateArgs, chat::ChatArgs,
+    completions::CompletionsArgs, demo::DemoArgs, doctor::DoctorArgs, eval::EvalArgs,
+    export::ExportArgs, generate::GenerateArgs, inspect::InspectArgs, linearize::LinearizeArgs,
+    man::ManArgs, report::ReportArgs,
 };
 
 const EXAMPLES: &str = "\
@@ -108,6 +109,10 @@ pub enum Command {
     Calibrate(CalibrateArgs),
     /// Write a student with quantized weights to one .gguf file
     Export(ExportArgs),
+    /// Ask a question about a document
+    ///
+    /// The document is read once. With --session the next question is answered at once.
+    Ask(AskArgs),
     /// Continue a prompt
     Generate(GenerateArgs),
     /// Talk to a model

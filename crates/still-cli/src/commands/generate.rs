@@ -139,7 +139,8 @@ pub fn summary(generation: &Generation, read: usize, cache_bytes: usize) -> Stri
     )
 }
 
-fn finish_word(finish: &Finish) -> &'static str {
+/// Why it ended, for programs.
+pub fn finish_word(finish: &Finish) -> &'static str {
     match finish {
         Finish::EndOfSequence => "end_of_sequence",
         Finish::StopString => "stop",
@@ -148,7 +149,8 @@ fn finish_word(finish: &Finish) -> &'static str {
     }
 }
 
-fn finish_phrase(finish: &Finish) -> &'static str {
+/// What ended it, for people.
+pub fn finish_phrase(finish: &Finish) -> &'static str {
     match finish {
         Finish::EndOfSequence => "the model",
         Finish::StopString => "a stop string",

@@ -1,4 +1,4 @@
-//! What `still generate` and `still chat` go by: a model, its cache, and how the next token is chosen.
+//! What `still generate`, `still chat` and `still ask` go by: a model, its cache, and how the next token is chosen.
 
 use clap::Args;
 use still_attention::RowDtype;
@@ -75,6 +75,11 @@ impl GenerationArgs {
 }
 
 impl GenerationSettings {
+    /// Whether the model computes on the CPU.
+    pub fn on_cpu(&self) -> bool {
+        self.place.device.is_cpu()
+    }
+
     /// Loads the model.
     ///
     /// # Errors

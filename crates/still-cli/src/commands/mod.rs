@@ -10,6 +10,7 @@
 //! | `model`, `cache`, `recipe`, `training`, `generation`, `input` | arguments that several commands share |
 //! | `calibration_bars` | a bar for each phase of a calibration |
 
+pub mod ask;
 pub mod bench;
 mod cache;
 pub mod calibrate;

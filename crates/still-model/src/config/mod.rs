@@ -20,7 +20,7 @@ use std::fmt::Display;
 use std::ops::RangeInclusive;
 
 use candle_core::Device;
-use still_attention::{HeadGeometry, StillConfig};
+use still_attention::{HeadGeometry, RowDtype, StillConfig};
 
 pub use family::{Activation, Architecture};
 pub(crate) use family::{Biased, WindowKey};
@@ -134,6 +134,13 @@ impl ModelConfig {
     pub(crate) fn embedding_scale(&self) -> Option<f64> {
         let scaled = self.architecture.family().scaled_embeddings;
         scaled.then(|| (self.hidden_size as f64).sqrt())
+    }
+
+    /// Bytes of a dense cache of one sequence of so many tokens, in bf16; a sliding window holds no more than its own.
+    pub fn dense_cache_bytes(&self, tokens: usize) -> usize {
+        let rows = |layer| self.sliding_window(layer).unwrap_or(tokens).min(tokens);
+        let rows: usize = (0..self.num_hidden_layers).map(rows).sum();
+        2 * rows * self.num_key_value_heads * self.head_dim * RowDtype::Bf16.bytes()
     }
 
     /// Channels of each head that are rotated.
