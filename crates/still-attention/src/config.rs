@@ -42,7 +42,8 @@ impl HeadGeometry {
 
 /// How the tokens of a retiring chunk are ranked.
 ///
-/// A new router is one more variant here and one more arm in [`crate::router`].
+/// A new router is one more variant here and, if positions alone decide, one more arm in
+/// [`crate::router::position_score`]; a score of queries, keys or values is computed by the kernels.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Router {
@@ -66,6 +67,30 @@ pub enum Router {
 }
 
 impl Router {
+    /// Its name in recipes and configurations.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::SelfSaliency => "self_saliency",
+            Self::ReceivedAttention => "received_attention",
+            Self::SelfRecall => "self_recall",
+            Self::FirstTokens => "first_tokens",
+            Self::Random { .. } => "random",
+            Self::None => "none",
+        }
+    }
+
+    /// What it ranks tokens by, in words.
+    pub fn in_words(self) -> String {
+        match self {
+            Self::SelfSaliency => "Self-Saliency Score".into(),
+            Self::ReceivedAttention => "attention received".into(),
+            Self::SelfRecall => "self-recall error".into(),
+            Self::FirstTokens => "the first tokens".into(),
+            Self::Random { seed } => format!("random (seed {seed})"),
+            Self::None => "none".into(),
+        }
+    }
+
     /// Whether a chunk's scores are final once its last token has come, not only when it retires.
     pub fn scores_final_with_chunk(self) -> bool {
         match self {
@@ -99,6 +124,16 @@ pub enum FeatureMap {
     },
     /// LoLCATs' Hedgehog map: `[softmax(xW); softmax(−xW)]`.
     Softmax,
+}
+
+impl FeatureMap {
+    /// Its name in recipes and configurations.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::NpMap { .. } => "np_map",
+            Self::Softmax => "softmax",
+        }
+    }
 }
 
 impl Default for FeatureMap {

@@ -20,6 +20,16 @@ pub fn self_saliency(others: f64, own: f64) -> f64 {
     entropy + p * (p / SALIENCY_EPSILON).ln_1p()
 }
 
+/// The score of a token by a router that looks at positions alone; `None` by one that looks at queries, keys or values.
+pub fn position_score(router: Router, layer: usize, head: usize, position: usize) -> Option<f64> {
+    match router {
+        Router::FirstTokens => Some(first_tokens_score(position)),
+        Router::Random { seed } => Some(random_score(seed, layer, head, position)),
+        Router::None => Some(0.0),
+        Router::SelfSaliency | Router::ReceivedAttention | Router::SelfRecall => None,
+    }
+}
+
 /// Score of the `random` router in [0, 1): depends on (seed, layer, head, position) alone, so that chunking cannot change it.
 pub fn random_score(seed: u64, layer: usize, head: usize, position: usize) -> f64 {
     uniform(seed, [layer, head, position])
@@ -32,14 +42,7 @@ pub fn first_tokens_score(position: usize) -> f64 {
 
 /// The budget that a selection head really has under the configured router.
 pub fn effective_budget(config: &HybridConfig, head: usize) -> usize {
-    match config.router {
-        Router::None => 0,
-        Router::SelfSaliency
-        | Router::ReceivedAttention
-        | Router::SelfRecall
-        | Router::FirstTokens
-        | Router::Random { .. } => config.budgets[head],
-    }
+    if config.router == Router::None { 0 } else { config.budgets[head] }
 }
 
 /// Whether `a` is more salient than `b`, both `(score, position)`: ties go to the earlier token.

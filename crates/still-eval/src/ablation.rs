@@ -76,7 +76,7 @@ impl Ablation {
                 let np_map = match config.feature_map {
                     // With its reflection: without, it would be the same map.
                     map @ FeatureMap::NpMap { .. } => map,
-                    FeatureMap::Softmax => FeatureMap::NpMap { householder: false },
+                    _ => FeatureMap::NpMap { householder: false },
                 };
                 [np_map, FeatureMap::Softmax].map(|map| set(&|to| to.feature_map = map)).into()
             }
@@ -109,15 +109,7 @@ impl Ablation {
                     all.iter().filter(|(on, _)| *on).map(|(_, name)| *name).collect();
                 on.join(" + ")
             }
-            Self::Router => match config.router {
-                Router::SelfSaliency => "self_saliency",
-                Router::ReceivedAttention => "received_attention",
-                Router::Random { .. } => "random",
-                Router::FirstTokens => "first_tokens",
-                Router::SelfRecall => "self_recall",
-                Router::None => "none",
-            }
-            .into(),
+            Self::Router => config.router.name().into(),
             Self::Budgets => {
                 let mut all = config.budgets.iter().flatten();
                 let first = all.next().copied().unwrap_or(0);
@@ -128,10 +120,7 @@ impl Ablation {
                 }
             }
             Self::Cap => config.cap.map_or("none".into(), |cap| cap.to_string()),
-            Self::FeatureMap => match config.feature_map {
-                FeatureMap::NpMap { .. } => "np_map".into(),
-                FeatureMap::Softmax => "softmax".into(),
-            },
+            Self::FeatureMap => config.feature_map.name().into(),
             Self::LinearNorm => match config.linear_norm {
                 LinearNorm::Sum => "sum".into(),
                 LinearNorm::Mean => "mean".into(),

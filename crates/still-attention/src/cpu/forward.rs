@@ -96,11 +96,7 @@ fn feed<T: Real>(
     // Of each query head: a score per query, or a sum per key.
     let per_head = match input.router {
         Router::ReceivedAttention => previous_end - previous_half + offset + length,
-        Router::SelfSaliency
-        | Router::SelfRecall
-        | Router::FirstTokens
-        | Router::Random { .. }
-        | Router::None => length,
+        _ => length,
     };
     let split = input.split_heads && length >= PARALLEL_TOKENS;
     let heads = if split { 1 } else { group };
@@ -146,18 +142,15 @@ fn enter_scores<T: Real>(
     let (length, group) = (slots.len(), input.q.len());
     for (i, slot) in slots.enumerate() {
         let position = state.position + i;
-        state.ring_score[slot] = match input.router {
-            Router::SelfSaliency => {
+        let by_position = router::position_score(input.router, input.layer, input.head, position);
+        state.ring_score[slot] = match by_position {
+            Some(score) => T::of(score),
+            None if input.router == Router::SelfSaliency => {
                 let heads = scores.iter().skip(i).step_by(length);
                 heads.copied().sum::<T>() / T::of(group as f64)
             }
             // Sums that later queries add to, and scores of the time of retirement.
-            Router::ReceivedAttention | Router::SelfRecall => T::zero(),
-            Router::FirstTokens => T::of(router::first_tokens_score(position)),
-            Router::Random { seed } => {
-                T::of(router::random_score(seed, input.layer, input.head, position))
-            }
-            Router::None => T::zero(),
+            None => T::zero(),
         };
     }
     if input.router == Router::ReceivedAttention {

@@ -72,32 +72,29 @@ fn queue_scores(
     config: &HybridConfig,
 ) -> candle_core::Result<CudaSlice<f32>> {
     let (batch, heads, tokens) = dims(shape);
-    match config.router {
-        Router::Random { seed } => {
-            let score = |head, token| router::random_score(seed, config.layer, head, token) as f32;
-            let row = |head| (0..tokens).map(move |token| score(head, token));
-            let all = (0..batch).flat_map(|_| (0..heads).flat_map(row));
-            device.clone_htod(&all.collect::<Vec<f32>>())
-        }
-        Router::None => device.alloc_zeros(batch * heads * tokens),
-        Router::SelfSaliency
-        | Router::ReceivedAttention
-        | Router::SelfRecall
-        | Router::FirstTokens => {
-            let scores = uninit(device, batch * heads * tokens)?;
-            let ((q, q_layout), (k, k_layout)) = (q.storage_and_layout(), k.storage_and_layout());
-            let stream = device.cuda_stream();
-            let mut launch = Launch::new(&stream)?;
-            let q = launch.rows(on_cuda(&q)?, q_layout)?;
-            let k = launch.rows(on_cuda(&k)?, k_layout)?;
-            let to = launch.at(&scores);
-            // SAFETY: rows and buffer are as large as `shape` says, and live until the launch is dropped.
-            let code = unsafe { still_saliency(shape, q, k, to, launch.stream()) };
-            check("still_saliency", code).map_err(candle_core::Error::wrap)?;
-            drop(launch);
-            Ok(scores)
-        }
+    if config.router == Router::None {
+        return device.alloc_zeros(batch * heads * tokens);
     }
+    let by_position =
+        |head, token| router::position_score(config.router, config.layer, head, token);
+    if by_position(0, 0).is_some() {
+        let row = |head| (0..tokens).filter_map(move |token| by_position(head, token));
+        let all = (0..batch).flat_map(|_| (0..heads).flat_map(row));
+        return device.clone_htod(&all.map(|score| score as f32).collect::<Vec<f32>>());
+    }
+    // Other routers are refused before (`support`).
+    let scores = uninit(device, batch * heads * tokens)?;
+    let ((q, q_layout), (k, k_layout)) = (q.storage_and_layout(), k.storage_and_layout());
+    let stream = device.cuda_stream();
+    let mut launch = Launch::new(&stream)?;
+    let q = launch.rows(on_cuda(&q)?, q_layout)?;
+    let k = launch.rows(on_cuda(&k)?, k_layout)?;
+    let to = launch.at(&scores);
+    // SAFETY: rows and buffer are as large as `shape` says, and live until the launch is dropped.
+    let code = unsafe { still_saliency(shape, q, k, to, launch.stream()) };
+    check("still_saliency", code).map_err(candle_core::Error::wrap)?;
+    drop(launch);
+    Ok(scores)
 }
 
 fn dims(shape: &Shape) -> (usize, usize, usize) {

@@ -128,7 +128,7 @@ pub fn route(
     Ok(Routing {
         tokens: ids.iter().map(|&id| model.tokenizer.token_text(id)).collect(),
         chunk: student.config.chunk,
-        router: router_words(&student.config),
+        router: student.config.router.in_words(),
         hypothetical,
         layers,
     })
@@ -150,18 +150,6 @@ fn untrained_student(model: &Model, budget: usize) -> anyhow::Result<Student> {
         ));
     }
     Ok(Student::init(still, config, FeatureInit::Identity, 0)?)
-}
-
-fn router_words(config: &still_attention::StillConfig) -> String {
-    use still_attention::Router;
-    match config.router {
-        Router::SelfSaliency => "Self-Saliency Score".into(),
-        Router::ReceivedAttention => "attention received".into(),
-        Router::SelfRecall => "self-recall error".into(),
-        Router::FirstTokens => "the first tokens".into(),
-        Router::Random { seed } => format!("random (seed {seed})"),
-        Router::None => "none".into(),
-    }
 }
 
 fn heads(config: &HybridConfig, selection: &Selection, scores: &[f32]) -> Vec<HeadRouting> {
