@@ -16,6 +16,7 @@
 //! | `generate`, `sampler` | generation of one sequence; the choice of a token |
 //! | `generate_together` | several sequences continued greedily |
 //! | `session` | conversations that keep their cache |
+//! | `document`, `session_file` | a document that was read, asked again and again; its states in a file |
 //! | `chat` | chat templates |
 //! | `tokenizer` | text to ids and back |
 //! | `files` | files that are complete or not there |

@@ -3,7 +3,7 @@
 //! | file | content |
 //! |---|---|
 //! | `demo`, `linearize`, `calibrate`, `export` | train |
-//! | `generate`, `chat` | run |
+//! | `generate`, `chat`, `ask` | run |
 //! | `eval`, `bench` | evaluate |
 //! | `inspect`, `report` | look |
 //! | `doctor`, `completions`, `man` | set up |
