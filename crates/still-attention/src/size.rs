@@ -20,7 +20,7 @@ pub struct HeadSize {
 
 impl HeadSize {
     /// Bytes after `tokens` tokens with `budget` salient tokens of each retired chunk, as
-    /// [`HybridState::size_bytes`](crate::HybridState::size_bytes) counts them; while decoding, a second linear state is
+    /// [`AttentionState::size_bytes`](crate::AttentionState::size_bytes) counts them; while decoding, a second linear state is
     /// prepared and counted.
     pub fn bytes(&self, budget: usize, tokens: usize, decoding: bool) -> usize {
         let Self { chunk, head_dim, feature_dim, cap, rows } = *self;
