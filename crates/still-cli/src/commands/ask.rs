@@ -21,8 +21,8 @@ use crate::table;
 const EXAMPLES: &str = "\
 Examples:
   still ask --model my-student --file report.txt 'Who signed it?'
-  still ask --model my-student --file report.txt --session report.still 'Who signed it?'
-  still ask --model my-student --session report.still 'When?'";
+  still ask --model my-student --file report.txt --session r.still 'Who signed?'
+  still ask --model my-student --session r.still 'When?'";
 
 /// `still ask`
 #[derive(Clone, Debug, Args)]
