@@ -7,7 +7,7 @@ use clap::Command;
 /// What commands are for, and those that are for it.
 const GROUPS: [(&str, &[&str]); 5] = [
     ("Train", &["demo", "linearize", "calibrate", "export"]),
-    ("Run", &["ask", "chat", "generate"]),
+    ("Run", &["ask", "generate", "chat"]),
     ("Evaluate", &["eval", "bench"]),
     ("Look", &["inspect", "report"]),
     ("Set up", &["doctor", "completions", "man"]),

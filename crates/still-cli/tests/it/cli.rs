@@ -2,11 +2,12 @@
 
 use crate::common::{Outcome, still};
 
-const COMMANDS: [&str; 13] = [
+const COMMANDS: [&str; 14] = [
     "demo",
     "linearize",
     "calibrate",
     "export",
+    "ask",
     "generate",
     "chat",
     "eval",
