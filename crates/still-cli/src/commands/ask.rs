@@ -14,6 +14,7 @@ use super::input::{read_piped, read_text_once};
 use super::stream_to;
 use crate::errors::{Interrupted, user};
 use crate::interrupt::{self, OnSignal};
+use crate::outputs::Outputs;
 use crate::printer::Printer;
 use crate::progress::Bar;
 use crate::table;
@@ -87,7 +88,12 @@ impl AskArgs {
 /// Runs the command.
 pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
     let saved = settings.session.as_ref().filter(|path| path.exists());
-    // Before the model is loaded: a file that is not there is said at once.
+    // Before the model is loaded: a file that is not there, or a place that cannot be written, is said at once.
+    if let (Some(path), None) = (&settings.session, saved) {
+        let mut outputs = Outputs::default();
+        outputs.spare(settings.file.as_deref())?;
+        outputs.place("--session", path)?;
+    }
     let text = match (&settings.file, saved) {
         (Some(file), _) => Some(read_text_once(file, printer)?),
         (None, Some(_)) => None,

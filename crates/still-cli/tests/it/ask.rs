@@ -105,6 +105,11 @@ fn what_cannot_be_asked_is_said() {
     ask(&model, &["--file", file, "  "]).failed_with("the question is empty");
     ask(&model, &["--file", "no-such-file", "Who?"]).failed_with("no-such-file");
     std::fs::write(file, words(20)).unwrap();
+    // Before anything is read that could not be kept.
+    let nowhere = dir.path().join("missing/a.still");
+    let refused = ask(&model, &["--file", file, "--session", nowhere.to_str().unwrap(), "Who?"]);
+    refused.failed_with("nothing can be written in");
+    assert!(!refused.stderr.contains("Loading"), "{}", refused.stderr);
     std::fs::write(model.join("tokenizer_config.json"), "{}").unwrap();
     ask(&model, &["--file", file, "Who?"]).failed_with("no chat template");
 }
