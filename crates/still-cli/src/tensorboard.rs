@@ -62,7 +62,7 @@ impl EventLog {
         scalar("train/lr", report.lr)?;
         scalar("train/grad_norm", report.grad_norm)?;
         scalar("train/tokens_per_s", tokens_per_s)?;
-        for (layer, &loss) in report.layer_losses.iter().enumerate() {
+        for (layer, loss) in report.losses_by_layer() {
             scalar(&format!("layer_loss/{layer:02}"), loss)?;
         }
         Ok(())

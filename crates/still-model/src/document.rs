@@ -131,7 +131,8 @@ impl Document {
 
     /// Bytes of a dense cache of as many tokens in bf16.
     pub fn dense_bytes(&self) -> usize {
-        self.model.config().dense_cache_bytes(self.tokens())
+        let bytes = self.model.config().dense_cache_bytes(self.tokens(), RowDtype::Bf16);
+        usize::try_from(bytes).unwrap_or(usize::MAX)
     }
 }
 

@@ -93,6 +93,7 @@ impl FinetuneStage {
             lr: update.lr,
             tokens: windows.iter().map(Window::len).sum(),
             skipped: update.skipped,
+            layers: Vec::new(),
             layer_losses: Vec::new(),
             linear_losses: Vec::new(),
         })

@@ -58,7 +58,7 @@ fn low_rank_values(lora: &LoraConfig, config: &ModelConfig) -> usize {
         _ => e + q,
     };
     let widths: usize = lora.targets.iter().map(width).sum();
-    config.num_hidden_layers * widths * lora.rank
+    config.full_layers().count() * widths * lora.rank
 }
 
 fn refuse(stage: Stage, needed: usize, free: u64, what: &str) -> Result<()> {

@@ -114,14 +114,18 @@ fn both_stages_among_sliding_windows() {
     let scale = 2.0 * recipe.transfer.gradient_scale(2);
     let loss = || scale * stage.gradients(&windows).unwrap().loss();
     check(&parameters, &gradients, loss, "transfer");
-    for recompute in ["false", "true", "mlp"] {
-        let recompute = format!("finetune.recompute={recompute}");
-        let (model, recipe, student) = start_with(tiny_sliding_config(), &[&recompute]);
+    for overrides in [
+        &["finetune.recompute=false"][..],
+        &["finetune.recompute=true"],
+        &["finetune.recompute=mlp"],
+        &["finetune.objective={ mixed = { kl = 0.5 } }", "finetune.dropout=0.3"],
+    ] {
+        let (model, recipe, student) = start_with(tiny_sliding_config(), overrides);
         let mut stage = FinetuneStage::new(&model, &student, &recipe.finetune, 9).unwrap();
         let gradients = stage.gradients(&windows, None).unwrap().1;
         let parameters = stage.updates().optimizer.parameters().clone();
         let loss = || stage.gradients(&windows, None).unwrap().0;
-        check(&parameters, &gradients, loss, &recompute);
+        check(&parameters, &gradients, loss, &overrides.join(" "));
     }
 }
 

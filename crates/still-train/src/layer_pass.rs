@@ -194,15 +194,28 @@ mod tests {
         }
     }
 
-    /// Layers of Gemma 3 with a window, which learn nothing but pass the gradient on, and with full attention.
+    /// Layers of Gemma 3 with a window, which learn nothing but pass the gradient on, and with full attention; low-rank updates,
+    /// without and with dropout, lie before the norms of what attention gives.
     #[test]
     fn sliding_layers_give_the_gradients_of_the_graph() {
+        [None, Some(0.25), Some(0.6)].into_iter().for_each(check_sliding_layers);
+    }
+
+    fn check_sliding_layers(rate: Option<f64>) {
         let model = random_model(tiny_sliding_config(), 5).unwrap();
         let set = ["attention.chunk=8", "attention.budget=2", "attention.init=normal"];
         let recipe = Recipe::parse("", &set.map(str::to_owned)).unwrap();
         let still = recipe.attention.resolve(model.config()).unwrap();
-        let student = Student::init(still, model.config(), recipe.attention.init, 3).unwrap();
-        let (student, parameters) = trainable(&student, &Device::Cpu, |_| true).unwrap();
+        let mut student = Student::init(still, model.config(), recipe.attention.init, 3).unwrap();
+        student.add_lora(model.config(), recipe.finetune.lora.clone(), 4).unwrap();
+        // Updates that are not zero: at B = 0 the gradient of A is.
+        let moved = student.map_tensors(|_, tensor| Ok(tensor.affine(1.0, 0.02)?)).unwrap();
+        let (mut student, parameters) = trainable(&moved, &Device::Cpu, |_| true).unwrap();
+        for layer in &mut student.layers {
+            let dropout = rate.map(|rate| Dropout { rate, seed: 1, stream: 9 });
+            let updates = layer.lora.as_ref().unwrap();
+            layer.lora = Some(dropout.map_or(updates.clone(), |d| updates.with_dropout(d)));
+        }
         let spans = Arc::new(Spans::new(parameters.iter().map(|(_, var)| var.as_tensor())));
         let rotation = model.decoder.rotation(0, 45).unwrap();
         let width = model.config().hidden_size;
@@ -216,7 +229,7 @@ mod tests {
                     recompute,
                     wants_input: true,
                 };
-                let what = format!("layer {n}, {recompute:?}");
+                let what = format!("layer {n}, {recompute:?}, dropout {rate:?}");
                 let input = Var::from_tensor(&x).unwrap();
                 let expected = graph(&layer, &input);
                 let mut expected_grads = pull_back(&expected, &dy).unwrap().backward().unwrap();
@@ -233,7 +246,8 @@ mod tests {
                         learned += 1;
                     }
                 }
-                assert_eq!(learned > 0, n == 4, "{what}");
+                // Two maps, a scale, and both matrices of four updates.
+                assert_eq!(learned, if n == 4 { 3 + 8 } else { 0 }, "{what}");
             }
         }
     }

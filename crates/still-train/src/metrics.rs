@@ -74,12 +74,23 @@ pub struct StepReport {
     /// Whether the step was a spike and so was not taken.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub skipped: bool,
+    /// Which layers learn, bottom first, where that is not every layer: some keep their attention (transfer).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub layers: Vec<usize>,
     /// Loss of each layer that learns, bottom first (transfer).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub layer_losses: Vec<f64>,
     /// Loss of each layer's linear branch alone, unweighted (transfer with `linear_branch_weight`).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub linear_losses: Vec<f64>,
+}
+
+impl StepReport {
+    /// Each layer that learns, by its number, with its loss.
+    pub fn losses_by_layer(&self) -> impl Iterator<Item = (usize, f64)> {
+        let number = |n| self.layers.get(n).copied().unwrap_or(n);
+        self.layer_losses.iter().enumerate().map(move |(n, &loss)| (number(n), loss))
+    }
 }
 
 /// Told of a run's progress.

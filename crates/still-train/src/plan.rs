@@ -191,9 +191,8 @@ impl<'a> Sizes<'a> {
                 weights += linear.bias.as_ref().map_or(0, |bias| bias.elem_count() * value);
                 widened = widened.max(wide(&linear.weight)?);
             }
-            weights += (layer.input_layernorm.scale.elem_count()
-                + layer.mlp.norm.scale.elem_count())
-                * value;
+            let norms = layer.norms().map(|norm| norm.scale.elem_count()).sum::<usize>();
+            weights += norms * value;
         }
         Ok(Self {
             config: &decoder.config,

@@ -126,10 +126,18 @@ impl TransferStage {
             lr: update.lr,
             tokens: windows.iter().map(Window::len).sum(),
             skipped: update.skipped,
+            layers: self.numbers(),
             layer_losses: done.layer_losses,
             linear_losses: done.linear_losses,
         };
         Ok(TransferStep { report, teacher_hidden: done.teacher_hidden })
+    }
+
+    /// Which layers learn; empty if every layer does.
+    fn numbers(&self) -> Vec<usize> {
+        let all = self.teacher.config().num_hidden_layers;
+        let learn = self.student.layers.iter().map(|own| own.config.layer);
+        if self.student.layers.len() == all { Vec::new() } else { learn.collect() }
     }
 
     /// Losses and gradients of a step.

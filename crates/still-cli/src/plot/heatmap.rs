@@ -94,6 +94,14 @@ impl Heatmap {
     }
 }
 
+/// What a heatmap of a model's heads, a column a layer, is about: with what its empty columns are, if it has any.
+pub fn about_layers(about: &str, columns: &[Vec<f64>]) -> String {
+    match columns.iter().any(Vec::is_empty) {
+        false => about.into(),
+        true => format!("{about}; layers without cells keep their attention to a window"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -33,6 +33,6 @@ mod scatter;
 pub use axis::Scale;
 pub use bars::{BarChart, Group};
 pub use figure::number;
-pub use heatmap::Heatmap;
+pub use heatmap::{Heatmap, about_layers};
 pub use line::{LineChart, Mark, Series, Stroke};
 pub use scatter::{Dot, Scatter};

@@ -19,7 +19,10 @@ pub struct Step {
     pub lr: f64,
     /// Tokens of the step.
     pub tokens: usize,
-    /// Loss of each layer (transfer).
+    /// Which layers have the losses below; those from 0 on if it does not say.
+    #[serde(default)]
+    pub layers: Vec<usize>,
+    /// Loss of each layer that learns (transfer).
     #[serde(default)]
     pub layer_losses: Vec<f64>,
     /// The step was a spike: the weights were left as they were.
@@ -47,7 +50,7 @@ pub struct StageLog {
 /// How far a layer came in attention transfer.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct LayerLoss {
-    /// Counted from 0.
+    /// In the model, counted from 0.
     pub layer: usize,
     /// Mean squared error at the first step.
     pub first_loss: f64,
@@ -102,8 +105,8 @@ impl StageLog {
         let last = of_layers.next_back().unwrap_or(first);
         let pairs = first.layer_losses.iter().zip(&last.layer_losses).enumerate();
         pairs
-            .map(|(layer, (&first_loss, &last_loss))| LayerLoss {
-                layer,
+            .map(|(n, (&first_loss, &last_loss))| LayerLoss {
+                layer: first.layers.get(n).copied().unwrap_or(n),
                 first_loss,
                 last_loss,
                 ratio: last_loss / first_loss,
@@ -131,8 +134,15 @@ mod tests {
         assert_eq!(stages.len(), 2);
         assert_eq!((stages[0].done(), stages[0].tokens(), stages[0].seconds()), (3, 24, None));
         assert_eq!(stages[0].skipped().count(), 1);
-        let ratios: Vec<f64> = stages[0].layers().iter().map(|layer| layer.ratio).collect();
-        assert_eq!(ratios, [0.5, 0.25]);
+        let ratios: Vec<_> = stages[0].layers().iter().map(|l| (l.layer, l.ratio)).collect();
+        assert_eq!(ratios, [(0, 0.5), (1, 0.25)]);
         assert!(stages[1].layers().is_empty());
+    }
+
+    #[test]
+    fn layers_that_learn_have_their_own_numbers() {
+        let line = r#"{"stage":"transfer","step":1,"loss":4,"grad_norm":1,"lr":0.1,"tokens":8,"layers":[5,11],"layer_losses":[2,8]}"#;
+        let layers = stages(&[line])[0].layers();
+        assert_eq!(layers.iter().map(|layer| layer.layer).collect::<Vec<_>>(), [5, 11]);
     }
 }

@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock};
 use assert_cmd::Command;
 use candle_core::DType;
 use still_attention::StillConfig;
-use still_model::random::{random_model, save_base, tiny_config};
+use still_model::random::{random_model, save_base, tiny_config, tiny_sliding_config};
 use still_model::{ExportKind, FeatureInit, Model, ModelConfig, Student, save_student};
 use tempfile::TempDir;
 
@@ -80,9 +80,19 @@ impl Outcome {
 
 /// A random student of two layers that never ends by itself.
 fn tiny_student() -> Model {
-    let config = ModelConfig { eos_token_ids: vec![], ..tiny_config() };
+    student_of(tiny_config())
+}
+
+/// The same of a Gemma 3 whose layers 1 and 4 are hybrid; three keep their attention to a window of 12 tokens.
+pub fn sliding_student() -> Model {
+    student_of(tiny_sliding_config())
+}
+
+fn student_of(config: ModelConfig) -> Model {
+    let config = ModelConfig { eos_token_ids: vec![], ..config };
     let model = random_model(config.clone(), 7).unwrap();
     let still = StillConfig::uniform(config.num_hidden_layers, config.geometry(), 64, 4);
+    let still = config.fit_still(still);
     let student = Student::init(still, &config, FeatureInit::Identity, 7).unwrap();
     model.with_student(student)
 }
@@ -124,6 +134,26 @@ pub fn teacher_dir() -> &'static Path {
     })
 }
 
+/// [`sliding_student`], saved.
+pub fn sliding_student_dir() -> &'static Path {
+    static DIR: OnceLock<PathBuf> = OnceLock::new();
+    DIR.get_or_init(|| {
+        let dir = scratch("sliding-student");
+        save_student(&dir, &sliding_student(), ExportKind::Full(DType::F32)).unwrap();
+        dir
+    })
+}
+
+/// The same model as a plain base model.
+pub fn sliding_teacher_dir() -> &'static Path {
+    static DIR: OnceLock<PathBuf> = OnceLock::new();
+    DIR.get_or_init(|| {
+        let dir = scratch("sliding-teacher");
+        save_base(&dir, &sliding_student(), DType::F32).unwrap();
+        dir
+    })
+}
+
 /// Saves a student of the base in a directory as a delta.
 pub fn save_delta(base: &Path, delta: &Path) {
     let model = Model::load(base.to_str().unwrap()).unwrap();
@@ -134,7 +164,11 @@ pub fn save_delta(base: &Path, delta: &Path) {
 /// A student with this chat template that answers everything with exclamation marks: its head is zero, and of equal
 /// logits the lowest id wins. So its answers are text, whatever the weights.
 pub fn chat_dir(template: &str) -> TempDir {
-    let mut model = tiny_student();
+    chat_dir_of(tiny_student(), template)
+}
+
+/// The same of another student.
+pub fn chat_dir_of(mut model: Model, template: &str) -> TempDir {
     let mut decoder = model.decoder.as_ref().clone();
     decoder.config.tie_word_embeddings = false;
     decoder.lm_head = decoder.lm_head.to_tensor().unwrap().zeros_like().unwrap().into();

@@ -23,6 +23,7 @@ mod linearize;
 mod outputs;
 mod report;
 mod report_evals;
+mod sliding_window;
 #[cfg(unix)]
 mod streams;
 mod tensorboard;

@@ -19,7 +19,7 @@ mod window;
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 
-use candle_core::Device;
+use candle_core::DeviceLocation;
 use still_attention::{HeadGeometry, RowDtype, StillConfig};
 
 pub use family::{Activation, Architecture};
@@ -106,9 +106,9 @@ impl ModelConfig {
         (0..self.num_hidden_layers).filter(|&layer| self.sliding_window(layer).is_none())
     }
 
-    /// An error if a device has no kernels for the family.
-    pub(crate) fn check_device(&self, device: &Device) -> Result<()> {
-        if device.is_cpu() || self.architecture.family().on_cuda {
+    /// An error if the device of this place has no kernels for the family.
+    pub(crate) fn check_device(&self, place: DeviceLocation) -> Result<()> {
+        if place == DeviceLocation::Cpu || self.architecture.family().on_cuda {
             return Ok(());
         }
         Err(ModelError::Unsupported {
@@ -120,6 +120,12 @@ impl ModelConfig {
             found_in: None,
             hint: "run it on the CPU: --device cpu".into(),
         })
+    }
+
+    /// A student's attention in the layers that it replaces: the others keep theirs to a sliding window.
+    #[must_use]
+    pub fn fit_still(&self, still: StillConfig) -> StillConfig {
+        still.in_layers(self.full_layers())
     }
 
     /// Checks a student's attention against the model: every layer with full attention has budgets, no other has.
@@ -136,11 +142,12 @@ impl ModelConfig {
         scaled.then(|| (self.hidden_size as f64).sqrt())
     }
 
-    /// Bytes of a dense cache of one sequence of so many tokens, in bf16; a sliding window holds no more than its own.
-    pub fn dense_cache_bytes(&self, tokens: usize) -> usize {
-        let rows = |layer| self.sliding_window(layer).unwrap_or(tokens).min(tokens);
-        let rows: usize = (0..self.num_hidden_layers).map(rows).sum();
-        2 * rows * self.num_key_value_heads * self.head_dim * RowDtype::Bf16.bytes()
+    /// Bytes of a dense cache of one sequence of so many tokens; a sliding window holds no more than its own.
+    pub fn dense_cache_bytes(&self, tokens: usize, rows: RowDtype) -> u64 {
+        let held = |layer| self.sliding_window(layer).unwrap_or(tokens).min(tokens) as u64;
+        let row = 2 * self.num_key_value_heads * self.head_dim * rows.bytes();
+        let held = (0..self.num_hidden_layers).map(held).fold(0, u64::saturating_add);
+        held.saturating_mul(row as u64)
     }
 
     /// Channels of each head that are rotated.
@@ -216,4 +223,27 @@ fn in_range<T: Display + PartialOrd>(
         range.start(),
         range.end()
     )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::{tiny_config, tiny_sliding_config};
+
+    /// A place needs no GPU to be spoken of.
+    #[test]
+    fn a_family_without_cuda_kernels_is_refused_by_name() {
+        let cuda = DeviceLocation::Cuda { gpu_id: 0 };
+        for config in [tiny_config(), tiny_sliding_config()] {
+            config.check_device(DeviceLocation::Cpu).unwrap();
+        }
+        tiny_config().check_device(cuda).unwrap();
+        let refused = tiny_sliding_config().check_device(cuda).unwrap_err();
+        let told = refused.to_string();
+        assert!(
+            told.contains("a gemma3_text model on CUDA") && told.contains("8 channels"),
+            "{told}"
+        );
+        assert_eq!(refused.hint(), Some("run it on the CPU: --device cpu".into()));
+    }
 }

@@ -124,6 +124,14 @@ impl DecoderLayer {
         ops.project_onto(x, &hidden, down, self.optional_norm(post_norm))
     }
 
+    /// Every norm that the layer has.
+    pub fn norms(&self) -> impl Iterator<Item = &NormWeight> {
+        let always = [&self.input_layernorm, &self.mlp.norm];
+        let (post, mlp_post) = (&self.post_attention_norm, &self.mlp.post_norm);
+        let optional = [&self.q_norm, &self.k_norm, post, mlp_post];
+        always.into_iter().chain(optional.into_iter().flatten())
+    }
+
     fn norm<'w>(&self, weight: &'w NormWeight) -> Norm<'w> {
         Norm { weight: &weight.scale, eps: self.rms_norm_eps }
     }

@@ -82,7 +82,7 @@ impl Decoder {
             hidden_size: e, intermediate_size: i, vocab_size: v, head_dim: d, ..
         } = *config;
         let (q, kv) = (config.num_attention_heads * d, config.num_key_value_heads * d);
-        config.check_device(device)?;
+        config.check_device(device.location())?;
         let family = config.architecture.family();
         let norm = |name: &str, width: usize| -> Result<NormWeight> {
             Ok(NormWeight::from_stored(get(name, &[width])?, family.norm_offset)?)
@@ -227,11 +227,7 @@ impl Decoder {
                 elements += count(&linear.weight)?;
                 elements += linear.bias.as_ref().map_or(0, Tensor::elem_count);
             }
-            let norms = [&layer.input_layernorm, &layer.mlp.norm];
-            let (post, mlp_post) = (&layer.post_attention_norm, &layer.mlp.post_norm);
-            let optional = [&layer.q_norm, &layer.k_norm, post, mlp_post];
-            let norms = norms.into_iter().chain(optional.into_iter().flatten());
-            elements += norms.map(|norm| norm.scale.elem_count()).sum::<usize>();
+            elements += layer.norms().map(|norm| norm.scale.elem_count()).sum::<usize>();
         }
         Ok(elements as u64)
     }

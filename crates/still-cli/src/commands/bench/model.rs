@@ -161,7 +161,7 @@ fn variant_of(
     let (layers, geometry) = (model.config().num_hidden_layers, model.config().geometry());
     // Untrained feature maps cost what trained ones do.
     let with = |still: StillConfig| -> anyhow::Result<Model> {
-        let still = still.in_layers(model.config().full_layers());
+        let still = model.config().fit_still(still);
         let student = Student::init(still, model.config(), FeatureInit::Identity, 0)?;
         Ok(model.teacher().with_student(student.to_device(model.device())?))
     };

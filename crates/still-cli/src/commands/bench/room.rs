@@ -33,9 +33,9 @@ pub fn check(
         1 => tokens.saturating_mul(F32),
         _ => tokens.saturating_mul(per_token(config)),
     };
-    let kept = sequences.saturating_mul((context as u64).saturating_add(new_tokens as u64));
+    let kept = context.saturating_add(new_tokens);
     let cache = match model.student {
-        None => kept.saturating_mul(dense_row(config, rows)),
+        None => sequences.saturating_mul(config.dense_cache_bytes(kept, rows)),
         Some(_) => 0,
     };
     enough(activations.saturating_add(cache), batch, context)
@@ -57,12 +57,6 @@ pub fn check_operator(geometry: HeadGeometry, batch: usize, context: usize) -> a
 fn per_token(config: &ModelConfig) -> u64 {
     let heads = config.num_attention_heads as u64 + 2 * config.num_key_value_heads as u64;
     F32 * (3 * config.hidden_size as u64 + 2 * heads * config.head_dim as u64)
-}
-
-/// Of one token in all layers.
-fn dense_row(config: &ModelConfig, rows: RowDtype) -> u64 {
-    let row = 2 * config.num_key_value_heads * config.head_dim * rows.bytes();
-    (row * config.num_hidden_layers) as u64
 }
 
 fn enough(needed: u64, batch: usize, context: usize) -> anyhow::Result<()> {

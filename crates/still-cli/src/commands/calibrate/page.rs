@@ -5,7 +5,7 @@ use still_train::{Calibration, HeadReport};
 
 use super::{cost, loss};
 use crate::page;
-use crate::plot::Heatmap;
+use crate::plot::{Heatmap, about_layers};
 use crate::table;
 
 const TEMPLATE: &str = include_str!("page.html");
@@ -55,7 +55,8 @@ pub fn render(found: &Calibration, model: &str) -> anyhow::Result<String> {
     )
 }
 
-/// A value of every head; `high` has the deepest shade, the largest value if it is not given.
+/// A value of every head, a column a layer of the model: one that keeps its attention to a window stays empty. `high` has the
+/// deepest shade, the largest value if it is not given.
 fn map(
     found: &Calibration,
     title: &str,
@@ -63,15 +64,12 @@ fn map(
     high: Option<f64>,
     value: impl Fn(&HeadReport) -> f64,
 ) -> String {
-    let columns: Vec<Vec<f64>> = found
-        .heads
-        .chunk_by(|a, b| a.layer == b.layer)
-        .map(|heads| heads.iter().map(&value).collect())
-        .collect();
+    let mut columns = vec![Vec::new(); found.budgets.budgets.len()];
+    found.heads.iter().for_each(|head| columns[head.layer].push(value(head)));
     let high = high.unwrap_or_else(|| columns.iter().flatten().copied().fold(0.0, f64::max));
     Heatmap {
         title: title.into(),
-        about: about.into(),
+        about: about_layers(about, &columns),
         x: "layer".into(),
         y: "head".into(),
         columns,

@@ -66,7 +66,8 @@ pub fn run(args: &DemoArgs, printer: &Printer) -> anyhow::Result<()> {
     let stage2 = teacher.with_student(stage2);
     measure("stage2", &stage2, &mut parts)?;
 
-    let window_only = student(StillConfig::window_only(layers, geometry, CHUNK))?;
+    let window_only = config.fit_still(StillConfig::window_only(layers, geometry, CHUNK));
+    let window_only = student(window_only)?;
     let window_only =
         timed(&mut parts.window_only, || trainer.finetune("window only", window_only, 0..n1 + n2))?;
     measure("window_only", &teacher.with_student(window_only), &mut parts)?;

@@ -1,7 +1,7 @@
 //! One pass over the layers that records scores and selections.
 
 use still_attention::{
-    AttentionState, HybridConfig, HybridState, PreparedWeights, RowDtype, Selection,
+    AttentionState, HybridConfig, HybridState, PreparedWeights, RowDtype, Selection, StillConfig,
     dense_attention, hybrid_attention,
 };
 use still_model::{FeatureInit, Model, Student};
@@ -136,13 +136,8 @@ pub fn route(
 
 fn untrained_student(model: &Model, budget: usize) -> anyhow::Result<Student> {
     let config = &model.decoder.config;
-    let still = still_attention::StillConfig::uniform(
-        config.num_hidden_layers,
-        config.geometry(),
-        CHUNK,
-        budget,
-    )
-    .in_layers(config.full_layers());
+    let (layers, geometry) = (config.num_hidden_layers, config.geometry());
+    let still = config.fit_still(StillConfig::uniform(layers, geometry, CHUNK, budget));
     if budget > still.chunk {
         return Err(user(
             format!("--budget {budget} is more than a chunk of {} tokens", still.chunk),

@@ -2,7 +2,7 @@
 
 use toml::{Table, Value};
 
-use crate::plot::Heatmap;
+use crate::plot::{Heatmap, about_layers};
 
 /// Salient tokens of a chunk.
 #[derive(Debug, PartialEq)]
@@ -47,7 +47,7 @@ impl Budgets {
         let most = layers.iter().flatten().copied().fold(1.0, f64::max);
         let map = Heatmap {
             title: "Budgets".into(),
-            about: "salient tokens kept of each chunk".into(),
+            about: about_layers("salient tokens kept of each chunk", layers),
             x: "layer".into(),
             y: "head".into(),
             columns: layers.clone(),
@@ -98,6 +98,11 @@ mod tests {
         assert_eq!(budgets, Budgets::PerHead(vec![vec![64.0, 2.0], vec![0.0, 2.0]]));
         assert_eq!(budgets.words(chunk(&given)), "17.0 of 64 on average; 1 of 4 heads full");
         assert!(budgets.heatmap(Some(64)).unwrap().contains("layer 0, head 0: 64"));
+        assert!(!budgets.heatmap(Some(64)).unwrap().contains("without cells"));
+        let kept = Budgets::of(&table("[attention]\nbudgets = [[], [0, 2]]")).unwrap();
+        assert_eq!(kept.words(Some(64)), "1.0 of 64 on average; 0 of 2 heads full");
+        let map = kept.heatmap(Some(64)).unwrap();
+        assert!(map.contains("layer 1, head 1: 2") && map.contains("without cells"));
         let names: Vec<String> = attention(&given).into_iter().map(|(name, _)| name).collect();
         assert_eq!(names, ["chunk", "budget"]);
 
