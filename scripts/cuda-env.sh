@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# Makes what `--features cuda` is built with, without root and without a GPU, and prints the exports that use it:
+# Prints the exports that a build with `--features cuda` is made with:
 #
 #   eval "$(scripts/cuda-env.sh)" && cargo build --release --features cuda
 #
-# The first run fetches some 700 MB of wheels through pip into a folder (the argument, else ~/.cache/still/cuda-13.0);
-# later runs only print. Where a CUDA toolkit is installed, this script is not needed.
+# Where `nvcc` is not on the PATH, a toolkit comes from some 700 MB of wheels, fetched once through pip, without root and
+# without a GPU. What it makes lies in a folder (the argument, else ~/.cache/still/cuda-13.0).
+#
+# NVCC becomes nvcc-lean.sh, which leaves out kernels of candle that nothing here calls.
 #
 # CUDA_COMPUTE_CAP says which GPU candle's own kernels are compiled for (90: H100; 80: A100; 89: RTX 40). Ours are
 # compiled for all.
@@ -12,7 +14,7 @@ set -euo pipefail
 
 cuda=13.0
 dir=${1:-${XDG_CACHE_HOME:-$HOME/.cache}/still/cuda-$cuda}
-home=$dir/site/nvidia/cu13
+here=$(cd "$(dirname "$0")" && pwd)
 
 say() { echo "cuda-env: $*" >&2; }
 need() { command -v "$1" >/dev/null || { say "error: $1 is not installed; hint: $2"; exit 1; }; }
@@ -38,7 +40,15 @@ make_driver_stub() {
     cc -x c -w -shared -fPIC -Wl,-soname,libcuda.so.1 -o "$1/lib/stubs/libcuda.so" -
 }
 
-if [ ! -d "$dir/site" ]; then
+# An installed toolkit, if there is one. The lean compiler of an earlier run is not one.
+installed=$(type -ap nvcc | grep -vxF "$dir/lean/bin/nvcc" | head -n 1 || true)
+if [ -n "$installed" ]; then
+  home=$(dirname "$(dirname "$(readlink -f "$installed")")")
+else
+  home=$dir/site/nvidia/cu13
+fi
+
+if [ ! -d "$home" ]; then
   need python3 "any Python 3 with pip will do"
   need cc "nvcc compiles through a C++ compiler, gcc for example"
   mkdir -p "$dir"
@@ -54,10 +64,17 @@ if [ ! -d "$dir/site" ]; then
   mv "$new/site" "$dir/site"
 fi
 
+# A toolkit's folder as build scripts look for one: include and lib64 are the toolkit's, nvcc is not.
+mkdir -p "$dir/lean/bin"
+ln -sfn "$home/include" "$dir/lean/include"
+ln -sfn "$home/lib64" "$dir/lean/lib64"
+install -m 755 "$here/nvcc-lean.sh" "$dir/lean/bin/nvcc"
+
 # No RUSTFLAGS: they would replace those of a .cargo/config.toml.
-cat <<EOF
+cat <<END
 export CUDA_HOME='$home' CUDA_PATH='$home' CUDA_COMPUTE_CAP='${CUDA_COMPUTE_CAP:-90}'
+export NVCC='$dir/lean/bin/nvcc' STILL_NVCC='$home/bin/nvcc'
 export PATH='$home/bin':"\$PATH"
-export LIBRARY_PATH='$home/lib:$home/lib/stubs'"\${LIBRARY_PATH:+:\$LIBRARY_PATH}"
-export LD_LIBRARY_PATH='$home/lib'"\${LD_LIBRARY_PATH:+:\$LD_LIBRARY_PATH}"
-EOF
+export LIBRARY_PATH='$home/lib64:$home/lib64/stubs'"\${LIBRARY_PATH:+:\$LIBRARY_PATH}"
+export LD_LIBRARY_PATH='$home/lib64'"\${LD_LIBRARY_PATH:+:\$LD_LIBRARY_PATH}"
+END
