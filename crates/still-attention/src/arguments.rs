@@ -4,6 +4,7 @@ use candle_core::{DType, Tensor};
 use still_compute::Real;
 use still_compute::tensor::borrow;
 
+use crate::HeadGeometry;
 use crate::error::{AttentionError, Result};
 
 /// The values of an argument, borrowed.
@@ -68,6 +69,53 @@ pub(crate) fn expect_shape(
         expected: format!("{shape:?}"),
         got: tensor.dims().to_vec(),
     })
+}
+
+/// Sequences, tokens and heads of `q` `[B, H, N, D]`; an error unless `k` and `v` are `[B, K, N, D]`.
+pub(crate) fn whole_sequences(
+    op: &'static str,
+    [q, k, v]: [&Tensor; 3],
+) -> Result<(usize, usize, HeadGeometry)> {
+    let (batch, num_heads, tokens, head_dim) = q.dims4()?;
+    let geometry = HeadGeometry { num_heads, num_key_value_heads: k.dim(1)?, head_dim };
+    expect_rows(op, [q, k, v], geometry, batch)?;
+    Ok((batch, tokens, geometry))
+}
+
+/// The tokens of `q`; an error unless it is `[batch, H, tokens, D]`, `k` and `v` `[batch, K, tokens, D]`.
+pub(crate) fn expect_rows(
+    op: &'static str,
+    [q, k, v]: [&Tensor; 3],
+    geometry: HeadGeometry,
+    batch: usize,
+) -> Result<usize> {
+    let HeadGeometry { num_heads, num_key_value_heads, head_dim } = geometry;
+    let tokens = q.dim(2)?;
+    expect_shape(op, "q", q, &[batch, num_heads, tokens, head_dim])?;
+    expect_shape(op, "k", k, &[batch, num_key_value_heads, tokens, head_dim])?;
+    expect_shape(op, "v", v, &[batch, num_key_value_heads, tokens, head_dim])?;
+    Ok(tokens)
+}
+
+/// Feeds rows of `batch` sequences, on the CPU in f32, to `advance` as plain values: those of `q`, `k` and `v`, each sequence's
+/// length, and the output `[B, H, T, D]`, zeros so far.
+pub(crate) fn advance_values(
+    op: &'static str,
+    [q, k, v]: [&Tensor; 3],
+    geometry: HeadGeometry,
+    batch: usize,
+    lengths: Option<&[usize]>,
+    advance: impl FnOnce([&[f32]; 3], &[usize], &mut [f32]),
+) -> Result<Tensor> {
+    let tokens = expect_rows(op, [q, k, v], geometry, batch)?;
+    let lengths = checked_lengths(op, lengths, batch, tokens)?;
+    let mut out = vec![0.0; q.elem_count()];
+    with_values(op, "q", q, |q| {
+        with_values(op, "k", k, |k| {
+            with_values(op, "v", v, |v| advance([q, k, v], &lengths, &mut out))
+        })
+    })???;
+    Ok(Tensor::from_vec(out, q.shape(), q.device())?)
 }
 
 /// One length per sequence, each at most `tokens`.

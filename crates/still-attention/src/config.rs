@@ -113,7 +113,7 @@ pub enum SelectionHead {
 
 /// The feature map `φ` of the linear branch.
 ///
-/// A new map is one more variant here and one more arm in `feature_map`.
+/// A new map is one more variant here and one more arm in the kernels (`cpu/feature_map.rs`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FeatureMap {
@@ -133,6 +133,11 @@ impl FeatureMap {
             Self::NpMap { .. } => "np_map",
             Self::Softmax => "softmax",
         }
+    }
+
+    /// Whether rows are reflected by a learned vector first.
+    pub fn reflects(self) -> bool {
+        self == Self::NpMap { householder: true }
     }
 }
 

@@ -5,12 +5,11 @@ use std::sync::{Mutex, MutexGuard};
 use candle_core::{DeviceLocation, Tensor};
 use rayon::prelude::*;
 
-use crate::arguments::{checked_lengths, expect_shape, with_values};
+use crate::arguments::{advance_values, whole_sequences};
 use crate::attention_state::{cannot_truncate, lock, without_gate};
 use crate::cpu::key_store::KeyStore;
 use crate::cpu::query_rows::take;
 use crate::cpu::rows::RowStore;
-use crate::cpu::saved_rows::SavedRows;
 use crate::{
     AttentionKind, AttentionRows, AttentionState, HeadGeometry, HeadRows, HeadScratch, HostState,
     Result, RowDtype, SavedState,
@@ -30,13 +29,9 @@ const KEY_TILE: usize = 256;
 /// # Errors
 /// Shapes that contradict each other; a dtype or device without a kernel.
 pub fn dense_attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
-    let (batch, num_heads, _, head_dim) = q.dims4()?;
-    let geometry = HeadGeometry { num_heads, num_key_value_heads: k.dim(1)?, head_dim };
+    let (batch, _, geometry) = whole_sequences("dense_attention", [q, k, v])?;
     #[cfg(feature = "cuda")]
     if q.device().is_cuda() {
-        let shape = [batch, geometry.num_key_value_heads, q.dim(2)?, head_dim];
-        expect_shape("dense_attention", "k", k, &shape)?;
-        expect_shape("dense_attention", "v", v, &shape)?;
         return crate::cuda::dense_attention(q, k, v);
     }
     KvCache::new(geometry, batch, RowDtype::F32).advance(q, k, v, None)
@@ -81,34 +76,21 @@ impl KvCache {
         v: &Tensor,
         lengths: Option<&[usize]>,
     ) -> Result<Tensor> {
-        const OP: &str = "KvCache::advance";
-        let HeadGeometry { num_heads, num_key_value_heads: kv_heads, head_dim: d } = self.geometry;
-        let tokens = q.dim(2)?;
-        expect_shape(OP, "q", q, &[self.batch, num_heads, tokens, d])?;
-        expect_shape(OP, "k", k, &[self.batch, kv_heads, tokens, d])?;
-        expect_shape(OP, "v", v, &[self.batch, kv_heads, tokens, d])?;
-        let lengths = checked_lengths(OP, lengths, self.batch, tokens)?;
-
-        let mut out = vec![0.0; q.elem_count()];
-        with_values(OP, "q", q, |q: &[f32]| {
-            with_values(OP, "k", k, |k: &[f32]| {
-                with_values(OP, "v", v, |v: &[f32]| {
-                    self.advance_values(q, k, v, &lengths, &mut out);
-                })
-            })
-        })???;
-        Ok(Tensor::from_vec(out, (self.batch, num_heads, tokens, d), q.device())?)
+        let (geometry, batch) = (self.geometry, self.batch);
+        advance_values(
+            "KvCache::advance",
+            [q, k, v],
+            geometry,
+            batch,
+            lengths,
+            |qkv, lengths, out| {
+                self.advance_values(qkv, lengths, out);
+            },
+        )
     }
 
     /// [`KvCache::advance`] on slices whose sizes it has checked; rows of `out` beyond `lengths` are left alone.
-    fn advance_values(
-        &mut self,
-        q: &[f32],
-        k: &[f32],
-        v: &[f32],
-        lengths: &[usize],
-        out: &mut [f32],
-    ) {
+    fn advance_values(&self, [q, k, v]: [&[f32]; 3], lengths: &[usize], out: &mut [f32]) {
         let HeadGeometry { num_heads, num_key_value_heads: kv_heads, head_dim: d } = self.geometry;
         let tokens = q.len() / (self.batch * num_heads * d).max(1);
         let mut rows: Vec<MutexGuard<'_, Pair>> = self.rows.iter().map(lock).collect();

@@ -23,7 +23,8 @@ pub fn self_saliency(others: f64, own: f64) -> f64 {
 /// The score of a token by a router that looks at positions alone; `None` by one that looks at queries, keys or values.
 pub fn position_score(router: Router, layer: usize, head: usize, position: usize) -> Option<f64> {
     match router {
-        Router::FirstTokens => Some(first_tokens_score(position)),
+        // Ever lower.
+        Router::FirstTokens => Some(-(position as f64)),
         Router::Random { seed } => Some(random_score(seed, layer, head, position)),
         Router::None => Some(0.0),
         Router::SelfSaliency | Router::ReceivedAttention | Router::SelfRecall => None,
@@ -33,11 +34,6 @@ pub fn position_score(router: Router, layer: usize, head: usize, position: usize
 /// Score of the `random` router in [0, 1): depends on (seed, layer, head, position) alone, so that chunking cannot change it.
 pub fn random_score(seed: u64, layer: usize, head: usize, position: usize) -> f64 {
     uniform(seed, [layer, head, position])
-}
-
-/// Score of the `first_tokens` router: ever lower.
-pub fn first_tokens_score(position: usize) -> f64 {
-    -(position as f64)
 }
 
 /// The budget that a selection head really has under the configured router.

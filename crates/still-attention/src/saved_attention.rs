@@ -3,7 +3,7 @@
 use candle_core::{Device, Tensor};
 use still_compute::Gradients;
 
-use crate::arguments::expect_shape;
+use crate::arguments::{expect_shape, whole_sequences};
 use crate::error::{AttentionError, Result};
 use crate::hybrid::{HybridOutput, OP};
 use crate::{HeadGeometry, HybridConfig, HybridWeights, Routing, cpu};
@@ -108,14 +108,9 @@ impl Call<'_> {
 
     /// Checks that shapes fit each other and the configuration.
     fn check(&self) -> Result<HeadGeometry> {
-        let Self { rows: [q, k, v], gate, weights, config, .. } = *self;
-        let (batch, num_heads, tokens, head_dim) = q.dims4()?;
-        let (_, num_key_value_heads, _, _) = k.dims4()?;
-        let geometry = HeadGeometry { num_heads, num_key_value_heads, head_dim };
+        let Self { rows, gate, weights, config, .. } = *self;
+        let (_, _, geometry) = whole_sequences(OP, rows)?;
         config.validate(geometry)?;
-        let kv_shape = [batch, num_key_value_heads, tokens, head_dim];
-        expect_shape(OP, "k", k, &kv_shape)?;
-        expect_shape(OP, "v", v, &kv_shape)?;
         weights.check(geometry, config)?;
         if config.gate != gate.is_some() {
             return Err(AttentionError::Config(format!(
@@ -125,7 +120,7 @@ impl Call<'_> {
             )));
         }
         if let Some(gate) = gate {
-            expect_shape(OP, "gate", gate, q.dims())?;
+            expect_shape(OP, "gate", gate, rows[0].dims())?;
         }
         Ok(geometry)
     }

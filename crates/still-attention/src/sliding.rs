@@ -6,9 +6,9 @@ use candle_core::{CpuStorage, CustomOp3, DType, Layout, Shape, Tensor};
 use still_compute::Real;
 use still_compute::tensor::{borrow, slice};
 
-use crate::arguments::{expect_cpu, expect_shape};
+use crate::Result;
+use crate::arguments::{expect_cpu, expect_shape, whole_sequences};
 use crate::cpu::sliding::{Sizes, backward, forward};
-use crate::{HeadGeometry, Result};
 
 const OP: &str = "sliding_attention";
 
@@ -45,12 +45,8 @@ pub fn sliding_attention_backward(
 }
 
 fn checked(q: &Tensor, k: &Tensor, v: &Tensor, window: usize) -> Result<Sizes> {
-    let (batch, num_heads, tokens, head_dim) = q.dims4()?;
-    let geometry = HeadGeometry { num_heads, num_key_value_heads: k.dim(1)?, head_dim };
-    let heads = geometry.num_key_value_heads;
-    let shape = [batch, heads, tokens, head_dim];
-    expect_shape(OP, "k", k, &shape)?;
-    expect_shape(OP, "v", v, &shape)?;
+    let (_, tokens, geometry) = whole_sequences(OP, [q, k, v])?;
+    let (heads, num_heads) = (geometry.num_key_value_heads, geometry.num_heads);
     if window == 0 || heads == 0 || !num_heads.is_multiple_of(heads) {
         return Err(crate::AttentionError::Config(format!(
             "attention to a window of {window} tokens, {num_heads} query heads for {heads} key/value heads"

@@ -5,11 +5,10 @@ use std::sync::Mutex;
 use candle_core::{DeviceLocation, Tensor};
 use rayon::prelude::*;
 
-use crate::arguments::{checked_lengths, expect_shape, with_values};
+use crate::arguments::advance_values;
 use crate::attention_state::{cannot_truncate, lock, without_gate};
 use crate::cpu::key_store::KeyStore;
 use crate::cpu::rows::RowStore;
-use crate::cpu::saved_rows::SavedRows;
 use crate::dense::{BLOCK, attend_one, query_block};
 use crate::{
     AttentionError, AttentionKind, AttentionRows, AttentionState, HeadGeometry, HeadRows,
@@ -121,7 +120,7 @@ impl SlidingKvCache {
     }
 
     /// [`AttentionState::advance`] on slices whose sizes it has checked; rows of `out` beyond `lengths` are left alone.
-    fn advance_values(&self, q: &[f32], k: &[f32], v: &[f32], lengths: &[usize], out: &mut [f32]) {
+    fn advance_values(&self, [q, k, v]: [&[f32]; 3], lengths: &[usize], out: &mut [f32]) {
         let HeadGeometry { num_heads, num_key_value_heads: kv_heads, head_dim: d } = self.geometry;
         let tokens = q.len() / (self.batch * num_heads * d).max(1);
         let seen: Vec<Seen> = self
@@ -152,24 +151,12 @@ impl SlidingKvCache {
 
 impl AttentionState for SlidingKvCache {
     fn advance(&mut self, rows: AttentionRows<'_>, lengths: Option<&[usize]>) -> Result<Tensor> {
-        const OP: &str = "SlidingKvCache::advance";
         without_gate(&rows)?;
         let AttentionRows { q, k, v, .. } = rows;
-        let HeadGeometry { num_heads, num_key_value_heads: kv_heads, head_dim: d } = self.geometry;
-        let tokens = q.dim(2)?;
-        expect_shape(OP, "q", q, &[self.batch, num_heads, tokens, d])?;
-        expect_shape(OP, "k", k, &[self.batch, kv_heads, tokens, d])?;
-        expect_shape(OP, "v", v, &[self.batch, kv_heads, tokens, d])?;
-        let lengths = checked_lengths(OP, lengths, self.batch, tokens)?;
-        let mut out = vec![0.0; q.elem_count()];
-        with_values(OP, "q", q, |q: &[f32]| {
-            with_values(OP, "k", k, |k: &[f32]| {
-                with_values(OP, "v", v, |v: &[f32]| {
-                    self.advance_values(q, k, v, &lengths, &mut out);
-                })
-            })
-        })???;
-        Ok(Tensor::from_vec(out, (self.batch, num_heads, tokens, d), q.device())?)
+        let (op, geometry, batch) = ("SlidingKvCache::advance", self.geometry, self.batch);
+        advance_values(op, [q, k, v], geometry, batch, lengths, |qkv, lengths, out| {
+            self.advance_values(qkv, lengths, out);
+        })
     }
 
     fn kind(&self) -> AttentionKind {

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use candle_core::{DeviceLocation, Tensor};
 use rayon::prelude::*;
 
-use crate::arguments::{checked_lengths, expect_shape, values, with_values};
+use crate::arguments::{advance_values, expect_shape, values};
 use crate::attention_state::{cannot_truncate, lock};
 use crate::config::LinearNorm;
 use crate::cpu::call::{Record, Scratch};
@@ -216,13 +216,7 @@ impl HybridState {
         gate: Option<&Tensor>,
         lengths: Option<&[usize]>,
     ) -> Result<Tensor> {
-        let weights = self.weights.clone();
-        let HeadGeometry { num_heads, num_key_value_heads, head_dim } = weights.geometry;
-        let tokens = q.dim(2)?;
-        expect_shape(OP, "q", q, &[self.batch, num_heads, tokens, head_dim])?;
-        expect_shape(OP, "k", k, &[self.batch, num_key_value_heads, tokens, head_dim])?;
-        expect_shape(OP, "v", v, &[self.batch, num_key_value_heads, tokens, head_dim])?;
-        let lengths = checked_lengths(OP, lengths, self.batch, tokens)?;
+        let weights = &self.weights;
         if weights.config.gate != gate.is_some() {
             return Err(AttentionError::Config(
                 "the output gate's value is needed exactly when the gate is on".into(),
@@ -235,23 +229,16 @@ impl HybridState {
             }
             None => None,
         };
-        let mut out = vec![0.0; q.elem_count()];
-        with_values(OP, "q", q, |q: &[f32]| {
-            with_values(OP, "k", k, |k: &[f32]| {
-                with_values(OP, "v", v, |v: &[f32]| {
-                    self.advance_values(q, k, v, gate.as_deref(), &lengths, &mut out);
-                })
-            })
-        })???;
-        Ok(Tensor::from_vec(out, (self.batch, num_heads, tokens, head_dim), q.device())?)
+        let (geometry, batch) = (weights.geometry, self.batch);
+        advance_values(OP, [q, k, v], geometry, batch, lengths, |qkv, lengths, out| {
+            self.advance_values(qkv, gate.as_deref(), lengths, out);
+        })
     }
 
     /// [`HybridState::advance`] on slices whose sizes it has checked; rows of `out` beyond `lengths` are left alone.
     fn advance_values(
-        &mut self,
-        q: &[f32],
-        k: &[f32],
-        v: &[f32],
+        &self,
+        [q, k, v]: [&[f32]; 3],
         gate: Option<&[f32]>,
         lengths: &[usize],
         out: &mut [f32],

@@ -5,7 +5,7 @@ use candle_core::Tensor;
 use still_compute::Real;
 
 use crate::arguments::expect_shape;
-use crate::config::{FeatureMap, HeadGeometry, HybridConfig, LinearNorm};
+use crate::config::{HeadGeometry, HybridConfig, LinearNorm};
 use crate::error::{AttentionError, Result};
 use crate::feature_map::{fold_householder, fold_householder_backward};
 
@@ -102,7 +102,7 @@ impl HybridWeights {
         let features = config.feature_dim;
         expect_shape(OP, "feature_map_q", &self.feature_map_q, &[num_heads, head_dim, features])?;
         expect_shape(OP, "feature_map_k", &self.feature_map_k, &[heads, head_dim, features])?;
-        let householder = matches!(config.feature_map, FeatureMap::NpMap { householder: true });
+        let householder = config.feature_map.reflects();
         let optional = [
             ("householder_q", &self.householder_q, householder, vec![num_heads, head_dim]),
             ("householder_k", &self.householder_k, householder, vec![heads, head_dim]),

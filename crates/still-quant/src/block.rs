@@ -54,13 +54,6 @@ fn pack_nibbles(bytes: &[u8], tile: &mut [Words], lane: usize) {
     }
 }
 
-/// Two 16-bit values a word.
-fn pack_pairs(block: &[u8], tile: &mut [Words], lane: usize) {
-    for (i, value) in block.chunks_exact(2).enumerate() {
-        put(tile, i / 2, lane, i % 2 * 16, bits16(value));
-    }
-}
-
 /// Eight codes of four bits in a word: `1 + quant / 16`.
 #[inline(always)]
 fn four_bits<S: Simd>(part: Part<'_, S>, word: usize, mut each: impl FnMut(usize, S::f32s)) {
@@ -76,9 +69,13 @@ fn four_bits<S: Simd>(part: Part<'_, S>, word: usize, mut each: impl FnMut(usize
     each(7, code(28));
 }
 
-pub struct Bf16;
+/// 16-bit floats, two a word: bf16 if `BRAIN`, else f16.
+pub struct Float16<const BRAIN: bool>;
 
-impl Block for Bf16 {
+pub type Bf16 = Float16<true>;
+pub type F16 = Float16<false>;
+
+impl<const BRAIN: bool> Block for Float16<BRAIN> {
     const BYTES: usize = 64;
     const VALUES: usize = 32;
     const WORDS: usize = 16;
@@ -87,7 +84,9 @@ impl Block for Bf16 {
     const PLAIN: bool = true;
 
     fn pack(block: &[u8], tile: &mut [Words], lane: usize) {
-        pack_pairs(block, tile, lane);
+        for (i, value) in block.chunks_exact(2).enumerate() {
+            put(tile, i / 2, lane, i % 2 * 16, bits16(value));
+        }
     }
 
     #[inline(always)]
@@ -98,36 +97,12 @@ impl Block for Bf16 {
         mut each: impl FnMut(usize, S::f32s),
     ) {
         let word = part.word(step);
-        let simd = part.simd;
-        each(0, simd.transmute_f32s_u32s(part.field(word, 0, 16, 16)));
-        each(1, simd.transmute_f32s_u32s(part.field(word, 16, 16, 16)));
-    }
-}
-
-pub struct F16;
-
-impl Block for F16 {
-    const BYTES: usize = 64;
-    const VALUES: usize = 32;
-    const WORDS: usize = 16;
-    const GROUP: usize = 32;
-    const STEP: usize = 2;
-    const PLAIN: bool = true;
-
-    fn pack(block: &[u8], tile: &mut [Words], lane: usize) {
-        pack_pairs(block, tile, lane);
-    }
-
-    #[inline(always)]
-    fn codes<S: Simd>(
-        part: Part<'_, S>,
-        _group: usize,
-        step: usize,
-        mut each: impl FnMut(usize, S::f32s),
-    ) {
-        let word = part.word(step);
-        each(0, part.half(word, 0));
-        each(1, part.half(word, 16));
+        let value = |at: u32| match BRAIN {
+            true => part.simd.transmute_f32s_u32s(part.field(word, at, 16, 16)),
+            false => part.half(word, at),
+        };
+        each(0, value(0));
+        each(1, value(16));
     }
 }
 

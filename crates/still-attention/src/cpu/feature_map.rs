@@ -46,10 +46,13 @@ pub(crate) fn map_into<T: Real>(
         || {
             for (i, phi) in phi.chunks_exact_mut(width).enumerate() {
                 let (left, right) = phi.split_at_mut(feature_dim);
-                if let FeatureMap::NpMap { .. } = map {
-                    let x = &x.data[i * x.row_stride..i * x.row_stride + head_dim];
-                    let scale = vector::dot(x, x).sqrt() / norm(left);
-                    left.iter_mut().for_each(|u| *u *= scale);
+                match map {
+                    FeatureMap::NpMap { .. } => {
+                        let x = &x.data[i * x.row_stride..i * x.row_stride + head_dim];
+                        let scale = vector::dot(x, x).sqrt() / norm(left);
+                        left.iter_mut().for_each(|u| *u *= scale);
+                    }
+                    FeatureMap::Softmax => {}
                 }
                 for (right, &left) in right.iter_mut().zip(left.iter()) {
                     *right = -left;

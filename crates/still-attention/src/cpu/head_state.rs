@@ -6,7 +6,6 @@ use super::head_input::HeadInput;
 use super::key_store::KeyStore;
 use super::retirement::Retirement;
 use super::rows::RowStore;
-use super::saved_rows::SavedRows;
 use crate::Result;
 use crate::config::{Router, RowDtype};
 use crate::saved_state::SavedState;

@@ -4,111 +4,18 @@
 
 use std::ops::Range;
 
-use super::cells::{Bf16, Cell, Cells, Values, each};
-use super::saved_rows::SavedRows;
-use crate::config::RowDtype;
+use super::cells::{Bf16, Cell, Values, each};
+use super::store::Store;
 use still_compute::Real;
 use still_compute::vector::prefetch;
 
 /// Rows of a tile.
 pub(crate) const TILE: usize = 16;
 
-/// Channel `c` of row `r` is value `r mod 16` of line `c` of tile `r / 16`.
-#[derive(Clone, Debug)]
-pub(crate) struct KeyStore<T> {
-    width: usize,
-    rows: usize,
-    cells: Cells<T>,
-}
+/// Keys of one head.
+pub(crate) type KeyStore<T> = Store<T, TILE>;
 
 impl<T: Real> KeyStore<T> {
-    /// An empty store of rows of `width` channels.
-    pub fn new(width: usize, dtype: RowDtype) -> Self {
-        Self { width, rows: 0, cells: Cells::new(dtype) }
-    }
-
-    /// A store of `rows` zero rows.
-    pub fn zeros(width: usize, rows: usize, dtype: RowDtype) -> Self {
-        let mut store = Self::new(width, dtype);
-        store.resize(rows);
-        store
-    }
-
-    fn resize(&mut self, rows: usize) {
-        let tiles = rows.div_ceil(TILE);
-        self.cells.resize(tiles * TILE * self.width, tiles * TILE);
-        self.rows = rows;
-    }
-
-    pub fn len(&self) -> usize {
-        self.rows
-    }
-
-    pub fn width(&self) -> usize {
-        self.width
-    }
-
-    pub fn size_bytes(&self) -> usize {
-        self.cells.size_bytes()
-    }
-
-    /// Where the channels of row `index` begin; they are [`TILE`] values apart.
-    fn start(&self, index: usize) -> usize {
-        index / TILE * TILE * self.width + index % TILE
-    }
-
-    /// Overwrites row `index`.
-    pub fn set(&mut self, index: usize, row: &[T]) {
-        debug_assert_eq!(row.len(), self.width);
-        let scale = self.cells.prepare(index, row);
-        let start = self.start(index);
-        each!(&mut self.cells.values, v => {
-            for (to, &x) in v[start..].iter_mut().step_by(TILE).zip(row) {
-                *to = Cell::<T>::narrow(x * scale);
-            }
-        });
-    }
-
-    /// Makes room for so many more rows now, so that appending them does not.
-    pub fn reserve(&mut self, rows: usize) {
-        let rows = (self.rows + rows).next_multiple_of(TILE);
-        self.cells.reserve(rows * self.width, rows);
-    }
-
-    /// Appends one row.
-    pub fn push(&mut self, row: &[T]) {
-        self.resize(self.rows + 1);
-        self.set(self.rows - 1, row);
-    }
-
-    /// Appends whole rows.
-    pub fn extend(&mut self, rows: &[T]) {
-        rows.chunks_exact(self.width).for_each(|row| self.push(row));
-    }
-
-    /// Drops row `index`; the last row takes its place.
-    pub fn swap_remove(&mut self, index: usize) {
-        let last = self.rows - 1;
-        let (from, to) = (self.start(last), self.start(index));
-        each!(&mut self.cells.values, v => {
-            for channel in 0..self.width {
-                v[to + channel * TILE] = v[from + channel * TILE];
-            }
-        });
-        self.cells.move_scale(last, index);
-        self.resize(last);
-    }
-
-    /// Row `index`, appended to `out`.
-    pub fn append_row(&self, index: usize, out: &mut Vec<T>) {
-        let scale = self.cells.scale(index);
-        let start = self.start(index);
-        each!(&self.cells.values, v => {
-            let channels = v[start..].iter().step_by(TILE).take(self.width);
-            out.extend(channels.map(|&x| Cell::<T>::widen(x) * scale));
-        });
-    }
-
     /// The transpose of rows `range`, `[width, rows]`, in `scratch`.
     pub fn transposed<'a>(&self, range: Range<usize>, scratch: &'a mut Vec<T>) -> &'a [T] {
         scratch.resize(self.width * range.len(), T::nan());
@@ -287,34 +194,10 @@ fn widened<T: Real, C: Cell<T>>(line: &[C; TILE]) -> [T; TILE] {
     wide
 }
 
-impl<T: Real> SavedRows<T> for KeyStore<T> {
-    fn cells(&self) -> &Cells<T> {
-        &self.cells
-    }
-
-    fn cells_mut(&mut self) -> &mut Cells<T> {
-        &mut self.cells
-    }
-
-    fn size(&self) -> (usize, usize) {
-        (self.len(), self.width)
-    }
-
-    fn set_len(&mut self, rows: usize) {
-        self.resize(rows);
-    }
-
-    fn places(&self, rows: usize) -> impl Iterator<Item = usize> {
-        (0..rows).flat_map(|row| {
-            let start = self.start(row);
-            (0..self.width).map(move |channel| start + channel * TILE)
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::RowDtype;
 
     fn rows(count: usize, width: usize, seed: usize) -> Vec<f32> {
         (0..count * width).map(|i| ((i * 7919 + seed) as f32 * 0.618).sin()).collect()

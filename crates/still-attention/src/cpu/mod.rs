@@ -19,8 +19,8 @@
 //! | `linear_only` | linear attention alone |
 //! | `sliding` | attention to a window of the last tokens |
 //! | `backward`, `query_rows_backward`, `linear_only_backward` | gradients of the files of these names |
-//! | `rows`, `key_store`, `cells` | stored rows: layout, and how each type is coded |
-//! | `saved_rows` | stored rows as tensors of a saved state |
+//! | `store`, `cells` | stored rows: layout, saving, and how each type is coded |
+//! | `key_store`, `rows` | what is computed with stored keys, and with stored values |
 //! | `weighted_sum` | products of a small batch with stored rows |
 
 pub(crate) mod backward;
@@ -43,8 +43,8 @@ pub(crate) mod retirement;
 mod row_weights;
 pub(crate) mod rows;
 mod saved_attention;
-pub(crate) mod saved_rows;
 pub(crate) mod sliding;
+mod store;
 mod visible_keys;
 pub(crate) mod weighted_sum;
 

@@ -2,10 +2,9 @@
 
 use std::ops::Range;
 
-use super::cells::{Cell, Cells, Values, each};
-use super::saved_rows::SavedRows;
+use super::cells::{Cell, Values, each};
+use super::store::Store;
 use super::weighted_sum::{Summed, add_weighted};
-use crate::config::RowDtype;
 use still_compute::Real;
 use still_compute::matmul::Mat;
 
@@ -34,87 +33,10 @@ impl<'a, T> Rows<'a, T> {
     }
 }
 
-/// Owned rows of one width, one after the other, stored in the dtype that the state declares.
-#[derive(Clone, Debug)]
-pub(crate) struct RowStore<T> {
-    width: usize,
-    cells: Cells<T>,
-}
+/// Owned rows of one width, one after the other.
+pub(crate) type RowStore<T> = Store<T, 1>;
 
 impl<T: Real> RowStore<T> {
-    /// An empty store; `RowDtype::F32` keeps the kernel's own type.
-    pub fn new(width: usize, dtype: RowDtype) -> Self {
-        Self { width, cells: Cells::new(dtype) }
-    }
-
-    /// A store of `rows` zero rows.
-    pub fn zeros(width: usize, rows: usize, dtype: RowDtype) -> Self {
-        let mut store = Self::new(width, dtype);
-        store.resize(rows);
-        store
-    }
-
-    fn resize(&mut self, rows: usize) {
-        self.cells.resize(rows * self.width, rows);
-    }
-
-    pub fn len(&self) -> usize {
-        self.cells.len() / self.width
-    }
-
-    pub fn size_bytes(&self) -> usize {
-        self.cells.size_bytes()
-    }
-
-    /// Overwrites row `index`.
-    pub fn set(&mut self, index: usize, row: &[T]) {
-        debug_assert_eq!(row.len(), self.width);
-        let scale = self.cells.prepare(index, row);
-        let span = index * self.width..(index + 1) * self.width;
-        each!(&mut self.cells.values, v => {
-            for (to, &x) in v[span].iter_mut().zip(row) {
-                *to = Cell::<T>::narrow(x * scale);
-            }
-        });
-    }
-
-    /// Makes room for so many more rows now, so that appending them does not.
-    pub fn reserve(&mut self, rows: usize) {
-        let rows = self.len() + rows;
-        self.cells.reserve(rows * self.width, rows);
-    }
-
-    /// Appends one row.
-    pub fn push(&mut self, row: &[T]) {
-        let index = self.len();
-        self.resize(index + 1);
-        self.set(index, row);
-    }
-
-    /// Appends whole rows.
-    pub fn extend(&mut self, rows: &[T]) {
-        rows.chunks_exact(self.width).for_each(|row| self.push(row));
-    }
-
-    /// Drops row `index`; the last row takes its place.
-    pub fn swap_remove(&mut self, index: usize) {
-        let (last, width) = (self.len() - 1, self.width);
-        each!(&mut self.cells.values, v => {
-            v.copy_within(last * width..(last + 1) * width, index * width);
-        });
-        self.cells.move_scale(last, index);
-        self.resize(last);
-    }
-
-    /// Row `index`, appended to `out`.
-    pub fn append_row(&self, index: usize, out: &mut Vec<T>) {
-        let scale = self.cells.scale(index);
-        let span = index * self.width..(index + 1) * self.width;
-        each!(&self.cells.values, v => {
-            out.extend(v[span].iter().map(|&x| Cell::<T>::widen(x) * scale));
-        });
-    }
-
     /// Whether [`RowStore::read`] borrows.
     pub fn is_native(&self) -> bool {
         matches!(self.cells.values, Values::Native(_))
@@ -154,31 +76,10 @@ impl<T: Real> RowStore<T> {
     }
 }
 
-impl<T: Real> SavedRows<T> for RowStore<T> {
-    fn cells(&self) -> &Cells<T> {
-        &self.cells
-    }
-
-    fn cells_mut(&mut self) -> &mut Cells<T> {
-        &mut self.cells
-    }
-
-    fn size(&self) -> (usize, usize) {
-        (self.len(), self.width)
-    }
-
-    fn set_len(&mut self, rows: usize) {
-        self.resize(rows);
-    }
-
-    fn places(&self, rows: usize) -> impl Iterator<Item = usize> {
-        0..rows * self.width
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::RowDtype;
 
     #[test]
     fn weighted_sums_are_those_of_the_rows_given_back() {

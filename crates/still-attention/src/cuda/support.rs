@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Tensor};
 use still_kernels::{CHUNK, HEAD_DIMS, MAX_CAP, MAX_DECODE_GROUP};
 
-use crate::arguments::expect_shape;
+use crate::arguments::expect_rows;
 use crate::hybrid::OP;
 use crate::{
     AttentionError, Branches, FeatureMap, HeadGeometry, HybridConfig, HybridWeights, LinearNorm,
@@ -73,11 +73,7 @@ pub(super) fn check_fed(
     dtype: DType,
     device: &Device,
 ) -> Result<()> {
-    let HeadGeometry { num_heads, num_key_value_heads: kv_heads, head_dim } = geometry;
-    let tokens = q.dim(2)?;
-    expect_shape(op, "q", q, &[batch, num_heads, tokens, head_dim])?;
-    expect_shape(op, "k", k, &[batch, kv_heads, tokens, head_dim])?;
-    expect_shape(op, "v", v, &[batch, kv_heads, tokens, head_dim])?;
+    expect_rows(op, [q, k, v], geometry, batch)?;
     check_rows(q, [k, v])?;
     require(q.dtype() == dtype, "q", "of the dtype of the rows that are held", || {
         format!("{}, the rows are {}", q.dtype().as_str(), dtype.as_str())

@@ -16,9 +16,12 @@ pub fn feature_row(map: FeatureMap, x: &[f64], w: &[f64], householder: Option<&[
     let y = householder.map_or_else(|| x.to_vec(), |u| reflect(x, u));
     let mut u: Vec<f64> =
         (0..features).map(|j| (0..x.len()).map(|i| y[i] * w[i * features + j]).sum()).collect();
-    if let FeatureMap::NpMap { .. } = map {
-        let scale = dot(x, x).sqrt() / dot(&u, &u).sqrt().max(1e-12);
-        u.iter_mut().for_each(|u| *u *= scale);
+    match map {
+        FeatureMap::NpMap { .. } => {
+            let scale = dot(x, x).sqrt() / dot(&u, &u).sqrt().max(1e-12);
+            u.iter_mut().for_each(|u| *u *= scale);
+        }
+        FeatureMap::Softmax => {}
     }
     let minus: Vec<f64> = u.iter().map(|u| -u).collect();
     [softmax(&u), softmax(&minus)].concat()

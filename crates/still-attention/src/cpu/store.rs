@@ -1,0 +1,154 @@
+//! Rows of K or V of one head, stored in the dtype that the state declares.
+
+use candle_core::{Device, Tensor};
+use still_compute::Real;
+
+use super::cells::{Cell, Cells, each};
+use crate::Result;
+use crate::config::RowDtype;
+use crate::saved_state::SavedState;
+
+/// Rows of one width in tiles of `TILE` rows, each tile transposed: channel `c` of row `r` is value `r mod TILE` of line `c` of tile
+/// `r / TILE`. With tiles of one row that is one row after the other.
+#[derive(Clone, Debug)]
+pub(crate) struct Store<T, const TILE: usize> {
+    pub(super) width: usize,
+    rows: usize,
+    pub(super) cells: Cells<T>,
+}
+
+impl<T: Real, const TILE: usize> Store<T, TILE> {
+    /// An empty store of rows of `width` channels; `RowDtype::F32` keeps the kernel's own type.
+    pub fn new(width: usize, dtype: RowDtype) -> Self {
+        Self { width, rows: 0, cells: Cells::new(dtype) }
+    }
+
+    /// A store of `rows` zero rows.
+    pub fn zeros(width: usize, rows: usize, dtype: RowDtype) -> Self {
+        let mut store = Self::new(width, dtype);
+        store.resize(rows);
+        store
+    }
+
+    fn resize(&mut self, rows: usize) {
+        let whole = rows.next_multiple_of(TILE);
+        self.cells.resize(whole * self.width, whole);
+        self.rows = rows;
+    }
+
+    pub fn len(&self) -> usize {
+        self.rows
+    }
+
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    pub fn size_bytes(&self) -> usize {
+        self.cells.size_bytes()
+    }
+
+    /// Where the channels of row `index` begin; they are `TILE` values apart.
+    fn start(&self, index: usize) -> usize {
+        index / TILE * TILE * self.width + index % TILE
+    }
+
+    /// Overwrites row `index`.
+    pub fn set(&mut self, index: usize, row: &[T]) {
+        debug_assert_eq!(row.len(), self.width);
+        let scale = self.cells.prepare(index, row);
+        let start = self.start(index);
+        each!(&mut self.cells.values, v => {
+            for (line, &x) in v[start..].chunks_mut(TILE).zip(row) {
+                line[0] = Cell::<T>::narrow(x * scale);
+            }
+        });
+    }
+
+    /// Makes room for so many more rows now, so that appending them does not.
+    pub fn reserve(&mut self, rows: usize) {
+        let rows = (self.rows + rows).next_multiple_of(TILE);
+        self.cells.reserve(rows * self.width, rows);
+    }
+
+    /// Appends one row.
+    pub fn push(&mut self, row: &[T]) {
+        self.resize(self.rows + 1);
+        self.set(self.rows - 1, row);
+    }
+
+    /// Appends whole rows.
+    pub fn extend(&mut self, rows: &[T]) {
+        rows.chunks_exact(self.width).for_each(|row| self.push(row));
+    }
+
+    /// Drops row `index`; the last row takes its place.
+    pub fn swap_remove(&mut self, index: usize) {
+        let last = self.rows - 1;
+        let (from, to) = (self.start(last), self.start(index));
+        each!(&mut self.cells.values, v => {
+            for channel in 0..self.width {
+                v[to + channel * TILE] = v[from + channel * TILE];
+            }
+        });
+        self.cells.move_scale(last, index);
+        self.resize(last);
+    }
+
+    /// Drops all rows from `rows` on.
+    pub fn truncate(&mut self, rows: usize) {
+        if rows < self.rows {
+            self.resize(rows);
+        }
+    }
+
+    /// Row `index`, appended to `out`.
+    pub fn append_row(&self, index: usize, out: &mut Vec<T>) {
+        let scale = self.cells.scale(index);
+        let start = self.start(index);
+        each!(&self.cells.values, v => {
+            let lines = v[start..].chunks(TILE).take(self.width);
+            out.extend(lines.map(|line| Cell::<T>::widen(line[0]) * scale));
+        });
+    }
+
+    /// Where the values of all rows lie, row after row.
+    fn places(&self) -> impl Iterator<Item = usize> {
+        let (width, starts) = (self.width, (0..self.rows).map(|row| self.start(row)));
+        starts.flat_map(move |start| (0..width).map(move |channel| start + channel * TILE))
+    }
+
+    /// Puts the rows among a state's tensors.
+    pub fn save(&self, state: &mut SavedState, part: usize, name: &str) -> Result<()> {
+        state.put(part, name, self.cells.saved(self.places(), (self.rows, self.width))?);
+        if let Some(scales) = self.cells.scales() {
+            let scales = Tensor::from_slice(&scales[..self.rows], self.rows, &Device::Cpu)?;
+            state.put(part, &scale(name), scales);
+        }
+        Ok(())
+    }
+
+    /// Takes the rows back, `rows` of them if that is known.
+    pub fn restore(
+        &mut self,
+        state: &mut SavedState,
+        part: usize,
+        name: &str,
+        rows: Option<usize>,
+    ) -> Result<()> {
+        let shape = [rows, Some(self.width)];
+        let saved = state.take(part, name, self.cells.saved_dtype(), &shape)?;
+        self.resize(saved.dim(0)?);
+        let places: Vec<usize> = self.places().collect();
+        self.cells.restore(places.into_iter(), &saved)?;
+        if self.cells.scales().is_some() {
+            let scales = state.take(part, &scale(name), T::DTYPE, &[Some(self.rows)])?;
+            self.cells.restore_scales(&scales.to_vec1()?);
+        }
+        Ok(())
+    }
+}
+
+fn scale(name: &str) -> String {
+    format!("{name}_scale")
+}
