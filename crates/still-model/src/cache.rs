@@ -2,12 +2,11 @@
 
 use std::collections::HashMap;
 
-use candle_core::{DeviceLocation, Tensor};
-use still_attention::{AttentionKind, AttentionState, HostState, RowDtype, SavedState};
+use candle_core::Tensor;
+use still_attention::{AttentionState, HostState, SavedState};
 
 use crate::error::{ModelError, Result};
-use crate::executor::{Scratch, executor};
-use crate::model::Model;
+use crate::executor::Scratch;
 
 /// What a model remembers of a batch of sequences: the attention state of every layer.
 #[derive(Clone, Debug)]
@@ -20,6 +19,11 @@ pub struct Cache {
 }
 
 impl Cache {
+    /// Of the empty states of all layers.
+    pub(crate) fn new(layers: Vec<Box<dyn AttentionState>>, batch: usize) -> Self {
+        Self { layers, batch, logits: Vec::new(), scratch: Scratch::default() }
+    }
+
     /// Bytes held for all sequences in all layers.
     pub fn size_bytes(&self) -> usize {
         self.layers.iter().map(|layer| layer.size_bytes()).sum()
@@ -90,45 +94,5 @@ impl Cache {
             hint: "use --device cpu".into(),
         };
         self.layers.iter().map(|layer| layer.on_host().ok_or_else(elsewhere)).collect()
-    }
-}
-
-impl Model {
-    /// An empty cache of `batch` sequences whose exact rows are stored as `rows`, on the device of the weights. On CUDA `rows`
-    /// is the weights' dtype.
-    ///
-    /// # Errors
-    /// A student that does not fit the model; rows or a student's attention that the device has no kernels for.
-    pub fn new_cache(&self, batch: usize, rows: RowDtype) -> Result<Cache> {
-        let layers = executor(self.device())?.new_states(self, batch, rows)?;
-        Ok(Cache { layers, batch, logits: Vec::new(), scratch: Scratch::default() })
-    }
-
-    /// An error unless the cache is for `batch` sequences and its layers are of this model's number, kind and device.
-    pub(crate) fn check_cache(&self, cache: &Cache, batch: usize) -> Result<()> {
-        if batch != cache.batch || cache.layers.len() != self.decoder.layers.len() {
-            return Err(ModelError::Invalid(format!(
-                "{batch} sequences for a cache of {}, {} layers for one of {}",
-                cache.batch,
-                self.decoder.layers.len(),
-                cache.layers.len()
-            )));
-        }
-        let expected = |n: usize| -> (AttentionKind, DeviceLocation) {
-            let hybrid = self.student.as_ref().is_some_and(|student| student.layer(n).is_some());
-            let kind = match self.decoder.layers[n].sliding_window {
-                _ if hybrid => AttentionKind::Hybrid,
-                Some(window) => AttentionKind::Sliding { window },
-                None => AttentionKind::Dense,
-            };
-            (kind, self.device().location())
-        };
-        let found = cache.layers.iter().map(|layer| (layer.kind(), layer.location()));
-        if found.enumerate().any(|(n, found)| found != expected(n)) {
-            return Err(ModelError::Invalid(
-                "the cache was made for another model, or for this one on another device".into(),
-            ));
-        }
-        Ok(())
     }
 }

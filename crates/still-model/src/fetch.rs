@@ -4,7 +4,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::checkpoint::BaseIdentity;
+use crate::base::BaseIdentity;
 use crate::error::{ModelError, Result};
 use crate::files::{staging_dir, sweep};
 

@@ -7,8 +7,10 @@
 //! | `model` | a runnable model: decoder, student, tokenizer |
 //! | `decoder` | embeddings, layers, norms, head; a layer's operations, with and without a graph |
 //! | `student` | what a student learns |
+//! | `visit` | all layers of a decoder, with an attention that the caller computes |
 //! | `config` | hyper-parameters, and what sets families apart |
 //! | `checkpoint` | models on disk: safetensors, GGUF, hub, students |
+//! | `base` | what a base is recognised by |
 //! | `executor` | how a device runs a model: prefill and decode steps |
 //! | `cache` | what a model remembers of a batch of sequences |
 //! | `read` | one sequence fed to a model |
@@ -28,6 +30,7 @@
 //! | `error` | errors of loading, running and saving |
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
+mod base;
 mod cache;
 mod cancel;
 mod chat;
@@ -53,29 +56,31 @@ mod session_file;
 mod student;
 pub mod tensor_file;
 mod tokenizer;
+mod visit;
 
+pub use base::BaseIdentity;
 pub use cache::Cache;
 pub use cancel::Cancel;
 pub use chat::{ChatTemplate, Context, Message, Rendered};
 pub use checkpoint::{
-    BaseIdentity, Checkpoint, ExportKind, GgufExport, GgufFormat, StudentTarget, Weights,
-    export_gguf, is_exported_student, names, save_student, save_student_to,
+    Checkpoint, ExportKind, GgufExport, GgufFormat, StudentTarget, Weights, export_gguf,
+    is_exported_student, names, save_student, save_student_to,
 };
 pub use config::{Activation, Architecture, ModelConfig, RopeScaling, SlidingAttention};
 pub use decoder::{
     AttentionInputs, Decoder, DecoderLayer, Dropout, LayerOps, Linear, Lora, LoraLayer, Norm,
     NormWeight, Part, Projected, Projection, Role, RopeBase, Rotation, SavedActivations, SavingOps,
-    TensorOps, Value, Weight,
+    StudentLayer, TensorOps, Value, Weight,
 };
 pub use device::{device, peak_device_bytes, reset_peak_device_bytes};
 pub use document::{Answer, Document};
 pub use error::{ModelError, Result};
-pub use executor::lanes;
+pub use executor::{Batching, lanes, usual_dtype};
 pub use generate::{Finish, GenerateOptions, Generation, generate};
 pub use generate_together::generate_together;
 pub use model::Model;
 pub use read_packed::Feed;
 pub use sampler::{Sampler, likeliest};
 pub use session::{ChatSession, Reply};
-pub use student::{FeatureInit, LoraConfig, LoraTarget, Student, StudentLayer};
+pub use student::{FeatureInit, LoraConfig, LoraTarget, Student};
 pub use tokenizer::{Span, TokenStream, Tokenizer, panics_are_expected};

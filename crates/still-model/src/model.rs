@@ -1,18 +1,17 @@
 //! A runnable model: a decoder, perhaps a student's attention, a tokenizer.
 
-use std::collections::HashMap;
-use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, DeviceLocation, Tensor};
+use still_attention::{AttentionKind, RowDtype};
 
+use crate::base::BaseIdentity;
 use crate::cache::Cache;
 use crate::cancel::Cancel;
-use crate::checkpoint::{BaseIdentity, Checkpoint, Weights};
 use crate::config::ModelConfig;
 use crate::decoder::{AttentionInputs, Decoder, Rotation};
 use crate::error::{ModelError, Result};
-use crate::executor::{check_dtype, executor};
+use crate::executor::{Batching, executor};
 use crate::student::Student;
 use crate::tokenizer::Tokenizer;
 
@@ -30,61 +29,17 @@ pub struct Model {
 }
 
 impl Model {
-    /// Loads a Hugging Face directory, a `.gguf` file, a hub id or a student, in f32 on the CPU.
-    ///
-    /// # Errors
-    /// What is missing, broken or unsupported, by name.
-    pub fn load(model: &str) -> Result<Self> {
-        Self::load_on(model, &Device::Cpu, DType::F32)
-    }
-
-    /// [`Model::load`] onto a device, with base weights and activations of `dtype`: f32 on the CPU, f32 or bf16 elsewhere.
-    /// What a student has learned is f32 everywhere.
-    ///
-    /// # Errors
-    /// As [`Model::load`]; a dtype that the device has no kernels for.
-    pub fn load_on(model: &str, device: &Device, dtype: DType) -> Result<Self> {
-        Checkpoint::open(model)
-            .and_then(|checkpoint| Self::from_checkpoint(checkpoint, device, dtype))
-            .map_err(|error| error.while_loading(Path::new(model)))
-    }
-
-    /// Loads the weights of an opened checkpoint; `device` and `dtype` as in [`Model::load_on`].
-    ///
-    /// # Errors
-    /// A missing tensor, one of another shape or one that nothing reads; a dtype that the device has no kernels for.
-    pub fn from_checkpoint(checkpoint: Checkpoint, device: &Device, dtype: DType) -> Result<Self> {
-        check_dtype(device, dtype)?;
-        let Checkpoint { config, weights, tokenizer, still, lora, recipe, base } = checkpoint;
-        let decoder = Arc::new(Decoder::load(&config, &weights, device, dtype)?);
-        let student = still
-            .map(|still| Student::from_weights(still, lora, &config, &weights)?.to_device(device))
-            .transpose()?
-            .map(|student| Student { recipe, ..student });
-        weights.check_all_read(&config)?;
-        Ok(Self { decoder, student, tokenizer, base })
-    }
-
-    /// The same model on another device; `dtype` as in [`Model::load_on`].
-    ///
-    /// # Errors
-    /// A dtype that the device has no kernels for; too little memory there.
-    pub fn to_device(&self, device: &Device, dtype: DType) -> Result<Self> {
-        check_dtype(device, dtype)?;
-        let mut tensors = HashMap::new();
-        self.decoder.visit_tensors(|name, tensor| {
-            tensors.insert(name.to_owned(), tensor);
-            Ok(())
-        })?;
-        let weights = Weights::from_tensors(tensors);
-        let decoder = Arc::new(Decoder::load(self.config(), &weights, device, dtype)?);
-        let student = self.student.as_ref().map(|student| student.to_device(device)).transpose()?;
-        Ok(Self { decoder, student, ..self.clone() })
-    }
-
     /// Where it computes.
     pub fn device(&self) -> &Device {
         self.decoder.device()
+    }
+
+    /// How many sequences are best fed to it together.
+    ///
+    /// # Errors
+    /// Weights on a device that no model runs on.
+    pub fn batching(&self) -> Result<Batching> {
+        Ok(executor(self.device())?.batching(self))
     }
 
     /// Hyper-parameters of the base.
@@ -102,6 +57,44 @@ impl Model {
         Self { student: Some(student), ..self.clone() }
     }
 
+    /// An empty cache of `batch` sequences whose exact rows are stored as `rows`, on the device of the weights. On CUDA `rows`
+    /// is the weights' dtype.
+    ///
+    /// # Errors
+    /// A student that does not fit the model; rows or a student's attention that the device has no kernels for.
+    pub fn new_cache(&self, batch: usize, rows: RowDtype) -> Result<Cache> {
+        let layers = executor(self.device())?.new_states(self, batch, rows)?;
+        Ok(Cache::new(layers, batch))
+    }
+
+    /// An error unless the cache is for `batch` sequences and its layers are of this model's number, kind and device.
+    pub(crate) fn check_cache(&self, cache: &Cache, batch: usize) -> Result<()> {
+        if batch != cache.batch() || cache.layers.len() != self.decoder.layers.len() {
+            return Err(ModelError::Invalid(format!(
+                "{batch} sequences for a cache of {}, {} layers for one of {}",
+                cache.batch(),
+                self.decoder.layers.len(),
+                cache.layers.len()
+            )));
+        }
+        let expected = |n: usize| -> (AttentionKind, DeviceLocation) {
+            let hybrid = self.student.as_ref().is_some_and(|student| student.layer(n).is_some());
+            let kind = match self.decoder.layers[n].sliding_window {
+                _ if hybrid => AttentionKind::Hybrid,
+                Some(window) => AttentionKind::Sliding { window },
+                None => AttentionKind::Dense,
+            };
+            (kind, self.device().location())
+        };
+        let found = cache.layers.iter().map(|layer| (layer.kind(), layer.location()));
+        if found.enumerate().any(|(n, found)| found != expected(n)) {
+            return Err(ModelError::Invalid(
+                "the cache was made for another model, or for this one on another device".into(),
+            ));
+        }
+        Ok(())
+    }
+
     /// Feeds `ids` `[B, T]` u32 and returns the final-normed hidden states `[B, T, E]`.
     ///
     /// `lengths`: valid tokens of each right-padded sequence; all `T` if absent.
@@ -116,6 +109,17 @@ impl Model {
     ) -> Result<Tensor> {
         self.check_cache(cache, ids.dim(0)?)?;
         executor(self.device())?.forward(self, ids, cache, lengths)
+    }
+
+    /// [`Model::forward`] of a checked cache, as all devices can.
+    pub(crate) fn forward_through_layers(
+        &self,
+        ids: &Tensor,
+        cache: &mut Cache,
+        lengths: Option<&[usize]>,
+    ) -> Result<Tensor> {
+        let x = self.decoder.embed_batch(ids)?;
+        self.forward_embedded(x, cache, lengths, &Cancel::default())
     }
 
     /// [`Model::forward`] of embeddings `[B, T, E]`.

@@ -8,8 +8,9 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use tokenizers::models::bpe::BPE;
 
+use crate::base::BaseIdentity;
 use crate::chat::ChatTemplate;
-use crate::checkpoint::{BaseIdentity, Weights, shapes};
+use crate::checkpoint::{Weights, shapes};
 use crate::config::{Architecture, ModelConfig, RopeScaling, SlidingAttention};
 use crate::decoder::Decoder;
 use crate::error::{ModelError, Result};

@@ -6,14 +6,11 @@ use candle_core::{DType, Device, Tensor};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
-use still_attention::{
-    FeatureMap, HybridConfig, HybridWeights, LinearNorm, StillConfig, fold_householder,
-};
+use still_attention::{HybridWeights, LinearNorm, StillConfig, fold_householder};
 use still_compute::random::normal;
 
-use crate::checkpoint::{Weights, learned_names};
 use crate::config::ModelConfig;
-use crate::decoder::{Decoder, Lora, LoraLayer};
+use crate::decoder::{Decoder, Lora, LoraLayer, StudentLayer};
 use crate::error::{ModelError, Result};
 
 /// `w` at first: the exact terms weigh `sigmoid(w)` = 0.1 (LoLCATs).
@@ -144,19 +141,6 @@ pub struct Student {
     pub recipe: Option<serde_json::Value>,
 }
 
-/// The learned part of one layer.
-#[derive(Clone, Debug)]
-pub struct StudentLayer {
-    /// The layer's attention.
-    pub config: HybridConfig,
-    /// Feature maps, `ℓ` and `w`.
-    pub attention: HybridWeights,
-    /// `W_g` `[H·D, E]`, with `config.gate`.
-    pub gate_proj: Option<Tensor>,
-    /// Unmerged low-rank updates.
-    pub lora: Option<LoraLayer>,
-}
-
 impl Student {
     /// What it has learned of a decoder's layer; `None` of one that keeps its own attention.
     pub fn layer(&self, layer: usize) -> Option<&StudentLayer> {
@@ -198,7 +182,7 @@ impl Student {
             .full_layers()
             .map(|n| Ok((n, map(heads)?, map(selection_heads)?)))
             .collect::<Result<Vec<_>>>()?;
-        let reflected = matches!(config.feature_map, FeatureMap::NpMap { householder: true });
+        let reflected = config.feature_map.reflects();
         let layers = maps
             .into_iter()
             .map(|(n, feature_map_q, feature_map_k)| {
@@ -358,60 +342,6 @@ impl Student {
         Ok(student)
     }
 
-    /// Every learned tensor by the name it has in a checkpoint: feature maps split by head and transposed,
-    /// as official STILL checkpoints have them.
-    ///
-    /// # Errors
-    /// An error of the tensor library.
-    pub fn checkpoint_tensors(&self) -> Result<Vec<(String, Tensor)>> {
-        let mut all = Vec::new();
-        self.map_tensors(|name, tensor| {
-            if learned_names::is_by_head(name) {
-                for head in 0..tensor.dim(0)? {
-                    let weight = tensor.get(head)?.t()?.contiguous()?;
-                    all.push((learned_names::to_checkpoint(name, head), weight));
-                }
-            } else {
-                all.push((learned_names::to_checkpoint(name, 0), tensor.clone()));
-            }
-            Ok(tensor.clone())
-        })?;
-        Ok(all)
-    }
-
-    /// Reads what [`Student::checkpoint_tensors`] names.
-    ///
-    /// # Errors
-    /// A missing tensor or one of another shape.
-    pub fn from_weights(
-        config: StillConfig,
-        lora: Option<LoraConfig>,
-        model: &ModelConfig,
-        weights: &Weights,
-    ) -> Result<Self> {
-        check_shapes(&config, lora.as_ref(), model, weights)?;
-        let init = if config.feature_dim == model.head_dim {
-            FeatureInit::Identity
-        } else {
-            FeatureInit::Normal
-        };
-        let mut student = Self::init(config, model, init, 0)?;
-        if let Some(lora) = lora {
-            student.add_lora(model, lora, 0)?;
-        }
-        let device = Device::Cpu;
-        let get = |name: &str, shape: &[usize]| weights.get(name, shape, DType::F32, &device);
-        student.map_tensors(|name, tensor| {
-            let stored = |head| learned_names::to_checkpoint(name, head);
-            if !learned_names::is_by_head(name) {
-                return get(&stored(0), tensor.dims());
-            }
-            let (heads, d, f) = tensor.dims3()?;
-            let map = |head| Ok(get(&stored(head), &[f, d])?.t()?.contiguous()?);
-            Ok(Tensor::stack(&(0..heads).map(map).collect::<Result<Vec<_>>>()?, 0)?)
-        })
-    }
-
     /// The decoder with this student's low-rank updates added to its weights, and the student without them. It takes as much
     /// memory again as the updated weights; a save merges them one at a time.
     ///
@@ -478,29 +408,4 @@ impl Student {
         };
         self.layers.iter().any(slot)
     }
-}
-
-/// An error if the first hybrid layer's tensors are not of the sizes that the configuration says: before anything of those sizes is
-/// made.
-fn check_shapes(
-    config: &StillConfig,
-    lora: Option<&LoraConfig>,
-    model: &ModelConfig,
-    weights: &Weights,
-) -> Result<()> {
-    model.check_still(config)?;
-    let first = model.full_layers().next().unwrap_or_default();
-    let layer = format!("model.layers.{first}.self_attn");
-    let shape = [config.feature_dim, model.head_dim];
-    for map in ["feature_map_q", "feature_map_k"] {
-        weights.check_shape(&format!("{layer}.{map}.mlp.linears.0.weight"), &shape)?;
-    }
-    let Some(lora) = lora else { return Ok(()) };
-    lora.validate()?;
-    for &target in &lora.targets {
-        let ((out, inner), name) = (target.shape(model), target.name());
-        weights.check_shape(&format!("{layer}.{name}.lora_A.weight"), &[lora.rank, inner])?;
-        weights.check_shape(&format!("{layer}.{name}.lora_B.weight"), &[out, lora.rank])?;
-    }
-    Ok(())
 }

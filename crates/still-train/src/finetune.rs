@@ -84,19 +84,7 @@ impl FinetuneStage {
         teacher_hidden: Option<&[Tensor]>,
     ) -> Result<StepReport> {
         let (loss, gradients) = self.gradients(windows, teacher_hidden)?;
-        let update = self.updates.update(loss, gradients)?;
-        Ok(StepReport {
-            stage: Stage::Finetune,
-            step: self.updates.optimizer.step_count(),
-            loss,
-            grad_norm: update.grad_norm,
-            lr: update.lr,
-            tokens: windows.iter().map(Window::len).sum(),
-            skipped: update.skipped,
-            layers: Vec::new(),
-            layer_losses: Vec::new(),
-            linear_losses: Vec::new(),
-        })
+        self.updates.update(loss, gradients, windows)
     }
 
     /// Loss and gradients of a step.

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use serde::Serialize;
+use still_model::decoder::Part;
 use still_model::{Model, ModelConfig, Student, Weight};
 
 use crate::data::{Position, Window, Windows};
@@ -176,27 +177,16 @@ impl<'a> Sizes<'a> {
             let (out, inner) = weight.dims2()?;
             Ok(if matches!(weight, Weight::Packed(_)) { out * inner * F32 } else { 0 })
         };
-        let value = decoder.dtype().size_in_bytes();
-        let mut weights =
-            decoder.embed_tokens.size_bytes() + decoder.norm.scale.elem_count() * value;
-        if !decoder.config.tie_word_embeddings {
-            weights += decoder.lm_head.size_bytes();
-        }
-        let mut widened = 0;
-        for layer in &decoder.layers {
-            let attention = [&layer.q_proj, &layer.k_proj, &layer.v_proj, &layer.o_proj];
-            let mlp = [&layer.mlp.gate, &layer.mlp.up, &layer.mlp.down];
-            for linear in attention.into_iter().chain(mlp) {
-                weights += linear.weight.size_bytes();
-                weights += linear.bias.as_ref().map_or(0, |bias| bias.elem_count() * value);
-                widened = widened.max(wide(&linear.weight)?);
+        let (mut weights, mut widened) = (0, 0);
+        for (name, part) in decoder.parts() {
+            weights += part.size_bytes();
+            if let (Part::Matrix(weight), true) = (part, name.starts_with("model.layers.")) {
+                widened = widened.max(wide(weight)?);
             }
-            let norms = layer.norms().map(|norm| norm.scale.elem_count()).sum::<usize>();
-            weights += norms * value;
         }
         Ok(Self {
             config: &decoder.config,
-            value,
+            value: decoder.dtype().size_in_bytes(),
             on_cpu: decoder.device().is_cpu(),
             block_rows: loss::block_rows(decoder.device(), decoder.config.vocab_size),
             weights,

@@ -116,21 +116,11 @@ impl TransferStage {
     /// A loss or gradient that is not a number (the step is then not taken); an id outside the vocabulary.
     pub fn step(&mut self, windows: &[Window]) -> Result<TransferStep> {
         let done = self.gradients(windows)?;
-        let loss = done.loss();
-        let update = self.updates.update(loss, done.gradients)?;
-        let report = StepReport {
-            stage: Stage::Transfer,
-            step: self.updates.optimizer.step_count(),
-            loss,
-            grad_norm: update.grad_norm,
-            lr: update.lr,
-            tokens: windows.iter().map(Window::len).sum(),
-            skipped: update.skipped,
-            layers: self.numbers(),
-            layer_losses: done.layer_losses,
-            linear_losses: done.linear_losses,
-        };
-        Ok(TransferStep { report, teacher_hidden: done.teacher_hidden })
+        let report = self.updates.update(done.loss(), done.gradients, windows)?;
+        let TransferGradients { layer_losses, linear_losses, teacher_hidden, .. } = done;
+        let layers = self.numbers();
+        let report = StepReport { layers, layer_losses, linear_losses, ..report };
+        Ok(TransferStep { report, teacher_hidden })
     }
 
     /// Which layers learn; empty if every layer does.

@@ -2,8 +2,9 @@
 
 use still_compute::Gradients;
 
+use crate::data::Window;
 use crate::error::{Result, TrainError};
-use crate::metrics::Stage;
+use crate::metrics::{Stage, StepReport};
 use crate::optimizer::AdamW;
 use crate::recipe::GuardRecipe;
 use crate::spikes::Spikes;
@@ -15,16 +16,6 @@ pub(crate) struct Updates {
     pub spikes: Spikes,
     guard: GuardRecipe,
     stage: Stage,
-}
-
-/// What became of a step.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Update {
-    /// Global norm of the gradient before clipping.
-    pub grad_norm: f64,
-    /// Learning rate that the step had, or would have had.
-    pub lr: f64,
-    pub skipped: bool,
 }
 
 impl Updates {
@@ -50,11 +41,16 @@ impl Updates {
         })
     }
 
-    /// Takes the step, or skips it if its loss or gradient is a spike.
+    /// Takes a step over `windows`, or skips it if its loss or gradient is a spike.
     ///
     /// # Errors
     /// [`TrainError::NotFinite`]; nothing has changed then.
-    pub fn update(&mut self, loss: f64, gradients: Gradients) -> Result<Update> {
+    pub fn update(
+        &mut self,
+        loss: f64,
+        gradients: Gradients,
+        windows: &[Window],
+    ) -> Result<StepReport> {
         self.check_loss(loss)?;
         let gradients = gradients.into_runs()?;
         let lr = self.optimizer.lr();
@@ -65,6 +61,17 @@ impl Updates {
         } else {
             self.optimizer.apply(&gradients, grad_norm)?;
         }
-        Ok(Update { grad_norm, lr, skipped })
+        Ok(StepReport {
+            stage: self.stage,
+            step: self.optimizer.step_count(),
+            loss,
+            grad_norm,
+            lr,
+            tokens: windows.iter().map(Window::len).sum(),
+            skipped,
+            layers: Vec::new(),
+            layer_losses: Vec::new(),
+            linear_losses: Vec::new(),
+        })
     }
 }

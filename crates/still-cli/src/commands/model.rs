@@ -48,8 +48,11 @@ impl DeviceArgs {
     /// One that is not there.
     pub fn resolve(self) -> anyhow::Result<Place> {
         let device = still_model::device(&self.device)?;
-        let usual = if device.is_cpu() { DType::F32 } else { DType::BF16 };
-        Ok(Place { name: self.device, device, dtype: self.compute_dtype.unwrap_or(usual) })
+        let dtype = match self.compute_dtype {
+            Some(dtype) => dtype,
+            None => still_model::usual_dtype(&device)?,
+        };
+        Ok(Place { name: self.device, device, dtype })
     }
 }
 

@@ -23,7 +23,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use still_attention::RowDtype;
-use still_model::{Cache, Model, lanes};
+use still_model::{Batching, Cache, Model, lanes};
 
 use self::encode::{Encoder, Sequence, window};
 use self::sample::Cost;
@@ -119,12 +119,13 @@ pub fn ask(
         task,
         rows: options.rows,
         empty: model.new_cache(1, options.rows)?,
+        batching: model.batching()?,
         listener,
     };
     let (new, mut tokens) = asking.likelihoods(&likely, options.batch_size)?;
     answered.extend(new.into_iter().map(|sample| (sample.id.clone(), sample)));
     let mut writer = Writer::new(model, &asking.empty);
-    let together = Writer::together(model, options.batch_size);
+    let together = if asking.batching.padded { options.batch_size } else { 1 };
     for (n, group) in written.chunks(together).enumerate() {
         if listener.stop() {
             break;
@@ -156,6 +157,7 @@ struct Asking<'a> {
     task: &'a Task,
     rows: RowDtype,
     empty: Cache,
+    batching: Batching,
     listener: &'a dyn Listener,
 }
 
@@ -178,7 +180,7 @@ impl Asking<'_> {
             (AtomicUsize::new(0), AtomicBool::new(false), AtomicUsize::new(0));
         let order = Mutex::new(InOrder::default());
         let lane = || -> Result<()> {
-            let mut reader = Reader::new(self.model, self.rows, &self.empty);
+            let mut reader = Reader::new(self.model, self.rows, &self.empty, self.batching);
             while !self.listener.stop() && !failed.load(Ordering::Relaxed) {
                 let n = next.fetch_add(1, Ordering::Relaxed);
                 let Some(batch) = batches.get(n) else { break };
@@ -252,9 +254,9 @@ impl Asking<'_> {
         }
     }
 
-    /// Threads that ask side by side; a device answers one at a time.
+    /// Threads that ask side by side.
     fn lanes(&self) -> usize {
-        if self.model.device().is_cpu() { rayon::current_num_threads() } else { 1 }
+        if self.batching.side_by_side { rayon::current_num_threads() } else { 1 }
     }
 
     /// Consecutive items of one group, at most `size`, and fewer if lanes would have nothing to do.

@@ -1,6 +1,6 @@
 //! What a task's samples come to.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::sample::{Answer, Sample};
@@ -52,7 +52,7 @@ pub struct Estimate {
 }
 
 /// Mean negative log-likelihood of some positions of a window.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CurvePoint {
     /// First token.
     pub from: usize,

@@ -8,16 +8,11 @@ use std::sync::{Mutex, PoisonError};
 
 use candle_core::Tensor;
 use still_attention::RowDtype;
-use still_model::{Cache, Feed, Model};
+use still_model::{Batching, Cache, Feed, Model};
 
 use super::encode::Sequence;
 use crate::error::{EvalError, Result};
 use crate::nll::{Guess, guesses_of_hidden};
-
-/// New tokens that are read together at most (but one sequence's always are): caches exist for so many at a time.
-const TOKENS: usize = 512;
-/// The same on a device, which is idle with few.
-const DEVICE_TOKENS: usize = 16 * 1024;
 
 /// Rows that are scored together at least, if there are so many.
 const SCORED: usize = 256;
@@ -25,16 +20,13 @@ const SCORED: usize = 256;
 /// A shorter beginning of a group is not worth a cache of its own.
 pub(super) const WORTH_SHARING: usize = 32;
 
-/// Tokens that a shared beginning saves at least on a device, where one more call waits for its launches about as long as so many
-/// tokens take.
-const DEVICE_SAVES: usize = 1024;
-
 /// Reads on one thread's pool, and keeps what the last group began with.
 #[derive(Debug)]
 pub struct Reader<'a> {
     model: &'a Model,
     rows: RowDtype,
     empty: &'a Cache,
+    batching: Batching,
     beginning: Option<(Vec<u32>, Cache)>,
     /// Tokens fed so far: what is shared counts once.
     pub tokens: usize,
@@ -87,9 +79,9 @@ impl Part<'_> {
 }
 
 impl<'a> Reader<'a> {
-    /// `empty` is a cache of one sequence that nothing was fed to, its exact rows stored as `rows`.
-    pub fn new(model: &'a Model, rows: RowDtype, empty: &'a Cache) -> Self {
-        Self { model, rows, empty, beginning: None, tokens: 0 }
+    /// `empty` is a cache of one sequence that nothing was fed to, its exact rows stored as `rows`; `batching` the model's.
+    pub fn new(model: &'a Model, rows: RowDtype, empty: &'a Cache, batching: Batching) -> Self {
+        Self { model, rows, empty, batching, beginning: None, tokens: 0 }
     }
 
     /// Of each item, of each of its sequences, the guesses of its targets, and what the item's cache took. `shared` is what all
@@ -113,26 +105,21 @@ impl<'a> Reader<'a> {
         });
         let commons: Vec<usize> = commons.collect();
         let mut read = Vec::with_capacity(items.len());
-        let on_cpu = self.model.device().is_cpu();
-        let new_tokens = |item: usize| match on_cpu || commons[item] > root {
+        let Batching { side_by_side, tokens, .. } = self.batching;
+        let new_tokens = |item: usize| match side_by_side || commons[item] > root {
             true => commons[item] - root,
             false => items[item].iter().map(|sequence| sequence.ids.len() - root).sum(),
         };
-        for group in by_tokens(items.len(), self.most_tokens(), new_tokens) {
+        for group in by_tokens(items.len(), tokens, new_tokens) {
             self.read_items(&items[group.clone()], &commons[group], root, base, &mut read)?;
         }
         self.beginning = beginning;
         Ok(read)
     }
 
-    /// Whether a beginning that saves so many tokens is read once. On a device a teacher reads whole sequences fast, and what
-    /// continues them by the tensor library's ops.
+    /// Whether a beginning that saves so many tokens is read once.
     fn shares(&self, saved: usize) -> bool {
-        self.model.device().is_cpu() || (self.model.student.is_some() && saved >= DEVICE_SAVES)
-    }
-
-    fn most_tokens(&self) -> usize {
-        if self.model.device().is_cpu() { TOKENS } else { DEVICE_TOKENS }
+        self.batching.least_shared.is_some_and(|least| saved >= least)
     }
 
     /// Makes the beginning that `items` share stand in `self.beginning`; its length, 0 if there is none worth it.
@@ -207,7 +194,7 @@ impl<'a> Reader<'a> {
             }
             first += item.len();
         }
-        for group in by_tokens(parts.len(), self.most_tokens(), |part| parts[part].ids.len()) {
+        for group in by_tokens(parts.len(), self.batching.tokens, |part| parts[part].ids.len()) {
             let bytes = self.read_leaves(&parts[group.clone()], &mut found)?;
             for (&owner, bytes) in owners[group].iter().zip(bytes) {
                 sizes[owner] = sizes[owner].max(bytes);
@@ -222,15 +209,11 @@ impl<'a> Reader<'a> {
     }
 
     /// Feeds parts that nothing follows and scores what they want; the bytes of their caches.
-    ///
-    /// On a device a student reads those that begin a sequence as one batch, padded to the longest: a layer's attention is then
-    /// launched once, not once a part.
     fn read_leaves(&mut self, parts: &[Part<'_>], found: &mut [Guesses]) -> Result<Vec<usize>> {
         let longest = parts.iter().map(|part| part.ids.len()).max().unwrap_or(0);
         let begin = parts.iter().all(|part| part.parent.position(0) == 0);
-        let is_student = self.model.student.is_some();
-        let fits = parts.len() * longest <= 2 * self.most_tokens();
-        if self.model.device().is_cpu() || !is_student || !begin || !fits || parts.len() < 2 {
+        let fits = parts.len() * longest <= 2 * self.batching.tokens;
+        if !self.batching.padded || !begin || !fits || parts.len() < 2 {
             let caches = self.read_parts(parts, found)?;
             return Ok(caches.iter().map(Cache::size_bytes).collect());
         }
@@ -287,7 +270,7 @@ impl<'a> Reader<'a> {
     /// Whether a part is worth several threads, each a block of its tokens behind the one before.
     fn pipelines(&self, part: &Part<'_>) -> bool {
         let several = rayon::current_num_threads() > 1 && part.ids.len() > SCORED;
-        several && self.model.device().is_cpu()
+        several && self.batching.side_by_side
     }
 
     /// Feeds one part; each block is scored on the thread that read it.
@@ -391,8 +374,8 @@ mod tests {
     #[test]
     fn runs_hold_few_tokens_and_everything() {
         let sizes = [100, 500, 12, 0, 600, 1, 1];
-        let runs = by_tokens(sizes.len(), TOKENS, |index| sizes[index]);
+        let runs = by_tokens(sizes.len(), 512, |index| sizes[index]);
         assert_eq!(runs, [0..1, 1..4, 4..5, 5..7]);
-        assert!(by_tokens(0, TOKENS, |_| 1).is_empty());
+        assert!(by_tokens(0, 512, |_| 1).is_empty());
     }
 }

@@ -27,12 +27,6 @@ impl<'a> Writer<'a> {
         Self { model, empty, beginning: None, tokens: 0 }
     }
 
-    /// How many questions are answered together at most: `most` by a student on a device, whose steps wait for memory that all
-    /// sequences share.
-    pub fn together(model: &Model, most: usize) -> usize {
-        if model.device().is_cpu() || model.student.is_none() { 1 } else { most }
-    }
-
     /// The answers to several questions, written greedily, a token of each at a time. `rows`: as the empty cache's.
     ///
     /// # Errors

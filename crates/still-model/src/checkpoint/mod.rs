@@ -10,24 +10,26 @@
 //! | `gguf` | GGUF files of base models, read and checked |
 //! | `gguf_student` | GGUF files of students, read and written |
 //! | `names` | tensor names of Hugging Face and GGUF, by family |
-//! | `learned_names` | names of learned tensors |
+//! | `learned`, `learned_names` | learned tensors and their names |
 //! | `shapes` | the tensors of a model |
 //! | `weights` | tensors by name, whatever file they come from |
 //! | `safetensors_file` | safetensors files as they lie in memory |
 //! | `quantization`, `dequantize` | 8-bit weights of safetensors: which there are, and their values |
 //! | `unread` | refuses a model with tensors that nobody read |
-//! | `base`, `delta` | what a base is recognised by; the base of a delta |
+//! | `delta` | the base of a delta |
+//! | `load` | from an opened checkpoint to a model |
 //! | `student`, `target` | students written; the directory that they are written to |
 
 mod authors;
-mod base;
 mod delta;
 mod dequantize;
 mod form;
 pub mod gguf;
 mod gguf_student;
 mod hub;
-pub(crate) mod learned_names;
+mod learned;
+mod learned_names;
+mod load;
 pub mod names;
 mod quantization;
 mod safetensors_dir;
@@ -43,7 +45,6 @@ use std::path::Path;
 
 use still_attention::StillConfig;
 
-pub use base::BaseIdentity;
 pub use gguf_student::{GgufExport, GgufFormat, export_gguf, is_exported_student};
 pub(crate) use shapes::shapes;
 pub use student::{ExportKind, save_student, save_student_to};
@@ -51,6 +52,7 @@ pub use target::StudentTarget;
 pub use weights::Weights;
 
 use self::weights::GgufLayout;
+use crate::base::BaseIdentity;
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
 use crate::student::LoraConfig;

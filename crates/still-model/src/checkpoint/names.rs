@@ -1,6 +1,8 @@
 //! One two-way table between Hugging Face's tensor names and GGUF's.
 
-use crate::config::Architecture;
+use std::ops::Range;
+
+use crate::config::{Architecture, ModelConfig};
 
 /// `(Hugging Face, GGUF)` outside the layers.
 const GLOBAL: [(&str, &str); 3] = [
@@ -46,11 +48,49 @@ const POST_NORMS: [(&str, &str); 3] = [
 
 /// Rows in which a family differs: they replace those of [`LAYER`] that share a name with them.
 fn family_rows(architecture: Architecture) -> &'static [(&'static str, &'static str)] {
-    let family = architecture.family();
-    match (family.fused_projections, family.post_norms) {
-        (true, _) => &FUSED,
-        (_, true) => &POST_NORMS,
-        (false, false) => &[],
+    match architecture {
+        Architecture::Llama | Architecture::Mistral => &[],
+        Architecture::Qwen2 | Architecture::Qwen3 => &[],
+        Architecture::Phi3 => &FUSED,
+        Architecture::Gemma3 => &POST_NORMS,
+    }
+}
+
+/// Which rows of which stored tensor a tensor is, where a family's files may have it otherwise than by its own name.
+pub struct StoredRows {
+    architecture: Architecture,
+    queries: usize,
+    keys: usize,
+    intermediate: usize,
+}
+
+impl StoredRows {
+    /// Of a model's files.
+    pub fn of(config: &ModelConfig) -> Self {
+        Self {
+            architecture: config.architecture,
+            queries: config.num_attention_heads.saturating_mul(config.head_dim),
+            keys: config.num_key_value_heads.saturating_mul(config.head_dim),
+            intermediate: config.intermediate_size,
+        }
+    }
+
+    /// The stored tensor, its rows in all, and the tensor's own.
+    pub fn find(&self, name: &str) -> Option<(String, usize, Range<usize>)> {
+        let &Self { queries: q, keys: k, intermediate: i, .. } = self;
+        let rows: &[(&str, &str, usize, Range<usize>)] = match self.architecture {
+            Architecture::Phi3 => &[
+                ("self_attn.q_proj.weight", FUSED[0].0, q + 2 * k, 0..q),
+                ("self_attn.k_proj.weight", FUSED[0].0, q + 2 * k, q..q + k),
+                ("self_attn.v_proj.weight", FUSED[0].0, q + 2 * k, q + k..q + 2 * k),
+                ("mlp.gate_proj.weight", FUSED[1].0, 2 * i, 0..i),
+                ("mlp.up_proj.weight", FUSED[1].0, 2 * i, i..2 * i),
+            ],
+            _ => &[],
+        };
+        rows.iter().find_map(|(part, stored, all, rows)| {
+            Some((format!("{}{stored}", name.strip_suffix(part)?), *all, rows.clone()))
+        })
     }
 }
 

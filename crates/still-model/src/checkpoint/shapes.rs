@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::names;
-use super::weights::FusedRows;
+use super::names::{self, StoredRows};
 use crate::config::ModelConfig;
 
 /// Name, in Hugging Face's words, and shape of every tensor of a base model. Sizes whose product no machine can count are
@@ -55,10 +54,10 @@ pub(crate) fn shapes(config: &ModelConfig) -> BTreeMap<String, Vec<usize>> {
 
 /// [`shapes`] as files have them, under the names of llama.cpp: with projections that a family fuses as one matrix.
 pub(crate) fn gguf_shapes(config: &ModelConfig) -> BTreeMap<String, Vec<usize>> {
-    let fused = config.architecture.family().fused_projections.then(|| FusedRows::of(config));
+    let stored = StoredRows::of(config);
     let mut all: BTreeMap<String, Vec<usize>> = BTreeMap::new();
     for (name, shape) in shapes(config) {
-        let (name, shape) = match fused.as_ref().and_then(|fused| fused.find(&name)) {
+        let (name, shape) = match stored.find(&name) {
             Some((whole, rows, _)) => (whole, vec![rows, shape[1]]),
             None => (name, shape),
         };

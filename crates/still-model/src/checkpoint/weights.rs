@@ -12,9 +12,10 @@ use candle_core::{DType, Device, Tensor};
 use still_quant::{Format, PackedMatrix};
 
 use super::dequantize::dequantize;
+use super::gguf;
+use super::names::{self, StoredRows};
 use super::quantization::Quantization;
 use super::safetensors_file::{SafetensorsFiles, Stored, map};
-use super::{gguf, names};
 use crate::config::ModelConfig;
 use crate::decoder::Weight;
 use crate::error::{ModelError, Result};
@@ -28,8 +29,8 @@ pub struct Weights {
     pub(super) sources: Vec<Source>,
     /// Names of the tensors that were asked for and found.
     read: Mutex<BTreeSet<String>>,
-    /// Where projections are that files may hold as rows of larger matrices.
-    fused: Option<FusedRows>,
+    /// Where tensors are that files may have otherwise than by their own names.
+    stored: Option<StoredRows>,
 }
 
 pub(super) enum Source {
@@ -94,38 +95,6 @@ impl GgufLayout {
     }
 }
 
-/// Rows of fused projections.
-pub(super) struct FusedRows {
-    queries: usize,
-    keys: usize,
-    intermediate: usize,
-}
-
-impl FusedRows {
-    pub(super) fn of(config: &ModelConfig) -> Self {
-        Self {
-            queries: config.num_attention_heads.saturating_mul(config.head_dim),
-            keys: config.num_key_value_heads.saturating_mul(config.head_dim),
-            intermediate: config.intermediate_size,
-        }
-    }
-
-    /// The matrix that a projection is part of, that one's rows in all, and the projection's.
-    pub(super) fn find(&self, name: &str) -> Option<(String, usize, Range<usize>)> {
-        let &Self { queries: q, keys: k, intermediate: i } = self;
-        let parts = [
-            ("self_attn.q_proj.weight", "self_attn.qkv_proj.weight", q + 2 * k, 0..q),
-            ("self_attn.k_proj.weight", "self_attn.qkv_proj.weight", q + 2 * k, q..q + k),
-            ("self_attn.v_proj.weight", "self_attn.qkv_proj.weight", q + 2 * k, q + k..q + 2 * k),
-            ("mlp.gate_proj.weight", "mlp.gate_up_proj.weight", 2 * i, 0..i),
-            ("mlp.up_proj.weight", "mlp.gate_up_proj.weight", 2 * i, i..2 * i),
-        ];
-        parts.into_iter().find_map(|(part, whole, all, rows)| {
-            Some((format!("{}{whole}", name.strip_suffix(part)?), all, rows))
-        })
-    }
-}
-
 impl std::fmt::Debug for Weights {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Weights({} sources)", self.sources.len())
@@ -165,7 +134,7 @@ impl Weights {
     }
 
     fn new(source: Source) -> Self {
-        Self { sources: vec![source], read: Mutex::default(), fused: None }
+        Self { sources: vec![source], read: Mutex::default(), stored: None }
     }
 
     /// An error if a safetensors file has no digest. (One that it has is checked wherever the file is opened.)
@@ -201,19 +170,18 @@ impl Weights {
         Self::new(Source::Memory(tensors))
     }
 
-    /// Finds the projections of a model whose family fuses them, split or not.
+    /// Finds the tensors of a model that its family's files may have otherwise than by their own names.
     #[must_use]
     pub(super) fn of_model(self, config: &ModelConfig) -> Self {
-        let fused = config.architecture.family().fused_projections.then(|| FusedRows::of(config));
-        Self { fused, ..self }
+        Self { stored: Some(StoredRows::of(config)), ..self }
     }
 
-    /// The larger matrix that has a projection's rows in `source`, its rows in all, and which of them.
-    fn fused(&self, source: &Source, name: &str) -> Option<(String, usize, Range<usize>)> {
+    /// The tensor of `source` that has another one's rows, its rows in all, and which of them.
+    fn stored(&self, source: &Source, name: &str) -> Option<(String, usize, Range<usize>)> {
         if source.shape(name).is_some() {
             return None;
         }
-        let found = self.fused.as_ref()?.find(name)?;
+        let found = self.stored.as_ref()?.find(name)?;
         source.shape(&found.0).is_some().then_some(found)
     }
 
@@ -278,7 +246,7 @@ impl Weights {
         device: &Device,
     ) -> Result<Option<Tensor>> {
         for source in self.sources.iter().rev() {
-            if let Some((stored, all, rows)) = self.fused(source, name) {
+            if let Some((stored, all, rows)) = self.stored(source, name) {
                 self.check_part(source, name, (&stored, all, &rows), shape)?;
                 let Some(tensor) = source.load(&stored, device, &mut |name| self.note(name))?
                 else {
@@ -306,12 +274,13 @@ impl Weights {
     /// # Errors
     /// As [`Weights::get`].
     pub(crate) fn check_shape(&self, name: &str, shape: &[usize]) -> Result<()> {
-        let checked = self.sources.iter().rev().find_map(|source| match self.fused(source, name) {
-            Some((stored, all, rows)) => {
-                Some(self.check_part(source, name, (&stored, all, &rows), shape))
-            }
-            None => check(source, name, shape),
-        });
+        let checked =
+            self.sources.iter().rev().find_map(|source| match self.stored(source, name) {
+                Some((stored, all, rows)) => {
+                    Some(self.check_part(source, name, (&stored, all, &rows), shape))
+                }
+                None => check(source, name, shape),
+            });
         checked.unwrap_or_else(|| Err(self.missing(name)))
     }
 
@@ -341,9 +310,9 @@ impl Weights {
     /// If it is missing or of another shape.
     pub fn matrix(&self, name: &str, shape: [usize; 2]) -> Result<Weight> {
         self.check_shape(name, &shape)?;
-        let fused =
-            self.sources.iter().rev().find_map(|source| Some((source, self.fused(source, name)?)));
-        if let Some((source, (stored, _, rows))) = fused
+        let part =
+            self.sources.iter().rev().find_map(|source| Some((source, self.stored(source, name)?)));
+        if let Some((source, (stored, _, rows))) = part
             && let Some(matrix) = source.packed_rows(&stored, rows)?
         {
             self.note(&stored);

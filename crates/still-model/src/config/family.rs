@@ -88,8 +88,6 @@ pub(crate) struct Family {
     pub window: WindowKey,
     /// Whether every query and key head has a norm of its own before it is rotated.
     pub qk_norm: bool,
-    /// Whether files hold q, k and v as one matrix (`qkv_proj`), gate and up as another (`gate_up_proj`).
-    pub fused_projections: bool,
     /// Whether `partial_rotary_factor` decides how much of each head is rotated; other families rotate all of it.
     pub partial_rotation: bool,
     pub activation: Activation,
@@ -119,7 +117,6 @@ const LLAMA: Family = Family {
     biased: Biased::AttentionAndMlp,
     window: WindowKey::None,
     qk_norm: false,
-    fused_projections: false,
     partial_rotation: false,
     activation: Activation::Silu,
     norm_offset: 0.0,
@@ -171,7 +168,6 @@ const PHI3: Family = Family {
     rms_norm_eps: 1e-5,
     biased: Biased::Never,
     window: WindowKey::Window(None),
-    fused_projections: true,
     partial_rotation: true,
     ..LLAMA
 };

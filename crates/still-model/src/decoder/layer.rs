@@ -10,9 +10,9 @@ use super::layer_ops::{LayerOps, Norm, Projection, Role, RopeBase, next};
 use super::linear::{Linear, LoraLayer};
 use super::norm::NormWeight;
 use super::ops::{MlpWeights, Rotation, merge_heads};
+use super::student_layer::StudentLayer;
 use super::tensor_ops::TensorOps;
 use crate::error::Result;
-use crate::student::StudentLayer;
 
 /// The frozen weights of one layer.
 #[derive(Clone, Debug)]
@@ -122,14 +122,6 @@ impl DecoderLayer {
         let hidden = ops.gated(&normed, gate, up, *activation)?;
         let down = Projection::new(Role::MlpDown, down, None);
         ops.project_onto(x, &hidden, down, self.optional_norm(post_norm))
-    }
-
-    /// Every norm that the layer has.
-    pub fn norms(&self) -> impl Iterator<Item = &NormWeight> {
-        let always = [&self.input_layernorm, &self.mlp.norm];
-        let (post, mlp_post) = (&self.post_attention_norm, &self.mlp.post_norm);
-        let optional = [&self.q_norm, &self.k_norm, post, mlp_post];
-        always.into_iter().chain(optional.into_iter().flatten())
     }
 
     fn norm<'w>(&self, weight: &'w NormWeight) -> Norm<'w> {

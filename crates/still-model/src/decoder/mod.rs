@@ -6,7 +6,7 @@
 //! | `layer_ops` | the trait of operations that it is written in |
 //! | `tensor_ops` | the operations in the tensor library's graph |
 //! | `saving_ops` | the operations with what a backward pass needs, and that pass |
-//! | `visit` | all layers, with an attention that the caller computes |
+//! | `student_layer` | what a student's layer has in place of softmax attention |
 //! | `linear` | a frozen projection and its low-rank update |
 //! | `norm` | weights of norms |
 //! | `weight` | a frozen matrix in the form that its file had |
@@ -20,8 +20,8 @@ mod norm;
 pub mod ops;
 mod rotation;
 mod saving_ops;
+mod student_layer;
 mod tensor_ops;
-mod visit;
 mod weight;
 
 use candle_core::{D, DType, Device, Tensor};
@@ -33,10 +33,10 @@ pub use linear::{Linear, Lora, LoraLayer};
 pub use norm::NormWeight;
 pub use ops::{Dropout, MlpWeights, Rotation};
 pub use saving_ops::{SavedActivations, SavingOps, Value};
+pub use student_layer::StudentLayer;
 pub use tensor_ops::TensorOps;
 pub use weight::{Part, Weight};
 
-use crate::checkpoint::Weights;
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
 use rotation::Frequencies;
@@ -60,81 +60,6 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// Assembles a decoder from named weights. Matrices stay as their file has them where products can use that
-    /// ([`Weight::Packed`]), which is on the CPU; everything else is of `dtype`, f32 on the CPU.
-    ///
-    /// # Errors
-    /// A missing tensor or one of another shape.
-    pub fn load(
-        config: &ModelConfig,
-        weights: &Weights,
-        device: &Device,
-        dtype: DType,
-    ) -> Result<Self> {
-        let get = |name: &str, shape: &[usize]| weights.get(name, shape, dtype, device);
-        let matrix = |name: &str, shape: &[usize; 2]| -> Result<Weight> {
-            match device {
-                Device::Cpu => weights.matrix(name, *shape),
-                _ => Ok(Weight::Dense(get(name, shape)?)),
-            }
-        };
-        let ModelConfig {
-            hidden_size: e, intermediate_size: i, vocab_size: v, head_dim: d, ..
-        } = *config;
-        let (q, kv) = (config.num_attention_heads * d, config.num_key_value_heads * d);
-        config.check_device(device.location())?;
-        let family = config.architecture.family();
-        let norm = |name: &str, width: usize| -> Result<NormWeight> {
-            Ok(NormWeight::from_stored(get(name, &[width])?, family.norm_offset)?)
-        };
-        let head_norm = |name: &str| norm(name, d);
-        let layer = |n: usize| -> Result<DecoderLayer> {
-            let linear = |name: &str, out: usize, inner: usize, biased: bool| -> Result<Linear> {
-                let name = format!("model.layers.{n}.{name}");
-                Ok(Linear {
-                    weight: matrix(&format!("{name}.weight"), &[out, inner])?,
-                    bias: if biased { Some(get(&format!("{name}.bias"), &[out])?) } else { None },
-                })
-            };
-            let norm = |name: &str| norm(&format!("model.layers.{n}.{name}.weight"), e);
-            let post_norm = |name: &str| family.post_norms.then(|| norm(name)).transpose();
-            let head_norm = |name: &str| -> Result<Option<NormWeight>> {
-                let name = format!("model.layers.{n}.self_attn.{name}.weight");
-                family.qk_norm.then(|| head_norm(&name)).transpose()
-            };
-            let (biased, mlp_biased) = (config.attention_bias, config.mlp_bias);
-            Ok(DecoderLayer {
-                input_layernorm: norm("input_layernorm")?,
-                q_proj: linear("self_attn.q_proj", q, e, biased)?,
-                k_proj: linear("self_attn.k_proj", kv, e, biased)?,
-                v_proj: linear("self_attn.v_proj", kv, e, biased)?,
-                o_proj: linear("self_attn.o_proj", e, q, config.attention_output_bias)?,
-                q_norm: head_norm("q_norm")?,
-                k_norm: head_norm("k_norm")?,
-                post_attention_norm: post_norm("post_attention_layernorm")?,
-                mlp: MlpWeights {
-                    norm: norm(family.mlp_norm())?,
-                    gate: linear("mlp.gate_proj", i, e, mlp_biased)?,
-                    up: linear("mlp.up_proj", i, e, mlp_biased)?,
-                    down: linear("mlp.down_proj", e, i, mlp_biased)?,
-                    activation: family.activation,
-                    post_norm: post_norm("post_feedforward_layernorm")?,
-                },
-                rms_norm_eps: config.rms_norm_eps,
-                head_dim: d,
-                sliding_window: config.sliding_window(n),
-            })
-        };
-        let embed_tokens = matrix("model.embed_tokens.weight", &[v, e])?;
-        let lm_head = if config.tie_word_embeddings {
-            embed_tokens.clone()
-        } else {
-            matrix("lm_head.weight", &[v, e])?
-        };
-        let layers = (0..config.num_hidden_layers).map(layer).collect::<Result<_>>()?;
-        Ok(Self::new(config.clone(), embed_tokens, layers, norm("model.norm.weight", e)?, lm_head))
-    }
-
     /// From parts.
     pub fn new(
         config: ModelConfig,
@@ -212,24 +137,11 @@ impl Decoder {
     /// # Errors
     /// A weight without rows and columns.
     pub fn elements(&self) -> Result<u64> {
-        let count = |weight: &Weight| -> Result<usize> {
-            let (rows, columns) = weight.dims2()?;
-            Ok(rows * columns)
-        };
-        let mut elements = count(&self.embed_tokens)? + self.norm.scale.elem_count();
-        if !self.config.tie_word_embeddings {
-            elements += count(&self.lm_head)?;
-        }
-        for layer in &self.layers {
-            let attention = [&layer.q_proj, &layer.k_proj, &layer.v_proj, &layer.o_proj];
-            let mlp = [&layer.mlp.gate, &layer.mlp.up, &layer.mlp.down];
-            for linear in attention.into_iter().chain(mlp) {
-                elements += count(&linear.weight)?;
-                elements += linear.bias.as_ref().map_or(0, Tensor::elem_count);
-            }
-            elements += layer.norms().map(|norm| norm.scale.elem_count()).sum::<usize>();
-        }
-        Ok(elements as u64)
+        let counts = self
+            .parts()
+            .into_iter()
+            .map(|(_, part)| Ok(part.dims()?.into_iter().product::<usize>() as u64));
+        counts.sum()
     }
 
     /// One sequence: `[1, N, E]`. Ids are checked where they are, on the host: nothing waits for a device.

@@ -51,6 +51,14 @@ impl Part<'_> {
         }
     }
 
+    /// Bytes that it takes.
+    pub fn size_bytes(self) -> usize {
+        match self {
+            Self::Matrix(weight) => weight.size_bytes(),
+            Self::Vector(tensor) => tensor.elem_count() * tensor.dtype().size_in_bytes(),
+        }
+    }
+
     /// All values where they are, widened if they are packed.
     ///
     /// # Errors

@@ -29,10 +29,27 @@ pub(crate) use packs::Piece;
 /// Takes final-normed hidden states `[n, E]` and where in the sequence they start; `Break` ends the read.
 pub(crate) type EachBlock<'a> = dyn Fn(usize, Tensor) -> ControlFlow<()> + Sync + 'a;
 
+/// How many sequences are best fed to a model on its device.
+#[derive(Clone, Copy, Debug)]
+pub struct Batching {
+    /// Whether threads feed sequences of their own side by side; otherwise one thread feeds all.
+    pub side_by_side: bool,
+    /// New tokens to read together at most: caches exist for so many at a time.
+    pub tokens: usize,
+    /// Tokens that reading a common beginning once has to save to be worth it; none if whole sequences are faster in any case.
+    pub least_shared: Option<usize>,
+    /// Whether sequences are read from their first token on, and continued, as one padded batch: a layer's attention is then launched
+    /// once, not once a sequence.
+    pub padded: bool,
+}
+
 /// What differs between devices when a model runs. A new kind of device is one implementation.
 pub(crate) trait Executor: Sync {
-    /// Whether it has kernels for weights and activations of `dtype`.
-    fn computes_in(&self, dtype: DType) -> bool;
+    /// Dtypes of weights and activations that it has kernels for, the usual one first.
+    fn dtypes(&self) -> &'static [DType];
+
+    /// How many sequences of a model are best fed to it.
+    fn batching(&self, model: &Model) -> Batching;
 
     /// The empty states of all layers.
     ///
@@ -56,8 +73,7 @@ pub(crate) trait Executor: Sync {
         cache: &mut Cache,
         lengths: Option<&[usize]>,
     ) -> Result<Tensor> {
-        let x = model.decoder.embed_batch(ids)?;
-        model.forward_embedded(x, cache, lengths, &Cancel::default())
+        model.forward_through_layers(ids, cache, lengths)
     }
 
     /// [`Model::read_until`] of a checked cache.
@@ -100,9 +116,17 @@ pub(crate) fn executor(device: &Device) -> Result<&'static dyn Executor> {
     }
 }
 
+/// The dtype of weights and activations that a device usually computes in.
+///
+/// # Errors
+/// A device that no model runs on.
+pub fn usual_dtype(device: &Device) -> Result<DType> {
+    Ok(executor(device)?.dtypes()[0])
+}
+
 /// An error unless `device` has kernels for `dtype`.
 pub(crate) fn check_dtype(device: &Device, dtype: DType) -> Result<()> {
-    if executor(device)?.computes_in(dtype) {
+    if executor(device)?.dtypes().contains(&dtype) {
         return Ok(());
     }
     Err(ModelError::Unsupported {

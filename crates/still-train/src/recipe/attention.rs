@@ -24,11 +24,11 @@ pub struct AttentionRecipe {
     /// Most salient tokens per selection head.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cap: Option<usize>,
-    /// `"self_saliency"`, `"received_attention"`, `"self_recall"`, `"first_tokens"`, `"none"` or `{ random = { seed = 0 } }`.
+    /// By its name, such as `"self_saliency"`; with its options, such as `{ random = { seed = 0 } }`.
     pub router: Router,
     /// `"kv_head"` or `"query_head"`.
     pub selection_head: SelectionHead,
-    /// `"softmax"` or `{ np_map = { householder = false } }`.
+    /// By its name, such as `"softmax"`; with its options, such as `{ np_map = { householder = false } }`.
     pub feature_map: FeatureMap,
     /// Columns of a feature map's matrix; the head dimension if absent.
     #[serde(skip_serializing_if = "Option::is_none")]

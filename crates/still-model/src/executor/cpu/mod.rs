@@ -10,7 +10,7 @@ use still_attention::{
 use still_quant::SMALL_BATCH;
 
 use super::packs::{Piece, ROWS, packs};
-use super::{EachBlock, Executor};
+use super::{Batching, EachBlock, Executor};
 use crate::cache::Cache;
 use crate::cancel::Cancel;
 use crate::error::Result;
@@ -24,8 +24,12 @@ pub(super) use step::Buffers;
 pub(super) struct Cpu;
 
 impl Executor for Cpu {
-    fn computes_in(&self, dtype: DType) -> bool {
-        dtype == DType::F32
+    fn dtypes(&self) -> &'static [DType] {
+        &[DType::F32]
+    }
+
+    fn batching(&self, _: &Model) -> Batching {
+        Batching { side_by_side: true, tokens: 512, least_shared: Some(0), padded: false }
     }
 
     fn new_states(
@@ -61,8 +65,7 @@ impl Executor for Cpu {
             let shape = (batch, 1, model.config().hidden_size);
             return Ok(Tensor::from_slice(&cache.scratch.step.normed, shape, ids.device())?);
         }
-        let x = model.decoder.embed_batch(ids)?;
-        model.forward_embedded(x, cache, lengths, &Cancel::default())
+        model.forward_through_layers(ids, cache, lengths)
     }
 
     fn read(

@@ -9,12 +9,12 @@ use still_attention::{AttentionState, CudaHybridState, CudaKvCache, CudaWeights,
 use still_compute::cuda::can_capture;
 
 use super::packs::{DEVICE_ROWS, Piece, packs, whole_packs};
-use super::{EachBlock, Executor};
+use super::{Batching, EachBlock, Executor};
 use crate::cache::Cache;
 use crate::cancel::Cancel;
+use crate::decoder::StudentLayer;
 use crate::error::{ModelError, Result};
 use crate::model::Model;
-use crate::student::StudentLayer;
 
 pub(super) use step_graph::StepGraph;
 
@@ -25,13 +25,28 @@ const BLOCK: usize = 1024;
 /// small. A multiple of the chunk.
 const PIECE: usize = 16 * 1024;
 
+/// Tokens that a beginning of a student's sequences has to save: one more call waits for its launches about as long as so many
+/// tokens take.
+const LEAST_SHARED: usize = 1024;
+
 /// A CUDA device.
 #[derive(Debug)]
 pub(super) struct Cuda;
 
 impl Executor for Cuda {
-    fn computes_in(&self, dtype: DType) -> bool {
-        matches!(dtype, DType::F32 | DType::BF16)
+    fn dtypes(&self) -> &'static [DType] {
+        &[DType::BF16, DType::F32]
+    }
+
+    /// A teacher reads whole sequences fast, and what continues them by the tensor library's ops.
+    fn batching(&self, model: &Model) -> Batching {
+        let is_student = model.student.is_some();
+        Batching {
+            side_by_side: false,
+            tokens: DEVICE_ROWS,
+            least_shared: is_student.then_some(LEAST_SHARED),
+            padded: is_student,
+        }
     }
 
     fn new_states(

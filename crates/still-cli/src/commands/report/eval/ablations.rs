@@ -1,9 +1,9 @@
 //! Variants of `--ablate` as shaded tables: what each change did to each task.
 
 use serde::Serialize;
-use still_eval::{Skipped, THE_STUDENT};
+use still_eval::{Interval, Skipped, THE_STUDENT};
 
-use super::results::{Difference, Interval, LeftOut, Results};
+use super::results::{Difference, LeftOut, Results};
 
 /// A shaded table. Of parts that were changed one at a time, or three and more together: a row for every variant, a column for
 /// every task. Of two that were changed together: a table for every task, the first part's settings down, the second's across.

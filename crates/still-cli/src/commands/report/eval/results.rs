@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
-use still_eval::{BenchPoint, Skipped};
+use still_eval::run::CurvePoint;
+use still_eval::{BenchPoint, Interval, Skipped};
 
 use crate::commands::short_name;
 use crate::errors::user;
@@ -66,14 +67,6 @@ pub struct TaskResult {
     pub curve: Vec<CurvePoint>,
 }
 
-/// Mean negative log-likelihood of the tokens `from..to` of a window.
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
-pub struct CurvePoint {
-    pub from: usize,
-    pub to: usize,
-    pub nll: f64,
-}
-
 /// A value that a task is judged by.
 #[derive(Clone, Copy, Debug)]
 pub struct Value {
@@ -116,14 +109,6 @@ pub struct LeftOut {
     pub first: String,
     pub ablation: String,
     pub why: Skipped,
-}
-
-/// A mean with the ends of its 95 % interval.
-#[derive(Clone, Copy, Debug, Deserialize)]
-pub struct Interval {
-    pub mean: f64,
-    pub low: f64,
-    pub high: f64,
 }
 
 #[derive(Deserialize)]

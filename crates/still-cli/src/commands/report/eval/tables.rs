@@ -1,8 +1,9 @@
 //! Results as tables, for a terminal, a page or Markdown.
 
 use serde::Serialize;
+use still_eval::Interval;
 
-use super::results::{Difference, Interval, Results, Subject, Value};
+use super::results::{Difference, Results, Subject, Value};
 use crate::table;
 
 /// Headers and rows.

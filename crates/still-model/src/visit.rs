@@ -2,9 +2,9 @@
 
 use candle_core::Tensor;
 
-use super::{AttentionInputs, Decoder, DecoderLayer, Rotation};
+use crate::decoder::{AttentionInputs, Decoder, DecoderLayer, Rotation, StudentLayer};
 use crate::error::{ModelError, Result};
-use crate::student::{Student, StudentLayer};
+use crate::student::Student;
 
 /// Rows that an output projection and an MLP are computed for at a time: their hidden layer is what a long sequence would
 /// take most memory for.
