@@ -12,10 +12,10 @@ use still_compute::Gradients;
 
 use super::layer::AttentionInputs;
 use super::layer_ops::{LayerOps, Norm, Projected, Projection, RopeBase};
-use super::ops::device::rows;
+use super::ops::linear::rows;
 use super::ops::plain::{
-    activated, activated_backward, dropped, heads_backward, linear, linear_backward, norm_backward,
-    product,
+    Update, activated, activated_backward, dropped, heads_backward, linear, linear_backward,
+    low_rank, norm_backward,
 };
 use super::ops::{Rotation, merge_heads, rms_norm, rms_norm_heads, split_heads};
 use crate::config::Activation;
@@ -117,8 +117,7 @@ enum Wide<'w> {
 #[derive(Debug)]
 struct Done<'w> {
     projection: Projection<'w>,
-    /// `A` and `B` in the dtype of activations, and `x Aᵀ` `[rows, rank]`.
-    update: Option<[Tensor; 3]>,
+    update: Option<Update>,
     y: usize,
 }
 
@@ -209,15 +208,11 @@ impl<'w> SavingOps<'w> {
 
     fn carry_out(&mut self, x: &Value, projection: &Projection<'w>) -> Result<(Tensor, Done<'w>)> {
         let Projection { linear: frozen, lora, learned, .. } = projection;
-        let dtype = x.tensor.dtype();
-        let mut y = linear(&x.tensor, frozen)?;
-        let mut update = None;
-        if let Some(lora) = lora {
-            let (a, b) = (lora.a.detach().to_dtype(dtype)?, lora.b.detach().to_dtype(dtype)?);
-            let low = product(&dropped(&x.tensor, lora.dropout.as_ref())?, &a.t()?, 1.0, None)?;
-            y = product(&low, &b.t()?, lora.scale, Some(y))?;
-            update = Some([a, b, low]);
-        }
+        let y = linear(&x.tensor, frozen)?;
+        let (y, update) = match lora {
+            Some(lora) => low_rank(&x.tensor, lora, y).map(|(y, update)| (y, Some(update)))?,
+            None => (y, None),
+        };
         let learns = self.learns[x.id] || update.is_some() || learned.is_some();
         let value = self.value(y, learns);
         let done = Done { projection: projection.clone(), update, y: value.id };
@@ -243,17 +238,14 @@ impl Done<'_> {
         if let Some(weight) = self.projection.learned {
             grads.add_product(weight, 1.0, &dy.t()?, x)?;
         }
-        let (Some(lora), Some([a, b, low])) = (self.projection.lora, &self.update) else {
+        let (Some(lora), Some(update)) = (self.projection.lora, &self.update) else {
             return Ok(None);
         };
         let dropout = lora.dropout.as_ref();
-        let up = product(dy, b, lora.scale, None)?;
+        let up = update.up(dy, lora.scale)?;
         grads.add_product(&lora.a, 1.0, &up.t()?, &dropped(x, dropout)?)?;
-        grads.add_product(&lora.b, lora.scale, &dy.t()?, low)?;
-        match wanted {
-            true => Ok(Some(dropped(&product(&up, a, 1.0, None)?, dropout)?)),
-            false => Ok(None),
-        }
+        grads.add_product(&lora.b, lora.scale, &dy.t()?, &update.low)?;
+        Ok(wanted.then(|| update.through(&up, dropout)).transpose()?)
     }
 }
 
@@ -402,7 +394,7 @@ impl Upstream {
         if wanted {
             let outputs: Vec<_> =
                 projected.iter().map(|(done, dy)| (dy, &done.projection.linear.weight)).collect();
-            onto = linear_backward(&outputs, onto)?;
+            onto = Some(linear_backward(&outputs, onto)?);
         }
         for (done, dy) in projected {
             if let Some(through_update) = done.backward(input, dy, wanted, grads)? {
@@ -466,7 +458,7 @@ impl Upstream {
                 let [d_gate, d_up] = activated_backward(activation, &wide_gate, &wide_up, &dy)?;
                 drop((wide_gate, wide_up, dy));
                 let outputs = [(&d_gate, &gate.linear.weight), (&d_up, &up.linear.weight)];
-                self.of[x] = linear_backward(&outputs, self.of[x].take())?;
+                self.of[x] = Some(linear_backward(&outputs, self.of[x].take())?);
             }
             Saved::Heads { rows, before, rope, y } => {
                 let Some(dy) = self.of[y].take().filter(|_| self.learns[rows]) else {

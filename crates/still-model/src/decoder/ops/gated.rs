@@ -2,14 +2,11 @@
 //!
 //! As separate ops its wide activations would each be a node whose gradient is allocated, zeroed and added to.
 
-use std::marker::PhantomData;
-use std::sync::OnceLock;
+use candle_core::{D, Result, Tensor};
 
-use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor};
-use still_compute::Real;
-use still_compute::matmul::{Mat, par_matmul, par_matmul_new};
-
-use super::{activation, device, slice, with_values};
+use super::linear::rows;
+use super::plain::{self, activated, activated_backward, linear, linear_backward};
+use super::{composed, of_width};
 use crate::config::Activation;
 use crate::decoder::{Linear, NormWeight};
 
@@ -36,91 +33,19 @@ pub struct MlpWeights {
 /// Weights of other sizes, a dtype without a kernel.
 pub fn gated(x: &Tensor, gate: &Linear, up: &Linear, activation: Activation) -> Result<Tensor> {
     let (inner, width) = gate.weight.dims2()?;
-    let fits =
-        x.dims().last() == Some(&width) && gate.fits(inner, width)? && up.fits(inner, width)?;
-    if !fits {
+    if x.dim(D::Minus1)? != width || !gate.fits(inner, width)? || !up.fits(inner, width)? {
         candle_core::bail!("gated: x is {:?}, gate {:?}", x.dims(), (inner, width))
     }
-    if !x.device().is_cpu() {
-        return device::gated(x, gate, up, activation);
+    super::check_dtype("gated", x)?;
+    let (x_rows, shape) = (rows(&x.detach())?, of_width(x, inner));
+    if !x.track_op() {
+        return plain::gated(&x_rows, gate, up, activation)?.reshape(shape);
     }
-    let x = x.contiguous()?;
-    let keep = x.track_op();
-    match x.dtype() {
-        DType::F32 => x.apply_op1(Gated::<f32>::new((gate, up, activation), keep)),
-        DType::F64 => x.apply_op1(Gated::<f64>::new((gate, up, activation), keep)),
-        other => candle_core::bail!("gated: no kernel for {other:?}, expected f32 or f64"),
-    }
-}
-
-struct Gated<T> {
-    gate: Linear,
-    up: Linear,
-    activation: Activation,
-    /// `gate(x)` and `up(x)`, if there may be a backward pass.
-    saved: OnceLock<(Vec<T>, Vec<T>)>,
-    keep: bool,
-    dtype: PhantomData<fn() -> T>,
-}
-
-impl<T: Real> Gated<T> {
-    fn new((gate, up, activation): (&Linear, &Linear, Activation), keep: bool) -> Self {
-        let (gate, up) = (gate.clone(), up.clone());
-        Self { gate, up, activation, saved: OnceLock::new(), keep, dtype: PhantomData }
-    }
-
-    fn forward(&self, x: &[T]) -> Result<Vec<T>> {
-        let (gate, up) = (self.gate.multiply(x)?, self.up.multiply(x)?);
-        // Without a backward pass to come, the activation can take the place of `gate`.
-        if !self.keep {
-            return Ok(activation::forward_in_place(self.activation, gate, &up));
-        }
-        let hidden = activation::forward(self.activation, &gate, &up);
-        // A second forward of one op would compute the same.
-        let _ = self.saved.set((gate, up));
-        Ok(hidden)
-    }
-
-    fn backward(&self, x: &[T], dy: &[T]) -> Result<Vec<T>> {
-        let (inner, width) = self.gate.weight.dims2()?;
-        let rows = x.len() / width;
-        let again;
-        let (gate, up) = match self.saved.get() {
-            Some(saved) => saved,
-            None => {
-                again = (self.gate.multiply(x)?, self.up.multiply(x)?);
-                &again
-            }
-        };
-        let mut d_up = dy.to_vec();
-        let d_gate = activation::backward(self.activation, gate, up, &mut d_up);
-        let mut dx = self.gate.weight.with_values(|gate| {
-            par_matmul_new((rows, width, inner), Mat::rows(&d_gate, inner), Mat::rows(gate, width))
-        })?;
-        self.up.weight.with_values(|up| {
-            let (d, up) = (Mat::rows(&d_up, inner), Mat::rows(up, width));
-            par_matmul((rows, width, inner), &mut dx, width, true, d, up);
-        })?;
-        Ok(dx)
-    }
-}
-
-impl<T: Real> CustomOp1 for Gated<T> {
-    fn name(&self) -> &'static str {
-        "gated"
-    }
-
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let y = self.forward(slice(x, layout)?)?;
-        let mut shape = layout.dims().to_vec();
-        if let Some(last) = shape.last_mut() {
-            *last = self.gate.weight.dims2()?.0;
-        }
-        Ok((T::to_cpu_storage_owned(y), shape.into()))
-    }
-
-    fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        let dx = with_values(x, |x| with_values(dy, |dy| self.backward(x, dy)))???;
-        Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
-    }
+    let wide = [linear(&x_rows, gate)?, linear(&x_rows, up)?];
+    let hidden = activated(activation, &wide[0], &wide[1])?.reshape(shape)?;
+    let (gate, up) = (gate.weight.clone(), up.weight.clone());
+    composed::of_one(x, hidden, move |x, dy| {
+        let [d_gate, d_up] = activated_backward(activation, &wide[0], &wide[1], &rows(dy)?)?;
+        linear_backward(&[(&d_gate, &gate), (&d_up, &up)], None)?.reshape(x.shape())
+    })
 }

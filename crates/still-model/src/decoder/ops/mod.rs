@@ -6,21 +6,22 @@
 //!
 //! | file | content |
 //! |---|---|
-//! | `frozen_linear`, `low_rank` | products with frozen matrices, and with low-rank updates |
+//! | `linear` | products with frozen matrices, and with low-rank updates |
 //! | `gated`, `activation` | the gated half of an MLP, and its activation |
 //! | `rms_norm`, `residual` | norms and sums |
 //! | `heads`, `rope` | rows to heads and back; rotation |
 //! | `dropout` | masks that can be drawn again |
 //! | `plain` | the same without a graph, forward and backward |
-//! | `device` | the same on other devices than the CPU |
+//! | `composed` | a value that `plain` gave, in the graph, with a gradient of its own |
+//! | `device` | norms, activations and heads on other devices than the CPU |
 
 mod activation;
+mod composed;
 pub(super) mod device;
 mod dropout;
-mod frozen_linear;
 mod gated;
 mod heads;
-mod low_rank;
+pub(super) mod linear;
 pub(super) mod plain;
 mod residual;
 mod rms_norm;
@@ -28,27 +29,35 @@ mod rope;
 
 pub(crate) use activation::sigmoid;
 pub use dropout::Dropout;
-pub use frozen_linear::frozen_linear;
 pub use gated::{MlpWeights, gated};
 pub use heads::{merge_heads, split_heads};
-pub use low_rank::low_rank_linear;
+pub use linear::{frozen_linear, low_rank_linear, wide_linear};
 pub use residual::residual;
 pub(crate) use rms_norm::forward_rows as rms_norm_rows;
 pub use rms_norm::{rms_norm, rms_norm_heads};
 pub use rope::Rotation;
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use still_compute::Real;
 pub(crate) use still_compute::tensor::borrow as with_values;
 use still_compute::tensor::slice;
 
-/// `x` `[rows, in]` times `weight` `[out, in]` transposed, in f32 whatever they are: logits, which rounding to bf16 would make
-/// equal to each other. No gradient.
-///
-/// # Errors
-/// Shapes or dtypes that do not fit.
-pub fn wide_linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-    device::wide_linear(x, weight)
+/// An error unless there are kernels for the dtype of `x`.
+fn check_dtype(op: &'static str, x: &Tensor) -> Result<()> {
+    match x.dtype() {
+        DType::F32 | DType::F64 => Ok(()),
+        _ if !x.device().is_cpu() => Ok(()),
+        other => candle_core::bail!("{op}: no kernel for {other:?}, expected f32 or f64"),
+    }
+}
+
+/// The shape of `x` with rows of another width.
+fn of_width(x: &Tensor, width: usize) -> Vec<usize> {
+    let mut shape = x.dims().to_vec();
+    if let Some(last) = shape.last_mut() {
+        *last = width;
+    }
+    shape
 }
 
 /// Rows of an op that one thread takes at a time.
@@ -61,7 +70,7 @@ fn values<T: Real>(tensor: &Tensor) -> Result<Vec<T>> {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{DType, Device, Tensor, Var};
+    use candle_core::{Device, Var};
     use still_testing::{assert_max_error, random};
 
     use super::*;

@@ -1,17 +1,17 @@
-//! The ops without a graph, forward and backward, on the device of their tensors: what [`super::super::SavingOps`] is made of.
+//! The ops without a graph, forward and backward, on the device of their tensors: what [`super::super::SavingOps`] and the ops in the
+//! graph are made of.
 //!
 //! On the CPU f32 has the kernels of the fused ops; other dtypes, which check gradients, and other devices have those of
 //! `device`. Activations are matrices `[rows, width]`, contiguous.
 
 use candle_core::{DType, Result, Tensor};
-use still_compute::matmul::{Mat, par_matmul, par_matmul_new};
+use still_compute::matmul::{Mat, par_matmul, par_matmul_new, par_matmul_scaled};
 use still_compute::tensor::with_matrix;
 
 use super::heads::merge_rotated_back;
-use super::residual::add_into;
 use super::{Dropout, Rotation, activation as cpu, device, merge_heads, rms_norm, with_values};
 use crate::config::Activation;
-use crate::decoder::{Linear, Weight};
+use crate::decoder::{Linear, Lora, Weight};
 
 /// Whether the CPU's own kernels take it.
 fn has_kernels(x: &Tensor) -> bool {
@@ -39,11 +39,14 @@ pub(in crate::decoder) fn linear(x: &Tensor, linear: &Linear) -> Result<Tensor> 
 pub(in crate::decoder) fn linear_backward(
     outputs: &[(&Tensor, &Weight)],
     onto: Option<Tensor>,
-) -> Result<Option<Tensor>> {
-    let Some((first, weight)) = outputs.first() else { return Ok(onto) };
+) -> Result<Tensor> {
+    let Some(((first, weight), others)) = outputs.split_first() else {
+        candle_core::bail!("no projection to go back through")
+    };
     if !has_kernels(first) {
-        return outputs.iter().try_fold(onto, |onto, (dy, weight)| {
-            product(dy, weight.dense()?, 1.0, onto).map(Some)
+        let through_first = product(first, weight.dense()?, 1.0, onto)?;
+        return others.iter().try_fold(through_first, |onto, (dy, weight)| {
+            product(dy, weight.dense()?, 1.0, Some(onto))
         });
     }
     let (width, rows) = (weight.dims2()?.1, first.dim(0)?);
@@ -64,7 +67,38 @@ pub(in crate::decoder) fn linear_backward(
             })
         })??;
     }
-    matrix(dx, width, first).map(Some)
+    matrix(dx, width, first)
+}
+
+/// What the backward pass of a low-rank update reads.
+#[derive(Debug)]
+pub(in crate::decoder) struct Update {
+    /// `A` and `B` in the dtype of activations.
+    a: Tensor,
+    b: Tensor,
+    /// `x Aᵀ`, `[rows, rank]`.
+    pub low: Tensor,
+}
+
+/// `y` plus the update of `x`.
+pub(in crate::decoder) fn low_rank(x: &Tensor, lora: &Lora, y: Tensor) -> Result<(Tensor, Update)> {
+    let [a, b] = [&lora.a, &lora.b].map(|part| part.detach().to_dtype(x.dtype()));
+    let (a, b) = (a?, b?);
+    let low = product(&dropped(x, lora.dropout.as_ref())?, &a.t()?, 1.0, None)?;
+    let y = product(&low, &b.t()?, lora.scale, Some(y))?;
+    Ok((y, Update { a, b, low }))
+}
+
+impl Update {
+    /// `scale · dy B`, which the gradients of `A` and `x` have in common.
+    pub fn up(&self, dy: &Tensor, scale: f64) -> Result<Tensor> {
+        product(dy, &self.b, scale, None)
+    }
+
+    /// The gradient of `x` through the update.
+    pub fn through(&self, up: &Tensor, dropout: Option<&Dropout>) -> Result<Tensor> {
+        dropped(&product(up, &self.a, 1.0, None)?, dropout)
+    }
 }
 
 /// `scale · x y` of matrices or transposed views of such, on top of `onto` if that is given, in their dtype; `onto` must be nobody
@@ -89,12 +123,16 @@ pub(in crate::decoder) fn product(
         };
     }
     let ((m, k), (_, n)) = (x.dims2()?, y.dims2()?);
+    if let Some(onto) = onto {
+        let (mut sum, scale) = (with_values(&onto, <[f32]>::to_vec)?, scale as f32);
+        with_matrix(x, |x| {
+            with_matrix(y, |y| par_matmul_scaled((m, n, k), &mut sum, n, true, scale, x, y))
+        })??;
+        return matrix(sum, n, x);
+    }
     let mut product = with_matrix(x, |x| with_matrix(y, |y| par_matmul_new((m, n, k), x, y)))??;
     if scale != 1.0 {
         product.iter_mut().for_each(|value| *value *= scale as f32);
-    }
-    if let Some(onto) = onto {
-        with_values(&onto, |onto: &[f32]| add_into(&mut product, onto))?;
     }
     matrix(product, n, x)
 }
@@ -132,6 +170,22 @@ pub(in crate::decoder) fn norm_backward(
         })
     })???;
     Tensor::from_vec(dx, x.shape(), x.device())
+}
+
+/// `activation(gate(x)) ⊙ up(x)` where no backward pass is to come: on the CPU in the memory of `gate(x)`.
+pub(in crate::decoder) fn gated(
+    x: &Tensor,
+    gate: &Linear,
+    up: &Linear,
+    activation: Activation,
+) -> Result<Tensor> {
+    if !has_kernels(x) {
+        return activated(activation, &linear(x, gate)?, &linear(x, up)?);
+    }
+    let hidden = with_values(x, |x: &[f32]| -> Result<_> {
+        Ok(cpu::forward_in_place(activation, gate.multiply(x)?, &up.multiply(x)?))
+    })??;
+    matrix(hidden, gate.weight.dims2()?.0, x)
 }
 
 /// `activation(gate) ⊙ up`.

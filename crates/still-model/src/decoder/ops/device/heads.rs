@@ -1,7 +1,7 @@
 use candle_core::{Result, Tensor};
 
-use super::composed;
 use crate::decoder::Rotation;
+use crate::decoder::ops::composed;
 
 /// [`super::super::split_heads`], its sizes checked: a view of the rotated rows `[B, N, H, D]`.
 pub(in super::super) fn split_heads(

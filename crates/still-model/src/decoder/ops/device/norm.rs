@@ -1,6 +1,6 @@
 use candle_core::{D, DType, Result, Tensor};
 
-use super::composed;
+use crate::decoder::ops::composed;
 
 /// [`super::super::rms_norm`], the weight in `x`'s dtype.
 pub(in super::super) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {

@@ -1,6 +1,6 @@
 //! Against the CPU's fused forms, gradients included.
 
-use candle_core::{Result, Tensor, Var};
+use candle_core::{DType, Result, Tensor, Var};
 use still_testing::{assert_max_error, random_f32 as random};
 
 use super::super::{self as fused, Dropout, Rotation};
@@ -40,6 +40,15 @@ fn same(
     }
 }
 
+/// Where the CPU has no kernels of its own, products are made of the tensor library's ops, as on other devices.
+fn f64(x: &Tensor) -> Result<Tensor> {
+    x.to_dtype(DType::F64)
+}
+
+fn f32(y: Result<Tensor>) -> Result<Tensor> {
+    y?.to_dtype(DType::F32)
+}
+
 #[test]
 fn ops_of_devices_are_the_fused_ops() {
     let x = [random(&[2, 3, 8], 1)];
@@ -50,12 +59,12 @@ fn ops_of_devices_are_the_fused_ops() {
         |x| super::rms_norm(&x[0], &norm, 1e-5),
         |x| fused::rms_norm(&x[0], &norm, 1e-5),
     );
-    let dense = random(&[6, 8], 3);
-    let weight = Weight::Dense(dense.clone());
+    let weight = Weight::Dense(random(&[6, 8], 3));
+    let composed_weight = Weight::Dense(f64(&weight.to_tensor().unwrap()).unwrap());
     same(
         "frozen_linear",
         &x,
-        |x| super::frozen_linear(&x[0], &dense),
+        |x| f32(fused::frozen_linear(&f64(&x[0])?, &composed_weight, None)),
         |x| fused::frozen_linear(&x[0], &weight, None),
     );
     // Of every channel of a head, and of a half of them.
@@ -77,23 +86,33 @@ fn ops_of_devices_are_the_fused_ops() {
             bias: biased.then(|| random(&[out], seed + 10)),
         };
         let (gate, up) = (linear(7, 8, 4), linear(7, 8, 5));
+        let composed = [&gate, &up].map(|linear| Linear {
+            weight: f64(&linear.weight.to_tensor().unwrap()).unwrap().into(),
+            bias: linear.bias.as_ref().map(|bias| f64(bias).unwrap()),
+        });
         for activation in [Activation::Silu, Activation::GeluTanh] {
             same(
                 "gated",
                 &x,
-                |x| super::gated(&x[0], &gate, &up, activation),
+                |x| f32(fused::gated(&f64(&x[0])?, &composed[0], &composed[1], activation)),
                 |x| fused::gated(&x[0], &gate, &up, activation),
             );
         }
     }
     for dropout in [None, Some(Dropout { rate: 0.5, seed: 1, stream: 2 })] {
         let inputs = [x[0].clone(), random(&[2, 8], 7), random(&[6, 2], 8)];
-        let lora = |x: &[Tensor]| Lora { a: x[1].clone(), b: x[2].clone(), scale: 2.0, dropout };
+        let lora = |a: Tensor, b: Tensor| Lora { a, b, scale: 2.0, dropout };
         same(
             "low_rank_linear",
             &inputs,
-            |x| super::low_rank_linear(&x[0], &dense, &lora(x)),
-            |x| fused::low_rank_linear(&x[0], &weight, &lora(x)),
+            |x| {
+                let lora = lora(f64(&x[1])?, f64(&x[2])?);
+                f32(fused::low_rank_linear(&f64(&x[0])?, &composed_weight, &lora))
+            },
+            |x| {
+                let lora = lora(x[1].clone(), x[2].clone());
+                fused::low_rank_linear(&x[0], &weight, &lora)
+            },
         );
     }
 }
