@@ -68,6 +68,17 @@ pub fn report(printer: &Printer, error: &anyhow::Error) -> ExitCode {
     })
 }
 
+/// Whether the user can mend an error, and the command may go on.
+pub fn is_users(error: &anyhow::Error) -> bool {
+    let stdout_ended = error.chain().any(|cause| cause.is::<StdoutError>());
+    !stdout_ended && matches!(judge(error), Verdict::User(_))
+}
+
+/// Says on stderr what went wrong, of a command that goes on.
+pub fn tell(printer: &Printer, error: &anyhow::Error) {
+    printer.error(&one_line(error), Some(judge(error).hint()));
+}
+
 /// Standard output takes no more. Whoever reads it has read enough if it is closed: `still … | head` is no failure. A full disk is
 /// one.
 pub fn stdout_ended(printer: &Printer, error: &StdoutError) -> ExitCode {

@@ -28,6 +28,8 @@ pub enum OnSignal {
 
 /// How long [`OnSignal::Finish`] waits.
 const MOMENT: Duration = Duration::from_millis(800);
+/// How long [`OnSignal::Cut`] waits before it says that it was heard.
+const ACKNOWLEDGED: Duration = Duration::from_millis(400);
 /// How long a stderr that takes nothing may hold up the end.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 
@@ -54,6 +56,11 @@ pub fn hint(text: impl Into<String>) {
     *HINT.lock().unwrap_or_else(PoisonError::into_inner) = Some(text.into());
 }
 
+/// From now on a signal that ends the process leaves the terminal as it is now: a line editor changes it.
+pub fn restore_terminal_at_the_end() {
+    terminal::remember();
+}
+
 /// The flag, for what takes long in libraries.
 pub fn flag() -> Cancel {
     Cancel::from(FLAG.clone())
@@ -74,6 +81,13 @@ fn handle(signal: i32, printer: &Printer) {
     let is = |of: OnSignal| what == of as u8;
     if is(OnSignal::Cut) && signal == SIGINT {
         FLAG.store(true, Ordering::SeqCst);
+        // Most replies are cut before that could be read. One step of a large model takes longer.
+        std::thread::sleep(ACKNOWLEDGED);
+        if raised() {
+            // What stands on the line is a reply, which stays.
+            printer.line_end();
+            printer.step("Stopping", "after this step; Ctrl-C once more ends the chat");
+        }
     } else if is(OnSignal::Save) {
         FLAG.store(true, Ordering::SeqCst);
         printer.leave_bar();
@@ -94,6 +108,7 @@ fn end(signal: i32, printer: &Printer) -> ! {
     std::thread::spawn(move || {
         let hint = HINT.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let hint = hint.unwrap_or_else(|| "nothing was left half-done: start it again".into());
+        terminal::restore();
         printer.leave_bar();
         printer.error(&format!("interrupted by {}", name(signal)), Some(&hint));
         let _ = said.send(());
@@ -125,6 +140,45 @@ fn exit(code: i32) -> ! {
     }
     #[cfg(not(unix))]
     std::process::exit(code)
+}
+
+/// How the terminal was before a line editor took it over.
+#[cfg(unix)]
+mod terminal {
+    use std::sync::{Mutex, PoisonError};
+
+    static BEFORE: Mutex<Option<libc::termios>> = Mutex::new(None);
+    /// Ends a line editor's bracketed paste.
+    const NO_BRACKETED_PASTE: &str = "\x1b[?2004l";
+
+    /// Takes note of it.
+    pub fn remember() {
+        // SAFETY: an all-zero termios is valid, and tcgetattr only writes to it.
+        let (now, got) = unsafe {
+            let mut now: libc::termios = std::mem::zeroed();
+            let got = libc::tcgetattr(libc::STDIN_FILENO, &raw mut now);
+            (now, got == 0)
+        };
+        *BEFORE.lock().unwrap_or_else(PoisonError::into_inner) = got.then_some(now);
+    }
+
+    /// Makes it so again.
+    pub fn restore() {
+        if let Some(before) = BEFORE.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+            // SAFETY: tcsetattr reads a termios that tcgetattr wrote.
+            let changed =
+                unsafe { libc::tcsetattr(libc::STDIN_FILENO, libc::TCSANOW, &raw const *before) };
+            if changed == 0 {
+                crate::printer::say(NO_BRACKETED_PASTE);
+            }
+        }
+    }
+}
+
+#[cfg(not(unix))]
+mod terminal {
+    pub fn remember() {}
+    pub fn restore() {}
 }
 
 #[cfg(unix)]

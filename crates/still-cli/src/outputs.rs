@@ -29,6 +29,8 @@ pub enum Ours {
     Student,
     /// A page of `still man`.
     ManPage,
+    /// A session of `still ask` or `still chat`.
+    Session,
 }
 
 /// What becomes of a file that is there.
@@ -162,6 +164,7 @@ impl Ours {
             Self::Budgets => "budgets of `still calibrate`",
             Self::Student => "a student that `still export` wrote",
             Self::ManPage => "a manual page that still wrote",
+            Self::Session => "a session that still wrote",
         }
     }
 
@@ -181,6 +184,7 @@ impl Ours {
             Self::Budgets => has_keys(&["budgets", "chunk", "at_length"]),
             Self::Student => still_model::is_exported_student(path),
             Self::ManPage => head(path).contains(".TH still"),
+            Self::Session => still_model::ChatSession::is_saved_in(path),
         }
     }
 }

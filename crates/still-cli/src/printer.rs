@@ -81,10 +81,10 @@ impl Printer {
         }
     }
 
-    /// Text without a line end, such as the prompt of a chat.
-    pub fn ask(&self, message: &str) {
-        if !self.quiet {
-            say(&style(message).for_stderr().cyan().bold().to_string());
+    /// Ends a line that is not known to be one, on a terminal.
+    pub fn line_end(&self) {
+        if self.shows_bars() {
+            say("\n");
         }
     }
 

@@ -11,6 +11,7 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use common::terminal::{CTRL_C, CTRL_D, ENTER, Terminal};
 use common::{BINARY, chat_dir, linearize_args, student_dir, teacher_dir, words};
 
 /// Waits until something is so.
@@ -77,31 +78,64 @@ fn ctrl_c_while_a_prompt_is_read() {
     }
 }
 
-/// A chat goes on when the reading of a message is cut.
+/// A chat goes on when Ctrl-C cuts what it does: reading a document, reading a message, writing a reply.
 #[test]
-fn ctrl_c_while_a_message_is_read() {
+fn ctrl_c_while_a_chat_reads_and_writes() {
+    const AT_ONCE: Duration = Duration::from_secs(1);
     let template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}\
          {% if add_generation_prompt %}<assistant>{% endif %}";
-    let model = chat_dir(template);
+    let dir = chat_dir(template);
+    fs::write(dir.path().join("long.txt"), words(400_000)).unwrap();
+    fs::write(dir.path().join("short.txt"), words(3_000)).unwrap();
+    let mut chat = Command::new(BINARY);
+    chat.current_dir(dir.path()).env("STILL_CACHE", dir.path()).env("HF_HUB_OFFLINE", "1");
+    chat.args(["chat", "--model", "student", "--temperature", "0", "-n", "1000000"]);
+    let mut chat = Terminal::start(chat, 80);
+    chat.until_prompt();
+    let cut = |chat: &mut Terminal, doing: &str, said: &str| {
+        chat.until(doing);
+        std::thread::sleep(Duration::from_millis(300));
+        chat.send(CTRL_C);
+        let took = chat.until(said);
+        assert!(took < AT_ONCE, "{took:?}: {}", chat.screen());
+        chat.until_prompt();
+    };
+    chat.send(&format!("/file long.txt{ENTER}"));
+    cut(&mut chat, "Reading", "cut by Ctrl-C: the document is forgotten, the chat goes on");
+    chat.send(&format!("Why{ENTER}"));
+    cut(&mut chat, "!!!!!!!!", "cut short by Ctrl-C");
+    // A message is read again from the conversation's beginning, which is long by now.
+    chat.send(&format!("/file short.txt{ENTER}"));
+    chat.until("Reading short.txt: ");
+    chat.until_prompt();
+    chat.send(&format!("/system Be brief.{ENTER}"));
+    chat.until("reads everything again");
+    chat.until_prompt();
+    chat.send(&format!("/clear{ENTER}"));
+    chat.until("Cleared");
+    chat.until_prompt();
+    chat.send(CTRL_D);
+    assert_eq!(chat.code(), 0);
+}
+
+/// One message that was piped in ends as other commands do.
+#[test]
+fn ctrl_c_while_a_piped_message_is_read() {
+    let model = chat_dir("{{ messages[-1].content }}");
+    let (message, log) = (model.path().join("message.txt"), model.path().join("log"));
+    fs::write(&message, words(400_000)).unwrap();
     let mut command = still(&["chat", "-n", "5", "--model"]);
-    command.arg(model.path().join("student")).stdin(Stdio::piped());
-    let log = model.path().join("log");
-    let mut child = command.stderr(fs::File::create(&log).unwrap()).spawn().unwrap();
-    let mut stdin = child.stdin.take().unwrap();
-    writeln!(stdin, "{}", words(400_000)).unwrap();
+    command.arg(model.path().join("student")).stdin(fs::File::open(&message).unwrap());
+    let child = command.stderr(fs::File::create(&log).unwrap()).spawn().unwrap();
     until("the model is loaded", || said(&log, "Loaded"));
-    // All but the last of the line has been taken.
     std::thread::sleep(Duration::from_millis(700));
+    let sent = Instant::now();
     send(&child, "-INT");
-    until("the message is cut", || {
-        said(&log, "the chat goes on") || child.try_wait().unwrap().is_some()
-    });
-    writeln!(stdin, "Why").unwrap();
-    drop(stdin);
     let output = child.wait_with_output().unwrap();
+    assert!(sent.elapsed() < Duration::from_secs(5), "{:?}", sent.elapsed());
     let stderr = fs::read_to_string(&log).unwrap();
-    assert!(output.status.success(), "{:?}: {stderr}", output.status);
-    assert_eq!(String::from_utf8(output.stdout).unwrap(), "!!!!!\n", "{stderr}");
+    assert_eq!(output.status.code(), Some(130), "{stderr}");
+    assert!(stderr.contains("error: interrupted"), "{stderr}");
 }
 
 const RUN: [&str; 8] = [

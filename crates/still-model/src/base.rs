@@ -21,7 +21,7 @@ pub struct BaseIdentity {
     pub source: String,
     /// The weight files, in order; empty for a model made in memory.
     pub files: Vec<PathBuf>,
-    /// What its `generation_config.json` holds, if it has one.
+    /// What its `generation_config.json` holds, if it has one, or a GGUF file's `general.sampling.*` in its place.
     pub generation_config: Option<Value>,
 }
 

@@ -7,6 +7,7 @@ use crate::cache::Cache;
 use crate::cancel::Cancel;
 use crate::error::{ModelError, Result};
 use crate::model::Model;
+use crate::read::OnRead;
 use crate::sampler::Sampler;
 
 /// How to generate.
@@ -20,12 +21,23 @@ pub struct GenerateOptions {
     pub top_p: f64,
     /// The best so many; 0 is off.
     pub top_k: usize,
+    /// Only tokens that have at least this share of the likeliest one's probability; 0 is off.
+    pub min_p: f64,
+    /// Divides positive logits of tokens that were generated already, multiplies negative ones; 1 is off. The prompt does not
+    /// count: an answer may quote it.
+    pub repetition_penalty: f64,
+    /// Is subtracted from the logits of tokens that were generated already; 0 is off.
+    pub presence_penalty: f64,
+    /// Is subtracted from a token's logit once for each time it was generated; 0 is off.
+    pub frequency_penalty: f64,
     /// Seed of the sampling.
     pub seed: u64,
     /// Texts that end the generation; they are not part of the output.
     pub stop: Vec<String>,
     /// Looked at while the prompt is read; the text that follows is `on_text`'s to end.
     pub cancel: Cancel,
+    /// Told how much of the prompt has been read.
+    pub on_read: OnRead,
 }
 
 impl Default for GenerateOptions {
@@ -35,9 +47,14 @@ impl Default for GenerateOptions {
             temperature: 0.0,
             top_p: 1.0,
             top_k: 0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
             seed: 0,
             stop: Vec::new(),
             cancel: Cancel::default(),
+            on_read: OnRead::default(),
         }
     }
 }
@@ -58,7 +75,23 @@ impl GenerateOptions {
             let given = self.top_p;
             return Err(ModelError::Invalid(format!("top-p {given} is not above 0 and at most 1")));
         }
-        Ok(())
+        if !(0.0..=1.0).contains(&self.min_p) {
+            let given = self.min_p;
+            return Err(ModelError::Invalid(format!("min-p {given} is not from 0 to 1")));
+        }
+        if !(self.repetition_penalty > 0.0 && self.repetition_penalty.is_finite()) {
+            let given = self.repetition_penalty;
+            return Err(ModelError::Invalid(format!(
+                "repetition penalty {given} is not a number above 0"
+            )));
+        }
+        let others = [("presence", self.presence_penalty), ("frequency", self.frequency_penalty)];
+        match others.into_iter().find(|(_, penalty)| !penalty.is_finite()) {
+            Some((name, given)) => {
+                Err(ModelError::Invalid(format!("{name} penalty {given} is not a number")))
+            }
+            None => Ok(()),
+        }
     }
 }
 
@@ -108,13 +141,13 @@ pub fn generate(
 ) -> Result<Generation> {
     options.validate()?;
     let start = Instant::now();
-    let hidden = model.prefill_until(ids, cache, &options.cancel)?;
+    let hidden = model.prefill_until(ids, cache, &options.cancel, &options.on_read)?;
     let first = model.logits(&hidden)?.flatten_all()?.to_vec1::<f32>()?;
     let mut logits = first.as_slice();
     let prefill_seconds = start.elapsed().as_secs_f64();
     let start = Instant::now();
 
-    let mut sampler = Sampler::new(options.temperature, options.top_p, options.top_k, options.seed);
+    let mut sampler = Sampler::new(options);
     let mut stream = model.tokenizer.stream();
     let mut output = StopBuffer::new(&options.stop);
     // Text of special tokens is never shown: such a stop string is met as an id.

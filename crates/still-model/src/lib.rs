@@ -16,9 +16,9 @@
 //! | `read` | one sequence fed to a model |
 //! | `read_packed` | several sequences fed together |
 //! | `generate`, `sampler` | generation of one sequence; the choice of a token |
+//! | `suggested` | the sampling that a model's makers suggest |
 //! | `generate_together` | several sequences continued greedily |
-//! | `session` | conversations that keep their cache |
-//! | `document`, `session_file` | a document that was read, asked again and again; its states in a file |
+//! | `session` | conversations and documents whose state is kept, in memory and in a file |
 //! | `chat` | chat templates |
 //! | `tokenizer` | text to ids and back |
 //! | `files` | files that are complete or not there |
@@ -38,7 +38,6 @@ mod checkpoint;
 mod config;
 pub mod decoder;
 mod device;
-mod document;
 mod error;
 mod executor;
 pub mod fetch;
@@ -52,8 +51,8 @@ mod read_packed;
 mod sampler;
 pub mod seal;
 mod session;
-mod session_file;
 mod student;
+mod suggested;
 pub mod tensor_file;
 mod tokenizer;
 mod visit;
@@ -73,14 +72,15 @@ pub use decoder::{
     StudentLayer, TensorOps, Value, Weight,
 };
 pub use device::{device, peak_device_bytes, reset_peak_device_bytes};
-pub use document::{Answer, Document};
 pub use error::{ModelError, Result};
 pub use executor::{Batching, lanes, usual_dtype};
 pub use generate::{Finish, GenerateOptions, Generation, generate};
 pub use generate_together::generate_together;
 pub use model::Model;
+pub use read::OnRead;
 pub use read_packed::Feed;
 pub use sampler::{Sampler, likeliest};
 pub use session::{ChatSession, Reply};
 pub use student::{FeatureInit, LoraConfig, LoraTarget, Student};
+pub use suggested::SuggestedSampling;
 pub use tokenizer::{Span, TokenStream, Tokenizer, panics_are_expected};

@@ -1,7 +1,8 @@
 //! Feeding one sequence to a model.
 
+use std::fmt;
 use std::ops::ControlFlow;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{IndexOp, Tensor};
 
@@ -10,6 +11,40 @@ use crate::cancel::Cancel;
 use crate::error::{ModelError, Result};
 use crate::executor::executor;
 use crate::model::Model;
+
+/// Told how many more of how many tokens have been read, from several threads; at first of none. Its clones tell one listener.
+#[derive(Clone, Default)]
+pub struct OnRead(Option<Arc<dyn Fn(usize, usize) + Send + Sync>>);
+
+impl OnRead {
+    /// Has `listener(more, of)` told.
+    pub fn new(listener: impl Fn(usize, usize) + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(listener)))
+    }
+
+    /// Tells that `more` of `total` tokens have been read.
+    pub fn tell(&self, more: usize, total: usize) {
+        if let Some(listener) = &self.0 {
+            listener(more, total);
+        }
+    }
+}
+
+impl fmt::Debug for OnRead {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() { "OnRead(…)" } else { "OnRead" })
+    }
+}
+
+/// Equal if they tell one listener, or none.
+impl PartialEq for OnRead {
+    fn eq(&self, other: &Self) -> bool {
+        match (&self.0, &other.0) {
+            (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+            (a, b) => a.is_none() && b.is_none(),
+        }
+    }
+}
 
 impl Model {
     /// Feeds one sequence; `each` is given the final-normed hidden states `[n, E]` of every block of tokens and where
@@ -62,17 +97,25 @@ impl Model {
     /// # Errors
     /// An empty prompt, an id outside the vocabulary; as [`Model::read`].
     pub fn prefill(&self, ids: &[u32], cache: &mut Cache) -> Result<Tensor> {
-        self.prefill_until(ids, cache, &Cancel::default())
+        self.prefill_until(ids, cache, &Cancel::default(), &OnRead::default())
     }
 
     /// [`Model::prefill`], given up with [`ModelError::Cancelled`] once `cancel` is raised.
     ///
     /// # Errors
     /// As [`Model::prefill`].
-    pub fn prefill_until(&self, ids: &[u32], cache: &mut Cache, cancel: &Cancel) -> Result<Tensor> {
+    pub fn prefill_until(
+        &self,
+        ids: &[u32],
+        cache: &mut Cache,
+        cancel: &Cancel,
+        on_read: &OnRead,
+    ) -> Result<Tensor> {
         let last = Mutex::new(None);
+        on_read.tell(0, ids.len());
         self.read_until(ids, cache, cancel, |start, hidden| {
             let rows = hidden.dim(0)?;
+            on_read.tell(rows, ids.len());
             if start + rows == ids.len() {
                 *last.lock().unwrap_or_else(PoisonError::into_inner) =
                     Some(hidden.i(rows - 1..rows)?);

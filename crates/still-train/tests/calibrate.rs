@@ -146,7 +146,8 @@ fn a_file_of_budgets_comes_back_and_fits_only_its_recipe() {
 #[test]
 fn estimated_losses_are_near_real_ones() {
     let model = model();
-    let mut sampler = still_model::Sampler::new(1.0, 1.0, 0, 7);
+    let sampling = still_model::GenerateOptions { temperature: 1.0, seed: 7, ..Default::default() };
+    let mut sampler = still_model::Sampler::new(&sampling);
     let text: Vec<Vec<u32>> = (0..24)
         .map(|n| {
             let mut cache = model.new_cache(1, RowDtype::F32).unwrap();

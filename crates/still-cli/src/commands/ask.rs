@@ -2,22 +2,20 @@
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
-use std::sync::OnceLock;
 
 use clap::Args;
 use serde_json::json;
-use still_model::{Document, Model};
+use still_model::{ChatSession, GenerateOptions};
 
-use super::generate::finish_word;
+use super::generate::{finish_phrase, finish_word};
 use super::generation::{GenerationArgs, GenerationSettings};
 use super::input::{read_piped, read_text_once};
-use super::stream_to;
+use super::reading::ReadingBar;
+use super::sampling::Usual;
+use super::{sessions, stream_to};
 use crate::errors::{Interrupted, user};
 use crate::interrupt::{self, OnSignal};
-use crate::outputs::Outputs;
 use crate::printer::Printer;
-use crate::progress::Bar;
-use crate::table;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -64,15 +62,12 @@ impl AskArgs {
     /// # Errors
     /// Options that contradict each other; a device that is not there, or that sessions cannot be kept from.
     pub fn resolve(self) -> anyhow::Result<Settings> {
-        let generation = self.generation.resolve()?;
+        let generation = self.generation.resolve(Usual::Greedy)?;
         if self.question.trim().is_empty() {
             return Err(user("the question is empty", "ask something about the document"));
         }
-        if self.session.is_some() && !generation.on_cpu() {
-            return Err(user(
-                "a session cannot be kept from a GPU yet",
-                "leave --session out, or use --device cpu",
-            ));
+        if self.session.is_some() {
+            sessions::check_device(&generation)?;
         }
         Ok(Settings {
             generation,
@@ -90,9 +85,7 @@ pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
     let saved = settings.session.as_ref().filter(|path| path.exists());
     // Before the model is loaded: a file that is not there, or a place that cannot be written, is said at once.
     if let (Some(path), None) = (&settings.session, saved) {
-        let mut outputs = Outputs::default();
-        outputs.spare(settings.file.as_deref())?;
-        outputs.place("--session", path)?;
+        sessions::check_place(path, &settings.generation, settings.file.as_deref())?;
     }
     let text = match (&settings.file, saved) {
         (Some(file), _) => Some(read_text_once(file, printer)?),
@@ -102,23 +95,29 @@ pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
     if text.as_ref().is_some_and(|text| text.trim().is_empty()) {
         return Err(user("the document is empty", "give a file with text in it"));
     }
-    let model = settings.generation.load(printer)?;
-    let (document, fresh) = match saved {
-        Some(path) => {
-            let document = Document::open(model, path)?;
-            check_same(&document, settings, text.as_deref())?;
-            printer
-                .step("Opened", format_args!("{}: {} tokens", path.display(), document.tokens()));
-            (document, false)
+    let (generation, system) = (&settings.generation, settings.system.as_deref());
+    let model = generation.load(printer)?;
+    let mut options = generation.options(&model)?;
+    options.on_read = ReadingBar::of_prompt(printer).listener();
+    if let Some(path) = saved {
+        let session = sessions::open(model, path, generation, system, printer)?;
+        if text.is_some_and(|text| !session.knows(&text)) {
+            return Err(sessions::differs(path, "document"));
         }
-        None => (read(model, settings, text.unwrap_or_default(), printer)?, true),
+        return answer(&session, settings, &options, printer);
+    }
+    let mut session = ChatSession::new(model, generation.rows, system)?;
+    let name = match &settings.file {
+        Some(path) => path.display().to_string(),
+        None => "standard input".into(),
     };
-    if let Some(path) = settings.session.as_ref().filter(|_| fresh) {
-        document.save(path)?;
+    sessions::read_document(&mut session, text.unwrap_or_default(), name, printer)?;
+    if let Some(path) = &settings.session {
+        session.save(path)?;
         printer
             .step("Saved", format_args!("{}: the next question needs no --file", path.display()));
     }
-    answer(&document, settings, printer)
+    answer(&session, settings, &options, printer)
 }
 
 fn document_from_stdin(settings: &Settings, printer: &Printer) -> anyhow::Result<String> {
@@ -135,70 +134,36 @@ fn document_from_stdin(settings: &Settings, printer: &Printer) -> anyhow::Result
     read_piped(stdin.lock(), "standard input")
 }
 
-/// An error if a session is of something else than what was asked for.
-fn check_same(document: &Document, settings: &Settings, text: Option<&str>) -> anyhow::Result<()> {
-    let session = settings.session.as_deref().unwrap_or("".as_ref()).display();
-    let other = |what: &str| {
-        user(
-            format!("the session {session} has another {what}"),
-            "name another --session file, or remove this one to read again",
-        )
-    };
-    if text.is_some_and(|text| text != document.text()) {
-        return Err(other("document"));
-    }
-    match &settings.system {
-        Some(system) if Some(system.as_str()) != document.system() => Err(other("system message")),
-        _ => Ok(()),
-    }
-}
-
-/// Has the model read the document.
-fn read(
-    model: Model,
+fn answer(
+    session: &ChatSession,
     settings: &Settings,
-    text: String,
+    options: &GenerateOptions,
     printer: &Printer,
-) -> anyhow::Result<Document> {
-    let name = match &settings.file {
-        Some(path) => path.display().to_string(),
-        None => "standard input".into(),
-    };
-    let bar = OnceLock::new();
-    let rows = settings.generation.rows;
-    let (system, cancel) = (settings.system.clone(), interrupt::flag());
-    let document = Document::read(model, rows, text, system, &cancel, |new, total| {
-        bar.get_or_init(|| Bar::new(printer, "Reading", &name, total, "tokens")).advance(new);
-    })?;
-    if let Some(bar) = bar.into_inner() {
-        let speed = document.tokens() as f64 / bar.seconds().max(1e-9);
-        bar.done(format_args!("{name}: {} tokens, {speed:.0}/s,", document.tokens()));
-    }
-    Ok(document)
-}
-
-fn answer(document: &Document, settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
+) -> anyhow::Result<()> {
     interrupt::on_signal(OnSignal::Finish);
     let mut written = Ok(());
     let mut stream = stream_to(printer, !settings.json, &mut written);
-    let answer = document.ask(&settings.question, &settings.generation.options, &mut stream)?;
+    let reply = session.ask(&settings.question, options, &mut stream)?;
     drop(stream);
     written?;
-    let generation = &answer.generation;
-    if answer.reread {
+    let generation = &reply.generation;
+    if !settings.json {
+        printer.stream("\n")?;
+    }
+    if reply.reread {
         printer.warn("the question changes how the document is cut into tokens: it was read again");
     }
     if let Some(warning) = &generation.warning {
         printer.warn(warning);
     }
-    let (cache, dense) = (document.cache_bytes(), document.dense_bytes());
+    let (cache, dense) = (session.cache_bytes(), session.dense_bytes());
     let new = generation.ids.len();
     if settings.json {
         printer.json(&json!({
             "text": generation.text,
             "finish": finish_word(&generation.finish),
-            "document_tokens": document.tokens(),
-            "question_tokens": answer.read,
+            "document_tokens": session.tokens(),
+            "question_tokens": reply.read,
             "new_tokens": new,
             "first_token_seconds": generation.prefill_seconds,
             "decode_seconds": generation.decode_seconds,
@@ -207,16 +172,13 @@ fn answer(document: &Document, settings: &Settings, printer: &Printer) -> anyhow
             "warning": generation.warning,
         }))?;
     } else {
-        printer.stream("\n")?;
         printer.note(format_args!(
-            "first token after {:.2} s, {new} written at {:.1}/s; cache {} of {} dense, {:.0} %; ended by {}",
+            "first token after {:.2} s, {new} written at {:.1}/s; ended by {}",
             generation.prefill_seconds,
             new as f64 / generation.decode_seconds.max(1e-9),
-            table::bytes(cache),
-            table::bytes(dense),
-            100.0 * cache as f64 / dense.max(1) as f64,
-            super::generate::finish_phrase(&generation.finish),
+            finish_phrase(&generation.finish),
         ));
+        printer.note(sessions::cache_line(cache, dense));
     }
     match generation.finish {
         still_model::Finish::Interrupted => Err(Interrupted.into()),

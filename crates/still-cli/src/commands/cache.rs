@@ -18,6 +18,11 @@ pub struct CacheArgs {
 }
 
 impl CacheArgs {
+    /// The format that was asked for.
+    pub fn asked(&self) -> Option<RowDtype> {
+        self.cache_dtype
+    }
+
     /// On the CPU the format that was asked for, or `usual`; on CUDA that of the computation.
     ///
     /// # Errors

@@ -9,6 +9,8 @@ use still_model::{Finish, Generation, generate};
 
 use super::generation::{GenerationArgs, GenerationSettings};
 use super::input::{read_piped, read_text_once};
+use super::reading::ReadingBar;
+use super::sampling::Usual;
 use super::stream_to;
 use crate::errors::{Interrupted, user};
 use crate::interrupt::{self, OnSignal};
@@ -60,7 +62,7 @@ impl GenerateArgs {
     /// Options that contradict each other; a device that is not there.
     pub fn resolve(self) -> anyhow::Result<Settings> {
         Ok(Settings {
-            generation: self.generation.resolve()?,
+            generation: self.generation.resolve(Usual::Greedy)?,
             prompt: match (self.prompt, self.prompt_file) {
                 (Some(text), _) => Prompt::Text(text),
                 (None, Some(path)) => Prompt::File(path),
@@ -79,14 +81,18 @@ pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
     if ids.is_empty() {
         return Err(user("the prompt has no tokens", "give some text to continue"));
     }
-    let GenerationSettings { options, rows, .. } = &settings.generation;
-    let mut cache = model.new_cache(1, *rows)?;
+    let mut options = settings.generation.options(&model)?;
+    options.on_read = ReadingBar::of_prompt(printer).listener();
+    let mut cache = model.new_cache(1, settings.generation.rows)?;
     interrupt::on_signal(OnSignal::Finish);
     let mut written = Ok(());
     let mut stream = stream_to(printer, !settings.json, &mut written);
-    let generation = generate(&model, &ids, &mut cache, options, &mut stream)?;
+    let generation = generate(&model, &ids, &mut cache, &options, &mut stream)?;
     drop(stream);
     written?;
+    if !settings.json {
+        printer.stream("\n")?;
+    }
     if let Some(warning) = &generation.warning {
         printer.warn(warning);
     }
@@ -102,7 +108,6 @@ pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
             "warning": generation.warning,
         }))?;
     } else {
-        printer.stream("\n")?;
         printer.note(summary(&generation, ids.len(), cache.size_bytes()));
     }
     match generation.finish {

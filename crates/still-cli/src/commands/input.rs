@@ -36,15 +36,25 @@ pub fn read_text_once(path: &Path, printer: &Printer) -> anyhow::Result<String> 
 /// Most bytes of a text that comes through a pipe, which has no end until its writer gives it one.
 const PIPED_BYTES: u64 = 256 << 20;
 
+/// Most bytes of a message.
+const MESSAGE_BYTES: u64 = 16 << 20;
+
 /// Reads a text to the end of a pipe or a terminal.
 pub fn read_piped(pipe: impl Read, name: &str) -> anyhow::Result<String> {
+    read_at_most(PIPED_BYTES, pipe, name)
+}
+
+/// Reads a message to the end of standard input.
+pub fn read_message(stdin: impl Read) -> anyhow::Result<String> {
+    read_at_most(MESSAGE_BYTES, stdin, "standard input")
+}
+
+fn read_at_most(most: u64, pipe: impl Read, name: &str) -> anyhow::Result<String> {
     let mut bytes = Vec::new();
-    pipe.take(PIPED_BYTES + 1)
-        .read_to_end(&mut bytes)
-        .with_context(|| format!("cannot read {name}"))?;
-    if bytes.len() as u64 > PIPED_BYTES {
+    pipe.take(most + 1).read_to_end(&mut bytes).with_context(|| format!("cannot read {name}"))?;
+    if bytes.len() as u64 > most {
         return Err(user(
-            format!("{name} gives more than {} MiB of text", PIPED_BYTES >> 20),
+            format!("{name} gives more than {} MiB of text", most >> 20),
             "give a shorter text",
         ));
     }

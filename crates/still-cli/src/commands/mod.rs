@@ -7,7 +7,8 @@
 //! | `eval`, `bench` | evaluate |
 //! | `inspect`, `report` | look |
 //! | `doctor`, `completions`, `man` | set up |
-//! | `model`, `cache`, `recipe`, `training`, `generation`, `input` | arguments that several commands share |
+//! | `model`, `cache`, `recipe`, `training`, `generation`, `sampling`, `input` | arguments that several commands share |
+//! | `reading`, `sessions` | what `ask` and `chat` have in common |
 //! | `calibration_bars` | a bar for each phase of a calibration |
 
 pub mod ask;
@@ -28,8 +29,11 @@ pub mod inspect;
 pub mod linearize;
 pub mod man;
 mod model;
+mod reading;
 mod recipe;
 pub mod report;
+mod sampling;
+mod sessions;
 mod training;
 
 use std::ops::ControlFlow;

@@ -2,6 +2,9 @@
 
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+#[cfg(unix)]
+pub mod terminal;
+
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};

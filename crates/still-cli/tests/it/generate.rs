@@ -1,4 +1,4 @@
-//! `still generate` and `still chat` on a small random model.
+//! `still generate` on a small random model, and who cannot chat.
 
 use crate::common::{Outcome, chat_dir, still, student_dir, teacher_dir};
 
@@ -73,50 +73,6 @@ fn a_prompt_beyond_the_models_range_warns_and_runs() {
     let outcome = generate(student_dir(), &["--prompt", &crate::common::words(3000)]);
     outcome.succeeded();
     assert!(outcome.stderr.contains("warning:"), "{}", outcome.stderr);
-}
-
-/// `read` numbers of the notes after each turn.
-fn tokens_read(stderr: &str) -> Vec<usize> {
-    let note =
-        |line: &str| line.split_once(" tokens read").and_then(|(n, _)| n.trim().parse().ok());
-    stderr.lines().filter_map(note).collect()
-}
-
-fn chat(template: &str) -> Outcome {
-    let dir = chat_dir(template);
-    let turns = "Tell me about the sea and the ships that sail on it\nWhy\nAnd then\n";
-    let outcome = Outcome::of(
-        still()
-            .args(["chat", "--max-new-tokens", "5", "--model"])
-            .arg(dir.path().join("student"))
-            .write_stdin(turns),
-    );
-    outcome.succeeded();
-    assert_eq!(outcome.stdout, "!!!!!\n".repeat(3));
-    outcome
-}
-
-#[test]
-fn chat_reads_only_what_is_new() {
-    let outcome = chat(
-        "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}\
-         {% if add_generation_prompt %}<assistant>{% endif %}",
-    );
-    let read = tokens_read(&outcome.stderr);
-    assert_eq!(read.len(), 3, "{}", outcome.stderr);
-    assert!(read[1] < read[0] && read[2] < read[0], "{read:?}");
-    assert!(!outcome.stderr.contains("read again"), "{}", outcome.stderr);
-}
-
-#[test]
-fn chat_says_when_a_template_rewrites_history() {
-    // Only the last message is rendered: earlier turns are dropped.
-    let outcome = chat(
-        "{{ messages | length }}: {{ messages[-1].content }}{% if add_generation_prompt %} >{% endif %}",
-    );
-    let read = tokens_read(&outcome.stderr);
-    assert_eq!(read.len(), 3, "{}", outcome.stderr);
-    assert_eq!(outcome.stderr.matches("read again").count(), 2, "{}", outcome.stderr);
 }
 
 #[test]

@@ -8,7 +8,10 @@ mod ask;
 mod bad_input;
 mod bench;
 mod calibrate;
+mod chat;
 mod chat_template;
+#[cfg(unix)]
+mod chat_terminal;
 mod cli;
 mod demo;
 mod eval;

@@ -1,8 +1,7 @@
 //! Standard streams that are gone or full, and text of others on a terminal.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io::Read;
-use std::os::fd::{FromRawFd, OwnedFd};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -169,25 +168,8 @@ fn errors_show_escapes_of_files_and_names() {
     steers_nothing(&usage.stderr);
 }
 
-/// A terminal: what is written to the second is read from the first.
-fn terminal() -> (File, OwnedFd) {
-    let (mut ours, mut theirs) = (-1, -1);
-    // SAFETY: openpty writes two descriptors, which are then owned here; the other arguments may be null.
-    unsafe {
-        let made = libc::openpty(
-            &raw mut ours,
-            &raw mut theirs,
-            std::ptr::null_mut(),
-            std::ptr::null_mut(),
-            std::ptr::null_mut(),
-        );
-        assert_eq!(made, 0);
-        (File::from_raw_fd(ours), OwnedFd::from_raw_fd(theirs))
-    }
-}
-
 /// A student that answers with nothing but ESC: its tokenizer's lowest id is that character.
-fn student_of_escapes() -> tempfile::TempDir {
+pub fn student_of_escapes() -> tempfile::TempDir {
     let dir = crate::common::chat_dir("unused");
     let path = dir.path().join("student/tokenizer.json");
     let tokenizer = fs::read_to_string(&path).unwrap();
@@ -210,7 +192,7 @@ fn generated_text_is_data_in_a_pipe_and_harmless_on_a_terminal() {
     let piped = generate.output().unwrap();
     assert_eq!(String::from_utf8(piped.stdout).unwrap(), "\u{1b}\u{1b}\u{1b}\n");
 
-    let (mut ours, theirs) = terminal();
+    let (mut ours, theirs) = crate::common::terminal::open(80);
     let status = generate.stdout(theirs.try_clone().unwrap()).stderr(Stdio::null()).status();
     assert!(status.unwrap().success());
     drop(generate);

@@ -127,6 +127,7 @@ impl Checkpoint {
         }
         let config = gguf::config(path, &content)?;
         let tokenizer = Tokenizer::from_gguf(path, &content)?;
+        let generation_config = gguf::generation_config(path, &content)?;
         let weights =
             Weights::from_gguf(path, content, GgufLayout::LlamaCpp(Box::new(config.clone())))?;
         Ok(Self {
@@ -139,7 +140,7 @@ impl Checkpoint {
             base: BaseIdentity {
                 source: source.to_owned(),
                 files: vec![path.to_path_buf()],
-                generation_config: None,
+                generation_config,
             },
         })
     }

@@ -144,6 +144,11 @@ impl Tokenizer {
         self.inner.token_to_id(token)
     }
 
+    /// Whether a token is one that decoding may skip, such as `<|im_end|>`.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.decoding.special.contains(&id)
+    }
+
     /// The ids of tokens that stand for this text and nothing else: of `<|im_end|>`, which decoding skips, or of `<0x0A>`
     /// for a line's end.
     pub(crate) fn ids_of_text(&self, text: &str) -> Vec<u32> {

@@ -8,6 +8,7 @@ mod cursor;
 mod directory;
 mod metadata;
 mod rope;
+mod sampling;
 mod tensors;
 mod types;
 mod window;
@@ -21,6 +22,7 @@ use crate::files;
 
 pub use config::config;
 pub(crate) use metadata::Metadata;
+pub use sampling::generation_config;
 
 /// What is wrong with a header.
 enum Fault {

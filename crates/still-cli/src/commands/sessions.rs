@@ -1,0 +1,107 @@
+//! Sessions that `still ask` and `still chat` keep in files.
+
+use std::path::Path;
+
+use still_model::{ChatSession, Model};
+
+use super::generation::GenerationSettings;
+use super::reading::ReadingBar;
+use crate::errors::user;
+use crate::interrupt;
+use crate::outputs::{Existing, Ours, Outputs};
+use crate::printer::Printer;
+use crate::table;
+
+/// Finds out, before a model is loaded, whether a session can be kept in a file: in place of none, or of another session.
+///
+/// # Errors
+/// A device that sessions cannot be kept from; a place that cannot be written; a file of another kind; a file that is read.
+pub fn check_place(
+    path: &Path,
+    generation: &GenerationSettings,
+    read: Option<&Path>,
+) -> anyhow::Result<()> {
+    check_device(generation)?;
+    let mut outputs = Outputs::default();
+    outputs.spare(read)?;
+    outputs.file("--session", path, Ours::Session, Existing::Replace)
+}
+
+/// An error unless sessions can be kept from the device.
+pub fn check_device(generation: &GenerationSettings) -> anyhow::Result<()> {
+    match generation.on_cpu() {
+        true => Ok(()),
+        false => Err(user(
+            "a session cannot be kept from a GPU yet",
+            "leave --session out, or use --device cpu",
+        )),
+    }
+}
+
+/// Opens a session that is there.
+///
+/// # Errors
+/// A file that is damaged or of another model; another system message or row format than was asked for.
+pub fn open(
+    model: Model,
+    path: &Path,
+    generation: &GenerationSettings,
+    system: Option<&str>,
+    printer: &Printer,
+) -> anyhow::Result<ChatSession> {
+    let session = ChatSession::open(model, path)?;
+    if let Some(asked) = generation.asked_rows.filter(|&asked| asked != session.rows()) {
+        return Err(user(
+            format!(
+                "--cache-dtype is {}, and the session {} keeps its rows in {}",
+                asked.name(),
+                path.display(),
+                session.rows().name()
+            ),
+            "leave --cache-dtype out, or name another --session file to read again",
+        ));
+    }
+    if system.is_some() && system != session.system() {
+        return Err(differs(path, "system message"));
+    }
+    printer.step("Opened", format_args!("{}: {} tokens", path.display(), session.tokens()));
+    Ok(session)
+}
+
+/// The error of a session that is of something else than what was asked for.
+pub fn differs(path: &Path, what: &str) -> anyhow::Error {
+    user(
+        format!("the session {} has another {what}", path.display()),
+        "name another --session file, or remove this one to read again",
+    )
+}
+
+/// Has the model read a document, with a bar.
+///
+/// # Errors
+/// What the template refuses; Ctrl-C.
+pub fn read_document(
+    session: &mut ChatSession,
+    text: String,
+    name: String,
+    printer: &Printer,
+) -> anyhow::Result<()> {
+    let bar = ReadingBar::of_document(printer, name);
+    let reread =
+        session.read_document(text, &interrupt::flag(), |new, total| bar.advance(new, total))?;
+    bar.done();
+    if reread {
+        printer.warn("the conversation before the document was read again");
+    }
+    Ok(())
+}
+
+/// `cache 14.4 MiB of 47.4 MiB dense, 30 %`
+pub fn cache_line(cache_bytes: usize, dense_bytes: usize) -> String {
+    format!(
+        "cache {} of {} dense, {:.0} %",
+        table::bytes(cache_bytes),
+        table::bytes(dense_bytes),
+        100.0 * cache_bytes as f64 / dense_bytes.max(1) as f64,
+    )
+}

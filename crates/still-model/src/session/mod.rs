@@ -1,0 +1,236 @@
+//! Conversations whose attention state is kept: between turns, and in a file.
+//!
+//! | file | content |
+//! |---|---|
+//! | `turn` | one question and its answer |
+//! | `document` | a document, read as the beginning of the next question |
+//! | `file` | a session in a file |
+
+mod document;
+mod file;
+mod turn;
+
+use std::path::Path;
+use std::sync::OnceLock;
+
+use still_attention::RowDtype;
+
+use crate::cache::Cache;
+use crate::cancel::Cancel;
+use crate::chat::Message;
+use crate::error::{ModelError, Result};
+use crate::model::Model;
+
+pub use self::turn::Reply;
+
+/// A conversation with a model: what was said, perhaps a document that was read and not asked about yet, and the state after it.
+///
+/// The state is continued as long as the rendered conversation extends what was read. A turn computes on a copy of the state, so
+/// that one that fails or is cancelled leaves the conversation as it was.
+#[derive(Debug)]
+pub struct ChatSession {
+    model: Model,
+    rows: RowDtype,
+    messages: Vec<Message>,
+    document: Option<String>,
+    cache: Cache,
+    /// What the state has read.
+    tokens: Vec<u32>,
+    generated: Option<Generated>,
+    /// [`file::identity`] of the model, once it is known.
+    identity: OnceLock<String>,
+}
+
+/// A conversation that ends with the model's own tokens.
+///
+/// Their text may encode to other tokens. What is said next continues these.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Generated {
+    /// Prompt and answer.
+    text: String,
+    /// Of both.
+    tokens: Vec<u32>,
+}
+
+impl ChatSession {
+    /// An empty conversation, perhaps with a system message.
+    ///
+    /// # Errors
+    /// A model without a chat template.
+    pub fn new(model: Model, rows: RowDtype, system: Option<&str>) -> Result<Self> {
+        check_template(&model)?;
+        let cache = model.new_cache(1, rows)?;
+        let messages = system.map(|text| Message::new("system", text)).into_iter().collect();
+        Ok(Self {
+            model,
+            rows,
+            messages,
+            document: None,
+            cache,
+            tokens: Vec::new(),
+            generated: None,
+            identity: OnceLock::new(),
+        })
+    }
+
+    /// A session that was [saved](Self::save) for this model. Nothing is read again.
+    ///
+    /// # Errors
+    /// A model without a chat template; a file that is damaged, or of another model or format.
+    pub fn open(model: Model, path: &Path) -> Result<Self> {
+        let mut session = Self::new(model, RowDtype::Bf16, None)?;
+        session.load(path)?;
+        Ok(session)
+    }
+
+    /// Goes on with a session that was [saved](Self::save) for this model, in place of this conversation. Its rows are stored as
+    /// they were.
+    ///
+    /// # Errors
+    /// A file that is damaged, or of another model or format; the conversation is then as before.
+    pub fn load(&mut self, path: &Path) -> Result<()> {
+        let (saved, tensors) = file::read(path, self.identity()?)?;
+        let mut cache = self.model.new_cache(1, saved.rows)?;
+        cache.restore(tensors).map_err(|error| ModelError::corrupt(path, error.to_string()))?;
+        if cache.position(0) != saved.tokens.len() {
+            let (has, says) = (cache.position(0), saved.tokens.len());
+            let what = format!("its state has read {has} tokens, and it says {says}");
+            return Err(ModelError::corrupt(path, what));
+        }
+        let file::Saved { rows, messages, document, tokens, generated } = saved;
+        (self.rows, self.messages, self.document) = (rows, messages, document);
+        (self.cache, self.tokens, self.generated) = (cache, tokens, generated);
+        Ok(())
+    }
+
+    /// Writes the conversation and the state to a file, in a single step.
+    ///
+    /// # Errors
+    /// A conversation that has not begun; a file that cannot be written; a state on a GPU.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        if self.tokens.is_empty() {
+            return Err(ModelError::Unsupported {
+                what: "saving a session in which nothing was read yet".into(),
+                found_in: None,
+                hint: "say something first, or give a document".into(),
+            });
+        }
+        file::write(path, self)
+    }
+
+    /// Whether a file is a session, of whatever model, and be it damaged.
+    pub fn is_saved_in(path: &Path) -> bool {
+        file::is_one(path)
+    }
+
+    /// Forgets everything but the system message.
+    ///
+    /// # Errors
+    /// Too little memory.
+    pub fn clear(&mut self) -> Result<()> {
+        self.messages.retain(|message| message.role() == SYSTEM);
+        (self.document, self.generated) = (None, None);
+        self.forget()
+    }
+
+    /// Changes the system message, or takes it away. The next turn reads everything again.
+    pub fn set_system(&mut self, system: Option<&str>) {
+        self.messages.retain(|message| message.role() != SYSTEM);
+        if let Some(text) = system {
+            self.messages.insert(0, Message::new(SYSTEM, text));
+        }
+    }
+
+    /// Forgets what was read, not what was said.
+    fn forget(&mut self) -> Result<()> {
+        self.cache = self.model.new_cache(1, self.rows)?;
+        self.tokens.clear();
+        Ok(())
+    }
+
+    /// The conversation so far.
+    pub fn messages(&self) -> &[Message] {
+        &self.messages
+    }
+
+    /// The system message.
+    pub fn system(&self) -> Option<&str> {
+        let system = self.messages.iter().find(|message| message.role() == SYSTEM)?;
+        system.object().get("content")?.as_str()
+    }
+
+    /// The document that the next question is about, if it was read and not asked about yet.
+    pub fn document(&self) -> Option<&str> {
+        self.document.as_deref()
+    }
+
+    /// How the state stores exact rows.
+    pub fn rows(&self) -> RowDtype {
+        self.rows
+    }
+
+    /// Tokens that the state has read.
+    pub fn tokens(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// Bytes of the attention state.
+    pub fn cache_bytes(&self) -> usize {
+        self.cache.size_bytes()
+    }
+
+    /// Bytes of a dense cache of as many tokens in bf16.
+    pub fn dense_bytes(&self) -> usize {
+        let bytes = self.model.config().dense_cache_bytes(self.tokens(), RowDtype::Bf16);
+        usize::try_from(bytes).unwrap_or(usize::MAX)
+    }
+
+    fn identity(&self) -> Result<&str> {
+        if let Some(known) = self.identity.get() {
+            return Ok(known);
+        }
+        let identity = file::identity(&self.model)?;
+        Ok(self.identity.get_or_init(|| identity))
+    }
+
+    /// Has the state read more of the prompt that `tokens` begins.
+    fn read_on(
+        &mut self,
+        tokens: Vec<u32>,
+        cancel: &Cancel,
+        each: impl Fn(usize, usize) + Sync,
+    ) -> Result<bool> {
+        let (mut cache, start, reread) = self.state_for(&tokens)?;
+        let new = &tokens[start..];
+        each(0, new.len());
+        self.model.read_until(new, &mut cache, cancel, |_, hidden| {
+            each(hidden.dim(0)?, new.len());
+            Ok::<_, ModelError>(())
+        })?;
+        (self.cache, self.tokens) = (cache, tokens);
+        Ok(reread)
+    }
+
+    /// A copy of the state and how much of `tokens` it has read; an empty one if they do not continue what was read, and whether
+    /// that is so.
+    fn state_for(&self, tokens: &[u32]) -> Result<(Cache, usize, bool)> {
+        let read = self.tokens.len();
+        match tokens.len() > read && tokens.starts_with(&self.tokens) {
+            true => Ok((self.cache.clone(), read, false)),
+            false => Ok((self.model.new_cache(1, self.rows)?, 0, read > 0)),
+        }
+    }
+}
+
+const SYSTEM: &str = "system";
+
+fn check_template(model: &Model) -> Result<()> {
+    match model.tokenizer.chat_template() {
+        Some(_) => Ok(()),
+        None => Err(ModelError::Unsupported {
+            what: "chat with a model that has no chat template".into(),
+            found_in: None,
+            hint: "use an instruction-tuned model, or `still generate`".into(),
+        }),
+    }
+}

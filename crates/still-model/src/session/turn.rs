@@ -1,0 +1,142 @@
+//! One question and its answer.
+
+use std::ops::ControlFlow;
+
+use super::{ChatSession, Generated, document};
+use crate::cache::Cache;
+use crate::chat::Message;
+use crate::error::{ModelError, Result};
+use crate::generate::{GenerateOptions, Generation, generate};
+
+/// One answer.
+#[derive(Clone, Debug)]
+pub struct Reply {
+    /// The generated turn.
+    pub generation: Generation,
+    /// Tokens that were read for this turn before generating.
+    pub read: usize,
+    /// The template rewrote earlier turns, so that everything was read again.
+    pub reread: bool,
+    /// Bytes of the attention state after it.
+    pub cache_bytes: usize,
+    /// Tokens that this state has read.
+    pub tokens: usize,
+}
+
+/// What a turn leaves behind.
+struct Turn {
+    reply: Reply,
+    /// What was asked, with a document.
+    content: String,
+    cache: Cache,
+    tokens: Vec<u32>,
+    generated: Option<Generated>,
+}
+
+impl ChatSession {
+    /// Sends a message and generates the answer. Only tokens that the state has not read are read, as long as the rendered
+    /// conversation extends what it has.
+    ///
+    /// # Errors
+    /// What the template or the model refuses, or a system message that the template ignores; the conversation is then as
+    /// before.
+    pub fn send(
+        &mut self,
+        text: &str,
+        options: &GenerateOptions,
+        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<Reply> {
+        let Turn { reply, content, cache, tokens, generated } =
+            self.turn(text, options, on_text)?;
+        self.messages.push(Message::new("user", content));
+        self.messages.push(Message::new("assistant", reply.generation.text.clone()));
+        self.document = None;
+        (self.cache, self.tokens, self.generated) = (cache, tokens, generated);
+        Ok(reply)
+    }
+
+    /// [`ChatSession::send`], after which the conversation is as before: answers do not depend on earlier questions.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn ask(
+        &self,
+        question: &str,
+        options: &GenerateOptions,
+        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<Reply> {
+        Ok(self.turn(question, options, on_text)?.reply)
+    }
+
+    fn turn(
+        &self,
+        text: &str,
+        options: &GenerateOptions,
+        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<Turn> {
+        let content = match &self.document {
+            Some(document) => document::asked(document, text),
+            None => text.to_owned(),
+        };
+        let (rendered, ids) = self.prompt(&content)?;
+        let (mut cache, start, reread) = self.state_for(&ids)?;
+        let generation = generate(&self.model, &ids[start..], &mut cache, options, on_text)?;
+        let mut tokens = ids;
+        let read = tokens.len() - start;
+        let generated = self.generated_by(rendered, &tokens, &generation)?;
+        tokens.extend(&generation.ids[..generation.fed]);
+        let cache_bytes = cache.size_bytes();
+        let reply = Reply { generation, read, reread, cache_bytes, tokens: tokens.len() };
+        Ok(Turn { reply, content, cache, tokens, generated })
+    }
+
+    /// The conversation with one more message of the user, rendered and in tokens.
+    pub(super) fn prompt(&self, content: &str) -> Result<(String, Vec<u32>)> {
+        let Some(template) = self.model.tokenizer.chat_template() else {
+            return Err(ModelError::ChatTemplate("the model has none".into()));
+        };
+        let mut messages = self.messages.clone();
+        messages.push(Message::new("user", content));
+        if self.system().is_some() && template.ignores(&messages, super::SYSTEM)? {
+            let what =
+                "it writes nothing of what system messages say: leave out the system message";
+            return Err(ModelError::ChatTemplate(what.into()));
+        }
+        let rendered = template.render(&messages, true)?;
+        let ids = self.encode(&rendered)?;
+        Ok((rendered, ids))
+    }
+
+    /// Tokens of a rendered conversation: those that the model has written where there are such.
+    fn encode(&self, rendered: &str) -> Result<Vec<u32>> {
+        let tokenizer = &self.model.tokenizer;
+        let ids = tokenizer.encode(rendered, false)?;
+        if ids.starts_with(&self.tokens) {
+            return Ok(ids);
+        }
+        let Some(generated) = &self.generated else { return Ok(ids) };
+        let Some(rest) = rendered.strip_prefix(&generated.text) else { return Ok(ids) };
+        let rest = tokenizer.encode(rest, false)?;
+        // Only where a special token follows is it certain that the two have no token in common.
+        match rest.first().is_some_and(|&id| tokenizer.is_special(id)) {
+            true => Ok([&generated.tokens[..], &rest].concat()),
+            false => Ok(ids),
+        }
+    }
+
+    /// The conversation that ends with a generation, unless its text is not that of its tokens: it was cut at a stop string, or they
+    /// are not UTF-8.
+    fn generated_by(
+        &self,
+        mut rendered: String,
+        prompt: &[u32],
+        generation: &Generation,
+    ) -> Result<Option<Generated>> {
+        let text = self.model.tokenizer.decode(&generation.ids, false)?;
+        if text != generation.text || text.contains(char::REPLACEMENT_CHARACTER) {
+            return Ok(None);
+        }
+        rendered.push_str(&text);
+        Ok(Some(Generated { text: rendered, tokens: [prompt, &generation.ids].concat() }))
+    }
+}
