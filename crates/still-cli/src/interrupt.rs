@@ -11,6 +11,7 @@ use anyhow::Context;
 use still_model::Cancel;
 
 use crate::printer::Printer;
+use crate::terminal;
 
 /// What a signal does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,11 +55,6 @@ pub fn on_signal(what: OnSignal) {
 /// What to do after a signal has ended the process, as a hint.
 pub fn hint(text: impl Into<String>) {
     *HINT.lock().unwrap_or_else(PoisonError::into_inner) = Some(text.into());
-}
-
-/// From now on a signal that ends the process leaves the terminal as it is now: a line editor changes it.
-pub fn restore_terminal_at_the_end() {
-    terminal::remember();
 }
 
 /// The flag, for what takes long in libraries.
@@ -140,45 +136,6 @@ fn exit(code: i32) -> ! {
     }
     #[cfg(not(unix))]
     std::process::exit(code)
-}
-
-/// How the terminal was before a line editor took it over.
-#[cfg(unix)]
-mod terminal {
-    use std::sync::{Mutex, PoisonError};
-
-    static BEFORE: Mutex<Option<libc::termios>> = Mutex::new(None);
-    /// Ends a line editor's bracketed paste.
-    const NO_BRACKETED_PASTE: &str = "\x1b[?2004l";
-
-    /// Takes note of it.
-    pub fn remember() {
-        // SAFETY: an all-zero termios is valid, and tcgetattr only writes to it.
-        let (now, got) = unsafe {
-            let mut now: libc::termios = std::mem::zeroed();
-            let got = libc::tcgetattr(libc::STDIN_FILENO, &raw mut now);
-            (now, got == 0)
-        };
-        *BEFORE.lock().unwrap_or_else(PoisonError::into_inner) = got.then_some(now);
-    }
-
-    /// Makes it so again.
-    pub fn restore() {
-        if let Some(before) = BEFORE.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
-            // SAFETY: tcsetattr reads a termios that tcgetattr wrote.
-            let changed =
-                unsafe { libc::tcsetattr(libc::STDIN_FILENO, libc::TCSANOW, &raw const *before) };
-            if changed == 0 {
-                crate::printer::say(NO_BRACKETED_PASTE);
-            }
-        }
-    }
-}
-
-#[cfg(not(unix))]
-mod terminal {
-    pub fn remember() {}
-    pub fn restore() {}
 }
 
 #[cfg(unix)]

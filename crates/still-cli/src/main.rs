@@ -6,7 +6,7 @@
 //! | `commands` | a module per command, with its arguments |
 //! | `printer`, `progress`, `log` | all that is written to the terminal |
 //! | `errors` | an error as one line, a hint and an exit code |
-//! | `interrupt` | what Ctrl-C and other signals do |
+//! | `interrupt`, `terminal` | what Ctrl-C and other signals do; the terminal as it was before a chat |
 //! | `outputs`, `disk` | files that a command will write, checked before it begins; room for them |
 //! | `run_log` | a run's directory, read back |
 //! | `table`, `plot`, `page` | plain-text tables, charts, HTML pages |
@@ -34,6 +34,7 @@ mod run_log;
 mod shown;
 mod table;
 mod tensorboard;
+mod terminal;
 mod threads;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -33,7 +33,7 @@ fn line(terminal: &mut Terminal, text: &str, expected: &str) {
 fn every_command_does_what_it_says() {
     for columns in [80, 200] {
         let dir = chat_dir(TEMPLATE);
-        std::fs::write(dir.path().join("a report.txt"), words(300)).unwrap();
+        std::fs::write(dir.path().join("a report.txt"), words(40)).unwrap();
         let mut chat = start(dir.path(), columns, &["-n", "5"]);
         let chat = &mut chat;
         assert!(chat.screen().contains("sampling: greedy"), "{}", chat.screen());
@@ -113,6 +113,18 @@ fn what_was_typed_is_recalled_in_this_chat_and_the_next() {
 }
 
 #[test]
+fn what_is_typed_during_a_reply_waits_for_its_end() {
+    let dir = chat_dir(TEMPLATE);
+    let mut chat = start(dir.path(), 80, &["-n", "900"]);
+    chat.send(&format!("Why{ENTER}"));
+    chat.until("!!!!");
+    line(&mut chat, "/stats", "1 messages, ");
+    let screen = chat.screen();
+    assert_eq!(screen.matches("/stats").count(), 1, "{screen}");
+    assert!(screen.contains("> /stats"), "{screen}");
+}
+
+#[test]
 fn ctrl_c_at_the_prompt_says_how_to_leave() {
     let dir = chat_dir(TEMPLATE);
     let mut chat = start(dir.path(), 80, &["-n", "5"]);
@@ -163,7 +175,7 @@ fn a_signal_leaves_the_terminal_as_it_was() {
 #[test]
 fn ask_fits_a_narrow_terminal() {
     let dir = chat_dir(TEMPLATE);
-    std::fs::write(dir.path().join("a.txt"), words(300)).unwrap();
+    std::fs::write(dir.path().join("a.txt"), words(40)).unwrap();
     for columns in [80, 200] {
         let mut ask = Command::new(BINARY);
         ask.current_dir(dir.path()).env("HF_HUB_OFFLINE", "1");

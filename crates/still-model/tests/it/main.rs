@@ -17,6 +17,7 @@ mod gguf_directory;
 mod gguf_errors;
 mod hostile_tokenizers;
 mod read_packed;
+mod sessions;
 mod smollm2;
 mod students_on_disk;
 mod tensor_files;

@@ -14,8 +14,8 @@ use rustyline::validate::{ValidationContext, ValidationResult, Validator};
 use rustyline::{ColorMode, Context, Helper};
 
 use super::command::WORDS;
-use crate::interrupt;
 use crate::printer::Printer;
+use crate::terminal;
 
 const PROMPT: &str = "> ";
 /// Lines that are remembered.
@@ -54,7 +54,7 @@ impl Editor {
             // Standard output is for replies.
             .behavior(Behavior::PreferTerm)
             .build();
-        interrupt::restore_terminal_at_the_end();
+        terminal::remember();
         let mut lines = rustyline::Editor::with_config(config)?;
         lines.set_helper(Some(Help { colors, files: FilenameCompleter::new() }));
         let history = if remember { history_file(printer) } else { None };

@@ -26,6 +26,7 @@ use super::sessions;
 use crate::errors::{self, user};
 use crate::interrupt::{self, OnSignal};
 use crate::printer::Printer;
+use crate::terminal::NoEcho;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -139,12 +140,14 @@ fn converse(talk: &mut Talk<'_>, history: bool, printer: &Printer) -> anyhow::Re
             Input::Message(message) => message,
         };
         pressed = false;
+        let silent = NoEcho::begin();
         let done = match Command::parse(&message) {
             _ if message.trim().is_empty() => continue,
             None => talk.turn(message.trim()).map(|()| Next::Message),
             Some(Ok(command)) => talk.obey(command),
             Some(Err(error)) => Err(error),
         };
+        drop(silent);
         match done {
             Ok(Next::End) => return Ok(()),
             Ok(Next::Message) => {}
