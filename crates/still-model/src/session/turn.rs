@@ -140,3 +140,60 @@ impl ChatSession {
         Ok(Some(Generated { text: rendered, tokens: [prompt, &generation.ids].concat() }))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use still_attention::RowDtype;
+
+    use super::*;
+    use crate::random::{random_model, tiny_config};
+
+    /// A model may write a text in other tokens than the tokenizer does.
+    #[test]
+    fn the_models_own_tokens_are_continued_where_a_special_token_follows() {
+        let model = random_model(tiny_config(), 1).unwrap();
+        let mut session = ChatSession::new(model, RowDtype::F32, None).unwrap();
+        let tokenizer = session.model.tokenizer.clone();
+        let encode = |text: &str| tokenizer.encode(text, false).unwrap();
+        let prompt = "<|im_start|>user\nHi<|im_end|>\n";
+        // Tokens that nothing encodes to; the state has not read the last.
+        let tokens = [encode(prompt), vec![250, 251]].concat();
+        session.tokens = tokens[..tokens.len() - 1].to_vec();
+        session.generated = Some(Generated { text: format!("{prompt}Ho"), tokens: tokens.clone() });
+
+        let rest = "<|im_end|>\n<|im_start|>user\nGo on";
+        let rendered = format!("{prompt}Ho{rest}");
+        assert_eq!(session.encode(&rendered).unwrap(), [tokens, encode(rest)].concat());
+        // Tokens might have merged over the border, or the reply is another.
+        for other in [format!("{prompt}Ho, go on"), format!("{prompt}Hm{rest}")] {
+            assert_eq!(session.encode(&other).unwrap(), encode(&other));
+        }
+        // Tokens that the tokenizer gives too are the tokenizer's.
+        session.tokens = encode(prompt);
+        assert_eq!(session.encode(&rendered).unwrap(), encode(&rendered));
+    }
+
+    #[test]
+    fn a_text_that_is_not_that_of_its_tokens_is_not_continued() {
+        let model = random_model(tiny_config(), 1).unwrap();
+        let session = ChatSession::new(model, RowDtype::F32, None).unwrap();
+        let ids = session.model.tokenizer.encode("Ho ho", false).unwrap();
+        let of = |text: &str, ids: &[u32]| {
+            let generation = Generation {
+                ids: ids.to_vec(),
+                fed: ids.len(),
+                text: text.into(),
+                finish: crate::Finish::Length,
+                warning: None,
+                prefill_seconds: 0.0,
+                decode_seconds: 0.0,
+            };
+            session.generated_by("Hi".into(), &[1], &generation).unwrap()
+        };
+        let expected = Generated { text: "HiHo ho".into(), tokens: [&[1], &ids[..]].concat() };
+        assert_eq!(of("Ho ho", &ids), Some(expected));
+        // Cut at a stop string, or no UTF-8.
+        assert_eq!(of("Ho", &ids), None);
+        assert_eq!(of("\u{fffd}", &[255]), None);
+    }
+}

