@@ -268,12 +268,15 @@ fn chat_and_ask_keep_what_they_have_read() {
                     {% if add_generation_prompt %}<assistant>{% endif %}";
     let dir = chat_dir_of(sliding_student(), template);
     let model = dir.path().join("student");
-    let turns = "Tell me about the sea and the ships that sail on it\nWhy\nAnd then\n";
-    let chat =
-        Outcome::of(still().args(["chat", "-n", "5", "--model"]).arg(&model).write_stdin(turns));
-    chat.succeeded();
-    assert_eq!(chat.stdout, "!!!!!\n".repeat(3));
-    assert!(!chat.stderr.contains("read again"), "{}", chat.stderr);
+    let talk = dir.path().join("talk.still");
+    for message in ["Tell me about the sea and the ships that sail on it", "Why", "And then"] {
+        let mut chat = still();
+        chat.args(["chat", "-n", "5", "--temperature", "0", "--model"]).arg(&model);
+        let chat = Outcome::of(chat.arg("--session").arg(&talk).write_stdin(message));
+        chat.succeeded();
+        assert_eq!(chat.stdout, "!!!!!\n");
+        assert!(!chat.stderr.contains("read again"), "{}", chat.stderr);
+    }
 
     let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
     let (file, session) = (path("a.txt"), path("a.still"));
