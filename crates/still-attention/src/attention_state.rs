@@ -14,7 +14,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use candle_core::{DeviceLocation, Tensor};
 
 #[cfg(feature = "cuda")]
-use crate::CudaHybridState;
+use crate::GraphState;
 use crate::{AttentionError, HeadRows, HeadScratch, Result, SavedState};
 
 /// New rows of every sequence, after RoPE.
@@ -64,8 +64,13 @@ pub trait AttentionState: Debug + Send + Sync {
     /// Tokens fed to a sequence so far.
     fn position(&self, sequence: usize) -> usize;
 
-    /// Bytes held for all sequences.
+    /// Bytes held for all sequences, with the room to grow into.
     fn size_bytes(&self) -> usize;
+
+    /// Bytes of what is remembered, without the room to grow into where the state knows how much that is.
+    fn used_bytes(&self) -> usize {
+        self.size_bytes()
+    }
 
     /// A copy with memory of its own.
     fn boxed_clone(&self) -> Box<dyn AttentionState>;
@@ -77,7 +82,7 @@ pub trait AttentionState: Debug + Send + Sync {
 
     /// The state as a CUDA graph feeds it single tokens, if it can.
     #[cfg(feature = "cuda")]
-    fn in_graph(&mut self) -> Option<&mut CudaHybridState> {
+    fn in_graph(&mut self) -> Option<&mut dyn GraphState> {
         None
     }
 }

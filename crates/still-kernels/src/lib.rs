@@ -4,6 +4,8 @@
 #[cfg(feature = "cuda")]
 pub mod decoder;
 #[cfg(feature = "cuda")]
+pub mod dense;
+#[cfg(feature = "cuda")]
 mod error;
 #[cfg(feature = "cuda")]
 mod ffi;

@@ -1,4 +1,4 @@
-//! `src/ffi.rs` and `src/decoder.rs` declare what the headers in `src/cuda` do: a call through a stale declaration would corrupt
+//! `src/ffi.rs`, `src/decoder.rs` and `src/dense.rs` declare what the headers in `src/cuda` do: a call through a stale declaration would corrupt
 //! memory.
 
 use std::path::Path;
@@ -68,6 +68,7 @@ fn squeezed(text: &str) -> String {
 fn declarations_equal_the_headers() {
     assert_eq!(compared("src/cuda/still.h", "src/ffi.rs"), (7, 18));
     assert_eq!(compared("src/cuda/decoder.h", "src/decoder.rs"), (4, 6));
+    assert_eq!(compared("src/cuda/dense.h", "src/dense.rs"), (3, 4));
 }
 
 /// Holds a file of declarations against a header; how many structures and functions that has.

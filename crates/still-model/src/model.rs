@@ -39,7 +39,7 @@ impl Model {
     /// # Errors
     /// Weights on a device that no model runs on.
     pub fn batching(&self) -> Result<Batching> {
-        Ok(executor(self.device())?.batching(self))
+        Ok(executor(self.device())?.batching())
     }
 
     /// Hyper-parameters of the base.

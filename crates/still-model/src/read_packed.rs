@@ -37,7 +37,7 @@ impl Model {
             self.check_cache(feed.cache, 1)?;
         }
         let lengths: Vec<usize> = feeds.iter().map(|feed| feed.ids.len()).collect();
-        for pack in executor(self.device())?.packs(self, &lengths) {
+        for pack in executor(self.device())?.packs(&lengths) {
             let hidden = self.read_pack(feeds, &pack)?;
             let mut row = 0;
             for piece in pack {

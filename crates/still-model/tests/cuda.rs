@@ -187,11 +187,12 @@ fn long_rope(config: ModelConfig) -> ModelConfig {
 
 fn decode_alike(batches: RangeInclusive<usize>) {
     let device = gpu();
-    for cpu in many_kinds() {
+    for cpu in many_kinds().into_iter().flat_map(|student| [student.teacher(), student]) {
         let gpu = cpu.to_device(&device, DType::F32).unwrap();
         let narrow = cpu.to_device(&device, DType::BF16).unwrap();
         for batch in batches.clone() {
-            let case = format!("{:?}, {batch} sequences", cpu.config().architecture);
+            let attention = if cpu.student.is_some() { "hybrid" } else { "dense" };
+            let case = format!("{:?}, {attention}, {batch} sequences", cpu.config().architecture);
             let (mut on_cpu, mut on_gpu) = (cache(&cpu, batch), cache(&gpu, batch));
             let both = [(&cpu, &mut on_cpu), (&gpu, &mut on_gpu)];
             decode_both(both, &steps(20, batch, 70), &case);
@@ -300,26 +301,28 @@ fn blocks_of_a_long_read_come_in_order() {
     }
 }
 
-/// A student reads a long prompt in pieces, which leave what reading it at once leaves.
+/// A long prompt is read in pieces, which leave what reading it at once leaves.
 #[test]
 fn a_long_prompt_is_read_in_pieces() {
-    let [_, student] = models();
-    let gpu = student.to_device(&gpu(), DType::F32).unwrap();
-    let prompt = ids(16 * 1024 + 700, 8);
-    let (mut at_once, mut in_pieces) = (cache(&gpu, 1), cache(&gpu, 1));
-    let column = Tensor::from_slice(&prompt, (1, prompt.len()), gpu.decoder.device()).unwrap();
-    let expected = flat(&gpu.forward(&column, &mut at_once, None).unwrap());
-    let got = Mutex::new(Vec::new());
-    let read = gpu.read(&prompt, &mut in_pieces, |start, hidden| {
-        let mut got = got.lock().unwrap();
-        assert_eq!(start * gpu.config().hidden_size, got.len());
-        got.extend(flat(&hidden));
-        Ok::<_, ModelError>(())
-    });
-    read.unwrap();
-    assert_close(&got.into_inner().unwrap(), &expected, "hidden states");
-    let both = [(&gpu, &mut at_once), (&gpu, &mut in_pieces)];
-    decode_both(both, &steps(70, 1, 90), "decoded after");
+    let device = gpu();
+    for model in models() {
+        let gpu = model.to_device(&device, DType::F32).unwrap();
+        let prompt = ids(16 * 1024 + 700, 8);
+        let (mut at_once, mut in_pieces) = (cache(&gpu, 1), cache(&gpu, 1));
+        let column = Tensor::from_slice(&prompt, (1, prompt.len()), gpu.decoder.device()).unwrap();
+        let expected = flat(&gpu.forward(&column, &mut at_once, None).unwrap());
+        let got = Mutex::new(Vec::new());
+        let read = gpu.read(&prompt, &mut in_pieces, |start, hidden| {
+            let mut got = got.lock().unwrap();
+            assert_eq!(start * gpu.config().hidden_size, got.len());
+            got.extend(flat(&hidden));
+            Ok::<_, ModelError>(())
+        });
+        read.unwrap();
+        assert_close(&got.into_inner().unwrap(), &expected, "hidden states");
+        let both = [(&gpu, &mut at_once), (&gpu, &mut in_pieces)];
+        decode_both(both, &steps(70, 1, 90), "decoded after");
+    }
 }
 
 /// Prompts of different lengths in one cache, read in several pieces, and written on together.

@@ -12,6 +12,7 @@ use still_kernels::{
 };
 
 use super::forward::{Last, Operands, forward};
+use super::graph_state::{GraphState, IDLE};
 use super::layout::{rows_aligned, shape, uninit};
 use super::routing::{DeviceRouting, budgets, retired};
 use super::store::{Store, kept};
@@ -124,9 +125,6 @@ pub struct CudaHybridState {
 }
 
 impl CudaHybridState {
-    /// The position of a sequence that sits a [`step`](Self::step) out: to the kernels it is negative.
-    pub const IDLE: u32 = u32::MAX;
-
     /// An empty state of `batch` sequences.
     ///
     /// # Errors
@@ -199,7 +197,7 @@ impl CudaHybridState {
 
     /// Queues one token of each sequence without looking at [`position`](Self::position): nothing is uploaded and no memory
     /// moves, so that the call can be captured in a CUDA graph and replayed. `q`, `k`, `v` as in
-    /// [`advance`](Self::advance) with `T = 1`; `positions` `[B]` u32 on the device, [`CudaHybridState::IDLE`] for a sequence that
+    /// [`advance`](Self::advance) with `T = 1`; `positions` `[B]` u32 on the device, [`IDLE`] for a sequence that
     /// sits the step out, whose output is not written.
     ///
     /// The caller [counts](Self::count) the step.
@@ -338,7 +336,7 @@ impl CudaHybridState {
         self.reserve(self.positions.iter().zip(lengths).map(fed).max().unwrap_or(0))?;
         let position = |(b, &length): (usize, &usize), t: usize| match t < length {
             true => (self.positions[b] + t) as u32,
-            false => Self::IDLE,
+            false => IDLE,
         };
         let positions: Vec<u32> = (0..steps)
             .flat_map(|t| lengths.iter().enumerate().map(move |length| position(length, t)))
@@ -461,7 +459,7 @@ impl AttentionState for CudaHybridState {
         Box::new(self.clone())
     }
 
-    fn in_graph(&mut self) -> Option<&mut CudaHybridState> {
+    fn in_graph(&mut self) -> Option<&mut dyn GraphState> {
         Some(self)
     }
 }

@@ -1,91 +1,181 @@
-//! Dense causal attention. Whole sequences by the hybrid's exact pass, which keeps every token; queries that continue one through
-//! the tensor library's ops, a block at a time.
+//! Dense causal attention: the kernels of `dense.h`, and the tensor library's ops where they have none for a head dimension.
 
-use std::ptr::{null, null_mut};
+use std::ptr::null;
 
 use candle_core::backend::BackendDevice;
 use candle_core::cuda::cudarc::driver::CudaSlice;
-use candle_core::{D, DType, Device, Tensor};
-use still_kernels::{CHUNK, Forward, HEAD_DIMS, NO_CAP, Routing, check, still_exact_forward};
+use candle_core::{CudaDevice, D, DType, Device, Tensor};
+use still_compute::cuda::{Gemm, Launch, gemm, on_cuda};
+use still_kernels::check;
+use still_kernels::dense::{
+    DENSE_DECODE_HEAD_DIMS, DENSE_FORWARD_HEAD_DIMS, DENSE_SPLITS, DenseAppend, DenseDecode,
+    DenseForward, still_dense_append, still_dense_decode, still_dense_decode_floats,
+    still_dense_forward,
+};
 
 use super::layout::{by_token, rows_aligned, shape, tensor_by_token, uninit};
 use crate::Result;
-use still_compute::cuda::{Gemm, gemm};
-use still_compute::cuda::{Launch, on_cuda};
 
-/// Query rows of a sequence answered together, at most.
+/// Query rows of a sequence answered together by ops, at most.
 const BLOCK: usize = 512;
 
 /// Logits held at a time, in f32 half a gigabyte a copy: fewer query rows are answered together where keys are many.
 const LOGITS: usize = 1 << 27;
 
+/// Blocks of a decode step, in all: three for every multiprocessor of an H100.
+const BLOCKS: usize = 3 * 132;
+
+/// Blocks that share a sequence's KV head, at the least: sequences may differ in length.
+const FEWEST: usize = 4;
+
 /// [`crate::dense_attention`] on CUDA, its shapes checked; logits and their softmax in f32.
 pub(crate) fn dense_attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
-    attend(q, &k.detach(), &v.detach(), &[0])
+    if has_forward(q) { Ok(forward(q, [k, v], None)?) } else { by_ops(q, [k, v], &[0]) }
 }
 
-/// Attention from `q` `[B, H, T, D]` to keys and values `[B, K, P + T, D]`, of which query `t` of a sequence sees those up to
-/// `start + t`. `starts` has one for each sequence, or one for all. Keys and values may be a narrowed view along tokens.
-pub(super) fn attend(q: &Tensor, k: &Tensor, v: &Tensor, starts: &[usize]) -> Result<Tensor> {
-    let known = HEAD_DIMS.contains(&q.dim(3)?) && matches!(q.dtype(), DType::F32 | DType::BF16);
-    if known && starts == [0] { Ok(whole(q, k, v)?) } else { continued(q, k, v, starts) }
+/// Whether [`forward`] has a kernel for such rows.
+pub(super) fn has_forward(q: &Tensor) -> bool {
+    has_kernel(q, &DENSE_FORWARD_HEAD_DIMS)
 }
 
-/// By the exact pass: every token of every chunk is salient.
-fn whole(q: &Tensor, k: &Tensor, v: &Tensor) -> candle_core::Result<Tensor> {
+/// Whether [`decode`] has a kernel for such rows.
+pub(super) fn has_decode(head_dim: usize) -> bool {
+    DENSE_DECODE_HEAD_DIMS.contains(&head_dim)
+}
+
+fn has_kernel(q: &Tensor, head_dims: &[usize]) -> bool {
+    let head_dim = q.dims().last().copied().unwrap_or(0);
+    head_dims.contains(&head_dim) && matches!(q.dtype(), DType::F32 | DType::BF16)
+}
+
+/// Where sequences stand and how many tokens each is fed, on the device.
+pub(super) struct Spans {
+    /// `[B]`
+    starts: CudaSlice<i32>,
+    /// `[B]`
+    lengths: CudaSlice<i32>,
+}
+
+impl Spans {
+    pub fn new(
+        device: &CudaDevice,
+        starts: &[usize],
+        lengths: &[usize],
+    ) -> candle_core::Result<Self> {
+        let upload = |counts: &[usize]| {
+            device.clone_htod(&counts.iter().map(|&count| count as i32).collect::<Vec<_>>())
+        };
+        Ok(Self { starts: upload(starts)?, lengths: upload(lengths)? })
+    }
+}
+
+/// Copies the new rows `k`, `v` `[B, K, T, D]` behind what the sequences have in `cache` `[B, K, room, D]`.
+pub(super) fn append(
+    [k, v]: [&Tensor; 2],
+    cache: &[Tensor; 2],
+    spans: &Spans,
+) -> candle_core::Result<()> {
+    let shape = shape(k, k.dim(1)?)?;
+    let rows = [rows_aligned(k)?, rows_aligned(v)?];
+    let stream = k.device().as_cuda_device()?.cuda_stream();
+    let held = rows.each_ref().map(Tensor::storage_and_layout);
+    let held_cache = cache.each_ref().map(Tensor::storage_and_layout);
+    let mut launch = Launch::new(&stream)?;
+    let ([k, v], [cache_k, cache_v]) = (&held, &held_cache);
+    let args = DenseAppend {
+        k: launch.rows(on_cuda(&k.0)?, k.1)?,
+        v: launch.rows(on_cuda(&v.0)?, v.1)?,
+        cache_k: launch.rows(on_cuda(&cache_k.0)?, cache_k.1)?,
+        cache_v: launch.rows(on_cuda(&cache_v.0)?, cache_v.1)?,
+        starts: launch.at(&spans.starts),
+        lengths: launch.at(&spans.lengths),
+    };
+    // SAFETY: the caller has made room for what each sequence is fed; all buffers live until the launch is dropped.
+    let code = unsafe { still_dense_append(&shape, &args, launch.stream()) };
+    check("still_dense_append", code).map_err(candle_core::Error::wrap)
+}
+
+/// Attention from `q` `[B, H, T, D]` to keys and values `[B, K, room, D]`, of which query `t` of a sequence sees those up to its
+/// start + `t`; without spans all start at 0 and have `T` tokens. Output rows of padding are 0.
+pub(super) fn forward(
+    q: &Tensor,
+    [k, v]: [&Tensor; 2],
+    spans: Option<&Spans>,
+) -> candle_core::Result<Tensor> {
     let Device::Cuda(device) = q.device() else { candle_core::bail!("expected a tensor on CUDA") };
     let dims = q.dims4()?;
-    let (batch, heads, tokens, _) = dims;
-    let kv_heads = k.dim(1)?;
-    let shape = shape(q, kv_heads)?;
+    let shape = shape(q, k.dim(1)?)?;
     let rows = [rows_aligned(q)?, rows_aligned(k)?, rows_aligned(v)?];
-    let salient = Tensor::arange(0_u32, tokens as u32, q.device())?;
-    let salient = salient.broadcast_as((batch, kv_heads, tokens))?.contiguous()?;
-    let budgets = device.clone_htod(&vec![CHUNK as i32; kv_heads])?;
-    let denominator: CudaSlice<f32> = uninit(device, batch * heads * tokens)?;
     // SAFETY: the kernel fills it.
     let out = unsafe { device.alloc_uninit(q.shape(), q.dtype())? };
-
     let stream = device.cuda_stream();
     let held = rows.each_ref().map(Tensor::storage_and_layout);
-    let held_salient = salient.storage_and_layout();
     let mut launch = Launch::new(&stream)?;
-    let [q_rows, k_rows, v_rows] = &held;
-    let args = Forward {
-        q: launch.rows(on_cuda(&q_rows.0)?, q_rows.1)?,
-        k: launch.rows(on_cuda(&k_rows.0)?, k_rows.1)?,
-        v: launch.rows(on_cuda(&v_rows.0)?, v_rows.1)?,
+    let [q, k, v] = &held;
+    let args = DenseForward {
+        q: launch.rows(on_cuda(&q.0)?, q.1)?,
+        cache_k: launch.rows(on_cuda(&k.0)?, k.1)?,
+        cache_v: launch.rows(on_cuda(&v.0)?, v.1)?,
         out: launch.rows(&out, &by_token(dims))?,
-        w_q: null_mut(),
-        log_scale: null_mut(),
-        routing: Routing {
-            budgets: launch.at(&budgets),
-            selected: null(),
-            salient: launch.values(on_cuda(&held_salient.0)?, held_salient.1)?,
-            retired: null(),
-            stored: 0,
-            cap: NO_CAP,
-            absorbed_at: null(),
-            visible: null(),
-            order: null(),
-        },
-        s: null_mut(),
-        z: null_mut(),
-        denominator: launch.at(&denominator),
-        maximum: null_mut(),
-        arg_max: null_mut(),
-        first_chunk: 0,
+        starts: spans.map_or(null(), |spans| launch.at::<_, i32>(&spans.starts).cast_const()),
+        lengths: spans.map_or(null(), |spans| launch.at::<_, i32>(&spans.lengths).cast_const()),
     };
-    // SAFETY: rows and buffers are as large as `shape` says and live until the launch is dropped; of a head that keeps
-    // everything, nothing of the linear branch is read.
-    let code = unsafe { still_exact_forward(&shape, &args, launch.stream()) };
-    check("still_exact_forward", code).map_err(candle_core::Error::wrap)?;
+    // SAFETY: keys and values of all tokens that the spans name are there; all buffers live until the launch is dropped.
+    let code = unsafe { still_dense_forward(&shape, &args, launch.stream()) };
+    check("still_dense_forward", code).map_err(candle_core::Error::wrap)?;
     drop(launch);
     tensor_by_token(out, dims)
 }
 
-/// By the tensor library's ops.
-fn continued(q: &Tensor, k: &Tensor, v: &Tensor, starts: &[usize]) -> Result<Tensor> {
+/// Blocks that share a sequence's KV head in [`decode`].
+pub(super) fn splits(batch: usize, kv_heads: usize) -> i32 {
+    (BLOCKS / (batch * kv_heads)).clamp(FEWEST, DENSE_SPLITS) as i32
+}
+
+/// Queues attention of one token of each sequence, whose row is added to `cache` `[B, K, room, D]`: `rows` are `q` and the output
+/// `[B, H, 1, D]`, `k` and `v` `[B, K, 1, D]`; `positions` `[B]` u32; `arrived` `[B, H]`, zeros between steps.
+pub(super) fn decode(
+    [q, k, v, out]: [&Tensor; 4],
+    cache: &[Tensor; 2],
+    positions: &Tensor,
+    arrived: &CudaSlice<u32>,
+) -> candle_core::Result<()> {
+    let device = q.device().as_cuda_device()?;
+    let (batch, kv_heads) = (q.dim(0)?, k.dim(1)?);
+    let (shape, splits) = (shape(q, kv_heads)?, splits(batch, kv_heads));
+    // SAFETY: only reads the shape.
+    let floats = unsafe { still_dense_decode_floats(&shape, splits) };
+    let partial: CudaSlice<f32> =
+        uninit(device, usize::try_from(floats).map_err(candle_core::Error::wrap)?)?;
+    let rows = [rows_aligned(q)?, rows_aligned(k)?, rows_aligned(v)?];
+    let stream = device.cuda_stream();
+    let held = rows.each_ref().map(Tensor::storage_and_layout);
+    let held_out = [out, positions].map(Tensor::storage_and_layout);
+    let held_cache = cache.each_ref().map(Tensor::storage_and_layout);
+    let mut launch = Launch::new(&stream)?;
+    let ([q, k, v], [out, positions], [cache_k, cache_v]) = (&held, &held_out, &held_cache);
+    let args = DenseDecode {
+        q: launch.rows(on_cuda(&q.0)?, q.1)?,
+        k: launch.rows(on_cuda(&k.0)?, k.1)?,
+        v: launch.rows(on_cuda(&v.0)?, v.1)?,
+        out: launch.rows(on_cuda(&out.0)?, out.1)?,
+        cache_k: launch.rows(on_cuda(&cache_k.0)?, cache_k.1)?,
+        cache_v: launch.rows(on_cuda(&cache_v.0)?, cache_v.1)?,
+        positions: launch.values::<i32>(on_cuda(&positions.0)?, positions.1)?,
+        partial: launch.at(&partial),
+        arrived: launch.at(arrived),
+        splits,
+    };
+    // SAFETY: the buffers are as large as dense.h says for `shape`, the cache has room for `positions`, and all live until the
+    // launch is dropped.
+    let code = unsafe { still_dense_decode(&shape, &args, launch.stream()) };
+    check("still_dense_decode", code).map_err(candle_core::Error::wrap)
+}
+
+/// [`forward`] by the tensor library's ops, a block of queries at a time. `starts` has one for each sequence, or one for all; keys
+/// and values `[B, K, P + T, D]` may be a narrowed view along tokens.
+pub(super) fn by_ops(q: &Tensor, [k, v]: [&Tensor; 2], starts: &[usize]) -> Result<Tensor> {
+    let (k, v) = (k.detach(), v.detach());
     let (batch, num_heads, tokens, head_dim) = q.dims4()?;
     let (kv_heads, all) = (k.dim(1)?, k.dim(2)?);
     let group = num_heads / kv_heads;

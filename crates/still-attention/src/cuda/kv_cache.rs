@@ -1,10 +1,12 @@
 //! Keys and values of every token on CUDA: the teacher's cache.
 
+use candle_core::cuda::cudarc::driver::CudaSlice;
 use candle_core::{DType, Device, DeviceLocation, Tensor};
 
-use super::dense::attend;
+use super::dense::{Spans, append, by_ops, decode, forward, has_decode, has_forward};
+use super::graph_state::{GraphState, IDLE};
 use super::support;
-use crate::arguments::checked_lengths;
+use crate::arguments::{checked_lengths, expect_shape};
 use crate::attention_state::without_gate;
 use crate::{AttentionError, AttentionKind, AttentionRows, AttentionState, HeadGeometry, Result};
 
@@ -23,6 +25,9 @@ pub struct CudaKvCache {
     rows: Option<[Tensor; 2]>,
     /// Tokens fed to each sequence.
     positions: Vec<usize>,
+    /// `[B, H]`, zeros between steps.
+    arrived: CudaSlice<u32>,
+    moves: usize,
 }
 
 /// A copy has memory of its own; like that of a `Vec`, making one panics where there is no memory left.
@@ -35,6 +40,7 @@ impl Clone for CudaKvCache {
             rows: self.rows.as_ref().map(|rows| rows.each_ref().map(copy)),
             device: self.device.clone(),
             positions: self.positions.clone(),
+            arrived: self.arrived.clone(),
             ..*self
         }
     }
@@ -52,13 +58,15 @@ impl CudaKvCache {
         dtype: DType,
     ) -> Result<Self> {
         support::check_dtype("the rows of a cache", dtype)?;
-        if batch == 0 || !device.is_cuda() {
-            return Err(AttentionError::Config(
-                "a cache on CUDA has one sequence or more and a CUDA device".into(),
-            ));
+        let Device::Cuda(cuda) = device else {
+            return Err(no_cache());
+        };
+        if batch == 0 {
+            return Err(no_cache());
         }
-        let device = device.clone();
-        Ok(Self { geometry, device, dtype, rows: None, positions: vec![0; batch] })
+        let arrived = cuda.alloc_zeros(batch * geometry.num_heads)?;
+        let (positions, device) = (vec![0; batch], device.clone());
+        Ok(Self { geometry, device, dtype, rows: None, positions, arrived, moves: 0 })
     }
 
     /// Feeds `T` tokens more to each sequence and returns their attention output, `[B, H, T, D]` of the rows' dtype; shapes and
@@ -77,11 +85,47 @@ impl CudaKvCache {
         support::check_fed(OP, [q, k, v], self.geometry, batch, self.dtype, &self.device)?;
         let tokens = q.dim(2)?;
         let lengths = checked_lengths(OP, lengths, batch, tokens)?;
-        let starts = self.positions.clone();
-        let ends: Vec<usize> = starts.iter().zip(&lengths).map(|(start, n)| start + n).collect();
+        let ends = self.positions.iter().zip(&lengths).map(|(start, length)| start + length);
+        let ends: Vec<usize> = ends.collect();
+        let out = if tokens == 1 && self.has_steps() {
+            self.feed([q, k, v], &lengths)?
+        } else if has_forward(q) {
+            let rows = self.rows(ends.iter().copied().max().unwrap_or(0))?;
+            let spans = Spans::new(self.device.as_cuda_device()?, &self.positions, &lengths)?;
+            append([k, v], &rows, &spans)?;
+            forward(q, rows.each_ref(), Some(&spans))?
+        } else {
+            self.read_by_ops([q, k, v], &lengths)?
+        };
+        self.positions = ends;
+        Ok(out)
+    }
+
+    /// One token of each sequence whose length is 1.
+    fn feed(&mut self, [q, k, v]: [&Tensor; 3], lengths: &[usize]) -> Result<Tensor> {
+        let ends = self.positions.iter().zip(lengths).map(|(start, length)| start + length);
+        let rows = self.rows(ends.max().unwrap_or(0))?;
+        let out = match lengths.contains(&0) {
+            // SAFETY: the kernel writes the rows of all sequences.
+            false => unsafe { q.empty_like()? },
+            true => Tensor::zeros(q.shape(), q.dtype(), q.device())?,
+        };
+        let position = |(&start, &length): (&usize, &usize)| match length {
+            0 => IDLE,
+            _ => start as u32,
+        };
+        let positions: Vec<u32> = self.positions.iter().zip(lengths).map(position).collect();
+        let positions = Tensor::from_vec(positions, lengths.len(), q.device())?;
+        decode([q, k, v, &out], &rows, &positions, &self.arrived)?;
+        Ok(out)
+    }
+
+    /// Any number of tokens, of head dimensions that have no kernel.
+    fn read_by_ops(&mut self, [q, k, v]: [&Tensor; 3], lengths: &[usize]) -> Result<Tensor> {
+        let (batch, tokens, starts) = (self.positions.len(), q.dim(2)?, self.positions.clone());
         // Padding is computed like everything else, against keys that are zeros.
         let all = starts.iter().max().unwrap_or(&0) + tokens;
-        let rows = self.reserve(all)?;
+        let rows = self.rows(all)?;
         let whole = lengths.iter().all(|&length| length == tokens);
         let together = whole && starts.iter().all(|&start| start == starts[0]);
         for (to, from) in rows.iter().zip([k, v]) {
@@ -95,12 +139,11 @@ impl CudaKvCache {
                 to.slice_set(&new.contiguous()?, 2, starts[sequence])?;
             }
         }
-        self.positions = ends;
         let (k, v) = (rows[0].narrow(2, 0, all)?, rows[1].narrow(2, 0, all)?);
         if together {
-            return attend(q, &k, &v, &starts[..1]);
+            return by_ops(q, [&k, &v], &starts[..1]);
         }
-        let out = attend(q, &k, &v, &starts)?;
+        let out = by_ops(q, [&k, &v], &starts)?;
         if whole {
             return Ok(out);
         }
@@ -110,9 +153,63 @@ impl CudaKvCache {
         Ok(valid.broadcast_as(out.shape())?.where_cond(&out, &out.zeros_like()?)?)
     }
 
+    /// As [`GraphState::step`].
+    ///
+    /// # Errors
+    /// As there; a head dimension without a kernel.
+    ///
+    /// # Safety
+    /// As there.
+    pub unsafe fn step(
+        &self,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        positions: &Tensor,
+    ) -> Result<Tensor> {
+        let batch = self.positions.len();
+        support::check_fed(OP, [q, k, v], self.geometry, batch, self.dtype, &self.device)?;
+        expect_shape(OP, "q", q, &[batch, self.geometry.num_heads, 1, self.geometry.head_dim])?;
+        expect_shape(OP, "positions", positions, &[batch])?;
+        support::require(positions.dtype() == DType::U32, "positions", "u32", || {
+            positions.dtype().as_str().into()
+        })?;
+        let Some(rows) = &self.rows else {
+            return Err(AttentionError::Config(
+                "a step of a dense cache on CUDA has no room: reserve it first".into(),
+            ));
+        };
+        // SAFETY: the kernel writes the rows of all sequences that are not idle.
+        let out = unsafe { q.empty_like()? };
+        decode([q, k, v, &out], rows, positions, &self.arrived)?;
+        Ok(out)
+    }
+
+    /// How often memory has moved to make room: a [`step`](Self::step) that was captured before is stale.
+    pub fn moves(&self) -> usize {
+        self.moves
+    }
+
+    /// Makes room for sequences of `tokens` tokens.
+    ///
+    /// # Errors
+    /// No memory left on the device.
+    pub fn reserve(&mut self, tokens: usize) -> Result<()> {
+        self.rows(tokens).map(|_| ())
+    }
+
+    /// Counts one token more of each sequence, fed by [`step`](Self::step).
+    pub fn count(&mut self) {
+        self.positions.iter_mut().for_each(|position| *position += 1);
+    }
+
+    fn has_steps(&self) -> bool {
+        has_decode(self.geometry.head_dim)
+    }
+
     /// The rows, with room for `tokens` tokens of a sequence. It grows by an eighth, so that a long cache has no more than that
     /// to spare.
-    fn reserve(&mut self, tokens: usize) -> Result<[Tensor; 2]> {
+    fn rows(&mut self, tokens: usize) -> Result<[Tensor; 2]> {
         let capacity = match &self.rows {
             Some([k, _]) => k.dim(2)?,
             None => 0,
@@ -134,6 +231,7 @@ impl CudaKvCache {
         let [k, v] = old.map_or([None, None], |[k, v]| [Some(k), Some(v)]);
         let rows = [grown(k)?, grown(v)?];
         self.rows = Some(rows.clone());
+        self.moves += 1;
         Ok(rows)
     }
 
@@ -141,6 +239,10 @@ impl CudaKvCache {
     pub fn batch(&self) -> usize {
         self.positions.len()
     }
+}
+
+fn no_cache() -> AttentionError {
+    AttentionError::Config("a cache on CUDA has one sequence or more and a CUDA device".into())
 }
 
 impl AttentionState for CudaKvCache {
@@ -164,10 +266,20 @@ impl AttentionState for CudaKvCache {
     fn size_bytes(&self) -> usize {
         // With the room to grow into.
         let size = |rows: &Tensor| rows.elem_count() * rows.dtype().size_in_bytes();
-        self.rows.iter().flatten().map(size).sum()
+        self.rows.iter().flatten().map(size).sum::<usize>() + self.arrived.num_bytes()
+    }
+
+    fn used_bytes(&self) -> usize {
+        let HeadGeometry { num_key_value_heads, head_dim, .. } = self.geometry;
+        let row = 2 * num_key_value_heads * head_dim * self.dtype.size_in_bytes();
+        row * self.positions.iter().sum::<usize>()
     }
 
     fn boxed_clone(&self) -> Box<dyn AttentionState> {
         Box::new(self.clone())
+    }
+
+    fn in_graph(&mut self) -> Option<&mut dyn GraphState> {
+        if self.has_steps() { Some(self) } else { None }
     }
 }

@@ -5,10 +5,11 @@
 //! | `saved_attention` | the operator on tensors, and what its backward pass needs |
 //! | `forward`, `backward` | the passes |
 //! | `routing` | which tokens of each chunk are kept |
-//! | `dense` | dense attention, whole sequences and continuations |
+//! | `dense` | dense attention, whole sequences, continuations and decode steps |
 //! | `decode`, `decode/past.rs` | the recurrent state; several tokens read onto it |
 //! | `store` | the salient rows of a state |
 //! | `kv_cache` | the teacher's cache |
+//! | `graph_state` | what a CUDA graph feeds |
 //! | `layout` | strides and memory for kernels |
 //! | `support` | what kernels compute, and errors for the rest |
 
@@ -16,6 +17,7 @@ mod backward;
 mod decode;
 mod dense;
 mod forward;
+mod graph_state;
 mod kv_cache;
 mod layout;
 mod routing;
@@ -29,6 +31,7 @@ use crate::{HybridConfig, HybridWeights, LinearNorm, Result};
 
 pub use decode::{CudaHybridState, CudaWeights};
 pub(crate) use dense::dense_attention;
+pub use graph_state::{GraphState, IDLE};
 pub use kv_cache::CudaKvCache;
 pub(crate) use routing::DeviceRouting;
 pub(crate) use saved_attention::SavedAttention;

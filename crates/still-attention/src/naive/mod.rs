@@ -15,9 +15,11 @@
 //! | `exact_terms` | branch switches and the window factor: the first terms of numerator and denominator |
 //! | `output` | their sum with the linear terms: linear norm and gate |
 //! | `linear_only` | Hedgehog |
+//! | `dense` | the teacher's attention |
 //! | `sliding` | attention that a layer keeps |
 //! | `head`, `sums` | nothing: the rows of a selection head, and sums over a row |
 
+mod dense;
 mod exact_terms;
 mod feature_map;
 mod head;
@@ -32,6 +34,7 @@ mod self_saliency;
 mod sliding;
 mod sums;
 
+pub use dense::dense_attention;
 pub use feature_map::feature_row;
 pub use received_attention::received_attention;
 pub use self_recall::recall_error;

@@ -2,14 +2,14 @@
 
 use candle_core::Tensor;
 use still_attention::{
-    AttentionState, CudaHybridState, CudaKvCache, CudaWeights, HybridConfig, HybridWeights,
+    CudaHybridState, CudaKvCache, CudaWeights, GraphState, HybridConfig, HybridWeights, IDLE,
 };
 use still_compute::cuda::CapturedGraph;
 use still_model::Result;
 
 use super::decode::{Decoded, Steps, copies};
 
-/// A step of all copies is one CUDA graph, as a model's is; positions lie on the device before the first.
+/// Decodes onto hybrid states.
 pub(super) fn hybrid(
     decoded: &Decoded<'_>,
     config: &HybridConfig,
@@ -17,17 +17,34 @@ pub(super) fn hybrid(
     batch: usize,
 ) -> Result<Steps> {
     let [q, k, v] = &decoded.prefix;
-    let (device, tokens) = (q.device(), q.dim(2)?);
-    let weights = CudaWeights::new(decoded.geometry, config, weights, device, q.dtype())?;
+    let weights = CudaWeights::new(decoded.geometry, config, weights, q.device(), q.dtype())?;
     let mut state = CudaHybridState::new(weights, batch)?;
     state.advance(q, k, v, None)?;
+    replayed(decoded, state, batch)
+}
+
+/// Decodes onto dense caches.
+pub(super) fn dense(decoded: &Decoded<'_>, batch: usize) -> Result<Steps> {
+    let [q, k, v] = &decoded.prefix;
+    let mut cache = CudaKvCache::new(decoded.geometry, batch, q.device(), q.dtype())?;
+    cache.advance(q, k, v, None)?;
+    replayed(decoded, cache, batch)
+}
+
+/// A step of all copies is one CUDA graph, as a model's is; positions lie on the device before the first.
+fn replayed<S>(decoded: &Decoded<'_>, mut state: S, batch: usize) -> Result<Steps>
+where
+    S: GraphState + Clone + 'static,
+{
+    let [q, ..] = &decoded.prefix;
+    let (device, tokens) = (q.device(), q.dim(2)?);
     // A graph is stale when memory moves.
     state.reserve(tokens + decoded.steps)?;
     let states = copies(&state, state.size_bytes());
     drop(state);
 
     // Idle: what runs before the first launch leaves the states alone.
-    let position = Tensor::from_vec(vec![CudaHybridState::IDLE; batch], batch, device)?;
+    let position = Tensor::from_vec(vec![IDLE; batch], batch, device)?;
     let positions = (tokens..tokens + decoded.steps).flat_map(|t| vec![t as u32; batch]);
     let positions =
         Tensor::from_vec(positions.collect::<Vec<u32>>(), (decoded.steps, batch), device)?;
@@ -39,16 +56,16 @@ pub(super) fn hybrid(
 }
 
 /// A graph and, for as long as it lives, what it reads and writes.
-struct Replay {
+struct Replay<S> {
     graph: CapturedGraph,
-    step: Step,
+    step: Step<S>,
     /// `[steps, B]` u32
     positions: Tensor,
     /// The step to come.
     next: usize,
 }
 
-impl Replay {
+impl<S> Replay<S> {
     fn launch(&mut self) -> Result<()> {
         self.step.position.slice_set(&self.positions.get(self.next)?, 0, 0)?;
         self.next += 1;
@@ -57,14 +74,14 @@ impl Replay {
 }
 
 /// The kernels of a token through all states.
-struct Step {
-    states: Vec<CudaHybridState>,
+struct Step<S> {
+    states: Vec<S>,
     token: [Tensor; 3],
     /// `[B]` u32
     position: Tensor,
 }
 
-impl Step {
+impl<S: GraphState> Step<S> {
     /// Queues them; what they allocate is free again at the end.
     fn queue(&self) -> Result<()> {
         let [q, k, v] = &self.token;
@@ -74,22 +91,4 @@ impl Step {
         }
         Ok(())
     }
-}
-
-/// Op by op, as a dense model's step is.
-pub(super) fn dense(decoded: &Decoded<'_>, batch: usize) -> Result<Steps> {
-    let [q, k, v] = &decoded.prefix;
-    let mut cache = CudaKvCache::new(decoded.geometry, batch, q.device(), q.dtype())?;
-    cache.advance(q, k, v, None)?;
-    let mut caches = copies(&cache, cache.size_bytes());
-    let [q, k, v] = decoded.token.clone();
-    Ok(Steps {
-        copies: caches.len(),
-        step: Box::new(move || {
-            for cache in &mut caches {
-                cache.advance(&q, &k, &v, None)?;
-            }
-            Ok(())
-        }),
-    })
 }

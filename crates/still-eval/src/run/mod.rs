@@ -42,7 +42,7 @@ pub use self::scores::{CurvePoint, Estimate, TaskScores, difference, mean};
 pub struct AskOptions {
     /// How the attention cache stores exact rows.
     pub rows: RowDtype,
-    /// Items whose log-likelihoods are computed together, on each lane; on a device also a student's written answers.
+    /// Items whose log-likelihoods are computed together, on each lane; on a device also written answers.
     pub batch_size: usize,
 }
 
@@ -125,7 +125,13 @@ pub fn ask(
     let (new, mut tokens) = asking.likelihoods(&likely, options.batch_size)?;
     answered.extend(new.into_iter().map(|sample| (sample.id.clone(), sample)));
     let mut writer = Writer::new(model, &asking.empty);
-    let together = if asking.batching.padded { options.batch_size } else { 1 };
+    let lengths =
+        written.iter().map(|(_, question)| question.prompt_ids().len() + question.max_new_tokens());
+    let longest = lengths.max().unwrap_or(0);
+    let together = match asking.batching.padded {
+        true => Writer::together(model, options.batch_size, longest),
+        false => 1,
+    };
     for (n, group) in written.chunks(together).enumerate() {
         if listener.stop() {
             break;

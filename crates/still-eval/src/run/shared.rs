@@ -119,7 +119,7 @@ impl<'a> Reader<'a> {
 
     /// Whether a beginning that saves so many tokens is read once.
     fn shares(&self, saved: usize) -> bool {
-        self.batching.least_shared.is_some_and(|least| saved >= least)
+        saved >= self.batching.least_shared
     }
 
     /// Makes the beginning that `items` share stand in `self.beginning`; its length, 0 if there is none worth it.

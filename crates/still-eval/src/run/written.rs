@@ -11,6 +11,9 @@ use super::shared::{WORTH_SHARING, equal};
 use crate::error::Result;
 use crate::task::Generative;
 
+/// What dense caches of questions that are answered together take at most.
+const TOGETHER_BYTES: usize = 16 << 30;
+
 /// Writes answers, and keeps what the last prompt and the one to come begin with.
 #[derive(Debug)]
 pub struct Writer<'a> {
@@ -25,6 +28,18 @@ impl<'a> Writer<'a> {
     /// `empty` is a cache of one sequence that nothing was fed to.
     pub fn new(model: &'a Model, empty: &'a Cache) -> Self {
         Self { model, empty, beginning: None, tokens: 0 }
+    }
+
+    /// How many questions of up to `tokens` tokens, answers included, are answered together: `most`; with dense attention no more
+    /// than [`TOGETHER_BYTES`] hold.
+    pub fn together(model: &Model, most: usize, tokens: usize) -> usize {
+        let config = model.config();
+        let rows = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim;
+        let sequence = rows * model.decoder.dtype().size_in_bytes() * tokens.max(1);
+        match model.student {
+            Some(_) => most,
+            None => (TOGETHER_BYTES / sequence).clamp(1, most),
+        }
     }
 
     /// The answers to several questions, written greedily, a token of each at a time. `rows`: as the empty cache's.

@@ -36,8 +36,8 @@ pub struct Batching {
     pub side_by_side: bool,
     /// New tokens to read together at most: caches exist for so many at a time.
     pub tokens: usize,
-    /// Tokens that reading a common beginning once has to save to be worth it; none if whole sequences are faster in any case.
-    pub least_shared: Option<usize>,
+    /// Tokens that reading a common beginning once has to save to be worth it.
+    pub least_shared: usize,
     /// Whether sequences are read from their first token on, and continued, as one padded batch: a layer's attention is then launched
     /// once, not once a sequence.
     pub padded: bool,
@@ -48,8 +48,8 @@ pub(crate) trait Executor: Sync {
     /// Dtypes of weights and activations that it has kernels for, the usual one first.
     fn dtypes(&self) -> &'static [DType];
 
-    /// How many sequences of a model are best fed to it.
-    fn batching(&self, model: &Model) -> Batching;
+    /// How many sequences are best fed to it.
+    fn batching(&self) -> Batching;
 
     /// The empty states of all layers.
     ///
@@ -90,7 +90,7 @@ pub(crate) trait Executor: Sync {
     ) -> Result<()>;
 
     /// Cuts sequences of these lengths, in order, into packs whose rows go through every product together.
-    fn packs(&self, model: &Model, lengths: &[usize]) -> Vec<Vec<Piece>>;
+    fn packs(&self, lengths: &[usize]) -> Vec<Vec<Piece>>;
 
     /// Feeds one token to each sequence of a checked cache; leaves the logits in [`Cache::logits`].
     ///

@@ -5,7 +5,7 @@
 pub(super) const ROWS: usize = 256;
 
 /// The same on CUDA, which is idle with few.
-#[cfg(any(test, feature = "cuda"))]
+#[cfg(feature = "cuda")]
 pub(super) const DEVICE_ROWS: usize = 16 * 1024;
 
 /// Consecutive tokens of one feed.
@@ -39,43 +39,9 @@ pub(super) fn packs(lengths: &[usize], rows: usize) -> Vec<Vec<Piece>> {
     packs
 }
 
-/// The feeds in order, whole, in packs of [`DEVICE_ROWS`] at most where one alone has not more.
-#[cfg(any(test, feature = "cuda"))]
-pub(super) fn whole_packs(lengths: &[usize]) -> Vec<Vec<Piece>> {
-    let mut packs: Vec<Vec<Piece>> = Vec::new();
-    let mut room = 0;
-    for (feed, &tokens) in lengths.iter().enumerate().filter(|&(_, &tokens)| tokens > 0) {
-        let piece = Piece { feed, start: 0, tokens };
-        match packs.last_mut().filter(|_| tokens <= room) {
-            Some(pack) => {
-                pack.push(piece);
-                room -= tokens;
-            }
-            None => {
-                packs.push(vec![piece]);
-                room = DEVICE_ROWS.saturating_sub(tokens);
-            }
-        }
-    }
-    packs
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn whole_feeds_share_packs_where_they_fit() {
-        let shares = |lengths: &[usize]| -> Vec<Vec<usize>> {
-            let feeds = |pack: Vec<Piece>| pack.iter().map(|piece| piece.feed).collect();
-            let packs = whole_packs(lengths);
-            assert!(packs.iter().flatten().all(|piece| piece.tokens == lengths[piece.feed]));
-            packs.into_iter().map(feeds).collect()
-        };
-        assert_eq!(shares(&[0, 0]), Vec::<Vec<usize>>::new());
-        assert_eq!(shares(&[9, 0, DEVICE_ROWS - 9, 1]), [vec![0, 2], vec![3]]);
-        assert_eq!(shares(&[1, 2 * DEVICE_ROWS, 1, 1]), [vec![0], vec![1], vec![2, 3]]);
-    }
 
     #[test]
     fn every_token_is_in_one_pack() {

@@ -28,8 +28,8 @@ impl Executor for Cpu {
         &[DType::F32]
     }
 
-    fn batching(&self, _: &Model) -> Batching {
-        Batching { side_by_side: true, tokens: 512, least_shared: Some(0), padded: false }
+    fn batching(&self) -> Batching {
+        Batching { side_by_side: true, tokens: 512, least_shared: 0, padded: false }
     }
 
     fn new_states(
@@ -79,7 +79,7 @@ impl Executor for Cpu {
         read::read(model, ids, cache, cancel, each)
     }
 
-    fn packs(&self, _: &Model, lengths: &[usize]) -> Vec<Vec<Piece>> {
+    fn packs(&self, lengths: &[usize]) -> Vec<Vec<Piece>> {
         packs(lengths, ROWS)
     }
 

@@ -5,10 +5,12 @@ mod small_batch_products;
 mod step_graph;
 
 use candle_core::{DType, Tensor};
-use still_attention::{AttentionState, CudaHybridState, CudaKvCache, CudaWeights, RowDtype};
+use still_attention::{
+    AttentionState, CudaHybridState, CudaKvCache, CudaWeights, GraphState, RowDtype,
+};
 use still_compute::cuda::can_capture;
 
-use super::packs::{DEVICE_ROWS, Piece, packs, whole_packs};
+use super::packs::{DEVICE_ROWS, Piece, packs};
 use super::{Batching, EachBlock, Executor};
 use crate::cache::Cache;
 use crate::cancel::Cancel;
@@ -21,11 +23,11 @@ pub(super) use step_graph::StepGraph;
 /// Tokens whose hidden states are given out together: their logits are to fit beside everything else.
 const BLOCK: usize = 1024;
 
-/// Tokens that a student reads together: many enough to be as fast as with more, few enough that a long prompt's activations stay
+/// Tokens that are read together: many enough to be as fast as with more, few enough that a long prompt's activations stay
 /// small. A multiple of the chunk.
 const PIECE: usize = 16 * 1024;
 
-/// Tokens that a beginning of a student's sequences has to save: one more call waits for its launches about as long as so many
+/// Tokens that a common beginning has to save: one more call waits for its launches about as long as so many
 /// tokens take.
 const LEAST_SHARED: usize = 1024;
 
@@ -39,13 +41,12 @@ impl Executor for Cuda {
     }
 
     /// A teacher reads whole sequences fast, and what continues them by the tensor library's ops.
-    fn batching(&self, model: &Model) -> Batching {
-        let is_student = model.student.is_some();
+    fn batching(&self) -> Batching {
         Batching {
             side_by_side: false,
             tokens: DEVICE_ROWS,
-            least_shared: is_student.then_some(LEAST_SHARED),
-            padded: is_student,
+            least_shared: LEAST_SHARED,
+            padded: true,
         }
     }
 
@@ -76,8 +77,7 @@ impl Executor for Cuda {
         student.layers.iter().map(state).collect()
     }
 
-    /// A student reads a piece onto the state that the one before has left; a teacher, whose memory grows with the sequence anyway,
-    /// reads all tokens at once.
+    /// Reads a piece onto the state that the one before has left.
     fn read(
         &self,
         model: &Model,
@@ -86,13 +86,12 @@ impl Executor for Cuda {
         cancel: &Cancel,
         each: &EachBlock<'_>,
     ) -> Result<()> {
-        let piece = if model.student.is_some() { PIECE } else { ids.len().max(1) };
-        for (n, ids) in ids.chunks(piece).enumerate() {
+        for (n, ids) in ids.chunks(PIECE).enumerate() {
             let x = model.decoder.embed(ids)?;
             let hidden = model.forward_embedded(x, cache, None, cancel)?.squeeze(0)?;
             for start in (0..ids.len()).step_by(BLOCK) {
                 let length = BLOCK.min(ids.len() - start);
-                if each(n * piece + start, hidden.narrow(0, start, length)?).is_break() {
+                if each(n * PIECE + start, hidden.narrow(0, start, length)?).is_break() {
                     return Ok(());
                 }
             }
@@ -100,18 +99,16 @@ impl Executor for Cuda {
         Ok(())
     }
 
-    fn packs(&self, model: &Model, lengths: &[usize]) -> Vec<Vec<Piece>> {
-        match model.student {
-            Some(_) => packs(lengths, DEVICE_ROWS),
-            // Dense attention is fast from the beginning of a sequence: its feeds are not cut.
-            None => whole_packs(lengths),
-        }
+    fn packs(&self, lengths: &[usize]) -> Vec<Vec<Piece>> {
+        packs(lengths, DEVICE_ROWS)
     }
 
     /// The logits are the one thing that is copied to the host.
     fn decode(&self, model: &Model, ids: &[u32], cache: &mut Cache) -> Result<()> {
         let device = model.device().as_cuda_device()?;
-        let logits = if model.student.is_some() && can_capture(device) {
+        // Dense attention of some head dimensions has no kernel for a step.
+        let in_graph = cache.layers.iter_mut().all(|layer| layer.in_graph().is_some());
+        let logits = if in_graph && can_capture(device) {
             replay_step(model, ids, cache)?
         } else {
             let x = model.decoder.embed(ids)?.transpose(0, 1)?;
@@ -132,7 +129,7 @@ fn replay_step(model: &Model, ids: &[u32], cache: &mut Cache) -> Result<Tensor> 
     let mut states = layers
         .iter_mut()
         .map(|layer| layer.in_graph().ok_or_else(not_in_graph))
-        .collect::<Result<Vec<&mut CudaHybridState>>>()?;
+        .collect::<Result<Vec<&mut dyn GraphState>>>()?;
     for state in &mut states {
         state.reserve(tokens)?;
     }
@@ -143,10 +140,10 @@ fn replay_step(model: &Model, ids: &[u32], cache: &mut Cache) -> Result<Tensor> 
     };
     let graph = scratch.graph.insert(graph);
     graph.launch(ids, &positions)?;
-    states.into_iter().for_each(CudaHybridState::count);
+    states.into_iter().for_each(|state| state.count());
     Ok(graph.logits.clone())
 }
 
 fn not_in_graph() -> ModelError {
-    ModelError::Invalid("a graph is made of hybrid layers on CUDA".into())
+    ModelError::Invalid("a graph is made of layers on CUDA that have a kernel for a step".into())
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::thread::{self, ThreadId};
 
 use candle_core::{DType, Tensor};
-use still_attention::CudaHybridState;
+use still_attention::{GraphState, IDLE};
 use still_compute::cuda::CapturedGraph;
 
 use super::small_batch;
@@ -45,18 +45,18 @@ struct Inputs {
 }
 
 /// How often memory of the layers has moved.
-fn moves(states: &[&mut CudaHybridState]) -> usize {
+fn moves(states: &[&mut dyn GraphState]) -> usize {
     states.iter().map(|state| state.moves()).sum()
 }
 
 impl StepGraph {
     /// Captures a step of `batch` sequences.
-    pub fn capture(model: &Model, states: &[&mut CudaHybridState], batch: usize) -> Result<Self> {
+    pub fn capture(model: &Model, states: &[&mut dyn GraphState], batch: usize) -> Result<Self> {
         let (device, decoder) = (model.decoder.device(), &model.decoder);
         let inputs = Inputs {
             ids: Tensor::zeros(batch, DType::U32, device)?,
             // Idle: what runs before the first launch leaves the state alone.
-            positions: Tensor::from_vec(vec![CudaHybridState::IDLE; batch], batch, device)?,
+            positions: Tensor::from_vec(vec![IDLE; batch], batch, device)?,
             rotation: decoder.rotation_at(&vec![0; batch], 1)?,
         };
         inputs.rotation.tensors(device, DType::F32)?;
@@ -76,7 +76,7 @@ impl StepGraph {
     }
 
     /// Whether it still is a step of `model` and these layers, and this thread's.
-    pub fn fits(&self, model: &Model, states: &[&mut CudaHybridState]) -> bool {
+    pub fn fits(&self, model: &Model, states: &[&mut dyn GraphState]) -> bool {
         let maps = |student: &Option<Student>| -> Vec<_> {
             let layers = student.iter().flat_map(|student| &student.layers);
             layers.map(|layer| layer.attention.feature_map_q.id()).collect()
@@ -106,7 +106,7 @@ impl StepGraph {
 /// A step's kernels; what they allocate is free again at the end.
 fn queue(
     model: &Model,
-    states: &[&mut CudaHybridState],
+    states: &[&mut dyn GraphState],
     inputs: &Inputs,
     to: &Tensor,
 ) -> Result<()> {

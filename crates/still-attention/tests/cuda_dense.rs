@@ -1,0 +1,310 @@
+//! Dense attention and its cache on a CUDA GPU, compared with the float64 twin.
+//!
+//! Needs a GPU, and fails without one: it is built only where the feature `cuda` asks for it. It runs on a machine without
+//! Rust or the checkout.
+
+mod common;
+
+use candle_core::{DType, Device, Tensor};
+use common::{flat, relative_rms};
+use still_attention::{
+    AttentionState, CudaKvCache, GraphState, HeadGeometry, IDLE, dense_attention, naive,
+};
+use still_testing::random;
+
+/// The GPU; a test that asks for one and finds none has failed.
+fn gpu() -> Device {
+    let device = Device::new_cuda(0);
+    let device = device.unwrap_or_else(|error| panic!("these tests need a CUDA GPU: {error}"));
+    // What is allocated next is likely to lie here: whatever a kernel leaves out then shows.
+    drop(Tensor::full(f32::NAN, 1 << 24, &device).unwrap());
+    device
+}
+
+/// Query heads, KV heads and head dimension: groups of 1, 2, 3, 4, 8 and 20, of which a block takes 16.
+const SHAPES: [(usize, usize, usize); 9] = [
+    (2, 2, 64),
+    (3, 1, 128),
+    (8, 2, 128),
+    (4, 1, 80),
+    (6, 3, 96),
+    (8, 1, 64),
+    (9, 3, 64),
+    (20, 1, 96),
+    (4, 2, 256),
+];
+
+const DTYPES: [DType; 2] = [DType::F32, DType::BF16];
+
+fn geometry((num_heads, num_key_value_heads, head_dim): (usize, usize, usize)) -> HeadGeometry {
+    HeadGeometry { num_heads, num_key_value_heads, head_dim }
+}
+
+/// Relative RMS that a dtype may be off by.
+fn limit(dtype: DType) -> f64 {
+    if dtype == DType::BF16 { 5e-3 } else { 1e-5 }
+}
+
+/// Q, K and V of a batch in f64, of values that `dtype` holds exactly.
+fn sequences(geometry: HeadGeometry, batch: usize, tokens: usize, dtype: DType) -> [Tensor; 3] {
+    let HeadGeometry { num_heads, num_key_value_heads: kv_heads, head_dim } = geometry;
+    [(num_heads, 7), (kv_heads, 8), (kv_heads, 9)].map(|(heads, seed)| {
+        let values = random(&[batch, heads, tokens, head_dim], seed);
+        (values * 1.3).unwrap().to_dtype(dtype).unwrap().to_dtype(DType::F64).unwrap()
+    })
+}
+
+/// The twin's output of the last `queries` of a sequence's `tokens`, `[H, queries, D]`.
+fn definition(
+    geometry: HeadGeometry,
+    rows: &[Tensor; 3],
+    sequence: usize,
+    (queries, tokens): (usize, usize),
+) -> Vec<f64> {
+    let own = |x: &Tensor, from: usize, length: usize| {
+        flat(&x.get(sequence).unwrap().narrow(1, from, length).unwrap())
+    };
+    let q = own(&rows[0], tokens - queries, queries);
+    let [k, v] = [&rows[1], &rows[2]].map(|x| own(x, 0, tokens));
+    naive::dense_attention(geometry, (queries, tokens), [&q, &k, &v])
+}
+
+/// Feeds a cache and keeps what it answers.
+struct Fed {
+    geometry: HeadGeometry,
+    rows: [Tensor; 3],
+    dtype: DType,
+    device: Device,
+    cache: CudaKvCache,
+    /// Of each sequence `[H, tokens, D]` so far, in f64.
+    answers: Vec<Vec<Tensor>>,
+}
+
+impl Fed {
+    fn new(shape: (usize, usize, usize), batch: usize, tokens: usize, dtype: DType) -> Self {
+        let (geometry, device) = (geometry(shape), gpu());
+        let rows = sequences(geometry, batch, tokens, dtype);
+        let cache = CudaKvCache::new(geometry, batch, &device, dtype).unwrap();
+        Self { geometry, rows, dtype, device, cache, answers: vec![Vec::new(); batch] }
+    }
+
+    /// The next `lengths` tokens of each sequence on the device, padded with what must not be looked at.
+    fn next(&self, lengths: &[usize]) -> [Tensor; 3] {
+        let tokens = lengths.iter().copied().max().unwrap();
+        self.rows.each_ref().map(|x| {
+            let (_, heads, _, d) = x.dims4().unwrap();
+            let one = |(sequence, &length): (usize, &usize)| {
+                let start = self.cache.position(sequence);
+                let padding = (1, heads, tokens - length, d);
+                let padding = Tensor::full(f64::NAN, padding, &Device::Cpu).unwrap();
+                if length == 0 {
+                    return padding;
+                }
+                let own = x.narrow(0, sequence, 1).unwrap().narrow(2, start, length).unwrap();
+                if length == tokens { own } else { Tensor::cat(&[&own, &padding], 2).unwrap() }
+            };
+            let all: Vec<_> = lengths.iter().enumerate().map(one).collect();
+            let all = Tensor::cat(&all, 0).unwrap().to_dtype(self.dtype).unwrap();
+            all.to_device(&self.device).unwrap()
+        })
+    }
+
+    fn feed(&mut self, lengths: &[usize]) {
+        let [q, k, v] = self.next(lengths);
+        let even = lengths.iter().all(|&length| length == lengths[0]);
+        let out = self.cache.advance(&q, &k, &v, (!even).then_some(lengths)).unwrap();
+        assert_eq!((out.dims(), out.dtype()), (q.dims(), self.dtype));
+        self.keep(&out, lengths);
+    }
+
+    fn keep(&mut self, out: &Tensor, lengths: &[usize]) {
+        let out = out.to_device(&Device::Cpu).unwrap().to_dtype(DType::F64).unwrap();
+        for (sequence, &length) in lengths.iter().enumerate() {
+            let own = out.get(sequence).unwrap();
+            let tokens = own.dim(1).unwrap();
+            if length < tokens {
+                let padding = flat(&own.narrow(1, length, tokens - length).unwrap());
+                assert!(padding.iter().all(|&x| x == 0.0), "padding was written");
+            }
+            if length > 0 {
+                self.answers[sequence].push(own.narrow(1, 0, length).unwrap());
+            }
+        }
+    }
+
+    /// Compares the last `queries` answers of each sequence.
+    fn check(&self, queries: usize, what: &str) {
+        let (mut got, mut expected) = (Vec::new(), Vec::new());
+        for (sequence, answers) in self.answers.iter().enumerate() {
+            let tokens = self.cache.position(sequence);
+            let queries = queries.min(tokens);
+            if tokens == 0 {
+                continue;
+            }
+            let all = Tensor::cat(answers, 1).unwrap();
+            assert_eq!(all.dim(1).unwrap(), tokens, "{what}");
+            got.extend(flat(&all.narrow(1, tokens - queries, queries).unwrap()));
+            expected.extend(definition(self.geometry, &self.rows, sequence, (queries, tokens)));
+        }
+        let (error, case) = (relative_rms(&got, &expected), (self.dtype, self.geometry));
+        println!("{error:.1e} {what}: {case:?}");
+        assert!(error <= limit(self.dtype), "{what}: {case:?}: relative RMS {error:e}");
+    }
+
+    fn feed_all(&mut self, calls: &[&[usize]]) {
+        calls.iter().for_each(|lengths| self.feed(lengths));
+    }
+}
+
+#[test]
+fn whole_sequences() {
+    let device = gpu();
+    for dtype in DTYPES {
+        for shape in SHAPES {
+            for tokens in [1, 63, 64, 65, 129, 321] {
+                let geometry = geometry(shape);
+                let rows = sequences(geometry, 2, tokens, dtype);
+                let [q, k, v] =
+                    rows.each_ref().map(|x| x.to_dtype(dtype).unwrap().to_device(&device).unwrap());
+                let got = flat(&dense_attention(&q, &k, &v).unwrap());
+                let expected = |n| definition(geometry, &rows, n, (tokens, tokens));
+                let error = relative_rms(&got, &[expected(0), expected(1)].concat());
+                let limit = limit(dtype);
+                assert!(error <= limit, "{dtype:?} {shape:?}, {tokens} tokens: {error:e}");
+            }
+        }
+    }
+}
+
+/// From nothing across the first borders of tiles.
+#[test]
+fn steps_from_the_start() {
+    for dtype in DTYPES {
+        for shape in SHAPES {
+            let mut fed = Fed::new(shape, 1, 200, dtype);
+            (0..200).for_each(|_| fed.feed(&[1]));
+            fed.check(200, "decoded");
+        }
+    }
+}
+
+/// Blocks share the tokens: from one tile each to several.
+#[test]
+fn steps_after_a_long_prefix() {
+    for dtype in DTYPES {
+        for (shape, prefix) in
+            [((9, 3, 64), 4095), ((8, 2, 128), 3000), ((4, 1, 96), 9000), ((2, 1, 256), 700)]
+        {
+            let mut fed = Fed::new(shape, 1, prefix + 4, dtype);
+            fed.feed_all(&[&[prefix], &[1], &[1], &[1], &[1]]);
+            fed.check(5, &format!("decoded after {prefix}"));
+        }
+    }
+}
+
+#[test]
+fn sequences_of_different_lengths() {
+    let calls: [&[usize]; 10] = [
+        &[130, 1, 0, 64, 2],
+        &[1, 1, 1, 0, 0],
+        &[3, 200, 1, 129, 0],
+        &[0, 1, 0, 0, 1],
+        &[70, 0, 320, 2, 61],
+        &[1; 5],
+        &[2, 64, 3, 0, 65],
+        &[5; 5],
+        &[1; 5],
+        &[300; 5],
+    ];
+    for dtype in DTYPES {
+        for shape in SHAPES {
+            let mut fed = Fed::new(shape, 5, 700, dtype);
+            fed.feed_all(&calls);
+            fed.check(700, "unevenly");
+        }
+    }
+}
+
+/// Calls that begin and end before, at and behind the borders of tiles of 64 and of 128 keys.
+#[test]
+fn any_split() {
+    let splits: [&[usize]; 4] = [
+        &[2, 3, 59, 2, 62, 2, 64, 3, 127, 129, 130],
+        &[1, 200, 1, 65, 63, 128],
+        &[128, 2, 320],
+        &[300, 61, 2, 3, 1, 140],
+    ];
+    for dtype in DTYPES {
+        for shape in SHAPES {
+            for split in splits {
+                let mut fed = Fed::new(shape, 1, split.iter().sum(), dtype);
+                split.iter().for_each(|&length| fed.feed(&[length]));
+                fed.check(usize::MAX, &format!("{split:?}"));
+            }
+        }
+    }
+}
+
+/// Rows move, a copy goes another way, and both say what they hold.
+#[test]
+fn a_cache_grows_and_is_copied() {
+    for dtype in DTYPES {
+        let mut fed = Fed::new((4, 2, 64), 2, 2600, dtype);
+        fed.feed(&[1000, 900]);
+        let (moves, size) = (fed.cache.moves(), fed.cache.size_bytes());
+        let mut copy = fed.cache.clone();
+        let [q, k, v] = fed.next(&[1, 1]);
+        copy.advance(&q, &v, &k, None).unwrap();
+        fed.feed(&[1500, 1600]);
+        assert!(fed.cache.moves() > moves && fed.cache.size_bytes() > size);
+        (0..3).for_each(|_| fed.feed(&[1, 1]));
+        fed.check(20, "grown");
+        let row = 2 * 2 * 64 * dtype.size_in_bytes();
+        assert_eq!(fed.cache.used_bytes(), (2503 + 2503) * row);
+        assert!(fed.cache.size_bytes() >= fed.cache.used_bytes());
+        assert_eq!((copy.position(0), copy.position(1)), (1001, 901));
+    }
+}
+
+/// As a captured graph feeds it: an idle sequence is left alone.
+#[test]
+fn steps_by_position() {
+    for dtype in DTYPES {
+        for shape in SHAPES {
+            let mut fed = Fed::new(shape, 3, 210, dtype);
+            fed.feed(&[200, 3, 64]);
+            GraphState::reserve(&mut fed.cache, 210).unwrap();
+            let idle = Tensor::from_vec(vec![IDLE; 3], 3, &fed.device).unwrap();
+            let [q, k, v] = fed.next(&[1; 3]);
+            // SAFETY: nothing is fed.
+            unsafe { fed.cache.step(&q, &k, &v, &idle) }.unwrap();
+            for _ in 0..5 {
+                let positions: Vec<u32> =
+                    (0..3).map(|sequence| fed.cache.position(sequence) as u32).collect();
+                let positions = Tensor::from_vec(positions, 3, &fed.device).unwrap();
+                let [q, k, v] = fed.next(&[1; 3]);
+                // SAFETY: the positions are the sequences' own, and there is room.
+                let out = unsafe { fed.cache.step(&q, &k, &v, &positions) }.unwrap();
+                fed.keep(&out, &[1; 3]);
+                fed.cache.count();
+            }
+            fed.check(70, "by position");
+        }
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_named() {
+    let device = gpu();
+    let geometry = geometry((4, 2, 64));
+    assert!(CudaKvCache::new(geometry, 0, &device, DType::F32).is_err());
+    assert!(CudaKvCache::new(geometry, 1, &Device::Cpu, DType::F32).is_err());
+    assert!(CudaKvCache::new(geometry, 1, &device, DType::F16).is_err());
+    let cache = CudaKvCache::new(geometry, 1, &device, DType::F32).unwrap();
+    let [q, k, v] = sequences(geometry, 1, 1, DType::F32)
+        .map(|x| x.to_dtype(DType::F32).unwrap().to_device(&device).unwrap());
+    let idle = Tensor::from_vec(vec![IDLE], 1, &device).unwrap();
+    // SAFETY: nothing is queued.
+    let error = unsafe { cache.step(&q, &k, &v, &idle) }.unwrap_err().to_string();
+    assert!(error.contains("reserve"), "{error}");
+}

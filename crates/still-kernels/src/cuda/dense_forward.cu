@@ -1,0 +1,220 @@
+// Dense attention of many tokens of every sequence onto a cache that has their keys and values.
+//
+// A block answers two times 64 queries, a warpgroup each: of two heads of a group, or, where the group is odd, of two chunks of
+// one. Keys and values stream through two stages each. While a tile's logits become weights, the product of the tile before with
+// its values runs on.
+#include "dense.cuh"
+#include "online_softmax.cuh"
+#include "wgmma.cuh"
+
+namespace still {
+
+constexpr int FORWARD_THREADS = 256, APPEND_THREADS = 256;
+
+template <class T>
+struct DenseForward {
+  Rows<const T> q, keys, values;
+  Rows<T> out;
+  const int32_t *starts, *lengths;
+  int tokens, heads, group;
+  bool two_heads;  // of one chunk; or two chunks of one head
+
+  DenseForward(const StillShape& shape, const StillDenseForward& a)
+      : q(a.q), keys(a.cache_k), values(a.cache_v), out(a.out), starts(a.starts), lengths(a.lengths), tokens(shape.tokens),
+        heads(shape.heads), group(shape.heads / shape.kv_heads), two_heads(group % 2 == 0) {}
+};
+
+// Keys of a tile: as many as registers (logits and outputs) have room for.
+template <class K>
+constexpr int DENSE_KEYS = K::P == 1 && K::D > 64 ? 128 : 64;
+
+template <class K, int KEYS>
+struct DenseTiles {
+  // Blocks of a multiprocessor.
+  static constexpr int BLOCKS = K::P == 1 && K::D == 64 ? 2 : 1;
+  using Queries = Tile<K::P, 2 * CHUNK, K::D>;
+  using Keys = Tile<K::P, KEYS, K::D>;
+  static constexpr int BYTES = Queries::BYTES + 4 * Keys::BYTES + ALIGNMENT;
+};
+
+// Keeps operands of a product that runs on in their registers until here.
+template <int P, int N>
+__device__ __forceinline__ void hold_left(Left<P> (&x)[N]) {
+#if STILL_HOPPER
+#pragma unroll
+  for (int n = 0; n < N; n++)
+#pragma unroll
+    for (int p = 0; p < P; p++)
+#pragma unroll
+      for (int i = 0; i < 4; i++) asm volatile("" : "+r"(x[n].r[p][i])::"memory");
+#endif
+}
+
+template <class K, int KEYS>
+__global__ void __launch_bounds__(FORWARD_THREADS, DenseTiles<K, KEYS>::BLOCKS) dense_forward(const DenseForward<typename K::T> in) {
+  using Tiles = DenseTiles<K, KEYS>;
+  constexpr int D = K::D, P = K::P, KS = D / 16, NT = D / 8;
+  extern __shared__ unsigned char memory[];
+  const typename Tiles::Queries queries{aligned(memory)};
+  auto stage = [&](int i) { return typename Tiles::Keys{queries.base + Tiles::Queries::BYTES + i * Tiles::Keys::BYTES}; };
+  auto key_tile = [&](int i) { return stage(i % 2); };
+  auto value_tile = [&](int i) { return stage(2 + i % 2); };
+
+  const int b = blockIdx.z, warp = threadIdx.x / 32, lane = threadIdx.x % 32, half_of_block = warp / 4;
+  const int first_head = in.two_heads ? blockIdx.x * 2 : blockIdx.x, kv = first_head / in.group;
+  const int last_block = gridDim.y - 1 - blockIdx.y;  // the longest first
+  const int first_chunk = in.two_heads ? last_block : last_block * 2;
+  const int start = in.starts ? in.starts[b] : 0, length = in.lengths ? in.lengths[b] : in.tokens;
+  const int head = first_head + (in.two_heads ? half_of_block : 0);
+  const int from = (first_chunk + (in.two_heads ? 0 : half_of_block)) * CHUNK;  // this warpgroup's first query
+  const int row = warp % 4 * 16 + lane / 4;                                    // this lane's first of two, 8 apart
+
+  float out[NT][4], m[2] = {-INFINITY, -INFINITY}, sum[2] = {0.f, 0.f};  // m in base 2
+  clear(out);
+  if (first_chunk * CHUNK >= length) {  // padding alone
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      const int t = from + row + half * 8;
+      store_row(t < in.tokens, in.out.row(b, head, t), out, half, 0.f);
+    }
+    return;
+  }
+  const int last_chunk = first_chunk + (in.two_heads ? 1 : 2), end = start + min(length, last_chunk * CHUNK);
+  const int tiles = (end + KEYS - 1) / KEYS;
+  auto load = [&](typename Tiles::Keys to, const Rows<const typename K::T>& rows, int i) {
+    if (i < tiles) load_matrix<FORWARD_THREADS, KEYS>(to, 0, rows.row(b, kv, int64_t(i) * KEYS), rows.token, end - i * KEYS);
+  };
+#pragma unroll
+  for (int i = 0; i < 2; i++) {
+    const int t = (first_chunk + (in.two_heads ? 0 : i)) * CHUNK;
+    load_matrix<FORWARD_THREADS, CHUNK>(queries, i * CHUNK, in.q.row(b, first_head + (in.two_heads ? i : 0), t), in.q.token, length - t);
+  }
+  load(key_tile(0), in.keys, 0);
+  copy_commit();
+  load(key_tile(1), in.keys, 1);
+  load(value_tile(0), in.values, 0);
+  copy_commit();
+
+  const float scale = rsqrtf(float(D)) * LOG2E;
+  float s[KEYS / 8][4], shrink[2];
+  Left<P> p[KEYS / 16];
+  // Logits of tile i to weights; what was added up before is to be multiplied by `shrink`.
+  auto soften = [&](int i) {
+    const int position = start + from + row;
+    if (i * KEYS + KEYS - 1 > start + from) {
+#pragma unroll
+      for (int n = 0; n < KEYS / 8; n++)
+#pragma unroll
+        for (int e = 0; e < 4; e++)
+          if (i * KEYS + n * 8 + lane % 4 * 2 + e % 2 > position + e / 2 * 8) s[n][e] = -INFINITY;
+    }
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      const float raised = fmaxf(m[half], row_top(s, half) * scale);
+      shrink[half] = exp2_fast(m[half] - raised);
+      m[half] = raised;
+      sum[half] *= shrink[half];
+      add_weights(s, sum[half], half, [&](float x) { return exp2_fast(x * scale - raised); });
+    }
+  };
+  auto to_weights = [&] {
+#pragma unroll
+    for (int k = 0; k < KEYS / 16; k++) to_left(p[k], s[2 * k], s[2 * k + 1]);
+  };
+
+  copy_wait<1>();
+  publish();
+  __syncthreads();
+  tile_product<KS>(s, queries, half_of_block * CHUNK, key_tile(0), 0);
+  soften(0);
+  to_weights();
+  for (int i = 1; i < tiles; i++) {
+    copy_wait<0>();
+    publish();
+    __syncthreads();
+    load(key_tile(i + 1), in.keys, i + 1);
+    load(value_tile(i), in.values, i);
+    copy_commit();
+    start_tile_product<KS>(s, queries, half_of_block * CHUNK, key_tile(i), 0);
+    start_add_product<KEYS / 16>(out, p, value_tile(i - 1), 0);
+    finish<P, D, 1>();
+    hold_sums(s);
+    soften(i);
+    finish<P, D>();
+    hold_sums(out);
+    hold_left(p);
+#pragma unroll
+    for (int n = 0; n < NT; n++)
+#pragma unroll
+      for (int e = 0; e < 4; e++) out[n][e] *= shrink[e / 2];
+    to_weights();
+  }
+  copy_wait<0>();
+  publish();
+  __syncthreads();
+  add_product<KEYS / 16>(out, p, value_tile(tiles - 1), 0);
+
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    const int t = from + row + half * 8;
+    const float all = row_sum(sum[half]);
+    store_row(t < in.tokens, in.out.row(b, head, t), out, half, t < length ? 1.f / all : 0.f);
+  }
+}
+
+// New rows of keys and values to the cache, sixteen bytes a thread at a time.
+template <class T>
+struct DenseAppend {
+  Rows<const T> k, v;
+  Rows<T> keys, values;
+  const int32_t *starts, *lengths;
+};
+
+template <class T>
+__global__ void __launch_bounds__(APPEND_THREADS) dense_append(const DenseAppend<T> in, int d) {
+  const int b = blockIdx.z, kv = blockIdx.y / 2, pieces = d * int(sizeof(T)) / 16;
+  const bool is_value = blockIdx.y % 2;
+  const int64_t start = in.starts[b], count = int64_t(in.lengths[b]) * pieces;
+  const Rows<const T>& from = is_value ? in.v : in.k;
+  const Rows<T>& to = is_value ? in.values : in.keys;
+  for (int64_t i = int64_t(blockIdx.x) * APPEND_THREADS + threadIdx.x; i < count; i += int64_t(gridDim.x) * APPEND_THREADS) {
+    const int64_t t = i / pieces, piece = i % pieces;
+    reinterpret_cast<uint4*>(to.row(b, kv, start + t))[piece] = reinterpret_cast<const uint4*>(from.row(b, kv, t))[piece];
+  }
+}
+
+}  // namespace still
+
+extern "C" int still_dense_append(const StillShape* shape, const StillDenseAppend* args, StillStream stream) {
+  return still::dense_dispatch<true>(*shape, [&](auto kind) -> int {
+    using T = typename decltype(kind)::T;
+    using still::Rows;
+    const still::DenseAppend<T> in{Rows<const T>(args->k), Rows<const T>(args->v), Rows<T>(args->cache_k), Rows<T>(args->cache_v),
+                                   args->starts, args->lengths};
+    const int64_t pieces = int64_t(shape->tokens) * shape->head_dim * int64_t(sizeof(T)) / 16;
+    const int64_t blocks = (pieces + still::APPEND_THREADS - 1) / still::APPEND_THREADS;
+    const dim3 grid(unsigned(blocks < 256 ? blocks : 256), 2 * shape->kv_heads, shape->batch);
+    return still::launch(still::dense_append<T>, grid, still::APPEND_THREADS, 0, stream, in, shape->head_dim);
+  });
+}
+
+extern "C" int still_dense_forward(const StillShape* shape, const StillDenseForward* args, StillStream stream) {
+  return still::dense_dispatch<false>(*shape, [&](auto kind) -> int {
+    using K = decltype(kind);
+    const still::DenseForward<typename K::T> in(*shape, *args);
+    const int chunks = still::chunks(*shape);
+    const dim3 grid(in.two_heads ? shape->heads / 2 : shape->heads, in.two_heads ? chunks : (chunks + 1) / 2, shape->batch);
+    auto run = [&](auto keys) {
+      constexpr int KEYS = decltype(keys)::value;
+      return still::launch(still::dense_forward<K, KEYS>, grid, still::FORWARD_THREADS, still::DenseTiles<K, KEYS>::BYTES, stream, in);
+    };
+    constexpr int most = still::DENSE_KEYS<K>;
+    if constexpr (most > still::CHUNK) {  // smaller GPUs have too little shared memory for it
+      int device = 0, room = 0;
+      if (int error = cudaGetDevice(&device)) return error;
+      if (int error = cudaDeviceGetAttribute(&room, cudaDevAttrMaxSharedMemoryPerBlockOptin, device)) return error;
+      if (room < still::DenseTiles<K, most>::BYTES) return run(std::integral_constant<int, still::CHUNK>{});
+    }
+    return run(std::integral_constant<int, most>{});
+  });
+}

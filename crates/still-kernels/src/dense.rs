@@ -1,0 +1,66 @@
+//! `src/cuda/dense.h`, by hand: dense attention onto a cache.
+
+use std::ffi::c_int;
+
+use crate::{Rows, Shape, Stream};
+
+/// `STILL_DENSE_SPLITS`.
+pub const DENSE_SPLITS: usize = 64;
+
+/// Head dimensions that [`still_dense_decode`] has kernels for.
+pub const DENSE_DECODE_HEAD_DIMS: [usize; 5] = [64, 80, 96, 128, 256];
+
+/// Head dimensions that [`still_dense_forward`] has kernels for.
+pub const DENSE_FORWARD_HEAD_DIMS: [usize; 4] = [64, 80, 96, 128];
+
+/// `StillDenseDecode`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+#[expect(missing_docs, reason = "dense.h has them")]
+pub struct DenseDecode {
+    pub q: Rows,
+    pub k: Rows,
+    pub v: Rows,
+    pub out: Rows,
+    pub cache_k: Rows,
+    pub cache_v: Rows,
+    pub positions: *const i32,
+    pub partial: *mut f32,
+    pub arrived: *mut u32,
+    pub splits: i32,
+}
+
+/// `StillDenseAppend`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+#[expect(missing_docs, reason = "dense.h has them")]
+pub struct DenseAppend {
+    pub k: Rows,
+    pub v: Rows,
+    pub cache_k: Rows,
+    pub cache_v: Rows,
+    pub starts: *const i32,
+    pub lengths: *const i32,
+}
+
+/// `StillDenseForward`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+#[expect(missing_docs, reason = "dense.h has them")]
+pub struct DenseForward {
+    pub q: Rows,
+    pub cache_k: Rows,
+    pub cache_v: Rows,
+    pub out: Rows,
+    pub starts: *const i32,
+    pub lengths: *const i32,
+}
+
+#[expect(missing_docs, reason = "dense.h has them")]
+#[rustfmt::skip] // one a line, as in dense.h
+unsafe extern "C" {
+    pub fn still_dense_decode_floats(shape: *const Shape, splits: i32) -> i64;
+    pub fn still_dense_decode(shape: *const Shape, args: *const DenseDecode, stream: Stream) -> c_int;
+    pub fn still_dense_append(shape: *const Shape, args: *const DenseAppend, stream: Stream) -> c_int;
+    pub fn still_dense_forward(shape: *const Shape, args: *const DenseForward, stream: Stream) -> c_int;
+}
