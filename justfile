@@ -56,7 +56,7 @@ fuzz runs="20000" seed="1" *ARGS:
 # Tests of the operator, models and training on a GPU; without a toolkit, run `eval "$(scripts/cuda-env.sh)"` first
 [group('gpu')]
 test-gpu *ARGS:
-    cargo test --release --locked --workspace --features still-cli/cuda --test cuda --test cuda_state --test cuda_training {{ ARGS }}
+    cargo test --release --locked --workspace --features still-cli/cuda --test cuda --test cuda_dense --test cuda_state --test cuda_training {{ ARGS }}
 
 # The kernels as one library, without Rust
 [group('gpu')]
@@ -101,6 +101,11 @@ peer-llama-cpp model *ARGS:
 [group('measure')]
 peer-transformers *CONTEXTS:
     python3 benches/hf_decode.py {{ CONTEXTS }}
+
+# PyTorch's dense attention, and transformers' prefill and compiled decode steps, the peers of dense variants on a GPU
+[group('measure')]
+peer-dense *ARGS:
+    python3 benches/torch_dense.py {{ ARGS }}
 
 # PyTorch's LoRA steps on a GPU, the peer of `still bench train --device cuda`
 [group('measure')]

@@ -28,6 +28,9 @@ pub struct BenchPoint {
     pub decode_p99_ms: f64,
     /// Bytes of the attention cache after the last step, with what decoding prepares.
     pub cache_bytes: usize,
+    /// Of `cache_bytes`, without room to grow into. No part of a results file.
+    #[serde(skip)]
+    pub used_cache_bytes: usize,
     /// Bytes of the attention cache before the first step. No part of a results file.
     #[serde(skip)]
     pub prefilled_cache_bytes: usize,
@@ -180,6 +183,7 @@ impl Run<'_> {
             decode_p50_ms: steps.median_ms,
             decode_p99_ms: steps.quantile_ms(0.99),
             cache_bytes: self.cache.size_bytes(),
+            used_cache_bytes: self.cache.used_bytes(),
             prefilled_cache_bytes: self.prefilled_bytes,
         }
     }

@@ -13,7 +13,7 @@ use crate::executor::Scratch;
 pub struct Cache {
     pub(crate) layers: Vec<Box<dyn AttentionState>>,
     batch: usize,
-    /// Logits of the last decode step, `[B, vocab]`.
+    /// Logits of the last decode step, `[B, vocab]`, unless a graph has them.
     pub(crate) logits: Vec<f32>,
     pub(crate) scratch: Scratch,
 }
@@ -24,9 +24,14 @@ impl Cache {
         Self { layers, batch, logits: Vec::new(), scratch: Scratch::default() }
     }
 
-    /// Bytes held for all sequences in all layers.
+    /// Bytes held for all sequences in all layers, with the room to grow into.
     pub fn size_bytes(&self) -> usize {
         self.layers.iter().map(|layer| layer.size_bytes()).sum()
+    }
+
+    /// Bytes of what is remembered, without the room to grow into where a layer knows how much that is.
+    pub fn used_bytes(&self) -> usize {
+        self.layers.iter().map(|layer| layer.used_bytes()).sum()
     }
 
     /// Tokens fed to a sequence so far.

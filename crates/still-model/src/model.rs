@@ -151,8 +151,7 @@ impl Model {
     /// As [`Model::forward`].
     pub fn decode<'a>(&self, ids: &[u32], cache: &'a mut Cache) -> Result<&'a [f32]> {
         self.check_cache(cache, ids.len())?;
-        executor(self.device())?.decode(self, ids, cache)?;
-        Ok(&cache.logits)
+        executor(self.device())?.decode(self, ids, cache)
     }
 
     /// All layers and the final norm, with the attention that `attend(layer, inputs)` gives.

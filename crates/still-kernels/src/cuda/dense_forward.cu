@@ -99,7 +99,7 @@ __global__ void __launch_bounds__(FORWARD_THREADS, DenseTiles<K, KEYS>::BLOCKS) 
   float s[KEYS / 8][4], shrink[2];
   Left<P> p[KEYS / 16];
   // Logits of tile i to weights; what was added up before is to be multiplied by `shrink`.
-  auto soften = [&](int i) {
+  auto softmax_tile = [&](int i) {
     const int position = start + from + row;
     if (i * KEYS + KEYS - 1 > start + from) {
 #pragma unroll
@@ -126,7 +126,7 @@ __global__ void __launch_bounds__(FORWARD_THREADS, DenseTiles<K, KEYS>::BLOCKS) 
   publish();
   __syncthreads();
   tile_product<KS>(s, queries, half_of_block * CHUNK, key_tile(0), 0);
-  soften(0);
+  softmax_tile(0);
   to_weights();
   for (int i = 1; i < tiles; i++) {
     copy_wait<0>();
@@ -139,7 +139,7 @@ __global__ void __launch_bounds__(FORWARD_THREADS, DenseTiles<K, KEYS>::BLOCKS) 
     start_add_product<KEYS / 16>(out, p, value_tile(i - 1), 0);
     finish<P, D, 1>();
     hold_sums(s);
-    soften(i);
+    softmax_tile(i);
     finish<P, D>();
     hold_sums(out);
     hold_left(p);

@@ -92,11 +92,11 @@ pub(crate) trait Executor: Sync {
     /// Cuts sequences of these lengths, in order, into packs whose rows go through every product together.
     fn packs(&self, lengths: &[usize]) -> Vec<Vec<Piece>>;
 
-    /// Feeds one token to each sequence of a checked cache; leaves the logits in [`Cache::logits`].
+    /// [`Model::decode`] of a checked cache.
     ///
     /// # Errors
-    /// As [`Model::decode`].
-    fn decode(&self, model: &Model, ids: &[u32], cache: &mut Cache) -> Result<()>;
+    /// As there.
+    fn decode<'a>(&self, model: &Model, ids: &[u32], cache: &'a mut Cache) -> Result<&'a [f32]>;
 }
 
 /// The executor of a device.

@@ -106,6 +106,8 @@ struct Line {
     variant: &'static str,
     #[serde(flatten)]
     point: BenchPoint,
+    /// Of `cache_bytes`, without room to grow into.
+    used_cache_bytes: usize,
     /// Of the process so far, the model included.
     peak_rss_bytes: Option<u64>,
     /// The same of the GPU's memory; absent on the CPU.
@@ -129,6 +131,7 @@ pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
         let mut report = |point: BenchPoint| -> anyhow::Result<()> {
             let line = Line {
                 variant: name,
+                used_cache_bytes: point.used_cache_bytes,
                 point,
                 peak_rss_bytes: memory::peak_resident_bytes(),
                 peak_device_bytes: peak_device_bytes(model.device())?,

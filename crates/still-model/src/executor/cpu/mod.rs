@@ -83,13 +83,15 @@ impl Executor for Cpu {
         packs(lengths, ROWS)
     }
 
-    fn decode(&self, model: &Model, ids: &[u32], cache: &mut Cache) -> Result<()> {
+    fn decode<'a>(&self, model: &Model, ids: &[u32], cache: &'a mut Cache) -> Result<&'a [f32]> {
         if ids.len() <= SMALL_BATCH {
-            return step::step(model, ids, cache, true);
+            step::step(model, ids, cache, true)?;
+        } else {
+            let column = Tensor::from_slice(ids, (ids.len(), 1), model.device())?;
+            let hidden = self.forward(model, &column, cache, None)?.squeeze(1)?;
+            let vocab = 0..model.config().vocab_size;
+            model.decoder.logits_into(&hidden, vocab, &mut cache.logits)?;
         }
-        let column = Tensor::from_slice(ids, (ids.len(), 1), model.device())?;
-        let hidden = self.forward(model, &column, cache, None)?.squeeze(1)?;
-        let vocab = 0..model.config().vocab_size;
-        model.decoder.logits_into(&hidden, vocab, &mut cache.logits)
+        Ok(&cache.logits)
     }
 }

@@ -4,7 +4,7 @@ mod small_batch;
 mod small_batch_products;
 mod step_graph;
 
-use candle_core::{DType, Tensor};
+use candle_core::DType;
 use still_attention::{
     AttentionState, CudaHybridState, CudaKvCache, CudaWeights, GraphState, RowDtype,
 };
@@ -104,24 +104,22 @@ impl Executor for Cuda {
     }
 
     /// The logits are the one thing that is copied to the host.
-    fn decode(&self, model: &Model, ids: &[u32], cache: &mut Cache) -> Result<()> {
+    fn decode<'a>(&self, model: &Model, ids: &[u32], cache: &'a mut Cache) -> Result<&'a [f32]> {
         let device = model.device().as_cuda_device()?;
         // Dense attention of some head dimensions has no kernel for a step.
         let in_graph = cache.layers.iter_mut().all(|layer| layer.in_graph().is_some());
-        let logits = if in_graph && can_capture(device) {
-            replay_step(model, ids, cache)?
-        } else {
-            let x = model.decoder.embed(ids)?.transpose(0, 1)?;
-            let hidden = model.forward_embedded(x, cache, None, &Cancel::default())?.squeeze(1)?;
-            model.decoder.logits(&hidden)?
-        };
-        cache.logits = logits.flatten_all()?.to_vec1()?;
-        Ok(())
+        if in_graph && can_capture(device) {
+            return replay_step(model, ids, cache);
+        }
+        let x = model.decoder.embed(ids)?.transpose(0, 1)?;
+        let hidden = model.forward_embedded(x, cache, None, &Cancel::default())?.squeeze(1)?;
+        cache.logits = model.decoder.logits(&hidden)?.flatten_all()?.to_vec1()?;
+        Ok(&cache.logits)
     }
 }
 
-/// A step through the cache's graph, captured first if there is none that fits: logits `[B, vocab]` f32.
-fn replay_step(model: &Model, ids: &[u32], cache: &mut Cache) -> Result<Tensor> {
+/// A step through the cache's graph, captured first if there is none that fits: logits `[B, vocab]`.
+fn replay_step<'a>(model: &Model, ids: &[u32], cache: &'a mut Cache) -> Result<&'a [f32]> {
     model.decoder.check_ids(ids)?;
     let positions: Vec<usize> = (0..ids.len()).map(|n| cache.position(n)).collect();
     let tokens = positions.iter().max().map_or(0, |longest| longest + 1);
@@ -141,7 +139,7 @@ fn replay_step(model: &Model, ids: &[u32], cache: &mut Cache) -> Result<Tensor> 
     let graph = scratch.graph.insert(graph);
     graph.launch(ids, &positions)?;
     states.into_iter().for_each(|state| state.count());
-    Ok(graph.logits.clone())
+    graph.logits()
 }
 
 fn not_in_graph() -> ModelError {

@@ -5,7 +5,7 @@ use std::thread::{self, ThreadId};
 
 use candle_core::{DType, Tensor};
 use still_attention::{GraphState, IDLE};
-use still_compute::cuda::CapturedGraph;
+use still_compute::cuda::{CapturedGraph, PinnedCopy};
 
 use super::small_batch;
 use crate::decoder::{Decoder, Rotation};
@@ -18,7 +18,9 @@ pub(crate) struct StepGraph {
     graph: CapturedGraph,
     inputs: Inputs,
     /// `[B, vocab]` f32
-    pub logits: Tensor,
+    logits: Tensor,
+    /// On the host.
+    copy: PinnedCopy,
     /// Whose weights it reads.
     decoder: Arc<Decoder>,
     student: Option<Student>,
@@ -67,6 +69,7 @@ impl StepGraph {
         Ok(Self {
             graph,
             inputs,
+            copy: PinnedCopy::new(device, logits.elem_count())?,
             logits,
             decoder: decoder.clone(),
             student: model.student.clone(),
@@ -100,6 +103,11 @@ impl StepGraph {
         to.0.slice_set(&from.0, 0, 0)?;
         to.1.slice_set(&from.1, 0, 0)?;
         Ok(self.graph.launch()?)
+    }
+
+    /// The logits of the last launch, once it is done: `[B, vocab]`.
+    pub fn logits(&mut self) -> Result<&[f32]> {
+        Ok(self.copy.read(&self.logits)?)
     }
 }
 
