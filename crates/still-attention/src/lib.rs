@@ -58,7 +58,7 @@ pub use config::{
     MAX_FEATURE_DIM, Mode, Router, RowDtype, SelectionHead, StillConfig,
 };
 #[cfg(feature = "cuda")]
-pub use cuda::{CudaHybridState, CudaKvCache, CudaWeights, GraphState, IDLE};
+pub use cuda::{CudaHybridState, CudaKvCache, CudaWeights, GraphState, IDLE, StepRotation};
 pub use dense::{DenseHead, KvCache, dense_attention};
 pub use error::{AttentionError, Result};
 pub use feature_map::fold_householder;

@@ -8,7 +8,8 @@ mod common;
 use candle_core::{DType, Device, Tensor};
 use common::{flat, relative_rms};
 use still_attention::{
-    AttentionState, CudaKvCache, GraphState, HeadGeometry, IDLE, dense_attention, naive,
+    AttentionState, CudaKvCache, GraphState, HeadGeometry, IDLE, StepRotation, dense_attention,
+    naive,
 };
 use still_testing::random;
 
@@ -277,18 +278,89 @@ fn steps_by_position() {
             let idle = Tensor::from_vec(vec![IDLE; 3], 3, &fed.device).unwrap();
             let [q, k, v] = fed.next(&[1; 3]);
             // SAFETY: nothing is fed.
-            unsafe { fed.cache.step(&q, &k, &v, &idle) }.unwrap();
+            unsafe { fed.cache.step([&q, &k, &v], &idle, None) }.unwrap();
             for _ in 0..5 {
                 let positions: Vec<u32> =
                     (0..3).map(|sequence| fed.cache.position(sequence) as u32).collect();
                 let positions = Tensor::from_vec(positions, 3, &fed.device).unwrap();
                 let [q, k, v] = fed.next(&[1; 3]);
                 // SAFETY: the positions are the sequences' own, and there is room.
-                let out = unsafe { fed.cache.step(&q, &k, &v, &positions) }.unwrap();
+                let out = unsafe { fed.cache.step([&q, &k, &v], &positions, None) }.unwrap();
                 fed.keep(&out, &[1; 3]);
                 fed.cache.count();
             }
             fed.check(70, "by position");
+        }
+    }
+}
+
+/// Radians of each rotated pair of channels at a position, as f32 cosines and sines of them are given to a step.
+fn angles(position: usize, rotary: usize) -> Vec<f64> {
+    let frequency = |i: usize| 1e4_f64.powf(-2.0 * i as f64 / rotary as f64);
+    (0..rotary / 2).map(|i| position as f64 * frequency(i)).collect()
+}
+
+/// `[B, heads, T, D]` after RoPE of the first `rotary` channels, rounded to `dtype`.
+fn rotated(x: &Tensor, rotary: usize, dtype: DType) -> Tensor {
+    let (tokens, d) = (x.dim(2).unwrap(), x.dim(3).unwrap());
+    let mut values = flat(x);
+    for (n, row) in values.chunks_exact_mut(d).enumerate() {
+        let (low, rest) = row.split_at_mut(rotary / 2);
+        let angles = angles(n % tokens, rotary);
+        for ((low, high), angle) in low.iter_mut().zip(rest).zip(angles) {
+            let (sin, cos) = angle.sin_cos();
+            (*low, *high) = (*low * cos - *high * sin, *high * cos + *low * sin);
+        }
+    }
+    let rotated = Tensor::from_vec(values, x.shape(), &Device::Cpu).unwrap();
+    rotated.to_dtype(dtype).unwrap().to_dtype(DType::F64).unwrap()
+}
+
+/// Queries and keys go through RoPE on their way, and keys into the cache so.
+#[test]
+fn steps_that_rotate() {
+    let cases = [
+        ((9, 3, 64), 64),
+        ((8, 2, 128), 128),
+        ((4, 1, 80), 80),
+        ((6, 3, 96), 64),
+        ((2, 1, 256), 256),
+        ((2, 2, 64), 16),
+        ((20, 1, 96), 96),
+    ];
+    for dtype in DTYPES {
+        for (shape, rotary) in cases {
+            let mut fed = Fed::new(shape, 3, 210, dtype);
+            let raw = fed.rows.clone();
+            let [q, k, v] = &raw;
+            fed.rows = [rotated(q, rotary, dtype), rotated(k, rotary, dtype), v.clone()];
+            fed.feed(&[195, 3, 63]);
+            fed.cache.reserve(210).unwrap();
+            assert!(GraphState::rotates(&fed.cache, rotary));
+            for _ in 0..9 {
+                let positions: Vec<usize> =
+                    (0..3).map(|sequence| fed.cache.position(sequence)).collect();
+                let both = |f: fn(f64) -> f64| {
+                    let angles = positions.iter().flat_map(|&p| angles(p, rotary));
+                    let values: Vec<f32> = angles.map(|angle| f(angle) as f32).collect();
+                    Tensor::from_vec(values, (3, 1, rotary / 2), &fed.device).unwrap()
+                };
+                let (cos, sin) = (both(f64::cos), both(f64::sin));
+                let rotation = Some(StepRotation { cos: &cos, sin: &sin });
+                let own: Vec<u32> = positions.iter().map(|&position| position as u32).collect();
+                let own = Tensor::from_vec(own, 3, &fed.device).unwrap();
+                let rotated_rows = std::mem::replace(&mut fed.rows, raw.clone());
+                let [q, k, v] = fed.next(&[1; 3]);
+                fed.rows = rotated_rows;
+                // SAFETY: the positions are the sequences' own, and there is room.
+                let out = unsafe { fed.cache.step([&q, &k, &v], &own, rotation) }.unwrap();
+                fed.keep(&out, &[1; 3]);
+                fed.cache.count();
+            }
+            fed.check(9, &format!("{rotary} channels rotated"));
+            // Those that came later see rotated keys.
+            fed.feed(&[3, 2, 1]);
+            fed.check(12, &format!("after {rotary} channels were rotated"));
         }
     }
 }
@@ -305,6 +377,6 @@ fn what_does_not_fit_is_named() {
         .map(|x| x.to_dtype(DType::F32).unwrap().to_device(&device).unwrap());
     let idle = Tensor::from_vec(vec![IDLE], 1, &device).unwrap();
     // SAFETY: nothing is queued.
-    let error = unsafe { cache.step(&q, &k, &v, &idle) }.unwrap_err().to_string();
+    let error = unsafe { cache.step([&q, &k, &v], &idle, None) }.unwrap_err().to_string();
     assert!(error.contains("reserve"), "{error}");
 }

@@ -13,6 +13,7 @@ use still_kernels::dense::{
     still_dense_forward,
 };
 
+use super::graph_state::StepRotation;
 use super::layout::{by_token, rows_aligned, shape, tensor_by_token, uninit};
 use crate::Result;
 
@@ -133,12 +134,14 @@ pub(super) fn splits(batch: usize, kv_heads: usize) -> i32 {
 }
 
 /// Queues attention of one token of each sequence, whose row is added to `cache` `[B, K, room, D]`: `rows` are `q` and the output
-/// `[B, H, 1, D]`, `k` and `v` `[B, K, 1, D]`; `positions` `[B]` u32; `arrived` `[B, H]`, zeros between steps.
+/// `[B, H, 1, D]`, `k` and `v` `[B, K, 1, D]`; `positions` `[B]` u32; `arrived` `[B, H]`, zeros between steps; `rotation`:
+/// what `q` and `k` go through first.
 pub(super) fn decode(
     [q, k, v, out]: [&Tensor; 4],
     cache: &[Tensor; 2],
     positions: &Tensor,
     arrived: &CudaSlice<u32>,
+    rotation: Option<StepRotation<'_>>,
 ) -> candle_core::Result<()> {
     let device = q.device().as_cuda_device()?;
     let (batch, kv_heads) = (q.dim(0)?, k.dim(1)?);
@@ -152,7 +155,20 @@ pub(super) fn decode(
     let held = rows.each_ref().map(Tensor::storage_and_layout);
     let held_out = [out, positions].map(Tensor::storage_and_layout);
     let held_cache = cache.each_ref().map(Tensor::storage_and_layout);
+    let angles = match rotation {
+        Some(StepRotation { cos, sin }) => Some([cos.contiguous()?, sin.contiguous()?]),
+        None => None,
+    };
+    let rotary = angles.as_ref().map_or(0, |[cos, _]| 2 * cos.elem_count() / batch);
+    let held_angles = angles.as_ref().map(|both| both.each_ref().map(Tensor::storage_and_layout));
     let mut launch = Launch::new(&stream)?;
+    let [cos, sin] = match &held_angles {
+        Some([cos, sin]) => [
+            launch.values::<f32>(on_cuda(&cos.0)?, cos.1)?.cast_const(),
+            launch.values::<f32>(on_cuda(&sin.0)?, sin.1)?.cast_const(),
+        ],
+        None => [null(), null()],
+    };
     let ([q, k, v], [out, positions], [cache_k, cache_v]) = (&held, &held_out, &held_cache);
     let args = DenseDecode {
         q: launch.rows(on_cuda(&q.0)?, q.1)?,
@@ -161,6 +177,9 @@ pub(super) fn decode(
         out: launch.rows(on_cuda(&out.0)?, out.1)?,
         cache_k: launch.rows(on_cuda(&cache_k.0)?, cache_k.1)?,
         cache_v: launch.rows(on_cuda(&cache_v.0)?, cache_v.1)?,
+        cos,
+        sin,
+        rotary: rotary as i32,
         positions: launch.values::<i32>(on_cuda(&positions.0)?, positions.1)?,
         partial: launch.at(&partial),
         arrived: launch.at(arrived),

@@ -3,28 +3,52 @@
 use candle_core::Tensor;
 
 use super::{CudaHybridState, CudaKvCache};
-use crate::{AttentionState, Result};
+use crate::{AttentionError, AttentionState, Result};
+
+/// What the rotated channels of a head are a multiple of where a step rotates.
+const ROTARY_UNIT: usize = 16;
 
 /// The position of a sequence that sits a [`step`](GraphState::step) out: to the kernels it is negative.
 pub const IDLE: u32 = u32::MAX;
+
+/// What a step rotates queries and keys by.
+#[derive(Clone, Copy, Debug)]
+pub struct StepRotation<'a> {
+    /// Cosines, `B · rotary / 2` f32 values: of the first `rotary` channels of a head, half rotation.
+    pub cos: &'a Tensor,
+    /// Sines.
+    pub sin: &'a Tensor,
+}
 
 /// A state whose kernels read all lengths on the device, so that a step of one token a sequence can be captured in a CUDA graph
 /// and replayed.
 pub trait GraphState: AttentionState {
     /// Queues one token of each sequence without looking at [`position`](AttentionState::position): nothing is uploaded and no
-    /// memory moves. `q` `[B, H, 1, D]`, `k`, `v` `[B, K, 1, D]`: of the rows' dtype, on the state's device; `positions` `[B]` u32 on
+    /// memory moves. `rows`: `q` `[B, H, 1, D]`, `k` and `v` `[B, K, 1, D]`, of the rows' dtype, on the state's device; `positions` `[B]` u32 on
     /// the device, [`IDLE`] for a sequence that sits the step out, whose output is not written.
+    ///
+    /// `rotation`: RoPE that `q` and `k` have yet to go through; only of a state that [rotates](Self::rotates).
     ///
     /// The caller [counts](Self::count) the step.
     ///
     /// # Errors
-    /// As [`advance`](AttentionState::advance).
+    /// As [`advance`](AttentionState::advance); a rotation by a state that does not rotate.
     ///
     /// # Safety
     /// The positions are those of the sequences' next tokens whenever the step runs, and room for them was
     /// [made](Self::reserve) before.
-    unsafe fn step(&self, q: &Tensor, k: &Tensor, v: &Tensor, positions: &Tensor)
-    -> Result<Tensor>;
+    unsafe fn step(
+        &self,
+        rows: [&Tensor; 3],
+        positions: &Tensor,
+        rotation: Option<StepRotation<'_>>,
+    ) -> Result<Tensor>;
+
+    /// Whether a step can rotate the first `rotary` channels of queries and keys.
+    fn rotates(&self, rotary: usize) -> bool {
+        let _ = rotary;
+        false
+    }
 
     /// How often memory has moved to make room: a [`step`](Self::step) that was captured before is stale.
     fn moves(&self) -> usize;
@@ -39,35 +63,57 @@ pub trait GraphState: AttentionState {
     fn count(&mut self);
 }
 
-/// [`GraphState`] by a state's own methods of the same names.
-macro_rules! graph_state {
-    ($state:ty) => {
-        impl GraphState for $state {
-            unsafe fn step(
-                &self,
-                q: &Tensor,
-                k: &Tensor,
-                v: &Tensor,
-                positions: &Tensor,
-            ) -> Result<Tensor> {
-                // SAFETY: the caller's.
-                unsafe { <$state>::step(self, q, k, v, positions) }
-            }
-
-            fn moves(&self) -> usize {
-                <$state>::moves(self)
-            }
-
-            fn reserve(&mut self, tokens: usize) -> Result<()> {
-                <$state>::reserve(self, tokens)
-            }
-
-            fn count(&mut self) {
-                <$state>::count(self);
-            }
+impl GraphState for CudaHybridState {
+    unsafe fn step(
+        &self,
+        [q, k, v]: [&Tensor; 3],
+        positions: &Tensor,
+        rotation: Option<StepRotation<'_>>,
+    ) -> Result<Tensor> {
+        if rotation.is_some() {
+            return Err(AttentionError::Config("a step of a hybrid state does not rotate".into()));
         }
-    };
+        // SAFETY: the caller's.
+        unsafe { self.step(q, k, v, positions) }
+    }
+
+    fn moves(&self) -> usize {
+        self.moves()
+    }
+
+    fn reserve(&mut self, tokens: usize) -> Result<()> {
+        self.reserve(tokens)
+    }
+
+    fn count(&mut self) {
+        self.count();
+    }
 }
 
-graph_state!(CudaHybridState);
-graph_state!(CudaKvCache);
+impl GraphState for CudaKvCache {
+    unsafe fn step(
+        &self,
+        rows: [&Tensor; 3],
+        positions: &Tensor,
+        rotation: Option<StepRotation<'_>>,
+    ) -> Result<Tensor> {
+        // SAFETY: the caller's.
+        unsafe { self.step(rows, positions, rotation) }
+    }
+
+    fn rotates(&self, rotary: usize) -> bool {
+        rotary.is_multiple_of(ROTARY_UNIT)
+    }
+
+    fn moves(&self) -> usize {
+        self.moves()
+    }
+
+    fn reserve(&mut self, tokens: usize) -> Result<()> {
+        self.reserve(tokens)
+    }
+
+    fn count(&mut self) {
+        self.count();
+    }
+}

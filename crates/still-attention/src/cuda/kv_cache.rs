@@ -4,7 +4,7 @@ use candle_core::cuda::cudarc::driver::CudaSlice;
 use candle_core::{DType, Device, DeviceLocation, Tensor};
 
 use super::dense::{Spans, append, by_ops, decode, forward, has_decode, has_forward};
-use super::graph_state::{GraphState, IDLE};
+use super::graph_state::{GraphState, IDLE, StepRotation};
 use super::support;
 use crate::arguments::{checked_lengths, expect_shape};
 use crate::attention_state::without_gate;
@@ -116,7 +116,7 @@ impl CudaKvCache {
         };
         let positions: Vec<u32> = self.positions.iter().zip(lengths).map(position).collect();
         let positions = Tensor::from_vec(positions, lengths.len(), q.device())?;
-        decode([q, k, v, &out], &rows, &positions, &self.arrived)?;
+        decode([q, k, v, &out], &rows, &positions, &self.arrived, None)?;
         Ok(out)
     }
 
@@ -162,10 +162,9 @@ impl CudaKvCache {
     /// As there.
     pub unsafe fn step(
         &self,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
+        [q, k, v]: [&Tensor; 3],
         positions: &Tensor,
+        rotation: Option<StepRotation<'_>>,
     ) -> Result<Tensor> {
         let batch = self.positions.len();
         support::check_fed(OP, [q, k, v], self.geometry, batch, self.dtype, &self.device)?;
@@ -174,6 +173,15 @@ impl CudaKvCache {
         support::require(positions.dtype() == DType::U32, "positions", "u32", || {
             positions.dtype().as_str().into()
         })?;
+        if let Some(StepRotation { cos, sin }) = rotation {
+            for (name, angles) in [("cos", cos), ("sin", sin)] {
+                let rotary = 2 * angles.elem_count() / batch;
+                let fits = angles.dtype() == DType::F32 && rotary <= self.geometry.head_dim;
+                support::require(fits, name, "f32, a row for each sequence", || {
+                    format!("{:?} {}", angles.dims(), angles.dtype().as_str())
+                })?;
+            }
+        }
         let Some(rows) = &self.rows else {
             return Err(AttentionError::Config(
                 "a step of a dense cache on CUDA has no room: reserve it first".into(),
@@ -181,7 +189,7 @@ impl CudaKvCache {
         };
         // SAFETY: the kernel writes the rows of all sequences that are not idle.
         let out = unsafe { q.empty_like()? };
-        decode([q, k, v, &out], rows, positions, &self.arrived)?;
+        decode([q, k, v, &out], rows, positions, &self.arrived, rotation)?;
         Ok(out)
     }
 

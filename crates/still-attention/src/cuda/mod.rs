@@ -31,7 +31,7 @@ use crate::{HybridConfig, HybridWeights, LinearNorm, Result};
 
 pub use decode::{CudaHybridState, CudaWeights};
 pub(crate) use dense::dense_attention;
-pub use graph_state::{GraphState, IDLE};
+pub use graph_state::{GraphState, IDLE, StepRotation};
 pub use kv_cache::CudaKvCache;
 pub(crate) use routing::DeviceRouting;
 pub(crate) use saved_attention::SavedAttention;

@@ -87,7 +87,7 @@ impl<S: GraphState> Step<S> {
         let [q, k, v] = &self.token;
         for state in &self.states {
             // SAFETY: the position is idle or the one that comes next, and there is room for all that come.
-            unsafe { state.step(q, k, v, &self.position) }?;
+            unsafe { state.step([q, k, v], &self.position, None) }?;
         }
         Ok(())
     }

@@ -18,6 +18,8 @@ extern "C" {
 typedef struct {
   StillRows q, k, v, out;      // the new token's rows (token stride unused)
   StillRows cache_k, cache_v;  // the new token's are written
+  const float *cos, *sin;      // [B, rotary / 2]: q and k go through RoPE first; null: they have
+  int32_t rotary;              // channels of a head that are rotated, a multiple of 16
   const int32_t* positions;    // [B]: of the new token, from 0; negative: the sequence is idle, and its output is not written
   float* partial;              // scratch, still_dense_decode_floats
   uint32_t* arrived;           // [B, H], zeros at first; every step leaves zeros

@@ -2,6 +2,7 @@
 // query heads at once, which are the rows of its products, and leaves a partial result. The last to arrive adds them up in order.
 #include "dense.cuh"
 #include "online_softmax.cuh"
+#include "values.cuh"
 
 namespace still {
 
@@ -14,13 +15,15 @@ struct DenseDecode {
   Rows<const T> q, k, v;
   Rows<T> out, keys, values;
   const int32_t* positions;
+  const float *cos, *sin;  // null: q and k are rotated
   float* partial;
   uint32_t* arrived;
+  int half;                             // of the channels that are rotated
   int splits, kv_heads, group, slices;  // slices of up to 16 query heads of a group
 
   DenseDecode(const StillShape& shape, const StillDenseDecode& a)
-      : q(a.q), k(a.k), v(a.v), out(a.out), keys(a.cache_k), values(a.cache_v), positions(a.positions), partial(a.partial),
-        arrived(a.arrived), splits(a.splits), kv_heads(shape.kv_heads), group(shape.heads / shape.kv_heads),
+      : q(a.q), k(a.k), v(a.v), out(a.out), keys(a.cache_k), values(a.cache_v), positions(a.positions), cos(a.cos),
+        sin(a.sin), partial(a.partial), arrived(a.arrived), half(a.rotary / 2), splits(a.splits), kv_heads(shape.kv_heads), group(shape.heads / shape.kv_heads),
         slices((group + DENSE_GROUP - 1) / DENSE_GROUP) {}
 };
 
@@ -67,7 +70,7 @@ struct DensePlace {
   }
 };
 
-// Copies 64 rows of tile `i` to rows `first..`; the new token's is not in the cache yet.
+// Copies 64 rows of tile `i` to rows `first..`; the new token's is not in the cache yet, and left out if `fresh` is null.
 template <class K, class STAGE>
 __device__ __forceinline__ void load_tile(STAGE to, int first, const Rows<typename K::T>& cache, const typename K::T* fresh,
                                           const DensePlace& at, int i) {
@@ -77,8 +80,57 @@ __device__ __forceinline__ void load_tile(STAGE to, int first, const Rows<typena
   for (int j = 0; j < STEPS; j++) {
     const int piece = threadIdx.x + j * DENSE_THREADS, row = piece / PIECES, col = piece % PIECES * 8, t = i * CHUNK + row;
     const typename K::T* from = t < at.position ? cache.row(at.b, at.kv, t) : fresh;
-    copy_piece(to, first + row, col, t <= at.position ? from + col : nullptr, fresh);
+    if (t != at.position || fresh) copy_piece(to, first + row, col, t <= at.position ? from + col : nullptr, cache.data);
   }
+}
+
+constexpr int EIGHT = 8;
+
+template <class T>
+__device__ __forceinline__ void load_values(float (&to)[EIGHT], const T* from) {
+#pragma unroll
+  for (int i = 0; i < EIGHT; i += Pack<T>::COUNT) {
+    const auto pack = load_pack(from + i);
+#pragma unroll
+    for (int j = 0; j < Pack<T>::COUNT; j++) to[i + j] = pack.value[j];
+  }
+}
+
+template <class T>
+__device__ __forceinline__ void store_values(T* to, const float (&from)[EIGHT]) {
+#pragma unroll
+  for (int i = 0; i < EIGHT; i += Pack<T>::COUNT) {
+    Pack<T> pack;
+#pragma unroll
+    for (int j = 0; j < Pack<T>::COUNT; j++) pack.value[j] = from[i + j];
+    store_pack(to + i, pack);
+  }
+}
+
+// Eight values to (row, col) of a tile.
+template <class TILE>
+__device__ __forceinline__ void store_piece(TILE tile, int row, int col, const float (&x)[EIGHT]) {
+  constexpr int P = TILE::P;
+  uint32_t words[4][P];
+#pragma unroll
+  for (int i = 0; i < 4; i++) split<P>(x[2 * i], x[2 * i + 1], words[i]);
+#pragma unroll
+  for (int p = 0; p < P; p++) store_shared(tile.at(p, row, col), make_uint4(words[0][p], words[1][p], words[2][p], words[3][p]));
+}
+
+// Channels `col..` of a row after RoPE.
+template <class T>
+__device__ __forceinline__ void rotate_piece(float (&y)[EIGHT], const T* row, int col, const DenseDecode<T>& in, int b) {
+  load_values(y, row + col);
+  if (col >= 2 * in.half) return;
+  const bool is_upper = col >= in.half;
+  const int angle = is_upper ? col - in.half : col;
+  float other[EIGHT], cos[EIGHT], sin[EIGHT];
+  load_values(other, row + (is_upper ? angle : angle + in.half));
+  load_values(cos, in.cos + b * in.half + angle);
+  load_values(sin, in.sin + b * in.half + angle);
+#pragma unroll
+  for (int i = 0; i < EIGHT; i++) y[i] = y[i] * cos[i] + (is_upper ? other[i] : -other[i]) * sin[i];
 }
 
 // What a warp has of the rows of its lanes: numerators, largest logits (in base 2) and sums.
@@ -95,15 +147,30 @@ __device__ __forceinline__ void attend_tiles(const DenseDecode<typename K::T>& i
   constexpr int D = K::D, P = K::P, KS = D / 16, NT = D / 8, STAGES = DenseMemory<K>::STAGES;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const T *k = in.k.row(at.b, at.kv, 0), *v = in.v.row(at.b, at.kv, 0);
+  const bool rotates = in.cos != nullptr;
   auto load = [&](int i) {
     if (i < at.end) {
-      load_tile<K>(memory.stage(i), 0, in.keys, k, at, i);
+      load_tile<K>(memory.stage(i), 0, in.keys, rotates ? nullptr : k, at, i);
       load_tile<K>(memory.stage(i), CHUNK, in.values, v, at, i);
+      if (rotates && i == at.position / CHUNK && threadIdx.x < D / EIGHT) {
+        const int col = threadIdx.x * EIGHT;
+        float rotated[EIGHT];
+        rotate_piece(rotated, k, col, in, at.b);
+        store_piece(memory.stage(i), at.position % CHUNK, col, rotated);
+        store_values(in.keys.row(at.b, at.kv, at.position) + col, rotated);
+      }
     }
     copy_commit();
   };
-  load_matrix<DENSE_THREADS, DENSE_GROUP>(memory.queries(), 0, in.q.row(at.b, at.head, 0), in.q.head, at.heads);
+  const T* const q = in.q.row(at.b, at.head, 0);
+  if (!rotates) load_matrix<DENSE_THREADS, DENSE_GROUP>(memory.queries(), 0, q, in.q.head, at.heads);
   for (int i = 0; i < (STAGES > 1 ? STAGES - 1 : 1); i++) load(at.begin + i);
+  for (int i = threadIdx.x; rotates && i < DENSE_GROUP * D / EIGHT; i += DENSE_THREADS) {
+    const int row = i / (D / EIGHT), col = i % (D / EIGHT) * EIGHT;
+    float rotated[EIGHT] = {};
+    if (row < at.heads) rotate_piece(rotated, q + row * in.q.head, col, in, at.b);
+    store_piece(memory.queries(), row, col, rotated);
+  }
   clear(mine.out);
   const float scale = rsqrtf(float(D)) * LOG2E;
   for (int i = at.begin; i < at.end; i++) {
@@ -267,7 +334,7 @@ __global__ void __launch_bounds__(DENSE_THREADS) dense_decode(const DenseDecode<
   attend_tiles<K>(in, at, memory, sums);
   // No block reads it from there in this step.
   for (int i = threadIdx.x; i < D && int(blockIdx.x) == at.used - 1; i += DENSE_THREADS) {
-    in.keys.row(at.b, at.kv, position)[i] = in.k.row(at.b, at.kv, 0)[i];
+    if (!in.cos) in.keys.row(at.b, at.kv, position)[i] = in.k.row(at.b, at.kv, 0)[i];
     in.values.row(at.b, at.kv, position)[i] = in.v.row(at.b, at.kv, 0)[i];
   }
   merge_warps<K>(sums, at.heads, floats, scratch);
@@ -306,6 +373,7 @@ extern "C" int64_t still_dense_decode_floats(const StillShape* shape, int32_t sp
 
 extern "C" int still_dense_decode(const StillShape* shape, const StillDenseDecode* args, StillStream stream) {
   if (shape->tokens != 1 || args->splits < 1 || args->splits > STILL_DENSE_SPLITS) return cudaErrorInvalidValue;
+  if (args->cos && (args->rotary < 0 || args->rotary % 16 || args->rotary > shape->head_dim)) return cudaErrorInvalidValue;
   return still::dense_dispatch<true>(*shape, [&](auto kind) -> int {
     using K = decltype(kind);
     const still::DenseDecode<typename K::T> in(*shape, *args);

@@ -24,11 +24,11 @@ pub(super) fn fits(model: &Model, batch: usize) -> bool {
 }
 
 /// Logits `[B, vocab]` f32 after one token of each sequence, of which `x` `[B, E]` is embedded; `attend(layer, [q, k, v])` gives a
-/// layer's attention, all `[B, heads, 1, D]`.
+/// layer's attention, all `[B, heads, 1, D]`. Without a `rotation` attention has to rotate.
 pub(super) fn step(
     model: &Model,
     mut x: Tensor,
-    rotation: &Rotation,
+    rotation: Option<&Rotation>,
     mut attend: impl FnMut(usize, [&Tensor; 3]) -> Result<Tensor>,
 ) -> Result<Tensor> {
     let decoder = &model.decoder;
@@ -47,7 +47,8 @@ pub(super) fn step(
 /// [`LayerOps`] on rows `[B, width]`; heads are `[B, H, 1, D]`.
 struct SmallBatchOps<'r> {
     head_dim: usize,
-    rotation: &'r Rotation,
+    /// None: attention rotates.
+    rotation: Option<&'r Rotation>,
 }
 
 /// Rows, perhaps still to be normed: the kernel of their products does that.
@@ -147,7 +148,8 @@ impl<'w> LayerOps<'w> for SmallBatchOps<'_> {
             Some(Norm { weight, eps }) => rms_norm_heads(&rows, weight, eps)?,
             None => rows,
         };
-        let rotation = rope.map(|base| self.rotation.of(base)).transpose()?;
+        let rotation = rope.zip(self.rotation).map(|(base, rotation)| rotation.of(base));
+        let rotation = rotation.transpose()?;
         Ok(split_heads(&rows, self.head_dim, rotation)?)
     }
 

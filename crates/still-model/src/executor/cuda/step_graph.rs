@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::thread::{self, ThreadId};
 
 use candle_core::{DType, Tensor};
-use still_attention::{GraphState, IDLE};
+use still_attention::{GraphState, IDLE, StepRotation};
 use still_compute::cuda::{CapturedGraph, PinnedCopy};
 
 use super::small_batch;
@@ -118,16 +118,23 @@ fn queue(
     inputs: &Inputs,
     to: &Tensor,
 ) -> Result<()> {
-    let attend = |n: usize, [q, k, v]: [&Tensor; 3]| {
+    let attend = |n: usize, rows: [&Tensor; 3], rotation: Option<StepRotation<'_>>| {
         // SAFETY: the caller has made room for the positions that `launch` is given; until then all are idle.
-        Ok(unsafe { states[n].step(q, k, v, &inputs.positions) }?)
+        Ok(unsafe { states[n].step(rows, &inputs.positions, rotation) }?)
     };
     let x = model.decoder.embed_tokens.select(&inputs.ids)?;
     let logits = if small_batch::fits(model, x.dim(0)?) {
-        small_batch::step(model, x, &inputs.rotation, attend)?
+        let rotary = model.config().rotary_dim();
+        if states.iter().all(|state| state.rotates(rotary)) {
+            let (cos, sin) = inputs.rotation.tensors(x.device(), DType::F32)?;
+            let rotation = Some(StepRotation { cos: &cos, sin: &sin });
+            small_batch::step(model, x, None, |n, rows| attend(n, rows, rotation))?
+        } else {
+            small_batch::step(model, x, Some(&inputs.rotation), |n, rows| attend(n, rows, None))?
+        }
     } else {
         let hidden = model.through_layers(x.unsqueeze(1)?, &inputs.rotation, |n, own| {
-            attend(n, [&own.q, &own.k, &own.v])
+            attend(n, [&own.q, &own.k, &own.v], None)
         })?;
         model.decoder.logits(&hidden.squeeze(1)?)?
     };
