@@ -198,7 +198,7 @@ fn steps_after_a_long_prefix() {
         {
             let mut fed = Fed::new(shape, 1, prefix + 4, dtype);
             fed.feed_all(&[&[prefix], &[1], &[1], &[1], &[1]]);
-            fed.check(4, &format!("decoded after {prefix}"));
+            fed.check(5, &format!("decoded after {prefix}"));
         }
     }
 }
@@ -259,7 +259,7 @@ fn a_cache_grows_and_is_copied() {
         fed.feed(&[1500, 1600]);
         assert!(fed.cache.moves() > moves && fed.cache.size_bytes() > size);
         (0..3).for_each(|_| fed.feed(&[1, 1]));
-        fed.check(3, "grown");
+        fed.check(20, "grown");
         let row = 2 * 2 * 64 * dtype.size_in_bytes();
         assert_eq!(fed.cache.used_bytes(), (2503 + 2503) * row);
         assert!(fed.cache.size_bytes() >= fed.cache.used_bytes());

@@ -23,8 +23,8 @@ const BLOCK: usize = 512;
 /// Logits held at a time, in f32 half a gigabyte a copy: fewer query rows are answered together where keys are many.
 const LOGITS: usize = 1 << 27;
 
-/// Blocks of a decode step, in all: three for every multiprocessor of an H100.
-const BLOCKS: usize = 3 * 132;
+/// Blocks of a decode step, in all: two for every multiprocessor of an H100. More of them have more results to add up.
+const BLOCKS: usize = 2 * 132;
 
 /// Blocks that share a sequence's KV head, at the least: sequences may differ in length.
 const FEWEST: usize = 4;

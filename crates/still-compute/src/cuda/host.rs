@@ -1,10 +1,32 @@
-//! Memory of the host that a device copies to without a detour.
+//! Copies between host and device that allocate nothing.
 
 use candle_core::cuda::CudaStorageSlice;
-use candle_core::cuda::cudarc::driver::PinnedHostSlice;
+use candle_core::cuda::cudarc::driver::{DeviceRepr, PinnedHostSlice, result};
 use candle_core::{CudaDevice, Error, Result, Tensor, bail};
 
-use super::launch::on_cuda;
+use super::launch::{Launch, on_cuda};
+
+/// Queues a copy of `values` over those of a contiguous tensor of f32 or u32.
+///
+/// # Errors
+/// Another number of values, of another size; a tensor that is not contiguous or not on CUDA; an error of the driver.
+pub fn overwrite<T: DeviceRepr>(tensor: &Tensor, values: &[T]) -> Result<()> {
+    let fits = tensor.elem_count() == values.len()
+        && tensor.dtype().size_in_bytes() == size_of::<T>()
+        && tensor.is_contiguous();
+    if !fits {
+        let (dims, dtype) = (tensor.dims(), tensor.dtype());
+        bail!("overwrite: {} values for a tensor {dims:?} of {dtype:?}", values.len())
+    }
+    let stream = tensor.device().as_cuda_device()?.cuda_stream();
+    let (storage, layout) = tensor.storage_and_layout();
+    let mut launch = Launch::new(&stream)?;
+    let to: *mut T = launch.values(on_cuda(&storage)?, layout)?;
+    // SAFETY: the tensor is as long as the values, and lives until the copy is queued on the stream that frees it. The driver has
+    // read pageable memory of the host when this returns.
+    let copied = unsafe { result::memcpy_htod_async(to as u64, values, stream.cu_stream()) };
+    copied.map_err(Error::wrap)
+}
 
 /// Page-locked memory for the values of one tensor: a copy to it is several times as fast as one to other memory.
 pub struct PinnedCopy {

@@ -1,4 +1,4 @@
-//! CUDA: launches of our kernels, matrix products by cuBLAS, captured graphs, copies to the host.
+//! CUDA: launches of our kernels, matrix products by cuBLAS, captured graphs, copies between host and device.
 
 mod gemm;
 mod graph;
@@ -7,5 +7,5 @@ mod launch;
 
 pub use gemm::{Gemm, gemm};
 pub use graph::{CapturedGraph, can_capture, no_capture};
-pub use host::PinnedCopy;
+pub use host::{PinnedCopy, overwrite};
 pub use launch::{Launch, kind, on_cuda, queue, queue_any};

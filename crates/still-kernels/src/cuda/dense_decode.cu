@@ -33,16 +33,16 @@ __host__ __device__ inline int64_t partial_floats(int group, int d) {
 }
 
 // Dynamic shared memory: stages of 64 keys and 64 values each, and the queries. When the stages are done with, the sums of the
-// four warps take their place, and then what the last block needs to add up all: sums, and weights and shares [16, splits].
+// four warps take their place, and then what the last block adds up all from: sums, and the maxima and weights that they have.
 template <class K>
 struct DenseMemory {
   using Stage = Tile<K::P, 128, K::D>;
   using Queries = Tile<K::P, DENSE_GROUP, K::D>;
   static constexpr int STAGES = K::P == 1 ? (K::D <= 64 ? 4 : 2) : (K::D <= 128 ? 2 : 1);
   static constexpr int BYTES = STAGES * Stage::BYTES + Queries::BYTES;
-  static constexpr int WEIGHTS = DENSE_GROUP * K::D;  // where they begin, in floats
+  static constexpr int TOPS = DENSE_GROUP * K::D;  // where they begin, in floats
   static_assert(STAGES * Stage::BYTES >= 4 * DENSE_GROUP * K::D * 4);
-  static_assert(STAGES * Stage::BYTES >= 4 * (WEIGHTS + 2 * DENSE_GROUP * STILL_DENSE_SPLITS) && WEIGHTS >= 4 * DENSE_THREADS);
+  static_assert(STAGES * Stage::BYTES >= 4 * (TOPS + 2 * TOPS / 4) && TOPS >= 4 * DENSE_THREADS);
 
   uint32_t base;
   __device__ __forceinline__ Stage stage(int i) const { return Stage{base + i % STAGES * Stage::BYTES}; }
@@ -274,46 +274,58 @@ __device__ __forceinline__ void store_four(__nv_bfloat16* to, float4 x, float fa
   *reinterpret_cast<uint2*>(to) = make_uint2(pack(x.x * factor, x.y * factor), pack(x.z * factor, x.w * factor));
 }
 
-// The output from all blocks' partial results, each `stride` floats behind the one before.
+// The output from all blocks' partial results, each `stride` floats behind the one before. A thread adds up four channels; where
+// there are fewer columns than threads, several share a column's blocks. Loads of BATCH blocks are in flight at a time.
 template <class K>
 __device__ __forceinline__ void merge_blocks(const DenseDecode<typename K::T>& in, const DensePlace& at, const float* partial,
                                              int64_t stride, float* floats) {
-  constexpr int D = K::D;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, columns = at.heads * D / 4;
-  float *const all_weights = floats + DenseMemory<K>::WEIGHTS, *const all_shares = all_weights + DENSE_GROUP * STILL_DENSE_SPLITS;
-  for (int i = threadIdx.x; i < at.heads * at.used; i += DENSE_THREADS) {
-    const int part = i / at.heads, row = i % at.heads;
-    const float* from = partial + part * stride + at.heads * D + row;
-    all_weights[row * STILL_DENSE_SPLITS + part] = __ldcg(from);
-    all_shares[row * STILL_DENSE_SPLITS + part] = __ldcg(from + at.heads);
-  }
-  __syncthreads();
-  for (int row = warp; row < at.heads; row += 4) {
-    float *weights = all_weights + row * STILL_DENSE_SPLITS, *shares = all_shares + row * STILL_DENSE_SPLITS;
-    float top = -INFINITY, all = 0.f;
-    for (int p = lane; p < at.used; p += 32) top = fmaxf(top, weights[p]);
-    for (int i = 16; i > 0; i /= 2) top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, i));
-    for (int p = lane; p < at.used; p += 32) all += shares[p] * (weights[p] = exp2f(weights[p] - top));
-    for (int i = 16; i > 0; i /= 2) all += __shfl_xor_sync(0xffffffffu, all, i);
-    for (int p = lane; p < at.used; p += 32) weights[p] /= all;
-  }
-  __syncthreads();
-  float4* const place = reinterpret_cast<float4*>(floats);
-  // Where there are fewer columns than threads, several threads share a column's blocks.
-  const int ways = max(1, DENSE_THREADS / columns);
+  constexpr int D = K::D, BATCH = 16;
+  const int columns = at.heads * D / 4, ways = max(1, DENSE_THREADS / columns);
+  float4* const sums = reinterpret_cast<float4*>(floats);
+  float2* const tops = reinterpret_cast<float2*>(floats + DenseMemory<K>::TOPS);  // maxima and sums of weights
   for (int i = threadIdx.x; i < columns * ways; i += DENSE_THREADS) {
     const int column = i % columns, row = column * 4 / D;
     float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
-#pragma unroll 8
-    for (int p = i / columns; p < at.used; p += ways)
-      add(sum, __ldcg(reinterpret_cast<const float4*>(partial + p * stride) + column), all_weights[row * STILL_DENSE_SPLITS + p]);
-    place[i] = sum;
+    float top = -INFINITY, all = 0.f;
+    for (int first = i / columns; first < at.used; first += BATCH * ways) {
+      float4 x[BATCH];
+      float m[BATCH], shares[BATCH], raised = top;
+#pragma unroll
+      for (int j = 0; j < BATCH; j++) {
+        const int part = first + j * ways;
+        const float *from = partial + min(part, at.used - 1) * stride, *stats = from + at.heads * D + row;
+        x[j] = __ldcg(reinterpret_cast<const float4*>(from) + column);
+        m[j] = part < at.used ? __ldcg(stats) : -INFINITY;
+        shares[j] = __ldcg(stats + at.heads);
+      }
+#pragma unroll
+      for (int j = 0; j < BATCH; j++) raised = fmaxf(raised, m[j]);
+      const float shrink = exp2f(top - raised);
+      sum = make_float4(sum.x * shrink, sum.y * shrink, sum.z * shrink, sum.w * shrink);
+      all *= shrink;
+#pragma unroll
+      for (int j = 0; j < BATCH; j++) {
+        const float weight = exp2f(m[j] - raised);
+        add(sum, x[j], weight);
+        all += shares[j] * weight;
+      }
+      top = raised;
+    }
+    sums[i] = sum;
+    tops[i] = make_float2(top, all);
   }
   __syncthreads();
   for (int i = threadIdx.x; i < columns; i += DENSE_THREADS) {
-    float4 sum = place[i];
-    for (int way = 1; way < ways; way++) add(sum, place[way * columns + i], 1.f);
-    store_four(in.out.row(at.b, at.head + i * 4 / D, 0) + i * 4 % D, sum, 1.f);
+    float top = -INFINITY, all = 0.f;
+    for (int way = 0; way < ways; way++) top = fmaxf(top, tops[way * columns + i].x);
+    float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
+    for (int way = 0; way < ways; way++) {
+      const float2 own = tops[way * columns + i];
+      const float weight = exp2f(own.x - top);
+      add(sum, sums[way * columns + i], weight);
+      all += own.y * weight;
+    }
+    store_four(in.out.row(at.b, at.head + i * 4 / D, 0) + i * 4 % D, sum, 1.f / all);
   }
 }
 

@@ -1,8 +1,8 @@
 // Dense attention of many tokens of every sequence onto a cache that has their keys and values.
 //
 // A block answers two times 64 queries, a warpgroup each: of two heads of a group, or, where the group is odd, of two chunks of
-// one. Keys and values stream through two stages each. While a tile's logits become weights, the product of the tile before with
-// its values runs on.
+// one. Keys and values stream through stages, which are filled one or two tiles ahead. The warpgroups take turns: while one
+// turns a tile's logits into weights, the other's products run.
 #include "dense.cuh"
 #include "online_softmax.cuh"
 #include "wgmma.cuh"
@@ -32,12 +32,14 @@ template <class K, int KEYS>
 struct DenseTiles {
   // Blocks of a multiprocessor.
   static constexpr int BLOCKS = K::P == 1 && K::D == 64 ? 2 : 1;
+  // Of keys, and of values. A third fills what a Hopper block has of shared memory.
+  static constexpr int STAGES = K::P == 1 && (K::D == 64 || KEYS == 128) ? 3 : 2;
   using Queries = Tile<K::P, 2 * CHUNK, K::D>;
   using Keys = Tile<K::P, KEYS, K::D>;
-  static constexpr int BYTES = Queries::BYTES + 4 * Keys::BYTES + ALIGNMENT;
+  static constexpr int BYTES = Queries::BYTES + 2 * STAGES * Keys::BYTES + ALIGNMENT;
 };
 
-// Keeps operands of a product that runs on in their registers until here.
+// Keeps the operands of a product that runs on in their registers until here.
 template <int P, int N>
 __device__ __forceinline__ void hold_left(Left<P> (&x)[N]) {
 #if STILL_HOPPER
@@ -50,15 +52,31 @@ __device__ __forceinline__ void hold_left(Left<P> (&x)[N]) {
 #endif
 }
 
+// sums += a B in f32: the tensor cores' own sums are rounded toward zero, which over thousands of keys is not the 1e-5 that f32
+// is to keep. A tile's product is made apart, 16 columns at a time, and added.
+template <int KS, int NT, class TILE>
+__device__ __forceinline__ void add_apart(float (&sums)[NT][4], const Left<TILE::P> (&a)[KS], TILE b) {
+#pragma unroll
+  for (int n = 0; n < NT; n += 2) {
+    float part[2][4];
+    clear(part);
+    product_nn<KS, 2>(part, a, b, 0, n * 8);
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+#pragma unroll
+      for (int e = 0; e < 4; e++) sums[n + i][e] += part[i][e];
+  }
+}
+
 template <class K, int KEYS>
 __global__ void __launch_bounds__(FORWARD_THREADS, DenseTiles<K, KEYS>::BLOCKS) dense_forward(const DenseForward<typename K::T> in) {
   using Tiles = DenseTiles<K, KEYS>;
-  constexpr int D = K::D, P = K::P, KS = D / 16, NT = D / 8;
+  constexpr int D = K::D, P = K::P, KS = D / 16, NT = D / 8, STAGES = Tiles::STAGES;
   extern __shared__ unsigned char memory[];
   const typename Tiles::Queries queries{aligned(memory)};
   auto stage = [&](int i) { return typename Tiles::Keys{queries.base + Tiles::Queries::BYTES + i * Tiles::Keys::BYTES}; };
-  auto key_tile = [&](int i) { return stage(i % 2); };
-  auto value_tile = [&](int i) { return stage(2 + i % 2); };
+  auto key_tile = [&](int i) { return stage(i % STAGES); };
+  auto value_tile = [&](int i) { return stage(STAGES + i % STAGES); };
 
   const int b = blockIdx.z, warp = threadIdx.x / 32, lane = threadIdx.x % 32, half_of_block = warp / 4;
   const int first_head = in.two_heads ? blockIdx.x * 2 : blockIdx.x, kv = first_head / in.group;
@@ -91,15 +109,18 @@ __global__ void __launch_bounds__(FORWARD_THREADS, DenseTiles<K, KEYS>::BLOCKS) 
   }
   load(key_tile(0), in.keys, 0);
   copy_commit();
-  load(key_tile(1), in.keys, 1);
-  load(value_tile(0), in.values, 0);
-  copy_commit();
+#pragma unroll
+  for (int i = 1; i < STAGES; i++) {
+    load(key_tile(i), in.keys, i);
+    load(value_tile(i - 1), in.values, i - 1);
+    copy_commit();
+  }
 
   const float scale = rsqrtf(float(D)) * LOG2E;
-  float s[KEYS / 8][4], shrink[2];
+  float s[KEYS / 8][4];
   Left<P> p[KEYS / 16];
-  // Logits of tile i to weights; what was added up before is to be multiplied by `shrink`.
-  auto softmax_tile = [&](int i) {
+  // Logits of tile i to weights, the left operands of the product with its values.
+  auto weigh = [&](int i) {
     const int position = start + from + row;
     if (i * KEYS + KEYS - 1 > start + from) {
 #pragma unroll
@@ -111,48 +132,56 @@ __global__ void __launch_bounds__(FORWARD_THREADS, DenseTiles<K, KEYS>::BLOCKS) 
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       const float raised = fmaxf(m[half], row_top(s, half) * scale);
-      shrink[half] = exp2_fast(m[half] - raised);
+      rescale(out, sum[half], half, exp2_fast(m[half] - raised));
       m[half] = raised;
-      sum[half] *= shrink[half];
       add_weights(s, sum[half], half, [&](float x) { return exp2_fast(x * scale - raised); });
     }
-  };
-  auto to_weights = [&] {
 #pragma unroll
     for (int k = 0; k < KEYS / 16; k++) to_left(p[k], s[2 * k], s[2 * k + 1]);
   };
+  // Fills the stages that the tile before `i` has left.
+  auto fetch = [&](int i) {
+    load(key_tile(i + STAGES - 1), in.keys, i + STAGES - 1);
+    load(value_tile(i + STAGES - 2), in.values, i + STAGES - 2);
+    copy_commit();
+  };
+  auto add_values = [&](int i) {
+    if constexpr (P == 1) start_add_product<KEYS / 16>(out, p, value_tile(i), 0);
+    else add_apart(out, p, value_tile(i));
+  };
+  auto finish_all = [&] {
+    finish<P, D>();
+    hold_sums(s);
+    hold_sums(out);
+    hold_left(p);
+  };
 
-  copy_wait<1>();
+  // A tile's keys arrive with the values of the tile before.
+  copy_wait<STAGES - 1>();
   publish();
   __syncthreads();
   tile_product<KS>(s, queries, half_of_block * CHUNK, key_tile(0), 0);
-  softmax_tile(0);
-  to_weights();
+  if (half_of_block == 0) weigh(0);
   for (int i = 1; i < tiles; i++) {
-    copy_wait<0>();
+    copy_wait<STAGES - 2>();
     publish();
     __syncthreads();
-    load(key_tile(i + 1), in.keys, i + 1);
-    load(value_tile(i), in.values, i);
-    copy_commit();
+    if (half_of_block == 1) {
+      fetch(i);
+      weigh(i - 1);
+    }
     start_tile_product<KS>(s, queries, half_of_block * CHUNK, key_tile(i), 0);
-    start_add_product<KEYS / 16>(out, p, value_tile(i - 1), 0);
-    finish<P, D, 1>();
-    hold_sums(s);
-    softmax_tile(i);
-    finish<P, D>();
-    hold_sums(out);
-    hold_left(p);
-#pragma unroll
-    for (int n = 0; n < NT; n++)
-#pragma unroll
-      for (int e = 0; e < 4; e++) out[n][e] *= shrink[e / 2];
-    to_weights();
+    add_values(i - 1);
+    if (half_of_block == 0) fetch(i);
+    finish_all();
+    if (half_of_block == 0) weigh(i);
   }
   copy_wait<0>();
   publish();
   __syncthreads();
-  add_product<KEYS / 16>(out, p, value_tile(tiles - 1), 0);
+  if (half_of_block == 1) weigh(tiles - 1);
+  add_values(tiles - 1);
+  finish_all();
 
 #pragma unroll
   for (int half = 0; half < 2; half++) {

@@ -101,6 +101,12 @@ impl Rotation {
         self.tensors = Arc::default();
     }
 
+    /// Cosines and sines on the host, `[runs, tokens, rotary_dim / 2]`.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn values(&self) -> [&[f32]; 2] {
+        [&self.cos, &self.sin]
+    }
+
     /// Cosines and sines, `[tokens, D/2]` or `[runs, tokens, rotary_dim / 2]`; copied to the device once, if it always is the same.
     pub(crate) fn tensors(&self, device: &Device, dtype: DType) -> Result<(Tensor, Tensor)> {
         let make = |values: &[f32]| {

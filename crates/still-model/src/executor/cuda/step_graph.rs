@@ -5,7 +5,7 @@ use std::thread::{self, ThreadId};
 
 use candle_core::{DType, Tensor};
 use still_attention::{GraphState, IDLE, StepRotation};
-use still_compute::cuda::{CapturedGraph, PinnedCopy};
+use still_compute::cuda::{CapturedGraph, PinnedCopy, overwrite};
 
 use super::small_batch;
 use crate::decoder::{Decoder, Rotation};
@@ -96,12 +96,12 @@ impl StepGraph {
         let Inputs { ids: to_ids, positions: to_positions, rotation } = &self.inputs;
         let here = self.decoder.rotation_at(positions, 1)?;
         let positions: Vec<u32> = positions.iter().map(|&position| position as u32).collect();
-        to_ids.slice_set(&Tensor::from_slice(ids, ids.len(), device)?, 0, 0)?;
-        to_positions.slice_set(&Tensor::from_vec(positions, ids.len(), device)?, 0, 0)?;
-        let angles = |of: &Rotation| of.tensors(device, DType::F32);
-        let (to, from) = (angles(rotation)?, angles(&here)?);
-        to.0.slice_set(&from.0, 0, 0)?;
-        to.1.slice_set(&from.1, 0, 0)?;
+        let (cos, sin) = rotation.tensors(device, DType::F32)?;
+        let [here_cos, here_sin] = here.values();
+        overwrite(to_ids, ids)?;
+        overwrite(to_positions, &positions)?;
+        overwrite(&cos, here_cos)?;
+        overwrite(&sin, here_sin)?;
         Ok(self.graph.launch()?)
     }
 
