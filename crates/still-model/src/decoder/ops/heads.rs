@@ -1,13 +1,11 @@
 //! From rows of tokens to heads, rotated on the way, and back.
 
-use std::marker::PhantomData;
-
-use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor};
+use candle_core::{DType, Result, Shape, Tensor};
 use rayon::prelude::*;
 use still_compute::Real;
 use still_compute::vector::vectorize;
 
-use super::{ROWS_PER_TASK, Rotation, device, slice, with_values};
+use super::{ROWS_PER_TASK, Rotation, composed, device, with_values};
 
 /// `x` `[B, N, H·D]` → `[B, H, N, D]`, each head rotated if a rotation is given. Differentiable.
 ///
@@ -46,13 +44,22 @@ pub(super) fn merge_rotated_back(x: &Tensor, rotation: &Rotation) -> Result<Tens
     apply(x, Step { sizes, split: false, rotation: Some(rotation.clone()) })
 }
 
+/// A rotation is orthogonal: the gradient takes the way back.
 fn apply(x: &Tensor, step: Step) -> Result<Tensor> {
-    let x = x.contiguous()?;
-    match x.dtype() {
-        DType::F32 => x.apply_op1(Heads::<f32> { step, dtype: PhantomData }),
-        DType::F64 => x.apply_op1(Heads::<f64> { step, dtype: PhantomData }),
+    let run = match x.dtype() {
+        DType::F32 => run::<f32>,
+        DType::F64 => run::<f64>,
         other => candle_core::bail!("heads: no kernel for {other:?}, expected f32 or f64"),
-    }
+    };
+    let x = x.contiguous()?;
+    let y = run(&x, &step)?;
+    composed::of_one(&x, y, move |x, dy| {
+        run(dy, &Step { split: !step.split, ..step.clone() })?.reshape(x.shape())
+    })
+}
+
+fn run<T: Real>(x: &Tensor, step: &Step) -> Result<Tensor> {
+    Tensor::from_vec(with_values(x, |x: &[T]| step.run(x))?, step.shape(), x.device())
 }
 
 #[derive(Clone, Copy)]
@@ -128,28 +135,5 @@ impl Step {
             Some(rotation) => rotation.apply(at, x, y, !self.split),
             None => y.copy_from_slice(x),
         }
-    }
-}
-
-struct Heads<T> {
-    step: Step,
-    dtype: PhantomData<fn() -> T>,
-}
-
-impl<T: Real> CustomOp1 for Heads<T> {
-    fn name(&self) -> &'static str {
-        "heads"
-    }
-
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let y = self.step.run(slice::<T>(x, layout)?);
-        Ok((T::to_cpu_storage_owned(y), self.step.shape()))
-    }
-
-    /// A rotation is orthogonal: the gradient takes the way back.
-    fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        let back = Step { split: !self.step.split, ..self.step.clone() };
-        let dx = with_values(dy, |dy| back.run::<T>(dy))?;
-        Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
     }
 }

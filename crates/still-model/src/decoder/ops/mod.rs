@@ -38,7 +38,6 @@ pub use rms_norm::{rms_norm, rms_norm_heads};
 pub use rope::Rotation;
 
 use candle_core::{DType, Result, Tensor};
-use still_compute::Real;
 pub(crate) use still_compute::tensor::borrow as with_values;
 use still_compute::tensor::slice;
 
@@ -62,11 +61,6 @@ fn of_width(x: &Tensor, width: usize) -> Vec<usize> {
 
 /// Rows of an op that one thread takes at a time.
 const ROWS_PER_TASK: usize = 16;
-
-/// All values of a tensor.
-fn values<T: Real>(tensor: &Tensor) -> Result<Vec<T>> {
-    tensor.contiguous()?.flatten_all()?.to_vec1()
-}
 
 #[cfg(test)]
 mod tests {

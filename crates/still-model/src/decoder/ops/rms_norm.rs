@@ -1,12 +1,10 @@
 //! Root-mean-square normalisation with a weight that never trains.
 
-use std::marker::PhantomData;
-
-use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor};
+use candle_core::{DType, Result, Tensor};
 use rayon::prelude::*;
 use still_compute::{Real, vector};
 
-use super::{ROWS_PER_TASK, device, slice, values, with_values};
+use super::{ROWS_PER_TASK, composed, device, with_values};
 
 /// `x / √(mean(x²) + ε) ⊙ weight` over the last axis; the gradient flows to `x` alone.
 ///
@@ -16,12 +14,30 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     if !x.device().is_cpu() {
         return device::rms_norm(x, weight, eps);
     }
-    let x = x.contiguous()?;
     match x.dtype() {
-        DType::F32 => x.apply_op1(RmsNorm::<f32>::new(weight, eps)?),
-        DType::F64 => x.apply_op1(RmsNorm::<f64>::new(weight, eps)?),
+        DType::F32 => on_cpu::<f32>(x, weight, eps),
+        DType::F64 => on_cpu::<f64>(x, weight, eps),
         other => candle_core::bail!("rms_norm: no kernel for {other:?}, expected f32 or f64"),
     }
+}
+
+fn on_cpu<T: Real>(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    let width = weight.dims1()?;
+    if x.dims().last() != Some(&width) {
+        candle_core::bail!("rms_norm: weight of {width} values for x {:?}", x.dims())
+    }
+    let (x, weight) = (x.contiguous()?, weight.detach());
+    let y = with_values(&x, |x: &[T]| with_values(&weight, |weight| forward(x, weight, eps)))??;
+    let y = Tensor::from_vec(y, x.shape(), x.device())?;
+    composed::of_one(&x, y, move |x, dy| {
+        let mut dx = vec![T::zero(); x.elem_count()];
+        with_values(x, |x| {
+            with_values(&weight, |weight| {
+                with_values(dy, |dy| add_backward(x, weight, eps, dy, &mut dx))
+            })
+        })???;
+        Tensor::from_vec(dx, x.shape(), x.device())
+    })
 }
 
 /// [`rms_norm`] of every head on its own: `x` `[B, N, H·D]`, `weight` `[D]`.
@@ -36,18 +52,6 @@ pub fn rms_norm_heads(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     }
     let heads = x.reshape((batch, tokens, width / head_dim, head_dim))?;
     rms_norm(&heads, weight, eps)?.reshape((batch, tokens, width))
-}
-
-struct RmsNorm<T> {
-    weight: Vec<T>,
-    eps: f64,
-    dtype: PhantomData<T>,
-}
-
-impl<T: Real> RmsNorm<T> {
-    fn new(weight: &Tensor, eps: f64) -> Result<Self> {
-        Ok(Self { weight: values(weight)?, eps, dtype: PhantomData })
-    }
 }
 
 #[inline(always)]
@@ -107,27 +111,4 @@ pub(super) fn add_backward<T: Real>(x: &[T], weight: &[T], eps: f64, dy: &[T], d
             );
         },
     );
-}
-
-impl<T: Real> CustomOp1 for RmsNorm<T> {
-    fn name(&self) -> &'static str {
-        "rms_norm"
-    }
-
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let width = self.weight.len();
-        if layout.dims().last() != Some(&width) {
-            candle_core::bail!("rms_norm: weight of {width} values for x {:?}", layout.dims())
-        }
-        let y = forward(slice::<T>(x, layout)?, &self.weight, self.eps);
-        Ok((T::to_cpu_storage_owned(y), layout.shape().clone()))
-    }
-
-    fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        let mut dx = vec![T::zero(); x.elem_count()];
-        with_values(x, |x| {
-            with_values(dy, |dy| add_backward(x, &self.weight, self.eps, dy, &mut dx))
-        })??;
-        Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
-    }
 }
