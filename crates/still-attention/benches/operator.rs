@@ -102,7 +102,7 @@ fn operator(criterion: &mut Criterion) {
         });
     });
     group.bench_function("the teacher's attention", |bencher| {
-        bencher.iter(|| dense_attention(&q, &k, &v).unwrap());
+        bencher.iter(|| dense_attention(&q, &k, &v, None).unwrap());
     });
     group.finish();
 }

@@ -40,6 +40,21 @@ impl HeadGeometry {
     }
 }
 
+/// What `q·k` is multiplied by in logits: as given, `1/√D` if nothing is.
+pub(crate) fn logit_scale(given: Option<f64>, head_dim: usize) -> f64 {
+    given.unwrap_or_else(|| 1.0 / (head_dim as f64).sqrt())
+}
+
+/// An error unless a logit scale is a positive number.
+pub(crate) fn check_logit_scale(given: Option<f64>) -> Result<()> {
+    match given.filter(|scale| !(scale.is_finite() && *scale > 0.0)) {
+        None => Ok(()),
+        Some(scale) => Err(AttentionError::Config(format!(
+            "logit_scale is {scale}, expected a positive number"
+        ))),
+    }
+}
+
 /// How the tokens of a retiring chunk are ranked.
 ///
 /// A new router is one more variant here and, if positions alone decide, one more arm in
@@ -220,6 +235,9 @@ pub struct StillConfig {
     /// Whether the exact terms are multiplied by a learned `sigmoid(w_h)` (LoLCATs), the linear ones by 1.
     #[serde(default)]
     pub window_factor: bool,
+    /// What `q·k` is multiplied by in logits and scores, not in feature maps; `1/√D` if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logit_scale: Option<f64>,
     /// Branch switches.
     #[serde(default)]
     pub branches: Branches,
@@ -241,6 +259,7 @@ impl StillConfig {
             linear_norm: LinearNorm::default(),
             gate: false,
             window_factor: false,
+            logit_scale: None,
             branches: Branches::default(),
         }
     }
@@ -328,6 +347,7 @@ impl StillConfig {
             linear_norm: self.linear_norm,
             gate: self.gate,
             window_factor: self.window_factor,
+            logit_scale: self.logit_scale,
             branches: self.branches,
         })
     }
@@ -422,6 +442,8 @@ pub struct HybridConfig {
     pub gate: bool,
     /// Whether the exact terms are multiplied by a learned `sigmoid(w_h)`.
     pub window_factor: bool,
+    /// What `q·k` is multiplied by in logits and scores; `1/√D` if absent.
+    pub logit_scale: Option<f64>,
     /// Branch switches.
     pub branches: Branches,
 }
@@ -451,6 +473,7 @@ impl HybridConfig {
                 return fail(format!("{name} is {value}, expected 1 to {most}"));
             }
         }
+        check_logit_scale(self.logit_scale)?;
         let selection_heads = geometry.selection_heads(self.selection_head);
         if self.budgets.len() != selection_heads {
             return fail(format!(

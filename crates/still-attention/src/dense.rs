@@ -7,6 +7,7 @@ use rayon::prelude::*;
 
 use crate::arguments::{advance_values, whole_sequences};
 use crate::attention_state::{cannot_truncate, lock, without_gate};
+use crate::config::{check_logit_scale, logit_scale};
 use crate::cpu::key_store::KeyStore;
 use crate::cpu::query_rows::take;
 use crate::cpu::rows::RowStore;
@@ -24,17 +25,25 @@ pub(crate) const BLOCK: usize = 128;
 const KEY_TILE: usize = 256;
 
 /// Dense causal attention of whole sequences, no gradient: `q` `[B, H, N, D]`, `k`, `v` `[B, K, N, D]`
-/// → `[B, H, N, D]`. On the CPU in f32, on CUDA (feature `cuda`) in any float type.
+/// → `[B, H, N, D]`. Logits are `q·k` times `logit_scale`, `1/√D` if absent. On the CPU in f32, on CUDA (feature `cuda`) in any
+/// float type, without another scale.
 ///
 /// # Errors
-/// Shapes that contradict each other; a dtype or device without a kernel.
-pub fn dense_attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+/// Shapes that contradict each other; a scale that is no positive number; a dtype, device or scale without a kernel.
+pub fn dense_attention(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    logit_scale: Option<f64>,
+) -> Result<Tensor> {
     let (batch, _, geometry) = whole_sequences("dense_attention", [q, k, v])?;
     #[cfg(feature = "cuda")]
     if q.device().is_cuda() {
+        crate::cuda::check_logit_scale(logit_scale, geometry.head_dim)?;
         return crate::cuda::dense_attention(q, k, v);
     }
-    KvCache::new(geometry, batch, RowDtype::F32).advance(q, k, v, None)
+    let cache = KvCache::new(geometry, batch, RowDtype::F32);
+    cache.with_logit_scale(logit_scale)?.advance(q, k, v, None)
 }
 
 /// Keys and values of every token of a batch of sequences: one layer.
@@ -42,6 +51,7 @@ pub fn dense_attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
 pub struct KvCache {
     geometry: HeadGeometry,
     batch: usize,
+    logit_scale: f32,
     /// `[batch, K]`; each is fed by one thread at a time.
     rows: Vec<Mutex<Pair>>,
 }
@@ -62,7 +72,16 @@ impl KvCache {
         let d = geometry.head_dim;
         let pair = || Mutex::new((KeyStore::new(d, rows), RowStore::new(d, rows)));
         let rows = (0..batch * geometry.num_key_value_heads).map(|_| pair()).collect();
-        Self { geometry, batch, rows }
+        Self { geometry, batch, logit_scale: logit_scale(None, d) as f32, rows }
+    }
+
+    /// The same with logits that are `q·k` times `scale`; `1/√D` if absent.
+    ///
+    /// # Errors
+    /// A scale that is no positive number.
+    pub fn with_logit_scale(self, scale: Option<f64>) -> Result<Self> {
+        check_logit_scale(scale)?;
+        Ok(Self { logit_scale: logit_scale(scale, self.geometry.head_dim) as f32, ..self })
     }
 
     /// Feeds `T` tokens more to each sequence; shapes and `lengths` as in [`crate::HybridState::advance`].
@@ -91,6 +110,7 @@ impl KvCache {
 
     /// [`KvCache::advance`] on slices whose sizes it has checked; rows of `out` beyond `lengths` are left alone.
     fn advance_values(&self, [q, k, v]: [&[f32]; 3], lengths: &[usize], out: &mut [f32]) {
+        let scale = self.logit_scale;
         let HeadGeometry { num_heads, num_key_value_heads: kv_heads, head_dim: d } = self.geometry;
         let tokens = q.len() / (self.batch * num_heads * d).max(1);
         let mut rows: Vec<MutexGuard<'_, Pair>> = self.rows.iter().map(lock).collect();
@@ -130,7 +150,7 @@ impl KvCache {
                 let (q, first) = (&q[block * BLOCK * d..], past + block * BLOCK);
                 vectorize(
                     #[inline(always)]
-                    || query_block(q, k, v, (first, usize::MAX), d, out),
+                    || query_block(q, k, v, (first, usize::MAX), (d, scale), out),
                 );
             });
         });
@@ -141,7 +161,7 @@ impl KvCache {
     /// # Panics
     /// If there is no such part.
     pub fn head(&self, part: usize) -> DenseHead<'_> {
-        DenseHead { rows: lock(&self.rows[part]) }
+        DenseHead { rows: lock(&self.rows[part]), logit_scale: self.logit_scale }
     }
 }
 
@@ -237,6 +257,7 @@ impl HostState for KvCache {
 #[derive(Debug)]
 pub struct DenseHead<'a> {
     rows: MutexGuard<'a, Pair>,
+    logit_scale: f32,
 }
 
 /// Memory of [`DenseHead::feed`].
@@ -262,21 +283,20 @@ impl DenseHead<'_> {
         let (k_store, v_store) = &mut *self.rows;
         k_store.extend(k);
         v_store.extend(v);
-        attend_one(k_store, v_store, q, scratch, out);
+        attend_one(k_store, v_store, (q, self.logit_scale), scratch, out);
     }
 }
 
-/// Attention of one token's queries, `[query heads, D]`, to all rows that are stored.
+/// Attention of one token's queries, `[query heads, D]`, to all rows that are stored: logits are `q·k` times `scale`.
 pub(crate) fn attend_one(
     k_store: &KeyStore<f32>,
     v_store: &RowStore<f32>,
-    q: &[f32],
+    (q, scale): (&[f32], f32),
     scratch: &mut HeadScratch,
     out: &mut [f32],
 ) {
     let d = k_store.width();
     let rows = k_store.len();
-    let scale = 1.0 / (d as f32).sqrt();
     let DenseScratch { q: scaled, weights } = &mut scratch.dense;
     scaled.clear();
     scaled.extend(q.iter().map(|x| x * scale));
@@ -296,19 +316,18 @@ pub(crate) fn attend_one(
 }
 
 /// Causal softmax attention of a block of queries, the first at position `first`, to `window` tokens, their own among them: keys
-/// in tiles, online softmax. `k` is `Kᵀ`, `[D, keys]`.
+/// in tiles, online softmax. `k` is `Kᵀ`, `[D, keys]`; logits are `q·k` times `scale`.
 #[inline(always)]
 pub(crate) fn query_block(
     q: &[f32],
     k: &[f32],
     v: &[f32],
     (first, window): (usize, usize),
-    d: usize,
+    (d, scale): (usize, f32),
     out: &mut [f32],
 ) {
     let rows = out.len() / d;
     let keys = first + rows;
-    let scale = 1.0 / (d as f32).sqrt();
     let q: Vec<f32> = q[..rows * d].iter().map(|x| x * scale).collect();
     let mut logits = vec![f32::NAN; rows * KEY_TILE];
     let mut max = vec![f32::NEG_INFINITY; rows];

@@ -6,7 +6,7 @@
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use crate::config::{HeadGeometry, HybridConfig, LinearNorm, Mode};
+use crate::config::{HeadGeometry, HybridConfig, LinearNorm, Mode, logit_scale};
 use crate::error::{AttentionError, Result};
 use crate::naive::feature_row;
 use crate::selection::Selection;
@@ -121,6 +121,7 @@ impl Layer<'_> {
         let selection_heads = self.geometry.selection_heads(self.config.selection_head);
         let s = head * selection_heads / num_heads;
         let kv = s * num_key_value_heads / selection_heads;
+        let scale = logit_scale(self.config.logit_scale, d);
         let factor = self.window_factor.as_ref().map_or(1.0, |w| 1.0 / (1.0 + (-w[head]).exp()));
         let absorbed_at = self.selection.row(0, s);
         let mut state: Vec<Part> = vec![Part::zero(d); 2 * self.config.feature_dim];
@@ -141,9 +142,8 @@ impl Layer<'_> {
                 let query = self.row(&self.q, head, t);
                 let first = if branches.window { (c - 1) * chunk } else { t };
                 let keys = salient.iter().copied().chain(first..=t);
-                let logits: Vec<(usize, f64)> = keys
-                    .map(|j| (j, dot(self.row(&self.k, kv, j), query) / (d as f64).sqrt()))
-                    .collect();
+                let logits: Vec<(usize, f64)> =
+                    keys.map(|j| (j, scale * dot(self.row(&self.k, kv, j), query))).collect();
                 let m = logits.iter().map(|&(_, logit)| logit).fold(f64::NEG_INFINITY, f64::max);
                 let mut parts = [Part::zero(d), Part::zero(d), Part::zero(d)];
                 for (n, (j, logit)) in logits.into_iter().enumerate() {

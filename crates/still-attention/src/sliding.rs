@@ -8,17 +8,25 @@ use still_compute::tensor::{borrow, slice};
 
 use crate::Result;
 use crate::arguments::{expect_cpu, expect_shape, whole_sequences};
+use crate::config::{check_logit_scale, logit_scale};
 use crate::cpu::sliding::{Sizes, backward, forward};
 
 const OP: &str = "sliding_attention";
 
 /// Causal attention of whole sequences to the last `window` tokens, each token's own among them: `q` `[B, H, N, D]`, `k`, `v`
-/// `[B, K, N, D]` → `[B, H, N, D]`. On the CPU, in f32 or f64; differentiable.
+/// `[B, K, N, D]` → `[B, H, N, D]`. Logits are `q·k` times `logit_scale`, `1/√D` if absent. On the CPU, in f32 or f64;
+/// differentiable.
 ///
 /// # Errors
-/// Shapes that contradict each other; a window of 0; a dtype or device without a kernel.
-pub fn sliding_attention(q: &Tensor, k: &Tensor, v: &Tensor, window: usize) -> Result<Tensor> {
-    let sizes = checked(q, k, v, window)?;
+/// Shapes that contradict each other; a window of 0; a scale that is no positive number; a dtype or device without a kernel.
+pub fn sliding_attention(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    window: usize,
+    logit_scale: Option<f64>,
+) -> Result<Tensor> {
+    let sizes = checked(q, k, v, window, logit_scale)?;
     let (q, k, v) = (q.contiguous()?, k.contiguous()?, v.contiguous()?);
     Ok(match q.dtype() {
         DType::F64 => q.apply_op3(&k, &v, Sliding::<f64> { sizes, dtype: PhantomData })?,
@@ -34,8 +42,9 @@ pub fn sliding_attention_backward(
     [q, k, v]: [&Tensor; 3],
     d_out: &Tensor,
     window: usize,
+    logit_scale: Option<f64>,
 ) -> Result<[Tensor; 3]> {
-    let sizes = checked(q, k, v, window)?;
+    let sizes = checked(q, k, v, window, logit_scale)?;
     expect_shape(OP, "d_out", d_out, q.dims())?;
     expect_cpu(OP, "d_out", d_out, q.dtype())?;
     Ok(match q.dtype() {
@@ -44,7 +53,8 @@ pub fn sliding_attention_backward(
     })
 }
 
-fn checked(q: &Tensor, k: &Tensor, v: &Tensor, window: usize) -> Result<Sizes> {
+fn checked(q: &Tensor, k: &Tensor, v: &Tensor, window: usize, given: Option<f64>) -> Result<Sizes> {
+    check_logit_scale(given)?;
     let (_, tokens, geometry) = whole_sequences(OP, [q, k, v])?;
     let (heads, num_heads) = (geometry.num_key_value_heads, geometry.num_heads);
     if window == 0 || heads == 0 || !num_heads.is_multiple_of(heads) {
@@ -56,7 +66,7 @@ fn checked(q: &Tensor, k: &Tensor, v: &Tensor, window: usize) -> Result<Sizes> {
     for (name, tensor) in [("q", q), ("k", k), ("v", v)] {
         expect_cpu(OP, name, tensor, dtype)?;
     }
-    Ok(Sizes { geometry, tokens, window })
+    Ok(Sizes { geometry, tokens, window, logit_scale: logit_scale(given, geometry.head_dim) })
 }
 
 fn gradients<T: Real>(

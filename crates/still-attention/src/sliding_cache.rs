@@ -7,6 +7,7 @@ use rayon::prelude::*;
 
 use crate::arguments::advance_values;
 use crate::attention_state::{cannot_truncate, lock, without_gate};
+use crate::config::{check_logit_scale, logit_scale};
 use crate::cpu::key_store::KeyStore;
 use crate::cpu::rows::RowStore;
 use crate::dense::{BLOCK, attend_one, query_block};
@@ -23,6 +24,7 @@ pub struct SlidingKvCache {
     batch: usize,
     window: usize,
     dtype: RowDtype,
+    logit_scale: f32,
     /// `[batch, K]`; each is fed by one thread at a time.
     rings: Vec<Mutex<Ring>>,
 }
@@ -116,7 +118,17 @@ impl SlidingKvCache {
         let ring = Ring { keys, values, window, position: 0 };
         let heads = batch * geometry.num_key_value_heads;
         let rings = (0..heads).map(|_| Mutex::new(ring.clone())).collect();
-        Ok(Self { geometry, batch, window, dtype, rings })
+        let logit_scale = logit_scale(None, d) as f32;
+        Ok(Self { geometry, batch, window, dtype, logit_scale, rings })
+    }
+
+    /// The same with logits that are `q·k` times `scale`; `1/√D` if absent.
+    ///
+    /// # Errors
+    /// A scale that is no positive number.
+    pub fn with_logit_scale(self, scale: Option<f64>) -> Result<Self> {
+        check_logit_scale(scale)?;
+        Ok(Self { logit_scale: logit_scale(scale, self.geometry.head_dim) as f32, ..self })
     }
 
     /// [`AttentionState::advance`] on slices whose sizes it has checked; rows of `out` beyond `lengths` are left alone.
@@ -142,7 +154,16 @@ impl SlidingKvCache {
                 let (q, first) = (&q[block * BLOCK * d..], past + block * BLOCK);
                 vectorize(
                     #[inline(always)]
-                    || query_block(q, keys, values, (first, self.window), d, out),
+                    || {
+                        query_block(
+                            q,
+                            keys,
+                            values,
+                            (first, self.window),
+                            (d, self.logit_scale),
+                            out,
+                        )
+                    },
                 );
             });
         });
@@ -197,7 +218,8 @@ impl HostState for SlidingKvCache {
         let mut ring = lock(&self.rings[part]);
         ring.push(rows.k, rows.v);
         // The order of rows means nothing: their positions are in the keys.
-        attend_one(&ring.keys, &ring.values, rows.q, scratch, out);
+        let (keys, values) = (&ring.keys, &ring.values);
+        attend_one(keys, values, (rows.q, self.logit_scale), scratch, out);
     }
 
     /// Rows that have left the window are gone: only before any has, can it go back, or to nothing.

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use crate::arguments::{advance_values, expect_shape, values};
 use crate::attention_state::{cannot_truncate, lock};
-use crate::config::LinearNorm;
+use crate::config::{LinearNorm, logit_scale};
 use crate::cpu::call::{Record, Scratch};
 use crate::cpu::forward::advance;
 use crate::cpu::head_input::{FeatureMaps, HeadInput, Routing, should_split_heads};
@@ -148,6 +148,7 @@ impl HybridHead<'_> {
             head_dim: d,
             layer: config.layer,
             mode: config.mode,
+            logit_scale: logit_scale(config.logit_scale, d) as f32,
             head,
             router: config.router,
             branches: config.branches,

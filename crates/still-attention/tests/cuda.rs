@@ -520,9 +520,10 @@ fn dense_attention_equals_the_cpus() {
             let (geometry, config) = layer((6, 2, 96, tokens, &[4, 0], LinearNorm::Mean));
             let input = sequence(geometry, &config, tokens, 41, dtype);
             let x = tensors(&input, &config, |x| x as f32);
-            let expected = flat(&dense_attention(&x.q, &x.k, &x.v).unwrap());
+            let expected = flat(&dense_attention(&x.q, &x.k, &x.v, None).unwrap());
             let x = placed(&input, &config, dtype, &device);
-            let error = relative_rms(&flat(&dense_attention(&x.q, &x.k, &x.v).unwrap()), &expected);
+            let error =
+                relative_rms(&flat(&dense_attention(&x.q, &x.k, &x.v, None).unwrap()), &expected);
             assert!(error <= limit, "{dtype:?}, {tokens} tokens: relative RMS {error:e}");
         }
     }

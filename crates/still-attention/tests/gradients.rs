@@ -25,6 +25,7 @@ fn config() -> HybridConfig {
         linear_norm: LinearNorm::Mean,
         gate: true,
         window_factor: false,
+        logit_scale: None,
         branches: Branches::default(),
     }
 }
@@ -186,6 +187,16 @@ fn query_head_routing() {
 #[test]
 fn a_cap_with_demotions() {
     check(&HybridConfig { cap: Some(4), ..config() }, 5);
+}
+
+/// Queries reach the output through scaled logits and through unscaled feature maps.
+#[test]
+fn a_scale_of_the_models_own() {
+    let config = HybridConfig { logit_scale: Some(0.9), ..config() };
+    check(&config, 16);
+    check(&HybridConfig { window_factor: true, cap: Some(4), ..config.clone() }, 17);
+    let config = HybridConfig { logit_scale: Some(0.15), gate: false, ..config };
+    check(&HybridConfig { router: Router::ReceivedAttention, ..config }, 18);
 }
 
 #[test]

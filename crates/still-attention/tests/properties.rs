@@ -49,6 +49,7 @@ prop_compose! {
             linear_norm: if mean { LinearNorm::Mean } else { LinearNorm::Sum },
             gate,
             window_factor,
+            logit_scale: None,
             branches: Branches { window: off != 1, salient: off != 2, linear: off != 3 },
         }
     }
@@ -64,6 +65,7 @@ fn linear_only(config: HybridConfig) -> HybridConfig {
         linear_norm: LinearNorm::Sum,
         gate: false,
         window_factor: false,
+        logit_scale: None,
         branches: Branches::default(),
         ..config
     }
@@ -284,7 +286,7 @@ proptest! {
         let hybrid = hybrid_attention(
             &x.q, &x.k, &x.v, &x.weights, x.gate.as_ref(), &config, None,
         ).unwrap();
-        let dense = dense_attention(&x.q, &x.k, &x.v).unwrap();
+        let dense = dense_attention(&x.q, &x.k, &x.v, None).unwrap();
         prop_assert!(relative_rms(&flat(&hybrid.out), &flat(&dense)) <= 1e-5);
     }
 
@@ -332,7 +334,7 @@ proptest! {
         };
         let input = random_input(GEOMETRY, &config, tokens, seed);
         let x = tensors(&input, &config, |x| x as f32);
-        let whole = dense_attention(&x.q, &x.k, &x.v).unwrap();
+        let whole = dense_attention(&x.q, &x.k, &x.v, None).unwrap();
         let mut cache = KvCache::new(GEOMETRY, 1, RowDtype::F32);
         let cut = cut.min(tokens);
         let mut parts = Vec::new();
@@ -364,6 +366,7 @@ fn some_config() -> HybridConfig {
         linear_norm: LinearNorm::Mean,
         gate: false,
         window_factor: false,
+        logit_scale: None,
         branches: Branches::default(),
     }
 }

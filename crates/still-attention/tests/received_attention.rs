@@ -24,6 +24,7 @@ fn config() -> HybridConfig {
         linear_norm: LinearNorm::Mean,
         gate: false,
         window_factor: false,
+        logit_scale: None,
         branches: Branches::default(),
     }
 }

@@ -29,6 +29,7 @@ fn config(geometry: HeadGeometry, selection_head: SelectionHead) -> HybridConfig
         linear_norm: LinearNorm::Mean,
         gate: false,
         window_factor: false,
+        logit_scale: None,
         branches: Branches::default(),
     }
 }

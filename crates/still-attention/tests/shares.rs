@@ -27,6 +27,7 @@ fn config() -> HybridConfig {
         linear_norm: LinearNorm::Mean,
         gate: true,
         window_factor: true,
+        logit_scale: None,
         branches: Branches::default(),
     }
 }
@@ -51,16 +52,20 @@ fn close(a: f64, b: f64) {
 
 #[test]
 fn masses_are_those_of_the_naive_twin() {
-    let config = config();
-    let mut input = random_input(GEOMETRY, &config, TOKENS, 5);
+    masses_are_the_twins(&config());
+    masses_are_the_twins(&HybridConfig { logit_scale: Some(0.8), ..config() });
+}
+
+fn masses_are_the_twins(config: &HybridConfig) {
+    let mut input = random_input(GEOMETRY, config, TOKENS, 5);
     let d = GEOMETRY.head_dim;
     input.gate = Some(vec![0.0; GEOMETRY.num_heads * TOKENS * d]);
     // 1 for what is retired: the exact part of the output is the salient mass.
     let retired = |i: usize| f64::from(u8::from(i / d % TOKENS < CHUNK));
     input.v = (0..input.v.len()).map(retired).collect();
-    let (shares, salient) = both(&input, &config);
+    let (shares, salient) = both(&input, config);
     input.v = vec![1.0; input.v.len()];
-    let (_, exact) = both(&input, &config);
+    let (_, exact) = both(&input, config);
     for ((share, salient), exact) in shares.iter().zip(salient).zip(exact) {
         close(share.mass[1], salient);
         close(share.mass[2], 1.0 - exact);

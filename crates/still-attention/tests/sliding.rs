@@ -19,12 +19,16 @@ fn rows(batch: usize, tokens: usize, seed: u64) -> [Tensor; 3] {
         .map(|(heads, n)| random(&[batch, heads, tokens, d], seed + n))
 }
 
+/// Scales of logits: the usual one, and one of a model's own.
+const SCALES: [Option<f64>; 2] = [None, Some(0.7)];
+
 /// The twin, sequence by sequence.
-fn expected(rows: &[Tensor; 3], window: usize) -> Vec<f64> {
+fn expected(rows: &[Tensor; 3], window: usize, scale: Option<f64>) -> Vec<f64> {
+    let scale = scale.unwrap_or((GEOMETRY.head_dim as f64).powf(-0.5));
     let (batch, _, tokens, _) = rows[0].dims4().unwrap();
     let one = |n: usize| {
         let [q, k, v] = rows.each_ref().map(|x| flat(&x.get(n).unwrap()));
-        naive::sliding_attention(GEOMETRY, (tokens, window), [&q, &k, &v])
+        naive::sliding_attention(GEOMETRY, (tokens, window), scale, [&q, &k, &v])
     };
     (0..batch).flat_map(one).collect()
 }
@@ -38,36 +42,41 @@ const CASES: [(usize, usize); 7] = [(1, 1), (1, 7), (9, 1), (40, 7), (150, 70), 
 
 #[test]
 fn values_are_the_twins() {
-    for (tokens, window) in CASES {
+    for ((tokens, window), scale) in CASES.into_iter().flat_map(|case| SCALES.map(|s| (case, s))) {
+        let what = format!("{tokens} tokens, window {window}, scale {scale:?}");
         let rows = rows(2, tokens, 1);
-        let expected = expected(&rows, window);
+        let expected = expected(&rows, window, scale);
         let [q, k, v] = &rows;
-        let got = flat(&sliding_attention(q, k, v, window).unwrap());
-        assert!(relative_rms(&got, &expected) < 1e-12, "{tokens} tokens, window {window}");
+        let got = flat(&sliding_attention(q, k, v, window, scale).unwrap());
+        assert!(relative_rms(&got, &expected) < 1e-12, "{what}");
         let [q, k, v] = &narrow(&rows);
-        let got = flat(&sliding_attention(q, k, v, window).unwrap());
-        assert!(relative_rms(&got, &expected) < 1e-5, "{tokens} tokens, window {window}, f32");
+        let got = flat(&sliding_attention(q, k, v, window, scale).unwrap());
+        assert!(relative_rms(&got, &expected) < 1e-5, "{what}, f32");
     }
     let [q, k, v] = &rows(1, 5, 1);
-    assert!(sliding_attention(q, k, v, 0).is_err());
-    assert!(sliding_attention(q, k, &q.clone(), 3).is_err());
+    assert!(sliding_attention(q, k, v, 0, None).is_err());
+    assert!(sliding_attention(q, k, &q.clone(), 3, None).is_err());
+    assert!(sliding_attention(q, k, v, 3, Some(0.0)).is_err());
 }
 
 #[test]
 fn gradients_are_the_twins_differences() {
-    for (tokens, window) in [(1, 4), (11, 4), (70, 9)] {
+    for (tokens, window, scale) in
+        [(1, 4, None), (11, 4, None), (70, 9, None), (11, 4, Some(0.7)), (70, 9, Some(0.7))]
+    {
         let rows = rows(1, tokens, 5);
         let toward = random(rows[0].dims(), 9);
         let vars = rows.each_ref().map(|x| Var::from_tensor(x).unwrap());
-        let out = sliding_attention(&vars[0], &vars[1], &vars[2], window).unwrap();
+        let out = sliding_attention(&vars[0], &vars[1], &vars[2], window, scale).unwrap();
         let grads = (&out * &toward).unwrap().sum_all().unwrap().backward().unwrap();
         // The same without a graph.
-        let saved = sliding_attention_backward(rows.each_ref(), &toward, window).unwrap();
+        let saved = sliding_attention_backward(rows.each_ref(), &toward, window, scale).unwrap();
         let narrowed = narrow(&rows);
         let in_f32 = sliding_attention_backward(
             narrowed.each_ref(),
             &toward.to_dtype(DType::F32).unwrap(),
             window,
+            scale,
         )
         .unwrap();
         let weights = flat(&toward);
@@ -82,7 +91,7 @@ fn gradients_are_the_twins_differences() {
                     moved[i] += delta;
                     let mut rows = rows.clone();
                     rows[n] = Tensor::from_vec(moved, rows[n].shape(), &Device::Cpu).unwrap();
-                    expected(&rows, window).iter().zip(&weights).map(|(x, w)| x * w).sum()
+                    expected(&rows, window, scale).iter().zip(&weights).map(|(x, w)| x * w).sum()
                 };
                 let numeric = (at(1e-5) - at(-1e-5)) / 2e-5;
                 assert!((got[i] - numeric).abs() < 1e-7, "{n}, {i}: {} and {numeric}", got[i]);
@@ -130,7 +139,7 @@ fn the_cache_is_the_operator_in_any_split() {
     const TOKENS: usize = 61;
     let rows = narrow(&rows(2, TOKENS, 3));
     for window in [1, 5, 16, 20, 100] {
-        let whole = sliding_attention(&rows[0], &rows[1], &rows[2], window).unwrap();
+        let whole = sliding_attention(&rows[0], &rows[1], &rows[2], window, None).unwrap();
         for calls in [
             vec![vec![61, 61]],
             vec![vec![1, 1]; 61],

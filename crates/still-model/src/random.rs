@@ -35,6 +35,7 @@ pub fn tiny_config() -> ModelConfig {
         rope_theta: 10_000.0,
         rope_scaling: None,
         partial_rotary_factor: 1.0,
+        query_pre_attn_scalar: None,
         sliding: None,
         max_position_embeddings: 512,
         tie_word_embeddings: true,

@@ -18,7 +18,7 @@ use still_model::{
 };
 use still_testing::{relative_rms, uniform};
 
-const FAMILIES: [&str; 10] = [
+const FAMILIES: [&str; 11] = [
     "llama",
     "mistral",
     "qwen2",
@@ -29,6 +29,7 @@ const FAMILIES: [&str; 10] = [
     "phi3",
     "phi3_plain",
     "gemma3_text",
+    "gemma3_text_scaled",
 ];
 
 /// What the frequencies of the family "llama" are divided by, in a GGUF file as llama.cpp's converter writes it.
@@ -95,8 +96,7 @@ fn logits_equal_hugging_faces() {
 /// A student that keeps every token of the layers that it replaces.
 fn full_student(config: &ModelConfig) -> Student {
     let still = StillConfig::uniform(config.num_hidden_layers, config.geometry(), 8, 8);
-    let still = still.in_layers(config.full_layers());
-    Student::init(still, config, FeatureInit::Identity, 0).unwrap()
+    Student::init(config.fit_still(still), config, FeatureInit::Identity, 0).unwrap()
 }
 
 #[test]
@@ -369,7 +369,8 @@ fn gguf_gives_the_same_logits() {
         ("rope.scaling.type", Value::String("linear".into())),
         ("rope.scaling.factor", Value::F32(8.0)),
     ];
-    for family in FAMILIES {
+    // llama.cpp knows the scale of queries by the number of layers alone: no file can say it of a small model.
+    for family in FAMILIES.into_iter().filter(|&family| family != "gemma3_text_scaled") {
         let architecture = match family {
             "mistral" => "llama",
             _ => family.split('_').next().unwrap(),
@@ -704,9 +705,22 @@ fn gemmas_configuration() {
     assert_eq!(usual.full_layers().collect::<Vec<_>>(), [5]);
     let sliding = usual.sliding.unwrap();
     assert_eq!((sliding.window, sliding.rope_theta, usual.rope_theta), (4096, 1e4, 1e6));
+    // Queries are scaled by the root of the key; by that of 256, if it is not there.
+    for (scalar, scale) in [
+        (json!(8), None),
+        (json!(168), Some(168_f64.powf(-0.5))),
+        (json!(2.5), Some(2.5_f64.powf(-0.5))),
+        (json!(null), Some(0.0625)),
+    ] {
+        let scaled = read(json!({ "query_pre_attn_scalar": scalar })).unwrap();
+        assert_eq!(scaled.logit_scale(), scale);
+        assert_eq!(ModelConfig::from_hf_json(&scaled.to_hf_json()).unwrap(), scaled);
+    }
+    for wrong in [json!(0), json!(-4), json!("8")] {
+        let error = read(json!({ "query_pre_attn_scalar": wrong })).unwrap_err().to_string();
+        assert!(error.contains("query_pre_attn_scalar"), "{error}");
+    }
     for (changes, named) in [
-        (json!({ "query_pre_attn_scalar": 168 }), "\"query_pre_attn_scalar\": 168"),
-        (json!({ "query_pre_attn_scalar": null }), "\"query_pre_attn_scalar\": 256"),
         (json!({ "attn_logit_softcapping": 50.0 }), "attn_logit_softcapping"),
         (json!({ "final_logit_softcapping": 30.0 }), "final_logit_softcapping"),
         (json!({ "use_bidirectional_attention": true }), "use_bidirectional_attention"),
@@ -721,6 +735,16 @@ fn gemmas_configuration() {
         assert!(matches!(error, ModelError::Unsupported { .. }), "{error}");
         assert!(error.to_string().contains(named) && error.hint().is_some(), "{error}");
     }
+    // A student's attention has the model's scale.
+    let scaled = read(json!({ "query_pre_attn_scalar": 20 })).unwrap();
+    let still = scaled.fit_still(StillConfig::uniform(6, config.geometry(), 8, 2));
+    assert!(scaled.check_still(&still).is_ok());
+    let told = serde_json::to_value(&still).unwrap();
+    assert_eq!(told["logit_scale"], 20_f64.powf(-0.5));
+    let error = Student::init(still, &config, FeatureInit::Identity, 0).unwrap_err().to_string();
+    assert!(error.contains("logit_scale is 0.22") && error.contains("by 0.35"), "{error}");
+    let usual = serde_json::to_value(StillConfig::uniform(6, config.geometry(), 8, 2)).unwrap();
+    assert!(usual.get("logit_scale").is_none(), "{usual}");
     // Budgets belong to layers with full attention, to all of them.
     let still = StillConfig::uniform(6, config.geometry(), 8, 2);
     let error = Student::init(still.clone(), &config, FeatureInit::Identity, 0).unwrap_err();
@@ -732,12 +756,12 @@ fn gemmas_configuration() {
 /// Sequences of different lengths in one batch, padded, then token by token: each as if it were alone.
 #[test]
 fn a_batch_of_different_lengths_is_its_sequences() {
-    for family in ["gemma3_text", "phi3", "qwen3"] {
+    for family in ["gemma3_text", "gemma3_text_scaled", "phi3", "qwen3"] {
         let teacher = model(family);
         let (ids, _) = expected(family);
         let config = teacher.config();
         let still = StillConfig::uniform(config.num_hidden_layers, config.geometry(), 4, 1);
-        let still = still.in_layers(config.full_layers());
+        let still = config.fit_still(still);
         let student = Student::init(still, config, FeatureInit::Identity, 0).unwrap();
         for model in [teacher.clone(), teacher.with_student(student)] {
             let (lengths, rest) = ([31, 12], 9);

@@ -27,7 +27,7 @@ pub fn main() -> Result<()> {
     let ids: Vec<u32> = (0..256).map(|t| t * t % 256).collect();
     let (layer, rotation) = (&model.decoder.layers[0], model.decoder.rotation(0, 256)?);
     let inputs = layer.attention_inputs(&model.decoder.embed(&ids)?, &rotation, None)?;
-    let target = dense_attention(&inputs.q, &inputs.k, &inputs.v)?;
+    let target = dense_attention(&inputs.q, &inputs.k, &inputs.v, None)?;
 
     for step in 0..30 {
         let learner = &student.layers[0];

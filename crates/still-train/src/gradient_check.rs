@@ -106,8 +106,18 @@ fn attention_transfer() {
 /// Gemma 3: two of five layers learn, through those with a window, four norms a layer and another activation.
 #[test]
 fn both_stages_among_sliding_windows() {
+    check_sliding(&tiny_sliding_config());
+}
+
+/// The same with queries scaled as the largest Gemma 3 scales them: not by its heads' channels.
+#[test]
+fn both_stages_of_scaled_queries() {
+    check_sliding(&ModelConfig { query_pre_attn_scalar: Some(20.0), ..tiny_sliding_config() });
+}
+
+fn check_sliding(config: &ModelConfig) {
     let windows = windows();
-    let (model, recipe, student) = start_with(tiny_sliding_config(), &[]);
+    let (model, recipe, student) = start_with(config.clone(), &[]);
     let mut stage = TransferStage::new(&model, &student, &recipe.transfer).unwrap();
     let gradients = stage.gradients(&windows).unwrap().into_gradients();
     let parameters = stage.updates().optimizer.parameters().clone();
@@ -120,7 +130,7 @@ fn both_stages_among_sliding_windows() {
         &["finetune.recompute=mlp"],
         &["finetune.objective={ mixed = { kl = 0.5 } }", "finetune.dropout=0.3"],
     ] {
-        let (model, recipe, student) = start_with(tiny_sliding_config(), overrides);
+        let (model, recipe, student) = start_with(config.clone(), overrides);
         let mut stage = FinetuneStage::new(&model, &student, &recipe.finetune, 9).unwrap();
         let gradients = stage.gradients(&windows, None).unwrap().1;
         let parameters = stage.updates().optimizer.parameters().clone();

@@ -43,7 +43,7 @@ impl<'w> LayerPass<'w> {
         let inputs = decoder.before_attention(&mut ops, &x, student)?;
         let out = match (student, decoder.sliding_window) {
             (Some(student), _) => ops.attend(&inputs, &student.attention, &student.config)?,
-            (None, Some(window)) => ops.attend_sliding(&inputs, window)?,
+            (None, Some(window)) => ops.attend_sliding(&inputs, window, decoder.logit_scale)?,
             (None, None) => {
                 let what = "a layer with full attention that no student has learned";
                 return Err(ModelError::Invalid(what.into()).into());
@@ -198,11 +198,15 @@ mod tests {
     /// without and with dropout, lie before the norms of what attention gives.
     #[test]
     fn sliding_layers_give_the_gradients_of_the_graph() {
-        [None, Some(0.25), Some(0.6)].into_iter().for_each(check_sliding_layers);
+        let rates = [None, Some(0.25), Some(0.6)].into_iter();
+        rates.for_each(|rate| check_sliding_layers(tiny_sliding_config(), rate));
+        let query_pre_attn_scalar = Some(20.0);
+        let scaled = ModelConfig { query_pre_attn_scalar, ..tiny_sliding_config() };
+        check_sliding_layers(scaled, Some(0.25));
     }
 
-    fn check_sliding_layers(rate: Option<f64>) {
-        let model = random_model(tiny_sliding_config(), 5).unwrap();
+    fn check_sliding_layers(config: ModelConfig, rate: Option<f64>) {
+        let model = random_model(config, 5).unwrap();
         let set = ["attention.chunk=8", "attention.budget=2", "attention.init=normal"];
         let recipe = Recipe::parse("", &set.map(str::to_owned)).unwrap();
         let still = recipe.attention.resolve(model.config()).unwrap();

@@ -47,6 +47,8 @@ pub(crate) struct HeadInput<'a, T> {
     pub head_dim: usize,
     pub layer: usize,
     pub mode: Mode,
+    /// What `q·k` is multiplied by in logits.
+    pub logit_scale: T,
     /// Index of the selection head (for the random router).
     pub head: usize,
     pub router: Router,
@@ -85,10 +87,6 @@ impl<T: Real> HeadInput<'_, T> {
     /// Whether the scale of the linear branch is learned.
     pub fn learns_scale(&self) -> bool {
         self.lambda.is_some() || self.against_window.is_some()
-    }
-
-    pub fn logit_scale(&self) -> T {
-        T::of(1.0 / (self.head_dim as f64).sqrt())
     }
 }
 

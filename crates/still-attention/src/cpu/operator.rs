@@ -9,6 +9,7 @@ use super::gradients::{RowGrads, Wanted, WeightGrads, add, parts};
 use super::head_input::{FeatureMaps, HeadInput, PerHead, Routing, should_split_heads};
 use super::head_state::{HeadState, unabsorbed};
 use super::rows::Rows;
+use crate::config::logit_scale;
 use crate::{HeadGeometry, HybridConfig, RowDtype, Selection, router};
 use still_compute::Real;
 
@@ -113,6 +114,7 @@ impl Operator<'_> {
             head_dim: d,
             layer: self.config.layer,
             mode: self.config.mode,
+            logit_scale: T::of(logit_scale(self.config.logit_scale, d)),
             head,
             router: self.config.router,
             branches: self.config.branches,

@@ -116,7 +116,7 @@ pub(crate) fn query_rows<T: Real>(
     }
 }
 
-/// The queries times `1 / √D`, by query head: that costs less than to scale the logits.
+/// The queries times the logit scale, by query head: that costs less than to scale the logits.
 #[inline(always)]
 fn scale_queries<T: Real>(
     input: &HeadInput<'_, T>,
@@ -124,7 +124,7 @@ fn scale_queries<T: Real>(
     Segment { start, length, .. }: Segment,
     to: &mut [T],
 ) {
-    let scale = input.logit_scale();
+    let scale = input.logit_scale;
     for (row, q) in to.chunks_exact_mut(input.head_dim).enumerate() {
         let (head, token) = (heads.start + row / length, start + row % length);
         for (q, &x) in q.iter_mut().zip(input.q[head].row(token)) {

@@ -160,7 +160,7 @@ impl<T: Real> Stack<T> {
         let (rows, heads, buffers) = (self.rows(chunk), &self.heads, &mut self.buffers);
         let ChunkRows { start, length, local_start } = chunk;
         let d = input.head_dim;
-        let scale = input.logit_scale();
+        let scale = input.logit_scale;
         let q = take(&mut buffers.q, rows * d);
         for (row, q) in q.chunks_exact_mut(d).enumerate() {
             let (head, token) = chunk.place(heads, row);
@@ -372,7 +372,7 @@ impl<T: Real> Stack<T> {
         let exact_q = take(&mut buffers.value, rows * d);
         matmul((rows, d, width), exact_q, d, false, d_local, input.k.mat(chunk.local_start));
         matmul((rows, d, kept), exact_q, d, true, d_exact, Mat::rows(&salient.k, d));
-        let scale = input.logit_scale();
+        let scale = input.logit_scale;
         let (exact_q, d_q) = (exact_q.chunks_exact(d), buffers.d_q.chunks_exact(d));
         for (row, (exact, mapped)) in exact_q.zip(d_q).enumerate() {
             let (head, token) = chunk.place(heads, row);

@@ -20,6 +20,8 @@ pub(crate) struct Sizes {
     pub tokens: usize,
     /// Tokens that are attended to, the token's own among them.
     pub window: usize,
+    /// What `q·k` is multiplied by in logits.
+    pub logit_scale: f64,
 }
 
 impl Sizes {
@@ -34,7 +36,7 @@ impl Sizes {
     }
 
     fn scale<T: Real>(&self) -> T {
-        T::one() / T::of(self.geometry.head_dim as f64).sqrt()
+        T::of(self.logit_scale)
     }
 
     /// Weights `[queries, keys]` of a block's scaled queries, over what `weights` held; what is not seen weighs 0.

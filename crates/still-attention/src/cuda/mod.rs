@@ -35,6 +35,7 @@ pub use graph_state::{GraphState, IDLE, StepRotation};
 pub use kv_cache::CudaKvCache;
 pub(crate) use routing::DeviceRouting;
 pub(crate) use saved_attention::SavedAttention;
+pub(crate) use support::check_logit_scale;
 
 /// Every KV head `times` times, one copy beside the other.
 fn repeated(rows: &Tensor, times: usize) -> Result<Tensor> {

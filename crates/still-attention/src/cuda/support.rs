@@ -118,6 +118,7 @@ pub(super) fn check_config(geometry: HeadGeometry, config: &HybridConfig) -> Res
     let cap = config.cap.unwrap_or(0);
     require(cap <= MAX_CAP, "cap", "at most 8192 on CUDA", || cap.to_string())?;
     require(!config.gate, "gate", "off on CUDA", || "on".into())?;
+    check_logit_scale(config.logit_scale, head_dim)?;
     let factor = config.window_factor && config.linear_norm == LinearNorm::Sum;
     require(!factor, "window_factor", "off with linear_norm sum on CUDA", || "on".into())?;
     // Of the linear branch the kernels are told that it weighs nothing.
@@ -125,6 +126,13 @@ pub(super) fn check_config(geometry: HeadGeometry, config: &HybridConfig) -> Res
     require(exact == Branches::default(), "branches", "window and salient on on CUDA", || {
         format!("{:?}", config.branches)
     })
+}
+
+/// Checks the scale of logits, if it is given.
+pub(crate) fn check_logit_scale(given: Option<f64>, head_dim: usize) -> Result<()> {
+    let root = (head_dim as f64).sqrt();
+    let usual = given.is_none_or(|scale| (scale * root - 1.0).abs() <= 1e-6);
+    require(usual, "logit_scale", "the root of 1 / head_dim on CUDA", || format!("{given:?}"))
 }
 
 /// Checks what a state can be told beyond [`check_config`].

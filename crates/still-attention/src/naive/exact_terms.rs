@@ -19,7 +19,8 @@ pub(super) fn exact_terms(
     salient: &[usize],
 ) -> (Vec<f64>, f64) {
     let keys = visible(head, t, salient);
-    let logits: Vec<f64> = keys.iter().map(|&j| logit(head.query(h, t), head.key(j))).collect();
+    let (query, scale) = (head.query(h, t), head.logit_scale());
+    let logits: Vec<f64> = keys.iter().map(|&j| logit(query, head.key(j), scale)).collect();
     let m = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let factor = window_factor(head, h);
     let mut numerator = vec![0.0; head.input.geometry.head_dim];

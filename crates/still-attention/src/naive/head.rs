@@ -70,7 +70,13 @@ impl<'a> Head<'a> {
         self.row(&self.input.v, self.kv_head(), t)
     }
 
-    /// `φ_q(q_t)` of query head `h`, `[2F]`.
+    /// What `q·k` is multiplied by in logits.
+    pub fn logit_scale(&self) -> f64 {
+        let root = (self.input.geometry.head_dim as f64).sqrt();
+        self.config.logit_scale.unwrap_or(1.0 / root)
+    }
+
+    /// `φ_q(q_t)` of query head `h`, `[2F]`: the scale is no part of it.
     pub fn phi_q(&self, h: usize, t: usize) -> Vec<f64> {
         self.phi(self.query(h, t), &self.input.feature_map_q, &self.input.householder_q, h)
     }

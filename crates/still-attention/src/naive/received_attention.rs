@@ -11,14 +11,20 @@ use super::sums::{logit, softmax};
 /// Attention that each token of one query head receives, by the definition: the mean over the later tokens of its own
 /// chunk and the next of their softmax over their local keys. Of a sequence that ends before, over those there are.
 ///
-/// `q` and `k` are `[N, D]`.
-pub fn received_attention(q: &[f64], k: &[f64], head_dim: usize, chunk: usize) -> Vec<f64> {
+/// `q` and `k` are `[N, D]`; `scale` is that of logits.
+pub fn received_attention(
+    q: &[f64],
+    k: &[f64],
+    head_dim: usize,
+    scale: f64,
+    chunk: usize,
+) -> Vec<f64> {
     let tokens = q.len() / head_dim;
     let row = |x: &'_ [f64], t: usize| x[t * head_dim..(t + 1) * head_dim].to_vec();
     let first_local = |t: usize| (t / chunk).saturating_sub(1) * chunk;
     let local: Vec<Vec<f64>> = (0..tokens)
         .map(|t| {
-            let logits = (first_local(t)..=t).map(|j| logit(&row(q, t), &row(k, j)));
+            let logits = (first_local(t)..=t).map(|j| logit(&row(q, t), &row(k, j), scale));
             softmax(&logits.collect::<Vec<f64>>())
         })
         .collect();

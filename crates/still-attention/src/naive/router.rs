@@ -27,16 +27,16 @@ pub(super) fn scores(head: &Head<'_>) -> Vec<f64> {
     }
 }
 
-/// `score(q, k, head_dim, chunk)` of one query head, averaged over the group.
-fn mean_over_group(
-    head: &Head<'_>,
-    score: fn(&[f64], &[f64], usize, usize) -> Vec<f64>,
-) -> Vec<f64> {
+/// Of one query head: its queries, the keys, channels, the scale of logits, tokens of a chunk.
+type Score = fn(&[f64], &[f64], usize, f64, usize) -> Vec<f64>;
+
+/// A score of one query head, averaged over the group.
+fn mean_over_group(head: &Head<'_>, score: Score) -> Vec<f64> {
     let group = head.query_heads().len() as f64;
     let mut mean = vec![0.0; head.input.tokens];
     for h in head.query_heads() {
-        let of_head =
-            score(head.queries(h), head.keys(), head.input.geometry.head_dim, head.config.chunk);
+        let (d, scale) = (head.input.geometry.head_dim, head.logit_scale());
+        let of_head = score(head.queries(h), head.keys(), d, scale, head.config.chunk);
         mean.iter_mut().zip(of_head).for_each(|(mean, score)| *mean += score / group);
     }
     mean

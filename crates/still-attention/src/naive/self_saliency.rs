@@ -11,13 +11,13 @@ use crate::router::SALIENCY_EPSILON;
 
 /// Self-Saliency Score of each token of one query head, by the definition (two distributions, then their KL).
 ///
-/// `q` and `k` are `[N, D]`.
-pub fn self_saliency(q: &[f64], k: &[f64], head_dim: usize, chunk: usize) -> Vec<f64> {
+/// `q` and `k` are `[N, D]`; `scale` is that of logits.
+pub fn self_saliency(q: &[f64], k: &[f64], head_dim: usize, scale: f64, chunk: usize) -> Vec<f64> {
     let row = |x: &'_ [f64], t: usize| x[t * head_dim..(t + 1) * head_dim].to_vec();
     (0..q.len() / head_dim)
         .map(|t| {
             let window = (t + 1).saturating_sub(chunk)..=t;
-            let s: Vec<f64> = window.map(|j| logit(&row(q, t), &row(k, j))).collect();
+            let s: Vec<f64> = window.map(|j| logit(&row(q, t), &row(k, j), scale)).collect();
             let a = softmax(&s);
             let mut b = softmax(&s[..s.len() - 1]);
             b.push(0.0);

@@ -13,7 +13,7 @@ pub(super) fn dot(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
-/// `s_tj = q_t·k_j / √D`
-pub(super) fn logit(q: &[f64], k: &[f64]) -> f64 {
-    dot(k, q) / (q.len() as f64).sqrt()
+/// `s_tj = c q_t·k_j`, with the logit scale `c`: `1/√D` unless something else is said.
+pub(super) fn logit(q: &[f64], k: &[f64], scale: f64) -> f64 {
+    scale * dot(k, q)
 }

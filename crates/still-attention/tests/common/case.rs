@@ -75,6 +75,7 @@ pub fn load(name: &str) -> Case {
         },
         gate: optional("gate").is_some(),
         window_factor: false,
+        logit_scale: None,
         branches: Branches::default(),
     };
 

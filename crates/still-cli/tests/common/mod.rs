@@ -86,9 +86,10 @@ fn tiny_student() -> Model {
     student_of(tiny_config())
 }
 
-/// The same of a Gemma 3 whose layers 1 and 4 are hybrid; three keep their attention to a window of 12 tokens.
+/// The same of a Gemma 3 whose layers 1 and 4 are hybrid; three keep their attention to a window of 12 tokens. Queries are scaled
+/// by another number than the heads' channels.
 pub fn sliding_student() -> Model {
-    student_of(tiny_sliding_config())
+    student_of(ModelConfig { query_pre_attn_scalar: Some(20.0), ..tiny_sliding_config() })
 }
 
 fn student_of(config: ModelConfig) -> Model {

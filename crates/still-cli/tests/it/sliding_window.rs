@@ -161,6 +161,9 @@ fn a_run_names_the_layers_that_it_trains() {
     let config = fs::read_to_string(dir.join("student/config.json")).unwrap();
     let config: Value = serde_json::from_str(&config).unwrap();
     assert_eq!(heads(&config["still"]["budgets"]), [0, 2, 0, 0, 2]);
+    assert_eq!(config["base_config"]["query_pre_attn_scalar"], 20);
+    let scale = config["still"]["logit_scale"].as_f64().unwrap();
+    assert!((scale / 20_f64.powf(-0.5) - 1.0).abs() < 1e-12, "{scale}");
 }
 
 /// From within either stage, bit for bit.

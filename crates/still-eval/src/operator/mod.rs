@@ -175,7 +175,7 @@ impl OperatorBench {
             (Pass::Forward, None) => {
                 let [q, k, v] = &prefix;
                 let times = time::<ModelError>(&self.device, repetitions, None, || {
-                    dense_attention(q, k, v)?;
+                    dense_attention(q, k, v, None)?;
                     Ok(())
                 })?;
                 (times, counted.forward(context))

@@ -129,6 +129,7 @@ impl Decoder {
                 rms_norm_eps: config.rms_norm_eps,
                 head_dim: config.head_dim,
                 sliding_window: config.sliding_window(n),
+                logit_scale: config.logit_scale(),
             })
         };
         let embed_tokens = matrix("model.embed_tokens.weight")?;

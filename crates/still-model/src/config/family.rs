@@ -82,7 +82,8 @@ pub(crate) struct Family {
     pub local_rope_theta: Option<f64>,
     /// `tie_word_embeddings` of a configuration that leaves it out.
     pub tie_word_embeddings: bool,
-    /// `query_pre_attn_scalar` of a configuration that leaves it out; `None`: the head's channels.
+    /// `query_pre_attn_scalar` of a configuration that leaves it out; `None`: the family has no such key, and scales by the head's
+    /// channels.
     pub query_pre_attn_scalar: Option<f64>,
     pub biased: Biased,
     pub window: WindowKey,

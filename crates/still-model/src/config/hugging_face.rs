@@ -7,7 +7,7 @@ use super::read::Table;
 use super::rope::Rope;
 use super::{
     Architecture, Biased, HEAD_DIM, HEADS, HIDDEN_SIZE, INTERMEDIATE_SIZE, LAYERS, MAX_POSITIONS,
-    ModelConfig, RMS_NORM_EPS, SlidingAttention, VOCABULARY, refused, rope, window,
+    ModelConfig, QUERY_SCALAR, RMS_NORM_EPS, SlidingAttention, VOCABULARY, refused, rope, window,
 };
 use crate::error::{ModelError, Result};
 
@@ -71,6 +71,7 @@ impl ModelConfig {
             rope_theta,
             rope_scaling,
             partial_rotary_factor: partial,
+            query_pre_attn_scalar: query_scalar(table, architecture, head_dim)?,
             sliding,
             max_position_embeddings,
             tie_word_embeddings: table
@@ -129,7 +130,12 @@ impl ModelConfig {
             _ => {}
         }
         if family.query_pre_attn_scalar.is_some() {
-            json["query_pre_attn_scalar"] = self.head_dim.into();
+            // An integer where it can be: Hugging Face's own type.
+            json["query_pre_attn_scalar"] = match self.query_pre_attn_scalar {
+                None => self.head_dim.into(),
+                Some(scalar) if scalar.fract() == 0.0 => (scalar as u64).into(),
+                Some(scalar) => scalar.into(),
+            };
         }
         if family.biased.optional_attention() {
             json["attention_bias"] = self.attention_bias.into();
@@ -161,6 +167,17 @@ impl ModelConfig {
             json["rope_local_base_freq"] = sliding.rope_theta.into();
         }
     }
+}
+
+/// What queries are scaled by the root of, in families that have it, where it is not the head's channels.
+fn query_scalar(
+    table: &Table<'_>,
+    architecture: Architecture,
+    head_dim: usize,
+) -> Result<Option<f64>> {
+    let Some(usual) = architecture.family().query_pre_attn_scalar else { return Ok(None) };
+    let scalar = table.number("query_pre_attn_scalar", QUERY_SCALAR)?.unwrap_or(usual);
+    Ok(Some(scalar).filter(|&scalar| scalar != head_dim as f64))
 }
 
 /// An error for another activation than the family's, under either of its keys.

@@ -41,6 +41,7 @@ const MAX_POSITIONS: usize = u32::MAX as usize;
 const RMS_NORM_EPS: RangeInclusive<f64> = 1e-20..=1.0;
 const ROPE_THETA: RangeInclusive<f64> = 1.0..=1e15;
 const ROTARY_FACTOR: RangeInclusive<f64> = 1e-3..=1.0;
+const QUERY_SCALAR: RangeInclusive<f64> = 1e-3..=1e9;
 
 /// A decoder's hyper-parameters, in Hugging Face's words.
 #[derive(Clone, Debug, PartialEq)]
@@ -59,6 +60,8 @@ pub struct ModelConfig {
     pub rope_scaling: Option<RopeScaling>,
     /// Share of each head's channels that RoPE rotates, from the first on.
     pub partial_rotary_factor: f64,
+    /// Logits are divided by the root of it, and of the head's channels if it is absent.
+    pub query_pre_attn_scalar: Option<f64>,
     /// Layers with a sliding window, in families that have such: linearizing leaves them as they are.
     pub sliding: Option<SlidingAttention>,
     pub max_position_embeddings: usize,
@@ -106,33 +109,51 @@ impl ModelConfig {
         (0..self.num_hidden_layers).filter(|&layer| self.sliding_window(layer).is_none())
     }
 
-    /// An error if the device of this place has no kernels for the family.
+    /// An error if the device of this place has no kernels for the family, or for the scale of its logits.
     pub(crate) fn check_device(&self, place: DeviceLocation) -> Result<()> {
-        if place == DeviceLocation::Cpu || self.architecture.family().on_cuda {
-            return Ok(());
-        }
+        let missing = match (self.architecture.family().on_cuda, self.query_pre_attn_scalar) {
+            _ if place == DeviceLocation::Cpu => return Ok(()),
+            (true, None) => return Ok(()),
+            (true, Some(scalar)) => format!("queries scaled by the root of {scalar}"),
+            (false, _) => format!("sliding windows and heads of {} channels", self.head_dim),
+        };
         Err(ModelError::Unsupported {
             what: format!(
-                "a {} model on CUDA (no kernels for sliding windows and heads of {} channels)",
-                self.architecture.model_type(),
-                self.head_dim
+                "a {} model on CUDA (no kernels for {missing})",
+                self.architecture.model_type()
             ),
             found_in: None,
             hint: "run it on the CPU: --device cpu".into(),
         })
     }
 
-    /// A student's attention in the layers that it replaces: the others keep theirs to a sliding window.
-    #[must_use]
-    pub fn fit_still(&self, still: StillConfig) -> StillConfig {
-        still.in_layers(self.full_layers())
+    /// What `q·k` is multiplied by in logits, if it is not `1/√D`.
+    pub fn logit_scale(&self) -> Option<f64> {
+        self.query_pre_attn_scalar.map(|scalar| scalar.powf(-0.5))
     }
 
-    /// Checks a student's attention against the model: every layer with full attention has budgets, no other has.
+    /// A student's attention as this model has it: with the model's scale of logits, in the layers that it replaces (the others keep
+    /// theirs to a sliding window).
+    #[must_use]
+    pub fn fit_still(&self, still: StillConfig) -> StillConfig {
+        let logit_scale = self.logit_scale();
+        StillConfig { logit_scale, ..still }.in_layers(self.full_layers())
+    }
+
+    /// Checks a student's attention against the model: every layer with full attention has budgets, no other has, and logits are
+    /// scaled as the model's are.
     ///
     /// # Errors
     /// Names the layer and the value that does not fit.
     pub fn check_still(&self, still: &StillConfig) -> still_attention::Result<()> {
+        let usual = (self.head_dim as f64).powf(-0.5);
+        let [own, given] = [self.logit_scale(), still.logit_scale].map(|s| s.unwrap_or(usual));
+        // JSON is read back to the last digit but one.
+        if (given / own - 1.0).abs() > 1e-9 || given.is_nan() {
+            return Err(still_attention::AttentionError::Config(format!(
+                "logit_scale is {given}, but the model multiplies its logits by {own}"
+            )));
+        }
         still.validate_in(self.num_hidden_layers, self.full_layers(), self.geometry())
     }
 
@@ -175,6 +196,8 @@ impl ModelConfig {
         in_range("rms_norm_eps", self.rms_norm_eps, &RMS_NORM_EPS)?;
         in_range("rope_theta", self.rope_theta, &ROPE_THETA)?;
         in_range("partial_rotary_factor", self.partial_rotary_factor, &ROTARY_FACTOR)?;
+        let scalar = self.query_pre_attn_scalar.unwrap_or(self.head_dim as f64);
+        in_range("query_pre_attn_scalar", scalar, &QUERY_SCALAR)?;
         let (heads, kv_heads) = (self.num_attention_heads, self.num_key_value_heads);
         if heads % kv_heads != 0 {
             return Err(ModelError::Invalid(format!(
@@ -245,5 +268,9 @@ mod tests {
             "{told}"
         );
         assert_eq!(refused.hint(), Some("run it on the CPU: --device cpu".into()));
+        let scaled = ModelConfig { query_pre_attn_scalar: Some(168.0), ..tiny_config() };
+        scaled.check_device(DeviceLocation::Cpu).unwrap();
+        let told = scaled.check_device(cuda).unwrap_err().to_string();
+        assert!(told.contains("queries scaled by the root of 168"), "{told}");
     }
 }

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::ModelConfig;
 use super::read::Table;
-use crate::error::{ModelError, Result};
+use crate::error::Result;
 
 /// The value of a key that changes nothing. Absent and null always do.
 #[derive(Clone, Copy)]
@@ -18,8 +18,10 @@ enum Neutral {
     Number(f64),
     /// This text.
     Text(&'static str),
-    /// `head_dim^-0.5`, what logits are multiplied by.
+    /// What logits are multiplied by: `head_dim^-0.5` in most families.
     AttentionScale,
+    /// What queries are scaled by the root of: the `head_dim` in most families.
+    QueryScalar,
     /// `head_dim`.
     HeadDim,
     /// `hidden_size`.
@@ -30,7 +32,7 @@ enum Neutral {
     Absent,
 }
 
-use Neutral::{Absent, AttentionScale, HeadDim, HiddenSize, Number, Off, Text, Theta};
+use Neutral::{Absent, AttentionScale, HeadDim, HiddenSize, Number, Off, QueryScalar, Text, Theta};
 
 /// The base of layers with a sliding window: read where a family has such layers.
 const LOCAL_BASE: &str = "rope_local_base_freq";
@@ -59,7 +61,7 @@ const KEYS: [(&str, Neutral); 75] = [
     // The logits of attention.
     ("attention_multiplier", AttentionScale),
     ("softmax_scale", AttentionScale),
-    ("query_pre_attn_scalar", HeadDim),
+    ("query_pre_attn_scalar", QueryScalar),
     ("attn_logit_softcapping", Off),
     ("attn_logit_softcap", Off),
     ("final_logit_softcapping", Off),
@@ -150,25 +152,7 @@ pub(super) fn refuse(table: &Table<'_>, config: &ModelConfig) -> Result<()> {
             ));
         }
     }
-    refuse_other_scale(config, table)?;
     refuse_unrotated_layers(table, config)
-}
-
-/// Families that scale queries by a number of their own, where a configuration leaves it out.
-fn refuse_other_scale(config: &ModelConfig, table: &Table<'_>) -> Result<()> {
-    const KEY: &str = "query_pre_attn_scalar";
-    match config.architecture.family().query_pre_attn_scalar {
-        Some(scalar) if table.value(KEY).is_none() && scalar != config.head_dim as f64 => {
-            Err(ModelError::Unsupported {
-                what: format!(
-                    "\"{KEY}\": {scalar}, which it is unless the configuration says otherwise,"
-                ),
-                found_in: None,
-                hint: format!("supported: {}, the head_dim", config.head_dim),
-            })
-        }
-        _ => Ok(()),
-    }
 }
 
 /// SmolLM3's layers without RoPE.
@@ -191,6 +175,11 @@ fn refuse_unrotated_layers(table: &Table<'_>, config: &ModelConfig) -> Result<()
     }
 }
 
+/// What a model's queries are scaled by the root of.
+fn query_scalar(config: &ModelConfig) -> f64 {
+    config.query_pre_attn_scalar.unwrap_or(config.head_dim as f64)
+}
+
 impl Neutral {
     fn is(self, value: &Value, config: &ModelConfig) -> bool {
         let number = |expected: f64| {
@@ -206,7 +195,8 @@ impl Neutral {
             },
             Number(expected) => number(expected),
             Text(expected) => value == expected,
-            AttentionScale => number((config.head_dim as f64).powf(-0.5)),
+            AttentionScale => number(query_scalar(config).powf(-0.5)),
+            QueryScalar => number(query_scalar(config)),
             HeadDim => number(config.head_dim as f64),
             HiddenSize => number(config.hidden_size as f64),
             Theta => number(config.rope_theta),
@@ -220,9 +210,9 @@ impl Neutral {
             Number(expected) => expected.to_string(),
             Text(expected) => format!("\"{expected}\""),
             AttentionScale => {
-                format!("{:?}, which is head_dim^-0.5", (config.head_dim as f64).powf(-0.5))
+                format!("{:?}, which is head_dim^-0.5", query_scalar(config).powf(-0.5))
             }
-            HeadDim => format!("{}, the head_dim", config.head_dim),
+            QueryScalar | HeadDim => format!("{}, the head_dim", config.head_dim),
             HiddenSize => format!("{}, the hidden_size", config.hidden_size),
             Theta => format!("{}, the rope_theta", config.rope_theta),
             Absent => "null".into(),

@@ -34,6 +34,8 @@ pub struct DecoderLayer {
     pub head_dim: usize,
     /// Tokens that are attended to, the token itself among them; all that came before without it.
     pub sliding_window: Option<usize>,
+    /// What `q·k` is multiplied by in logits; `1/√D` if absent.
+    pub logit_scale: Option<f64>,
 }
 
 /// What the attention of a layer is computed from: tensors, or whatever an implementation of [`LayerOps`] has for them.
@@ -167,8 +169,8 @@ impl DecoderLayer {
     pub fn softmax_attention(&self, inputs: &AttentionInputs) -> Result<Tensor> {
         let AttentionInputs { q, k, v, .. } = inputs;
         Ok(match self.sliding_window {
-            None => dense_attention(q, k, v)?,
-            Some(window) => sliding_attention(q, k, v, window)?,
+            None => dense_attention(q, k, v, self.logit_scale)?,
+            Some(window) => sliding_attention(q, k, v, window, self.logit_scale)?,
         })
     }
 

@@ -95,6 +95,7 @@ enum Saved<'w> {
         of: [usize; 3],
         qkv: [Tensor; 3],
         window: usize,
+        logit_scale: Option<f64>,
         y: usize,
     },
     Attention {
@@ -173,7 +174,7 @@ impl<'w> SavingOps<'w> {
         Ok(value)
     }
 
-    /// Attention to the last `window` tokens, of a layer that keeps it, as rows.
+    /// Attention to the last `window` tokens, of a layer that keeps it, as rows. Logits are `q·k` times `logit_scale`.
     ///
     /// # Errors
     /// As [`sliding_attention`].
@@ -181,14 +182,15 @@ impl<'w> SavingOps<'w> {
         &mut self,
         inputs: &AttentionInputs<Value>,
         window: usize,
+        logit_scale: Option<f64>,
     ) -> Result<Value> {
         let AttentionInputs { q, k, v, .. } = inputs;
-        let out = sliding_attention(&q.tensor, &k.tensor, &v.tensor, window)?;
+        let out = sliding_attention(&q.tensor, &k.tensor, &v.tensor, window, logit_scale)?;
         let of = [q.id, k.id, v.id];
         let value = self.value(rows(&merge_heads(&out)?)?, self.learns[q.id]);
         if self.learns[q.id] {
             let qkv = [q, k, v].map(|value| value.tensor.clone());
-            self.saved.push(Saved::Sliding { of, qkv, window, y: value.id });
+            self.saved.push(Saved::Sliding { of, qkv, window, logit_scale, y: value.id });
         }
         Ok(value)
     }
@@ -483,11 +485,12 @@ impl Upstream {
                 // σ' = σ (1 − σ)
                 self.of[rows] = Some((d * (&gate * gate.affine(-1.0, 1.0)?)?)?);
             }
-            Saved::Sliding { of, qkv, window, y } => {
+            Saved::Sliding { of, qkv, window, logit_scale, y } => {
                 let Some(dy) = self.of[y].take() else { return Ok(()) };
                 let by_head = dy.reshape((batch, tokens, (), head_dim))?.transpose(1, 2)?;
                 let by_head = by_head.contiguous()?;
-                let gradients = sliding_attention_backward(qkv.each_ref(), &by_head, window)?;
+                let qkv = qkv.each_ref();
+                let gradients = sliding_attention_backward(qkv, &by_head, window, logit_scale)?;
                 for (id, d) in of.into_iter().zip(gradients) {
                     self.of[id] = Some(d);
                 }

@@ -43,7 +43,8 @@ pub(super) fn scores(
             if layer.sliding_window.is_some() {
                 return Ok(layer.softmax_attention(inputs)?);
             }
-            let found = matching_attention(&inputs.q, &inputs.k, options.copy_length)?;
+            let found =
+                matching_attention(&inputs.q, &inputs.k, layer.logit_scale, options.copy_length)?;
             for (score, found) in scores[n].iter_mut().zip(found) {
                 *score += found / options.copies as f64;
             }
@@ -59,10 +60,15 @@ pub(super) fn scores(
 }
 
 /// By query head: mean over the last `copy` tokens of softmax attention to what stands `copy` and `copy − 1` tokens before.
-fn matching_attention(q: &Tensor, k: &Tensor, copy: usize) -> Result<Vec<f64>> {
+fn matching_attention(
+    q: &Tensor,
+    k: &Tensor,
+    logit_scale: Option<f64>,
+    copy: usize,
+) -> Result<Vec<f64>> {
     let (_, heads, tokens, d) = q.dims4()?;
     let kv_heads = k.dim(1)?;
-    let scale = 1.0 / (d as f32).sqrt();
+    let scale = logit_scale.map_or(1.0 / (d as f32).sqrt(), |scale| scale as f32);
     let on_host = |x: &Tensor| x.to_device(&Device::Cpu)?.to_dtype(DType::F32);
     let (q, k) = (&on_host(q)?, &on_host(k)?);
     Ok(borrow(q, |q: &[f32]| {

@@ -91,6 +91,7 @@ impl AttentionRecipe {
             linear_norm: self.linear_norm,
             gate: self.gate,
             window_factor: self.window_factor,
+            logit_scale: model.logit_scale(),
             branches: self.branches,
         };
         model.check_still(&config)?;

@@ -2,7 +2,7 @@
 
 use still_attention::{
     AttentionState, HybridConfig, HybridState, PreparedWeights, RowDtype, Selection, StillConfig,
-    dense_attention, hybrid_attention,
+    hybrid_attention,
 };
 use still_model::{FeatureInit, Model, Student};
 
@@ -116,7 +116,10 @@ pub fn route(
         let mut state = HybridState::new(prepared, 1, RowDtype::Bf16);
         state.advance(q, k, v, gate.as_ref(), None)?;
         let (selection, scores) = (hybrid.routing.selection()?, hybrid.routing.scores()?);
-        let attention = if hypothetical { dense_attention(q, k, v)? } else { hybrid.out };
+        let attention = match hypothetical {
+            true => layer.softmax_attention(inputs)?,
+            false => hybrid.out,
+        };
         layers.push(LayerRouting {
             heads: heads(&weights.config, &selection, &scores),
             cache_bytes: state.size_bytes(),

@@ -114,6 +114,7 @@ pub(super) fn read(json: &Value, path: &Path, base: &Checkpoint) -> Result<Still
         feature_dim: found.feature_dim,
         linear_norm: LinearNorm::Sum,
         gate: found.gate,
+        logit_scale: None,
         window_factor: false,
         branches: Branches::default(),
     };

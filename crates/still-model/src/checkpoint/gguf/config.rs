@@ -84,6 +84,7 @@ pub fn config(path: &Path, content: &Content) -> Result<ModelConfig> {
         token(which)?;
     }
     let biased = architecture.family().biased;
+    let heads = (hidden_size, num_attention_heads, head_dim);
     let config = ModelConfig {
         architecture,
         hidden_size,
@@ -97,6 +98,7 @@ pub fn config(path: &Path, content: &Content) -> Result<ModelConfig> {
         rope_theta: rope.theta,
         rope_scaling: rope.scaling,
         partial_rotary_factor: rope.partial_rotary_factor,
+        query_pre_attn_scalar: query_scalar(architecture, num_hidden_layers, heads),
         sliding,
         max_position_embeddings,
         tie_word_embeddings: !has("output.weight"),
@@ -109,7 +111,6 @@ pub fn config(path: &Path, content: &Content) -> Result<ModelConfig> {
         eos_token_ids: crate::tokenizer::end_of_generation(content),
     };
     config.validate().map_err(|error| in_file(error, path))?;
-    refuse_other_scale(path, &config)?;
     tensors::check(path, content, &config)?;
     Ok(config)
 }
@@ -124,18 +125,15 @@ fn in_file(error: ModelError, path: &Path) -> ModelError {
 /// llama.cpp knows Gemma 3's largest model by its layers, and scales its queries by the root of the hidden size over the heads.
 const OTHER_SCALE_LAYERS: usize = 62;
 
-/// An error if queries are scaled by anything but the root of a head's channels.
-fn refuse_other_scale(path: &Path, config: &ModelConfig) -> Result<()> {
-    let scaled = config.architecture.family().query_pre_attn_scalar.is_some();
-    let scalar = config.hidden_size / config.num_attention_heads;
-    if !scaled || config.num_hidden_layers != OTHER_SCALE_LAYERS || scalar == config.head_dim {
-        return Ok(());
-    }
-    Err(unsupported(
-        path,
-        format!("a model whose queries are scaled by the root of {scalar} (Gemma 3 27B)"),
-        format!("supported: the root of the head's {} channels", config.head_dim),
-    ))
+/// What queries are scaled by the root of, where it is not the head's channels.
+fn query_scalar(
+    architecture: Architecture,
+    layers: usize,
+    (hidden_size, heads, head_dim): (usize, usize, usize),
+) -> Option<f64> {
+    let scaled = architecture.family().query_pre_attn_scalar.is_some();
+    let scalar = hidden_size / heads;
+    (scaled && layers == OTHER_SCALE_LAYERS && scalar != head_dim).then_some(scalar as f64)
 }
 
 /// An error if a key asks for arithmetic that is not done here.
@@ -175,4 +173,20 @@ fn refuse_other_arithmetic(path: &Path, metadata: &Metadata<'_>, name: &str) -> 
 /// The shortest decimal that is this f32: GGUF stores 1e-5 as 9.99999974e-6.
 pub(super) fn round_f32(x: f64) -> f64 {
     (x as f32).to_string().parse().unwrap_or(x)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Gemma 3 of 1, 4, 12 and 27 billion weights, by their own sizes.
+    #[test]
+    fn the_largest_gemma_alone_has_another_scale() {
+        let scalar = |layers, sizes| query_scalar(Architecture::Gemma3, layers, sizes);
+        assert_eq!(scalar(26, (1152, 4, 256)), None);
+        assert_eq!(scalar(34, (2560, 8, 256)), None);
+        assert_eq!(scalar(48, (3840, 16, 256)), None);
+        assert_eq!(scalar(62, (5376, 32, 128)), Some(168.0));
+        assert_eq!(query_scalar(Architecture::Llama, 62, (5376, 32, 128)), None);
+    }
 }

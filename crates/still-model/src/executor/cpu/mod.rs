@@ -44,9 +44,14 @@ impl Executor for Cpu {
                 let weights = PreparedWeights::new(geometry, &layer.config, &layer.attention)?;
                 return Ok(Box::new(HybridState::new(weights, batch, rows)));
             }
-            Ok(match model.decoder.layers[n].sliding_window {
-                None => Box::new(KvCache::new(geometry, batch, rows)),
-                Some(window) => Box::new(SlidingKvCache::new(geometry, window, batch, rows)?),
+            let layer = &model.decoder.layers[n];
+            let scale = layer.logit_scale;
+            Ok(match layer.sliding_window {
+                None => Box::new(KvCache::new(geometry, batch, rows).with_logit_scale(scale)?),
+                Some(window) => {
+                    let cache = SlidingKvCache::new(geometry, window, batch, rows)?;
+                    Box::new(cache.with_logit_scale(scale)?)
+                }
             })
         };
         (0..model.decoder.layers.len()).map(state).collect()
