@@ -86,6 +86,17 @@ fn layers_with_a_window_count_at_their_window_and_have_no_budgets() {
     assert_eq!(cache.size_bytes(), found.cache_bytes);
 }
 
+/// A window of half the context in three layers of five: all of them, and a fifth of the two others.
+#[test]
+fn the_usual_share_leaves_room_for_windows() {
+    let usual = |config| CalibrateOptions::usual_cache_fraction(&config, 64);
+    assert_eq!(usual(model().config().clone()), 0.2);
+    let mut config = tiny_sliding_config();
+    config.sliding.as_mut().unwrap().window = 32;
+    let (windows, others) = (3.0 * 32.0, 2.0 * 64.0);
+    assert!((usual(config) - (windows + 0.2 * others) / (windows + others)).abs() < 1e-12);
+}
+
 #[test]
 fn sizes_are_known_beforehand() {
     let model = model();
@@ -115,7 +126,9 @@ fn what_cannot_be_met_says_why() {
     let (model, text) = (model(), text());
     let hint =
         |result: still_train::Result<_>| result.map(|_: still_train::Calibration| ()).unwrap_err();
-    let small = hint(calibrate(&model, &recipe(), &slices(&text), &options(0.01), &|_, _, _| {}));
+    // Before anything is computed.
+    let told = &|phase, _: usize, _: usize| panic!("{phase:?} has begun");
+    let small = hint(calibrate(&model, &recipe(), &slices(&text), &options(0.01), told));
     assert!(small.to_string().contains("too small"), "{small}");
     assert!(small.hint().unwrap().contains("--cache-fraction"));
     let none = AttentionRecipe { router: still_attention::Router::None, ..recipe() };

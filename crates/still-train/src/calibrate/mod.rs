@@ -40,10 +40,26 @@ pub struct CalibrateOptions {
     pub seed: u64,
 }
 
+/// The usual share of a cache.
+const USUAL_SHARE: f64 = 0.2;
+
+impl CalibrateOptions {
+    /// The share of a model's dense cache that is usual after so many tokens: a fifth of what is taken by the layers that a student
+    /// replaces, and all of what layers with a sliding window take.
+    pub fn usual_cache_fraction(model: &ModelConfig, tokens: usize) -> f64 {
+        let layers = model.full_layers().count() as u64;
+        let row = 2 * model.num_key_value_heads * model.head_dim * RowDtype::Bf16.bytes();
+        let replaced = layers.saturating_mul(tokens as u64).saturating_mul(row as u64) as f64;
+        let dense = model.dense_cache_bytes(tokens, RowDtype::Bf16) as f64;
+        let kept = (dense - replaced) / dense.max(1.0);
+        kept + USUAL_SHARE * (1.0 - kept)
+    }
+}
+
 impl Default for CalibrateOptions {
     fn default() -> Self {
         Self {
-            cache_fraction: 0.2,
+            cache_fraction: USUAL_SHARE,
             at_length: 8192,
             copy_length: 512,
             copies: 2,
@@ -126,6 +142,20 @@ pub fn calibrate(
         rows: RowDtype::Bf16,
     };
     let candidates = candidates(config.chunk);
+    let bytes: Vec<usize> =
+        candidates.iter().map(|&budget| size.bytes(budget, options.at_length, true)).collect();
+    let heads = config.budgets.iter().map(Vec::len).sum::<usize>();
+    // Layers that keep their attention to a window take as much in both caches.
+    let kept_bytes = sliding_bytes(model.config(), &size, options.at_length);
+    let dense_bytes = heads * size.dense_bytes(options.at_length) + kept_bytes;
+    let limit = (options.cache_fraction * dense_bytes as f64) as usize;
+    let limit = limit.saturating_sub(kept_bytes);
+    let too_small =
+        || too_small((heads * bytes[0] + kept_bytes) as f64 / dense_bytes as f64, options);
+    // Before anything is computed.
+    if heads * bytes[0] > limit {
+        return Err(too_small());
+    }
     let student =
         Student::init(config.clone(), model.config(), FeatureInit::Identity, options.seed)?
             .to_device(model.device())?;
@@ -139,24 +169,13 @@ pub fn calibrate(
         progress(Phase::Text, tokens, text);
     })?;
 
-    let bytes: Vec<usize> =
-        candidates.iter().map(|&budget| size.bytes(budget, options.at_length, true)).collect();
-    let heads = losses.len() * losses.first().map_or(0, Vec::len);
-    // Layers that keep their attention to a window take as much in both caches.
-    let kept_bytes = sliding_bytes(model.config(), &size, options.at_length);
-    let dense_bytes = heads * size.dense_bytes(options.at_length) + kept_bytes;
-    let limit = (options.cache_fraction * dense_bytes as f64) as usize;
-    let limit = limit.saturating_sub(kept_bytes);
     let choices: Vec<Choice> = retrieval
         .iter()
         .zip(&losses)
         .flat_map(|(retrieval, losses)| retrieval.iter().zip(losses))
         .map(|(&retrieval, losses)| Choice { retrieval, losses: losses.clone() })
         .collect();
-    let allocation = allocate(&choices, &bytes, limit, options).ok_or_else(|| {
-        let least = heads * bytes[0] + kept_bytes;
-        too_small(least as f64 / dense_bytes as f64, options)
-    })?;
+    let allocation = allocate(&choices, &bytes, limit, options).ok_or_else(too_small)?;
     let reports = reports(choices, &allocation, &candidates, &student);
     let of = |report: &HeadReport| size.bytes(report.budget, options.at_length, true);
     let cache_bytes = reports.iter().map(of).sum::<usize>() + kept_bytes;
@@ -210,14 +229,14 @@ fn refuse_unfit(config: &StillConfig, windows: &[&[u32]]) -> Result<()> {
     Ok(())
 }
 
-/// `least`: what windows and linear states alone take, as a share of the dense cache.
+/// `least`: what is taken whatever the budgets, as a share of the dense cache.
 fn too_small(least: f64, options: &CalibrateOptions) -> TrainError {
     fail(
         format!(
             "a cache of {:.3} of the dense one at {} tokens is too small: windows and linear states alone take {least:.3}",
             options.cache_fraction, options.at_length,
         ),
-        "raise --cache-fraction, or calibrate for a longer context with --at-length",
+        "raise --cache-fraction (in a recipe: calibration.cache_fraction), or calibrate for a longer context with --at-length",
     )
 }
 

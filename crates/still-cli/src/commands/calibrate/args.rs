@@ -22,9 +22,10 @@ pub struct CalibrateArgs {
     /// The teacher, the text and the attention that is calibrated.
     #[command(flatten)]
     training: TrainingArgs,
-    /// Bytes to spend, as a share of the dense cache with 16-bit rows
-    #[arg(long, value_name = "SHARE", default_value_t = 0.2, value_parser = share)]
-    cache_fraction: f64,
+    /// Bytes to spend, as a share of the dense cache with 16-bit rows [default: 0.2; where layers keep a sliding window, 0.2 of
+    /// what the others take, and that window]
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    cache_fraction: Option<f64>,
     /// Tokens of context at which that share holds, windows and linear states included
     #[arg(long, value_name = "N", default_value_t = 8192, value_parser = whole(1, TOKENS))]
     at_length: usize,
@@ -56,6 +57,8 @@ pub struct Settings {
     pub calibration: CalibrationRecipe,
     /// Tokens of text to read.
     pub tokens: usize,
+    /// The usual one if it is not given.
+    pub cache_fraction: Option<f64>,
     pub options: CalibrateOptions,
     pub out: Option<PathBuf>,
     pub html: Option<PathBuf>,
@@ -74,8 +77,8 @@ impl CalibrateArgs {
         Ok(Settings {
             calibration: CalibrationRecipe { window: self.window, ..recipe.calibration.clone() },
             tokens: self.tokens,
+            cache_fraction: self.cache_fraction,
             options: CalibrateOptions {
-                cache_fraction: self.cache_fraction,
                 at_length: self.at_length,
                 seed: recipe.seed,
                 ..CalibrateOptions::default()

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use still_model::files::write_file;
-use still_train::{Calibration, HeadReport, TokenCache, Windows};
+use still_train::{CalibrateOptions, Calibration, HeadReport, TokenCache, Windows};
 
 pub use self::args::CalibrateArgs;
 use self::args::Settings;
@@ -34,7 +34,11 @@ pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
     let cache = TokenCache::user()?;
     let text = Windows::read(&settings.inputs.data, &model.tokenizer, &data, recipe.seed, &cache)?
         .first_tokens(settings.tokens);
-    let found = calibrate(&model, &recipe.attention, &text, &settings.options, printer)?;
+    let at_length = settings.options.at_length;
+    let usual = || CalibrateOptions::usual_cache_fraction(model.config(), at_length);
+    let cache_fraction = settings.cache_fraction.unwrap_or_else(usual);
+    let options = CalibrateOptions { cache_fraction, ..settings.options };
+    let found = calibrate(&model, &recipe.attention, &text, &options, printer)?;
     if let Some(out) = &settings.out {
         found.budgets.save(out)?;
         printer.step("Saved", out.display());

@@ -8,8 +8,7 @@ use super::text::{DemoText, EVAL_WINDOW};
 use crate::commands::calibration_bars;
 use crate::printer::Printer;
 
-/// The default attention with a budget for every head: [`CalibrateOptions::default`]'s share of the dense cache after as many
-/// tokens as the demo reads.
+/// The default attention with a budget for every head: the usual share of the dense cache after as many tokens as the demo reads.
 ///
 /// # Errors
 /// As [`still_train::calibrate`].
@@ -20,7 +19,9 @@ pub fn calibrate(
     printer: &Printer,
 ) -> anyhow::Result<StillConfig> {
     let recipe = AttentionRecipe::default();
-    let options = CalibrateOptions { at_length: EVAL_WINDOW, seed, ..CalibrateOptions::default() };
+    let cache_fraction = CalibrateOptions::usual_cache_fraction(teacher.config(), EVAL_WINDOW);
+    let usual = CalibrateOptions::default();
+    let options = CalibrateOptions { cache_fraction, at_length: EVAL_WINDOW, seed, ..usual };
     let found =
         calibration_bars::calibrate(teacher, &recipe, &text.calibration, &options, printer)?;
     let whole = found.heads.iter().filter(|head| head.budget == found.budgets.chunk).count();
