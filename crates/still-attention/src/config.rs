@@ -527,6 +527,9 @@ impl HybridConfig {
     }
 }
 
+/// Values of a row that share a scale and an offset in [`RowDtype::Int4`].
+pub(crate) const FOUR_BIT_GROUP: usize = 32;
+
 /// How the exact rows of K and V are stored in a state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -540,11 +543,14 @@ pub enum RowDtype {
     F16,
     /// 1 byte a value and 4 a row for its scale. A hybrid state's window stays bf16: only what is kept is 8-bit.
     Int8,
+    /// Half a byte a value, and 4 bytes for each 32 values of a row: a scale and an offset in f16. A hybrid state's window stays
+    /// bf16.
+    Int4,
 }
 
 impl RowDtype {
     /// Every format.
-    pub const ALL: [Self; 4] = [Self::F32, Self::Bf16, Self::F16, Self::Int8];
+    pub const ALL: [Self; 5] = [Self::F32, Self::Bf16, Self::F16, Self::Int8, Self::Int4];
 
     /// As in files and on the command line.
     pub fn name(self) -> &'static str {
@@ -553,22 +559,24 @@ impl RowDtype {
             Self::Bf16 => "bf16",
             Self::F16 => "f16",
             Self::Int8 => "int8",
+            Self::Int4 => "int4",
         }
     }
 
-    /// Bytes of one stored value, a row's scale aside.
-    pub fn bytes(self) -> usize {
+    /// Bytes of a row of `width` values, its scales among them.
+    pub fn row_bytes(self, width: usize) -> usize {
         match self {
-            Self::F32 => 4,
-            Self::Bf16 | Self::F16 => 2,
-            Self::Int8 => 1,
+            Self::F32 => 4 * width,
+            Self::Bf16 | Self::F16 => 2 * width,
+            Self::Int8 => width + size_of::<f32>(),
+            Self::Int4 => width.div_ceil(2) + width.div_ceil(FOUR_BIT_GROUP) * 2 * size_of::<u16>(),
         }
     }
 
     /// How a hybrid state stores its window's rows.
     pub fn window(self) -> Self {
         match self {
-            Self::Int8 => Self::Bf16,
+            Self::Int8 | Self::Int4 => Self::Bf16,
             other => other,
         }
     }

@@ -30,7 +30,7 @@ impl HeadSize {
         let absorbed = retired * chunk - salient;
         let store = |count: usize, rows: RowDtype| {
             let keys = count.next_multiple_of(TILE);
-            (keys + count) * row_bytes(head_dim, rows)
+            (keys + count) * rows.row_bytes(head_dim)
         };
         let exact = store(2 * chunk, rows.window()) + store(salient, rows);
         let state = (2 * feature_dim * head_dim + 2 * feature_dim) * size_of::<f32>();
@@ -46,17 +46,11 @@ impl HeadSize {
     /// [`SlidingKvCache`](crate::SlidingKvCache) counts them.
     pub fn sliding_bytes(&self, window: usize, tokens: usize) -> usize {
         let rows = tokens.min(window);
-        (rows.next_multiple_of(TILE) + rows) * row_bytes(self.head_dim, self.rows)
+        (rows.next_multiple_of(TILE) + rows) * self.rows.row_bytes(self.head_dim)
     }
 
     /// Bytes of the same head's dense cache with 16-bit rows.
     pub fn dense_bytes(&self, tokens: usize) -> usize {
-        2 * tokens * row_bytes(self.head_dim, RowDtype::Bf16)
+        2 * tokens * RowDtype::Bf16.row_bytes(self.head_dim)
     }
-}
-
-/// Bytes of one row of K or V.
-fn row_bytes(head_dim: usize, rows: RowDtype) -> usize {
-    let scale = if rows == RowDtype::Int8 { size_of::<f32>() } else { 0 };
-    head_dim * rows.bytes() + scale
 }

@@ -115,7 +115,7 @@ fn same_selection(
     input.k.iter_mut().for_each(|k| {
         *k = match rows {
             RowDtype::F32 => *k,
-            RowDtype::Bf16 | RowDtype::Int8 => half::bf16::from_f64(*k).to_f64(),
+            RowDtype::Bf16 | RowDtype::Int8 | RowDtype::Int4 => half::bf16::from_f64(*k).to_f64(),
             RowDtype::F16 => half::f16::from_f64(*k).to_f64(),
         }
     });
@@ -164,6 +164,7 @@ proptest! {
         seed: u64,
         rows in prop_oneof![
             Just(RowDtype::F32), Just(RowDtype::Bf16), Just(RowDtype::F16), Just(RowDtype::Int8),
+            Just(RowDtype::Int4),
         ],
     ) {
         let input = random_input(GEOMETRY, &config, tokens, seed);
@@ -402,7 +403,12 @@ fn narrow_rows_stay_within_their_rounding() {
     let input = random_input(GEOMETRY, &config, 200, 11);
     let (exact, exact_state) = run_state(&input, &config, &[], RowDtype::F32);
     let mut sizes = Vec::new();
-    for (rows, bound) in [(RowDtype::F16, 1e-3), (RowDtype::Bf16, 5e-3), (RowDtype::Int8, 1e-2)] {
+    for (rows, bound) in [
+        (RowDtype::F16, 1e-3),
+        (RowDtype::Bf16, 5e-3),
+        (RowDtype::Int8, 1e-2),
+        (RowDtype::Int4, 1.5e-1),
+    ] {
         let (rounded, state) = run_state(&input, &config, &[], rows);
         for head in 0..2 {
             let (a, b) = (exact_state.salient_positions(0, head), state.salient_positions(0, head));
@@ -412,7 +418,7 @@ fn narrow_rows_stay_within_their_rounding() {
         assert!(error > 0.0 && error < bound, "{rows:?}: {error:e}");
         sizes.push(state.size_bytes());
     }
-    assert!(sizes[0] == sizes[1] && sizes[2] < sizes[1], "{sizes:?}");
+    assert!(sizes[0] == sizes[1] && sizes[2] < sizes[1] && sizes[3] < sizes[2], "{sizes:?}");
 }
 
 #[test]
@@ -421,5 +427,5 @@ fn row_formats_are_found_by_their_names() {
         assert_eq!(rows.to_string().parse::<RowDtype>().unwrap(), rows);
     }
     let told = "f64".parse::<RowDtype>().unwrap_err().to_string();
-    assert!(told.contains("\"f64\"") && told.contains("f32, bf16, f16, int8"), "{told}");
+    assert!(told.contains("\"f64\"") && told.contains("f32, bf16, f16, int8, int4"), "{told}");
 }

@@ -26,7 +26,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let tokens = model.tokenizer.encode(&std::fs::read_to_string(text)?, false)?;
 
     let mut exact = None;
-    for rows in [RowDtype::F32, RowDtype::Bf16, RowDtype::F16, RowDtype::Int8] {
+    for rows in RowDtype::ALL {
         let nll = evaluate_windows(&model, &tokens, WINDOW, windows, rows, &|_| {})?;
         let exact = exact.get_or_insert_with(|| nll.clone());
         let loss = PairedBootstrap::default().difference(&nll, exact)?;

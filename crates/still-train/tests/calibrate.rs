@@ -101,9 +101,12 @@ fn the_usual_share_leaves_room_for_windows() {
 fn sizes_are_known_beforehand() {
     let model = model();
     let config = model.config();
-    for (budget, cap, rows) in
-        [(0, None, RowDtype::F32), (3, None, RowDtype::Int8), (8, Some(20), RowDtype::Bf16)]
-    {
+    for (budget, cap, rows) in [
+        (0, None, RowDtype::F32),
+        (3, None, RowDtype::Int8),
+        (2, None, RowDtype::Int4),
+        (8, Some(20), RowDtype::Bf16),
+    ] {
         let mut still = StillConfig::uniform(2, config.geometry(), CHUNK, budget);
         still.cap = cap;
         let student = Student::init(still, config, Default::default(), 0).unwrap();

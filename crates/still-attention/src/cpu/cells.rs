@@ -89,7 +89,7 @@ pub(crate) fn round_to_bf16<T: Real>(x: T) -> T {
 }
 
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct F16(f16);
+pub(crate) struct F16(pub(super) f16);
 
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Int8(i8);
@@ -125,18 +125,18 @@ pub(crate) use each;
 
 impl<T: Real> Cells<T> {
     /// `RowDtype::F32` keeps the kernel's own type.
+    ///
+    /// # Panics
+    /// If the format codes groups of values, not each.
     pub fn new(dtype: RowDtype) -> Self {
         let values = match dtype {
             RowDtype::F32 => Values::Native(Vec::new()),
             RowDtype::Bf16 => Values::Bf16(Vec::new()),
             RowDtype::F16 => Values::F16(Vec::new()),
             RowDtype::Int8 => Values::Int8(Vec::new()),
+            RowDtype::Int4 => unreachable!("4-bit rows are a store of their own"),
         };
         Self { values, scales: Vec::new() }
-    }
-
-    pub fn len(&self) -> usize {
-        each!(&self.values, v => v.len())
     }
 
     pub fn size_bytes(&self) -> usize {
@@ -155,13 +155,6 @@ impl<T: Real> Cells<T> {
         if let Values::Int8(_) = self.values {
             self.scales.resize(rows, T::zero());
         }
-    }
-
-    /// Room for so many values and rows in all, touched so that the system has given the memory.
-    pub fn reserve(&mut self, values: usize, rows: usize) {
-        let (had, had_rows) = (self.len(), self.scales.len());
-        self.resize(values.max(had), rows.max(had_rows));
-        self.resize(had, had_rows);
     }
 
     /// What row `index` is multiplied by when it is widened.

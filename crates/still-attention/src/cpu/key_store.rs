@@ -4,8 +4,8 @@
 
 use std::ops::Range;
 
-use super::cells::{Bf16, Cell, Values, each};
-use super::store::Store;
+use super::cells::{Bf16, Cell, Cells, Values, each};
+use super::store::{Coded, Store};
 use still_compute::Real;
 use still_compute::vector::prefetch;
 
@@ -22,15 +22,27 @@ impl<T: Real> KeyStore<T> {
         if range.is_empty() {
             return scratch;
         }
-        each!(&self.cells.values, v => T::vectorize(
-            #[inline(always)]
-            || self.transpose(v, range, scratch),
-        ));
+        match &self.coded {
+            Coded::Cells(cells) => each!(&cells.values, v => T::vectorize(
+                #[inline(always)]
+                || self.transpose(v, cells.scales(), range, scratch),
+            )),
+            Coded::FourBit(codes) => T::vectorize(
+                #[inline(always)]
+                || codes.transpose(range, scratch),
+            ),
+        }
         scratch
     }
 
     #[inline(always)]
-    fn transpose<C: Cell<T>>(&self, values: &[C], range: Range<usize>, out: &mut [T]) {
+    fn transpose<C: Cell<T>>(
+        &self,
+        values: &[C],
+        scales: Option<&[T]>,
+        range: Range<usize>,
+        out: &mut [T],
+    ) {
         let count = range.len();
         let mut row = range.start;
         while row < range.end {
@@ -53,7 +65,7 @@ impl<T: Real> KeyStore<T> {
             }
             row += rows;
         }
-        if let Some(scales) = self.cells.scales() {
+        if let Some(scales) = scales {
             let scales = &scales[range];
             for out in out.chunks_exact_mut(count) {
                 out.iter_mut().zip(scales).for_each(|(x, &scale)| *x *= scale);
@@ -63,7 +75,7 @@ impl<T: Real> KeyStore<T> {
 
     /// Whether keys are bf16.
     pub fn is_bf16(&self) -> bool {
-        matches!(self.cells.values, Values::Bf16(_))
+        matches!(&self.coded, Coded::Cells(Cells { values: Values::Bf16(_), .. }))
     }
 
     /// The tiles of the first `rows` rows with channels in pairs, in `scratch`: line `i` of a tile has channels `2i` (low
@@ -73,7 +85,9 @@ impl<T: Real> KeyStore<T> {
         rows: usize,
         scratch: &'a mut Vec<[u32; TILE]>,
     ) -> Option<&'a [[u32; TILE]]> {
-        let Values::Bf16(values) = &self.cells.values else { return None };
+        let Coded::Cells(Cells { values: Values::Bf16(values), .. }) = &self.coded else {
+            return None;
+        };
         let lines = self.width.div_ceil(2);
         scratch.resize(rows.div_ceil(TILE) * lines, [0; TILE]);
         T::vectorize(
@@ -103,39 +117,60 @@ impl<T: Real> KeyStore<T> {
         if range.is_empty() {
             return;
         }
-        each!(&self.cells.values, v => T::vectorize(
-            #[inline(always)]
-            || {
-                let mut rest = q;
-                let mut out = out;
-                while !rest.is_empty() {
-                    let queries = (rest.len() / self.width).min(4);
-                    let (now, later) = rest.split_at(queries * self.width);
-                    match queries {
-                        4 => self.small_batch_dots::<_, 4>(v, range.clone(), now, out, stride),
-                        3 => self.small_batch_dots::<_, 3>(v, range.clone(), now, out, stride),
-                        2 => self.small_batch_dots::<_, 2>(v, range.clone(), now, out, stride),
-                        _ => self.small_batch_dots::<_, 1>(v, range.clone(), now, out, stride),
-                    }
-                    rest = later;
-                    if !rest.is_empty() {
-                        out = &mut out[queries * stride..];
-                    }
-                }
-            },
-        ));
-    }
-
-    #[inline(always)]
-    fn small_batch_dots<C: Cell<T>, const N: usize>(
-        &self,
-        values: &[C],
-        range: Range<usize>,
-        q: &[T],
-        out: &mut [T],
-        stride: usize,
-    ) {
         let width = self.width;
+        match &self.coded {
+            Coded::Cells(cells) => each!(&cells.values, v => {
+                let keys = Tiled { values: v, width, scales: cells.scales() };
+                in_fours(&keys, width, range, q, out, stride);
+            }),
+            Coded::FourBit(codes) => in_fours(codes, width, range, q, out, stride),
+        }
+    }
+}
+
+/// Tiled keys that a small batch of queries is multiplied with.
+pub(super) trait SmallBatchDots<T> {
+    /// Products of the queries `q` `[N, width]` with rows `range`, into the first values of each row of `out`, rows of `stride`.
+    fn dots<const N: usize>(&self, range: Range<usize>, q: &[T], out: &mut [T], stride: usize);
+}
+
+/// Up to four queries at a time.
+fn in_fours<T: Real>(
+    keys: &impl SmallBatchDots<T>,
+    width: usize,
+    range: Range<usize>,
+    q: &[T],
+    out: &mut [T],
+    stride: usize,
+) {
+    T::vectorize(
+        #[inline(always)]
+        || {
+            for (i, q) in q.chunks(4 * width).enumerate() {
+                let out = &mut out[4 * i * stride..];
+                match q.len() / width {
+                    4 => keys.dots::<4>(range.clone(), q, out, stride),
+                    3 => keys.dots::<3>(range.clone(), q, out, stride),
+                    2 => keys.dots::<2>(range.clone(), q, out, stride),
+                    _ => keys.dots::<1>(range.clone(), q, out, stride),
+                }
+            }
+        },
+    );
+}
+
+/// Keys whose values are coded one by one.
+struct Tiled<'a, T, C> {
+    values: &'a [C],
+    width: usize,
+    /// By row, if rows are scaled.
+    scales: Option<&'a [T]>,
+}
+
+impl<T: Real, C: Cell<T>> SmallBatchDots<T> for Tiled<'_, T, C> {
+    #[inline(always)]
+    fn dots<const N: usize>(&self, range: Range<usize>, q: &[T], out: &mut [T], stride: usize) {
+        let Self { values, width, scales } = *self;
         let q: [&[T]; N] = std::array::from_fn(|n| &q[n * width..(n + 1) * width]);
         for tile in range.start / TILE..range.end.div_ceil(TILE) {
             let lines =
@@ -173,7 +208,7 @@ impl<T: Real> KeyStore<T> {
                     total[lane] = sums[n][0][lane] + sums[n][1][lane];
                 }
                 let out = &mut out[n * stride + first - range.start..][..rows];
-                match self.cells.scales() {
+                match scales {
                     Some(scales) => {
                         let products = total[lane..].iter().zip(&scales[first..]);
                         out.iter_mut().zip(products).for_each(|(to, (&x, &scale))| *to = x * scale);
@@ -273,7 +308,7 @@ mod tests {
 
     #[test]
     fn every_dtype_multiplies_what_it_gives_back() {
-        for dtype in [RowDtype::F32, RowDtype::Bf16, RowDtype::F16, RowDtype::Int8] {
+        for dtype in RowDtype::ALL {
             let mut store = KeyStore::new(64, dtype);
             store.extend(&rows(37, 64, 3));
             let q = rows(3, 64, 4);
@@ -285,12 +320,44 @@ mod tests {
                 let mut values = Vec::new();
                 store.append_row(row, &mut values);
                 for (c, &value) in values.iter().enumerate() {
-                    assert_eq!(transposed[c * 37 + row], value);
+                    assert_eq!(transposed[c * 37 + row], value, "{dtype:?}");
                 }
                 for n in 0..3 {
                     let q = &q[n * 64..(n + 1) * 64];
                     let dot: f32 = q.iter().zip(&values).map(|(a, b)| a * b).sum();
                     assert!((out[n * 37 + row] - dot).abs() < 2e-5, "{dtype:?}");
+                }
+            }
+        }
+    }
+    #[test]
+    fn four_bit_keys_of_any_width_multiply_what_they_give_back() {
+        for width in [1, 5, 40, 80, 128] {
+            let mut store = KeyStore::new(width, RowDtype::Int4);
+            store.extend(&rows(53, width, 5));
+            store.swap_remove(7);
+            store.swap_remove(0);
+            for range in [0..51, 0..0, 7..9, 5..40, 16..32, 50..51] {
+                let count = range.len();
+                let mut scratch = Vec::new();
+                let transposed = store.transposed(range.clone(), &mut scratch).to_vec();
+                for queries in 1..=9 {
+                    let (q, stride) = (rows(queries, width, 6), count + 3);
+                    let mut out = vec![f32::NAN; queries * stride];
+                    store.dots(range.clone(), &q, &mut out, stride);
+                    for (n, q) in q.chunks_exact(width).enumerate() {
+                        for (i, row) in range.clone().enumerate() {
+                            let mut values: Vec<f32> = Vec::new();
+                            store.append_row(row, &mut values);
+                            let dot: f32 = q.iter().zip(&values).map(|(a, b)| a * b).sum();
+                            assert!((out[n * stride + i] - dot).abs() < 5e-5, "{width}");
+                            for (c, &value) in values.iter().enumerate() {
+                                assert_eq!(transposed[c * count + i], value);
+                            }
+                        }
+                        let padding = &out[n * stride + count..(n + 1) * stride];
+                        assert!(padding.iter().all(|x| x.is_nan()));
+                    }
                 }
             }
         }

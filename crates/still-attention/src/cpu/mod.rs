@@ -20,6 +20,7 @@
 //! | `sliding` | attention to a window of the last tokens |
 //! | `backward`, `query_rows_backward`, `linear_only_backward` | gradients of the files of these names |
 //! | `store`, `cells` | stored rows: layout, saving, and how each type is coded |
+//! | `four_bit` | stored rows in 4 bits a value, with their kernels |
 //! | `key_store`, `rows` | what is computed with stored keys, and with stored values |
 //! | `weighted_sum` | products of a small batch with stored rows |
 
@@ -28,6 +29,7 @@ pub(crate) mod call;
 pub(crate) mod cells;
 pub(crate) mod feature_map;
 pub(crate) mod forward;
+mod four_bit;
 mod gradients;
 pub(crate) mod head_input;
 pub(crate) mod head_state;

@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use super::cells::{Cell, Values, each};
-use super::store::Store;
+use super::cells::{Cell, Cells, Values, each};
+use super::store::{Coded, Store};
 use super::weighted_sum::{Summed, add_weighted};
 use still_compute::Real;
 use still_compute::matmul::Mat;
@@ -39,23 +39,31 @@ pub(crate) type RowStore<T> = Store<T, 1>;
 impl<T: Real> RowStore<T> {
     /// Whether [`RowStore::read`] borrows.
     pub fn is_native(&self) -> bool {
-        matches!(self.cells.values, Values::Native(_))
+        matches!(&self.coded, Coded::Cells(Cells { values: Values::Native(_), .. }))
     }
 
     /// Rows `range` in the kernel's type: borrowed if stored so, else widened into `scratch`.
     pub fn read<'a>(&'a self, range: Range<usize>, scratch: &'a mut Vec<T>) -> &'a [T] {
         let span = range.start * self.width..range.end * self.width;
-        if let Values::Native(v) = &self.cells.values {
-            return &v[span];
-        }
         scratch.resize(span.len(), T::nan());
-        each!(&self.cells.values, v => T::vectorize(
+        let cells = match &self.coded {
+            Coded::Cells(Cells { values: Values::Native(v), .. }) => return &v[span],
+            Coded::Cells(cells) => cells,
+            Coded::FourBit(codes) => {
+                T::vectorize(
+                    #[inline(always)]
+                    || codes.read(range, scratch),
+                );
+                return scratch;
+            }
+        };
+        each!(&cells.values, v => T::vectorize(
             #[inline(always)]
             || {
                 for (to, from) in scratch.iter_mut().zip(&v[span]) {
                     *to = from.widen();
                 }
-                if let Some(scales) = self.cells.scales() {
+                if let Some(scales) = cells.scales() {
                     let rows = scratch.chunks_exact_mut(self.width);
                     for (row, &scale) in rows.zip(&scales[range]) {
                         row.iter_mut().for_each(|x| *x *= scale);
@@ -69,10 +77,17 @@ impl<T: Real> RowStore<T> {
     /// Adds to each row of `out`, `[n, width]`, the rows `range` times its weights, rows of `stride` in `weights`.
     #[inline(never)]
     pub fn add_weighted(&self, range: Range<usize>, weights: &[T], stride: usize, out: &mut [T]) {
-        let (width, scales) = (self.width, self.cells.scales());
-        each!(&self.cells.values, v => {
-            add_weighted(Summed { values: v, width, range, scales }, weights, stride, out, width);
-        });
+        let width = self.width;
+        match &self.coded {
+            Coded::Cells(cells) => each!(&cells.values, v => {
+                let summed = Summed { values: v, width, range, scales: cells.scales() };
+                add_weighted(summed, weights, stride, out, width);
+            }),
+            Coded::FourBit(codes) => T::vectorize(
+                #[inline(always)]
+                || codes.add_weighted(range, weights, stride, out),
+            ),
+        }
     }
 }
 
@@ -83,9 +98,15 @@ mod tests {
 
     #[test]
     fn weighted_sums_are_those_of_the_rows_given_back() {
-        for (dtype, width) in
-            [(RowDtype::F32, 80), (RowDtype::Bf16, 64), (RowDtype::F16, 5), (RowDtype::Int8, 96)]
-        {
+        for (dtype, width) in [
+            (RowDtype::F32, 80),
+            (RowDtype::Bf16, 64),
+            (RowDtype::F16, 5),
+            (RowDtype::Int8, 96),
+            (RowDtype::Int4, 64),
+            (RowDtype::Int4, 96),
+            (RowDtype::Int4, 37),
+        ] {
             let value = |i: usize| ((i * 7919) as f32 * 0.618).sin();
             let mut store = RowStore::<f32>::new(width, dtype);
             store.extend(&(0..150 * width).map(value).collect::<Vec<_>>());

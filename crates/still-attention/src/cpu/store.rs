@@ -4,6 +4,7 @@ use candle_core::{Device, Tensor};
 use still_compute::Real;
 
 use super::cells::{Cell, Cells, each};
+use super::four_bit::FourBit;
 use crate::Result;
 use crate::config::RowDtype;
 use crate::saved_state::SavedState;
@@ -14,13 +15,24 @@ use crate::saved_state::SavedState;
 pub(crate) struct Store<T, const TILE: usize> {
     pub(super) width: usize,
     rows: usize,
-    pub(super) cells: Cells<T>,
+    pub(super) coded: Coded<T, TILE>,
+}
+
+/// How a store's values are coded: each by itself, or in groups.
+#[derive(Clone, Debug)]
+pub(super) enum Coded<T, const TILE: usize> {
+    Cells(Cells<T>),
+    FourBit(FourBit<TILE>),
 }
 
 impl<T: Real, const TILE: usize> Store<T, TILE> {
     /// An empty store of rows of `width` channels; `RowDtype::F32` keeps the kernel's own type.
     pub fn new(width: usize, dtype: RowDtype) -> Self {
-        Self { width, rows: 0, cells: Cells::new(dtype) }
+        let coded = match dtype {
+            RowDtype::Int4 => Coded::FourBit(FourBit::new(width)),
+            _ => Coded::Cells(Cells::new(dtype)),
+        };
+        Self { width, rows: 0, coded }
     }
 
     /// A store of `rows` zero rows.
@@ -31,9 +43,16 @@ impl<T: Real, const TILE: usize> Store<T, TILE> {
     }
 
     fn resize(&mut self, rows: usize) {
-        let whole = rows.next_multiple_of(TILE);
-        self.cells.resize(whole * self.width, whole);
+        self.resize_memory(rows);
         self.rows = rows;
+    }
+
+    fn resize_memory(&mut self, rows: usize) {
+        let whole = rows.next_multiple_of(TILE);
+        match &mut self.coded {
+            Coded::Cells(cells) => cells.resize(whole * self.width, whole),
+            Coded::FourBit(codes) => codes.resize(whole),
+        }
     }
 
     pub fn len(&self) -> usize {
@@ -45,7 +64,10 @@ impl<T: Real, const TILE: usize> Store<T, TILE> {
     }
 
     pub fn size_bytes(&self) -> usize {
-        self.cells.size_bytes()
+        match &self.coded {
+            Coded::Cells(cells) => cells.size_bytes(),
+            Coded::FourBit(codes) => codes.size_bytes(),
+        }
     }
 
     /// Where the channels of row `index` begin; they are `TILE` values apart.
@@ -56,9 +78,13 @@ impl<T: Real, const TILE: usize> Store<T, TILE> {
     /// Overwrites row `index`.
     pub fn set(&mut self, index: usize, row: &[T]) {
         debug_assert_eq!(row.len(), self.width);
-        let scale = self.cells.prepare(index, row);
         let start = self.start(index);
-        each!(&mut self.cells.values, v => {
+        let cells = match &mut self.coded {
+            Coded::Cells(cells) => cells,
+            Coded::FourBit(codes) => return codes.set(index, row),
+        };
+        let scale = cells.prepare(index, row);
+        each!(&mut cells.values, v => {
             for (line, &x) in v[start..].chunks_mut(TILE).zip(row) {
                 line[0] = Cell::<T>::narrow(x * scale);
             }
@@ -67,8 +93,9 @@ impl<T: Real, const TILE: usize> Store<T, TILE> {
 
     /// Makes room for so many more rows now, so that appending them does not.
     pub fn reserve(&mut self, rows: usize) {
-        let rows = (self.rows + rows).next_multiple_of(TILE);
-        self.cells.reserve(rows * self.width, rows);
+        // Touched, so that the system has given the memory.
+        self.resize_memory(self.rows + rows);
+        self.resize_memory(self.rows);
     }
 
     /// Appends one row.
@@ -86,12 +113,17 @@ impl<T: Real, const TILE: usize> Store<T, TILE> {
     pub fn swap_remove(&mut self, index: usize) {
         let last = self.rows - 1;
         let (from, to) = (self.start(last), self.start(index));
-        each!(&mut self.cells.values, v => {
-            for channel in 0..self.width {
-                v[to + channel * TILE] = v[from + channel * TILE];
+        match &mut self.coded {
+            Coded::Cells(cells) => {
+                each!(&mut cells.values, v => {
+                    for channel in 0..self.width {
+                        v[to + channel * TILE] = v[from + channel * TILE];
+                    }
+                });
+                cells.move_scale(last, index);
             }
-        });
-        self.cells.move_scale(last, index);
+            Coded::FourBit(codes) => codes.copy_row(last, index),
+        }
         self.resize(last);
     }
 
@@ -104,9 +136,13 @@ impl<T: Real, const TILE: usize> Store<T, TILE> {
 
     /// Row `index`, appended to `out`.
     pub fn append_row(&self, index: usize, out: &mut Vec<T>) {
-        let scale = self.cells.scale(index);
+        let cells = match &self.coded {
+            Coded::Cells(cells) => cells,
+            Coded::FourBit(codes) => return codes.append_row(index, out),
+        };
+        let scale = cells.scale(index);
         let start = self.start(index);
-        each!(&self.cells.values, v => {
+        each!(&cells.values, v => {
             let lines = v[start..].chunks(TILE).take(self.width);
             out.extend(lines.map(|line| Cell::<T>::widen(line[0]) * scale));
         });
@@ -120,8 +156,12 @@ impl<T: Real, const TILE: usize> Store<T, TILE> {
 
     /// Puts the rows among a state's tensors.
     pub fn save(&self, state: &mut SavedState, part: usize, name: &str) -> Result<()> {
-        state.put(part, name, self.cells.saved(self.places(), (self.rows, self.width))?);
-        if let Some(scales) = self.cells.scales() {
+        let cells = match &self.coded {
+            Coded::Cells(cells) => cells,
+            Coded::FourBit(codes) => return codes.save(state, part, name, self.rows),
+        };
+        state.put(part, name, cells.saved(self.places(), (self.rows, self.width))?);
+        if let Some(scales) = cells.scales() {
             let scales = Tensor::from_slice(&scales[..self.rows], self.rows, &Device::Cpu)?;
             state.put(part, &scale(name), scales);
         }
@@ -136,14 +176,22 @@ impl<T: Real, const TILE: usize> Store<T, TILE> {
         name: &str,
         rows: Option<usize>,
     ) -> Result<()> {
-        let shape = [rows, Some(self.width)];
-        let saved = state.take(part, name, self.cells.saved_dtype(), &shape)?;
+        let dtype = match &mut self.coded {
+            Coded::Cells(cells) => cells.saved_dtype(),
+            Coded::FourBit(codes) => {
+                self.rows = codes.restore(state, part, name, rows)?;
+                return Ok(());
+            }
+        };
+        let saved = state.take(part, name, dtype, &[rows, Some(self.width)])?;
         self.resize(saved.dim(0)?);
         let places: Vec<usize> = self.places().collect();
-        self.cells.restore(places.into_iter(), &saved)?;
-        if self.cells.scales().is_some() {
-            let scales = state.take(part, &scale(name), T::DTYPE, &[Some(self.rows)])?;
-            self.cells.restore_scales(&scales.to_vec1()?);
+        if let Coded::Cells(cells) = &mut self.coded {
+            cells.restore(places.into_iter(), &saved)?;
+            if cells.scales().is_some() {
+                let scales = state.take(part, &scale(name), T::DTYPE, &[Some(self.rows)])?;
+                cells.restore_scales(&scales.to_vec1()?);
+            }
         }
         Ok(())
     }

@@ -18,28 +18,29 @@ pub(super) fn exact_terms(
     t: usize,
     salient: &[usize],
 ) -> (Vec<f64>, f64) {
-    let keys = visible(head, t, salient);
+    let rows = visible(head, t, salient);
     let (query, scale) = (head.query(h, t), head.logit_scale());
-    let logits: Vec<f64> = keys.iter().map(|&j| logit(query, head.key(j), scale)).collect();
+    let logits: Vec<f64> = rows.iter().map(|(key, _)| logit(query, key, scale)).collect();
     let m = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let factor = window_factor(head, h);
     let mut numerator = vec![0.0; head.input.geometry.head_dim];
     let mut denominator = 0.0;
-    for (&j, logit) in keys.iter().zip(&logits) {
+    for ((_, value), logit) in rows.iter().zip(&logits) {
         let e = factor * (logit - m).exp();
         denominator += e;
-        numerator.iter_mut().zip(head.value(j)).for_each(|(o, v)| *o += e * v);
+        numerator.iter_mut().zip(*value).for_each(|(o, v)| *o += e * v);
     }
     (numerator, denominator)
 }
 
-/// The tokens that `t` sees, under the branch switches.
-fn visible(head: &Head<'_>, t: usize, salient: &[usize]) -> Vec<usize> {
+/// Key and value of the tokens that `t` sees, under the branch switches.
+fn visible<'a>(head: &Head<'a>, t: usize, salient: &[usize]) -> Vec<(&'a [f64], &'a [f64])> {
     let branches = head.config.branches;
-    let mut keys = if branches.salient { salient.to_vec() } else { Vec::new() };
+    let salient = if branches.salient { salient } else { &[] };
     let previous = (t / head.config.chunk).saturating_sub(1) * head.config.chunk;
-    keys.extend(if branches.window { previous..=t } else { t..=t });
-    keys
+    let window = if branches.window { previous..=t } else { t..=t };
+    let kept = salient.iter().map(|&j| (head.kept_key(j), head.kept_value(j)));
+    kept.chain(window.map(|j| (head.key(j), head.value(j)))).collect()
 }
 
 /// `sigmoid(w_h)` (LoLCATs).

@@ -9,15 +9,21 @@ use crate::config::HybridConfig;
 /// One selection head of a sequence: the KV head that it reads, and the query heads that share it.
 pub(super) struct Head<'a> {
     pub input: &'a Input,
+    /// The same with rows as a state gives them back that has kept them.
+    pub kept: &'a Input,
     pub config: &'a HybridConfig,
     pub index: usize,
 }
 
 impl<'a> Head<'a> {
     /// The selection heads, in order.
-    pub fn all(input: &'a Input, config: &'a HybridConfig) -> impl Iterator<Item = Self> {
+    pub fn all(
+        input: &'a Input,
+        kept: &'a Input,
+        config: &'a HybridConfig,
+    ) -> impl Iterator<Item = Self> {
         let heads = input.geometry.selection_heads(config.selection_head);
-        (0..heads).map(move |index| Self { input, config, index })
+        (0..heads).map(move |index| Self { input, kept, config, index })
     }
 
     fn count(&self) -> usize {
@@ -70,6 +76,16 @@ impl<'a> Head<'a> {
         self.row(&self.input.v, self.kv_head(), t)
     }
 
+    /// `k_t` of a salient token.
+    pub fn kept_key(&self, t: usize) -> &'a [f64] {
+        self.row(&self.kept.k, self.kv_head(), t)
+    }
+
+    /// `v_t` of a salient token.
+    pub fn kept_value(&self, t: usize) -> &'a [f64] {
+        self.row(&self.kept.v, self.kv_head(), t)
+    }
+
     /// What `q·k` is multiplied by in logits.
     pub fn logit_scale(&self) -> f64 {
         let root = (self.input.geometry.head_dim as f64).sqrt();
@@ -81,9 +97,9 @@ impl<'a> Head<'a> {
         self.phi(self.query(h, t), &self.input.feature_map_q, &self.input.householder_q, h)
     }
 
-    /// `φ_k(k_t)`, `[2F]`.
-    pub fn phi_k(&self, t: usize) -> Vec<f64> {
-        self.phi(self.key(t), &self.input.feature_map_k, &self.input.householder_k, self.index)
+    /// `φ_k(k)`, `[2F]`.
+    pub fn phi_k(&self, k: &[f64]) -> Vec<f64> {
+        self.phi(k, &self.input.feature_map_k, &self.input.householder_k, self.index)
     }
 
     fn phi(&self, x: &[f64], w: &[f64], householder: &Option<Vec<f64>>, head: usize) -> Vec<f64> {

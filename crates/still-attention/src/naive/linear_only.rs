@@ -14,8 +14,8 @@ use crate::config::{HybridConfig, MIN_DENOMINATOR};
 pub(super) fn attention(input: &Input, config: &HybridConfig) -> Output {
     let (n, d) = (input.tokens, input.geometry.head_dim);
     let mut output = Output::new(input, config);
-    for head in Head::all(input, config) {
-        let phi_k: Vec<Vec<f64>> = (0..n).map(|j| head.phi_k(j)).collect();
+    for head in Head::all(input, input, config) {
+        let phi_k: Vec<Vec<f64>> = (0..n).map(|j| head.phi_k(head.key(j))).collect();
         for h in head.query_heads() {
             for t in 0..n {
                 let phi = head.phi_q(h, t);

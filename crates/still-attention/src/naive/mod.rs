@@ -10,6 +10,7 @@
 //! | `router` | which score a router gives, and its mean over a group |
 //! | `self_saliency`, `received_attention`, `self_recall` | one router each |
 //! | `retirement` | delayed selection: budget, cap, demotion |
+//! | `kept_rows` | what a state gives back of the rows that it keeps |
 //! | `feature_map` | NP-Map, LoLCATs' map, the Householder reflection |
 //! | `linear_state` | `S`, `z` and `n` |
 //! | `exact_terms` | branch switches and the window factor: the first terms of numerator and denominator |
@@ -23,6 +24,7 @@ mod dense;
 mod exact_terms;
 mod feature_map;
 mod head;
+mod kept_rows;
 mod linear_only;
 mod linear_state;
 mod output;
@@ -36,12 +38,13 @@ mod sums;
 
 pub use dense::dense_attention;
 pub use feature_map::feature_row;
+pub use kept_rows::{kept_key, kept_value};
 pub use received_attention::received_attention;
 pub use self_recall::recall_error;
 pub use self_saliency::self_saliency;
 pub use sliding::sliding_attention;
 
-use crate::config::{HeadGeometry, HybridConfig, Mode, SelectionHead};
+use crate::config::{HeadGeometry, HybridConfig, Mode, RowDtype, SelectionHead};
 use crate::selection::Selection;
 use head::Head;
 use linear_state::LinearState;
@@ -134,11 +137,35 @@ pub fn hybrid_attention(
     config: &HybridConfig,
     selection: Option<&Selection>,
 ) -> Output {
+    attention(input, input, config, selection)
+}
+
+/// The same where a state stores the rows of salient tokens as `rows`. The window's are seen as they come.
+pub fn hybrid_attention_of_rows(
+    input: &Input,
+    config: &HybridConfig,
+    selection: Option<&Selection>,
+    rows: RowDtype,
+) -> Output {
+    let kept = |x: &[f64], row: fn(&[f64], RowDtype) -> Vec<f64>| -> Vec<f64> {
+        x.chunks(input.geometry.head_dim).flat_map(|x| row(x, rows)).collect()
+    };
+    let (k, v) = (kept(&input.k, kept_key), kept(&input.v, kept_value));
+    let kept = Input { k, v, ..input.clone() };
+    attention(input, &kept, config, selection)
+}
+
+fn attention(
+    input: &Input,
+    kept: &Input,
+    config: &HybridConfig,
+    selection: Option<&Selection>,
+) -> Output {
     if config.mode == Mode::LinearOnly {
         return linear_only::attention(input, config);
     }
     let mut output = Output::new(input, config);
-    for head in Head::all(input, config) {
+    for head in Head::all(input, kept, config) {
         debug_assert!(
             config.selection_head == SelectionHead::KvHead || head.query_heads().len() == 1
         );

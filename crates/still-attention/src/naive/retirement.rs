@@ -48,8 +48,10 @@ impl Memory {
         };
         self.salient.sort_unstable();
         if head.config.branches.linear {
+            let first = (chunk - 2) * head.config.chunk;
             for &j in &absorbed {
-                self.state.absorb(&head.phi_k(j), head.value(j));
+                let (key, value) = row(head, j, first);
+                self.state.absorb(&head.phi_k(key), value);
             }
         }
         absorbed
@@ -58,8 +60,8 @@ impl Memory {
     /// Scores salient and arriving tokens by the state as it is.
     fn recall(&mut self, head: &Head<'_>, arriving: &[usize]) {
         for &j in self.salient.iter().chain(arriving) {
-            self.score[j] =
-                recall_error(&head.phi_k(j), &self.state.s, &self.state.z, head.value(j));
+            let (key, value) = row(head, j, arriving[0]);
+            self.score[j] = recall_error(&head.phi_k(key), &self.state.s, &self.state.z, value);
         }
         for &j in arriving {
             self.score_at_retirement[j] = self.score[j];
@@ -87,6 +89,14 @@ impl Memory {
         let (absorbed, salient) = all.partition(|&j| given[j] as usize == chunk);
         self.salient = salient;
         absorbed
+    }
+}
+
+/// Key and value of a token: those that were kept if its chunk retired before the one that begins with token `first`.
+fn row<'a>(head: &Head<'a>, j: usize, first: usize) -> (&'a [f64], &'a [f64]) {
+    match j < first {
+        true => (head.kept_key(j), head.kept_value(j)),
+        false => (head.key(j), head.value(j)),
     }
 }
 

@@ -11,8 +11,8 @@ use crate::errors::user;
 /// How the attention cache stores exact rows.
 #[derive(Clone, Debug, Args)]
 pub struct CacheArgs {
-    /// How the attention cache stores exact keys and values; int8 leaves a student's window in bf16 [default: bf16, of `still
-    /// eval` f32; on CUDA as --compute-dtype]
+    /// How the attention cache stores exact keys and values; int8 and int4 leave a student's window in bf16 [default: bf16, of
+    /// `still eval` f32; on CUDA as --compute-dtype]
     #[arg(long, value_name = "FORMAT", value_parser = one_of(&RowDtype::ALL, RowDtype::name))]
     cache_dtype: Option<RowDtype>,
 }

@@ -82,7 +82,7 @@ fn a_shell_completes_commands_options_and_values() {
         outcome.stdout
     };
     for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
-        for word in ["linearize", "attention", "cache-dtype", "int8"] {
+        for word in ["linearize", "attention", "cache-dtype", "int8", "int4"] {
             assert!(script(shell).contains(word), "no {word} for {shell}");
         }
     }
@@ -106,7 +106,7 @@ fn a_shell_completes_commands_options_and_values() {
     assert!(completed("still bench").contains("model train attention"));
     let options = completed("still bench attention");
     assert!(options.contains("--head-dim") && !options.contains("--new-tokens"), "{options}");
-    assert_eq!(completed("still generate --cache-dtype").trim(), "f32 bf16 f16 int8");
+    assert_eq!(completed("still generate --cache-dtype").trim(), "f32 bf16 f16 int8 int4");
 }
 
 #[test]

@@ -24,7 +24,7 @@ pub struct Counted {
     pub batch: usize,
     /// Bytes of a value of Q, K, V, the output and, while decoding, the maps.
     pub value_bytes: usize,
-    /// Bytes of a value of a state's exact rows.
+    /// Bytes of one of a state's exact rows.
     pub row_bytes: usize,
     /// None: dense causal attention.
     pub hybrid: Option<Hybrid>,
@@ -158,7 +158,7 @@ impl Counted {
         let seen = self.seen(position);
         let token = (2 * h + 2 * k) * d * self.value_bytes;
         // K and V: a row for every earlier key that is seen, and one that is written.
-        let pair = 2 * k * d * self.row_bytes;
+        let pair = 2 * k * self.row_bytes;
         let state = k * 2 * d * (d + 1) * F32;
         let map = d * d * self.value_bytes;
         let mut of_sequence = token + pair * seen.exact;
@@ -187,7 +187,7 @@ mod tests {
         HeadGeometry { num_heads: 2, num_key_value_heads: 1, head_dim: 2 };
 
     fn dense() -> Counted {
-        Counted { geometry: GEOMETRY, batch: 1, value_bytes: 4, row_bytes: 2, hybrid: None }
+        Counted { geometry: GEOMETRY, batch: 1, value_bytes: 4, row_bytes: 4, hybrid: None }
     }
 
     fn hybrid(budget: usize, cap: Option<usize>) -> Counted {
@@ -266,7 +266,7 @@ mod tests {
     fn a_known_shape() {
         let geometry = HeadGeometry { num_heads: 32, num_key_value_heads: 8, head_dim: 128 };
         let hybrid = Some(Hybrid { chunk: 64, budget: 4, cap: None });
-        let counted = Counted { geometry, batch: 1, value_bytes: 2, row_bytes: 2, hybrid };
+        let counted = Counted { geometry, batch: 1, value_bytes: 2, row_bytes: 256, hybrid };
         let gflop = counted.forward(8192).flop as f64 / 1e9;
         assert!((75.0..90.0).contains(&gflop), "{gflop}");
         // Store 2.06 MB, state 1.06, maps 1.05, window half a megabyte.

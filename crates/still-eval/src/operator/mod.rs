@@ -86,7 +86,7 @@ pub struct OperatorOptions {
     pub batch: usize,
     /// None: dense attention.
     pub hybrid: Option<Hybrid>,
-    /// How a state on the CPU stores exact rows; on CUDA they are of the compute dtype.
+    /// How a state stores exact rows.
     pub rows: RowDtype,
     /// Repetitions that are timed.
     pub repetitions: usize,
@@ -233,7 +233,7 @@ impl OperatorBench {
     fn counted(&self, options: &OperatorOptions) -> Counted {
         let OperatorOptions { geometry, batch, hybrid, rows, .. } = *options;
         let value_bytes = self.dtype.size_in_bytes();
-        let row_bytes = if self.device.is_cpu() { rows.bytes() } else { value_bytes };
+        let row_bytes = rows.row_bytes(geometry.head_dim);
         Counted { geometry, batch, value_bytes, row_bytes, hybrid }
     }
 }

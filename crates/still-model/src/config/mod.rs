@@ -166,7 +166,7 @@ impl ModelConfig {
     /// Bytes of a dense cache of one sequence of so many tokens; a sliding window holds no more than its own.
     pub fn dense_cache_bytes(&self, tokens: usize, rows: RowDtype) -> u64 {
         let held = |layer| self.sliding_window(layer).unwrap_or(tokens).min(tokens) as u64;
-        let row = 2 * self.num_key_value_heads * self.head_dim * rows.bytes();
+        let row = 2 * self.num_key_value_heads * rows.row_bytes(self.head_dim);
         let held = (0..self.num_hidden_layers).map(held).fold(0, u64::saturating_add);
         held.saturating_mul(row as u64)
     }

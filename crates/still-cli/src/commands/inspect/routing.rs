@@ -102,7 +102,7 @@ pub fn route(
         let kv_values = 2 * config.num_key_value_heads * config.head_dim;
         let Some(weights) = student.layer(n) else {
             let rows = ids.len().min(layer.sliding_window.unwrap_or(usize::MAX));
-            let bytes = rows * kv_values * RowDtype::Bf16.bytes();
+            let bytes = rows * RowDtype::Bf16.row_bytes(kv_values);
             layers.push(LayerRouting { heads: Vec::new(), cache_bytes: bytes, dense_bytes: bytes });
             progress(1);
             return Ok(layer.softmax_attention(inputs)?);
@@ -123,7 +123,7 @@ pub fn route(
         layers.push(LayerRouting {
             heads: heads(&weights.config, &selection, &scores),
             cache_bytes: state.size_bytes(),
-            dense_bytes: ids.len() * kv_values * RowDtype::Bf16.bytes(),
+            dense_bytes: ids.len() * RowDtype::Bf16.row_bytes(kv_values),
         });
         progress(1);
         Ok::<_, anyhow::Error>(attention)

@@ -1,0 +1,83 @@
+//! A state that keeps rows in few bits, compared with the definition: what is seen exactly, what in few bits, and from when on.
+
+mod common;
+
+use candle_core::Tensor;
+use common::{flat, random_input, relative_rms, tensors};
+use half::bf16;
+use still_attention::{
+    HeadGeometry, HybridConfig, HybridState, LinearNorm, PreparedWeights, Router, RowDtype,
+    SelectionHead, StillConfig, naive,
+};
+
+const TOKENS: usize = 75;
+
+/// A state's window is bf16: what comes in is exact there.
+fn input(geometry: HeadGeometry, config: &HybridConfig) -> naive::Input {
+    let mut input = random_input(geometry, config, TOKENS, 17);
+    let round = |x: &mut f64| *x = bf16::from_f64(*x).to_f64();
+    input.k.iter_mut().chain(&mut input.v).for_each(round);
+    input
+}
+
+/// Chunks of 8: a head that keeps some of each, one that keeps all; caps that are reached; a router that ranks kept tokens again;
+/// routing by query head.
+fn configs(geometry: HeadGeometry) -> Vec<HybridConfig> {
+    let plain = StillConfig::uniform(1, geometry, 8, 0).layer(0).unwrap();
+    let plain = HybridConfig { budgets: vec![3, 8], linear_norm: LinearNorm::Mean, ..plain };
+    vec![
+        HybridConfig { cap: Some(11), ..plain.clone() },
+        HybridConfig { cap: Some(5), linear_norm: LinearNorm::Sum, ..plain.clone() },
+        HybridConfig { cap: Some(9), router: Router::SelfRecall, ..plain.clone() },
+        HybridConfig { router: Router::ReceivedAttention, ..plain.clone() },
+        HybridConfig {
+            selection_head: SelectionHead::QueryHead,
+            budgets: vec![1, 0, 8, 4],
+            ..plain.clone()
+        },
+        plain,
+    ]
+}
+
+#[test]
+fn rows_in_few_bits_equal_the_definition() {
+    for head_dim in [8, 64, 80] {
+        let geometry = HeadGeometry { num_heads: 4, num_key_value_heads: 2, head_dim };
+        for config in configs(geometry) {
+            let input = input(geometry, &config);
+            let x = tensors(&input, &config, |x| x as f32);
+            for rows in [RowDtype::Int8, RowDtype::Int4] {
+                let twin = naive::hybrid_attention_of_rows(&input, &config, None, rows);
+                let exact = naive::hybrid_attention(&input, &config, None).out;
+                for piece in [1, 5, TOKENS] {
+                    let case = format!("{rows} {head_dim} in pieces of {piece}, {config:?}");
+                    let weights = PreparedWeights::new(geometry, &config, &x.weights).unwrap();
+                    let mut state = HybridState::new(weights, 1, rows);
+                    let parts = (0..TOKENS).step_by(piece).map(|start| {
+                        let length = piece.min(TOKENS - start);
+                        let [q, k, v] =
+                            [&x.q, &x.k, &x.v].map(|x| x.narrow(2, start, length).unwrap());
+                        state.advance(&q, &k, &v, None, None).unwrap()
+                    });
+                    let got = Tensor::cat(&parts.collect::<Vec<_>>(), 2).unwrap();
+                    let error = relative_rms(&flat(&got), &twin.out);
+                    assert!(error <= 1e-5, "{case}: relative RMS {error:e}");
+                    let heads = geometry.selection_heads(config.selection_head);
+                    for head in 0..heads {
+                        let linear = state.linear(0, head);
+                        assert_eq!(linear.count, twin.state_count[head], "{case}");
+                        let size = twin.state_s.len() / heads;
+                        let wide: Vec<f64> = linear.s.iter().map(|&x| x.into()).collect();
+                        let expected = &twin.state_s[head * size..(head + 1) * size];
+                        if linear.count > 0 {
+                            let error = relative_rms(&wide, expected);
+                            assert!(error <= 1e-5, "{case}: S is off by {error:e}");
+                        }
+                    }
+                }
+                // The definition is another one than that of exact rows.
+                assert!(relative_rms(&twin.out, &exact) > 1e-4);
+            }
+        }
+    }
+}
