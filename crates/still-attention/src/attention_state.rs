@@ -7,6 +7,7 @@
 //! | [`crate::HybridState`] | hybrid | host |
 //! | `CudaKvCache` | dense | CUDA |
 //! | `CudaHybridState` | hybrid | CUDA |
+//! | `CudaLinearState` | linear alone | CUDA |
 
 use std::fmt::Debug;
 use std::sync::{Mutex, MutexGuard, PoisonError};

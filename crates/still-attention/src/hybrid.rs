@@ -25,9 +25,9 @@ pub struct HybridOutput {
 /// * `weights`: on the same device.
 /// * `routing`: routing to use instead of the router's own (parity tests, recomputation).
 ///
-/// On the CPU f32 and f64, everything that a configuration can say. On CUDA (feature `cuda`) f32 and bf16, head dimensions
-/// 64, 96 and 128, chunks of 64 and the NP-Map with as many features, without gate and with a cap of at most 8192, and of ablations the linear
-/// branch alone (without a cap) and all but it; nothing waits for the device.
+/// On the CPU f32 and f64, everything that a configuration can say. On CUDA (feature `cuda`) f32 and bf16, with the limits of
+/// docs/cuda.md: chunks of 64, head dimensions 64, 96 and 128 and as many features, a cap of at most 8192; nothing waits for the
+/// device.
 ///
 /// Gradients flow to `q`, `k`, `v`, `gate` and every tensor of `weights`; routing is discrete and has none. Without a graph:
 /// [`attention_forward`](crate::attention_forward).

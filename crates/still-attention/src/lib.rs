@@ -16,7 +16,8 @@
 //! | `routing` | what one call decided |
 //! | `selection` | which tokens are salient, and until when |
 //! | `feature_map` | reflections folded into the map's matrix |
-//! | `linear_branch` | the linear branch alone, as tensor ops |
+//! | `limits` | what the kernels on CUDA do not compute |
+//! | `linear_ops` | linear attention alone, as tensor ops |
 //! | `shares` | what each branch carries of an output |
 //! | `size` | bytes of a state, known beforehand |
 //! | `saved_state` | a state as named tensors |
@@ -38,7 +39,9 @@ mod error;
 mod feature_map;
 mod hybrid;
 #[cfg(any(test, feature = "cuda"))]
-mod linear_branch;
+mod limits;
+#[cfg(any(test, feature = "cuda"))]
+mod linear_ops;
 pub mod naive;
 pub mod router;
 mod routing;
@@ -58,7 +61,9 @@ pub use config::{
     MAX_FEATURE_DIM, Mode, Router, RowDtype, SelectionHead, StillConfig,
 };
 #[cfg(feature = "cuda")]
-pub use cuda::{CudaHybridState, CudaKvCache, CudaWeights, GraphState, IDLE, StepRotation};
+pub use cuda::{
+    CudaHybridState, CudaKvCache, CudaLinearState, CudaWeights, GraphState, IDLE, StepRotation,
+};
 pub use dense::{DenseHead, KvCache, dense_attention};
 pub use error::{AttentionError, Result};
 pub use feature_map::fold_householder;

@@ -7,24 +7,14 @@ mod common;
 
 use candle_core::{DType, Device, Tensor, Var};
 use common::case::load;
+use common::gpu::{gpu, gradients, placed, round, run, sequence};
 use common::{Tensors, assert_same_selection, flat, normal, random_input, relative_rms, tensors};
-use half::bf16;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use still_attention::{
-    Branches, FeatureMap, HeadGeometry, HybridConfig, HybridWeights, LinearNorm, Mode, Router,
-    Routing, SelectionHead, StillConfig, dense_attention, hybrid_attention, naive,
+    Branches, FeatureMap, HeadGeometry, HybridConfig, LinearNorm, Router, Routing, SelectionHead,
+    StillConfig, dense_attention, hybrid_attention, naive,
 };
-
-/// The GPU; a test that asks for one and finds none has failed.
-fn gpu() -> Device {
-    Device::new_cuda(0).unwrap_or_else(|error| panic!("these tests need a CUDA GPU: {error}"))
-}
-
-/// What is allocated next is likely to lie here: whatever a kernel leaves out then shows.
-fn poison(device: &Device) {
-    drop(Tensor::full(f32::NAN, 1 << 24, device).unwrap());
-}
 
 /// Query heads, KV heads, head dimension, tokens, budgets and scale: groups of 1, 3, 4 and 8.
 type Shape = (usize, usize, usize, usize, &'static [usize], LinearNorm);
@@ -76,62 +66,6 @@ fn limits(dtype: DType) -> (f64, f64) {
     }
 }
 
-/// A random sequence whose values `dtype` holds exactly, so that kernels and twin see the same numbers.
-fn sequence(
-    geometry: HeadGeometry,
-    config: &HybridConfig,
-    tokens: usize,
-    seed: u64,
-    dtype: DType,
-) -> naive::Input {
-    let mut input = random_input(geometry, config, tokens, seed);
-    if dtype == DType::BF16 {
-        for values in [
-            &mut input.q,
-            &mut input.k,
-            &mut input.v,
-            &mut input.feature_map_q,
-            &mut input.feature_map_k,
-        ] {
-            round(values);
-        }
-    }
-    input
-}
-
-fn round(values: &mut [f64]) {
-    values.iter_mut().for_each(|x| *x = bf16::from_f64(*x).to_f64());
-}
-
-/// Rows in `dtype` and weights in f32, on `device`.
-fn placed(input: &naive::Input, config: &HybridConfig, dtype: DType, device: &Device) -> Tensors {
-    let x = tensors(input, config, |x| x as f32);
-    let rows = |tensor: Tensor| tensor.to_device(device).unwrap().to_dtype(dtype).unwrap();
-    let weight = |tensor: Tensor| tensor.to_device(device).unwrap();
-    let w = x.weights;
-    Tensors {
-        q: rows(x.q),
-        k: rows(x.k),
-        v: rows(x.v),
-        gate: x.gate.map(rows),
-        weights: HybridWeights {
-            feature_map_q: weight(w.feature_map_q),
-            feature_map_k: weight(w.feature_map_k),
-            householder_q: w.householder_q.map(weight),
-            householder_k: w.householder_k.map(weight),
-            log_lambda: w.log_lambda.map(weight),
-            window_factor: w.window_factor.map(weight),
-        },
-    }
-}
-
-fn run(x: &Tensors, config: &HybridConfig, routing: Option<&Routing>) -> (Vec<f64>, Routing) {
-    poison(x.q.device());
-    let output = hybrid_attention(&x.q, &x.k, &x.v, &x.weights, None, config, routing).unwrap();
-    assert_eq!(output.out.dtype(), x.q.dtype());
-    (flat(&output.out), output.routing)
-}
-
 fn assert_scores(routing: &Routing, expected: &[f64], case: &str) {
     let got = routing.scores().unwrap();
     assert_eq!(got.len(), expected.len());
@@ -162,50 +96,6 @@ fn check_forward(geometry: HeadGeometry, config: &HybridConfig, tokens: usize, d
         println!("{what} selection: {error:.1e} {case}");
         assert!(error <= limits(dtype).0, "{case}, {what} selection: relative RMS {error:e}");
     }
-}
-
-/// Gradients of `Σ out ⊙ cotangent` by input.
-fn gradients(
-    x: &Tensors,
-    config: &HybridConfig,
-    routing: &Routing,
-    cotangent: &[f64],
-) -> Vec<(&'static str, Vec<f64>)> {
-    let var = |tensor: &Tensor| Var::from_tensor(tensor).unwrap();
-    let w = &x.weights;
-    let named = [
-        ("q", Some(&x.q)),
-        ("k", Some(&x.k)),
-        ("v", Some(&x.v)),
-        ("feature_map_q", Some(&w.feature_map_q)),
-        ("feature_map_k", Some(&w.feature_map_k)),
-        ("householder_q", w.householder_q.as_ref()),
-        ("householder_k", w.householder_k.as_ref()),
-        ("log_lambda", w.log_lambda.as_ref()),
-        ("window_factor", w.window_factor.as_ref()),
-    ];
-    let vars = named.map(|(name, tensor)| (name, tensor.map(var)));
-    let at = |i: usize| vars[i].1.as_ref().map(|var| var.as_tensor().clone());
-    let weights = HybridWeights {
-        feature_map_q: at(3).unwrap(),
-        feature_map_k: at(4).unwrap(),
-        householder_q: at(5),
-        householder_k: at(6),
-        log_lambda: at(7),
-        window_factor: at(8),
-    };
-    let [q, k, v] = [at(0).unwrap(), at(1).unwrap(), at(2).unwrap()];
-    if x.q.device().is_cuda() {
-        poison(x.q.device());
-    }
-    let out = hybrid_attention(&q, &k, &v, &weights, None, config, Some(routing)).unwrap().out;
-    let cotangent = Tensor::from_slice(cotangent, out.shape(), out.device()).unwrap();
-    let cotangent = cotangent.to_dtype(out.dtype()).unwrap();
-    // The sum of a bf16 product is of no use but for its gradient.
-    let grads = (out * cotangent).unwrap().sum_all().unwrap().backward().unwrap();
-    vars.iter()
-        .filter_map(|(name, var)| Some((*name, flat(grads.get(var.as_ref()?).unwrap()))))
-        .collect()
 }
 
 fn check_gradients(geometry: HeadGeometry, config: &HybridConfig, tokens: usize, dtype: DType) {
@@ -403,25 +293,10 @@ fn what_has_no_kernel_is_named() {
     };
     let (geometry, config) = layer((4, 2, 64, 70, &[4, 4], LinearNorm::Mean));
     let device = gpu();
-    let windowless = Branches { window: false, ..Branches::default() };
-    let alone = Branches { salient: false, ..windowless };
-    let sum = HybridConfig { linear_norm: LinearNorm::Sum, ..config.clone() };
     for (word, config) in [
         ("cap", HybridConfig { cap: Some(9000), ..config.clone() }),
-        ("cap", HybridConfig { cap: Some(9), branches: alone, ..config.clone() }),
-        ("gate", HybridConfig { gate: true, ..config.clone() }),
-        ("router", HybridConfig { router: Router::ReceivedAttention, ..config.clone() }),
-        ("feature_map", HybridConfig { feature_map: FeatureMap::Softmax, ..config.clone() }),
         ("feature_dim", HybridConfig { feature_dim: 32, ..config.clone() }),
-        ("branches", HybridConfig { branches: windowless, ..config.clone() }),
-        ("window_factor", HybridConfig { window_factor: true, ..sum.clone() }),
-        ("mode", HybridConfig { mode: Mode::LinearOnly, router: Router::None, ..sum }),
     ] {
-        let mut config = config;
-        if config.mode == Mode::LinearOnly {
-            config.feature_map = FeatureMap::Softmax;
-            config.budgets = vec![0, 0];
-        }
         let input = random_input(geometry, &config, shape.3, 1);
         refused(&config, &placed(&input, &config, DType::F32, &device), word);
     }

@@ -10,6 +10,30 @@ pub const STILL_F32: i32 = 0;
 /// The same in bfloat16.
 pub const STILL_BF16: i32 = 1;
 
+/// Flags of [`Shape`]: the softmax map in place of the NP-Map.
+pub const STILL_SOFTMAX_MAP: i32 = 1;
+/// The linear branch's scale is not divided by the tokens in the state.
+pub const STILL_SUM: i32 = 2;
+/// Of its own chunk and the one before a query sees its own token alone.
+pub const STILL_NO_WINDOW: i32 = 4;
+/// No query sees kept tokens outside its window.
+pub const STILL_NO_SALIENT: i32 = 8;
+/// The linear branch weighs nothing.
+pub const STILL_NO_LINEAR: i32 = 16;
+
+/// Kinds of [`Router`].
+pub const STILL_SELF_SALIENCY: i32 = 0;
+/// Attention received from later tokens.
+pub const STILL_RECEIVED_ATTENTION: i32 = 1;
+/// The error of recalling a value from the linear state.
+pub const STILL_SELF_RECALL: i32 = 2;
+/// The earlier, the better.
+pub const STILL_FIRST_TOKENS: i32 = 3;
+/// A hash.
+pub const STILL_RANDOM: i32 = 4;
+/// Nothing is kept.
+pub const STILL_NO_ROUTER: i32 = 5;
+
 /// Tokens of a chunk, in every kernel.
 pub const CHUNK: usize = 64;
 /// Head dimensions that have kernels.
@@ -37,6 +61,8 @@ pub struct Shape {
     pub head_dim: i32,
     /// [`STILL_F32`] or [`STILL_BF16`].
     pub dtype: i32,
+    /// [`STILL_SOFTMAX_MAP`] and its like.
+    pub flags: i32,
 }
 
 /// `StillRows`: rows of `head_dim` adjacent elements, 16-byte aligned; strides in elements.
@@ -53,6 +79,16 @@ pub struct Rows {
     pub token: i64,
 }
 
+/// `StillRouter`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+#[expect(missing_docs, reason = "still.h has them")]
+pub struct Router {
+    pub kind: i32,
+    pub layer: i32,
+    pub seed: u64,
+}
+
 /// `StillPast`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -67,6 +103,11 @@ pub struct Past {
     pub stored_place: *mut i32,
     pub s: *const f32,
     pub z: *const f32,
+}
+
+impl Rows {
+    /// No rows.
+    pub const NONE: Self = Self { data: std::ptr::null_mut(), batch: 0, head: 0, token: 0 };
 }
 
 /// `StillRouting`.
@@ -103,6 +144,10 @@ pub struct Forward {
     pub maximum: *mut f32,
     pub arg_max: *mut i32,
     pub first_chunk: i32,
+    pub gate: Rows,
+    pub gate_from: *const i32,
+    pub gate_until: *const i32,
+    pub linear: Rows,
 }
 
 /// `StillBackward`.
@@ -132,6 +177,9 @@ pub struct Backward {
     pub d_w_k: *mut f32,
     pub d_log_scale: *mut f32,
     pub host_budgets: *const i32,
+    pub linear: Rows,
+    pub d_linear: Rows,
+    pub d_gate: Rows,
     pub scratch: *mut c_void,
 }
 
@@ -165,6 +213,8 @@ pub struct Decode {
     pub partial: *mut f32,
     pub arrived: *mut u32,
     pub splits: i32,
+    pub gate: Rows,
+    pub router: Router,
 }
 
 #[expect(missing_docs, reason = "still.h has them")]
@@ -172,6 +222,8 @@ pub struct Decode {
 unsafe extern "C" {
     pub fn still_segments(shape: *const Shape) -> c_int;
     pub fn still_saliency(shape: *const Shape, q: Rows, k: Rows, score: *mut f32, stream: Stream) -> c_int;
+    pub fn still_scores(shape: *const Shape, router: *const Router, q: Rows, k: Rows, past: *const Past, state: *const Decode, partial: *mut f32, score: *mut f32, stream: Stream) -> c_int;
+    pub fn still_recall(shape: *const Shape, k: Rows, v: Rows, w: *const c_void, routing: *const Routing, past: *const Past, s: *mut f32, z: *mut f32, score: *mut f32, stream: Stream) -> c_int;
     pub fn still_select(shape: *const Shape, score: *const f32, budgets: *const i32, selected: *mut u64, salient: *mut i32, stream: Stream) -> c_int;
     pub fn still_demote(shape: *const Shape, score: *const f32, budgets: *const i32, selected: *const u64, salient: *const i32, cap: i32, absorbed_at: *mut u32, visible: *mut i32, order: *mut i32, past: *const Past, stream: Stream) -> c_int;
     pub fn still_map_keys(shape: *const Shape, k: Rows, w: *const c_void, routing: *const Routing, phi: *mut c_void, stream: Stream) -> c_int;

@@ -4,7 +4,7 @@
 use still_kernels::{self as ffi, Shape};
 
 fn shape(tokens: i32, head_dim: i32) -> Shape {
-    Shape { batch: 1, heads: 32, kv_heads: 8, tokens, head_dim, dtype: ffi::STILL_BF16 }
+    Shape { batch: 1, heads: 32, kv_heads: 8, tokens, head_dim, dtype: ffi::STILL_BF16, flags: 0 }
 }
 
 #[test]

@@ -9,11 +9,15 @@ NEVER = -1  # UINT32_MAX, in the int32 of torch
 
 
 class Shape(c.Structure):
-    _fields_ = [(n, c.c_int32) for n in ("batch", "heads", "kv_heads", "tokens", "head_dim", "dtype")]
+    _fields_ = [(n, c.c_int32) for n in ("batch", "heads", "kv_heads", "tokens", "head_dim", "dtype", "flags")]
 
 
 class Rows(c.Structure):
     _fields_ = [("data", c.c_void_p), ("batch", c.c_int64), ("head", c.c_int64), ("token", c.c_int64)]
+
+
+class Router(c.Structure):
+    _fields_ = [("kind", c.c_int32), ("layer", c.c_int32), ("seed", c.c_uint64)]
 
 
 class Routing(c.Structure):
@@ -30,7 +34,7 @@ class Forward(c.Structure):
         + [(n, c.c_void_p) for n in ("w_q", "log_scale")]
         + [("routing", Routing)]
         + [(n, c.c_void_p) for n in ("s", "z", "denominator", "maximum", "arg_max")]
-        + [("first_chunk", c.c_int32)]
+        + [("first_chunk", c.c_int32), ("gate", Rows), ("gate_from", c.c_void_p), ("gate_until", c.c_void_p), ("linear", Rows)]
     )
 
 
@@ -40,7 +44,9 @@ class Backward(c.Structure):
         + [(n, c.c_void_p) for n in ("w_q", "w_k", "log_scale")]
         + [("routing", Routing)]
         + [(n, c.c_void_p) for n in ("phi", "s", "z", "denominator", "maximum", "arg_max", "d_w_q", "d_w_k", "d_log_scale",
-                                     "host_budgets", "scratch")]
+                                     "host_budgets")]
+        + [(n, Rows) for n in ("linear", "d_linear", "d_gate")]
+        + [("scratch", c.c_void_p)]
     )
 
 
@@ -53,7 +59,7 @@ class Decode(c.Structure):
                                      "store_token", "admitted", "store_offset")]
         + [("store_entries", c.c_int64)]
         + [(n, c.c_void_p) for n in ("s", "z", "partial", "arrived")]
-        + [("splits", c.c_int32)]
+        + [("splits", c.c_int32), ("gate", Rows), ("router", Router)]
     )
 
 
@@ -184,9 +190,10 @@ class Layer:
         learns = self.log_scale is not None
         views = (self.q, self.k, self.v, self.out, self.d_out, self.d_q, self.d_k, self.d_v)
         pointers = (self.phi, self.s, self.z, self.denominator, self.maximum, self.arg_max, self.d_w_q, self.d_w_k,
-                    self.d_log_scale if learns else None, self.host_budgets, self.scratch)
+                    self.d_log_scale if learns else None, self.host_budgets)
         weights = (self.w_q, self.w_k, self.log_scale)
-        args = Backward(*map(rows, views), *map(ptr, weights), self.routing(), *map(ptr, pointers))
+        args = Backward(*map(rows, views), *map(ptr, weights), self.routing(), *map(ptr, pointers), Rows(), rows(self.d_out), Rows(),
+                        ptr(self.scratch))
         if step is None:
             self.lib.call("still_backward", c.byref(self.shape), c.byref(args))
         else:

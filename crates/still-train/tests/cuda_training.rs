@@ -190,9 +190,87 @@ fn f32_learns_what_the_cpu_learns() {
             "attention.linear_norm=sum",
         ],
         &["transfer.linear_branch_weight=0.5", "attention.selection_head=query_head"],
+        &["transfer.linear_branch_weight=0.5", "attention.cap=7"],
+        &["attention.gate=true", "finetune.lora.targets=[\"q\", \"v\", \"g\"]"],
     ] {
         check(overrides, DType::F32, 2e-3, 2e-2);
     }
+}
+
+/// Every shipped recipe.
+const RECIPES: [(&str, &str); 14] = [
+    ("linear-only", include_str!("../../../recipes/linear-only.toml")),
+    ("lola", include_str!("../../../recipes/lola.toml")),
+    ("lolcats", include_str!("../../../recipes/lolcats.toml")),
+    ("paper", include_str!("../../../recipes/paper.toml")),
+    ("quick", include_str!("../../../recipes/quick.toml")),
+    ("random", include_str!("../../../recipes/random.toml")),
+    ("still-long", include_str!("../../../recipes/still-long.toml")),
+    ("still-released", include_str!("../../../recipes/still-released.toml")),
+    ("streaming-llm", include_str!("../../../recipes/streaming-llm.toml")),
+    ("window-only", include_str!("../../../recipes/window-only.toml")),
+    ("comparison/lolcats", include_str!("../../../recipes/comparison/lolcats.toml")),
+    ("comparison/paper", include_str!("../../../recipes/comparison/paper.toml")),
+    ("comparison/ten-of-64", include_str!("../../../recipes/comparison/ten-of-64.toml")),
+    ("comparison/window-only", include_str!("../../../recipes/comparison/window-only.toml")),
+];
+
+/// Losses of both stages of a recipe as it ships, but for the length of its run.
+fn losses(model: &Model, recipe: &Recipe) -> Vec<(String, f64)> {
+    let mut losses = Vec::new();
+    let mut student = student(model, recipe).to_device(model.decoder.device()).unwrap();
+    if recipe.transfer.steps > 0 {
+        let mut stage = TransferStage::new(model, &student, &recipe.transfer).unwrap();
+        for step in 0..recipe.transfer.steps {
+            let loss = stage.step(&windows()).unwrap().report.loss;
+            losses.push((format!("transfer step {step}"), loss));
+        }
+        student = stage.student().unwrap();
+    }
+    let mut stage = FinetuneStage::new(model, &student, &recipe.finetune, recipe.seed).unwrap();
+    for step in 0..recipe.finetune.steps {
+        let loss = stage.step(&windows(), None).unwrap().loss;
+        losses.push((format!("finetune step {step}"), loss));
+    }
+    losses
+}
+
+#[test]
+fn every_recipe_trains_as_on_the_cpu() {
+    let mut wrong = Vec::new();
+    for (name, text) in RECIPES {
+        let shipped = Recipe::parse(text, &[]).unwrap();
+        let mut overrides =
+            vec!["transfer.optimizer.warmup=1".into(), "finetune.optimizer.warmup=1".into()];
+        for (stage, steps) in
+            [("transfer", shipped.transfer.steps), ("finetune", shipped.finetune.steps)]
+        {
+            overrides.push(format!("{stage}.steps={}", steps.min(20)));
+            overrides.push(format!("{stage}.batch=2"));
+        }
+        // Windows are short: under this cap something is demoted.
+        if shipped.attention.cap.is_some_and(|cap| cap > 70) {
+            overrides.push("attention.cap=70".into());
+        }
+        if shipped.calibration.cache_fraction.is_some() {
+            overrides.push("attention.budgets=[[64, 4], [0, 2], [3, 9]]".into());
+        }
+        let recipe = Recipe::parse(text, &overrides).unwrap();
+        let expected = losses(&model(), &recipe);
+        let got = losses(&on_gpu(DType::F32), &recipe);
+        assert_eq!(got.len(), expected.len());
+        let mut most = 0.0_f64;
+        for ((step, got), (_, expected)) in got.iter().zip(&expected) {
+            let error = (got / expected - 1.0).abs();
+            most = most.max(error);
+            if error.is_nan() || error > 1e-3 {
+                wrong
+                    .push(format!("{name}, {step}: {got:e}, on the CPU {expected:e}: {error:.1e}"));
+            }
+        }
+        println!("{most:.1e} {name}");
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use candle_core::backend::BackendDevice;
 use candle_core::cuda::cudarc::driver::CudaSlice;
 use candle_core::op::BackpropOp;
 use candle_core::{CudaDevice, CudaStorage, DType, Layout, Result, Shape, Storage, Tensor};
-use still_kernels::{Backward, check, still_backward, still_backward_bytes};
+use still_kernels::{Backward, Rows, check, still_backward, still_backward_bytes};
 
 use super::forward::{Operands, Saved};
 use super::layout::{rows_aligned, uninit};
@@ -40,7 +40,8 @@ pub(super) fn backward(
     out: &Tensor,
     d_out: &Tensor,
 ) -> Result<FoldedGradients> {
-    let Operands { shape, q, k, v, map_q, map_k, log_scale, routing } = operands;
+    let Operands { shape, q, k, v, map_q, map_k, log_scale, gate, routing } = operands;
+    let dims = q.dims4()?;
     let host_budgets = routing.host_budgets().as_ptr();
     // SAFETY: reads the shape and a budget of every KV head.
     let bytes = unsafe { still_backward_bytes(shape, host_budgets) };
@@ -53,11 +54,17 @@ pub(super) fn backward(
     let d_log_scale = log_scale.as_ref().map(learned).transpose()?;
 
     let d_out = rows_aligned(d_out)?;
+    // Of the linear branch's numerator, and of the gate.
+    let gated = match gate {
+        Some(gate) => Some((rows_aligned(&(&d_out * gate)?)?, like(gate)?)),
+        None => None,
+    };
+    let d_linear = gated.as_ref().map_or(&d_out, |(d_linear, _)| d_linear);
     let stream = device.cuda_stream();
-    let held = [q, k, v, out, &d_out, map_q, map_k].map(Tensor::storage_and_layout);
+    let held = [q, k, v, out, &d_out, d_linear, map_q, map_k].map(Tensor::storage_and_layout);
     let held_scale = log_scale.as_ref().map(Tensor::storage_and_layout);
     let mut launch = Launch::new(&stream)?;
-    let [q, k, v, out, d_out, map_q, map_k] = &held;
+    let [q, k, v, out, d_out, d_linear, map_q, map_k] = &held;
     let log_scale = match &held_scale {
         Some((storage, layout)) => launch.values(on_cuda(storage)?, layout)?,
         None => null_mut(),
@@ -88,6 +95,12 @@ pub(super) fn backward(
             None => null_mut(),
         },
         host_budgets,
+        linear: saved.linear_rows(&mut launch, dims),
+        d_linear: launch.rows(on_cuda(&d_linear.0)?, d_linear.1)?,
+        d_gate: match &gated {
+            Some((_, d_gate)) => launch.rows(&d_gate.storage, &d_gate.layout)?,
+            None => Rows::NONE,
+        },
         scratch: launch.at(&scratch),
     };
     // SAFETY: every buffer is as large as still.h says for `shape`, and lives until the launch is dropped.
@@ -98,7 +111,7 @@ pub(super) fn backward(
     drop(held_scale);
     Ok(FoldedGradients {
         qkv: Some([d_q.tensor(), d_k.tensor(), d_v.tensor()]),
-        gate: None,
+        gate: gated.map(|(_, d_gate)| d_gate.tensor()),
         map_q: d_map_q.tensor(),
         map_k: d_map_k.tensor(),
         log_scale: d_log_scale.map(Gradient::tensor),

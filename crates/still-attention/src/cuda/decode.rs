@@ -13,12 +13,11 @@ use still_kernels::{
 
 use super::forward::{Last, Operands, forward};
 use super::graph_state::{GraphState, IDLE};
-use super::layout::{rows_aligned, shape, uninit};
+use super::layout::{flags, router, rows_aligned, shape, uninit};
 use super::routing::{DeviceRouting, budgets, retired};
 use super::store::{Store, kept};
 use super::{log_scale, repeated, support};
 use crate::arguments::{checked_lengths, expect_shape};
-use crate::attention_state::without_gate;
 use crate::{
     AttentionError, AttentionKind, AttentionRows, AttentionState, HeadGeometry, HybridConfig,
     HybridWeights, LinearState, Result,
@@ -124,6 +123,27 @@ pub struct CudaHybridState {
     splits: i32,
 }
 
+/// What a call gives, checked: rows as the kernels need them, K and V for every selection head.
+struct Fed {
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gate: Option<Tensor>,
+}
+
+impl Fed {
+    /// One token's rows.
+    fn token(&self, t: usize) -> candle_core::Result<Self> {
+        let row = |x: &Tensor| x.narrow(2, t, 1);
+        Ok(Self {
+            q: row(&self.q)?,
+            k: row(&self.k)?,
+            v: row(&self.v)?,
+            gate: self.gate.as_ref().map(row).transpose()?,
+        })
+    }
+}
+
 impl CudaHybridState {
     /// An empty state of `batch` sequences.
     ///
@@ -176,28 +196,38 @@ impl CudaHybridState {
         v: &Tensor,
         lengths: Option<&[usize]>,
     ) -> Result<Tensor> {
-        let [q, k, v] = self.rows(q, k, v)?;
-        let (batch, tokens) = (self.positions.len(), q.dim(2)?);
+        self.advance_rows(AttentionRows { q, k, v, gate: None }, lengths)
+    }
+
+    /// [`advance`](Self::advance) of rows that may have an output gate.
+    fn advance_rows(
+        &mut self,
+        rows: AttentionRows<'_>,
+        lengths: Option<&[usize]>,
+    ) -> Result<Tensor> {
+        let fed = self.fed(rows)?;
+        let (batch, tokens) = (self.positions.len(), fed.q.dim(2)?);
         let lengths = checked_lengths(OP, lengths, batch, tokens)?;
         let whole = lengths.iter().all(|&length| length == tokens);
         if lengths.iter().any(|&length| length > 1) {
             return match whole && self.positions.iter().all(|&position| position == 0) {
-                true => self.read(&q, &k, &v),
-                false => self.read_onto([&q, &k, &v], &lengths),
+                true => self.read(&fed),
+                false => self.read_onto(&fed, &lengths),
             };
         }
+        let q = &fed.q;
         let out = match whole {
             // SAFETY: every row is some sequence's token, and written as such.
             true => unsafe { q.empty_like()? },
             false => Tensor::zeros(q.shape(), q.dtype(), q.device())?,
         };
-        self.feed([&q, &k, &v, &out], &lengths)?;
+        self.feed(&fed, &out, &lengths)?;
         Ok(out)
     }
 
     /// Queues one token of each sequence without looking at [`position`](Self::position): nothing is uploaded and no memory
-    /// moves, so that the call can be captured in a CUDA graph and replayed. `q`, `k`, `v` as in
-    /// [`advance`](Self::advance) with `T = 1`; `positions` `[B]` u32 on the device, [`IDLE`] for a sequence that
+    /// moves, so that the call can be captured in a CUDA graph and replayed. `rows` as in
+    /// [`AttentionState::advance`] with `T = 1`; `positions` `[B]` u32 on the device, [`IDLE`] for a sequence that
     /// sits the step out, whose output is not written.
     ///
     /// The caller [counts](Self::count) the step.
@@ -208,23 +238,17 @@ impl CudaHybridState {
     /// # Safety
     /// The positions are those of the sequences' next tokens whenever the step runs, and room for them was
     /// [made](Self::reserve) before.
-    pub unsafe fn step(
-        &self,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
-        positions: &Tensor,
-    ) -> Result<Tensor> {
-        let [q, k, v] = self.rows(q, k, v)?;
-        let (batch, heads, _, d) = q.dims4()?;
-        expect_shape(OP, "q", &q, &[batch, heads, 1, d])?;
+    pub unsafe fn step(&self, rows: AttentionRows<'_>, positions: &Tensor) -> Result<Tensor> {
+        let fed = self.fed(rows)?;
+        let (batch, heads, _, d) = fed.q.dims4()?;
+        expect_shape(OP, "q", &fed.q, &[batch, heads, 1, d])?;
         expect_shape(OP, "positions", positions, &[self.positions.len()])?;
         support::require(positions.dtype() == DType::U32, "positions", "u32", || {
             positions.dtype().as_str().into()
         })?;
         // SAFETY: the kernel writes the rows of all sequences that are not idle.
-        let out = unsafe { q.empty_like()? };
-        self.queue([&q, &k, &v, &out], positions)?;
+        let out = unsafe { fed.q.empty_like()? };
+        self.queue(&fed, &out, positions)?;
         Ok(out)
     }
 
@@ -273,24 +297,42 @@ impl CudaHybridState {
         })
     }
 
-    /// What a call gives, checked: rows as the kernels need them, K and V for every selection head.
-    fn rows(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<[Tensor; 3]> {
+    /// Checks what a call gives.
+    fn fed(&self, AttentionRows { q, k, v, gate }: AttentionRows<'_>) -> Result<Fed> {
         let weights = &*self.weights;
+        if weights.config.gate != gate.is_some() {
+            return Err(AttentionError::Config(format!(
+                "the output gate is {}, its value was {}",
+                if weights.config.gate { "on" } else { "off" },
+                if gate.is_some() { "given" } else { "not given" },
+            )));
+        }
+        if let Some(gate) = gate {
+            expect_shape(OP, "gate", gate, q.dims())?;
+            support::check_gate(q, Some(gate))?;
+        }
         let (batch, device) = (self.positions.len(), weights.map_q.device());
         support::check_fed(OP, [q, k, v], weights.geometry, batch, weights.dtype, device)?;
         let shared = weights.heads() / weights.geometry.num_key_value_heads;
         let (k, v) = (repeated(k, shared)?, repeated(v, shared)?);
-        Ok([rows_aligned(q)?, rows_aligned(&k)?, rows_aligned(&v)?])
+        Ok(Fed {
+            q: rows_aligned(q)?,
+            k: rows_aligned(&k)?,
+            v: rows_aligned(&v)?,
+            gate: gate.map(rows_aligned).transpose()?,
+        })
     }
 
     /// Reads whole sequences that have nothing yet, equally long.
-    fn read(&mut self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+    fn read(&mut self, fed: &Fed) -> Result<Tensor> {
+        let Fed { q, k, v, gate } = fed;
         let tokens = q.dim(2)?;
         self.reserve(tokens)?;
         let weights = self.weights.clone();
         let device = &weights.device;
-        let shape = shape(q, weights.heads())?;
-        let routing = DeviceRouting::decide(device, &shape, [q, k], &weights.config)?;
+        let shape = shape(q, weights.heads(), flags(&weights.config))?;
+        let routing =
+            DeviceRouting::decide(device, &shape, [q, k, v], &weights.map_k, &weights.config)?;
         let operands = Operands {
             shape,
             q: q.clone(),
@@ -299,6 +341,7 @@ impl CudaHybridState {
             map_q: weights.map_q.clone(),
             map_k: weights.map_k.clone(),
             log_scale: weights.log_scale.clone(),
+            gate: gate.clone(),
             routing,
         };
         let last = Last { s: &self.s, z: &self.z };
@@ -327,13 +370,13 @@ impl CudaHybridState {
     }
 
     /// Feeds the first `lengths` tokens of each sequence one by one.
-    fn feed(&mut self, [q, k, v, out]: [&Tensor; 4], lengths: &[usize]) -> Result<()> {
+    fn feed(&mut self, fed: &Fed, out: &Tensor, lengths: &[usize]) -> Result<()> {
         let steps = lengths.iter().copied().max().unwrap_or(0);
         if steps == 0 {
             return Ok(());
         }
-        let fed = |(position, length): (&usize, &usize)| position + length;
-        self.reserve(self.positions.iter().zip(lengths).map(fed).max().unwrap_or(0))?;
+        let end = |(position, length): (&usize, &usize)| position + length;
+        self.reserve(self.positions.iter().zip(lengths).map(end).max().unwrap_or(0))?;
         let position = |(b, &length): (usize, &usize), t: usize| match t < length {
             true => (self.positions[b] + t) as u32,
             false => IDLE,
@@ -341,11 +384,9 @@ impl CudaHybridState {
         let positions: Vec<u32> = (0..steps)
             .flat_map(|t| lengths.iter().enumerate().map(move |length| position(length, t)))
             .collect();
-        let positions = Tensor::from_vec(positions, (steps, lengths.len()), q.device())?;
+        let positions = Tensor::from_vec(positions, (steps, lengths.len()), out.device())?;
         for t in 0..steps {
-            let rows = |x: &Tensor| x.narrow(2, t, 1);
-            let (q, k, v, out) = (rows(q)?, rows(k)?, rows(v)?, rows(out)?);
-            self.queue([&q, &k, &v, &out], &positions.get(t)?)?;
+            self.queue(&fed.token(t)?, &out.narrow(2, t, 1)?, &positions.get(t)?)?;
         }
         for (position, length) in self.positions.iter_mut().zip(lengths) {
             *position += length;
@@ -354,15 +395,17 @@ impl CudaHybridState {
     }
 
     /// Queues one token of each sequence, at `positions` `[B]` u32, into `out`.
-    fn queue(&self, rows: [&Tensor; 4], positions: &Tensor) -> candle_core::Result<()> {
+    fn queue(&self, fed: &Fed, out: &Tensor, positions: &Tensor) -> candle_core::Result<()> {
         let weights = &*self.weights;
-        let shape: Shape = shape(rows[0], weights.heads())?;
+        let Fed { q, k, v, gate } = fed;
+        let shape: Shape = shape(q, weights.heads(), flags(&weights.config))?;
         // SAFETY: only reads the shape.
         let floats = unsafe { still_decode_floats(&shape, self.splits) };
         let partial: CudaSlice<f32> =
             uninit(&weights.device, usize::try_from(floats).map_err(candle_core::Error::wrap)?)?;
         let stream = weights.device.cuda_stream();
-        let held = rows.map(Tensor::storage_and_layout);
+        let held = [q, k, v, out].map(Tensor::storage_and_layout);
+        let held_gate = gate.as_ref().map(Tensor::storage_and_layout);
         let held_weights =
             [&weights.map_q, &weights.map_k, positions].map(Tensor::storage_and_layout);
         let held_scale = weights.log_scale.as_ref().map(Tensor::storage_and_layout);
@@ -382,6 +425,10 @@ impl CudaHybridState {
             },
             positions: launch.values(on_cuda(&positions.0)?, positions.1)?,
             partial: launch.at(&partial),
+            gate: match &held_gate {
+                Some((storage, layout)) => launch.rows(on_cuda(storage)?, layout)?,
+                None => Rows::NONE,
+            },
             ..self.args(&mut launch)
         };
         // SAFETY: the buffers are as large as still.h says for `shape`, the store has room for `positions`, and all live
@@ -392,14 +439,13 @@ impl CudaHybridState {
 
     /// The state as the kernels take it; rows, weights and scratch are left out.
     fn args<'a>(&'a self, launch: &mut Launch<'a>) -> Decode {
-        const NONE: Rows = Rows { data: null_mut(), batch: 0, head: 0, token: 0 };
         let weights = &*self.weights;
         let ranks = self.store.ranks.as_ref();
         Decode {
-            q: NONE,
-            k: NONE,
-            v: NONE,
-            out: NONE,
+            q: Rows::NONE,
+            k: Rows::NONE,
+            v: Rows::NONE,
+            out: Rows::NONE,
             w_q: null_mut(),
             w_k: null_mut(),
             log_scale: null_mut(),
@@ -421,14 +467,15 @@ impl CudaHybridState {
             partial: null_mut(),
             arrived: launch.at(&self.arrived),
             splits: self.splits,
+            gate: Rows::NONE,
+            router: router(&weights.config),
         }
     }
 }
 
 impl AttentionState for CudaHybridState {
     fn advance(&mut self, rows: AttentionRows<'_>, lengths: Option<&[usize]>) -> Result<Tensor> {
-        without_gate(&rows)?;
-        self.advance(rows.q, rows.k, rows.v, lengths)
+        self.advance_rows(rows, lengths)
     }
 
     fn kind(&self) -> AttentionKind {

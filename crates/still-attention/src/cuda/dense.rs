@@ -76,7 +76,7 @@ pub(super) fn append(
     cache: &[Tensor; 2],
     spans: &Spans,
 ) -> candle_core::Result<()> {
-    let shape = shape(k, k.dim(1)?)?;
+    let shape = shape(k, k.dim(1)?, 0)?;
     let rows = [rows_aligned(k)?, rows_aligned(v)?];
     let stream = k.device().as_cuda_device()?.cuda_stream();
     let held = rows.each_ref().map(Tensor::storage_and_layout);
@@ -105,7 +105,7 @@ pub(super) fn forward(
 ) -> candle_core::Result<Tensor> {
     let Device::Cuda(device) = q.device() else { candle_core::bail!("expected a tensor on CUDA") };
     let dims = q.dims4()?;
-    let shape = shape(q, k.dim(1)?)?;
+    let shape = shape(q, k.dim(1)?, 0)?;
     let rows = [rows_aligned(q)?, rows_aligned(k)?, rows_aligned(v)?];
     // SAFETY: the kernel fills it.
     let out = unsafe { device.alloc_uninit(q.shape(), q.dtype())? };
@@ -145,7 +145,7 @@ pub(super) fn decode(
 ) -> candle_core::Result<()> {
     let device = q.device().as_cuda_device()?;
     let (batch, kv_heads) = (q.dim(0)?, k.dim(1)?);
-    let (shape, splits) = (shape(q, kv_heads)?, splits(batch, kv_heads));
+    let (shape, splits) = (shape(q, kv_heads, 0)?, splits(batch, kv_heads));
     // SAFETY: only reads the shape.
     let floats = unsafe { still_dense_decode_floats(&shape, splits) };
     let partial: CudaSlice<f32> =

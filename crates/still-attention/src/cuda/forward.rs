@@ -6,10 +6,10 @@ use candle_core::backend::BackendDevice;
 use candle_core::cuda::cudarc::driver::CudaSlice;
 use candle_core::{CudaDevice, Result, Tensor};
 use still_kernels::{
-    CHUNK, Forward, Shape, check, still_forward, still_map_keys, still_segments, still_states,
+    CHUNK, Forward, Rows, Shape, check, still_forward, still_map_keys, still_segments, still_states,
 };
 
-use super::layout::{by_token, tensor_by_token, uninit};
+use super::layout::{by_token, rows_aligned, tensor_by_token, uninit};
 use super::routing::DeviceRouting;
 use still_compute::cuda::{Launch, on_cuda};
 
@@ -23,6 +23,8 @@ pub(super) struct Operands {
     pub map_q: Tensor,
     pub map_k: Tensor,
     pub log_scale: Option<Tensor>,
+    /// `[B, H, N, D]`
+    pub gate: Option<Tensor>,
     pub routing: DeviceRouting,
 }
 
@@ -33,12 +35,14 @@ impl Operands {
         [q, k, v]: [Tensor; 3],
         maps: [&Tensor; 2],
         log_scale: Option<&Tensor>,
+        gate: Option<&Tensor>,
         routing: DeviceRouting,
     ) -> Result<Self> {
         let dtype = q.dtype();
         let [map_q, map_k] = maps.map(|map| map.detach().to_dtype(dtype)?.contiguous());
         let log_scale = log_scale.map(|scale| scale.detach().contiguous()).transpose()?;
-        Ok(Self { shape, q, k, v, map_q: map_q?, map_k: map_k?, log_scale, routing })
+        let gate = gate.map(rows_aligned).transpose()?;
+        Ok(Self { shape, q, k, v, map_q: map_q?, map_k: map_k?, log_scale, gate, routing })
     }
 }
 
@@ -56,6 +60,25 @@ pub(super) struct Saved {
     /// `[B, H, N]`, as `arg_max`: only where there is something to train.
     pub maximum: Option<CudaSlice<f32>>,
     pub arg_max: Option<CudaSlice<i32>>,
+    /// `[B, H, N, D]`, contiguous: the linear branch's numerator without its gate. Where there is something to train and a gate.
+    pub linear: Option<CudaSlice<u8>>,
+}
+
+impl Saved {
+    /// Rows of [`Saved::linear`], of `[B, H, N, D]`.
+    pub fn linear_rows<'a>(
+        &'a self,
+        launch: &mut Launch<'a>,
+        (_, heads, tokens, d): (usize, usize, usize, usize),
+    ) -> Rows {
+        let Some(linear) = &self.linear else { return Rows::NONE };
+        Rows {
+            data: launch.at(linear),
+            batch: (heads * tokens * d) as i64,
+            head: (tokens * d) as i64,
+            token: d as i64,
+        }
+    }
 }
 
 /// Where the states are left that decoding starts from.
@@ -73,7 +96,7 @@ pub(super) fn forward(
     trains: bool,
     last: Option<Last<'_>>,
 ) -> Result<(Tensor, Saved)> {
-    let Operands { shape, q, k, v, map_q, map_k, log_scale, routing } = operands;
+    let Operands { shape, q, k, v, map_q, map_k, log_scale, gate, routing } = operands;
     let dims = q.dims4()?;
     let (batch, heads, tokens, d) = dims;
     let kv_heads = shape.kv_heads as usize;
@@ -91,6 +114,10 @@ pub(super) fn forward(
         denominator: uninit(device, rows)?,
         maximum: trains.then(|| uninit(device, rows)).transpose()?,
         arg_max: trains.then(|| uninit(device, rows)).transpose()?,
+        linear: match (trains, gate) {
+            (true, Some(_)) => Some(uninit(device, rows * d * bytes)?),
+            _ => None,
+        },
     };
     // SAFETY: the last kernel fills it.
     let out = unsafe { device.alloc_uninit(q.shape(), q.dtype())? };
@@ -98,6 +125,7 @@ pub(super) fn forward(
     let stream = device.cuda_stream();
     let held = [q, k, v, map_q, map_k].map(Tensor::storage_and_layout);
     let held_scale = log_scale.as_ref().map(Tensor::storage_and_layout);
+    let held_gate = gate.as_ref().map(Tensor::storage_and_layout);
     let mut launch = Launch::new(&stream)?;
     let [q, k, v, map_q, map_k] = &held;
     let k_rows = launch.rows(on_cuda(&k.0)?, k.1)?;
@@ -122,6 +150,13 @@ pub(super) fn forward(
         maximum: launch.at_optional(saved.maximum.as_ref()),
         arg_max: launch.at_optional(saved.arg_max.as_ref()),
         first_chunk: 0,
+        gate: match &held_gate {
+            Some((storage, layout)) => launch.rows(on_cuda(storage)?, layout)?,
+            None => Rows::NONE,
+        },
+        gate_from: null(),
+        gate_until: null(),
+        linear: saved.linear_rows(&mut launch, dims),
     };
     let (phi, totals) = (launch.at(&saved.phi), launch.at(&totals));
     let (s, z) = (launch.at(&saved.s), launch.at(&saved.z));

@@ -3,7 +3,8 @@
 use candle_core::Tensor;
 
 use super::{CudaHybridState, CudaKvCache};
-use crate::{AttentionError, AttentionState, Result};
+use crate::attention_state::without_gate;
+use crate::{AttentionError, AttentionRows, AttentionState, Result};
 
 /// What the rotated channels of a head are a multiple of where a step rotates.
 const ROTARY_UNIT: usize = 16;
@@ -24,8 +25,8 @@ pub struct StepRotation<'a> {
 /// and replayed.
 pub trait GraphState: AttentionState {
     /// Queues one token of each sequence without looking at [`position`](AttentionState::position): nothing is uploaded and no
-    /// memory moves. `rows`: `q` `[B, H, 1, D]`, `k` and `v` `[B, K, 1, D]`, of the rows' dtype, on the state's device; `positions` `[B]` u32 on
-    /// the device, [`IDLE`] for a sequence that sits the step out, whose output is not written.
+    /// memory moves. `rows` as [`advance`](AttentionState::advance) takes them, of one token; `positions` `[B]` u32 on the device,
+    /// [`IDLE`] for a sequence that sits the step out, whose output is not written.
     ///
     /// `rotation`: RoPE that `q` and `k` have yet to go through; only of a state that [rotates](Self::rotates).
     ///
@@ -39,7 +40,7 @@ pub trait GraphState: AttentionState {
     /// [made](Self::reserve) before.
     unsafe fn step(
         &self,
-        rows: [&Tensor; 3],
+        rows: AttentionRows<'_>,
         positions: &Tensor,
         rotation: Option<StepRotation<'_>>,
     ) -> Result<Tensor>;
@@ -66,7 +67,7 @@ pub trait GraphState: AttentionState {
 impl GraphState for CudaHybridState {
     unsafe fn step(
         &self,
-        [q, k, v]: [&Tensor; 3],
+        rows: AttentionRows<'_>,
         positions: &Tensor,
         rotation: Option<StepRotation<'_>>,
     ) -> Result<Tensor> {
@@ -74,7 +75,7 @@ impl GraphState for CudaHybridState {
             return Err(AttentionError::Config("a step of a hybrid state does not rotate".into()));
         }
         // SAFETY: the caller's.
-        unsafe { self.step(q, k, v, positions) }
+        unsafe { self.step(rows, positions) }
     }
 
     fn moves(&self) -> usize {
@@ -93,12 +94,13 @@ impl GraphState for CudaHybridState {
 impl GraphState for CudaKvCache {
     unsafe fn step(
         &self,
-        rows: [&Tensor; 3],
+        rows: AttentionRows<'_>,
         positions: &Tensor,
         rotation: Option<StepRotation<'_>>,
     ) -> Result<Tensor> {
+        without_gate(&rows)?;
         // SAFETY: the caller's.
-        unsafe { self.step(rows, positions, rotation) }
+        unsafe { self.step([rows.q, rows.k, rows.v], positions, rotation) }
     }
 
     fn rotates(&self, rotary: usize) -> bool {

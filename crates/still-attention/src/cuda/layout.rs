@@ -4,7 +4,13 @@ use candle_core::cuda::cudarc::driver::{CudaSlice, DeviceRepr};
 use candle_core::op::BackpropOp;
 use candle_core::{CudaDevice, CudaStorage, Layout, Result, Storage, Tensor};
 use still_compute::cuda::kind;
-use still_kernels::Shape;
+use still_kernels::{
+    STILL_FIRST_TOKENS, STILL_NO_LINEAR, STILL_NO_ROUTER, STILL_NO_SALIENT, STILL_NO_WINDOW,
+    STILL_RANDOM, STILL_RECEIVED_ATTENTION, STILL_SELF_RECALL, STILL_SELF_SALIENCY,
+    STILL_SOFTMAX_MAP, STILL_SUM, Shape,
+};
+
+use crate::{Branches, FeatureMap, HybridConfig, LinearNorm, Router};
 
 /// Memory that some kernel fills before any reads it.
 pub(super) fn uninit<T: DeviceRepr>(device: &CudaDevice, len: usize) -> Result<CudaSlice<T>> {
@@ -12,8 +18,36 @@ pub(super) fn uninit<T: DeviceRepr>(device: &CudaDevice, len: usize) -> Result<C
     unsafe { device.alloc(len.max(1)) }
 }
 
+/// What the kernels are told of a configuration beside shapes.
+pub(super) fn flags(config: &HybridConfig) -> i32 {
+    let Branches { window, salient, linear } = config.branches;
+    [
+        (config.feature_map == FeatureMap::Softmax, STILL_SOFTMAX_MAP),
+        (config.linear_norm == LinearNorm::Sum, STILL_SUM),
+        (!window, STILL_NO_WINDOW),
+        (!salient, STILL_NO_SALIENT),
+        (!linear, STILL_NO_LINEAR),
+    ]
+    .into_iter()
+    .map(|(holds, flag)| if holds { flag } else { 0 })
+    .sum()
+}
+
+/// A router as the kernels know it.
+pub(super) fn router(config: &HybridConfig) -> still_kernels::Router {
+    let (kind, seed) = match config.router {
+        Router::SelfSaliency => (STILL_SELF_SALIENCY, 0),
+        Router::ReceivedAttention => (STILL_RECEIVED_ATTENTION, 0),
+        Router::SelfRecall => (STILL_SELF_RECALL, 0),
+        Router::FirstTokens => (STILL_FIRST_TOKENS, 0),
+        Router::Random { seed } => (STILL_RANDOM, seed),
+        Router::None => (STILL_NO_ROUTER, 0),
+    };
+    still_kernels::Router { kind, layer: config.layer as i32, seed }
+}
+
 /// A shape as the kernels take it.
-pub(super) fn shape(q: &Tensor, kv_heads: usize) -> Result<Shape> {
+pub(super) fn shape(q: &Tensor, kv_heads: usize, flags: i32) -> Result<Shape> {
     let (batch, heads, tokens, head_dim) = q.dims4()?;
     let int = |x: usize| i32::try_from(x).map_err(candle_core::Error::wrap);
     Ok(Shape {
@@ -23,6 +57,7 @@ pub(super) fn shape(q: &Tensor, kv_heads: usize) -> Result<Shape> {
         tokens: int(tokens)?,
         head_dim: int(head_dim)?,
         dtype: kind(q.dtype())?,
+        flags,
     })
 }
 

@@ -9,8 +9,9 @@
 //! | `decode`, `decode/past.rs` | the recurrent state; several tokens read onto it |
 //! | `store` | the salient rows of a state |
 //! | `kv_cache` | the teacher's cache |
+//! | `linear_only` | the state of linear attention alone |
 //! | `graph_state` | what a CUDA graph feeds |
-//! | `layout` | strides and memory for kernels |
+//! | `layout` | strides and memory for kernels, and what they are told of a configuration |
 //! | `support` | what kernels compute, and errors for the rest |
 
 mod backward;
@@ -20,12 +21,13 @@ mod forward;
 mod graph_state;
 mod kv_cache;
 mod layout;
+mod linear_only;
 mod routing;
 mod saved_attention;
 mod store;
 mod support;
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 
 use crate::{HybridConfig, HybridWeights, LinearNorm, Result};
 
@@ -33,6 +35,7 @@ pub use decode::{CudaHybridState, CudaWeights};
 pub(crate) use dense::dense_attention;
 pub use graph_state::{GraphState, IDLE, StepRotation};
 pub use kv_cache::CudaKvCache;
+pub use linear_only::CudaLinearState;
 pub(crate) use routing::DeviceRouting;
 pub(crate) use saved_attention::SavedAttention;
 pub(crate) use support::check_logit_scale;
@@ -48,30 +51,15 @@ fn repeated(rows: &Tensor, times: usize) -> Result<Tensor> {
     Ok(wide.reshape((batch, heads * times, tokens, head_dim))?)
 }
 
-/// `ln(n λ)` per query head, if it is not 0 everywhere: minus infinity where the linear branch is off.
+/// The logarithm of the linear branch's scale per query head, `n λ` with `LinearNorm::Mean` and else `λ`, if it is not 0
+/// everywhere. A factor `sigmoid(w)` on the exact terms is its inverse on the linear ones.
 fn log_scale(weights: &HybridWeights, config: &HybridConfig) -> Result<Option<Tensor>> {
-    let learned = learned_scale(weights, config)?;
-    if config.branches.linear {
-        return Ok(learned);
-    }
-    let map = &weights.feature_map_q;
-    let any = match learned {
-        Some(scale) => scale,
-        None => Tensor::zeros(map.dim(0)?, DType::F32, map.device())?,
-    };
-    Ok(Some(any.affine(1.0, f64::NEG_INFINITY)?))
-}
-
-/// `ln(n λ)` per query head with `LinearNorm::Mean`: a factor `sigmoid(w)` on the exact terms is its inverse on the linear.
-fn learned_scale(weights: &HybridWeights, config: &HybridConfig) -> Result<Option<Tensor>> {
-    let Some(log_lambda) =
-        weights.log_lambda.as_ref().filter(|_| config.linear_norm == LinearNorm::Mean)
-    else {
-        return Ok(None);
-    };
-    let log_lambda = log_lambda.detach();
-    Ok(Some(match &weights.window_factor {
-        Some(w) => (log_lambda + (w.detach().neg()?.exp()? + 1.0)?.log()?)?,
-        None => log_lambda,
+    let mean = config.linear_norm == LinearNorm::Mean;
+    let log_lambda = weights.log_lambda.as_ref().filter(|_| mean).map(Tensor::detach);
+    let Some(w) = &weights.window_factor else { return Ok(log_lambda) };
+    let against_window = (w.detach().neg()?.exp()? + 1.0)?.log()?;
+    Ok(Some(match log_lambda {
+        Some(log_lambda) => (log_lambda + against_window)?,
+        None => against_window,
     }))
 }

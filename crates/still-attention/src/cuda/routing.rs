@@ -3,16 +3,15 @@
 use std::ptr::null;
 use std::sync::Arc;
 
-use candle_core::cuda::CudaStorageSlice;
 use candle_core::cuda::cudarc::driver::CudaSlice;
-use candle_core::op::BackpropOp;
-use candle_core::{CudaDevice, CudaStorage, Storage, Tensor};
-use still_kernels::{CHUNK, NO_CAP, Shape, check, still_demote, still_saliency, still_select};
+use candle_core::{CudaDevice, Tensor};
+use still_kernels::{
+    CHUNK, NO_CAP, Shape, check, still_demote, still_recall, still_scores, still_select,
+};
 
-use super::layout::uninit;
+use super::layout::{router, uninit};
 use crate::hybrid::OP;
-use crate::linear_branch::bits;
-use crate::{AttentionError, HybridConfig, Result, Router, Selection, router};
+use crate::{AttentionError, HybridConfig, Result, Router, Selection};
 use still_compute::cuda::{Launch, on_cuda};
 
 /// What was decided for one call.
@@ -64,7 +63,7 @@ impl Capped {
     }
 }
 
-/// Queues the scores of `[B, K, N]` tokens.
+/// Queues the scores of `[B, K, N]` tokens, as far as they do not depend on the linear state (else they are 0).
 fn queue_scores(
     device: &CudaDevice,
     shape: &Shape,
@@ -72,29 +71,38 @@ fn queue_scores(
     config: &HybridConfig,
 ) -> candle_core::Result<CudaSlice<f32>> {
     let (batch, heads, tokens) = dims(shape);
-    if config.router == Router::None {
+    if matches!(config.router, Router::None | Router::SelfRecall) {
         return device.alloc_zeros(batch * heads * tokens);
     }
-    let by_position =
-        |head, token| router::position_score(config.router, config.layer, head, token);
-    if by_position(0, 0).is_some() {
-        let row = |head| (0..tokens).filter_map(move |token| by_position(head, token));
-        let all = (0..batch).flat_map(|_| (0..heads).flat_map(row));
-        return device.clone_htod(&all.map(|score| score as f32).collect::<Vec<f32>>());
-    }
-    // Other routers are refused before (`support`).
     let scores = uninit(device, batch * heads * tokens)?;
+    let partial = received(device, shape, config)?;
+    let router = router(config);
     let ((q, q_layout), (k, k_layout)) = (q.storage_and_layout(), k.storage_and_layout());
     let stream = device.cuda_stream();
     let mut launch = Launch::new(&stream)?;
     let q = launch.rows(on_cuda(&q)?, q_layout)?;
     let k = launch.rows(on_cuda(&k)?, k_layout)?;
-    let to = launch.at(&scores);
-    // SAFETY: rows and buffer are as large as `shape` says, and live until the launch is dropped.
-    let code = unsafe { still_saliency(shape, q, k, to, launch.stream()) };
-    check("still_saliency", code).map_err(candle_core::Error::wrap)?;
+    let (to, partial) = (launch.at(&scores), launch.at_optional(partial.as_ref()));
+    // SAFETY: rows and buffers are as large as `shape` says, and live until the launch is dropped.
+    let code =
+        unsafe { still_scores(shape, &router, q, k, null(), null(), partial, to, launch.stream()) };
+    check("still_scores", code).map_err(candle_core::Error::wrap)?;
     drop(launch);
     Ok(scores)
+}
+
+/// Scratch of `still_scores`, where its router wants some.
+pub(super) fn received(
+    device: &CudaDevice,
+    shape: &Shape,
+    config: &HybridConfig,
+) -> candle_core::Result<Option<CudaSlice<f32>>> {
+    let (batch, heads, tokens) = dims(shape);
+    let sums = batch * heads * tokens.div_ceil(CHUNK) * 2 * CHUNK;
+    match config.router {
+        Router::ReceivedAttention => Ok(Some(uninit(device, sums)?)),
+        _ => Ok(None),
+    }
 }
 
 fn dims(shape: &Shape) -> (usize, usize, usize) {
@@ -102,15 +110,16 @@ fn dims(shape: &Shape) -> (usize, usize, usize) {
 }
 
 impl DeviceRouting {
-    /// The router's own decision.
+    /// The router's own decision on `q`, `k` and `v`; `map_k` is contiguous and of their dtype.
     pub fn decide(
         device: &CudaDevice,
         shape: &Shape,
-        query_and_key: [&Tensor; 2],
+        [q, k, v]: [&Tensor; 3],
+        map_k: &Tensor,
         config: &HybridConfig,
     ) -> Result<Self> {
         let (batch, heads, tokens) = dims(shape);
-        let scores = queue_scores(device, shape, query_and_key, config)?;
+        let scores = queue_scores(device, shape, [q, k], config)?;
         let host_budgets = budgets(config, heads);
         let budgets = device.clone_htod(&host_budgets)?;
         let selected = uninit(device, batch * heads * tokens.div_ceil(CHUNK))?;
@@ -119,46 +128,81 @@ impl DeviceRouting {
             Some(cap) => Some(Capped::new(device, (batch, heads, tokens), cap)?),
             None => None,
         };
-        let stream = device.cuda_stream();
-        let mut launch = Launch::new(&stream)?;
-        // SAFETY: the buffers are as large as `shape` says, and live until the launch is dropped.
-        unsafe {
-            let (from, budgets) = (launch.at(&scores), launch.at(&budgets));
-            let (selected, salient) = (launch.at(&selected), launch.at(&salient));
-            let code = still_select(shape, from, budgets, selected, salient, launch.stream());
-            check("still_select", code).map_err(candle_core::Error::wrap)?;
-            if let Some(Capped { cap, absorbed_at, visible, order }) = &capped {
-                let absorbed_at = launch.at(absorbed_at);
-                let (visible, order) = (launch.at(visible), launch.at(order));
-                let code = still_demote(
-                    shape,
-                    from,
-                    budgets,
-                    selected,
-                    salient,
-                    *cap,
-                    absorbed_at,
-                    visible,
-                    order,
-                    null(),
-                    launch.stream(),
-                );
-                check("still_demote", code).map_err(candle_core::Error::wrap)?;
-            }
-        }
-        drop(launch);
-        let dims = (batch, heads, tokens);
-        let device = device.clone();
-        Ok(Self(Arc::new(Decided {
-            device,
-            dims,
+        let decided = Self(Arc::new(Decided {
+            device: device.clone(),
+            dims: (batch, heads, tokens),
             scores,
             budgets,
             host_budgets,
             selected,
             salient,
             capped,
-        })))
+        }));
+        match config.router {
+            Router::SelfRecall => decided.recall(shape, [k, v], map_k)?,
+            _ => decided.select(shape)?,
+        }
+        Ok(decided)
+    }
+
+    /// Queues the selection by scores.
+    fn select(&self, shape: &Shape) -> candle_core::Result<()> {
+        let Decided { device, scores, budgets, selected, salient, capped, .. } = &*self.0;
+        let stream = device.cuda_stream();
+        let mut launch = Launch::new(&stream)?;
+        let (from, budgets) = (launch.at(scores), launch.at(budgets));
+        let (selected, salient) = (launch.at(selected), launch.at(salient));
+        // SAFETY: the buffers are as large as `shape` says, and live until the launch is dropped.
+        let code =
+            unsafe { still_select(shape, from, budgets, selected, salient, launch.stream()) };
+        check("still_select", code).map_err(candle_core::Error::wrap)?;
+        let Some(Capped { cap, absorbed_at, visible, order }) = capped else { return Ok(()) };
+        let absorbed_at = launch.at(absorbed_at);
+        let (visible, order) = (launch.at(visible), launch.at(order));
+        let on = launch.stream();
+        // SAFETY: as above.
+        let code = unsafe {
+            still_demote(
+                shape,
+                from,
+                budgets,
+                selected,
+                salient,
+                *cap,
+                absorbed_at,
+                visible,
+                order,
+                null(),
+                on,
+            )
+        };
+        check("still_demote", code).map_err(candle_core::Error::wrap)
+    }
+
+    /// Queues the selection where a score depends on the state, chunk by chunk.
+    fn recall(
+        &self,
+        shape: &Shape,
+        [k, v]: [&Tensor; 2],
+        map_k: &Tensor,
+    ) -> candle_core::Result<()> {
+        let Decided { device, scores, .. } = &*self.0;
+        let states = 2 * (shape.batch * shape.kv_heads * shape.head_dim) as usize;
+        let s: CudaSlice<f32> = device.alloc_zeros(states * shape.head_dim as usize)?;
+        let z: CudaSlice<f32> = device.alloc_zeros(states)?;
+        let stream = device.cuda_stream();
+        let held = [k, v, map_k].map(Tensor::storage_and_layout);
+        let mut launch = Launch::new(&stream)?;
+        let [k, v, map_k] = &held;
+        let k = launch.rows(on_cuda(&k.0)?, k.1)?;
+        let v = launch.rows(on_cuda(&v.0)?, v.1)?;
+        let map_k = launch.values(on_cuda(&map_k.0)?, map_k.1)?;
+        let routing = self.args(&mut launch);
+        let (s, z, score) = (launch.at(&s), launch.at(&z), launch.at(scores));
+        let on = launch.stream();
+        // SAFETY: the buffers are as large as `shape` says, and live until the launch is dropped.
+        let code = unsafe { still_recall(shape, k, v, map_k, &routing, null(), s, z, score, on) };
+        check("still_recall", code).map_err(candle_core::Error::wrap)
     }
 
     /// A selection that was made elsewhere; scores are the router's own.
@@ -242,23 +286,6 @@ impl DeviceRouting {
         &self.0.scores
     }
 
-    /// `[B, K, C · 64]` f32: 1 for tokens that enter the state when their chunk retires, 0 for those that are kept.
-    pub fn absorbed(&self) -> candle_core::Result<Tensor> {
-        let (batch, heads, tokens) = self.dims();
-        let chunks = tokens.div_ceil(CHUNK);
-        let (device, bytes) = (self.device(), CHUNK / 8);
-        let mut copy: CudaSlice<u8> = uninit(device, batch * heads * chunks * bytes)?;
-        // SAFETY: any bytes are u8, and there are eight in each u64; the device has its lowest bits first.
-        let selected = unsafe { self.0.selected.transmute::<u8>(batch * heads * chunks * bytes) };
-        let Some(selected) = selected else { candle_core::bail!("fewer bits than tokens") };
-        device.memcpy_dtod(&selected, &mut copy)?;
-        let storage = CudaStorage { slice: CudaStorageSlice::U8(copy), device: device.clone() };
-        let shape = (batch, heads, chunks * bytes);
-        let none = BackpropOp::none();
-        let selected = Tensor::from_storage(Storage::Cuda(storage), shape, none, false);
-        bits(&selected)?.affine(-1.0, 1.0)
-    }
-
     /// Copies the selection, once the device has made it.
     pub fn selection(&self) -> Result<Selection> {
         let (batch, heads, tokens) = self.dims();
@@ -289,7 +316,7 @@ impl DeviceRouting {
 /// Tokens that each head keeps of a retired chunk: more than the cap would be demoted at once.
 pub(super) fn budgets(config: &HybridConfig, heads: usize) -> Vec<i32> {
     let cap = config.cap.unwrap_or(usize::MAX);
-    (0..heads).map(|head| router::effective_budget(config, head).min(cap) as i32).collect()
+    (0..heads).map(|head| crate::router::effective_budget(config, head).min(cap) as i32).collect()
 }
 
 /// The cap, if some head of sequences of `tokens` tokens has more to keep.

@@ -3,18 +3,17 @@
 use candle_core::backend::BackendDevice;
 use candle_core::{CudaDevice, Tensor, Var};
 
-use still_compute::pull_back;
-use still_kernels::CHUNK;
-
 use super::backward::backward;
 use super::forward::{Operands, Saved, forward};
-use super::layout::{rows_aligned, shape};
+use super::layout::{flags, rows_aligned, shape};
 use super::routing::DeviceRouting;
-use super::support::{self, LINEAR_ALONE};
-use super::{log_scale, repeated};
-use crate::linear_branch::LinearBranch;
+use super::{log_scale, repeated, support};
+use crate::linear_ops::LinearOps;
 use crate::saved_attention::{Call, FoldedGradients};
-use crate::{AttentionError, HeadGeometry, HybridConfig, Result, Routing, SelectionHead};
+use crate::{
+    AttentionError, HeadGeometry, HybridConfig, Mode, Result, Routing, Selection, SelectionHead,
+};
+use still_compute::pull_back;
 
 /// What the forward pass computed from, and what it left.
 #[derive(Debug)]
@@ -27,13 +26,7 @@ pub(crate) struct SavedAttention {
 #[derive(Debug)]
 enum Kind {
     Launched(Box<Launched>),
-    /// The linear branch alone, composed of the tensor library's ops: a graph of its own, from variables.
-    Composed {
-        rows: Option<[Var; 3]>,
-        maps: [Var; 2],
-        log_scale: Option<Var>,
-        out: Tensor,
-    },
+    Composed(Box<Composed>),
 }
 
 /// What the kernels read and wrote.
@@ -45,6 +38,14 @@ struct Launched {
     out: Tensor,
 }
 
+/// Linear attention alone, of the tensor library's ops: a graph of its own, from variables.
+#[derive(Debug)]
+struct Composed {
+    rows: Option<[Var; 3]>,
+    maps: [Var; 2],
+    out: Tensor,
+}
+
 impl SavedAttention {
     /// Queues the forward pass of arguments that fit each other. Only what `trains` can go back.
     pub fn forward(
@@ -53,8 +54,8 @@ impl SavedAttention {
         wants_rows: bool,
         trains: bool,
     ) -> Result<(Tensor, Routing, Self)> {
-        let Call { rows: [q, k, v], weights, config, routing, .. } = *call;
-        support::check(q, [k, v], weights, geometry, config)?;
+        let Call { rows: [q, k, v], weights, config, routing, gate } = *call;
+        support::check(q, [k, v], gate, weights, geometry, config)?;
         let device = q.device().as_cuda_device()?.clone();
         // The kernels route by KV head: where every query head decides, each gets K and V of its own.
         let copies = match config.selection_head {
@@ -63,45 +64,23 @@ impl SavedAttention {
         };
         let (q, k, v) = (q.detach(), repeated(k, copies)?, repeated(v, copies)?);
         let (map_q, map_k) = weights.folded()?;
-        let log_scale = log_scale(weights, config)?;
-        let shape = shape(&q, k.dim(1)?)?;
-        let rows = [rows_aligned(&q)?, rows_aligned(&k)?, rows_aligned(&v)?];
-        let decided = decide(&device, &shape, [&rows[0], &rows[1]], config, routing)?;
-        let routing = Routing::on_device(decided.clone());
-        if config.branches != LINEAR_ALONE {
-            let maps = [&map_q, &map_k];
-            let operands = Operands::new(shape, rows, maps, log_scale.as_ref(), decided)?;
-            let (out, saved) = forward(&device, &operands, trains, None)?;
-            let launched = Launched { device, operands, saved, out: out.clone() };
-            let kind = Kind::Launched(Box::new(launched));
-            return Ok((out, routing, Self { copies, kind }));
+        if config.mode == Mode::LinearOnly {
+            let (composed, routing) =
+                Composed::forward([&q, &k, &v], [&map_q, &map_k], config, routing, wants_rows)?;
+            let out = composed.out.detach();
+            return Ok((out, routing, Self { copies, kind: Kind::Composed(Box::new(composed)) }));
         }
-
-        let variable = |tensor: &Tensor| Var::from_tensor(tensor);
-        let maps = [variable(&map_q)?, variable(&map_k)?];
-        let log_scale = log_scale.as_ref().map(variable).transpose()?;
-        let tracked = match wants_rows {
-            true => Some([variable(&q)?, variable(&k)?, variable(&v)?]),
-            false => None,
-        };
-        let [q, k, v] = match &tracked {
-            Some(rows) => rows.each_ref().map(Var::as_tensor),
-            None => [&q, &k, &v],
-        };
-        let branch = LinearBranch {
-            q,
-            k,
-            v,
-            map_q: &maps[0],
-            map_k: &maps[1],
-            log_scale: log_scale.as_deref(),
-            absorbed: &decided.absorbed()?,
-            chunk: CHUNK,
-        };
-        let out = branch.forward()?;
-        let detached = out.detach();
-        let kind = Kind::Composed { rows: tracked, maps, log_scale, out };
-        Ok((detached, routing, Self { copies, kind }))
+        let log_scale = log_scale(weights, config)?;
+        let shape = shape(&q, k.dim(1)?, flags(config))?;
+        let rows = [rows_aligned(&q)?, rows_aligned(&k)?, rows_aligned(&v)?];
+        let map = map_k.to_dtype(q.dtype())?.contiguous()?;
+        let decided = decide(&device, &shape, rows.each_ref(), &map, config, routing)?;
+        let routing = Routing::on_device(decided.clone());
+        let maps = [&map_q, &map_k];
+        let operands = Operands::new(shape, rows, maps, log_scale.as_ref(), gate, decided)?;
+        let (out, saved) = forward(&device, &operands, trains, None)?;
+        let launched = Launched { device, operands, saved, out: out.clone() };
+        Ok((out, routing, Self { copies, kind: Kind::Launched(Box::new(launched)) }))
     }
 
     pub fn backward(&self, d_out: &Tensor) -> Result<FoldedGradients> {
@@ -110,20 +89,7 @@ impl SavedAttention {
                 let Launched { device, operands, saved, out } = &**launched;
                 backward(device, operands, saved, out, d_out)?
             }
-            Kind::Composed { rows, maps, log_scale, out } => {
-                let grads = pull_back(out, &d_out.contiguous()?)?.backward()?;
-                let of = |var: &Var| match grads.get(var) {
-                    Some(gradient) => Ok(gradient.clone()),
-                    None => var.zeros_like(),
-                };
-                let qkv = match rows {
-                    Some([q, k, v]) => Some([of(q)?, of(k)?, of(v)?]),
-                    None => None,
-                };
-                let (map_q, map_k) = (of(&maps[0])?, of(&maps[1])?);
-                let log_scale = log_scale.as_ref().map(of).transpose()?;
-                FoldedGradients { qkv, gate: None, map_q, map_k, log_scale }
-            }
+            Kind::Composed(composed) => composed.backward(d_out)?,
         };
         if let Some([_, d_k, d_v]) = &mut to.qkv {
             (*d_k, *d_v) = (summed(d_k, self.copies)?, summed(d_v, self.copies)?);
@@ -132,17 +98,79 @@ impl SavedAttention {
     }
 }
 
+impl Composed {
+    /// `k` and `v` for every selection head.
+    fn forward(
+        rows: [&Tensor; 3],
+        maps: [&Tensor; 2],
+        config: &HybridConfig,
+        routing: Option<&Routing>,
+        wants_rows: bool,
+    ) -> Result<(Self, Routing)> {
+        let variable = |tensor: &Tensor| Var::from_tensor(tensor);
+        let tracked = match wants_rows {
+            true => Some([variable(rows[0])?, variable(rows[1])?, variable(rows[2])?]),
+            false => None,
+        };
+        let maps = [variable(maps[0])?, variable(maps[1])?];
+        let [q, k, v] = tracked.as_ref().map_or(rows, |rows| rows.each_ref().map(Var::as_tensor));
+        let ops = LinearOps {
+            q,
+            k,
+            v,
+            map_q: &maps[0],
+            map_k: &maps[1],
+            map: config.feature_map,
+            counts: None,
+        };
+        let (out, _) = ops.forward(None)?;
+        let (batch, heads, tokens, _) = k.dims4()?;
+        let routing = match routing {
+            Some(routing) => {
+                routing.selection()?.check((batch, heads, tokens), config)?;
+                routing.clone()
+            }
+            None => at_once((batch, heads, tokens), config.chunk),
+        };
+        Ok((Self { rows: tracked, maps, out }, routing))
+    }
+
+    fn backward(&self, d_out: &Tensor) -> Result<FoldedGradients> {
+        let grads = pull_back(&self.out, &d_out.contiguous()?)?.backward()?;
+        let of = |var: &Var| match grads.get(var) {
+            Some(gradient) => Ok(gradient.clone()),
+            None => var.zeros_like(),
+        };
+        let qkv = match &self.rows {
+            Some([q, k, v]) => Some([of(q)?, of(k)?, of(v)?]),
+            None => None,
+        };
+        let [map_q, map_k] = &self.maps;
+        let (map_q, map_k) = (of(map_q)?, of(map_k)?);
+        Ok(FoldedGradients { qkv, gate: None, map_q, map_k, log_scale: None })
+    }
+}
+
+/// Every token in the state as it comes.
+fn at_once((batch, heads, tokens): (usize, usize, usize), chunk: usize) -> Routing {
+    let of_head = |_| (0..tokens).map(move |token| (token / chunk) as u32);
+    let absorbed_at = (0..batch * heads).flat_map(of_head).collect();
+    let selection = Selection { chunk, batch, heads, tokens, absorbed_at };
+    Routing::on_host(selection, vec![0.0; batch * heads * tokens])
+}
+
 /// The routing of a call: its own, or what was given, from wherever it lies.
 fn decide(
     device: &CudaDevice,
     shape: &still_kernels::Shape,
-    query_and_key: [&Tensor; 2],
+    rows: [&Tensor; 3],
+    map_k: &Tensor,
     config: &HybridConfig,
     routing: Option<&Routing>,
 ) -> Result<DeviceRouting> {
     let dims = (shape.batch as usize, shape.kv_heads as usize, shape.tokens as usize);
     let Some(routing) = routing else {
-        return DeviceRouting::decide(device, shape, query_and_key, config);
+        return DeviceRouting::decide(device, shape, rows, map_k, config);
     };
     if let Some(there) = routing.device().filter(|there| there.device().same_device(device)) {
         return match there.dims() == dims {
@@ -155,7 +183,8 @@ fn decide(
     }
     let selection = routing.selection()?;
     selection.check(dims, config)?;
-    DeviceRouting::given(device, shape, query_and_key, config, &selection)
+    let [q, k, _] = rows;
+    DeviceRouting::given(device, shape, [q, k], config, &selection)
 }
 
 /// The gradient of what [`repeated`] repeats.

@@ -1,36 +1,22 @@
 //! What the kernels compute, and errors that name what they do not.
 
 use candle_core::{DType, Device, Tensor};
-use still_kernels::{CHUNK, HEAD_DIMS, MAX_CAP, MAX_DECODE_GROUP};
 
 use crate::arguments::expect_rows;
 use crate::hybrid::OP;
-use crate::{
-    AttentionError, Branches, FeatureMap, HeadGeometry, HybridConfig, HybridWeights, LinearNorm,
-    Mode, Result, Router,
-};
-
-/// The linear branch by itself: of the exact keys only each token's own remains.
-pub(super) const LINEAR_ALONE: Branches = Branches { window: false, salient: false, linear: true };
+use crate::{AttentionError, HeadGeometry, HybridConfig, HybridWeights, Mode, Result, limits};
 
 /// Checks a call whose shapes fit each other.
 pub(super) fn check(
     q: &Tensor,
     key_side: [&Tensor; 2],
+    gate: Option<&Tensor>,
     weights: &HybridWeights,
     geometry: HeadGeometry,
     config: &HybridConfig,
 ) -> Result<()> {
-    // The linear branch alone is composed of tensor ops; of all else it asks what the kernels do.
-    let is_alone = config.branches == LINEAR_ALONE;
-    require(
-        !is_alone || config.cap.is_none(),
-        "cap",
-        "none with the linear branch alone on CUDA",
-        || format!("{:?}", config.cap),
-    )?;
-    let branches = if is_alone { Branches::default() } else { config.branches };
-    check_config(geometry, &HybridConfig { branches, ..config.clone() })?;
+    limits::check(geometry, config, false)?;
+    check_gate(q, gate)?;
     check_rows(q, key_side)?;
     let HybridWeights { feature_map_q, feature_map_k, .. } = weights;
     let optional = [
@@ -83,6 +69,13 @@ pub(super) fn check_fed(
     })
 }
 
+/// Checks an output gate whose shape is that of `q`.
+pub(super) fn check_gate(q: &Tensor, gate: Option<&Tensor>) -> Result<()> {
+    let Some(gate) = gate else { return Ok(()) };
+    check_device("gate", gate, q)?;
+    require(gate.dtype() == q.dtype(), "gate", "of q's dtype", || gate.dtype().as_str().into())
+}
+
 pub(super) fn check_dtype(what: &'static str, dtype: DType) -> Result<()> {
     require(matches!(dtype, DType::F32 | DType::BF16), what, "f32 or bf16 on CUDA", || {
         dtype.as_str().into()
@@ -95,58 +88,22 @@ fn check_device(name: &'static str, tensor: &Tensor, q: &Tensor) -> Result<()> {
     })
 }
 
-/// Checks what the kernels of whole sequences can be told.
-pub(super) fn check_config(geometry: HeadGeometry, config: &HybridConfig) -> Result<()> {
-    let head_dim = geometry.head_dim;
-    require(config.mode == Mode::Hybrid, "mode", "hybrid on CUDA", || {
+/// Checks what a state with kernels of its own can be told.
+pub(super) fn check_state(geometry: HeadGeometry, config: &HybridConfig) -> Result<()> {
+    require(config.mode == Mode::Hybrid, "mode", "hybrid in this state", || {
         format!("{:?}", config.mode)
     })?;
-    require(config.chunk == CHUNK, "chunk", "64 on CUDA", || config.chunk.to_string())?;
-    require(HEAD_DIMS.contains(&head_dim), "head_dim", "64, 96 or 128 on CUDA", || {
-        head_dim.to_string()
-    })?;
-    require(config.feature_dim == head_dim, "feature_dim", "head_dim on CUDA", || {
-        config.feature_dim.to_string()
-    })?;
-    let np_map = matches!(config.feature_map, FeatureMap::NpMap { .. });
-    require(np_map, "feature_map", "np_map on CUDA", || format!("{:?}", config.feature_map))?;
-    let known =
-        matches!(config.router, Router::SelfSaliency | Router::Random { .. } | Router::None);
-    require(known, "router", "self_saliency, random or none on CUDA", || {
-        format!("{:?}", config.router)
-    })?;
-    let cap = config.cap.unwrap_or(0);
-    require(cap <= MAX_CAP, "cap", "at most 8192 on CUDA", || cap.to_string())?;
-    require(!config.gate, "gate", "off on CUDA", || "on".into())?;
-    check_logit_scale(config.logit_scale, head_dim)?;
-    let factor = config.window_factor && config.linear_norm == LinearNorm::Sum;
-    require(!factor, "window_factor", "off with linear_norm sum on CUDA", || "on".into())?;
-    // Of the linear branch the kernels are told that it weighs nothing.
-    let exact = Branches { linear: true, ..config.branches };
-    require(exact == Branches::default(), "branches", "window and salient on on CUDA", || {
-        format!("{:?}", config.branches)
-    })
+    limits::check(geometry, config, true)
 }
 
 /// Checks the scale of logits, if it is given.
 pub(crate) fn check_logit_scale(given: Option<f64>, head_dim: usize) -> Result<()> {
-    let root = (head_dim as f64).sqrt();
-    let usual = given.is_none_or(|scale| (scale * root - 1.0).abs() <= 1e-6);
-    require(usual, "logit_scale", "the root of 1 / head_dim on CUDA", || format!("{given:?}"))
-}
-
-/// Checks what a state can be told beyond [`check_config`].
-pub(super) fn check_state(geometry: HeadGeometry, config: &HybridConfig) -> Result<()> {
-    check_config(geometry, config)?;
-    let supported = matches!(config.router, Router::SelfSaliency | Router::None);
-    require(supported, "router", "self_saliency or none in a state on CUDA", || {
-        format!("{:?}", config.router)
-    })?;
-    let group = geometry.num_heads / geometry.selection_heads(config.selection_head);
-    let shared = group <= MAX_DECODE_GROUP;
-    require(shared, "num_heads", "at most 16 query heads a KV head in a state on CUDA", || {
-        format!("{group} a KV head")
-    })
+    require(
+        limits::is_usual(given, head_dim),
+        "logit_scale",
+        "the root of 1 / head_dim on CUDA",
+        || format!("{given:?}"),
+    )
 }
 
 pub(super) fn require(

@@ -2,6 +2,8 @@
 #![allow(dead_code, reason = "each test binary uses a part")]
 
 pub mod case;
+#[cfg(feature = "cuda")]
+pub mod gpu;
 
 use candle_core::{Device, Tensor, WithDType};
 use rand::Rng;

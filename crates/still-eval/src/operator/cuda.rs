@@ -2,7 +2,8 @@
 
 use candle_core::Tensor;
 use still_attention::{
-    CudaHybridState, CudaKvCache, CudaWeights, GraphState, HybridConfig, HybridWeights, IDLE,
+    AttentionRows, CudaHybridState, CudaKvCache, CudaWeights, GraphState, HybridConfig,
+    HybridWeights, IDLE,
 };
 use still_compute::cuda::CapturedGraph;
 use still_model::Result;
@@ -85,9 +86,10 @@ impl<S: GraphState> Step<S> {
     /// Queues them; what they allocate is free again at the end.
     fn queue(&self) -> Result<()> {
         let [q, k, v] = &self.token;
+        let rows = AttentionRows { q, k, v, gate: None };
         for state in &self.states {
             // SAFETY: the position is idle or the one that comes next, and there is room for all that come.
-            unsafe { state.step([q, k, v], &self.position, None) }?;
+            unsafe { state.step(rows, &self.position, None) }?;
         }
         Ok(())
     }

@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(256, K::P == 1 ? 2 : 1) absorbed_backward(cons
     for (int half = 0; half < 2; half++) {
       const int t = token_of(row + half * 8), of = CAPPED ? t / CHUNK : chunk, bit = CAPPED ? t % CHUNK : row + half * 8;
       const uint64_t chosen = CAPPED ? selected[of] : kept;
-      if (CAPPED ? (chosen >> bit & 1) != 0 : exact[half])
+      if (!(in.flags & STILL_NO_SALIENT) && (CAPPED ? (chosen >> bit & 1) != 0 : exact[half]))
         add_partial<D>(sums, half, in, b, kv, of * budget + __popcll(chosen & ((uint64_t(1) << bit) - 1)), kind, my_col);
       T* to = to_rows.row(b, kv, t);
 #pragma unroll
@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(256, K::P == 1 ? 2 : 1) absorbed_backward(cons
     const float* z = in.d_z + (bk * (in.chunks - 2) + chunk) * 2 * D + my_col;
     RowHalves rows{exchange};
     np_map_backward(
-        rows, f, squared, [](const float (&)[NT][4], int) {},
+        rows, f, squared, in.flags, [](const float (&)[NT][4], int) {},
         [&](float (&d)[NT][4], int part) {
           if (part) load_half(1, false);
           tile_product<KS>(d, values, 0, d_s, col);

@@ -9,7 +9,7 @@ int step_states(const StillShape& shape, const StillBackward& args, StillStream 
     using K = decltype(kind);
     using T = typename K::T;
     Backward<T> in(shape, args, args.host_budgets);
-    StateScan<T> scan{in.phi_q, in.d_out, in.minus_delta, in.totals, in.d_s, in.d_z, nullptr, nullptr, shape.tokens, shape.heads, shape.kv_heads,
+    StateScan<T> scan{in.phi_q, in.d_linear, in.minus_delta, in.totals, in.d_s, in.d_z, nullptr, nullptr, shape.tokens, shape.heads, shape.kv_heads,
                       in.group, retired(shape), in.segments, in.routing, true};
     return run_state_scan<K, false>(shape, scan, stream);
   });

@@ -19,8 +19,8 @@ struct SalientWork {
 
 template <class T>
 struct Backward {
-  Rows<const T> q, k, v, out, d_out;
-  Rows<T> d_q, d_k, d_v;
+  Rows<const T> q, k, v, out, d_out, linear, d_linear;
+  Rows<T> d_q, d_k, d_v, d_gate;
   const T *w_q, *w_k, *phi_k, *s;
   const float *log_scale, *z, *denominator, *maximum;
   const int32_t* arg_max;
@@ -37,7 +37,7 @@ struct Backward {
   float* partial;              // [B, units, 2, 64, D]
   float* d_w_parts;            // [parts, heads, D, D]
   int64_t bytes;
-  int tokens, heads, kv_heads, group, chunks, units, segments;
+  int tokens, heads, kv_heads, group, chunks, units, segments, flags;
 
   Backward(const StillShape& shape, const StillBackward& a, const int32_t* host_budgets);
 };

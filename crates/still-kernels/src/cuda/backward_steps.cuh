@@ -12,12 +12,13 @@ inline int map_parts(const StillShape& s, int heads) {
 
 template <class T>
 Backward<T>::Backward(const StillShape& shape, const StillBackward& a, const int32_t* host_budgets)
-    : q(a.q), k(a.k), v(a.v), out(a.out), d_out(a.d_out), d_q(a.d_q), d_k(a.d_k), d_v(a.d_v), w_q(static_cast<const T*>(a.w_q)),
+    : q(a.q), k(a.k), v(a.v), out(a.out), d_out(a.d_out), linear(a.linear), d_linear(a.d_linear), d_q(a.d_q), d_k(a.d_k), d_v(a.d_v),
+      d_gate(a.d_gate), w_q(static_cast<const T*>(a.w_q)),
       w_k(static_cast<const T*>(a.w_k)), phi_k(static_cast<const T*>(a.phi)), s(static_cast<const T*>(a.s)),
       log_scale(a.log_scale), z(a.z), denominator(a.denominator), maximum(a.maximum), 
       arg_max(a.arg_max), routing(a.routing), d_w_q(a.d_w_q), d_w_k(a.d_w_k), d_log_scale(a.d_log_scale),
       tokens(shape.tokens), heads(shape.heads), kv_heads(shape.kv_heads), group(shape.heads / shape.kv_heads),
-      chunks(still::chunks(shape)), units(0), segments(still::segments(shape)) {
+      chunks(still::chunks(shape)), units(0), segments(still::segments(shape)), flags(shape.flags) {
   const int64_t d = shape.head_dim, slots = retired(shape), rows = int64_t(shape.batch) * heads * tokens;
   const int64_t states = int64_t(shape.batch) * kv_heads * 2 * d;
   for (int h = 0; h < kv_heads; h++) units += SalientWork(host_budgets[h], slots).units();

@@ -4,13 +4,14 @@
 #include "decode_linear.cuh"
 #include "decode_rows.cuh"
 #include "self_saliency.cuh"
+#include "values.cuh"
 
 namespace still {
 
-// The score of the token, from its logits over the last 64 tokens, which end at column 64 + position % 64. A warp takes every
-// fourth head.
+// The Self-Saliency Score of the token, from its logits over the last 64 tokens, which end at column 64 + position % 64. A warp
+// takes every fourth head.
 template <class T>
-__device__ __forceinline__ void score_token(const Decode<T>& in, const Place& at, const float* window, float* four) {
+__device__ __forceinline__ void score_saliency(const Decode<T>& in, const Place& at, const float* window, float* four) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, self = CHUNK + at.position % CHUNK;
   float total = 0.f;
   for (int g = warp; g < in.group; g += 4) {
@@ -24,6 +25,28 @@ __device__ __forceinline__ void score_token(const Decode<T>& in, const Place& at
   if (lane == 0) four[warp] = total;
   __syncthreads();
   if (threadIdx.x == 0) in.ring_score[at.bk * RING + at.position % RING] = (four[0] + four[1] + four[2] + four[3]) / in.group;
+}
+
+// What the ring's tokens receive of the token's softmax over it, all heads together. A thread has a column of the logits.
+template <class T>
+__device__ __forceinline__ void score_received(const Decode<T>& in, const Place& at, const float* window, float* four) {
+  const int column = threadIdx.x, self = CHUNK + at.position % CHUNK;
+  float received = 0.f;
+  for (int g = 0; g < in.group; g++) {
+    const float logit = window[g * RING + column], m = over_block<true>(logit, four), e = exp2f(logit - m);
+    received += e / over_block<false>(e, four);
+  }
+  float* score = in.ring_score + at.bk * RING + (at.chunk + 1 + column / CHUNK) % 2 * CHUNK + column % CHUNK;
+  if (column < self) *score += received;
+  if (column == self) *score = 0.f;  // by later tokens alone
+}
+
+// What the router keeps of the token. By some routers the score is known only when the chunk retires.
+template <class T>
+__device__ __forceinline__ void score_token(const Decode<T>& in, const Place& at, const float* window, float* four) {
+  if (in.router.kind == STILL_SELF_SALIENCY) return score_saliency(in, at, window, four);
+  if (in.router.kind == STILL_RECEIVED_ATTENTION) return score_received(in, at, window, four);
+  if (threadIdx.x == 0) in.ring_score[at.bk * RING + at.position % RING] = position_score(in.router, at.kv, at.position);
 }
 
 // The output: weights of the ring's part and of the parts of the store that had work, then the sums, all heads at once.
@@ -54,6 +77,7 @@ __device__ __forceinline__ void merge_parts(const Decode<typename K::T>& in, con
   for (int i = threadIdx.x; i < in.group * D; i += 128) {
     const int g = i / D, d = i % D;
     float num = (linear(2 * g)[d] + linear(2 * g + 1)[d]) * factor[g];
+    if (in.gate.data) num *= to_f32(in.gate.row(at.b, at.kv * in.group + g, 0)[d]);
 #pragma unroll 8
     for (int p = 0; p < used; p++) num += exact(p)[i] * weights[g * MOST_PARTS + p];
     in.out.row(at.b, at.kv * in.group + g, 0)[d] = T(num);
@@ -105,7 +129,7 @@ __global__ void __launch_bounds__(128) decode_fill(Rows<const T> k, Rows<const T
       (store ? in.store_k : in.ring_k)[to * d + i] = k.row(b, kv, t)[i];
       (store ? in.store_v : in.ring_v)[to * d + i] = v.row(b, kv, t)[i];
     }
-    if (threadIdx.x == 0 && !store) in.ring_score[to] = score[bk * tokens + t];
+    if (threadIdx.x == 0 && !store) in.ring_score[to] = ring_score(in.router, score[bk * tokens + t], t, tokens, in.group);
     if (threadIdx.x == 0 && store && in.store_score) {
       in.store_score[to] = score[bk * tokens + t];
       in.store_token[to] = t;
@@ -113,6 +137,7 @@ __global__ void __launch_bounds__(128) decode_fill(Rows<const T> k, Rows<const T
   }
 }
 
+int run_decode_recall(const StillShape&, const StillDecode&, StillStream);
 int run_decode_admit(const StillShape&, const StillDecode&, StillStream);
 int run_decode_retire(const StillShape&, const StillDecode&, StillStream);
 
@@ -125,6 +150,8 @@ extern "C" int64_t still_decode_floats(const StillShape* shape, int32_t splits) 
 
 extern "C" int still_decode(const StillShape* shape, const StillDecode* args, StillStream stream) {
   if (!still::valid(*shape) || shape->heads / shape->kv_heads > still::GROUP || args->splits < 1 || args->splits > 64) return cudaErrorInvalidValue;
+  if (args->router.kind == STILL_SELF_RECALL)
+    if (int error = still::run_decode_recall(*shape, *args, stream)) return error;
   if (args->cap != STILL_NO_CAP)
     if (int error = still::run_decode_admit(*shape, *args, stream)) return error;
   if (int error = still::run_decode_retire(*shape, *args, stream)) return error;

@@ -1,6 +1,6 @@
 // The state of a layer while it decodes.
 #pragma once
-#include "launch.cuh"
+#include "scores.cuh"
 
 namespace still {
 
@@ -8,7 +8,7 @@ constexpr int RING = 2 * CHUNK;
 
 template <class T>
 struct Decode {
-  Rows<const T> q, k, v;
+  Rows<const T> q, k, v, gate;
   Rows<T> out;
   const T *w_q, *w_k;
   const float* log_scale;
@@ -21,18 +21,24 @@ struct Decode {
   int32_t* store_token;
   uint64_t* admitted;
   uint32_t* arrived;
-  int splits, heads, kv_heads, group;
+  int splits, heads, kv_heads, group, flags;
+  StillRouter router;
 
   Decode(const StillShape& shape, const StillDecode& a)
-      : q(a.q), k(a.k), v(a.v), out(a.out), w_q(static_cast<const T*>(a.w_q)), w_k(static_cast<const T*>(a.w_k)),
+      : q(a.q), k(a.k), v(a.v), gate(a.gate), out(a.out), w_q(static_cast<const T*>(a.w_q)), w_k(static_cast<const T*>(a.w_k)),
         log_scale(a.log_scale), budgets(a.budgets), positions(a.positions), cap(a.cap), ring_k(static_cast<T*>(a.ring_k)),
         ring_v(static_cast<T*>(a.ring_v)), store_k(static_cast<T*>(a.store_k)), store_v(static_cast<T*>(a.store_v)),
         store_offset(a.store_offset), store_entries(a.store_entries), ring_score(a.ring_score), store_score(a.store_score), s(a.s), z(a.z),
         partial(a.partial), store_token(a.store_token), admitted(a.admitted), arrived(a.arrived), splits(a.splits), heads(shape.heads), kv_heads(shape.kv_heads),
-        group(shape.heads / shape.kv_heads) {}
+        group(shape.heads / shape.kv_heads), flags(shape.flags), router(a.router) {}
 
   // First entry of a head's store, in rows of D.
   __device__ __forceinline__ int64_t store(int b, int kv) const { return b * store_entries + store_offset[kv]; }
+
+  // What the ring's token at `place` of a retiring chunk is ranked by.
+  __device__ __forceinline__ float retiring_score(float in_ring, int place) const {
+    return router.kind == STILL_RECEIVED_ATTENTION ? received_mean(in_ring, place, RING, group) : in_ring;
+  }
 };
 
 }  // namespace still

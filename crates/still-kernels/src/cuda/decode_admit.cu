@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(ADMIT_THREADS) decode_admit(const Decode<T> in
   const int before = kept_tokens(in.cap, budget, chunk), after = kept_tokens(in.cap, budget, chunk + 1);
   const int64_t bk = int64_t(b) * in.kv_heads + kv, ring = bk * RING + chunk % 2 * CHUNK, store = in.store(b, kv);
 
-  if (t < CHUNK) unranked[t] = {sound(in.ring_score[ring + t]), chunk * CHUNK + t};
+  if (t < CHUNK) unranked[t] = {sound(in.retiring_score(in.ring_score[ring + t], t)), chunk * CHUNK + t};
   __syncthreads();
   if (t < CHUNK) {
     int rank = 0;

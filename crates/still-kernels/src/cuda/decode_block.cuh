@@ -24,7 +24,7 @@ struct Place {
     const int retired = max(chunk - 1, 0);
     kept = kept_tokens(in.cap, in.budgets[kv], retired);
     absorbed = retired * CHUNK - kept;
-    tiles = (kept + CHUNK - 1) / CHUNK;
+    tiles = in.flags & STILL_NO_SALIENT ? 0 : (kept + CHUNK - 1) / CHUNK;
     share = (tiles + ring_part - 1) / ring_part;
   }
 

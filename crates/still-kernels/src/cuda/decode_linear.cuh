@@ -69,7 +69,7 @@ __device__ __forceinline__ void attend_state(const Decode<typename K::T>& in, co
   const float* s = in.s + (at.bk * 2 + !plus) * D * D;
   for (int i = threadIdx.x; i < D * D / 4; i += 128) copy_async(memory.base + i * 16, s + i * 4, true);
   copy_commit();
-  const float lambda = in.log_scale ? expf(in.log_scale[head]) / at.absorbed : 1.f;
+  const float lambda = linear_scale(in.log_scale, in.flags, head, at.absorbed);
   const float own = on ? float(in.q.row(at.b, head, 0)[threadIdx.x]) : 0.f;
   const float z = on ? in.z[(at.bk * 2 + !plus) * D + threadIdx.x] : 0.f;
   if (on) scratch.x[threadIdx.x] = own;
@@ -78,7 +78,8 @@ __device__ __forceinline__ void attend_state(const Decode<typename K::T>& in, co
   const float value = on ? scratch.f[threadIdx.x] : 0.f;
   float* const four = scratch.four;
   const float squared = over_block<false>(own * own, four), norm = sqrtf(over_block<false>(value * value, four));
-  const float u = value * (sqrtf(squared) / fmaxf(norm, 1e-12f)) * (plus ? LOG2E : -LOG2E);
+  const float stretch = in.flags & STILL_SOFTMAX_MAP ? 1.f : sqrtf(squared) / fmaxf(norm, 1e-12f);
+  const float u = value * stretch * (plus ? LOG2E : -LOG2E);
   const float top = over_block<true>(on ? u : -INFINITY, four), e = on ? exp2f(u - top) : 0.f;
   const float share = lambda * e / over_block<false>(e, four);
   if (on) scratch.phi[threadIdx.x] = share;

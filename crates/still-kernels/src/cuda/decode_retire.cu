@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(128) decode_retire(const Decode<typename K::T>
   load_matrix<128, D>(weights, 0, in.w_k + int64_t(kv) * D * D, D);
   copy_commit();
 
-  float mine = threadIdx.x < CHUNK ? sound(in.ring_score[from + threadIdx.x]) : 0.f;
+  float mine = threadIdx.x < CHUNK ? sound(in.retiring_score(in.ring_score[from + threadIdx.x], threadIdx.x)) : 0.f;
   if (threadIdx.x < CHUNK) scores[threadIdx.x] = mine;
   __syncthreads();
   int rank = 0;
@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(128) decode_retire(const Decode<typename K::T>
     squared_norms(x, squared);
     clear(plus);
     add_product<KS>(plus, x, weights, 0);
-    np_map(plus, minus, squared);
+    np_map(plus, minus, squared, in.flags);
     const int row = warp * 16 + lane / 4;
     const float on[2] = {kept >> row & 1 ? 0.f : 1.f, kept >> (row + 8) & 1 ? 0.f : 1.f};
 #pragma unroll

@@ -65,6 +65,7 @@ __device__ __forceinline__ void attend_rows(const Decode<typename K::T>& in, con
   Left<P> q[KS];
   clear(mine.out);
   const float scale = rsqrtf(float(D)) * LOG2E;
+  const bool hidden = share.ring && in.flags & STILL_NO_WINDOW;  // all but the token itself
   for (int i = share.begin; i < share.end; i++) {
     copy_wait<0>();
     __syncthreads();
@@ -86,6 +87,7 @@ __device__ __forceinline__ void attend_rows(const Decode<typename K::T>& in, con
           float& l = s[n][half * 2 + e];
           l = key < share.valid(i) ? l * scale : -INFINITY;
           if (share.ring && row < in.group) window[row * RING + i * CHUNK + key] = l;
+          if (hidden && !(i == 1 && key == at.position % CHUNK)) l = -INFINITY;
         }
       // A warp may have seen no key yet.
       const float raised = fmaxf(mine.m[half], row_top(s, half));

@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(128, K::P == 1 ? 2 : 1) exact_backward_keys(co
     kv = blockIdx.y;
     tile = blockIdx.x;
     first = tile;
-    last = min(tile + 2, in.chunks);
+    last = min(tile + (in.flags & STILL_NO_WINDOW ? 1 : 2), in.chunks);
   } else {
     int unit = blockIdx.x;
     SalientWork work(0, 0);
@@ -108,10 +108,11 @@ __global__ void __launch_bounds__(128, K::P == 1 ? 2 : 1) exact_backward_keys(co
     const bool causal = WINDOW && chunk == tile;
     const int visible = WINDOW ? in.tokens - tile * CHUNK : (chunk - 1) * budget - tile * CHUNK;
     const bool masked = KEYS == CAPPED || causal || visible < CHUNK;
+    const bool alone = WINDOW && sees_itself_alone(in.flags, kept_tokens(in.routing.cap, in.routing.budgets[kv], max(chunk - 1, 0)));
     auto sees = [&](int n, int e) {
       const int row = my_row + e / 2 * 8;
       if (KEYS == CAPPED && chunk >= absorbed_at[e / 2]) return false;
-      return row < visible && !(causal && row > n * 8 + lane % 4 * 2 + e % 2);
+      return row < visible && (!causal || sees_in_chunk(in.flags, n * 8 + lane % 4 * 2 + e % 2, row));
     };
     finish<P, D, 1>();
     hold_sums(s);
@@ -143,6 +144,7 @@ __global__ void __launch_bounds__(128, K::P == 1 ? 2 : 1) exact_backward_keys(co
       for (int e = 0; e < 4; e++) {
         d[n][e] = s[n][e] * (d[n][e] - (e % 2 ? delta.y : delta.x));
         if (my_token[e / 2] == (e % 2 ? arg_max.y : arg_max.x) && s[n][e] > 0.f) d[n][e] += e % 2 ? inner.y : inner.x;
+        if (alone) d[n][e] = 0.f;
       }
     }
 #pragma unroll
@@ -178,6 +180,7 @@ int step_window(const StillShape& shape, const StillBackward& args, StillStream 
 }
 
 int step_salient(const StillShape& shape, const StillBackward& args, StillStream stream) {
+  if (shape.flags & STILL_NO_SALIENT) return cudaSuccess;
   return dispatch(shape, [&](auto kind) {
     using K = decltype(kind);
     Backward<typename K::T> in(shape, args, args.host_budgets);

@@ -20,11 +20,11 @@ __global__ void __launch_bounds__(HEADS * 128, 1) exact_backward_queries(const B
   const int head = first_head + warp / 4, first_row = warp % 4 * 16;
   const int64_t bk = int64_t(b) * in.kv_heads + kv;
   const int retired = max(chunk - 1, 0), kept = kept_tokens(in.routing.cap, in.routing.budgets[kv], retired);
-  const bool linear = retired * CHUNK > kept;
-  const int window = (chunk > 0) + 1, stages = window + (kept + CHUNK - 1) / CHUNK;
+  const bool linear = retired * CHUNK > kept, alone = sees_itself_alone(in.flags, kept);
+  const int window = window_chunks(in.flags, chunk), seen = in.flags & STILL_NO_SALIENT ? 0 : kept, stages = window + (seen + CHUNK - 1) / CHUNK;
   const int32_t* list = visible_list(in.routing, bk, chunk, in.chunks, in.tokens);
 
-  KeyStream<T, D, THREADS> keys{in.k, in.v, list, b, kv, start, kept, in.tokens, window, stages};
+  KeyStream<T, D, THREADS> keys{in.k, in.v, list, b, kv, start, seen, in.tokens, window, stages};
 #pragma unroll
   for (int h = 0; h < HEADS; h++)
     load_matrix<THREADS, CHUNK>(queries, h * CHUNK, in.q.row(b, first_head + h, start), in.q.token, in.tokens - start);
@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(HEADS * 128, 1) exact_backward_queries(const B
     const bool on = t < in.tokens;
     level[half] = on ? in.maximum[at] * LOG2E + log2f(in.denominator[at]) : INFINITY;
     delta[half] = on ? -in.minus_delta[at] : 0.f;
-    inner[half] = on ? in.inner[at] : 0.f;
+    inner[half] = on && !alone ? in.inner[at] : 0.f;
     arg_max[half] = on ? in.arg_max[at] : 0;
   }
   float d_q[NT][4];
@@ -60,21 +60,21 @@ __global__ void __launch_bounds__(HEADS * 128, 1) exact_backward_queries(const B
     start_tile_product<KS>(d, d_outs, warp / 4 * CHUNK, tile, CHUNK);
     finish<P, D, 1>();
     hold_sums(s);
-    const bool causal = i == window - 1, ragged = i >= window && (i - window + 1) * CHUNK > kept;
+    const bool causal = i == window - 1, ragged = i >= window && (i - window + 1) * CHUNK > seen;
 #pragma unroll
     for (int n = 0; n < 8; n++)
 #pragma unroll
       for (int e = 0; e < 4; e++) {
         const int column = n * 8 + lane % 4 * 2 + e % 2;
         s[n][e] = exp2_fast(s[n][e] * scale - level[e / 2]);
-        if ((causal && column > first_row + lane / 4 + e / 2 * 8) || (ragged && (i - window) * CHUNK + column >= kept)) s[n][e] = 0.f;
+        if ((causal && !sees_in_chunk(in.flags, first_row + lane / 4 + e / 2 * 8, column)) || (ragged && (i - window) * CHUNK + column >= seen)) s[n][e] = 0.f;
       }
     finish<P, D>();
     hold_sums(d);
 #pragma unroll
     for (int n = 0; n < 8; n++)
 #pragma unroll
-      for (int e = 0; e < 4; e++) s[n][e] *= d[n][e] - delta[e / 2];
+      for (int e = 0; e < 4; e++) s[n][e] *= alone ? 0.f : d[n][e] - delta[e / 2];
     Left<P> ds[4];
 #pragma unroll
     for (int k = 0; k < 4; k++) to_left(ds[k], s[2 * k], s[2 * k + 1]);

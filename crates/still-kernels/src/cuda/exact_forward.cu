@@ -29,10 +29,10 @@ __global__ void __launch_bounds__(HEADS * 128, K::P == 1 && K::D != 96 ? 4 / HEA
   const int64_t bk = int64_t(b) * in.kv_heads + kv;
   const int retired = retired_before(in.routing, b) + max(chunk - 1, 0), kept = kept_tokens(in.routing.cap, in.routing.budgets[kv], retired);
   const bool linear = retired * CHUNK > kept;
-  const int window = (chunk > 0) + 1, stages = window + (kept + CHUNK - 1) / CHUNK;
+  const int window = window_chunks(in.flags, chunk), seen = in.flags & STILL_NO_SALIENT ? 0 : kept, stages = window + (seen + CHUNK - 1) / CHUNK;
   const int32_t* list = visible_list(in.routing, bk, chunk, in.chunks, in.tokens);
 
-  KeyStream<T, D, THREADS> keys{in.k, in.v, list, b, kv, start, kept, in.tokens, window, stages};
+  KeyStream<T, D, THREADS> keys{in.k, in.v, list, b, kv, start, seen, in.tokens, window, stages};
 #pragma unroll
   for (int h = 0; h < HEADS; h++)
     load_matrix<THREADS, CHUNK>(queries, h * CHUNK, in.q.row(b, first_head + h, start), in.q.token, in.tokens - start);
@@ -62,18 +62,18 @@ __global__ void __launch_bounds__(HEADS * 128, K::P == 1 && K::D != 96 ? 4 / HEA
     const Stage tile = stage(i);
     float s[8][4];
     logits<KS, 8>(s, q, queries, warp / 4 * CHUNK, tile, 0);
-    if (i == window - 1) {  // this chunk: no key after the query
+    if (i == window - 1) {  // this chunk: no key after the query, or none but its own
 #pragma unroll
       for (int n = 0; n < 8; n++)
 #pragma unroll
         for (int e = 0; e < 4; e++)
-          if (n * 8 + lane % 4 * 2 + e % 2 > first_row + lane / 4 + e / 2 * 8) s[n][e] = -INFINITY;
-    } else if (i >= window && (i - window + 1) * CHUNK > kept) {
+          if (!sees_in_chunk(in.flags, first_row + lane / 4 + e / 2 * 8, n * 8 + lane % 4 * 2 + e % 2)) s[n][e] = -INFINITY;
+    } else if (i >= window && (i - window + 1) * CHUNK > seen) {
 #pragma unroll
       for (int n = 0; n < 8; n++)
 #pragma unroll
         for (int e = 0; e < 4; e++)
-          if ((i - window) * CHUNK + n * 8 + lane % 4 * 2 + e % 2 >= kept) s[n][e] = -INFINITY;
+          if ((i - window) * CHUNK + n * 8 + lane % 4 * 2 + e % 2 >= seen) s[n][e] = -INFINITY;
     }
 #pragma unroll
     for (int half = 0; half < 2; half++) {

@@ -32,6 +32,28 @@ __host__ __device__ inline int kept_tokens(int cap, int budget, int retired) {
   return all < cap ? all : cap;
 }
 
+// The linear branch's scale of a head that has absorbed `count` tokens.
+__device__ __forceinline__ float linear_scale(const float* log_scale, int flags, int head, int count) {
+  if (flags & STILL_NO_LINEAR) return 0.f;
+  if (!log_scale) return 1.f;
+  const float scale = expf(log_scale[head]);
+  return flags & STILL_SUM ? scale : scale / count;
+}
+
+// Chunks of the window that a query of a chunk sees.
+__device__ __forceinline__ int window_chunks(int flags, int chunk) { return flags & STILL_NO_WINDOW || chunk == 0 ? 1 : 2; }
+
+// Whether a query of a chunk sees a key of it, by their places.
+__device__ __forceinline__ bool sees_in_chunk(int flags, int query, int key) {
+  return flags & STILL_NO_WINDOW ? key == query : key <= query;
+}
+
+// Whether a query sees no key exactly but its own: then its weight does not depend on its logit, and what the logit's gradient adds
+// up to is rounding.
+__device__ __forceinline__ bool sees_itself_alone(int flags, int kept) {
+  return flags & STILL_NO_WINDOW && (flags & STILL_NO_SALIENT || kept == 0);
+}
+
 // Whether nothing of a head is ever absorbed.
 __host__ __device__ inline bool keeps_all(int cap, int budget) { return cap == STILL_NO_CAP && budget >= CHUNK; }
 

@@ -1,5 +1,6 @@
 // Gradients of the linear branch of 64 queries of one head: of q through the map, of f (for W_q), and what the gradients of
-// the states are made of. Also delta = d_out . out of every row. Two warpgroups, each with half of the columns.
+// the states are made of. Also delta = d_out . out of every row, and the gate's gradient. Two warpgroups, each with half of the
+// columns.
 #include "backward_steps.cuh"
 #include "np_map_backward.cuh"
 #include "wgmma.cuh"
@@ -30,7 +31,7 @@ __global__ void __launch_bounds__(256, K::P == 1 ? 2 : 1) linear_backward(const 
     load_matrix<256, CHUNK>(queries, 0, in.q.row(b, head, start), in.q.token, in.tokens - start);
     load_matrix<256, D>(weights, 0, w, D);
   }
-  load_matrix<256, CHUNK>(d_outs, 0, in.d_out.row(b, head, start), in.d_out.token, in.tokens - start);
+  load_matrix<256, CHUNK>(d_outs, 0, in.d_linear.row(b, head, start), in.d_linear.token, in.tokens - start);
   copy_commit();
   if (absorbed > 0) load_matrix<256, D>(halves[0], 0, s + D * D, D);
   copy_commit();
@@ -45,10 +46,23 @@ __global__ void __launch_bounds__(256, K::P == 1 ? 2 : 1) linear_backward(const 
     const int t = start + row + half * 8;
     if (t >= in.tokens) continue;
     const T* o = in.out.row(b, head, t) + my_col;
+    if (!in.d_gate.data) {
+#pragma unroll
+      for (int n = 0; n < NT; n++) {
+        float2 x = read_pair(o + n * 8), y = read_pair(d_outs, row + half * 8, my_col + n * 8);
+        delta[0][half] += x.x * y.x + x.y * y.y;
+      }
+      continue;
+    }
+    const T* d_out = in.d_out.row(b, head, t) + my_col;
+    T* d_gate = in.d_gate.row(b, head, t) + my_col;
+    const float share = absorbed > 0 ? 1.f / in.denominator[bh * in.tokens + t] : 0.f;
 #pragma unroll
     for (int n = 0; n < NT; n++) {
-      float2 x = read_pair(o + n * 8), y = read_pair(d_outs, row + half * 8, my_col + n * 8);
+      float2 x = read_pair(o + n * 8), y = read_pair(d_out + n * 8), z = make_float2(0.f, 0.f);
       delta[0][half] += x.x * y.x + x.y * y.y;
+      if (absorbed > 0) z = read_pair(in.linear.row(b, head, t) + my_col + n * 8);
+      store_pair(d_gate + n * 8, y.x * z.x * share, y.y * z.y * share);
     }
   }
   rows.combine<false>(delta);
@@ -78,7 +92,7 @@ __global__ void __launch_bounds__(256, K::P == 1 ? 2 : 1) linear_backward(const 
   __syncthreads();  // the queries' memory is the state's from here
   load_matrix<256, D>(halves[1], 0, s, D);
   copy_commit();
-  const float lambda = in.log_scale ? expf(in.log_scale[head]) / absorbed : 1.f;
+  const float lambda = linear_scale(in.log_scale, in.flags, head, absorbed);
 #pragma unroll
   for (int half = 0; half < 2; half++) {
     const int t = start + row + half * 8;
@@ -88,7 +102,7 @@ __global__ void __launch_bounds__(256, K::P == 1 ? 2 : 1) linear_backward(const 
   const float* z = in.z + (bk * (in.chunks - 2) + chunk - 2) * 2 * D + my_col;
   float inner[2], radial[2];
   np_map_backward(
-      rows, f, squared,
+      rows, f, squared, in.flags,
       [&](const float (&phi)[NT][4], int part) {  // lambda / den phi, for the gradients of the states
 #pragma unroll
         for (int half = 0; half < 2; half++) {

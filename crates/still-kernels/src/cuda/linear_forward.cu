@@ -52,10 +52,10 @@ __global__ void __launch_bounds__(128, K::P == 1 ? 3 : 1) linear_forward(const F
     __syncthreads();
     load_matrix<128, D>(first, 0, s, D);
     copy_commit();
-    float lambda = in.log_scale ? expf(in.log_scale[head]) / absorbed : 1.f;
+    const float lambda = linear_scale(in.log_scale, in.flags, head, absorbed);
     const float* z = in.z + entry * 2 * D + lane % 4 * 2;
     float up[2], down[2], z_up[2] = {0.f, 0.f}, z_down[2] = {0.f, 0.f};
-    NpScale u = np_scale(f, squared);
+    NpScale u = np_scale(f, squared, in.flags);
     up[0] = up[1] = down[0] = down[1] = 0.f;
 #pragma unroll
     for (int k = 0; k < KS; k++) {
@@ -105,6 +105,20 @@ __global__ void __launch_bounds__(128, K::P == 1 ? 3 : 1) linear_forward(const F
   for (int half = 0; half < 2; half++) {
     const int row = warp * 16 + lane / 4 + half * 8;
     const bool on = start + row < in.tokens;
+    if (in.linear.data) store_row(on, in.linear.row(b, head, start + row), out, half, scale_plus[half]);
+    if (in.gate.data) {
+      const int t = start + row, from = in.gate_from ? in.gate_from[b] : 0, until = in.gate_until ? in.gate_until[b] : in.tokens;
+      if (t >= from && t < until) {
+        const T* gate = in.gate.row(b, head, t - from) + lane % 4 * 2;
+#pragma unroll
+        for (int n = 0; n < NT; n++) {
+          const float2 x = read_pair(gate + n * 8);
+          out[n][half * 2] *= x.x;
+          out[n][half * 2 + 1] *= x.y;
+        }
+      }
+    }
+    __syncwarp();
     store_row(on, in.out.row(b, head, start + row), out, half, scale_plus[half]);
     if (on && lane % 4 == 0) in.denominator[at + row] = share[half];
   }

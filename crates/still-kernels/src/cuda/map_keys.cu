@@ -11,7 +11,7 @@ constexpr int MOST_CHUNKS = 4, BLOCKS_AT_ONCE = 264;
 template <class K, bool CAPPED>
 __global__ void __launch_bounds__(128, K::P == 1 ? 3 : 1) map_keys(Rows<const typename K::T> k, const typename K::T* w,
                                                                    const StillRouting routing, typename K::T* phi,
-                                                                   int tokens, int chunks, int chunks_a_block) {
+                                                                   int tokens, int chunks, int chunks_a_block, int flags) {
   using T = typename K::T;
   constexpr int D = K::D, P = K::P, KS = D / 16, NT = D / 8;
   using Keys = Tile<P, CHUNK, D>;
@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(128, K::P == 1 ? 3 : 1) map_keys(Rows<const ty
     squared_norms(x, squared);
     clear(plus);
     add_product<KS>(plus, x, weights, 0);
-    np_map(plus, minus, squared);
+    np_map(plus, minus, squared, flags);
     const uint64_t kept = CAPPED ? 0 : routing.selected[bh * chunks + chunk];
 #pragma unroll
     for (int half = 0; half < 2; half++) {
@@ -71,6 +71,6 @@ extern "C" int still_map_keys(const StillShape* shape, StillRows k, const void* 
     const int chunks_a_block = all < 1 ? 1 : all < still::MOST_CHUNKS ? all : still::MOST_CHUNKS;
     const int blocks = (chunks + chunks_a_block - 1) / chunks_a_block;
     return still::launch(capped ? still::map_keys<K, true> : still::map_keys<K, false>, dim3(blocks, shape->kv_heads, shape->batch), 128,
-                         bytes, stream, still::Rows<const T>(k), static_cast<const T*>(w), *routing, static_cast<T*>(phi), shape->tokens, chunks, chunks_a_block);
+                         bytes, stream, still::Rows<const T>(k), static_cast<const T*>(w), *routing, static_cast<T*>(phi), shape->tokens, chunks, chunks_a_block, int(shape->flags));
   });
 }

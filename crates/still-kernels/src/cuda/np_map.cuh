@@ -1,5 +1,6 @@
-// The NP-Map on rows held in registers: phi = [softmax(u); softmax(-u)], u = |x| f / |f|.
+// The feature maps on rows held in registers: phi = [softmax(u); softmax(-u)]; u = |x| f / |f| (NP-Map), or f (STILL_SOFTMAX_MAP).
 #pragma once
+#include "still.h"
 #include "tile.cuh"
 
 namespace still {
@@ -33,7 +34,7 @@ struct NpScale {
 };
 
 template <int NT>
-__device__ __forceinline__ NpScale np_scale(const float (&f)[NT][4], const float (&x_squared)[2]) {
+__device__ __forceinline__ NpScale np_scale(const float (&f)[NT][4], const float (&x_squared)[2], int flags) {
   NpScale u;
 #pragma unroll
   for (int half = 0; half < 2; half++) {
@@ -49,7 +50,7 @@ __device__ __forceinline__ NpScale np_scale(const float (&f)[NT][4], const float
       }
     const float norm = sqrtf(row_sum(squares));
     u.clamped[half] = norm <= MIN_NORM;
-    u.scale[half] = sqrtf(x_squared[half]) / fmaxf(norm, MIN_NORM) * LOG2E;
+    u.scale[half] = (flags & STILL_SOFTMAX_MAP ? 1.f : sqrtf(x_squared[half]) / fmaxf(norm, MIN_NORM)) * LOG2E;
     u.top[half] = row_max(high) * u.scale[half];
     u.bottom[half] = -row_max(-low) * u.scale[half];
   }
@@ -58,8 +59,8 @@ __device__ __forceinline__ NpScale np_scale(const float (&f)[NT][4], const float
 
 // f becomes softmax(u); `minus` becomes softmax(-u). `x_squared`: |x|^2 of the two rows.
 template <int NT>
-__device__ __forceinline__ void np_map(float (&f)[NT][4], float (&minus)[NT][4], const float (&x_squared)[2]) {
-  const NpScale u = np_scale(f, x_squared);
+__device__ __forceinline__ void np_map(float (&f)[NT][4], float (&minus)[NT][4], const float (&x_squared)[2], int flags) {
+  const NpScale u = np_scale(f, x_squared, flags);
   float up[2] = {0.f, 0.f}, down[2] = {0.f, 0.f};
 #pragma unroll
   for (int n = 0; n < NT; n++)

@@ -1,4 +1,4 @@
-// Gradients of the NP-Map of 64 rows, by two warpgroups: each holds half of the columns, a warp 16 rows.
+// Gradients of the feature maps of 64 rows, by two warpgroups: each holds half of the columns, a warp 16 rows.
 #pragma once
 #include "np_map.cuh"
 
@@ -35,8 +35,9 @@ struct RowHalves {
 // f = x W comes in and df goes out. `take(phi, part)` sees phi's part 0 (minus) or 1 (plus) before `share(d, part)` makes the
 // gradient of that part. `inner`: phi . dphi; `radial`: what of x goes into dx beside df Wt.
 template <int NT, class Take, class Share>
-__device__ __forceinline__ void np_map_backward(RowHalves& rows, float (&f)[NT][4], const float (&x_squared)[2], Take take,
+__device__ __forceinline__ void np_map_backward(RowHalves& rows, float (&f)[NT][4], const float (&x_squared)[2], int flags, Take take,
                                                 Share share, float (&inner)[2], float (&radial)[2]) {
+  const bool keeps_norm = !(flags & STILL_SOFTMAX_MAP);
   float squares[1][2] = {{0.f, 0.f}}, ends[2][2] = {{-INFINITY, -INFINITY}, {-INFINITY, -INFINITY}};  // top, -bottom
 #pragma unroll
   for (int n = 0; n < NT; n++)
@@ -54,7 +55,7 @@ __device__ __forceinline__ void np_map_backward(RowHalves& rows, float (&f)[NT][
   for (int half = 0; half < 2; half++) {
     const float norm = sqrtf(squares[0][half]);
     clamped[half] = norm <= MIN_NORM;
-    scale[half] = sqrtf(x_squared[half]) / fmaxf(norm, MIN_NORM) * LOG2E;
+    scale[half] = (keeps_norm ? sqrtf(x_squared[half]) / fmaxf(norm, MIN_NORM) : 1.f) * LOG2E;
     ends[0][half] *= scale[half];
     ends[1][half] *= scale[half];
   }
@@ -102,7 +103,7 @@ __device__ __forceinline__ void np_map_backward(RowHalves& rows, float (&f)[NT][
         du[n][e] = part ? du[n][e] + x : -x;
       }
   }
-  // u = |x| g, g = f / |f|: df = (|x| / |f|) (du - g (g . du)), the last term only above the clamp; d|x| = g . du.
+  // u = |x| g, g = f / |f|: df = (|x| / |f|) (du - g (g . du)), the last term only above the clamp; d|x| = g . du. Or u = f.
   float dot[1][2] = {{0.f, 0.f}};
 #pragma unroll
   for (int n = 0; n < NT; n++)
@@ -111,7 +112,7 @@ __device__ __forceinline__ void np_map_backward(RowHalves& rows, float (&f)[NT][
   rows.combine<false>(dot);
 #pragma unroll
   for (int half = 0; half < 2; half++) {
-    const float inverse = x_squared[half] > 0.f ? 1.f / x_squared[half] : 0.f;
+    const float inverse = keeps_norm && x_squared[half] > 0.f ? 1.f / x_squared[half] : 0.f;
     radial[half] = dot[0][half] * inverse / LOG2E;
     const float along = clamped[half] ? 0.f : radial[half] / LOG2E;
 #pragma unroll

@@ -76,7 +76,9 @@ __global__ void __launch_bounds__(CHUNK) past_select(const Decode<T> state, cons
   const int budget = state.budgets[kv], retired = past.retired[b], stored = kept_tokens(state.cap, budget, retired);
   const bool whole = (chunk + 1) * CHUNK <= tokens;
   float own = 0.f;
-  if (token < past.ring[b]) score[row * tokens + token] = own = state.ring_score[row * RING + (token + retired * CHUNK) % RING];
+  // What the ring's tokens received is in the scores already.
+  const bool in_ring = token < past.ring[b] && state.router.kind != STILL_RECEIVED_ATTENTION;
+  if (in_ring) score[row * tokens + token] = own = state.ring_score[row * RING + (token + retired * CHUNK) % RING];
   else if (whole) own = score[row * tokens + token];
   const float mine = sound(own);
   scores[t] = mine;
@@ -115,7 +117,7 @@ __global__ void __launch_bounds__(PAST_THREADS) past_fill(const Decode<T> state,
     }
     if (threadIdx.x > 0) continue;
     if (!store) {
-      state.ring_score[to] = score[row * tokens + t];
+      state.ring_score[to] = ring_score(state.router, score[row * tokens + t], t, all, state.group);
     } else if (state.store_score) {
       const int64_t place = row * past.stored + stored + t;  // of a stored row
       state.store_score[to] = t < 0 ? past.stored_score[place] : score[row * tokens + t];

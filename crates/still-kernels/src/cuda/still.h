@@ -17,7 +17,16 @@ enum { STILL_F32 = 0, STILL_BF16 = 1 };
 typedef struct {
   int32_t batch, heads, kv_heads, tokens, head_dim;
   int32_t dtype;  // of q, k, v, the output, the maps and all scratch that is not said to be f32
+  int32_t flags;  // what the attention is made of, where it is another than by default; 0
 } StillShape;
+
+enum {
+  STILL_SOFTMAX_MAP = 1,  // phi(x) = [softmax(x W); softmax(-x W)], not the NP-Map
+  STILL_SUM = 2,          // lambda = exp(l), not exp(l) / max(n, 1)
+  STILL_NO_WINDOW = 4,    // of its own chunk and the one before a query sees its own token alone
+  STILL_NO_SALIENT = 8,   // no query sees kept tokens outside its window
+  STILL_NO_LINEAR = 16    // lambda = 0, and the linear state is empty to routers
+};
 
 // Rows of `head_dim` adjacent elements, every row 16-byte aligned; strides in elements.
 typedef struct {
@@ -30,6 +39,13 @@ int still_segments(const StillShape* shape);
 
 // Self-Saliency Scores, mean over the group: `score` f32 [B, K, N].
 int still_saliency(const StillShape* shape, StillRows q, StillRows k, float* score, StillStream stream);
+
+// What tokens are ranked by.
+enum { STILL_SELF_SALIENCY = 0, STILL_RECEIVED_ATTENTION = 1, STILL_SELF_RECALL = 2, STILL_FIRST_TOKENS = 3, STILL_RANDOM = 4, STILL_NO_ROUTER = 5 };
+typedef struct {
+  int32_t kind, layer;  // `layer` and `seed` are words of the random router's hash
+  uint64_t seed;
+} StillRouter;
 
 // Top `budgets[K]` of each whole chunk. `selected` [B, K, C]: bit t is token t of the chunk (0 for a chunk that is not
 // whole); `salient` [B, K, N]: the tokens in order, budget of them a chunk.
@@ -92,7 +108,7 @@ int still_states(const StillShape* shape, const void* phi, StillRows v, const St
 typedef struct {
   StillRows q, k, v, out;
   const void* w_q;           // [H, D, D]
-  const float* log_scale;    // [H]: lambda = exp(l) / max(n, 1); null: lambda = 1
+  const float* log_scale;    // [H]: lambda = exp(l) / max(n, 1), see STILL_SUM; null: lambda = 1
   StillRouting routing;
   const void* s;             // prefix states
   const float* z;
@@ -100,6 +116,11 @@ typedef struct {
   float* maximum;            // [B, H, N]: m, in units of the logits; the last two may be null (nothing to train)
   int32_t* arg_max;          // [B, H, N]: the token whose logit is m
   int32_t first_chunk;       // chunks before it are not answered
+  // A factor on each channel of the linear branch's numerator, [B, H, tokens, D]; null data: ones. Of tokens `gate_from[b]` until
+  // `gate_until[b]` alone, its rows from 0 on; null: of all.
+  StillRows gate;
+  const int32_t *gate_from, *gate_until;
+  StillRows linear;          // with a gate: the numerator without it, for the backward pass; null data: not wanted
 } StillForward;
 
 // Both branches. `out` and `denominator` carry the linear one's share from the first kernel to the second.
@@ -121,6 +142,9 @@ typedef struct {
   float *d_w_q, *d_w_k;      // [H, D, D], [K, D, D]
   float* d_log_scale;        // [H]; null if `log_scale` is
   const int32_t* host_budgets;  // the budgets, where the caller of these functions can read them
+  // With a gate: what the forward pass has left, the gate times d_out, and the gate's gradient. Else `d_linear` is `d_out` and the
+  // others have null data.
+  StillRows linear, d_linear, d_gate;
   void* scratch;             // still_backward_bytes, 256-byte aligned; nothing is kept in it between calls
 } StillBackward;
 
@@ -152,7 +176,23 @@ typedef struct {
   float* partial;               // scratch, still_decode_floats
   uint32_t* arrived;            // [B, K], zeros at first; every step leaves zeros
   int32_t splits;               // blocks that share a head's store, 1 to 64
+  StillRows gate;               // as StillForward's, of the new token
+  StillRouter router;
 } StillDecode;
+
+// The scores f32 [B, K, N] of a router by which nothing of the linear state matters (STILL_SELF_RECALL: nothing is queued). Where
+// states are continued (`past` and `state`, else null), of all tokens since the ring's first; those of the ring's tokens that are
+// final may be left to still_past_select. `partial`: scratch f32 [B, K, C, 128], with STILL_RECEIVED_ATTENTION.
+int still_scores(const StillShape* shape, const StillRouter* router, StillRows q, StillRows k, const StillPast* past, const StillDecode* state,
+                 float* partial, float* score, StillStream stream);
+
+// What still_select, still_demote (under a cap) and still_past_select do, by the router STILL_SELF_RECALL: a token's score is the
+// error of recalling its value from the linear state before the token enters it, and what was kept is scored anew whenever a chunk
+// retires. `s` and `z`: scratch f32 [B, K, 2D, D] and [B, K, 2D], which begin as the states do. `score` gets what each token had when
+// its chunk retired, 0 of the others. `routing` says which buffers to fill: `order`, `visible` and `absorbed_at` (if not null) under a
+// cap, at most 8,192.
+int still_recall(const StillShape* shape, StillRows k, StillRows v, const void* w, const StillRouting* routing, const StillPast* past, float* s,
+                 float* z, float* score, StillStream stream);
 
 int64_t still_decode_floats(const StillShape* shape, int32_t splits);
 // Retires the chunk two before (at the first token of a chunk), appends the token, scores it, answers it. A retirement may

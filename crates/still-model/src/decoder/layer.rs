@@ -81,9 +81,10 @@ impl DecoderLayer {
         projections.push(Projection::new(Role::Key, &self.k_proj, of(|lora| lora.k.as_ref())));
         projections.push(Projection::new(Role::Value, &self.v_proj, of(|lora| lora.v.as_ref())));
         let gate = student.and_then(|student| student.gate_proj.as_ref());
-        projections.extend(gate.map(|weight| {
-            Projection::learned(Role::OutputGate, weight, of(|lora| lora.g.as_ref()))
-        }));
+        if let Some(weight) = gate {
+            let (update, dtype) = (of(|lora| lora.g.as_ref()), self.input_layernorm.scale.dtype());
+            projections.push(Projection::learned(Role::OutputGate, weight, update, dtype)?);
+        }
 
         let normed = ops.norm(x, self.norm(&self.input_layernorm))?;
         let mut rows = ops.project(&normed, &projections)?.into_iter();

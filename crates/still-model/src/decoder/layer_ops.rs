@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use smallvec::SmallVec;
 
 use super::linear::{Linear, Lora};
@@ -64,10 +64,18 @@ impl<'w> Projection<'w> {
         Self { role, linear: Cow::Borrowed(linear), lora, learned: None }
     }
 
-    /// A projection whose weight `[out, in]` is learned.
-    pub fn learned(role: Role, weight: &'w Tensor, lora: Option<&'w Lora>) -> Self {
-        let linear = Linear { weight: weight.detach().into(), bias: None };
-        Self { role, linear: Cow::Owned(linear), lora, learned: Some(weight) }
+    /// A projection whose weight `[out, in]` is learned; `dtype` is that of activations, which the weight may be wider than.
+    ///
+    /// # Errors
+    /// An error of the tensor library.
+    pub fn learned(
+        role: Role,
+        weight: &'w Tensor,
+        lora: Option<&'w Lora>,
+        dtype: DType,
+    ) -> candle_core::Result<Self> {
+        let linear = Linear { weight: weight.detach().to_dtype(dtype)?.into(), bias: None };
+        Ok(Self { role, linear: Cow::Owned(linear), lora, learned: Some(weight) })
     }
 }
 

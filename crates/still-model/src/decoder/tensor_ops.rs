@@ -32,11 +32,14 @@ fn project(x: &Tensor, projection: &Projection<'_>) -> Result<Tensor> {
         // A constant weight must not cost its gradient.
         (None, None) => return Ok(frozen_linear(x, &linear.weight, linear.bias.as_ref())?),
         (Some(lora), _) => low_rank_linear(x, &linear.weight, lora)?,
-        (None, Some(weight)) => x.broadcast_matmul(&weight.t()?)?,
+        (None, Some(weight)) => x.broadcast_matmul(&weight.to_dtype(x.dtype())?.t()?)?,
     };
     let y = match (lora, learned) {
         // The op above knows no gradient of its matrix: this adds nothing else.
-        (Some(_), Some(weight)) => (y + x.broadcast_matmul(&(weight - weight.detach())?.t()?)?)?,
+        (Some(_), Some(weight)) => {
+            let difference = (weight - weight.detach())?.to_dtype(x.dtype())?;
+            (y + x.broadcast_matmul(&difference.t()?)?)?
+        }
         _ => y,
     };
     match &linear.bias {

@@ -9,14 +9,14 @@ use candle_core::{CudaDevice, Tensor};
 use still_compute::cuda::{Launch, on_cuda};
 use still_kernels::{
     CHUNK, Decode, Forward, NO_CAP, Past, Routing, Rows, Shape, check, still_demote, still_forward,
-    still_map_keys, still_past_fill, still_past_rows, still_past_select, still_saliency,
-    still_segments, still_states,
+    still_map_keys, still_past_fill, still_past_rows, still_past_select, still_recall,
+    still_scores, still_segments, still_states,
 };
 
-use super::super::layout::{by_token, shape, tensor_by_token, uninit};
-use super::super::routing::{reached_cap, retired};
-use super::{CudaHybridState, kept};
-use crate::Result;
+use super::super::layout::{by_token, flags, shape, tensor_by_token, uninit};
+use super::super::routing::{reached_cap, received, retired};
+use super::{CudaHybridState, Fed, kept};
+use crate::{Result, Router};
 
 /// Where the sequences of a call stand, each counted from the first token of its ring that has not retired.
 struct Spans {
@@ -81,6 +81,10 @@ struct Scratch {
     denominator: CudaSlice<f32>,
     /// The state's sums, where the call changes them.
     copies: Option<[CudaSlice<f32>; 2]>,
+    /// Others, where a router follows them from chunk to chunk.
+    recalled: Option<[CudaSlice<f32>; 2]>,
+    /// What a router leaves from one kernel to the next.
+    received: Option<CudaSlice<f32>>,
 }
 
 /// Under a cap that is reached.
@@ -138,6 +142,11 @@ impl Scratch {
                 0 => None,
                 _ => Some([copy(device, &state.s)?, copy(device, &state.z)?]),
             },
+            recalled: match weights.config.router {
+                Router::SelfRecall => Some([copy(device, &state.s)?, copy(device, &state.z)?]),
+                _ => None,
+            },
+            received: received(device, shape, &weights.config)?,
         })
     }
 }
@@ -163,7 +172,7 @@ fn rows(data: *mut u8, shape: &Shape, heads: i32, before: usize, bytes: usize) -
 impl CudaHybridState {
     /// Reads the first `lengths` tokens of each sequence onto what it has, all in the same kernels; of sequences of different
     /// lengths as many are computed as of the longest.
-    pub(super) fn read_onto(&mut self, rows: [&Tensor; 3], lengths: &[usize]) -> Result<Tensor> {
+    pub(super) fn read_onto(&mut self, rows: &Fed, lengths: &[usize]) -> Result<Tensor> {
         let fed: Vec<usize> = self
             .positions
             .iter()
@@ -176,14 +185,14 @@ impl CudaHybridState {
         let out = self.queue_onto(rows, &spans, longest)?;
         self.positions = fed;
         // The new tokens' outputs: where all sequences have theirs at the same place, a view.
-        let (_, _, tokens, _) = rows[0].dims4()?;
+        let (_, _, tokens, _) = rows.q.dims4()?;
         let first = spans.ring[0];
         if spans.ends.iter().all(|&end| end == first + tokens)
             && spans.ring.iter().all(|&ring| ring == first)
         {
             return Ok(out.narrow(2, first, tokens)?);
         }
-        let own = Tensor::zeros(rows[0].shape(), out.dtype(), out.device())?;
+        let own = Tensor::zeros(rows.q.shape(), out.dtype(), out.device())?;
         for (sequence, (&ring, &length)) in spans.ring.iter().zip(lengths).enumerate() {
             if length > 0 {
                 let new = out.narrow(0, sequence, 1)?.narrow(2, ring, length)?.contiguous()?;
@@ -197,7 +206,7 @@ impl CudaHybridState {
     /// they have been read.
     fn queue_onto(
         &self,
-        [q, k, v]: [&Tensor; 3],
+        Fed { q, k, v, gate }: &Fed,
         spans: &Spans,
         longest: usize,
     ) -> candle_core::Result<Tensor> {
@@ -208,7 +217,7 @@ impl CudaHybridState {
         let dims = (batch, heads, spans.tokens(), d);
         let shape = Shape {
             tokens: i32::try_from(spans.tokens()).map_err(candle_core::Error::wrap)?,
-            ..shape(q, weights.heads())?
+            ..shape(q, weights.heads(), flags(config))?
         };
         let most = spans.retired.iter().copied().max().unwrap_or(0);
         let of_head = |&budget: &i32| kept(config.cap, budget, most);
@@ -222,6 +231,7 @@ impl CudaHybridState {
         let stream = device.cuda_stream();
         let held = [q, k, v, &weights.map_q, &weights.map_k].map(Tensor::storage_and_layout);
         let held_scale = weights.log_scale.as_ref().map(Tensor::storage_and_layout);
+        let held_gate = gate.as_ref().map(Tensor::storage_and_layout);
         let mut launch = Launch::new(&stream)?;
         let [q, k, v, map_q, map_k] = &held;
         let state = Decode {
@@ -285,6 +295,18 @@ impl CudaHybridState {
             maximum: null_mut(),
             arg_max: null_mut(),
             first_chunk: spans.first_chunk() as i32,
+            gate: match &held_gate {
+                Some((storage, layout)) => launch.rows(on_cuda(storage)?, layout)?,
+                None => Rows::NONE,
+            },
+            gate_from: past.ring,
+            gate_until: past.tokens,
+            linear: Rows::NONE,
+        };
+        let received = launch.at_optional(scratch.received.as_ref());
+        let recalled = match &scratch.recalled {
+            Some([s, z]) => Some((launch.at(s), launch.at(z))),
+            None => None,
         };
         let on = launch.stream();
         let checked = |call, code| check(call, code).map_err(candle_core::Error::wrap);
@@ -292,10 +314,17 @@ impl CudaHybridState {
         // and all live until the launch is dropped.
         unsafe {
             checked("still_past_rows", still_past_rows(&shape, &past, &state, q, k, v, on))?;
-            checked("still_saliency", still_saliency(&shape, q, k, score, on))?;
-            let code = still_past_select(&shape, &past, &state, score, selected, salient, on);
-            checked("still_past_select", code)?;
-            if let Some(&Capped { cap, .. }) = capped {
+            let router = &state.router;
+            if let Some((s, z)) = recalled {
+                let code = still_recall(&shape, k, v, map_k, &routing, &past, s, z, score, on);
+                checked("still_recall", code)?;
+            } else {
+                let code = still_scores(&shape, router, q, k, &past, &state, received, score, on);
+                checked("still_scores", code)?;
+                let code = still_past_select(&shape, &past, &state, score, selected, salient, on);
+                checked("still_past_select", code)?;
+            }
+            if let (Some(&Capped { cap, .. }), None) = (capped, recalled) {
                 let budgets = state.budgets;
                 let code = still_demote(
                     &shape,

@@ -6,7 +6,8 @@ mod step_graph;
 
 use candle_core::DType;
 use still_attention::{
-    AttentionState, CudaHybridState, CudaKvCache, CudaWeights, GraphState, RowDtype,
+    AttentionState, CudaHybridState, CudaKvCache, CudaLinearState, CudaWeights, GraphState, Mode,
+    RowDtype,
 };
 use still_compute::cuda::can_capture;
 
@@ -70,8 +71,13 @@ impl Executor for Cuda {
             return (0..model.decoder.layers.len()).map(state).collect();
         };
         let state = |layer: &StudentLayer| {
-            let weights =
-                CudaWeights::new(geometry, &layer.config, &layer.attention, device, dtype)?;
+            let StudentLayer { config, attention, .. } = layer;
+            if config.mode == Mode::LinearOnly {
+                let state =
+                    CudaLinearState::new(geometry, config, attention, device, dtype, batch)?;
+                return Ok(Box::new(state) as Box<dyn AttentionState>);
+            }
+            let weights = CudaWeights::new(geometry, config, attention, device, dtype)?;
             Ok(Box::new(CudaHybridState::new(weights, batch)?) as _)
         };
         student.layers.iter().map(state).collect()

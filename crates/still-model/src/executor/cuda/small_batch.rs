@@ -2,6 +2,7 @@
 //! layer's are four products beside its attention and rotation, each with the norm before it, its activation and the sum after it.
 
 use candle_core::{DType, Tensor};
+use still_attention::AttentionRows;
 
 use super::small_batch_products::{Factor, MOST, Normed, UNIT};
 use crate::config::Activation;
@@ -23,20 +24,20 @@ pub(super) fn fits(model: &Model, batch: usize) -> bool {
         && layers.into_iter().all(|layer| layer.gate_proj.is_none())
 }
 
-/// Logits `[B, vocab]` f32 after one token of each sequence, of which `x` `[B, E]` is embedded; `attend(layer, [q, k, v])` gives a
+/// Logits `[B, vocab]` f32 after one token of each sequence, of which `x` `[B, E]` is embedded; `attend(layer, rows)` gives a
 /// layer's attention, all `[B, heads, 1, D]`. Without a `rotation` attention has to rotate.
 pub(super) fn step(
     model: &Model,
     mut x: Tensor,
     rotation: Option<&Rotation>,
-    mut attend: impl FnMut(usize, [&Tensor; 3]) -> Result<Tensor>,
+    mut attend: impl FnMut(usize, AttentionRows<'_>) -> Result<Tensor>,
 ) -> Result<Tensor> {
     let decoder = &model.decoder;
     let mut ops = SmallBatchOps { head_dim: decoder.config.head_dim, rotation };
     for (n, layer) in decoder.layers.iter().enumerate() {
         let student = model.student.as_ref().and_then(|student| student.layer(n));
         let inputs = layer.before_attention(&mut ops, &x, student)?;
-        let attention = attend(n, [&inputs.q, &inputs.k, &inputs.v])?;
+        let attention = attend(n, inputs.rows())?;
         let attention = merge_heads(&attention)?.squeeze(1)?;
         x = layer.after_attention(&mut ops, x, &attention, student)?;
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::thread::{self, ThreadId};
 
 use candle_core::{DType, Tensor};
-use still_attention::{GraphState, IDLE, StepRotation};
+use still_attention::{AttentionRows, GraphState, IDLE, StepRotation};
 use still_compute::cuda::{CapturedGraph, PinnedCopy, overwrite};
 
 use super::small_batch;
@@ -118,7 +118,7 @@ fn queue(
     inputs: &Inputs,
     to: &Tensor,
 ) -> Result<()> {
-    let attend = |n: usize, rows: [&Tensor; 3], rotation: Option<StepRotation<'_>>| {
+    let attend = |n: usize, rows: AttentionRows<'_>, rotation: Option<StepRotation<'_>>| {
         // SAFETY: the caller has made room for the positions that `launch` is given; until then all are idle.
         Ok(unsafe { states[n].step(rows, &inputs.positions, rotation) }?)
     };
@@ -134,7 +134,7 @@ fn queue(
         }
     } else {
         let hidden = model.through_layers(x.unsqueeze(1)?, &inputs.rotation, |n, own| {
-            attend(n, [&own.q, &own.k, &own.v], None)
+            attend(n, own.rows(), None)
         })?;
         model.decoder.logits(&hidden.squeeze(1)?)?
     };
