@@ -62,14 +62,14 @@ pub use cache::Cache;
 pub use cancel::Cancel;
 pub use chat::{ChatTemplate, Context, Message, Rendered};
 pub use checkpoint::{
-    Checkpoint, ExportKind, GgufExport, GgufFormat, StudentTarget, Weights, export_gguf,
-    is_exported_student, names, save_student, save_student_to,
+    Checkpoint, ExportKind, GgufExport, GgufFormat, StudentTarget, WeightFormat, Weights,
+    export_gguf, is_exported_student, names, save_student, save_student_to,
 };
 pub use config::{Activation, Architecture, ModelConfig, RopeScaling, SlidingAttention};
 pub use decoder::{
     AttentionInputs, Decoder, DecoderLayer, Dropout, LayerOps, Linear, Lora, LoraLayer, Norm,
-    NormWeight, Part, Projected, Projection, Role, RopeBase, Rotation, SavedActivations, SavingOps,
-    StudentLayer, TensorOps, Value, Weight,
+    NormWeight, Part, Projected, Projection, QuantizedMatrix, Role, RopeBase, Rotation,
+    SavedActivations, SavingOps, StudentLayer, TensorOps, Value, Weight,
 };
 pub use device::{device, peak_device_bytes, reset_peak_device_bytes};
 pub use error::{ModelError, Result};

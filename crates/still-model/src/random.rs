@@ -10,7 +10,7 @@ use tokenizers::models::bpe::BPE;
 
 use crate::base::BaseIdentity;
 use crate::chat::ChatTemplate;
-use crate::checkpoint::{Weights, shapes};
+use crate::checkpoint::{WeightFormat, Weights, shapes};
 use crate::config::{Architecture, ModelConfig, RopeScaling, SlidingAttention};
 use crate::decoder::Decoder;
 use crate::error::{ModelError, Result};
@@ -108,11 +108,17 @@ pub fn shape(name: &str) -> Result<ModelConfig> {
     })
 }
 
-/// [`random_model`] made where it is to be: its weights are the device's own random numbers, other ones on other devices.
+/// [`random_model`] made where it is to be: its weights are the device's own random numbers, other ones on other devices, of `dtype`
+/// and then in the form that is asked for.
 ///
 /// # Errors
-/// A configuration that contradicts itself; a dtype that the device has no kernels for; too little memory there.
-pub fn random_model_on(config: ModelConfig, device: &Device, dtype: DType) -> Result<Model> {
+/// A configuration that contradicts itself; a dtype or a form that the device has no kernels for; too little memory there.
+pub fn random_model_on(
+    config: ModelConfig,
+    device: &Device,
+    dtype: DType,
+    format: WeightFormat,
+) -> Result<Model> {
     config.validate()?;
     check_dtype(device, dtype)?;
     let tensors = shapes(&config).into_iter().map(|(name, shape)| {
@@ -126,7 +132,7 @@ pub fn random_model_on(config: ModelConfig, device: &Device, dtype: DType) -> Re
     });
     let weights = Weights::from_tensors(tensors.collect::<Result<_>>()?);
     Ok(Model {
-        decoder: Arc::new(Decoder::load(&config, &weights, device, dtype)?),
+        decoder: Arc::new(Decoder::load_in(&config, &weights, device, dtype, format)?),
         student: None,
         tokenizer: byte_tokenizer()?,
         base: BaseIdentity { source: "random model".into(), ..BaseIdentity::default() },

@@ -8,16 +8,19 @@
 //! | `block` | how each spells its values in a file and in a tile |
 //! | `tile` | sixteen rows side by side, the layout in memory |
 //! | `matrix` | a matrix in one of the formats |
+//! | `fragments` | the layout of a matrix for a GPU's tensor cores |
 //! | `product` | products: of a small batch on the codes, of more rows on upcast values |
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 mod block;
 mod format;
+mod fragments;
 mod matrix;
 mod product;
 mod tile;
 
 pub use format::Format;
+pub use fragments::{FragmentFormat, Fragments};
 pub use matrix::{PackError, PackedMatrix};
 pub use product::SMALL_BATCH;
 pub use tile::LANES;

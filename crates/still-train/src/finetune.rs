@@ -56,7 +56,7 @@ impl FinetuneStage {
             teacher: model.teacher(),
             student,
             updates: Updates::new(Stage::Finetune, optimizer),
-            lm_head: model.decoder.lm_head.to_tensor()?,
+            lm_head: model.decoder.lm_head.dense()?,
             objective: recipe.objective,
             recompute: recipe.recompute,
             dropout: recipe.dropout,

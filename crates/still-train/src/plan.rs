@@ -163,9 +163,9 @@ pub(crate) struct Sizes<'a> {
     block_rows: usize,
     /// Of all frozen weights, as they lie.
     pub weights: usize,
-    /// Of the largest one, widened for a product's gradient; 0 if none is packed.
+    /// Of the largest one, widened for a product's gradient; 0 if none is packed or quantized.
     widened: usize,
-    /// Of the head, widened for the loss; 0 if it is not packed.
+    /// Of the head, widened for the loss; 0 if it is neither packed nor quantized.
     head: usize,
     layers: usize,
 }
@@ -175,7 +175,11 @@ impl<'a> Sizes<'a> {
         let decoder = &model.decoder;
         let wide = |weight: &Weight| -> Result<usize> {
             let (out, inner) = weight.dims2()?;
-            Ok(if matches!(weight, Weight::Packed(_)) { out * inner * F32 } else { 0 })
+            Ok(match weight {
+                Weight::Dense(_) => 0,
+                Weight::Packed(_) => out * inner * F32,
+                Weight::Quantized(matrix) => out * inner * matrix.dtype().size_in_bytes(),
+            })
         };
         let (mut weights, mut widened) = (0, 0);
         for (name, part) in decoder.parts() {

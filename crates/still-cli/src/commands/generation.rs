@@ -5,7 +5,7 @@ use still_attention::RowDtype;
 use still_model::{GenerateOptions, Model};
 
 use super::cache::CacheArgs;
-use super::model::{DeviceArgs, ModelArg, Place, load};
+use super::model::{ModelArg, Place, PlaceArgs, load};
 use super::sampling::{Sampling, SamplingArgs, Usual};
 use crate::printer::Printer;
 
@@ -17,7 +17,7 @@ pub struct GenerationArgs {
     model: ModelArg,
     /// Where it computes.
     #[command(flatten)]
-    device: DeviceArgs,
+    device: PlaceArgs,
     /// What it remembers in.
     #[command(flatten)]
     cache: CacheArgs,

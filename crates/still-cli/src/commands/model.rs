@@ -2,11 +2,12 @@
 
 use candle_core::{DType, Device};
 use clap::Args;
-use still_model::Model;
+use still_model::{Model, WeightFormat};
 
 use crate::args::one_of;
 use crate::errors::user;
 use crate::printer::Printer;
+use crate::table;
 
 /// The model to use.
 #[derive(Clone, Debug, Args)]
@@ -30,6 +31,28 @@ pub struct DeviceArgs {
     compute_dtype: Option<DType>,
 }
 
+/// Where a model computes, and how its matrices are kept there.
+#[derive(Clone, Debug, Args)]
+pub struct PlaceArgs {
+    /// The device.
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// How matrices are kept: as the model's file has them, where the device can multiply by that; in --compute-dtype;
+    /// or quantized to 8 bits (fp8 on CUDA)
+    #[arg(long, value_name = "FORMAT", default_value = "file", value_parser = one_of(&WeightFormat::ALL, WeightFormat::name))]
+    weights: WeightFormat,
+}
+
+impl PlaceArgs {
+    /// Opens the device.
+    ///
+    /// # Errors
+    /// One that is not there.
+    pub fn resolve(self) -> anyhow::Result<Place> {
+        Ok(Place { weights: self.weights, ..self.device.resolve()? })
+    }
+}
+
 /// A device, opened, and the dtype of base weights and activations there.
 #[derive(Clone, Debug)]
 pub struct Place {
@@ -39,6 +62,8 @@ pub struct Place {
     pub device: Device,
     /// Of base weights and activations.
     pub dtype: DType,
+    /// How matrices are kept.
+    pub weights: WeightFormat,
 }
 
 impl DeviceArgs {
@@ -52,21 +77,22 @@ impl DeviceArgs {
             Some(dtype) => dtype,
             None => still_model::usual_dtype(&device)?,
         };
-        Ok(Place { name: self.device, device, dtype })
+        Ok(Place { name: self.device, device, dtype, weights: WeightFormat::File })
     }
 }
 
 impl Place {
     /// Of commands that only the CPU has.
     pub fn cpu() -> Self {
-        Self { name: "cpu".into(), device: Device::Cpu, dtype: DType::F32 }
+        let (device, dtype, weights) = (Device::Cpu, DType::F32, WeightFormat::File);
+        Self { name: "cpu".into(), device, dtype, weights }
     }
 }
 
 /// Loads a model onto its device and says which one.
 pub fn load(model: &str, place: &Place, printer: &Printer) -> anyhow::Result<Model> {
     printer.step("Loading", model);
-    let model = Model::load_on(model, &place.device, place.dtype)?;
+    let model = Model::load_in(model, &place.device, place.dtype, place.weights)?;
     let config = &model.decoder.config;
     printer.step(
         "Loaded",
@@ -79,7 +105,17 @@ pub fn load(model: &str, place: &Place, printer: &Printer) -> anyhow::Result<Mod
             if model.student.is_some() { "STILL attention" } else { "softmax attention" },
         ),
     );
+    report_weights(&model, printer);
     Ok(model)
+}
+
+/// Says how matrices are kept and what they take.
+pub fn report_weights(model: &Model, printer: &Printer) {
+    let (bytes, formats) = model.decoder.formats();
+    let formats: Vec<String> =
+        formats.iter().map(|(name, count)| format!("{count} in {name}")).collect();
+    let (formats, bytes) = (formats.join(", "), table::bytes(bytes));
+    printer.step("Keeping", format_args!("{bytes} of weights, matrices: {formats}"));
 }
 
 /// Loads a model that is no student yet; `verb` says what is to be done with it.

@@ -6,7 +6,7 @@ use clap::Args;
 use still_train::Recipe;
 
 use super::input::check_data;
-use super::model::{DeviceArgs, ModelArg, Place, load_base};
+use super::model::{ModelArg, Place, PlaceArgs, load_base};
 use super::recipe::RecipeArgs;
 use crate::printer::Printer;
 
@@ -18,7 +18,7 @@ pub struct TrainingArgs {
     model: ModelArg,
     /// Where it computes.
     #[command(flatten)]
-    device: DeviceArgs,
+    device: PlaceArgs,
     /// Data: .txt, .jsonl or .jsonl.zst (a text or chat messages a line), .bin (token ids); several may be given, mixed by
     /// data.weights
     #[arg(long, short, value_name = "FILE", num_args = 1.., required = true)]

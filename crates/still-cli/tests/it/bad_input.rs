@@ -39,6 +39,8 @@ fn a_device_that_is_not_there() {
     };
     on(&["--device", "gpu"]).failed_with("\"gpu\"");
     on(&["--compute-dtype", "bf16"]).failed_with("bf16");
+    on(&["--weights", "fp8"]).failed_with("weights in fp8 on the CPU");
+    on(&["--weights", "q5_0"]).failed_with("invalid value 'q5_0'");
     #[cfg(not(feature = "cuda"))]
     on(&["--device", "cuda"]).failed_with("without CUDA");
 }

@@ -69,6 +69,15 @@ fn quiet_says_only_the_result() {
 }
 
 #[test]
+fn weights_are_kept_as_asked() {
+    for (format, name) in [("q8_0", "in q8_0"), ("dense", "in f32")] {
+        let outcome = generate(student_dir(), &["--prompt", "The sea is", "--weights", format]);
+        outcome.succeeded();
+        assert!(outcome.stderr.contains(name), "{}", outcome.stderr);
+    }
+}
+
+#[test]
 fn a_prompt_beyond_the_models_range_warns_and_runs() {
     let outcome = generate(student_dir(), &["--prompt", &crate::common::words(3000)]);
     outcome.succeeded();

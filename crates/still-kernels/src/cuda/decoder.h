@@ -46,11 +46,22 @@ typedef struct {
 } StillVocabularyLoss;
 int still_vocabulary_loss(const StillVocabularyLoss* args, StillStream stream);
 
+// How a matrix is stored: values row by row, or in blocks as quantized.cuh describes them.
+#define STILL_PLAIN 0
+#define STILL_Q8_0 1
+#define STILL_Q4_0 2
+#define STILL_Q4_1 3
+#define STILL_Q4_K 4
+#define STILL_Q6_K 5
+#define STILL_E4M3 6
+
 // Products of a small batch, 1 to STILL_SMALL_BATCH_ROWS, with `count` matrices of equal width, at most STILL_FACTORS:
 //   to = n(x) weight^T + update_scale * low update^T + bias + add
-// where n(x) is x, or x / sqrt(mean(x^2) + eps) * norm. Gated, with two matrices: silu(first) * second into the first's `to`,
-// without their updates. What there is not is null; `inner` is a multiple of 8.
+// where n(x) is x, or x / sqrt(mean(x^2) + eps) * norm. Gated, with two matrices of one format: silu(first) * second into the
+// first's `to`, without their updates. What there is not is null; `inner` is a multiple of 8. Where all matrices are in blocks,
+// rows are 1 to 4, of bf16 to STILL_QUANTIZED_ROWS.
 #define STILL_SMALL_BATCH_ROWS 3
+#define STILL_QUANTIZED_ROWS 8
 #define STILL_FACTORS 4
 typedef struct {
   int32_t dtype, weight_dtype, to_dtype;  // the last two: dtype, or STILL_F32
@@ -60,15 +71,32 @@ typedef struct {
   const void* norm;  // [inner] of dtype
 } StillSmallBatchProducts;
 typedef struct {
-  int32_t out, rank;
+  int32_t out, rank, format;
   float update_scale;
-  const void* weight;         // [out, inner] of weight_dtype
+  const void* weight;         // [out, inner], of weight_dtype if it is plain
   const void* bias;           // [out] of dtype
   const void* add;            // [rows, out] of dtype
   const float *update, *low;  // [out, rank], [rows, rank]
   void* to;                   // [rows, out] of to_dtype
 } StillFactor;
 int still_small_batch_products(const StillSmallBatchProducts* args, const StillFactor* factors, StillStream stream);
+
+// 32-bit words of a matrix in blocks; 0 if there is no such format.
+int64_t still_quantized_words(int32_t format, int32_t rows, int32_t columns);
+
+// Values of a matrix in blocks, of `dtype`: of `count` rows from `first` on, or of those that `ids` names; `columns` is a
+// multiple of 4, those of a format with 256 columns a block of 256.
+typedef struct {
+  int32_t format, dtype;
+  int32_t rows, columns, first, count;
+  const void* matrix;
+  const uint32_t* ids;  // [count], or null
+  void* to;             // [count, columns]
+} StillDequantize;
+int still_dequantize(const StillDequantize* args, StillStream stream);
+
+// Blocks of `from` [rows, columns], in STILL_Q8_0 or STILL_E4M3, into `to`.
+int still_quantize(int32_t format, int32_t dtype, int32_t rows, int32_t columns, const void* from, void* to, StillStream stream);
 
 #ifdef __cplusplus
 }

@@ -1,10 +1,9 @@
-// Products of up to three rows with matrices that lie row by row: every weight is read once, and nothing else matters.
+// Products of up to three rows with matrices that lie row by row: every weight is read once, and nothing else matters. Those in
+// block formats are in quantized_products.cu.
 //
 // A warp takes some rows of one matrix and all rows of x; lanes take eight columns at a time. The norm of x needs no pass of
 // its own: every warp reads all of x anyway, so that sum(x^2) is at hand when the product is, which it then scales.
-#include "decoder.h"
-#include "launch.cuh"
-#include "values.cuh"
+#include "small_batch.cuh"
 
 namespace still {
 
@@ -43,16 +42,6 @@ __device__ __forceinline__ Eight stream_eight(const float* from) {
   const float4* at = reinterpret_cast<const float4*>(from);
   return spread(__ldcs(at), __ldcs(at + 1));
 }
-
-__device__ __forceinline__ float warp_sum(float x) {
-  for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(~0u, x, step);
-  return x;
-}
-
-struct Products {
-  StillSmallBatchProducts all;
-  StillFactor factor[STILL_FACTORS];
-};
 
 // Rows of one matrix that a warp takes of `R`: where the activation is gated, every other one is of the second matrix.
 template <int R>
@@ -165,6 +154,14 @@ int by_rows(const Products& products, StillStream stream) {
   }
 }
 
+int plain_products(const Products& products, StillStream stream) {
+  const StillSmallBatchProducts& a = products.all;
+  if (a.dtype == STILL_F32 && a.weight_dtype == STILL_F32) return by_rows<float, float>(products, stream);
+  if (a.dtype == STILL_BF16 && a.weight_dtype == STILL_BF16) return by_rows<__nv_bfloat16, __nv_bfloat16>(products, stream);
+  if (a.dtype == STILL_BF16 && a.weight_dtype == STILL_F32) return by_rows<__nv_bfloat16, float>(products, stream);
+  return cudaErrorInvalidValue;
+}
+
 }  // namespace still
 
 using namespace still;
@@ -172,15 +169,19 @@ using namespace still;
 int still_small_batch_products(const StillSmallBatchProducts* args, const StillFactor* factors, StillStream stream) {
   const StillSmallBatchProducts& a = *args;
   if (a.inner <= 0 || a.inner % COLUMNS || a.count <= 0 || a.count > STILL_FACTORS) return cudaErrorInvalidValue;
-  if (a.gated && (a.count != 2 || factors[0].out != factors[1].out)) return cudaErrorInvalidValue;
+  if (a.gated && (a.count != 2 || factors[0].out != factors[1].out || factors[0].format != factors[1].format))
+    return cudaErrorInvalidValue;
   if (a.to_dtype != STILL_F32 && a.to_dtype != a.dtype) return cudaErrorInvalidValue;
-  Products products = {a, {}};
-  for (int i = 0; i < a.count; i++) {
+  for (int i = 0; i < a.count; i++)
     if (factors[i].out <= 0 || (a.gated && factors[i].update)) return cudaErrorInvalidValue;
-    products.factor[i] = factors[i];
+  // One launch for neighbours of one form.
+  for (int first = 0, next = 0; first < a.count; first = next) {
+    const int32_t format = factors[first].format;
+    Products products = {a, {}};
+    for (next = first; next < a.count && factors[next].format == format; next++) products.factor[next - first] = factors[next];
+    products.all.count = next - first;
+    const int error = format == STILL_PLAIN ? plain_products(products, stream) : quantized_products(products, stream);
+    if (error != cudaSuccess) return error;
   }
-  if (a.dtype == STILL_F32 && a.weight_dtype == STILL_F32) return by_rows<float, float>(products, stream);
-  if (a.dtype == STILL_BF16 && a.weight_dtype == STILL_BF16) return by_rows<__nv_bfloat16, __nv_bfloat16>(products, stream);
-  if (a.dtype == STILL_BF16 && a.weight_dtype == STILL_F32) return by_rows<__nv_bfloat16, float>(products, stream);
-  return cudaErrorInvalidValue;
+  return cudaSuccess;
 }

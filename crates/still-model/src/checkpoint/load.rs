@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 
-use super::{Checkpoint, Weights, shapes};
+use super::{Checkpoint, WeightFormat, Weights, shapes};
 use crate::config::ModelConfig;
-use crate::decoder::{Decoder, DecoderLayer, Linear, MlpWeights, NormWeight, Weight};
+use crate::decoder::{Decoder, DecoderLayer, Linear, MlpWeights, NormWeight, Part, Weight};
 use crate::error::{ModelError, Result};
 use crate::executor::check_dtype;
 use crate::model::Model;
@@ -29,19 +29,37 @@ impl Model {
     /// # Errors
     /// As [`Model::load`]; a dtype that the device has no kernels for.
     pub fn load_on(model: &str, device: &Device, dtype: DType) -> Result<Self> {
+        Self::load_in(model, device, dtype, WeightFormat::File)
+    }
+
+    /// [`Model::load_on`] with matrices in another form than their file's.
+    ///
+    /// # Errors
+    /// Also a form that the device has no products with.
+    pub fn load_in(
+        model: &str,
+        device: &Device,
+        dtype: DType,
+        format: WeightFormat,
+    ) -> Result<Self> {
         Checkpoint::open(model)
-            .and_then(|checkpoint| Self::from_checkpoint(checkpoint, device, dtype))
+            .and_then(|checkpoint| Self::from_checkpoint(checkpoint, device, dtype, format))
             .map_err(|error| error.while_loading(Path::new(model)))
     }
 
     /// Loads the weights of an opened checkpoint; `device` and `dtype` as in [`Model::load_on`].
     ///
     /// # Errors
-    /// A missing tensor, one of another shape or one that nothing reads; a dtype that the device has no kernels for.
-    pub fn from_checkpoint(checkpoint: Checkpoint, device: &Device, dtype: DType) -> Result<Self> {
+    /// A missing tensor, one of another shape or one that nothing reads; a dtype or a form that the device has no kernels for.
+    pub fn from_checkpoint(
+        checkpoint: Checkpoint,
+        device: &Device,
+        dtype: DType,
+        format: WeightFormat,
+    ) -> Result<Self> {
         check_dtype(device, dtype)?;
         let Checkpoint { config, weights, tokenizer, still, lora, recipe, base } = checkpoint;
-        let decoder = Arc::new(Decoder::load(&config, &weights, device, dtype)?);
+        let decoder = Arc::new(Decoder::load_in(&config, &weights, device, dtype, format)?);
         let student = still
             .map(|still| Student::from_weights(still, lora, &config, &weights)?.to_device(device))
             .transpose()?
@@ -50,19 +68,39 @@ impl Model {
         Ok(Self { decoder, student, tokenizer, base })
     }
 
-    /// The same model on another device; `dtype` as in [`Model::load_on`].
+    /// The same model on another device; `dtype` as in [`Model::load_on`]. Matrices that are packed stay as they are if they can
+    /// ([`WeightFormat::File`]).
     ///
     /// # Errors
     /// A dtype that the device has no kernels for; too little memory there.
     pub fn to_device(&self, device: &Device, dtype: DType) -> Result<Self> {
+        self.to_device_in(device, dtype, WeightFormat::File)
+    }
+
+    /// [`Model::to_device`] with matrices in another form than they have.
+    ///
+    /// # Errors
+    /// Also a form that the device has no products with.
+    pub fn to_device_in(
+        &self,
+        device: &Device,
+        dtype: DType,
+        format: WeightFormat,
+    ) -> Result<Self> {
         check_dtype(device, dtype)?;
-        let mut tensors = HashMap::new();
-        self.decoder.visit_tensors(|name, tensor| {
-            tensors.insert(name.to_owned(), tensor);
-            Ok(())
-        })?;
-        let weights = Weights::from_tensors(tensors);
-        let decoder = Arc::new(Decoder::load(self.config(), &weights, device, dtype)?);
+        let (mut tensors, mut packed) = (HashMap::new(), HashMap::new());
+        for (name, part) in self.decoder.parts() {
+            match part {
+                Part::Matrix(Weight::Packed(matrix)) => {
+                    packed.insert(name, matrix.clone());
+                }
+                part => {
+                    tensors.insert(name, part.to_tensor()?);
+                }
+            }
+        }
+        let weights = Weights::from_tensors(tensors).overlaid(Weights::from_packed(packed));
+        let decoder = Arc::new(Decoder::load_in(self.config(), &weights, device, dtype, format)?);
         let student = self.student.as_ref().map(|student| student.to_device(device)).transpose()?;
         Ok(Self { decoder, student, ..self.clone() })
     }
@@ -70,7 +108,7 @@ impl Model {
 
 impl Decoder {
     /// Assembles a decoder from named weights. Matrices stay as their file has them where products can use that
-    /// ([`Weight::Packed`]), which is on the CPU; everything else is of `dtype`, f32 on the CPU.
+    /// ([`WeightFormat::File`]); everything else is of `dtype`, f32 on the CPU.
     ///
     /// # Errors
     /// A missing tensor or one of another shape.
@@ -80,6 +118,20 @@ impl Decoder {
         device: &Device,
         dtype: DType,
     ) -> Result<Self> {
+        Self::load_in(config, weights, device, dtype, WeightFormat::File)
+    }
+
+    /// [`Decoder::load`] with matrices in another form.
+    ///
+    /// # Errors
+    /// Also a form that the device has no products with.
+    pub fn load_in(
+        config: &ModelConfig,
+        weights: &Weights,
+        device: &Device,
+        dtype: DType,
+        format: WeightFormat,
+    ) -> Result<Self> {
         config.check_device(device.location())?;
         // What the family's files have, and nothing else, is asked for.
         let shapes = shapes(config);
@@ -88,9 +140,11 @@ impl Decoder {
             shapes.get(name).map(|shape| weights.get(name, shape, dtype, device)).transpose()
         };
         let matrix = |name: &str| -> Result<Weight> {
-            match (device, shapes.get(name).map(Vec::as_slice)) {
-                (Device::Cpu, Some(&[rows, columns])) => weights.matrix(name, [rows, columns]),
-                _ => Ok(Weight::Dense(vector(name)?.ok_or_else(|| missing(name))?)),
+            match shapes.get(name).map(Vec::as_slice) {
+                Some(&[rows, columns]) => {
+                    format.place(weights, name, [rows, columns], device, dtype)
+                }
+                _ => Err(missing(name)),
             }
         };
         let family = config.architecture.family();

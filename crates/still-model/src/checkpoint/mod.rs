@@ -18,6 +18,7 @@
 //! | `unread` | refuses a model with tensors that nobody read |
 //! | `delta` | the base of a delta |
 //! | `load` | from an opened checkpoint to a model |
+//! | `placement` | which form matrices take on a device |
 //! | `student`, `target` | students written; the directory that they are written to |
 
 mod authors;
@@ -31,6 +32,7 @@ mod learned;
 mod learned_names;
 mod load;
 pub mod names;
+mod placement;
 mod quantization;
 mod safetensors_dir;
 mod safetensors_file;
@@ -46,6 +48,7 @@ use std::path::Path;
 use still_attention::StillConfig;
 
 pub use gguf_student::{GgufExport, GgufFormat, export_gguf, is_exported_student};
+pub use placement::WeightFormat;
 pub(crate) use shapes::shapes;
 pub use student::{ExportKind, save_student, save_student_to};
 pub use target::StudentTarget;

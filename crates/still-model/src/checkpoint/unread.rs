@@ -34,7 +34,7 @@ impl Weights {
     pub(crate) fn check_all_read(&self, config: &ModelConfig) -> Result<()> {
         for source in &self.sources {
             match source {
-                Source::Memory(_) => {}
+                Source::Memory(_) | Source::Packed(_) => {}
                 Source::Safetensors { files, quantization } => {
                     let allowed = |name: &str| {
                         RECOMPUTED.iter().any(|end| name.ends_with(end))

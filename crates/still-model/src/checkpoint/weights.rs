@@ -37,6 +37,7 @@ pub(super) enum Source {
     Safetensors { files: SafetensorsFiles, quantization: Option<Quantization> },
     Gguf(Box<GgufSource>),
     Memory(HashMap<String, Tensor>),
+    Packed(HashMap<String, PackedMatrix>),
 }
 
 pub(super) struct GgufSource {
@@ -170,6 +171,11 @@ impl Weights {
         Self::new(Source::Memory(tensors))
     }
 
+    /// Packed matrices already in memory.
+    pub(crate) fn from_packed(matrices: HashMap<String, PackedMatrix>) -> Self {
+        Self::new(Source::Packed(matrices))
+    }
+
     /// Finds the tensors of a model that its family's files may have otherwise than by their own names.
     #[must_use]
     pub(super) fn of_model(self, config: &ModelConfig) -> Self {
@@ -208,6 +214,7 @@ impl Weights {
                     .filter_map(|name| source.layout.name(name))
                     .collect(),
                 Source::Memory(tensors) => tensors.keys().cloned().collect(),
+                Source::Packed(matrices) => matrices.keys().cloned().collect(),
             })
             .collect();
         all.sort_unstable();
@@ -326,6 +333,15 @@ impl Weights {
         Ok(Weight::Dense(self.get(name, &shape, DType::F32, &Device::Cpu)?))
     }
 
+    /// Whether a matrix is stored in blocks that products can use ([`Format`], but not of 16 bits).
+    pub(crate) fn is_in_blocks(&self, name: &str) -> bool {
+        let found = self.sources.iter().rev().find_map(|source| match self.stored(source, name) {
+            Some((stored, ..)) => Some(source.format(&stored)),
+            None => source.shape(name).map(|_| source.format(name)),
+        });
+        found.flatten().is_some_and(|format| !matches!(format, Format::Bf16 | Format::F16))
+    }
+
     /// Notes that a tensor is nothing to compute with and need not be read.
     pub(super) fn pass_over(&self, name: &str) {
         self.note(name);
@@ -376,7 +392,7 @@ impl Source {
         match self {
             Self::Safetensors { files, .. } => Some(files.path()),
             Self::Gguf(source) => Some(&source.path),
-            Self::Memory(_) => None,
+            Self::Memory(_) | Self::Packed(_) => None,
         }
     }
 
@@ -392,6 +408,9 @@ impl Source {
     pub(super) fn shape(&self, name: &str) -> Option<Vec<usize>> {
         match self {
             Self::Memory(tensors) => Some(tensors.get(name)?.dims().to_vec()),
+            Self::Packed(matrices) => {
+                matrices.get(name).map(|matrix| vec![matrix.rows(), matrix.columns()])
+            }
             Self::Safetensors { files, .. } => Some(files.get(name)?.shape.to_vec()),
             Self::Gguf(source) => {
                 let stored = source.layout.stored_name(name)?;
@@ -400,10 +419,23 @@ impl Source {
         }
     }
 
+    /// The form of a matrix of a GGUF file, or of one that is packed; `None` if it has no product in its own form.
+    fn format(&self, name: &str) -> Option<Format> {
+        match self {
+            Self::Memory(_) | Self::Safetensors { .. } => None,
+            Self::Packed(matrices) => Some(matrices.get(name)?.format()),
+            Self::Gguf(source) => {
+                let stored = source.layout.stored_name(name)?;
+                format_of(source.content.tensor_infos.get(&stored)?.ggml_dtype)
+            }
+        }
+    }
+
     /// A matrix in the file's own form; `None` if it is not there, or in a form that has no product.
     fn packed(&self, name: &str) -> Result<Option<PackedMatrix>> {
         match self {
             Self::Memory(_) => Ok(None),
+            Self::Packed(matrices) => Ok(matrices.get(name).cloned()),
             Self::Safetensors { files, .. } => {
                 let rows = files.get(name).and_then(|stored| stored.shape.first().copied());
                 self.packed_rows(name, 0..rows.unwrap_or(0))
@@ -417,7 +449,7 @@ impl Source {
         let files = match self {
             Self::Safetensors { files, .. } => files,
             Self::Gguf(source) => return source.packed(name, Some(part)),
-            Self::Memory(_) => return Ok(None),
+            Self::Memory(_) | Self::Packed(_) => return Ok(None),
         };
         let Some(stored) = files.get(name) else { return Ok(None) };
         let format = match stored.dtype {
@@ -441,6 +473,12 @@ impl Source {
         match self {
             Self::Memory(tensors) => {
                 Ok(tensors.get(name).map(|t| t.to_device(device)).transpose()?)
+            }
+            Self::Packed(matrices) => {
+                let tensor = matrices
+                    .get(name)
+                    .map(|matrix| Weight::Packed(matrix.clone()).to_tensor()?.to_device(device));
+                Ok(tensor.transpose()?)
             }
             Self::Safetensors { files, quantization } => {
                 let Some(stored) = files.get(name) else { return Ok(None) };
@@ -476,6 +514,20 @@ fn scales_of<'a>(
             matrix.dtype
         ))
     })
+}
+
+/// The form of a GGUF tensor that products can use.
+fn format_of(dtype: GgmlDType) -> Option<Format> {
+    match dtype {
+        GgmlDType::BF16 => Some(Format::Bf16),
+        GgmlDType::F16 => Some(Format::F16),
+        GgmlDType::Q4_0 => Some(Format::Q4_0),
+        GgmlDType::Q4_1 => Some(Format::Q4_1),
+        GgmlDType::Q8_0 => Some(Format::Q8_0),
+        GgmlDType::Q4K => Some(Format::Q4K),
+        GgmlDType::Q6K => Some(Format::Q6K),
+        _ => None,
+    }
 }
 
 impl GgufSource {
@@ -522,16 +574,7 @@ impl GgufSource {
     /// All rows of a matrix, or some, in the file's own form.
     fn packed(&self, name: &str, part: Option<Range<usize>>) -> Result<Option<PackedMatrix>> {
         let Some(tensor) = self.read(name)? else { return Ok(None) };
-        let format = match tensor.dtype() {
-            GgmlDType::BF16 => Format::Bf16,
-            GgmlDType::F16 => Format::F16,
-            GgmlDType::Q4_0 => Format::Q4_0,
-            GgmlDType::Q4_1 => Format::Q4_1,
-            GgmlDType::Q8_0 => Format::Q8_0,
-            GgmlDType::Q4K => Format::Q4K,
-            GgmlDType::Q6K => Format::Q6K,
-            _ => return Ok(None),
-        };
+        let Some(format) = format_of(tensor.dtype()) else { return Ok(None) };
         let &[rows, columns] = tensor.shape().dims() else { return Ok(None) };
         let stored = tensor.data()?;
         if let Some(part) = part {

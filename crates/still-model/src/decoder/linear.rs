@@ -114,7 +114,8 @@ impl Linear {
         Ok(self.weight.dims2()? == (out, inner) && biased)
     }
 
-    /// The projection with the update added to its weight, where and of the dtype that the weight was (f32 if it was packed).
+    /// The projection with the update added to its weight, where and of the dtype that the weight was (f32 if it was packed, that of
+    /// activations if it was quantized).
     ///
     /// # Errors
     /// Shapes that do not fit.
@@ -125,6 +126,9 @@ impl Linear {
                 match &self.weight {
                     Weight::Dense(was) => merged.to_dtype(was.dtype())?.to_device(was.device())?,
                     Weight::Packed(_) => merged,
+                    Weight::Quantized(was) => {
+                        merged.to_dtype(was.dtype())?.to_device(was.device())?
+                    }
                 }
                 .into()
             }

@@ -10,6 +10,7 @@
 //! | `linear` | a frozen projection and its low-rank update |
 //! | `norm` | weights of norms |
 //! | `weight` | a frozen matrix in the form that its file had |
+//! | `quantized` | one whose GPU multiplies by its codes |
 //! | `rotation` | RoPE's frequencies |
 //! | `ops` | the fused ops beneath |
 
@@ -18,11 +19,14 @@ mod layer_ops;
 mod linear;
 mod norm;
 pub mod ops;
+mod quantized;
 mod rotation;
 mod saving_ops;
 mod student_layer;
 mod tensor_ops;
 mod weight;
+
+use std::collections::BTreeMap;
 
 use candle_core::{D, DType, Device, Tensor};
 
@@ -32,6 +36,7 @@ pub(crate) use linear::on_host;
 pub use linear::{Linear, Lora, LoraLayer};
 pub use norm::NormWeight;
 pub use ops::{Dropout, MlpWeights, Rotation};
+pub use quantized::QuantizedMatrix;
 pub use saving_ops::{SavedActivations, SavingOps, Value};
 pub use student_layer::StudentLayer;
 pub use tensor_ops::TensorOps;
@@ -124,7 +129,24 @@ impl Decoder {
         all
     }
 
-    /// Every weight by its Hugging Face name, widened if it is packed.
+    /// Bytes of all weights, and how many matrices are stored in which format ([`Weight::format_name`]).
+    pub fn formats(&self) -> (usize, BTreeMap<&'static str, usize>) {
+        let (mut bytes, mut formats) = (0, BTreeMap::new());
+        for (_, part) in self.parts() {
+            match part {
+                Part::Matrix(weight) => {
+                    bytes += weight.size_bytes();
+                    *formats.entry(weight.format_name()).or_default() += 1;
+                }
+                Part::Vector(tensor) => {
+                    bytes += tensor.elem_count() * tensor.dtype().size_in_bytes();
+                }
+            }
+        }
+        (bytes, formats)
+    }
+
+    /// Every weight by its Hugging Face name, widened if it is packed or quantized.
     ///
     /// # Errors
     /// An error of the tensor library.
@@ -257,7 +279,7 @@ impl Decoder {
             if let Some(width) = shape.last_mut() {
                 *width = vocab;
             }
-            return Ok(ops::wide_linear(&rows, self.lm_head.dense()?)?.reshape(shape)?);
+            return Ok(ops::wide_product(&rows, &self.lm_head)?.reshape(shape)?);
         }
         Ok(ops::frozen_linear(hidden, &self.lm_head, None)?)
     }
@@ -283,7 +305,7 @@ impl Decoder {
             )));
         }
         if !hidden.device().is_cpu() {
-            let head = self.lm_head.dense()?.narrow(0, ids.start, ids.len())?;
+            let head = self.lm_head.dense_rows(ids)?;
             *out = ops::wide_linear(hidden, &head)?.flatten_all()?.to_vec1()?;
             return Ok(());
         }

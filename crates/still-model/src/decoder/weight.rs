@@ -2,21 +2,24 @@
 
 use std::ops::Range;
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 use still_compute::Real;
 use still_compute::matmul::{Mat, par_matmul, par_matmul_new, par_small_batch};
 use still_compute::vector::{dot, vectorize};
-use still_quant::{LANES, PackedMatrix, SMALL_BATCH};
+use still_quant::{Format, FragmentFormat, LANES, PackedMatrix, SMALL_BATCH};
 
 use super::ops::with_values;
+use super::quantized::QuantizedMatrix;
 
 /// A frozen matrix `[out, in]`.
 #[derive(Clone, Debug)]
 pub enum Weight {
     /// f32 (or f64, where gradients are checked); on other devices than the CPU also bf16.
     Dense(Tensor),
-    /// 16-bit or block-quantized, widened to f32 as it is used.
+    /// 16-bit or block-quantized, widened to f32 as it is used; on the CPU.
     Packed(PackedMatrix),
+    /// Block-quantized on a GPU.
+    Quantized(QuantizedMatrix),
 }
 
 /// One of a decoder's weights: a matrix, or a norm or bias.
@@ -86,17 +89,43 @@ impl Weight {
         match self {
             Self::Dense(tensor) => tensor.dims2(),
             Self::Packed(matrix) => Ok((matrix.rows(), matrix.columns())),
+            Self::Quantized(matrix) => Ok(matrix.dims2()),
         }
     }
 
-    /// The tensor of a matrix that is not packed.
+    /// All values as a tensor of the dtype of activations, for a product: of a quantized matrix they are made here.
     ///
     /// # Errors
-    /// A packed matrix: only the CPU multiplies by those.
-    pub(crate) fn dense(&self) -> Result<&Tensor> {
+    /// An error of the tensor library.
+    pub fn dense(&self) -> Result<Tensor> {
         match self {
-            Self::Dense(tensor) => Ok(tensor),
+            Self::Quantized(matrix) => matrix.dequantize(0..matrix.dims2().0, matrix.dtype()),
+            _ => self.to_tensor(),
+        }
+    }
+
+    /// [`Weight::dense`] of some rows.
+    ///
+    /// # Errors
+    /// No such rows; a packed matrix.
+    pub(crate) fn dense_rows(&self, rows: Range<usize>) -> Result<Tensor> {
+        match self {
+            Self::Dense(tensor) => tensor.narrow(0, rows.start, rows.len()),
+            Self::Quantized(matrix) => matrix.dequantize(rows, matrix.dtype()),
             Self::Packed(_) => candle_core::bail!("a packed matrix has products on the CPU alone"),
+        }
+    }
+
+    /// The name of what its values are stored in: a dtype, or a block format of GGUF.
+    pub fn format_name(&self) -> &'static str {
+        match self {
+            Self::Dense(tensor) => tensor.dtype().as_str(),
+            Self::Quantized(matrix) => matrix.format().name(),
+            Self::Packed(matrix) => match FragmentFormat::of(matrix.format()) {
+                Some(format) => format.name(),
+                None if matrix.format() == Format::F16 => "f16",
+                None => "bf16",
+            },
         }
     }
 
@@ -105,6 +134,7 @@ impl Weight {
         match self {
             Self::Dense(tensor) => tensor.device(),
             Self::Packed(_) => &Device::Cpu,
+            Self::Quantized(matrix) => matrix.device(),
         }
     }
 
@@ -113,10 +143,11 @@ impl Weight {
         match self {
             Self::Dense(tensor) => tensor.elem_count() * tensor.dtype().size_in_bytes(),
             Self::Packed(matrix) => matrix.size_bytes(),
+            Self::Quantized(matrix) => matrix.size_bytes(),
         }
     }
 
-    /// All values, widened if they are packed.
+    /// All values, widened to f32 if they are packed or quantized.
     ///
     /// # Errors
     /// An error of the tensor library.
@@ -128,6 +159,7 @@ impl Weight {
                 matrix.dequantize_into(0..matrix.rows(), &mut values);
                 Tensor::from_vec(values, (matrix.rows(), matrix.columns()), &Device::Cpu)
             }
+            Self::Quantized(matrix) => matrix.dequantize(0..matrix.dims2().0, DType::F32),
         }
     }
 
@@ -136,8 +168,10 @@ impl Weight {
     /// # Errors
     /// An error of the tensor library.
     pub fn select(&self, ids: &Tensor) -> Result<Tensor> {
-        let Self::Packed(matrix) = self else {
-            return self.to_tensor()?.index_select(ids, 0);
+        let matrix = match self {
+            Self::Dense(tensor) => return tensor.index_select(ids, 0),
+            Self::Quantized(matrix) => return matrix.select(ids),
+            Self::Packed(matrix) => matrix,
         };
         let ids = ids.to_vec1::<u32>()?;
         let mut values = Vec::with_capacity(ids.len() * matrix.columns());
@@ -167,6 +201,7 @@ impl Weight {
             Self::Dense(tensor) => with_values(tensor, |values: &[f32]| {
                 out.copy_from_slice(&values[row * out.len()..(row + 1) * out.len()]);
             })?,
+            Self::Quantized(_) => return Err(not_on_the_cpu()),
         }
         Ok(())
     }
@@ -195,6 +230,7 @@ impl Weight {
                     par_matmul((n, out, inner), y, out, false, x, w);
                 }
             }),
+            Self::Quantized(_) => Err(not_on_the_cpu()),
         }
     }
 
@@ -230,6 +266,7 @@ impl Weight {
                 return Ok(());
             }
             Self::Dense(tensor) => tensor,
+            Self::Quantized(_) => return Err(not_on_the_cpu()),
         };
         let (out, inner) = tensor.dims2()?;
         with_values(tensor, |w: &[f32]| {
@@ -279,6 +316,11 @@ impl Weight {
                 matrix.dequantize_into(0..matrix.rows(), &mut values);
                 Ok(body(&T::from_f32s(values)))
             }
+            Self::Quantized(_) => Err(not_on_the_cpu()),
         }
     }
+}
+
+fn not_on_the_cpu() -> candle_core::Error {
+    candle_core::Error::Msg("a matrix that is quantized on a GPU has no products on the CPU".into())
 }

@@ -22,3 +22,4 @@ mod smollm2;
 mod students_on_disk;
 mod tensor_files;
 mod tokenizers;
+mod weight_formats;

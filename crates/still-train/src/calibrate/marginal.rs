@@ -29,7 +29,7 @@ pub(super) fn losses(
     progress: &dyn Fn(usize),
 ) -> Result<Vec<Vec<Vec<f64>>>> {
     let decoder = &teacher.decoder;
-    let lm_head = decoder.lm_head.to_tensor()?;
+    let lm_head = decoder.lm_head.dense()?;
     let heads = |layer: &StudentLayer| layer.config.budgets.len();
     let mut losses: Vec<Vec<Vec<f64>>> = student
         .layers

@@ -6,14 +6,14 @@ mod room;
 mod train;
 
 use clap::{Args, Subcommand};
-use still_model::Model;
 use still_model::random::{random_model_on, shape as shape_of};
+use still_model::{Model, reset_peak_device_bytes};
 
 use self::attention::AttentionBenchArgs;
 use self::model::ModelBenchArgs;
 use self::train::TrainBenchArgs;
 use super::cache::CacheArgs;
-use super::model::{DeviceArgs, Place, load};
+use super::model::{Place, PlaceArgs, load, report_weights};
 use crate::args::{BATCH, TOKENS, whole};
 use crate::errors::user;
 use crate::printer::Printer;
@@ -64,7 +64,7 @@ struct SubjectArgs {
     shape: Option<String>,
     /// Where it computes.
     #[command(flatten)]
-    device: DeviceArgs,
+    device: PlaceArgs,
     /// Tokens of a sequence; of `bench model` those that are read before decoding
     #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "512,2048,4096,7680", value_parser = whole(0, TOKENS))]
     contexts: Vec<usize>,
@@ -127,7 +127,11 @@ impl Subject {
             (None, Some(shape)) => {
                 let config = shape_of(shape)?;
                 printer.step("Making", format_args!("random weights of {shape}"));
-                Ok(random_model_on(config, &place.device, place.dtype)?)
+                let model = random_model_on(config, &place.device, place.dtype, place.weights)?;
+                report_weights(&model, printer);
+                // What they were made from is gone.
+                reset_peak_device_bytes(&place.device)?;
+                Ok(model)
             }
             (None, None) => {
                 Err(user("there is no model to time", "give --model MODEL or --shape NAME"))

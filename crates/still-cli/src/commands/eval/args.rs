@@ -10,7 +10,7 @@ use still_eval::long::LongFiles;
 use super::plan::{Asked, Questions};
 use crate::args::{BATCH, COUNT, TOKENS, seed, whole};
 use crate::commands::cache::CacheArgs;
-use crate::commands::model::{DeviceArgs, ModelArg, Place};
+use crate::commands::model::{ModelArg, Place, PlaceArgs};
 use crate::errors::user;
 
 const EXAMPLES: &str = "\
@@ -31,7 +31,7 @@ pub struct EvalArgs {
     model: ModelArg,
     /// Where it computes.
     #[command(flatten)]
-    device: DeviceArgs,
+    device: PlaceArgs,
     /// Items read together on each thread; answers do not depend on it
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = whole(1, BATCH))]
     batch_size: usize,

@@ -2,7 +2,7 @@
 
 use candle_core::{D, DType, Result, Tensor};
 
-use super::plain::{self, dropped, linear_backward, product};
+use super::plain::{self, by_codes, dropped, linear_backward, product};
 use super::{composed, of_width};
 use crate::decoder::{Linear, Lora, Weight};
 
@@ -72,6 +72,14 @@ pub fn wide_linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
         return still_compute::cuda::gemm(x, &weight.t()?, options);
     }
     x.detach().contiguous()?.matmul(&weight.detach().t()?)?.to_dtype(DType::F32)
+}
+
+/// [`wide_linear`] of a matrix as it is stored.
+pub(in crate::decoder) fn wide_product(x: &Tensor, weight: &Weight) -> Result<Tensor> {
+    match by_codes(x, weight, DType::F32)? {
+        Some(y) => Ok(y),
+        None => wide_linear(x, &weight.dense()?),
+    }
 }
 
 /// `[…, width]` as a matrix.

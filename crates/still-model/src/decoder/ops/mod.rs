@@ -31,6 +31,7 @@ pub(crate) use activation::sigmoid;
 pub use dropout::Dropout;
 pub use gated::{MlpWeights, gated};
 pub use heads::{merge_heads, split_heads};
+pub(super) use linear::wide_product;
 pub use linear::{frozen_linear, low_rank_linear, wide_linear};
 pub use residual::residual;
 pub(crate) use rms_norm::forward_rows as rms_norm_rows;

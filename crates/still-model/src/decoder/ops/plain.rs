@@ -28,10 +28,21 @@ pub(in crate::decoder) fn linear(x: &Tensor, linear: &Linear) -> Result<Tensor> 
     if has_kernels(x) {
         return matrix(with_values(x, |x: &[f32]| linear.multiply(x))??, out, x);
     }
-    let y = product(x, &linear.weight.dense()?.t()?, 1.0, None)?;
+    let y = match by_codes(x, &linear.weight, x.dtype())? {
+        Some(y) => y,
+        None => product(x, &linear.weight.dense()?.t()?, 1.0, None)?,
+    };
     match &linear.bias {
         Some(bias) => y.broadcast_add(bias),
         None => Ok(y),
+    }
+}
+
+/// `x Wᵀ` in `dtype` by the codes of a quantized matrix; `None` of other matrices and of many rows, whose products are those of values.
+pub(super) fn by_codes(x: &Tensor, weight: &Weight, dtype: DType) -> Result<Option<Tensor>> {
+    match weight {
+        Weight::Quantized(matrix) => matrix.product(x, dtype),
+        Weight::Dense(_) | Weight::Packed(_) => Ok(None),
     }
 }
 
@@ -44,9 +55,9 @@ pub(in crate::decoder) fn linear_backward(
         candle_core::bail!("no projection to go back through")
     };
     if !has_kernels(first) {
-        let through_first = product(first, weight.dense()?, 1.0, onto)?;
+        let through_first = product(first, &weight.dense()?, 1.0, onto)?;
         return others.iter().try_fold(through_first, |onto, (dy, weight)| {
-            product(dy, weight.dense()?, 1.0, Some(onto))
+            product(dy, &weight.dense()?, 1.0, Some(onto))
         });
     }
     let (width, rows) = (weight.dims2()?.1, first.dim(0)?);

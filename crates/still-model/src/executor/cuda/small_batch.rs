@@ -7,21 +7,39 @@ use still_attention::AttentionRows;
 use super::small_batch_products::{Factor, MOST, Normed, UNIT};
 use crate::config::Activation;
 use crate::decoder::ops::{Rotation, merge_heads, rms_norm_heads, split_heads};
-use crate::decoder::{LayerOps, Norm, Projected, Projection, RopeBase};
+use crate::decoder::{LayerOps, Norm, Projected, Projection, QuantizedMatrix, RopeBase, Weight};
 use crate::error::{ModelError, Result};
 use crate::model::Model;
+use crate::student::Student;
 
 /// Whether so many sequences are a small batch for this model: its widths fit the kernel, and nothing is in its layers that is not here.
 pub(super) fn fits(model: &Model, batch: usize) -> bool {
     let config = model.config();
+    let most = match all_quantized(model) {
+        true => QuantizedMatrix::most_rows(model.decoder.dtype()),
+        false => MOST,
+    };
     let heads = config.num_attention_heads * config.head_dim;
     let widths = [config.hidden_size, heads, config.intermediate_size];
     let layers = model.student.iter().flat_map(|student| &student.layers);
     // The gated product has no place for biases before its activation.
-    batch <= MOST
+    batch <= most
         && !config.mlp_bias
         && widths.iter().all(|width| width.is_multiple_of(UNIT))
         && layers.into_iter().all(|layer| layer.gate_proj.is_none())
+}
+
+/// Whether every product of the model's layers and head reads codes, which tensor cores multiply with more rows at no more cost.
+fn all_quantized(model: &Model) -> bool {
+    let quantized = |weight: &Weight| matches!(weight, Weight::Quantized(_));
+    let no_updates = |student: &Student| student.layers.iter().all(|layer| layer.lora.is_none());
+    quantized(&model.decoder.lm_head)
+        && model.student.as_ref().is_none_or(no_updates)
+        && model.decoder.layers.iter().all(|layer| {
+            let attention = [&layer.q_proj, &layer.k_proj, &layer.v_proj, &layer.o_proj];
+            let mlp = [&layer.mlp.gate, &layer.mlp.up, &layer.mlp.down];
+            attention.into_iter().chain(mlp).all(|linear| quantized(&linear.weight))
+        })
 }
 
 /// Logits `[B, vocab]` f32 after one token of each sequence, of which `x` `[B, E]` is embedded; `attend(layer, rows)` gives a
@@ -42,7 +60,7 @@ pub(super) fn step(
         x = layer.after_attention(&mut ops, x, &attention, student)?;
     }
     let normed = Normed { x: &x, norm: Some((&decoder.norm.scale, decoder.config.rms_norm_eps)) };
-    Ok(normed.products(&[Factor::new(decoder.lm_head.dense()?)], DType::F32)?.remove(0))
+    Ok(normed.products(&[Factor::of(&decoder.lm_head)?], DType::F32)?.remove(0))
 }
 
 /// [`LayerOps`] on rows `[B, width]`; heads are `[B, H, 1, D]`.
@@ -84,7 +102,7 @@ impl Input<'_> {
         for (projection, low) in projections.iter().zip(self.low(projections)?) {
             let Projection { linear, lora, .. } = projection;
             let (bias, update) = (linear.bias.as_ref(), lora.zip(low));
-            factors.push(Factor { bias, add, update, ..Factor::new(linear.weight.dense()?) });
+            factors.push(Factor { bias, add, update, ..Factor::of(&linear.weight)? });
         }
         Ok(self.normed().products(&factors, self.rows.dtype())?)
     }
@@ -134,7 +152,7 @@ impl<'w> LayerOps<'w> for SmallBatchOps<'_> {
         if activation != Activation::Silu {
             return Err(missing("activation but SiLU"));
         }
-        let hidden = x.normed().gated(gate.linear.weight.dense()?, up.linear.weight.dense()?)?;
+        let hidden = x.normed().gated(&gate.linear.weight, &up.linear.weight)?;
         Ok(Input { rows: hidden, norm: None })
     }
 

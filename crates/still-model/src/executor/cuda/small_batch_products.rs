@@ -5,12 +5,13 @@ use std::ptr::null;
 use candle_core::{DType, Result, Tensor, bail};
 use still_compute::cuda::{kind, queue_any};
 use still_kernels::decoder::{
-    FACTORS, Factor as Place, SMALL_BATCH_ROWS, SmallBatchProducts, still_small_batch_products,
+    FACTORS, Factor as Place, PLAIN, SMALL_BATCH_ROWS, SmallBatchProducts,
+    still_small_batch_products,
 };
 
-use crate::decoder::Lora;
+use crate::decoder::{Lora, QuantizedMatrix, Weight};
 
-/// Rows of a small batch.
+/// Rows of a small batch; more where all matrices are quantized ([`QuantizedMatrix::most_rows`]).
 pub(super) const MOST: usize = SMALL_BATCH_ROWS;
 
 /// What widths are multiples of.
@@ -26,7 +27,7 @@ pub(super) struct Normed<'a> {
 /// A matrix `[out, in]` and what its product is added to.
 #[derive(Clone, Debug)]
 pub(super) struct Factor<'a> {
-    pub weight: &'a Tensor,
+    pub matrix: Matrix<'a>,
     /// `[out]`
     pub bias: Option<&'a Tensor>,
     /// `[rows, out]`
@@ -35,10 +36,47 @@ pub(super) struct Factor<'a> {
     pub update: Option<(&'a Lora, Tensor)>,
 }
 
+/// How a matrix is stored.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Matrix<'a> {
+    Plain(&'a Tensor),
+    Quantized(&'a QuantizedMatrix),
+}
+
+impl Matrix<'_> {
+    fn dims2(self) -> Result<(usize, usize)> {
+        match self {
+            Self::Plain(tensor) => tensor.dims2(),
+            Self::Quantized(matrix) => Ok(matrix.dims2()),
+        }
+    }
+
+    /// As the kernels name it.
+    fn format(self) -> i32 {
+        match self {
+            Self::Plain(_) => PLAIN,
+            Self::Quantized(matrix) => matrix.code(),
+        }
+    }
+}
+
 impl<'a> Factor<'a> {
     /// The matrix alone.
     pub fn new(weight: &'a Tensor) -> Self {
-        Self { weight, bias: None, add: None, update: None }
+        Self { matrix: Matrix::Plain(weight), bias: None, add: None, update: None }
+    }
+
+    /// The matrix alone, however it is stored.
+    ///
+    /// # Errors
+    /// One that is packed for the CPU.
+    pub fn of(weight: &'a Weight) -> Result<Self> {
+        let matrix = match weight {
+            Weight::Dense(tensor) => Matrix::Plain(tensor),
+            Weight::Quantized(matrix) => Matrix::Quantized(matrix),
+            Weight::Packed(_) => bail!("small-batch products: a matrix that is packed for the CPU"),
+        };
+        Ok(Self { matrix, bias: None, add: None, update: None })
     }
 }
 
@@ -55,20 +93,36 @@ impl Normed<'_> {
     ///
     /// # Errors
     /// As [`Normed::products`].
-    pub fn gated(self, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-        if gate.dims() != up.dims() {
-            bail!("small-batch products: gate {:?} and up {:?} differ", gate.dims(), up.dims())
+    pub fn gated(self, gate: &Weight, up: &Weight) -> Result<Tensor> {
+        let factors = [Factor::of(gate)?, Factor::of(up)?];
+        let [gate, up] = factors.each_ref().map(|factor| factor.matrix);
+        if gate.dims2()? != up.dims2()? {
+            bail!("small-batch products: gate {:?} and up {:?} differ", gate.dims2()?, up.dims2()?)
         }
-        let mut made = self.run(&[Factor::new(gate), Factor::new(up)], self.x.dtype(), true)?;
-        Ok(made.remove(0))
+        if gate.format() != up.format() {
+            let both = self.run(&factors, self.x.dtype(), false)?;
+            return both[0].silu()?.mul(&both[1]);
+        }
+        Ok(self.run(&factors, self.x.dtype(), true)?.remove(0))
     }
 
     fn run(self, factors: &[Factor<'_>], dtype: DType, gated: bool) -> Result<Vec<Tensor>> {
         let (rows, inner) = self.x.dims2()?;
-        let Some(weight_dtype) = factors.first().map(|factor| factor.weight.dtype()) else {
-            bail!("small-batch products: of no matrix")
+        let row_dtype = self.x.dtype();
+        let plain = factors.iter().find_map(|factor| match factor.matrix {
+            Matrix::Plain(tensor) => Some(tensor.dtype()),
+            Matrix::Quantized(_) => None,
+        });
+        let weight_dtype = plain.unwrap_or(row_dtype);
+        let most = match plain {
+            Some(_) => MOST,
+            None => QuantizedMatrix::most_rows(row_dtype),
         };
-        if rows > MOST || factors.len() > FACTORS || !inner.is_multiple_of(UNIT) {
+        if factors.is_empty()
+            || rows > most
+            || factors.len() > FACTORS
+            || !inner.is_multiple_of(UNIT)
+        {
             bail!("small-batch products: {rows} rows of {inner} values, {} matrices", factors.len())
         }
         let mut inputs = Vec::new();
@@ -83,18 +137,26 @@ impl Normed<'_> {
             inputs.push(tensor.detach().contiguous()?);
             Ok(Some(inputs.len() - 1))
         };
-        let row_dtype = self.x.dtype();
         let x = place(Some(self.x), &[rows, inner], row_dtype)?;
         let norm = place(self.norm.map(|(weight, _)| weight), &[inner], row_dtype)?;
         let mut places = Vec::with_capacity(factors.len());
         let mut outputs = Vec::with_capacity(factors.len());
-        for Factor { weight, bias, add, update } in factors {
-            let out = weight.dim(0)?;
+        for Factor { matrix, bias, add, update } in factors {
+            let (out, width) = matrix.dims2()?;
+            if width != inner {
+                bail!("small-batch products: {matrix:?} times rows of {inner}")
+            }
             let rank = update.as_ref().map_or(Ok(0), |(lora, _)| lora.a.dim(0))?;
             places.push((
                 [out, rank],
                 [
-                    place(Some(weight), &[out, inner], weight_dtype)?,
+                    match *matrix {
+                        Matrix::Plain(tensor) => place(Some(tensor), &[out, inner], weight_dtype)?,
+                        Matrix::Quantized(matrix) => {
+                            let words = matrix.words();
+                            place(Some(words), words.dims(), DType::U32)?
+                        }
+                    },
                     place(*bias, &[out], row_dtype)?,
                     place(*add, &[rows, out], row_dtype)?,
                     place(update.as_ref().map(|(lora, _)| &lora.b), &[out, rank], DType::F32)?,
@@ -130,6 +192,7 @@ impl Normed<'_> {
                 .map(|(n, (&([out, rank], [weight, bias, add, update, low]), factor))| Place {
                     out: out as i32,
                     rank: rank as i32,
+                    format: factor.matrix.format(),
                     update_scale: factor.update.as_ref().map_or(0.0, |(lora, _)| lora.scale as f32),
                     weight: at(weight),
                     bias: at(bias),
