@@ -270,6 +270,8 @@ fn models_compute_as_on_the_cpu() {
     for (name, cpu) in models() {
         let wide = cpu.to_device(&device, DType::F32).unwrap();
         let narrow = cpu.to_device(&device, DType::BF16).unwrap();
+        // The same values in bf16: what is rounded on the way there is no fault of the codes.
+        let dense = cpu.to_device_in(&device, DType::BF16, WeightFormat::Dense).unwrap();
         let kept = |model: &Model| model.decoder.formats().1;
         assert_eq!(kept(&wide), kept(&cpu), "{name}: other formats than the file's");
         assert_eq!(kept(&narrow), kept(&cpu), "{name}: other formats than the file's");
@@ -282,7 +284,9 @@ fn models_compute_as_on_the_cpu() {
             worst[0] = worst[0].max(error);
             let got = run(&narrow, RowDtype::Bf16, &[180], batch);
             let error = relative_rms(&got, &expected);
-            assert!(error <= 0.03, "{case}: bf16 {error:e}");
+            let usual = relative_rms(&run(&dense, RowDtype::Bf16, &[180], batch), &expected);
+            println!("{case}: bf16 {error:.1e}, dequantized {usual:.1e}");
+            assert!(error <= 0.1 && error <= 1.5 * usual, "{case}: bf16 {error:e}, {usual:e}");
             worst[1] = worst[1].max(error);
         }
     }

@@ -38,11 +38,11 @@ __global__ __launch_bounds__(WARPS * 32) void dequantize(const StillDequantize a
   typename F::Codes codes;
   typename F::Scales scales;
   F::load(codes, row.codes + int64_t(step) * F::CODES, lane);
-  F::load(scales, row, step, lane);
+  F::load(scales, row, step, step, lane);
 #pragma unroll
   for (int block = 0; block < 2; block++) {
     Fragments values;
-    F::fragments(codes, block, values);
+    F::fragments(codes, block, BASE, values);
 #pragma unroll
     for (int half = 0; half < 2; half++)
 #pragma unroll

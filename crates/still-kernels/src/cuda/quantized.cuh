@@ -19,7 +19,7 @@ constexpr int TILE_ROWS = 16, TILE_COLUMNS = 64, BLOCK = 32;
 __host__ __device__ inline int row_tiles(int rows) { return (rows + TILE_ROWS - 1) / TILE_ROWS; }
 __host__ __device__ inline int column_tiles(int columns) { return (columns + TILE_COLUMNS - 1) / TILE_COLUMNS; }
 
-// A row of tiles. A format `F` says how many words a tile's codes and scales take, and what a row of tiles shares.
+// A row of tiles, from some tile on. A format `F` says how many words a tile's codes and scales take, and what a row of tiles shares.
 template <class F>
 struct TileRow {
   const uint32_t *codes, *scales, *shared;
@@ -65,7 +65,8 @@ __device__ __forceinline__ uint32_t times(uint32_t a, uint32_t b) {
   return reinterpret_cast<const uint32_t&>(x);
 }
 
-// Two bf16 of 128: with a code below 128 in the mantissa it is the sum of both.
+// Two bf16 of 128: with a code below 128 in the mantissa each is the sum of both. Kernels are given it, so that it lies in a
+// register: an instruction that masks and adds has place for one constant.
 constexpr uint32_t BASE = 0x43004300u;
 
 // A[product][register] of a block: registers 0 and 2 are of row g, 1 and 3 of row g + 8.
@@ -80,14 +81,14 @@ struct Bytes {
   };
   static __device__ __forceinline__ void load(Codes& to, const uint32_t* tile, int lane) {
     stream(to.rows[0], tile + lane * 4);
-    stream(to.rows[1], tile + 128 + lane * 4);
+    stream(to.rows[1], tile + lane * 4 + 128);
   }
-  static __device__ __forceinline__ void fragments(const Codes& codes, int block, Fragments& to) {
+  static __device__ __forceinline__ void fragments(const Codes& codes, int block, uint32_t base, Fragments& to) {
 #pragma unroll
     for (int i = 0; i < 4; i++) {
       const uint32_t word = codes.rows[i % 2][2 * block + i / 2];
-      to[i / 2][i % 2] = F::even(word);
-      to[i / 2][2 + i % 2] = F::odd(word);
+      to[i / 2][i % 2] = F::even(word, base);
+      to[i / 2][2 + i % 2] = F::odd(word, base);
     }
   }
 };
@@ -95,18 +96,18 @@ struct Bytes {
 // Codes of four bits less `ZERO`. A word has a row's eight of a block: the first of each two in its low half.
 template <int ZERO>
 struct Nibbles {
-  static constexpr int CODES = 128, DEPTH = 4;
+  static constexpr int CODES = 128, DEPTH = 6;
   struct Codes {
     uint32_t words[4];
   };
   static __device__ __forceinline__ void load(Codes& to, const uint32_t* tile, int lane) { stream(to.words, tile + lane * 4); }
-  static __device__ __forceinline__ void fragments(const Codes& codes, int block, Fragments& to) {
+  static __device__ __forceinline__ void fragments(const Codes& codes, int block, uint32_t base, Fragments& to) {
 #pragma unroll
     for (int pair = 0; pair < 4; pair++)
 #pragma unroll
       for (int row = 0; row < 2; row++) {
-        const uint32_t code = codes.words[2 * block + row] >> 4 * pair & 0x000f000fu;
-        to[pair / 2][pair % 2 * 2 + row] = minus(code | BASE, BASE | ZERO << 16 | ZERO);
+        const uint32_t sum = (codes.words[2 * block + row] >> 4 * pair & 0x000f000fu) | base;
+        to[pair / 2][pair % 2 * 2 + row] = minus(sum, BASE | ZERO << 16 | ZERO);
       }
   }
 };
@@ -119,12 +120,12 @@ struct Q8_0 : Bytes<Q8_0> {
   struct Scales {
     uint32_t rows[2];
   };
-  static __device__ __forceinline__ uint32_t even(uint32_t word) {
-    return minus((word & 0x007f007fu) | BASE, (word & 0x00800080u) | BASE);
+  static __device__ __forceinline__ uint32_t even(uint32_t word, uint32_t base) {
+    return minus((word & 0x007f007fu) | base, (word & 0x00800080u) | base);
   }
-  static __device__ __forceinline__ uint32_t odd(uint32_t word) { return even(word >> 8); }
-  static __device__ __forceinline__ void load(Scales& to, const TileRow<Q8_0>& row, int step, int lane) {
-    stream(to.rows, row.scales + step * SCALES + lane / 4 * 2);
+  static __device__ __forceinline__ uint32_t odd(uint32_t word, uint32_t base) { return even(word >> 8, base); }
+  static __device__ __forceinline__ void load(Scales& to, const TileRow<Q8_0>& row, int ahead, int step, int lane) {
+    stream(to.rows, row.scales + lane / 4 * 2 + ahead * SCALES);
   }
   static __device__ __forceinline__ float scale(const Scales& scales, int row, int block, int) {
     return half_of(scales.rows[row], block);
@@ -141,8 +142,8 @@ struct Q4_0 : Nibbles<8> {
   struct Scales {
     uint32_t rows[2];
   };
-  static __device__ __forceinline__ void load(Scales& to, const TileRow<Q4_0>& row, int step, int lane) {
-    stream(to.rows, row.scales + step * SCALES + lane / 4 * 2);
+  static __device__ __forceinline__ void load(Scales& to, const TileRow<Q4_0>& row, int ahead, int step, int lane) {
+    stream(to.rows, row.scales + lane / 4 * 2 + ahead * SCALES);
   }
   static __device__ __forceinline__ float scale(const Scales& scales, int row, int block, int) {
     return half_of(scales.rows[row], block);
@@ -159,8 +160,8 @@ struct Q4_1 : Nibbles<0> {
   struct Scales {
     uint32_t words[4];
   };
-  static __device__ __forceinline__ void load(Scales& to, const TileRow<Q4_1>& row, int step, int lane) {
-    stream(to.words, row.scales + step * SCALES + lane / 4 * 4);
+  static __device__ __forceinline__ void load(Scales& to, const TileRow<Q4_1>& row, int ahead, int step, int lane) {
+    stream(to.words, row.scales + lane / 4 * 4 + ahead * SCALES);
   }
   static __device__ __forceinline__ float scale(const Scales& scales, int row, int block, int) {
     return half_of(scales.words[2 * row + block], 0);
@@ -173,15 +174,15 @@ struct Q4_1 : Nibbles<0> {
 
 // value = scale a code - minimum b, a and b of a byte for 32, scale and minimum for 256.
 struct Q4_K : Nibbles<0> {
-  static constexpr int SCALES = 16, GROUP = 32, SHARED = 16;
+  static constexpr int SCALES = 16, GROUP = 32, SHARED = 16, DEPTH = 4;
   static constexpr bool OFFSET = true;
   static __host__ __device__ int shared_words(int steps) { return steps / 4 * SHARED; }
   struct Scales {
     uint32_t rows[2];
     uint2 all;
   };
-  static __device__ __forceinline__ void load(Scales& to, const TileRow<Q4_K>& row, int step, int lane) {
-    stream(to.rows, row.scales + step * SCALES + lane / 4 * 2);
+  static __device__ __forceinline__ void load(Scales& to, const TileRow<Q4_K>& row, int ahead, int step, int lane) {
+    stream(to.rows, row.scales + lane / 4 * 2 + ahead * SCALES);
     to.all = __ldg(reinterpret_cast<const uint2*>(row.shared + step / 4 * SHARED + lane / 4 * 2));
   }
   static __device__ __forceinline__ uint32_t all(const Scales& scales, int row) { return row == 0 ? scales.all.x : scales.all.y; }
@@ -209,19 +210,19 @@ struct Q6_K {
     stream(to.low, tile + lane * 4);
     stream(to.high, tile + 128 + lane * 2);
   }
-  static __device__ __forceinline__ void load(Scales& to, const TileRow<Q6_K>& row, int step, int lane) {
-    stream(to.rows, row.scales + step * SCALES + lane / 4 * 2);
+  static __device__ __forceinline__ void load(Scales& to, const TileRow<Q6_K>& row, int ahead, int step, int lane) {
+    stream(to.rows, row.scales + lane / 4 * 2 + ahead * SCALES);
     to.all = __ldg(row.shared + step / 4 * SHARED + lane / 4);
   }
-  static __device__ __forceinline__ void fragments(const Codes& codes, int block, Fragments& to) {
+  static __device__ __forceinline__ void fragments(const Codes& codes, int block, uint32_t base, Fragments& to) {
 #pragma unroll
     for (int pair = 0; pair < 4; pair++)
 #pragma unroll
       for (int row = 0; row < 2; row++) {
-        const uint32_t low = codes.low[2 * block + row] >> 4 * pair & 0x000f000fu;
+        const uint32_t low = (codes.low[2 * block + row] >> 4 * pair & 0x000f000fu) | base;
         const int at = 8 * block + 2 * pair;
         const uint32_t high = (at < 4 ? codes.high[row] << (4 - at) : codes.high[row] >> (at - 4)) & 0x00300030u;
-        to[pair / 2][pair % 2 * 2 + row] = minus(low | high | BASE, BASE | 0x00200020u);
+        to[pair / 2][pair % 2 * 2 + row] = minus(low | high, BASE | 0x00200020u);
       }
   }
   static __device__ __forceinline__ float scale(const Scales& scales, int row, int block, int product) {
@@ -241,13 +242,13 @@ struct E4M3 : Bytes<E4M3> {
   };
   // In bf16 the exponent is 120 more.
   static constexpr uint32_t UP = 0x7b807b80u;
-  static __device__ __forceinline__ uint32_t even(uint32_t word) {
+  static __device__ __forceinline__ uint32_t even(uint32_t word, uint32_t) {
     return times((word & 0x00800080u) << 8 | (word & 0x007f007fu) << 4, UP);
   }
-  static __device__ __forceinline__ uint32_t odd(uint32_t word) {
+  static __device__ __forceinline__ uint32_t odd(uint32_t word, uint32_t) {
     return times((word & 0x80008000u) | (word & 0x7f007f00u) >> 4, UP);
   }
-  static __device__ __forceinline__ void load(Scales& to, const TileRow<E4M3>& row, int, int lane) {
+  static __device__ __forceinline__ void load(Scales& to, const TileRow<E4M3>& row, int, int, int lane) {
     to.rows = __ldg(reinterpret_cast<const float2*>(row.shared) + lane / 4);
   }
   static __device__ __forceinline__ float scale(const Scales& scales, int row, int, int) {

@@ -8,6 +8,7 @@
 // The warps of a block take a part of the columns each, for all rows of the block, and stage their own part of x in shared
 // memory; nothing waits for another warp before the end. The norm of x needs no pass of its own: its sum(x^2) is gathered while x
 // is staged, and the products are scaled at the end.
+#include <type_traits>
 #include "quantized.cuh"
 #include "small_batch.cuh"
 
@@ -20,48 +21,77 @@ constexpr int STAGED = 48 * 1024;
 
 struct Plan {
   int planes, capacity;  // planes of x; tiles of 64 columns that a warp stages at a time
+  uint32_t base;         // BASE
 };
 
-template <class X>
-__device__ __forceinline__ void stage_row(const X* x, const X* norm, int inner, int from, int to, int planes, int row, int columns,
-                                          uint2* staged, float& square) {
-  for (int at = from + threadIdx.x % 32 * 8; at < to; at += 32 * 8) {
-    float value[8] = {};
-    if (at < inner) {
-      constexpr int COUNT = Pack<X>::COUNT;
+__device__ __forceinline__ void widen(const uint4 (&from)[1], float (&to)[8]) {
+  const uint32_t word[4] = {from[0].x, from[0].y, from[0].z, from[0].w};
 #pragma unroll
-      for (int i = 0; i < 8; i += COUNT) {
-        const Pack<X> pack = load_pack(x + at + i);
+  for (int i = 0; i < 4; i++) {
+    const float2 two = unpack(word[i]);
+    to[2 * i] = two.x, to[2 * i + 1] = two.y;
+  }
+}
+__device__ __forceinline__ void widen(const uint4 (&from)[2], float (&to)[8]) {
+  const uint32_t word[8] = {from[0].x, from[0].y, from[0].z, from[0].w, from[1].x, from[1].y, from[1].z, from[1].w};
 #pragma unroll
-        for (int k = 0; k < COUNT; k++) value[i + k] = pack.value[k];
-        if (norm) {
-          const Pack<X> by = load_pack(norm + at + i);
+  for (int i = 0; i < 8; i++) to[i] = __uint_as_float(word[i]);
+}
+
+// Columns from .. to of a row of x into shared memory, by one warp; returns the lane's part of sum(x^2) if there is a norm.
+template <class X, bool NORM>
+__device__ __forceinline__ float stage_row(const X* x, const X* norm, int inner, int from, int to, int planes, int row, int columns,
+                                           uint2* staged) {
+  // Eights of columns that are loaded together: none waits for another.
+  constexpr int WORDS = sizeof(X) / 2, EIGHTS = (NORM ? 2 : 4) / WORDS;
+  float square = 0.f;
+  for (int first = from + threadIdx.x % 32 * 8; first < to; first += EIGHTS * 32 * 8) {
+    uint4 loaded[EIGHTS][WORDS], by[EIGHTS][WORDS];
 #pragma unroll
-          for (int k = 0; k < COUNT; k++) {
-            square += value[i + k] * value[i + k];
-            value[i + k] *= by.value[k];
-          }
+    for (int e = 0; e < EIGHTS; e++) {
+      const int at = first + e * 32 * 8;
+      const bool there = at < to && at < inner;
+#pragma unroll
+      for (int w = 0; w < WORDS; w++) {
+        loaded[e][w] = there ? reinterpret_cast<const uint4*>(x + at)[w] : make_uint4(0, 0, 0, 0);
+        if (NORM) by[e][w] = there ? __ldg(reinterpret_cast<const uint4*>(norm + at) + w) : make_uint4(0, 0, 0, 0);
+      }
+    }
+#pragma unroll
+    for (int e = 0; e < EIGHTS; e++) {
+      const int at = first + e * 32 * 8;
+      if (at >= to) break;
+      float value[8];
+      widen(loaded[e], value);
+      if (NORM) {
+        float scale[8];
+        widen(by[e], scale);
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+          square += value[i] * value[i];
+          value[i] *= scale[i];
+        }
+      }
+      // Each four columns go to the lanes that multiply by them: [block][column of the product][t][half].
+      const int block = (at - from) / BLOCK, four = at % BLOCK / 4;
+      uint2* const place = staged + (block * columns + row * planes) * 8 + four % 4 * 2 + four / 4;
+#pragma unroll
+      for (int i = 0; i < 2; i++) {
+        const float* v = value + 4 * i;
+        const uint2 high = make_uint2(pack(v[0], v[1]), pack(v[2], v[3]));
+        place[2 * i] = high;
+        if (planes == 2) {
+          const float2 a = unpack(high.x), b = unpack(high.y);
+          place[8 + 2 * i] = make_uint2(pack(v[0] - a.x, v[1] - a.y), pack(v[2] - b.x, v[3] - b.y));
         }
       }
     }
-    // Each four columns go to the lanes that multiply by them: [block][column of the product][t][half].
-    const int block = (at - from) / BLOCK, four = at % BLOCK / 4;
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-      const float *v = value + 4 * i;
-      const uint2 high = make_uint2(pack(v[0], v[1]), pack(v[2], v[3]));
-      const int place = (four + i) % 4 * 2 + four / 4;
-      staged[(block * columns + row * planes) * 8 + place] = high;
-      if (planes == 2) {
-        const float2 a = unpack(high.x), b = unpack(high.y);
-        staged[(block * columns + row * planes + 1) * 8 + place] = make_uint2(pack(v[0] - a.x, v[1] - a.y), pack(v[2] - b.x, v[3] - b.y));
-      }
-    }
   }
+  return square;
 }
 
 template <class F, int TILES>
-__global__ __launch_bounds__(WARPS * 32, 3) void quantized_products_kernel(const __grid_constant__ Products products, Plan plan) {
+__global__ __launch_bounds__(WARPS * 32, 2) void quantized_products_kernel(const __grid_constant__ Products products, Plan plan) {
   extern __shared__ uint4 shared[];
   __shared__ float sums[WARPS][TILES][TILE_ROWS][COLUMNS], squares[WARPS][COLUMNS];
   constexpr int DEPTH = F::DEPTH / TILES;
@@ -86,35 +116,57 @@ __global__ __launch_bounds__(WARPS * 32, 3) void quantized_products_kernel(const
   const int steps = column_tiles(a.inner), from = steps * warp / WARPS, to = steps * (warp + 1) / WARPS;
   typename F::Codes codes[TILES][DEPTH];
   typename F::Scales scales[TILES][DEPTH];
-  auto load = [&](int at, int step) {
+  // Addresses go on by whole rounds; within one they differ by constants.
+#pragma unroll
+  for (int tile = 0; tile < TILES; tile++) {
+    rows[tile].codes += int64_t(from) * F::CODES;
+    rows[tile].scales += int64_t(from) * F::SCALES;
+  }
+  auto load = [&](int at, int ahead, int step) {
 #pragma unroll
     for (int tile = 0; tile < TILES; tile++) {
-      F::load(codes[tile][at], rows[tile].codes + int64_t(step) * F::CODES, lane);
-      F::load(scales[tile][at], rows[tile], step, lane);
+      F::load(codes[tile][at], rows[tile].codes + ahead * F::CODES, lane);
+      F::load(scales[tile][at], rows[tile], ahead, step, lane);
     }
   };
 #pragma unroll
   for (int i = 0; i < DEPTH; i++)
-    if (from + i < to) load(i, from + i);
+    if (from + i < to) load(i, i, from + i);
+
+  // What this thread will write. What is added to it is loaded here and looked at when it is long there.
+  const int written = a.gated ? 1 : TILES, r = threadIdx.x % TILE_ROWS, tile_of_y = threadIdx.x / TILE_ROWS % written;
+  const int n = threadIdx.x / (TILE_ROWS * written), row_of_y = (group * each + tile_of_y) * TILE_ROWS + r;
+  const bool writes = n < a.rows && row_of_y < out;
+  const int64_t place = int64_t(n) * out + row_of_y;
+  uint32_t added[2] = {};
+  auto bits = [&](const void* from, int64_t at) -> uint32_t {
+    if (!writes || !from) return 0;
+    return a.dtype == STILL_F32 ? static_cast<const uint32_t*>(from)[at] : static_cast<const uint16_t*>(from)[at];
+  };
+  added[0] = bits(factor.bias, row_of_y), added[1] = bits(factor.add, place);
 
   const int columns = a.rows * plan.planes;
   uint4* own = shared + warp * plan.capacity * 2 * columns * 4;
+  // Lanes of a column that no row of x has take another's: what it gives is not looked at.
+  const int stride = columns * 4, lane_place = (column < columns ? column : columns - 1) * 4 + lane % 4;
   auto stage = [&](int step, bool first) {
     const int end = step + plan.capacity < to ? step + plan.capacity : to;
     __syncwarp();
     for (int row = 0; row < a.rows; row++) {
-      float square = 0.f;
-      auto of = [&](auto type) {
+      auto of = [&](auto type, auto normed) {
         using X = decltype(type);
-        stage_row(static_cast<const X*>(a.x) + int64_t(row) * a.inner, static_cast<const X*>(a.norm), a.inner, step * TILE_COLUMNS,
-                  end * TILE_COLUMNS, plan.planes, row, columns, reinterpret_cast<uint2*>(own), square);
+        return stage_row<X, decltype(normed)::value>(static_cast<const X*>(a.x) + int64_t(row) * a.inner, static_cast<const X*>(a.norm),
+                                                     a.inner, step * TILE_COLUMNS, end * TILE_COLUMNS, plan.planes, row, columns,
+                                                     reinterpret_cast<uint2*>(own));
       };
-      if (a.dtype == STILL_F32)
-        of(float{});
-      else
-        of(__nv_bfloat16{});
-      square = warp_sum(square);
-      if (lane == 0) squares[warp][row] = first ? square : squares[warp][row] + square;
+      if (a.norm) {
+        const std::true_type normed;
+        const float square = warp_sum(a.dtype == STILL_F32 ? of(float{}, normed) : of(__nv_bfloat16{}, normed));
+        if (lane == 0) squares[warp][row] = first ? square : squares[warp][row] + square;
+      } else {
+        const std::false_type plain;
+        a.dtype == STILL_F32 ? of(float{}, plain) : of(__nv_bfloat16{}, plain);
+      }
     }
     __syncwarp();
   };
@@ -127,13 +179,13 @@ __global__ __launch_bounds__(WARPS * 32, 3) void quantized_products_kernel(const
       stage(step, step == from);
       staged = step;
     }
+    const uint4* of_lane = own + (step - staged) * 2 * stride + lane_place;
 #pragma unroll
     for (int i = 0; i < DEPTH; i++) {
       if (step + i >= to) break;
 #pragma unroll
       for (int block = 0; block < 2; block++) {
-        uint4 x = make_uint4(0, 0, 0, 0);
-        if (column < columns) x = own[(((step - staged + i) * 2 + block) * columns + column) * 4 + lane % 4];
+        const uint4 x = of_lane[(i * 2 + block) * stride];
         float of_x[4] = {};
         if constexpr (F::OFFSET) {  // the sum of x over the block, in the registers where the products are
           const uint32_t ones[4] = {0x3f803f80u, 0x3f803f80u, 0x3f803f80u, 0x3f803f80u};
@@ -143,7 +195,7 @@ __global__ __launch_bounds__(WARPS * 32, 3) void quantized_products_kernel(const
 #pragma unroll
         for (int tile = 0; tile < TILES; tile++) {
           Fragments weights;
-          F::fragments(codes[tile][i], block, weights);
+          F::fragments(codes[tile][i], block, plan.base, weights);
           float product[4] = {};
           auto scaled = [&](int half) {
 #pragma unroll
@@ -166,7 +218,12 @@ __global__ __launch_bounds__(WARPS * 32, 3) void quantized_products_kernel(const
             for (int k = 0; k < 4; k++) sum[tile][k] += F::offset(scales[tile][i], k / 2, block) * of_x[k];
         }
       }
-      if (step + i + DEPTH < to) load(i, step + i + DEPTH);
+      if (step + i + DEPTH < to) load(i, i + DEPTH, step + i + DEPTH);
+    }
+#pragma unroll
+    for (int tile = 0; tile < TILES; tile++) {
+      rows[tile].codes += DEPTH * F::CODES;
+      rows[tile].scales += DEPTH * F::SCALES;
     }
   }
 
@@ -178,45 +235,32 @@ __global__ __launch_bounds__(WARPS * 32, 3) void quantized_products_kernel(const
           make_float2(sum[tile][2 * half], sum[tile][2 * half + 1]);
   __syncthreads();
 
-  const int written = a.gated ? 1 : TILES;
-  for (int i = threadIdx.x; i < written * TILE_ROWS * a.rows; i += WARPS * 32) {
-    const int r = i % TILE_ROWS, tile = i / TILE_ROWS % written, n = i / (TILE_ROWS * written);
-    const int row = (group * each + tile) * TILE_ROWS + r;
-    if (row >= out) continue;
-    float scale = 1.f;
-    if (a.norm) {
-      float square = 0.f;
-      for (int w = 0; w < WARPS; w++) square += squares[w][n];
-      scale = rsqrtf(square / a.inner + a.eps);
-    }
-    auto total = [&](int tile) {
-      float y = 0.f;
-      for (int w = 0; w < WARPS; w++)
-        for (int plane = 0; plane < plan.planes; plane++) y += sums[w][tile][r][n * plan.planes + plane];
-      if constexpr (F::GROUP == 0) y *= reinterpret_cast<const float*>(rows[tile].shared)[r % 8 * 2 + r / 8];
-      return y * scale;
-    };
-    float y = total(tile);
-    if (factor.update)
-      for (int k = 0; k < factor.rank; k++)
-        y += factor.update_scale * factor.update[int64_t(row) * factor.rank + k] * factor.low[n * factor.rank + k];
-    if constexpr (TILES > 1)
-      if (a.gated) y = y / (1.f + __expf(-y)) * total(1);
-    const int64_t place = int64_t(n) * out + row;
-    auto write = [&](auto type) {
-      using X = decltype(type);
-      if (factor.bias) y += to_f32(static_cast<const X*>(factor.bias)[row]);
-      if (factor.add) y += to_f32(static_cast<const X*>(factor.add)[place]);
-      if (a.to_dtype == STILL_F32)
-        static_cast<float*>(factor.to)[place] = y;
-      else
-        from_f32(static_cast<X*>(factor.to) + place, y);
-    };
-    if (a.dtype == STILL_F32)
-      write(float{});
-    else
-      write(__nv_bfloat16{});
+  if (!writes) return;
+  float scale = 1.f;
+  if (a.norm) {
+    float square = 0.f;
+    for (int w = 0; w < WARPS; w++) square += squares[w][n];
+    scale = rsqrtf(square / a.inner + a.eps);
   }
+  auto total = [&](int tile) {
+    float y = 0.f;
+#pragma unroll
+    for (int w = 0; w < WARPS; w++)
+      for (int plane = 0; plane < plan.planes; plane++) y += sums[w][tile][r][n * plan.planes + plane];
+    if constexpr (F::GROUP == 0) y *= reinterpret_cast<const float*>(tile ? rows[TILES - 1].shared : rows[0].shared)[r % 8 * 2 + r / 8];
+    return y * scale;
+  };
+  float y = total(tile_of_y);
+  if (factor.update)
+    for (int k = 0; k < factor.rank; k++)
+      y += factor.update_scale * factor.update[int64_t(row_of_y) * factor.rank + k] * factor.low[n * factor.rank + k];
+  if constexpr (TILES > 1)
+    if (a.gated) y = y / (1.f + __expf(-y)) * total(1);
+  for (const uint32_t x : added) y += __uint_as_float(a.dtype == STILL_F32 ? x : x << 16);
+  if (a.to_dtype == STILL_F32)
+    static_cast<float*>(factor.to)[place] = y;
+  else  // of dtype, which is bf16
+    from_f32(static_cast<__nv_bfloat16*>(factor.to) + place, y);
 }
 
 template <class F, int TILES>
@@ -232,7 +276,7 @@ int launch_quantized(const Products& products, int planes, StillStream stream) {
   if (most < capacity) capacity = most;
   capacity = (capacity + DEPTH - 1) / DEPTH * DEPTH;
   return launch(quantized_products_kernel<F, TILES>, dim3(groups), WARPS * 32, WARPS * capacity * tile_bytes, stream, products,
-                Plan{planes, capacity});
+                Plan{planes, capacity, BASE});
 }
 
 int quantized_products(const Products& products, StillStream stream) {
