@@ -14,7 +14,7 @@
 
 namespace still {
 
-constexpr int WARPS = 8, COLUMNS = 8;
+constexpr int COLUMNS = 8;
 
 // Bytes of x that a block stages at a time.
 constexpr int STAGED = 48 * 1024;
@@ -90,8 +90,9 @@ __device__ __forceinline__ float stage_row(const X* x, const X* norm, int inner,
   return square;
 }
 
-template <class F, int TILES>
-__global__ __launch_bounds__(WARPS * 32, 2) void quantized_products_kernel(const __grid_constant__ Products products, Plan plan) {
+// 128 registers a thread: 16 warps a multiprocessor, each with four tiles of 1 KiB on their way.
+template <class F, int TILES, int WARPS>
+__global__ __launch_bounds__(WARPS * 32, 16 / WARPS) void quantized_products_kernel(const __grid_constant__ Products products, Plan plan) {
   extern __shared__ uint4 shared[];
   __shared__ float sums[WARPS][TILES][TILE_ROWS][COLUMNS], squares[WARPS][COLUMNS];
   constexpr int DEPTH = F::DEPTH / TILES;
@@ -263,7 +264,7 @@ __global__ __launch_bounds__(WARPS * 32, 2) void quantized_products_kernel(const
     from_f32(static_cast<__nv_bfloat16*>(factor.to) + place, y);
 }
 
-template <class F, int TILES>
+template <class F, int TILES, int WARPS>
 int launch_quantized(const Products& products, int planes, StillStream stream) {
   constexpr int DEPTH = F::DEPTH / TILES;
   const StillSmallBatchProducts& a = products.all;
@@ -275,7 +276,7 @@ int launch_quantized(const Products& products, int planes, StillStream stream) {
   int capacity = STAGED / WARPS / tile_bytes;
   if (most < capacity) capacity = most;
   capacity = (capacity + DEPTH - 1) / DEPTH * DEPTH;
-  return launch(quantized_products_kernel<F, TILES>, dim3(groups), WARPS * 32, WARPS * capacity * tile_bytes, stream, products,
+  return launch(quantized_products_kernel<F, TILES, WARPS>, dim3(groups), WARPS * 32, WARPS * capacity * tile_bytes, stream, products,
                 Plan{planes, capacity, BASE});
 }
 
@@ -288,8 +289,11 @@ int quantized_products(const Products& products, StillStream stream) {
   for (int i = 0; i < a.count; i++) tiles += row_tiles(products.factor[i].out);
   return by_format(products.factor[0].format, int(cudaErrorInvalidValue), [&](auto format) {
     using F = decltype(format);
-    // Two tiles share what is staged; of few tiles every one has a block, so that more wait for memory together.
-    return a.gated || tiles >= 2048 ? launch_quantized<F, 2>(products, planes, stream) : launch_quantized<F, 1>(products, planes, stream);
+    // Of few tiles every one has a block, so that more warps wait for memory together. Of many two share what is staged, and blocks
+    // are small, so that others go on while one begins or ends; but every value that is written has a thread.
+    if (!a.gated && tiles < 2048) return launch_quantized<F, 1, 8>(products, planes, stream);
+    const int written = (a.gated ? 1 : 2) * TILE_ROWS * a.rows;
+    return written <= 4 * 32 ? launch_quantized<F, 2, 4>(products, planes, stream) : launch_quantized<F, 2, 8>(products, planes, stream);
   });
 }
 
