@@ -48,7 +48,7 @@ impl CalibrateOptions {
     /// replaces, and all of what layers with a sliding window take.
     pub fn usual_cache_fraction(model: &ModelConfig, tokens: usize) -> f64 {
         let layers = model.full_layers().count() as u64;
-        let row = 2 * model.num_key_value_heads * model.head_dim * RowDtype::Bf16.bytes();
+        let row = 2 * model.num_key_value_heads * RowDtype::Bf16.row_bytes(model.head_dim);
         let replaced = layers.saturating_mul(tokens as u64).saturating_mul(row as u64) as f64;
         let dense = model.dense_cache_bytes(tokens, RowDtype::Bf16) as f64;
         let kept = (dense - replaced) / dense.max(1.0);
