@@ -77,7 +77,12 @@ struct Sequences {
 
 impl Sequences {
     fn new(layer: &Layer, batch: usize, tokens: usize, dtype: DType) -> Self {
-        let to = |x: f64| match dtype {
+        Self::rounded(layer, batch, tokens, dtype, dtype)
+    }
+
+    /// Of values that `round` holds exactly too.
+    fn rounded(layer: &Layer, batch: usize, tokens: usize, dtype: DType, round: DType) -> Self {
+        let to = |x: f64| match round {
             DType::BF16 => bf16::from_f64(x).to_f32(),
             _ => x as f32,
         };
@@ -191,9 +196,34 @@ impl States {
         Self { layer, sequences, device, positions: vec![0; batch], cpu, gpu }
     }
 
+    /// Both keep salient rows as `rows`. On the CPU the window is bf16 then: what comes in is exact there.
+    fn of_rows(
+        layer: &Layer,
+        batch: usize,
+        tokens: usize,
+        (dtype, rows): (DType, RowDtype),
+    ) -> Self {
+        let Layer { geometry, config } = layer.clone();
+        let sequences = Sequences::rounded(layer, batch, tokens, dtype, DType::BF16);
+        let device = gpu();
+        let weights = PreparedWeights::new(geometry, &config, &sequences.weights).unwrap();
+        let cpu = HybridState::new(weights, batch, rows);
+        let weights =
+            CudaWeights::new(geometry, &config, &sequences.weights, &device, dtype).unwrap();
+        let gpu = CudaHybridState::with_rows(weights, batch, rows).unwrap();
+        let layer = layer.clone();
+        Self { layer, sequences, device, positions: vec![0; batch], cpu, gpu }
+    }
+
     fn feed(&mut self, calls: &[Vec<usize>], what: &str) {
         let Self { layer, sequences, device, positions, cpu, gpu } = self;
-        let case = format!("{what}: {:?} {:?} {:?}", sequences.dtype, layer.geometry, layer.config);
+        let case = format!(
+            "{what}: {:?} {:?} {:?}, {} bytes",
+            sequences.dtype,
+            layer.geometry,
+            layer.config,
+            gpu.size_bytes()
+        );
         let on_cpu = |[q, k, v]: [&Tensor; 3], lengths: Option<&[usize]>| {
             cpu.advance(q, k, v, None, lengths).unwrap()
         };
@@ -385,6 +415,106 @@ fn long_pieces() {
         let mut states = States::new(&own, 1, 4200, DType::F32);
         states.feed(&[vec![1100], vec![2000], vec![1030]], "in three");
         states.feed(&singles(1, 70), "decoded after");
+    }
+}
+
+/// Rows in few bits, and the dtypes of activations.
+const CODED: [(DType, RowDtype); 4] = [
+    (DType::F32, RowDtype::Int8),
+    (DType::BF16, RowDtype::Int8),
+    (DType::F32, RowDtype::Int4),
+    (DType::BF16, RowDtype::Int4),
+];
+
+fn all_layers() -> impl Iterator<Item = Layer> {
+    SHAPES.map(layer).into_iter().chain(CAPPED.map(capped))
+}
+
+#[test]
+fn rows_in_few_bits_are_decoded() {
+    for coded in CODED {
+        for layer in all_layers() {
+            let mut states = States::of_rows(&layer, 1, 400, coded);
+            states.feed(&singles(1, 400), &format!("{:?} decoded", coded.1));
+        }
+    }
+}
+
+#[test]
+fn rows_in_few_bits_are_read_alike_at_any_split() {
+    for coded in CODED {
+        for split in SPLITS {
+            let calls: Vec<_> = split.iter().map(|&tokens| vec![tokens]).collect();
+            let tokens = split.iter().sum::<usize>() + 140;
+            for layer in all_layers() {
+                let mut states = States::of_rows(&layer, 1, tokens, coded);
+                states.feed(&calls, &format!("{:?} {split:?}", coded.1));
+                states.feed(&singles(1, 140), &format!("{:?} after {split:?}", coded.1));
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_in_few_bits_of_sequences_of_different_lengths() {
+    let calls = [
+        vec![130, 1, 0, 64, 2],
+        vec![3, 200, 1, 129, 0],
+        vec![70, 0, 320, 2, 61],
+        vec![2, 64, 3, 0, 65],
+    ];
+    for coded in CODED {
+        for layer in all_layers() {
+            let mut states = States::of_rows(&layer, 5, 560, coded);
+            states.feed(&calls, &format!("{:?} read unevenly", coded.1));
+            states.feed(&singles(5, 70), &format!("{:?} decoded after", coded.1));
+        }
+    }
+}
+
+/// The store moves with codes and scales in it.
+#[test]
+fn a_store_in_few_bits_grows() {
+    for coded in CODED {
+        let shape = (4, 2, 64, [4, 64].as_slice(), LinearNorm::Mean);
+        let mut states = States::of_rows(&layer(shape), 2, 1500, coded);
+        states.feed(&singles(2, 200), "before");
+        let before = states.gpu.moves();
+        states.feed(&[vec![1200, 1111]], "while it grows");
+        states.feed(&singles(2, 70), "after");
+        assert!(states.gpu.moves() > before);
+    }
+}
+
+/// Each format's rows take as many bytes as it says.
+#[test]
+fn rows_in_few_bits_take_fewer_bytes() {
+    let own = layer((2, 1, 128, &[64], LinearNorm::Mean));
+    let sizes = [RowDtype::Bf16, RowDtype::Int8, RowDtype::Int4].map(|rows| {
+        let x = Sequences::new(&own, 1, 3, DType::F32);
+        let weights =
+            CudaWeights::new(own.geometry, &own.config, &x.weights, &gpu(), DType::BF16).unwrap();
+        let mut state = CudaHybridState::with_rows(weights, 1, rows).unwrap();
+        let empty = state.size_bytes();
+        state.reserve(64 * 1002).unwrap();
+        (state.size_bytes() - empty) / 2 / 64
+    });
+    let rows = [RowDtype::Bf16, RowDtype::Int8, RowDtype::Int4].map(|rows| rows.row_bytes(128));
+    // With what there is room for beyond: 16 chunks of a thousand.
+    for (size, row) in sizes.into_iter().zip(rows) {
+        assert!(size.abs_diff(1016 * row) <= row, "{size} bytes for 1016 rows of {row}");
+    }
+}
+
+#[test]
+fn rows_without_a_kernel_are_named() {
+    let own = layer(SHAPES[0]);
+    let x = Sequences::new(&own, 1, 3, DType::F32);
+    let weights =
+        CudaWeights::new(own.geometry, &own.config, &x.weights, &gpu(), DType::F32).unwrap();
+    for rows in [RowDtype::Bf16, RowDtype::F16] {
+        let error = CudaHybridState::with_rows(weights.clone(), 1, rows).unwrap_err().to_string();
+        assert!(error.contains("rows") && error.contains(rows.name()), "{error}");
     }
 }
 

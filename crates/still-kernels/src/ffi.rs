@@ -10,6 +10,13 @@ pub const STILL_F32: i32 = 0;
 /// The same in bfloat16.
 pub const STILL_BF16: i32 = 1;
 
+/// A state keeps rows as they come.
+pub const STILL_PLAIN: i32 = 0;
+/// A state keeps rows in 8 bits a value.
+pub const STILL_INT8: i32 = 1;
+/// A state keeps rows in 4 bits a value.
+pub const STILL_INT4: i32 = 2;
+
 /// Flags of [`Shape`]: the softmax map in place of the NP-Map.
 pub const STILL_SOFTMAX_MAP: i32 = 1;
 /// The linear branch's scale is not divided by the tokens in the state.
@@ -101,6 +108,8 @@ pub struct Past {
     pub stored_score: *mut f32,
     pub stored_token: *mut i32,
     pub stored_place: *mut i32,
+    pub stored_k: *const c_void,
+    pub stored_v: *const c_void,
     pub s: *const f32,
     pub z: *const f32,
 }
@@ -120,6 +129,7 @@ pub struct Routing {
     pub salient: *const i32,
     pub retired: *const i32,
     pub stored: i32,
+    pub rounded: i32,
     pub cap: i32,
     pub absorbed_at: *const u32,
     pub visible: *const i32,
@@ -203,6 +213,7 @@ pub struct Decode {
     pub ring_score: *mut f32,
     pub store_k: *mut c_void,
     pub store_v: *mut c_void,
+    pub coding: i32,
     pub store_score: *mut f32,
     pub store_token: *mut i32,
     pub admitted: *mut u64,
@@ -237,7 +248,7 @@ unsafe extern "C" {
     pub fn still_decode_floats(shape: *const Shape, splits: i32) -> i64;
     pub fn still_decode(shape: *const Shape, args: *const Decode, stream: Stream) -> c_int;
     pub fn still_decode_fill(shape: *const Shape, k: Rows, v: Rows, score: *const f32, routing: *const Routing, args: *const Decode, stream: Stream) -> c_int;
-    pub fn still_past_rows(shape: *const Shape, past: *const Past, state: *const Decode, q: Rows, k: Rows, v: Rows, stream: Stream) -> c_int;
+    pub fn still_past_rows(shape: *const Shape, past: *const Past, state: *const Decode, q: Rows, k: Rows, v: Rows, rounded: i32, stream: Stream) -> c_int;
     pub fn still_past_select(shape: *const Shape, past: *const Past, state: *const Decode, score: *mut f32, selected: *mut u64, salient: *mut i32, stream: Stream) -> c_int;
     pub fn still_past_fill(shape: *const Shape, past: *const Past, state: *const Decode, k: Rows, v: Rows, score: *const f32, routing: *const Routing, stream: Stream) -> c_int;
 }

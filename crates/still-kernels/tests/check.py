@@ -107,6 +107,10 @@ def check(lib):
     good += [check_decode(lib, case, dtype, i, read, cap) for i, (case, read, cap) in enumerate(CAPPED_DECODE) for dtype in (torch.float32, torch.bfloat16)]
     good += [check_decode(lib, case, dtype, i, read) for i, (case, read) in enumerate(DECODE_CASES) for dtype in (torch.float32, torch.bfloat16)]
     good += [check_onto(lib, case, dtype, i, calls, cap) for i, (case, calls, cap) in enumerate(ONTO_CASES) for dtype in (torch.float32, torch.bfloat16)]
+    good += [
+        check_onto(lib, case, dtype, i, calls, cap, coding)
+        for i, (case, calls, cap) in enumerate(ONTO_CASES) for coding in ("int8", "int4") for dtype in (torch.float32, torch.bfloat16)
+    ]
     print(f"{sum(good)} of {len(good)} cases agree")
     return all(good)
 
@@ -140,13 +144,13 @@ def check_decode(lib, case, dtype, seed, read, cap=None):
     return good
 
 
-def check_onto(lib, case, dtype, seed, calls, cap=None):
+def check_onto(lib, case, dtype, seed, calls, cap=None, coding="plain"):
     """Reads `calls`, each so many tokens of every sequence, onto what it has; then decodes what is left."""
     b, h, kv, d, n, budgets, mean = case
     q, k, v, w_q, w_k, log_scale = inputs(b, h, kv, d, n, dtype, mean, seed)
     whole = Layer(lib, q, k, v, w_q, w_k, budgets, log_scale, cap=cap)
     whole.forward()
-    decoder = Decoder(lib, b, kv, d, dtype, w_q, w_k, budgets, log_scale, n, splits=3, cap=cap)
+    decoder = Decoder(lib, b, kv, d, dtype, w_q, w_k, budgets, log_scale, n, splits=3, cap=cap, coding=coding)
     outs, at = [[] for _ in range(b)], [0] * b
     for lengths in calls:
         longest = max(lengths)
@@ -168,7 +172,7 @@ def check_onto(lib, case, dtype, seed, calls, cap=None):
         alone.s_last, alone.z_last = torch.zeros_like(decoder.s[:1]), torch.zeros_like(decoder.z[:1])
         alone.forward()
         for name, got, expected in (("S", decoder.s, alone.s_last), ("z", decoder.z, alone.z_last)):
-            if alone.retired:
+            if alone.retired and (coding == "plain" or cap is None):  # else what is demoted was kept as codes
                 errors[name] = max(errors.get(name, 0.0), relative(got[i : i + 1], expected.double()))
     for _ in range(min(n - max(at), 70)):
         rows_of = lambda x: torch.stack([x[i, :, at[i] : at[i] + 1] for i in range(b)])
@@ -179,11 +183,12 @@ def check_onto(lib, case, dtype, seed, calls, cap=None):
             at[i] += 1
     torch.cuda.synchronize()
     wide = [x if x is None else x.double() for x in (q, k, v, w_q, w_k, log_scale)]
-    ref, _, _ = naive.attention(*wide[:5], whole.absorbed(), wide[5])
+    kept = None if coding == "plain" else [naive.kept_rows(x, coding, x is wide[1]) for x in wide[1:3]]
+    ref, _, _ = naive.attention(*wide[:5], whole.absorbed(), wide[5], kept)
     errors["out"] = max(relative(torch.cat(outs[i], 1), ref[i, :, : at[i]]) for i in range(b))
     good = all(error <= LIMIT[dtype] for error in errors.values())
     name = str(dtype).removeprefix("torch.")
-    print(f"{'ok  ' if good else 'FAIL'} onto {name:9s} {case} cap {cap} {calls}:", " ".join(f"{a} {e:.1e}" for a, e in errors.items()), flush=True)
+    print(f"{'ok  ' if good else 'FAIL'} onto {name:9s} {coding} {case} cap {cap} {calls}:", " ".join(f"{a} {e:.1e}" for a, e in errors.items()), flush=True)
     return good
 
 

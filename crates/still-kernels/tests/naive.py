@@ -55,8 +55,34 @@ def absorbed_at(score, selected, cap=None):
     return at
 
 
-def attention(q, k, v, w_q, w_k, absorbed_at, log_scale=None):
-    """`absorbed_at` [B, K, N]. Returns the output, the maximum and the denominator."""
+def rotated(x):
+    """Each whole 32 channels times a Walsh-Hadamard matrix."""
+    i = torch.arange(32, device=x.device)
+    bits = (i[:, None] & i[None])[..., None] >> torch.arange(5, device=x.device) & 1
+    h = (1 - 2 * (bits.sum(-1) % 2)).to(x.dtype) / 32**0.5
+    whole = x.shape[-1] // 32 * 32
+    return torch.cat([(x[..., :whole].unflatten(-1, (-1, 32)) @ h).flatten(-2), x[..., whole:]], -1)
+
+
+def kept_rows(x, coding, keys):
+    """What a state gives back of rows that it keeps so."""
+    if coding == "int8":
+        scale = x.abs().amax(-1, keepdim=True) / 127
+        ratio = torch.where(scale > 0, x / scale, 0.0)
+        return (ratio.sign() * (ratio.abs() + 0.5).floor()) * scale
+    if keys:
+        return rotated(kept_rows(rotated(x), coding, False))
+    back = []
+    for group in x.split(32, -1):
+        low, high = group.amin(-1, keepdim=True), group.amax(-1, keepdim=True)
+        offset, scale = low.half().double(), ((high - low) / 15).half().double()
+        back.append(torch.where(scale > 0, ((group - offset) / scale).round().clamp(0, 15), 0.0) * scale + offset)
+    return torch.cat(back, -1)
+
+
+def attention(q, k, v, w_q, w_k, absorbed_at, log_scale=None, kept=None):
+    """`absorbed_at` [B, K, N]; `kept`: keys and values as they are once they are salient, if not as they come. Returns the output,
+    the maximum and the denominator."""
     b, h, n, d = q.shape
     group = h // k.shape[1]
     rep = lambda x: x.repeat_interleave(group, 1)
@@ -65,7 +91,12 @@ def attention(q, k, v, w_q, w_k, absorbed_at, log_scale=None):
     out_of_window = chunk[:, None] >= chunk[None] + 2
     absorbed = out_of_window & (chunk[:, None] >= rep(absorbed_at)[:, :, None, :])
     exact = (t[None] <= t[:, None]) & ~absorbed
-    s = (q @ rep(k).transpose(-1, -2) / d**0.5).masked_fill(~exact, -torch.inf)
+    s = q @ rep(k).transpose(-1, -2) / d**0.5
+    if kept is not None:
+        s = torch.where(out_of_window, q @ rep(kept[0]).transpose(-1, -2) / d**0.5, s)
+        late = (absorbed_at > chunk + 2)[..., None]  # what was kept for a while
+        k, v_absorbed = torch.where(late, kept[0], k), torch.where(late, kept[1], v)
+    s = s.masked_fill(~exact, -torch.inf)
     m = s.amax(-1, keepdim=True)
     e = (s - m).exp()
     weight = (np_map(q, w_q) @ rep(np_map(k, w_k)).transpose(-1, -2)).masked_fill(~absorbed, 0.0)
@@ -74,4 +105,9 @@ def attention(q, k, v, w_q, w_k, absorbed_at, log_scale=None):
         weight = weight * log_scale.exp()[:, None, None] / count
     total = e + weight
     den = total.sum(-1, keepdim=True)
-    return total @ rep(v) / den, m.squeeze(-1), den.squeeze(-1)
+    if kept is None:
+        out = total @ rep(v)
+    else:
+        of = lambda seen, rows: torch.where(seen, e, 0.0) @ rep(rows)
+        out = of(~out_of_window, v) + of(out_of_window, kept[1]) + weight @ rep(v_absorbed)
+    return out / den, m.squeeze(-1), den.squeeze(-1)

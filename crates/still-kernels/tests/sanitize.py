@@ -17,4 +17,8 @@ good += [check.check_decode(lib, (1, 4, 2, 64, 390, [4, 40], True), dtype, 1, 25
 good += [check.check_decode(lib, (1, 8, 2, d, 262, [4, 64], True), dtype, 1, 253) for d in (64, 128) for dtype in (torch.bfloat16, torch.float32)]
 onto = [[130, 1], [3, 70], [2, 64], [128, 130]]
 good += [check.check_onto(lib, (2, 4, 2, 64, 340, [4, 40], True), dtype, 1, onto, cap) for cap in (None, 50) for dtype in (torch.bfloat16, torch.float32)]
+good += [
+    check.check_onto(lib, (2, 4, 2, d, 340, [4, 40], True), dtype, 1, onto, cap, coding)
+    for d in (64, 128) for cap in (None, 50) for coding in ("int8", "int4") for dtype in (torch.bfloat16, torch.float32)
+]
 sys.exit(0 if all(good) else 1)

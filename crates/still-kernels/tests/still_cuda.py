@@ -5,6 +5,7 @@ import torch
 
 CHUNK = 64
 NO_CAP = 2**31 - 1
+CODINGS = {"plain": 0, "int8": 1, "int4": 2}
 NEVER = -1  # UINT32_MAX, in the int32 of torch
 
 
@@ -23,7 +24,7 @@ class Router(c.Structure):
 class Routing(c.Structure):
     _fields_ = (
         [(n, c.c_void_p) for n in ("budgets", "selected", "salient", "retired")]
-        + [("stored", c.c_int32), ("cap", c.c_int32)]
+        + [("stored", c.c_int32), ("rounded", c.c_int32), ("cap", c.c_int32)]
         + [(n, c.c_void_p) for n in ("absorbed_at", "visible", "order")]
     )
 
@@ -55,8 +56,9 @@ class Decode(c.Structure):
         [(n, Rows) for n in ("q", "k", "v", "out")]
         + [(n, c.c_void_p) for n in ("w_q", "w_k", "log_scale", "budgets")]
         + [("cap", c.c_int32)]
-        + [(n, c.c_void_p) for n in ("positions", "ring_k", "ring_v", "ring_score", "store_k", "store_v", "store_score",
-                                     "store_token", "admitted", "store_offset")]
+        + [(n, c.c_void_p) for n in ("positions", "ring_k", "ring_v", "ring_score", "store_k", "store_v")]
+        + [("coding", c.c_int32)]
+        + [(n, c.c_void_p) for n in ("store_score", "store_token", "admitted", "store_offset")]
         + [("store_entries", c.c_int64)]
         + [(n, c.c_void_p) for n in ("s", "z", "partial", "arrived")]
         + [("splits", c.c_int32), ("gate", Rows), ("router", Router)]
@@ -67,7 +69,7 @@ class Past(c.Structure):
     _fields_ = (
         [(n, c.c_void_p) for n in ("retired", "ring", "tokens")]
         + [("stored", c.c_int32)]
-        + [(n, c.c_void_p) for n in ("stored_score", "stored_token", "stored_place", "s", "z")]
+        + [(n, c.c_void_p) for n in ("stored_score", "stored_token", "stored_place", "stored_k", "stored_v", "s", "z")]
     )
 
 
@@ -134,7 +136,7 @@ class Layer:
             self.order = wrong(b, kv, retired, CHUNK)
 
     def routing(self):
-        return Routing(ptr(self.budgets), ptr(self.selected), ptr(self.salient), None, 0, self.cap, ptr(self.absorbed_at),
+        return Routing(ptr(self.budgets), ptr(self.selected), ptr(self.salient), None, 0, 0, self.cap, ptr(self.absorbed_at),
                        ptr(self.visible), ptr(self.order))
 
     def saliency(self):
@@ -222,7 +224,7 @@ def capped_budgets(budgets, cap):
 class Decoder:
     """The recurrent state of one layer for `batch` sequences."""
 
-    def __init__(self, lib, batch, kv, d, dtype, w_q, w_k, budgets, log_scale, capacity, splits=16, device="cuda", cap=None):
+    def __init__(self, lib, batch, kv, d, dtype, w_q, w_k, budgets, log_scale, capacity, splits=16, device="cuda", cap=None, coding="plain"):
         h = w_q.shape[0]
         self.lib, self.w_q, self.w_k, self.log_scale, self.splits = lib, w_q, w_k, log_scale, splits
         self.shape = Shape(batch, h, kv, 1, d, 0 if dtype == torch.float32 else 1)
@@ -237,7 +239,14 @@ class Decoder:
         self.positions = torch.zeros(batch, dtype=torch.int32, device=device)
         self.ring_k, self.ring_v = new(batch, kv, 128, d), new(batch, kv, 128, d)
         self.ring_score = new(batch, kv, 128, dtype=f32)
-        self.store_k, self.store_v = new(batch, self.store_entries, d), new(batch, self.store_entries, d)
+        self.coding = CODINGS[coding]
+        if coding == "plain":
+            self.store_k, self.store_v = new(batch, self.store_entries, d), new(batch, self.store_entries, d)
+        else:  # codes of all rows, then their scales
+            groups = (d + 31) // 32
+            row = d + 4 if coding == "int8" else groups * (16 + 4)
+            codes = lambda: torch.full((batch * self.store_entries * row,), 255, dtype=torch.uint8, device=device)
+            self.store_k, self.store_v = codes(), codes()
         self.store_score, self.store_token, self.admitted = None, None, None
         if cap is not None:
             self.store_score = new(batch, self.store_entries, dtype=f32)
@@ -251,9 +260,10 @@ class Decoder:
 
     def args(self, q, k, v):
         weights = (self.w_q, self.w_k, self.log_scale, self.budgets)
-        pointers = (self.positions, self.ring_k, self.ring_v, self.ring_score, self.store_k, self.store_v, self.store_score,
-                    self.store_token, self.admitted, self.store_offset)
-        return Decode(rows(q), rows(k), rows(v), rows(self.out), *map(ptr, weights), self.cap, *map(ptr, pointers), self.store_entries, ptr(self.s),
+        state = (self.positions, self.ring_k, self.ring_v, self.ring_score, self.store_k, self.store_v)
+        ranks = (self.store_score, self.store_token, self.admitted, self.store_offset)
+        return Decode(rows(q), rows(k), rows(v), rows(self.out), *map(ptr, weights), self.cap, *map(ptr, state), self.coding, *map(ptr, ranks),
+                      self.store_entries, ptr(self.s),
                       ptr(self.z), ptr(self.partial), ptr(self.arrived), self.splits)
 
     def fill(self, layer):
@@ -289,21 +299,23 @@ class Decoder:
         counts = [ints(x) for x in (retired, ring, ends)]
         ranks = (new(b, kv, stored, dtype=f32), wrong(b, kv, stored), wrong(b, kv, stored)) if reached else (None, None, None)
         copies = self.s.clone(), self.z.clone()
-        past = Past(*map(ptr, counts), stored, *map(ptr, ranks), *map(ptr, copies))
+        codes = (self.store_k.clone(), self.store_v.clone()) if self.coding and reached else (None, None)
+        past = Past(*map(ptr, counts), stored, *map(ptr, ranks), *map(ptr, codes), *map(ptr, copies))
         state = self.args(q, k, v)
-        all_q, all_k, all_v = new(b, h, n, d), new(b, kv, stored + n, d), new(b, kv, stored + n, d)
-        q_rows, k_rows, v_rows = rows(all_q), rows(all_k[:, :, stored:]), rows(all_v[:, :, stored:])
+        rounded, first = (n + stored, 0) if self.coding else (0, stored)
+        all_q, all_k, all_v = new(b, h, n, d), *(new(b, kv, rounded + n + first, d) for _ in range(2))
+        q_rows, k_rows, v_rows = rows(all_q), rows(all_k[:, :, first:]), rows(all_v[:, :, first:])
         score, selected = new(b, kv, n, dtype=f32), torch.full((b, kv, chunks), -1, dtype=torch.int64, device=device)
         salient = wrong(b, kv, stored + n)
         visible, order = (wrong(b, kv, chunks, self.cap), wrong(b, kv, slots, CHUNK)) if reached else (None, None)
         cap = self.cap if reached else NO_CAP
-        routing = Routing(ptr(self.budgets), ptr(selected), ptr(salient), ptr(counts[0]), stored, cap, None, ptr(visible), ptr(order))
+        routing = Routing(ptr(self.budgets), ptr(selected), ptr(salient), ptr(counts[0]), stored, rounded, cap, None, ptr(visible), ptr(order))
         phi, segments = new(b, kv, n, 2 * d), self.lib.lib.still_segments(c.byref(shape))
         totals = new(segments * b * kv * 2 * d * (d + 1), dtype=f32)
         s, z = new(b, kv, slots + 1, 2 * d, d), new(b, kv, slots + 1, 2 * d, dtype=f32)
         out, denominator = new(b, h, n, d), new(b, h, n, dtype=f32)
         shape, past, state, routing = c.byref(shape), c.byref(past), c.byref(state), c.byref(routing)
-        self.lib.call("still_past_rows", shape, past, state, q_rows, k_rows, v_rows)
+        self.lib.call("still_past_rows", shape, past, state, q_rows, k_rows, v_rows, c.c_int32(rounded))
         self.lib.call("still_saliency", shape, q_rows, k_rows, ptr(score))
         self.lib.call("still_past_select", shape, past, state, ptr(score), ptr(selected), ptr(salient))
         if reached:

@@ -394,6 +394,38 @@ fn bf16_is_near() {
     }
 }
 
+/// Steps in a graph and pieces of a prompt, against steps alone; a window that is f32 on the GPU is bf16 on the CPU, so that there
+/// only the rounding may differ.
+#[test]
+fn rows_in_few_bits() {
+    let [teacher, student] = pairs().try_into().expect("a teacher and a student");
+    for rows in [RowDtype::Int8, RowDtype::Int4] {
+        let error = teacher[1].new_cache(1, rows).unwrap_err().to_string();
+        assert!(error.contains("dense attention"), "{error}");
+
+        let [cpu, gpu] = &student;
+        let prompt = ids(330, 3);
+        let mut caches = [gpu, gpu, cpu].map(|model| model.new_cache(1, rows).unwrap());
+        let [whole, pieces, on_cpu] = &mut caches;
+        gpu.prefill(&prompt, whole).unwrap();
+        for piece in [&prompt[..100], &prompt[100..101], &prompt[101..]] {
+            gpu.prefill(piece, pieces).unwrap();
+        }
+        cpu.prefill(&prompt, on_cpu).unwrap();
+        let (mut got, mut split, mut expected) = (Vec::new(), Vec::new(), Vec::new());
+        for ids in steps(150, 1, 40) {
+            got.extend_from_slice(gpu.decode(&ids, whole).unwrap());
+            split.extend_from_slice(gpu.decode(&ids, pieces).unwrap());
+            expected.extend_from_slice(cpu.decode(&ids, on_cpu).unwrap());
+        }
+        assert_close(&split, &got, &format!("{rows} rows in pieces"));
+        assert_relative_rms(&format!("{rows} rows on the CPU"), &got, &expected, 3e-2);
+        let mut plain = cache(gpu, 1);
+        gpu.prefill(&prompt, &mut plain).unwrap();
+        assert!(whole.size_bytes() < plain.size_bytes());
+    }
+}
+
 #[test]
 fn what_does_not_fit_is_named() {
     for [cpu, gpu] in pairs() {

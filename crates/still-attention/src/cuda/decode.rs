@@ -8,19 +8,20 @@ use std::sync::Arc;
 use candle_core::cuda::cudarc::driver::CudaSlice;
 use candle_core::{CudaDevice, DType, Device, DeviceLocation, Tensor};
 use still_kernels::{
-    CHUNK, Decode, NO_CAP, Rows, Shape, check, still_decode, still_decode_fill, still_decode_floats,
+    CHUNK, Decode, NO_CAP, Rows, STILL_PLAIN, Shape, check, still_decode, still_decode_fill,
+    still_decode_floats,
 };
 
 use super::forward::{Last, Operands, forward};
 use super::graph_state::{GraphState, IDLE};
 use super::layout::{flags, router, rows_aligned, shape, uninit};
 use super::routing::{DeviceRouting, budgets, retired};
-use super::store::{Store, kept};
+use super::store::{Coding, Store, kept};
 use super::{log_scale, repeated, support};
 use crate::arguments::{checked_lengths, expect_shape};
 use crate::{
     AttentionError, AttentionKind, AttentionRows, AttentionState, HeadGeometry, HybridConfig,
-    HybridWeights, LinearState, Result,
+    HybridWeights, LinearState, Result, RowDtype,
 };
 use still_compute::cuda::{Launch, on_cuda};
 
@@ -145,17 +146,28 @@ impl Fed {
 }
 
 impl CudaHybridState {
-    /// An empty state of `batch` sequences.
+    /// An empty state of `batch` sequences, whose rows are as they come.
     ///
     /// # Errors
     /// No sequence; no memory left on the device.
     pub fn new(weights: Arc<CudaWeights>, batch: usize) -> Result<Self> {
+        let rows = if weights.dtype == DType::BF16 { RowDtype::Bf16 } else { RowDtype::F32 };
+        Self::with_rows(weights, batch, rows)
+    }
+
+    /// The same whose salient tokens' rows are stored as `rows`: as they come, in int8 or in int4. The window's stay as they come.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new); a format without a kernel.
+    pub fn with_rows(weights: Arc<CudaWeights>, batch: usize, rows: RowDtype) -> Result<Self> {
+        support::check_row_dtype(rows, weights.dtype, weights.config.router)?;
         if batch == 0 {
             return Err(AttentionError::Config("a state on CUDA has one sequence or more".into()));
         }
         let (device, d) = (&weights.device, weights.geometry.head_dim);
         let row_bytes = d * weights.dtype.size_in_bytes();
         let heads = batch * weights.heads();
+        let coded = matches!(rows, RowDtype::Int8 | RowDtype::Int4);
         Ok(Self {
             positions: vec![0; batch],
             ring_k: uninit(device, heads * RING * row_bytes)?,
@@ -165,7 +177,7 @@ impl CudaHybridState {
                 device,
                 batch,
                 &weights.host_budgets,
-                row_bytes,
+                Coding::new(rows, d, weights.dtype.size_in_bytes()),
                 weights.config.cap,
                 0,
             )?,
@@ -173,8 +185,10 @@ impl CudaHybridState {
             s: device.alloc_zeros(heads * 2 * d * d)?,
             z: device.alloc_zeros(heads * 2 * d)?,
             arrived: device.alloc_zeros(heads)?,
-            // A few blocks for every multiprocessor; those that find nothing to do end at once.
-            splits: (1024 / heads).clamp(4, 32) as i32,
+            // A few blocks for every multiprocessor; those that find nothing to do end at once. Codes take longer to arrive in
+            // a tile than rows do, so that more blocks are to wait for theirs.
+            splits: if coded { (1536 / heads).clamp(4, 48) } else { (1024 / heads).clamp(4, 32) }
+                as i32,
             weights,
         })
     }
@@ -210,7 +224,9 @@ impl CudaHybridState {
         let lengths = checked_lengths(OP, lengths, batch, tokens)?;
         let whole = lengths.iter().all(|&length| length == tokens);
         if lengths.iter().any(|&length| length > 1) {
-            return match whole && self.positions.iter().all(|&position| position == 0) {
+            // Where rows are kept as codes, salient keys are what codes give back also within a whole sequence.
+            let alone = whole && self.store.kind() == STILL_PLAIN;
+            return match alone && self.positions.iter().all(|&position| position == 0) {
                 true => self.read(&fed),
                 false => self.read_onto(&fed, &lengths),
             };
@@ -457,6 +473,7 @@ impl CudaHybridState {
             ring_score: launch.at(&self.ring_score),
             store_k: launch.at(&self.store.k),
             store_v: launch.at(&self.store.v),
+            coding: self.store.kind(),
             store_score: launch.at_optional(ranks.map(|(score, _)| score)),
             store_token: launch.at_optional(ranks.map(|(_, token)| token)),
             admitted: launch.at(&self.admitted),

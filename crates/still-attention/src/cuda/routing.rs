@@ -269,6 +269,7 @@ impl DeviceRouting {
             salient: launch.at(salient),
             retired: null(),
             stored: 0,
+            rounded: 0,
             cap: capped.map_or(NO_CAP, |capped| capped.cap),
             absorbed_at: launch.at_optional(capped.map(|capped| &capped.absorbed_at)),
             visible: launch.at_optional(capped.map(|capped| &capped.visible)),

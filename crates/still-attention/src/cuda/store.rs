@@ -2,13 +2,46 @@
 
 use candle_core::cuda::cudarc::driver::{CudaSlice, DeviceRepr};
 use candle_core::{CudaDevice, Result};
+use still_kernels::{STILL_INT4, STILL_INT8, STILL_PLAIN};
 
 use super::layout::uninit;
+use crate::RowDtype;
+use crate::config::FOUR_BIT_GROUP;
 
 /// Chunks that there is room for beyond what is asked: a thousand tokens between two growths at the least.
 const SPARE: usize = 16;
 
-/// K and V rows of the salient tokens, `[B, rows, D]` each: room for equally many retired chunks of every sequence. A head's
+/// How rows are kept.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Coding {
+    /// As the kernels name it.
+    pub kind: i32,
+    /// Of a row's values.
+    value_bytes: usize,
+    /// Of its scales, which lie behind the values of all rows.
+    scale_bytes: usize,
+}
+
+impl Coding {
+    /// Of rows of `width` values: as codes, or as values of `plain_bytes` each.
+    pub fn new(rows: RowDtype, width: usize, plain_bytes: usize) -> Self {
+        let groups = width.div_ceil(FOUR_BIT_GROUP);
+        let (kind, value_bytes, scale_bytes) = match rows {
+            RowDtype::Int8 => (STILL_INT8, width, size_of::<f32>()),
+            RowDtype::Int4 => {
+                (STILL_INT4, groups * FOUR_BIT_GROUP / 2, groups * 2 * size_of::<u16>())
+            }
+            RowDtype::F32 | RowDtype::Bf16 | RowDtype::F16 => (STILL_PLAIN, width * plain_bytes, 0),
+        };
+        Self { kind, value_bytes, scale_bytes }
+    }
+
+    fn row_bytes(&self) -> usize {
+        self.value_bytes + self.scale_bytes
+    }
+}
+
+/// K and V rows of the salient tokens, `[B, rows, D]` each, or their codes with the scales of all behind: room for equally many retired chunks of every sequence. A head's
 /// rows lie together; in order, unless there is a cap: what is kept then takes the place of what is demoted.
 #[derive(Clone, Debug)]
 pub(super) struct Store {
@@ -24,7 +57,7 @@ pub(super) struct Store {
     chunks: usize,
     /// How often the rows have moved.
     pub moves: usize,
-    row_bytes: usize,
+    coding: Coding,
     cap: Option<usize>,
 }
 
@@ -33,7 +66,7 @@ impl Store {
         device: &CudaDevice,
         batch: usize,
         budgets: &[i32],
-        row_bytes: usize,
+        coding: Coding,
         cap: Option<usize>,
         chunks: usize,
     ) -> Result<Self> {
@@ -44,14 +77,14 @@ impl Store {
             None => None,
         };
         Ok(Self {
-            k: uninit(device, batch * rows * row_bytes)?,
-            v: uninit(device, batch * rows * row_bytes)?,
+            k: uninit(device, batch * rows * coding.row_bytes())?,
+            v: uninit(device, batch * rows * coding.row_bytes())?,
             ranks,
             offsets: device.clone_htod(&offsets)?,
             rows,
             chunks,
             moves: 0,
-            row_bytes,
+            coding,
             cap,
         })
     }
@@ -72,11 +105,14 @@ impl Store {
         }
         let room = chunks.max(self.chunks + self.chunks / 8) + SPARE;
         let cap = self.cap;
-        let mut grown = Self::new(device, held.len(), budgets, self.row_bytes, cap, room)?;
+        let mut grown = Self::new(device, held.len(), budgets, self.coding, cap, room)?;
         if cap.is_some() && grown.rows == self.rows {
             self.chunks = room;
             return Ok(());
         }
+        // Where scales begin.
+        let scales =
+            [self.rows, grown.rows].map(|rows| held.len() * rows * self.coding.value_bytes);
         for (sequence, &held) in held.iter().enumerate() {
             let (old, new) = (starts(budgets, cap, self.chunks), starts(budgets, cap, room));
             for ((from, to), &budget) in old.zip(new).zip(budgets) {
@@ -85,8 +121,16 @@ impl Store {
                     continue;
                 }
                 let (from, to) = (sequence * self.rows + from, sequence * grown.rows + to);
-                copy(device, (&self.k, from), (&mut grown.k, to), rows, self.row_bytes)?;
-                copy(device, (&self.v, from), (&mut grown.v, to), rows, self.row_bytes)?;
+                for (old, new) in [(&self.k, &mut grown.k), (&self.v, &mut grown.v)] {
+                    let Coding { value_bytes, scale_bytes, .. } = self.coding;
+                    copy(device, (old, from), (new, to), rows, value_bytes)?;
+                    if scale_bytes > 0 {
+                        let old = old.slice(scales[0]..);
+                        let mut new = new.slice_mut(scales[1]..);
+                        let span = |at: usize| at * scale_bytes..(at + rows) * scale_bytes;
+                        device.memcpy_dtod(&old.slice(span(from)), &mut new.slice_mut(span(to)))?;
+                    }
+                }
                 if let (Some(old), Some(new)) = (&self.ranks, &mut grown.ranks) {
                     copy(device, (&old.0, from), (&mut new.0, to), rows, 1)?;
                     copy(device, (&old.1, from), (&mut new.1, to), rows, 1)?;
@@ -95,6 +139,21 @@ impl Store {
         }
         *self = Self { moves: self.moves + 1, ..grown };
         Ok(())
+    }
+
+    /// How its rows are kept, as the kernels name it.
+    pub fn kind(&self) -> i32 {
+        self.coding.kind
+    }
+
+    /// Copies of the rows, K and V.
+    pub fn copies(&self, device: &CudaDevice) -> Result<[CudaSlice<u8>; 2]> {
+        let copy = |from: &CudaSlice<u8>| {
+            let mut to = uninit(device, from.len())?;
+            device.memcpy_dtod(from, &mut to)?;
+            Ok::<_, candle_core::Error>(to)
+        };
+        Ok([copy(&self.k)?, copy(&self.v)?])
     }
 
     pub fn size_bytes(&self) -> usize {

@@ -4,7 +4,10 @@ use candle_core::{DType, Device, Tensor};
 
 use crate::arguments::expect_rows;
 use crate::hybrid::OP;
-use crate::{AttentionError, HeadGeometry, HybridConfig, HybridWeights, Mode, Result, limits};
+use crate::{
+    AttentionError, HeadGeometry, HybridConfig, HybridWeights, Mode, Result, Router, RowDtype,
+    limits,
+};
 
 /// Checks a call whose shapes fit each other.
 pub(super) fn check(
@@ -79,6 +82,20 @@ pub(super) fn check_gate(q: &Tensor, gate: Option<&Tensor>) -> Result<()> {
 pub(super) fn check_dtype(what: &'static str, dtype: DType) -> Result<()> {
     require(matches!(dtype, DType::F32 | DType::BF16), what, "f32 or bf16 on CUDA", || {
         dtype.as_str().into()
+    })
+}
+
+/// Checks how a state whose rows come in `dtype` keeps those of salient tokens.
+pub(super) fn check_row_dtype(rows: RowDtype, dtype: DType, router: Router) -> Result<()> {
+    let plain =
+        matches!((rows, dtype), (RowDtype::F32, DType::F32) | (RowDtype::Bf16, DType::BF16));
+    let expected = "as the activations, int8 or int4 on CUDA";
+    require(plain || matches!(rows, RowDtype::Int8 | RowDtype::Int4), "rows", expected, || {
+        format!("{rows}, the activations are {}", dtype.as_str())
+    })?;
+    let recalled = !plain && router == Router::SelfRecall;
+    require(!recalled, "router", "another than self_recall with int8 or int4 rows on CUDA", || {
+        format!("{router:?}")
     })
 }
 

@@ -11,7 +11,7 @@ use crate::errors::user;
 /// How the attention cache stores exact rows.
 #[derive(Clone, Debug, Args)]
 pub struct CacheArgs {
-    /// How the attention cache stores exact keys and values; int8 and int4 leave a student's window in bf16 [default: bf16, of
+    /// How the attention cache stores exact keys and values; int8 and int4 leave a student's window as it is [default: bf16, of
     /// `still eval` f32; on CUDA as --compute-dtype]
     #[arg(long, value_name = "FORMAT", value_parser = one_of(&RowDtype::ALL, RowDtype::name))]
     cache_dtype: Option<RowDtype>,
@@ -23,7 +23,7 @@ impl CacheArgs {
         self.cache_dtype
     }
 
-    /// On the CPU the format that was asked for, or `usual`; on CUDA that of the computation.
+    /// On the CPU the format that was asked for, or `usual`; on CUDA that of the computation, unless fewer bits were asked for.
     ///
     /// # Errors
     /// Another format on CUDA.
@@ -33,9 +33,10 @@ impl CacheArgs {
         }
         let computed = if place.dtype == DType::BF16 { RowDtype::Bf16 } else { RowDtype::F32 };
         match self.cache_dtype {
+            Some(rows @ (RowDtype::Int8 | RowDtype::Int4)) => Ok(rows),
             Some(rows) if rows != computed => Err(user(
                 format!(
-                    "a cache on CUDA stores rows as it computes, in {}, not in {}",
+                    "a cache on CUDA stores rows as it computes, in {}, or in int8 or int4, not in {}",
                     place.dtype.as_str(),
                     rows.name()
                 ),

@@ -19,7 +19,7 @@ pub(super) fn hybrid(
 ) -> Result<Steps> {
     let [q, k, v] = &decoded.prefix;
     let weights = CudaWeights::new(decoded.geometry, config, weights, q.device(), q.dtype())?;
-    let mut state = CudaHybridState::new(weights, batch)?;
+    let mut state = CudaHybridState::with_rows(weights, batch, decoded.rows)?;
     state.advance(q, k, v, None)?;
     replayed(decoded, state, batch)
 }

@@ -84,8 +84,8 @@ __device__ __forceinline__ void merge_parts(const Decode<typename K::T>& in, con
   }
 }
 
-template <class K>
-__global__ void __launch_bounds__(128) decode_attend(const Decode<typename K::T> in) {
+template <class K, int CODING>
+__global__ void __launch_bounds__(128, K::P == 1 ? 3 : 1) decode_attend(const Decode<typename K::T> in) {
   constexpr int D = K::D;
   const int position = in.positions[blockIdx.z];
   if (position < 0) return;
@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(128) decode_attend(const Decode<typename K::T>
 
   if (at.part <= at.ring_part) {
     RowSums<D / 8> sums;
-    attend_rows<K>(in, at, memory, sums);
+    attend_rows<K, CODING>(in, at, memory, sums);
     merge_warps<K>(sums, in.group, memory.floats, scratch, mine);  // the stages are done with
   } else {
     attend_state<K>(in, at, memory, scratch, mine);
@@ -158,13 +158,22 @@ extern "C" int still_decode(const StillShape* shape, const StillDecode* args, St
   return still::dispatch(*shape, [&](auto kind) {
     using K = decltype(kind);
     const int group = shape->heads / shape->kv_heads, parts = args->splits + 1 + 2 * group;
-    return still::launch(still::decode_attend<K>, dim3(parts, shape->kv_heads, shape->batch), 128, still::DecodeMemory<K>::bytes(group), stream,
-                         still::Decode<typename K::T>(*shape, *args));
+    auto run = [&](auto kernel) {
+      return still::launch(kernel, dim3(parts, shape->kv_heads, shape->batch), 128, still::DecodeMemory<K>::bytes(group), stream,
+                           still::Decode<typename K::T>(*shape, *args));
+    };
+    switch (args->coding) {
+      case STILL_PLAIN: return run(still::decode_attend<K, STILL_PLAIN>);
+      case STILL_INT8: return run(still::decode_attend<K, STILL_INT8>);
+      case STILL_INT4: return run(still::decode_attend<K, STILL_INT4>);
+      default: return int(cudaErrorInvalidValue);
+    }
   });
 }
 
 extern "C" int still_decode_fill(const StillShape* shape, StillRows k, StillRows v, const float* score, const StillRouting* routing,
                                  const StillDecode* args, StillStream stream) {
+  if (args->coding != STILL_PLAIN) return cudaErrorInvalidValue;
   return still::dispatch(*shape, [&](auto kind) {
     using T = typename decltype(kind)::T;
     return still::launch(still::decode_fill<T>, dim3(128, shape->kv_heads, shape->batch), 128, 0, stream, still::Rows<const T>(k),

@@ -1,5 +1,6 @@
 // The state of a layer while it decodes.
 #pragma once
+#include "codes.cuh"
 #include "scores.cuh"
 
 namespace still {
@@ -15,6 +16,8 @@ struct Decode {
   const int32_t *budgets, *positions;
   int cap;
   T *ring_k, *ring_v, *store_k, *store_v;
+  int coding;
+  int64_t all_entries;  // of all sequences
   const int64_t* store_offset;
   int64_t store_entries;
   float *ring_score, *store_score, *s, *z, *partial;
@@ -28,12 +31,16 @@ struct Decode {
       : q(a.q), k(a.k), v(a.v), gate(a.gate), out(a.out), w_q(static_cast<const T*>(a.w_q)), w_k(static_cast<const T*>(a.w_k)),
         log_scale(a.log_scale), budgets(a.budgets), positions(a.positions), cap(a.cap), ring_k(static_cast<T*>(a.ring_k)),
         ring_v(static_cast<T*>(a.ring_v)), store_k(static_cast<T*>(a.store_k)), store_v(static_cast<T*>(a.store_v)),
+        coding(a.coding), all_entries(shape.batch * a.store_entries),
         store_offset(a.store_offset), store_entries(a.store_entries), ring_score(a.ring_score), store_score(a.store_score), s(a.s), z(a.z),
         partial(a.partial), store_token(a.store_token), admitted(a.admitted), arrived(a.arrived), splits(a.splits), heads(shape.heads), kv_heads(shape.kv_heads),
         group(shape.heads / shape.kv_heads), flags(shape.flags), router(a.router) {}
 
   // First entry of a head's store, in rows of D.
   __device__ __forceinline__ int64_t store(int b, int kv) const { return b * store_entries + store_offset[kv]; }
+  // The rows of the stores, where they are codes.
+  __device__ __forceinline__ CodedRows keys(int d) const { return CodedRows(store_k, all_entries, coding, d, true); }
+  __device__ __forceinline__ CodedRows values(int d) const { return CodedRows(store_v, all_entries, coding, d, false); }
 
   // What the ring's token at `place` of a retiring chunk is ranked by.
   __device__ __forceinline__ float retiring_score(float in_ring, int place) const {

@@ -76,8 +76,23 @@ __global__ void __launch_bounds__(ADMIT_THREADS) decode_admit(const Decode<T> in
   uint64_t free_rows = 0;
   for (int i = gone; i < entering; i++) free_rows |= uint64_t(1) << (arrivals[i].token % CHUNK);
   if (t == 0) in.admitted[bk] = free_rows;
+  if (in.coding != STILL_PLAIN) {
+    const CodedRows stores[2] = {in.keys(d), in.values(d)};
+    for (int i = t / 32; i < 2 * entering; i += ADMIT_THREADS / 32) {
+      const int entry = i / 2;
+      const bool trade = entry < gone;
+      const int64_t to = store + (trade ? leaving[entry] : before + entry - gone);
+      T* const row = (i % 2 ? in.ring_v : in.ring_k) + (ring + arrivals[entry].token % CHUNK) * d;
+      WarpRow enters, leaves;
+      enters.load(row, d);
+      if (trade) leaves.decode(stores[i % 2], to);
+      __syncwarp();
+      enters.encode(stores[i % 2], to);
+      if (trade) leaves.store(row, d);
+    }
+  }
   const int pieces = d * int(sizeof(T)) / 16;
-  for (int i = t; i < entering * pieces; i += ADMIT_THREADS) {
+  for (int i = t; in.coding == STILL_PLAIN && i < entering * pieces; i += ADMIT_THREADS) {
     const int entry = i / pieces, piece = i % pieces;
     const bool trade = entry < gone;
     const int64_t from = (ring + arrivals[entry].token % CHUNK) * pieces + piece;

@@ -40,7 +40,18 @@ __global__ void __launch_bounds__(128) decode_retire(const Decode<typename K::T>
   const bool capped = in.cap != STILL_NO_CAP;
   const uint64_t kept = capped ? in.admitted[bk] : uint64_t(words[1]) << 32 | words[0];
 
-  if (slice == 0 && !capped) {
+  if (in.coding != STILL_PLAIN && !capped) {  // the blocks take turns
+    const CodedRows stores[2] = {in.keys(D), in.values(D)};
+    const int64_t to = in.store(b, kv) + int64_t(chunk) * budget;
+    for (int i = blockIdx.x * 4 + warp; i < 2 * CHUNK; i += gridDim.x * 4) {
+      const int row = i / 2;
+      if (!(kept >> row & 1)) continue;
+      WarpRow x;
+      x.load((i % 2 ? in.ring_v : in.ring_k) + (from + row) * D, D);
+      x.encode(stores[i % 2], to + __popcll(kept & ((uint64_t(1) << row) - 1)));
+    }
+  }
+  if (slice == 0 && in.coding == STILL_PLAIN && !capped) {
     constexpr int PIECES = D * sizeof(T) / 16;
     const int64_t to = in.store(b, kv) + int64_t(chunk) * budget;
     for (int i = threadIdx.x; i < CHUNK * PIECES; i += 128) {

@@ -5,14 +5,63 @@
 
 namespace still {
 
-// The keys and values of one block, in tiles `begin..end` of 64: of the store, or the ring's two chunks (the one before, this one).
+// Codes on their way from the store to a tile: fetched while the tile before is used, widened when that is done. Those of 8 bits
+// are widened without their scales, which logits (of keys) and weights (of values) are multiplied by.
+template <class K, int CODING>
+struct CodesAhead {
+  static constexpr int PIECES = code_bytes(CODING, K::D) / 16, WORDS = code_words(CODING, K::D);  // of a row
+  static constexpr int EACH = WORDS == 1 ? 1 : PIECES;
+  uint4 codes[PIECES];  // of 64 keys and 64 values, by 128 threads
+  uint32_t words[EACH];
+
+  // Rows `from`, of which `valid` exist.
+  __device__ __forceinline__ void fetch(const Decode<typename K::T>& in, int64_t from, int valid) {
+#pragma unroll
+    for (int j = 0; j < PIECES; j++) {
+      const int i = threadIdx.x + j * 128, row = i / PIECES % CHUNK, piece = i % PIECES;
+      const uint4* const rows = reinterpret_cast<const uint4*>(i / PIECES < CHUNK ? in.store_k : in.store_v);
+      codes[j] = row < valid ? rows[(from + row) * PIECES + piece] : make_uint4(0, 0, 0, 0);
+    }
+#pragma unroll
+    for (int j = 0; j < EACH; j++) {
+      const int i = threadIdx.x + j * 128, row = i / EACH % CHUNK;
+      const uint4* const rows = reinterpret_cast<const uint4*>(i / EACH < CHUNK ? in.store_k : in.store_v);
+      const uint32_t* const scales = reinterpret_cast<const uint32_t*>(rows + in.all_entries * PIECES);
+      words[j] = row < valid ? scales[(from + row) * WORDS + i % EACH] : 0;
+    }
+  }
+  template <class STAGE>
+  __device__ __forceinline__ void place(STAGE to, float* scales) const {
+    if constexpr (CODING == STILL_INT8) scales[threadIdx.x] = __uint_as_float(words[0]);
+#pragma unroll
+    for (int j = 0; j < PIECES; j++) {
+      const int i = threadIdx.x + j * 128;
+      if constexpr (CODING == STILL_INT8) {
+        store_codes_8(to, i / PIECES, i % PIECES, codes[j]);
+      } else {
+        store_codes_4(to, i / PIECES, i % PIECES, codes[j], words[j]);
+      }
+    }
+  }
+};
+
+// Rows as they come are copied past the registers.
 template <class K>
+struct CodesAhead<K, STILL_PLAIN> {
+  __device__ __forceinline__ void fetch(const Decode<typename K::T>&, int64_t, int) {}
+  template <class STAGE>
+  __device__ __forceinline__ void place(STAGE, float*) const {}
+};
+
+// The keys and values of one block, in tiles `begin..end` of 64: of the store, or the ring's two chunks (the one before, this one).
+template <class K, int CODING>
 struct RowShare {
   using T = typename K::T;
   const Decode<T>& in;
   const Place& at;
   bool ring;
   int begin, end;
+  CodesAhead<K, CODING> ahead;
 
   __device__ __forceinline__ RowShare(const Decode<T>& in, const Place& at) : in(in), at(at), ring(at.part == at.ring_part) {
     begin = ring ? (at.chunk == 0) : at.part * at.share;
@@ -21,15 +70,24 @@ struct RowShare {
   __device__ __forceinline__ int valid(int i) const {
     return ring ? (i == 0 ? CHUNK : at.position % CHUNK + 1) : at.kept - i * CHUNK;
   }
-  // Copies tile i to rows 0..64 (keys) and 64..128 (values), and commits.
+  // Copies tile i to rows 0..64 (keys) and 64..128 (values), and commits. Of codes it begins to: `place` ends it.
   template <class STAGE>
-  __device__ __forceinline__ void load(int i, STAGE to) const {
+  __device__ __forceinline__ void load(int i, STAGE to) {
     if (i < end) {
       const int64_t from = ring ? at.bk * RING + (at.chunk + 1 + i) % 2 * CHUNK : in.store(at.b, at.kv) + int64_t(i) * CHUNK;
-      load_matrix<128, CHUNK>(to, 0, (ring ? in.ring_k : in.store_k) + from * K::D, K::D, valid(i));
-      load_matrix<128, CHUNK>(to, CHUNK, (ring ? in.ring_v : in.store_v) + from * K::D, K::D, valid(i));
+      if (CODING != STILL_PLAIN && !ring) {
+        ahead.fetch(in, from, valid(i));
+      } else {
+        load_matrix<128, CHUNK>(to, 0, (ring ? in.ring_k : in.store_k) + from * K::D, K::D, valid(i));
+        load_matrix<128, CHUNK>(to, CHUNK, (ring ? in.ring_v : in.store_v) + from * K::D, K::D, valid(i));
+      }
     }
     copy_commit();
+  }
+  // Where nobody reads the tile's memory any more, nor its 128 `scales`.
+  template <class STAGE>
+  __device__ __forceinline__ void place(int i, STAGE to, float* scales) const {
+    if (CODING != STILL_PLAIN && !ring && i < end) ahead.place(to, scales);
   }
 };
 
@@ -52,16 +110,30 @@ struct RowSums {
 };
 
 // Attends to the block's tiles, a warp to 16 keys of each. Logits over the ring stay, for the score.
-template <class K>
+template <class K, int CODING>
 __device__ __forceinline__ void attend_rows(const Decode<typename K::T>& in, const Place& at, const DecodeMemory<K>& memory,
                                             RowSums<K::D / 8>& mine) {
   constexpr int D = K::D, P = K::P, KS = D / 16, NT = D / 8;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const RowShare<K> share(in, at);
+  RowShare<K, CODING> share(in, at);
   float* const window = memory.window();
   if (share.ring) enter_ring<K>(in, at, window);
-  load_matrix<128, 16>(memory.queries(), 0, in.q.row(at.b, at.kv * in.group, 0), in.q.head, in.group);
+  if (CODING == STILL_INT4 && !share.ring) {
+    for (int g = warp; g < GROUP; g += 4) {
+      WarpRow x = {};
+      if (g < in.group) x.load(in.q.row(at.b, at.kv * in.group + g, 0), D);
+      x.rotate(D);
+#pragma unroll
+      for (int j = 0; j < D / CODE_GROUP; j++) store_one(memory.queries(), g, j * CODE_GROUP + lane, x.x[j]);
+    }
+  } else {
+    load_matrix<128, 16>(memory.queries(), 0, in.q.row(at.b, at.kv * in.group, 0), in.q.head, in.group);
+  }
   share.load(share.begin, memory.stage(share.begin));
+  __shared__ float scales[CODING == STILL_INT8 ? 2 : 1][2 * CHUNK];  // of two tiles' keys and values
+  auto scales_of = [&](int i) { return scales[CODING == STILL_INT8 ? i % 2 : 0]; };
+  const bool scaled = CODING == STILL_INT8 && !share.ring;
+  share.place(share.begin, memory.stage(share.begin), scales_of(share.begin));
   Left<P> q[KS];
   clear(mine.out);
   const float scale = rsqrtf(float(D)) * LOG2E;
@@ -85,7 +157,7 @@ __device__ __forceinline__ void attend_rows(const Decode<typename K::T>& in, con
         for (int e = 0; e < 2; e++) {
           const int key = warp * 16 + n * 8 + lane % 4 * 2 + e;
           float& l = s[n][half * 2 + e];
-          l = key < share.valid(i) ? l * scale : -INFINITY;
+          l = key < share.valid(i) ? l * (scaled ? scale * scales_of(i)[key] : scale) : -INFINITY;
           if (share.ring && row < in.group) window[row * RING + i * CHUNK + key] = l;
           if (hidden && !(i == 1 && key == at.position % CHUNK)) l = -INFINITY;
         }
@@ -96,9 +168,15 @@ __device__ __forceinline__ void attend_rows(const Decode<typename K::T>& in, con
       mine.m[half] = raised;
       add_weights(s, mine.sum[half], half, [&](float l) { return any ? exp2_fast(l - raised) : 0.f; });
     }
+    if (scaled)
+#pragma unroll
+      for (int n = 0; n < 2; n++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) s[n][e] *= scales_of(i)[CHUNK + warp * 16 + n * 8 + lane % 4 * 2 + e % 2];
     Left<P> p[1];
     to_left(p[0], s[0], s[1]);
     product_nn<1, NT>(mine.out, p, memory.stage(i), CHUNK + warp * 16);
+    share.place(i + 1, memory.stage(i + 1), scales_of(i + 1));
   }
 }
 

@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(HEADS * 128, K::P == 1 && K::D != 96 ? 4 / HEA
   const int window = window_chunks(in.flags, chunk), seen = in.flags & STILL_NO_SALIENT ? 0 : kept, stages = window + (seen + CHUNK - 1) / CHUNK;
   const int32_t* list = visible_list(in.routing, bk, chunk, in.chunks, in.tokens);
 
-  KeyStream<T, D, THREADS> keys{in.k, in.v, list, b, kv, start, seen, in.tokens, window, stages};
+  KeyStream<T, D, THREADS> keys{in.k, in.v, list, b, kv, start, seen, in.tokens, window, stages, in.routing.rounded};
 #pragma unroll
   for (int h = 0; h < HEADS; h++)
     load_matrix<THREADS, CHUNK>(queries, h * CHUNK, in.q.row(b, first_head + h, start), in.q.token, in.tokens - start);

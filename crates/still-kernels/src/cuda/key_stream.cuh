@@ -11,6 +11,7 @@ struct KeyStream {
   Rows<const T> k, v;
   const int32_t* list;
   int b, kv, start, kept, all, window, stages;  // stages of the window, and in all
+  int rounded = 0;                              // StillRouting's
   int tokens[PER_THREAD];  // that this thread copies next, looked up one stage ahead of the copy
 
   __device__ __forceinline__ void look_up(int i) {
@@ -19,7 +20,7 @@ struct KeyStream {
 #pragma unroll
     for (int j = 0; j < PER_THREAD; j++) {
       int t = from + (threadIdx.x + j * THREADS) / PIECES;
-      tokens[j] = i < stages && t < to ? (is_salient ? list[t] : t) : NO_TOKEN;
+      tokens[j] = i < stages && t < to ? (is_salient ? list[t] + rounded : t) : NO_TOKEN;
     }
   }
 

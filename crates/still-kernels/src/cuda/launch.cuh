@@ -68,6 +68,11 @@ __device__ __forceinline__ const int32_t* visible_list(const StillRouting& r, in
   return r.cap == STILL_NO_CAP ? r.salient + row * (tokens + r.stored) : r.visible + (row * chunks + chunk) * r.cap;
 }
 
+// The row of k and v that a token has which a chunk finds at its retirement: the chunk's own, or one that was kept before.
+__device__ __forceinline__ int row_at_retirement(const StillRouting& r, int token, int chunk) {
+  return token < chunk * CHUNK ? token + r.rounded : token;
+}
+
 // The first chunk that sees a state: its prefix states begin with that one's.
 __host__ __device__ inline int first_state_chunk(const StillRouting& r) { return r.retired ? 1 : 2; }
 

@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(128, K::P == 1 ? 3 : 1) map_keys(Rows<const ty
   auto entry = [&](int chunk, int i) { return routing.order[(bh * chunks + chunk) * CHUNK + i]; };
   auto load = [&](int chunk) {
     if (CAPPED && chunk < last)
-      load_rows<128>(keys(chunk), 0, CHUNK, k.data, [&](int i) { const int t = entry(chunk, i); return k.row(b, head, enters(routing, t) ? t : 0); });
+      load_rows<128>(keys(chunk), 0, CHUNK, k.data, [&](int i) { const int t = entry(chunk, i); return k.row(b, head, enters(routing, t) ? row_at_retirement(routing, t, chunk) : 0); });
     else if (chunk < last)
       load_matrix<128, CHUNK>(keys(chunk), 0, k.row(b, head, chunk * CHUNK), k.token, tokens - chunk * CHUNK);
     copy_commit();

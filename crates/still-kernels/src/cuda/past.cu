@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(PAST_THREADS) past_rows(const Decode<T> state,
   const bool is_query = int(blockIdx.y) < state.heads, is_value = int(blockIdx.y) >= state.heads + state.kv_heads;
   const int head = is_query ? blockIdx.y : (blockIdx.y - state.heads) % state.kv_heads;
   const int64_t bk = int64_t(b) * state.kv_heads + head;
-  const int stored = is_query ? 0 : kept_tokens(state.cap, state.budgets[head], retired);
+  const int stored = is_query || state.coding != STILL_PLAIN ? 0 : kept_tokens(state.cap, state.budgets[head], retired);
   const Rows<const T> fresh = is_query ? state.q : is_value ? state.v : state.k;
   const Rows<T> out = is_query ? to.q : is_value ? to.v : to.k;
   const T *ring_rows = is_value ? state.ring_v : state.ring_k, *store_rows = is_value ? state.store_v : state.store_k;
@@ -62,6 +62,29 @@ __global__ void __launch_bounds__(PAST_THREADS) past_rows(const Decode<T> state,
     const T* from = row_of(t);
     const uint4 x = from ? reinterpret_cast<const uint4*>(from)[piece] : make_uint4(0, 0, 0, 0);
     reinterpret_cast<uint4*>(out.row(b, head, t))[piece] = x;
+  }
+}
+
+// Behind the rows of one head of keys or values: what was stored and what storing will leave of the others. A warp has a row.
+template <class T>
+__global__ void __launch_bounds__(PAST_THREADS) past_rounded(const Decode<T> state, const StillPast past, const PastRows<T> to, int rounded,
+                                                             int tokens, int d) {
+  const int kv = blockIdx.y / 2, b = blockIdx.z, warps = PAST_THREADS / 32;
+  const bool is_value = blockIdx.y % 2;
+  const int64_t bk = int64_t(b) * state.kv_heads + kv;
+  const int stored = kept_tokens(state.cap, state.budgets[kv], past.retired[b]);
+  const Rows<T> out = is_value ? to.v : to.k;
+  const CodedRows store = is_value ? state.values(d) : state.keys(d);
+  for (int t = int(blockIdx.x) * warps + threadIdx.x / 32 - stored; t < tokens; t += gridDim.x * warps) {
+    WarpRow x;
+    if (t < 0) {
+      const int place = t + stored;
+      x.decode(store, state.store(b, kv) + (past.stored_place ? past.stored_place[bk * past.stored + place] : place));
+    } else {
+      x.load(out.row(b, kv, t), d);
+      x.encode(store, -1);
+    }
+    x.store(out.row(b, kv, t + rounded), d);
   }
 }
 
@@ -111,7 +134,21 @@ __global__ void __launch_bounds__(PAST_THREADS) past_fill(const Decode<T> state,
     const bool store = i < kept;
     const int t = store ? list[i] : window + i - kept;
     const int64_t to = store ? state.store(b, kv) + i : row * RING + (t + first * CHUNK) % RING;
-    for (int piece = threadIdx.x; piece < pieces; piece += PAST_THREADS) {
+    if (store && state.coding != STILL_PLAIN) {
+      const bool is_value = threadIdx.x / 32 % 2;
+      const CodedRows rows = is_value ? state.values(d) : state.keys(d);
+      if (threadIdx.x >= 64) {  // a warp for the key, one for the value
+      } else if (t >= 0) {
+        WarpRow x;
+        x.load((is_value ? v : k).row(b, kv, t), d);
+        x.encode(rows, to);
+      } else {
+        const CodedRows old(is_value ? past.stored_v : past.stored_k, state.all_entries, state.coding, d, !is_value);
+        const int64_t from = state.store(b, kv) + past.stored_place[row * past.stored + stored + t];
+        for (int x = threadIdx.x % 32; x < rows.bytes; x += 32) rows.row(to)[x] = old.row(from)[x];
+        if (int(threadIdx.x % 32) < rows.count) rows.scales(to)[threadIdx.x % 32] = old.scales(from)[threadIdx.x % 32];
+      }
+    } else for (int piece = threadIdx.x; piece < pieces; piece += PAST_THREADS) {
       reinterpret_cast<uint4*>((store ? state.store_k : state.ring_k) + to * d)[piece] = reinterpret_cast<const uint4*>(k.row(b, kv, t))[piece];
       reinterpret_cast<uint4*>((store ? state.store_v : state.ring_v) + to * d)[piece] = reinterpret_cast<const uint4*>(v.row(b, kv, t))[piece];
     }
@@ -129,7 +166,8 @@ __global__ void __launch_bounds__(PAST_THREADS) past_fill(const Decode<T> state,
 }  // namespace still
 
 extern "C" int still_past_rows(const StillShape* shape, const StillPast* past, const StillDecode* state, StillRows q, StillRows k,
-                               StillRows v, StillStream stream) {
+                               StillRows v, int32_t rounded, StillStream stream) {
+  if ((state->coding != STILL_PLAIN) != (rounded > 0)) return cudaErrorInvalidValue;
   return still::dispatch(*shape, [&](auto kind) -> int {
     using T = typename decltype(kind)::T;
     const still::Decode<T> from(*shape, *state);
@@ -139,8 +177,11 @@ extern "C" int still_past_rows(const StillShape* shape, const StillPast* past, c
         return error;
     }
     const still::PastRows<T> to{still::Rows<T>(q), still::Rows<T>(k), still::Rows<T>(v)};
-    return still::launch(still::past_rows<T>, dim3(64, shape->heads + 2 * shape->kv_heads, shape->batch), still::PAST_THREADS, 0, stream, from, *past,
-                         to, shape->tokens, shape->head_dim);
+    const int error = still::launch(still::past_rows<T>, dim3(64, shape->heads + 2 * shape->kv_heads, shape->batch), still::PAST_THREADS, 0, stream,
+                                    from, *past, to, shape->tokens, shape->head_dim);
+    if (error || rounded == 0) return error;
+    return still::launch(still::past_rounded<T>, dim3(64, 2 * shape->kv_heads, shape->batch), still::PAST_THREADS, 0, stream, from, *past, to,
+                         rounded, shape->tokens, shape->head_dim);
   });
 }
 

@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(128) state_scan(const StateScan<typename K::T>
       load_matrix<128, CHUNK>(phi, 0, scan.phi + at * 2 * D + slice, 2 * D, scan.tokens - start);
       if constexpr (GATHER) {
         const int32_t* order = scan.routing.order + (int64_t(bk) * scan.slots + slot_of(step)) * CHUNK;
-        load_rows<128>(x, 0, CHUNK, scan.x.data, [&](int r) { const int t = order[r]; return enters(scan.routing, t) ? scan.x.row(b, head, t) : nullptr; });
+        load_rows<128>(x, 0, CHUNK, scan.x.data, [&](int r) { const int t = order[r]; return enters(scan.routing, t) ? scan.x.row(b, head, row_at_retirement(scan.routing, t, slot_of(step))) : nullptr; });
       } else {
         load_matrix<128, CHUNK>(x, 0, scan.x.row(b, head, start), scan.x.token, scan.tokens - start);
       }

@@ -14,6 +14,9 @@ typedef void* StillStream;  // a cudaStream_t
 
 enum { STILL_F32 = 0, STILL_BF16 = 1 };
 
+// How a state keeps the rows of salient tokens: as they come, or as codes (codes.cuh).
+enum { STILL_PLAIN = 0, STILL_INT8 = 1, STILL_INT4 = 2 };
+
 typedef struct {
   int32_t batch, heads, kv_heads, tokens, head_dim;
   int32_t dtype;  // of q, k, v, the output, the maps and all scratch that is not said to be f32
@@ -55,7 +58,8 @@ int still_select(const StillShape* shape, const float* score, const int32_t* bud
 // What sequences continue: states (StillDecode) of chunks that had retired and a ring. The tokens of a call are then those of the
 // ring that had not retired and the new ones behind them, padded to `tokens` of the shape; outputs of the ring's tokens and of
 // padding mean nothing. Rows of k and v before token 0 are those that the state had stored: negative numbers stand for them, -n to
-// -1 where a head had n.
+// -1 where a head had n. Where a state keeps codes, they lie with the rows of all tokens as codes would give them back, further
+// behind (StillRouting's `rounded`).
 typedef struct {
   const int32_t* retired;  // [B]: chunks that had retired
   const int32_t* ring;     // [B]: tokens of the ring that have not, at most 128
@@ -64,6 +68,7 @@ typedef struct {
   // Under a cap that is reached, what heads had stored, by rank (else null; still_past_rows writes them): [B, K, stored] each.
   float* stored_score;
   int32_t *stored_token, *stored_place;  // position in the sequence, row of the head's store
+  const void *stored_k, *stored_v;       // copies of the stores, where they hold codes; else null
   const float *s, *z;      // copies of the states' S and z, which may be overwritten
 } StillPast;
 
@@ -78,6 +83,7 @@ typedef struct {
   const int32_t* salient;       // [B, K, stored + N]
   const int32_t* retired;       // [B]: chunks that had retired before a call that continues states (StillPast); null: none
   int32_t stored;               // as StillPast's; 0
+  int32_t rounded;              // salient tokens' rows of k and v lie so many rows behind those of the window; 0: they are the same
   int32_t cap;                  // STILL_NO_CAP: the rest is null
   const uint32_t* absorbed_at;  // [B, K, N]: the chunk that first finds a token in the state; UINT32_MAX: none does
   const int32_t* visible;       // [B, K, C, cap]: the salient tokens that a chunk sees, min(cap, (chunk - 1) budget) of them
@@ -166,7 +172,8 @@ typedef struct {
   const int32_t* positions;     // [B]: of the new token, from 0; negative: the sequence is idle
   void *ring_k, *ring_v;        // [B, K, 128, D]: token t at t % 128
   float* ring_score;            // [B, K, 128]
-  void *store_k, *store_v;      // [B, entries, D]: the salient tokens of every head, without a cap in order
+  void *store_k, *store_v;      // [B, entries, D]: the salient tokens of every head, without a cap in order; or codes
+  int32_t coding;               // how
   float* store_score;           // [B, entries]: what they were ranked by; this and the next two are null without a cap
   int32_t* store_token;         // [B, entries]: their positions
   uint64_t* admitted;           // [B, K]: scratch
@@ -198,15 +205,16 @@ int64_t still_decode_floats(const StillShape* shape, int32_t splits);
 // Retires the chunk two before (at the first token of a chunk), appends the token, scores it, answers it. A retirement may
 // write to the ring's rows of the chunk that retires.
 int still_decode(const StillShape* shape, const StillDecode* args, StillStream stream);
-// Fills ring and store from a sequence that was read at once: `shape` is that sequence's, `k` and `v` its rows, `routing`
+// Fills ring and store, of rows as they come, from a sequence that was read at once: `shape` is that sequence's, `k` and `v` its rows, `routing`
 // and `score` its own (of a cap that is nowhere reached it need know nothing). S and z come from still_states.
 int still_decode_fill(const StillShape* shape, StillRows k, StillRows v, const float* score, const StillRouting* routing,
                       const StillDecode* args, StillStream stream);
 
 // Queries, keys and values of a call that continues `state`: `q` [B, H, N, D], zeros but for new tokens; `k` and `v` [B, K,
-// stored + N, D], from token 0 on. The new tokens' rows are `state->q`, `k` and `v`.
+// stored + N, D], from token 0 on, or [B, K, N + stored + N, D] with `rounded` = N + stored. The new tokens' rows are `state->q`,
+// `k` and `v`.
 int still_past_rows(const StillShape* shape, const StillPast* past, const StillDecode* state, StillRows q, StillRows k, StillRows v,
-                    StillStream stream);
+                    int32_t rounded, StillStream stream);
 
 // still_select where a state is continued: the ring's scores are copied to `score` first. `salient` is [B, K, stored + N]: the
 // stored rows, then the tokens.

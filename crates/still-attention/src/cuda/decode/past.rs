@@ -1,6 +1,7 @@
 //! Reading onto a state: the tokens of its ring and the new ones become one sequence for the kernels of whole sequences, what
 //! was stored lies before it, and the state's sums are the first of its prefix states.
 
+use std::ffi::c_void;
 use std::ptr::{null, null_mut};
 
 use candle_core::backend::BackendDevice;
@@ -8,9 +9,9 @@ use candle_core::cuda::cudarc::driver::CudaSlice;
 use candle_core::{CudaDevice, Tensor};
 use still_compute::cuda::{Launch, on_cuda};
 use still_kernels::{
-    CHUNK, Decode, Forward, NO_CAP, Past, Routing, Rows, Shape, check, still_demote, still_forward,
-    still_map_keys, still_past_fill, still_past_rows, still_past_select, still_recall,
-    still_scores, still_segments, still_states,
+    CHUNK, Decode, Forward, NO_CAP, Past, Routing, Rows, STILL_PLAIN, Shape, check, still_demote,
+    still_forward, still_map_keys, still_past_fill, still_past_rows, still_past_select,
+    still_recall, still_scores, still_segments, still_states,
 };
 
 use super::super::layout::{by_token, flags, shape, tensor_by_token, uninit};
@@ -61,7 +62,7 @@ impl Spans {
 struct Scratch {
     /// `[B, H, N, D]`
     q: CudaSlice<u8>,
-    /// `[B, K, M + N, D]`, and `v`.
+    /// `[B, K, M + N, D]`, and `v`; where rows are kept as codes `[B, K, N + M + N, D]`.
     k: CudaSlice<u8>,
     v: CudaSlice<u8>,
     /// `[B, K, N]`
@@ -85,6 +86,8 @@ struct Scratch {
     recalled: Option<[CudaSlice<f32>; 2]>,
     /// What a router leaves from one kernel to the next.
     received: Option<CudaSlice<f32>>,
+    /// The state's rows, where they are codes that change places.
+    codes: Option<[CudaSlice<u8>; 2]>,
 }
 
 /// Under a cap that is reached.
@@ -113,6 +116,8 @@ impl Scratch {
             [shape.heads, shape.kv_heads].map(|heads| (shape.batch * heads) as usize);
         let (tokens, d) = (shape.tokens as usize, shape.head_dim as usize);
         let (chunks, retired) = (tokens.div_ceil(CHUNK), retired(tokens));
+        let coded = state.store.kind() != STILL_PLAIN;
+        let rows = stored + if coded { 2 * tokens } else { tokens };
         // SAFETY: only reads the shape.
         let segments = unsafe { still_segments(shape) } as usize;
         let capped = |cap| {
@@ -127,8 +132,8 @@ impl Scratch {
         };
         Ok(Self {
             q: uninit(device, heads * tokens * d * bytes)?,
-            k: uninit(device, kv_heads * (stored + tokens) * d * bytes)?,
-            v: uninit(device, kv_heads * (stored + tokens) * d * bytes)?,
+            k: uninit(device, kv_heads * rows * d * bytes)?,
+            v: uninit(device, kv_heads * rows * d * bytes)?,
             score: uninit(device, kv_heads * tokens)?,
             selected: uninit(device, kv_heads * chunks)?,
             salient: uninit(device, kv_heads * (stored + tokens))?,
@@ -147,6 +152,10 @@ impl Scratch {
                 _ => None,
             },
             received: received(device, shape, &weights.config)?,
+            codes: match coded && cap.is_some() {
+                true => Some(state.store.copies(device)?),
+                false => None,
+            },
         })
     }
 }
@@ -157,10 +166,16 @@ fn copy(device: &CudaDevice, from: &CudaSlice<f32>) -> candle_core::Result<CudaS
     Ok(to)
 }
 
-/// Rows `[B, heads, before + N, D]` in a buffer, from token 0 on.
-fn rows(data: *mut u8, shape: &Shape, heads: i32, before: usize, bytes: usize) -> Rows {
+/// Rows `[B, heads, before + N + behind, D]` in a buffer, from token 0 on.
+fn rows(
+    data: *mut u8,
+    shape: &Shape,
+    heads: i32,
+    (before, behind): (usize, usize),
+    bytes: usize,
+) -> Rows {
     let d = shape.head_dim as usize;
-    let head = (before + shape.tokens as usize) * d;
+    let head = (before + shape.tokens as usize + behind) * d;
     Rows {
         data: data.wrapping_add(before * d * bytes).cast(),
         batch: (heads as usize * head) as i64,
@@ -240,15 +255,23 @@ impl CudaHybridState {
             v: launch.rows(on_cuda(&v.0)?, v.1)?,
             ..self.args(&mut launch)
         };
-        let q = rows(launch.at(&scratch.q), &shape, shape.heads, 0, bytes);
-        let k = rows(launch.at(&scratch.k), &shape, shape.kv_heads, stored, bytes);
-        let v = rows(launch.at(&scratch.v), &shape, shape.kv_heads, stored, bytes);
+        // What codes give back of the tokens' rows lies behind the rows, and before it what was stored.
+        let (around, rounded) = match state.coding {
+            STILL_PLAIN => ((stored, 0), 0),
+            _ => ((0, stored + spans.tokens()), shape.tokens + stored as i32),
+        };
+        let q = rows(launch.at(&scratch.q), &shape, shape.heads, (0, 0), bytes);
+        let k = rows(launch.at(&scratch.k), &shape, shape.kv_heads, around, bytes);
+        let v = rows(launch.at(&scratch.v), &shape, shape.kv_heads, around, bytes);
         let counts: *mut i32 = launch.at(&counts);
         let capped = scratch.capped.as_ref();
         let (s, z) = match &scratch.copies {
             Some([s, z]) => (launch.at(s), launch.at(z)),
             None => (state.s, state.z),
         };
+        let codes = scratch.codes.as_ref();
+        let stored_k: *mut c_void = launch.at_optional(codes.map(|[k, _]| k));
+        let stored_v: *mut c_void = launch.at_optional(codes.map(|[_, v]| v));
         let past = Past {
             retired: counts,
             ring: counts.wrapping_add(batch),
@@ -257,6 +280,8 @@ impl CudaHybridState {
             stored_score: launch.at_optional(capped.map(|capped| &capped.score)),
             stored_token: launch.at_optional(capped.map(|capped| &capped.token)),
             stored_place: launch.at_optional(capped.map(|capped| &capped.place)),
+            stored_k,
+            stored_v,
             s,
             z,
         };
@@ -270,6 +295,7 @@ impl CudaHybridState {
             salient,
             retired: past.retired,
             stored: past.stored,
+            rounded,
             cap: capped.map_or(NO_CAP, |capped| capped.cap),
             absorbed_at: null(),
             visible,
@@ -313,7 +339,8 @@ impl CudaHybridState {
         // SAFETY: the buffers are as large as still.h says for `shape` and `stored`, there is room in the store for what is fed,
         // and all live until the launch is dropped.
         unsafe {
-            checked("still_past_rows", still_past_rows(&shape, &past, &state, q, k, v, on))?;
+            let code = still_past_rows(&shape, &past, &state, q, k, v, rounded, on);
+            checked("still_past_rows", code)?;
             let router = &state.router;
             if let Some((s, z)) = recalled {
                 let code = still_recall(&shape, k, v, map_k, &routing, &past, s, z, score, on);

@@ -58,9 +58,17 @@ impl Executor for Cuda {
         rows: RowDtype,
     ) -> Result<Vec<Box<dyn AttentionState>>> {
         let (device, dtype) = (model.device(), model.decoder.dtype());
-        if !matches!((rows, dtype), (RowDtype::F32, DType::F32) | (RowDtype::Bf16, DType::BF16)) {
+        let plain =
+            matches!((rows, dtype), (RowDtype::F32, DType::F32) | (RowDtype::Bf16, DType::BF16));
+        // A student's state has kernels for rows in few bits.
+        let coded = model.student.is_some() && matches!(rows, RowDtype::Int8 | RowDtype::Int4);
+        if !plain && !coded {
             return Err(ModelError::Unsupported {
-                what: format!("{rows:?} rows in the cache of a model in {dtype:?} on CUDA"),
+                what: format!(
+                    "{rows:?} rows in the cache of a {} in {} on CUDA",
+                    if model.student.is_some() { "student" } else { "model with dense attention" },
+                    dtype.as_str()
+                ),
                 found_in: None,
                 hint: format!("ask for {} rows, or load the model in f32 or bf16", dtype.as_str()),
             });
@@ -78,7 +86,7 @@ impl Executor for Cuda {
                 return Ok(Box::new(state) as Box<dyn AttentionState>);
             }
             let weights = CudaWeights::new(geometry, config, attention, device, dtype)?;
-            Ok(Box::new(CudaHybridState::new(weights, batch)?) as _)
+            Ok(Box::new(CudaHybridState::with_rows(weights, batch, rows)?) as _)
         };
         student.layers.iter().map(state).collect()
     }
