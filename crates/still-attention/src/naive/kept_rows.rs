@@ -56,7 +56,7 @@ fn rotated(x: &[f64]) -> Vec<f64> {
     if x.len() < 32 {
         return x.to_vec();
     }
-    let sign = |i: usize, j: usize| if (i & j).count_ones() % 2 == 0 { 1.0 } else { -1.0 };
+    let sign = |i: usize, j: usize| if (i & j).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
     let entry = |i: usize| (0..32).map(|j| sign(i, j) * x[j]).sum::<f64>() / 32.0_f64.sqrt();
     (0..32).map(entry).collect()
 }
