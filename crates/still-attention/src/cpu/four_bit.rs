@@ -502,7 +502,7 @@ mod tests {
         let mut rotated = values.clone();
         rotate(&mut rotated);
         for (i, &got) in rotated[GROUP..2 * GROUP].iter().enumerate() {
-            let sign = |j: usize| if (i & j).count_ones() % 2 == 0 { 1.0 } else { -1.0 };
+            let sign = |j: usize| if (i & j).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
             let sum: f32 = (0..GROUP).map(|j| sign(j) * values[GROUP + j]).sum();
             assert!((got - sum / 32.0_f32.sqrt()).abs() < 1e-5);
         }
