@@ -98,10 +98,10 @@ pub fn read_document(
 
 /// `cache 14.4 MiB of 47.4 MiB dense, 30 %`
 pub fn cache_line(cache_bytes: usize, dense_bytes: usize) -> String {
-    format!(
-        "cache {} of {} dense, {:.0} %",
-        table::bytes(cache_bytes),
-        table::bytes(dense_bytes),
-        100.0 * cache_bytes as f64 / dense_bytes.max(1) as f64,
-    )
+    let cache = format!("cache {}", table::bytes(cache_bytes));
+    if dense_bytes == 0 {
+        return cache;
+    }
+    let share = 100.0 * cache_bytes as f64 / dense_bytes as f64;
+    format!("{cache} of {} dense, {share:.0} %", table::bytes(dense_bytes))
 }

@@ -57,7 +57,6 @@ fn every_command_does_what_it_says() {
         line(chat, "/stats", ", a document to ask about");
         line(chat, "Who sails?", "\n!!!!!\n");
         line(chat, "/save talk.still", "Saved talk.still");
-        line(chat, "/save a\\ report.txt", "exists and is not a session that still wrote");
         line(chat, "/clear", "Cleared");
         line(chat, "/stats", "0 messages, 0 tokens");
         line(chat, "/save", "error: /save needs a file");
@@ -66,6 +65,7 @@ fn every_command_does_what_it_says() {
         line(chat, "/system Be brief.", "the next message reads everything again");
         line(chat, "And now?", "read again");
         assert!(!chat.wraps(), "{}", chat.screen());
+        line(chat, "/save a\\ report.txt", "exists and is not a session that still wrote");
         chat.send("/quit");
         chat.send(ENTER);
         assert_eq!(chat.code(), 0);

@@ -15,7 +15,7 @@ pub struct Reply {
     pub generation: Generation,
     /// Tokens that were read for this turn before generating.
     pub read: usize,
-    /// The template rewrote earlier turns, so that everything was read again.
+    /// Earlier turns were rendered differently, so that everything was read again: the template rewrote them, or the system message changed.
     pub reread: bool,
     /// Bytes of the attention state after it.
     pub cache_bytes: usize,

@@ -1,12 +1,15 @@
 //! A real model, SmolLM2-135M-Instruct Q4_1, against the logits of an independent float32 forward.
 
 use std::collections::HashMap;
+use std::ops::ControlFlow;
 use std::sync::OnceLock;
 
 use candle_core::{Device, Tensor};
 use still_attention::{RowDtype, StillConfig};
-use still_model::{FeatureInit, Message, Model, Student, Weight};
-use still_testing::assert_relative_rms;
+use still_model::{
+    Cancel, ChatSession, FeatureInit, GenerateOptions, Message, Model, Student, Weight,
+};
+use still_testing::{assert_relative_rms, facts};
 
 fn model() -> &'static Model {
     static MODEL: OnceLock<Model> = OnceLock::new();
@@ -122,4 +125,22 @@ fn chat_template_renders_the_models_own_format() {
     assert_eq!(template.render(&messages, true).unwrap(), expected);
     let ids = model().tokenizer.encode(expected, false).unwrap();
     assert_eq!(ids[0], model().tokenizer.token_id("<|im_start|>").unwrap());
+}
+
+/// Ten facts among sentences that say little: the document is read once, and most questions about it are answered.
+#[test]
+fn questions_about_a_document_are_answered() {
+    let mut session = ChatSession::new(model().clone(), RowDtype::Bf16, None).unwrap();
+    let document = facts::document(250, 1);
+    session.read_document(document, &Cancel::default(), |_, _| {}).unwrap();
+    let options = GenerateOptions { max_new_tokens: 20, ..Default::default() };
+    let mut answers = Vec::new();
+    for fact in facts::FACTS {
+        let mut ignore = |_: &str| ControlFlow::Continue(());
+        let reply = session.ask(fact.question, &options, &mut ignore).unwrap();
+        assert!(reply.read < 40 && !reply.reread, "{} tokens", reply.read);
+        answers.push((fact.is_in(&reply.generation.text), reply.generation.text));
+    }
+    let right = answers.iter().filter(|(right, _)| *right).count();
+    assert!(right >= 5, "{answers:#?}");
 }

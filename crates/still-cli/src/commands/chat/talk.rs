@@ -126,7 +126,7 @@ impl<'a> Talk<'a> {
     fn tell(&self, reply: &Reply) {
         let (printer, generation) = (self.printer, &reply.generation);
         if reply.reread {
-            printer.warn("the chat template rewrote earlier turns, so they were read again");
+            printer.warn("earlier turns are rendered differently now, so they were read again");
         }
         if let Some(warning) = &generation.warning {
             printer.warn(warning);
