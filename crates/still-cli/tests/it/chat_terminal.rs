@@ -51,7 +51,7 @@ fn every_command_does_what_it_says() {
         assert!(!chat.wraps(), "{screen}");
         line(chat, "/help", "/quit           end the chat");
         line(chat, "/stats", "1 messages, ");
-        line(chat, "/fiel x", "error: there is no command /fiel");
+        line(chat, "/nosuch x", "error: there is no command /nosuch");
         line(chat, "/file no.txt", "error: cannot read no.txt");
         line(chat, "/file a\\ report.txt", "Reading a report.txt: ");
         line(chat, "/stats", ", a document to ask about");
