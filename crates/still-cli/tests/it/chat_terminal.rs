@@ -1,5 +1,6 @@
 //! `still chat` on a terminal, narrow and wide: what the screen shows.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -101,6 +102,9 @@ fn what_was_typed_is_recalled_in_this_chat_and_the_next() {
     line(&mut chat, " secret", "tokens read");
     chat.send(CTRL_D);
     assert_eq!(chat.code(), 0);
+    let remembered = dir.path().join("chat_history");
+    assert!(!std::fs::read_to_string(&remembered).unwrap().contains("secret"));
+    assert_eq!(remembered.metadata().unwrap().permissions().mode() & 0o077, 0);
     let mut next = start(dir.path(), 80, &["-n", "5"]);
     next.send(UP);
     next.until("> /stats");
