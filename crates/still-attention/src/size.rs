@@ -28,10 +28,7 @@ impl HeadSize {
         let retired = (tokens.saturating_sub(1) / chunk).saturating_sub(1);
         let salient = cap.map_or(retired * budget, |cap| cap.min(retired * budget));
         let absorbed = retired * chunk - salient;
-        let store = |count: usize, rows: RowDtype| {
-            let keys = count.next_multiple_of(TILE);
-            (keys + count) * rows.row_bytes(head_dim)
-        };
+        let store = |count, rows| store_bytes(count, head_dim, rows);
         let exact = store(2 * chunk, rows.window()) + store(salient, rows);
         let state = (2 * feature_dim * head_dim + 2 * feature_dim) * size_of::<f32>();
         let states = if absorbed == 0 { 0 } else { 1 + usize::from(decoding) };
@@ -45,12 +42,20 @@ impl HeadSize {
     /// Bytes of a head that keeps its attention to a window of the last `window` tokens, as
     /// [`SlidingKvCache`](crate::SlidingKvCache) counts them.
     pub fn sliding_bytes(&self, window: usize, tokens: usize) -> usize {
-        let rows = tokens.min(window);
-        (rows.next_multiple_of(TILE) + rows) * self.rows.row_bytes(self.head_dim)
+        store_bytes(tokens.min(window), self.head_dim, self.rows)
     }
 
     /// Bytes of the same head's dense cache with 16-bit rows.
     pub fn dense_bytes(&self, tokens: usize) -> usize {
         2 * tokens * RowDtype::Bf16.row_bytes(self.head_dim)
     }
+}
+
+/// Bytes of so many rows of keys and of values: keys lie in tiles of 16 rows, 4-bit codes of a value's row in lines of 16 channels.
+fn store_bytes(count: usize, head_dim: usize, rows: RowDtype) -> usize {
+    let channels = match rows {
+        RowDtype::Int4 => head_dim.next_multiple_of(TILE),
+        _ => head_dim,
+    };
+    count.next_multiple_of(TILE) * rows.row_bytes(head_dim) + count * rows.row_bytes(channels)
 }
