@@ -41,8 +41,9 @@ impl Coding {
     }
 }
 
-/// K and V rows of the salient tokens, `[B, rows, D]` each, or their codes with the scales of all behind: room for equally many retired chunks of every sequence. A head's
-/// rows lie together; in order, unless there is a cap: what is kept then takes the place of what is demoted.
+/// K and V rows of the salient tokens, `[B, rows, D]` each, or their codes with the scales of all behind: room for equally many
+/// retired chunks of every sequence. A head's rows lie together; in order, unless there is a cap: what is kept then takes the
+/// place of what is demoted.
 #[derive(Clone, Debug)]
 pub(super) struct Store {
     pub k: CudaSlice<u8>,
