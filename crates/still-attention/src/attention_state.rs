@@ -129,9 +129,6 @@ pub trait HostState: Sync {
 
     /// Remembers what a state of the same shape and row format has saved, in place of what it did.
     ///
-    /// What single tokens have prepared for the next retirement is not saved: it is made again, so that later outputs are equal by
-    /// the parity rule and not to the last bit.
-    ///
     /// # Errors
     /// Tensors of another state or format; this state is then to be thrown away.
     fn restore(&self, saved: SavedState) -> Result<()>;

@@ -105,14 +105,6 @@ impl Router {
             Self::None => "none".into(),
         }
     }
-
-    /// Whether a chunk's scores are final once its last token has come, not only when it retires.
-    pub fn scores_final_with_chunk(self) -> bool {
-        match self {
-            Self::SelfSaliency | Self::FirstTokens | Self::Random { .. } | Self::None => true,
-            Self::ReceivedAttention | Self::SelfRecall => false,
-        }
-    }
 }
 
 /// The head at which routing is decided.

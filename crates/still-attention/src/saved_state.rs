@@ -30,6 +30,11 @@ impl SavedState {
         self.tensors.insert(format!("{part}.{name}"), tensor);
     }
 
+    /// Rows of a tensor, if it is there.
+    pub(crate) fn rows(&self, part: usize, name: &str) -> Option<usize> {
+        self.tensors.get(&format!("{part}.{name}"))?.dims().first().copied()
+    }
+
     /// Takes one out, of a known dtype and shape (`None`: any number of rows).
     pub(crate) fn take(
         &mut self,

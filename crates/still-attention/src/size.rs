@@ -20,9 +20,8 @@ pub struct HeadSize {
 
 impl HeadSize {
     /// Bytes after `tokens` tokens with `budget` salient tokens of each retired chunk, as
-    /// [`AttentionState::size_bytes`](crate::AttentionState::size_bytes) counts them; while decoding, a second linear state is
-    /// prepared and counted.
-    pub fn bytes(&self, budget: usize, tokens: usize, decoding: bool) -> usize {
+    /// [`AttentionState::size_bytes`](crate::AttentionState::size_bytes) counts them.
+    pub fn bytes(&self, budget: usize, tokens: usize) -> usize {
         let Self { chunk, head_dim, feature_dim, cap, rows } = *self;
         // After the first token of chunk c, chunks 0 … c − 2 are retired.
         let retired = (tokens.saturating_sub(1) / chunk).saturating_sub(1);
@@ -31,11 +30,10 @@ impl HeadSize {
         let store = |count, rows| store_bytes(count, head_dim, rows);
         let exact = store(2 * chunk, rows.window()) + store(salient, rows);
         let state = (2 * feature_dim * head_dim + 2 * feature_dim) * size_of::<f32>();
-        let states = if absorbed == 0 { 0 } else { 1 + usize::from(decoding) };
         exact
             + 2 * chunk * size_of::<f32>()
-            + salient * size_of::<(f32, u32)>()
-            + states * state
+            + cap.map_or(0, |_| salient * size_of::<(f32, u32)>())
+            + if absorbed == 0 { 0 } else { state }
             + size_of::<usize>()
     }
 

@@ -195,9 +195,21 @@ impl HybridState {
     /// An empty state of `batch` sequences whose exact rows are stored as `rows`.
     pub fn new(weights: Arc<PreparedWeights>, batch: usize, rows: RowDtype) -> Self {
         let heads = weights.geometry.selection_heads(weights.config.selection_head);
-        let head = HeadState::new(weights.config.ring_chunk(), weights.geometry.head_dim, rows);
+        let (config, d) = (&weights.config, weights.geometry.head_dim);
+        let head = HeadState::new(config.ring_chunk(), d, rows, config.cap.is_some());
         let heads = (0..batch * heads).map(|_| Mutex::new(head.clone())).collect();
         Self { weights, heads, batch }
+    }
+
+    /// The same empty state that also keeps the position of each salient token, for
+    /// [`salient_positions`](Self::salient_positions): a score and a position are 8 bytes, which a state without a cap does not
+    /// need.
+    #[must_use]
+    pub fn keeping_positions(self) -> Self {
+        for head in &self.heads {
+            lock(head).ranks.get_or_insert_default();
+        }
+        self
     }
 
     /// Feeds `T` tokens more to each sequence and returns their attention output, `[B, H, T, D]` f32.
@@ -276,23 +288,20 @@ impl HybridState {
         HybridHead { weights: &self.weights, head: part % heads, state: lock(&self.heads[part]) }
     }
 
-    /// Of them, what single tokens have prepared for the retirements to come: it holds nothing that is not also elsewhere.
-    pub fn prepared_bytes(&self) -> usize {
-        self.heads.iter().map(|head| lock(head).next.size_bytes()).sum()
-    }
-
     /// The linear state of one sequence and selection head (empty while nothing was absorbed).
     pub fn linear(&self, sequence: usize, head: usize) -> LinearState {
         let state = self.state(sequence, head);
         LinearState { s: state.s.clone(), z: state.z.clone(), count: state.count }
     }
 
-    /// Positions of the salient tokens of one sequence and selection head, ascending.
-    pub fn salient_positions(&self, sequence: usize, head: usize) -> Vec<u32> {
+    /// Positions of the salient tokens of one sequence and selection head, ascending; `None` of a state that has no cap and was
+    /// not [asked to keep them](Self::keeping_positions).
+    pub fn salient_positions(&self, sequence: usize, head: usize) -> Option<Vec<u32>> {
+        let state = self.state(sequence, head);
         let mut positions: Vec<u32> =
-            self.state(sequence, head).salient.iter().map(|&(_, position)| position).collect();
+            state.ranks.as_ref()?.iter().map(|&(_, position)| position).collect();
         positions.sort_unstable();
-        positions
+        Some(positions)
     }
 
     fn state(&self, sequence: usize, head: usize) -> MutexGuard<'_, HeadState<f32>> {
@@ -318,7 +327,6 @@ impl AttentionState for HybridState {
     }
 
     fn size_bytes(&self) -> usize {
-        // Ring, salient rows, scores, positions, the linear state and, while decoding, the one to come.
         self.heads.iter().map(|head| lock(head).size_bytes()).sum()
     }
 

@@ -26,7 +26,7 @@ pub struct BenchPoint {
     pub decode_p50_ms: f64,
     /// 99th percentile of the steps, milliseconds: the slowest of fewer than a hundred.
     pub decode_p99_ms: f64,
-    /// Bytes of the attention cache after the last step, with what decoding prepares.
+    /// Bytes of the attention cache after the last step.
     pub cache_bytes: usize,
     /// Of `cache_bytes`, without room to grow into. No part of a results file.
     #[serde(skip)]

@@ -6,7 +6,7 @@ use super::head_input::HeadInput;
 use super::head_state::HeadState;
 use super::key_store::TILE;
 use super::query_rows::Buffers;
-use super::retirement::Gathered;
+use super::retirement::Retirement;
 use still_compute::Real;
 
 /// Tokens of a segment from which its query heads are worth running on several threads.
@@ -48,7 +48,7 @@ pub(crate) struct Scratch<T> {
     pub(super) paired: Vec<[u32; TILE]>,
     /// What the query heads add to scores, by head: see [`super::query_rows::query_rows`].
     pub(super) scores: Vec<T>,
-    pub(super) gathered: Gathered<T>,
+    pub(super) retirement: Retirement<T>,
 }
 
 impl<T> Default for Scratch<T> {
@@ -58,7 +58,7 @@ impl<T> Default for Scratch<T> {
             rows: Default::default(),
             paired: Vec::new(),
             scores: Vec::new(),
-            gathered: Gathered::default(),
+            retirement: Retirement::default(),
         }
     }
 }

@@ -35,7 +35,8 @@ pub(crate) fn advance<T: Real>(
         let now = state.position / input.chunk;
         if offset == 0 && now >= 2 {
             if input.router == Router::SelfRecall {
-                state.score_by_recall(now - 2, input, &mut scratch.gathered);
+                let gathered = &mut scratch.retirement.gathered;
+                state.score_by_recall(now - 2, input, gathered);
             }
             record.take_scores(
                 (now - 2) * input.chunk..(now - 1) * input.chunk,
@@ -44,15 +45,12 @@ pub(crate) fn advance<T: Real>(
                 input,
             );
             let absorbed_at = record.absorbed_at.as_deref_mut();
-            state.retire(now, input, absorbed_at, &mut scratch.gathered);
+            state.retire(now, input, absorbed_at, &mut scratch.retirement);
         }
         let segment = Segment { start: done, length, stride };
         feed(state, input, segment, out, scratch);
         state.position += length;
         done += length;
-    }
-    if tokens == 1 {
-        state.prepare(input, &mut scratch.gathered);
     }
     let window = (state.position.saturating_sub(1) / input.chunk).saturating_sub(1) * input.chunk;
     record.take_scores(window..state.position, first, state, input);

@@ -4,13 +4,16 @@ use candle_core::{DType, Device, Tensor};
 
 use super::head_input::HeadInput;
 use super::key_store::KeyStore;
-use super::retirement::Retirement;
 use super::rows::RowStore;
 use crate::Result;
 use crate::config::{Router, RowDtype};
 use crate::saved_state::SavedState;
 use crate::selection::Selection;
 use still_compute::Real;
+
+/// Names of saved tensors.
+const SCORE: &str = "salient_score";
+const POSITION: &str = "salient_position";
 
 /// The declared layout: everything one selection head remembers of one sequence.
 ///
@@ -19,9 +22,8 @@ use still_compute::Real;
 /// | window ring of K and V rows, slot `position mod 2C` | `2 · 2C · D` row values |
 /// | router scores of the ring's tokens, or what they are made of so far ([`HeadState::score`]) | `2C` floats |
 /// | salient K and V rows, in no particular order | `2 · m · D` row values |
-/// | score and position of each salient row | `m` floats and u32 |
+/// | score and position of each salient row, under a cap | `m` floats and u32 |
 /// | linear state `S` `[2F, D]`, `z` `[2F]` (absent until something is absorbed), `n` | floats |
-/// | while decoding, the linear state after the next retirement, as far as it has been prepared | the same |
 #[derive(Clone, Debug)]
 pub(crate) struct HeadState<T> {
     pub position: usize,
@@ -30,15 +32,16 @@ pub(crate) struct HeadState<T> {
     pub ring_score: Vec<T>,
     pub salient_k: KeyStore<T>,
     pub salient_v: RowStore<T>,
-    pub salient: Vec<(T, u32)>,
+    /// By salient row, where something asks: a cap or a given selection for what is demoted, a caller for positions.
+    pub ranks: Option<Vec<(T, u32)>>,
     pub s: Vec<T>,
     pub z: Vec<T>,
     pub count: usize,
-    pub next: Retirement<T>,
 }
 
 impl<T: Real> HeadState<T> {
-    pub fn new(chunk: usize, head_dim: usize, rows: RowDtype) -> Self {
+    /// `ranked`: whether scores and positions of salient rows are kept.
+    pub fn new(chunk: usize, head_dim: usize, rows: RowDtype, ranked: bool) -> Self {
         Self {
             position: 0,
             ring_k: KeyStore::zeros(head_dim, 2 * chunk, rows.window()),
@@ -46,11 +49,10 @@ impl<T: Real> HeadState<T> {
             ring_score: vec![T::zero(); 2 * chunk],
             salient_k: KeyStore::new(head_dim, rows),
             salient_v: RowStore::new(head_dim, rows),
-            salient: Vec::new(),
+            ranks: ranked.then(Vec::new),
             s: Vec::new(),
             z: Vec::new(),
             count: 0,
-            next: Retirement::default(),
         }
     }
 
@@ -61,13 +63,12 @@ impl<T: Real> HeadState<T> {
         self.ring_score.fill(T::zero());
         self.salient_k.truncate(0);
         self.salient_v.truncate(0);
-        self.salient.clear();
+        self.ranks.iter_mut().for_each(Vec::clear);
         self.s.clear();
         self.z.clear();
-        self.next = Retirement::default();
     }
 
-    /// Puts everything but what is prepared among a state's tensors.
+    /// Puts everything among a state's tensors.
     pub fn save(&self, state: &mut SavedState, part: usize) -> Result<()> {
         let vector = |values: Vec<T>| {
             let length = values.len();
@@ -80,10 +81,12 @@ impl<T: Real> HeadState<T> {
         state.put(part, "ring_score", vector(self.ring_score.clone())?);
         self.salient_k.save(state, part, "salient_k")?;
         self.salient_v.save(state, part, "salient_v")?;
-        let (scores, positions): (Vec<T>, Vec<u32>) = self.salient.iter().copied().unzip();
-        let rows = positions.len();
-        state.put(part, "salient_score", vector(scores)?);
-        state.put(part, "salient_position", Tensor::from_vec(positions, rows, &Device::Cpu)?);
+        if let Some(ranks) = &self.ranks {
+            let (scores, positions): (Vec<T>, Vec<u32>) = ranks.iter().copied().unzip();
+            let rows = positions.len();
+            state.put(part, SCORE, vector(scores)?);
+            state.put(part, POSITION, Tensor::from_vec(positions, rows, &Device::Cpu)?);
+        }
         state.put(part, "s", vector(self.s.clone())?);
         state.put(part, "z", vector(self.z.clone())?);
         Ok(())
@@ -101,9 +104,14 @@ impl<T: Real> HeadState<T> {
         self.salient_k.restore(state, part, "salient_k", None)?;
         let rows = Some(self.salient_k.len());
         self.salient_v.restore(state, part, "salient_v", rows)?;
-        let scores = state.take(part, "salient_score", T::DTYPE, &[rows])?.to_vec1()?;
-        let positions = state.take(part, "salient_position", DType::U32, &[rows])?.to_vec1()?;
-        self.salient = scores.into_iter().zip(positions).collect();
+        // Earlier programs saved ranks of every state.
+        if self.ranks.is_some() || state.rows(part, SCORE).is_some() {
+            let scores = state.take(part, SCORE, T::DTYPE, &[rows])?.to_vec1()?;
+            let positions = state.take(part, POSITION, DType::U32, &[rows])?.to_vec1()?;
+            if let Some(ranks) = &mut self.ranks {
+                *ranks = scores.into_iter().zip(positions).collect();
+            }
+        }
         // Absent until something is absorbed.
         let features = if self.count > 0 { features } else { 0 };
         self.s = state.take(part, "s", T::DTYPE, &[Some(features * width)])?.to_vec1()?;
@@ -117,8 +125,7 @@ impl<T: Real> HeadState<T> {
         let floats = self.ring_score.len() + self.s.len() + self.z.len();
         keys.iter().chain(&values).sum::<usize>()
             + floats * size_of::<T>()
-            + self.salient.len() * size_of::<(T, u32)>()
-            + self.next.size_bytes()
+            + self.ranks.as_ref().map_or(0, |ranks| size_of_val(ranks.as_slice()))
             + size_of_val(&self.count)
     }
 

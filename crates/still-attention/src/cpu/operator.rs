@@ -152,7 +152,10 @@ impl Operator<'_> {
             .for_each(|(task, ((out, absorbed_at), scores))| {
                 let (sequence, head) = (task / heads, task % heads);
                 let input = self.input(operands, sequence, head, given);
-                let mut state = HeadState::new(self.config.ring_chunk(), d, RowDtype::F32);
+                // A given selection says by position what is demoted.
+                let ranked = self.config.cap.is_some() || given.is_some();
+                let chunk = self.config.ring_chunk();
+                let mut state = HeadState::new(chunk, d, RowDtype::F32, ranked);
                 let record = Record { absorbed_at: Some(absorbed_at), scores: Some(scores) };
                 let mut scratch = Scratch::default();
                 advance(&mut state, &input, tokens, out, tokens, record, &mut scratch);

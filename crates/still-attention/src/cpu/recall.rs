@@ -10,7 +10,7 @@ use still_compute::matmul::{Mat, matmul};
 use still_compute::vector;
 
 impl<T: Real> HeadState<T> {
-    /// Scores the tokens of `chunk` and the salient ones by the state as it is: `‖φ(k)ᵀS / φ(k)ᵀz − v‖²`.
+    /// Scores the tokens of `chunk` and, where they are ranked, the salient ones by the state as it is: `‖φ(k)ᵀS / φ(k)ᵀz − v‖²`.
     ///
     /// An empty state recalls 0.
     pub fn score_by_recall(
@@ -29,11 +29,12 @@ impl<T: Real> HeadState<T> {
             self.ring_k.append_row(slot, k);
             self.ring_v.append_row(slot, v);
         }
-        for index in 0..self.salient.len() {
+        let ranked = self.ranks.as_ref().map_or(0, Vec::len);
+        for index in 0..ranked {
             self.salient_k.append_row(index, k);
             self.salient_v.append_row(index, v);
         }
-        let rows = input.chunk + self.salient.len();
+        let rows = input.chunk + ranked;
         let recalled = take(recalled, rows * d);
         if self.count == 0 {
             recalled.fill(T::zero());
@@ -60,7 +61,7 @@ impl<T: Real> HeadState<T> {
         for (position, error) in (first..first + input.chunk).zip(errors.by_ref()) {
             self.ring_score[position % (2 * input.chunk)] = error;
         }
-        for ((score, _), error) in self.salient.iter_mut().zip(errors) {
+        for ((score, _), error) in self.ranks.iter_mut().flatten().zip(errors) {
             *score = error;
         }
     }

@@ -1,49 +1,26 @@
 //! The retirement of a chunk: which of its tokens stay exact, and the linear state with the others in it.
-//!
-//! All of it can be done when the chunk retires, which is what prefill and training do. Between the single tokens of
-//! decoding it is prepared: a router's scores are final long before, so that a few rows a step can be mapped and added
-//! to a second state, which then takes the place of the first. No step has to do the work of a whole chunk.
 
 use super::head_input::{HeadInput, Routing};
 use super::head_state::HeadState;
 use super::query_rows::take;
-use super::weighted_sum::{SMALL_BATCH, matmul_small_batch};
+use super::weighted_sum::{SMALL_BATCH, add_outer_products};
 use crate::router;
 use still_compute::Real;
-use still_compute::matmul::{Mat, matmul};
 use still_compute::vector;
 
-/// Steps from one part of a preparation to the next: heads take turns, so that rows enter a state in products of several.
-const TURN: usize = 8;
-
-/// What the retirement of one chunk will do. Positions and rows are of one selection head.
+/// What one retirement does, and the memory that it is worked in. Positions and rows are of one selection head.
 #[derive(Clone, Debug)]
 pub(crate) struct Retirement<T> {
-    /// The chunk that it is of, once that is decided.
-    chunk: Option<usize>,
     /// Score and position of the chunk's tokens, those that become salient first.
     arrivals: Vec<(T, u32)>,
     /// How many of them become salient.
     kept: usize,
     /// Rows of the salient store that leave it, largest first (so that swap-removal stays valid).
     demoted: Vec<usize>,
-    /// Everything that enters the state, in this order.
-    absorbed: Vec<Absorbed>,
-    /// How many of those are in `s` and `z` already.
-    done: usize,
-    /// The linear state to come, once `done` is positive.
-    s: Vec<T>,
-    z: Vec<T>,
     /// Salient tokens and arrivals by score, where there is a cap.
     ranked: Vec<(T, u32)>,
-}
-
-/// A row on its way into the linear state.
-#[derive(Clone, Copy, Debug)]
-struct Absorbed {
-    position: u32,
-    /// Its row in the salient store; in the ring if absent.
-    salient: Option<u32>,
+    /// The rows that enter the state.
+    pub gathered: Gathered<T>,
 }
 
 /// Memory that rows are gathered and mapped in.
@@ -52,42 +29,24 @@ pub(crate) struct Gathered<T> {
     pub k: Vec<T>,
     pub v: Vec<T>,
     pub phi: Vec<T>,
-    transposed: Vec<T>,
     pub recalled: Vec<T>,
 }
 
 impl<T> Default for Gathered<T> {
     fn default() -> Self {
-        Self {
-            k: Vec::new(),
-            v: Vec::new(),
-            phi: Vec::new(),
-            transposed: Vec::new(),
-            recalled: Vec::new(),
-        }
+        Self { k: Vec::new(), v: Vec::new(), phi: Vec::new(), recalled: Vec::new() }
     }
 }
 
 impl<T> Default for Retirement<T> {
     fn default() -> Self {
         Self {
-            chunk: None,
             arrivals: Vec::new(),
             kept: 0,
             demoted: Vec::new(),
-            absorbed: Vec::new(),
-            done: 0,
-            s: Vec::new(),
-            z: Vec::new(),
             ranked: Vec::new(),
+            gathered: Gathered::default(),
         }
-    }
-}
-
-impl<T: Real> Retirement<T> {
-    /// Bytes of the state to come.
-    pub fn size_bytes(&self) -> usize {
-        (self.s.len() + self.z.len()) * size_of::<T>()
     }
 }
 
@@ -100,176 +59,80 @@ impl<T: Real> HeadState<T> {
         now: usize,
         input: &HeadInput<'_, T>,
         absorbed_at: Option<&mut [u32]>,
-        gathered: &mut Gathered<T>,
+        retirement: &mut Retirement<T>,
     ) {
-        self.decide(now - 2, input);
-        self.absorb(usize::MAX, self.next.done > 0, input, gathered);
-        let mut next = std::mem::take(&mut self.next);
-        if next.done > 0 {
-            std::mem::swap(&mut self.s, &mut next.s);
-            std::mem::swap(&mut self.z, &mut next.z);
+        retirement.decide(self, now, input);
+        if let Some(absorbed_at) = absorbed_at {
+            let arrivals = retirement.arrivals[retirement.kept..].iter();
+            let ranks = self.ranks.as_deref().unwrap_or_default();
+            let demoted = retirement.demoted.iter().map(|&row| &ranks[row]);
+            for &(_, position) in arrivals.chain(demoted) {
+                absorbed_at[position as usize] = now as u32;
+            }
         }
         if input.branches.linear {
-            self.count += next.absorbed.len();
+            self.absorb(input, retirement);
         }
-        for &index in &next.demoted {
-            self.salient.swap_remove(index);
-            self.salient_k.swap_remove(index);
-            self.salient_v.swap_remove(index);
+        let Retirement { arrivals, kept, demoted, gathered: Gathered { k, v, .. }, .. } =
+            retirement;
+        for &row in &*demoted {
+            self.salient_k.swap_remove(row);
+            self.salient_v.swap_remove(row);
+            if let Some(ranks) = &mut self.ranks {
+                ranks.swap_remove(row);
+            }
         }
-        for &(score, position) in &next.arrivals[..next.kept] {
-            let row = self.slot(position, input.chunk);
-            let Gathered { k, v, .. } = gathered;
+        self.salient_k.reserve(*kept);
+        self.salient_v.reserve(*kept);
+        for &(score, position) in &arrivals[..*kept] {
+            let slot = self.slot(position, input.chunk);
             k.clear();
             v.clear();
-            self.ring_k.append_row(row, k);
-            self.ring_v.append_row(row, v);
+            self.ring_k.append_row(slot, k);
+            self.ring_v.append_row(slot, v);
             self.salient_k.push(k);
             self.salient_v.push(v);
-            self.salient.push((score, position));
-        }
-        if let Some(absorbed_at) = absorbed_at {
-            for row in &next.absorbed {
-                absorbed_at[row.position as usize] = now as u32;
+            if let Some(ranks) = &mut self.ranks {
+                ranks.push((score, position));
             }
         }
-        // Its memory serves the next chunk.
-        (next.chunk, next.done) = (None, 0);
-        self.next = next;
     }
 
-    /// Does a part of what the next retirement will need; called after each token that came alone.
-    pub fn prepare(&mut self, input: &HeadInput<'_, T>, gathered: &mut Gathered<T>) {
-        let Routing::Scores { .. } = input.routing else { return };
-        let (now, offset) = ((self.position - 1) / input.chunk, (self.position - 1) % input.chunk);
-        if now == 0 || !input.router.scores_final_with_chunk() {
+    /// Adds what leaves the exact rows to the linear state: `S += φ(k) vᵀ`, `z += φ(k)`, `n += 1`.
+    fn absorb(&mut self, input: &HeadInput<'_, T>, retirement: &mut Retirement<T>) {
+        let Retirement { arrivals, kept, demoted, gathered, .. } = retirement;
+        let Gathered { k, v, phi, .. } = gathered;
+        let arrivals = &arrivals[*kept..];
+        let rows = arrivals.len() + demoted.len();
+        if rows == 0 {
             return;
         }
-        // A part each `period` steps is done before the chunk is over.
-        let period = (input.chunk / TURN).max(1);
-        let parts = input.chunk / period;
-        let turn = 5 * input.layer + input.head;
-        if !(offset + turn).is_multiple_of(period) {
-            return;
-        }
-        if self.next.chunk.is_none() {
-            self.decide(now - 1, input);
-            self.salient_k.reserve(self.next.kept);
-            self.salient_v.reserve(self.next.kept);
-            self.salient.reserve(self.next.kept);
-        }
-        let rows = self.next.absorbed.len().div_ceil(parts);
-        self.absorb(rows, true, input, gathered);
-    }
-
-    /// Decides which tokens of `chunk` and of the salient ones enter the state, unless that was done.
-    fn decide(&mut self, chunk: usize, input: &HeadInput<'_, T>) {
-        if self.next.chunk == Some(chunk) {
-            return;
-        }
-        let (first, now) = (chunk * input.chunk, (chunk + 2) as u32);
-        let mut next = std::mem::take(&mut self.next);
-        next.arrivals.clear();
-        next.arrivals.extend(
-            (first..first + input.chunk)
-                .map(|position| (self.score(position, input), position as u32)),
-        );
-        next.demoted.clear();
-        next.absorbed.clear();
-        match input.routing {
-            Routing::Scores { budget, cap } => {
-                router::rank(&mut next.arrivals);
-                next.kept = budget;
-                if let Some(cap) = cap {
-                    next.demote_beyond(cap, &self.salient);
-                }
-                next.arrivals[next.kept..].sort_unstable_by_key(|&(_, position)| position);
-            }
-            Routing::Given(given) => {
-                let leaves = |position: u32| given[position as usize] == now;
-                next.arrivals.sort_by_key(|&(_, position)| leaves(position));
-                next.kept = next.arrivals.partition_point(|&(_, position)| !leaves(position));
-                let salient = self.salient.iter().enumerate().rev();
-                next.demoted.extend(salient.filter(|(_, s)| leaves(s.1)).map(|(index, _)| index));
-            }
-        }
-        let arrivals = next.arrivals[next.kept..].iter();
-        next.absorbed.extend(arrivals.map(|&(_, position)| Absorbed { position, salient: None }));
-        next.absorbed.extend(next.demoted.iter().map(|&index| Absorbed {
-            position: self.salient[index].1,
-            salient: Some(index as u32),
-        }));
-        (next.chunk, next.done) = (Some(chunk), 0);
-        self.next = next;
-    }
-
-    /// Adds up to `rows` more rows to the state to come or, if not `ahead`, to the state as it is:
-    /// `S += φ(k) vᵀ`, `z += φ(k)`.
-    fn absorb(
-        &mut self,
-        rows: usize,
-        ahead: bool,
-        input: &HeadInput<'_, T>,
-        gathered: &mut Gathered<T>,
-    ) {
-        let from = self.next.done;
-        let rows = rows.min(self.next.absorbed.len() - from);
-        if rows == 0 || !input.branches.linear {
-            return;
-        }
-        let Gathered { k, v, phi, transposed, .. } = gathered;
         k.clear();
         v.clear();
-        for row in &self.next.absorbed[from..from + rows] {
-            match row.salient {
-                Some(index) => {
-                    self.salient_k.append_row(index as usize, k);
-                    self.salient_v.append_row(index as usize, v);
-                }
-                None => {
-                    let slot = self.slot(row.position, input.chunk);
-                    self.ring_k.append_row(slot, k);
-                    self.ring_v.append_row(slot, v);
-                }
-            }
+        for &(_, position) in arrivals {
+            let slot = self.slot(position, input.chunk);
+            self.ring_k.append_row(slot, k);
+            self.ring_v.append_row(slot, v);
+        }
+        for &row in &*demoted {
+            self.salient_k.append_row(row, k);
+            self.salient_v.append_row(row, v);
         }
         let (features, head_dim) = (input.features.width(), input.head_dim);
-        let (s, z) = if ahead {
-            let next = &mut self.next;
-            if from == 0 {
-                next.s.clear();
-                next.s.extend_from_slice(&self.s);
-                next.z.clear();
-                next.z.extend_from_slice(&self.z);
-            }
-            next.done = from + rows;
-            (&mut next.s, &mut next.z)
-        } else {
-            (&mut self.s, &mut self.z)
-        };
-        s.resize(features * head_dim, T::zero());
-        z.resize(features, T::zero());
         let phi = take(phi, rows * features);
-        input.features.of_keys_into(k, head_dim, phi);
-        if rows > SMALL_BATCH {
-            let phi = Mat::rows(phi, features).t();
-            matmul((features, head_dim, rows), s, head_dim, true, phi, Mat::rows(v, head_dim));
-        }
+        // As small batches, whose products take no memory.
+        let batches = k.chunks(SMALL_BATCH * head_dim).zip(phi.chunks_mut(SMALL_BATCH * features));
+        batches.for_each(|(k, phi)| input.features.of_keys_into(k, head_dim, phi));
+        // Absent until something is absorbed.
+        self.s.resize(features * head_dim, T::zero());
+        self.z.resize(features, T::zero());
+        add_outer_products(&mut self.s, (phi, features), (v, head_dim));
+        let z = &mut self.z;
         T::vectorize(
             #[inline(always)]
-            || {
-                phi.chunks_exact(features).for_each(|phi| vector::axpy(z, T::one(), phi));
-                if rows <= SMALL_BATCH {
-                    let transposed = take(transposed, features * rows);
-                    for (row, phi) in phi.chunks_exact(features).enumerate() {
-                        for (to, &x) in transposed.iter_mut().skip(row).step_by(rows).zip(phi) {
-                            *to = x;
-                        }
-                    }
-                    matmul_small_batch((head_dim, rows), s, head_dim, true, (transposed, rows), v);
-                }
-            },
+            || phi.chunks_exact(features).for_each(|phi| vector::axpy(z, T::one(), phi)),
         );
+        self.count += rows;
     }
 
     /// Where the ring has a token.
@@ -279,6 +142,35 @@ impl<T: Real> HeadState<T> {
 }
 
 impl<T: Real> Retirement<T> {
+    /// Decides which tokens of chunk `now − 2` stay exact, and which salient ones do no longer.
+    fn decide(&mut self, state: &HeadState<T>, now: usize, input: &HeadInput<'_, T>) {
+        let first = (now - 2) * input.chunk;
+        let tokens = first..first + input.chunk;
+        self.arrivals.clear();
+        self.arrivals
+            .extend(tokens.map(|position| (state.score(position, input), position as u32)));
+        self.demoted.clear();
+        let ranks = state.ranks.as_deref();
+        match input.routing {
+            Routing::Scores { budget, cap } => {
+                router::rank(&mut self.arrivals);
+                self.kept = budget;
+                if let Some(cap) = cap {
+                    self.demote_beyond(cap, ranks.expect("a state under a cap has ranks"));
+                }
+                self.arrivals[self.kept..].sort_unstable_by_key(|&(_, position)| position);
+            }
+            Routing::Given(given) => {
+                let leaves = |position: u32| given[position as usize] == now as u32;
+                self.arrivals.sort_by_key(|&(_, position)| leaves(position));
+                self.kept = self.arrivals.partition_point(|&(_, position)| !leaves(position));
+                let ranks = ranks.expect("a state of a given selection has ranks");
+                let rows = ranks.iter().enumerate().rev();
+                self.demoted.extend(rows.filter(|(_, rank)| leaves(rank.1)).map(|(row, _)| row));
+            }
+        }
+    }
+
     /// Of the salient tokens and the arrivals to be kept, those beyond the `cap` best enter the state.
     fn demote_beyond(&mut self, cap: usize, salient: &[(T, u32)]) {
         if salient.len() + self.kept <= cap {
@@ -296,6 +188,6 @@ impl<T: Real> Retirement<T> {
         // Arrivals are ranked: those that stay are the first.
         self.kept = self.arrivals[..self.kept].partition_point(stays);
         let salient = salient.iter().enumerate().rev();
-        self.demoted.extend(salient.filter(|(_, token)| !stays(token)).map(|(index, _)| index));
+        self.demoted.extend(salient.filter(|(_, token)| !stays(token)).map(|(row, _)| row));
     }
 }

@@ -91,9 +91,8 @@ impl<T: Real, const TILE: usize> Store<T, TILE> {
         });
     }
 
-    /// Makes room for so many more rows now, so that appending them does not.
+    /// Makes room for so many more rows at once, so that appending them does not row by row.
     pub fn reserve(&mut self, rows: usize) {
-        // Touched, so that the system has given the memory.
         self.resize_memory(self.rows + rows);
         self.resize_memory(self.rows);
     }

@@ -138,3 +138,92 @@ pub(crate) fn matmul_small_batch<T: Real>(
     let summed = Summed { values: b, width: n, range: 0..k, scales: None };
     add_weighted(summed, a, a_stride, c, c_stride);
 }
+
+/// `C += Aᵀ B` of matrices `(rows, width)` with equally many rows: `C` is `[width of A, width of B]`. For a chunk's worth of rows, which
+/// stay in the first-level cache.
+pub(crate) fn add_outer_products<T: Real>(
+    c: &mut [T],
+    (a, m): (&[T], usize),
+    (b, n): (&[T], usize),
+) {
+    T::vectorize(
+        #[inline(always)]
+        || {
+            for (i, c) in c.chunks_mut(4 * n).enumerate() {
+                let (a, b) = ((&a[4 * i..], m), (b, n));
+                match c.len() / n {
+                    4 => add_outer_rows::<T, 4>(c, a, b),
+                    3 => add_outer_rows::<T, 3>(c, a, b),
+                    2 => add_outer_rows::<T, 2>(c, a, b),
+                    _ => add_outer_rows::<T, 1>(c, a, b),
+                }
+            }
+        },
+    );
+}
+
+/// `N` rows of `C`, those of the first columns of `A`.
+#[inline(always)]
+fn add_outer_rows<T: Real, const N: usize>(c: &mut [T], a: (&[T], usize), b: (&[T], usize)) {
+    let mut column = 0;
+    if vector::has_many_registers() {
+        while column + 64 <= b.1 {
+            add_outer_columns::<T, N, 64>(c, a, b, column);
+            column += 64;
+        }
+    }
+    while column + 16 <= b.1 {
+        add_outer_columns::<T, N, 16>(c, a, b, column);
+        column += 16;
+    }
+    for column in column..b.1 {
+        add_outer_columns::<T, N, 1>(c, a, b, column);
+    }
+}
+
+/// `COLUMNS` columns of them from `column` on: their sums stay in registers.
+#[inline(always)]
+fn add_outer_columns<T: Real, const N: usize, const COLUMNS: usize>(
+    c: &mut [T],
+    (a, m): (&[T], usize),
+    (b, n): (&[T], usize),
+    column: usize,
+) {
+    let mut sums = [[T::zero(); COLUMNS]; N];
+    for (a, b) in a.chunks(m).zip(b.chunks_exact(n)) {
+        let (a, b) = (&a[..N], &b[column..column + COLUMNS]);
+        for i in 0..N {
+            for j in 0..COLUMNS {
+                sums[i][j] = a[i].mul_add(b[j], sums[i][j]);
+            }
+        }
+    }
+    for i in 0..N {
+        for j in 0..COLUMNS {
+            c[i * n + column + j] += sums[i][j];
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outer_products_are_added() {
+        let value = |i: usize| ((i * 7919) as f64 * 0.618).sin();
+        for (rows, m, n) in [(0, 4, 16), (1, 1, 1), (60, 128, 64), (7, 6, 5), (13, 11, 83)] {
+            let a: Vec<f64> = (0..rows * m).map(value).collect();
+            let b: Vec<f64> = (0..rows * n).map(|i| value(i + 1)).collect();
+            let mut c: Vec<f64> = (0..m * n).map(|i| value(i + 2)).collect();
+            let before = c.clone();
+            add_outer_products(&mut c, (&a, m), (&b, n));
+            for i in 0..m {
+                for j in 0..n {
+                    let sum: f64 = (0..rows).map(|row| a[row * m + i] * b[row * n + j]).sum();
+                    assert!((c[i * n + j] - before[i * n + j] - sum).abs() < 1e-12);
+                }
+            }
+        }
+    }
+}

@@ -143,7 +143,7 @@ pub fn calibrate(
     };
     let candidates = candidates(config.chunk);
     let bytes: Vec<usize> =
-        candidates.iter().map(|&budget| size.bytes(budget, options.at_length, true)).collect();
+        candidates.iter().map(|&budget| size.bytes(budget, options.at_length)).collect();
     let heads = config.budgets.iter().map(Vec::len).sum::<usize>();
     // Layers that keep their attention to a window take as much in both caches.
     let kept_bytes = sliding_bytes(model.config(), &size, options.at_length);
@@ -177,11 +177,10 @@ pub fn calibrate(
         .collect();
     let allocation = allocate(&choices, &bytes, limit, options).ok_or_else(too_small)?;
     let reports = reports(choices, &allocation, &candidates, &student);
-    let of = |report: &HeadReport| size.bytes(report.budget, options.at_length, true);
+    let of = |report: &HeadReport| size.bytes(report.budget, options.at_length);
     let cache_bytes = reports.iter().map(of).sum::<usize>() + kept_bytes;
-    let uniform = |budget: &usize| {
-        heads * size.bytes(*budget, options.at_length, true) + kept_bytes <= cache_bytes
-    };
+    let uniform =
+        |budget: &usize| heads * size.bytes(*budget, options.at_length) + kept_bytes <= cache_bytes;
     let mut budgets = vec![Vec::new(); model.config().num_hidden_layers];
     for report in &reports {
         budgets[report.layer].push(report.budget);
