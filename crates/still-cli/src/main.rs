@@ -9,6 +9,8 @@
 //! | `interrupt`, `terminal` | what Ctrl-C and other signals do; the terminal as it was before a chat |
 //! | `outputs`, `disk` | files that a command will write, checked before it begins; room for them |
 //! | `run_log` | a run's directory, read back |
+//! | `verdict` | a student compared with its teacher, in a table and a sentence |
+//! | `books` | the texts that ship with the command |
 //! | `table`, `plot`, `page` | plain-text tables, charts, HTML pages |
 //! | `tensorboard` | event files |
 //! | `shown` | text of others without control characters |
@@ -18,6 +20,7 @@
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 mod args;
+mod books;
 mod commands;
 mod disk;
 mod errors;
@@ -36,6 +39,7 @@ mod table;
 mod tensorboard;
 mod terminal;
 mod threads;
+mod verdict;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;

@@ -1,4 +1,31 @@
-//! Plain-text tables: the first column to the left, numbers to the right.
+//! Plain-text tables: the first column to the left, numbers to the right. Text in lines of a width.
+
+/// Columns of a terminal that text without a terminal is made for.
+pub const WIDTH: usize = 80;
+
+/// `text` in lines of at most `width` characters, broken at spaces; its own line breaks stay. A longer word has its own line.
+pub fn wrapped(text: &str, width: usize) -> String {
+    let mut lines = Vec::new();
+    for paragraph in text.lines() {
+        let mut line = String::new();
+        let mut length = 0;
+        for word in paragraph.split_whitespace() {
+            let more = word.chars().count();
+            if length > 0 && length + 1 + more > width {
+                lines.push(std::mem::take(&mut line));
+                length = 0;
+            }
+            if length > 0 {
+                line.push(' ');
+                length += 1;
+            }
+            line += word;
+            length += more;
+        }
+        lines.push(line);
+    }
+    lines.join("\n")
+}
 
 /// Renders `rows` under `headers`, columns two spaces apart, with a rule below the headers.
 pub fn render(headers: &[&str], rows: &[Vec<String>]) -> String {
@@ -76,6 +103,14 @@ mod tests {
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.iter().map(|line| line.len()).max(), Some(140_002));
         assert!(lines[3].starts_with("b ") && lines[3].ends_with(&long));
+    }
+
+    #[test]
+    fn text_is_wrapped_at_spaces_and_keeps_its_lines() {
+        assert_eq!(wrapped("one two three\n\nfour", 7), "one two\nthree\n\nfour");
+        assert_eq!(wrapped("éé éé éé", 5), "éé éé\néé");
+        assert_eq!(wrapped("a-long-word b", 4), "a-long-word\nb");
+        assert_eq!(wrapped("", 4), "");
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //! | `run` | asks a model a task's questions, and scores the answers |
 //! | `perplexity`, `nll` | losses of token ids |
 //! | `ablation` | students with parts changed |
+//! | `measure` | one model measured as another was |
 //! | `branches` | what each branch of a student carries |
 //! | `bootstrap`, `wilson`, `quantile` | intervals and quantiles |
 //! | `gap` | the share of a loss that training won back |
@@ -24,6 +25,7 @@ mod branches;
 mod error;
 mod gap;
 pub mod long;
+mod measure;
 mod nll;
 pub mod operator;
 mod perplexity;
@@ -40,6 +42,7 @@ pub use branches::branch_shares_of;
 pub use error::{EvalError, Result};
 pub use gap::gap_closed;
 pub use long::random_tokens;
+pub use measure::{Document, Measured, Yardstick, perplexity_ratio};
 pub use nll::nll_of_hidden;
 pub use perplexity::{Nll, evaluate_windows};
 pub use speed::{BenchPoint, ModelBench};

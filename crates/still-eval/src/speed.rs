@@ -3,7 +3,7 @@
 use candle_core::{IndexOp, Tensor};
 use serde::{Deserialize, Serialize};
 use still_attention::RowDtype;
-use still_model::{Cache, Model, likeliest};
+use still_model::{Cache, Cancel, Model, OnRead, likeliest};
 
 use crate::error::{EvalError, Result};
 use crate::timing::{Times, time_once};
@@ -97,21 +97,52 @@ impl<'a> ModelBench<'a> {
         Ok(runs.into_iter().map(Run::point).collect())
     }
 
+    /// [`ModelBench::time`] of a text instead of a made-up prompt. Also returns a cache that has read the text and nothing
+    /// else. `on_read` is told how much has been read.
+    ///
+    /// # Errors
+    /// A text or `new_tokens` of nothing, several sequences, tokens onto the context; an error of the model.
+    pub fn time_text(
+        &self,
+        ids: &[u32],
+        new_tokens: usize,
+        on_read: &OnRead,
+    ) -> Result<(BenchPoint, Cache)> {
+        if self.batch != 1 || self.onto != 0 {
+            return Err(EvalError::Argument("a text is one sequence".into()));
+        }
+        let mut run = self.read_ids(ids, ids.len(), new_tokens, on_read)?;
+        let read = run.cache.clone();
+        run.decode(new_tokens)?;
+        Ok((run.point(), read))
+    }
+
     fn read(&self, context: usize, new_tokens: usize) -> Result<Run<'_>> {
+        // Which tokens they are has no bearing on the speed.
+        let vocab = self.model.config().vocab_size as u64;
+        let ids: Vec<u32> = (0..(context + self.onto) as u64)
+            .map(|i| (i.wrapping_mul(2_654_435_761) % vocab) as u32)
+            .collect();
+        self.read_ids(&ids, context, new_tokens, &OnRead::default())
+    }
+
+    /// Reads the first `context` tokens of each sequence, and the others onto them.
+    fn read_ids(
+        &self,
+        ids: &[u32],
+        context: usize,
+        new_tokens: usize,
+        on_read: &OnRead,
+    ) -> Result<Run<'_>> {
         let &Self { model, batch, rows, onto } = self;
         if batch == 0 || context == 0 || new_tokens == 0 {
             return Err(EvalError::Argument("there must be tokens to read and to decode".into()));
         }
-        // Which tokens they are has no bearing on the speed.
-        let vocab = model.config().vocab_size as u64;
-        let ids: Vec<u32> = (0..(context + onto) as u64)
-            .map(|i| (i.wrapping_mul(2_654_435_761) % vocab) as u32)
-            .collect();
         let mut cache = model.new_cache(batch, rows)?;
         let mut read = |ids: &[u32]| {
             time_once(model.device(), || -> Result<u32> {
                 let hidden = match batch {
-                    1 => model.prefill(ids, &mut cache)?,
+                    1 => model.prefill_until(ids, &mut cache, &Cancel::default(), on_read)?,
                     _ => {
                         let column = Tensor::new(ids, model.device())?.unsqueeze(0)?;
                         let column = column.repeat((batch, 1))?;

@@ -29,7 +29,7 @@ pub mod inspect;
 pub mod linearize;
 pub mod man;
 mod model;
-mod reading;
+pub mod reading;
 mod recipe;
 pub mod report;
 mod sampling;

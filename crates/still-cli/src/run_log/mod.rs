@@ -14,6 +14,7 @@ pub use evaluations::{Evaluation, metric_words};
 pub use steps::{LayerLoss, StageLog, Step};
 
 use crate::errors::user;
+use crate::verdict::Verdict;
 
 /// The log of a run.
 #[derive(Debug)]
@@ -26,6 +27,8 @@ pub struct RunLog {
     pub evaluations: Vec<Evaluation>,
     /// The resolved recipe: as it is written, and read.
     pub recipe: Option<(String, toml::Table)>,
+    /// The student compared with its teacher, once the run is over.
+    pub verdict: Option<Verdict>,
 }
 
 impl RunLog {
@@ -70,6 +73,7 @@ impl RunLog {
             stages: StageLog::split(steps),
             evaluations: lines::read(&dir.join(evaluations::FILE))?.unwrap_or_default(),
             recipe: recipe(&dir.join("recipe.toml"))?,
+            verdict: Verdict::read(dir)?,
         })
     }
 

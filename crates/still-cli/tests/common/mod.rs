@@ -27,12 +27,14 @@ pub fn still() -> Command {
     command
 }
 
-/// `linearize --model … --data … --out …`.
-pub fn linearize_args(model: &Path, data: &Path, out: &Path) -> [OsString; 7] {
+/// `linearize --no-verdict --model … --data … --out …`: what tests run often does without the minute that a verdict may take.
+pub fn linearize_args(model: &Path, data: &Path, out: &Path) -> [OsString; 8] {
     let paths = [model, data, out].map(|path| path.as_os_str().to_owned());
     let [model, data, out] = paths;
     let word = OsString::from;
-    [word("linearize"), word("--model"), model, word("--data"), data, word("--out"), out]
+    let command = [word("linearize"), word("--no-verdict")];
+    let [linearize, no_verdict] = command;
+    [linearize, no_verdict, word("--model"), model, word("--data"), data, word("--out"), out]
 }
 
 /// What a run said.

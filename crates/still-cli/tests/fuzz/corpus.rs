@@ -113,7 +113,16 @@ fn data(at: &dyn Fn(&str) -> PathBuf) {
         still()
             .current_dir(at("delta"))
             .env("STILL_CACHE", at("cache"))
-            .args(["linearize", "-q", "--no-tensorboard", "--delta", "--model", "base", "--out"])
+            .args([
+                "linearize",
+                "--no-verdict",
+                "-q",
+                "--no-tensorboard",
+                "--delta",
+                "--model",
+                "base",
+                "--out",
+            ])
             .args(["model", "--set", "transfer.steps=1", "--set", "finetune.steps=1"])
             .args(STEPS)
             .arg("--data")
@@ -190,7 +199,16 @@ fn run(at: &dyn Fn(&str) -> PathBuf) {
         still()
             .current_dir(at("run"))
             .env("STILL_CACHE", at("cache"))
-            .args(["linearize", "-q", "--no-tensorboard", "--model", "model", "--out", "out"])
+            .args([
+                "linearize",
+                "--no-verdict",
+                "-q",
+                "--no-tensorboard",
+                "--model",
+                "model",
+                "--out",
+                "out",
+            ])
             .args(["--data", "text.txt", "--set", "transfer.steps=2", "--set", "finetune.steps=2"])
             .args(["--set", "checkpoint.every=1"])
             .args(STEPS),
@@ -278,6 +296,7 @@ fn targets(dir: &Path) -> Vec<Target> {
             files: one("recipe.toml"),
             command: &[
                 "linearize",
+                "--no-verdict",
                 "-q",
                 "--no-tensorboard",
                 "--model",
@@ -297,6 +316,7 @@ fn targets(dir: &Path) -> Vec<Target> {
             files: one("plan.toml"),
             command: &[
                 "linearize",
+                "--no-verdict",
                 "--dry-run",
                 "-q",
                 "--no-tensorboard",
@@ -316,6 +336,7 @@ fn targets(dir: &Path) -> Vec<Target> {
             "text.txt",
             &[
                 "linearize",
+                "--no-verdict",
                 "-q",
                 "--no-tensorboard",
                 "--model",
@@ -339,6 +360,7 @@ fn targets(dir: &Path) -> Vec<Target> {
             "lines.jsonl",
             &[
                 "linearize",
+                "--no-verdict",
                 "-q",
                 "--no-tensorboard",
                 "--model",
@@ -364,6 +386,7 @@ fn targets(dir: &Path) -> Vec<Target> {
             "lines.jsonl.zst",
             &[
                 "linearize",
+                "--no-verdict",
                 "-q",
                 "--no-tensorboard",
                 "--model",
@@ -387,6 +410,7 @@ fn targets(dir: &Path) -> Vec<Target> {
             "tokens.bin",
             &[
                 "linearize",
+                "--no-verdict",
                 "-q",
                 "--no-tensorboard",
                 "--model",
@@ -411,6 +435,7 @@ fn targets(dir: &Path) -> Vec<Target> {
             files: in_run.clone(),
             command: &[
                 "linearize",
+                "--no-verdict",
                 "-q",
                 "--no-tensorboard",
                 "--resume",

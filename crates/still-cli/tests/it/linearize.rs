@@ -269,3 +269,71 @@ fn exports_agree_after_dropout_and_evaluations() {
     assert_eq!(lines.len(), 4, "before the first step, step 2 and 3, and step 2: {log}");
     assert!(lines.iter().all(|line| line["repeated_nll"].is_f64()));
 }
+
+/// A run of few tokens ends with a verdict: in the terminal, in the run's directory, in JSON and in its report.
+#[test]
+fn a_finished_run_is_judged() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data.txt");
+    fs::write(&data, words(2000)).unwrap();
+    let command = |more: &[&str]| {
+        let args = linearize_args(teacher_dir(), &data, &dir.path().join("student"));
+        let judged = args.into_iter().filter(|word| word != "--no-verdict");
+        let mut command = still();
+        command.env("STILL_CACHE", dir.path().join("cache")).args(judged).args(SHORT).args(more);
+        Outcome::of(&mut command)
+    };
+    let outcome = command(&["--json"]);
+    outcome.succeeded();
+    let verdict = &outcome.json()["verdict"];
+    let rows = verdict["rows"].as_array().unwrap();
+    let names: Vec<&str> = rows.iter().map(|row| row["model"].as_str().unwrap()).collect();
+    assert_eq!(names, ["teacher", "untrained", "trained"]);
+    for (n, row) in rows.iter().enumerate() {
+        for key in ["perplexity", "repeated_nll", "cache_bytes", "decode_tokens_per_s"] {
+            assert!(row[key].as_f64().unwrap() > 0.0, "{key} of {row}");
+        }
+        assert_eq!(row["recall"][0]["what"], "pass keys");
+        let ratio = &row["perplexity_ratio"];
+        let end = |key: &str| ratio[key].as_f64().unwrap();
+        assert!(
+            n == 0 && ratio.is_null() || end("low") <= end("mean") && end("mean") <= end("high")
+        );
+    }
+    assert_eq!(verdict["samples"].as_array().unwrap().len(), 2);
+    let sentence = verdict["sentence"].as_str().unwrap();
+    let told = outcome.stderr.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(told.contains(sentence), "{}", outcome.stderr);
+    assert!(told.contains("Held out: ") && told.contains("still chat --model"), "{told}");
+
+    let run_dir = dir.path().join("student.run");
+    let report = Outcome::of(still().args(["report", "run"]).arg(&run_dir));
+    report.succeeded();
+    let page = fs::read_to_string(run_dir.join("report.html")).unwrap();
+    assert!(page.contains("<h2>Verdict</h2>") && page.contains("held-out perplexity"));
+    assert!(report.stdout.contains("held-out perplexity"), "{}", report.stdout);
+
+    // Without one, that of the student before is gone.
+    let again = command(&["--overwrite", "--resume", "--no-verdict", "--json"]);
+    again.succeeded();
+    assert!(again.json()["verdict"].is_null());
+    assert!(!run_dir.join("verdict.json").exists());
+}
+
+/// Text that the run held out is what its student is judged on.
+#[test]
+fn a_verdict_reads_what_the_run_held_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, heldout) = (dir.path().join("data.txt"), dir.path().join("heldout.txt"));
+    fs::write(&data, words(2000)).unwrap();
+    fs::write(&heldout, words(900)).unwrap();
+    let set = format!("data.heldout_files=[{:?}]", heldout.to_str().unwrap());
+    let args = linearize_args(teacher_dir(), &data, &dir.path().join("student"));
+    let judged = args.into_iter().filter(|word| word != "--no-verdict");
+    let mut command = still();
+    command.env("STILL_CACHE", dir.path().join("cache")).args(judged).args(SHORT);
+    let outcome = Outcome::of(command.args(["--json", "--set", &set]));
+    outcome.succeeded();
+    let heldout = outcome.json()["verdict"]["heldout"].as_str().unwrap().to_owned();
+    assert!(heldout.contains("windows of the run's data"), "{heldout}");
+}

@@ -104,6 +104,23 @@ pub fn ask(
     options: &AskOptions,
     listener: &dyn Listener,
 ) -> Result<Asked> {
+    ask_after(model, task, None, known, options, listener)
+}
+
+/// [`ask`], where written answers may go on from what was read already: its token ids, and a cache of `options.rows` that
+/// has read them and nothing else. Prompts that begin otherwise are read whole, and so are all on a device that writes many
+/// answers together.
+///
+/// # Errors
+/// As [`ask`].
+pub fn ask_after(
+    model: &Model,
+    task: &Task,
+    read: Option<(Vec<u32>, Cache)>,
+    known: Vec<Sample>,
+    options: &AskOptions,
+    listener: &dyn Listener,
+) -> Result<Asked> {
     if options.batch_size == 0 {
         return Err(EvalError::Argument("a batch has at least one item".into()));
     }
@@ -124,7 +141,7 @@ pub fn ask(
     };
     let (new, mut tokens) = asking.likelihoods(&likely, options.batch_size)?;
     answered.extend(new.into_iter().map(|sample| (sample.id.clone(), sample)));
-    let mut writer = Writer::new(model, &asking.empty);
+    let mut writer = Writer::new(model, &asking.empty, read);
     let lengths =
         written.iter().map(|(_, question)| question.prompt_ids().len() + question.max_new_tokens());
     let longest = lengths.max().unwrap_or(0);

@@ -25,9 +25,10 @@ pub struct Writer<'a> {
 }
 
 impl<'a> Writer<'a> {
-    /// `empty` is a cache of one sequence that nothing was fed to.
-    pub fn new(model: &'a Model, empty: &'a Cache) -> Self {
-        Self { model, empty, beginning: None, tokens: 0 }
+    /// `empty` is a cache of one sequence that nothing was fed to, `beginning` what prompts may begin with and the cache that
+    /// has read it.
+    pub fn new(model: &'a Model, empty: &'a Cache, beginning: Option<(Vec<u32>, Cache)>) -> Self {
+        Self { model, empty, beginning, tokens: 0 }
     }
 
     /// How many questions of up to `tokens` tokens, answers included, are answered together: `most`; with dense attention no more

@@ -22,6 +22,15 @@ pub enum ExportKind {
     Full(DType),
     /// Only what differs from the base, which is named and hashed.
     Delta,
+    /// [`ExportKind::Delta`] with learned matrices in this dtype, f16 or bf16: half the bytes. Other learned tensors stay f32.
+    DeltaIn(DType),
+}
+
+impl ExportKind {
+    /// Whether the base's weights are left out.
+    pub fn is_delta(self) -> bool {
+        matches!(self, Self::Delta | Self::DeltaIn(_))
+    }
 }
 
 /// Saves a student; a student that stood there before is replaced only once the new one is complete.
@@ -54,12 +63,19 @@ pub fn save_student_to(target: &StudentTarget, model: &Model, kind: ExportKind) 
                 write_json(&staging.path().join(GENERATION_FILE), generation)?;
             }
         }
-        ExportKind::Delta => {
+        ExportKind::Delta | ExportKind::DeltaIn(_) => {
             config[BASE_KEY] = delta::record(target.dir(), model)?;
             if let Some(lora) = &student.lora {
                 config[LORA_KEY] = to_json(lora)?;
             }
-            write_tensors(&staging.path().join(DELTA_FILE), learned_entries(student)?)?;
+            let entries = match kind {
+                ExportKind::DeltaIn(dtype) => {
+                    dtype_name(dtype)?;
+                    rounded_entries(student, dtype)?
+                }
+                _ => learned_entries(student)?,
+            };
+            write_tensors(&staging.path().join(DELTA_FILE), entries)?;
         }
     }
     model.tokenizer.save(staging.path())?;
@@ -98,6 +114,29 @@ pub(super) fn merged_entries<'a>(
 pub(super) fn learned_entries(student: &Student) -> Result<Vec<Entry<'static>>> {
     let learned = student.to_device(&Device::Cpu)?.checkpoint_tensors()?;
     Ok(learned.into_iter().map(|(name, tensor)| Entry::of(name, tensor)).collect())
+}
+
+/// [`learned_entries`] with matrices in `dtype`.
+///
+/// # Errors
+/// A value that `dtype` does not hold.
+fn rounded_entries(student: &Student, dtype: DType) -> Result<Vec<Entry<'static>>> {
+    let learned = student.to_device(&Device::Cpu)?.checkpoint_tensors()?;
+    let rounded = learned.into_iter().map(|(name, tensor)| {
+        if tensor.rank() < 2 {
+            return Ok(Entry::of(name, tensor));
+        }
+        let rounded = tensor.to_dtype(dtype)?;
+        let values = rounded.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+        if values.iter().any(|value| !value.is_finite()) {
+            return Err(ModelError::Invalid(format!(
+                "{name} has a value that {} does not hold",
+                dtype.as_str()
+            )));
+        }
+        Ok(Entry::of(name, rounded))
+    });
+    rounded.collect()
 }
 
 fn write_json(path: &Path, json: &Value) -> Result<()> {

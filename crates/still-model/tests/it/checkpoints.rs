@@ -159,6 +159,39 @@ fn a_delta_gives_identical_logits_and_checks_its_base() {
     }
 }
 
+/// Half the bytes, and what it computes is what a student of the rounded values does.
+#[test]
+fn a_delta_in_f16_has_rounded_matrices_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = base_on_disk(&dir.path().join("base"), &random_model(tiny_config(), 1).unwrap());
+    let learned = student(&base);
+    let path = |name: &str| dir.path().join(name);
+    let save = |name: &str, student, kind| {
+        save_student(&path(name), &base.with_student(student), kind).unwrap();
+        Model::load(path(name).to_str().unwrap()).unwrap()
+    };
+    let small = save("f16", learned.clone(), ExportKind::DeltaIn(DType::F16));
+    let rounded = learned.map_tensors(|name, tensor| {
+        let matrix = !["log_lambda", "window_factor"].iter().any(|of| name.ends_with(of));
+        let rounded = tensor.to_dtype(DType::F16)?.to_dtype(DType::F32)?;
+        Ok(if matrix { rounded } else { tensor.clone() })
+    });
+    let whole = save("f32", rounded.unwrap(), ExportKind::Delta);
+    assert_eq!(logits(&small), logits(&whole));
+    let bytes =
+        |name: &str| std::fs::metadata(path(name).join("student.safetensors")).unwrap().len();
+    assert!(bytes("f16") < bytes("f32") * 3 / 4, "{} of {}", bytes("f16"), bytes("f32"));
+
+    let large = learned.map_tensors(|name, tensor| {
+        Ok(if name.ends_with("feature_map_q") { (tensor * 1e6)? } else { tensor.clone() })
+    });
+    let out = path("large");
+    let error =
+        save_student(&out, &base.with_student(large.unwrap()), ExportKind::DeltaIn(DType::F16));
+    assert!(error.unwrap_err().to_string().contains("does not hold"));
+    assert!(!out.exists());
+}
+
 #[test]
 fn a_delta_of_a_model_in_memory_is_refused() {
     let dir = tempfile::tempdir().unwrap();

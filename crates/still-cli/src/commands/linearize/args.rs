@@ -16,10 +16,11 @@ Examples:
   still linearize --model base --data a.txt --out s --set transfer.steps=200
   still linearize --model base --data a.txt --out s --dry-run
   still linearize --model base --data a.txt --out s --resume
-  still linearize --model base --data a.txt --out s --device cuda --delta";
+  still linearize --model base --data a.txt --out s --device cuda --delta
+  still linearize --model base --data a.txt --out s --delta --dtype f16";
 
-/// Dtypes of a full student's weights.
-const DTYPES: [DType; 2] = [DType::F32, DType::BF16];
+/// Dtypes of a student's weights.
+const DTYPES: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
 
 /// `still linearize`
 #[derive(Clone, Debug, Args)]
@@ -40,10 +41,13 @@ pub struct LinearizeArgs {
     /// Write no TensorBoard event files (they go to the run directory's tensorboard/)
     #[arg(long)]
     no_tensorboard: bool,
+    /// Do not compare the finished student with its teacher: saves up to a minute
+    #[arg(long)]
+    no_verdict: bool,
     /// Write only what differs from the base model, which is named and hashed
-    #[arg(long, conflicts_with = "dtype")]
+    #[arg(long)]
     delta: bool,
-    /// Weights of a full student
+    /// Weights of a full student; with --delta its learned matrices
     #[arg(long, value_name = "DTYPE", default_value = "f32", value_parser = one_of(&DTYPES, |dtype| dtype.as_str()))]
     dtype: DType,
     /// Replace OUT if it exists
@@ -69,6 +73,7 @@ pub struct Settings {
     pub dry_run: bool,
     pub tensorboard: bool,
     pub kind: ExportKind,
+    pub verdict: bool,
     pub json: bool,
 }
 
@@ -86,7 +91,12 @@ impl LinearizeArgs {
             overwrite: self.overwrite,
             dry_run: self.dry_run,
             tensorboard: !self.no_tensorboard,
-            kind: if self.delta { ExportKind::Delta } else { ExportKind::Full(self.dtype) },
+            kind: match (self.delta, self.dtype) {
+                (false, dtype) => ExportKind::Full(dtype),
+                (true, DType::F32) => ExportKind::Delta,
+                (true, dtype) => ExportKind::DeltaIn(dtype),
+            },
+            verdict: !self.no_verdict,
             json: self.json,
         })
     }

@@ -8,7 +8,7 @@ mod places;
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
-use still_model::{ExportKind, Model, save_student_to};
+use still_model::{Model, save_student_to};
 use still_train::{Recipe, TokenCache, Windows, calibrated_recipe, linearize_in};
 
 pub use self::args::LinearizeArgs;
@@ -20,6 +20,7 @@ use crate::plot::number;
 use crate::printer::Printer;
 use crate::run_log::{LayerLoss, RunLog};
 use crate::table;
+use crate::verdict::{Judged, Verdict, judge};
 
 /// Runs the command.
 pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
@@ -34,6 +35,7 @@ pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
     places.check_room(&model, &inputs.recipe, settings.kind)?;
     let run_dir = places.run_dir.path();
     printer.step("Run", run_dir.display());
+    Verdict::remove(run_dir)?;
     let mut observer = RunObserver::new(printer, run_dir, settings.tensorboard);
     let cache = TokenCache::user()?;
     let recipe =
@@ -49,18 +51,57 @@ pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
     }
     save_student_to(&places.student, &student, settings.kind)?;
     printer.step("Saved", settings.out.display());
-    printer.note(format_args!("look at the run: still report run {}", run_dir.display()));
-    printer.note(format_args!("talk to it: still chat --model {}", settings.out.display()));
+    let verdict = verdict(settings, &student, &recipe, &windows, run_dir, printer);
+    if verdict.is_none() {
+        printer.note(format_args!("look at the run: still report run {}", run_dir.display()));
+        printer.note(format_args!("talk to it: still chat --model {}", settings.out.display()));
+    }
     if settings.json {
         printer.json(&json!({
             "out": settings.out.display().to_string(),
             "run_dir": run_dir.display().to_string(),
-            "export": if settings.kind == ExportKind::Delta { "delta" } else { "full" },
+            "export": if settings.kind.is_delta() { "delta" } else { "full" },
             "stages": observer.stages(),
             "layers": layers,
+            "verdict": verdict,
         }))?;
     }
     Ok(())
+}
+
+/// Compares the saved student with its teacher. The run is whole without it: what goes wrong is told, and that is all.
+fn verdict(
+    settings: &Settings,
+    student: &Model,
+    recipe: &Recipe,
+    windows: &Windows,
+    run_dir: &Path,
+    printer: &Printer,
+) -> Option<Verdict> {
+    if !settings.verdict {
+        return None;
+    }
+    interrupt::hint(format!(
+        "the student is saved, and only its verdict is missing: still chat --model {}",
+        settings.out.display()
+    ));
+    let heldout: Vec<Vec<u32>> =
+        windows.heldout().iter().map(|window| window.ids().to_vec()).collect();
+    let judged = Judged { recipe, heldout: &heldout, student, out: &settings.out, run_dir };
+    let made = judge(&judged, printer).and_then(|verdict| {
+        verdict.write(run_dir)?;
+        Ok(verdict)
+    });
+    match made {
+        Ok(verdict) => {
+            printer.table(&format!("\n{}\n", verdict.render()));
+            Some(verdict)
+        }
+        Err(error) => {
+            printer.warn(format_args!("there is no verdict on the student: {error:#}"));
+            None
+        }
+    }
 }
 
 /// First and last losses, from the log: a resumed run has done only a part of the steps itself.

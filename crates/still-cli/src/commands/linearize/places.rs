@@ -67,7 +67,7 @@ impl Places {
         let (checkpoints, learned) = checkpoint_bytes(model, recipe)?;
         let student = match kind {
             ExportKind::Full(dtype) => model.decoder.elements()? * dtype.size_in_bytes() as u64,
-            ExportKind::Delta => 0,
+            ExportKind::Delta | ExportKind::DeltaIn(_) => 0,
         } + learned;
         let parent = still_model::files::parent(self.student.dir());
         let mut needs = vec![

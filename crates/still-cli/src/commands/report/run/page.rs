@@ -9,6 +9,7 @@ use crate::page;
 use crate::plot::number;
 use crate::run_log::{Evaluation, RunLog, StageLog, metric_words};
 use crate::table;
+use crate::verdict::{Sample, Verdict, lines};
 
 const TEMPLATE: &str = include_str!("page.html");
 
@@ -16,6 +17,7 @@ const TEMPLATE: &str = include_str!("page.html");
 #[derive(Serialize)]
 struct Data<'a> {
     run: String,
+    verdict: Option<Judgement>,
     figures: Vec<(&'a str, String)>,
     stages: Vec<StagePart>,
     evaluations: Option<Evaluations>,
@@ -24,6 +26,17 @@ struct Data<'a> {
     budgets: Option<String>,
     budget_map: Option<String>,
     recipe: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct Judgement {
+    sentence: String,
+    /// Names of the models, and a line of cells for each measurement.
+    models: Vec<String>,
+    rows: Vec<Vec<String>>,
+    measured: String,
+    samples: Vec<Sample>,
+    next: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -65,6 +78,7 @@ pub fn render(log: &RunLog) -> anyhow::Result<String> {
     let done = stages(log);
     let data = Data {
         run: log.dir.display().to_string(),
+        verdict: log.verdict.as_ref().map(judgement),
         figures: figures(log, &done),
         stages: log.stages.iter().zip(&done).map(|(stage, done)| part(stage, done)).collect(),
         evaluations: (!log.evaluations.is_empty()).then(|| evaluations(log)),
@@ -75,6 +89,17 @@ pub fn render(log: &RunLog) -> anyhow::Result<String> {
         recipe: recipe.map(|(text, _)| text.trim_end()),
     };
     page::render(TEMPLATE, data)
+}
+
+fn judgement(verdict: &Verdict) -> Judgement {
+    Judgement {
+        sentence: verdict.sentence.clone(),
+        models: verdict.rows.iter().map(|row| row.model.clone()).collect(),
+        rows: lines(&verdict.rows),
+        measured: verdict.measured().replace('\n', " "),
+        samples: verdict.samples.clone(),
+        next: verdict.next.clone(),
+    }
 }
 
 fn figures(log: &RunLog, stages: &[Stage]) -> Vec<(&'static str, String)> {

@@ -8,6 +8,7 @@ use crate::commands::linearize::layer_table;
 use crate::plot::number;
 use crate::run_log::{Evaluation, LayerLoss, RunLog, metric_words};
 use crate::table;
+use crate::verdict::Verdict;
 
 /// What `still report run` prints.
 #[derive(Debug, Serialize)]
@@ -17,6 +18,7 @@ pub struct Summary {
     stages: Vec<Stage>,
     layers: Vec<LayerLoss>,
     evaluations: Vec<Evaluation>,
+    verdict: Option<Verdict>,
 }
 
 /// A stage so far.
@@ -70,6 +72,7 @@ impl Summary {
             stages: stages(log),
             layers: log.layers(),
             evaluations: log.evaluations.clone(),
+            verdict: log.verdict.clone(),
         }
     }
 
@@ -87,7 +90,8 @@ impl Summary {
             ]
         });
         let headers = ["stage", "steps", "tokens", "skipped", "first loss", "last loss"];
-        let mut tables = vec![table::render(&headers, &rows.collect::<Vec<_>>())];
+        let mut tables: Vec<String> = self.verdict.iter().map(Verdict::render).collect();
+        tables.push(table::render(&headers, &rows.collect::<Vec<_>>()));
         if !self.evaluations.is_empty() {
             tables.push(self.evaluation_table());
         }

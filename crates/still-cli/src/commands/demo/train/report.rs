@@ -4,21 +4,10 @@ use serde::Serialize;
 use still_eval::{Interval, PairedBootstrap, gap_closed};
 
 use super::evaluation::Row;
-use super::text::{EVAL_WINDOW, HELDOUT_BOOK};
+use super::text::EVAL_WINDOW;
+use crate::books;
 use crate::table;
-
-/// A text that a model wrote.
-#[derive(Debug, Serialize)]
-pub struct Sample {
-    /// Which row's model wrote it.
-    pub model: &'static str,
-    /// What it was asked.
-    pub prompt: String,
-    /// What it wrote.
-    pub text: String,
-    /// `greedy`, or the temperature and seed.
-    pub sampling: String,
-}
+use crate::verdict::Sample;
 
 /// Seconds spent on each part.
 #[derive(Debug, Default, Serialize)]
@@ -31,9 +20,9 @@ pub struct Parts {
     pub stage1: f64,
     /// Low-rank finetuning.
     pub stage2: f64,
-    /// Training the window-only student.
+    /// Training the window-only student, with `--full`.
     pub window_only: f64,
-    /// Measuring the five models.
+    /// Measuring the models.
     pub evaluation: f64,
     /// Writing samples.
     pub samples: f64,
@@ -50,8 +39,10 @@ pub struct Report {
     pub samples: Vec<Sample>,
     /// Share of the untrained student's log-perplexity gap to the teacher at 4k that training closed.
     pub gap_closed_4k: Option<f64>,
-    /// Mean NLL of stage 2 minus window-only at 4k, nats per token, 95 % paired bootstrap; below 0 is better.
-    pub stage2_minus_window_only_4k: Interval,
+    /// Mean NLL of stage 2 minus window-only at 4k, nats per token, 95 % paired bootstrap; below 0 is better. Absent without
+    /// `--full`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stage2_minus_window_only_4k: Option<Interval>,
     /// The student's cache at 4k as a share of the teacher's.
     pub cache_share_4k: f64,
     /// Where the time went.
@@ -102,11 +93,12 @@ impl Report {
             found.ok_or_else(|| anyhow::anyhow!("the table has no row {name}"))
         };
         let (teacher, untrained) = (row("teacher")?, row("untrained")?);
-        let (stage2, window_only) = (row("stage2")?, row("window_only")?);
+        let (stage2, window_only) = (row("stage2")?, row("window_only").ok());
         let bootstrap = PairedBootstrap { seed: setting.seed, ..PairedBootstrap::default() };
+        let difference = |other: &Row| bootstrap.difference(&stage2.nll, &other.nll);
         Ok(Self {
             gap_closed_4k: gap_closed(teacher.ppl_4k, untrained.ppl_4k, stage2.ppl_4k),
-            stage2_minus_window_only_4k: bootstrap.difference(&stage2.nll, &window_only.nll)?,
+            stage2_minus_window_only_4k: window_only.map(difference).transpose()?,
             cache_share_4k: stage2.cache_bytes_4k as f64 / teacher.cache_bytes_4k as f64,
             rows,
             seconds,
@@ -151,20 +143,22 @@ impl Report {
                 100.0 * closed
             ));
         }
-        let Interval { mean, low, high } = self.stage2_minus_window_only_4k;
+        if let Some(Interval { mean, low, high }) = self.stage2_minus_window_only_4k {
+            lines.push(format!(
+                "Stage 2 minus window-only at 4k: {mean:+.4} nats a token (95 % interval {low:+.4} to {high:+.4})."
+            ));
+        }
         lines.push(format!(
-            "Stage 2 minus window-only at 4k: {mean:+.4} nats a token (95 % interval {low:+.4} to {high:+.4})."
-        ));
-        lines.push(format!(
-            "Held out: {} tokens of {HELDOUT_BOOK} in windows of {EVAL_WINDOW}; \"1k\" is each window's first 1024 \
+            "Held out: {} tokens of {} in windows of {EVAL_WINDOW}; \"1k\" is each window's first 1024 \
              positions, which equals windows of 1024 because attention is causal.",
-            self.setting.heldout_tokens
+            self.setting.heldout_tokens,
+            books::HELDOUT.title,
         ));
         for sample in &self.samples {
             lines.push(String::new());
             lines.push(format!(
                 "{} ({}), asked {:?}:",
-                label(sample.model),
+                label(&sample.model),
                 sample.sampling,
                 sample.prompt
             ));

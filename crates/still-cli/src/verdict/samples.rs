@@ -1,22 +1,42 @@
-//! Short texts from teacher and student.
+//! Short texts of teacher and student.
 
 use std::ops::ControlFlow;
 
-use still_attention::RowDtype;
+use serde::{Deserialize, Serialize};
 use still_model::{GenerateOptions, Message, Model, generate};
 
-use super::report::Sample;
+use super::usual_rows;
 
 const QUESTION: &str = "Why is the sky blue? Answer in two sentences.";
 const MAX_NEW_TOKENS: usize = 48;
+
+/// A text that a model wrote.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Sample {
+    /// Which row's model wrote it.
+    pub model: String,
+    /// What it was asked.
+    pub prompt: String,
+    /// What it wrote.
+    pub text: String,
+    /// `greedy`, or the temperature and seed.
+    pub sampling: String,
+}
 
 /// Asks one question, once greedily and once with sampling.
 ///
 /// # Errors
 /// If the model fails.
-pub fn samples(name: &'static str, model: &Model, seed: u64) -> anyhow::Result<Vec<Sample>> {
-    let ids = prompt(model)?;
-    [0.0, 0.7].into_iter().map(|temperature| sample(name, model, &ids, temperature, seed)).collect()
+pub fn samples(name: &str, model: &Model, seed: u64) -> anyhow::Result<Vec<Sample>> {
+    Ok(vec![greedy(name, model)?, sample(name, model, 0.7, seed)?])
+}
+
+/// Asks the question greedily.
+///
+/// # Errors
+/// If the model fails.
+pub fn greedy(name: &str, model: &Model) -> anyhow::Result<Sample> {
+    sample(name, model, 0.0, 0)
 }
 
 fn prompt(model: &Model) -> anyhow::Result<Vec<u32>> {
@@ -30,13 +50,7 @@ fn prompt(model: &Model) -> anyhow::Result<Vec<u32>> {
     })
 }
 
-fn sample(
-    name: &'static str,
-    model: &Model,
-    ids: &[u32],
-    temperature: f64,
-    seed: u64,
-) -> anyhow::Result<Sample> {
+fn sample(name: &str, model: &Model, temperature: f64, seed: u64) -> anyhow::Result<Sample> {
     let options = GenerateOptions {
         max_new_tokens: MAX_NEW_TOKENS,
         temperature,
@@ -44,11 +58,12 @@ fn sample(
         seed,
         ..GenerateOptions::default()
     };
-    let mut cache = model.new_cache(1, RowDtype::Bf16)?;
+    let ids = prompt(model)?;
+    let mut cache = model.new_cache(1, usual_rows(model))?;
     let generation =
-        generate(model, ids, &mut cache, &options, &mut |_| ControlFlow::Continue(()))?;
+        generate(model, &ids, &mut cache, &options, &mut |_| ControlFlow::Continue(()))?;
     Ok(Sample {
-        model: name,
+        model: name.into(),
         prompt: QUESTION.into(),
         text: generation.text,
         sampling: match temperature {

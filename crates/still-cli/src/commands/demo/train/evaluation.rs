@@ -1,32 +1,26 @@
 //! One row of the demo's table.
 
+use anyhow::Context;
 use serde::Serialize;
-use still_attention::RowDtype;
 use still_eval::long::{LongFiles, LongOptions, LongTask};
-use still_eval::run::{Answer, AskOptions, Sample, ask, mean};
+use still_eval::run::{Answer, Sample, mean};
 use still_eval::task::{Metric, Task};
-use still_eval::{ModelBench, Nll};
+use still_eval::{Nll, Yardstick};
 use still_model::Model;
 
-use super::DemoArgs;
-use super::text::{DemoText, EVAL_WINDOW, SHORT};
+use super::text::{EVAL_WINDOW, SHORT};
+use crate::commands::demo::DemoArgs;
 use crate::printer::Printer;
-use crate::progress::Bar;
+use crate::verdict::{HELDOUT, measure};
 
 /// What is measured of every model.
 #[derive(Debug)]
-pub struct Bench<'a> {
-    heldout: &'a Task,
-    /// The same for all.
-    passkey: Task,
-    /// Decode steps timed at each context.
-    decode_steps: usize,
-}
+pub struct Bench(Yardstick);
 
 /// A row of the table: what one model scored.
 #[derive(Debug, Serialize)]
 pub struct Row {
-    /// `teacher`, `untrained`, `stage1`, `stage2` or `window_only`.
+    /// `teacher`, `untrained`, `stage1`, `stage2` or, with `--full`, `window_only`.
     pub model: &'static str,
     /// Perplexity over the first 1024 positions of every held-out window.
     pub ppl_1k: f64,
@@ -62,20 +56,22 @@ pub struct PasskeyAnswer {
     pub right: bool,
 }
 
-impl<'a> Bench<'a> {
+impl Bench {
     /// The demo's held-out text, pass keys in [`EVAL_WINDOW`] tokens, and speed after [`SHORT`] and as many tokens.
     ///
     /// # Errors
     /// If the model's tokenizer fails.
-    pub fn new(args: &DemoArgs, text: &'a DemoText, model: &Model) -> anyhow::Result<Self> {
+    pub fn new(args: &DemoArgs, heldout: Task, model: &Model) -> anyhow::Result<Self> {
         let options =
             LongOptions { length: EVAL_WINDOW, items: args.keys, seed: args.seed, chat: false };
         let (vocab_size, files) = (model.config().vocab_size, LongFiles::default());
-        Ok(Self {
-            heldout: &text.heldout,
-            passkey: LongTask::Passkey.build(&model.tokenizer, vocab_size, &files, options)?,
+        let passkey = LongTask::Passkey.build(&model.tokenizer, vocab_size, &files, options)?;
+        Ok(Self(Yardstick {
+            document: None,
+            tasks: vec![heldout, passkey],
+            contexts: vec![SHORT, EVAL_WINDOW],
             decode_steps: args.decode_steps,
-        })
+        }))
     }
 
     /// Measures a model, with a bar.
@@ -88,48 +84,34 @@ impl<'a> Bench<'a> {
         model: &Model,
         printer: &Printer,
     ) -> anyhow::Result<Row> {
-        let items = self.heldout.items.len() + self.passkey.items.len();
-        let bar = Bar::new(printer, "Evaluating", name, items, "items");
-        let answers = |task: &Task, rows| -> still_eval::Result<Vec<Sample>> {
-            let told = |_: &Task, _: &Sample| {
-                bar.advance(1);
-                Ok(())
-            };
-            let options = AskOptions { rows, ..AskOptions::default() };
-            Ok(ask(model, task, Vec::new(), &options, &told)?.samples)
+        let measured = measure(&self.0, name, model, printer)?;
+        let keys = measured.samples(LongTask::Passkey.name());
+        let [short, full] = measured.points[..] else {
+            return Err(anyhow::anyhow!("two contexts were to be timed"));
         };
-        let nll = Nll::of(&answers(self.heldout, RowDtype::F32)?);
-        let keys = answers(&self.passkey, RowDtype::Bf16)?;
-        let bench = ModelBench::new(model, 1, RowDtype::Bf16)?;
-        let short = bench.time(SHORT, self.decode_steps)?;
-        let full = bench.time(EVAL_WINDOW, self.decode_steps)?;
-        let row = Row {
+        let nll = measured.nll(HELDOUT).context("no held-out window was read")?;
+        Ok(Row {
             model: name,
             // Causal attention: the first 1024 positions of a window are a window of 1024.
             ppl_1k: nll.prefix(SHORT).perplexity(),
             ppl_4k: nll.perplexity(),
-            passkey_4k: mean(&keys, Metric::Score),
+            passkey_4k: mean(keys, Metric::Score),
             cache_bytes_1k: short.prefilled_cache_bytes,
             cache_bytes_4k: full.prefilled_cache_bytes,
             decode_tokens_per_s_1k: 1e3 / short.decode_p50_ms,
             decode_tokens_per_s_4k: 1e3 / full.decode_p50_ms,
             prefill_tokens_per_s: full.prefill_tokens_per_s,
-            passkey_answers: keys.into_iter().filter_map(passkey_answer).collect(),
+            passkey_answers: keys.iter().filter_map(passkey_answer).collect(),
             nll,
-        };
-        bar.done(format_args!(
-            "{name}: perplexity {:.2} at 1k, {:.2} at 4k,",
-            row.ppl_1k, row.ppl_4k
-        ));
-        Ok(row)
+        })
     }
 }
 
-fn passkey_answer(sample: Sample) -> Option<PasskeyAnswer> {
+fn passkey_answer(sample: &Sample) -> Option<PasskeyAnswer> {
     let right = sample.scores.get(&Metric::Score) == Some(&1.0);
-    match sample.answer {
+    match &sample.answer {
         Answer::Generation { text, targets, .. } => {
-            Some(PasskeyAnswer { key: targets.concat(), answer: text, right })
+            Some(PasskeyAnswer { key: targets.concat(), answer: text.clone(), right })
         }
         _ => None,
     }

@@ -1,4 +1,4 @@
-//! The demo's books, embedded, and the windows cut from them.
+//! The windows cut from the demo's books.
 
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
@@ -7,15 +7,9 @@ use still_eval::task::{Task, WindowOptions, windows};
 use still_model::Tokenizer;
 use still_train::Window;
 
+use crate::books;
 use crate::errors::user;
-
-const TRAIN: &str = include_str!("../../../demo/train.txt");
-const HELDOUT: &str = include_str!("../../../demo/heldout.txt");
-
-/// What the bars call the training text.
-pub const TRAIN_BOOKS: &str = "Middlemarch, Kidnapped and The Land of Little Rain";
-/// What the bars call the held-out text.
-pub const HELDOUT_BOOK: &str = "The House on the Borderland";
+use crate::verdict;
 
 /// Tokens of a training window.
 pub const TRAIN_WINDOW: usize = 1024;
@@ -35,38 +29,45 @@ pub struct DemoText {
     pub train: Vec<Window>,
     /// Token ids of the longer windows that budgets are found on, spread over the training text.
     pub calibration: Vec<Vec<u32>>,
-    /// Perplexity of held-out windows of [`EVAL_WINDOW`] tokens, in reading order.
-    pub heldout: Task,
 }
 
 impl DemoText {
     /// Tokenizes the books and shuffles the training windows.
     ///
     /// # Errors
-    /// If the held-out text has fewer than `eval_windows` windows under this tokenizer.
-    pub fn new(tokenizer: &Tokenizer, eval_windows: usize, seed: u64) -> anyhow::Result<Self> {
-        let options = WindowOptions { length: EVAL_WINDOW, stride: None, limit: None };
-        let mut heldout = windows(HELDOUT, tokenizer, &options)?;
-        let available = heldout.items.len();
-        if eval_windows == 0 || eval_windows > available {
-            return Err(user(
-                format!("--windows {eval_windows} is out of range"),
-                format!("the held-out text has 1 to {available} windows of {EVAL_WINDOW} tokens"),
-            ));
-        }
-        heldout.items.truncate(eval_windows);
-        let tokens = tokenizer.encode(TRAIN, true)?;
+    /// If the tokenizer fails.
+    pub fn new(tokenizer: &Tokenizer, seed: u64) -> anyhow::Result<Self> {
+        let tokens = tokenizer.encode(books::TRAINING.text, true)?;
         let longer: Vec<&[u32]> = tokens.chunks_exact(CALIBRATION_WINDOW).collect();
         let every = longer.len().div_ceil(CALIBRATION_WINDOWS).max(1);
         let calibration = longer.iter().step_by(every).map(|ids| ids.to_vec()).collect();
         let mut train: Vec<Window> =
             tokens.chunks_exact(TRAIN_WINDOW).map(|ids| Window::from(ids.to_vec())).collect();
         train.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
-        Ok(Self { train, calibration, heldout })
+        Ok(Self { train, calibration })
     }
 
     /// Index of the window that the `step`-th training step reads: past the last it begins again.
     pub fn window_of_step(&self, step: usize) -> usize {
         step % self.train.len()
     }
+}
+
+/// Perplexity of so many held-out windows of [`EVAL_WINDOW`] tokens, in reading order.
+///
+/// # Errors
+/// If the held-out text has fewer windows under this tokenizer.
+pub fn heldout(tokenizer: &Tokenizer, count: usize) -> anyhow::Result<Task> {
+    let options = WindowOptions { length: EVAL_WINDOW, stride: None, limit: None };
+    let mut heldout = windows(books::HELDOUT.text, tokenizer, &options)?;
+    heldout.name = verdict::HELDOUT.into();
+    let available = heldout.items.len();
+    if count == 0 || count > available {
+        return Err(user(
+            format!("--windows {count} is out of range"),
+            format!("the held-out text has 1 to {available} windows of {EVAL_WINDOW} tokens"),
+        ));
+    }
+    heldout.items.truncate(count);
+    Ok(heldout)
 }
