@@ -233,6 +233,9 @@ pub struct StillConfig {
     /// Branch switches.
     #[serde(default)]
     pub branches: Branches,
+    /// How exact rows are stored where the student is used; what computes it decides if absent. Training computes with plain rows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rows: Option<RowDtype>,
 }
 
 impl StillConfig {
@@ -253,6 +256,7 @@ impl StillConfig {
             window_factor: false,
             logit_scale: None,
             branches: Branches::default(),
+            rows: None,
         }
     }
 
@@ -397,6 +401,11 @@ impl StillConfig {
     }
 
     fn validate_number(&self, num_layers: usize) -> Result<()> {
+        if let (Mode::LinearOnly, Some(rows)) = (self.mode, self.rows) {
+            return Err(AttentionError::Config(format!(
+                "linear_only keeps no exact rows, which are to be stored in {rows}: leave rows out"
+            )));
+        }
         match self.budgets.len() == num_layers {
             true => Ok(()),
             false => Err(AttentionError::Config(format!(

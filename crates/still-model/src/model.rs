@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use candle_core::{Device, DeviceLocation, Tensor};
+use candle_core::{DType, Device, DeviceLocation, Tensor};
 use still_attention::{AttentionKind, RowDtype};
 
 use crate::base::BaseIdentity;
@@ -57,8 +57,19 @@ impl Model {
         Self { student: Some(student), ..self.clone() }
     }
 
+    /// How exact rows of this model's cache are stored if nobody says otherwise: as its student says, or as `usual`. On CUDA rows
+    /// of 16 and 32 bits are stored as the model computes, whatever is said.
+    pub fn cache_rows(&self, usual: RowDtype) -> RowDtype {
+        let said = self.student.as_ref().and_then(|student| student.config.rows).unwrap_or(usual);
+        match (self.device(), said, self.decoder.dtype()) {
+            (Device::Cpu, ..) | (_, RowDtype::Int8 | RowDtype::Int4, _) => said,
+            (_, _, DType::BF16) => RowDtype::Bf16,
+            _ => RowDtype::F32,
+        }
+    }
+
     /// An empty cache of `batch` sequences whose exact rows are stored as `rows`, on the device of the weights. On CUDA `rows`
-    /// is the weights' dtype.
+    /// is the weights' dtype or, of a student, [`RowDtype::Int8`] or [`RowDtype::Int4`].
     ///
     /// # Errors
     /// A student that does not fit the model; rows or a student's attention that the device has no kernels for.

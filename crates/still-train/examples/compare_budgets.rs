@@ -95,8 +95,9 @@ struct Measured {
 fn measure(subject: &str, teacher: &Model, asked: &Asked) -> Result<Measured, Box<dyn Error>> {
     let Asked { tokens, copies, windows, keys } = asked;
     let model = subject_of(subject, teacher)?;
-    let nll = evaluate_windows(&model, tokens, WINDOW, *windows, RowDtype::Bf16, &|_| {})?;
-    let both = evaluate_windows(&model, copies, 2 * COPY, *windows, RowDtype::Bf16, &|_| {})?;
+    let rows = model.cache_rows(RowDtype::Bf16);
+    let nll = evaluate_windows(&model, tokens, WINDOW, *windows, rows, &|_| {})?;
+    let both = evaluate_windows(&model, copies, 2 * COPY, *windows, rows, &|_| {})?;
     let second = Nll { per_token: both.per_token.iter().map(|w| w[COPY..].to_vec()).collect() };
     let mut line = json!({
         "subject": subject,
@@ -109,13 +110,13 @@ fn measure(subject: &str, teacher: &Model, asked: &Asked) -> Result<Measured, Bo
         let options = LongOptions { length, items: *keys, seed: 1, chat: false };
         let (vocab_size, files) = (teacher.config().vocab_size, LongFiles::default());
         let task = LongTask::Passkey.build(&teacher.tokenizer, vocab_size, &files, options)?;
-        let options = AskOptions { rows: RowDtype::Bf16, ..AskOptions::default() };
+        let options = AskOptions { rows, ..AskOptions::default() };
         let found = ask(&model, &task, Vec::new(), &options, &silent)?;
         let right = mean(&found.samples, Metric::Score) * *keys as f64;
         let recall = wilson(right.round() as usize, *keys)?;
         line[format!("passkey_{length}")] = json!([recall.mean, recall.low, recall.high]);
     }
-    let mut cache = model.new_cache(1, RowDtype::Bf16)?;
+    let mut cache = model.new_cache(1, rows)?;
     model.prefill(&tokens[..2 * WINDOW], &mut cache)?;
     model.decode(&tokens[..1], &mut cache)?;
     line["cache_bytes_8k"] = json!(cache.size_bytes());

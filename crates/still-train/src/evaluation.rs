@@ -2,7 +2,6 @@
 
 use std::time::Instant;
 
-use candle_core::DType;
 use serde::{Deserialize, Serialize};
 use still_attention::RowDtype;
 use still_eval::long::{LongFiles, LongOptions, LongTask};
@@ -93,7 +92,7 @@ impl Evaluator {
     pub fn evaluate(&self, model: &Model, stage: Stage, step: usize) -> Result<Evaluation> {
         let started = Instant::now();
         // One item at a time on each thread: a run's memory is for training.
-        let options = AskOptions { rows: rows(model), batch_size: 1 };
+        let options = AskOptions { rows: model.cache_rows(RowDtype::F32), batch_size: 1 };
         let measure = |task: &Option<Task>, metric| -> Result<Option<f64>> {
             let Some(task) = task else { return Ok(None) };
             let asked = ask(model, task, Vec::new(), &options, &silent)?;
@@ -108,13 +107,5 @@ impl Evaluator {
             best: false,
             seconds: started.elapsed().as_secs_f64(),
         })
-    }
-}
-
-/// Exact rows as the model computes them: a device's caches have no others.
-fn rows(model: &Model) -> RowDtype {
-    match model.decoder.dtype() {
-        DType::BF16 => RowDtype::Bf16,
-        _ => RowDtype::F32,
     }
 }

@@ -61,7 +61,8 @@ mod update;
 
 pub use bench::{StepTiming, time_steps};
 pub use calibrate::{
-    Budgets, CalibrateOptions, Calibration, HeadReport, Phase, calibrate, calibrated_recipe,
+    Budgets, CalibrateOptions, Calibration, HeadReport, Outcome, Outlook, Phase, calibrate,
+    calibrated_recipe,
 };
 pub use data::{DataSummary, Position, Segment, TokenCache, Window, Windows};
 pub use error::{Result, TrainError};
@@ -77,7 +78,9 @@ pub use recipe::{
     FinetuneRecipe, GuardRecipe, LossOn, Objective, Recipe, Recompute, Reduction, TransferLoss,
     TransferRecipe,
 };
-pub use run::{RunDir, checkpoint_bytes, linearize, linearize_in, linearize_windows};
+pub use run::{
+    RunDir, checkpoint_bytes, linearize, linearize_in, linearize_windows, training_free,
+};
 pub use scalar::Scalar;
 pub use schedule::Schedule;
 pub use transfer::{TransferStage, TransferStep};

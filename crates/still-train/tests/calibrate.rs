@@ -30,32 +30,54 @@ fn slices(text: &[Vec<u32>]) -> Vec<&[u32]> {
 #[test]
 fn budgets_take_what_they_may_and_a_state_takes_what_was_counted() {
     let (model, text) = (model(), text());
-    let mut before: Option<Vec<usize>> = None;
-    for fraction in [0.4, 0.6, 0.9] {
-        let found = calibrate(&model, &recipe(), &slices(&text), &options(fraction), &|_, _, _| {})
-            .unwrap();
-        assert!(found.cache_bytes as f64 <= fraction * found.dense_bytes as f64);
-        let again = calibrate(&model, &recipe(), &slices(&text), &options(fraction), &|_, _, _| {})
-            .unwrap();
-        assert_eq!(found, again, "not a function of its inputs");
-        // More bytes never mean a smaller cache.
-        let budgets: Vec<usize> = found.heads.iter().map(|head| head.budget).collect();
-        if let Some(before) = before.replace(budgets.clone()) {
-            assert!(budgets.iter().sum::<usize>() >= before.iter().sum());
-        }
+    for rows in [None, Some(RowDtype::Int8), Some(RowDtype::Int4)] {
+        let recipe = AttentionRecipe { rows, ..recipe() };
+        let mut before: Option<Vec<usize>> = None;
+        for fraction in [0.4, 0.6, 0.9] {
+            let found = || {
+                calibrate(&model, &recipe, &slices(&text), &options(fraction), &|_, _, _| {})
+                    .unwrap()
+            };
+            let (found, again) = (found(), found());
+            assert!(found.cache_bytes as f64 <= fraction * found.dense_bytes as f64);
+            assert_eq!(found, again, "not a function of its inputs");
+            assert_eq!(found.budgets.rows, rows.unwrap_or(RowDtype::Bf16));
+            // More bytes never mean a smaller cache.
+            let budgets: Vec<usize> = found.heads.iter().map(|head| head.budget).collect();
+            if let Some(before) = before.replace(budgets.clone()) {
+                assert!(budgets.iter().sum::<usize>() >= before.iter().sum());
+            }
 
-        let attention = found.budgets.apply(&recipe()).unwrap();
-        let still = attention.resolve(model.config()).unwrap();
-        let student = Student::init(still, model.config(), Default::default(), 0).unwrap();
-        let student = model.with_student(student);
-        let mut cache = student.new_cache(1, RowDtype::Bf16).unwrap();
-        let ids: Vec<u32> = (0..256).map(|i| i * 7 % 250).collect();
-        student.prefill(&ids[..248], &mut cache).unwrap();
-        for id in &ids[248..] {
-            student.decode(&[*id], &mut cache).unwrap();
+            // The rows are the budgets' if the recipe says none.
+            let attention = found.budgets.apply(&self::recipe()).unwrap();
+            assert_eq!(attention.rows, rows);
+            let still = attention.resolve(model.config()).unwrap();
+            let student = Student::init(still, model.config(), Default::default(), 0).unwrap();
+            let student = model.with_student(student);
+            let mut cache = student.new_cache(1, student.cache_rows(RowDtype::Bf16)).unwrap();
+            let ids: Vec<u32> = (0..256).map(|i| i * 7 % 250).collect();
+            student.prefill(&ids[..248], &mut cache).unwrap();
+            for id in &ids[248..] {
+                student.decode(&[*id], &mut cache).unwrap();
+            }
+            assert_eq!(cache.size_bytes(), found.cache_bytes, "{rows:?} {fraction}");
         }
-        assert_eq!(cache.size_bytes(), found.cache_bytes);
     }
+}
+
+/// What a byte buys depends on how rows are stored.
+#[test]
+fn narrower_rows_keep_more_heads_whole() {
+    let (model, text) = (model(), text());
+    let whole = |rows| {
+        let recipe = AttentionRecipe { rows: Some(rows), ..recipe() };
+        let options = CalibrateOptions { retrieval_threshold: 0.0, ..options(0.65) };
+        let found = calibrate(&model, &recipe, &slices(&text), &options, &|_, _, _| {}).unwrap();
+        assert!(found.heads.iter().all(|head| head.budget > 0), "every head has its sink");
+        found.heads.iter().filter(|head| head.retrieves && head.budget == CHUNK).count()
+    };
+    let found = [RowDtype::F32, RowDtype::Bf16, RowDtype::Int4].map(whole);
+    assert!(found.is_sorted() && found[0] < found[2], "{found:?}");
 }
 
 #[test]
@@ -150,6 +172,10 @@ fn a_file_of_budgets_comes_back_and_fits_only_its_recipe() {
     assert!(read.apply(&AttentionRecipe::default()).is_err(), "chunks of 64");
     let own = AttentionRecipe { budgets: Some(vec![]), ..recipe() };
     assert!(read.apply(&own).is_err());
+    let others = AttentionRecipe { rows: Some(RowDtype::Int8), ..recipe() };
+    assert!(read.apply(&others).unwrap_err().to_string().contains("rows in bf16"));
+    let same = AttentionRecipe { rows: Some(RowDtype::Bf16), ..recipe() };
+    assert_eq!(read.apply(&same).unwrap().rows, same.rows);
     std::fs::write(&path, "{}").unwrap();
     assert!(Budgets::read(&path).unwrap_err().to_string().contains("budgets.json"));
 }

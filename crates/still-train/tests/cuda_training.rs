@@ -198,13 +198,15 @@ fn f32_learns_what_the_cpu_learns() {
 }
 
 /// Every shipped recipe.
-const RECIPES: [(&str, &str); 14] = [
+const RECIPES: [(&str, &str); 16] = [
     ("linear-only", include_str!("../../../recipes/linear-only.toml")),
     ("lola", include_str!("../../../recipes/lola.toml")),
     ("lolcats", include_str!("../../../recipes/lolcats.toml")),
     ("paper", include_str!("../../../recipes/paper.toml")),
     ("quick", include_str!("../../../recipes/quick.toml")),
     ("random", include_str!("../../../recipes/random.toml")),
+    ("still-10", include_str!("../../../recipes/still-10.toml")),
+    ("still-7", include_str!("../../../recipes/still-7.toml")),
     ("still-long", include_str!("../../../recipes/still-long.toml")),
     ("still-released", include_str!("../../../recipes/still-released.toml")),
     ("streaming-llm", include_str!("../../../recipes/streaming-llm.toml")),

@@ -106,7 +106,8 @@ pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
         }
         return answer(&session, settings, &options, printer);
     }
-    let mut session = ChatSession::new(model, generation.rows, system)?;
+    let rows = generation.rows.told(&model, printer);
+    let mut session = ChatSession::new(model, rows, system)?;
     let name = match &settings.file {
         Some(path) => path.display().to_string(),
         None => "standard input".into(),

@@ -83,7 +83,8 @@ pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
     }
     let mut options = settings.generation.options(&model)?;
     options.on_read = ReadingBar::of_prompt(printer).listener();
-    let mut cache = model.new_cache(1, settings.generation.rows)?;
+    let rows = settings.generation.rows.told(&model, printer);
+    let mut cache = model.new_cache(1, rows)?;
     interrupt::on_signal(OnSignal::Finish);
     let mut written = Ok(());
     let mut stream = stream_to(printer, !settings.json, &mut written);

@@ -4,7 +4,7 @@ use clap::Args;
 use still_attention::RowDtype;
 use still_model::{GenerateOptions, Model};
 
-use super::cache::CacheArgs;
+use super::cache::{CacheArgs, CacheRows};
 use super::model::{ModelArg, Place, PlaceArgs, load};
 use super::sampling::{Sampling, SamplingArgs, Usual};
 use crate::printer::Printer;
@@ -32,9 +32,7 @@ pub struct GenerationSettings {
     model: String,
     place: Place,
     /// How the cache stores exact rows.
-    pub rows: RowDtype,
-    /// How it was asked to.
-    pub asked_rows: Option<RowDtype>,
+    pub rows: CacheRows,
     /// How tokens are chosen and when that ends.
     pub sampling: Sampling,
 }
@@ -47,9 +45,8 @@ impl GenerationArgs {
     pub fn resolve(self, usual: Usual) -> anyhow::Result<GenerationSettings> {
         let sampling = self.sampling.resolve(usual)?;
         let place = self.device.resolve()?;
-        let asked_rows = self.cache.asked();
         let rows = self.cache.resolve(&place, RowDtype::Bf16)?;
-        Ok(GenerationSettings { model: self.model.model, place, rows, asked_rows, sampling })
+        Ok(GenerationSettings { model: self.model.model, place, rows, sampling })
     }
 }
 

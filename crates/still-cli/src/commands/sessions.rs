@@ -50,7 +50,7 @@ pub fn open(
     printer: &Printer,
 ) -> anyhow::Result<ChatSession> {
     let session = ChatSession::open(model, path)?;
-    if let Some(asked) = generation.asked_rows.filter(|&asked| asked != session.rows()) {
+    if let Some(asked) = generation.rows.asked.filter(|&asked| asked != session.rows()) {
         return Err(user(
             format!(
                 "--cache-dtype is {}, and the session {} keeps its rows in {}",

@@ -1,6 +1,5 @@
 //! How much is measured, and with which text.
 
-use candle_core::DType;
 use still_attention::RowDtype;
 use still_eval::long::{LongFiles, LongOptions, LongTask};
 use still_eval::task::{Task, WindowOptions, id_windows, windows};
@@ -75,10 +74,7 @@ pub fn trial(model: &Model) -> still_eval::Result<f64> {
 
 /// How a model's cache stores exact rows unless told otherwise: as `still chat` does.
 pub fn usual_rows(model: &Model) -> RowDtype {
-    match (model.device().is_cpu(), model.decoder.dtype()) {
-        (true, _) | (false, DType::BF16) => RowDtype::Bf16,
-        _ => RowDtype::F32,
-    }
+    model.cache_rows(RowDtype::Bf16)
 }
 
 /// Held-out windows, as many as `size` has tokens: of a run's own `heldout` sequences, or else of the book that ships with `still`. And

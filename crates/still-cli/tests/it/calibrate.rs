@@ -25,7 +25,7 @@ fn budgets_are_shown_written_and_trained_with() {
     let shown = calibrate(dir.path(), &[["--cache-fraction", "0.5"].as_slice(), &files].concat());
     shown.succeeded();
     let page = fs::read_to_string(&html).unwrap();
-    for title in ["Budgets", "Retrieval", "Loss left", "Loss with nothing kept"] {
+    for title in ["Budgets", "Retrieval", "Loss left", "Loss with nothing kept", "Other shares"] {
         assert!(page.contains(title), "no {title:?} in the page");
     }
     assert!(!page.contains("http"), "a page asks for nothing from outside");
@@ -38,6 +38,20 @@ fn budgets_are_shown_written_and_trained_with() {
     assert_eq!(told["budgets"], file["budgets"]);
     let (cache, dense) = (told["cache_bytes"].as_u64(), told["dense_bytes"].as_u64());
     assert!(2 * cache.unwrap() <= dense.unwrap());
+    assert_eq!((&file["rows"], &told["rows"]), (&"bf16".into(), &"bf16".into()));
+    assert!(shown.stdout.contains("with rows in bf16"), "{}", shown.stdout);
+    let narrow = calibrate(dir.path(), &["--cache-fraction", "0.3", "--rows", "int8"]);
+    narrow.succeeded();
+    assert!(narrow.stdout.contains("with rows in int8"), "{}", narrow.stdout);
+    // Other shares, by row format: narrower rows keep as many heads whole in fewer bytes.
+    let outlook = told["outlook"].as_array().unwrap();
+    let rows: Vec<&str> = outlook.iter().map(|rows| rows["rows"].as_str().unwrap()).collect();
+    assert_eq!(rows, ["bf16", "int8", "int4"]);
+    let cost = |n: usize| outlook[n]["whole_head_bytes"].as_u64().unwrap();
+    assert!(cost(0) > cost(1) && cost(1) > cost(2));
+    for words in ["Other shares", "bf16 whole", "int8: a whole head takes"] {
+        assert!(shown.stdout.contains(words), "no {words:?} in {}", shown.stdout);
+    }
     calibrate(dir.path(), &["--out", out.to_str().unwrap()]).failed_with("exists already");
     calibrate(dir.path(), &["--html", html.to_str().unwrap()]).failed_with("exists already");
 

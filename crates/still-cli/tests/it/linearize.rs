@@ -337,3 +337,87 @@ fn a_verdict_reads_what_the_run_held_out() {
     let heldout = outcome.json()["verdict"]["heldout"].as_str().unwrap().to_owned();
     assert!(heldout.contains("windows of the run's data"), "{heldout}");
 }
+
+#[test]
+fn without_training_a_student_has_calibrated_budgets() {
+    let dir = tempfile::tempdir().unwrap();
+    let calibration =
+        ["calibration.at_length=4096", "calibration.window=512", "attention.rows=int8"];
+    let set: Vec<&str> = calibration.iter().flat_map(|key| ["--set", key]).collect();
+    let free = ["--training-free", "--delta", "--dtype", "bf16", "--json"];
+    let share = ["--set", "calibration.cache_fraction=0.3"];
+    let made = linearize(dir.path(), "student", &[&set, free.as_slice(), &share].concat());
+    made.succeeded();
+    assert!(made.stderr.contains("not trained"), "{}", made.stderr);
+    let told = made.json();
+    assert_eq!((&told["trained"], &told["export"]), (&false.into(), &"delta".into()));
+    let read = |path: &str| -> serde_json::Value {
+        serde_json::from_str(&fs::read_to_string(dir.path().join(path)).unwrap()).unwrap()
+    };
+    let (config, budgets) = (read("student/config.json"), read("student.run/budgets.json"));
+    assert_eq!(config["still"]["budgets"], budgets["budgets"]);
+    assert_eq!((&config["still"]["rows"], &budgets["rows"]), (&"int8".into(), &"int8".into()));
+    for stage in ["transfer", "finetune"] {
+        assert_eq!(config["still_recipe"][stage]["steps"], 0, "{stage}");
+    }
+    assert!(config.get("still_lora").is_none_or(|lora| lora.is_null()), "nothing was trained");
+    greedy(&dir.path().join("student"));
+    // The usual share, if the recipe has none.
+    let usual = linearize(dir.path(), "usual", &[&set, ["--training-free"].as_slice()].concat());
+    usual.succeeded();
+    assert_eq!(read("usual/config.json")["still_recipe"]["calibration"]["cache_fraction"], 0.2);
+    for other in ["--resume", "--dry-run"] {
+        linearize(dir.path(), "other", &["--training-free", other]).failed_with("--training-free");
+    }
+}
+
+/// Commands store rows as the recipe said, unless they are told otherwise, and say how.
+#[test]
+fn a_student_keeps_its_rows_as_its_recipe_says() {
+    const ITEMS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../still-eval/tests/data");
+    let dir = tempfile::tempdir().unwrap();
+    let measured = ["--set", "evaluation.every=2", "--set", "evaluation.windows=0"];
+    let rows = ["--set", "evaluation.repeated_text=96", "--set", "attention.rows=int8"];
+    linearize(dir.path(), "student", &[["--delta"].as_slice(), &measured, &rows].concat())
+        .succeeded();
+    let student = dir.path().join("student");
+    let run = |arguments: &[&str]| {
+        let outcome = Outcome::of(still().args(arguments).arg("--model").arg(&student));
+        outcome.succeeded();
+        outcome
+    };
+    let prompt = words(300);
+    let generated = |extra: &[&str]| {
+        let arguments = ["generate", "--max-new-tokens", "2", "--json", "--prompt", &prompt];
+        let outcome = run(&[arguments.as_slice(), extra].concat());
+        (outcome.json()["cache_bytes"].as_u64().unwrap(), outcome.stderr)
+    };
+    let (bytes, said) = generated(&[]);
+    assert!(said.contains("exact rows in int8, as the student says"), "{said}");
+    let (wide, said) = generated(&["--cache-dtype", "bf16"]);
+    assert!(said.contains("in bf16, as --cache-dtype says; the student says int8"), "{said}");
+    assert!(bytes < wide, "{bytes} and {wide}");
+
+    let results = dir.path().join("r.json");
+    let tasks = ["eval", "--data-dir", ITEMS, "--tasks", "piqa", "--json"];
+    let base = ["--compare", teacher_dir().to_str().unwrap()];
+    run(&[tasks.as_slice(), &[results.to_str().unwrap()], &base].concat());
+    let results: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(results).unwrap()).unwrap();
+    assert_eq!(results["cache_dtype"], "int8");
+    assert_eq!(results["compare"][0]["cache_dtype"], "f32", "a base says nothing");
+
+    let variants = ["bench", "model", "--variants", "dense,student", "--contexts", "200"];
+    let timed = run(&[variants.as_slice(), &["--new-tokens", "2", "--json"]].concat());
+    let dtypes: Vec<String> = timed
+        .stdout
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
+        .map(|line| line["cache_dtype"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(dtypes, ["bf16", "int8"]);
+
+    let linear = ["--set", "attention.mode=linear_only", "--set", "attention.router=none"];
+    linearize(dir.path(), "other", &[linear.as_slice(), &rows].concat())
+        .failed_with("keeps no exact rows");
+}

@@ -102,6 +102,67 @@ fn a_student_says_that_it_is_one() {
     assert!(bytes.windows(architecture.len()).any(|window| window == architecture));
 }
 
+/// In every form; absent where nothing was said.
+#[test]
+fn a_student_says_how_its_rows_are_stored() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = dir.path().join("base");
+    save_base(&base, &random_model(tiny_config(), 1).unwrap(), DType::F32).unwrap();
+    for rows in [None, Some(RowDtype::Int8), Some(RowDtype::Int4)] {
+        let mut model = student(&load(&base).unwrap());
+        model.student.as_mut().unwrap().config.rows = rows;
+        let name = |what: &str| dir.path().join(format!("{what}-{rows:?}"));
+        let (full, delta) = (name("full"), name("delta"));
+        save_student(&full, &model, ExportKind::Full(DType::F32)).unwrap();
+        save_student(&delta, &model, ExportKind::Delta).unwrap();
+        let gguf = name("gguf").with_extension("gguf");
+        export_gguf(&gguf, &model, GgufFormat::Q8_0).unwrap();
+        for path in [&full, &delta, &gguf] {
+            let read = load(path).unwrap();
+            assert_eq!(read.student.as_ref().unwrap().config.rows, rows, "{}", path.display());
+            assert_eq!(read.cache_rows(RowDtype::F32), rows.unwrap_or(RowDtype::F32));
+            assert_eq!(read.teacher().cache_rows(RowDtype::Bf16), RowDtype::Bf16);
+        }
+        let said = &read_json(&full.join("config.json"))["still"]["rows"];
+        assert_eq!(*said, rows.map_or(Value::Null, |rows| json!(rows.name())));
+    }
+    edit(&dir.path().join("full-None/config.json"), |config| {
+        config["still"]["rows"] = json!("int3")
+    });
+    assert!(refused(&dir.path().join("full-None")).contains("int3"));
+}
+
+/// Half the bytes, and the values that bf16 has.
+#[test]
+fn a_delta_in_bf16_is_its_rounded_student() {
+    let pair = pair();
+    let model = load(&pair.delta).unwrap();
+    let narrow = pair.dir.path().join("narrow");
+    save_student(&narrow, &model, ExportKind::DeltaIn(DType::BF16)).unwrap();
+    let read = load(&narrow).unwrap();
+    let bf16 = |tensor: &Tensor| Ok(tensor.to_dtype(DType::BF16)?.to_dtype(DType::F32)?);
+    let rounded = |name: &str, tensor: &Tensor| match name.ends_with("log_lambda") {
+        true => Ok(tensor.clone()),
+        false => bf16(tensor),
+    };
+    let student = model.student.as_ref().unwrap().map_tensors(rounded).unwrap();
+    let expected = model.with_student(student);
+    let got = logits(&read);
+    assert_eq!(got, logits(&expected));
+    assert_ne!(got, pair.expected, "nothing was rounded");
+    let size = |dir: &Path| fs::metadata(dir.join("student.safetensors")).unwrap().len();
+    let (wide, narrow_bytes) = (size(&pair.delta), size(&narrow));
+    let values = 4 * model.student.as_ref().unwrap().parameters() as u64;
+    assert!(wide - narrow_bytes > values * 45 / 100, "{wide} and {narrow_bytes} bytes");
+    // Both are deltas to whatever opens one: what is saved again in full is the rounded student too.
+    let again = pair.dir.path().join("again");
+    save_student(&again, &read, ExportKind::Delta).unwrap();
+    assert_eq!(logits(&load(&again).unwrap()), got);
+    let out = pair.dir.path().join("narrow.gguf");
+    export_gguf(&out, &read, GgufFormat::Q8_0).unwrap();
+    load(&out).unwrap();
+}
+
 #[test]
 fn students_from_before_there_was_a_format_load() {
     let pair = pair();

@@ -1,7 +1,5 @@
 //! Bytes spent where they save most.
 
-use super::CalibrateOptions;
-
 /// What is known of one head.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Choice {
@@ -23,27 +21,33 @@ pub(super) struct Taken {
 /// One candidate for each head, of `bytes` each (the last is the whole head), at most `limit` in all; `None` if even the
 /// smallest do not fit.
 ///
-/// Heads that retrieve are taken whole first. Then the step with the largest saving per byte is taken again and again: of
-/// each head only steps on the lower convex hull of its losses, so that none hides a better one behind it.
+/// First every head gets the smallest budget that keeps a token, if all can have it: an attention sink is one token, and a head
+/// without its sink is off whatever else it keeps. Then heads that retrieve are taken whole, the strongest first. Then the step with
+/// the largest saving per byte is taken again and again: of each head only steps on the lower convex hull of its losses, so that
+/// none hides a better one behind it.
 pub(super) fn allocate(
     heads: &[Choice],
     bytes: &[usize],
     limit: usize,
-    options: &CalibrateOptions,
+    retrieval_threshold: f64,
 ) -> Option<Vec<Taken>> {
-    let mut taken = vec![Taken { candidate: 0, retrieves: false }; heads.len()];
-    let mut left = limit.checked_sub(heads.len() * bytes[0])?;
     let whole = bytes.len() - 1;
-    let step = bytes[whole].saturating_sub(bytes[0]);
-    let mut share = (options.retrieval_share * left as f64) as usize;
+    let mut left = limit.checked_sub(heads.len() * bytes[0])?;
+    let sink = usize::from(whole > 1);
+    let sinks = heads.len() * (bytes[sink] - bytes[0]);
+    let least = if sinks <= left { sink } else { 0 };
+    left -= heads.len() * (bytes[least] - bytes[0]);
+    let mut taken = vec![Taken { candidate: least, retrieves: false }; heads.len()];
+
     let mut by_retrieval: Vec<usize> = (0..heads.len()).collect();
     by_retrieval
         .sort_by(|&a, &b| heads[b].retrieval.total_cmp(&heads[a].retrieval).then(a.cmp(&b)));
+    // A whole head has no linear state and may take fewer bytes than one with little.
+    let step = bytes[whole].saturating_sub(bytes[least]);
     for index in by_retrieval {
-        if heads[index].retrieval < options.retrieval_threshold || step > share {
+        if heads[index].retrieval < retrieval_threshold || step > left {
             break;
         }
-        share -= step;
         left -= step;
         taken[index] = Taken { candidate: whole, retrieves: true };
     }
@@ -54,14 +58,14 @@ pub(super) fn allocate(
             .filter_map(|index| {
                 let now = taken[index].candidate;
                 let next = *hulls[index].iter().find(|&&candidate| candidate > now)?;
-                let cost = bytes[next] - bytes[now];
+                let cost = bytes[next].saturating_sub(bytes[now]);
                 let losses = &heads[index].losses;
                 let saving = losses[now] - losses[next];
                 (cost <= left && saving > 0.0).then_some((saving / cost.max(1) as f64, index, next))
             })
             .max_by(|a, b| a.0.total_cmp(&b.0).then(b.1.cmp(&a.1)));
         let Some((_, index, next)) = best else { return Some(taken) };
-        left -= bytes[next] - bytes[taken[index].candidate];
+        left -= bytes[next].saturating_sub(bytes[taken[index].candidate]);
         taken[index].candidate = next;
     }
 }
@@ -97,7 +101,7 @@ mod tests {
     }
 
     fn candidates(heads: &[Choice], limit: usize) -> Option<Vec<usize>> {
-        let taken = allocate(heads, &BYTES, limit, &CalibrateOptions::default())?;
+        let taken = allocate(heads, &BYTES, limit, 0.1)?;
         let spent: usize = taken.iter().map(|taken| BYTES[taken.candidate]).sum();
         assert!(spent <= limit, "{spent} of {limit}");
         Some(taken.into_iter().map(|taken| taken.candidate).collect())
@@ -108,19 +112,27 @@ mod tests {
         let heads = [head(0.0, [4.0, 3.0, 2.9, 0.0]), head(0.0, [9.0, 8.5, 1.0, 0.9])];
         assert_eq!(candidates(&heads, 19), None);
         assert_eq!(candidates(&heads, 20), Some(vec![0, 0]));
-        // The second head's step over its hump saves 2 a byte, the first head's smallest 1.
-        assert_eq!(candidates(&heads, 24), Some(vec![0, 2]));
+        // Too little for both heads' first token: it goes where it saves most.
+        assert_eq!(candidates(&heads, 21), Some(vec![1, 0]));
+        assert_eq!(candidates(&heads, 22), Some(vec![1, 1]));
         assert_eq!(candidates(&heads, 25), Some(vec![1, 2]));
         assert_eq!(candidates(&heads, 1000), Some(vec![3, 3]));
     }
 
     #[test]
-    fn heads_that_retrieve_are_whole_within_their_share() {
+    fn heads_that_retrieve_are_whole_once_every_head_has_a_token() {
         let flat = [1.0, 1.0, 1.0, 1.0];
         let heads = [head(0.3, flat), head(0.9, flat), head(0.05, flat)];
-        assert_eq!(candidates(&heads, 30 + 64), Some(vec![0, 0, 0]));
-        assert_eq!(candidates(&heads, 30 + 90), Some(vec![0, 3, 0]));
-        assert_eq!(candidates(&heads, 30 + 192), Some(vec![3, 3, 0]));
+        // Not even those: no head has a token that others lack.
+        assert_eq!(candidates(&heads, 30 + 2), Some(vec![0, 0, 0]));
+        assert_eq!(candidates(&heads, 33 + 62), Some(vec![1, 1, 1]));
+        assert_eq!(candidates(&heads, 33 + 63), Some(vec![1, 3, 1]));
+        // A third would fit, and does not retrieve.
+        assert_eq!(candidates(&heads, 33 + 189), Some(vec![3, 3, 1]));
+        // Whole heads come before steps that save more.
+        let steep = [head(0.3, flat), head(0.0, [9.0, 8.0, 1.0, 0.0])];
+        assert_eq!(candidates(&steep, 22 + 65), Some(vec![3, 1]));
+        assert_eq!(candidates(&steep, 22 + 66), Some(vec![3, 2]));
     }
 
     #[test]

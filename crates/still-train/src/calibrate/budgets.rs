@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use still_attention::{Router, SelectionHead};
+use still_attention::{Router, RowDtype, SelectionHead};
 use still_model::files::{read_to_string, write_file};
 
 use super::fail;
@@ -27,6 +27,9 @@ pub struct Budgets {
     /// The router that the losses were found with.
     #[serde(default)]
     pub router: Router,
+    /// How the rows are stored whose bytes were counted.
+    #[serde(default)]
+    pub rows: RowDtype,
     /// In a run's directory: the digest of what they were found from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fingerprint: Option<String>,
@@ -57,10 +60,10 @@ impl Budgets {
         write_file(path, (text + "\n").as_bytes()).map_err(TrainError::write(path))
     }
 
-    /// The attention of `recipe` with these budgets.
+    /// The attention of `recipe` with these budgets, and with the rows that they were counted with.
     ///
     /// # Errors
-    /// A recipe with another chunk, another place of routing or budgets of its own.
+    /// A recipe with another chunk, another place of routing, other rows or budgets of its own.
     pub fn apply(&self, recipe: &AttentionRecipe) -> Result<AttentionRecipe> {
         if recipe.chunk != self.chunk || recipe.selection_head != self.selection_head {
             return Err(fail(
@@ -77,6 +80,14 @@ impl Budgets {
                 "remove them, or do not name calibrated ones",
             ));
         }
-        Ok(AttentionRecipe { budgets: Some(self.budgets.clone()), ..recipe.clone() })
+        if let Some(rows) = recipe.rows.filter(|&rows| rows != self.rows) {
+            return Err(fail(
+                format!("calibrated for rows in {}, the recipe has rows in {rows}", self.rows),
+                "calibrate again with this recipe, or leave attention.rows out",
+            ));
+        }
+        // Rows in bf16 are what a student without any has.
+        let rows = recipe.rows.or((self.rows != RowDtype::default()).then_some(self.rows));
+        Ok(AttentionRecipe { budgets: Some(self.budgets.clone()), rows, ..recipe.clone() })
     }
 }

@@ -1,13 +1,15 @@
 //! Calibrated budgets: which heads keep how much, at a given share of the dense cache.
 //!
-//! Two things decide. Heads that retrieve (found by their attention to the matching token of a random sequence fed twice)
-//! stay whole, the strongest first. Every other head gets the budget that the text says it needs: what the loss gains
-//! per byte, estimated from one backward pass ([`marginal`]), is spent on the best ([`allocate()`]).
+//! Every head first gets the smallest budget that holds an attention sink. Then two things decide. Heads that retrieve (found by
+//! their attention to the matching token of a random sequence fed twice) stay whole, the strongest first. What is left goes where
+//! the text says it is needed: to what lowers the loss most per byte, estimated from one backward pass ([`marginal`],
+//! [`allocate()`]). Bytes are those of the rows as the student stores them ([`AttentionRecipe::rows`]).
 
 mod allocate;
 mod budgets;
 mod for_run;
 mod marginal;
+mod outlook;
 mod retrieval;
 
 use serde::Serialize;
@@ -16,15 +18,17 @@ use still_model::{FeatureInit, Model, ModelConfig, Student};
 
 pub use budgets::Budgets;
 pub use for_run::calibrated_recipe;
+pub use outlook::{Outcome, Outlook};
 
 use crate::error::{Result, TrainError};
 use crate::recipe::AttentionRecipe;
 use allocate::{Choice, Taken, allocate};
+use outlook::{Sizes, outlook};
 
 /// What to calibrate for.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct CalibrateOptions {
-    /// Bytes to spend, as a share of the dense cache with 16-bit rows: rings and linear states included.
+    /// Bytes to spend, as a share of the dense cache with 16-bit rows: all that is held while decoding.
     pub cache_fraction: f64,
     /// Tokens of context at which that share holds.
     pub at_length: usize,
@@ -34,8 +38,6 @@ pub struct CalibrateOptions {
     pub copies: usize,
     /// A head retrieves if so much of its attention is on the matching token and its successor.
     pub retrieval_threshold: f64,
-    /// The share of what is left after the smallest budgets that heads which retrieve may take.
-    pub retrieval_share: f64,
     /// Seed of the random sequences and of the feature maps.
     pub seed: u64,
 }
@@ -64,7 +66,6 @@ impl Default for CalibrateOptions {
             copy_length: 512,
             copies: 2,
             retrieval_threshold: 0.1,
-            retrieval_share: 0.75,
             seed: 0,
         }
     }
@@ -105,6 +106,8 @@ pub struct Calibration {
     pub uniform_budget: Option<usize>,
     /// Tokens of text that the losses are from.
     pub tokens: usize,
+    /// What other shares and rows would give.
+    pub outlook: Vec<Outlook>,
 }
 
 /// How far a calibration is.
@@ -134,26 +137,36 @@ pub fn calibrate(
     let plain = AttentionRecipe { budgets: None, budget: 0, ..recipe.clone() };
     let config = plain.resolve(model.config())?;
     refuse_unfit(&config, windows)?;
-    let size = HeadSize {
+    let rows = config.rows.unwrap_or_default();
+    let size = |rows| HeadSize {
         chunk: config.chunk,
         head_dim: model.config().head_dim,
         feature_dim: if config.branches.linear { config.feature_dim } else { 0 },
         cap: config.cap,
-        rows: RowDtype::Bf16,
+        rows,
     };
     let candidates = candidates(config.chunk);
-    let bytes: Vec<usize> =
-        candidates.iter().map(|&budget| size.bytes(budget, options.at_length)).collect();
     let heads = config.budgets.iter().map(Vec::len).sum::<usize>();
-    // Layers that keep their attention to a window take as much in both caches.
-    let kept_bytes = sliding_bytes(model.config(), &size, options.at_length);
-    let dense_bytes = heads * size.dense_bytes(options.at_length) + kept_bytes;
-    let limit = (options.cache_fraction * dense_bytes as f64) as usize;
-    let limit = limit.saturating_sub(kept_bytes);
-    let too_small =
-        || too_small((heads * bytes[0] + kept_bytes) as f64 / dense_bytes as f64, options);
+    let at_length = options.at_length;
+    let windows_of = |rows| sliding_bytes(model.config(), &size(rows), at_length);
+    let dense_bytes =
+        heads * size(RowDtype::Bf16).dense_bytes(at_length) + windows_of(RowDtype::Bf16);
+    let sizes = |rows| Sizes {
+        rows,
+        by_candidate: candidates
+            .iter()
+            .map(|&budget| size(rows).bytes(budget, at_length))
+            .collect(),
+        // Layers that keep their attention to a window are in both caches.
+        kept: windows_of(rows),
+        dense: dense_bytes,
+    };
+    let (own, size) = (sizes(rows), size(rows));
+    let limit = own.limit(options.cache_fraction);
+    let least = heads * own.by_candidate[0];
+    let too_small = || too_small((least + own.kept) as f64 / dense_bytes as f64, options);
     // Before anything is computed.
-    if heads * bytes[0] > limit {
+    if least > limit {
         return Err(too_small());
     }
     let student =
@@ -175,12 +188,13 @@ pub fn calibrate(
         .flat_map(|(retrieval, losses)| retrieval.iter().zip(losses))
         .map(|(&retrieval, losses)| Choice { retrieval, losses: losses.clone() })
         .collect();
-    let allocation = allocate(&choices, &bytes, limit, options).ok_or_else(too_small)?;
+    let allocation = allocate(&choices, &own.by_candidate, limit, options.retrieval_threshold)
+        .ok_or_else(too_small)?;
+    let outlook = outlook(&choices, options.retrieval_threshold, sizes);
     let reports = reports(choices, &allocation, &candidates, &student);
-    let of = |report: &HeadReport| size.bytes(report.budget, options.at_length);
-    let cache_bytes = reports.iter().map(of).sum::<usize>() + kept_bytes;
-    let uniform =
-        |budget: &usize| heads * size.bytes(*budget, options.at_length) + kept_bytes <= cache_bytes;
+    let of = |budget: usize| size.bytes(budget, at_length);
+    let cache_bytes = reports.iter().map(|report| of(report.budget)).sum::<usize>() + own.kept;
+    let uniform = |budget: &usize| heads * of(*budget) + own.kept <= cache_bytes;
     let mut budgets = vec![Vec::new(); model.config().num_hidden_layers];
     for report in &reports {
         budgets[report.layer].push(report.budget);
@@ -190,9 +204,10 @@ pub fn calibrate(
             chunk: config.chunk,
             budgets,
             cache_fraction: options.cache_fraction,
-            at_length: options.at_length,
+            at_length,
             selection_head: config.selection_head,
             router: config.router,
+            rows,
             fingerprint: None,
         },
         candidates,
@@ -201,6 +216,7 @@ pub fn calibrate(
         dense_bytes,
         uniform_budget: (0..=config.chunk).rev().find(uniform),
         tokens: text,
+        outlook,
     })
 }
 

@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 use still_attention::{
-    Branches, FeatureMap, HeadGeometry, LinearNorm, Mode, Router, SelectionHead, StillConfig,
+    Branches, FeatureMap, HeadGeometry, LinearNorm, Mode, Router, RowDtype, SelectionHead,
+    StillConfig,
 };
 use still_model::{FeatureInit, ModelConfig};
 
@@ -43,6 +44,10 @@ pub struct AttentionRecipe {
     pub window_factor: bool,
     /// Branch switches.
     pub branches: Branches,
+    /// How exact rows are stored where the student is used, and counted in calibration: `"bf16"`, `"int8"` or `"int4"`; as each
+    /// command does if absent. Training computes with plain rows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rows: Option<RowDtype>,
 }
 
 impl Default for AttentionRecipe {
@@ -62,6 +67,7 @@ impl Default for AttentionRecipe {
             gate: false,
             window_factor: false,
             branches: Branches::default(),
+            rows: None,
         }
     }
 }
@@ -93,6 +99,7 @@ impl AttentionRecipe {
             window_factor: self.window_factor,
             logit_scale: model.logit_scale(),
             branches: self.branches,
+            rows: self.rows,
         };
         model.check_still(&config)?;
         Ok(config)

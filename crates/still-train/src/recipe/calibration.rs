@@ -9,7 +9,7 @@ use crate::calibrate::CalibrateOptions;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CalibrationRecipe {
-    /// Bytes to spend, as a share of the dense cache with 16-bit rows; `attention.budget` holds everywhere if absent.
+    /// Bytes to spend, as a share of the dense cache with 16-bit rows, the student's own counted as `attention.rows` says; `attention.budget` holds everywhere if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache_fraction: Option<f64>,
     /// Tokens of context at which that share holds.
@@ -30,9 +30,13 @@ impl Default for CalibrationRecipe {
 impl CalibrationRecipe {
     /// What to calibrate for, if anything.
     pub fn options(&self, seed: u64) -> Option<CalibrateOptions> {
-        let cache_fraction = self.cache_fraction?;
+        Some(self.options_at(self.cache_fraction?, seed))
+    }
+
+    /// What to calibrate for with a share that the recipe may not have.
+    pub fn options_at(&self, cache_fraction: f64, seed: u64) -> CalibrateOptions {
         let at_length = self.at_length;
-        Some(CalibrateOptions { cache_fraction, at_length, seed, ..CalibrateOptions::default() })
+        CalibrateOptions { cache_fraction, at_length, seed, ..CalibrateOptions::default() }
     }
 
     /// How text becomes the windows to calibrate on: long ones, each of one document.

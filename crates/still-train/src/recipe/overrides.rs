@@ -6,8 +6,13 @@ use super::{Recipe, invalid};
 use crate::error::{Result, TrainError};
 
 /// Keys that the default recipe leaves out.
-const OPTIONAL: [&str; 4] =
-    ["attention.budgets", "attention.cap", "attention.feature_dim", "calibration.cache_fraction"];
+const OPTIONAL: [&str; 5] = [
+    "attention.budgets",
+    "attention.cap",
+    "attention.feature_dim",
+    "attention.rows",
+    "calibration.cache_fraction",
+];
 
 /// Names in the longest key.
 const DEPTH: usize = 8;

@@ -2,6 +2,7 @@
 
 mod claim;
 mod directory;
+mod training_free;
 mod training_loop;
 mod watch;
 
@@ -21,6 +22,7 @@ use crate::recipe::Recipe;
 use crate::transfer::TransferStage;
 pub use claim::RunDir;
 pub use directory::checkpoint_bytes;
+pub use training_free::training_free;
 use training_loop::Run;
 pub(crate) use training_loop::Trains;
 pub(crate) use watch::Watch;

@@ -8,6 +8,7 @@ use still_model::{FeatureInit, Model, Student, peak_device_bytes};
 
 use super::{OutputArgs, StateArgs, Subject, SubjectArgs, room, something_to_time};
 use crate::args::{TOKENS, whole};
+use crate::commands::cache::CacheRows;
 use crate::commands::{BUDGET, CHUNK};
 use crate::errors::user;
 use crate::memory;
@@ -76,7 +77,7 @@ pub struct Settings {
     batch: usize,
     variants: Vec<Variant>,
     cap: Option<usize>,
-    rows: RowDtype,
+    rows: CacheRows,
     json: bool,
 }
 
@@ -104,6 +105,8 @@ impl ModelBenchArgs {
 #[derive(Debug, Serialize)]
 struct Line {
     variant: &'static str,
+    /// How its cache stores exact rows.
+    cache_dtype: RowDtype,
     #[serde(flatten)]
     point: BenchPoint,
     /// Of `cache_bytes`, without room to grow into.
@@ -122,7 +125,7 @@ pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
     let mut lines = Vec::new();
     for &variant in &settings.variants {
         let (name, model) = variant_of(variant, settings.cap, &model)?;
-        let (batch, rows) = (settings.batch, settings.rows);
+        let (batch, rows) = (settings.batch, settings.rows.told(&model, printer));
         let (contexts, new_tokens) = (&settings.subject.contexts, settings.new_tokens);
         contexts.iter().try_for_each(|&context| {
             room::check(&model, batch, context + settings.onto, new_tokens, rows)
@@ -131,6 +134,7 @@ pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
         let mut report = |point: BenchPoint| -> anyhow::Result<()> {
             let line = Line {
                 variant: name,
+                cache_dtype: rows,
                 used_cache_bytes: point.used_cache_bytes,
                 point,
                 peak_rss_bytes: memory::peak_resident_bytes(),

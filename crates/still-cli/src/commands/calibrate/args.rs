@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use still_train::{CalibrateOptions, CalibrationRecipe};
+use still_attention::RowDtype;
+use still_train::CalibrationRecipe;
 
-use crate::args::{TOKENS, share, whole};
+use crate::args::{TOKENS, one_of, share, whole};
 use crate::commands::training::{Inputs, TrainingArgs};
 use crate::outputs::Existing;
 
@@ -13,6 +14,7 @@ const EXAMPLES: &str = "\
 Examples:
   still calibrate --model org/name --data books.jsonl.zst --html budgets.html
   still calibrate --model base --data a.txt --cache-fraction 0.2 --out b.json
+  still calibrate --model base --data a.txt --cache-fraction 0.1 --rows int8
   still calibrate --model base --data a.txt --at-length 32768 --json";
 
 /// `still calibrate`
@@ -22,19 +24,22 @@ pub struct CalibrateArgs {
     /// The teacher, the text and the attention that is calibrated.
     #[command(flatten)]
     training: TrainingArgs,
-    /// Bytes to spend, as a share of the dense cache with 16-bit rows [default: 0.2; where layers keep a sliding window, 0.2 of
-    /// what the others take, and that window]
+    /// Bytes to spend, as a share of the dense cache with 16-bit rows [default: the recipe's; else 0.2 and, where layers keep a
+    /// sliding window, 0.2 of what the others take, and that window]
     #[arg(long, value_name = "SHARE", value_parser = share)]
     cache_fraction: Option<f64>,
-    /// Tokens of context at which that share holds, windows and linear states included
-    #[arg(long, value_name = "N", default_value_t = 8192, value_parser = whole(1, TOKENS))]
-    at_length: usize,
-    /// Tokens of text to read
-    #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = whole(1, TOKENS))]
-    tokens: usize,
-    /// Tokens of a window of text
-    #[arg(long, value_name = "N", default_value_t = 2048, value_parser = whole(1, TOKENS))]
-    window: usize,
+    /// How the student will store exact rows: they are counted so [default: the recipe's attention.rows, else bf16]
+    #[arg(long, value_name = "FORMAT", value_parser = one_of(&RowDtype::ALL, RowDtype::name))]
+    rows: Option<RowDtype>,
+    /// Tokens of context at which that share holds, windows and linear states included [default: the recipe's, else 8192]
+    #[arg(long, value_name = "N", value_parser = whole(1, TOKENS))]
+    at_length: Option<usize>,
+    /// Tokens of text to read [default: the recipe's, else 65536]
+    #[arg(long, value_name = "N", value_parser = whole(1, TOKENS))]
+    tokens: Option<usize>,
+    /// Tokens of a window of text [default: the recipe's, else 2048]
+    #[arg(long, value_name = "N", value_parser = whole(1, TOKENS))]
+    window: Option<usize>,
     /// Write the budgets here (JSON)
     #[arg(long, short, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -53,13 +58,8 @@ pub struct CalibrateArgs {
 #[derive(Debug)]
 pub struct Settings {
     pub inputs: Inputs,
-    /// How the text is cut.
+    /// The recipe's, with what options say in its place.
     pub calibration: CalibrationRecipe,
-    /// Tokens of text to read.
-    pub tokens: usize,
-    /// The usual one if it is not given.
-    pub cache_fraction: Option<f64>,
-    pub options: CalibrateOptions,
     pub out: Option<PathBuf>,
     pub html: Option<PathBuf>,
     pub existing: Existing,
@@ -72,16 +72,16 @@ impl CalibrateArgs {
     /// # Errors
     /// Data that are no files, a recipe that cannot be used, a device that is not there.
     pub fn resolve(self) -> anyhow::Result<Settings> {
-        let inputs = self.training.resolve()?;
-        let recipe = &inputs.recipe;
+        let mut inputs = self.training.resolve()?;
+        let recipe = &mut inputs.recipe;
+        recipe.attention.rows = self.rows.or(recipe.attention.rows);
+        let own = &recipe.calibration;
         Ok(Settings {
-            calibration: CalibrationRecipe { window: self.window, ..recipe.calibration.clone() },
-            tokens: self.tokens,
-            cache_fraction: self.cache_fraction,
-            options: CalibrateOptions {
-                at_length: self.at_length,
-                seed: recipe.seed,
-                ..CalibrateOptions::default()
+            calibration: CalibrationRecipe {
+                cache_fraction: self.cache_fraction.or(own.cache_fraction),
+                at_length: self.at_length.unwrap_or(own.at_length),
+                tokens: self.tokens.unwrap_or(own.tokens),
+                window: self.window.unwrap_or(own.window),
             },
             inputs,
             out: self.out,

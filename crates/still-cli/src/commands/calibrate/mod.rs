@@ -1,6 +1,7 @@
 //! `still calibrate`: a budget for every head.
 
 mod args;
+mod outlook;
 mod page;
 
 use std::path::{Path, PathBuf};
@@ -29,15 +30,14 @@ pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
         outputs.file("--html", html, Ours::Page, settings.existing)?;
     }
     let model = settings.inputs.load("calibrate", printer)?;
-    let recipe = &settings.inputs.recipe;
-    let data = settings.calibration.text(&recipe.data);
+    let (recipe, calibration) = (&settings.inputs.recipe, &settings.calibration);
+    let data = calibration.text(&recipe.data);
     let cache = TokenCache::user()?;
     let text = Windows::read(&settings.inputs.data, &model.tokenizer, &data, recipe.seed, &cache)?
-        .first_tokens(settings.tokens);
-    let at_length = settings.options.at_length;
-    let usual = || CalibrateOptions::usual_cache_fraction(model.config(), at_length);
-    let cache_fraction = settings.cache_fraction.unwrap_or_else(usual);
-    let options = CalibrateOptions { cache_fraction, ..settings.options };
+        .first_tokens(calibration.tokens);
+    let at_length = calibration.at_length;
+    let usual = CalibrateOptions::usual_cache_fraction(model.config(), at_length);
+    let options = calibration.options_at(calibration.cache_fraction.unwrap_or(usual), recipe.seed);
     let found = calibrate(&model, &recipe.attention, &text, &options, printer)?;
     if let Some(out) = &settings.out {
         found.budgets.save(out)?;
@@ -73,27 +73,33 @@ fn render(found: &Calibration) -> String {
     let headers = ["layer", "kept of each chunk", "plot", "retrieval", "loss, nats"];
     format!(
         "{}\n{}\n\
-         * whole because it retrieves. Losses are estimates, nats a token, from {} tokens of text.\n",
+         * whole because it retrieves. Losses are estimates, nats a token, from {} tokens of text.\n\n\
+         Other shares of the dense cache in bf16, whole heads and estimated loss of all (what narrow rows lose is not in it):\n\n{}",
         table::render(&headers, &rows),
         cost(found),
         found.tokens,
+        outlook::render(found),
     )
 }
 
-/// What the budgets take, in a sentence.
+/// What the budgets take and give, in a sentence.
 fn cost(found: &Calibration) -> String {
+    let (budgets, chunk) = (&found.budgets, found.budgets.chunk);
     let share = found.cache_bytes as f64 / found.dense_bytes as f64;
     let uniform = match found.uniform_budget {
-        Some(budget) => {
-            format!("{budget} of {} everywhere takes about as much", found.budgets.chunk)
-        }
+        Some(budget) => format!("{budget} of {chunk} everywhere takes about as much"),
         None => "no uniform budget takes so little".into(),
     };
+    let whole = found.heads.iter().filter(|head| head.budget == chunk).count();
+    let least = found.heads.iter().map(|head| head.budget).min().unwrap_or(0);
     format!(
-        "{} at {} tokens, {:.1} % of the dense cache; {uniform}.",
+        "{} at {} tokens with rows in {}, {:.1} % of the dense cache in bf16; {whole} of {} heads keep all tokens, every head at \
+         least {least} of {chunk}; {uniform}.",
         table::bytes(found.cache_bytes),
-        found.budgets.at_length,
+        budgets.at_length,
+        budgets.rows,
         100.0 * share,
+        found.heads.len(),
     )
 }
 

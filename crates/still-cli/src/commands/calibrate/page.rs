@@ -3,7 +3,7 @@
 use minijinja::context;
 use still_train::{Calibration, HeadReport};
 
-use super::{cost, loss};
+use super::{cost, loss, outlook};
 use crate::page;
 use crate::plot::{Heatmap, about_layers};
 use crate::table;
@@ -38,6 +38,7 @@ pub fn render(found: &Calibration, model: &str) -> anyhow::Result<String> {
         map(found, "Loss with nothing kept", "estimate, nats a token, at budget 0", None, |head| {
             head.losses.first().copied().unwrap_or(0.0)
         }),
+        outlook::chart(found),
     ];
     page::render(
         TEMPLATE,

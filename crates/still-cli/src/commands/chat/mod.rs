@@ -101,7 +101,10 @@ pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
     let options = generation.options(&model)?;
     let session = match place.as_deref().filter(|path| path.exists()) {
         Some(path) => sessions::open(model, path, generation, system.as_deref(), printer)?,
-        None => ChatSession::new(model, generation.rows, system.as_deref())?,
+        None => {
+            let rows = generation.rows.told(&model, printer);
+            ChatSession::new(model, rows, system.as_deref())?
+        }
     };
     let mut talk = Talk::new(session, place.clone(), options, printer);
     if let (Some(text), Some(file)) = (document, file) {

@@ -9,7 +9,7 @@ use still_eval::long::LongFiles;
 
 use super::plan::{Asked, Questions};
 use crate::args::{BATCH, COUNT, TOKENS, seed, whole};
-use crate::commands::cache::CacheArgs;
+use crate::commands::cache::{CacheArgs, CacheRows};
 use crate::commands::model::{ModelArg, Place, PlaceArgs};
 use crate::errors::user;
 
@@ -146,7 +146,7 @@ pub struct Settings {
     pub branches: Option<PathBuf>,
     pub efficiency: Vec<usize>,
     pub batch_size: usize,
-    pub rows: RowDtype,
+    pub rows: CacheRows,
     pub json: Option<PathBuf>,
     pub samples: Option<PathBuf>,
     pub resume: bool,

@@ -167,7 +167,7 @@ fn evaluate(
     log: Option<&SampleLog>,
     printer: &Printer,
 ) -> anyhow::Result<(Evaluated, Option<String>)> {
-    let rows = settings.rows;
+    let rows = settings.rows.told(model, printer);
     if let Some(log) = log {
         log.begin(&LoggedModel::new(name, model, rows)?)?;
     }

@@ -134,6 +134,7 @@ pub fn write(
             let mut result = json!({
                 "model": other.model,
                 "recipe": other.recipe,
+                "cache_dtype": other.rows.name(),
                 "tasks": tasks(other),
                 "difference": differences(first, other, settings.seed)?,
                 "timing": timing(other),

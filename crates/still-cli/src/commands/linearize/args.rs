@@ -16,6 +16,7 @@ Examples:
   still linearize --model base --data a.txt --out s --set transfer.steps=200
   still linearize --model base --data a.txt --out s --dry-run
   still linearize --model base --data a.txt --out s --resume
+  still linearize --model base --data a.txt --out s --training-free --delta
   still linearize --model base --data a.txt --out s --device cuda --delta
   still linearize --model base --data a.txt --out s --delta --dtype f16";
 
@@ -41,6 +42,9 @@ pub struct LinearizeArgs {
     /// Write no TensorBoard event files (they go to the run directory's tensorboard/)
     #[arg(long)]
     no_tensorboard: bool,
+    /// Train nothing: find budgets alone, as the recipe's [calibration] says or for the usual share of the dense cache
+    #[arg(long, conflicts_with_all = ["resume", "dry_run"])]
+    training_free: bool,
     /// Do not compare the finished student with its teacher: saves up to a minute
     #[arg(long)]
     no_verdict: bool,
@@ -71,6 +75,7 @@ pub struct Settings {
     pub resume: bool,
     pub overwrite: bool,
     pub dry_run: bool,
+    pub training_free: bool,
     pub tensorboard: bool,
     pub kind: ExportKind,
     pub verdict: bool,
@@ -91,6 +96,7 @@ impl LinearizeArgs {
             overwrite: self.overwrite,
             dry_run: self.dry_run,
             tensorboard: !self.no_tensorboard,
+            training_free: self.training_free,
             kind: match (self.delta, self.dtype) {
                 (false, dtype) => ExportKind::Full(dtype),
                 (true, DType::F32) => ExportKind::Delta,

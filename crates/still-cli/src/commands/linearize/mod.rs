@@ -4,6 +4,7 @@ mod args;
 mod dry_run;
 mod observer;
 mod places;
+mod training_free;
 
 use std::path::{Path, PathBuf};
 
@@ -38,6 +39,9 @@ pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
     Verdict::remove(run_dir)?;
     let mut observer = RunObserver::new(printer, run_dir, settings.tensorboard);
     let cache = TokenCache::user()?;
+    if settings.training_free {
+        return training_free::run(settings, &model, &places, &cache, observer, printer);
+    }
     let recipe =
         calibrated_recipe(&model, &inputs.recipe, &inputs.data, &cache, run_dir, &mut observer)?;
     let windows = read_data(&inputs.data, &recipe, &model, &cache, printer)?;

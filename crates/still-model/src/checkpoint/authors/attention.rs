@@ -117,6 +117,7 @@ pub(super) fn read(json: &Value, path: &Path, base: &Checkpoint) -> Result<Still
         logit_scale: None,
         window_factor: false,
         branches: Branches::default(),
+        rows: None,
     };
     base.config.check_still(&still).map_err(|error| contradiction(path, error.to_string()))?;
     Ok(still)

@@ -120,7 +120,7 @@ impl AttentionBenchArgs {
             geometry,
             contexts: self.contexts.unwrap_or_else(|| usual.to_vec()),
             batch: self.state.batch,
-            rows: self.state.cache.resolve(&place, RowDtype::Bf16)?,
+            rows: self.state.cache.resolve(&place, RowDtype::Bf16)?.alone(),
             place,
             repetitions: self.repetitions,
             variants,

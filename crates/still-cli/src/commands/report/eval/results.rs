@@ -142,6 +142,7 @@ struct FileModel {
 struct Compared {
     #[serde(flatten)]
     model: FileModel,
+    cache_dtype: Option<String>,
     #[serde(default)]
     difference: serde_json::Map<String, serde_json::Value>,
 }
@@ -200,7 +201,9 @@ impl Results {
             let file = read_file(path)?;
             let first = file.first.model.clone();
             results.add(file.first, path)?;
-            for Compared { model, difference } in file.compare {
+            add_once(&mut dtypes, file.cache_dtype);
+            for Compared { model, cache_dtype, difference } in file.compare {
+                add_once(&mut dtypes, cache_dtype);
                 let tasks = difference.into_iter().map(|(task, metrics)| {
                     let metrics: BTreeMap<String, Interval> = serde_json::from_value(metrics)?;
                     Ok((task, metrics.into_iter().collect()))
@@ -215,7 +218,6 @@ impl Results {
             results.skipped.extend(file.skipped.into_iter().map(
                 |FileSkipped { ablation, why }| LeftOut { first: first.clone(), ablation, why },
             ));
-            add_once(&mut dtypes, file.cache_dtype);
             add_once(&mut seeds, file.seed.map(|seed| seed.to_string()));
         }
         results.subjects.sort_by_key(|subject| subject.ablation.is_some());
