@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `cpu/read.rs` | a long sequence in blocks, on lanes of threads |
 //! | `cpu/step.rs` | a decode step, by all threads together |
+//! | `cpu/updates.rs` | low-rank updates as such a step reads them |
 //! | `cuda/small_batch.rs`, `cuda/small_batch_products.rs` | a layer for a few tokens in few kernels |
 //! | `cuda/step_graph.rs` | a decode step as a CUDA graph |
 //! | `packs.rs` | how sequences that are read together are cut |

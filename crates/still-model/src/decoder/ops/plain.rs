@@ -4,7 +4,7 @@
 //! On the CPU f32 has the kernels of the fused ops; other dtypes, which check gradients, and other devices have those of
 //! `device`. Activations are matrices `[rows, width]`, contiguous.
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Result, Tensor};
 use still_compute::matmul::{Mat, par_matmul, par_matmul_new, par_matmul_scaled};
 use still_compute::tensor::with_matrix;
 
@@ -135,17 +135,45 @@ pub(in crate::decoder) fn product(
     }
     let ((m, k), (_, n)) = (x.dims2()?, y.dims2()?);
     if let Some(onto) = onto {
-        let (mut sum, scale) = (with_values(&onto, <[f32]>::to_vec)?, scale as f32);
+        let (sizes, scale) = ((m, n, k), scale as f32);
         with_matrix(x, |x| {
-            with_matrix(y, |y| par_matmul_scaled((m, n, k), &mut sum, n, true, scale, x, y))
-        })??;
-        return matrix(sum, n, x);
+            with_matrix(y, |y| onto.inplace_op1(&AddProduct { sizes, scale, x, y }))
+        })???;
+        return Ok(onto);
     }
     let mut product = with_matrix(x, |x| with_matrix(y, |y| par_matmul_new((m, n, k), x, y)))??;
     if scale != 1.0 {
         product.iter_mut().for_each(|value| *value *= scale as f32);
     }
     matrix(product, n, x)
+}
+
+/// Adds `scale · x y`, `[m, n]`, to a matrix in its own memory.
+struct AddProduct<'a> {
+    /// `(m, n, k)`
+    sizes: (usize, usize, usize),
+    scale: f32,
+    x: Mat<'a, f32>,
+    y: Mat<'a, f32>,
+}
+
+impl InplaceOp1 for AddProduct<'_> {
+    fn name(&self) -> &'static str {
+        "add_product"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let Self { sizes: (m, n, k), scale, x, y } = *self;
+        let (CpuStorage::F32(values), Some((start, end))) = (storage, layout.contiguous_offsets())
+        else {
+            candle_core::bail!("add_product: expected contiguous f32 values, got {layout:?}")
+        };
+        if end - start != m * n {
+            candle_core::bail!("add_product: {layout:?} is not {m}x{n}")
+        }
+        par_matmul_scaled((m, n, k), &mut values[start..end], n, true, scale, x, y);
+        Ok(())
+    }
 }
 
 /// `x` as an update with this dropout reads it.

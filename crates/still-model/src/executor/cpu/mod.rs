@@ -2,6 +2,7 @@
 
 mod read;
 mod step;
+mod updates;
 
 use candle_core::{DType, Tensor};
 use still_attention::{

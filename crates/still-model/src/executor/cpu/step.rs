@@ -11,14 +11,14 @@ use candle_core::Tensor;
 use smallvec::SmallVec;
 use still_attention::{HeadRows, HeadScratch, HostState};
 use still_compute::threads::{Shared, Worker, on_all_threads};
-use still_compute::vector::{dot, vectorize};
 use still_quant::LANES;
 
+use super::updates::{Update, Updates};
 use crate::cache::Cache;
 use crate::config::Activation;
 use crate::decoder::ops::{rms_norm_rows, sigmoid, with_values};
 use crate::decoder::{
-    AttentionInputs, LayerOps, Linear, Lora, Norm, Projected, Projection, Role, RopeBase, Rotation,
+    AttentionInputs, LayerOps, Linear, Norm, Projected, Projection, Role, RopeBase, Rotation,
     Weight,
 };
 use crate::error::{ModelError, Result};
@@ -31,6 +31,7 @@ const SHARES: usize = 6;
 #[derive(Debug, Default)]
 pub(crate) struct Buffers {
     rotation: Rotation,
+    updates: Updates,
     /// A row of packed embeddings is unpacked here.
     tile: Vec<f32>,
     x: Vec<f32>,
@@ -51,6 +52,7 @@ pub(crate) struct Buffers {
 /// What every thread sees.
 struct Step<'a> {
     rotation: &'a Rotation,
+    updates: &'a Updates,
     batch: usize,
     x: Shared<'a>,
     q: Shared<'a>,
@@ -87,7 +89,7 @@ struct Prepared {
     first_tile: usize,
     /// See [`Weight::group_sums_into`].
     sums: Vec<f32>,
-    /// See [`update_input`].
+    /// See [`Update::low_into`].
     low: Vec<f32>,
 }
 
@@ -109,8 +111,22 @@ pub(super) fn step(
     let Cache { layers, logits, scratch, .. } = cache;
     let layers = layers.iter().map(|layer| layer.on_host().ok_or_else(elsewhere));
     let layers = layers.collect::<Result<Vec<_>>>()?;
-    let Buffers { rotation, tile, x, q, k, v, gate, attention, hidden, branch, normed, workers } =
-        &mut scratch.step;
+    let Buffers {
+        rotation,
+        updates,
+        tile,
+        x,
+        q,
+        k,
+        v,
+        gate,
+        attention,
+        hidden,
+        branch,
+        normed,
+        workers,
+    } = &mut scratch.step;
+    updates.prepare(student)?;
     decoder.set_positions(rotation, positions.into_iter());
     let x = take(x, batch * config.hidden_size);
     for (&id, x) in ids.iter().zip(x.chunks_exact_mut(config.hidden_size)) {
@@ -120,6 +136,7 @@ pub(super) fn step(
     let shared = |buffer, length| Shared::new(take(buffer, length));
     let step = Step {
         rotation,
+        updates,
         batch,
         x: Shared::new(x),
         q: shared(q, queries),
@@ -191,7 +208,7 @@ struct Heads<'w> {
 struct Tiled<'a> {
     weight: &'a Weight,
     bias: Option<&'a Tensor>,
-    lora: Option<&'a Lora>,
+    update: Option<Update<'a>>,
     /// `[B, rows]`
     to: &'a Shared<'a>,
     /// Whether to add to what is there.
@@ -199,21 +216,23 @@ struct Tiled<'a> {
 }
 
 impl<'a> Tiled<'a> {
-    fn new(projection: &'a Projection<'_>, to: &'a Shared<'a>) -> Self {
+    fn new(step: &'a Step<'_>, projection: &'a Projection<'_>, to: Slot) -> Result<Self> {
         let Projection { linear, lora, .. } = projection;
-        Self { bias: linear.bias.as_ref(), lora: *lora, ..Self::of(&linear.weight, to) }
+        let update = lora.map(|lora| step.updates.of(lora).ok_or_else(unprepared)).transpose()?;
+        let (bias, to) = (linear.bias.as_ref(), step.slot(to));
+        Ok(Self { bias, update, ..Self::of(&linear.weight, to) })
     }
 
     /// The matrix alone.
     fn of(weight: &'a Weight, to: &'a Shared<'a>) -> Self {
-        Self { weight, bias: None, lora: None, to, add: false }
+        Self { weight, bias: None, update: None, to, add: false }
     }
 
     /// Enters the products of some tiles, `[tiles, B, 16]`, in place of what was there or in addition.
     ///
     /// # Safety
     /// Nobody else has these rows of `to` in this phase.
-    unsafe fn enter(&self, tiles: Range<usize>, values: &[f32], low: &[f32]) -> Result<()> {
+    unsafe fn enter(&self, tiles: Range<usize>, values: &[f32]) -> Result<()> {
         let (rows, _) = self.weight.dims2()?;
         let batch = values.len() / tiles.len() / LANES;
         for (n, values) in values.chunks_exact(LANES).enumerate() {
@@ -230,21 +249,6 @@ impl<'a> Tiled<'a> {
             if let Some(bias) = self.bias {
                 with_values(bias, |bias: &[f32]| {
                     to.iter_mut().zip(&bias[tile.clone()]).for_each(|(to, &bias)| *to += bias);
-                })?;
-            }
-            if let Some(lora) = self.lora {
-                let rank = low.len() / batch;
-                let low = &low[sequence * rank..(sequence + 1) * rank];
-                with_values(&lora.b, |b: &[f32]| {
-                    let b = &b[tile.start * rank..tile.end * rank];
-                    vectorize(
-                        #[inline(always)]
-                        || {
-                            for (to, b) in to.iter_mut().zip(b.chunks_exact(rank)) {
-                                *to += dot(b, low);
-                            }
-                        },
-                    );
                 })?;
             }
         }
@@ -322,7 +326,7 @@ impl<'w> LayerOps<'w> for SliceOps<'_> {
                 }
             };
             slots.push(slot);
-            tiled.push(Tiled::new(projection, self.step.slot(slot)));
+            tiled.push(Tiled::new(self.step, projection, slot)?);
         }
         self.products(*x, &tiled)?;
         Ok(slots)
@@ -336,11 +340,11 @@ impl<'w> LayerOps<'w> for SliceOps<'_> {
         norm: Option<Norm<'w>>,
     ) -> Result<Slot> {
         let Some(norm) = norm else {
-            let tiled = Tiled::new(&projection, self.step.slot(onto));
+            let tiled = Tiled::new(self.step, &projection, onto)?;
             self.products(*x, &[Tiled { add: true, ..tiled }])?;
             return Ok(onto);
         };
-        self.products(*x, &[Tiled::new(&projection, self.step.slot(Slot::Branch))])?;
+        self.products(*x, &[Tiled::new(self.step, &projection, Slot::Branch)?])?;
         self.add_normed(onto, norm)?;
         Ok(onto)
     }
@@ -371,7 +375,7 @@ impl<'w> LayerOps<'w> for SliceOps<'_> {
                 add_bias(&up.linear, part.start, step.batch, wide_up)?;
                 activation.apply(wide_gate, wide_up);
                 // SAFETY: shares are disjoint.
-                unsafe { hidden.enter(part, wide_gate, &[]) }?;
+                unsafe { hidden.enter(part, wide_gate) }?;
             }
         }
         Ok((Slot::Hidden, None))
@@ -409,8 +413,8 @@ impl SliceOps<'_> {
             prepared.first_tile = first_tile;
             first_tile += product.weight.tiles()?;
             product.weight.group_sums_into(x, &mut prepared.sums);
-            if let Some(lora) = product.lora {
-                update_input(lora, x, step.batch, &mut prepared.low)?;
+            if let Some(update) = product.update {
+                update.low_into(x, step.batch, &mut prepared.low);
             }
         }
         for part in work {
@@ -423,8 +427,11 @@ impl SliceOps<'_> {
                 }
                 let values = take(values, part.len() * step.batch * LANES);
                 product.weight.multiply_tiles(part.clone(), x, &prepared.sums, values)?;
+                if let Some(update) = product.update {
+                    update.add(part.clone(), &prepared.low, step.batch, values);
+                }
                 // SAFETY: shares are disjoint.
-                unsafe { product.enter(part, values, &prepared.low) }?;
+                unsafe { product.enter(part, values) }?;
             }
         }
         Ok(())
@@ -510,6 +517,10 @@ impl SliceOps<'_> {
     }
 }
 
+fn unprepared() -> ModelError {
+    ModelError::Invalid("a decode step met a low-rank update that is not the student's".into())
+}
+
 fn elsewhere() -> ModelError {
     ModelError::Invalid("a decode step on the CPU was given a state elsewhere".into())
 }
@@ -523,25 +534,6 @@ fn add_bias(linear: &Linear, first: usize, batch: usize, tiles: &mut [f32]) -> R
             // The last tile may have fewer rows.
             values.iter_mut().zip(&bias[row..]).for_each(|(value, &bias)| *value += bias);
         }
-    })?;
-    Ok(())
-}
-
-/// `scale · x Aᵀ`, `[B, rank]`, over what `low` held.
-fn update_input(lora: &Lora, x: &[f32], batch: usize, low: &mut Vec<f32>) -> Result<()> {
-    let (rank, inner) = lora.a.dims2()?;
-    let low = take(low, batch * rank);
-    with_values(&lora.a, |a: &[f32]| {
-        vectorize(
-            #[inline(always)]
-            || {
-                for (x, low) in x.chunks_exact(inner).zip(low.chunks_exact_mut(rank)) {
-                    for (a, low) in a.chunks_exact(inner).zip(low) {
-                        *low = lora.scale as f32 * dot(a, x);
-                    }
-                }
-            },
-        );
     })?;
     Ok(())
 }
