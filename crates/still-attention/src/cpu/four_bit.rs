@@ -340,11 +340,15 @@ impl<T: Real> SmallBatchDots<T> for FourBit<TILE> {
                 // Two sums a query: additions need not wait for each other.
                 let mut sums = [[[T::zero(); TILE]; 2]; N];
                 let (pairs, rest) = lines.as_chunks::<2>();
+                // As long as what is gone through: no index is checked in the loop.
+                let q_pairs: [&[[T; 2]]; N] = std::array::from_fn(|n| {
+                    &q[n][group * GROUP..].as_chunks::<2>().0[..pairs.len()]
+                });
                 for (i, pair) in pairs.iter().enumerate() {
                     for chain in 0..2 {
                         let codes: [T; TILE] = pair[chain].wide();
                         for n in 0..N {
-                            let x = q[n][group * GROUP + 2 * i + chain];
+                            let x = q_pairs[n][i][chain];
                             for lane in 0..TILE {
                                 sums[n][chain][lane] = x.mul_add(codes[lane], sums[n][chain][lane]);
                             }
@@ -430,47 +434,63 @@ impl FourBit<1> {
         stride: usize,
         out: &mut [T],
     ) {
+        let (width, lines, groups) = (self.width, self.lines_a_tile(), self.groups());
+        let (mut scales, mut offsets) = (Columns::new(groups), Columns::new(groups));
+        // By row: what its codes of one group are multiplied by, for each row of `out`.
+        let mut factors = [[T::zero(); N]; ROWS];
         for start in range.clone().step_by(ROWS) {
             let rows = start..(start + ROWS).min(range.end);
             let weights: [&[T]; N] =
                 std::array::from_fn(|n| &weights[n * stride + start - range.start..][..rows.len()]);
-            let (mut line, lines) = (0, self.lines_a_tile());
-            if vector::has_many_registers() {
-                while line + 4 <= lines {
-                    self.add_lines::<T, N, 4>(rows.clone(), weights, line, out);
-                    line += 4;
+            let coded = rows.start * groups..rows.end * groups;
+            scales.take(&self.scales[coded.clone()]);
+            offsets.take(&self.offsets[coded]);
+            for group in 0..groups {
+                let factors = &mut factors[..rows.len()];
+                for n in 0..N {
+                    let products = weights[n].iter().zip(scales.column(group));
+                    let products = products.map(|(&weight, &scale)| weight * scale);
+                    factors.iter_mut().zip(products).for_each(|(row, x)| row[n] = x);
                 }
-            }
-            for line in line..lines {
-                self.add_lines::<T, N, 1>(rows.clone(), weights, line, out);
+                let column = group * GROUP;
+                for (out, weights) in out.chunks_exact_mut(width).zip(weights) {
+                    let offset = vector::dot(weights, &offsets.column(group)[..rows.len()]);
+                    let columns = column..width.min(column + GROUP);
+                    out[columns].iter_mut().for_each(|out| *out += offset);
+                }
+                let (mut line, end) = (column / LINE, lines.min((column + GROUP) / LINE));
+                if vector::has_many_registers() && line + 2 <= end {
+                    self.add_lines::<T, N, 2>(rows.clone(), factors, line, out);
+                    line += 2;
+                }
+                for line in line..end {
+                    self.add_lines::<T, N, 1>(rows.clone(), factors, line, out);
+                }
             }
         }
     }
 
-    /// The columns of `LINES` lines from `first` on: their sums stay in registers.
+    /// The codes of `LINES` lines from `first` on, times the weights: their sums stay in registers.
     #[inline(always)]
     fn add_lines<T: Real, const N: usize, const LINES: usize>(
         &self,
         rows: Range<usize>,
-        weights: [&[T]; N],
+        factors: &[[T; N]],
         first: usize,
         out: &mut [T],
     ) {
-        let (width, lines, groups) = (self.width, self.lines_a_tile(), self.groups());
+        let (width, lines) = (self.width, self.lines_a_tile());
+        assert!(first + LINES <= lines, "no lines to add");
         let mut sums = [[[T::zero(); LINE]; LINES]; N];
-        let mut offsets = [[T::zero(); LINES]; N];
-        for (i, row) in rows.enumerate() {
-            let own = &self.lines[row * lines + first..][..LINES];
+        let rows = self.lines[rows.start * lines..rows.end * lines].chunks_exact(lines);
+        for (row, factors) in rows.zip(factors) {
+            let own = &row[first..first + LINES];
             prefetch(own);
             for (l, line) in own.iter().enumerate() {
-                let at = row * groups + (first + l) * LINE / GROUP;
-                let (scale, offset): (T, T) = (self.scales[at].widen(), self.offsets[at].widen());
                 let codes: [T; LINE] = line.wide();
                 for n in 0..N {
-                    offsets[n][l] = weights[n][i].mul_add(offset, offsets[n][l]);
-                    let weight = weights[n][i] * scale;
                     for c in 0..LINE {
-                        sums[n][l][c] = weight.mul_add(codes[c], sums[n][l][c]);
+                        sums[n][l][c] = factors[n].mul_add(codes[c], sums[n][l][c]);
                     }
                 }
             }
@@ -480,11 +500,41 @@ impl FourBit<1> {
                 let column = (first + l) * LINE;
                 let columns = LINE.min(width - column);
                 let out = &mut out[n * width + column..][..columns];
-                for (out, sum) in out.iter_mut().zip(sums[n][l]) {
-                    *out += sum + offsets[n][l];
-                }
+                out.iter_mut().zip(sums[n][l]).for_each(|(out, sum)| *out += sum);
             }
         }
+    }
+}
+
+/// What the groups of [`ROWS`] rows are multiplied by or shifted by, widened, group by group.
+struct Columns<T> {
+    groups: usize,
+    wide: SmallVec<[T; 8 * ROWS]>,
+    /// `[groups, ROWS]`
+    columns: SmallVec<[T; 8 * ROWS]>,
+}
+
+impl<T: Real> Columns<T> {
+    #[inline(always)]
+    fn new(groups: usize) -> Self {
+        let values = SmallVec::from_elem(T::zero(), groups * ROWS);
+        Self { groups, wide: values.clone(), columns: values }
+    }
+
+    /// Takes those of some rows, `[rows, groups]`.
+    #[inline(always)]
+    fn take(&mut self, values: &[F16]) {
+        let wide = &mut self.wide[..values.len()];
+        wide.iter_mut().zip(values).for_each(|(wide, value)| *wide = value.widen());
+        for (group, column) in self.columns.chunks_exact_mut(ROWS).enumerate() {
+            let values = wide.iter().skip(group).step_by(self.groups);
+            column.iter_mut().zip(values).for_each(|(to, &value)| *to = value);
+        }
+    }
+
+    #[inline(always)]
+    fn column(&self, group: usize) -> &[T] {
+        &self.columns[group * ROWS..(group + 1) * ROWS]
     }
 }
 

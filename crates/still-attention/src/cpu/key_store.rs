@@ -178,12 +178,15 @@ impl<T: Real, C: Cell<T>> SmallBatchDots<T> for Tiled<'_, T, C> {
             // Two sums a query: additions need not wait for each other.
             let mut sums = [[[T::zero(); TILE]; 2]; N];
             let (pairs, rest) = lines.as_chunks::<2>();
+            // As long as what is gone through: no index is checked in the loop.
+            let q_pairs: [&[[T; 2]]; N] =
+                std::array::from_fn(|n| &q[n].as_chunks::<2>().0[..pairs.len()]);
             for (i, pair) in pairs.iter().enumerate() {
                 prefetch(pair);
                 for chain in 0..2 {
                     let line = widened(&pair[chain]);
                     for n in 0..N {
-                        let x = q[n][2 * i + chain];
+                        let x = q_pairs[n][i][chain];
                         for lane in 0..TILE {
                             sums[n][chain][lane] = x.mul_add(line[lane], sums[n][chain][lane]);
                         }

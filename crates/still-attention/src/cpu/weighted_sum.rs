@@ -64,24 +64,37 @@ fn add_small_batch<T: Real, C: Cell<T>, const N: usize>(
     out_stride: usize,
 ) {
     let Summed { range, width, .. } = summed;
+    let width = *width;
+    // By row: what its values are multiplied by, for each row of `out`.
+    let mut factors = [[T::zero(); N]; ROWS];
     for start in range.clone().step_by(ROWS) {
         let rows = start..(start + ROWS).min(range.end);
-        let weights: [&[T]; N] =
-            std::array::from_fn(|n| &weights[n * stride + start - range.start..][..rows.len()]);
+        let factors = &mut factors[..rows.len()];
+        for n in 0..N {
+            let weights = &weights[n * stride + start - range.start..][..rows.len()];
+            match summed.scales {
+                Some(scales) => {
+                    let weights = weights.iter().zip(&scales[rows.clone()]);
+                    let products = weights.map(|(&weight, &scale)| scale * weight);
+                    factors.iter_mut().zip(products).for_each(|(row, x)| row[n] = x);
+                }
+                None => factors.iter_mut().zip(weights).for_each(|(row, &weight)| row[n] = weight),
+            }
+        }
+        let rows = &summed.values[rows.start * width..rows.end * width];
         let mut column = 0;
         if vector::has_many_registers() {
-            while column + 64 <= *width {
-                let rows = rows.clone();
-                add_columns::<T, C, N, 64>(summed, rows, weights, column, out, out_stride);
+            while column + 64 <= width {
+                add_columns::<T, C, N, 64>(rows, width, factors, column, out, out_stride);
                 column += 64;
             }
         }
-        while column + 16 <= *width {
-            add_columns::<T, C, N, 16>(summed, rows.clone(), weights, column, out, out_stride);
+        while column + 16 <= width {
+            add_columns::<T, C, N, 16>(rows, width, factors, column, out, out_stride);
             column += 16;
         }
-        for column in column..*width {
-            add_columns::<T, C, N, 1>(summed, rows.clone(), weights, column, out, out_stride);
+        for column in column..width {
+            add_columns::<T, C, N, 1>(rows, width, factors, column, out, out_stride);
         }
     }
 }
@@ -89,29 +102,25 @@ fn add_small_batch<T: Real, C: Cell<T>, const N: usize>(
 /// `COLUMNS` columns of `out` from `column` on: their sums stay in registers.
 #[inline(always)]
 fn add_columns<T: Real, C: Cell<T>, const N: usize, const COLUMNS: usize>(
-    summed: &Summed<'_, T, C>,
-    rows: Range<usize>,
-    weights: [&[T]; N],
+    rows: &[C],
+    width: usize,
+    factors: &[[T; N]],
     column: usize,
     out: &mut [T],
     out_stride: usize,
 ) {
+    assert!(column + COLUMNS <= width, "no columns to add");
     let mut sums = [[T::zero(); COLUMNS]; N];
-    for (i, row) in rows.enumerate() {
-        let at = row * summed.width + column;
-        let values = &summed.values[at..at + COLUMNS];
+    for (row, factors) in rows.chunks_exact(width).zip(factors) {
+        let values = &row[column..column + COLUMNS];
         vector::prefetch(values);
         let mut wide = [T::zero(); COLUMNS];
         for c in 0..COLUMNS {
             wide[c] = values[c].widen();
         }
         for n in 0..N {
-            let weight = match summed.scales {
-                Some(scales) => scales[row] * weights[n][i],
-                None => weights[n][i],
-            };
             for c in 0..COLUMNS {
-                sums[n][c] = weight.mul_add(wide[c], sums[n][c]);
+                sums[n][c] = factors[n].mul_add(wide[c], sums[n][c]);
             }
         }
     }
