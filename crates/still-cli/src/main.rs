@@ -72,7 +72,7 @@ fn main() -> ExitCode {
 fn run(command: Command, printer: &Printer) -> anyhow::Result<()> {
     use commands::{
         ask, bench, calibrate, chat, completions, demo, doctor, eval, export, generate, inspect,
-        linearize, man, report,
+        linearize, man, recipes, report,
     };
     match command {
         Command::Demo(args) => demo::run(&args, printer),
@@ -86,6 +86,7 @@ fn run(command: Command, printer: &Printer) -> anyhow::Result<()> {
         Command::Bench(args) => bench::run(args, printer),
         Command::Inspect(args) => inspect::run(&args, printer),
         Command::Report(args) => report::run(args, printer),
+        Command::Recipes(args) => recipes::run(&args, printer),
         Command::Doctor(args) => doctor::run(&args, printer),
         Command::Completions(args) => completions::run(&args, printer),
         Command::Man(args) => man::run(&args, printer),

@@ -64,7 +64,9 @@ pub use calibrate::{
     Budgets, CalibrateOptions, Calibration, HeadReport, Outcome, Outlook, Phase, calibrate,
     calibrated_recipe,
 };
-pub use data::{DataSummary, Position, Segment, TokenCache, Window, Windows};
+pub use data::{
+    DataSummary, Position, Segment, TokenCache, Window, Windows, data_files_in, is_data_file,
+};
 pub use error::{Result, TrainError};
 pub use evaluation::Evaluation;
 pub use finetune::FinetuneStage;
@@ -74,7 +76,7 @@ pub use metrics::{Observer, Silent, Stage, StepReport};
 pub use optimizer::{AdamW, AdamWConfig, Parameters};
 pub use plan::{Plan, StagePlan, plan};
 pub use recipe::{
-    AttentionRecipe, CalibrationRecipe, CheckpointRecipe, DataRecipe, EvaluationRecipe,
+    AttentionRecipe, BuiltIn, CalibrationRecipe, CheckpointRecipe, DataRecipe, EvaluationRecipe,
     FinetuneRecipe, GuardRecipe, LossOn, Objective, Recipe, Recompute, Reduction, TransferLoss,
     TransferRecipe,
 };

@@ -21,7 +21,7 @@ use crate::commands::{
     ask::AskArgs, bench::BenchArgs, calibrate::CalibrateArgs, chat::ChatArgs,
     completions::CompletionsArgs, demo::DemoArgs, doctor::DoctorArgs, eval::EvalArgs,
     export::ExportArgs, generate::GenerateArgs, inspect::InspectArgs, linearize::LinearizeArgs,
-    man::ManArgs, report::ReportArgs,
+    man::ManArgs, recipes::RecipesArgs, report::ReportArgs,
 };
 
 const EXAMPLES: &str = "\
@@ -129,6 +129,8 @@ pub enum Command {
     Inspect(InspectArgs),
     /// Draw a run of training, or evaluations, as one HTML page
     Report(ReportArgs),
+    /// List the recipes that are built in, and print one
+    Recipes(RecipesArgs),
     /// Show versions, CPU features, devices and caches
     Doctor(DoctorArgs),
     /// Print the completion script of a shell

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{IsTerminal, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::Context;
 use still_model::files;
@@ -62,19 +62,4 @@ fn read_at_most(most: u64, pipe: impl Read, name: &str) -> anyhow::Result<String
         let at = error.utf8_error().valid_up_to();
         user(format!("{name}: not UTF-8 at byte {at}"), "give UTF-8 text")
     })
-}
-
-/// An error unless all data are files.
-pub fn check_data(data: &[PathBuf]) -> anyhow::Result<()> {
-    const KINDS: &str = "give --data files: .txt, .jsonl, .jsonl.zst or .bin";
-    for path in data {
-        match path.metadata().as_ref().map(files::kind) {
-            Err(_) => return Err(user(format!("no file {}", path.display()), KINDS)),
-            Ok(Some(kind)) => {
-                return Err(user(format!("{} is {kind}, not a file", path.display()), KINDS));
-            }
-            Ok(None) => {}
-        }
-    }
-    Ok(())
 }

@@ -6,8 +6,8 @@
 //! | `generate`, `chat`, `ask` | run |
 //! | `eval`, `bench` | evaluate |
 //! | `inspect`, `report` | look |
-//! | `doctor`, `completions`, `man` | set up |
-//! | `model`, `cache`, `recipe`, `training`, `generation`, `sampling`, `input` | arguments that several commands share |
+//! | `recipes`, `doctor`, `completions`, `man` | set up |
+//! | `model`, `cache`, `recipe`, `data`, `training`, `generation`, `sampling`, `input` | arguments that several commands share |
 //! | `reading`, `sessions` | what `ask` and `chat` have in common |
 //! | `calibration_bars` | a bar for each phase of a calibration |
 
@@ -18,6 +18,7 @@ pub mod calibrate;
 mod calibration_bars;
 pub mod chat;
 pub mod completions;
+mod data;
 pub mod demo;
 pub mod doctor;
 pub mod eval;
@@ -31,6 +32,7 @@ pub mod man;
 mod model;
 pub mod reading;
 mod recipe;
+pub mod recipes;
 pub mod report;
 mod sampling;
 mod sessions;

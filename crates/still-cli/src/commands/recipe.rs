@@ -3,13 +3,13 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use still_train::Recipe;
+use still_train::{BuiltIn, Recipe};
 
 /// A recipe, and what is changed of it.
 #[derive(Clone, Debug, Args)]
 pub struct RecipeArgs {
-    /// Training recipe (TOML); built-in defaults without it
-    #[arg(long, short, value_name = "FILE")]
+    /// Recipe: a name of `still recipes list`, or a TOML file [default: the usual one for the device]
+    #[arg(long, short, value_name = "NAME|FILE")]
     pub recipe: Option<PathBuf>,
     /// Override one recipe value, such as --set transfer.steps=200; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
@@ -17,11 +17,14 @@ pub struct RecipeArgs {
 }
 
 impl RecipeArgs {
-    /// Reads the recipe, or takes the defaults, and applies what is changed.
+    /// Reads the recipe, or takes the usual one, and applies what is changed.
     ///
     /// # Errors
     /// A file that cannot be read, a key or value that is none.
-    pub fn resolve(&self) -> anyhow::Result<Recipe> {
-        Ok(Recipe::read(self.recipe.as_deref(), &self.set)?)
+    pub fn resolve(&self, usual: BuiltIn) -> anyhow::Result<Recipe> {
+        Ok(match &self.recipe {
+            Some(recipe) => Recipe::read(Some(recipe), &self.set)?,
+            None => Recipe::parse(usual.text, &self.set)?,
+        })
     }
 }

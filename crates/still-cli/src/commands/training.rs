@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use still_train::Recipe;
+use still_train::{BuiltIn, Recipe};
 
-use super::input::check_data;
+use super::data::data_files;
 use super::model::{ModelArg, Place, PlaceArgs, load_base};
 use super::recipe::RecipeArgs;
 use crate::printer::Printer;
@@ -19,7 +19,8 @@ pub struct TrainingArgs {
     /// Where it computes.
     #[command(flatten)]
     device: PlaceArgs,
-    /// Data: .txt, .jsonl or .jsonl.zst (a text or chat messages a line), .bin (token ids); several may be given, mixed by
+    /// Data: .txt or .md, .jsonl (a text or chat messages a line), both also as .gz or .zst, .parquet, .bin (token ids); a
+    /// folder of them; a dataset of a hub (org/name); or "demo", the books of `still demo`. Several may be given, mixed by
     /// data.weights
     #[arg(long, short, value_name = "FILE", num_args = 1.., required = true)]
     data: Vec<PathBuf>,
@@ -35,8 +36,10 @@ pub struct Inputs {
     pub place: Place,
     pub data: Vec<PathBuf>,
     pub recipe: Recipe,
-    /// Where the recipe was read.
+    /// Where the recipe was read, or its name.
     pub recipe_file: Option<PathBuf>,
+    /// The built-in recipe that was taken because none was named.
+    pub usual: Option<BuiltIn>,
 }
 
 impl TrainingArgs {
@@ -45,13 +48,15 @@ impl TrainingArgs {
     /// # Errors
     /// Data that are no files, a recipe that cannot be used, a device that is not there.
     pub fn resolve(self) -> anyhow::Result<Inputs> {
-        check_data(&self.data)?;
+        let place = self.device.resolve()?;
+        let usual = BuiltIn::usual(&place.device);
         Ok(Inputs {
-            recipe: self.recipe.resolve()?,
+            recipe: self.recipe.resolve(usual)?,
+            usual: self.recipe.recipe.is_none().then_some(usual),
             recipe_file: self.recipe.recipe,
-            place: self.device.resolve()?,
+            data: data_files(&self.data)?,
+            place,
             model: self.model.model,
-            data: self.data,
         })
     }
 }

@@ -27,14 +27,20 @@ pub fn still() -> Command {
     command
 }
 
-/// `linearize --no-verdict --model … --data … --out …`: what tests run often does without the minute that a verdict may take.
-pub fn linearize_args(model: &Path, data: &Path, out: &Path) -> [OsString; 8] {
-    let paths = [model, data, out].map(|path| path.as_os_str().to_owned());
-    let [model, data, out] = paths;
-    let word = OsString::from;
-    let command = [word("linearize"), word("--no-verdict")];
-    let [linearize, no_verdict] = command;
-    [linearize, no_verdict, word("--model"), model, word("--data"), data, word("--out"), out]
+/// `linearize --model … --data … --out …` by the recipe that calibrates nothing, without the minute that a verdict may take.
+pub fn linearize_args(model: &Path, data: &Path, out: &Path) -> Vec<OsString> {
+    linearize_by("uniform".as_ref(), model, data, out)
+}
+
+/// The same by another recipe.
+pub fn linearize_by(recipe: &Path, model: &Path, data: &Path, out: &Path) -> Vec<OsString> {
+    let mut args = vec![OsString::from("linearize"), "--no-verdict".into()];
+    for (option, path) in
+        [("--recipe", recipe), ("--model", model), ("--data", data), ("--out", out)]
+    {
+        args.extend([option.into(), path.into()]);
+    }
+    args
 }
 
 /// What a run said.

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use crate::common::{Outcome, linearize_args, still, student_dir, teacher_dir};
+use crate::common::{Outcome, linearize_args, linearize_by, still, student_dir, teacher_dir};
 
 fn generate(model: &Path) -> Outcome {
     Outcome::of(still().args(["generate", "--prompt", "hello", "--model"]).arg(model))
@@ -208,11 +208,20 @@ fn unknown_recipe_keys_name_the_nearest() {
 
 #[test]
 fn recipes_that_are_missing_or_broken() {
-    linearize("text", &["--recipe", "/no/such/recipe.toml"]).failed_with("/no/such/recipe.toml");
     let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data.txt");
+    fs::write(&data, "text").unwrap();
+    let linearize = |recipe: &Path| {
+        let out = dir.path().join("student");
+        Outcome::of(still().args(linearize_by(recipe, teacher_dir(), &data, &out)))
+    };
+    linearize("/no/such/recipe.toml".as_ref()).failed_with("/no/such/recipe.toml");
+    let unknown = linearize("slow".as_ref());
+    unknown.failed_with("no file slow, and no recipe of this name");
+    assert!(unknown.stderr.contains("quick, still-long"), "{}", unknown.stderr);
     let path = dir.path().join("recipe.toml");
     fs::write(&path, "[transfer\nsteps = 1").unwrap();
-    linearize("text", &["--recipe", path.to_str().unwrap()]).failed_with("recipe");
+    linearize(&path).failed_with("recipe");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use crate::common::{Outcome, still};
 
-const COMMANDS: [&str; 14] = [
+const COMMANDS: [&str; 15] = [
     "demo",
     "linearize",
     "calibrate",
@@ -14,6 +14,7 @@ const COMMANDS: [&str; 14] = [
     "bench",
     "inspect",
     "report",
+    "recipes",
     "doctor",
     "completions",
     "man",
@@ -123,9 +124,16 @@ fn every_command_has_a_manual_page() {
     };
     let mut expected: Vec<String> =
         COMMANDS.iter().map(|command| format!("still-{command}.1")).collect();
-    for name in
-        ["", "-bench-model", "-bench-train", "-bench-attention", "-report-run", "-report-eval"]
-    {
+    for name in [
+        "",
+        "-bench-model",
+        "-bench-train",
+        "-bench-attention",
+        "-recipes-list",
+        "-recipes-show",
+        "-report-run",
+        "-report-eval",
+    ] {
         expected.push(format!("still{name}.1"));
     }
     expected.sort();

@@ -5,7 +5,7 @@ use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use crate::common::{Outcome, chat_dir, copy_dir, save_delta, still, teacher_dir};
+use crate::common::{Outcome, chat_dir, copy_dir, linearize_args, save_delta, still, teacher_dir};
 
 /// A hub whose repositories, of an owner `org`, are the directories in one.
 struct Hub {
@@ -64,8 +64,13 @@ fn answer(stream: TcpStream, repositories: &Path, fails: &Mutex<Vec<String>>) {
     let head: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
     let one_byte = head.iter().any(|line| line.to_lowercase() == "range: bytes=0-0");
     let mut stream = stream;
-    let of_file = path.strip_prefix("/org/").and_then(|rest| rest.split_once("/resolve/main/"));
-    let of_list = path.strip_prefix("/api/models/org/").and_then(|rest| rest.split_once('/'));
+    let of_kind = |models: &str, datasets: &str| {
+        path.strip_prefix(models).or_else(|| path.strip_prefix(datasets))
+    };
+    let of_file =
+        of_kind("/org/", "/datasets/org/").and_then(|rest| rest.split_once("/resolve/main/"));
+    let of_list =
+        of_kind("/api/models/org/", "/api/datasets/org/").and_then(|rest| rest.split_once('/'));
     let (repository, file) = of_file.or(of_list.map(|(name, _)| (name, path.as_str()))).unwrap();
     let dir = &repositories.join(repository);
     if fails.lock().unwrap().iter().any(|broken| broken == file) {
@@ -241,4 +246,36 @@ fn a_delta_is_fetched_with_its_base() {
     assert_eq!(text(hub.generate("org/delta")), here);
     hub.fail(&FILES);
     assert_eq!(text(hub.generate("org/delta")), here);
+}
+
+#[test]
+fn a_dataset_is_fetched_and_read_again_without_a_network() {
+    let repositories = tempfile::tempdir().unwrap();
+    let dir = repositories.path().join("books");
+    std::fs::create_dir_all(dir.join("data")).unwrap();
+    for (name, words) in
+        [("data/train-0.txt", 900), ("data/train-1.txt", 300), ("data/test-0.txt", 700)]
+    {
+        std::fs::write(dir.join(name), crate::common::words(words)).unwrap();
+    }
+    std::fs::write(dir.join("README.md.html"), "no data").unwrap();
+    let hub = Hub::of(repositories.path());
+    let plan = |name: &str| {
+        let mut command = hub.still();
+        command.env("STILL_CACHE", hub.cache.path().join("still"));
+        command.args(linearize_args(teacher_dir(), Path::new(name), Path::new("never-made")));
+        Outcome::of(command.args(["--dry-run", "--set", "data.length=128"]))
+    };
+    let read = plan("org/books");
+    read.succeeded();
+    assert!(read.stderr.contains("in 2 documents"), "{}", read.stderr);
+    let test = plan("org/books/data/test-0.txt");
+    test.succeeded();
+    assert!(test.stderr.contains("in 1 document"), "{}", test.stderr);
+    plan("org/books/nothing").failed_with("org/books/nothing has no data files");
+    plan("org/other").failed_with("no dataset of this id could be fetched");
+    hub.fail(&["/api/datasets/org/books/revision/main"]);
+    let again = plan("org/books/data");
+    again.succeeded();
+    assert!(again.stderr.contains("fetched before"), "{}", again.stderr);
 }

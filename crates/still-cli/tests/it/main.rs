@@ -13,6 +13,7 @@ mod chat_template;
 #[cfg(unix)]
 mod chat_terminal;
 mod cli;
+mod data;
 mod demo;
 mod eval;
 mod eval_long;

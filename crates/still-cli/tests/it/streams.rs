@@ -5,7 +5,9 @@ use std::io::Read;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::common::{BINARY, Outcome, linearize_args, still, student_dir, teacher_dir, words};
+use crate::common::{
+    BINARY, Outcome, linearize_args, linearize_by, still, student_dir, teacher_dir, words,
+};
 
 /// `still`, with no settings of the person who runs the tests.
 fn command() -> Command {
@@ -225,7 +227,8 @@ fn pipes_and_devices_are_refused() {
     };
     linearize(teacher_dir(), &data, &[]).failed_with("pipe.txt is a named pipe");
     let recipe = pipe("recipe.toml");
-    linearize(teacher_dir(), &text, &["--recipe", recipe.to_str().unwrap()])
+    let by_pipe = linearize_by(&recipe, teacher_dir(), &text, &dir.path().join("student"));
+    Outcome::of(still().args(by_pipe).timeout(DEADLINE))
         .failed_with("recipe.toml: it is a named pipe");
     linearize(&pipe("model.gguf"), &text, &[]).failed_with("model.gguf is a named pipe");
     linearize(Path::new("/dev/zero"), &text, &[]).failed_with("/dev/zero is a device");

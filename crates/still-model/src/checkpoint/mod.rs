@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `source` | from what a user types to files |
 //! | `hub` | models, adapters and deltas fetched from a hub |
+//! | `hub_dataset` | datasets, likewise |
 //! | `safetensors_dir` | directories with `config.json` |
 //! | `form` | what a `config.json` describes: a base, a student, a checkpoint of STILL's authors |
 //! | `authors` | checkpoints and adapters of STILL's authors |
@@ -28,6 +29,7 @@ mod form;
 pub mod gguf;
 mod gguf_student;
 mod hub;
+mod hub_dataset;
 mod learned;
 mod learned_names;
 mod load;
@@ -48,6 +50,7 @@ use std::path::Path;
 use still_attention::StillConfig;
 
 pub use gguf_student::{GgufExport, GgufFormat, export_gguf, is_exported_student};
+pub use hub_dataset::fetch_dataset;
 pub use placement::WeightFormat;
 pub(crate) use shapes::shapes;
 pub use student::{ExportKind, save_student, save_student_to};

@@ -9,7 +9,8 @@ use sha2::{Digest, Sha256};
 use still_model::Tokenizer;
 use still_model::files::open;
 
-use super::documents::{Kind, data_error};
+use super::documents::data_error;
+use super::kind::{Content, Kind};
 use super::tokenize::{TextOptions, tokenize};
 use super::tokens::{Expected, TokenFile, TokenWriter};
 use crate::error::{Result, TrainError};
@@ -52,7 +53,7 @@ impl TokenCache {
         options: &TextOptions,
     ) -> Result<TokenFile> {
         let kind = Kind::of(path)?;
-        if kind == Kind::Tokens {
+        if kind.content == Content::Tokens {
             return TokenFile::open(path, tokenizer.expected());
         }
         let before = stat(path)?;
@@ -129,7 +130,7 @@ fn key(
     let is_new = time.elapsed().is_ok_and(|age| age < TICK) || time > SystemTime::now();
     let content = if is_new { Some(hash_file(path)?) } else { None };
     // What does not matter to a kind of file must not make it another.
-    let lines = matches!(kind, Kind::Lines | Kind::CompressedLines);
+    let lines = kind.has_fields();
     let key = json!({
         "version": VERSION,
         "path": real,

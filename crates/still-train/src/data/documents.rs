@@ -1,6 +1,5 @@
 //! Files as they come: one document of plain text, or one a line.
 
-use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
@@ -8,49 +7,19 @@ use serde_json::Value;
 
 use super::chat::Conversation;
 use super::instruction::Instruction;
+use super::kind::Kind;
 use super::line::{Messages, Text, fields};
 use crate::error::{Result, TrainError};
 
 /// Text that is held at a time while lines are read, in bytes.
-const BATCH_BYTES: usize = 4 << 20;
-/// Largest window that a compressed file may ask for, as a power of 2: zstd's own limit unless told otherwise.
-const WINDOW_LOG: u32 = 27;
+pub(super) const BATCH_BYTES: usize = 4 << 20;
 
-/// What a file's name says it holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
-    /// `.txt`: one document.
-    Text,
-    /// `.jsonl`: one document a line.
-    Lines,
-    /// `.jsonl.zst`: the same, compressed.
-    CompressedLines,
-    /// `.bin`: token ids.
-    Tokens,
-}
-
-impl Kind {
-    pub fn of(path: &Path) -> Result<Self> {
-        let name =
-            path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let kinds = [
-            (".txt", Self::Text),
-            (".jsonl", Self::Lines),
-            (".jsonl.zst", Self::CompressedLines),
-            (".bin", Self::Tokens),
-        ];
-        kinds
-            .into_iter()
-            .find(|(ending, _)| name.ends_with(ending))
-            .map(|(_, kind)| kind)
-            .ok_or_else(|| {
-                data_error(
-                    path,
-                    "unknown kind of file".into(),
-                    "give .txt, .jsonl, .jsonl.zst or .bin",
-                )
-            })
-    }
+/// What a document is read from.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Entry {
+    /// Where it is in its file, as in "line 3".
+    pub place: String,
+    pub json: String,
 }
 
 /// A line's document.
@@ -65,11 +34,6 @@ pub(super) fn data_error(path: &Path, what: String, hint: &str) -> TrainError {
     TrainError::Data { path: path.to_path_buf(), what, hint: hint.into() }
 }
 
-/// Opens a `.txt`.
-pub(super) fn open_text(path: &Path) -> Result<File> {
-    still_model::files::open(path).map_err(TrainError::read(path))
-}
-
 /// Lines that are not blank, numbered from 1, a few megabytes at a time.
 ///
 /// # Errors
@@ -78,18 +42,9 @@ pub(super) fn for_each_batch(
     path: &Path,
     kind: Kind,
     most: usize,
-    each: &mut dyn FnMut(Vec<(usize, String)>) -> Result<()>,
+    each: &mut dyn FnMut(Vec<Entry>) -> Result<()>,
 ) -> Result<()> {
-    let file = still_model::files::open(path).map_err(TrainError::read(path))?;
-    let reader: Box<dyn Read> = match kind {
-        Kind::CompressedLines => {
-            let mut decoder = zstd::Decoder::new(file).map_err(TrainError::read(path))?;
-            decoder.window_log_max(WINDOW_LOG).map_err(TrainError::read(path))?;
-            Box::new(decoder)
-        }
-        _ => Box::new(file),
-    };
-    let mut reader = BufReader::new(reader);
+    let mut reader = BufReader::new(kind.open(path)?);
     let (mut batch, mut bytes) = (Vec::new(), 0);
     for number in 1.. {
         let mut line = Vec::new();
@@ -124,7 +79,7 @@ pub(super) fn for_each_batch(
             continue;
         }
         bytes += line.len();
-        batch.push((number, line));
+        batch.push(Entry { place: format!("line {number}"), json: line });
         if bytes >= BATCH_BYTES {
             each(std::mem::take(&mut batch))?;
             bytes = 0;
@@ -137,21 +92,20 @@ pub(super) fn for_each_batch(
 /// whose line may have `most` bytes.
 pub(super) fn parse_line(
     path: &Path,
-    number: usize,
-    line: &str,
+    Entry { place, json: line }: &Entry,
     field: &str,
     most: usize,
 ) -> Result<Document> {
     let fail = |what: String| {
         let hint = format!(
-            "each line must be a JSON object with a string \"{field}\" (data.text_field), with \"messages\": a list of \
+            "each line or row must have a string \"{field}\" (data.text_field), with \"messages\": a list of \
              {{\"role\": …, \"content\": …}}, or with \"instruction\" and \"output\""
         );
-        data_error(path, format!("line {number}: {what}"), &hint)
+        data_error(path, format!("{place}: {what}"), &hint)
     };
     let too_long = |what: &str| {
         let what = format!(
-            "line {number}: {what} of {} bytes; at most {most} are tokenized at once (data.max_word_bytes)",
+            "{place}: {what} of {} bytes; at most {most} are tokenized at once (data.max_word_bytes)",
             line.len()
         );
         let hint = "divide it, or raise the limit with --set data.max_word_bytes=N";

@@ -11,6 +11,11 @@ use super::chat::BESIDE;
 /// What an instruction is made of.
 const INSTRUCTION: [&str; 3] = ["instruction", "input", "output"];
 
+/// Whether a document is made of what stands under this name; `field` holds its text.
+pub(super) fn is_asked_for(name: &str, field: &str) -> bool {
+    name == field || name == "messages" || BESIDE.contains(&name) || INSTRUCTION.contains(&name)
+}
+
 /// What a line says under the names that are asked for.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Fields {

@@ -8,8 +8,10 @@ use rayon::prelude::*;
 use still_model::Tokenizer;
 
 use super::chat::encode_conversation;
-use super::documents::{Document, Kind, data_error, for_each_batch, open_text, parse_line};
+use super::documents::{Document, Entry, data_error, for_each_batch, parse_line};
+use super::kind::{Content, Kind};
 use super::pieces::{PIECE, Pieces, Wrong};
+use super::rows;
 use super::tokens::TokenWriter;
 use crate::error::{Result, TrainError};
 use crate::recipe::LossOn;
@@ -41,17 +43,18 @@ pub(super) fn tokenize(
     writer: &mut TokenWriter,
 ) -> Result<()> {
     let answers = options.counts_answers();
-    if kind == Kind::Text {
-        let mut file = open_text(path)?;
+    if kind.content == Content::Text {
+        let mut file = kind.open(path)?;
         let length = tokenize_text((path, ""), &mut file, tokenizer, options, &mut |ids| {
             writer.extend(ids)
         })?;
         return writer.end_document(&everything(length, answers));
     }
-    let encode = |(number, line): &(usize, String)| -> Result<(Vec<u32>, Vec<Range<usize>>)> {
-        match parse_line(path, *number, line, &options.text_field, options.max_word_bytes)? {
+    let encode = |entry: &Entry| -> Result<(Vec<u32>, Vec<Range<usize>>)> {
+        let place = &entry.place;
+        match parse_line(path, entry, &options.text_field, options.max_word_bytes)? {
             Document::Text(text) => {
-                let (place, mut ids) = (format!("line {number}: "), Vec::new());
+                let (place, mut ids) = (format!("{place}: "), Vec::new());
                 let mut reader = text.as_bytes();
                 let length =
                     tokenize_text((path, &place), &mut reader, tokenizer, options, &mut |more| {
@@ -63,19 +66,20 @@ pub(super) fn tokenize(
             Document::Conversation(conversation) => {
                 encode_conversation(&conversation, tokenizer, answers).map_err(|what| {
                     let hint = "mend the line (without a key that the template does not write), or give the conversation as text";
-                    data_error(path, format!("line {number}: {what}"), hint)
+                    data_error(path, format!("{place}: {what}"), hint)
                 })
             }
             Document::Instruction(instruction) => {
                 let (ids, answer) = instruction.encode(tokenizer).map_err(|what| {
                     let hint = "name eos_token in tokenizer_config.json, or give the lines as text";
-                    data_error(path, format!("line {number}: {what}"), hint)
+                    data_error(path, format!("{place}: {what}"), hint)
                 })?;
                 Ok((ids, if answers { vec![answer] } else { Vec::new() }))
             }
         }
     };
-    for_each_batch(path, kind, options.max_line_bytes, &mut |batch| {
+    let most = options.max_line_bytes;
+    let mut write = |batch: Vec<Entry>| {
         let encoded: Vec<_> = batch.par_iter().map(encode).collect();
         // In order, so that of several bad lines the first is named.
         for document in encoded {
@@ -84,7 +88,11 @@ pub(super) fn tokenize(
             writer.end_document(&answers)?;
         }
         Ok(())
-    })
+    };
+    match kind.content {
+        Content::Rows => rows::for_each_batch(path, &options.text_field, most, &mut write),
+        _ => for_each_batch(path, kind, most, &mut write),
+    }
 }
 
 /// Where only answers count, a document that is no conversation counts as a whole.

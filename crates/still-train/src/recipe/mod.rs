@@ -1,6 +1,7 @@
 //! Recipes: everything that decides a run, in one TOML file.
 
 mod attention;
+mod built_in;
 mod calibration;
 mod checkpoint;
 mod data;
@@ -18,6 +19,7 @@ use still_model::LoraTarget;
 use toml::{Table, Value};
 
 pub use attention::AttentionRecipe;
+pub use built_in::BuiltIn;
 pub use calibration::CalibrationRecipe;
 pub use checkpoint::CheckpointRecipe;
 pub(crate) use data::MAX_LENGTHS;
@@ -61,12 +63,23 @@ pub struct Recipe {
 }
 
 impl Recipe {
-    /// Reads a recipe's file, or takes the defaults, and then applies overrides; see [`Recipe::parse`].
+    /// Reads a recipe's file, or takes one that is built in ([`BuiltIn`]) or the defaults, and then applies overrides; see
+    /// [`Recipe::parse`]. A file comes before a name.
     ///
     /// # Errors
     /// A file that cannot be read, or is none of a recipe; as [`Recipe::parse`], with the file's name.
     pub fn read(path: Option<&Path>, overrides: &[String]) -> Result<Self> {
         let Some(path) = path else { return Self::parse("", overrides) };
+        if !path.exists() {
+            return match BuiltIn::named(path) {
+                Some(recipe) => Self::resolve(recipe.text, None, overrides),
+                None => {
+                    let names = BuiltIn::ALL.map(|recipe| recipe.name).join(", ");
+                    let what = format!("no file {}, and no recipe of this name", path.display());
+                    Err(invalid(what, &format!("name a TOML file, or one of {names}")))
+                }
+            };
+        }
         let mut text = String::new();
         let file = still_model::files::open(path).map_err(TrainError::read(path))?;
         let read = file.take(MAX_BYTES + 1).read_to_string(&mut text);

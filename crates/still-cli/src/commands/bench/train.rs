@@ -3,7 +3,7 @@
 use clap::Args;
 use serde::Serialize;
 use still_model::{peak_device_bytes, reset_peak_device_bytes};
-use still_train::{Objective, Recipe, Stage, StepTiming, time_steps};
+use still_train::{BuiltIn, Objective, Recipe, Stage, StepTiming, time_steps};
 
 use super::{OutputArgs, Subject, SubjectArgs};
 use crate::args::{COUNT, one_of, whole};
@@ -56,7 +56,7 @@ impl TrainBenchArgs {
     /// Nothing to time, a recipe that cannot be used, a device that is not there.
     pub fn resolve(self) -> anyhow::Result<Settings> {
         Ok(Settings {
-            recipe: self.recipe.resolve()?,
+            recipe: self.recipe.resolve(BuiltIn::UNIFORM)?,
             subject: self.subject.resolve()?,
             stages: self.stages,
             steps: self.steps,

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use candle_core::DType;
 use clap::Args;
 use still_model::ExportKind;
+use still_train::{AttentionRecipe, Budgets};
 
 use crate::args::one_of;
 use crate::commands::training::{Inputs, TrainingArgs};
@@ -12,7 +13,9 @@ use crate::commands::training::{Inputs, TrainingArgs};
 const EXAMPLES: &str = "\
 Examples:
   still linearize --model org/name --data books.jsonl.zst --out my-student
-  still linearize --model base --data a.txt b.txt --out s --recipe quick.toml
+  still linearize --model base --data texts/ more.parquet --out s
+  still linearize --model base --data demo --out s --recipe still-long
+  still linearize --model base --data a.txt --out s --budgets budgets.json
   still linearize --model base --data a.txt --out s --set transfer.steps=200
   still linearize --model base --data a.txt --out s --dry-run
   still linearize --model base --data a.txt --out s --resume
@@ -30,6 +33,9 @@ pub struct LinearizeArgs {
     /// The teacher, the data and the recipe.
     #[command(flatten)]
     training: TrainingArgs,
+    /// Budgets that `still calibrate --out` wrote, in place of those that the recipe names or finds
+    #[arg(long, value_name = "FILE")]
+    budgets: Option<PathBuf>,
     /// Where the student is written; must not exist yet
     #[arg(long, short, value_name = "DIR")]
     out: PathBuf,
@@ -88,8 +94,15 @@ impl LinearizeArgs {
     /// # Errors
     /// Data that are no files, a recipe that cannot be used, a device that is not there.
     pub fn resolve(self) -> anyhow::Result<Settings> {
+        let mut inputs = self.training.resolve()?;
+        if let Some(budgets) = &self.budgets {
+            let recipe = &mut inputs.recipe;
+            let plain = AttentionRecipe { budgets: None, ..recipe.attention.clone() };
+            recipe.attention = Budgets::read(budgets)?.apply(&plain)?;
+            recipe.calibration.cache_fraction = None;
+        }
         Ok(Settings {
-            inputs: self.training.resolve()?,
+            inputs,
             out: self.out,
             run_dir: self.run_dir,
             resume: self.resume,

@@ -27,6 +27,13 @@ use crate::verdict::{Judged, Verdict, judge};
 pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
     let inputs = &settings.inputs;
     let load = || inputs.load("linearize", printer);
+    if let Some(recipe) = inputs.usual {
+        let what = format_args!(
+            "{}, the usual one for {}; still recipes list names others",
+            recipe.name, inputs.place.name
+        );
+        printer.step("Recipe", what);
+    }
     if settings.dry_run {
         return dry_run::run(settings, &load()?, printer);
     }
