@@ -7,7 +7,7 @@ mod common;
 
 use candle_core::{DType, Device, Tensor, Var};
 use common::case::load;
-use common::gpu::{gpu, gradients, placed, round, run, sequence};
+use common::gpu::{Report, gpu, gradients, placed, round, run, sequence};
 use common::{Tensors, assert_same_selection, flat, normal, random_input, relative_rms, tensors};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -58,11 +58,12 @@ fn layer(shape: Shape) -> (HeadGeometry, HybridConfig) {
     (geometry, HybridConfig { budgets: budgets.to_vec(), linear_norm, ..config })
 }
 
-/// What a float type may differ from float64: of the output, of gradients.
+/// What a float type may differ from float64: of the output, of gradients. f32 kernels multiply 16 of a value's bits, and a gradient
+/// goes through more products than an output does.
 fn limits(dtype: DType) -> (f64, f64) {
     match dtype {
         DType::BF16 => (5e-3, 1e-2),
-        _ => (1e-4, 1e-4),
+        _ => (1e-5, 3e-5),
     }
 }
 
@@ -79,7 +80,13 @@ fn assert_scores(routing: &Routing, expected: &[f64], case: &str) {
     }
 }
 
-fn check_forward(geometry: HeadGeometry, config: &HybridConfig, tokens: usize, dtype: DType) {
+fn check_forward(
+    report: &mut Report,
+    geometry: HeadGeometry,
+    config: &HybridConfig,
+    tokens: usize,
+    dtype: DType,
+) {
     let case = format!("{dtype:?} {geometry:?} {tokens} tokens, {config:?}");
     let input = sequence(geometry, config, tokens, 11, dtype);
     let twin = naive::hybrid_attention(&input, config, None);
@@ -93,12 +100,17 @@ fn check_forward(geometry: HeadGeometry, config: &HybridConfig, tokens: usize, d
     assert_eq!(*again.selection().unwrap(), twin.selection, "{case}");
     for (what, got, expected) in [("own", &own, &same.out), ("given", &given, &twin.out)] {
         let error = relative_rms(got, expected);
-        println!("{what} selection: {error:.1e} {case}");
-        assert!(error <= limits(dtype).0, "{case}, {what} selection: relative RMS {error:e}");
+        report.add(format!("{what} selection, {case}"), error, limits(dtype).0);
     }
 }
 
-fn check_gradients(geometry: HeadGeometry, config: &HybridConfig, tokens: usize, dtype: DType) {
+fn check_gradients(
+    report: &mut Report,
+    geometry: HeadGeometry,
+    config: &HybridConfig,
+    tokens: usize,
+    dtype: DType,
+) {
     let case = format!("{dtype:?} {geometry:?} {tokens} tokens, {config:?}");
     let input = sequence(geometry, config, tokens, 12, dtype);
     let x = placed(&input, config, dtype, &gpu());
@@ -115,67 +127,76 @@ fn check_gradients(geometry: HeadGeometry, config: &HybridConfig, tokens: usize,
         let selection = (*routing.selection().unwrap()).clone().into();
         let expected = gradients(&tensors(&input, config, |x| x), config, &selection, &cotangent);
         let got = gradients(&x, config, routing, &cotangent);
-        let mut report = String::new();
         for ((name, got), (_, expected)) in got.iter().zip(&expected) {
             // Of a lone token, say, q has no gradient: rounding is compared with nothing.
             let none = expected.iter().all(|g| g.abs() < 1e-12);
             let size = (got.iter().map(|g| g * g).sum::<f64>() / got.len() as f64).sqrt();
             let error = if none { size } else { relative_rms(got, expected) };
-            report += &format!(" {name} {error:.1e}");
-            assert!(error <= limits(dtype).1, "{case}: {name} is off by {error:e};{report}");
+            report.add(format!("gradient of {name}, {case}"), error, limits(dtype).1);
         }
-        println!("gradients:{report} {case}");
     }
 }
 
 #[test]
 fn forward_and_selection_in_f32() {
+    let mut report = Report::default();
     for shape in SHAPES {
         let (geometry, config) = layer(shape);
-        check_forward(geometry, &config, shape.3, DType::F32);
+        check_forward(&mut report, geometry, &config, shape.3, DType::F32);
     }
+    report.finish();
 }
 
 #[test]
 fn forward_and_selection_in_bf16() {
+    let mut report = Report::default();
     for shape in SHAPES {
         let (geometry, config) = layer(shape);
-        check_forward(geometry, &config, shape.3, DType::BF16);
+        check_forward(&mut report, geometry, &config, shape.3, DType::BF16);
     }
+    report.finish();
 }
 
 #[test]
 fn gradients_in_f32() {
+    let mut report = Report::default();
     for shape in SHAPES {
         let (geometry, config) = layer(shape);
-        check_gradients(geometry, &config, shape.3, DType::F32);
+        check_gradients(&mut report, geometry, &config, shape.3, DType::F32);
     }
+    report.finish();
 }
 
 #[test]
 fn gradients_in_bf16() {
+    let mut report = Report::default();
     for shape in SHAPES {
         let (geometry, config) = layer(shape);
-        check_gradients(geometry, &config, shape.3, DType::BF16);
+        check_gradients(&mut report, geometry, &config, shape.3, DType::BF16);
     }
+    report.finish();
 }
 
 #[test]
 fn a_cap_in_f32() {
+    let mut report = Report::default();
     for case in CAPPED {
         let (geometry, config) = capped(case);
-        check_forward(geometry, &config, case.0.3, DType::F32);
-        check_gradients(geometry, &config, case.0.3, DType::F32);
+        check_forward(&mut report, geometry, &config, case.0.3, DType::F32);
+        check_gradients(&mut report, geometry, &config, case.0.3, DType::F32);
     }
+    report.finish();
 }
 
 #[test]
 fn a_cap_in_bf16() {
+    let mut report = Report::default();
     for case in CAPPED {
         let (geometry, config) = capped(case);
-        check_forward(geometry, &config, case.0.3, DType::BF16);
-        check_gradients(geometry, &config, case.0.3, DType::BF16);
+        check_forward(&mut report, geometry, &config, case.0.3, DType::BF16);
+        check_gradients(&mut report, geometry, &config, case.0.3, DType::BF16);
     }
+    report.finish();
 }
 
 /// Equal scores everywhere: what stays is the earliest.
@@ -212,6 +233,7 @@ fn a_selection_that_does_not_fit_the_cap_is_named() {
 /// What the kernels see in other clothes: reflections, a window factor, routers, a decision per query head.
 #[test]
 fn variants_in_f32() {
+    let mut report = Report::default();
     let (geometry, config) = layer((4, 2, 64, 0, &[4, 0], LinearNorm::Mean));
     let exact = Branches { linear: false, ..Branches::default() };
     let variants = [
@@ -235,9 +257,10 @@ fn variants_in_f32() {
         HybridConfig { linear_norm: LinearNorm::Sum, branches: exact, cap: Some(5), ..config },
     ];
     for config in variants {
-        check_forward(geometry, &config, 210, DType::F32);
-        check_gradients(geometry, &config, 210, DType::F32);
+        check_forward(&mut report, geometry, &config, 210, DType::F32);
+        check_gradients(&mut report, geometry, &config, 210, DType::F32);
     }
+    report.finish();
 }
 
 #[test]
@@ -249,7 +272,8 @@ fn the_oracle_at_a_models_shape() {
     assert_same_selection(&routing.selection().unwrap(), &case.selection, &case.score);
     let (given, _) = run(&x, &case.config, Some(&case.selection.clone().into()));
     let error = relative_rms(&given, &case.out);
-    assert!(error <= 1e-4, "relative RMS {error:e}");
+    println!("{error:.1e} given selection, smollm2_head_shape");
+    assert!(error <= 1e-5, "relative RMS {error:e}");
 }
 
 /// The oracle's other cases have chunks of 4 and 8 tokens: no kernel, and no silence about it.
@@ -390,7 +414,7 @@ fn a_batch_equals_each_sequence_alone() {
 #[test]
 fn dense_attention_equals_the_cpus() {
     let device = gpu();
-    for (dtype, limit) in [(DType::F32, 1e-4), (DType::BF16, 1e-2)] {
+    for (dtype, limit) in [(DType::F32, 1e-5), (DType::BF16, 5e-3)] {
         for tokens in [1, 77, 601] {
             let (geometry, config) = layer((6, 2, 96, tokens, &[4, 0], LinearNorm::Mean));
             let input = sequence(geometry, &config, tokens, 41, dtype);
@@ -399,6 +423,7 @@ fn dense_attention_equals_the_cpus() {
             let x = placed(&input, &config, dtype, &device);
             let error =
                 relative_rms(&flat(&dense_attention(&x.q, &x.k, &x.v, None).unwrap()), &expected);
+            println!("{error:.1e} dense, {dtype:?}, {tokens} tokens");
             assert!(error <= limit, "{dtype:?}, {tokens} tokens: relative RMS {error:e}");
         }
     }

@@ -180,6 +180,7 @@ fn whole_sequences() {
                 let expected = |n| definition(geometry, &rows, n, (tokens, tokens));
                 let error = relative_rms(&got, &[expected(0), expected(1)].concat());
                 let limit = limit(dtype);
+                println!("{error:.1e} whole: {dtype:?} {shape:?}, {tokens} tokens");
                 assert!(error <= limit, "{dtype:?} {shape:?}, {tokens} tokens: {error:e}");
             }
         }

@@ -63,7 +63,7 @@ struct Layer {
 
 /// What a float type may differ from the CPU's f32.
 fn limit(dtype: DType) -> f64 {
-    if dtype == DType::BF16 { 5e-3 } else { 1e-4 }
+    if dtype == DType::BF16 { 5e-3 } else { 1e-5 }
 }
 
 /// Sequences on the CPU in f32, of values that `dtype` holds exactly.

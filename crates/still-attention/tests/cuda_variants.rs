@@ -6,7 +6,7 @@
 mod common;
 
 use candle_core::{DType, Device, Tensor};
-use common::gpu::{gpu, gradients, placed, round, run, sequence};
+use common::gpu::{Report, gpu, gradients, placed, round, run, sequence};
 use common::{assert_same_selection, flat, normal, relative_rms, tensors};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -99,23 +99,6 @@ fn variants(geometry: HeadGeometry) -> Vec<(&'static str, HybridConfig)> {
             },
         ),
     ]
-}
-
-/// What is wrong, all of it: one case must not hide the others.
-#[derive(Default)]
-struct Report(Vec<String>);
-
-impl Report {
-    fn add(&mut self, what: String, error: f64, limit: f64) {
-        println!("{error:.1e} {what}");
-        if error.is_nan() || error > limit {
-            self.0.push(format!("{what}: {error:e}, at most {limit:e}"));
-        }
-    }
-
-    fn finish(self) {
-        assert!(self.0.is_empty(), "{}", self.0.join("\n"));
-    }
 }
 
 /// Those of [`variants`] whose numbers `dtype` holds: a folded reflection is rounded with its matrix.

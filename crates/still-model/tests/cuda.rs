@@ -18,7 +18,7 @@ use still_model::{
     Architecture, Cache, FeatureInit, Feed, GenerateOptions, LoraConfig, LoraTarget, Model,
     ModelConfig, ModelError, RopeScaling, Student, device, generate, generate_together,
 };
-use still_testing::{assert_relative_rms, relative_rms};
+use still_testing::{Errors, assert_relative_rms, relative_rms};
 
 fn gpu() -> Device {
     device("cuda").unwrap_or_else(|error| panic!("these tests need a CUDA GPU: {error}"))
@@ -66,6 +66,7 @@ fn flat(tensor: &Tensor) -> Vec<f32> {
 }
 
 fn assert_close(got: &[f32], expected: &[f32], case: &str) {
+    println!("{:.1e} {case}", Errors::of(case, got, expected).relative_rms());
     assert_relative_rms(case, got, expected, 1e-3);
 }
 

@@ -141,10 +141,12 @@ fn apart(a: &Tensor, b: &Tensor, before: &Tensor) -> f64 {
 fn check(overrides: &[&str], dtype: DType, losses: f64, learned: f64) {
     let recipe = recipe(overrides);
     let (cpu, gpu) = (train(&model(), &recipe), train(&on_gpu(dtype), &recipe));
+    let most = std::cell::Cell::new(0.0_f64);
     for (got, expected) in gpu.0.iter().zip(&cpu.0) {
         let what = format!("{overrides:?} {dtype:?} {:?} step {}", got.stage, got.step);
         let near = |got: f64, expected: f64, what: &str| {
             let error = (got / expected - 1.0).abs();
+            most.set(most.get().max(error));
             assert!(error <= losses, "{what}: {got:e}, on the CPU {expected:e}");
         };
         near(got.loss, expected.loss, &format!("{what}: loss"));
@@ -166,8 +168,10 @@ fn check(overrides: &[&str], dtype: DType, losses: f64, learned: f64) {
         Ok(tensor.clone())
     });
     read.unwrap();
+    println!("losses and norms {:.1e} {overrides:?} {dtype:?}", most.get());
     for (((name, got), (_, expected)), start) in gpu.1.iter().zip(&cpu.1).zip(&start) {
         let apart = apart(got, expected, start);
+        println!("{apart:.1e} of its way {overrides:?} {dtype:?} {name}");
         assert!(apart <= learned, "{overrides:?} {dtype:?} {name}: {apart:e} of its way apart");
     }
 }

@@ -127,3 +127,20 @@ pub fn gradients(
         .filter_map(|(name, var)| Some((*name, flat(grads.get(var.as_ref()?).unwrap()))))
         .collect()
 }
+
+/// What is wrong, all of it: one case must not hide the others.
+#[derive(Default)]
+pub struct Report(Vec<String>);
+
+impl Report {
+    pub fn add(&mut self, what: String, error: f64, limit: f64) {
+        println!("{error:.1e} {what}");
+        if error.is_nan() || error > limit {
+            self.0.push(format!("{what}: {error:e}, at most {limit:e}"));
+        }
+    }
+
+    pub fn finish(self) {
+        assert!(self.0.is_empty(), "{}", self.0.join("\n"));
+    }
+}

@@ -3,12 +3,16 @@
 //
 // A block answers 64 queries of HEADS query heads of one KV head; four warps share a head. Keys and values stream through a
 // ring of two stages of 64 tokens.
+#include <cstdlib>
 #include "forward.cuh"
 #include "key_stream.cuh"
 #include "online_softmax.cuh"
 #include "wgmma.cuh"
 
 namespace still {
+
+// Stages of keys and values in shared memory. After the last, linear numerators of two heads lie in each of those that are free.
+constexpr int exact_stages(int heads) { return heads == 4 ? 3 : 2; }
 
 template <class K, int HEADS>
 __global__ void __launch_bounds__(HEADS * 128, K::P == 1 && K::D != 96 ? 4 / HEADS : 1)
@@ -18,9 +22,10 @@ __global__ void __launch_bounds__(HEADS * 128, K::P == 1 && K::D != 96 ? 4 / HEA
   constexpr bool IN_REGISTERS = !WARPGROUP<P, D>;
   using Queries = Tile<P, HEADS * CHUNK, D>;
   using Stage = Tile<P, 128, D>;  // 64 keys, 64 values
+  constexpr int STAGES = exact_stages(HEADS);
   extern __shared__ unsigned char memory[];
   const Queries queries{aligned(memory)};
-  auto stage = [&](int i) { return Stage{queries.base + Queries::BYTES + i % 2 * Stage::BYTES}; };
+  auto stage = [&](int i) { return Stage{queries.base + Queries::BYTES + i % STAGES * Stage::BYTES}; };
 
   const int parts = in.group / HEADS, chunk = in.chunks - 1 - blockIdx.y, start = chunk * CHUNK;  // the longest first
   const int kv = blockIdx.x / parts, first_head = kv * in.group + blockIdx.x % parts * HEADS, b = blockIdx.z;
@@ -37,7 +42,8 @@ __global__ void __launch_bounds__(HEADS * 128, K::P == 1 && K::D != 96 ? 4 / HEA
   for (int h = 0; h < HEADS; h++)
     load_matrix<THREADS, CHUNK>(queries, h * CHUNK, in.q.row(b, first_head + h, start), in.q.token, in.tokens - start);
   keys.look_up(0);
-  keys.load(0, stage(0));
+#pragma unroll
+  for (int i = 0; i + 1 < STAGES; i++) keys.load(i, stage(i));
 
   Left<P> q[KS];
   float out[NT][4], m[2] = {-INFINITY, -INFINITY}, sum[2] = {0.f, 0.f};  // m in base 2
@@ -46,14 +52,14 @@ __global__ void __launch_bounds__(HEADS * 128, K::P == 1 && K::D != 96 ? 4 / HEA
   const float scale = rsqrtf(float(D)) * LOG2E;
 
   for (int i = 0; i < stages; i++) {
-    copy_wait<0>();
+    copy_wait<STAGES - 2>();
     publish();
     __syncthreads();
-    keys.load(i + 1, stage(i + 1));
+    keys.load(i + STAGES - 1, stage(i + STAGES - 1));
     if (linear && i + 1 == stages) {  // the linear branch's numerators, for the end
 #pragma unroll
       for (int h = 0; h < HEADS; h++)
-        load_matrix<THREADS, CHUNK>(stage(i + 1), h * CHUNK, static_cast<const T*>(in.out.row(b, first_head + h, start)), in.out.token, in.tokens - start);
+        load_matrix<THREADS, CHUNK>(stage(stages + h / 2), h % 2 * CHUNK, static_cast<const T*>(in.out.row(b, first_head + h, start)), in.out.token, in.tokens - start);
       copy_commit();
     }
     if (IN_REGISTERS && i == 0)
@@ -112,7 +118,7 @@ __global__ void __launch_bounds__(HEADS * 128, K::P == 1 && K::D != 96 ? 4 / HEA
     if (linear)
 #pragma unroll
       for (int n = 0; n < NT; n++) {
-        float2 share = read_pair(stage(stages), warp / 4 * CHUNK + row, n * 8 + lane % 4 * 2);
+        float2 share = read_pair(stage(stages + warp / 8), warp / 4 % 2 * CHUNK + row, n * 8 + lane % 4 * 2);
         out[n][half * 2] += share.x;
         out[n][half * 2 + 1] += share.y;
       }
@@ -136,9 +142,14 @@ extern "C" int still_exact_forward(const StillShape* shape, const StillForward* 
     still::Forward<typename K::T> in(*shape, *args);
     auto run = [&](auto kernel, auto heads) {
       constexpr int HEADS = decltype(heads)::value;
-      constexpr int bytes = still::Tile<K::P, HEADS * 64, K::D>::BYTES + 2 * still::Tile<K::P, 128, K::D>::BYTES + still::ALIGNMENT;
+      constexpr int bytes =
+          still::Tile<K::P, HEADS * 64, K::D>::BYTES + still::exact_stages(HEADS) * still::Tile<K::P, 128, K::D>::BYTES + still::ALIGNMENT;
       return still::launch(kernel, dim3(shape->heads / HEADS, in.chunks - in.first_chunk, shape->batch), HEADS * 128, bytes, stream, in);
     };
+    if constexpr (K::P == 1 && K::D != 96) {
+      static const bool four = getenv("STILL_EXACT_FOUR");  // probe
+      if (four && in.group % 4 == 0) return run(still::exact_forward<K, 4>, std::integral_constant<int, 4>{});
+    }
     return in.group % 2 == 0 ? run(still::exact_forward<K, 2>, std::integral_constant<int, 2>{})
                              : run(still::exact_forward<K, 1>, std::integral_constant<int, 1>{});
   });
