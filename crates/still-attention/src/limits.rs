@@ -1,21 +1,21 @@
 //! What the operator's kernels on CUDA do not compute, as a table. `docs/cuda.md` has it in words.
 
 use crate::hybrid::OP;
-use crate::{AttentionError, HeadGeometry, HybridConfig, Mode, Result};
+use crate::{AttentionError, HeadGeometry, HybridConfig, Mode, Result, Router};
 
 /// Tokens of a chunk.
 const CHUNK: usize = 64;
 /// Head dimensions that have kernels.
 const HEAD_DIMS: [usize; 3] = [64, 96, 128];
-/// The largest cap.
-const MAX_CAP: usize = 8192;
+/// The largest cap of the router `self_recall`.
+const MAX_RECALL_CAP: usize = 8192;
 /// Query heads that may share a selection head while decoding.
 const MAX_DECODE_GROUP: usize = 16;
 
 #[cfg(feature = "cuda")]
 const _: () = {
     use still_kernels as kernels;
-    assert!(CHUNK == kernels::CHUNK && MAX_CAP == kernels::MAX_CAP);
+    assert!(CHUNK == kernels::CHUNK && MAX_RECALL_CAP == kernels::MAX_RECALL_CAP);
     assert!(MAX_DECODE_GROUP == kernels::MAX_DECODE_GROUP);
     let mut i = 0;
     while i < HEAD_DIMS.len() {
@@ -68,9 +68,11 @@ const LIMITS: [Limit; 6] = [
     },
     Limit {
         what: "cap",
-        expected: "at most 8192 on CUDA",
+        expected: "at most 8192 with self_recall on CUDA",
         holds_in: Where::Everywhere,
-        holds: |_, config| config.cap.unwrap_or(0) <= MAX_CAP,
+        holds: |_, config| {
+            config.router != Router::SelfRecall || config.cap.unwrap_or(0) <= MAX_RECALL_CAP
+        },
         got: |_, config| config.cap.unwrap_or(0).to_string(),
     },
     Limit {
@@ -154,7 +156,9 @@ mod tests {
         };
         named(GEOMETRY, &HybridConfig { chunk: 32, ..config.clone() }, "chunk");
         named(GEOMETRY, &HybridConfig { feature_dim: 32, ..config.clone() }, "feature_dim");
-        named(GEOMETRY, &HybridConfig { cap: Some(9000), ..config.clone() }, "cap");
+        let large = HybridConfig { cap: Some(9000), ..config.clone() };
+        check(GEOMETRY, &large, true).unwrap();
+        named(GEOMETRY, &HybridConfig { router: Router::SelfRecall, ..large }, "cap");
         named(HeadGeometry { head_dim: 80, ..GEOMETRY }, &config, "head_dim");
         named(GEOMETRY, &HybridConfig { logit_scale: Some(0.1), ..config.clone() }, "logit_scale");
         let wide = HeadGeometry { num_heads: 34, ..GEOMETRY };

@@ -199,6 +199,23 @@ fn a_cap_in_bf16() {
     report.finish();
 }
 
+/// What is kept is more than shared memory holds.
+#[test]
+fn a_large_cap_in_f32() {
+    let mut report = Report::default();
+    let case = ((2, 1, 64, 8900, [64].as_slice(), LinearNorm::Mean), 8300);
+    let (geometry, config) = capped(case);
+    let input = sequence(geometry, &config, case.0.3, 11, DType::F32);
+    let (out, routing) = run(&placed(&input, &config, DType::F32, &gpu()), &config, None);
+    let selection = routing.selection().unwrap();
+    let twin = naive::hybrid_attention(&input, &config, None);
+    assert_same_selection(&selection, &twin.selection, &twin.score);
+    let expected = naive::hybrid_attention(&input, &config, Some(&selection)).out;
+    // Of thousands of keys: logits of 16 bits differ by 1e-5.
+    report.add("a large cap".into(), relative_rms(&out, &expected), 1.5e-5);
+    report.finish();
+}
+
 /// Equal scores everywhere: what stays is the earliest.
 #[test]
 fn ties_under_a_cap_go_to_the_earlier() {
@@ -318,7 +335,7 @@ fn what_has_no_kernel_is_named() {
     let (geometry, config) = layer((4, 2, 64, 70, &[4, 4], LinearNorm::Mean));
     let device = gpu();
     for (word, config) in [
-        ("cap", HybridConfig { cap: Some(9000), ..config.clone() }),
+        ("cap", HybridConfig { router: Router::SelfRecall, cap: Some(9000), ..config.clone() }),
         ("feature_dim", HybridConfig { feature_dim: 32, ..config.clone() }),
     ] {
         let input = random_input(geometry, &config, shape.3, 1);

@@ -73,6 +73,8 @@ struct Sequences {
     v: Tensor,
     weights: HybridWeights,
     dtype: DType,
+    /// What outputs and states may be off by.
+    limit: f64,
 }
 
 impl Sequences {
@@ -99,6 +101,7 @@ impl Sequences {
             v: stack(|x| &x.v),
             weights: all[0].weights.clone(),
             dtype,
+            limit: limit(dtype),
         }
     }
 
@@ -131,7 +134,7 @@ impl Sequences {
         mut gpu: impl FnMut([&Tensor; 3], Option<&[usize]>) -> Tensor,
         case: &str,
     ) {
-        let limit = limit(self.dtype);
+        let limit = self.limit;
         let (mut all_got, mut all_expected) = (Vec::new(), Vec::new());
         for (n, lengths) in calls.iter().enumerate() {
             let rows = self.rows(starts, lengths);
@@ -240,7 +243,7 @@ impl States {
                 for (got, expected) in [(&got.s, &expected.s), (&got.z, &expected.z)] {
                     let wide = |x: &[f32]| x.iter().copied().map(f64::from).collect::<Vec<_>>();
                     let error = relative_rms(&wide(got), &wide(expected));
-                    assert!(error <= limit(sequences.dtype), "{case}: a state is off by {error:e}");
+                    assert!(error <= sequences.limit, "{case}: a state is off by {error:e}");
                 }
             }
         }
@@ -308,6 +311,17 @@ fn a_cap_on_sequences_of_different_lengths() {
             states.feed(&[vec![3, 70, 0, 129], vec![5; 4]], "continued");
         }
     }
+}
+
+/// What is kept is more than shared memory holds when tokens are read onto it.
+#[test]
+fn a_large_cap() {
+    let own = capped(((2, 1, 64, &[64], LinearNorm::Mean), 8300));
+    let mut states = States::new(&own, 1, 9000, DType::F32);
+    // Of thousands of keys: f32 kernels multiply 16 of a value's bits, which makes logits differ by 1e-5.
+    states.sequences.limit = 1.5e-5;
+    states.feed(&[vec![8200], vec![500]], "read");
+    states.feed(&singles(1, 130), "decoded");
 }
 
 /// The store of a head under a cap grows to it and no further.
@@ -670,7 +684,7 @@ fn what_a_state_does_not_take_is_named() {
         let x = Sequences::new(&own, 1, 3, DType::F32);
         CudaWeights::new(geometry, &own.config, &x.weights, device, dtype)
     };
-    let large = HybridConfig { cap: Some(9000), ..config.clone() };
+    let large = HybridConfig { router: Router::SelfRecall, cap: Some(9000), ..config.clone() };
     let error = made(geometry, large, DType::F32, &device).unwrap_err().to_string();
     assert!(error.contains("cap"), "{error}");
     let wide = HeadGeometry { num_heads: 34, ..geometry };

@@ -47,8 +47,8 @@ pub const CHUNK: usize = 64;
 pub const HEAD_DIMS: [usize; 3] = [64, 96, 128];
 /// `STILL_NO_CAP`: no cap on a head's salient tokens.
 pub const NO_CAP: i32 = i32::MAX;
-/// The largest cap that has a kernel.
-pub const MAX_CAP: usize = 8192;
+/// The largest cap that the router `STILL_SELF_RECALL` has a kernel for; others have none.
+pub const MAX_RECALL_CAP: usize = 8192;
 /// Query heads that may share a KV head while decoding.
 pub const MAX_DECODE_GROUP: usize = 16;
 

@@ -1,18 +1,19 @@
 // Which salient tokens remain under a cap. Retirements come one after the other, so one block walks the chunks of a (sequence, KV
-// head), the salient set in shared memory by rank: what arrives is ranked too, and a token's place in both together is its own
-// plus the number of others before it.
+// head), the salient set by rank: what arrives is ranked too, and a token's place in both together is its own plus the number of
+// others before it. The set lies in shared memory; a larger one is what the chunk before sees, with its scores looked up.
 #include "ranked.cuh"
 
 namespace still {
 
-constexpr int DEMOTE_THREADS = 256, MOST_KEPT = 8192;
+constexpr int DEMOTE_THREADS = 256, MOST_SHARED = 8192;
 
+template <bool SHARED>
 __global__ void __launch_bounds__(DEMOTE_THREADS) demote(const float* score, const int32_t* budgets, const uint64_t* selected,
                                                          const int32_t* salient, int cap, uint32_t* absorbed_at, int32_t* visible,
                                                          int32_t* order, const StillPast past, int tokens, int chunks, int retired) {
   extern __shared__ __align__(16) unsigned char memory[];
   __shared__ Ranked unranked[CHUNK], arrivals[CHUNK];
-  Ranked *old = reinterpret_cast<Ranked*>(memory), *next = old + cap;
+  Ranked *old = reinterpret_cast<Ranked*>(memory), *next = old + cap;  // SHARED
   const int64_t row = int64_t(blockIdx.y) * gridDim.x + blockIdx.x;
   const int budget = budgets[blockIdx.x], t = threadIdx.x;
   // What a state had stored is ranked already. It has the negative numbers, in order, so that of equals it is the earlier.
@@ -25,7 +26,7 @@ __global__ void __launch_bounds__(DEMOTE_THREADS) demote(const float* score, con
   order += row * retired * CHUNK;
 
   for (int i = t; i < stored; i += DEMOTE_THREADS) {
-    old[i] = {sound(past.stored_score[row * past.stored + i]), i - stored};
+    if (SHARED) old[i] = {sound(past.stored_score[row * past.stored + i]), i - stored};
     for (int chunk = 0; chunk < min(chunks, 2); chunk++) visible[int64_t(chunk) * cap + i] = i - stored;
   }
   // The next chunk's come from memory meanwhile.
@@ -33,6 +34,12 @@ __global__ void __launch_bounds__(DEMOTE_THREADS) demote(const float* score, con
     if (t >= budget || chunk >= retired) return {0.f, 0};
     const int token = salient[chunk * budget + t];
     return {sound(score[token]), token};
+  };
+  // What is kept when a chunk retires, by rank.
+  auto kept = [&](int chunk, int rank) -> Ranked {
+    if (SHARED) return old[rank];
+    const int token = visible[int64_t(chunk + 1) * cap + rank];
+    return {sound(token < 0 ? past.stored_score[row * past.stored + stored + token] : score[token]), token};
   };
   Ranked coming = fetch(0);
   for (int chunk = 0; chunk < retired; chunk++) {
@@ -50,15 +57,18 @@ __global__ void __launch_bounds__(DEMOTE_THREADS) demote(const float* score, con
     int32_t *entered = order + chunk * CHUNK, *seen = visible + int64_t(chunk + 2) * cap;
     auto place = [&](Ranked x, int rank) {
       if (rank < after) {
-        next[rank] = x;
+        if (SHARED) next[rank] = x;
         seen[rank] = x.token;
       } else {  // behind the tokens that were not selected at all
         entered[CHUNK - budget + rank - after] = x.token;
         if (absorbed_at) absorbed_at[x.token] = chunk + 2;
       }
     };
-    for (int i = t; i < before; i += DEMOTE_THREADS) place(old[i], i + count_before(arrivals, budget, old[i]));
-    if (t < budget) place(arrivals[t], t + count_before(old, before, arrivals[t]));
+    for (int i = t; i < before; i += DEMOTE_THREADS) {
+      const Ranked own = kept(chunk, i);
+      place(own, i + count_before(arrivals, budget, own));
+    }
+    if (t < budget) place(arrivals[t], t + count_before([&](int rank) { return kept(chunk, rank); }, before, arrivals[t]));
     if (t < CHUNK) {
       const uint64_t chosen = selected[chunk];
       if (!(chosen >> t & 1)) {
@@ -76,8 +86,9 @@ __global__ void __launch_bounds__(DEMOTE_THREADS) demote(const float* score, con
   // Those that are left take the places of what did not leave when they, or as many others, came.
   for (int i = t; i < kept_tokens(cap, budget, retired); i += DEMOTE_THREADS) {
     const int chunk = i / budget, before = kept_tokens(cap, budget, chunk), after = kept_tokens(cap, budget, chunk + 1);
-    order[chunk * CHUNK + CHUNK - (after - before) + i - before] = ~old[i].token;
-    absorbed_at[old[i].token] = UINT32_MAX;
+    const int token = kept(retired, i).token;
+    order[chunk * CHUNK + CHUNK - (after - before) + i - before] = ~token;
+    absorbed_at[token] = UINT32_MAX;
   }
   for (int i = retired * CHUNK + t; i < tokens; i += DEMOTE_THREADS) absorbed_at[i] = UINT32_MAX;
 }
@@ -87,8 +98,9 @@ __global__ void __launch_bounds__(DEMOTE_THREADS) demote(const float* score, con
 extern "C" int still_demote(const StillShape* shape, const float* score, const int32_t* budgets, const uint64_t* selected,
                             const int32_t* salient, int32_t cap, uint32_t* absorbed_at, int32_t* visible, int32_t* order,
                             const StillPast* past, StillStream stream) {
-  if (!still::valid(*shape) || cap < 1 || cap > still::MOST_KEPT) return cudaErrorInvalidValue;
-  return still::launch(still::demote, dim3(shape->kv_heads, shape->batch), still::DEMOTE_THREADS, 2 * cap * int(sizeof(still::Ranked)), stream,
-                       score, budgets, selected, salient, int(cap), absorbed_at, visible, order, past ? *past : StillPast{}, int(shape->tokens), still::chunks(*shape),
-                       still::retired(*shape));
+  if (!still::valid(*shape) || cap < 1) return cudaErrorInvalidValue;
+  const bool shared = cap <= still::MOST_SHARED;
+  return still::launch(shared ? still::demote<true> : still::demote<false>, dim3(shape->kv_heads, shape->batch), still::DEMOTE_THREADS,
+                       shared ? 2 * cap * int(sizeof(still::Ranked)) : 0, stream, score, budgets, selected, salient, int(cap), absorbed_at,
+                       visible, order, past ? *past : StillPast{}, int(shape->tokens), still::chunks(*shape), still::retired(*shape));
 }

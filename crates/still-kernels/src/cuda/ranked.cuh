@@ -14,14 +14,18 @@ struct Ranked {
 
 __device__ __forceinline__ bool is_before(Ranked a, Ranked b) { return a.score > b.score || (a.score == b.score && a.token < b.token); }
 
-// How many of a ranked list come before x.
-__device__ __forceinline__ int count_before(const Ranked* list, int length, Ranked x) {
+// How many of a ranked list, of which `at` gives any, come before x.
+template <class At>
+__device__ __forceinline__ int count_before(At at, int length, Ranked x) {
   int low = 0, high = length;
   while (low < high) {
     const int middle = (low + high) / 2;
-    if (is_before(list[middle], x)) low = middle + 1; else high = middle;
+    if (is_before(at(middle), x)) low = middle + 1; else high = middle;
   }
   return low;
+}
+__device__ __forceinline__ int count_before(const Ranked* list, int length, Ranked x) {
+  return count_before([list](int i) { return list[i]; }, length, x);
 }
 
 }  // namespace still

@@ -93,7 +93,7 @@ typedef struct {
   const int32_t* order;
 } StillRouting;
 
-// The last three of StillRouting from what still_select gave. `cap` is 1 to 8,192. Where a state is continued (`past`, else null)
+// The last three of StillRouting from what still_select gave. `cap` is 1 or more. Where a state is continued (`past`, else null)
 // `absorbed_at` is null.
 int still_demote(const StillShape* shape, const float* score, const int32_t* budgets, const uint64_t* selected, const int32_t* salient,
                  int32_t cap, uint32_t* absorbed_at, int32_t* visible, int32_t* order, const StillPast* past, StillStream stream);
