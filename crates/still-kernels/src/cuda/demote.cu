@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(DEMOTE_THREADS) demote(const float* score, con
       const Ranked own = kept(chunk, i);
       place(own, i + count_before(arrivals, budget, own));
     }
-    if (t < budget) place(arrivals[t], t + count_before([&](int rank) { return kept(chunk, rank); }, before, arrivals[t]));
+    if (t < budget) place(arrivals[t], t + count_before_of([&](int rank) { return kept(chunk, rank); }, before, arrivals[t]));
     if (t < CHUNK) {
       const uint64_t chosen = selected[chunk];
       if (!(chosen >> t & 1)) {

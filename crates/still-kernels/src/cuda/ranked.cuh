@@ -16,7 +16,7 @@ __device__ __forceinline__ bool is_before(Ranked a, Ranked b) { return a.score >
 
 // How many of a ranked list, of which `at` gives any, come before x.
 template <class At>
-__device__ __forceinline__ int count_before(At at, int length, Ranked x) {
+__device__ __forceinline__ int count_before_of(At at, int length, Ranked x) {
   int low = 0, high = length;
   while (low < high) {
     const int middle = (low + high) / 2;
@@ -25,7 +25,7 @@ __device__ __forceinline__ int count_before(At at, int length, Ranked x) {
   return low;
 }
 __device__ __forceinline__ int count_before(const Ranked* list, int length, Ranked x) {
-  return count_before([list](int i) { return list[i]; }, length, x);
+  return count_before_of([list](int i) { return list[i]; }, length, x);
 }
 
 }  // namespace still
