@@ -66,6 +66,9 @@ fn limit(dtype: DType) -> f64 {
     if dtype == DType::BF16 { 5e-3 } else { 1e-5 }
 }
 
+/// What the sums of thousands of tokens may differ: tensor cores round sums toward zero, so that errors add up.
+const STATE_LIMIT_OF_MANY: f64 = 2e-5;
+
 /// Sequences on the CPU in f32, of values that `dtype` holds exactly.
 struct Sequences {
     q: Tensor,
@@ -73,8 +76,10 @@ struct Sequences {
     v: Tensor,
     weights: HybridWeights,
     dtype: DType,
-    /// What outputs and states may be off by.
+    /// What outputs may be off by.
     limit: f64,
+    /// What the linear state may be off by.
+    state_limit: f64,
 }
 
 impl Sequences {
@@ -102,6 +107,7 @@ impl Sequences {
             weights: all[0].weights.clone(),
             dtype,
             limit: limit(dtype),
+            state_limit: limit(dtype),
         }
     }
 
@@ -243,7 +249,8 @@ impl States {
                 for (got, expected) in [(&got.s, &expected.s), (&got.z, &expected.z)] {
                     let wide = |x: &[f32]| x.iter().copied().map(f64::from).collect::<Vec<_>>();
                     let error = relative_rms(&wide(got), &wide(expected));
-                    assert!(error <= sequences.limit, "{case}: a state is off by {error:e}");
+                    println!("{error:.1e} state, {case}");
+                    assert!(error <= sequences.state_limit, "{case}: a state is off by {error:e}");
                 }
             }
         }
@@ -329,6 +336,7 @@ fn a_large_cap() {
 fn a_capped_store_stops_growing() {
     let mut states =
         States::new(&capped(((4, 2, 64, &[4, 64], LinearNorm::Mean), 90)), 2, 3000, DType::F32);
+    states.sequences.state_limit = STATE_LIMIT_OF_MANY;
     states.feed(&singles(2, 300), "before");
     let moves = states.gpu.moves();
     states.feed(&[vec![1300, 1111]], "while it grows");
@@ -427,6 +435,7 @@ fn different_lengths_are_read_together() {
 fn long_pieces() {
     for own in [layer(SHAPES[2]), capped(CAPPED[2]), capped(CAPPED[3])] {
         let mut states = States::new(&own, 1, 4200, DType::F32);
+        states.sequences.state_limit = STATE_LIMIT_OF_MANY;
         states.feed(&[vec![1100], vec![2000], vec![1030]], "in three");
         states.feed(&singles(1, 70), "decoded after");
     }

@@ -10,6 +10,8 @@ from still_cuda import CHUNK, STEPS, Decoder, Layer, Still, capped_budgets
 DEV = "cuda"
 LIMIT = {torch.bfloat16: 5e-3, torch.float32: 1e-5}
 GRADIENT_LIMIT = {torch.bfloat16: 1e-2, torch.float32: 3e-5}
+SCALE_GRADIENT_LIMIT = {torch.bfloat16: 1e-2, torch.float32: 2e-4}  # two numbers, each a sum over all tokens of either sign
+CODED_LIMIT = {torch.bfloat16: 5e-3, torch.float32: 2e-4}  # what lies halfway between two codes may go either way
 # (batch, query heads, KV heads, D, tokens, budgets, mean)
 CASES = [
     (1, 1, 1, 64, 1, [4], False), (1, 2, 1, 64, 64, [4], True), (1, 2, 1, 128, 65, [4], True),
@@ -93,7 +95,7 @@ def check_case(lib, case, dtype, seed, backward, cap=None):
                 continue
             zero = ref.grad.norm() == 0
             errors[name] = x.double().norm().item() if zero else relative(x, ref.grad)
-            if not errors[name] <= GRADIENT_LIMIT[dtype]:
+            if not errors[name] <= (SCALE_GRADIENT_LIMIT if name == "dl" else GRADIENT_LIMIT)[dtype]:
                 problems.append(name)
     name = str(dtype).removeprefix("torch.")
     print(f"{'FAIL' if problems else 'ok  '} {name:9s} {case} cap {cap}", " ".join(f"{a} {e:.1e}" for a, e in errors.items()), *problems, flush=True)
@@ -186,7 +188,8 @@ def check_onto(lib, case, dtype, seed, calls, cap=None, coding="plain"):
     kept = None if coding == "plain" else [naive.kept_rows(x, coding, x is wide[1]) for x in wide[1:3]]
     ref, _, _ = naive.attention(*wide[:5], whole.absorbed(), wide[5], kept)
     errors["out"] = max(relative(torch.cat(outs[i], 1), ref[i, :, : at[i]]) for i in range(b))
-    good = all(error <= LIMIT[dtype] for error in errors.values())
+    limit = LIMIT if coding == "plain" else CODED_LIMIT
+    good = all(error <= limit[dtype] for error in errors.values())
     name = str(dtype).removeprefix("torch.")
     print(f"{'ok  ' if good else 'FAIL'} onto {name:9s} {coding} {case} cap {cap} {calls}:", " ".join(f"{a} {e:.1e}" for a, e in errors.items()), flush=True)
     return good

@@ -197,7 +197,7 @@ fn f32_learns_what_the_cpu_learns() {
         &["transfer.linear_branch_weight=0.5", "attention.cap=7"],
         &["attention.gate=true", "finetune.lora.targets=[\"q\", \"v\", \"g\"]"],
     ] {
-        check(overrides, DType::F32, 2e-3, 2e-2);
+        check(overrides, DType::F32, 1e-4, 2e-3);
     }
 }
 
@@ -269,7 +269,7 @@ fn every_recipe_trains_as_on_the_cpu() {
         for ((step, got), (_, expected)) in got.iter().zip(&expected) {
             let error = (got / expected - 1.0).abs();
             most = most.max(error);
-            if error.is_nan() || error > 1e-3 {
+            if error.is_nan() || error > 3e-4 {
                 wrong
                     .push(format!("{name}, {step}: {got:e}, on the CPU {expected:e}: {error:.1e}"));
             }
@@ -281,7 +281,7 @@ fn every_recipe_trains_as_on_the_cpu() {
 
 #[test]
 fn bf16_learns_nearly_what_f32_learns() {
-    check(&[], DType::BF16, 5e-2, 0.3);
+    check(&[], DType::BF16, 2e-2, 6e-2);
 }
 
 fn lines(dir: &Path, name: &str) -> Vec<String> {

@@ -2,8 +2,7 @@
 // which is not rescaled, is added and the result divided.
 //
 // A block answers 64 queries of HEADS query heads of one KV head; four warps share a head. Keys and values stream through a
-// ring of two stages of 64 tokens.
-#include <cstdlib>
+// ring of stages of 64 tokens.
 #include "forward.cuh"
 #include "key_stream.cuh"
 #include "online_softmax.cuh"
@@ -146,10 +145,9 @@ extern "C" int still_exact_forward(const StillShape* shape, const StillForward* 
           still::Tile<K::P, HEADS * 64, K::D>::BYTES + still::exact_stages(HEADS) * still::Tile<K::P, 128, K::D>::BYTES + still::ALIGNMENT;
       return still::launch(kernel, dim3(shape->heads / HEADS, in.chunks - in.first_chunk, shape->batch), HEADS * 128, bytes, stream, in);
     };
-    if constexpr (K::P == 1 && K::D != 96) {
-      static const bool four = getenv("STILL_EXACT_FOUR");  // probe
-      if (four && in.group % 4 == 0) return run(still::exact_forward<K, 4>, std::integral_constant<int, 4>{});
-    }
+    // What keys and values take of the second-level cache's speed goes with the number of blocks.
+    if constexpr (K::P == 1 && K::D != 96)
+      if (in.group % 4 == 0) return run(still::exact_forward<K, 4>, std::integral_constant<int, 4>{});
     return in.group % 2 == 0 ? run(still::exact_forward<K, 2>, std::integral_constant<int, 2>{})
                              : run(still::exact_forward<K, 1>, std::integral_constant<int, 1>{});
   });
