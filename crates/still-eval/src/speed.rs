@@ -63,7 +63,8 @@ impl<'a> ModelBench<'a> {
         Ok(bench)
     }
 
-    /// Also times `tokens` tokens that are read onto each context's state before decoding, as a conversation's next turn is.
+    /// Also times `tokens` tokens that are read onto each context's state after decoding, as a conversation's next turn is. A GPU
+    /// that has just read a long context runs slower for a while, and no longer does when it has decoded.
     #[must_use]
     pub fn reading_onto(self, tokens: usize) -> Self {
         Self { onto: tokens, ..self }
@@ -77,6 +78,7 @@ impl<'a> ModelBench<'a> {
     pub fn time(&self, context: usize, new_tokens: usize) -> Result<BenchPoint> {
         let mut run = self.read(context, new_tokens)?;
         run.decode(new_tokens)?;
+        run.read_onto()?;
         Ok(run.point())
     }
 
@@ -94,6 +96,7 @@ impl<'a> ModelBench<'a> {
         for done in (0..new_tokens).step_by(TURN) {
             runs.iter_mut().try_for_each(|run| run.decode(TURN.min(new_tokens - done)))?;
         }
+        runs.iter_mut().try_for_each(Run::read_onto)?;
         Ok(runs.into_iter().map(Run::point).collect())
     }
 
@@ -126,7 +129,7 @@ impl<'a> ModelBench<'a> {
         self.read_ids(&ids, context, new_tokens, &OnRead::default())
     }
 
-    /// Reads the first `context` tokens of each sequence, and the others onto them.
+    /// Reads the first `context` tokens of each sequence; the others are to be read onto them.
     fn read_ids(
         &self,
         ids: &[u32],
@@ -134,31 +137,13 @@ impl<'a> ModelBench<'a> {
         new_tokens: usize,
         on_read: &OnRead,
     ) -> Result<Run<'_>> {
-        let &Self { model, batch, rows, onto } = self;
+        let &Self { model, batch, rows, .. } = self;
         if batch == 0 || context == 0 || new_tokens == 0 {
             return Err(EvalError::Argument("there must be tokens to read and to decode".into()));
         }
         let mut cache = model.new_cache(batch, rows)?;
-        let mut read = |ids: &[u32]| {
-            time_once(model.device(), || -> Result<u32> {
-                let hidden = match batch {
-                    1 => model.prefill_until(ids, &mut cache, &Cancel::default(), on_read)?,
-                    _ => {
-                        let column = Tensor::new(ids, model.device())?.unsqueeze(0)?;
-                        let column = column.repeat((batch, 1))?;
-                        model.forward(&column, &mut cache, None)?.i((0, ids.len() - 1..))?
-                    }
-                };
-                Ok(likeliest(&model.logits(&hidden)?.flatten_all()?.to_vec1::<f32>()?))
-            })
-        };
-        let (mut first, prefill_ms) = read(&ids[..context])?;
-        let mut onto_tokens_per_s = None;
-        if onto > 0 {
-            let (id, ms) = read(&ids[context..])?;
-            first = id;
-            onto_tokens_per_s = Some(1e3 * (batch * onto) as f64 / ms);
-        }
+        let (first, onto) = ids.split_at(context);
+        let (first, prefill_ms) = read(model, &mut cache, (first, batch), on_read)?;
         // Equal prompts have equal answers.
         let next = vec![first; batch];
         let (prefilled_bytes, steps) = (cache.size_bytes(), Vec::with_capacity(new_tokens));
@@ -168,20 +153,43 @@ impl<'a> ModelBench<'a> {
             cache,
             next,
             prefill_ms,
-            onto_tokens_per_s,
+            onto: onto.to_vec(),
+            onto_tokens_per_s: None,
             prefilled_bytes,
             steps,
         })
     }
 }
 
-/// A context that has been read and is decoded after.
+/// Reads ids onto what each of a batch of sequences has: the likeliest next token, and the milliseconds that took.
+fn read(
+    model: &Model,
+    cache: &mut Cache,
+    (ids, batch): (&[u32], usize),
+    on_read: &OnRead,
+) -> Result<(u32, f64)> {
+    time_once(model.device(), || -> Result<u32> {
+        let hidden = match batch {
+            1 => model.prefill_until(ids, cache, &Cancel::default(), on_read)?,
+            _ => {
+                let column = Tensor::new(ids, model.device())?.unsqueeze(0)?;
+                let column = column.repeat((batch, 1))?;
+                model.forward(&column, cache, None)?.i((0, ids.len() - 1..))?
+            }
+        };
+        Ok(likeliest(&model.logits(&hidden)?.flatten_all()?.to_vec1::<f32>()?))
+    })
+}
+
+/// A context that has been read, is decoded after, and is then read onto.
 struct Run<'a> {
     model: &'a Model,
     context: usize,
     cache: Cache,
     next: Vec<u32>,
     prefill_ms: f64,
+    /// What is still to be read onto each sequence.
+    onto: Vec<u32>,
     onto_tokens_per_s: Option<f64>,
     prefilled_bytes: usize,
     /// Milliseconds each took.
@@ -199,6 +207,17 @@ impl Run<'_> {
                 Ok(())
             })?;
             self.steps.push(ms);
+        }
+        Ok(())
+    }
+
+    /// Reads what is to be read onto what is there, if anything is.
+    fn read_onto(&mut self) -> Result<()> {
+        let (batch, tokens) = (self.next.len(), self.onto.len());
+        if tokens > 0 {
+            let ids = (self.onto.as_slice(), batch);
+            let (_, ms) = read(self.model, &mut self.cache, ids, &OnRead::default())?;
+            self.onto_tokens_per_s = Some(1e3 * (batch * tokens) as f64 / ms);
         }
         Ok(())
     }

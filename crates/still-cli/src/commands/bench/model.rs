@@ -28,7 +28,7 @@ pub struct ModelBenchArgs {
     /// The model.
     #[command(flatten)]
     subject: SubjectArgs,
-    /// Also read N tokens onto each context's state before decoding, as a conversation's next turn is, and time them
+    /// Also read N tokens onto each context's state after decoding, as a conversation's next turn is, and time them
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true, value_parser = whole(0, TOKENS))]
     onto: usize,
     /// Tokens decoded at each context

@@ -3,9 +3,20 @@
 use std::sync::{Arc, OnceLock};
 
 use candle_core::{DType, Device, Result, Tensor};
+use rayon::prelude::*;
 use still_compute::Real;
 
 use crate::decoder::RopeBase;
+
+/// Angles from which on threads share them: a GPU waits for those of a prompt.
+const SHARED: usize = 1 << 14;
+
+fn each(angles: &[f64], f: impl Fn(f64) -> f64 + Sync) -> Vec<f32> {
+    match angles.len() < SHARED {
+        true => angles.iter().map(|&angle| f(angle) as f32).collect(),
+        false => angles.par_iter().with_min_len(SHARED / 8).map(|&angle| f(angle) as f32).collect(),
+    }
+}
 
 /// Cosines and sines of a run of positions, one run for the whole batch or one per sequence. Channels of a head beyond those
 /// that it is for stay as they are.
@@ -46,8 +57,8 @@ impl Rotation {
             candle_core::bail!("rope: {} angles do not make {rows} rows", angles.len())
         }
         Ok(Self {
-            cos: Arc::new(angles.iter().map(|a| (scale * a.cos()) as f32).collect()),
-            sin: Arc::new(angles.iter().map(|a| (scale * a.sin()) as f32).collect()),
+            cos: Arc::new(each(angles, |angle| scale * angle.cos())),
+            sin: Arc::new(each(angles, |angle| scale * angle.sin())),
             tokens,
             half: angles.len() / rows,
             head_dim,
