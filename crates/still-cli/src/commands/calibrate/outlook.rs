@@ -41,7 +41,20 @@ pub fn render(found: &Calibration) -> String {
         text += &sentence(found, outlook);
         text.push('\n');
     }
+    let own = found.outlook.iter().find(|outlook| outlook.rows == found.budgets.rows);
+    if let Some(knee) = own.and_then(|own| own.knee) {
+        text += &format!(
+            "Recommended with rows in {}: --cache-fraction {:.3}; with less, recall is lost head by head.\n",
+            found.budgets.rows,
+            rounded_up(knee),
+        );
+    }
     text
+}
+
+/// In thousandths: what is less would not hold them.
+fn rounded_up(share: f64) -> f64 {
+    (1e3 * share).ceil() / 1e3
 }
 
 /// What a whole head costs, and the smallest share that keeps every retrieving head whole.
@@ -54,10 +67,9 @@ fn sentence(found: &Calibration, outlook: &Outlook) -> String {
         share(outlook.whole_head_bytes),
     );
     match outlook.knee {
-        // Rounded up: what is less does not hold them.
         Some(knee) => format!(
             "{cost}; every head that retrieves is whole from --cache-fraction {:.3}.",
-            (1e3 * knee).ceil() / 1e3
+            rounded_up(knee)
         ),
         None => format!("{cost}; no head retrieves."),
     }
