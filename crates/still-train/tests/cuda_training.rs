@@ -202,7 +202,7 @@ fn f32_learns_what_the_cpu_learns() {
 }
 
 /// Every shipped recipe.
-const RECIPES: [(&str, &str); 16] = [
+const RECIPES: [(&str, &str); 17] = [
     ("linear-only", include_str!("../../../recipes/linear-only.toml")),
     ("lola", include_str!("../../../recipes/lola.toml")),
     ("lolcats", include_str!("../../../recipes/lolcats.toml")),
@@ -214,6 +214,7 @@ const RECIPES: [(&str, &str); 16] = [
     ("still-long", include_str!("../../../recipes/still-long.toml")),
     ("still-released", include_str!("../../../recipes/still-released.toml")),
     ("streaming-llm", include_str!("../../../recipes/streaming-llm.toml")),
+    ("uniform", include_str!("../../../recipes/uniform.toml")),
     ("window-only", include_str!("../../../recipes/window-only.toml")),
     ("comparison/lolcats", include_str!("../../../recipes/comparison/lolcats.toml")),
     ("comparison/paper", include_str!("../../../recipes/comparison/paper.toml")),

@@ -5,9 +5,13 @@ mod common;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use still_model::Student;
+use still_attention::{Branches, FeatureMap, LinearNorm, Mode, Router, RowDtype, SelectionHead};
 use still_model::random::{random_model, tiny_config};
-use still_train::{DataRecipe, Recipe, TokenCache, TrainError, Windows, linearize};
+use still_model::{FeatureInit, Student};
+use still_train::{
+    AttentionRecipe, CalibrationRecipe, DataRecipe, Recipe, TokenCache, TrainError, Windows,
+    linearize,
+};
 
 #[test]
 fn every_shipped_recipe_parses_and_fits_a_model() {
@@ -303,4 +307,37 @@ fn every_epoch_reads_everything_in_another_order() {
         order.sort_unstable();
         assert_eq!(order, (0..20).collect::<Vec<_>>());
     }
+}
+
+/// With every key given. Fields are listed one by one, so that a new one must be given here too.
+#[test]
+fn every_key_of_the_attention_and_its_calibration_is_known() {
+    let attention = AttentionRecipe {
+        mode: Mode::Hybrid,
+        chunk: 8,
+        budget: 2,
+        budgets: Some(vec![vec![1, 2], vec![3, 4]]),
+        cap: Some(100),
+        router: Router::Random { seed: 5 },
+        selection_head: SelectionHead::KvHead,
+        feature_map: FeatureMap::Softmax,
+        feature_dim: Some(8),
+        init: FeatureInit::Normal,
+        linear_norm: LinearNorm::Sum,
+        gate: true,
+        window_factor: true,
+        branches: Branches { window: true, salient: true, linear: false },
+        rows: Some(RowDtype::Int4),
+    };
+    let calibration =
+        CalibrationRecipe { cache_fraction: Some(0.3), at_length: 4096, tokens: 1000, window: 500 };
+    let recipe = Recipe { attention, calibration, ..Recipe::default() };
+    let text = toml::to_string(&recipe).unwrap();
+    assert_eq!(Recipe::parse(&text, &[]).unwrap(), recipe, "{text}");
+    let set = ["attention.rows=int8".to_owned(), "calibration.cache_fraction=0.1".to_owned()];
+    let set = Recipe::parse(&text, &set).unwrap();
+    assert_eq!(set.attention.rows, Some(RowDtype::Int8));
+    assert!(
+        Recipe::parse("[attention]\nrow = \"int8\"", &[]).unwrap_err().to_string().contains("row")
+    );
 }
