@@ -13,6 +13,11 @@ ci:
 test *ARGS="--workspace":
     cargo test --release --locked {{ ARGS }}
 
+# Students in transformers (`pip install torch transformers peft pytest safetensors`); `--golden DIR`, `--still BINARY`
+[group('check')]
+test-transformers *ARGS:
+    python3 -m pytest -q -p no:cacheprovider crates/still-model/python/tests {{ ARGS }}
+
 # Documentation, with warnings as errors; `just docs --open` shows it
 [group('check')]
 docs *ARGS:

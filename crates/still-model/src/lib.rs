@@ -63,7 +63,8 @@ pub use cancel::Cancel;
 pub use chat::{ChatTemplate, Context, Message, Rendered};
 pub use checkpoint::{
     Checkpoint, ExportKind, GgufExport, GgufFormat, StudentTarget, WeightFormat, Weights,
-    export_gguf, fetch_dataset, is_exported_student, names, save_student, save_student_to,
+    export_gguf, export_transformers, fetch_dataset, is_exported_student, names, save_student,
+    save_student_to,
 };
 pub use config::{Activation, Architecture, ModelConfig, RopeScaling, SlidingAttention};
 pub use decoder::{

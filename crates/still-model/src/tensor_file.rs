@@ -52,6 +52,16 @@ impl<'a> Entry<'a> {
         &self.name
     }
 
+    /// Its dtype in the file.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Its shape in the file.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
     /// Its values, on the CPU.
     ///
     /// # Errors

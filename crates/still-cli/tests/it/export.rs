@@ -29,3 +29,75 @@ fn an_exported_student_is_a_model_like_any_other() {
     export(teacher_dir(), &["--overwrite"]).failed_with("not a student");
     assert!(std::fs::read(&out).unwrap() == before);
 }
+
+#[test]
+fn a_folder_for_transformers_is_a_student_with_a_card() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("shared-student");
+    let export = |model: &std::path::Path, more: &[&str]| {
+        let mut command = still();
+        command.args(["export", "--transformers"]).arg(&out).arg("--model").arg(model);
+        Outcome::of(command.args(more))
+    };
+    let exported = export(student_dir(), &["--json", "--license", "apache-2.0", "--dtype", "f32"]);
+    exported.succeeded();
+    let bytes = out.join("model.safetensors").metadata().unwrap().len();
+    assert_eq!(exported.json()["bytes"], bytes);
+    for missing in ["--base", "--data", "--results"] {
+        assert!(exported.stderr.contains(missing), "{missing}: {}", exported.stderr);
+    }
+    assert!(!exported.stderr.contains("--license"), "{}", exported.stderr);
+    let card = std::fs::read_to_string(out.join("README.md")).unwrap();
+    for said in [
+        "license: \"apache-2.0\"",
+        "# shared-student",
+        "from_pretrained(\"shared-student\", trust_remote_code=True)",
+        "| license of the base | apache-2.0 |",
+        "| base model | not stated |",
+    ] {
+        assert!(card.contains(said), "{said}: {card}");
+    }
+    // The folder is a student like any other, and says what the other says.
+    let generate = |model: &std::path::Path| {
+        let mut command = still();
+        let outcome = Outcome::of(
+            command.args(["generate", "--prompt", "The sea", "-n", "8", "--model"]).arg(model),
+        );
+        outcome.succeeded();
+        outcome.stdout
+    };
+    assert_eq!(generate(&out), generate(student_dir()));
+
+    export(student_dir(), &[]).failed_with("exists already");
+    export(student_dir(), &["--overwrite", "--base", "org/name"]).succeeded();
+    let card = std::fs::read_to_string(out.join("README.md")).unwrap();
+    assert!(card.contains("base_model: \"org/name\""), "{card}");
+    export(&out, &["--overwrite"]).failed_with("is the student itself");
+    export(teacher_dir(), &["--overwrite"]).failed_with("not a student");
+    assert!(out.join("README.md").exists());
+    export(student_dir(), &["--gguf", "q8_0"]).failed_with("cannot be used with");
+}
+
+#[test]
+fn a_quantized_student_and_a_delta_become_folders() {
+    let dir = tempfile::tempdir().unwrap();
+    let quantized = dir.path().join("student.gguf");
+    Outcome::of(
+        still()
+            .args(["export", "--gguf", "q8_0", "--model"])
+            .arg(student_dir())
+            .arg("--out")
+            .arg(&quantized),
+    )
+    .succeeded();
+    let folder = dir.path().join("folder");
+    Outcome::of(
+        still().args(["export", "--transformers"]).arg(&folder).arg("--model").arg(&quantized),
+    )
+    .succeeded();
+    let generated = Outcome::of(
+        still().args(["generate", "--prompt", "The sea", "-n", "4", "--model"]).arg(&folder),
+    );
+    generated.succeeded();
+    assert!(generated.stderr.contains("STILL attention"), "{}", generated.stderr);
+}

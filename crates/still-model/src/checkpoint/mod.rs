@@ -21,6 +21,7 @@
 //! | `load` | from an opened checkpoint to a model |
 //! | `placement` | which form matrices take on a device |
 //! | `student`, `target` | students written; the directory that they are written to |
+//! | `transformers` | what lets transformers open a full student |
 
 mod authors;
 mod delta;
@@ -42,6 +43,7 @@ mod shapes;
 mod source;
 mod student;
 mod target;
+mod transformers;
 mod unread;
 mod weights;
 
@@ -53,7 +55,7 @@ pub use gguf_student::{GgufExport, GgufFormat, export_gguf, is_exported_student}
 pub use hub_dataset::fetch_dataset;
 pub use placement::WeightFormat;
 pub(crate) use shapes::shapes;
-pub use student::{ExportKind, save_student, save_student_to};
+pub use student::{ExportKind, export_transformers, save_student, save_student_to};
 pub use target::StudentTarget;
 pub use weights::Weights;
 

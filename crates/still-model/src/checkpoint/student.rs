@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 
 use super::delta;
 use super::form::{BASE_KEY, LORA_KEY, student_config, to_json};
-use super::target::{DELTA_FILE, GENERATION_FILE, StudentTarget};
+use super::target::{DELTA_FILE, GENERATION_FILE, StudentTarget, TOKENIZER_CONFIG_FILE};
+use super::transformers::{self, CARD_FILE, CLASSES_KEY};
 use crate::decoder::{Part, on_host};
 use crate::error::{ModelError, Result};
 use crate::files::sync_files;
@@ -18,7 +19,8 @@ use crate::tensor_file::{Entry, write_tensors};
 /// What a saved student holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExportKind {
-    /// All weights, low-rank updates merged, in this dtype (learned attention tensors stay f32).
+    /// All weights, low-rank updates merged, in this dtype (learned attention tensors stay f32), and the code that transformers
+    /// opens it with.
     Full(DType),
     /// Only what differs from the base, which is named and hashed.
     Delta,
@@ -46,22 +48,50 @@ pub fn save_student(dir: &Path, model: &Model, kind: ExportKind) -> Result<()> {
 /// # Errors
 /// As [`save_student`].
 pub fn save_student_to(target: &StudentTarget, model: &Model, kind: ExportKind) -> Result<()> {
+    save(target, model, kind, None)
+}
+
+/// Saves a full student, weights in `dtype`, as a folder that can be shared as it is: with a model card (Markdown).
+///
+/// # Errors
+/// As [`save_student`].
+pub fn export_transformers(
+    target: &StudentTarget,
+    model: &Model,
+    dtype: DType,
+    card: &str,
+) -> Result<()> {
+    save(target, model, ExportKind::Full(dtype), Some(card))
+}
+
+fn save(target: &StudentTarget, model: &Model, kind: ExportKind, card: Option<&str>) -> Result<()> {
     let student = model.student.as_ref().ok_or_else(|| {
         ModelError::Invalid("a model without a student has nothing to save".into())
     })?;
     let staging = target.stage()?;
+    let write = |name: &str, text: &str| {
+        let path = staging.path().join(name);
+        std::fs::write(&path, text).map_err(ModelError::write(&path))
+    };
 
+    model.tokenizer.save(staging.path())?;
     let mut config = student_config(model.config(), student)?;
     match kind {
         ExportKind::Full(dtype) => {
             config["torch_dtype"] = json!(dtype_name(dtype)?);
+            config[CLASSES_KEY] = transformers::classes();
             let path = staging.path().join("model.safetensors");
-            let mut entries = merged_entries(model, student, dtype)?;
+            let mut entries =
+                transformers::as_stored(model.config(), merged_entries(model, student, dtype)?);
             entries.extend(learned_entries(&student.without_updates()?)?);
             write_tensors(&path, entries)?;
             if let Some(generation) = &model.base.generation_config {
-                write_json(&staging.path().join(GENERATION_FILE), generation)?;
+                write(GENERATION_FILE, &pretty(generation))?;
             }
+            let (_, tokenizer) = model.tokenizer.to_json()?;
+            let tokenizer = transformers::tokenizer_config(tokenizer, model);
+            write(TOKENIZER_CONFIG_FILE, &pretty(&tokenizer))?;
+            transformers::write_code(staging.path())?;
         }
         ExportKind::Delta | ExportKind::DeltaIn(_) => {
             config[BASE_KEY] = delta::record(target.dir(), model)?;
@@ -78,8 +108,10 @@ pub fn save_student_to(target: &StudentTarget, model: &Model, kind: ExportKind) 
             write_tensors(&staging.path().join(DELTA_FILE), entries)?;
         }
     }
-    model.tokenizer.save(staging.path())?;
-    write_json(&staging.path().join("config.json"), &config)?;
+    if let Some(card) = card {
+        write(CARD_FILE, card)?;
+    }
+    write("config.json", &pretty(&config))?;
     sync_files(staging.path()).map_err(ModelError::write(staging.path()))?;
     target.replace(staging)
 }
@@ -139,8 +171,8 @@ fn rounded_entries(student: &Student, dtype: DType) -> Result<Vec<Entry<'static>
     rounded.collect()
 }
 
-fn write_json(path: &Path, json: &Value) -> Result<()> {
-    std::fs::write(path, format!("{json:#}\n")).map_err(ModelError::write(path))
+fn pretty(json: &Value) -> String {
+    format!("{json:#}\n")
 }
 
 fn dtype_name(dtype: DType) -> Result<&'static str> {

@@ -5,6 +5,7 @@ use std::path::{Component, Path, PathBuf};
 use serde_json::Value;
 
 use super::form;
+use super::transformers::{CARD_FILE, CODE};
 use crate::error::{ModelError, Result};
 use crate::files::{Lock, Locking, Staging, parent, read_to_string, staging_dir, sweep};
 
@@ -12,16 +13,22 @@ use crate::files::{Lock, Locking, Staging, parent, read_to_string, staging_dir, 
 pub(super) const DELTA_FILE: &str = "student.safetensors";
 /// What its name says, as Hugging Face has it: in a student it is its base's.
 pub(super) const GENERATION_FILE: &str = "generation_config.json";
+/// A tokenizer's chat template and special tokens.
+pub(super) const TOKENIZER_CONFIG_FILE: &str = "tokenizer_config.json";
 /// What a student's directory is written as until it is complete.
 const STAGING: &str = ".still-saving-";
-/// Every file that a student's directory has.
-const FILES: [&str; 6] = [
+/// Every file that a student's directory may have.
+const FILES: [&str; 10] = [
     "config.json",
     GENERATION_FILE,
     "model.safetensors",
     DELTA_FILE,
     "tokenizer.json",
-    "tokenizer_config.json",
+    TOKENIZER_CONFIG_FILE,
+    CARD_FILE,
+    CODE[0].0,
+    CODE[1].0,
+    CODE[2].0,
 ];
 
 /// A directory that a student is to be saved in. From [`StudentTarget::claim`] on no other process saves there; a student that is

@@ -22,4 +22,5 @@ mod smollm2;
 mod students_on_disk;
 mod tensor_files;
 mod tokenizers;
+mod transformers;
 mod weight_formats;

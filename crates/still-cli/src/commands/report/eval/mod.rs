@@ -96,6 +96,14 @@ pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
     Ok(printer.result(tables.collect::<Vec<_>>().join("\n\n"))?)
 }
 
+/// The tables of results, as Markdown.
+///
+/// # Errors
+/// A file that is no result of `still eval --json`.
+pub fn tables_of(paths: &[PathBuf]) -> anyhow::Result<String> {
+    Ok(markdown(&Results::read(paths)?))
+}
+
 fn markdown(results: &Results) -> String {
     let part =
         |(title, table): (&str, tables::Table)| format!("## {title}\n\n{}", table.markdown());

@@ -1,0 +1,126 @@
+//! `still export`: a student as one file with quantized weights, or as a folder that transformers opens.
+
+mod card;
+mod gguf;
+mod transformers;
+
+use std::path::PathBuf;
+
+use candle_core::DType;
+use clap::Args;
+use still_model::{GgufFormat, Model};
+
+use self::card::About;
+use super::model::{ModelArg, Place, load};
+use crate::args::one_of;
+use crate::errors::user;
+use crate::outputs::Existing;
+use crate::printer::Printer;
+
+const EXAMPLES: &str = "\
+Examples:
+  still export --model my-student --gguf q4_1 --out my-student.gguf
+  still export --model my-student --gguf q8_0 --out my-student.gguf --overwrite
+  still export --model my-student --transformers my-folder
+  still export --model s --transformers f --base org/name --license apache-2.0";
+
+/// Dtypes of a folder's weights.
+const DTYPES: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
+
+/// `still export`
+#[derive(Clone, Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct ExportArgs {
+    /// The student.
+    #[command(flatten)]
+    model: ModelArg,
+    /// Format of the weights, the vocabulary's aside, which has 8 bits; low-rank updates are merged first. Where rows are no
+    /// whole blocks of q4_k they take q4_1
+    #[arg(long, value_name = "FORMAT", value_parser = one_of(&GgufFormat::ALL, GgufFormat::name))]
+    #[arg(requires = "out", required_unless_present = "transformers")]
+    gguf: Option<GgufFormat>,
+    /// File to write; its name must end in .gguf
+    #[arg(long, short, value_name = "FILE", requires = "gguf")]
+    out: Option<PathBuf>,
+    /// Folder to write: all weights, low-rank updates merged, the code that transformers opens it with, and a model card
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["gguf", "out"])]
+    transformers: Option<PathBuf>,
+    /// Dtype of a folder's weights
+    #[arg(long, value_name = "DTYPE", default_value = "bf16", value_parser = one_of(&DTYPES, |dtype| dtype.as_str()))]
+    #[arg(conflicts_with = "gguf")]
+    dtype: DType,
+    /// Replace what is there
+    #[arg(long)]
+    overwrite: bool,
+    /// Print one JSON object on stdout
+    #[arg(long)]
+    json: bool,
+    /// What the model card says.
+    #[command(flatten)]
+    about: About,
+}
+
+/// What is written, and where.
+#[derive(Debug)]
+pub struct Settings {
+    model: String,
+    target: Target,
+    existing: Existing,
+    json: bool,
+}
+
+#[derive(Debug)]
+enum Target {
+    Gguf { format: GgufFormat, out: PathBuf },
+    Folder { dir: PathBuf, dtype: DType, about: About },
+}
+
+impl ExportArgs {
+    /// # Errors
+    /// A name that is none of a GGUF file.
+    pub fn resolve(self) -> anyhow::Result<Settings> {
+        let target = match (self.gguf, self.out, self.transformers) {
+            (Some(format), Some(out), _) => {
+                if out.extension().is_none_or(|extension| extension != "gguf") {
+                    return Err(user(
+                        format!("{} is not the name of a GGUF file", out.display()),
+                        "choose a name that ends in .gguf: it is what tells the file's format",
+                    ));
+                }
+                Target::Gguf { format, out }
+            }
+            (_, _, Some(dir)) => Target::Folder { dir, dtype: self.dtype, about: self.about },
+            _ => {
+                anyhow::bail!("neither --gguf nor --transformers, which the parser lets nobody do")
+            }
+        };
+        let existing = Existing::overwrite(self.overwrite);
+        Ok(Settings { model: self.model.model, target, existing, json: self.json })
+    }
+}
+
+/// Runs the command.
+pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
+    let report = match &settings.target {
+        Target::Gguf { format, out } => gguf::write(settings, *format, out, printer)?,
+        Target::Folder { dir, dtype, about } => {
+            transformers::write(settings, dir, *dtype, about, printer)?
+        }
+    };
+    match settings.json {
+        true => printer.json(&report),
+        false => Ok(()),
+    }
+}
+
+/// The student, on the CPU.
+fn student(settings: &Settings, printer: &Printer) -> anyhow::Result<Model> {
+    let model = load(&settings.model, &Place::cpu(), printer)?;
+    match model.student {
+        Some(_) => Ok(model),
+        None => Err(user(
+            format!("{} is not a student", settings.model),
+            "linearize it first (still linearize); base models are quantized by the tools of their own format",
+        )),
+    }
+}
