@@ -109,7 +109,7 @@ fn save(target: &StudentTarget, model: &Model, kind: ExportKind, card: Option<&s
         }
     }
     if let Some(card) = card {
-        write(CARD_FILE, card)?;
+        write(CARD_FILE, &transformers::marked_card(card))?;
     }
     write("config.json", &pretty(&config))?;
     sync_files(staging.path()).map_err(ModelError::write(staging.path()))?;

@@ -1,11 +1,12 @@
 //! Where a student is saved: the checks before, the lock, the move into place.
 
+use std::ffi::OsStr;
 use std::path::{Component, Path, PathBuf};
 
 use serde_json::Value;
 
 use super::form;
-use super::transformers::{CARD_FILE, CODE};
+use super::transformers::{CARD_FILE, CODE, is_own_card};
 use crate::error::{ModelError, Result};
 use crate::files::{Lock, Locking, Staging, parent, read_to_string, staging_dir, sweep};
 
@@ -179,7 +180,7 @@ fn refuse_foreign(dir: &Path) -> Result<()> {
     if !is_student(dir) {
         return refused("exists and is not a student".into(), "choose another output directory");
     }
-    match names.iter().find(|name| !FILES.iter().any(|file| *name == file)) {
+    match names.iter().find(|name| !is_own(dir, name)) {
         Some(foreign) => refused(
             format!("holds {}, which is no file of a student", foreign.display()),
             "move it away, or choose another output directory: replacing a student removes its directory",
@@ -188,9 +189,14 @@ fn refuse_foreign(dir: &Path) -> Result<()> {
     }
 }
 
+/// Whether a file of this name in a student's directory is the student's. A `README.md` that somebody wrote or edited is not.
+fn is_own(dir: &Path, name: &OsStr) -> bool {
+    FILES.iter().any(|file| name == *file) && (name != CARD_FILE || is_own_card(&dir.join(name)))
+}
+
 /// Removes a student's own files, and its directory if nothing else is in it.
 fn remove_student(dir: &Path) -> Result<()> {
-    for file in FILES {
+    for file in FILES.into_iter().filter(|file| is_own(dir, file.as_ref())) {
         match std::fs::remove_file(dir.join(file)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(ModelError::write(&dir.join(file))(error));

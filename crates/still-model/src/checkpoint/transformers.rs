@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::names::StoredRows;
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
+use crate::files::read_to_string;
 use crate::model::Model;
 use crate::tensor_file::Entry;
 
@@ -24,6 +25,8 @@ pub(super) const CODE: [(&str, &str); 3] = [
 ];
 /// The model card.
 pub(super) const CARD_FILE: &str = "README.md";
+/// Before the digest of a card that nobody has edited: at its end, where Markdown shows nothing.
+const CARD_MARK: &str = "\n<!-- still export, blake3 ";
 /// Which classes transformers takes from the code.
 pub(super) const CLASSES_KEY: &str = "auto_map";
 
@@ -39,6 +42,17 @@ pub(super) fn write_code(dir: &Path) -> Result<()> {
         let path = dir.join(name);
         std::fs::write(&path, code).map_err(ModelError::write(&path))
     })
+}
+
+/// A model card with a mark, so that a card that somebody edited is told from one that may be replaced.
+pub(super) fn marked_card(text: &str) -> String {
+    format!("{text}{CARD_MARK}{} -->\n", blake3::hash(text.as_bytes()))
+}
+
+/// Whether a file is a model card as it was written.
+pub(super) fn is_own_card(path: &Path) -> bool {
+    let text = read_to_string(path).unwrap_or_default();
+    text.rsplit_once(CARD_MARK).is_some_and(|(before, _)| marked_card(before) == text)
 }
 
 /// Weights under the names that files of the family have: Phi-3's hold several projections as one matrix.

@@ -154,7 +154,8 @@ fn a_full_student_lies_beside_the_code_that_opens_it() {
         // Once more: what lies there is a student and nothing else.
         export_transformers(&target, &student, DType::F32, "# A student\n").unwrap();
         drop(target);
-        assert_eq!(fs::read_to_string(shared.join("README.md")).unwrap(), "# A student\n");
+        let card = shared.join("README.md");
+        assert!(fs::read_to_string(&card).unwrap().starts_with("# A student\n\n<!-- still export"));
         assert!(!plain.join("README.md").exists());
         for folder in [&plain, &shared] {
             let config = read_json(&folder.join("config.json"));
@@ -184,5 +185,9 @@ fn a_full_student_lies_beside_the_code_that_opens_it() {
             let again = Model::load(folder.to_str().unwrap()).unwrap();
             assert!(relative_rms(&logits(&again), &logits(&student)) <= 1e-6);
         }
+        // A card that somebody edited is theirs.
+        fs::write(&card, fs::read_to_string(&card).unwrap().replace("A student", "Mine")).unwrap();
+        let refused = StudentTarget::claim(&shared).unwrap_err().to_string();
+        assert!(refused.contains("README.md"), "{refused}");
     }
 }
