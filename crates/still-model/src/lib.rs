@@ -62,9 +62,9 @@ pub use cache::Cache;
 pub use cancel::Cancel;
 pub use chat::{ChatTemplate, Context, Message, Rendered};
 pub use checkpoint::{
-    Checkpoint, ExportKind, GgufExport, GgufFormat, StudentTarget, WeightFormat, Weights,
-    export_gguf, export_transformers, fetch_dataset, is_exported_student, names, save_student,
-    save_student_to,
+    Checkpoint, DEMO_STUDENT, ExportKind, GgufExport, GgufFormat, PINNED_BASE, StudentTarget,
+    WeightFormat, Weights, built_in_names, export_gguf, export_transformers, fetch_dataset,
+    is_built_in, is_exported_student, names, save_student, save_student_to,
 };
 pub use config::{Activation, Architecture, ModelConfig, RopeScaling, SlidingAttention};
 pub use decoder::{
@@ -81,7 +81,7 @@ pub use model::Model;
 pub use read::OnRead;
 pub use read_packed::Feed;
 pub use sampler::{Sampler, likeliest};
-pub use session::{ChatSession, Reply};
+pub use session::{ChatSession, Reply, message_about};
 pub use student::{FeatureInit, LoraConfig, LoraTarget, Student};
 pub use suggested::SuggestedSampling;
 pub use tokenizer::{Span, TokenStream, Tokenizer, panics_are_expected};

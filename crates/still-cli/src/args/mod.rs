@@ -99,7 +99,7 @@ pub enum Color {
 /// The commands. [`groups`] has what each is for.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Linearize a small model here, and show what each step bought
+    /// Compare a student that ships with its teacher, or train one here
     Demo(DemoArgs),
     /// Turn a pretrained model into a STILL student
     Linearize(LinearizeArgs),

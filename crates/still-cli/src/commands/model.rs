@@ -12,7 +12,7 @@ use crate::table;
 /// The model to use.
 #[derive(Clone, Debug, Args)]
 pub struct ModelArg {
-    /// Hugging Face directory, .gguf file, hub id (org/name), or a student made by `still linearize`
+    /// Hugging Face directory, .gguf file, hub id (org/name), a student made by `still linearize`, or a built-in one: demo
     #[arg(long, short, value_name = "MODEL")]
     pub model: String,
 }
@@ -91,6 +91,9 @@ impl Place {
 
 /// Loads a model onto its device and says which one.
 pub fn load(model: &str, place: &Place, printer: &Printer) -> anyhow::Result<Model> {
+    if still_model::is_built_in(model) {
+        still_model::fetch::demo_model(&mut |line| printer.step("Fetching", line))?;
+    }
     printer.step("Loading", model);
     let model = Model::load_in(model, &place.device, place.dtype, place.weights)?;
     let config = &model.decoder.config;

@@ -83,6 +83,7 @@ pub fn judge(judged: &Judged<'_>, printer: &Printer) -> anyhow::Result<Verdict> 
         heldout,
         context: size.length,
         cache_rows: usual_rows(student).name().into(),
+        teacher_cache_rows: usual_rows(&teacher).name().into(),
         base: student.base.source.clone(),
         seconds: started.elapsed().as_secs_f64(),
     })

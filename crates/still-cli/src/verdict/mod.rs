@@ -49,8 +49,10 @@ pub struct Verdict {
     pub heldout: String,
     /// Tokens of the context at which cache and speed were measured.
     pub context: usize,
-    /// Format of exact rows.
+    /// Format of the student's exact rows.
     pub cache_rows: String,
+    /// The same of the teacher.
+    pub teacher_cache_rows: String,
     /// The base model.
     pub base: String,
     /// Wall-clock seconds that it took.
@@ -118,12 +120,13 @@ impl Verdict {
 
     /// What the numbers are of.
     pub fn measured(&self) -> String {
-        let Self { context, cache_rows, heldout, seconds, .. } = self;
+        let Self { context, cache_rows, teacher_cache_rows, heldout, seconds, .. } = self;
         let context = crate::table::count(*context);
         let took = crate::table::seconds(*seconds);
         wrapped(
             &format!(
-                "Cache and speed at {context} tokens, rows in {cache_rows}. Held out: {heldout}. Measured in {took}."
+                "Cache and speed at {context} tokens; the teacher's cache in {teacher_cache_rows}, the student's exact rows \
+                 in {cache_rows}. Held out: {heldout}. Measured in {took}."
             ),
             WIDTH,
         )
@@ -148,7 +151,8 @@ mod tests {
             next: vec!["still chat --model s".into()],
             heldout: "a book".into(),
             context: 2048,
-            cache_rows: "bf16".into(),
+            cache_rows: "int8".into(),
+            teacher_cache_rows: "bf16".into(),
             base: "base".into(),
             seconds: 12.0,
         }

@@ -272,7 +272,7 @@ fn inspect_refuses_what_it_cannot_read_or_write() {
 #[test]
 fn demo_options_out_of_range() {
     let demo = |extra: [&str; 2]| {
-        Outcome::of(still().args(["demo", "--model"]).arg(teacher_dir()).args(extra))
+        Outcome::of(still().args(["demo", "--train", "--model"]).arg(teacher_dir()).args(extra))
     };
     demo(["--windows", "100000"]).failed_with("--windows 100000");
     demo(["--transfer-steps", "0"]).failed_with("--transfer-steps 0");

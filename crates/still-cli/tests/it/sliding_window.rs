@@ -315,7 +315,8 @@ fn bench_times_every_variant() {
 fn the_demo_runs_on_it() {
     let counts = ["--transfer-steps", "1", "--finetune-steps", "1", "--windows", "1"];
     let few = ["--keys", "1", "--decode-steps", "2", "--json"];
-    let outcome = run(sliding_teacher_dir(), &[&["demo"], &counts[..], &few].concat());
+    let outcome =
+        run(sliding_teacher_dir(), &[&["demo", "--train", "--full"], &counts[..], &few].concat());
     outcome.succeeded();
     let rows = outcome.json()["rows"].clone();
     assert_eq!(rows.as_array().unwrap().len(), 5);

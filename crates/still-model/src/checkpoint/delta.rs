@@ -5,10 +5,12 @@ use std::path::{Component, Path, PathBuf};
 use serde_json::{Value, json};
 
 use super::Checkpoint;
+use super::built_in::PINNED_BASE;
 use super::form::BASE_KEY;
 use super::safetensors_dir::in_file;
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
+use crate::fetch::DEMO_SHA256;
 use crate::model::Model;
 
 /// Keys that change no value that a model computes within its context.
@@ -27,6 +29,9 @@ pub(super) fn record(dir: &Path, model: &Model) -> Result<Value> {
         ));
     }
     let mut record = json!({ "source": model.base.source, "sha256": model.base.sha256()? });
+    if model.base.source == PINNED_BASE {
+        return Ok(record);
+    }
     if let Ok(base) = Path::new(&model.base.source).canonicalize() {
         record["source"] = json!(base.to_string_lossy());
         if let Some(path) = real(dir).and_then(|dir| relative(&dir, &base)) {
@@ -74,9 +79,9 @@ pub(super) fn open_base(
         config.map(ModelConfig::from_hf_json).transpose().map_err(|error| in_file(error, path))?;
     let expected = Expected { sha256, config: config.as_ref() };
     let (mut tried, mut other) = (Vec::new(), false);
-    for place in places(dir, record["path"].as_str(), recorded) {
+    for place in places(dir, record["path"].as_str(), recorded, sha256) {
         // A path from here must not be taken for a hub id.
-        if place != recorded && !Path::new(&place).exists() {
+        if place != recorded && place != PINNED_BASE && !Path::new(&place).exists() {
             tried.push(format!("{place}: not there"));
             continue;
         }
@@ -112,8 +117,8 @@ pub(super) fn open_base(
     })
 }
 
-/// Where a base may be, likeliest first: beside the delta, then where it was or on the hub.
-fn places(dir: &Path, path: Option<&str>, recorded: &str) -> Vec<String> {
+/// Where a base may be, likeliest first: beside the delta, then where it was or on the hub, and the pinned base where it is that.
+fn places(dir: &Path, path: Option<&str>, recorded: &str, sha256: &str) -> Vec<String> {
     let from_here = |path: &str| dir.join(path).to_string_lossy().into_owned();
     let mut places: Vec<String> = path.map(from_here).into_iter().collect();
     // A path that was written by hand is more likely meant from here than from wherever the program was started.
@@ -121,6 +126,9 @@ fn places(dir: &Path, path: Option<&str>, recorded: &str) -> Vec<String> {
         places.push(from_here(recorded));
     }
     places.push(recorded.to_owned());
+    if sha256 == DEMO_SHA256 {
+        places.push(PINNED_BASE.to_owned());
+    }
     places.dedup();
     places
 }
@@ -177,6 +185,16 @@ fn differing(recorded: &ModelConfig, found: &ModelConfig) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A delta of the pinned base opens wherever that was when it was saved.
+    #[test]
+    fn the_pinned_base_is_known_by_its_hash() {
+        let dir = Path::new("/a/delta");
+        let places = |sha256| places(dir, Some("../base.gguf"), "/gone/base.gguf", sha256);
+        assert_eq!(places("0"), ["/a/delta/../base.gguf", "/gone/base.gguf"]);
+        assert_eq!(places(DEMO_SHA256)[2], PINNED_BASE);
+        assert_eq!(super::places(dir, None, PINNED_BASE, DEMO_SHA256), [PINNED_BASE]);
+    }
 
     #[test]
     fn ways_from_one_directory_to_another() {

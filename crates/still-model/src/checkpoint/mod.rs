@@ -24,6 +24,7 @@
 //! | `transformers` | what lets transformers open a full student |
 
 mod authors;
+mod built_in;
 mod delta;
 mod dequantize;
 mod form;
@@ -51,6 +52,7 @@ use std::path::Path;
 
 use still_attention::StillConfig;
 
+pub use built_in::{DEMO_STUDENT, PINNED_BASE, built_in_names, is_built_in};
 pub use gguf_student::{GgufExport, GgufFormat, export_gguf, is_exported_student};
 pub use hub_dataset::fetch_dataset;
 pub use placement::WeightFormat;

@@ -5,13 +5,17 @@ use std::path::{Path, PathBuf};
 use crate::error::{ModelError, Result};
 
 /// Files of a model.
+#[derive(Debug)]
 pub(super) enum Source {
     Gguf(PathBuf),
     Directory(PathBuf),
 }
 
-/// A path if it exists, else a hub id if it looks like one.
+/// A model that is built in, else a path if it exists, else a hub id if it looks like one.
 pub(super) fn resolve(model: &str) -> Result<Source> {
+    if let Some(source) = super::built_in::resolve(model)? {
+        return Ok(source);
+    }
     let path = Path::new(model);
     if path.is_dir() {
         refuse_special(path)?;
@@ -49,8 +53,10 @@ pub(super) fn resolve(model: &str) -> Result<Source> {
     }
     Err(ModelError::NotFound {
         what: format!("no model at {model}"),
-        hint: "give a directory with config.json, a .gguf file, or a hub id such as org/name"
-            .into(),
+        hint: format!(
+            "give a directory with config.json, a .gguf file, a hub id such as org/name, or a built-in model: {}",
+            super::built_in::built_in_names().join(", ")
+        ),
     })
 }
 

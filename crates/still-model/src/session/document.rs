@@ -7,6 +7,11 @@ use crate::error::{ModelError, Result};
 /// Stands between a document and a question. Of the forms that were tried (docs/chat.md), small models answer this one best.
 const BETWEEN: &str = "\n\nAnswer the question using the text above.\nQuestion: ";
 
+/// A question about a document, as one message of the user: what [`ChatSession::read_document`] and [`ChatSession::ask`] say.
+pub fn message_about(document: &str, question: &str) -> String {
+    asked(document, question)
+}
+
 /// A question about a document, as one message.
 pub(super) fn asked(document: &str, question: &str) -> String {
     format!("{document}{BETWEEN}{question}")

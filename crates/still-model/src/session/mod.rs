@@ -21,6 +21,7 @@ use crate::chat::Message;
 use crate::error::{ModelError, Result};
 use crate::model::Model;
 
+pub use self::document::message_about;
 pub use self::turn::Reply;
 
 /// A conversation with a model: what was said, perhaps a document that was read and not asked about yet, and the state after it.

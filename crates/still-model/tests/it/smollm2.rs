@@ -144,3 +144,31 @@ fn questions_about_a_document_are_answered() {
     let right = answers.iter().filter(|(right, _)| *right).count();
     assert!(right >= 5, "{answers:#?}");
 }
+
+/// The student in the program is one of the pinned base, whole or not, wherever its delta lies.
+#[test]
+fn the_student_that_ships_is_the_pinned_bases() {
+    use still_model::{DEMO_STUDENT, ExportKind, PINNED_BASE, save_student};
+
+    let shipped = Model::load(DEMO_STUDENT).unwrap();
+    let student = shipped.student.as_ref().unwrap();
+    assert_eq!(shipped.base.source, PINNED_BASE);
+    let config = &student.config;
+    let heads = || config.budgets.iter().flatten();
+    let whole = heads().filter(|&&budget| budget == config.chunk).count();
+    assert!(whole >= 8, "{whole} of {} heads keep every token", heads().count());
+    assert!(shipped.decoder.layers.len() == model().decoder.layers.len());
+    assert!(Model::load(PINNED_BASE).unwrap().student.is_none());
+
+    // A delta of it, saved elsewhere, finds the base by its name.
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("delta");
+    save_student(&path, &shipped, ExportKind::Delta).unwrap();
+    let config = std::fs::read_to_string(path.join("config.json")).unwrap();
+    let config: serde_json::Value = serde_json::from_str(&config).unwrap();
+    assert_eq!(config["still_base"]["source"], PINNED_BASE);
+    assert!(config["still_base"].get("path").is_none());
+    let again = Model::load(path.to_str().unwrap()).unwrap();
+    let ids: Vec<u32> = (0..20).map(|n| 1000 + 37 * n).collect();
+    assert_eq!(logits(&again, &ids), logits(&shipped, &ids));
+}

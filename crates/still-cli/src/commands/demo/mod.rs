@@ -4,13 +4,15 @@ mod args;
 mod shipped;
 mod train;
 
+use still_model::DEMO_STUDENT;
+
 pub use self::args::DemoArgs;
 use crate::printer::Printer;
 
 /// Runs the command.
 pub fn run(args: &DemoArgs, printer: &Printer) -> anyhow::Result<()> {
-    match &args.model {
-        Some(student) if !args.train => shipped::run(args, student, printer),
-        _ => train::run(args, printer),
+    match args.train {
+        true => train::run(args, printer),
+        false => shipped::run(args, args.model.as_deref().unwrap_or(DEMO_STUDENT), printer),
     }
 }

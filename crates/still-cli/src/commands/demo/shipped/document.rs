@@ -4,7 +4,7 @@ use serde::Deserialize;
 use still_eval::Document;
 use still_eval::long::{Judge, LongItem};
 use still_eval::task::{Item, Metric, Question, Task};
-use still_model::{Message, Tokenizer};
+use still_model::{Message, Tokenizer, message_about};
 
 const TEXT: &str = include_str!("../../../../demo/document.txt");
 const QUESTIONS: &str = include_str!("../../../../demo/questions.json");
@@ -14,7 +14,7 @@ pub const FACTS: &str = "facts";
 /// The task of the question that has more than one good answer.
 pub const OPEN: &str = "open";
 /// Tokens that the answer to a fact may have.
-const FACT_TOKENS: usize = 16;
+const FACT_TOKENS: usize = 24;
 /// Tokens that the answer to the open question may have.
 const OPEN_TOKENS: usize = 48;
 
@@ -31,48 +31,46 @@ struct Fact {
     #[cfg_attr(not(test), allow(dead_code, reason = "a test looks for it"))]
     planted: String,
     question: String,
-    /// How the answer begins; the model goes on from there, as RULER has it.
-    begins: String,
     answer: String,
 }
 
-/// The document in tokens, as the beginning of a user's message where the model has a chat template; and its questions.
+/// The document in tokens and its questions, as `still ask` puts them.
 ///
 /// # Errors
 /// If the tokenizer or the template fails.
 pub fn document(tokenizer: &Tokenizer) -> anyhow::Result<Document> {
-    const PLACE: &str = "[document]";
     let questions: Questions = serde_json::from_str(QUESTIONS)?;
-    let (before, after) = match tokenizer.chat_template() {
-        Some(template) => {
-            let turn = template.render(&[Message::new("user", PLACE)], true)?;
-            let parts = turn.split_once(PLACE);
-            let (before, after) = parts.unwrap_or((turn.as_str(), ""));
-            (before.to_owned(), after.to_owned())
-        }
-        None => (String::new(), "\n".to_owned()),
+    let prompt = |question: &str| -> anyhow::Result<Vec<u32>> {
+        let message = message_about(TEXT.trim_end(), question);
+        Ok(match tokenizer.chat_template() {
+            Some(template) => {
+                let turn = template.render(&[Message::new("user", message.as_str())], true)?;
+                tokenizer.encode(&turn, false)?
+            }
+            None => tokenizer.encode(&format!("{message}\n"), true)?,
+        })
     };
-    let special = tokenizer.chat_template().is_none();
-    let ids = tokenizer.encode(&format!("{before}{}", TEXT.trim_end()), special)?;
-    let item = |n: usize, asked: String, max_new_tokens, targets| -> anyhow::Result<Item> {
-        let mut prompt_ids = ids.clone();
-        prompt_ids.extend(tokenizer.encode(&asked, false)?);
+    let item = |n: usize, prompt_ids, max_new_tokens, targets| {
         let item = LongItem { prompt_ids, max_new_tokens, targets, judge: Judge::All };
         let question = Question::Generation(Box::new(item));
-        Ok(Item { id: n.to_string(), group: None, question })
+        Item { id: n.to_string(), group: None, question }
     };
-    let facts = questions.facts.iter().enumerate().map(|(n, fact)| {
-        let asked = format!("\n\n{}{after}{}", fact.question, fact.begins);
-        item(n, asked, FACT_TOKENS, vec![fact.answer.clone()])
-    });
-    let facts = facts.collect::<anyhow::Result<_>>()?;
-    let open = item(0, format!("\n\n{}{after}", questions.open), OPEN_TOKENS, Vec::new())?;
+    let mut facts = Vec::new();
+    let open = prompt(&questions.open)?;
+    // What all prompts begin with is read once.
+    let mut shared = open.len();
+    for (n, fact) in questions.facts.iter().enumerate() {
+        let ids = prompt(&fact.question)?;
+        shared = shared.min(ids.iter().zip(&open).take_while(|(a, b)| a == b).count());
+        facts.push(item(n, ids, FACT_TOKENS, vec![fact.answer.clone()]));
+    }
+    let ids = open[..shared].to_vec();
+    let open = vec![item(0, open, OPEN_TOKENS, Vec::new())];
     let task = |name: &str, items| {
         let (name, metrics) = (name.to_owned(), vec![Metric::Score]);
         Task { name, items, metrics, length: None }
     };
-    let tasks = vec![task(FACTS, facts), task(OPEN, vec![open])];
-    Ok(Document { ids, tasks })
+    Ok(Document { ids, tasks: vec![task(FACTS, facts), task(OPEN, open)] })
 }
 
 /// What a task asks, in words, by item.

@@ -55,6 +55,7 @@ pub fn run(args: &DemoArgs, name: &str, printer: &Printer) -> anyhow::Result<()>
         device: "cpu",
         threads: rayon::current_num_threads(),
         cache_rows: usual_rows(&student).name(),
+        teacher_cache_rows: usual_rows(&teacher).name(),
         context,
         seed: args.seed,
     };

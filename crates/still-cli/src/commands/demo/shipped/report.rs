@@ -55,8 +55,10 @@ pub struct Setting {
     pub device: &'static str,
     /// Threads of the operator.
     pub threads: usize,
-    /// Number format of exact rows.
+    /// Number format of the student's exact rows.
     pub cache_rows: &'static str,
+    /// The same of the teacher.
+    pub teacher_cache_rows: &'static str,
     /// Tokens of the document.
     pub context: usize,
     /// Seed of pass keys.
@@ -120,9 +122,10 @@ impl Report {
         let context = crate::table::count(setting.context);
         parts.push(wrapped(
             &format!(
-                "A document of {context} tokens with {} planted facts, read once by each; rows in {}, {} threads. Took \
-                 {}.",
+                "A document of {context} tokens with {} planted facts, read once by each. The teacher's cache is in {}, the \
+                 student's exact rows in {}. {} threads, {}.",
                 self.facts.len(),
+                setting.teacher_cache_rows,
                 setting.cache_rows,
                 setting.threads,
                 seconds(self.seconds),
