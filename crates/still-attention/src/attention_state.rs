@@ -16,7 +16,7 @@ use candle_core::{DeviceLocation, Tensor};
 
 #[cfg(feature = "cuda")]
 use crate::GraphState;
-use crate::{AttentionError, HeadRows, HeadScratch, Result, SavedState};
+use crate::{AttentionError, HeadRows, HeadScratch, Result, SavedState, StateBytes};
 
 /// New rows of every sequence, after RoPE.
 #[derive(Clone, Copy, Debug)]
@@ -67,6 +67,11 @@ pub trait AttentionState: Debug + Send + Sync {
 
     /// Bytes held for all sequences, with the room to grow into.
     fn size_bytes(&self) -> usize;
+
+    /// The bytes of [`size_bytes`](Self::size_bytes) by what they hold, of a state on the host.
+    fn bytes_by_part(&self) -> Option<StateBytes> {
+        None
+    }
 
     /// Bytes of what is remembered, without the room to grow into where the state knows how much that is.
     fn used_bytes(&self) -> usize {

@@ -566,11 +566,21 @@ impl RowDtype {
 
     /// Bytes of a row of `width` values, its scales among them.
     pub fn row_bytes(self, width: usize) -> usize {
-        match self {
+        let values = match self {
             Self::F32 => 4 * width,
             Self::Bf16 | Self::F16 => 2 * width,
-            Self::Int8 => width + size_of::<f32>(),
-            Self::Int4 => width.div_ceil(2) + width.div_ceil(FOUR_BIT_GROUP) * 2 * size_of::<u16>(),
+            Self::Int8 => width,
+            Self::Int4 => width.div_ceil(2),
+        };
+        values + self.scale_bytes(width)
+    }
+
+    /// Bytes of the scales and offsets of a row of `width` values.
+    pub fn scale_bytes(self, width: usize) -> usize {
+        match self {
+            Self::F32 | Self::Bf16 | Self::F16 => 0,
+            Self::Int8 => size_of::<f32>(),
+            Self::Int4 => width.div_ceil(FOUR_BIT_GROUP) * 2 * size_of::<u16>(),
         }
     }
 

@@ -13,7 +13,7 @@ use crate::cpu::query_rows::take;
 use crate::cpu::rows::RowStore;
 use crate::{
     AttentionKind, AttentionRows, AttentionState, HeadGeometry, HeadRows, HeadScratch, HostState,
-    Result, RowDtype, SavedState,
+    Result, RowDtype, SavedState, StateBytes,
 };
 use still_compute::matmul::{Mat, matmul};
 use still_compute::vector::{self, vectorize};
@@ -184,11 +184,20 @@ impl AttentionState for KvCache {
     }
 
     fn size_bytes(&self) -> usize {
+        self.bytes_by_part().map_or(0, |bytes| bytes.total())
+    }
+
+    fn bytes_by_part(&self) -> Option<StateBytes> {
         let size = |pair: &Mutex<Pair>| {
             let pair = lock(pair);
-            pair.0.size_bytes() + pair.1.size_bytes()
+            let ([keys, of_keys], [values, of_values]) = (pair.0.size_bytes(), pair.1.size_bytes());
+            StateBytes {
+                kept_rows: keys + values,
+                row_scales: of_keys + of_values,
+                ..StateBytes::default()
+            }
         };
-        self.rows.iter().map(size).sum()
+        Some(self.rows.iter().map(size).sum())
     }
 
     fn boxed_clone(&self) -> Box<dyn AttentionState> {

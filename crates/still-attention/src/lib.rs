@@ -73,7 +73,7 @@ pub use saved_attention::{AttentionGradients, SavedAttention, attention_forward}
 pub use saved_state::SavedState;
 pub use selection::Selection;
 pub use shares::{BranchShares, branch_shares};
-pub use size::HeadSize;
+pub use size::{HeadSize, StateBytes};
 pub use sliding::{sliding_attention, sliding_attention_backward};
 pub use sliding_cache::SlidingKvCache;
 pub use state::{HeadRows, HeadScratch, HybridHead, HybridState, LinearState, PreparedWeights};

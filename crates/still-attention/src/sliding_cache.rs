@@ -13,7 +13,7 @@ use crate::cpu::rows::RowStore;
 use crate::dense::{BLOCK, attend_one, query_block};
 use crate::{
     AttentionError, AttentionKind, AttentionRows, AttentionState, HeadGeometry, HeadRows,
-    HeadScratch, HostState, Result, RowDtype, SavedState,
+    HeadScratch, HostState, Result, RowDtype, SavedState, StateBytes,
 };
 use still_compute::vector::vectorize;
 
@@ -193,11 +193,21 @@ impl AttentionState for SlidingKvCache {
     }
 
     fn size_bytes(&self) -> usize {
+        self.bytes_by_part().map_or(0, |bytes| bytes.total())
+    }
+
+    fn bytes_by_part(&self) -> Option<StateBytes> {
         let size = |ring: &Mutex<Ring>| {
             let ring = lock(ring);
-            ring.keys.size_bytes() + ring.values.size_bytes()
+            let ([keys, of_keys], [values, of_values]) =
+                (ring.keys.size_bytes(), ring.values.size_bytes());
+            StateBytes {
+                window_rows: keys + values,
+                row_scales: of_keys + of_values,
+                ..StateBytes::default()
+            }
         };
-        self.rings.iter().map(size).sum()
+        Some(self.rings.iter().map(size).sum())
     }
 
     fn boxed_clone(&self) -> Box<dyn AttentionState> {

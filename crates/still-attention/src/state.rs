@@ -17,7 +17,7 @@ use crate::dense::DenseScratch;
 use crate::weights::inverse_sigmoid;
 use crate::{
     AttentionError, AttentionKind, AttentionRows, AttentionState, HeadGeometry, HostState,
-    HybridConfig, HybridWeights, Mode, Result, Router, RowDtype, SavedState, router,
+    HybridConfig, HybridWeights, Mode, Result, Router, RowDtype, SavedState, StateBytes, router,
 };
 
 const OP: &str = "HybridState::advance";
@@ -327,7 +327,11 @@ impl AttentionState for HybridState {
     }
 
     fn size_bytes(&self) -> usize {
-        self.heads.iter().map(|head| lock(head).size_bytes()).sum()
+        self.heads.iter().map(|head| lock(head).bytes_by_part().total()).sum()
+    }
+
+    fn bytes_by_part(&self) -> Option<StateBytes> {
+        Some(self.heads.iter().map(|head| lock(head).bytes_by_part()).sum())
     }
 
     fn boxed_clone(&self) -> Box<dyn AttentionState> {

@@ -107,6 +107,30 @@ fn a_restored_state_is_the_state() {
     }
 }
 
+/// Sessions of format 2 have every slot of the ring, and ranks of every hybrid state.
+#[test]
+fn a_state_that_an_earlier_program_saved_is_read() {
+    let case = hybrid(RowDtype::Bf16, |still| still.chunk = 12, "chunks of 12");
+    let config = |still: &mut StillConfig| still.chunk = 12;
+    let ranked = hybrid(RowDtype::Bf16, |still| (config(still), still.cap = Some(100)).1, "ranked");
+    for at in [3, 17, 22] {
+        let mut state = (case.empty)();
+        case.feed(&mut *state, 0..at, 1);
+        let mut earlier = (ranked.empty)();
+        ranked.feed(&mut *earlier, 0..at, 1);
+        let mut old = SavedState::default();
+        for (name, tensor) in earlier.on_host().unwrap().save().unwrap().into_tensors() {
+            let ring = name.contains(".ring_");
+            let missing = if ring { 24 - tensor.dim(0).unwrap() } else { 0 };
+            old.insert(name, tensor.pad_with_zeros(0, 0, missing).unwrap());
+        }
+        let mut back = case.restored(old);
+        assert_eq!(back.size_bytes(), state.size_bytes());
+        let expected = case.feed(&mut *state, at..TOKENS, 1);
+        assert_eq!(case.feed(&mut *back, at..TOKENS, 1), expected, "saved after {at} tokens");
+    }
+}
+
 #[test]
 fn a_state_of_another_shape_or_format_is_refused() {
     let of = |case: &Case| {

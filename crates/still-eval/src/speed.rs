@@ -2,7 +2,7 @@
 
 use candle_core::{IndexOp, Tensor};
 use serde::{Deserialize, Serialize};
-use still_attention::RowDtype;
+use still_attention::{RowDtype, StateBytes};
 use still_model::{Cache, Cancel, Model, OnRead, likeliest};
 
 use crate::error::{EvalError, Result};
@@ -28,6 +28,9 @@ pub struct BenchPoint {
     pub decode_p99_ms: f64,
     /// Bytes of the attention cache after the last step.
     pub cache_bytes: usize,
+    /// `cache_bytes` by what they hold, on the CPU. No part of a results file.
+    #[serde(skip)]
+    pub cache_parts: Option<StateBytes>,
     /// Of `cache_bytes`, without room to grow into. No part of a results file.
     #[serde(skip)]
     pub used_cache_bytes: usize,
@@ -233,6 +236,7 @@ impl Run<'_> {
             decode_p50_ms: steps.median_ms,
             decode_p99_ms: steps.quantile_ms(0.99),
             cache_bytes: self.cache.size_bytes(),
+            cache_parts: self.cache.bytes_by_part(),
             used_cache_bytes: self.cache.used_bytes(),
             prefilled_cache_bytes: self.prefilled_bytes,
         }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use candle_core::Tensor;
-use still_attention::{AttentionState, HostState, SavedState};
+use still_attention::{AttentionState, HostState, SavedState, StateBytes};
 
 use crate::error::{ModelError, Result};
 use crate::executor::Scratch;
@@ -27,6 +27,11 @@ impl Cache {
     /// Bytes held for all sequences in all layers, with the room to grow into.
     pub fn size_bytes(&self) -> usize {
         self.layers.iter().map(|layer| layer.size_bytes()).sum()
+    }
+
+    /// The bytes of [`size_bytes`](Self::size_bytes) by what they hold, of a cache on the CPU.
+    pub fn bytes_by_part(&self) -> Option<StateBytes> {
+        self.layers.iter().map(|layer| layer.bytes_by_part()).sum()
     }
 
     /// Bytes of what is remembered, without the room to grow into where a layer knows how much that is.

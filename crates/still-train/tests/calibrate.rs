@@ -61,6 +61,7 @@ fn budgets_take_what_they_may_and_a_state_takes_what_was_counted() {
                 student.decode(&[*id], &mut cache).unwrap();
             }
             assert_eq!(cache.size_bytes(), found.cache_bytes, "{rows:?} {fraction}");
+            assert_eq!(cache.bytes_by_part(), Some(found.cache_parts), "{rows:?} {fraction}");
         }
     }
 }
@@ -105,6 +106,7 @@ fn layers_with_a_window_count_at_their_window_and_have_no_budgets() {
         student.decode(&[*id], &mut cache).unwrap();
     }
     assert_eq!(cache.size_bytes(), found.cache_bytes);
+    assert_eq!(cache.bytes_by_part(), Some(found.cache_parts));
 }
 
 /// A window of half the context in three layers of five: all of them, and a fifth of the two others.

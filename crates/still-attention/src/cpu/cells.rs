@@ -139,8 +139,10 @@ impl<T: Real> Cells<T> {
         Self { values, scales: Vec::new() }
     }
 
-    pub fn size_bytes(&self) -> usize {
-        each!(&self.values, v => size_of_val(v.as_slice())) + size_of_val(self.scales.as_slice())
+    /// Of values and of scales.
+    pub fn size_bytes(&self) -> [usize; 2] {
+        let values = each!(&self.values, v => size_of_val(v.as_slice()));
+        [values, size_of_val(self.scales.as_slice())]
     }
 
     /// Sets the number of values and, where rows have scales, of rows; new ones are zero. Growth by a fraction keeps the

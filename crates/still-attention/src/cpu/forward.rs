@@ -69,6 +69,7 @@ fn feed<T: Real>(
     let (now, offset) = (state.position / chunk, state.position % chunk);
     let current_half = now % 2 * chunk;
     let slot = current_half + offset;
+    state.grow_ring(length);
     for i in 0..length {
         state.ring_k.set(slot + i, input.k.row(start + i));
         state.ring_v.set(slot + i, input.v.row(start + i));

@@ -138,10 +138,10 @@ impl<const TILED: usize> FourBit<TILED> {
         (row / TILED * self.groups() + group) * TILED + row % TILED
     }
 
-    pub fn size_bytes(&self) -> usize {
-        size_of_val(self.lines.as_slice())
-            + size_of_val(self.scales.as_slice())
-            + size_of_val(self.offsets.as_slice())
+    /// Of codes, and of scales and offsets.
+    pub fn size_bytes(&self) -> [usize; 2] {
+        let scales = size_of_val(self.scales.as_slice()) + size_of_val(self.offsets.as_slice());
+        [size_of_val(self.lines.as_slice()), scales]
     }
 
     /// Room for `rows` rows, zeros where there are new ones. Growth by a fraction keeps the slack small.

@@ -9,6 +9,7 @@ use crate::Result;
 use crate::config::{Router, RowDtype};
 use crate::saved_state::SavedState;
 use crate::selection::Selection;
+use crate::size::{StateBytes, ring_rows};
 use still_compute::Real;
 
 /// Names of saved tensors.
@@ -19,14 +20,16 @@ const POSITION: &str = "salient_position";
 ///
 /// | part | size |
 /// |---|---|
-/// | window ring of K and V rows, slot `position mod 2C` | `2 · 2C · D` row values |
-/// | router scores of the ring's tokens, or what they are made of so far ([`HeadState::score`]) | `2C` floats |
+/// | window ring of K and V rows, slot `position mod 2C`: `r` of `2C`, as many as tokens have needed, in tiles of 16 | `2 · r · D` row values |
+/// | router scores of the ring's tokens, or what they are made of so far ([`HeadState::score`]) | `r` floats |
 /// | salient K and V rows, in no particular order | `2 · m · D` row values |
 /// | score and position of each salient row, under a cap | `m` floats and u32 |
 /// | linear state `S` `[2F, D]`, `z` `[2F]` (absent until something is absorbed), `n` | floats |
 #[derive(Clone, Debug)]
 pub(crate) struct HeadState<T> {
     pub position: usize,
+    /// Most rows of the ring, `2C`.
+    slots: usize,
     pub ring_k: KeyStore<T>,
     pub ring_v: RowStore<T>,
     pub ring_score: Vec<T>,
@@ -44,9 +47,10 @@ impl<T: Real> HeadState<T> {
     pub fn new(chunk: usize, head_dim: usize, rows: RowDtype, ranked: bool) -> Self {
         Self {
             position: 0,
-            ring_k: KeyStore::zeros(head_dim, 2 * chunk, rows.window()),
-            ring_v: RowStore::zeros(head_dim, 2 * chunk, rows.window()),
-            ring_score: vec![T::zero(); 2 * chunk],
+            slots: 2 * chunk,
+            ring_k: KeyStore::new(head_dim, rows.window()),
+            ring_v: RowStore::new(head_dim, rows.window()),
+            ring_score: Vec::new(),
             salient_k: KeyStore::new(head_dim, rows),
             salient_v: RowStore::new(head_dim, rows),
             ranks: ranked.then(Vec::new),
@@ -56,11 +60,25 @@ impl<T: Real> HeadState<T> {
         }
     }
 
-    /// Forgets everything; memory of the ring stays.
+    /// Makes the ring large enough for `tokens` more tokens, up to the end of their chunk.
+    pub fn grow_ring(&mut self, tokens: usize) {
+        let rows = ring_rows(self.position + tokens, self.slots);
+        if rows > self.ring_k.len() {
+            self.resize_ring(rows);
+        }
+    }
+
+    fn resize_ring(&mut self, rows: usize) {
+        self.ring_k.resize(rows);
+        self.ring_v.resize(rows);
+        self.ring_score.resize(rows, T::zero());
+    }
+
+    /// Forgets everything.
     pub fn clear(&mut self) {
         self.position = 0;
         self.count = 0;
-        self.ring_score.fill(T::zero());
+        self.resize_ring(0);
         self.salient_k.truncate(0);
         self.salient_v.truncate(0);
         self.ranks.iter_mut().for_each(Vec::clear);
@@ -94,13 +112,18 @@ impl<T: Real> HeadState<T> {
 
     /// Takes back what [`save`](Self::save) put; `features` is the length of `z` where something was absorbed.
     pub fn restore(&mut self, state: &mut SavedState, part: usize, features: usize) -> Result<()> {
-        let (slots, width) = (self.ring_score.len(), self.ring_k.width());
+        let width = self.ring_k.width();
         self.clear();
         self.position = state.take_count(part, "position")?;
         self.count = state.take_count(part, "count")?;
-        self.ring_k.restore(state, part, "ring_k", Some(slots))?;
-        self.ring_v.restore(state, part, "ring_v", Some(slots))?;
-        self.ring_score = state.take(part, "ring_score", T::DTYPE, &[Some(slots)])?.to_vec1()?;
+        // A state that went back has more rows than it needs, and earlier programs saved every slot.
+        let needed = ring_rows(self.position, self.slots);
+        let saved = state.rows(part, "ring_k").unwrap_or(needed);
+        let rows = if (needed..=self.slots).contains(&saved) { saved } else { needed };
+        self.ring_k.restore(state, part, "ring_k", Some(rows))?;
+        self.ring_v.restore(state, part, "ring_v", Some(rows))?;
+        self.ring_score = state.take(part, "ring_score", T::DTYPE, &[Some(rows)])?.to_vec1()?;
+        self.resize_ring(needed);
         self.salient_k.restore(state, part, "salient_k", None)?;
         let rows = Some(self.salient_k.len());
         self.salient_v.restore(state, part, "salient_v", rows)?;
@@ -119,14 +142,18 @@ impl<T: Real> HeadState<T> {
         Ok(())
     }
 
-    pub fn size_bytes(&self) -> usize {
-        let keys = [&self.ring_k, &self.salient_k].map(KeyStore::size_bytes);
-        let values = [&self.ring_v, &self.salient_v].map(RowStore::size_bytes);
-        let floats = self.ring_score.len() + self.s.len() + self.z.len();
-        keys.iter().chain(&values).sum::<usize>()
-            + floats * size_of::<T>()
-            + self.ranks.as_ref().map_or(0, |ranks| size_of_val(ranks.as_slice()))
-            + size_of_val(&self.count)
+    pub fn bytes_by_part(&self) -> StateBytes {
+        let [ring_k, salient_k] = [&self.ring_k, &self.salient_k].map(KeyStore::size_bytes);
+        let [ring_v, salient_v] = [&self.ring_v, &self.salient_v].map(RowStore::size_bytes);
+        let ranks = self.ranks.as_deref().map_or(0, size_of_val);
+        StateBytes {
+            window_rows: ring_k[0] + ring_v[0],
+            kept_rows: salient_k[0] + salient_v[0],
+            row_scales: ring_k[1] + ring_v[1] + salient_k[1] + salient_v[1],
+            scores: size_of_val(self.ring_score.as_slice()) + ranks,
+            linear_states: (self.s.len() + self.z.len()) * size_of::<T>()
+                + size_of_val(&self.count),
+        }
     }
 
     /// Router score of a token of the window, by the tokens so far.

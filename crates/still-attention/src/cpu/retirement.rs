@@ -107,8 +107,11 @@ impl<T: Real> HeadState<T> {
         if rows == 0 {
             return;
         }
-        k.clear();
-        v.clear();
+        for gathered in [&mut *k, &mut *v] {
+            gathered.clear();
+            // At once: every thread that retires a head for the first time would grow them row by row.
+            gathered.reserve(rows * input.head_dim);
+        }
         for &(_, position) in arrivals {
             let slot = self.slot(position, input.chunk);
             self.ring_k.append_row(slot, k);

@@ -35,14 +35,8 @@ impl<T: Real, const TILE: usize> Store<T, TILE> {
         Self { width, rows: 0, coded }
     }
 
-    /// A store of `rows` zero rows.
-    pub fn zeros(width: usize, rows: usize, dtype: RowDtype) -> Self {
-        let mut store = Self::new(width, dtype);
-        store.resize(rows);
-        store
-    }
-
-    fn resize(&mut self, rows: usize) {
+    /// Sets the number of rows; new ones are zero.
+    pub fn resize(&mut self, rows: usize) {
         self.resize_memory(rows);
         self.rows = rows;
     }
@@ -63,7 +57,8 @@ impl<T: Real, const TILE: usize> Store<T, TILE> {
         self.width
     }
 
-    pub fn size_bytes(&self) -> usize {
+    /// Bytes of values and of scales.
+    pub fn size_bytes(&self) -> [usize; 2] {
         match &self.coded {
             Coded::Cells(cells) => cells.size_bytes(),
             Coded::FourBit(codes) => codes.size_bytes(),

@@ -38,6 +38,11 @@ fn a_line_for_every_variant_and_context() {
         assert!(line["decode_p99_ms"].as_f64() >= line["decode_p50_ms"].as_f64(), "{line}");
         assert!(line["cache_bytes"].as_u64().unwrap() > 0 && line["threads"] == 2, "{line}");
         assert!(line.get("peak_rss_bytes").is_some(), "{line}");
+        let parts = line["cache_parts"].as_object().unwrap();
+        let sum: u64 = parts.values().map(|bytes| bytes.as_u64().unwrap()).sum();
+        assert_eq!(line["cache_bytes"], sum, "{line}");
+        let state = parts["linear_states"].as_u64().unwrap();
+        assert_eq!(state > 0, line["variant"] != "dense", "{line}");
     }
 }
 

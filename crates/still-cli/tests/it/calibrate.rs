@@ -38,6 +38,8 @@ fn budgets_are_shown_written_and_trained_with() {
     assert_eq!(told["budgets"], file["budgets"]);
     let (cache, dense) = (told["cache_bytes"].as_u64(), told["dense_bytes"].as_u64());
     assert!(2 * cache.unwrap() <= dense.unwrap());
+    let parts = told["cache_parts"].as_object().unwrap();
+    assert_eq!(parts.values().map(|part| part.as_u64().unwrap()).sum::<u64>(), cache.unwrap());
     assert_eq!((&file["rows"], &told["rows"]), (&"bf16".into(), &"bf16".into()));
     assert!(shown.stdout.contains("with rows in bf16"), "{}", shown.stdout);
     let narrow = calibrate(dir.path(), &["--cache-fraction", "0.3", "--rows", "int8"]);

@@ -49,5 +49,8 @@ fn json_counts_what_the_budget_promises() {
             assert_eq!(salient, 6 * 5);
         }
     }
-    assert!(report["cache_bytes"].as_u64().unwrap() > 0);
+    let parts = report["cache_parts"].as_object().unwrap();
+    let sum: u64 = parts.values().map(|bytes| bytes.as_u64().unwrap()).sum();
+    assert!(sum > 0);
+    assert_eq!(report["cache_bytes"], sum);
 }

@@ -16,8 +16,11 @@ use crate::error::{ModelError, Result};
 use crate::model::Model;
 use crate::tensor_file::{Entry, read_tensors, replace_tensors};
 
-/// The format that is written and read.
-const FORMAT: u32 = 2;
+/// The format that is written.
+const FORMAT: u32 = 3;
+
+/// The earliest that is read: it has more rows and scores of a hybrid layer than are needed.
+const EARLIEST: u32 = 2;
 
 /// What is saved of a session beside its state.
 #[derive(Debug)]
@@ -93,12 +96,12 @@ pub(super) fn read(path: &Path, identity: &str) -> Result<(Saved, HashMap<String
         format: u32,
     }
     let Format { format } = parts.parse(HEADER, &header)?;
-    if format != FORMAT {
+    if !(EARLIEST..=FORMAT).contains(&format) {
         return Err(ModelError::Unsupported {
             what: format!("format {format} of sessions"),
             found_in: Some(path.into()),
             hint: format!(
-                "this program reads format {FORMAT}: remove the file, and read the document again"
+                "this program reads formats {EARLIEST} to {FORMAT}: remove the file, and read the document again"
             ),
         });
     }

@@ -13,7 +13,7 @@ mod outlook;
 mod retrieval;
 
 use serde::Serialize;
-use still_attention::{HeadSize, Mode, Router, RowDtype, StillConfig};
+use still_attention::{HeadSize, Mode, Router, RowDtype, StateBytes, StillConfig};
 use still_model::{FeatureInit, Model, ModelConfig, Student};
 
 pub use budgets::Budgets;
@@ -100,6 +100,8 @@ pub struct Calibration {
     pub heads: Vec<HeadReport>,
     /// Bytes of the cache after `at_length` tokens.
     pub cache_bytes: usize,
+    /// The same by what they hold.
+    pub cache_parts: StateBytes,
     /// Bytes of the dense cache, 16-bit rows.
     pub dense_bytes: usize,
     /// The largest uniform budget that takes no more bytes, if there is one.
@@ -150,7 +152,7 @@ pub fn calibrate(
     let at_length = options.at_length;
     let windows_of = |rows| sliding_bytes(model.config(), &size(rows), at_length);
     let dense_bytes =
-        heads * size(RowDtype::Bf16).dense_bytes(at_length) + windows_of(RowDtype::Bf16);
+        heads * size(RowDtype::Bf16).dense_bytes(at_length) + windows_of(RowDtype::Bf16).total();
     let sizes = |rows| Sizes {
         rows,
         by_candidate: candidates
@@ -158,7 +160,7 @@ pub fn calibrate(
             .map(|&budget| size(rows).bytes(budget, at_length))
             .collect(),
         // Layers that keep their attention to a window are in both caches.
-        kept: windows_of(rows),
+        kept: windows_of(rows).total(),
         dense: dense_bytes,
     };
     let (own, size) = (sizes(rows), size(rows));
@@ -192,9 +194,10 @@ pub fn calibrate(
         .ok_or_else(too_small)?;
     let outlook = outlook(&choices, options.retrieval_threshold, sizes);
     let reports = reports(choices, &allocation, &candidates, &student);
-    let of = |budget: usize| size.bytes(budget, at_length);
-    let cache_bytes = reports.iter().map(|report| of(report.budget)).sum::<usize>() + own.kept;
-    let uniform = |budget: &usize| heads * of(*budget) + own.kept <= cache_bytes;
+    let of = |report: &HeadReport| size.bytes_by_part(report.budget, at_length);
+    let cache_parts = reports.iter().map(of).sum::<StateBytes>() + windows_of(rows);
+    let cache_bytes = cache_parts.total();
+    let uniform = |budget: &usize| heads * size.bytes(*budget, at_length) + own.kept <= cache_bytes;
     let mut budgets = vec![Vec::new(); model.config().num_hidden_layers];
     for report in &reports {
         budgets[report.layer].push(report.budget);
@@ -213,6 +216,7 @@ pub fn calibrate(
         candidates,
         heads: reports,
         cache_bytes,
+        cache_parts,
         dense_bytes,
         uniform_budget: (0..=config.chunk).rev().find(uniform),
         tokens: text,
@@ -221,10 +225,10 @@ pub fn calibrate(
 }
 
 /// Bytes of the layers that attend to a sliding window, after so many tokens.
-fn sliding_bytes(model: &ModelConfig, size: &HeadSize, tokens: usize) -> usize {
+fn sliding_bytes(model: &ModelConfig, size: &HeadSize, tokens: usize) -> StateBytes {
     let windows = (0..model.num_hidden_layers).filter_map(|layer| model.sliding_window(layer));
     let heads = model.num_key_value_heads;
-    windows.map(|window| heads * size.sliding_bytes(window, tokens)).sum()
+    windows.map(|window| size.sliding_bytes_by_part(window, tokens) * heads).sum()
 }
 
 /// An attention without salient tokens has no budgets, and text within a window retires no chunk.

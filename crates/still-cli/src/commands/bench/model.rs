@@ -2,7 +2,7 @@
 
 use clap::{Args, ValueEnum};
 use serde::Serialize;
-use still_attention::{RowDtype, StillConfig};
+use still_attention::{RowDtype, StateBytes, StillConfig};
 use still_eval::{BenchPoint, ModelBench};
 use still_model::{FeatureInit, Model, Student, peak_device_bytes};
 
@@ -109,6 +109,9 @@ struct Line {
     cache_dtype: RowDtype,
     #[serde(flatten)]
     point: BenchPoint,
+    /// `cache_bytes` by what they hold; absent on a GPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cache_parts: Option<StateBytes>,
     /// Of `cache_bytes`, without room to grow into.
     used_cache_bytes: usize,
     /// Of the process so far, the model included.
@@ -135,6 +138,7 @@ pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
             let line = Line {
                 variant: name,
                 cache_dtype: rows,
+                cache_parts: point.cache_parts,
                 used_cache_bytes: point.used_cache_bytes,
                 point,
                 peak_rss_bytes: memory::peak_resident_bytes(),
@@ -189,6 +193,23 @@ fn variant_of(
     })
 }
 
+/// What the caches hold, where that is known.
+fn render_parts(lines: &[Line]) -> String {
+    let names = StateBytes::default().parts().map(|(name, _)| name);
+    let headers: Vec<&str> = ["variant", "context"].into_iter().chain(names).collect();
+    let row = |line: &Line| {
+        let parts = line.cache_parts?.parts();
+        let bytes = parts.iter().map(|&(_, bytes)| table::bytes(bytes));
+        let first = [line.variant.to_owned(), line.point.context.to_string()];
+        Some(first.into_iter().chain(bytes).collect())
+    };
+    let rows: Vec<Vec<String>> = lines.iter().filter_map(row).collect();
+    if rows.is_empty() {
+        return String::new();
+    }
+    format!("\n\ncache by what it holds:\n{}", table::render(&headers, &rows))
+}
+
 fn render(lines: &[Line]) -> String {
     let mut headers =
         vec!["variant", "context", "prefill tok/s", "decode tok/s", "p50 ms", "p99 ms", "cache"];
@@ -216,6 +237,7 @@ fn render(lines: &[Line]) -> String {
         })
         .collect();
     let mut text = table::render(&headers, &rows);
+    text += &render_parts(lines);
     if let Some(line) = lines.last() {
         text += &format!("\n\n{} threads", line.threads);
         if let Some(peak) = line.peak_rss_bytes {

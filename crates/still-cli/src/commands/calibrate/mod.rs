@@ -94,12 +94,13 @@ fn cost(found: &Calibration) -> String {
     let least = found.heads.iter().map(|head| head.budget).min().unwrap_or(0);
     format!(
         "{} at {} tokens with rows in {}, {:.1} % of the dense cache in bf16; {whole} of {} heads keep all tokens, every head at \
-         least {least} of {chunk}; {uniform}.",
+         least {least} of {chunk}; {uniform}.\nIt holds {}.",
         table::bytes(found.cache_bytes),
         budgets.at_length,
         budgets.rows,
         100.0 * share,
         found.heads.len(),
+        table::parts(&found.cache_parts),
     )
 }
 

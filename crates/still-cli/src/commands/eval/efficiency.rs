@@ -98,6 +98,7 @@ mod tests {
             decode_p50_ms: 1.0,
             decode_p99_ms: 1.0,
             cache_bytes,
+            cache_parts: None,
             used_cache_bytes: cache_bytes,
             prefilled_cache_bytes: cache_bytes,
         }

@@ -45,7 +45,7 @@ struct Head {
 pub fn render(routing: &Routing, model: &str) -> anyhow::Result<String> {
     let layers = routing.layers.iter().enumerate().map(|(n, layer)| Layer {
         layer: n,
-        cache_bytes: layer.cache_bytes,
+        cache_bytes: layer.cache.total(),
         dense_bytes: layer.dense_bytes,
         heads: layer.heads.iter().map(head).collect(),
     });
@@ -88,6 +88,8 @@ fn head(head: &HeadRouting) -> Head {
 
 #[cfg(test)]
 mod tests {
+    use still_attention::StateBytes;
+
     use super::super::routing::LayerRouting;
     use super::*;
 
@@ -104,7 +106,7 @@ mod tests {
                     scores: vec![18.4, 1.0, 2.0],
                     places: vec![Place::Salient, Place::Absorbed, Place::Window],
                 }],
-                cache_bytes: 1,
+                cache: StateBytes { kept_rows: 1, ..StateBytes::default() },
                 dense_bytes: 2,
             }],
         };

@@ -1,8 +1,8 @@
 //! One pass over the layers that records scores and selections.
 
 use still_attention::{
-    AttentionState, HybridConfig, HybridState, PreparedWeights, RowDtype, Selection, StillConfig,
-    hybrid_attention,
+    AttentionState, HybridConfig, HybridState, PreparedWeights, RowDtype, Selection, StateBytes,
+    StillConfig, hybrid_attention,
 };
 use still_model::{FeatureInit, Model, Student};
 
@@ -30,7 +30,7 @@ pub struct LayerRouting {
     /// One entry per selection head; none of a layer that keeps its attention to a sliding window.
     pub heads: Vec<HeadRouting>,
     /// Bytes of this layer's state after the text, 16-bit rows.
-    pub cache_bytes: usize,
+    pub cache: StateBytes,
     /// Bytes that a dense 16-bit cache would take.
     pub dense_bytes: usize,
 }
@@ -59,8 +59,8 @@ pub enum Place {
 
 impl Routing {
     /// Bytes of all layers' states.
-    pub fn cache_bytes(&self) -> usize {
-        self.layers.iter().map(|layer| layer.cache_bytes).sum()
+    pub fn cache(&self) -> StateBytes {
+        self.layers.iter().map(|layer| layer.cache).sum()
     }
 
     /// Bytes of a dense 16-bit cache.
@@ -103,7 +103,8 @@ pub fn route(
         let Some(weights) = student.layer(n) else {
             let rows = ids.len().min(layer.sliding_window.unwrap_or(usize::MAX));
             let bytes = rows * RowDtype::Bf16.row_bytes(kv_values);
-            layers.push(LayerRouting { heads: Vec::new(), cache_bytes: bytes, dense_bytes: bytes });
+            let cache = StateBytes { window_rows: bytes, ..StateBytes::default() };
+            layers.push(LayerRouting { heads: Vec::new(), cache, dense_bytes: bytes });
             progress(1);
             return Ok(layer.softmax_attention(inputs)?);
         };
@@ -122,7 +123,7 @@ pub fn route(
         };
         layers.push(LayerRouting {
             heads: heads(&weights.config, &selection, &scores),
-            cache_bytes: state.size_bytes(),
+            cache: state.bytes_by_part().unwrap_or_default(),
             dense_bytes: ids.len() * RowDtype::Bf16.row_bytes(kv_values),
         });
         progress(1);

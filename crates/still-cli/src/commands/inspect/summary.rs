@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use serde::Serialize;
+use still_attention::StateBytes;
 
 use super::routing::{Place, Routing};
 use crate::table;
@@ -18,6 +19,7 @@ pub struct Summary {
     router: String,
     hypothetical: bool,
     cache_bytes: usize,
+    cache_parts: StateBytes,
     dense_bytes: usize,
     layers: Vec<LayerSummary>,
     most_kept: Vec<KeptText>,
@@ -62,7 +64,7 @@ impl Summary {
                 .iter()
                 .map(|head| head.places.iter().filter(|&&place| place == Place::Salient).count())
                 .collect(),
-            cache_bytes: routed.cache_bytes,
+            cache_bytes: routed.cache.total(),
             dense_bytes: routed.dense_bytes,
             top: routed
                 .heads
@@ -86,7 +88,8 @@ impl Summary {
             chunk: routing.chunk,
             router: routing.router.clone(),
             hypothetical: routing.hypothetical,
-            cache_bytes: routing.cache_bytes(),
+            cache_bytes: routing.cache().total(),
+            cache_parts: routing.cache(),
             dense_bytes: routing.dense_bytes(),
             layers: layers.collect(),
             most_kept: most_kept(routing),
@@ -108,10 +111,11 @@ impl Summary {
             },
         )];
         lines.push(format!(
-            "cache {} of {} dense ({:.1} %)",
+            "cache {} of {} dense ({:.1} %): {}",
             table::bytes(self.cache_bytes),
             table::bytes(self.dense_bytes),
-            100.0 * share
+            100.0 * share,
+            table::parts(&self.cache_parts)
         ));
         lines.push(String::new());
         let rows: Vec<Vec<String>> = self.layers.iter().map(LayerSummary::row).collect();
