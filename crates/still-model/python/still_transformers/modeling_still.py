@@ -129,6 +129,7 @@ class StillForCausalLM(PreTrainedModel, GenerationMixin):
 
     def __init__(self, config):
         super().__init__(config)
+        self.end_as_the_base_does()
         base = AutoModelForCausalLM.from_config(config.base, attn_implementation="eager", dtype=torch.get_default_dtype())
         self.model, self.lm_head = base.model, base.lm_head
         self._no_split_modules = base._no_split_modules
@@ -140,6 +141,17 @@ class StillForCausalLM(PreTrainedModel, GenerationMixin):
         learned = {word for word in LEARNED for name, _ in self.named_parameters() if word in name}
         self._keep_in_fp32_modules_strict = sorted(learned)
         self.post_init()
+
+    def end_as_the_base_does(self):
+        """Takes the tokens that begin and end a text from the base's configuration, unless generation_config.json has them."""
+        for token in ("bos_token_id", "eos_token_id"):
+            if getattr(self.generation_config, token) is None:
+                setattr(self.generation_config, token, self.config.base_config.get(token))
+
+    def adjust_generation_fn(self, *args, **kwargs):
+        # transformers 5 makes the generation configuration anew once the weights are read.
+        super().adjust_generation_fn(*args, **kwargs)
+        self.end_as_the_base_does()
 
     def _init_weights(self, module):
         if isinstance(module, (nn.Linear, nn.Embedding)):

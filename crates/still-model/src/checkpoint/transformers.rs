@@ -86,6 +86,8 @@ pub(super) fn tokenizer_config(config: &Value, model: &Model) -> Value {
     let mut config = if config.is_object() { config.clone() } else { json!({}) };
     if config[CLASS].is_null() {
         config[CLASS] = "PreTrainedTokenizerFast".into();
+        // That class alone gives more, which no such model takes.
+        config["model_input_names"] = json!(["input_ids", "attention_mask"]);
     }
     let ids = model.config();
     let ends = [("bos_token", ids.bos_token_id), ("eos_token", ids.eos_token_ids.first().copied())];
