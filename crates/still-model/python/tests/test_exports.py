@@ -57,7 +57,7 @@ def test_a_folder_opens_with_the_logits_of_the_student(name, still, tmp_path):
     assert relative_rms(logits, expected["logits"]) <= 1e-4
     assert model.generation_config.eos_token_id in (63, [63])
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     ids = tokenizer("ABCDEF", return_tensors="pt")
     assert ids["input_ids"].tolist() == [[32, 33, 34, 35, 36, 37]]
     text = tokenizer.decode(model.generate(**ids, do_sample=False, max_new_tokens=4)[0])

@@ -99,5 +99,11 @@ pub(super) fn tokenizer_config(config: &Value, model: &Model) -> Value {
             config[key] = model.tokenizer.token_text(id).into();
         }
     }
+    // A batch is padded with some token; no model reads which.
+    if config.get("pad_token").is_none()
+        && let Some(end) = config.get("eos_token").cloned()
+    {
+        config["pad_token"] = end;
+    }
     config
 }

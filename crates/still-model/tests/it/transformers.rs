@@ -176,6 +176,8 @@ fn a_full_student_lies_beside_the_code_that_opens_it() {
             assert_eq!(config["base_config"]["eos_token_id"], json!([257]));
             let tokenizer = read_json(&folder.join("tokenizer_config.json"));
             assert_eq!(tokenizer["tokenizer_class"], "PreTrainedTokenizerFast");
+            assert_eq!(tokenizer["pad_token"], tokenizer["eos_token"]);
+            assert!(tokenizer["eos_token"].is_string());
             assert_eq!(tokenizer["model_input_names"], json!(["input_ids", "attention_mask"]));
             let names = names(&folder.join("model.safetensors"));
             let fused = architecture == Architecture::Phi3;

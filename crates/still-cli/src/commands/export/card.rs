@@ -89,7 +89,7 @@ impl About {
              tokens and the most salient older ones are attended to exactly, all others are summarized in a state of constant \
              size. It was made with `still`.\n\n\
              ## Use\n\n```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n\
-             tokenizer = AutoTokenizer.from_pretrained(\"{name}\")\n\
+             tokenizer = AutoTokenizer.from_pretrained(\"{name}\", trust_remote_code=True)\n\
              model = AutoModelForCausalLM.from_pretrained(\"{name}\", trust_remote_code=True)\n```\n\n\
              `trust_remote_code=True` runs the Python files of this folder. It needs torch and transformers 4.57 or later. \
              `still chat --model {name}` opens the folder too, and is faster.\n\n\
