@@ -1,6 +1,6 @@
 //! `still export`: one quantized file that every command takes.
 
-use crate::common::{Outcome, still, student_dir, teacher_dir};
+use crate::common::{Outcome, linearize_args, still, student_dir, teacher_dir, words};
 
 #[test]
 fn an_exported_student_is_a_model_like_any_other() {
@@ -100,4 +100,43 @@ fn a_quantized_student_and_a_delta_become_folders() {
     );
     generated.succeeded();
     assert!(generated.stderr.contains("STILL attention"), "{}", generated.stderr);
+}
+
+/// A delta in fewer bits: the same student to every command.
+#[test]
+fn a_delta_in_bf16_is_half_as_large() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data.txt");
+    std::fs::write(&data, words(2000)).unwrap();
+    let wide = dir.path().join("wide");
+    let mut linearize = still();
+    linearize.args(linearize_args(teacher_dir(), &data, &wide)).arg("--delta");
+    for set in ["data.length=128", "transfer.steps=1", "finetune.steps=1"] {
+        linearize.args(["--set", set]);
+    }
+    Outcome::of(&mut linearize).succeeded();
+    let narrow = dir.path().join("narrow");
+    let export = |model: &std::path::Path, more: &[&str]| {
+        let mut command = still();
+        command.args(["export", "--delta"]).arg(&narrow).arg("--model").arg(model);
+        Outcome::of(command.args(more))
+    };
+    let exported = export(&wide, &["--json"]);
+    exported.succeeded();
+    let size = |dir: &std::path::Path| dir.join("student.safetensors").metadata().unwrap().len();
+    assert_eq!(exported.json()["bytes"], size(&narrow));
+    assert_eq!(exported.json()["dtype"], "bf16");
+    // Headers and vectors are as they were.
+    assert!(size(&narrow) < size(&wide) * 7 / 10, "{} and {}", size(&narrow), size(&wide));
+    let generated = Outcome::of(
+        still().args(["generate", "--prompt", "The sea", "-n", "4", "--model"]).arg(&narrow),
+    );
+    generated.succeeded();
+    assert!(generated.stderr.contains("STILL attention"), "{}", generated.stderr);
+    export(&wide, &[]).failed_with("exists already");
+    export(&wide, &["--overwrite", "--dtype", "f32"]).succeeded();
+    assert_eq!(size(&narrow), size(&wide));
+    export(&narrow, &["--overwrite"]).failed_with("is the student itself");
+    export(student_dir(), &["--overwrite"]).failed_with("no difference to write");
+    export(&wide, &["--gguf", "q8_0"]).failed_with("cannot be used with");
 }

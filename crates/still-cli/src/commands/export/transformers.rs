@@ -4,14 +4,12 @@ use std::path::Path;
 
 use candle_core::DType;
 use serde_json::{Value, json};
+use still_model::export_transformers;
 use still_model::files::parent;
-use still_model::{StudentTarget, export_transformers};
 
 use super::card::About;
-use super::{Settings, student};
+use super::{Settings, claim_folder, student};
 use crate::disk::room;
-use crate::errors::user;
-use crate::outputs::{Existing, existing_ancestor, writable};
 use crate::printer::Printer;
 
 /// Writes it and says what was written.
@@ -22,24 +20,8 @@ pub fn write(
     about: &About,
     printer: &Printer,
 ) -> anyhow::Result<Value> {
-    const CHOOSE: &str = "choose another folder";
-    if let (Ok(model), Ok(real)) = (Path::new(&settings.model).canonicalize(), dir.canonicalize())
-        && model == real
-    {
-        return Err(user(
-            format!("--transformers {} is the student itself", dir.display()),
-            CHOOSE,
-        ));
-    }
-    if settings.existing == Existing::Refuse && dir.symlink_metadata().is_ok() {
-        return Err(user(
-            format!("{} exists already", dir.display()),
-            format!("{CHOOSE}, or add --overwrite"),
-        ));
-    }
-    writable(&existing_ancestor(&parent(dir)))?;
     let about = about.read()?;
-    let target = StudentTarget::claim(dir)?;
+    let target = claim_folder(settings, "--transformers", dir)?;
     let model = student(settings, printer)?;
     let bytes = model.decoder.elements()? * dtype.size_in_bytes() as u64;
     room(
