@@ -72,7 +72,7 @@ fn main() -> ExitCode {
 fn run(command: Command, printer: &Printer) -> anyhow::Result<()> {
     use commands::{
         ask, bench, calibrate, chat, completions, demo, doctor, eval, export, generate, inspect,
-        linearize, man, recipes, report,
+        linearize, man, models, recipes, report,
     };
     match command {
         Command::Demo(args) => demo::run(&args, printer),
@@ -87,6 +87,7 @@ fn run(command: Command, printer: &Printer) -> anyhow::Result<()> {
         Command::Inspect(args) => inspect::run(&args, printer),
         Command::Report(args) => report::run(args, printer),
         Command::Recipes(args) => recipes::run(&args, printer),
+        Command::Models(args) => models::run(&args, printer),
         Command::Doctor(args) => doctor::run(&args, printer),
         Command::Completions(args) => completions::run(&args, printer),
         Command::Man(args) => man::run(&args, printer),

@@ -10,7 +10,7 @@ const GROUPS: [(&str, &[&str]); 5] = [
     ("Run", &["ask", "generate", "chat"]),
     ("Evaluate", &["eval", "bench"]),
     ("Look", &["inspect", "report"]),
-    ("Set up", &["recipes", "doctor", "completions", "man"]),
+    ("Set up", &["recipes", "models", "doctor", "completions", "man"]),
 ];
 
 /// The command with the subcommands of its help in groups.

@@ -21,7 +21,7 @@ use crate::commands::{
     ask::AskArgs, bench::BenchArgs, calibrate::CalibrateArgs, chat::ChatArgs,
     completions::CompletionsArgs, demo::DemoArgs, doctor::DoctorArgs, eval::EvalArgs,
     export::ExportArgs, generate::GenerateArgs, inspect::InspectArgs, linearize::LinearizeArgs,
-    man::ManArgs, recipes::RecipesArgs, report::ReportArgs,
+    man::ManArgs, models::ModelsArgs, recipes::RecipesArgs, report::ReportArgs,
 };
 
 const EXAMPLES: &str = "\
@@ -131,6 +131,8 @@ pub enum Command {
     Report(ReportArgs),
     /// List the recipes that are built in, and print one
     Recipes(RecipesArgs),
+    /// Show what was fetched, and its size on the disk
+    Models(ModelsArgs),
     /// Show versions, CPU features, devices and caches
     Doctor(DoctorArgs),
     /// Print the completion script of a shell

@@ -5,8 +5,11 @@ use std::process::{Command, Stdio};
 
 use clap::Args;
 use serde::Serialize;
-use still_model::fetch;
+use still_model::{fetch, hub_cache_dir};
+use still_train::free_memory_bytes;
 
+use crate::disk::free_bytes;
+use crate::outputs::existing_ancestor;
 use crate::printer::Printer;
 use crate::table;
 
@@ -30,6 +33,10 @@ struct Report {
     version: &'static str,
     target: String,
     cpu: Cpu,
+    /// That this process may take.
+    free_memory_bytes: Option<u64>,
+    /// On the disk of still's cache.
+    free_disk_bytes: Option<u64>,
     devices: Vec<Device>,
     caches: Vec<CacheLocation>,
     tools: Vec<Tool>,
@@ -83,6 +90,10 @@ fn gather() -> Report {
             features: cpu_features(),
             vector_code: still_compute::vector::level(),
         },
+        free_memory_bytes: free_memory_bytes(),
+        free_disk_bytes: fetch::cache_dir()
+            .ok()
+            .and_then(|dir| free_bytes(&existing_ancestor(&dir))),
         devices: vec![Device { name: "cpu", available: true, note: "f32".into() }, cuda()],
         caches: caches(),
         tools: vec![
@@ -125,22 +136,15 @@ fn caches() -> Vec<CacheLocation> {
         CacheLocation { what, path, present: metadata.is_some(), bytes }
     };
     let cache = fetch::cache_dir().ok();
-    let mut caches =
-        vec![location("still's cache", cache.clone()), location("hub cache", hub_cache())];
+    let mut caches = vec![
+        location("still's cache", cache.clone()),
+        location("hub cache", Some(hub_cache_dir())),
+    ];
     let entries = cache.and_then(|dir| dir.read_dir().ok()).into_iter().flatten().flatten();
     let fetched = entries.map(|entry| entry.path());
     let models = fetched.filter(|path| path.extension().is_some_and(|end| end == "gguf"));
     caches.extend(models.map(|path| location("fetched model", Some(path))));
     caches
-}
-
-/// Where models named by a hub id are kept.
-fn hub_cache() -> Option<PathBuf> {
-    let home = match std::env::var_os("HF_HOME") {
-        Some(home) => PathBuf::from(home),
-        None => std::env::home_dir()?.join(".cache").join("huggingface"),
-    };
-    Some(home.join("hub"))
 }
 
 /// A tool that fetching the demo's model needs.
@@ -167,6 +171,13 @@ fn render(report: &Report) -> String {
         ),
     ];
     lines.push(format!("  vector code: {}", report.cpu.vector_code));
+    let size = |bytes: Option<u64>| {
+        bytes.map_or("unknown".into(), |bytes| {
+            table::bytes(usize::try_from(bytes).unwrap_or(usize::MAX))
+        })
+    };
+    lines.push(format!("memory free: {}", size(report.free_memory_bytes)));
+    lines.push(format!("disk free for still's cache: {}", size(report.free_disk_bytes)));
     for device in &report.devices {
         let state = if device.available { "available" } else { "not available" };
         lines.push(format!("device {}: {state} ({})", device.name, device.note));

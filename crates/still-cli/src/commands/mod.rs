@@ -6,7 +6,7 @@
 //! | `generate`, `chat`, `ask` | run |
 //! | `eval`, `bench` | evaluate |
 //! | `inspect`, `report` | look |
-//! | `recipes`, `doctor`, `completions`, `man` | set up |
+//! | `recipes`, `models`, `doctor`, `completions`, `man` | set up |
 //! | `model`, `cache`, `recipe`, `data`, `training`, `generation`, `sampling`, `input` | arguments that several commands share |
 //! | `reading`, `sessions` | what `ask` and `chat` have in common |
 //! | `calibration_bars` | a bar for each phase of a calibration |
@@ -30,6 +30,7 @@ pub mod inspect;
 pub mod linearize;
 pub mod man;
 mod model;
+pub mod models;
 pub mod reading;
 mod recipe;
 pub mod recipes;

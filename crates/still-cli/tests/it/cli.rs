@@ -2,7 +2,7 @@
 
 use crate::common::{Outcome, still};
 
-const COMMANDS: [&str; 15] = [
+const COMMANDS: [&str; 16] = [
     "demo",
     "linearize",
     "calibrate",
@@ -15,6 +15,7 @@ const COMMANDS: [&str; 15] = [
     "inspect",
     "report",
     "recipes",
+    "models",
     "doctor",
     "completions",
     "man",
@@ -207,6 +208,45 @@ fn doctor_follows_the_cache_setting() {
     let json =
         Outcome::of(still().env("STILL_CACHE", "/somewhere/else").args(["doctor", "--json"]));
     assert_eq!(json.json()["caches"][0]["path"], "/somewhere/else");
+}
+
+#[test]
+fn what_was_fetched_is_listed_with_its_size() {
+    let dir = tempfile::tempdir().unwrap();
+    let (own, hub) = (dir.path().join("still"), dir.path().join("home/hub"));
+    let models = |more: &[&str]| {
+        let mut command = still();
+        command.env("STILL_CACHE", &own).env("HF_HOME", dir.path().join("home"));
+        let outcome = Outcome::of(command.arg("models").args(more));
+        outcome.succeeded();
+        outcome
+    };
+    assert!(models(&[]).stderr.contains("nothing was fetched yet"));
+    for (file, bytes) in [
+        (own.join("base.gguf"), 3000),
+        (own.join("tokens/0a.bin"), 500),
+        (hub.join("models--org--a--b/blobs/1"), 2000),
+        (hub.join("datasets--org--books/blobs/2"), 1000),
+    ] {
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        std::fs::write(file, vec![0; bytes]).unwrap();
+    }
+    let json = models(&["--json"]).json();
+    let told: Vec<(String, u64)> = json["cached"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| (one["name"].as_str().unwrap().to_owned(), one["bytes"].as_u64().unwrap()))
+        .collect();
+    let expected = [
+        (own.join("base.gguf").display().to_string(), 3000),
+        ("org/a--b".to_owned(), 2000),
+        ("org/books".to_owned(), 1000),
+        (own.join("tokens").display().to_string(), 500),
+    ];
+    assert_eq!(told, expected);
+    let text = models(&[]);
+    assert!(text.stdout.contains("org/a--b") && text.stdout.contains("6.3 KiB"), "{}", text.stdout);
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `source` | from what a user types to files |
 //! | `hub` | models, adapters and deltas fetched from a hub |
+//! | `cached` | what was fetched, and its size |
 //! | `hub_dataset` | datasets, likewise |
 //! | `safetensors_dir` | directories with `config.json` |
 //! | `form` | what a `config.json` describes: a base, a student, a checkpoint of STILL's authors |
@@ -25,6 +26,7 @@
 
 mod authors;
 mod built_in;
+mod cached;
 mod delta;
 mod dequantize;
 mod form;
@@ -53,6 +55,7 @@ use std::path::Path;
 use still_attention::StillConfig;
 
 pub use built_in::{DEMO_STUDENT, PINNED_BASE, built_in_names, is_built_in};
+pub use cached::{Cached, CachedKind, cached, hub_cache_dir};
 pub use gguf_student::{GgufExport, GgufFormat, export_gguf, is_exported_student};
 pub use hub_dataset::fetch_dataset;
 pub use placement::WeightFormat;

@@ -1,0 +1,60 @@
+//! `still models`: what was fetched, and what it takes on the disk.
+
+use clap::Args;
+use serde_json::json;
+use still_model::{Cached, CachedKind, cached};
+
+use crate::printer::Printer;
+use crate::table;
+
+const EXAMPLES: &str = "\
+Examples:
+  still models
+  still models --json";
+
+/// `still models`
+#[derive(Clone, Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct ModelsArgs {
+    /// Print one JSON object on stdout
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command.
+pub fn run(args: &ModelsArgs, printer: &Printer) -> anyhow::Result<()> {
+    let found = cached()?;
+    if args.json {
+        return printer.json(&json!({ "cached": found }));
+    }
+    if found.is_empty() {
+        printer.note("nothing was fetched yet: `still demo` fetches a model of 98 MB");
+    }
+    printer.result(render(&found))?;
+    if found.iter().any(|cached| cached.kind == CachedKind::Tokens) {
+        printer.note("token ids are made again when they are needed: delete them as you like");
+    }
+    Ok(())
+}
+
+fn render(found: &[Cached]) -> String {
+    let size = |bytes: u64| table::bytes(usize::try_from(bytes).unwrap_or(usize::MAX));
+    let mut rows: Vec<Vec<String>> = found
+        .iter()
+        .map(|cached| vec![kind(cached.kind).into(), size(cached.bytes), cached.name.clone()])
+        .collect();
+    rows.push(vec![
+        "all".into(),
+        size(found.iter().map(|cached| cached.bytes).sum()),
+        String::new(),
+    ]);
+    table::render(&["kept", "size", "use it as"], &rows)
+}
+
+fn kind(kind: CachedKind) -> &'static str {
+    match kind {
+        CachedKind::Model => "model",
+        CachedKind::Dataset => "dataset",
+        CachedKind::Tokens => "token ids",
+    }
+}
