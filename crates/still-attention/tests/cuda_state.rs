@@ -10,8 +10,8 @@ use common::{flat, random_input, relative_rms, tensors};
 use half::bf16;
 use still_attention::{
     AttentionRows, AttentionState, Branches, CudaHybridState, CudaKvCache, CudaWeights, FeatureMap,
-    HeadGeometry, HybridConfig, HybridState, HybridWeights, KvCache, LinearNorm, PreparedWeights,
-    Router, RowDtype, SelectionHead, StillConfig, hybrid_attention, naive,
+    GraphState, HeadGeometry, HybridConfig, HybridState, HybridWeights, KvCache, LinearNorm,
+    PreparedWeights, Router, RowDtype, SelectionHead, StillConfig, hybrid_attention, naive,
 };
 
 /// The GPU; a test that asks for one and finds none has failed.

@@ -123,6 +123,8 @@ pub struct Dequantize {
 unsafe extern "C" {
     pub fn still_swiglu(dtype: i32, count: i64, gate: *const c_void, up: *const c_void, hidden: *mut c_void, stream: Stream) -> c_int;
     pub fn still_swiglu_backward(dtype: i32, count: i64, gate: *const c_void, up: *const c_void, d_hidden: *const c_void, d_gate: *mut c_void, d_up: *mut c_void, stream: Stream) -> c_int;
+    pub fn still_residual(dtype: i32, count: i64, x: *const c_void, y: *const c_void, sum: *mut c_void, stream: Stream) -> c_int;
+    pub fn still_rms_norm(dtype: i32, rows: i64, width: i32, x: *const c_void, weight: *const c_void, eps: f32, y: *mut c_void, stream: Stream) -> c_int;
     pub fn still_rms_norm_backward(dtype: i32, rows: i64, width: i32, x: *const c_void, weight: *const c_void, eps: f32, d_y: *const c_void, add: *const c_void, d_x: *mut c_void, stream: Stream) -> c_int;
     pub fn still_rotate(rotation: *const Rotation, from: Rows, to: Rows, cos: *const f32, sin: *const f32, stream: Stream) -> c_int;
     pub fn still_small_batch_products(args: *const SmallBatchProducts, factors: *const Factor, stream: Stream) -> c_int;

@@ -13,7 +13,7 @@ use still_kernels::{
 };
 
 use super::forward::{Last, Operands, forward};
-use super::graph_state::{GraphState, IDLE};
+use super::graph_state::{GraphState, IDLE, StepRotation};
 use super::layout::{flags, router, rows_aligned, shape, uninit};
 use super::routing::{DeviceRouting, budgets, retired};
 use super::store::{Coding, Store, kept};
@@ -268,26 +268,6 @@ impl CudaHybridState {
         Ok(out)
     }
 
-    /// How often memory has moved to make room: a [`step`](Self::step) that was captured before is stale.
-    pub fn moves(&self) -> usize {
-        self.store.moves
-    }
-
-    /// Makes room for sequences of `tokens` tokens.
-    ///
-    /// # Errors
-    /// No memory left on the device.
-    pub fn reserve(&mut self, tokens: usize) -> Result<()> {
-        let held: Vec<usize> = self.positions.iter().map(|&position| retired(position)).collect();
-        let budgets = &self.weights.host_budgets;
-        Ok(self.store.reserve(&self.weights.device, budgets, retired(tokens), &held)?)
-    }
-
-    /// Counts one token more of each sequence, fed by [`step`](Self::step).
-    pub fn count(&mut self) {
-        self.positions.iter_mut().for_each(|position| *position += 1);
-    }
-
     /// Sequences.
     pub fn batch(&self) -> usize {
         self.positions.len()
@@ -487,6 +467,35 @@ impl CudaHybridState {
             gate: Rows::NONE,
             router: router(&weights.config),
         }
+    }
+}
+
+impl GraphState for CudaHybridState {
+    unsafe fn step(
+        &self,
+        rows: AttentionRows<'_>,
+        positions: &Tensor,
+        rotation: Option<StepRotation<'_>>,
+    ) -> Result<Tensor> {
+        if rotation.is_some() {
+            return Err(AttentionError::Config("a step of a hybrid state does not rotate".into()));
+        }
+        // SAFETY: the caller's.
+        unsafe { self.step(rows, positions) }
+    }
+
+    fn moves(&self) -> usize {
+        self.store.moves
+    }
+
+    fn reserve(&mut self, tokens: usize) -> Result<()> {
+        let held: Vec<usize> = self.positions.iter().map(|&position| retired(position)).collect();
+        let budgets = &self.weights.host_budgets;
+        Ok(self.store.reserve(&self.weights.device, budgets, retired(tokens), &held)?)
+    }
+
+    fn count(&mut self) {
+        self.positions.iter_mut().for_each(|position| *position += 1);
     }
 }
 

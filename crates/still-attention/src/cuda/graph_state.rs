@@ -2,12 +2,7 @@
 
 use candle_core::Tensor;
 
-use super::{CudaHybridState, CudaKvCache};
-use crate::attention_state::without_gate;
-use crate::{AttentionError, AttentionRows, AttentionState, Result};
-
-/// What the rotated channels of a head are a multiple of where a step rotates.
-const ROTARY_UNIT: usize = 16;
+use crate::{AttentionRows, AttentionState, Result};
 
 /// The position of a sequence that sits a [`step`](GraphState::step) out: to the kernels it is negative.
 pub const IDLE: u32 = u32::MAX;
@@ -62,60 +57,4 @@ pub trait GraphState: AttentionState {
 
     /// Counts one token more of each sequence, fed by [`step`](Self::step).
     fn count(&mut self);
-}
-
-impl GraphState for CudaHybridState {
-    unsafe fn step(
-        &self,
-        rows: AttentionRows<'_>,
-        positions: &Tensor,
-        rotation: Option<StepRotation<'_>>,
-    ) -> Result<Tensor> {
-        if rotation.is_some() {
-            return Err(AttentionError::Config("a step of a hybrid state does not rotate".into()));
-        }
-        // SAFETY: the caller's.
-        unsafe { self.step(rows, positions) }
-    }
-
-    fn moves(&self) -> usize {
-        self.moves()
-    }
-
-    fn reserve(&mut self, tokens: usize) -> Result<()> {
-        self.reserve(tokens)
-    }
-
-    fn count(&mut self) {
-        self.count();
-    }
-}
-
-impl GraphState for CudaKvCache {
-    unsafe fn step(
-        &self,
-        rows: AttentionRows<'_>,
-        positions: &Tensor,
-        rotation: Option<StepRotation<'_>>,
-    ) -> Result<Tensor> {
-        without_gate(&rows)?;
-        // SAFETY: the caller's.
-        unsafe { self.step([rows.q, rows.k, rows.v], positions, rotation) }
-    }
-
-    fn rotates(&self, rotary: usize) -> bool {
-        rotary.is_multiple_of(ROTARY_UNIT)
-    }
-
-    fn moves(&self) -> usize {
-        self.moves()
-    }
-
-    fn reserve(&mut self, tokens: usize) -> Result<()> {
-        self.reserve(tokens)
-    }
-
-    fn count(&mut self) {
-        self.count();
-    }
 }

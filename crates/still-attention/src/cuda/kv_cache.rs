@@ -12,6 +12,9 @@ use crate::{AttentionError, AttentionKind, AttentionRows, AttentionState, HeadGe
 
 const OP: &str = "CudaKvCache::advance";
 
+/// What the rotated channels of a head are a multiple of where a step rotates.
+const ROTARY_UNIT: usize = 16;
+
 /// Tokens that there is room for beyond what is asked.
 const SPARE: usize = 1024;
 
@@ -193,24 +196,6 @@ impl CudaKvCache {
         Ok(out)
     }
 
-    /// How often memory has moved to make room: a [`step`](Self::step) that was captured before is stale.
-    pub fn moves(&self) -> usize {
-        self.moves
-    }
-
-    /// Makes room for sequences of `tokens` tokens.
-    ///
-    /// # Errors
-    /// No memory left on the device.
-    pub fn reserve(&mut self, tokens: usize) -> Result<()> {
-        self.rows(tokens).map(|_| ())
-    }
-
-    /// Counts one token more of each sequence, fed by [`step`](Self::step).
-    pub fn count(&mut self) {
-        self.positions.iter_mut().for_each(|position| *position += 1);
-    }
-
     fn has_steps(&self) -> bool {
         has_decode(self.geometry.head_dim)
     }
@@ -251,6 +236,35 @@ impl CudaKvCache {
 
 fn no_cache() -> AttentionError {
     AttentionError::Config("a cache on CUDA has one sequence or more and a CUDA device".into())
+}
+
+impl GraphState for CudaKvCache {
+    unsafe fn step(
+        &self,
+        rows: AttentionRows<'_>,
+        positions: &Tensor,
+        rotation: Option<StepRotation<'_>>,
+    ) -> Result<Tensor> {
+        without_gate(&rows)?;
+        // SAFETY: the caller's.
+        unsafe { self.step([rows.q, rows.k, rows.v], positions, rotation) }
+    }
+
+    fn rotates(&self, rotary: usize) -> bool {
+        rotary.is_multiple_of(ROTARY_UNIT)
+    }
+
+    fn moves(&self) -> usize {
+        self.moves
+    }
+
+    fn reserve(&mut self, tokens: usize) -> Result<()> {
+        self.rows(tokens).map(|_| ())
+    }
+
+    fn count(&mut self) {
+        self.positions.iter_mut().for_each(|position| *position += 1);
+    }
 }
 
 impl AttentionState for CudaKvCache {

@@ -16,6 +16,12 @@ int still_swiglu(int32_t dtype, int64_t count, const void* gate, const void* up,
 int still_swiglu_backward(int32_t dtype, int64_t count, const void* gate, const void* up, const void* d_hidden, void* d_gate,
                           void* d_up, StillStream stream);
 
+// sum = x + y, `count` values.
+int still_residual(int32_t dtype, int64_t count, const void* x, const void* y, void* sum, StillStream stream);
+
+// y = x / sqrt(mean(x^2) + eps) * weight, `rows` rows of `width` values, a multiple of 8.
+int still_rms_norm(int32_t dtype, int64_t rows, int32_t width, const void* x, const void* weight, float eps, void* y, StillStream stream);
+
 // d_x = add + the gradient of x / sqrt(mean(x^2) + eps) * weight, `rows` rows of `width` values; `add` may be null or d_x.
 int still_rms_norm_backward(int32_t dtype, int64_t rows, int32_t width, const void* x, const void* weight, float eps,
                             const void* d_y, const void* add, void* d_x, StillStream stream);

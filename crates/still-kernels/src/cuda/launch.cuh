@@ -19,9 +19,10 @@ struct Rows {
 inline int chunks(const StillShape& s) { return (s.tokens + CHUNK - 1) / CHUNK; }
 inline int retired(const StillShape& s) { return chunks(s) > 2 ? chunks(s) - 2 : 0; }
 
-// Segments of the state scan: a GPU's worth of blocks, segments of eight chunks or more.
+// Segments of the state scan: a GPU's worth of blocks, segments of three chunks or more. Chunks of a segment come one after the
+// other, which is what a scan of few waits for.
 inline int segments(const StillShape& s) {
-  const int blocks = s.batch * s.kv_heads * s.head_dim / 32, wave = 384 / blocks, most = retired(s) / 8;
+  const int blocks = s.batch * s.kv_heads * s.head_dim / 32, wave = 384 / blocks, most = retired(s) / 3;
   const int wanted = wave > 1 ? wave : 1;
   return most < 1 ? 1 : most < wanted ? most : wanted;
 }
@@ -90,24 +91,27 @@ struct Kind {
   static constexpr int D = D_, P = planes<T_>;
 };
 
-// Calls `f(Kind<T, D>{})`; an error if the shape has no kernel.
+// Calls `f(Kind<T, D>{})`, D of `DIMS`; an error if the shape has no kernel.
+template <int... DIMS, class F>
+int dispatch_dims(const StillShape& s, F f) {
+  if (!valid(s)) return cudaErrorInvalidValue;
+  auto by_dim = [&](auto t) {
+    int result = cudaErrorInvalidValue;
+    ((s.head_dim == DIMS && (result = f(Kind<decltype(t), DIMS>{}), true)) || ...);
+    return result;
+  };
+#ifdef STILL_QUICK  // one kind, to look at its machine code
+  if (s.head_dim != 128 || s.dtype != STILL_BF16) return cudaErrorInvalidValue;
+  return f(Kind<__nv_bfloat16, 128>{});
+#else
+  return s.dtype == STILL_BF16 ? by_dim(__nv_bfloat16{}) : by_dim(float{});
+#endif
+}
+
+// The head dimensions of hybrid attention.
 template <class F>
 int dispatch(const StillShape& s, F f) {
-  if (!valid(s)) return cudaErrorInvalidValue;
-  auto by_dim = [&](auto t) -> int {
-    using T = decltype(t);
-    switch (s.head_dim) {
-#ifdef STILL_QUICK  // one kind, to look at its machine code
-      case 128: return sizeof(T) == 2 ? f(Kind<__nv_bfloat16, 128>{}) : cudaErrorInvalidValue;
-#else
-      case 64: return f(Kind<T, 64>{});
-      case 96: return f(Kind<T, 96>{});
-      case 128: return f(Kind<T, 128>{});
-#endif
-      default: return cudaErrorInvalidValue;
-    }
-  };
-  return s.dtype == STILL_BF16 ? by_dim(__nv_bfloat16{}) : by_dim(float{});
+  return dispatch_dims<64, 96, 128>(s, f);
 }
 
 // Launches with `bytes` of dynamic shared memory.

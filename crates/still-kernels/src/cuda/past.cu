@@ -56,12 +56,22 @@ __global__ void __launch_bounds__(PAST_THREADS) past_rows(const Decode<T> state,
     const int place = t + stored;
     return store_rows + (state.store(b, head) + (past.stored_place ? past.stored_place[bk * past.stored + place] : place)) * d;
   };
-  const int64_t count = int64_t(stored + tokens) * pieces, step = int64_t(gridDim.x) * PAST_THREADS;
-  for (int64_t i = int64_t(blockIdx.x) * PAST_THREADS + threadIdx.x; i < count; i += step) {
-    const int t = int(i / pieces) - stored, piece = int(i % pieces);
-    const T* from = row_of(t);
-    const uint4 x = from ? reinterpret_cast<const uint4*>(from)[piece] : make_uint4(0, 0, 0, 0);
-    reinterpret_cast<uint4*>(out.row(b, head, t))[piece] = x;
+  // Several pieces are on their way at once.
+  constexpr int AHEAD = 4;
+  const int count = (stored + tokens) * pieces, step = gridDim.x * PAST_THREADS;
+  for (int first = blockIdx.x * PAST_THREADS + threadIdx.x; first < count; first += AHEAD * step) {
+    uint4 x[AHEAD];
+#pragma unroll
+    for (int j = 0; j < AHEAD; j++) {
+      const int i = first + j * step;
+      const T* from = i < count ? row_of(i / pieces - stored) : nullptr;
+      x[j] = from ? reinterpret_cast<const uint4*>(from)[i % pieces] : make_uint4(0, 0, 0, 0);
+    }
+#pragma unroll
+    for (int j = 0; j < AHEAD; j++) {
+      const int i = first + j * step;
+      if (i < count) reinterpret_cast<uint4*>(out.row(b, head, i / pieces - stored))[i % pieces] = x[j];
+    }
   }
 }
 

@@ -5,8 +5,6 @@
 
 namespace still {
 
-constexpr int SWIGLU_THREADS = 256;
-
 struct Gated {
   float silu, slope;
 };
@@ -14,16 +12,6 @@ struct Gated {
 __device__ __forceinline__ Gated gated(float x) {
   const float sigmoid = 1.f / (1.f + __expf(-x)), silu = x * sigmoid;
   return {silu, sigmoid + silu * (1.f - sigmoid)};
-}
-
-// Whole packs by `f(position)`, what is left by `g(position)`.
-template <class T, class F, class G>
-__device__ __forceinline__ void each(int64_t count, F f, G g) {
-  constexpr int PACK = Pack<T>::COUNT;
-  const int64_t whole = count / PACK, stride = int64_t(gridDim.x) * blockDim.x;
-  const int64_t first = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-  for (int64_t i = first; i < whole; i += stride) f(i * PACK);
-  for (int64_t i = whole * PACK + first; i < count; i += stride) g(i);
 }
 
 template <class T>
@@ -64,11 +52,6 @@ __global__ void swiglu_backward(int64_t count, const T* gate, const T* up, const
       });
 }
 
-int swiglu_grid(int64_t count, int pack) {
-  const int64_t blocks = (count / pack + SWIGLU_THREADS) / SWIGLU_THREADS;
-  return int(blocks < 8192 ? blocks : 8192);
-}
-
 }  // namespace still
 
 using namespace still;
@@ -76,7 +59,7 @@ using namespace still;
 int still_swiglu(int32_t dtype, int64_t count, const void* gate, const void* up, void* hidden, StillStream stream) {
   return by_dtype(dtype, [&](auto t) {
     using T = decltype(t);
-    return launch(swiglu<T>, swiglu_grid(count, Pack<T>::COUNT), SWIGLU_THREADS, 0, stream, count, static_cast<const T*>(gate),
+    return launch(swiglu<T>, each_grid(count, Pack<T>::COUNT), EACH_THREADS, 0, stream, count, static_cast<const T*>(gate),
                   static_cast<const T*>(up), static_cast<T*>(hidden));
   });
 }
@@ -85,7 +68,7 @@ int still_swiglu_backward(int32_t dtype, int64_t count, const void* gate, const 
                           void* d_up, StillStream stream) {
   return by_dtype(dtype, [&](auto t) {
     using T = decltype(t);
-    return launch(swiglu_backward<T>, swiglu_grid(count, Pack<T>::COUNT), SWIGLU_THREADS, 0, stream, count,
+    return launch(swiglu_backward<T>, each_grid(count, Pack<T>::COUNT), EACH_THREADS, 0, stream, count,
                   static_cast<const T*>(gate), static_cast<const T*>(up), static_cast<const T*>(d_hidden),
                   static_cast<T*>(d_gate), static_cast<T*>(d_up));
   });

@@ -47,6 +47,22 @@ __device__ __forceinline__ float to_f32(__nv_bfloat16 x) { return __bfloat162flo
 __device__ __forceinline__ void from_f32(float* to, float x) { *to = x; }
 __device__ __forceinline__ void from_f32(__nv_bfloat16* to, float x) { *to = __float2bfloat16_rn(x); }
 
+// Values of equally long arrays one by one, by a grid of `each_grid` blocks: whole packs by `f(position)`, what is left by
+// `g(position)`.
+template <class T, class F, class G>
+__device__ __forceinline__ void each(int64_t count, F f, G g) {
+  constexpr int PACK = Pack<T>::COUNT;
+  const int64_t whole = count / PACK, stride = int64_t(gridDim.x) * blockDim.x;
+  const int64_t first = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+  for (int64_t i = first; i < whole; i += stride) f(i * PACK);
+  for (int64_t i = whole * PACK + first; i < count; i += stride) g(i);
+}
+constexpr int EACH_THREADS = 256;
+inline int each_grid(int64_t count, int pack) {
+  const int64_t blocks = (count / pack + EACH_THREADS) / EACH_THREADS;
+  return int(blocks < 8192 ? blocks : 8192);
+}
+
 // Sums of `N` values over a block, for every thread. `place` is shared memory of N * 32 floats; all threads call it.
 template <int N>
 __device__ __forceinline__ void block_sums(float (&x)[N], float* place) {

@@ -16,7 +16,7 @@ use still_kernels::{
 
 use super::super::layout::{by_token, flags, shape, tensor_by_token, uninit};
 use super::super::routing::{reached_cap, received, retired};
-use super::{CudaHybridState, Fed, kept};
+use super::{CudaHybridState, Fed, GraphState, kept};
 use crate::{Result, Router};
 
 /// Where the sequences of a call stand, each counted from the first token of its ring that has not retired.

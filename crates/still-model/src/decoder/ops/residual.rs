@@ -19,6 +19,10 @@ const BLOCK: usize = 16_384;
 /// # Errors
 /// Shapes that differ, a dtype without a kernel.
 pub fn residual(x: &Tensor, y: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let Some(sum) = super::device::kernels::residual(x, y)? {
+        return Ok(sum);
+    }
     if !x.device().is_cpu() {
         return x + y;
     }

@@ -4,8 +4,8 @@ use candle_core::{DType, Result, Tensor, bail};
 use still_compute::cuda::{kind, queue};
 use still_kernels::Rows;
 use still_kernels::decoder::{
-    Rotation as RotationArgs, still_rms_norm_backward, still_rotate, still_swiglu,
-    still_swiglu_backward,
+    Rotation as RotationArgs, still_residual, still_rms_norm, still_rms_norm_backward,
+    still_rotate, still_swiglu, still_swiglu_backward,
 };
 
 use crate::decoder::Rotation;
@@ -51,6 +51,47 @@ pub(crate) fn swiglu_backward(
             unsafe { still_swiglu_backward(kind, count, gate, up, d_hidden, d_gate, d_up, stream) }
         },
     )
+}
+
+/// Whether kernels that take 16 bytes at a time can read a tensor: as it lies, on CUDA.
+fn packed(x: &Tensor) -> bool {
+    let values = 16 / x.dtype().size_in_bytes();
+    x.device().is_cuda()
+        && matches!(x.dtype(), DType::F32 | DType::BF16)
+        && x.is_contiguous()
+        && x.layout().start_offset().is_multiple_of(values)
+}
+
+/// `x + y` of equal shapes and dtypes; none if a graph is to be made of it, or the kernel does not take it.
+pub(crate) fn residual(x: &Tensor, y: &Tensor) -> Result<Option<Tensor>> {
+    let alike = x.dims() == y.dims() && x.dtype() == y.dtype();
+    if !alike || x.track_op() || y.track_op() || !packed(x) || !packed(y) || x.elem_count() == 0 {
+        return Ok(None);
+    }
+    let (kind, count) = (kind(x.dtype())?, x.elem_count() as i64);
+    let outputs = [(x.shape().clone(), x.dtype())];
+    let [sum] = queue("still_residual", [x, y], outputs, |[x, y], [sum], stream| {
+        // SAFETY: all are contiguous, of `count` values, and begin at multiples of 16 bytes.
+        unsafe { still_residual(kind, count, x, y, sum, stream) }
+    })?;
+    Ok(Some(sum))
+}
+
+/// `x / √(mean(x²) + ε) ⊙ weight` of rows; none if the kernel does not take them.
+pub(crate) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Option<Tensor>> {
+    let width = weight.dims1()?;
+    let alike = x.dims().last() == Some(&width) && x.dtype() == weight.dtype();
+    if !alike || !width.is_multiple_of(8) || !packed(x) || !packed(weight) || x.elem_count() == 0 {
+        return Ok(None);
+    }
+    let (kind, rows) = (kind(x.dtype())?, (x.elem_count() / width) as i64);
+    let outputs = [(x.shape().clone(), x.dtype())];
+    let weight = weight.detach();
+    let [y] = queue("still_rms_norm", [x, &weight], outputs, |[x, weight], [y], stream| {
+        // SAFETY: both are contiguous, `rows` rows of `width` values and one, and begin at multiples of 16 bytes.
+        unsafe { still_rms_norm(kind, rows, width as i32, x, weight, eps as f32, y, stream) }
+    })?;
+    Ok(Some(y))
 }
 
 /// `add` plus the gradient of `x` in `rms_norm(x, weight)`, all rows `[…, width]` of one dtype.

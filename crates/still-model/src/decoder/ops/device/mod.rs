@@ -14,7 +14,7 @@
 pub(in crate::decoder) mod activation;
 mod heads;
 #[cfg(feature = "cuda")]
-mod kernels;
+pub(super) mod kernels;
 pub(in crate::decoder) mod norm;
 #[cfg(test)]
 mod tests;

@@ -5,7 +5,14 @@ use crate::decoder::ops::composed;
 /// [`super::super::rms_norm`], the weight in `x`'s dtype.
 pub(in super::super) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     let detached = x.detach().contiguous()?;
-    let value = candle_nn::ops::rms_norm(&detached, weight, eps as f32)?;
+    #[cfg(feature = "cuda")]
+    let own = super::kernels::rms_norm(&detached, weight, eps)?;
+    #[cfg(not(feature = "cuda"))]
+    let own = None;
+    let value = match own {
+        Some(value) => value,
+        None => candle_nn::ops::rms_norm(&detached, weight, eps as f32)?,
+    };
     let weight = weight.detach();
     composed::of_one(x, value, move |x, dy| backward(x, &weight, eps, dy, None))
 }
