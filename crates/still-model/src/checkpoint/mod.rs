@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `source` | from what a user types to files |
 //! | `hub` | models, adapters and deltas fetched from a hub |
+//! | `built_in` | models that are known by a name: the pinned base, the student that ships |
 //! | `cached` | what was fetched, and its size |
 //! | `hub_dataset` | datasets, likewise |
 //! | `safetensors_dir` | directories with `config.json` |
