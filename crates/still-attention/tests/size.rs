@@ -11,16 +11,16 @@ use still_attention::{
 
 const TOKENS: usize = 1000;
 
-/// Feeds tokens one by one over three chunks, then in pieces, and tells of the state after each.
+/// Feeds tokens one by one over `singly` of them, then in pieces, and tells of the state after each.
 fn feed(
     state: &mut dyn AttentionState,
     rows: &[Tensor; 3],
-    chunk: usize,
+    singly: usize,
     told: &dyn Fn(usize, &dyn AttentionState),
 ) {
     let mut done = 0;
     while done < TOKENS {
-        let piece = if done < 3 * chunk + 2 { 1 } else { 37 + done % 41 };
+        let piece = if done < singly { 1 } else { 37 + done % 41 };
         let length = piece.min(TOKENS - done);
         let [q, k, v] = rows.each_ref().map(|x| x.narrow(2, done, length).unwrap());
         let rows = still_attention::AttentionRows { q: &q, k: &k, v: &v, gate: None };
@@ -51,14 +51,16 @@ fn a_hybrid_state_takes_what_its_size_says() {
             let weights = PreparedWeights::new(geometry, &config, &x.weights).unwrap();
             for rows in RowDtype::ALL {
                 let size = HeadSize { chunk, head_dim, feature_dim: config.feature_dim, cap, rows };
-                let mut state = HybridState::new(weights.clone(), 1, rows);
                 let qkv = [x.q.clone(), x.k.clone(), x.v.clone()];
-                feed(&mut state, &qkv, chunk, &|tokens, state| {
-                    let got = state.bytes_by_part().unwrap();
-                    let case = format!("{rows}, {budget} of {chunk}, {cap:?}, {tokens} tokens");
-                    assert_eq!(got, size.bytes_by_part(budget, tokens), "{case}");
-                    assert_eq!(state.size_bytes(), size.bytes(budget, tokens), "{case}");
-                });
+                for singly in [0, 3 * chunk + 2] {
+                    let mut state = HybridState::new(weights.clone(), 1, rows);
+                    feed(&mut state, &qkv, singly, &|tokens, state| {
+                        let got = state.bytes_by_part().unwrap();
+                        let case = format!("{rows}, {budget} of {chunk}, {cap:?}, {tokens} tokens");
+                        assert_eq!(got, size.bytes_by_part(budget, tokens), "{case}");
+                        assert_eq!(state.size_bytes(), size.bytes(budget, tokens), "{case}");
+                    });
+                }
             }
         }
     }
@@ -75,12 +77,12 @@ fn other_caches_count_their_parts() {
     for rows in RowDtype::ALL {
         let size = HeadSize { chunk: 8, head_dim: 40, feature_dim: 40, cap: None, rows };
         let mut sliding = SlidingKvCache::new(geometry, 50, 1, rows).unwrap();
-        feed(&mut sliding, &qkv, 8, &|tokens, state| {
+        feed(&mut sliding, &qkv, 20, &|tokens, state| {
             let got = state.bytes_by_part().unwrap();
             assert_eq!(got, size.sliding_bytes_by_part(50, tokens), "{rows}, {tokens} tokens");
         });
         let mut dense = KvCache::new(geometry, 1, rows);
-        feed(&mut dense, &qkv, 8, &|tokens, state| {
+        feed(&mut dense, &qkv, 20, &|tokens, state| {
             let window = size.sliding_bytes_by_part(TOKENS, tokens);
             let StateBytes { window_rows: kept_rows, row_scales, .. } = window;
             let expected = StateBytes { kept_rows, row_scales, ..StateBytes::default() };

@@ -75,8 +75,11 @@ fn feed<T: Real>(
         state.ring_v.set(slot + i, input.v.row(start + i));
     }
 
-    let previous_half = (now + 1) % 2 * chunk;
-    let previous_end = previous_half + if now > 0 { chunk } else { 0 };
+    let previous = match now {
+        // Its half of the ring need not be there.
+        0 => 0..0,
+        _ => (now + 1) % 2 * chunk..((now + 1) % 2 + 1) * chunk,
+    };
     let salient_rows = if input.branches.salient { state.salient_k.len() } else { 0 };
     let group = input.q.len();
     let queries = group * length;
@@ -84,7 +87,7 @@ fn feed<T: Real>(
     let salient = (&state.salient_k, &state.salient_v);
     let [a, b, c, d, e, f] = &mut scratch.rows;
     let keys = Keys {
-        previous: Part::new(ring, previous_half..previous_end, queries, (a, b)),
+        previous: Part::new(ring, previous.clone(), queries, (a, b)),
         current: Part::new(ring, current_half..slot + length, queries, (c, d)),
         salient: Salient::new(salient, salient_rows, queries, (&mut scratch.paired, e, f)),
         state: (state.count > 0).then_some((state.s.as_slice(), state.z.as_slice())),
@@ -94,7 +97,7 @@ fn feed<T: Real>(
 
     // Of each query head: a score per query, or a sum per key.
     let per_head = match input.router {
-        Router::ReceivedAttention => previous_end - previous_half + offset + length,
+        Router::ReceivedAttention => previous.len() + offset + length,
         _ => length,
     };
     let split = input.split_heads && length >= PARALLEL_TOKENS;
@@ -123,7 +126,7 @@ fn feed<T: Real>(
             .for_each(|(((index, out), scores), buffers)| answer(index, out, scores, buffers));
     }
 
-    let keys = (previous_half..previous_end).chain(current_half..slot + length);
+    let keys = previous.chain(current_half..slot + length);
     enter_scores(state, input, slot..slot + length, keys, &scratch.scores);
 }
 

@@ -1,5 +1,7 @@
 //! Rows of K or V of one head, stored in the dtype that the state declares.
 
+use std::ops::Range;
+
 use candle_core::{Device, Tensor};
 use still_compute::Real;
 
@@ -70,18 +72,24 @@ impl<T: Real, const TILE: usize> Store<T, TILE> {
         index / TILE * TILE * self.width + index % TILE
     }
 
+    /// Where the values of the tile of row `index` lie.
+    fn tile(&self, index: usize) -> Range<usize> {
+        let first = index / TILE * TILE * self.width;
+        first..first + TILE * self.width
+    }
+
     /// Overwrites row `index`.
     pub fn set(&mut self, index: usize, row: &[T]) {
         debug_assert_eq!(row.len(), self.width);
-        let start = self.start(index);
+        let (tile, lane) = (self.tile(index), index % TILE);
         let cells = match &mut self.coded {
             Coded::Cells(cells) => cells,
             Coded::FourBit(codes) => return codes.set(index, row),
         };
         let scale = cells.prepare(index, row);
         each!(&mut cells.values, v => {
-            for (line, &x) in v[start..].chunks_mut(TILE).zip(row) {
-                line[0] = Cell::<T>::narrow(x * scale);
+            for (line, &x) in v[tile].as_chunks_mut::<TILE>().0.iter_mut().zip(row) {
+                line[lane] = Cell::<T>::narrow(x * scale);
             }
         });
     }
@@ -135,10 +143,10 @@ impl<T: Real, const TILE: usize> Store<T, TILE> {
             Coded::FourBit(codes) => return codes.append_row(index, out),
         };
         let scale = cells.scale(index);
-        let start = self.start(index);
+        let (tile, lane) = (self.tile(index), index % TILE);
         each!(&cells.values, v => {
-            let lines = v[start..].chunks(TILE).take(self.width);
-            out.extend(lines.map(|line| Cell::<T>::widen(line[0]) * scale));
+            let lines = v[tile].as_chunks::<TILE>().0.iter();
+            out.extend(lines.map(|line| Cell::<T>::widen(line[lane]) * scale));
         });
     }
 

@@ -124,10 +124,10 @@ fn add_columns<T: Real, C: Cell<T>, const N: usize, const COLUMNS: usize>(
             }
         }
     }
-    for n in 0..N {
-        for c in 0..COLUMNS {
-            out[n * out_stride + column + c] += sums[n][c];
-        }
+    for (n, sums) in sums.iter().enumerate() {
+        // A slice each: indices of both loops would be vectorized as scattered stores.
+        let out = &mut out[n * out_stride + column..][..COLUMNS];
+        out.iter_mut().zip(sums).for_each(|(out, &sum)| *out += sum);
     }
 }
 
@@ -207,10 +207,9 @@ fn add_outer_columns<T: Real, const N: usize, const COLUMNS: usize>(
             }
         }
     }
-    for i in 0..N {
-        for j in 0..COLUMNS {
-            c[i * n + column + j] += sums[i][j];
-        }
+    for (i, sums) in sums.iter().enumerate() {
+        let c = &mut c[i * n + column..][..COLUMNS];
+        c.iter_mut().zip(sums).for_each(|(c, &sum)| *c += sum);
     }
 }
 
