@@ -105,6 +105,29 @@ pub trait HostState: Sync {
     /// How many parts there are.
     fn parts(&self) -> usize;
 
+    /// Pieces that a part's next token can attend to beforehand, each on a thread of its own: none where they are not worth it.
+    fn pieces(&self, part: usize) -> usize {
+        let _ = part;
+        0
+    }
+
+    /// Attends to one of a part's [`pieces`](Self::pieces) with the next token's queries `q`, `[query heads, D]`. `to`,
+    /// `[query heads, D + 2]`, is for [`HeadRows::beforehand`].
+    ///
+    /// # Panics
+    /// If there is no such piece, or slices are too short for their layout.
+    fn attend_piece(
+        &self,
+        part: usize,
+        piece: usize,
+        q: &[f32],
+        scratch: &mut HeadScratch,
+        to: &mut [f32],
+    ) {
+        let _ = (q, scratch, to);
+        panic!("part {part} has no piece {piece}");
+    }
+
     /// Feeds one token to a part, which no other thread has meanwhile: `out` is `[query heads, D]`.
     ///
     /// # Panics

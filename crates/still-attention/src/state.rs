@@ -1,17 +1,18 @@
 //! The recurrent state of hybrid attention: one layer, a batch of sequences.
 
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use candle_core::{DeviceLocation, Tensor};
 use rayon::prelude::*;
 
 use crate::arguments::{advance_values, expect_shape, values};
-use crate::attention_state::{cannot_truncate, lock};
+use crate::attention_state::cannot_truncate;
 use crate::config::{LinearNorm, logit_scale};
 use crate::cpu::call::{Record, Scratch};
 use crate::cpu::forward::advance;
 use crate::cpu::head_input::{FeatureMaps, HeadInput, Routing, should_split_heads};
 use crate::cpu::head_state::HeadState;
+use crate::cpu::pieces::{attend_piece, pieces};
 use crate::cpu::rows::Rows;
 use crate::dense::DenseScratch;
 use crate::weights::inverse_sigmoid;
@@ -81,13 +82,13 @@ impl PreparedWeights {
 pub struct HybridState {
     weights: Arc<PreparedWeights>,
     /// `[batch, selection heads]`; each is fed by one thread at a time.
-    heads: Vec<Mutex<HeadState<f32>>>,
+    heads: Vec<RwLock<HeadState<f32>>>,
     batch: usize,
 }
 
 impl Clone for HybridState {
     fn clone(&self) -> Self {
-        let heads = self.heads.iter().map(|head| Mutex::new(lock(head).clone())).collect();
+        let heads = self.heads.iter().map(|head| RwLock::new(read(head).clone())).collect();
         Self { weights: self.weights.clone(), heads, batch: self.batch }
     }
 }
@@ -103,6 +104,9 @@ pub struct HeadRows<'a> {
     pub v: &'a [f32],
     /// `[query heads, T, D]`, with the output gate.
     pub gate: Option<&'a [f32]>,
+    /// What a single token has attended to before it is fed: all [`pieces`](HostState::pieces) of the part, in order, or none.
+    /// `[pieces, query heads, D + 2]`.
+    pub beforehand: &'a [f32],
 }
 
 /// What a layer remembers for one selection head of one sequence, for as long as one thread feeds it.
@@ -110,7 +114,7 @@ pub struct HeadRows<'a> {
 pub struct HybridHead<'a> {
     weights: &'a PreparedWeights,
     head: usize,
-    state: MutexGuard<'a, HeadState<f32>>,
+    state: RwLockWriteGuard<'a, HeadState<f32>>,
 }
 
 /// Memory that heads are fed in; one a thread is enough, and keeps widened rows in its cache.
@@ -174,6 +178,7 @@ impl HybridHead<'_> {
             lambda: weights.lambda.as_ref().map(|lambda| &lambda[queries.clone()]),
             against_window: weights.against_window.as_ref().map(|inverse| &inverse[queries]),
             split_heads: split,
+            beforehand: rows.beforehand,
         };
         let record = Record::default();
         advance(&mut self.state, &input, length, out, tokens, record, &mut scratch.hybrid);
@@ -197,7 +202,7 @@ impl HybridState {
         let heads = weights.geometry.selection_heads(weights.config.selection_head);
         let (config, d) = (&weights.config, weights.geometry.head_dim);
         let head = HeadState::new(config.ring_chunk(), d, rows, config.cap.is_some());
-        let heads = (0..batch * heads).map(|_| Mutex::new(head.clone())).collect();
+        let heads = (0..batch * heads).map(|_| RwLock::new(head.clone())).collect();
         Self { weights, heads, batch }
     }
 
@@ -207,7 +212,7 @@ impl HybridState {
     #[must_use]
     pub fn keeping_positions(self) -> Self {
         for head in &self.heads {
-            lock(head).ranks.get_or_insert_default();
+            write(head).ranks.get_or_insert_default();
         }
         self
     }
@@ -273,6 +278,7 @@ impl HybridState {
                     k: &k[kv..kv + tokens * d],
                     v: &v[kv..kv + tokens * d],
                     gate: gate.map(|gate| &gate[queries]),
+                    beforehand: &[],
                 };
                 self.head(task).feed(rows, lengths[sequence], split, scratch, out);
             },
@@ -285,7 +291,7 @@ impl HybridState {
     /// If there is no such part.
     pub fn head(&self, part: usize) -> HybridHead<'_> {
         let heads = self.heads.len() / self.batch.max(1);
-        HybridHead { weights: &self.weights, head: part % heads, state: lock(&self.heads[part]) }
+        HybridHead { weights: &self.weights, head: part % heads, state: write(&self.heads[part]) }
     }
 
     /// The linear state of one sequence and selection head (empty while nothing was absorbed).
@@ -304,8 +310,8 @@ impl HybridState {
         Some(positions)
     }
 
-    fn state(&self, sequence: usize, head: usize) -> MutexGuard<'_, HeadState<f32>> {
-        lock(&self.heads[sequence * (self.heads.len() / self.batch) + head])
+    fn state(&self, sequence: usize, head: usize) -> RwLockReadGuard<'_, HeadState<f32>> {
+        read(&self.heads[sequence * (self.heads.len() / self.batch) + head])
     }
 }
 
@@ -327,11 +333,11 @@ impl AttentionState for HybridState {
     }
 
     fn size_bytes(&self) -> usize {
-        self.heads.iter().map(|head| lock(head).bytes_by_part().total()).sum()
+        self.heads.iter().map(|head| read(head).bytes_by_part().total()).sum()
     }
 
     fn bytes_by_part(&self) -> Option<StateBytes> {
-        Some(self.heads.iter().map(|head| lock(head).bytes_by_part()).sum())
+        Some(self.heads.iter().map(|head| read(head).bytes_by_part()).sum())
     }
 
     fn boxed_clone(&self) -> Box<dyn AttentionState> {
@@ -346,6 +352,24 @@ impl AttentionState for HybridState {
 impl HostState for HybridState {
     fn parts(&self) -> usize {
         self.heads.len()
+    }
+
+    fn pieces(&self, part: usize) -> usize {
+        let config = &self.weights.config;
+        let wanted = config.mode == Mode::Hybrid && config.branches.salient;
+        if wanted { pieces(&read(&self.heads[part]), config.chunk) } else { 0 }
+    }
+
+    fn attend_piece(
+        &self,
+        part: usize,
+        piece: usize,
+        q: &[f32],
+        scratch: &mut HeadScratch,
+        to: &mut [f32],
+    ) {
+        let scale = logit_scale(self.weights.config.logit_scale, self.weights.geometry.head_dim);
+        attend_piece(&read(&self.heads[part]), piece, (q, scale as f32), &mut scratch.hybrid, to);
     }
 
     fn decode(&self, part: usize, rows: HeadRows<'_>, scratch: &mut HeadScratch, out: &mut [f32]) {
@@ -377,8 +401,8 @@ impl HostState for HybridState {
         let heads = self.heads.len() / self.batch;
         for head in &self.heads[sequence * heads..(sequence + 1) * heads] {
             match tokens {
-                0 => lock(head).clear(),
-                _ => lock(head).position = tokens,
+                0 => write(head).clear(),
+                _ => write(head).position = tokens,
             }
         }
         Ok(())
@@ -387,7 +411,7 @@ impl HostState for HybridState {
     fn save(&self) -> Result<SavedState> {
         let mut saved = SavedState::default();
         for (part, head) in self.heads.iter().enumerate() {
-            lock(head).save(&mut saved, part)?;
+            read(head).save(&mut saved, part)?;
         }
         Ok(saved)
     }
@@ -396,7 +420,7 @@ impl HostState for HybridState {
         let config = &self.weights.config;
         let mut position = None;
         for (part, head) in self.heads.iter().enumerate() {
-            let mut head = lock(head);
+            let mut head = write(head);
             head.restore(&mut saved, part, 2 * config.feature_dim)?;
             // Heads of a sequence have read equally many.
             let first = part % (self.heads.len() / self.batch) == 0;
@@ -410,4 +434,12 @@ impl HostState for HybridState {
         }
         saved.finish()
     }
+}
+
+fn read<T>(head: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+    head.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn write<T>(head: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
+    head.write().unwrap_or_else(PoisonError::into_inner)
 }

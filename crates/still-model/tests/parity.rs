@@ -181,6 +181,33 @@ fn steps_of_a_batch_equal_each_alone() {
     }
 }
 
+/// Threads share the keys of a head that keeps all tokens, in pieces of one size whatever the threads.
+#[test]
+fn a_step_over_whole_heads_equals_one_pass_whatever_the_threads() {
+    let teacher = random_model(tiny_config(), 4).unwrap();
+    let config = teacher.config();
+    let still = StillConfig::uniform(config.num_hidden_layers, config.geometry(), 8, 8);
+    let student = Student::init(still, config, FeatureInit::Normal, 5).unwrap();
+    let model = teacher.with_student(student);
+    // More than two pieces' rows have retired.
+    let (ids, read) = (ids(2085, 1), 2070);
+    let mut before = model.new_cache(1, RowDtype::F32).unwrap();
+    model.prefill(&ids[..read], &mut before).unwrap();
+    let whole = feed(&model, &mut before.clone(), &ids[read..]);
+    let steps = |threads: usize| -> Vec<Vec<f32>> {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let mut cache = before.clone();
+        pool.install(|| {
+            ids[read..].iter().flat_map(|&id| feed(&model, &mut cache, &[id])).collect()
+        })
+    };
+    let one = steps(1);
+    assert_close(&one, &whole);
+    for threads in [2, 3, 7] {
+        assert_eq!(steps(threads), one, "{threads} threads");
+    }
+}
+
 #[test]
 fn an_id_outside_the_vocabulary_is_an_error() {
     let [teacher, _] = models();

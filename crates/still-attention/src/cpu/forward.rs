@@ -80,7 +80,8 @@ fn feed<T: Real>(
         0 => 0..0,
         _ => (now + 1) % 2 * chunk..((now + 1) % 2 + 1) * chunk,
     };
-    let salient_rows = if input.branches.salient { state.salient_k.len() } else { 0 };
+    let seen = !input.branches.salient || !input.beforehand.is_empty();
+    let salient_rows = if seen { 0 } else { state.salient_k.len() };
     let group = input.q.len();
     let queries = group * length;
     let ring = (&state.ring_k, &state.ring_v);

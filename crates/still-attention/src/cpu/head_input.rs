@@ -65,6 +65,8 @@ pub(crate) struct HeadInput<'a, T> {
     pub against_window: Option<&'a [T]>,
     /// Whether a segment's query heads are run on several threads: worth it where there are few selection heads.
     pub split_heads: bool,
+    /// What the salient keys give of a single token, where that is known: see [`super::pieces`].
+    pub beforehand: &'a [T],
 }
 
 /// Whether so many selection heads are too few to keep every thread busy.

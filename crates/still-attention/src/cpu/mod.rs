@@ -14,6 +14,7 @@
 //! | `query_rows` | queries of a segment: all that they attend to, in a few matrix products |
 //! | `visible_keys` | the keys that they see: as they are stored, or upcast |
 //! | `row_weights` | softmax of one query over its window, and the token's score |
+//! | `pieces` | the salient keys of a single token, a piece a thread |
 //! | `paired_keys`, `paired_keys_x86` | many queries with bf16 keys on AVX512_BF16 |
 //! | `feature_map` | rows of the feature map and their gradients |
 //! | `linear_only` | linear attention alone |
@@ -38,6 +39,7 @@ pub(crate) mod linear_only;
 pub(crate) mod linear_only_backward;
 pub(crate) mod operator;
 pub(crate) mod paired_keys;
+pub(crate) mod pieces;
 pub(crate) mod query_rows;
 pub(crate) mod query_rows_backward;
 pub(crate) mod recall;

@@ -132,6 +132,7 @@ impl Operator<'_> {
             lambda: operands.lambda.as_ref().map(|lambda| &lambda[queries.clone()]),
             against_window: operands.against_window.as_ref().map(|inverse| &inverse[queries]),
             split_heads: should_split_heads(self.batch * self.heads()),
+            beforehand: &[],
         }
     }
 

@@ -6,6 +6,7 @@ use super::cells::round_to_bf16;
 use super::feature_map::map_into;
 use super::head_input::HeadInput;
 use super::paired_keys::{PairedKeys, Softmax};
+use super::pieces::add_pieces;
 use super::row_weights::RowWeights;
 use super::visible_keys::{Keys, Part, Salient};
 use super::weighted_sum::{SMALL_BATCH, matmul_small_batch};
@@ -32,13 +33,13 @@ const BLOCK: usize = 256;
 /// Memory of [`query_rows`] and its like. Every buffer is written before it is read, so that what a call left may stay.
 #[derive(Clone, Debug)]
 pub(crate) struct Buffers<T> {
-    q: Vec<T>,
+    pub(super) q: Vec<T>,
     pairs: Vec<u32>,
     pub(super) local: Vec<T>,
-    exact: Vec<T>,
+    pub(super) exact: Vec<T>,
     pub(super) attended: Vec<T>,
     pub(super) denominator: Vec<T>,
-    maximum: Vec<T>,
+    pub(super) maximum: Vec<T>,
     pub(super) phi: Vec<T>,
     linear: Vec<T>,
 }
@@ -103,6 +104,7 @@ pub(crate) fn query_rows<T: Real>(
             attend_paired(keys, q, &mut sums, &mut buffers.pairs);
         }
     }
+    add_pieces(input.beforehand, d, &mut sums);
     if let (Some(state), true) = (keys.state, input.branches.linear) {
         let buffers = (&mut buffers.phi, &mut buffers.linear);
         add_linear(state, keys.count, input, heads, segment, &mut sums, buffers);
@@ -176,7 +178,7 @@ fn attend_window<T: Real>(
 /// Adds salient keys to the softmax of the queries `q` `[rows, D]`, a block at a time: a larger maximum shrinks what was
 /// added before.
 #[inline(always)]
-fn attend_salient<T: Real>(
+pub(super) fn attend_salient<T: Real>(
     keys: &Part<'_, T>,
     q: &[T],
     d: usize,

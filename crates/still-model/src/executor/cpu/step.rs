@@ -43,10 +43,23 @@ pub(crate) struct Buffers {
     hidden: Vec<f32>,
     /// What is normed before it is added to `x`.
     branch: Vec<f32>,
+    /// What threads attend to in pieces, of all layers.
+    pieces: Vec<Piece>,
+    /// Where each layer's pieces end.
+    ends: Vec<usize>,
+    /// What a layer's pieces give, each `[query heads, D + 2]`.
+    beforehand: Vec<f32>,
     /// Final-normed hidden states of the last step, `[B, E]`.
     pub normed: Vec<f32>,
     /// One per thread.
     workers: Vec<Mutex<WorkerBuffers>>,
+}
+
+/// See [`HostState::pieces`].
+#[derive(Clone, Copy, Debug)]
+struct Piece {
+    part: usize,
+    index: usize,
 }
 
 /// What every thread sees.
@@ -62,9 +75,12 @@ struct Step<'a> {
     attention: Shared<'a>,
     hidden: Shared<'a>,
     branch: Shared<'a>,
+    beforehand: Shared<'a>,
     logits: Shared<'a>,
     /// Each of a layer's parts is taken by one thread of a phase.
     layers: &'a [&'a dyn HostState],
+    pieces: &'a [Piece],
+    ends: &'a [usize],
 }
 
 /// Buffers of one thread, which no other reads or writes.
@@ -123,6 +139,9 @@ pub(super) fn step(
         attention,
         hidden,
         branch,
+        pieces,
+        ends,
+        beforehand,
         normed,
         workers,
     } = &mut scratch.step;
@@ -133,6 +152,7 @@ pub(super) fn step(
         decoder.embed_row(id, tile, x)?;
     }
     workers.resize_with(workers.len().max(rayon::current_num_threads()), Mutex::default);
+    let most_beforehand = plan_pieces(&layers, (queries, config.head_dim), pieces, ends);
     let shared = |buffer, length| Shared::new(take(buffer, length));
     let step = Step {
         rotation,
@@ -146,8 +166,11 @@ pub(super) fn step(
         attention: shared(attention, queries),
         hidden: shared(hidden, batch * config.intermediate_size),
         branch: shared(branch, batch * config.hidden_size),
+        beforehand: shared(beforehand, most_beforehand),
         logits: shared(logits, if wants_logits { batch * config.vocab_size } else { 0 }),
         layers: &layers,
+        pieces,
+        ends,
     };
     on_all_threads(|worker| {
         let mut buffers = workers[worker.index].lock().unwrap_or_else(PoisonError::into_inner);
@@ -156,7 +179,7 @@ pub(super) fn step(
         for (n, layer) in decoder.layers.iter().enumerate() {
             let student = student.and_then(|student| student.layer(n));
             let inputs = layer.before_attention(&mut ops, &Slot::X, student)?;
-            ops.attend(&inputs, step.layers[n])?;
+            ops.attend(&inputs, n)?;
             layer.after_attention(&mut ops, Slot::X, &Slot::Attention, student)?;
         }
         if wants_logits {
@@ -257,6 +280,11 @@ impl<'a> Tiled<'a> {
 }
 
 impl Step<'_> {
+    fn pieces(&self, layer: usize) -> &[Piece] {
+        let start = layer.checked_sub(1).map_or(0, |before| self.ends[before]);
+        &self.pieces[start..self.ends[layer]]
+    }
+
     fn slot(&self, slot: Slot) -> &Shared<'_> {
         match slot {
             Slot::X => &self.x,
@@ -455,32 +483,43 @@ impl SliceOps<'_> {
         Ok(())
     }
 
-    /// One phase: a layer's attention, into [`Slot::Attention`].
-    fn attend(&mut self, inputs: &AttentionInputs<Heads<'_>>, state: &dyn HostState) -> Result<()> {
+    /// A layer's attention, into [`Slot::Attention`]: one phase, and one before it where there are pieces.
+    fn attend(&mut self, inputs: &AttentionInputs<Heads<'_>>, layer: usize) -> Result<()> {
+        let (step, worker) = (self.step, self.worker);
+        let (state, pieces) = (step.layers[layer], step.pieces(layer));
         let units = state.parts();
-        for unit in self.worker.phase(units, units)?.into_iter().flatten().flatten() {
-            self.attend_unit(unit, units, inputs, state)?;
+        if !pieces.is_empty() {
+            for n in worker.phase(pieces.len(), pieces.len())?.into_iter().flatten().flatten() {
+                let Piece { part, index } = pieces[n];
+                let queries = self.rotate(part, units, inputs)?.len();
+                let q = &self.buffers.rotated[..queries];
+                let size = queries + queries / self.head_dim * 2;
+                // SAFETY: every piece has its own part, and what read those of the layer before is over.
+                let to = unsafe { step.beforehand.write(n * size..(n + 1) * size) };
+                state.attend_piece(part, index, q, &mut self.buffers.scratch, to);
+            }
+        }
+        for unit in worker.phase(units, units)?.into_iter().flatten().flatten() {
+            self.attend_unit(unit, units, inputs, layer)?;
         }
         Ok(())
     }
 
-    /// Norms, rotation and attention of one head of one sequence.
-    fn attend_unit(
+    /// Norms and rotation of one head of one sequence: queries and key into the buffer. Where its queries lie among all.
+    fn rotate(
         &mut self,
         unit: usize,
         units: usize,
         inputs: &AttentionInputs<Heads<'_>>,
-        state: &dyn HostState,
-    ) -> Result<()> {
+    ) -> Result<Range<usize>> {
         let Self { step, buffers, head_dim: d, .. } = self;
         let d = *d;
-        let AttentionInputs { q, k, v, gate } = inputs;
+        let AttentionInputs { q, k, .. } = inputs;
         // SAFETY: the phase that wrote them is over.
         let read = |heads: &Heads<'_>| unsafe { step.slot(heads.slot).read() };
-        let (q_rows, k_rows, v_rows) = (read(q), read(k), read(v));
+        let (q_rows, k_rows) = (read(q), read(k));
         let queries = unit * (q_rows.len() / units)..(unit + 1) * (q_rows.len() / units);
-        // Selection heads may share a KV head.
-        let kv = unit * (k_rows.len() / d) / units * d;
+        let kv = kv_row(unit, units, k_rows.len() / d) * d;
         let sequence = (unit * step.batch / units, 0);
         let rotated = take(&mut buffers.rotated, queries.len() + d);
         let (to_q, to_k) = rotated.split_at_mut(queries.len());
@@ -503,8 +542,34 @@ impl SliceOps<'_> {
                 }
             }
         }
-        let (q, k) = rotated.split_at(queries.len());
+        Ok(queries)
+    }
+
+    /// One head of one sequence.
+    fn attend_unit(
+        &mut self,
+        unit: usize,
+        units: usize,
+        inputs: &AttentionInputs<Heads<'_>>,
+        layer: usize,
+    ) -> Result<()> {
+        let queries = self.rotate(unit, units, inputs)?;
+        let Self { step, buffers, head_dim: d, .. } = self;
+        let d = *d;
+        let AttentionInputs { v, gate, .. } = inputs;
+        // SAFETY: the phase that wrote them is over.
+        let read = |heads: &Heads<'_>| unsafe { step.slot(heads.slot).read() };
+        let v_rows = read(v);
+        let (q, k) = buffers.rotated[..queries.len() + d].split_at(queries.len());
+        let kv = kv_row(unit, units, v_rows.len() / d) * d;
         let v = &v_rows[kv..kv + d];
+        // They are in order of their parts.
+        let pieces = step.pieces(layer);
+        let first = pieces.partition_point(|piece| piece.part < unit);
+        let size = queries.len() + queries.len() / d * 2;
+        let end = first + pieces[first..].partition_point(|piece| piece.part == unit);
+        // SAFETY: the phase that wrote them is over.
+        let beforehand = unsafe { &step.beforehand.read()[first * size..end * size] };
         let gate = gate.as_ref().map(|gate| {
             buffers.gate.clear();
             buffers.gate.extend(read(gate)[queries.clone()].iter().map(|&x| sigmoid(x)));
@@ -512,9 +577,37 @@ impl SliceOps<'_> {
         });
         // SAFETY: every head has its own part.
         let out = unsafe { step.attention.write(queries) };
-        state.decode(unit, HeadRows { q, k, v, gate }, &mut buffers.scratch, out);
+        let rows = HeadRows { q, k, v, gate, beforehand };
+        step.layers[layer].decode(unit, rows, &mut buffers.scratch, out);
         Ok(())
     }
+}
+
+/// Lists the pieces of all layers. The most values that those of one layer give, where a step has `queries` values of queries in
+/// heads of `d`.
+fn plan_pieces(
+    layers: &[&dyn HostState],
+    (queries, d): (usize, usize),
+    pieces: &mut Vec<Piece>,
+    ends: &mut Vec<usize>,
+) -> usize {
+    (pieces.clear(), ends.clear());
+    let mut most = 0;
+    for state in layers {
+        let (start, parts) = (pieces.len(), state.parts());
+        for part in 0..parts {
+            pieces.extend((0..state.pieces(part)).map(|index| Piece { part, index }));
+        }
+        ends.push(pieces.len());
+        let queries = queries / parts.max(1);
+        most = most.max((pieces.len() - start) * (queries + queries / d * 2));
+    }
+    most
+}
+
+/// Which of the `rows` keys belongs to a unit: selection heads may share a KV head.
+fn kv_row(unit: usize, units: usize, rows: usize) -> usize {
+    unit * rows / units
 }
 
 fn unprepared() -> ModelError {
