@@ -591,7 +591,8 @@ fn plan_pieces(
     pieces: &mut Vec<Piece>,
     ends: &mut Vec<usize>,
 ) -> usize {
-    (pieces.clear(), ends.clear());
+    pieces.clear();
+    ends.clear();
     let mut most = 0;
     for state in layers {
         let (start, parts) = (pieces.len(), state.parts());
