@@ -27,6 +27,9 @@ pub(crate) fn advance<T: Real>(
     if input.mode == Mode::LinearOnly {
         return linear_only::advance(state, input, tokens, out, stride, record, scratch);
     }
+    if tokens == 1 {
+        scratch.retirement.reserve(state, input);
+    }
     let first = state.position;
     let mut done = 0;
     while done < tokens {

@@ -107,11 +107,8 @@ impl<T: Real> HeadState<T> {
         if rows == 0 {
             return;
         }
-        for gathered in [&mut *k, &mut *v] {
-            gathered.clear();
-            // At once: every thread that retires a head for the first time would grow them row by row.
-            gathered.reserve(rows * input.head_dim);
-        }
+        k.clear();
+        v.clear();
         for &(_, position) in arrivals {
             let slot = self.slot(position, input.chunk);
             self.ring_k.append_row(slot, k);
@@ -145,6 +142,25 @@ impl<T: Real> HeadState<T> {
 }
 
 impl<T: Real> Retirement<T> {
+    /// Takes the memory that retiring a chunk of this head needs, so that a thread has it before a chunk retires.
+    pub fn reserve(&mut self, state: &HeadState<T>, input: &HeadInput<'_, T>) {
+        let Routing::Scores { budget, cap } = input.routing else { return };
+        let at_least = |held: usize, needed: usize| needed.saturating_sub(held);
+        let Gathered { k, v, phi, .. } = &mut self.gathered;
+        // As many tokens enter the state as leave the ring and do not add to the salient ones.
+        let rows = input.chunk;
+        for (buffer, width) in
+            [(k, input.head_dim), (v, input.head_dim), (phi, input.features.width())]
+        {
+            buffer.reserve(at_least(buffer.len(), rows * width));
+        }
+        self.arrivals.reserve(at_least(self.arrivals.len(), rows));
+        if let (Some(_), Some(ranks)) = (cap, &state.ranks) {
+            self.demoted.reserve(at_least(self.demoted.len(), budget));
+            self.ranked.reserve(at_least(self.ranked.len(), ranks.len() + budget));
+        }
+    }
+
     /// Decides which tokens of chunk `now − 2` stay exact, and which salient ones do no longer.
     fn decide(&mut self, state: &HeadState<T>, now: usize, input: &HeadInput<'_, T>) {
         let first = (now - 2) * input.chunk;
