@@ -33,7 +33,7 @@ impl StateBytes {
     pub fn parts(&self) -> [(&'static str, usize); 5] {
         let Self { window_rows, kept_rows, row_scales, scores, linear_states } = *self;
         [
-            ("window rows", window_rows),
+            ("windows", window_rows),
             ("kept rows", kept_rows),
             ("row scales", row_scales),
             ("scores", scores),
