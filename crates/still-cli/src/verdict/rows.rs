@@ -13,7 +13,7 @@ pub fn table(rows: &[Row]) -> String {
     table::render(&headers, &lines(rows))
 }
 
-/// The lines of [`table`]: a name, and a cell for each model. Those that no model has are left out.
+/// The lines of [`table()`]: a name, and a cell for each model. Those that no model has are left out.
 pub fn lines(rows: &[Row]) -> Vec<Vec<String>> {
     let teacher = rows.first();
     let recalls = rows.iter().find(|row| !row.recall.is_empty()).map(|row| row.recall.as_slice());

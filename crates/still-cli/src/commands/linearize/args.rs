@@ -48,7 +48,7 @@ pub struct LinearizeArgs {
     /// Write no TensorBoard event files (they go to the run directory's tensorboard/)
     #[arg(long)]
     no_tensorboard: bool,
-    /// Train nothing: find budgets alone, as the recipe's [calibration] says or for the usual share of the dense cache
+    /// Train nothing: find budgets alone, as the recipe says or for the usual share of the dense cache
     #[arg(long, conflicts_with_all = ["resume", "dry_run"])]
     training_free: bool,
     /// Do not compare the finished student with its teacher: saves up to a minute
