@@ -5,8 +5,8 @@
     cargo build --release
     python3 benches/beside_llama_cpp.py MODEL.gguf --out benches/results/NAME [--contexts 512,7680]
 
-Every round runs both, llama.cpp with and without flash attention; of llama.cpp the better of the two counts. Each process
-warms up before its first context. Writes NAME/beside_llama_cpp.json (every round) and NAME/beside_llama_cpp.md (the table).
+Every round runs both, llama.cpp with and without flash attention; of llama.cpp the better of the two counts. Without
+--student, the student of the table is an untrained one of 4 of 64 tokens. Each process warms up before its first context. Writes NAME/beside_llama_cpp.json (every round) and NAME/beside_llama_cpp.md (the table).
 """
 
 import argparse
@@ -73,6 +73,7 @@ def main():
     parser.add_argument("model")
     parser.add_argument("--out", type=pathlib.Path, help="directory for the results")
     parser.add_argument("--still", default="target/release/still")
+    parser.add_argument("--student", help="a student of the model, timed with its own rows, and its teacher")
     parser.add_argument("--contexts", default="512,2048,4096,7680")
     parser.add_argument("--new-tokens", type=int, default=48)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -85,8 +86,10 @@ def main():
         parser.error("--out is needed")
 
     common = ["--contexts", args.contexts, "--new-tokens", str(args.new_tokens), "--threads", str(args.threads)]
+    bench = [args.still, "bench", "model", "--json", "--quiet"]
+    what = ["--model", args.student, "--variants", "student,dense"] if args.student else ["--model", args.model, "--variants", "still"]
     commands = {
-        "still": [args.still, "bench", "model", "--json", "--quiet", "--model", args.model, "--variants", "still", *common],
+        "still": [*bench, *what, *common],
         "plain": [sys.executable, __file__, args.model, "--worker", "plain", *common],
         "flash": [sys.executable, __file__, args.model, "--worker", "flash", *common],
     }
@@ -94,23 +97,26 @@ def main():
     for number in range(args.rounds):
         for name, command in commands.items():
             print(f"round {number + 1} of {args.rounds}: {name}", file=sys.stderr)
-            rounds += [{"round": number, "engine": name, **line} for line in run(command)]
+            # The teacher's lines are an engine of their own.
+            engine = lambda line: "dense" if line.get("variant") == "dense" else name
+            rounds += [{"round": number, "engine": engine(line), **line} for line in run(command)]
 
     def median(engine, context, speed):
         return statistics.median(
             line[speed] for line in rounds if line["engine"] == engine and line["context"] == context
         )
 
-    table = [
-        "| context | prefill, still | llama.cpp | ratio | decode, still | llama.cpp | ratio |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    peers = [("llama.cpp", ("plain", "flash"))] + ([("teacher", ("dense",))] if args.student else [])
+    heads = [f"{what}, still | " + " | ".join(f"{peer} | ratio" for peer, _ in peers) for what in ("prefill", "decode")]
+    table = ["| context | " + " | ".join(heads) + " |", "|---" * (3 + 4 * len(peers)) + "|"]
     for context in (int(context) for context in args.contexts.split(",")):
         cells = [f"{context:,}"]
         for speed in SPEEDS:
             ours = median("still", context, speed)
-            peer = max(median(engine, context, speed) for engine in ("plain", "flash"))
-            cells += [f"{ours:.1f}", f"{peer:.1f}", f"{ours / peer:.2f}"]
+            cells.append(f"{ours:.1f}")
+            for _, engines in peers:
+                peer = max(median(engine, context, speed) for engine in engines)
+                cells += [f"{peer:.1f}", f"{ours / peer:.2f}"]
         table.append("| " + " | ".join(cells) + " |")
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], stdout=subprocess.PIPE, text=True).stdout.strip()
     import llama_cpp
