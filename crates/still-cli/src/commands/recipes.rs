@@ -57,8 +57,16 @@ pub fn run(args: &RecipesArgs, printer: &Printer) -> anyhow::Result<()> {
     }
 }
 
+/// A name, and beside it what the recipe trains, in the columns of a terminal.
 fn list() -> String {
-    let rows: Vec<Vec<String>> =
-        BuiltIn::ALL.iter().map(|recipe| vec![recipe.name.into(), recipe.about()]).collect();
-    table::render(&["recipe", "what it trains"], &rows)
+    let width = BuiltIn::ALL.iter().map(|recipe| recipe.name.len()).max().unwrap_or(0) + 2;
+    let mut lines = Vec::new();
+    for recipe in BuiltIn::ALL {
+        let about = table::wrapped(&recipe.about(), table::WIDTH - width);
+        for (n, line) in about.lines().enumerate() {
+            let name = if n == 0 { recipe.name } else { "" };
+            lines.push(format!("{name:width$}{line}"));
+        }
+    }
+    lines.join("\n")
 }

@@ -95,8 +95,10 @@ fn recipes_are_listed_and_printed_whole() {
     let list = Outcome::of(still().args(["recipes", "list"]));
     list.succeeded();
     for name in ["quick", "still-long", "paper", "window-only"] {
-        assert!(list.stdout.contains(name), "{}", list.stdout);
+        let starts = |line: &str| line.starts_with(&format!("{name} "));
+        assert!(list.stdout.lines().any(starts), "{}", list.stdout);
     }
+    assert!(list.stdout.lines().all(|line| line.chars().count() <= 80), "{}", list.stdout);
     let shown = Outcome::of(still().args(["recipes", "show", "quick"]));
     shown.succeeded();
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../recipes/quick.toml");
