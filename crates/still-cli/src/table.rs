@@ -1,5 +1,7 @@
 //! Plain-text tables: the first column to the left, numbers to the right. Text in lines of a width.
 
+use still_attention::StateBytes;
+
 /// Columns of a terminal that text without a terminal is made for.
 pub const WIDTH: usize = 80;
 
@@ -26,8 +28,6 @@ pub fn wrapped(text: &str, width: usize) -> String {
     }
     lines.join("\n")
 }
-
-use still_attention::StateBytes;
 
 /// Renders `rows` under `headers`, columns two spaces apart, with a rule below the headers.
 pub fn render(headers: &[&str], rows: &[Vec<String>]) -> String {

@@ -39,7 +39,8 @@ fn configs() -> [ModelConfig; 2] {
     [tiny_config(), normed]
 }
 
-fn logits(model: &Model) -> Vec<f32> {
+/// Logits of a model that reads 60 tokens.
+pub fn logits(model: &Model) -> Vec<f32> {
     let ids: Vec<u32> = (0..60).map(|t| (t * 37 + 5) % 256).collect();
     let mut cache = model.new_cache(1, RowDtype::F32).unwrap();
     let ids = Tensor::new(ids, &Device::Cpu).unwrap().unsqueeze(0).unwrap();

@@ -12,7 +12,8 @@ use still_model::{
     Student, export_gguf, save_student,
 };
 
-fn student(model: &Model) -> Model {
+/// A model's student with low-rank updates and nothing at its initial value.
+pub fn student(model: &Model) -> Model {
     let config = model.config();
     let still = StillConfig::uniform(config.num_hidden_layers, config.geometry(), 8, 2);
     let mut student = Student::init(still, config, FeatureInit::Normal, 5).unwrap();

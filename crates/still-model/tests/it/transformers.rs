@@ -8,13 +8,15 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
-use still_attention::{RowDtype, StillConfig};
+use still_attention::RowDtype;
 use still_model::random::{random_model, tiny_config};
 use still_model::{
-    Architecture, ExportKind, FeatureInit, LoraConfig, LoraTarget, Model, ModelConfig, Student,
-    StudentTarget, export_transformers, save_student,
+    Architecture, ExportKind, Model, ModelConfig, StudentTarget, export_transformers, save_student,
 };
 use still_testing::relative_rms;
+
+use crate::checkpoints::logits;
+use crate::students_on_disk::student;
 
 fn data() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data")
@@ -118,21 +120,7 @@ fn logits_and_generations_are_those_of_transformers() {
 fn tiny_student(architecture: Architecture) -> Model {
     let config = ModelConfig { architecture, bos_token_id: Some(256), ..tiny_config() };
     let model = random_model(config, 1).unwrap();
-    let config = model.config();
-    let still = StillConfig::uniform(config.num_hidden_layers, config.geometry(), 8, 2);
-    let mut student = Student::init(still, config, FeatureInit::Normal, 5).unwrap();
-    let lora = LoraConfig { rank: 2, alpha: 4.0, targets: LoraTarget::ALL.to_vec() };
-    student.add_lora(config, lora, 6).unwrap();
-    let moved = student.map_tensors(|_, tensor| Ok((tensor + 0.01)?)).unwrap();
-    model.with_student(moved)
-}
-
-fn logits(model: &Model) -> Vec<f32> {
-    let ids: Vec<u32> = (0..60).map(|t| (t * 37 + 5) % 256).collect();
-    let mut cache = model.new_cache(1, RowDtype::F32).unwrap();
-    let ids = Tensor::new(ids, &Device::Cpu).unwrap().unsqueeze(0).unwrap();
-    let hidden = model.forward(&ids, &mut cache, None).unwrap();
-    model.logits(&hidden).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    student(&model)
 }
 
 /// Names of a safetensors file's tensors.
