@@ -8,7 +8,7 @@ use crate::cancel::Cancel;
 use crate::error::{ModelError, Result};
 use crate::model::Model;
 use crate::read::OnRead;
-use crate::sampler::Sampler;
+use crate::sampler::{Constraint, Sampler};
 
 /// How to generate.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,6 +30,8 @@ pub struct GenerateOptions {
     pub presence_penalty: f64,
     /// Is subtracted from a token's logit once for each time it was generated; 0 is off.
     pub frequency_penalty: f64,
+    /// Is added to the logits of these tokens, after the penalties.
+    pub logit_bias: Vec<(u32, f32)>,
     /// Seed of the sampling.
     pub seed: u64,
     /// Texts that end the generation; they are not part of the output.
@@ -51,6 +53,7 @@ impl Default for GenerateOptions {
             repetition_penalty: 1.0,
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
             seed: 0,
             stop: Vec::new(),
             cancel: Cancel::default(),
@@ -83,6 +86,11 @@ impl GenerateOptions {
             let given = self.repetition_penalty;
             return Err(ModelError::Invalid(format!(
                 "repetition penalty {given} is not a number above 0"
+            )));
+        }
+        if let Some((id, bias)) = self.logit_bias.iter().find(|(_, bias)| !bias.is_finite()) {
+            return Err(ModelError::Invalid(format!(
+                "the logit bias {bias} of token {id} is not a number"
             )));
         }
         let others = [("presence", self.presence_penalty), ("frequency", self.frequency_penalty)];
@@ -139,6 +147,21 @@ pub fn generate(
     options: &GenerateOptions,
     on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
 ) -> Result<Generation> {
+    generate_within(model, ids, cache, options, None, on_text)
+}
+
+/// [`generate`] within a constraint: a grammar, a JSON schema.
+///
+/// # Errors
+/// As there; a constraint that fails or allows no token.
+pub fn generate_within(
+    model: &Model,
+    ids: &[u32],
+    cache: &mut Cache,
+    options: &GenerateOptions,
+    constraint: Option<Box<dyn Constraint>>,
+    on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
+) -> Result<Generation> {
     options.validate()?;
     let start = Instant::now();
     let hidden = model.prefill_until(ids, cache, &options.cancel, &options.on_read)?;
@@ -147,7 +170,7 @@ pub fn generate(
     let prefill_seconds = start.elapsed().as_secs_f64();
     let start = Instant::now();
 
-    let mut sampler = Sampler::new(options);
+    let mut sampler = Sampler::new(options).with_constraint(constraint);
     let mut stream = model.tokenizer.stream();
     let mut output = StopBuffer::new(&options.stop);
     // Text of special tokens is never shown: such a stop string is met as an id.
@@ -166,7 +189,7 @@ pub fn generate(
                 "the model's logits are not numbers: its weights are damaged".into(),
             ));
         }
-        let id = sampler.sample(logits);
+        let id = sampler.sample(logits)?;
         if model.config().eos_token_ids.contains(&id) {
             finish = Finish::EndOfSequence;
             break;

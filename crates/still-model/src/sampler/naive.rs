@@ -24,6 +24,9 @@ fn probabilities(
         *logit -= options.presence_penalty as f32;
         *logit -= options.frequency_penalty as f32 * count as f32;
     }
+    for &(id, bias) in &options.logit_bias {
+        logits[id as usize] += bias;
+    }
     let logits: Vec<f64> = logits.into_iter().map(f64::from).collect();
     let softmax = |order: &[usize]| -> Vec<f64> {
         let max = order.iter().map(|&id| logits[id]).fold(f64::NEG_INFINITY, f64::max);
@@ -56,7 +59,7 @@ fn fast(logits: &[f32], counts: &HashMap<u32, u32>, options: &GenerateOptions) -
     let mut sampler = Sampler::new(options);
     sampler.counts.clone_from(counts);
     let mut buffer = Vec::new();
-    let logits = sampler.with_penalties(logits, &mut buffer);
+    let logits = sampler.change(logits, &mut buffer).unwrap();
     let mut choice = Choice::new(options.top_k, options.top_p, options.min_p);
     let mut all = vec![0.0; logits.len()];
     for (id, weight) in choice.of(logits, options.temperature) {
@@ -117,8 +120,12 @@ proptest! {
         spread in 0.1_f32..10.0,
         seed in any::<u64>(),
         seen in proptest::collection::hash_map(0..3000_u32, 1..4_u32, 0..20),
+        bias in proptest::collection::hash_map(0..3000_u32, -20.0_f32..20.0, 0..5),
     ) {
         let logits = logits(count, spread, seed);
+        let bias: HashMap<u32, f32> =
+            bias.into_iter().map(|(id, bias)| (id % count as u32, bias)).collect();
+        let options = GenerateOptions { logit_bias: bias.into_iter().collect(), ..options };
         let seen: HashMap<u32, u32> =
             seen.into_iter().map(|(id, times)| (id % count as u32, times)).collect();
         let found = fast(&logits, &seen, &options);
@@ -152,7 +159,7 @@ fn draws_follow_the_probabilities() {
         let mut sampler = Sampler::new(&options);
         let mut drawn = vec![0_usize; logits.len()];
         for _ in 0..DRAWS {
-            drawn[sampler.sample(&logits) as usize] += 1;
+            drawn[sampler.sample(&logits).unwrap() as usize] += 1;
         }
         // Tokens that come seldom are counted together.
         let (mut squares, mut cells, mut rest) = (0.0, 0, (0.0, 0));
