@@ -7,12 +7,14 @@
 //! | `check` | what is looked at before the library gets a file |
 //! | `guard` | panics of the library, caught |
 //! | `stream` | ids decoded one by one |
+//! | `token_bytes` | the bytes that each token stands for |
 
 mod check;
 mod gguf;
 mod guard;
 mod hugging_face;
 mod stream;
+mod token_bytes;
 
 use std::collections::HashSet;
 use std::path::Path;

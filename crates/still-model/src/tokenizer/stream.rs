@@ -131,7 +131,8 @@ impl ByteRun {
     }
 }
 
-fn byte_of(token: &str) -> Option<u8> {
+/// The byte of a token like `<0x0A>`.
+pub(super) fn byte_of(token: &str) -> Option<u8> {
     let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
     if digits.len() == 2 { u8::from_str_radix(digits, 16).ok() } else { None }
 }
