@@ -1,4 +1,5 @@
-//! Long-context tasks, generated with the model's own tokenizer: RULER, BABILong, pass keys and repeated text.
+//! Long-context tasks, generated with the model's own tokenizer: RULER, BABILong, pass keys, repeated text, planted
+//! facts.
 //!
 //! A task is a *family* of prompts that grow with a number of units (lines of noise, words of an essay, documents, …).
 //! Each item takes as many units as fit into the length asked for, the answer's tokens left out. Items are a function of
@@ -8,6 +9,7 @@
 mod babilong;
 mod cwe;
 mod draft;
+mod facts;
 mod family;
 mod fit;
 mod fwe;
@@ -69,6 +71,8 @@ pub enum LongTask {
     Passkey,
     /// How likely is the second copy of a random sequence?
     RepeatedText,
+    /// Ten facts planted in a text, each asked for in words.
+    PlantedFacts,
 }
 
 /// Files that some of the tasks are made from.
@@ -99,7 +103,7 @@ pub struct LongOptions {
 
 impl LongTask {
     /// All of them.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::NiahSingle1,
         Self::NiahSingle2,
         Self::NiahSingle3,
@@ -120,6 +124,7 @@ impl LongTask {
         Self::BabiLong(5),
         Self::Passkey,
         Self::RepeatedText,
+        Self::PlantedFacts,
     ];
 
     /// RULER's 13 tasks.
@@ -150,6 +155,7 @@ impl LongTask {
             Self::BabiLong(_) => "babilong_qa5",
             Self::Passkey => "passkey",
             Self::RepeatedText => "repeated_text",
+            Self::PlantedFacts => "planted_facts",
         }
     }
 
@@ -171,6 +177,7 @@ impl LongTask {
             Self::Fwe => 50,
             Self::Qa1 | Self::Qa2 => 32,
             Self::BabiLong(_) => 15,
+            Self::PlantedFacts => 24,
             // Their items have allowances of their own.
             Self::Passkey | Self::RepeatedText => 0,
             _ => 128,
@@ -191,6 +198,13 @@ impl LongTask {
         options: LongOptions,
     ) -> Result<Task> {
         let name = self.name();
+        let options = match self {
+            // A user has no other way to ask a model that has a chat template.
+            Self::PlantedFacts => {
+                LongOptions { chat: tokenizer.chat_template().is_some(), ..options }
+            }
+            _ => options,
+        };
         let builder = ItemBuilder::new(name, self.new_tokens(), tokenizer, options)?;
         let text = || Text::read(given(name, "a plain text to hide things in", &files.text)?);
         let essay = |make: fn(Text) -> Niah| Ok::<_, EvalError>(make(text()?));
@@ -221,6 +235,7 @@ impl LongTask {
             }
             Self::Passkey => pass_keys::items(tokenizer, options),
             Self::RepeatedText => repeated::items(vocab_size, options),
+            Self::PlantedFacts => facts::items(&builder, &text()?),
         }?;
         let metric = if self == Self::RepeatedText { Metric::Perplexity } else { Metric::Score };
         Ok(Task { name: name.into(), items, metrics: vec![metric], length: Some(options.length) })

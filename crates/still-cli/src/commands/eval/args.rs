@@ -57,7 +57,7 @@ pub struct EvalArgs {
 #[command(next_help_heading = "Tasks")]
 struct TaskArgs {
     /// piqa, arc_easy, arc_challenge, hellaswag, winogrande, mmlu, lambada_openai; perplexity; niah_single_1 and RULER's other
-    /// twelve (or all of them: ruler), babilong_qa1 to 5 (babilong), passkey, repeated_text
+    /// twelve (or all of them: ruler), babilong_qa1 to 5 (babilong), passkey, repeated_text, planted_facts
     #[arg(
         long,
         short,
