@@ -16,7 +16,10 @@ use candle_core::{DeviceLocation, Tensor};
 
 #[cfg(feature = "cuda")]
 use crate::GraphState;
-use crate::{AttentionError, HeadRows, HeadScratch, Result, SavedState, StateBytes};
+use crate::{
+    AttentionError, HeadRows, HeadScratch, HybridConfig, Mode, Result, Router, SavedState,
+    StateBytes,
+};
 
 /// New rows of every sequence, after RoPE.
 #[derive(Clone, Copy, Debug)]
@@ -78,6 +81,33 @@ pub trait AttentionState: Debug + Send + Sync {
         self.size_bytes()
     }
 
+    /// Whether [`truncate`](Self::truncate) can forget all tokens of a sequence but the first `tokens`.
+    ///
+    /// Dense attention can go back to any number. Hybrid attention can go back within the chunk of the last token, because earlier
+    /// chunks have retired from it, and to nothing at all.
+    ///
+    /// # Errors
+    /// More tokens than there are; fewer than the state can go back to.
+    fn check_truncate(&self, sequence: usize, tokens: usize) -> Result<()>;
+
+    /// Forgets all tokens of a sequence but the first `tokens`.
+    ///
+    /// # Errors
+    /// Those of [`check_truncate`](Self::check_truncate); nothing is forgotten then.
+    fn truncate(&mut self, sequence: usize, tokens: usize) -> Result<()>;
+
+    /// All that the state remembers, as tensors on the host: the same wherever the state lives.
+    ///
+    /// # Errors
+    /// An error of the tensor library or the device.
+    fn save(&self) -> Result<SavedState>;
+
+    /// Remembers what a state of the same shape and row format has saved, here or on another device, in place of what it did.
+    ///
+    /// # Errors
+    /// Tensors of another state or format; this state is then to be thrown away.
+    fn restore(&mut self, saved: SavedState) -> Result<()>;
+
     /// A copy with memory of its own.
     fn boxed_clone(&self) -> Box<dyn AttentionState>;
 
@@ -133,33 +163,6 @@ pub trait HostState: Sync {
     /// # Panics
     /// If there is no such part, or slices are too short for their layout.
     fn decode(&self, part: usize, rows: HeadRows<'_>, scratch: &mut HeadScratch, out: &mut [f32]);
-
-    /// Whether [`truncate`](Self::truncate) can forget all tokens of a sequence but the first `tokens`.
-    ///
-    /// Dense attention can go back to any number. Hybrid attention can go back within the chunk of the last token, because earlier
-    /// chunks have retired from it, and to nothing at all.
-    ///
-    /// # Errors
-    /// More tokens than there are; fewer than the state can go back to.
-    fn check_truncate(&self, sequence: usize, tokens: usize) -> Result<()>;
-
-    /// Forgets all tokens of a sequence but the first `tokens`.
-    ///
-    /// # Errors
-    /// Those of [`check_truncate`](Self::check_truncate); nothing is forgotten then.
-    fn truncate(&self, sequence: usize, tokens: usize) -> Result<()>;
-
-    /// All that the state remembers, as tensors.
-    ///
-    /// # Errors
-    /// An error of the tensor library.
-    fn save(&self) -> Result<SavedState>;
-
-    /// Remembers what a state of the same shape and row format has saved, in place of what it did.
-    ///
-    /// # Errors
-    /// Tensors of another state or format; this state is then to be thrown away.
-    fn restore(&self, saved: SavedState) -> Result<()>;
 }
 
 /// What one head remembers, for the thread that feeds it.
@@ -177,5 +180,25 @@ pub(crate) fn without_gate(rows: &AttentionRows<'_>) -> Result<()> {
     match rows.gate {
         None => Ok(()),
         Some(_) => Err(AttentionError::Config("this attention has no output gate".into())),
+    }
+}
+
+/// An error unless hybrid attention that has read `position` tokens can go back to the first `tokens`.
+pub(crate) fn check_truncate(config: &HybridConfig, position: usize, tokens: usize) -> Result<()> {
+    if tokens > position {
+        return Err(cannot_truncate(tokens, &format!("it has {position}")));
+    }
+    if tokens == 0 || tokens == position {
+        return Ok(());
+    }
+    if config.mode == Mode::LinearOnly || config.router == Router::ReceivedAttention {
+        let why = "its last tokens have changed what it remembers of earlier ones";
+        return Err(cannot_truncate(tokens, why));
+    }
+    match (position - 1) / config.chunk * config.chunk + 1 {
+        least if tokens < least => {
+            Err(cannot_truncate(tokens, &format!("it can go back to {least}, or to 0")))
+        }
+        _ => Ok(()),
     }
 }

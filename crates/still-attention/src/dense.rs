@@ -200,24 +200,6 @@ impl AttentionState for KvCache {
         Some(self.rows.iter().map(size).sum())
     }
 
-    fn boxed_clone(&self) -> Box<dyn AttentionState> {
-        Box::new(self.clone())
-    }
-
-    fn on_host(&self) -> Option<&dyn HostState> {
-        Some(self)
-    }
-}
-
-impl HostState for KvCache {
-    fn parts(&self) -> usize {
-        self.rows.len()
-    }
-
-    fn decode(&self, part: usize, rows: HeadRows<'_>, scratch: &mut HeadScratch, out: &mut [f32]) {
-        self.head(part).feed(rows.q, rows.k, rows.v, scratch, out);
-    }
-
     fn check_truncate(&self, sequence: usize, tokens: usize) -> Result<()> {
         match self.position(sequence) {
             position if tokens > position => {
@@ -227,7 +209,7 @@ impl HostState for KvCache {
         }
     }
 
-    fn truncate(&self, sequence: usize, tokens: usize) -> Result<()> {
+    fn truncate(&mut self, sequence: usize, tokens: usize) -> Result<()> {
         self.check_truncate(sequence, tokens)?;
         let heads = self.geometry.num_key_value_heads;
         for pair in &self.rows[sequence * heads..(sequence + 1) * heads] {
@@ -248,7 +230,7 @@ impl HostState for KvCache {
         Ok(saved)
     }
 
-    fn restore(&self, mut saved: SavedState) -> Result<()> {
+    fn restore(&mut self, mut saved: SavedState) -> Result<()> {
         let mut tokens = None;
         for (part, pair) in self.rows.iter().enumerate() {
             // Heads of a sequence have equally many.
@@ -259,6 +241,24 @@ impl HostState for KvCache {
             tokens = Some(k.len());
         }
         saved.finish()
+    }
+
+    fn boxed_clone(&self) -> Box<dyn AttentionState> {
+        Box::new(self.clone())
+    }
+
+    fn on_host(&self) -> Option<&dyn HostState> {
+        Some(self)
+    }
+}
+
+impl HostState for KvCache {
+    fn parts(&self) -> usize {
+        self.rows.len()
+    }
+
+    fn decode(&self, part: usize, rows: HeadRows<'_>, scratch: &mut HeadScratch, out: &mut [f32]) {
+        self.head(part).feed(rows.q, rows.k, rows.v, scratch, out);
     }
 }
 

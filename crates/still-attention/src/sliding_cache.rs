@@ -210,28 +210,6 @@ impl AttentionState for SlidingKvCache {
         Some(self.rings.iter().map(size).sum())
     }
 
-    fn boxed_clone(&self) -> Box<dyn AttentionState> {
-        Box::new(self.clone())
-    }
-
-    fn on_host(&self) -> Option<&dyn HostState> {
-        Some(self)
-    }
-}
-
-impl HostState for SlidingKvCache {
-    fn parts(&self) -> usize {
-        self.rings.len()
-    }
-
-    fn decode(&self, part: usize, rows: HeadRows<'_>, scratch: &mut HeadScratch, out: &mut [f32]) {
-        let mut ring = lock(&self.rings[part]);
-        ring.push(rows.k, rows.v);
-        // The order of rows means nothing: their positions are in the keys.
-        let (keys, values) = (&ring.keys, &ring.values);
-        attend_one(keys, values, (rows.q, self.logit_scale), scratch, out);
-    }
-
     /// Rows that have left the window are gone: only before any has, can it go back, or to nothing.
     fn check_truncate(&self, sequence: usize, tokens: usize) -> Result<()> {
         match self.position(sequence) {
@@ -248,7 +226,7 @@ impl HostState for SlidingKvCache {
         }
     }
 
-    fn truncate(&self, sequence: usize, tokens: usize) -> Result<()> {
+    fn truncate(&mut self, sequence: usize, tokens: usize) -> Result<()> {
         self.check_truncate(sequence, tokens)?;
         let heads = self.geometry.num_key_value_heads;
         for ring in &self.rings[sequence * heads..(sequence + 1) * heads] {
@@ -273,7 +251,7 @@ impl HostState for SlidingKvCache {
         Ok(saved)
     }
 
-    fn restore(&self, mut saved: SavedState) -> Result<()> {
+    fn restore(&mut self, mut saved: SavedState) -> Result<()> {
         for (part, ring) in self.rings.iter().enumerate() {
             let mut ring = lock(ring);
             ring.position = saved.take_count(part, "position")?;
@@ -282,5 +260,27 @@ impl HostState for SlidingKvCache {
             ring.values.restore(&mut saved, part, "v", rows)?;
         }
         saved.finish()
+    }
+
+    fn boxed_clone(&self) -> Box<dyn AttentionState> {
+        Box::new(self.clone())
+    }
+
+    fn on_host(&self) -> Option<&dyn HostState> {
+        Some(self)
+    }
+}
+
+impl HostState for SlidingKvCache {
+    fn parts(&self) -> usize {
+        self.rings.len()
+    }
+
+    fn decode(&self, part: usize, rows: HeadRows<'_>, scratch: &mut HeadScratch, out: &mut [f32]) {
+        let mut ring = lock(&self.rings[part]);
+        ring.push(rows.k, rows.v);
+        // The order of rows means nothing: their positions are in the keys.
+        let (keys, values) = (&ring.keys, &ring.values);
+        attend_one(keys, values, (rows.q, self.logit_scale), scratch, out);
     }
 }

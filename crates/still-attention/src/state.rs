@@ -6,7 +6,7 @@ use candle_core::{DeviceLocation, Tensor};
 use rayon::prelude::*;
 
 use crate::arguments::{advance_values, expect_shape, values};
-use crate::attention_state::cannot_truncate;
+use crate::attention_state::check_truncate;
 use crate::config::{LinearNorm, logit_scale};
 use crate::cpu::call::{Record, Scratch};
 use crate::cpu::forward::advance;
@@ -18,7 +18,7 @@ use crate::dense::DenseScratch;
 use crate::weights::inverse_sigmoid;
 use crate::{
     AttentionError, AttentionKind, AttentionRows, AttentionState, HeadGeometry, HostState,
-    HybridConfig, HybridWeights, Mode, Result, Router, RowDtype, SavedState, StateBytes, router,
+    HybridConfig, HybridWeights, Mode, Result, RowDtype, SavedState, StateBytes, router,
 };
 
 const OP: &str = "HybridState::advance";
@@ -340,6 +340,49 @@ impl AttentionState for HybridState {
         Some(self.heads.iter().map(|head| read(head).bytes_by_part()).sum())
     }
 
+    fn check_truncate(&self, sequence: usize, tokens: usize) -> Result<()> {
+        check_truncate(&self.weights.config, self.position(sequence), tokens)
+    }
+
+    fn truncate(&mut self, sequence: usize, tokens: usize) -> Result<()> {
+        self.check_truncate(sequence, tokens)?;
+        let heads = self.heads.len() / self.batch;
+        for head in &self.heads[sequence * heads..(sequence + 1) * heads] {
+            match tokens {
+                0 => write(head).clear(),
+                _ => write(head).position = tokens,
+            }
+        }
+        Ok(())
+    }
+
+    fn save(&self) -> Result<SavedState> {
+        let mut saved = SavedState::default();
+        for (part, head) in self.heads.iter().enumerate() {
+            read(head).save(&mut saved, part)?;
+        }
+        Ok(saved)
+    }
+
+    fn restore(&mut self, mut saved: SavedState) -> Result<()> {
+        let config = &self.weights.config;
+        let mut position = None;
+        for (part, head) in self.heads.iter().enumerate() {
+            let mut head = write(head);
+            head.restore(&mut saved, part, 2 * config.feature_dim)?;
+            // Heads of a sequence have read equally many.
+            let first = part % (self.heads.len() / self.batch) == 0;
+            if !first && position != Some(head.position) {
+                return Err(AttentionError::Config(format!(
+                    "a saved state's part {part} has read {} tokens, and the one before it not",
+                    head.position
+                )));
+            }
+            position = Some(head.position);
+        }
+        saved.finish()
+    }
+
     fn boxed_clone(&self) -> Box<dyn AttentionState> {
         Box::new(self.clone())
     }
@@ -374,65 +417,6 @@ impl HostState for HybridState {
 
     fn decode(&self, part: usize, rows: HeadRows<'_>, scratch: &mut HeadScratch, out: &mut [f32]) {
         self.head(part).feed(rows, 1, false, scratch, out);
-    }
-
-    fn check_truncate(&self, sequence: usize, tokens: usize) -> Result<()> {
-        let (position, config) = (self.position(sequence), &self.weights.config);
-        if tokens > position {
-            return Err(cannot_truncate(tokens, &format!("it has {position}")));
-        }
-        if tokens == 0 || tokens == position {
-            return Ok(());
-        }
-        if config.mode == Mode::LinearOnly || config.router == Router::ReceivedAttention {
-            let why = "its last tokens have changed what it remembers of earlier ones";
-            return Err(cannot_truncate(tokens, why));
-        }
-        match (position - 1) / config.chunk * config.chunk + 1 {
-            least if tokens < least => {
-                Err(cannot_truncate(tokens, &format!("it can go back to {least}, or to 0")))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn truncate(&self, sequence: usize, tokens: usize) -> Result<()> {
-        self.check_truncate(sequence, tokens)?;
-        let heads = self.heads.len() / self.batch;
-        for head in &self.heads[sequence * heads..(sequence + 1) * heads] {
-            match tokens {
-                0 => write(head).clear(),
-                _ => write(head).position = tokens,
-            }
-        }
-        Ok(())
-    }
-
-    fn save(&self) -> Result<SavedState> {
-        let mut saved = SavedState::default();
-        for (part, head) in self.heads.iter().enumerate() {
-            read(head).save(&mut saved, part)?;
-        }
-        Ok(saved)
-    }
-
-    fn restore(&self, mut saved: SavedState) -> Result<()> {
-        let config = &self.weights.config;
-        let mut position = None;
-        for (part, head) in self.heads.iter().enumerate() {
-            let mut head = write(head);
-            head.restore(&mut saved, part, 2 * config.feature_dim)?;
-            // Heads of a sequence have read equally many.
-            let first = part % (self.heads.len() / self.batch) == 0;
-            if !first && position != Some(head.position) {
-                return Err(AttentionError::Config(format!(
-                    "a saved state's part {part} has read {} tokens, and the one before it not",
-                    head.position
-                )));
-            }
-            position = Some(head.position);
-        }
-        saved.finish()
     }
 }
 

@@ -74,8 +74,8 @@ impl Case {
     }
 
     fn restored(&self, saved: SavedState) -> Box<dyn AttentionState> {
-        let state = (self.empty)();
-        state.on_host().unwrap().restore(saved).unwrap();
+        let mut state = (self.empty)();
+        state.restore(saved).unwrap();
         state
     }
 }
@@ -89,10 +89,10 @@ fn a_restored_state_is_the_state() {
                 if at > 0 {
                     case.feed(&mut *state, 0..at, piece);
                 }
-                let saved = state.on_host().unwrap().save().unwrap();
+                let saved = state.save().unwrap();
                 let mut back = case.restored(saved.clone());
                 assert_eq!(back.position(0), at);
-                let again = back.on_host().unwrap().save().unwrap();
+                let again = back.save().unwrap();
                 for (name, tensor) in saved.into_tensors() {
                     let other = &again.clone().into_tensors()[&name];
                     let bits = |x: &Tensor| format!("{:?} {x}", x.shape());
@@ -119,7 +119,7 @@ fn a_state_that_an_earlier_program_saved_is_read() {
         let mut earlier = (ranked.empty)();
         ranked.feed(&mut *earlier, 0..at, 1);
         let mut old = SavedState::default();
-        for (name, tensor) in earlier.on_host().unwrap().save().unwrap().into_tensors() {
+        for (name, tensor) in earlier.save().unwrap().into_tensors() {
             let ring = name.contains(".ring_");
             let missing = if ring { 24 - tensor.dim(0).unwrap() } else { 0 };
             old.insert(name, tensor.pad_with_zeros(0, 0, missing).unwrap());
@@ -136,7 +136,7 @@ fn a_state_of_another_shape_or_format_is_refused() {
     let of = |case: &Case| {
         let mut state = (case.empty)();
         case.feed(&mut *state, 0..TOKENS, 1);
-        state.on_host().unwrap().save().unwrap()
+        state.save().unwrap()
     };
     let (bf16, int8) =
         (hybrid(RowDtype::Bf16, |_| {}, "bf16 rows"), hybrid(RowDtype::Int8, |_| {}, "int8 rows"));
@@ -145,7 +145,7 @@ fn a_state_of_another_shape_or_format_is_refused() {
         (&int8, &bf16, "salient_k\" is in u8, and this state's in bf16"),
         (&longer, &bf16, "ring_k\" is [16, 8], and this state's 8 × 8"),
     ] {
-        let error = (to.empty)().on_host().unwrap().restore(of(from)).unwrap_err().to_string();
+        let error = (to.empty)().restore(of(from)).unwrap_err().to_string();
         assert!(error.contains(word), "{error}");
     }
     // A tensor too few, and one too many.
@@ -154,7 +154,7 @@ fn a_state_of_another_shape_or_format_is_refused() {
     let restore = |tensors: std::collections::BTreeMap<String, Tensor>| {
         let mut saved = SavedState::default();
         tensors.into_iter().for_each(|(name, tensor)| saved.insert(name, tensor));
-        (bf16.empty)().on_host().unwrap().restore(saved).map_err(|error| error.to_string())
+        (bf16.empty)().restore(saved).map_err(|error| error.to_string())
     };
     assert!(restore(tensors.clone()).unwrap_err().contains("no tensor \"1.z\""));
     tensors.insert("1.z".into(), taken.clone());
@@ -172,7 +172,7 @@ fn a_state_goes_back_within_the_chunk_of_its_last_token() {
             for piece in [1, TOKENS] {
                 let mut state = (case.empty)();
                 case.feed(&mut *state, 0..position, piece);
-                state.on_host().unwrap().truncate(0, back).unwrap();
+                state.truncate(0, back).unwrap();
                 assert_eq!(state.position(0), back);
                 let mut fresh = (case.empty)();
                 if back > 0 {
@@ -186,11 +186,10 @@ fn a_state_goes_back_within_the_chunk_of_its_last_token() {
         }
         let mut state = (case.empty)();
         case.feed(&mut *state, 0..TOKENS, 1);
-        let host = state.on_host().unwrap();
-        let error = host.truncate(0, TOKENS + 1).unwrap_err().to_string();
+        let error = state.truncate(0, TOKENS + 1).unwrap_err().to_string();
         assert!(error.contains("it has 23"), "{error}");
         // Chunk 5 is 20, 21 and 22: its first token's arrival retired chunk 3.
-        match host.truncate(0, 20) {
+        match state.truncate(0, 20) {
             Ok(()) => assert!(dense),
             Err(error) => {
                 assert!(!dense && error.to_string().contains("it can go back to 21, or to 0"));
@@ -206,7 +205,7 @@ fn a_sliding_window_goes_back_until_rows_have_left_it() {
         for (position, back) in [(5, 2), (5, 5), (4, 0), (23, 23), (23, 0)] {
             let mut state = (case.empty)();
             case.feed(&mut *state, 0..position, 3);
-            state.on_host().unwrap().truncate(0, back).unwrap();
+            state.truncate(0, back).unwrap();
             assert_eq!(state.position(0), back);
             let mut fresh = (case.empty)();
             if back > 0 {
@@ -222,7 +221,7 @@ fn a_sliding_window_goes_back_until_rows_have_left_it() {
         let mut state = (case.empty)();
         case.feed(&mut *state, 0..6, 1);
         for (tokens, why) in [(5, "kept the last 5 alone"), (7, "it has 6")] {
-            let error = state.on_host().unwrap().truncate(0, tokens).unwrap_err().to_string();
+            let error = state.truncate(0, tokens).unwrap_err().to_string();
             assert!(error.contains(why), "{error}");
         }
         assert_eq!(state.position(0), 6);
@@ -235,8 +234,8 @@ fn what_later_tokens_changed_does_not_come_back() {
     let case = hybrid(RowDtype::F32, summed, "received attention");
     let mut state = (case.empty)();
     case.feed(&mut *state, 0..TOKENS, 1);
-    let error = state.on_host().unwrap().truncate(0, TOKENS - 1).unwrap_err().to_string();
+    let error = state.truncate(0, TOKENS - 1).unwrap_err().to_string();
     assert!(error.contains("have changed what it remembers"), "{error}");
-    state.on_host().unwrap().truncate(0, 0).unwrap();
+    state.truncate(0, 0).unwrap();
     assert_eq!(state.position(0), 0);
 }

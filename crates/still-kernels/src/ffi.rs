@@ -228,6 +228,19 @@ pub struct Decode {
     pub router: Router,
 }
 
+/// `StillStore`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+#[expect(missing_docs, reason = "still.h has them")]
+pub struct Store {
+    pub k: *mut c_void,
+    pub v: *mut c_void,
+    pub score: *mut f32,
+    pub token: *mut i32,
+    pub offset: *const i64,
+    pub entries: i64,
+}
+
 #[expect(missing_docs, reason = "still.h has them")]
 #[rustfmt::skip] // one a line, as in still.h
 unsafe extern "C" {
@@ -245,6 +258,7 @@ unsafe extern "C" {
     pub fn still_backward_bytes(shape: *const Shape, host_budgets: *const i32) -> i64;
     pub fn still_backward(shape: *const Shape, args: *const Backward, stream: Stream) -> c_int;
     pub fn still_backward_step(shape: *const Shape, args: *const Backward, step: i32, stream: Stream) -> c_int;
+    pub fn still_grow_store(batch: i32, kv_heads: i32, row_bytes: i32, row_words: i32, budgets: *const i32, cap: i32, retired: i32, from: Store, to: Store, stream: Stream) -> c_int;
     pub fn still_decode_floats(shape: *const Shape, splits: i32) -> i64;
     pub fn still_decode(shape: *const Shape, args: *const Decode, stream: Stream) -> c_int;
     pub fn still_decode_fill(shape: *const Shape, k: Rows, v: Rows, score: *const f32, routing: *const Routing, args: *const Decode, stream: Stream) -> c_int;

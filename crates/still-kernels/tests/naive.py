@@ -32,7 +32,7 @@ def select(score, budgets):
     chosen = torch.zeros_like(score, dtype=torch.bool)
     for start in range(0, score.shape[-1] - CHUNK + 1, CHUNK):
         part = score[..., start : start + CHUNK]
-        order = part.sort(-1, descending=True, stable=True).indices
+        order = part.sort(dim=-1, descending=True, stable=True).indices
         for head, budget in enumerate(budgets):
             chosen[:, head].scatter_(-1, order[:, head, :budget] + start, True)
     return chosen

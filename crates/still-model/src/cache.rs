@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use candle_core::Tensor;
-use still_attention::{AttentionState, HostState, SavedState, StateBytes};
+use still_attention::{AttentionState, SavedState, StateBytes};
 
 use crate::error::{ModelError, Result};
 use crate::executor::Scratch;
@@ -50,26 +50,25 @@ impl Cache {
     }
 
     /// Forgets all tokens of a sequence but the first `tokens`: any number with dense attention, those of the last token's chunk or
-    /// all with hybrid attention ([`HostState::truncate`]).
+    /// all with hybrid attention ([`AttentionState::truncate`]).
     ///
     /// # Errors
-    /// A number that a layer cannot go back to, and then no layer has; a cache that is not on the CPU.
+    /// A number that a layer cannot go back to, and then no layer has.
     pub fn truncate(&mut self, sequence: usize, tokens: usize) -> Result<()> {
-        let states = self.on_host()?;
         // Layers may differ in how far they go back.
-        for state in &states {
+        for state in &self.layers {
             state.check_truncate(sequence, tokens)?;
         }
-        states.into_iter().try_for_each(|state| Ok(state.truncate(sequence, tokens)?))
+        self.layers.iter_mut().try_for_each(|state| Ok(state.truncate(sequence, tokens)?))
     }
 
-    /// All that the cache remembers, as tensors by name: `layers.N.PART.TENSOR`, where a part is a head of a sequence.
+    /// All that the cache remembers, as tensors on the host by name: `layers.N.PART.TENSOR`, where a part is a head of a sequence.
     ///
     /// # Errors
-    /// A cache that is not on the CPU.
+    /// An error of the device.
     pub fn save(&self) -> Result<HashMap<String, Tensor>> {
         let mut tensors = HashMap::new();
-        for (n, state) in self.on_host()?.into_iter().enumerate() {
+        for (n, state) in self.layers.iter().enumerate() {
             let saved = state.save()?.into_tensors();
             tensors.extend(saved.into_iter().map(|(name, x)| (format!("layers.{n}.{name}"), x)));
         }
@@ -79,7 +78,7 @@ impl Cache {
     /// Remembers what a cache of the same model, batch and row format has [saved](Self::save), in place of what it did.
     ///
     /// # Errors
-    /// Tensors of another model, batch or row format, after which the cache is to be thrown away; a cache that is not on the CPU.
+    /// Tensors of another model, batch or row format, after which the cache is to be thrown away.
     pub fn restore(&mut self, tensors: HashMap<String, Tensor>) -> Result<()> {
         let mut layers = vec![SavedState::default(); self.layers.len()];
         for (name, tensor) in tensors {
@@ -91,18 +90,9 @@ impl Cache {
             };
             layers[n].insert(name.to_owned(), tensor);
         }
-        for (state, saved) in self.on_host()?.into_iter().zip(layers) {
+        for (state, saved) in self.layers.iter_mut().zip(layers) {
             state.restore(saved)?;
         }
         Ok(())
-    }
-
-    fn on_host(&self) -> Result<Vec<&dyn HostState>> {
-        let elsewhere = || ModelError::Unsupported {
-            what: "saving or cutting a cache that is on a GPU".into(),
-            found_in: None,
-            hint: "use --device cpu".into(),
-        };
-        self.layers.iter().map(|layer| layer.on_host().ok_or_else(elsewhere)).collect()
     }
 }

@@ -277,6 +277,37 @@ fn turns_and_copies() {
     }
 }
 
+/// A cache that was saved on either device goes on on both, and one that was cut back within a chunk too; where a step had been
+/// captured before, it reads the new state.
+#[test]
+fn caches_go_from_device_to_device() {
+    for models in pairs() {
+        let batch = 2;
+        let [cpu, gpu] = &models;
+        for from in [cpu, gpu] {
+            let mut state = cache(from, batch);
+            for ids in steps(190, batch, 3) {
+                from.decode(&ids, &mut state).unwrap();
+            }
+            state.truncate(0, 186).unwrap();
+            let saved = state.save().unwrap();
+            let (mut on_cpu, mut on_gpu) = (cache(cpu, batch), cache(gpu, batch));
+            // Somewhere else before.
+            gpu.decode(&[1, 2], &mut on_gpu).unwrap();
+            on_gpu.restore(saved.clone()).unwrap();
+            on_cpu.restore(saved).unwrap();
+            assert_eq!((on_gpu.position(0), on_gpu.position(1)), (186, 190));
+            let both = [(cpu, &mut on_cpu), (gpu, &mut on_gpu)];
+            decode_both(both, &steps(80, batch, 500), "restored on both");
+            let mut again = cache(from, batch);
+            again.restore(on_gpu.save().unwrap()).unwrap();
+            let both = [(cpu, &mut on_cpu), (gpu, &mut on_gpu)];
+            decode_both(both, &steps(3, batch, 700), "saved again");
+            assert_eq!((again.position(0), again.position(1)), (266, 270));
+        }
+    }
+}
+
 #[test]
 fn blocks_of_a_long_read_come_in_order() {
     for [cpu, gpu] in pairs() {

@@ -13,8 +13,8 @@ use crate::size::{StateBytes, ring_rows};
 use still_compute::Real;
 
 /// Names of saved tensors.
-const SCORE: &str = "salient_score";
-const POSITION: &str = "salient_position";
+pub(crate) const SCORE: &str = "salient_score";
+pub(crate) const POSITION: &str = "salient_position";
 
 /// The declared layout: everything one selection head remembers of one sequence.
 ///

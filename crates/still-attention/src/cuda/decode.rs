@@ -1,6 +1,7 @@
 //! The recurrent state of hybrid attention on CUDA: one layer, a batch of sequences.
 
 mod past;
+mod saved;
 
 use std::ptr::null_mut;
 use std::sync::Arc;
@@ -19,9 +20,10 @@ use super::routing::{DeviceRouting, budgets, retired};
 use super::store::{Coding, Store, kept};
 use super::{log_scale, repeated, support};
 use crate::arguments::{checked_lengths, expect_shape};
+use crate::attention_state::check_truncate;
 use crate::{
     AttentionError, AttentionKind, AttentionRows, AttentionState, HeadGeometry, HybridConfig,
-    HybridWeights, LinearState, Result, RowDtype,
+    HybridWeights, LinearState, Result, RowDtype, SavedState,
 };
 use still_compute::cuda::{Launch, on_cuda};
 
@@ -279,10 +281,8 @@ impl CudaHybridState {
     /// An error of the device.
     pub fn linear(&self, sequence: usize, head: usize) -> Result<LinearState> {
         let (device, d) = (&self.weights.device, self.weights.geometry.head_dim);
-        let retired = retired(self.positions[sequence]);
-        let budget = self.weights.host_budgets[head];
-        let count = retired * CHUNK - kept(self.weights.config.cap, budget, retired);
-        if count == 0 || !self.weights.config.branches.linear {
+        let count = self.absorbed(self.positions[sequence], head);
+        if count == 0 {
             return Ok(LinearState { s: Vec::new(), z: Vec::new(), count: 0 });
         }
         let at = (sequence * self.weights.heads() + head) * 2 * d;
@@ -291,6 +291,16 @@ impl CudaHybridState {
             z: device.clone_dtoh(&self.z.slice(at..at + 2 * d))?,
             count,
         })
+    }
+
+    /// Tokens in a head's linear state after `position` tokens.
+    fn absorbed(&self, position: usize, head: usize) -> usize {
+        let CudaWeights { config, host_budgets, .. } = &*self.weights;
+        let retired = retired(position);
+        match config.branches.linear {
+            true => retired * CHUNK - kept(config.cap, host_budgets[head], retired),
+            false => 0,
+        }
     }
 
     /// Checks what a call gives.
@@ -490,8 +500,8 @@ impl GraphState for CudaHybridState {
 
     fn reserve(&mut self, tokens: usize) -> Result<()> {
         let held: Vec<usize> = self.positions.iter().map(|&position| retired(position)).collect();
-        let budgets = &self.weights.host_budgets;
-        Ok(self.store.reserve(&self.weights.device, budgets, retired(tokens), &held)?)
+        let CudaWeights { device, budgets, host_budgets, .. } = &*self.weights;
+        Ok(self.store.reserve(device, (host_budgets, budgets), retired(tokens), &held)?)
     }
 
     fn count(&mut self) {
@@ -526,6 +536,22 @@ impl AttentionState for CudaHybridState {
             + self.z.num_bytes()
             + self.admitted.num_bytes()
             + self.arrived.num_bytes()
+    }
+
+    fn check_truncate(&self, sequence: usize, tokens: usize) -> Result<()> {
+        check_truncate(&self.weights.config, self.positions[sequence], tokens)
+    }
+
+    fn truncate(&mut self, sequence: usize, tokens: usize) -> Result<()> {
+        self.go_back(sequence, tokens)
+    }
+
+    fn save(&self) -> Result<SavedState> {
+        self.saved()
+    }
+
+    fn restore(&mut self, saved: SavedState) -> Result<()> {
+        self.restore_saved(saved)
     }
 
     fn boxed_clone(&self) -> Box<dyn AttentionState> {

@@ -7,8 +7,10 @@ use super::dense::{Spans, append, by_ops, decode, forward, has_decode, has_forwa
 use super::graph_state::{GraphState, IDLE, StepRotation};
 use super::support;
 use crate::arguments::{checked_lengths, expect_shape};
-use crate::attention_state::without_gate;
-use crate::{AttentionError, AttentionKind, AttentionRows, AttentionState, HeadGeometry, Result};
+use crate::attention_state::{cannot_truncate, without_gate};
+use crate::{
+    AttentionError, AttentionKind, AttentionRows, AttentionState, HeadGeometry, Result, SavedState,
+};
 
 const OP: &str = "CudaKvCache::advance";
 
@@ -295,6 +297,71 @@ impl AttentionState for CudaKvCache {
         let HeadGeometry { num_key_value_heads, head_dim, .. } = self.geometry;
         let row = 2 * num_key_value_heads * head_dim * self.dtype.size_in_bytes();
         row * self.positions.iter().sum::<usize>()
+    }
+
+    fn check_truncate(&self, sequence: usize, tokens: usize) -> Result<()> {
+        match self.positions[sequence] {
+            position if tokens > position => {
+                Err(cannot_truncate(tokens, &format!("it has {position}")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn truncate(&mut self, sequence: usize, tokens: usize) -> Result<()> {
+        self.check_truncate(sequence, tokens)?;
+        self.positions[sequence] = tokens;
+        Ok(())
+    }
+
+    fn save(&self) -> Result<SavedState> {
+        let HeadGeometry { num_key_value_heads: heads, head_dim, .. } = self.geometry;
+        let mut saved = SavedState::default();
+        for (sequence, &tokens) in self.positions.iter().enumerate() {
+            let nothing = Tensor::zeros((heads, 0, head_dim), self.dtype, &Device::Cpu)?;
+            let own = |rows: Option<&Tensor>| match rows {
+                Some(rows) if tokens > 0 => {
+                    rows.get(sequence)?.narrow(1, 0, tokens)?.contiguous()?.to_device(&Device::Cpu)
+                }
+                _ => Ok(nothing.clone()),
+            };
+            let [k, v] = match &self.rows {
+                Some([k, v]) => [own(Some(k))?, own(Some(v))?],
+                None => [own(None)?, own(None)?],
+            };
+            for head in 0..heads {
+                saved.put(sequence * heads + head, "k", k.get(head)?.force_contiguous()?);
+                saved.put(sequence * heads + head, "v", v.get(head)?.force_contiguous()?);
+            }
+        }
+        Ok(saved)
+    }
+
+    fn restore(&mut self, mut saved: SavedState) -> Result<()> {
+        let HeadGeometry { num_key_value_heads: heads, head_dim, .. } = self.geometry;
+        self.positions.fill(0);
+        for sequence in 0..self.positions.len() {
+            let first = sequence * heads;
+            // Heads of a sequence have equally many.
+            let tokens = saved.rows(first, "k");
+            let mut of_heads = |name: &str| {
+                let shape = [tokens, Some(head_dim)];
+                let heads =
+                    (first..first + heads).map(|part| saved.take(part, name, self.dtype, &shape));
+                Ok::<_, AttentionError>(Tensor::stack(&heads.collect::<Result<Vec<_>>>()?, 0)?)
+            };
+            let own = [of_heads("k")?, of_heads("v")?];
+            let tokens = tokens.unwrap_or(0);
+            if tokens == 0 {
+                continue;
+            }
+            for (rows, own) in self.rows(tokens)?.iter().zip(own) {
+                let own = own.unsqueeze(0)?.to_device(&self.device)?;
+                rows.narrow(0, sequence, 1)?.slice_set(&own, 2, 0)?;
+            }
+            self.positions[sequence] = tokens;
+        }
+        saved.finish()
     }
 
     fn boxed_clone(&self) -> Box<dyn AttentionState> {

@@ -5,11 +5,12 @@ use candle_core::{DType, Device, DeviceLocation, Tensor};
 
 use super::{repeated, support};
 use crate::arguments::checked_lengths;
-use crate::attention_state::without_gate;
+use crate::attention_state::{check_truncate, without_gate};
+use crate::cpu::head_state::HeadState;
 use crate::linear_ops::LinearOps;
 use crate::{
-    AttentionError, AttentionKind, AttentionRows, AttentionState, FeatureMap, HeadGeometry,
-    HybridConfig, HybridWeights, Mode, Result,
+    AttentionError, AttentionKind, AttentionRows, AttentionState, HeadGeometry, HybridConfig,
+    HybridWeights, Mode, Result, RowDtype, SavedState,
 };
 
 const OP: &str = "CudaLinearState::advance";
@@ -21,7 +22,8 @@ const PIECE: usize = 4096;
 #[derive(Clone, Debug)]
 pub struct CudaLinearState {
     geometry: HeadGeometry,
-    map: FeatureMap,
+    config: HybridConfig,
+    rows: RowDtype,
     /// `[H, D, F]` and `[S, D, F]` f32, reflections folded in.
     maps: [Tensor; 2],
     dtype: DType,
@@ -59,12 +61,30 @@ impl CudaLinearState {
         let shape = (heads, 2 * config.feature_dim, geometry.head_dim + 1);
         Ok(Self {
             geometry,
-            map: config.feature_map,
+            config: config.clone(),
+            rows: if dtype == DType::BF16 { RowDtype::Bf16 } else { RowDtype::F32 },
             maps: [there(map_q)?, there(map_k)?],
             dtype,
             positions: vec![0; batch],
             state: Tensor::zeros(shape, DType::F32, device)?,
         })
+    }
+
+    /// The same whose saved form says `rows` of the rows that it does not have, as that of the CPU's state does.
+    #[must_use]
+    pub fn with_rows(self, rows: RowDtype) -> Self {
+        Self { rows, ..self }
+    }
+
+    /// Selection heads.
+    fn heads(&self) -> usize {
+        self.geometry.selection_heads(self.config.selection_head)
+    }
+
+    /// What the CPU has of a head, empty.
+    fn empty_head(&self) -> HeadState<f32> {
+        let HybridConfig { cap, .. } = &self.config;
+        HeadState::new(self.config.ring_chunk(), self.geometry.head_dim, self.rows, cap.is_some())
     }
 
     /// Reads `q`, `k` and `v` of one piece; `counts` `[B, 1, T, 1]` u8 says which tokens are there, if not all are.
@@ -76,7 +96,8 @@ impl CudaLinearState {
         };
         let (q, k, v) = (present(q)?, present(k)?, present(v)?);
         let [map_q, map_k] = &self.maps;
-        let ops = LinearOps { q: &q, k: &k, v: &v, map_q, map_k, map: self.map, counts };
+        let ops =
+            LinearOps { q: &q, k: &k, v: &v, map_q, map_k, map: self.config.feature_map, counts };
         let (out, state) = ops.forward(Some(&self.state))?;
         self.state = state;
         Ok(present(&out)?)
@@ -131,6 +152,71 @@ impl AttentionState for CudaLinearState {
 
     fn size_bytes(&self) -> usize {
         self.state.elem_count() * size_of::<f32>()
+    }
+
+    fn check_truncate(&self, sequence: usize, tokens: usize) -> Result<()> {
+        check_truncate(&self.config, self.positions[sequence], tokens)
+    }
+
+    fn truncate(&mut self, sequence: usize, tokens: usize) -> Result<()> {
+        self.check_truncate(sequence, tokens)?;
+        if tokens == 0 {
+            let heads = self.heads();
+            let own = self.state.narrow(0, sequence * heads, heads)?;
+            // Each call makes another tensor, so that a copy may have this one.
+            self.state = self.state.slice_scatter(&own.zeros_like()?, 0, sequence * heads)?;
+            self.positions[sequence] = 0;
+        }
+        Ok(())
+    }
+
+    fn save(&self) -> Result<SavedState> {
+        let d = self.geometry.head_dim;
+        let state = self.state.to_device(&Device::Cpu)?;
+        let mut saved = SavedState::default();
+        for part in 0..self.positions.len() * self.heads() {
+            let mut head = self.empty_head();
+            head.position = self.positions[part / self.heads()];
+            head.count = head.position;
+            if head.count > 0 {
+                let own = state.get(part)?;
+                head.s = own.narrow(1, 0, d)?.flatten_all()?.to_vec1()?;
+                head.z = own.narrow(1, d, 1)?.flatten_all()?.to_vec1()?;
+            }
+            head.save(&mut saved, part)?;
+        }
+        Ok(saved)
+    }
+
+    fn restore(&mut self, mut saved: SavedState) -> Result<()> {
+        let (d, heads) = (self.geometry.head_dim, self.heads());
+        let features = self.state.dim(1)?;
+        let mut states = Vec::with_capacity(self.positions.len() * heads);
+        for part in 0..self.positions.len() * heads {
+            let mut head = self.empty_head();
+            head.restore(&mut saved, part, features)?;
+            let position = &mut self.positions[part / heads];
+            if part % heads == 0 {
+                *position = head.position;
+            }
+            if *position != head.position || head.count != head.position {
+                return Err(AttentionError::Config(format!(
+                    "a saved state's part {part} has read {} tokens, {} of them are in it, and the first part has read {position}",
+                    head.position, head.count
+                )));
+            }
+            states.push(match head.count {
+                0 => Tensor::zeros((features, d + 1), DType::F32, &Device::Cpu)?,
+                _ => {
+                    let s = Tensor::from_vec(head.s, (features, d), &Device::Cpu)?;
+                    let z = Tensor::from_vec(head.z, (features, 1), &Device::Cpu)?;
+                    Tensor::cat(&[s, z], 1)?
+                }
+            });
+        }
+        saved.finish()?;
+        self.state = Tensor::stack(&states, 0)?.to_device(self.state.device())?;
+        Ok(())
     }
 
     fn boxed_clone(&self) -> Box<dyn AttentionState> {

@@ -7,6 +7,7 @@
 //! | `routing` | which tokens of each chunk are kept |
 //! | `dense` | dense attention, whole sequences, continuations and decode steps |
 //! | `decode`, `decode/past.rs` | the recurrent state; several tokens read onto it |
+//! | `decode/saved.rs`, `saved_rows` | the same state as tensors on the host, and its rows |
 //! | `store` | the salient rows of a state |
 //! | `kv_cache` | the teacher's cache |
 //! | `linear_only` | the state of linear attention alone |
@@ -24,6 +25,7 @@ mod layout;
 mod linear_only;
 mod routing;
 mod saved_attention;
+mod saved_rows;
 mod store;
 mod support;
 

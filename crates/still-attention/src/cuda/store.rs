@@ -1,8 +1,11 @@
 //! The salient rows of a layer's sequences, and under a cap what they were ranked by.
 
-use candle_core::cuda::cudarc::driver::{CudaSlice, DeviceRepr};
+use std::ops::Range;
+
+use candle_core::cuda::cudarc::driver::CudaSlice;
 use candle_core::{CudaDevice, Result};
-use still_kernels::{STILL_INT4, STILL_INT8, STILL_PLAIN};
+use still_compute::cuda::Launch;
+use still_kernels::{NO_CAP, STILL_INT4, STILL_INT8, STILL_PLAIN, check, still_grow_store};
 
 use super::layout::uninit;
 use crate::RowDtype;
@@ -16,10 +19,12 @@ const SPARE: usize = 16;
 pub(super) struct Coding {
     /// As the kernels name it.
     pub kind: i32,
+    /// Values of a row.
+    pub width: usize,
     /// Of a row's values.
-    value_bytes: usize,
+    pub value_bytes: usize,
     /// Of its scales, which lie behind the values of all rows.
-    scale_bytes: usize,
+    pub scale_bytes: usize,
 }
 
 impl Coding {
@@ -33,7 +38,7 @@ impl Coding {
             }
             RowDtype::F32 | RowDtype::Bf16 | RowDtype::F16 => (STILL_PLAIN, width * plain_bytes, 0),
         };
-        Self { kind, value_bytes, scale_bytes }
+        Self { kind, width, value_bytes, scale_bytes }
     }
 
     fn row_bytes(&self) -> usize {
@@ -90,14 +95,15 @@ impl Store {
         })
     }
 
-    /// Makes room for `chunks` retired chunks of a sequence; `held` are those that each has.
+    /// Makes room for `chunks` retired chunks of a sequence; `held` are those that each has. `budgets`: of every head, on the host
+    /// and on the device.
     ///
     /// It grows by an eighth, so that a long sequence's store has no more than that to spare and yet a row is copied eight
     /// times at most. Where every head has room up to its cap, nothing moves any more.
     pub fn reserve(
         &mut self,
         device: &CudaDevice,
-        budgets: &[i32],
+        budgets: (&[i32], &CudaSlice<i32>),
         chunks: usize,
         held: &[usize],
     ) -> Result<()> {
@@ -105,46 +111,92 @@ impl Store {
             return Ok(());
         }
         let room = chunks.max(self.chunks + self.chunks / 8) + SPARE;
-        let cap = self.cap;
-        let mut grown = Self::new(device, held.len(), budgets, self.coding, cap, room)?;
-        if cap.is_some() && grown.rows == self.rows {
+        let grown = Self::new(device, held.len(), budgets.0, self.coding, self.cap, room)?;
+        if self.cap.is_some() && grown.rows == self.rows {
             self.chunks = room;
             return Ok(());
         }
-        // Where scales begin.
-        let scales =
-            [self.rows, grown.rows].map(|rows| held.len() * rows * self.coding.value_bytes);
-        for (sequence, &held) in held.iter().enumerate() {
-            let (old, new) = (starts(budgets, cap, self.chunks), starts(budgets, cap, room));
-            for ((from, to), &budget) in old.zip(new).zip(budgets) {
-                let rows = kept(cap, budget, held);
-                if rows == 0 {
-                    continue;
-                }
-                let (from, to) = (sequence * self.rows + from, sequence * grown.rows + to);
-                for (old, new) in [(&self.k, &mut grown.k), (&self.v, &mut grown.v)] {
-                    let Coding { value_bytes, scale_bytes, .. } = self.coding;
-                    copy(device, (old, from), (new, to), rows, value_bytes)?;
-                    if scale_bytes > 0 {
-                        let old = old.slice(scales[0]..);
-                        let mut new = new.slice_mut(scales[1]..);
-                        let span = |at: usize| at * scale_bytes..(at + rows) * scale_bytes;
-                        device.memcpy_dtod(&old.slice(span(from)), &mut new.slice_mut(span(to)))?;
-                    }
-                }
-                if let (Some(old), Some(new)) = (&self.ranks, &mut grown.ranks) {
-                    copy(device, (&old.0, from), (&mut new.0, to), rows, 1)?;
-                    copy(device, (&old.1, from), (&mut new.1, to), rows, 1)?;
-                }
-            }
+        let most = held.iter().copied().max().unwrap_or(0);
+        if most > 0 {
+            self.copy_to(&grown, device, budgets.1, (held.len(), most))?;
         }
         *self = Self { moves: self.moves + 1, ..grown };
         Ok(())
     }
 
+    /// Queues a copy of what `batch` sequences have stored after `retired` chunks, at most, to a larger store.
+    fn copy_to(
+        &self,
+        grown: &Self,
+        device: &CudaDevice,
+        budgets: &CudaSlice<i32>,
+        (batch, retired): (usize, usize),
+    ) -> Result<()> {
+        let int = |x: usize| i32::try_from(x).map_err(candle_core::Error::wrap);
+        let Coding { value_bytes, scale_bytes, .. } = self.coding;
+        let (batch, heads, retired) = (int(batch)?, int(budgets.len())?, int(retired)?);
+        let (row_bytes, row_words) = (int(value_bytes)?, int(scale_bytes / size_of::<u32>())?);
+        let cap = self.cap.map_or(Ok(NO_CAP), int)?;
+        let stream = device.cuda_stream();
+        let mut launch = Launch::new(&stream)?;
+        let (budgets, from, to) =
+            (launch.at(budgets), self.args(&mut launch), grown.args(&mut launch));
+        // SAFETY: both stores have room for what is held, their rows lie as their offsets say, and all live until the launch is
+        // dropped.
+        let code = unsafe {
+            still_grow_store(
+                batch,
+                heads,
+                row_bytes,
+                row_words,
+                budgets,
+                cap,
+                retired,
+                from,
+                to,
+                launch.stream(),
+            )
+        };
+        check("still_grow_store", code).map_err(candle_core::Error::wrap)
+    }
+
+    /// The store as that kernel takes it.
+    fn args<'a>(&'a self, launch: &mut Launch<'a>) -> still_kernels::Store {
+        let ranks = self.ranks.as_ref();
+        still_kernels::Store {
+            k: launch.at(&self.k),
+            v: launch.at(&self.v),
+            score: launch.at_optional(ranks.map(|(score, _)| score)),
+            token: launch.at_optional(ranks.map(|(_, token)| token)),
+            offset: launch.at(&self.offsets),
+            entries: self.rows as i64,
+        }
+    }
+
     /// How its rows are kept, as the kernels name it.
     pub fn kind(&self) -> i32 {
         self.coding.kind
+    }
+
+    /// How its rows are kept.
+    pub fn coding(&self) -> Coding {
+        self.coding
+    }
+
+    /// The first row of each head of a sequence.
+    pub fn starts(&self, budgets: &[i32]) -> Vec<usize> {
+        starts(budgets, self.cap, self.chunks).collect()
+    }
+
+    /// Where in `k` and `v` the values of `rows` rows from `first` on lie, and their scales. `batch`: sequences.
+    pub fn places(&self, batch: usize, first: usize, rows: usize) -> [Range<usize>; 2] {
+        let Coding { value_bytes, scale_bytes, .. } = self.coding;
+        let scales = batch * self.rows * value_bytes;
+        let rows = first..first + rows;
+        [
+            rows.start * value_bytes..rows.end * value_bytes,
+            scales + rows.start * scale_bytes..scales + rows.end * scale_bytes,
+        ]
     }
 
     /// Copies of the rows, K and V.
@@ -161,18 +213,6 @@ impl Store {
         let ranks = self.ranks.as_ref().map_or(0, |(a, b)| a.num_bytes() + b.num_bytes());
         self.k.num_bytes() + self.v.num_bytes() + self.offsets.num_bytes() + ranks
     }
-}
-
-/// Copies `rows` rows of `width` values.
-fn copy<T: DeviceRepr>(
-    device: &CudaDevice,
-    (old, from): (&CudaSlice<T>, usize),
-    (new, to): (&mut CudaSlice<T>, usize),
-    rows: usize,
-    width: usize,
-) -> Result<()> {
-    let mut new = new.slice_mut(to * width..(to + rows) * width);
-    device.memcpy_dtod(&old.slice(from * width..(from + rows) * width), &mut new)
 }
 
 /// The first row of each head in a store of `chunks` chunks.

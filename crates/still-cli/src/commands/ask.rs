@@ -60,14 +60,11 @@ pub struct Settings {
 
 impl AskArgs {
     /// # Errors
-    /// Options that contradict each other; a device that is not there, or that sessions cannot be kept from.
+    /// Options that contradict each other; a device that is not there.
     pub fn resolve(self) -> anyhow::Result<Settings> {
         let generation = self.generation.resolve(Usual::Greedy)?;
         if self.question.trim().is_empty() {
             return Err(user("the question is empty", "ask something about the document"));
-        }
-        if self.session.is_some() {
-            sessions::check_device(&generation)?;
         }
         Ok(Settings {
             generation,
@@ -85,7 +82,7 @@ pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
     let saved = settings.session.as_ref().filter(|path| path.exists());
     // Before the model is loaded: a file that is not there, or a place that cannot be written, is said at once.
     if let (Some(path), None) = (&settings.session, saved) {
-        sessions::check_place(path, &settings.generation, settings.file.as_deref())?;
+        sessions::check_place(path, settings.file.as_deref())?;
     }
     let text = match (&settings.file, saved) {
         (Some(file), _) => Some(read_text_once(file, printer)?),

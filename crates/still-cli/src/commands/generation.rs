@@ -51,11 +51,6 @@ impl GenerationArgs {
 }
 
 impl GenerationSettings {
-    /// Whether the model computes on the CPU.
-    pub fn on_cpu(&self) -> bool {
-        self.place.device.is_cpu()
-    }
-
     /// Loads the model.
     ///
     /// # Errors

@@ -15,27 +15,11 @@ use crate::table;
 /// Finds out, before a model is loaded, whether a session can be kept in a file: in place of none, or of another session.
 ///
 /// # Errors
-/// A device that sessions cannot be kept from; a place that cannot be written; a file of another kind; a file that is read.
-pub fn check_place(
-    path: &Path,
-    generation: &GenerationSettings,
-    read: Option<&Path>,
-) -> anyhow::Result<()> {
-    check_device(generation)?;
+/// A place that cannot be written; a file of another kind; a file that is read.
+pub fn check_place(path: &Path, read: Option<&Path>) -> anyhow::Result<()> {
     let mut outputs = Outputs::default();
     outputs.spare(read)?;
     outputs.file("--session", path, Ours::Session, Existing::Replace)
-}
-
-/// An error unless sessions can be kept from the device.
-pub fn check_device(generation: &GenerationSettings) -> anyhow::Result<()> {
-    match generation.on_cpu() {
-        true => Ok(()),
-        false => Err(user(
-            "a session cannot be kept from a GPU yet",
-            "leave --session out, or use --device cpu",
-        )),
-    }
 }
 
 /// Opens a session that is there.

@@ -201,6 +201,20 @@ int still_scores(const StillShape* shape, const StillRouter* router, StillRows q
 int still_recall(const StillShape* shape, StillRows k, StillRows v, const void* w, const StillRouting* routing, const StillPast* past, float* s,
                  float* z, float* score, StillStream stream);
 
+// The store of all sequences and heads, as StillDecode has it.
+typedef struct {
+  void *k, *v;
+  float* score;           // null without a cap, and so is the next
+  int32_t* token;
+  const int64_t* offset;
+  int64_t entries;
+} StillStore;
+
+// What heads have stored after `retired` chunks, at most, to their places in a larger store. A row is `row_bytes` of values or codes, a
+// multiple of 16, and `row_words` words that scale codes.
+int still_grow_store(int32_t batch, int32_t kv_heads, int32_t row_bytes, int32_t row_words, const int32_t* budgets, int32_t cap, int32_t retired,
+                     StillStore from, StillStore to, StillStream stream);
+
 int64_t still_decode_floats(const StillShape* shape, int32_t splits);
 // Retires the chunk two before (at the first token of a chunk), appends the token, scores it, answers it. A retirement may
 // write to the ring's rows of the chunk that retires.

@@ -10,9 +10,11 @@ mod document;
 mod file;
 mod turn;
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::OnceLock;
 
+use candle_core::Tensor;
 use still_attention::RowDtype;
 
 use crate::cache::Cache;
@@ -74,14 +76,18 @@ impl ChatSession {
         })
     }
 
-    /// A session that was [saved](Self::save) for this model. Nothing is read again.
+    /// A session that was [saved](Self::save) for this model, on this device or another. Nothing is read again.
     ///
     /// # Errors
     /// A model without a chat template; a file that is damaged, or of another model or format.
     pub fn open(model: Model, path: &Path) -> Result<Self> {
-        let mut session = Self::new(model, RowDtype::Bf16, None)?;
-        session.load(path)?;
-        Ok(session)
+        check_template(&model)?;
+        let identity = file::identity(&model)?;
+        let (saved, tensors) = file::read(path, &identity)?;
+        let cache = restored(&model, &saved, tensors, path)?;
+        let file::Saved { rows, messages, document, tokens, generated } = saved;
+        let identity = OnceLock::from(identity);
+        Ok(Self { model, rows, messages, document, cache, tokens, generated, identity })
     }
 
     /// Goes on with a session that was [saved](Self::save) for this model, in place of this conversation. Its rows are stored as
@@ -91,13 +97,7 @@ impl ChatSession {
     /// A file that is damaged, or of another model or format; the conversation is then as before.
     pub fn load(&mut self, path: &Path) -> Result<()> {
         let (saved, tensors) = file::read(path, self.identity()?)?;
-        let mut cache = self.model.new_cache(1, saved.rows)?;
-        cache.restore(tensors).map_err(|error| ModelError::corrupt(path, error.to_string()))?;
-        if cache.position(0) != saved.tokens.len() {
-            let (has, says) = (cache.position(0), saved.tokens.len());
-            let what = format!("its state has read {has} tokens, and it says {says}");
-            return Err(ModelError::corrupt(path, what));
-        }
+        let cache = restored(&self.model, &saved, tensors, path)?;
         let file::Saved { rows, messages, document, tokens, generated } = saved;
         (self.rows, self.messages, self.document) = (rows, messages, document);
         (self.cache, self.tokens, self.generated) = (cache, tokens, generated);
@@ -107,7 +107,7 @@ impl ChatSession {
     /// Writes the conversation and the state to a file, in a single step.
     ///
     /// # Errors
-    /// A conversation that has not begun; a file that cannot be written; a state on a GPU.
+    /// A conversation that has not begun; a file that cannot be written.
     pub fn save(&self, path: &Path) -> Result<()> {
         if self.tokens.is_empty() {
             return Err(ModelError::Unsupported {
@@ -224,6 +224,23 @@ impl ChatSession {
 }
 
 const SYSTEM: &str = "system";
+
+/// The state of a saved session, on the model's device.
+fn restored(
+    model: &Model,
+    saved: &file::Saved,
+    tensors: HashMap<String, Tensor>,
+    path: &Path,
+) -> Result<Cache> {
+    let mut cache = model.new_cache(1, saved.rows)?;
+    cache.restore(tensors).map_err(|error| ModelError::corrupt(path, error.to_string()))?;
+    if cache.position(0) != saved.tokens.len() {
+        let (has, says) = (cache.position(0), saved.tokens.len());
+        let what = format!("its state has read {has} tokens, and it says {says}");
+        return Err(ModelError::corrupt(path, what));
+    }
+    Ok(cache)
+}
 
 fn check_template(model: &Model) -> Result<()> {
     match model.tokenizer.chat_template() {

@@ -68,12 +68,9 @@ pub struct Settings {
 
 impl ChatArgs {
     /// # Errors
-    /// Options that contradict each other; a device that is not there, or that sessions cannot be kept from.
+    /// Options that contradict each other; a device that is not there.
     pub fn resolve(self) -> anyhow::Result<Settings> {
         let generation = self.generation.resolve(Usual::Chat)?;
-        if self.session.is_some() {
-            sessions::check_device(&generation)?;
-        }
         Ok(Settings {
             generation,
             file: self.file,
@@ -89,7 +86,7 @@ pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
     let Settings { generation, file, session: place, system, history } = settings;
     // Before the model is loaded: what cannot be read or written is said at once.
     if let Some(path) = place {
-        sessions::check_place(path, generation, file.as_deref())?;
+        sessions::check_place(path, file.as_deref())?;
     }
     let document = file.as_deref().map(|file| read_text_once(file, printer)).transpose()?;
     let terminal = std::io::stdin().is_terminal();

@@ -83,7 +83,7 @@ impl Executor for Cuda {
             if config.mode == Mode::LinearOnly {
                 let state =
                     CudaLinearState::new(geometry, config, attention, device, dtype, batch)?;
-                return Ok(Box::new(state) as Box<dyn AttentionState>);
+                return Ok(Box::new(state.with_rows(rows)) as Box<dyn AttentionState>);
             }
             let weights = CudaWeights::new(geometry, config, attention, device, dtype)?;
             Ok(Box::new(CudaHybridState::with_rows(weights, batch, rows)?) as _)

@@ -1,0 +1,274 @@
+//! The state as tensors on the host, the same that a state of the CPU saves, and back.
+
+use candle_core::{DType, Device, Tensor};
+
+use super::super::saved_rows::DeviceRows;
+use super::super::store::Coding;
+use super::{CudaHybridState, GraphState, RING, kept, retired};
+use crate::attention_state::check_truncate;
+use crate::cpu::head_state::{POSITION, SCORE};
+use crate::size::ring_rows;
+use crate::{AttentionError, Result, RowDtype, SavedState};
+use still_kernels::CHUNK;
+
+/// A layer's buffers in the host's memory, one after the other as on the device.
+struct Buffers {
+    ring_k: Vec<u8>,
+    ring_v: Vec<u8>,
+    ring_score: Vec<f32>,
+    store_k: Vec<u8>,
+    store_v: Vec<u8>,
+    ranks: Option<(Vec<f32>, Vec<i32>)>,
+    s: Vec<f32>,
+    z: Vec<f32>,
+}
+
+/// Where a head's part of the buffers is.
+struct Part {
+    /// Among the heads of all sequences.
+    index: usize,
+    position: usize,
+    /// Its first row in the store, and how many there are.
+    first: usize,
+    kept: usize,
+    /// Tokens in the linear state.
+    count: usize,
+}
+
+impl CudaHybridState {
+    /// How rows of the window lie.
+    fn ring_coding(&self) -> Coding {
+        let bytes = self.weights.dtype.size_in_bytes();
+        Coding::new(RowDtype::F32, self.weights.geometry.head_dim, bytes)
+    }
+
+    /// The parts of sequences at `positions`, in order.
+    fn saved_parts(&self, positions: &[usize]) -> Vec<Part> {
+        let heads = self.weights.heads();
+        let starts = self.store.starts(&self.weights.host_budgets);
+        let part = |index: usize| {
+            let (sequence, head) = (index / heads, index % heads);
+            let position = positions[sequence];
+            let budget = self.weights.host_budgets[head];
+            Part {
+                index,
+                position,
+                first: sequence * self.store.rows + starts[head],
+                kept: kept(self.weights.config.cap, budget, retired(position)),
+                count: self.absorbed(position, head),
+            }
+        };
+        (0..positions.len() * heads).map(part).collect()
+    }
+
+    /// See [`crate::AttentionState::save`].
+    pub(super) fn saved(&self) -> Result<SavedState> {
+        let device = &self.weights.device;
+        let d = self.weights.geometry.head_dim;
+        let ranks = match &self.store.ranks {
+            Some((score, token)) => Some((device.clone_dtoh(score)?, device.clone_dtoh(token)?)),
+            None => None,
+        };
+        let buffers = Buffers {
+            ring_k: device.clone_dtoh(&self.ring_k)?,
+            ring_v: device.clone_dtoh(&self.ring_v)?,
+            ring_score: device.clone_dtoh(&self.ring_score)?,
+            store_k: device.clone_dtoh(&self.store.k)?,
+            store_v: device.clone_dtoh(&self.store.v)?,
+            ranks,
+            s: device.clone_dtoh(&self.s)?,
+            z: device.clone_dtoh(&self.z)?,
+        };
+        let mut saved = SavedState::default();
+        for part in self.saved_parts(&self.positions) {
+            self.save_part(&buffers, &part, d, &mut saved)?;
+        }
+        Ok(saved)
+    }
+
+    fn save_part(
+        &self,
+        from: &Buffers,
+        part: &Part,
+        d: usize,
+        saved: &mut SavedState,
+    ) -> Result<()> {
+        let &Part { index, position, first, kept, count } = part;
+        saved.put_count(index, "position", position)?;
+        saved.put_count(index, "count", count)?;
+        // Rows that no token has are zeros.
+        let slots = ring_rows(position, RING);
+        let mut there = [false; RING];
+        (retired(position) * CHUNK..position).for_each(|token| there[token % RING] = true);
+        let (ring, row) = (self.ring_coding(), d * self.weights.dtype.size_in_bytes());
+        for (name, rows) in [("ring_k", &from.ring_k), ("ring_v", &from.ring_v)] {
+            let mut rows = rows[index * RING * row..(index * RING + slots) * row].to_vec();
+            let all = rows.chunks_exact_mut(row).zip(there);
+            all.filter(|(_, there)| !there).for_each(|(row, _)| row.fill(0));
+            ring.save(&DeviceRows { values: &rows[..], scales: &[] }, saved, index, name)?;
+        }
+        let scores = from.ring_score[index * RING..index * RING + slots].iter().zip(there);
+        let scores = scores.map(|(&score, there)| if there { score } else { 0.0 });
+        saved.put(index, "ring_score", vector(scores.collect())?);
+        for (name, rows) in [("salient_k", &from.store_k), ("salient_v", &from.store_v)] {
+            let [values, scales] = self.store.places(self.positions.len(), first, kept);
+            let rows = DeviceRows { values: &rows[values], scales: &rows[scales] };
+            self.store.coding().save(&rows, saved, index, name)?;
+        }
+        if let Some((scores, tokens)) = &from.ranks {
+            saved.put(index, SCORE, vector(scores[first..first + kept].to_vec())?);
+            let tokens = tokens[first..first + kept].iter().map(|&token| token as u32);
+            let tokens: Vec<u32> = tokens.collect();
+            saved.put(index, POSITION, Tensor::from_vec(tokens, kept, &Device::Cpu)?);
+        }
+        // Absent until something is absorbed.
+        let features = if count > 0 { 2 * d } else { 0 };
+        let at = index * 2 * d;
+        saved.put(index, "s", vector(from.s[at * d..(at + features) * d].to_vec())?);
+        saved.put(index, "z", vector(from.z[at..at + features].to_vec())?);
+        Ok(())
+    }
+
+    /// See [`crate::AttentionState::restore`].
+    pub(super) fn restore_saved(&mut self, mut saved: SavedState) -> Result<()> {
+        let (heads, d) = (self.weights.heads(), self.weights.geometry.head_dim);
+        let mut positions = Vec::with_capacity(self.positions.len());
+        for index in 0..self.positions.len() * heads {
+            let position = saved.take_count(index, "position")?;
+            // Heads of a sequence have read equally many.
+            if index % heads == 0 {
+                positions.push(position);
+            } else if positions.last() != Some(&position) {
+                return Err(AttentionError::Config(format!(
+                    "a saved state's part {index} has read {position} tokens, and the one before it not"
+                )));
+            }
+        }
+        for (index, &position) in
+            positions.iter().flat_map(|p| std::iter::repeat_n(p, heads)).enumerate()
+        {
+            let budget = self.weights.host_budgets[index % heads];
+            let expected = kept(self.weights.config.cap, budget, retired(position));
+            let has = saved.rows(index, "salient_k");
+            if has != Some(expected) {
+                return Err(AttentionError::Config(format!(
+                    "a saved state's part {index} keeps {} salient tokens, and this state's would keep {expected}",
+                    has.unwrap_or(0)
+                )));
+            }
+        }
+        // Nothing that is there need move.
+        self.positions.fill(0);
+        self.reserve(positions.iter().copied().max().unwrap_or(0))?;
+        let store_rows = self.positions.len() * self.store.rows;
+        let mut buffers = Buffers {
+            ring_k: vec![0; self.ring_k.len()],
+            ring_v: vec![0; self.ring_v.len()],
+            ring_score: vec![0.0; self.ring_score.len()],
+            store_k: vec![0; self.store.k.len()],
+            store_v: vec![0; self.store.v.len()],
+            ranks: self.store.ranks.as_ref().map(|_| (vec![0.0; store_rows], vec![0; store_rows])),
+            s: vec![0.0; self.s.len()],
+            z: vec![0.0; self.z.len()],
+        };
+        for part in self.saved_parts(&positions) {
+            self.restore_part(&mut saved, &part, d, &mut buffers)?;
+        }
+        saved.finish()?;
+        let device = self.weights.device.clone();
+        device.memcpy_htod(&buffers.ring_k, &mut self.ring_k)?;
+        device.memcpy_htod(&buffers.ring_v, &mut self.ring_v)?;
+        device.memcpy_htod(&buffers.ring_score, &mut self.ring_score)?;
+        device.memcpy_htod(&buffers.store_k, &mut self.store.k)?;
+        device.memcpy_htod(&buffers.store_v, &mut self.store.v)?;
+        if let (Some((scores, tokens)), Some(to)) = (&buffers.ranks, &mut self.store.ranks)
+            && store_rows > 0
+        {
+            device.memcpy_htod(scores, &mut to.0)?;
+            device.memcpy_htod(tokens, &mut to.1)?;
+        }
+        device.memcpy_htod(&buffers.s, &mut self.s)?;
+        device.memcpy_htod(&buffers.z, &mut self.z)?;
+        self.positions = positions;
+        Ok(())
+    }
+
+    fn restore_part(
+        &self,
+        saved: &mut SavedState,
+        part: &Part,
+        d: usize,
+        to: &mut Buffers,
+    ) -> Result<()> {
+        let &Part { index, position, first, kept, count } = part;
+        let has = saved.take_count(index, "count")?;
+        if has != count {
+            return Err(AttentionError::Config(format!(
+                "a saved state's part {index} has {has} tokens in its linear state, and this state's would have {count}"
+            )));
+        }
+        // A state that went back has more rows than it needs, and earlier programs saved every slot.
+        let needed = ring_rows(position, RING);
+        let slots = saved.rows(index, "ring_k").unwrap_or(needed);
+        let slots = if (needed..=RING).contains(&slots) { slots } else { needed };
+        let (ring, row) = (self.ring_coding(), d * self.weights.dtype.size_in_bytes());
+        for (name, to) in [("ring_k", &mut to.ring_k), ("ring_v", &mut to.ring_v)] {
+            let values = &mut to[index * RING * row..(index + 1) * RING * row];
+            let mut to = DeviceRows { values, scales: &mut [] };
+            ring.restore(saved, (index, name), slots, &mut to)?;
+        }
+        let scores: Vec<f32> =
+            saved.take(index, "ring_score", DType::F32, &[Some(slots)])?.to_vec1()?;
+        to.ring_score[index * RING..index * RING + slots].copy_from_slice(&scores);
+        for (name, to) in [("salient_k", &mut to.store_k), ("salient_v", &mut to.store_v)] {
+            let [values, scales] = self.store.places(self.positions.len(), first, kept);
+            // Scales lie behind all values.
+            let (before, behind) = to.split_at_mut(values.end);
+            let scales = scales.start - values.end..scales.end - values.end;
+            let mut to =
+                DeviceRows { values: &mut before[values.start..], scales: &mut behind[scales] };
+            self.store.coding().restore(saved, (index, name), kept, &mut to)?;
+        }
+        // Earlier programs saved ranks of every state.
+        if to.ranks.is_some() || saved.rows(index, SCORE).is_some() {
+            let scores: Vec<f32> =
+                saved.take(index, SCORE, DType::F32, &[Some(kept)])?.to_vec1()?;
+            let tokens: Vec<u32> =
+                saved.take(index, POSITION, DType::U32, &[Some(kept)])?.to_vec1()?;
+            if let Some((all_scores, all_tokens)) = &mut to.ranks {
+                all_scores[first..first + kept].copy_from_slice(&scores);
+                let places = all_tokens[first..first + kept].iter_mut();
+                places.zip(tokens).for_each(|(to, token)| *to = token as i32);
+            }
+        }
+        let features = if count > 0 { 2 * d } else { 0 };
+        let s: Vec<f32> = saved.take(index, "s", DType::F32, &[Some(features * d)])?.to_vec1()?;
+        let z: Vec<f32> = saved.take(index, "z", DType::F32, &[Some(features)])?.to_vec1()?;
+        let at = index * 2 * d;
+        to.s[at * d..(at + features) * d].copy_from_slice(&s);
+        to.z[at..at + features].copy_from_slice(&z);
+        Ok(())
+    }
+
+    /// See [`crate::AttentionState::truncate`].
+    pub(super) fn go_back(&mut self, sequence: usize, tokens: usize) -> Result<()> {
+        check_truncate(&self.weights.config, self.positions[sequence], tokens)?;
+        if tokens == 0 {
+            let (device, d) = (self.weights.device.clone(), self.weights.geometry.head_dim);
+            let features = self.weights.heads() * 2 * d;
+            let own = sequence * features..(sequence + 1) * features;
+            let stream = device.cuda_stream();
+            let zeros = stream.memset_zeros(&mut self.s.slice_mut(own.start * d..own.end * d));
+            zeros.map_err(candle_core::Error::wrap)?;
+            let zeros = stream.memset_zeros(&mut self.z.slice_mut(own));
+            zeros.map_err(candle_core::Error::wrap)?;
+        }
+        self.positions[sequence] = tokens;
+        Ok(())
+    }
+}
+
+fn vector(values: Vec<f32>) -> candle_core::Result<Tensor> {
+    let length = values.len();
+    Tensor::from_vec(values, length, &Device::Cpu)
+}
