@@ -3,7 +3,6 @@
 use std::error::Error;
 use std::fmt;
 use std::io;
-use std::process::ExitCode;
 
 use still_attention::AttentionError;
 use still_eval::EvalError;
@@ -14,6 +13,8 @@ use crate::interrupt::EXIT_INTERRUPTED;
 use crate::printer::{self, Printer, StdoutError};
 use crate::shown::shown_in_line;
 
+/// All is done.
+pub const EXIT_DONE: u8 = 0;
 /// The user's to mend: a bad argument, a file that is missing or corrupt, no network.
 pub const EXIT_USER: u8 = 1;
 /// Ours to mend.
@@ -51,7 +52,7 @@ pub fn user(message: impl Into<String>, hint: impl Into<String>) -> anyhow::Erro
 pub struct Interrupted;
 
 /// Says what happened on stderr and returns the exit code.
-pub fn report(printer: &Printer, error: &anyhow::Error) -> ExitCode {
+pub fn report(printer: &Printer, error: &anyhow::Error) -> u8 {
     if let Some(error) = error.chain().find_map(|cause| cause.downcast_ref::<StdoutError>()) {
         return stdout_ended(printer, error);
     }
@@ -61,11 +62,11 @@ pub fn report(printer: &Printer, error: &anyhow::Error) -> ExitCode {
         _ => one_line(error),
     };
     printer.error(&message, Some(verdict.hint()));
-    ExitCode::from(match verdict {
+    match verdict {
         Verdict::Interrupted => EXIT_INTERRUPTED,
         Verdict::User(_) => EXIT_USER,
         Verdict::Internal => EXIT_INTERNAL,
-    })
+    }
 }
 
 /// Whether the user can mend an error, and the command may go on.
@@ -81,12 +82,12 @@ pub fn tell(printer: &Printer, error: &anyhow::Error) {
 
 /// Standard output takes no more. Whoever reads it has read enough if it is closed: `still … | head` is no failure. A full disk is
 /// one.
-pub fn stdout_ended(printer: &Printer, error: &StdoutError) -> ExitCode {
+pub fn stdout_ended(printer: &Printer, error: &StdoutError) -> u8 {
     if error.is_closed() {
-        return ExitCode::SUCCESS;
+        return EXIT_DONE;
     }
     printer.error(&error.to_string(), Some(io_hint(error.kind())));
-    ExitCode::from(EXIT_USER)
+    EXIT_USER
 }
 
 /// From now on a panic is told as an internal error, in the same two lines.

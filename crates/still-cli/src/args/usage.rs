@@ -1,32 +1,32 @@
 //! What clap has to say: help and version as results, usage errors in the two lines of all other errors.
 
-use std::process::ExitCode;
+use std::ffi::OsString;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use super::moved::moved;
 use super::{Color, command};
-use crate::errors::{EXIT_USER, stdout_ended};
+use crate::errors::{EXIT_DONE, EXIT_USER, stdout_ended};
 use crate::printer::Printer;
 
 const TRY: &str =
     "try `still demo`, or `still --help` for all commands; `still COMMAND --help` explains one";
 
-/// Prints it and returns the exit code.
-pub fn report(error: &clap::Error) -> ExitCode {
+/// Prints it and returns the exit code. `arguments`: the whole command line.
+pub fn report(error: &clap::Error, arguments: &[OsString]) -> u8 {
     let printer = Printer::new(false, 0, Color::Auto);
     if !error.use_stderr() {
         return match printer.help(&error.render()) {
-            Ok(()) => ExitCode::SUCCESS,
+            Ok(()) => EXIT_DONE,
             Err(error) => stdout_ended(&printer, &error),
         };
     }
     let words: Vec<String> =
-        std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+        arguments.iter().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
     let declared = command();
     let (message, hint) = moved(&words, &declared).unwrap_or_else(|| lines(error, &words));
     printer.error(&message, Some(&hint));
-    ExitCode::from(EXIT_USER)
+    EXIT_USER
 }
 
 /// The error and its hint. `words` follow the program's name.

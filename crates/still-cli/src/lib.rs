@@ -1,4 +1,4 @@
-//! The `still` command.
+//! The `still` command, as a library: the program runs [`command_line`], and so does the Python package.
 //!
 //! | file | content |
 //! |---|---|
@@ -41,18 +41,20 @@ mod terminal;
 mod threads;
 mod verdict;
 
+use std::ffi::OsString;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::process::ExitCode;
 
 use crate::args::{Cli, Command, usage};
 use crate::printer::Printer;
 
-fn main() -> ExitCode {
+/// Runs the command that `arguments` say, the program's name first, and returns its exit code. It takes the process over: signals,
+/// threads, the terminal. It must come before anything that computes, and before there are other threads.
+pub fn command_line(arguments: Vec<OsString>) -> u8 {
     process::prepare();
     errors::install_panic_hook();
-    let cli = match Cli::read(std::env::args_os()) {
+    let cli = match Cli::read(arguments.iter().cloned()) {
         Ok(cli) => cli,
-        Err(error) => return usage::report(&error),
+        Err(error) => return usage::report(&error, &arguments),
     };
     let printer = Printer::new(cli.global.quiet, cli.global.verbose, cli.global.color);
     let work = || {
@@ -62,10 +64,10 @@ fn main() -> ExitCode {
         run(cli.command, &printer)
     };
     match catch_unwind(AssertUnwindSafe(work)) {
-        Ok(Ok(())) => ExitCode::SUCCESS,
+        Ok(Ok(())) => errors::EXIT_DONE,
         Ok(Err(error)) => errors::report(&printer, &error),
         // The hook has said what happened.
-        Err(_) => ExitCode::from(errors::EXIT_INTERNAL),
+        Err(_) => errors::EXIT_INTERNAL,
     }
 }
 
