@@ -18,6 +18,11 @@ test *ARGS="--workspace":
 test-transformers *ARGS:
     python3 -m pytest -q -p no:cacheprovider crates/still-model/python/tests {{ ARGS }}
 
+# The Python wheel, in target/wheel/dist, installed into a clean environment and tested there
+[group('check')]
+wheel *ARGS:
+    scripts/wheel.sh {{ ARGS }}
+
 # Documentation, with warnings as errors; `just docs --open` shows it
 [group('check')]
 docs *ARGS:

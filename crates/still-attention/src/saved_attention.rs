@@ -127,6 +127,29 @@ impl Call<'_> {
 }
 
 impl SavedAttention {
+    /// What [`attention_forward`] saved, of a call that is known by its operands, its output `[B, H, N, D]` and its routing: for
+    /// graphs of other libraries, which keep tensors and nothing else. A GPU computes the output again.
+    ///
+    /// # Errors
+    /// As [`attention_forward`]; an output or routing of another shape.
+    pub fn of_output(
+        rows: [&Tensor; 3],
+        gate: Option<&Tensor>,
+        weights: &HybridWeights,
+        config: &HybridConfig,
+        (out, routing): (&Tensor, &Routing),
+        wants_rows: bool,
+    ) -> Result<Self> {
+        let call = Call { rows, gate, weights, config, routing: Some(routing) };
+        if !rows[0].device().is_cpu() {
+            return Ok(call.forward(wants_rows, true)?.1);
+        }
+        let geometry = call.check()?;
+        let saved = cpu::SavedAttention::of_output(&call, geometry, routing, out, wants_rows)?;
+        let (weights, out) = (weights.clone(), out.dims().to_vec());
+        Ok(Self { weights, out, kernels: Kernels::Cpu(Box::new(saved)) })
+    }
+
     /// From the gradient of the output `[B, H, N, D]` to those of what it was computed from. Those of the weights are added to
     /// `learned`.
     ///
@@ -141,7 +164,10 @@ impl SavedAttention {
     }
 
     /// [`SavedAttention::backward`], the gradients of the weights in their places.
-    pub(crate) fn gradients(&self, d_out: &Tensor) -> Result<(AttentionGradients, HybridWeights)> {
+    ///
+    /// # Errors
+    /// As there.
+    pub fn gradients(&self, d_out: &Tensor) -> Result<(AttentionGradients, HybridWeights)> {
         expect_shape(OP, "d_out", d_out, &self.out)?;
         let FoldedGradients { qkv, gate, map_q, map_k, log_scale } = match &self.kernels {
             Kernels::Cpu(saved) => saved.backward(d_out)?,

@@ -69,6 +69,39 @@ pub fn report(printer: &Printer, error: &anyhow::Error) -> u8 {
     }
 }
 
+/// Who can mend an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whose {
+    /// The user.
+    User,
+    /// Nobody: it was asked to stop.
+    Interrupted,
+    /// This project: a bug.
+    Ours,
+}
+
+/// An error as it is told.
+#[derive(Clone, Debug)]
+pub struct Told {
+    /// What was wrong, in one line.
+    pub message: String,
+    /// What to do.
+    pub hint: String,
+    /// Who can do it.
+    pub whose: Whose,
+}
+
+/// An error as the command tells it, for other programs.
+pub fn told(error: &anyhow::Error) -> Told {
+    let verdict = judge(error);
+    let whose = match verdict {
+        Verdict::User(_) => Whose::User,
+        Verdict::Interrupted => Whose::Interrupted,
+        Verdict::Internal => Whose::Ours,
+    };
+    Told { message: one_line(error), hint: verdict.hint().to_owned(), whose }
+}
+
 /// Whether the user can mend an error, and the command may go on.
 pub fn is_users(error: &anyhow::Error) -> bool {
     let stdout_ended = error.chain().any(|cause| cause.is::<StdoutError>());

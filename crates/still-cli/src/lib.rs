@@ -44,6 +44,10 @@ mod verdict;
 use std::ffi::OsString;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+pub use crate::commands::data::data_files;
+pub use crate::commands::eval::plan::{Asked, Plan, Questions};
+pub use crate::errors::{Told, Whose, told};
+
 use crate::args::{Cli, Command, usage};
 use crate::printer::Printer;
 

@@ -8,7 +8,7 @@ use still_compute::tensor::borrow_all;
 
 use super::gradients::Wanted;
 use super::operator::{Operands, Operator, Output};
-use crate::arguments::expect_cpu;
+use crate::arguments::{expect_cpu, expect_shape};
 use crate::hybrid::OP;
 use crate::saved_attention::{Call, FoldedGradients};
 use crate::weights::inverse_sigmoid;
@@ -59,28 +59,14 @@ impl SavedAttention {
         geometry: HeadGeometry,
         wants_rows: bool,
     ) -> Result<(Tensor, Routing, Self)> {
-        let Call { rows, gate, weights, config, routing } = *call;
-        let (batch, heads, tokens, _) = rows[0].dims4()?;
-        let selection_heads = geometry.selection_heads(config.selection_head);
+        let Call { rows: [q, ..], config, routing, .. } = *call;
+        let (batch, heads, tokens, _) = q.dims4()?;
         let given = routing.map(Routing::selection).transpose()?;
         if let Some(given) = &given {
-            given.check((batch, selection_heads, tokens), config)?;
+            given
+                .check((batch, geometry.selection_heads(config.selection_head), tokens), config)?;
         }
-        let prepared = |name: &'static str, tensor: &Tensor| -> Result<Tensor> {
-            expect_cpu(OP, name, tensor, T::DTYPE)?;
-            Ok(tensor.detach().contiguous()?)
-        };
-        let optional =
-            |name, tensor: Option<&Tensor>| tensor.map(|t| prepared(name, t)).transpose();
-        let (map_q, map_k) = weights.folded()?;
-        let [q, k, v] = rows;
-        let operands = Tensors {
-            qkv: [prepared("q", q)?, prepared("k", k)?, prepared("v", v)?],
-            gate: optional("gate", gate)?,
-            maps: [prepared("feature_map_q", &map_q)?, prepared("feature_map_k", &map_k)?],
-            log_lambda: optional("log_lambda", weights.log_lambda.as_ref())?,
-            window_factor: optional("window_factor", weights.window_factor.as_ref())?,
-        };
+        let operands = Tensors::of::<T>(call)?;
         let operator = Operator { geometry, config, batch, tokens };
         let Output { out, selection, scores } =
             operands.with_values(|operands| operator.forward::<T>(&operands, given.as_deref()))?;
@@ -89,6 +75,29 @@ impl SavedAttention {
         let (selection, config) = (routing.selection()?, config.clone());
         let saved = Self { operands, geometry, config, wants_rows, selection, out: out.clone() };
         Ok((out, routing, saved))
+    }
+
+    /// What [`SavedAttention::forward`] saved of a call whose routing is given, from its output.
+    pub fn of_output(
+        call: &Call<'_>,
+        geometry: HeadGeometry,
+        routing: &Routing,
+        out: &Tensor,
+        wants_rows: bool,
+    ) -> Result<Self> {
+        let Call { rows: [q, ..], config, .. } = *call;
+        let (batch, _, tokens, _) = q.dims4()?;
+        let selection = routing.selection()?;
+        selection
+            .check((batch, geometry.selection_heads(config.selection_head), tokens), config)?;
+        expect_cpu(OP, "out", out, q.dtype())?;
+        expect_shape(OP, "out", out, q.dims())?;
+        let operands = match q.dtype() {
+            DType::F64 => Tensors::of::<f64>(call)?,
+            _ => Tensors::of::<f32>(call)?,
+        };
+        let out = out.detach().contiguous()?;
+        Ok(Self { operands, geometry, config: config.clone(), wants_rows, selection, out })
     }
 
     pub fn backward(&self, d_out: &Tensor) -> Result<FoldedGradients> {
@@ -128,6 +137,25 @@ impl SavedAttention {
 }
 
 impl Tensors {
+    /// The operands of a call.
+    fn of<T: Real>(call: &Call<'_>) -> Result<Self> {
+        let Call { rows: [q, k, v], gate, weights, .. } = *call;
+        let prepared = |name: &'static str, tensor: &Tensor| -> Result<Tensor> {
+            expect_cpu(OP, name, tensor, T::DTYPE)?;
+            Ok(tensor.detach().contiguous()?)
+        };
+        let optional =
+            |name, tensor: Option<&Tensor>| tensor.map(|t| prepared(name, t)).transpose();
+        let (map_q, map_k) = weights.folded()?;
+        Ok(Self {
+            qkv: [prepared("q", q)?, prepared("k", k)?, prepared("v", v)?],
+            gate: optional("gate", gate)?,
+            maps: [prepared("feature_map_q", &map_q)?, prepared("feature_map_k", &map_k)?],
+            log_lambda: optional("log_lambda", weights.log_lambda.as_ref())?,
+            window_factor: optional("window_factor", weights.window_factor.as_ref())?,
+        })
+    }
+
     fn with_values<T: Real, R>(
         &self,
         body: impl FnOnce(Operands<'_, T>) -> R,

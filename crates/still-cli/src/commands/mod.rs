@@ -18,7 +18,7 @@ pub mod calibrate;
 mod calibration_bars;
 pub mod chat;
 pub mod completions;
-mod data;
+pub mod data;
 pub mod demo;
 pub mod doctor;
 pub mod eval;

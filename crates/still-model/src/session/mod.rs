@@ -252,3 +252,13 @@ fn check_template(model: &Model) -> Result<()> {
         }),
     }
 }
+
+impl Model {
+    /// BLAKE3, in hexadecimal, over all that a saved state depends on: base weights, configuration, and what a student has learned.
+    ///
+    /// # Errors
+    /// Base weights that cannot be read again.
+    pub fn state_identity(&self) -> Result<String> {
+        file::identity(self)
+    }
+}

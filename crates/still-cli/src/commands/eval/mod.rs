@@ -4,7 +4,7 @@ mod ablated;
 mod args;
 mod branches;
 mod efficiency;
-mod plan;
+pub mod plan;
 mod results;
 
 use std::path::{Path, PathBuf};

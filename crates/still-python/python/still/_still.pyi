@@ -1,0 +1,220 @@
+"""What is Rust of the package `still`. Long calls release the interpreter's lock, and Ctrl-C ends them within a second."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from os import PathLike
+from typing import Any, Literal, TypedDict, final
+
+import numpy as np
+import numpy.typing as npt
+from typing_extensions import TypeAlias, Unpack
+
+_Path: TypeAlias = "str | PathLike[str]"
+_Tokens: TypeAlias = "str | Iterable[int]"
+_Rows: TypeAlias = Literal["f32", "f16", "bf16", "int8", "int4"]
+_Progress: TypeAlias = "Callable[[dict[str, Any]], object]"
+
+__version__: str
+
+class _Sampling(TypedDict, total=False):
+    max_new_tokens: int
+    """Most tokens to generate; 256."""
+    temperature: float
+    """0 is greedy, and the default."""
+    top_p: float
+    """Nucleus of this share; 1 is off."""
+    top_k: int
+    """The best so many; 0 is off."""
+    min_p: float
+    """Least share of the likeliest token's probability; 0 is off."""
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    """Penalties count tokens that were generated, not those of the prompt."""
+    seed: int
+    stop: str | Sequence[str]
+    """Texts that end the generation, and are no part of it."""
+
+@final
+class Generation:
+    """What was generated; `str()` of it is its text."""
+
+    @property
+    def text(self) -> str:
+        """The text, up to a stop string."""
+    @property
+    def ids(self) -> list[int]:
+        """The new token ids, without the one that ends a sequence."""
+    @property
+    def finish(self) -> Literal["end_of_sequence", "stop", "length"]:
+        """Why it ended."""
+    @property
+    def prompt_tokens(self) -> int: ...
+    @property
+    def prefill_seconds(self) -> float:
+        """Until the first token's logits."""
+    @property
+    def decode_seconds(self) -> float:
+        """After that."""
+    @property
+    def warning(self) -> str | None:
+        """Said where the sequence left the positions that the base was trained for."""
+
+@final
+class Stream:
+    """A generation that goes on in the background: an iterator over its text."""
+
+    def __iter__(self) -> Iterator[str]: ...
+    def __next__(self) -> str: ...
+    @property
+    def result(self) -> Generation | None:
+        """The whole, once all was iterated over."""
+    def close(self) -> None:
+        """Stops it. A state that it continues stays as it was."""
+
+@final
+class State:
+    """What a model remembers of a sequence.
+
+    A call computes on a copy, and the state changes when all is done: after an error or Ctrl-C it is as it was.
+    """
+
+    @property
+    def position(self) -> int:
+        """Tokens read so far."""
+    @property
+    def size_bytes(self) -> int:
+        """Bytes held, with the room to grow into."""
+    @property
+    def rows(self) -> str:
+        """How exact rows are stored."""
+    def read(self, tokens: _Tokens) -> int:
+        """Reads a text or token ids; gives the number of tokens."""
+    def fork(self) -> State:
+        """A copy that goes its own way."""
+    def save(self, path: _Path) -> None:
+        """Writes it to a file, in place of what was there. `Model.restore` reads it."""
+
+@final
+class Model:
+    """A model: a base, or a student."""
+
+    @staticmethod
+    def load(
+        path: _Path,
+        *,
+        device: str = "cpu",
+        dtype: Literal["f32", "bf16"] | None = None,
+        weights: Literal["file", "dense", "q8_0", "fp8"] = "file",
+    ) -> Model:
+        """Loads a Hugging Face directory, a .gguf file, a hub id, a student, or a built-in model ("demo").
+
+        `device`: "cpu", "cuda" or "cuda:N", the latter two in a build with the feature `cuda`. `dtype` of base weights and
+        activations: f32 on the CPU. `weights`: how matrices are kept.
+        """
+    @property
+    def is_student(self) -> bool: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def config(self) -> dict[str, Any]:
+        """The base's configuration, by Hugging Face's names."""
+    def teacher(self) -> Model:
+        """The same weights with dense attention."""
+    def tokenize(self, text: str, *, add_special: bool = True) -> list[int]: ...
+    def detokenize(self, ids: _Tokens, *, skip_special: bool = True) -> str: ...
+    def chat_prompt(self, messages: list[dict[str, Any]], *, add_generation_prompt: bool = True) -> str:
+        """A conversation as the model's chat template renders it."""
+    def generate(self, prompt: _Tokens, *, state: State | None = None, **options: Unpack[_Sampling]) -> Generation:
+        """Continues a prompt. With `state` from what it has read; it has read the prompt and the answer afterwards."""
+    def stream(self, prompt: _Tokens, *, state: State | None = None, **options: Unpack[_Sampling]) -> Stream:
+        """As `generate`, piece by piece."""
+    def logits(
+        self, tokens: _Tokens, *, state: State | None = None, last: bool = False
+    ) -> npt.NDArray[np.float32]:
+        """Logits after every token, [tokens, vocab]; with `last` after the last one, [vocab]."""
+    def new_state(self, *, rows: _Rows | None = None) -> State:
+        """A state that has read nothing. `rows`: how it stores exact keys and values; as the student says, else bf16."""
+    def restore(self, path: _Path) -> State:
+        """A state that `State.save` wrote, of this very model."""
+    def save(self, path: _Path, *, delta: bool = False) -> None:
+        """Saves a student: whole in float32, or only what differs from its base."""
+
+def calibrate(
+    model: Model,
+    data: _Path | Iterable[_Path],
+    *,
+    recipe: _Path | None = None,
+    set: dict[str, Any] | None = None,
+    cache_fraction: float | None = None,
+    at_length: int | None = None,
+    tokens: int | None = None,
+    window: int | None = None,
+    rows: _Rows | None = None,
+    out: _Path | None = None,
+    progress: _Progress | None = None,
+) -> dict[str, Any]:
+    """Finds a budget for every head, as `still calibrate` does; gives what its `--json` prints.
+
+    `out`: a file for the budgets, which `set={"attention.budgets": …}` and `--budgets` take. `progress` is called with a dict.
+    """
+
+def linearize(
+    model: Model,
+    data: _Path | Iterable[_Path],
+    out: _Path,
+    *,
+    recipe: _Path | None = None,
+    set: dict[str, Any] | None = None,
+    run_dir: _Path | None = None,
+    resume: bool = False,
+    delta: bool = False,
+    overwrite: bool = False,
+    progress: _Progress | None = None,
+) -> Model:
+    """Trains a student and saves it to the directory `out`, as `still linearize` does, without its verdict.
+
+    `recipe`: a name that `still recipes list` prints, or a TOML file; the usual one for the device if absent. `set`: values
+    to change, by dotted keys: {"transfer.steps": 200}. `progress` is called with a dict, whose "event" is "calibration",
+    "stage", "step", "evaluation" or "checkpoint". After Ctrl-C the step at work is finished and saved in the background;
+    `resume=True` goes on from there.
+    """
+
+def evaluate(
+    model: Model,
+    tasks: str | Sequence[str],
+    *,
+    data_dir: _Path = ...,
+    text: _Path | None = None,
+    lengths: Sequence[int] = ...,
+    limit: int | None = None,
+    shots: int | None = None,
+    seed: int = 0,
+    batch_size: int = 16,
+    samples: bool = False,
+    progress: _Progress | None = None,
+) -> dict[str, Any]:
+    """Asks a model tasks, as `still eval` does; scores by task. With `samples` every item's answer too."""
+
+def run_command(arguments: Sequence[str]) -> int:
+    """Runs the command line, the program's name first. It takes the process over."""
+
+def attention(
+    rows: Sequence[npt.NDArray[Any]],
+    gate: npt.NDArray[Any] | None,
+    learned: Sequence[npt.NDArray[Any] | None],
+    config: str,
+    layer: int,
+) -> list[npt.NDArray[Any]]:
+    """`still.torch.hybrid_attention` on arrays."""
+
+def attention_backward(
+    d_out: npt.NDArray[Any],
+    out: npt.NDArray[Any],
+    absorbed_at: npt.NDArray[np.int32],
+    rows: Sequence[npt.NDArray[Any]],
+    gate: npt.NDArray[Any] | None,
+    learned: Sequence[npt.NDArray[Any] | None],
+    config: str,
+    layer: int,
+) -> tuple[list[npt.NDArray[Any]], npt.NDArray[Any] | None, list[npt.NDArray[Any] | None]]:
+    """The gradients of the call that gave `out` and `absorbed_at`."""

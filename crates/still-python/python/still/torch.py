@@ -1,0 +1,186 @@
+"""STILL's hybrid attention as an op of PyTorch: `hybrid_attention`, forward and backward, by the kernels of `still` on the CPU.
+
+The op is `torch.ops.still.hybrid_attention`. It has a fake implementation, so that `torch.compile` and `FakeTensorMode` trace
+through it, and under autocast computes in float32.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, Optional
+
+import torch
+from torch import Tensor
+
+from . import _still
+from ._errors import InputError
+
+__all__ = ["HybridAttention", "hybrid_attention"]
+
+LEARNED = ("feature_map_q", "feature_map_k", "householder_q", "householder_k", "log_lambda", "window_factor")
+"""The learned tensors, in the order of the op's arguments."""
+
+ROWS = (torch.float32, torch.float64, torch.bfloat16)
+"""Dtypes of queries, keys and values. bfloat16 is computed in float32."""
+
+
+class HybridAttention(NamedTuple):
+    """What `hybrid_attention` gives."""
+
+    out: Tensor
+    """[B, H, N, D], in the dtype of `q`."""
+    absorbed_at: Tensor
+    """[B, S, N] int32: the chunk from which on a token is part of the linear state; -1 if it stays exact."""
+    scores: Tensor
+    """[B, S, N] float32: the router's scores."""
+
+
+def hybrid_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    feature_map_q: Tensor,
+    feature_map_k: Tensor,
+    config: str | Mapping[str, Any],
+    layer: int = 0,
+    gate: Tensor | None = None,
+    householder_q: Tensor | None = None,
+    householder_k: Tensor | None = None,
+    log_lambda: Tensor | None = None,
+    window_factor: Tensor | None = None,
+) -> HybridAttention:
+    """Hybrid attention of whole sequences that begin at position 0.
+
+    `q` and `gate` [B, H, N, D], `k` and `v` [B, K, N, D] after RoPE, float32, float64 or bfloat16 on the CPU. Learned tensors,
+    for H query heads, S selection heads and F features: `feature_map_q` [H, D, F], `feature_map_k` [S, D, F], `householder_q`
+    [H, D], `householder_k` [S, D], `log_lambda` [H], `window_factor` [H]; which of them are needed, `config` says. `config` is
+    the section `still` of a student's config.json, as a dict or as JSON, which `torch.compile` traces through; `layer` which
+    of its layers this is.
+
+    Gradients flow to all of these tensors; routing is discrete and has none.
+    """
+    learned = (feature_map_q, feature_map_k, householder_q, householder_k, log_lambda, window_factor)
+    config = config if isinstance(config, str) else json.dumps(dict(config))
+    return HybridAttention(*_forward(q, k, v, gate, *learned, config, layer))
+
+
+def _check(q: Tensor, *others: Optional[Tensor]) -> None:
+    for name, x in zip(("q", "k", "v", "gate", *LEARNED), (q, *others)):
+        if x is None:
+            continue
+        if x.device != q.device:
+            raise InputError(f"{name} is on {x.device}, q on {q.device}", "put all tensors on one device")
+        if x.dtype not in ROWS:
+            raise InputError(f"{name} is {x.dtype}", "use float32, float64 or bfloat16")
+    for name, x in zip(("k", "v", "gate"), others):
+        if x is not None and x.dtype != q.dtype:
+            raise InputError(f"{name} is {x.dtype}, q {q.dtype}", "give queries, keys, values and gate in one dtype")
+    if q.dim() != 4:
+        raise InputError(f"q has the shape {list(q.shape)}", "give [batch, heads, tokens, head_dim]")
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _array(x: Tensor | None, dtype: torch.dtype) -> Any:
+    return None if x is None else x.detach().to(dtype).contiguous().numpy()
+
+
+def _arrays(tensors: Iterable[Tensor | None], dtype: torch.dtype) -> list[Any]:
+    return [_array(x, dtype) for x in tensors]
+
+
+@torch.library.custom_op("still::hybrid_attention", mutates_args=(), device_types="cpu")
+def _forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gate: Optional[Tensor],
+    feature_map_q: Tensor,
+    feature_map_k: Tensor,
+    householder_q: Optional[Tensor],
+    householder_k: Optional[Tensor],
+    log_lambda: Optional[Tensor],
+    window_factor: Optional[Tensor],
+    config: str,
+    layer: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    learned = (feature_map_q, feature_map_k, householder_q, householder_k, log_lambda, window_factor)
+    _check(q, k, v, gate, *learned)
+    wide = _wide(q.dtype)
+    rows = _arrays((q, k, v), wide)
+    out, absorbed_at, scores = _still.attention(rows, _array(gate, wide), _arrays(learned, wide), config, layer)
+    return torch.from_numpy(out).to(q.dtype), torch.from_numpy(absorbed_at), torch.from_numpy(scores)
+
+
+@_forward.register_fake
+def _(q, k, v, gate, feature_map_q, feature_map_k, *others):  # type: ignore[no-untyped-def]
+    batch, _, tokens, _ = q.shape
+    routing = (batch, feature_map_k.shape[0], tokens)
+    return torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty(routing, dtype=torch.int32), q.new_empty(
+        routing, dtype=torch.float32
+    )
+
+
+@torch.library.custom_op("still::hybrid_attention_backward", mutates_args=(), device_types="cpu")
+def _backward(
+    d_out: Tensor,
+    out: Tensor,
+    absorbed_at: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gate: Optional[Tensor],
+    feature_map_q: Tensor,
+    feature_map_k: Tensor,
+    householder_q: Optional[Tensor],
+    householder_k: Optional[Tensor],
+    log_lambda: Optional[Tensor],
+    window_factor: Optional[Tensor],
+    config: str,
+    layer: int,
+) -> list[Tensor]:
+    """The gradients of the tensors that are there, in their order."""
+    learned = (feature_map_q, feature_map_k, householder_q, householder_k, log_lambda, window_factor)
+    wide = _wide(q.dtype)
+    of_rows, of_gate, of_learned = _still.attention_backward(
+        _array(d_out, wide),
+        _array(out, wide),
+        absorbed_at.contiguous().numpy(),
+        _arrays((q, k, v), wide),
+        _array(gate, wide),
+        _arrays(learned, wide),
+        config,
+        layer,
+    )
+    gradients = (*of_rows, of_gate, *of_learned)
+    given = (q, k, v, gate, *learned)
+    return [torch.from_numpy(dx).to(x.dtype) for dx, x in zip(gradients, given) if x is not None]
+
+
+@_backward.register_fake
+def _(d_out, out, absorbed_at, q, k, v, gate, *learned_and_config):  # type: ignore[no-untyped-def]
+    *learned, _, _ = learned_and_config
+    return [
+        torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v, gate, *learned) if x is not None
+    ]
+
+
+def _save(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    *tensors, ctx.config, ctx.layer = inputs
+    out, absorbed_at, scores = output
+    ctx.mark_non_differentiable(absorbed_at, scores)
+    ctx.save_for_backward(out, absorbed_at, *tensors)
+
+
+def _gradients(ctx, d_out, d_absorbed_at, d_scores):  # type: ignore[no-untyped-def]
+    out, absorbed_at, *tensors = ctx.saved_tensors
+    given = iter(_backward(d_out, out, absorbed_at, *tensors, ctx.config, ctx.layer))
+    return (*(None if x is None else next(given) for x in tensors), None, None)
+
+
+_forward.register_autograd(_gradients, setup_context=_save)
+torch.library.register_autocast("still::hybrid_attention", "cpu", torch.float32)

@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# Builds the Python wheel, installs it into a clean environment, and runs its tests there, README's example among them:
+#
+#   scripts/wheel.sh [OPTIONS OF MATURIN...]
+#
+# Leaves it in target/wheel/dist. It runs with glibc 2.28 and newer, whatever the machine has: zig links it. It is built as
+# `cargo build --release` builds, and shares what that compiled. Needs Rust and Python's pip.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+glibc=2.28
+wheel=$PWD/target/wheel
+tools=$wheel/tools
+rm -rf "$wheel/dist" "$wheel/env"
+mkdir -p "$wheel"
+"$tools/bin/maturin" --version 2>/dev/null | grep -q " 1.16.0$" || {
+  python3 -m venv --clear "$tools"
+  "$tools/bin/pip" install --quiet --disable-pip-version-check maturin==1.16.0 ziglang==0.17.1
+}
+
+link=()
+audit=(--compatibility linux)
+if [ "$(uname -sm)" = "Linux x86_64" ]; then
+  # Cargo would compile every crate again for `maturin build --zig`, because that names a target. A linker is of the last step alone.
+  cat > "$wheel/cc" <<EOF
+#!/bin/sh
+PATH=$tools/bin:\$PATH exec $tools/bin/maturin zig cc -- -target x86_64-linux-gnu.$glibc "\$@"
+EOF
+  chmod +x "$wheel/cc"
+  link=(-C "linker=$wheel/cc")
+  audit=(--compatibility "manylinux_${glibc/./_}" --auditwheel check)
+fi
+"$tools/bin/maturin" build --release --locked --manifest-path crates/still-python/Cargo.toml --out "$wheel/dist" \
+  "${audit[@]}" "$@" -- "${link[@]}" -C strip=symbols
+ls -l "$wheel/dist"
+
+python3 -m venv "$wheel/env"
+"$wheel/env/bin/pip" install --quiet --disable-pip-version-check pytest==9.2.0 mypy==2.4.1 typing_extensions==4.16.0 "$wheel"/dist/*.whl
+# Away from the sources, which would be imported in its place.
+(
+  cd "$wheel/env"
+  bin/python -m pytest -q -p no:cacheprovider "$OLDPWD/crates/still-python/tests"
+  bin/python -m mypy.stubtest --mypy-config-file "$OLDPWD/crates/still-python/pyproject.toml" \
+    --allowlist "$OLDPWD/crates/still-python/tests/stubtest_allowlist.txt" --ignore-unused-allowlist still
+)
