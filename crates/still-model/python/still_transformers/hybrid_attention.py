@@ -15,15 +15,23 @@ tokens stay exact, the others are absorbed into the linear state (S, z, n):
 Whole sequences, chunks of them and single tokens run through the same code: `read` takes a segment, which is at most what is
 left of a row's chunk. Rows of a batch may be at different places of their chunks. States and scores are float32 (float64 in a
 float64 model); rows of K and V keep the model's dtype.
+
+Where the package `still-llm` is installed, its kernels compute whole sequences on the CPU: `KERNELS`.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from transformers.cache_utils import Cache
+
+try:
+    from still.torch import hybrid_attention as KERNELS
+except ImportError:
+    KERNELS = None
 
 SALIENCY_EPSILON = 1e-8
 MIN_DENOMINATOR = 1e-30
@@ -141,6 +149,10 @@ class FeatureMap(nn.Module):
         if householder:
             self.hh = nn.Module()
             self.hh.u = nn.Parameter(torch.randn(heads, head_dim))
+
+    def matrices(self):
+        """W of each head, [heads, D, F]."""
+        return torch.stack([linear.weight for linear in self.mlp.linears]).transpose(1, 2)
 
     def forward(self, x):
         """[B, heads, N, D] to [B, heads, N, 2F]."""
@@ -352,6 +364,16 @@ class HybridOperator(Operator):
         kind, options = attention["feature_map"]
         make = lambda heads: FeatureMap(kind, heads, head_dim, self.features, options.get("householder", False))
         self.feature_map_q, self.feature_map_k = make(num_heads), make(self.heads)
+        # As in config.json, for the kernels; of other layers they need to know nothing.
+        named = lambda name, options: {name: options} if options else name
+        section = {
+            **{key: x for key, x in attention.items() if x is not None},
+            "router": named(*attention["router"]),
+            "feature_map": named(*attention["feature_map"]),
+            "budgets": [*([[]] * layer), list(attention["budgets"][layer])],
+            "branches": self.branches,
+        }
+        self.section = json.dumps(section)
         if attention["linear_norm"] == "mean":
             self.log_lambda = nn.Parameter(torch.full((num_heads,), 8.0).log())
         if attention["window_factor"]:
@@ -376,6 +398,66 @@ class HybridOperator(Operator):
             z=zeros(self.heads, 2 * self.features),
             count=zeros(self.heads),
         )
+
+    def attend(self, reading, layer, q, k, v, gate=None):
+        if not self.kernels_compute(reading, q):
+            return super().attend(reading, layer, q, k, v, gate)
+        maps = (self.feature_map_q, self.feature_map_k)
+        with torch.autocast(q.device.type, enabled=False):
+            out, absorbed_at, scores = KERNELS(
+                *(q, k, v),
+                gate=None if gate is None else gate.to(q.dtype),
+                **{f"feature_map_{name}": map.matrices() for name, map in zip("qk", maps)},
+                **{f"householder_{name}": map.hh.u for name, map in zip("qk", maps) if hasattr(map, "hh")},
+                **{name: getattr(self, name) for name in ("log_lambda", "window_factor") if hasattr(self, name)},
+                config=self.section,
+                layer=self.layer,
+            )
+            if reading.cache is not None:
+                reading.cache.layers[layer] = self.state_after(k, v, absorbed_at, scores)
+        return out
+
+    def kernels_compute(self, reading, q):
+        """Whether the kernels of `still` compute this call: whole sequences of one length, and a state that their routing tells."""
+        if KERNELS is None or q.device.type != "cpu" or q.dtype not in (torch.float32, torch.bfloat16, torch.float64):
+            return False
+        whole = not any(reading.read) and all(n == q.shape[2] for n in reading.lengths) and q.shape[2] > 0
+        # A sum that goes on, and scores in float64, are not among what the kernels give back.
+        known = reading.cache is None or (self.router != "received_attention" and q.dtype != torch.float64)
+        return whole and known
+
+    def state_after(self, k, v, absorbed_at, scores):
+        """The state of sequences that were read whole, from the chunk at which each token was absorbed and the scores."""
+        k, v = k.repeat_interleave(self.repeat, 1), v.repeat_interleave(self.repeat, 1)
+        state, tokens, chunk = self.new_state(k), k.shape[2], (k.shape[2] - 1) // self.chunk
+        begin = (chunk - 1) * self.chunk
+        retired = max(begin, 0)
+        slots = (max(-begin, 0), begin + 2 * self.chunk - tokens)
+        rows = {"window_k": k, "window_v": v, "window_score": scores}
+        for name, x in rows.items():
+            pad = (0, 0, *slots) if x.dim() == 4 else slots
+            state.tensors[name] = nn.functional.pad(x[:, :, retired:], pad).to(state.tensors[name].dtype)
+        past = Rows(
+            k[:, :, :retired],
+            v[:, :, :retired],
+            scores[:, :, :retired].to(state.z.dtype),
+            torch.arange(retired, device=k.device).expand(k.shape[0], self.heads, -1),
+        )
+        absorbed_at = absorbed_at[:, :, :retired]
+        absorbed = (absorbed_at >= 0) & (absorbed_at <= chunk)
+        for index, (budget, heads) in enumerate(self.groups):
+            of = lambda x, heads=heads: x if len(heads) == self.heads else x[:, heads]
+            rows, gone = Rows(*(of(x) for x in (past.k, past.v, past.score, past.position))), of(absorbed)
+            if self.router in ("first_tokens", "random"):
+                rows.score = self.final_score(state, heads, rows)
+            if self.branches["linear"] and not (budget == self.chunk and self.cap is None):
+                self.absorb(state, heads, rows, gone)
+            count = budget * max(chunk - 1, 0)
+            count = count if self.cap is None else min(count, self.cap)
+            order = rows.position.masked_fill(gone, torch.iinfo(torch.long).max).sort(-1).indices[..., :count]
+            rows.position = rows.position.masked_fill(gone, EMPTY)
+            state.tensors["salient"][index] = rows.take(order)
+        return state
 
     def read(self, state, segment, q, k, v, gate):
         k, v = k.repeat_interleave(self.repeat, 1), v.repeat_interleave(self.repeat, 1)
