@@ -6,7 +6,7 @@ use crate::{AttentionError, HeadGeometry, HybridConfig, Mode, Result, Router};
 /// Tokens of a chunk.
 const CHUNK: usize = 64;
 /// Head dimensions that have kernels.
-const HEAD_DIMS: [usize; 3] = [64, 96, 128];
+const HEAD_DIMS: [usize; 4] = [64, 80, 96, 128];
 /// The largest cap of the router `self_recall`.
 const MAX_RECALL_CAP: usize = 8192;
 /// Query heads that may share a selection head while decoding.
@@ -54,7 +54,7 @@ const LIMITS: [Limit; 6] = [
     },
     Limit {
         what: "head_dim",
-        expected: "64, 96 or 128 on CUDA",
+        expected: "64, 80, 96 or 128 on CUDA",
         holds_in: Where::Everywhere,
         holds: |geometry, _| HEAD_DIMS.contains(&geometry.head_dim),
         got: |geometry, _| geometry.head_dim.to_string(),
@@ -159,7 +159,7 @@ mod tests {
         let large = HybridConfig { cap: Some(9000), ..config.clone() };
         check(GEOMETRY, &large, true).unwrap();
         named(GEOMETRY, &HybridConfig { router: Router::SelfRecall, ..large }, "cap");
-        named(HeadGeometry { head_dim: 80, ..GEOMETRY }, &config, "head_dim");
+        named(HeadGeometry { head_dim: 72, ..GEOMETRY }, &config, "head_dim");
         named(GEOMETRY, &HybridConfig { logit_scale: Some(0.1), ..config.clone() }, "logit_scale");
         let wide = HeadGeometry { num_heads: 34, ..GEOMETRY };
         named(wide, &config, "num_heads");

@@ -18,7 +18,7 @@ use still_attention::{
 
 /// Query heads, KV heads, head dimension, tokens, budgets and scale: groups of 1, 3, 4 and 8.
 type Shape = (usize, usize, usize, usize, &'static [usize], LinearNorm);
-const SHAPES: [Shape; 12] = [
+const SHAPES: [Shape; 14] = [
     (1, 1, 64, 1, &[4], LinearNorm::Sum),
     (8, 1, 128, 1, &[0], LinearNorm::Mean),
     (2, 2, 96, 64, &[4, 0], LinearNorm::Mean),
@@ -31,10 +31,12 @@ const SHAPES: [Shape; 12] = [
     (8, 2, 128, 333, &[4, 11], LinearNorm::Mean),
     (9, 3, 64, 451, &[4, 64, 0], LinearNorm::Mean),
     (3, 3, 128, 384, &[0, 9, 1], LinearNorm::Sum),
+    (4, 2, 80, 321, &[4, 64], LinearNorm::Mean),
+    (8, 1, 80, 257, &[5], LinearNorm::Sum),
 ];
 
 /// The same with a cap: below a budget and of 0, reached by some heads and by none, of full heads, of many chunks.
-const CAPPED: [(Shape, usize); 9] = [
+const CAPPED: [(Shape, usize); 10] = [
     ((2, 2, 96, 130, &[4, 64], LinearNorm::Mean), 2),
     ((4, 4, 64, 257, &[4, 0, 64, 7], LinearNorm::Mean), 9),
     ((8, 2, 128, 333, &[4, 11], LinearNorm::Mean), 0),
@@ -44,6 +46,7 @@ const CAPPED: [(Shape, usize); 9] = [
     ((3, 1, 128, 700, &[6], LinearNorm::Mean), 7),
     ((9, 3, 64, 451, &[4, 64, 0], LinearNorm::Sum), 64),
     ((4, 2, 64, 333, &[4, 2], LinearNorm::Mean), 1000),
+    ((6, 2, 80, 450, &[64, 3], LinearNorm::Mean), 40),
 ];
 
 fn capped((shape, cap): (Shape, usize)) -> (HeadGeometry, HybridConfig) {
@@ -349,8 +352,8 @@ fn what_has_no_kernel_is_named() {
     let mut mixed = placed(&input, &config, DType::F32, &device);
     mixed.v = mixed.v.to_dtype(DType::BF16).unwrap();
     refused(&config, &mixed, "v is bf16");
-    let wide = HeadGeometry { head_dim: 80, ..geometry };
-    let config = HybridConfig { feature_dim: 80, ..config };
+    let wide = HeadGeometry { head_dim: 72, ..geometry };
+    let config = HybridConfig { feature_dim: 72, ..config };
     let input = random_input(wide, &config, shape.3, 1);
     refused(&config, &placed(&input, &config, DType::F32, &device), "head_dim");
 }

@@ -11,7 +11,8 @@ use half::bf16;
 use still_attention::{
     AttentionRows, AttentionState, Branches, CudaHybridState, CudaKvCache, CudaWeights, FeatureMap,
     GraphState, HeadGeometry, HybridConfig, HybridState, HybridWeights, KvCache, LinearNorm,
-    PreparedWeights, Router, RowDtype, SelectionHead, StillConfig, hybrid_attention, naive,
+    PreparedWeights, Router, RowDtype, SelectionHead, StepRotation, StillConfig, hybrid_attention,
+    naive,
 };
 
 /// The GPU; a test that asks for one and finds none has failed.
@@ -25,13 +26,14 @@ fn gpu() -> Device {
 
 /// Query heads, KV heads, head dimension, budgets and scale: groups of 1, 2, 3, 4 and 8.
 type Shape = (usize, usize, usize, &'static [usize], LinearNorm);
-const SHAPES: [Shape; 6] = [
+const SHAPES: [Shape; 7] = [
     (2, 2, 64, &[4, 0], LinearNorm::Mean),
     (3, 1, 128, &[5], LinearNorm::Sum),
     (8, 2, 128, &[64, 4], LinearNorm::Mean),
     (4, 1, 64, &[0], LinearNorm::Sum),
     (6, 3, 96, &[4, 64, 1], LinearNorm::Mean),
     (8, 1, 64, &[11], LinearNorm::Mean),
+    (4, 2, 80, &[4, 9], LinearNorm::Mean),
 ];
 
 fn layer((num_heads, num_key_value_heads, head_dim, budgets, linear_norm): Shape) -> Layer {
@@ -41,13 +43,14 @@ fn layer((num_heads, num_key_value_heads, head_dim, budgets, linear_norm): Shape
 }
 
 /// The same under a cap: below a budget and of 0, reached by some heads and by none, of full heads.
-const CAPPED: [(Shape, usize); 6] = [
+const CAPPED: [(Shape, usize); 7] = [
     ((2, 2, 64, &[4, 0], LinearNorm::Mean), 6),
     ((3, 1, 128, &[5], LinearNorm::Sum), 2),
     ((8, 2, 128, &[64, 4], LinearNorm::Mean), 9),
     ((6, 3, 96, &[4, 64, 1], LinearNorm::Mean), 100),
     ((8, 1, 64, &[11], LinearNorm::Mean), 0),
     ((4, 2, 64, &[4, 2], LinearNorm::Sum), 1000),
+    ((4, 2, 80, &[4, 64], LinearNorm::Mean), 7),
 ];
 
 fn capped((shape, cap): (Shape, usize)) -> Layer {
@@ -682,6 +685,80 @@ fn single_steps_equal_advance() {
         states.positions.iter_mut().for_each(|position| *position += 1);
     }
     assert_eq!((copy.position(0), copy.position(1)), (140, 160));
+}
+
+/// Queries and keys that go through RoPE on their way, and keys into the ring so, against rows that were rotated before.
+#[test]
+fn steps_that_rotate() {
+    let formats = [
+        (DType::F32, RowDtype::F32),
+        (DType::BF16, RowDtype::Bf16),
+        (DType::BF16, RowDtype::Int8),
+        (DType::BF16, RowDtype::Int4),
+    ];
+    let cases =
+        [(SHAPES[0], 64), (SHAPES[2], 128), (SHAPES[4], 64), (SHAPES[6], 80), (SHAPES[5], 16)];
+    for (format, (shape, rotary)) in formats.into_iter().flat_map(|f| cases.map(|case| (f, case))) {
+        let (own, device, batch) = (layer(shape), gpu(), 2);
+        let (dtype, rows) = format;
+        let x = Sequences::rounded(&own, batch, 300, dtype, DType::BF16);
+        let weights =
+            CudaWeights::new(own.geometry, &own.config, &x.weights, &device, dtype).unwrap();
+        let empty = || CudaHybridState::with_rows(weights.clone(), batch, rows).unwrap();
+        let (mut before, mut inside) = (empty(), empty());
+        for state in [&mut before, &mut inside] {
+            let there = |x: Tensor| x.to_device(&device).unwrap().to_dtype(dtype).unwrap();
+            let [q, k, v] = x.rows(&[0, 0], &[185, 120]).map(there);
+            state.advance(&q, &k, &v, Some(&[185, 120])).unwrap();
+            state.reserve(300).unwrap();
+        }
+        let (mut got, mut expected) = (Vec::new(), Vec::new());
+        for _ in 0..80 {
+            let positions = [before.position(0), before.position(1)];
+            let there = |x: Tensor| x.to_device(&device).unwrap().to_dtype(dtype).unwrap();
+            let [q, k, v] = x.rows(&positions, &[1, 1]).map(there);
+            let angle = |position: usize, i: usize| {
+                position as f64 * 1e4_f64.powf(-2.0 * i as f64 / rotary as f64)
+            };
+            let both = |f: fn(f64) -> f64| {
+                let all = positions
+                    .iter()
+                    .flat_map(|&p| (0..rotary / 2).map(move |i| f(angle(p, i)) as f32));
+                let all: Vec<f32> = all.collect();
+                Tensor::from_vec(all, (batch, 1, 1, rotary / 2), &device).unwrap()
+            };
+            let (cos, sin) = (both(f64::cos), both(f64::sin));
+            let rotated = |x: &Tensor| {
+                let wide = x.to_dtype(DType::F32).unwrap();
+                let part = |from, length| wide.narrow(3, from, length).unwrap();
+                let half = rotary / 2;
+                let (low, high) = (part(0, half), part(half, half));
+                let times = |x: &Tensor, y: &Tensor| x.broadcast_mul(y).unwrap();
+                let new_low = (times(&low, &cos) - times(&high, &sin)).unwrap();
+                let new_high = (times(&high, &cos) + times(&low, &sin)).unwrap();
+                let mut parts = vec![new_low, new_high];
+                if rotary < own.geometry.head_dim {
+                    parts.push(part(rotary, own.geometry.head_dim - rotary));
+                }
+                Tensor::cat(&parts, 3).unwrap().to_dtype(dtype).unwrap()
+            };
+            let own_positions = positions.map(|p| p as u32).to_vec();
+            let own_positions = Tensor::from_vec(own_positions, batch, &device).unwrap();
+            let raw = AttentionRows { q: &q, k: &k, v: &v, gate: None };
+            let rotation = Some(StepRotation { cos: &cos, sin: &sin });
+            assert!(inside.rotates(rotary));
+            // SAFETY: the positions are the sequences' own, and there is room.
+            let out = unsafe { GraphState::step(&inside, raw, &own_positions, rotation) }.unwrap();
+            inside.count();
+            got.extend(flat(&out));
+            expected.extend(flat(&before.advance(&rotated(&q), &rotated(&k), &v, None).unwrap()));
+        }
+        // A value may be rounded the other way; so may a code.
+        let limit = if dtype == DType::BF16 { 3e-3 } else { 1e-5 };
+        let error = relative_rms(&got, &expected);
+        println!("{error:.1e} {dtype:?} {rows:?} {shape:?} rotated {rotary}");
+        assert!(error <= limit, "{dtype:?} {rows:?} {shape:?}, {rotary} rotated: {error:e}");
+    }
 }
 
 #[test]

@@ -25,10 +25,11 @@ fn limits(dtype: DType) -> (f64, f64) {
 }
 
 /// Geometries of groups of 2, 4 and 3, one for each head dimension that has kernels.
-const GEOMETRIES: [HeadGeometry; 3] = [
+const GEOMETRIES: [HeadGeometry; 4] = [
     HeadGeometry { num_heads: 4, num_key_value_heads: 2, head_dim: 64 },
     HeadGeometry { num_heads: 4, num_key_value_heads: 1, head_dim: 128 },
     HeadGeometry { num_heads: 6, num_key_value_heads: 2, head_dim: 96 },
+    HeadGeometry { num_heads: 4, num_key_value_heads: 2, head_dim: 80 },
 ];
 
 /// Named variants of a layer.

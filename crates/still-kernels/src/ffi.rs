@@ -44,7 +44,7 @@ pub const STILL_NO_ROUTER: i32 = 5;
 /// Tokens of a chunk, in every kernel.
 pub const CHUNK: usize = 64;
 /// Head dimensions that have kernels.
-pub const HEAD_DIMS: [usize; 3] = [64, 96, 128];
+pub const HEAD_DIMS: [usize; 4] = [64, 80, 96, 128];
 /// `STILL_NO_CAP`: no cap on a head's salient tokens.
 pub const NO_CAP: i32 = i32::MAX;
 /// The largest cap that the router `STILL_SELF_RECALL` has a kernel for; others have none.
@@ -226,6 +226,9 @@ pub struct Decode {
     pub splits: i32,
     pub gate: Rows,
     pub router: Router,
+    pub cos: *const f32,
+    pub sin: *const f32,
+    pub rotary: i32,
 }
 
 /// `StillStore`.

@@ -28,7 +28,7 @@ fn a_shape_without_a_kernel_is_refused() {
     };
     let error =
         still_kernels::check("still_saliency", code).expect_err("head_dim 80 has no kernel");
-    assert!(error.to_string().contains("head dimensions 64, 96 and 128"), "{error}");
+    assert!(error.to_string().contains("head dimensions 64, 80, 96 and 128"), "{error}");
 }
 
 #[test]

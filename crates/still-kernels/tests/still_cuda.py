@@ -61,7 +61,7 @@ class Decode(c.Structure):
         + [(n, c.c_void_p) for n in ("store_score", "store_token", "admitted", "store_offset")]
         + [("store_entries", c.c_int64)]
         + [(n, c.c_void_p) for n in ("s", "z", "partial", "arrived")]
-        + [("splits", c.c_int32), ("gate", Rows), ("router", Router)]
+        + [("splits", c.c_int32), ("gate", Rows), ("router", Router), ("cos", c.c_void_p), ("sin", c.c_void_p), ("rotary", c.c_int32)]
     )
 
 

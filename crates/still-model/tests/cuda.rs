@@ -15,8 +15,8 @@ use still_attention::{RowDtype, StillConfig};
 use still_compute::random::normal;
 use still_model::random::{random_model, tiny_config};
 use still_model::{
-    Architecture, Cache, FeatureInit, Feed, GenerateOptions, LoraConfig, LoraTarget, Model,
-    ModelConfig, ModelError, RopeScaling, Student, device, generate, generate_together,
+    Architecture, Cache, ChatSession, FeatureInit, Feed, GenerateOptions, LoraConfig, LoraTarget,
+    Model, ModelConfig, ModelError, RopeScaling, Student, device, generate, generate_together,
 };
 use still_testing::{Errors, assert_relative_rms, relative_rms};
 
@@ -304,6 +304,39 @@ fn caches_go_from_device_to_device() {
             let both = [(cpu, &mut on_cpu), (gpu, &mut on_gpu)];
             decode_both(both, &steps(3, batch, 700), "saved again");
             assert_eq!((again.position(0), again.position(1)), (266, 270));
+        }
+    }
+}
+
+/// A conversation whose file is written on one device and opened on both goes on as on either device it would have: devices may
+/// differ where two tokens are about as likely.
+#[test]
+fn sessions_go_from_device_to_device() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.still");
+    let options = GenerateOptions { max_new_tokens: 5, ..Default::default() };
+    let message = "The ship sails at noon. ".repeat(9);
+    for [cpu, gpu] in pairs() {
+        for [from, to] in [[&cpu, &gpu], [&gpu, &cpu]] {
+            let send = |session: &mut ChatSession, text: &str| {
+                let on_text = &mut |_: &str| ControlFlow::Continue(());
+                session.send(text, &options, on_text).unwrap().generation.ids
+            };
+            let mut session = ChatSession::new(from.clone(), RowDtype::F32, None).unwrap();
+            let first = send(&mut session, &message);
+            session.save(&path).unwrap();
+            let mut here = ChatSession::open(from.clone(), &path).unwrap();
+            let mut there = ChatSession::open(to.clone(), &path).unwrap();
+            let mut anew = ChatSession::new(to.clone(), RowDtype::F32, None).unwrap();
+            assert_eq!(send(&mut anew, &message), first);
+            assert_eq!((here.tokens(), there.tokens()), (session.tokens(), session.tokens()));
+            for text in ["Who?", "And when?"] {
+                assert_eq!(send(&mut here, text), send(&mut session, text));
+                assert_eq!(send(&mut there, text), send(&mut anew, text));
+            }
+            let mut other = ChatSession::new(to.clone(), RowDtype::F32, None).unwrap();
+            other.load(&path).unwrap();
+            assert_eq!(other.messages().len(), 2);
         }
     }
 }

@@ -3,7 +3,7 @@
 mod past;
 mod saved;
 
-use std::ptr::null_mut;
+use std::ptr::{null, null_mut};
 use std::sync::Arc;
 
 use candle_core::cuda::cudarc::driver::CudaSlice;
@@ -257,6 +257,20 @@ impl CudaHybridState {
     /// The positions are those of the sequences' next tokens whenever the step runs, and room for them was
     /// [made](Self::reserve) before.
     pub unsafe fn step(&self, rows: AttentionRows<'_>, positions: &Tensor) -> Result<Tensor> {
+        // SAFETY: the caller's.
+        unsafe { self.step_rotated(rows, positions, None) }
+    }
+
+    /// As [`GraphState::step`].
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn step_rotated(
+        &self,
+        rows: AttentionRows<'_>,
+        positions: &Tensor,
+        rotation: Option<StepRotation<'_>>,
+    ) -> Result<Tensor> {
         let fed = self.fed(rows)?;
         let (batch, heads, _, d) = fed.q.dims4()?;
         expect_shape(OP, "q", &fed.q, &[batch, heads, 1, d])?;
@@ -264,9 +278,12 @@ impl CudaHybridState {
         support::require(positions.dtype() == DType::U32, "positions", "u32", || {
             positions.dtype().as_str().into()
         })?;
+        if let Some(rotation) = rotation {
+            support::check_rotation(rotation, batch, d)?;
+        }
         // SAFETY: the kernel writes the rows of all sequences that are not idle.
         let out = unsafe { fed.q.empty_like()? };
-        self.queue(&fed, &out, positions)?;
+        self.queue(&fed, &out, positions, rotation)?;
         Ok(out)
     }
 
@@ -392,7 +409,7 @@ impl CudaHybridState {
             .collect();
         let positions = Tensor::from_vec(positions, (steps, lengths.len()), out.device())?;
         for t in 0..steps {
-            self.queue(&fed.token(t)?, &out.narrow(2, t, 1)?, &positions.get(t)?)?;
+            self.queue(&fed.token(t)?, &out.narrow(2, t, 1)?, &positions.get(t)?, None)?;
         }
         for (position, length) in self.positions.iter_mut().zip(lengths) {
             *position += length;
@@ -400,8 +417,14 @@ impl CudaHybridState {
         Ok(())
     }
 
-    /// Queues one token of each sequence, at `positions` `[B]` u32, into `out`.
-    fn queue(&self, fed: &Fed, out: &Tensor, positions: &Tensor) -> candle_core::Result<()> {
+    /// Queues one token of each sequence, at `positions` `[B]` u32, into `out`; `rotation`: what `q` and `k` go through first.
+    fn queue(
+        &self,
+        fed: &Fed,
+        out: &Tensor,
+        positions: &Tensor,
+        rotation: Option<StepRotation<'_>>,
+    ) -> candle_core::Result<()> {
         let weights = &*self.weights;
         let Fed { q, k, v, gate } = fed;
         let shape: Shape = shape(q, weights.heads(), flags(&weights.config))?;
@@ -415,9 +438,24 @@ impl CudaHybridState {
         let held_weights =
             [&weights.map_q, &weights.map_k, positions].map(Tensor::storage_and_layout);
         let held_scale = weights.log_scale.as_ref().map(Tensor::storage_and_layout);
+        let angles = match rotation {
+            Some(StepRotation { cos, sin }) => Some([cos.contiguous()?, sin.contiguous()?]),
+            None => None,
+        };
+        let rotary =
+            angles.as_ref().map_or(0, |[cos, _]| 2 * cos.elem_count() / shape.batch as usize);
+        let held_angles =
+            angles.as_ref().map(|both| both.each_ref().map(Tensor::storage_and_layout));
         let mut launch = Launch::new(&stream)?;
         let [q, k, v, out] = &held;
         let [map_q, map_k, positions] = &held_weights;
+        let [cos, sin] = match &held_angles {
+            Some([cos, sin]) => [
+                launch.values::<f32>(on_cuda(&cos.0)?, cos.1)?.cast_const(),
+                launch.values::<f32>(on_cuda(&sin.0)?, sin.1)?.cast_const(),
+            ],
+            None => [null(), null()],
+        };
         let args = Decode {
             q: launch.rows(on_cuda(&q.0)?, q.1)?,
             k: launch.rows(on_cuda(&k.0)?, k.1)?,
@@ -435,6 +473,9 @@ impl CudaHybridState {
                 Some((storage, layout)) => launch.rows(on_cuda(storage)?, layout)?,
                 None => Rows::NONE,
             },
+            cos,
+            sin,
+            rotary: rotary as i32,
             ..self.args(&mut launch)
         };
         // SAFETY: the buffers are as large as still.h says for `shape`, the store has room for `positions`, and all live
@@ -476,6 +517,9 @@ impl CudaHybridState {
             splits: self.splits,
             gate: Rows::NONE,
             router: router(&weights.config),
+            cos: null(),
+            sin: null(),
+            rotary: 0,
         }
     }
 }
@@ -487,11 +531,12 @@ impl GraphState for CudaHybridState {
         positions: &Tensor,
         rotation: Option<StepRotation<'_>>,
     ) -> Result<Tensor> {
-        if rotation.is_some() {
-            return Err(AttentionError::Config("a step of a hybrid state does not rotate".into()));
-        }
         // SAFETY: the caller's.
-        unsafe { self.step(rows, positions) }
+        unsafe { self.step_rotated(rows, positions, rotation) }
+    }
+
+    fn rotates(&self, rotary: usize) -> bool {
+        support::rotates(rotary)
     }
 
     fn moves(&self) -> usize {

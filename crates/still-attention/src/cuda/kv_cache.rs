@@ -14,9 +14,6 @@ use crate::{
 
 const OP: &str = "CudaKvCache::advance";
 
-/// What the rotated channels of a head are a multiple of where a step rotates.
-const ROTARY_UNIT: usize = 16;
-
 /// Tokens that there is room for beyond what is asked.
 const SPARE: usize = 1024;
 
@@ -178,14 +175,8 @@ impl CudaKvCache {
         support::require(positions.dtype() == DType::U32, "positions", "u32", || {
             positions.dtype().as_str().into()
         })?;
-        if let Some(StepRotation { cos, sin }) = rotation {
-            for (name, angles) in [("cos", cos), ("sin", sin)] {
-                let rotary = 2 * angles.elem_count() / batch;
-                let fits = angles.dtype() == DType::F32 && rotary <= self.geometry.head_dim;
-                support::require(fits, name, "f32, a row for each sequence", || {
-                    format!("{:?} {}", angles.dims(), angles.dtype().as_str())
-                })?;
-            }
+        if let Some(rotation) = rotation {
+            support::check_rotation(rotation, batch, self.geometry.head_dim)?;
         }
         let Some(rows) = &self.rows else {
             return Err(AttentionError::Config(
@@ -253,7 +244,7 @@ impl GraphState for CudaKvCache {
     }
 
     fn rotates(&self, rotary: usize) -> bool {
-        rotary.is_multiple_of(ROTARY_UNIT)
+        support::rotates(rotary)
     }
 
     fn moves(&self) -> usize {

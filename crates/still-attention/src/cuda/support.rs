@@ -2,6 +2,7 @@
 
 use candle_core::{DType, Device, Tensor};
 
+use super::graph_state::StepRotation;
 use crate::arguments::expect_rows;
 use crate::hybrid::OP;
 use crate::{
@@ -70,6 +71,30 @@ pub(super) fn check_fed(
     require(q.device().same_device(device), "q", "a tensor on the device of the rows", || {
         format!("on {:?}", q.device().location())
     })
+}
+
+/// What the rotated channels of a head are a multiple of where a step rotates.
+const ROTARY_UNIT: usize = 16;
+
+/// Whether a step can rotate the first `rotary` channels of queries and keys.
+pub(super) fn rotates(rotary: usize) -> bool {
+    rotary.is_multiple_of(ROTARY_UNIT)
+}
+
+/// Checks what a step of `batch` sequences rotates heads of `head_dim` channels by.
+pub(super) fn check_rotation(
+    StepRotation { cos, sin }: StepRotation<'_>,
+    batch: usize,
+    head_dim: usize,
+) -> Result<()> {
+    for (name, angles) in [("cos", cos), ("sin", sin)] {
+        let rotary = 2 * angles.elem_count() / batch;
+        let fits = angles.dtype() == DType::F32 && rotary <= head_dim && rotates(rotary);
+        require(fits, name, "f32, a row for each sequence", || {
+            format!("{:?} {}", angles.dims(), angles.dtype().as_str())
+        })?;
+    }
+    Ok(())
 }
 
 /// Checks an output gate whose shape is that of `q`.

@@ -150,6 +150,7 @@ extern "C" int64_t still_decode_floats(const StillShape* shape, int32_t splits) 
 
 extern "C" int still_decode(const StillShape* shape, const StillDecode* args, StillStream stream) {
   if (!still::valid(*shape) || shape->heads / shape->kv_heads > still::GROUP || args->splits < 1 || args->splits > 64) return cudaErrorInvalidValue;
+  if (args->cos && (args->rotary < 0 || args->rotary % 16 || args->rotary > shape->head_dim)) return cudaErrorInvalidValue;
   if (args->router.kind == STILL_SELF_RECALL)
     if (int error = still::run_decode_recall(*shape, *args, stream)) return error;
   if (args->cap != STILL_NO_CAP)

@@ -1,6 +1,7 @@
 // The state of a layer while it decodes.
 #pragma once
 #include "codes.cuh"
+#include "rotate_step.cuh"
 #include "scores.cuh"
 
 namespace still {
@@ -26,6 +27,8 @@ struct Decode {
   uint32_t* arrived;
   int splits, heads, kv_heads, group, flags;
   StillRouter router;
+  const float *cos, *sin;  // null: q and k are rotated
+  int half;                // rotated pairs of channels
 
   Decode(const StillShape& shape, const StillDecode& a)
       : q(a.q), k(a.k), v(a.v), gate(a.gate), out(a.out), w_q(static_cast<const T*>(a.w_q)), w_k(static_cast<const T*>(a.w_k)),
@@ -34,13 +37,18 @@ struct Decode {
         coding(a.coding), all_entries(shape.batch * a.store_entries),
         store_offset(a.store_offset), store_entries(a.store_entries), ring_score(a.ring_score), store_score(a.store_score), s(a.s), z(a.z),
         partial(a.partial), store_token(a.store_token), admitted(a.admitted), arrived(a.arrived), splits(a.splits), heads(shape.heads), kv_heads(shape.kv_heads),
-        group(shape.heads / shape.kv_heads), flags(shape.flags), router(a.router) {}
+        group(shape.heads / shape.kv_heads), flags(shape.flags), router(a.router), cos(a.cos), sin(a.sin),
+        half(a.rotary / 2) {}
 
   // First entry of a head's store, in rows of D.
   __device__ __forceinline__ int64_t store(int b, int kv) const { return b * store_entries + store_offset[kv]; }
   // The rows of the stores, where they are codes.
   __device__ __forceinline__ CodedRows keys(int d) const { return CodedRows(store_k, all_entries, coding, d, true); }
   __device__ __forceinline__ CodedRows values(int d) const { return CodedRows(store_v, all_entries, coding, d, false); }
+
+  // A sequence's cosines and sines.
+  __device__ __forceinline__ const float* cosines(int b) const { return cos ? cos + b * half : nullptr; }
+  __device__ __forceinline__ const float* sines(int b) const { return cos ? sin + b * half : nullptr; }
 
   // What the ring's token at `place` of a retiring chunk is ranked by.
   __device__ __forceinline__ float retiring_score(float in_ring, int place) const {

@@ -70,7 +70,7 @@ __device__ __forceinline__ void attend_state(const Decode<typename K::T>& in, co
   for (int i = threadIdx.x; i < D * D / 4; i += 128) copy_async(memory.base + i * 16, s + i * 4, true);
   copy_commit();
   const float lambda = linear_scale(in.log_scale, in.flags, head, at.absorbed);
-  const float own = on ? float(in.q.row(at.b, head, 0)[threadIdx.x]) : 0.f;
+  const float own = on ? rotated_value(in.q.row(at.b, head, 0), threadIdx.x, in.cosines(at.b), in.sines(at.b), in.half) : 0.f;
   const float z = on ? in.z[(at.bk * 2 + !plus) * D + threadIdx.x] : 0.f;
   if (on) scratch.x[threadIdx.x] = own;
   __syncthreads();

@@ -86,6 +86,7 @@ __global__ void __launch_bounds__(128) decode_retire(const Decode<typename K::T>
     store_tile(phi, row, D, minus);
   }
   __syncthreads();
+  if (2 * D % 64 != 0 && slice + warp * 16 >= 2 * D) return;  // the last slice may have fewer than 64
   const int feature = slice + warp * 16 + lane / 4;
   float sum[NT][4], z[4];
 #pragma unroll
@@ -120,7 +121,7 @@ int run_decode_retire(const StillShape& shape, const StillDecode& args, StillStr
   return dispatch(shape, [&](auto kind) {
     using K = decltype(kind);
     constexpr int bytes = 2 * Tile<K::P, CHUNK, K::D>::BYTES + Tile<K::P, K::D, K::D>::BYTES + Tile<K::P, CHUNK, 2 * K::D>::BYTES + ALIGNMENT;
-    return launch(decode_retire<K>, dim3(2 * K::D / 64, shape.kv_heads, shape.batch), 128, bytes, stream, Decode<typename K::T>(shape, args));
+    return launch(decode_retire<K>, dim3((2 * K::D + 63) / 64, shape.kv_heads, shape.batch), 128, bytes, stream, Decode<typename K::T>(shape, args));
   });
 }
 

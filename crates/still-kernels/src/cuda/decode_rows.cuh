@@ -96,7 +96,8 @@ template <class K>
 __device__ __forceinline__ void enter_ring(const Decode<typename K::T>& in, const Place& at, float* window) {
   const int64_t to = (at.bk * RING + at.position % RING) * K::D;
   if (threadIdx.x < K::D) {
-    in.ring_k[to + threadIdx.x] = in.k.row(at.b, at.kv, 0)[threadIdx.x];
+    const typename K::T* const k = in.k.row(at.b, at.kv, 0);
+    in.ring_k[to + threadIdx.x] = in.cos ? typename K::T(rotated_value(k, threadIdx.x, in.cosines(at.b), in.sines(at.b), in.half)) : k[threadIdx.x];
     in.ring_v[to + threadIdx.x] = in.v.row(at.b, at.kv, 0)[threadIdx.x];
   }
   for (int i = threadIdx.x; i < in.group * RING; i += 128) window[i] = -INFINITY;
@@ -121,10 +122,23 @@ __device__ __forceinline__ void attend_rows(const Decode<typename K::T>& in, con
   if (CODING == STILL_INT4 && !share.ring) {
     for (int g = warp; g < GROUP; g += 4) {
       WarpRow x = {};
-      if (g < in.group) x.load(in.q.row(at.b, at.kv * in.group + g, 0), D);
+      const typename K::T* const q = in.q.row(at.b, at.kv * in.group + g, 0);
+#pragma unroll
+      for (int j = 0; j < code_groups(D); j++) {
+        const int channel = j * CODE_GROUP + lane;
+        if (g < in.group && channel < D) x.x[j] = rotated_value(q, channel, in.cosines(at.b), in.sines(at.b), in.half);
+      }
       x.rotate(D);
 #pragma unroll
-      for (int j = 0; j < D / CODE_GROUP; j++) store_one(memory.queries(), g, j * CODE_GROUP + lane, x.x[j]);
+      for (int j = 0; j < code_groups(D); j++)
+        if (D % CODE_GROUP == 0 || j * CODE_GROUP + lane < D) store_one(memory.queries(), g, j * CODE_GROUP + lane, x.x[j]);
+    }
+  } else if (in.cos) {
+    for (int i = threadIdx.x; i < GROUP * D / EIGHT; i += 128) {
+      const int row = i / (D / EIGHT), col = i % (D / EIGHT) * EIGHT;
+      float x[EIGHT] = {};
+      if (row < in.group) rotate_piece(x, in.q.row(at.b, at.kv * in.group + row, 0), col, in.cosines(at.b), in.sines(at.b), in.half);
+      store_eight(memory.queries(), row, col, x);
     }
   } else {
     load_matrix<128, 16>(memory.queries(), 0, in.q.row(at.b, at.kv * in.group, 0), in.q.head, in.group);

@@ -2,7 +2,7 @@
 // query heads at once, which are the rows of its products, and leaves a partial result. The last to arrive adds them up in order.
 #include "dense.cuh"
 #include "online_softmax.cuh"
-#include "values.cuh"
+#include "rotate_step.cuh"
 
 namespace still {
 
@@ -84,29 +84,6 @@ __device__ __forceinline__ void load_tile(STAGE to, int first, const Rows<typena
   }
 }
 
-constexpr int EIGHT = 8;
-
-template <class T>
-__device__ __forceinline__ void load_values(float (&to)[EIGHT], const T* from) {
-#pragma unroll
-  for (int i = 0; i < EIGHT; i += Pack<T>::COUNT) {
-    const auto pack = load_pack(from + i);
-#pragma unroll
-    for (int j = 0; j < Pack<T>::COUNT; j++) to[i + j] = pack.value[j];
-  }
-}
-
-template <class T>
-__device__ __forceinline__ void store_values(T* to, const float (&from)[EIGHT]) {
-#pragma unroll
-  for (int i = 0; i < EIGHT; i += Pack<T>::COUNT) {
-    Pack<T> pack;
-#pragma unroll
-    for (int j = 0; j < Pack<T>::COUNT; j++) pack.value[j] = from[i + j];
-    store_pack(to + i, pack);
-  }
-}
-
 // Eight values to (row, col) of a tile.
 template <class TILE>
 __device__ __forceinline__ void store_piece(TILE tile, int row, int col, const float (&x)[EIGHT]) {
@@ -116,21 +93,6 @@ __device__ __forceinline__ void store_piece(TILE tile, int row, int col, const f
   for (int i = 0; i < 4; i++) split<P>(x[2 * i], x[2 * i + 1], words[i]);
 #pragma unroll
   for (int p = 0; p < P; p++) store_shared(tile.at(p, row, col), make_uint4(words[0][p], words[1][p], words[2][p], words[3][p]));
-}
-
-// Channels `col..` of a row after RoPE.
-template <class T>
-__device__ __forceinline__ void rotate_piece(float (&y)[EIGHT], const T* row, int col, const DenseDecode<T>& in, int b) {
-  load_values(y, row + col);
-  if (col >= 2 * in.half) return;
-  const bool is_upper = col >= in.half;
-  const int angle = is_upper ? col - in.half : col;
-  float other[EIGHT], cos[EIGHT], sin[EIGHT];
-  load_values(other, row + (is_upper ? angle : angle + in.half));
-  load_values(cos, in.cos + b * in.half + angle);
-  load_values(sin, in.sin + b * in.half + angle);
-#pragma unroll
-  for (int i = 0; i < EIGHT; i++) y[i] = y[i] * cos[i] + (is_upper ? other[i] : -other[i]) * sin[i];
 }
 
 // What a warp has of the rows of its lanes: numerators, largest logits (in base 2) and sums.
@@ -155,7 +117,7 @@ __device__ __forceinline__ void attend_tiles(const DenseDecode<typename K::T>& i
       if (rotates && i == at.position / CHUNK && threadIdx.x < D / EIGHT) {
         const int col = threadIdx.x * EIGHT;
         float rotated[EIGHT];
-        rotate_piece(rotated, k, col, in, at.b);
+        rotate_piece(rotated, k, col, in.cos + at.b * in.half, in.sin + at.b * in.half, in.half);
         store_piece(memory.stage(i), at.position % CHUNK, col, rotated);
         store_values(in.keys.row(at.b, at.kv, at.position) + col, rotated);
       }
@@ -168,7 +130,7 @@ __device__ __forceinline__ void attend_tiles(const DenseDecode<typename K::T>& i
   for (int i = threadIdx.x; rotates && i < DENSE_GROUP * D / EIGHT; i += DENSE_THREADS) {
     const int row = i / (D / EIGHT), col = i % (D / EIGHT) * EIGHT;
     float rotated[EIGHT] = {};
-    if (row < at.heads) rotate_piece(rotated, q + row * in.q.head, col, in, at.b);
+    if (row < at.heads) rotate_piece(rotated, q + row * in.q.head, col, in.cos + at.b * in.half, in.sin + at.b * in.half, in.half);
     store_piece(memory.queries(), row, col, rotated);
   }
   clear(mine.out);

@@ -100,9 +100,9 @@ int dispatch_dims(const StillShape& s, F f) {
     ((s.head_dim == DIMS && (result = f(Kind<decltype(t), DIMS>{}), true)) || ...);
     return result;
   };
-#ifdef STILL_QUICK  // one kind, to look at its machine code
-  if (s.head_dim != 128 || s.dtype != STILL_BF16) return cudaErrorInvalidValue;
-  return f(Kind<__nv_bfloat16, 128>{});
+#ifdef STILL_QUICK  // one kind, to look at its machine code: -DSTILL_QUICK=128 -DSTILL_QUICK_TYPE=__nv_bfloat16
+  if (s.head_dim != STILL_QUICK || planes<STILL_QUICK_TYPE> != (s.dtype == STILL_BF16 ? 1 : 2)) return cudaErrorInvalidValue;
+  return f(Kind<STILL_QUICK_TYPE, STILL_QUICK>{});
 #else
   return s.dtype == STILL_BF16 ? by_dim(__nv_bfloat16{}) : by_dim(float{});
 #endif
@@ -111,7 +111,7 @@ int dispatch_dims(const StillShape& s, F f) {
 // The head dimensions of hybrid attention.
 template <class F>
 int dispatch(const StillShape& s, F f) {
-  return dispatch_dims<64, 96, 128>(s, f);
+  return dispatch_dims<64, 80, 96, 128>(s, f);
 }
 
 // Launches with `bytes` of dynamic shared memory.

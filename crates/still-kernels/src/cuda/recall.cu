@@ -127,15 +127,15 @@ __global__ void __launch_bounds__(4 * K::D) recall(const Recall<typename K::T> i
     // What leaves enters the state, to score the next chunk.
     for (int first = warp * RECALLED; first < leaving; first += WARPS * RECALLED) {
       const T* k[RECALLED];
-      float plus[RECALLED][D / 32], minus[RECALLED][D / 32];
+      float plus[RECALLED][PLACES<D>], minus[RECALLED][PLACES<D>];
 #pragma unroll
       for (int c = 0; c < RECALLED; c++) k[c] = first + c < leaving ? key(entering[first + c]) : nullptr;
       map_rows<K>(k, w, in.flags, plus, minus);
 #pragma unroll
       for (int c = 0; c < RECALLED; c++)
 #pragma unroll
-        for (int l = 0; l < D / 32; l++)
-          if (first + c < leaving) {
+        for (int l = 0; l < PLACES<D>; l++)
+          if (first + c < leaving && has_place<D>(l)) {
             phi[(first + c) * 2 * D + lane + l * 32] = plus[c][l];
             phi[(first + c) * 2 * D + D + lane + l * 32] = minus[c][l];
           }

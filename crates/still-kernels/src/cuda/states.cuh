@@ -52,13 +52,26 @@ __global__ void __launch_bounds__(128) state_scan(const StateScan<typename K::T>
   auto slot_of = [&](int step) { return scan.backwards ? scan.slots - 1 - (begin + step / scan.group) : begin + step / scan.group; };
   auto head_of = [&](int step) { return kv * scan.group + step % scan.group; };
   auto start_of = [&](int step) { return (slot_of(step) + (scan.backwards ? 2 : 0)) * CHUNK; };
+  // Of the last slice there may be fewer than 64.
+  const int features = min(2 * D - slice, 64);
+  const bool mine = 2 * D % 64 == 0 || warp * 16 < features;
+  auto load_features = [&](Phi to, const T* from, int valid) {
+    if constexpr (2 * D % 64 == 0) {
+      load_matrix<128, CHUNK>(to, 0, from, 2 * D, valid);
+    } else {
+      for (int i = threadIdx.x; i < CHUNK * 8; i += 128) {
+        const int row = i / 8, col = i % 8 * 8;
+        copy_piece(to, row, col, row < valid && col < features ? from + int64_t(row) * 2 * D + col : nullptr, from);
+      }
+    }
+  };
   auto load = [&](int step) {
     if (step < steps) {
       Phi phi{base + step % STAGES * (Phi::BYTES + X::BYTES)};
       X x{phi.base + Phi::BYTES};
       const int head = head_of(step), start = start_of(step);
       const int64_t at = (int64_t(b) * scan.heads + head) * scan.tokens + start;
-      load_matrix<128, CHUNK>(phi, 0, scan.phi + at * 2 * D + slice, 2 * D, scan.tokens - start);
+      load_features(phi, scan.phi + at * 2 * D + slice, scan.tokens - start);
       if constexpr (GATHER) {
         const int32_t* order = scan.routing.order + (int64_t(bk) * scan.slots + slot_of(step)) * CHUNK;
         load_rows<128>(x, 0, CHUNK, scan.x.data, [&](int r) { const int t = order[r]; return enters(scan.routing, t) ? scan.x.row(b, head, row_at_retirement(scan.routing, t, slot_of(step))) : nullptr; });
@@ -78,7 +91,7 @@ __global__ void __launch_bounds__(128) state_scan(const StateScan<typename K::T>
   auto z_total = [&](int seg, int f) { return scan.totals + scan.segments * states * D + (int64_t(seg) * gridDim.z + bk) * 2 * D + f; };
   load(0);
   load(1);
-  if (!TOTALS && segment > 0)  // what the segments before sum to
+  if (!TOTALS && segment > 0 && mine)  // what the segments before sum to
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       const float* from = total(segment - 1, feature + half * 8);
@@ -90,7 +103,7 @@ __global__ void __launch_bounds__(128) state_scan(const StateScan<typename K::T>
       }
       z[half * 2] = *z_total(segment - 1, feature + half * 8);
     }
-  if (segment == 0 && scan.s_first)
+  if (segment == 0 && scan.s_first && mine)
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       const int64_t at = int64_t(bk) * 2 * D + feature + half * 8;
@@ -133,7 +146,7 @@ __global__ void __launch_bounds__(128) state_scan(const StateScan<typename K::T>
       for (int p = 0; p < P; p++) mma(z, a[k].r[p], w0[0], w1[0]);
     }
     if constexpr (!TOTALS) {
-      if ((step + 1) % scan.group == 0) {
+      if ((step + 1) % scan.group == 0 && mine) {
         const int64_t entry = int64_t(bk) * scan.entries() + slot_of(step) + (scan.s_first != nullptr);
 #pragma unroll
         for (int half = 0; half < 2; half++) {
@@ -149,6 +162,7 @@ __global__ void __launch_bounds__(128) state_scan(const StateScan<typename K::T>
     }
   }
   if constexpr (TOTALS) {
+    if (!mine) return;
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       float* to = total(segment, feature + half * 8);
@@ -178,13 +192,13 @@ int run_state_scan(const StillShape& shape, const StateScan<typename K::T>& scan
   constexpr int bytes = 3 * (Tile<K::P, CHUNK, 64>::BYTES + Tile<K::P, CHUNK, K::D>::BYTES) + ALIGNMENT;
   const unsigned states = shape.batch * shape.kv_heads;
   if (scan.segments > 1) {  // nothing starts from the last segment's total
-    int error = launch(state_scan<K, true, GATHER>, dim3(2 * K::D / 64, scan.segments - 1, states), 128, bytes, stream, scan);
+    int error = launch(state_scan<K, true, GATHER>, dim3((2 * K::D + 63) / 64, scan.segments - 1, states), 128, bytes, stream, scan);
     const int64_t zs = int64_t(states) * 2 * K::D, sums = zs * K::D;
     if (!error)
       error = launch(add_totals, dim3((sums + zs + 255) / 256), 256, 0, stream, scan.totals, sums, scan.totals + scan.segments * sums, zs, scan.segments - 1);
     if (error) return error;
   }
-  return launch(state_scan<K, false, GATHER>, dim3(2 * K::D / 64, scan.segments, states), 128, bytes, stream, scan);
+  return launch(state_scan<K, false, GATHER>, dim3((2 * K::D + 63) / 64, scan.segments, states), 128, bytes, stream, scan);
 }
 
 }  // namespace still

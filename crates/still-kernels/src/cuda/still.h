@@ -2,7 +2,7 @@
 //
 // Every function queues work on `stream` and returns a cudaError_t as an int (0: queued). Nothing is allocated: scratch is
 // the caller's. A chunk is 64 tokens. Shapes are written outermost first; B sequences, H query heads, K KV heads, N tokens,
-// D channels (64, 96 or 128), C = ceil(N / 64) chunks, R = max(C - 2, 0) chunks that retire within the sequence.
+// D channels (64, 80, 96 or 128), C = ceil(N / 64) chunks, R = max(C - 2, 0) chunks that retire within the sequence.
 #pragma once
 #include <stdint.h>
 
@@ -185,6 +185,8 @@ typedef struct {
   int32_t splits;               // blocks that share a head's store, 1 to 64
   StillRows gate;               // as StillForward's, of the new token
   StillRouter router;
+  const float *cos, *sin;       // [B, rotary / 2]: q and k go through RoPE first; null: they have
+  int32_t rotary;               // channels of a head that are rotated, a multiple of 16
 } StillDecode;
 
 // The scores f32 [B, K, N] of a router by which nothing of the linear state matters (STILL_SELF_RECALL: nothing is queued). Where

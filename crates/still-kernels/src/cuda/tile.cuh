@@ -155,6 +155,17 @@ __device__ __forceinline__ void multiply(float (&c)[4], const Left<P>& a, const 
   mma(c, a.r[0], b[0][2 * half], b[0][2 * half + 1]);
 }
 
+// Right operands come two tiles of 8 at a time: where tile `n` of an odd number is the last, both are that one, so that nothing is read
+// behind it. How much nearer its second tile is.
+template <int NT>
+__device__ __forceinline__ int last_alone(int n) { return n + 1 == NT ? threadIdx.x % 32 / 16 * 8 : 0; }
+
+template <int P, int NT>
+__device__ __forceinline__ void multiply_two(float (&sums)[NT][4], int n, const Left<P>& a, const uint32_t (&b)[P][4]) {
+  multiply(sums[n], a, b, 0);
+  if (n + 1 < NT) multiply(sums[n + 1 < NT ? n + 1 : n], a, b, 1);
+}
+
 // sums += a Bt, B = tile[row.., 16 KS columns], 8 NT rows.
 template <int KS, int NT, class TILE>
 __device__ __forceinline__ void product_nt(float (&sums)[NT][4], const Left<TILE::P> (&a)[KS], TILE tile, int row) {
@@ -165,9 +176,8 @@ __device__ __forceinline__ void product_nt(float (&sums)[NT][4], const Left<TILE
     for (int n = 0; n < NT; n += 2) {
       uint32_t b[TILE::P][4];
 #pragma unroll
-      for (int p = 0; p < TILE::P; p++) load_matrices(b[p], tile.at(p, r + n * 8, k * 16 + c));
-      multiply(sums[n], a[k], b, 0);
-      multiply(sums[n + 1], a[k], b, 1);
+      for (int p = 0; p < TILE::P; p++) load_matrices(b[p], tile.at(p, r + n * 8 - last_alone<NT>(n), k * 16 + c));
+      multiply_two(sums, n, a[k], b);
     }
 }
 
@@ -181,9 +191,8 @@ __device__ __forceinline__ void product_nn(float (&sums)[NT][4], const Left<TILE
     for (int n = 0; n < NT; n += 2) {
       uint32_t b[TILE::P][4];
 #pragma unroll
-      for (int p = 0; p < TILE::P; p++) load_matrices_transposed(b[p], tile.at(p, r + k * 16, c + n * 8));
-      multiply(sums[n], a[k], b, 0);
-      multiply(sums[n + 1], a[k], b, 1);
+      for (int p = 0; p < TILE::P; p++) load_matrices_transposed(b[p], tile.at(p, r + k * 16, c + n * 8 - last_alone<NT>(n)));
+      multiply_two(sums, n, a[k], b);
     }
 }
 
@@ -207,12 +216,13 @@ template <int NT>
 __device__ __forceinline__ void store_row(bool on, __nv_bfloat16* to, const float (&x)[NT][4], int half, float factor) {
   const int c = threadIdx.x % 4, first = c < 2 ? c * 2 : (c - 2) * 2 + 1, second = c < 2 ? c * 2 + 1 : (c - 2) * 2;
 #pragma unroll
-  for (int n = 0; n < NT; n += 2) {
+  for (int n = 0; n + 1 < NT; n += 2) {
     uint32_t a = pack(x[n][half * 2] * factor, x[n][half * 2 + 1] * factor);
     uint32_t b = pack(x[n + 1][half * 2] * factor, x[n + 1][half * 2 + 1] * factor);
     uint32_t r = __shfl_sync(0xffffffffu, c % 2 ? b : a, first, 4), s = __shfl_sync(0xffffffffu, c % 2 ? a : b, second, 4);
     if (on) *reinterpret_cast<uint2*>(to + n * 8 + c * 4) = c < 2 ? make_uint2(r, s) : make_uint2(s, r);
   }
+  if (NT % 2 == 1 && on) store_pair(to + (NT - 1) * 8 + c * 2, x[NT - 1][half * 2] * factor, x[NT - 1][half * 2 + 1] * factor);
 }
 
 // Sums to rows of a tile, from column `col`.

@@ -69,9 +69,8 @@ __device__ __forceinline__ void start_tile_product(float (&sums)[NT][4], A a, in
       for (int n = 0; n < NT; n += 2) {
         uint32_t y[A::P][4];
 #pragma unroll
-        for (int p = 0; p < A::P; p++) load_matrices(y[p], b.at(p, r + n * 8, k * 16 + c));
-        multiply(sums[n], x, y, 0);
-        multiply(sums[n + 1], x, y, 1);
+        for (int p = 0; p < A::P; p++) load_matrices(y[p], b.at(p, r + n * 8 - last_alone<NT>(n), k * 16 + c));
+        multiply_two(sums, n, x, y);
       }
     }
   }
