@@ -18,6 +18,22 @@ pub struct Cache {
     pub(crate) scratch: Scratch,
 }
 
+/// Memory of decode steps over several caches ([`Model::decode_many`](crate::Model::decode_many)), kept from one to the next. It
+/// holds nothing between calls that matters.
+#[derive(Debug, Default)]
+pub struct Workspace {
+    /// Of the last step, `[sequences, vocab]`.
+    pub(crate) logits: Vec<f32>,
+    pub(crate) scratch: Scratch,
+}
+
+impl Workspace {
+    /// Those of the last step, `[sequences, vocab]`.
+    pub fn logits(&self) -> &[f32] {
+        &self.logits
+    }
+}
+
 impl Cache {
     /// Of the empty states of all layers.
     pub(crate) fn new(layers: Vec<Box<dyn AttentionState>>, batch: usize) -> Self {

@@ -1,10 +1,11 @@
-//! Generation: sampling, streaming, stopping.
+//! Generation of one sequence.
 
 use std::ops::ControlFlow;
 use std::time::Instant;
 
 use crate::cache::Cache;
 use crate::cancel::Cancel;
+use crate::continuation::Continuation;
 use crate::error::{ModelError, Result};
 use crate::model::Model;
 use crate::read::OnRead;
@@ -171,57 +172,27 @@ pub fn generate_within(
     let start = Instant::now();
 
     let mut sampler = Sampler::new(options).with_constraint(constraint);
-    let mut stream = model.tokenizer.stream();
-    let mut output = StopBuffer::new(&options.stop);
-    // Text of special tokens is never shown: such a stop string is met as an id.
-    let stop_ids: Vec<u32> =
-        options.stop.iter().flat_map(|stop| model.tokenizer.ids_of_text(stop)).collect();
-    let (mut new, mut fed) = (Vec::new(), 0);
-    let mut finish = Finish::Length;
-    // Interrupted, or what comes after the text is not wanted.
-    let (mut interrupted, mut stopped) = (false, false);
-    let mut emit = |text: &str, interrupted: &mut bool| {
-        *interrupted = *interrupted || on_text(text).is_break();
-    };
-    while new.len() < options.max_new_tokens {
+    let mut continuation = Continuation::new(model, options.max_new_tokens, &options.stop);
+    let (mut fed, mut finish) = (0, Finish::Length);
+    while continuation.ids().len() < options.max_new_tokens {
         if logits.iter().any(|x| x.is_nan()) {
             return Err(ModelError::Invalid(
                 "the model's logits are not numbers: its weights are damaged".into(),
             ));
         }
         let id = sampler.sample(logits)?;
-        if model.config().eos_token_ids.contains(&id) {
-            finish = Finish::EndOfSequence;
-            break;
+        let pushed = continuation.push(id)?;
+        let interrupted = !pushed.text.is_empty() && on_text(&pushed.text).is_break();
+        match pushed.finish {
+            Some(ended) if ended != Finish::Length || !interrupted => finish = ended,
+            _ if interrupted => finish = Finish::Interrupted,
+            _ => {
+                logits = model.decode(&[id], cache)?;
+                fed += 1;
+                continue;
+            }
         }
-        new.push(id);
-        if stop_ids.contains(&id) {
-            finish = Finish::StopString;
-            break;
-        }
-        if let Some(text) = stream.push(id)?
-            && output.push(&text, &mut |text| emit(text, &mut interrupted))
-        {
-            finish = Finish::StopString;
-            stopped = true;
-            break;
-        }
-        if interrupted {
-            finish = Finish::Interrupted;
-            break;
-        }
-        if new.len() < options.max_new_tokens {
-            logits = model.decode(&[id], cache)?;
-            fed += 1;
-        }
-    }
-    if !stopped && finish != Finish::Interrupted {
-        let rest = stream.finish()?.unwrap_or_default();
-        if output.push(&rest, &mut |text| emit(text, &mut interrupted)) {
-            finish = Finish::StopString;
-        } else {
-            output.flush(&mut |text| emit(text, &mut interrupted));
-        }
+        break;
     }
     let trained = model.config().max_position_embeddings;
     let reached = cache.position(0);
@@ -230,103 +201,12 @@ pub fn generate_within(
     });
     let decode_seconds = start.elapsed().as_secs_f64();
     Ok(Generation {
-        ids: new,
         fed,
-        text: output.text,
+        text: continuation.text().to_owned(),
+        ids: continuation.into_ids(),
         finish,
         warning,
         prefill_seconds,
         decode_seconds,
     })
-}
-
-/// Holds back text that may be the beginning of a stop string.
-#[derive(Debug)]
-struct StopBuffer<'a> {
-    stop: &'a [String],
-    /// Everything given out.
-    text: String,
-    /// Not given out yet.
-    held: String,
-}
-
-impl<'a> StopBuffer<'a> {
-    fn new(stop: &'a [String]) -> Self {
-        Self { stop, text: String::new(), held: String::new() }
-    }
-
-    /// Adds text; returns whether a stop string was met (text before it is given out).
-    fn push(&mut self, text: &str, emit: &mut dyn FnMut(&str)) -> bool {
-        self.held.push_str(text);
-        let stops = self.stop.iter().filter(|stop| !stop.is_empty());
-        if let Some(at) = stops.filter_map(|stop| self.held.find(stop.as_str())).min() {
-            self.held.truncate(at);
-            self.flush(emit);
-            return true;
-        }
-        let keep = self.longest_beginning();
-        let rest = self.held.split_off(self.held.len() - keep);
-        self.flush(emit);
-        self.held = rest;
-        false
-    }
-
-    /// Bytes at the end of `held` that begin a stop string.
-    fn longest_beginning(&self) -> usize {
-        let begins = |at: &usize| {
-            let tail = &self.held[*at..];
-            self.stop.iter().any(|stop| stop.len() > tail.len() && stop.starts_with(tail))
-        };
-        let starts = self.held.char_indices().map(|(at, _)| at);
-        starts.into_iter().find(begins).map_or(0, |at| self.held.len() - at)
-    }
-
-    fn flush(&mut self, emit: &mut dyn FnMut(&str)) {
-        if !self.held.is_empty() {
-            emit(&self.held);
-            self.text.push_str(&self.held);
-            self.held.clear();
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn run(stop: &[&str], pieces: &[&str]) -> (Vec<String>, String, bool) {
-        let stop: Vec<String> = stop.iter().map(|s| (*s).to_owned()).collect();
-        let mut buffer = StopBuffer::new(&stop);
-        let mut emitted = Vec::new();
-        let mut stopped = false;
-        for piece in pieces {
-            stopped |= buffer.push(piece, &mut |text| emitted.push(text.to_owned()));
-            if stopped {
-                break;
-            }
-        }
-        if !stopped {
-            buffer.flush(&mut |text| emitted.push(text.to_owned()));
-        }
-        (emitted, buffer.text, stopped)
-    }
-
-    #[test]
-    fn a_stop_string_across_pieces_never_leaks() {
-        let (emitted, text, stopped) = run(&["END."], &["one E", "N", "D. two"]);
-        assert_eq!((emitted, text.as_str(), stopped), (vec!["one ".to_owned()], "one ", true));
-    }
-
-    #[test]
-    fn a_false_beginning_is_given_out_late() {
-        let (emitted, text, stopped) = run(&["END."], &["one E", "NE", "X"]);
-        assert_eq!(emitted, ["one ", "EN", "EX"]);
-        assert_eq!((text.as_str(), stopped), ("one ENEX", false));
-    }
-
-    #[test]
-    fn the_earliest_of_several_counts() {
-        let (_, text, stopped) = run(&["b", "ab"], &["xxab"]);
-        assert_eq!((text.as_str(), stopped), ("xx", true));
-    }
 }

@@ -16,6 +16,7 @@
 //! | `read` | one sequence fed to a model |
 //! | `read_packed` | several sequences fed together |
 //! | `generate`, `sampler` | generation of one sequence; the choice of a token |
+//! | `continuation` | the text of a generation as it grows, and what ends it |
 //! | `suggested` | the sampling that a model's makers suggest |
 //! | `generate_together` | several sequences continued greedily |
 //! | `session` | conversations and documents whose state is kept, in memory and in a file |
@@ -36,6 +37,7 @@ mod cancel;
 mod chat;
 mod checkpoint;
 mod config;
+mod continuation;
 pub mod decoder;
 mod device;
 mod error;
@@ -58,7 +60,7 @@ mod tokenizer;
 mod visit;
 
 pub use base::BaseIdentity;
-pub use cache::Cache;
+pub use cache::{Cache, Workspace};
 pub use cancel::Cancel;
 pub use chat::{ChatTemplate, Context, Message, Rendered};
 pub use checkpoint::{
@@ -68,6 +70,7 @@ pub use checkpoint::{
     save_student_to,
 };
 pub use config::{Activation, Architecture, ModelConfig, RopeScaling, SlidingAttention};
+pub use continuation::{Continuation, Pushed};
 pub use decoder::{
     AttentionInputs, Decoder, DecoderLayer, Dropout, LayerOps, Linear, Lora, LoraLayer, Norm,
     NormWeight, Part, Projected, Projection, QuantizedMatrix, Role, RopeBase, Rotation,
@@ -82,7 +85,7 @@ pub use model::Model;
 pub use read::OnRead;
 pub use read_packed::Feed;
 pub use sampler::{Constraint, Sampler, likeliest};
-pub use session::{ChatSession, Reply, message_about};
+pub use session::{ChatSession, Reply, SavedSequence, message_about};
 pub use student::{FeatureInit, LoraConfig, LoraTarget, Student};
 pub use suggested::SuggestedSampling;
 pub use tokenizer::{Span, TokenStream, Tokenizer, panics_are_expected};

@@ -6,7 +6,7 @@ use candle_core::{DType, Device, DeviceLocation, Tensor};
 use still_attention::{AttentionKind, RowDtype};
 
 use crate::base::BaseIdentity;
-use crate::cache::Cache;
+use crate::cache::{Cache, Workspace};
 use crate::cancel::Cancel;
 use crate::config::ModelConfig;
 use crate::decoder::{AttentionInputs, Decoder, Rotation};
@@ -163,6 +163,32 @@ impl Model {
     pub fn decode<'a>(&self, ids: &[u32], cache: &'a mut Cache) -> Result<&'a [f32]> {
         self.check_cache(cache, ids.len())?;
         executor(self.device())?.decode(self, ids, cache)
+    }
+
+    /// Feeds one token to each of several sequences that have a cache of their own, and returns the logits after it,
+    /// `[sequences, vocab]`. On the CPU all sequences go through a product together, and a sequence's logits are bit for bit
+    /// those that [`Model::decode`] gives it alone. On CUDA one sequence follows another.
+    ///
+    /// # Errors
+    /// An id outside the vocabulary; another number of ids than of caches; a cache of several sequences or of another model. No
+    /// cache has been fed then.
+    pub fn decode_many<'a>(
+        &self,
+        ids: &[u32],
+        caches: &mut [&mut Cache],
+        workspace: &'a mut Workspace,
+    ) -> Result<&'a [f32]> {
+        if ids.len() != caches.len() {
+            let (ids, caches) = (ids.len(), caches.len());
+            return Err(ModelError::Invalid(format!("{ids} tokens for {caches} caches")));
+        }
+        if ids.is_empty() {
+            workspace.logits.clear();
+            return Ok(&workspace.logits);
+        }
+        self.decoder.check_ids(ids)?;
+        caches.iter().try_for_each(|cache| self.check_cache(cache, 1))?;
+        executor(self.device())?.decode_many(self, ids, caches, workspace)
     }
 
     /// All layers and the final norm, with the attention that `attend(layer, inputs)` gives.

@@ -121,11 +121,26 @@ pub fn sealed_json(text: String) -> String {
 pub fn seal(file: &mut File, kind: Kind) -> io::Result<()> {
     // SAFETY: the file is our own, and complete; nobody cuts it short. The map ends before the file is written again.
     let map = unsafe { Mmap::map(&*file) }?;
-    let at = kind.place(&map).ok_or_else(|| io::Error::other("no place for the digest"))?;
+    let at = kind.place(&map).ok_or_else(no_place)?;
     let digest = digest(&map, at);
     drop(map);
     file.seek(SeekFrom::Start(at as u64))?;
     file.write_all(digest.as_bytes())
+}
+
+/// [`seal`] of a file's bytes in memory.
+///
+/// # Errors
+/// If there is no place for it.
+pub fn seal_bytes(bytes: &mut [u8], kind: Kind) -> io::Result<()> {
+    let at = kind.place(bytes).ok_or_else(no_place)?;
+    let digest = digest(bytes, at);
+    bytes[at..at + BLANK.len()].copy_from_slice(digest.as_bytes());
+    Ok(())
+}
+
+fn no_place() -> io::Error {
+    io::Error::other("no place for the digest")
 }
 
 /// An error unless the file is whole; one without a digest is told to be damaged if it must have one, and let through otherwise.

@@ -116,6 +116,17 @@ pub fn replace_tensors(path: &Path, entries: Vec<Entry<'_>>) -> Result<()> {
     }
 }
 
+/// The bytes of the file that [`write_tensors`] writes. `path` is what errors call it.
+///
+/// # Errors
+/// A tensor that is not what its entry says.
+pub fn encode_tensors(path: &Path, entries: Vec<Entry<'_>>) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    write_entries(&mut bytes, path, entries)?;
+    seal::seal_bytes(&mut bytes, Kind::Safetensors).map_err(ModelError::write(path))?;
+    Ok(bytes)
+}
+
 /// The header and the data, not yet sealed.
 fn write_entries(out: &mut impl Write, path: &Path, mut entries: Vec<Entry<'_>>) -> Result<()> {
     // The library's own order: wide types first, so that every tensor is aligned.
@@ -143,8 +154,16 @@ pub fn read_tensors(path: &Path, sealed: bool) -> Result<HashMap<String, Tensor>
     }
     // SAFETY: the map is read-only and ends with this function; nobody cuts the file short meanwhile.
     let map = unsafe { memmap2::Mmap::map(&file) }.map_err(ModelError::read(path))?;
-    seal::expect(path, &map, Kind::Safetensors, sealed)?;
-    candle_core::safetensors::load_buffer(&map, &Device::Cpu)
+    decode_tensors(path, &map, sealed)
+}
+
+/// [`read_tensors`] of the bytes of a file, which errors call `path`.
+///
+/// # Errors
+/// [`ModelError::Corrupt`] for bytes that are damaged.
+pub fn decode_tensors(path: &Path, bytes: &[u8], sealed: bool) -> Result<HashMap<String, Tensor>> {
+    seal::expect(path, bytes, Kind::Safetensors, sealed)?;
+    candle_core::safetensors::load_buffer(bytes, &Device::Cpu)
         .map_err(|error| ModelError::corrupt(path, format!("damaged: {error}")))
 }
 

@@ -138,10 +138,11 @@ impl PackedMatrix {
         product::group_sums_into(self, x, sums);
     }
 
-    /// `x Wᵀ` for the rows of some tiles, on this thread alone: `y` is `[tiles, n, 16]`, rows past the last are 0.
+    /// `x Wᵀ` for the rows of some tiles, on this thread alone: `y` is `[tiles, n, 16]`, rows past the last are 0. A row of `x` has
+    /// the same products for every `n`, bit for bit.
     ///
     /// # Panics
-    /// If there are no such tiles, or `x`, `sums` and `y` are not of these sizes; if `n` is above [`crate::SMALL_BATCH`].
+    /// If there are no such tiles, or `x`, `sums` and `y` are not of these sizes.
     pub fn multiply_tiles(&self, tiles: Range<usize>, x: &[f32], sums: &[f32], y: &mut [f32]) {
         product::multiply_tiles(self, tiles, x, sums, y);
     }

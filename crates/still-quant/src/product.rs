@@ -8,6 +8,7 @@ use rayon::prelude::*;
 use still_compute::matmul::{Mat, par_matmul};
 use still_compute::vector;
 
+use crate::batch::{Batch, CHAINS};
 use crate::block::Block;
 use crate::format::with_block;
 use crate::matrix::PackedMatrix;
@@ -208,21 +209,19 @@ pub fn multiply_tiles(
     with_block!(matrix.format(), B => {
         let row_words = matrix.columns() / B::VALUES * B::WORDS;
         match n {
-            1 => small_batch_tiles::<B, 1, 4>(words, row_words, x, sums, y),
-            2 => small_batch_tiles::<B, 2, 4>(words, row_words, x, sums, y),
-            3 => small_batch_tiles::<B, 3, 2>(words, row_words, x, sums, y),
-            4 => small_batch_tiles::<B, 4, 2>(words, row_words, x, sums, y),
-            5 => small_batch_tiles::<B, 5, 2>(words, row_words, x, sums, y),
-            6 => small_batch_tiles::<B, 6, 2>(words, row_words, x, sums, y),
-            7 => small_batch_tiles::<B, 7, 1>(words, row_words, x, sums, y),
-            8 => small_batch_tiles::<B, 8, 1>(words, row_words, x, sums, y),
-            _ => panic!("{n} rows are not a small batch"),
+            1 => small_batch_tiles::<B, 1>(words, row_words, x, sums, y),
+            2 => small_batch_tiles::<B, 2>(words, row_words, x, sums, y),
+            3 => small_batch_tiles::<B, 3>(words, row_words, x, sums, y),
+            _ => {
+                let block = PhantomData;
+                Arch::new().dispatch(Batch::<B> { words, row_words, n, x, sums, y, block });
+            }
         }
     });
 }
 
 /// On this thread, `y` `[tiles, N, 16]`.
-fn small_batch_tiles<B: Block, const N: usize, const CHAINS: usize>(
+fn small_batch_tiles<B: Block, const N: usize>(
     words: &[Words],
     row_words: usize,
     x: &[f32],
@@ -230,14 +229,13 @@ fn small_batch_tiles<B: Block, const N: usize, const CHAINS: usize>(
     y: &mut [f32],
 ) {
     let block = PhantomData;
-    Arch::new().dispatch(SmallBatch::<B, N, CHAINS> { words, row_words, x, sums, y, block });
+    Arch::new().dispatch(SmallBatch::<B, N> { words, row_words, x, sums, y, block });
 }
 
-/// `y[tile][i][lane] = x[i] · row` for the `N` rows of `x` and the rows of some tiles; a sum is `CHAINS` sums, so that
-/// additions need not wait for each other.
+/// [`Batch`] of `N` rows, few enough to have all their sums in registers: a code is used as it leaves a tile.
 ///
 /// `Σ (scale · code + offset) x = scale (Σ code · x) + offset (Σ x)`, and `Σ x` of a group is the same for all rows.
-struct SmallBatch<'a, B, const N: usize, const CHAINS: usize> {
+struct SmallBatch<'a, B, const N: usize> {
     words: &'a [Words],
     /// Words of a tile's row of blocks.
     row_words: usize,
@@ -248,7 +246,7 @@ struct SmallBatch<'a, B, const N: usize, const CHAINS: usize> {
     block: PhantomData<B>,
 }
 
-impl<B: Block, const N: usize, const CHAINS: usize> WithSimd for SmallBatch<'_, B, N, CHAINS> {
+impl<B: Block, const N: usize> WithSimd for SmallBatch<'_, B, N> {
     type Output = ();
 
     #[inline(always)]
@@ -353,12 +351,12 @@ mod tests {
         words
     }
 
-    fn on_every_vector_width<B: Block, const N: usize, const CHAINS: usize>() {
+    fn on_every_vector_width<B: Block, const N: usize>() {
         let (blocks, columns) = (3, 3 * B::VALUES);
         let words = tiles::<B>(blocks);
         let x: Vec<f32> = (0..N * columns).map(|i| (i as f32 * 0.7).sin()).collect();
         let sums: Vec<f32> = group_sums(&x, B::GROUP).collect();
-        let run = |on: &dyn Fn(SmallBatch<'_, B, N, CHAINS>)| {
+        let run = |on: &dyn Fn(SmallBatch<'_, B, N>)| {
             let mut y = vec![f32::NAN; N * LANES];
             let (words, row_words, block) = (words.as_slice(), blocks * B::WORDS, PhantomData);
             on(SmallBatch { words, row_words, x: &x, sums: &sums, y: &mut y, block });
@@ -391,10 +389,59 @@ mod tests {
             Format::Q6K,
         ] {
             with_block!(format, B => {
-                on_every_vector_width::<B, 1, 4>();
-                on_every_vector_width::<B, 3, 2>();
-                on_every_vector_width::<B, 8, 1>();
+                on_every_vector_width::<B, 1>();
+                on_every_vector_width::<B, 3>();
             });
+        }
+    }
+
+    /// Rows of `x` alone, as many as [`multiply_tiles`] takes in a register each, and more.
+    #[test]
+    fn a_row_has_the_same_products_in_every_batch() {
+        fn check<B: Block>(format: Format) {
+            let (blocks, most) = (3, 21);
+            let columns = blocks * B::VALUES;
+            let words = tiles::<B>(blocks);
+            let x: Vec<f32> = (0..most * columns).map(|i| (i as f32 * 0.37).sin()).collect();
+            let row_words = blocks * B::WORDS;
+            let multiply = |x: &[f32]| {
+                let sums: Vec<f32> = group_sums(x, B::GROUP).collect();
+                let n = x.len() / columns;
+                let mut y = vec![f32::NAN; n * LANES];
+                let (words, block, y_) = (words.as_slice(), PhantomData, &mut y);
+                match n {
+                    1 => small_batch_tiles::<B, 1>(words, row_words, x, &sums, y_),
+                    2 => small_batch_tiles::<B, 2>(words, row_words, x, &sums, y_),
+                    3 => small_batch_tiles::<B, 3>(words, row_words, x, &sums, y_),
+                    _ => Arch::new().dispatch(Batch::<B> {
+                        words,
+                        row_words,
+                        n,
+                        x,
+                        sums: &sums,
+                        y: y_,
+                        block,
+                    }),
+                }
+                y
+            };
+            let alone: Vec<f32> = x.chunks_exact(columns).flat_map(&multiply).collect();
+            assert!(alone.iter().all(|y| y.is_finite()) && alone.iter().any(|y| *y != 0.0));
+            for n in 2..=most {
+                let together = multiply(&x[..n * columns]);
+                assert_eq!(together, alone[..n * LANES], "{format:?}: {n} rows");
+            }
+        }
+        for format in [
+            Format::Bf16,
+            Format::F16,
+            Format::Q4_0,
+            Format::Q4_1,
+            Format::Q8_0,
+            Format::Q4K,
+            Format::Q6K,
+        ] {
+            with_block!(format, B => check::<B>(format));
         }
     }
 

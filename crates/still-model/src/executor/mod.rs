@@ -19,7 +19,7 @@ use std::ops::ControlFlow;
 use candle_core::{DType, Device, Tensor};
 use still_attention::{AttentionState, RowDtype};
 
-use crate::cache::Cache;
+use crate::cache::{Cache, Workspace};
 use crate::cancel::Cancel;
 use crate::error::{ModelError, Result};
 use crate::model::Model;
@@ -98,6 +98,25 @@ pub(crate) trait Executor: Sync {
     /// # Errors
     /// As there.
     fn decode<'a>(&self, model: &Model, ids: &[u32], cache: &'a mut Cache) -> Result<&'a [f32]>;
+
+    /// [`Model::decode_many`] of checked caches. A device that has no step of several caches feeds one after another.
+    ///
+    /// # Errors
+    /// As there.
+    fn decode_many<'a>(
+        &self,
+        model: &Model,
+        ids: &[u32],
+        caches: &mut [&mut Cache],
+        workspace: &'a mut Workspace,
+    ) -> Result<&'a [f32]> {
+        workspace.logits.clear();
+        for (id, cache) in ids.iter().zip(caches) {
+            let logits = self.decode(model, &[*id], cache)?;
+            workspace.logits.extend_from_slice(logits);
+        }
+        Ok(&workspace.logits)
+    }
 }
 
 /// The executor of a device.

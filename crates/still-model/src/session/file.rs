@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use still_attention::RowDtype;
 
 use super::{ChatSession, Generated};
+use crate::cache::Cache;
 use crate::chat::Message;
 use crate::error::{ModelError, Result};
 use crate::model::Model;
@@ -51,13 +52,8 @@ const GENERATED_TOKENS: &str = "generated.tokens";
 
 /// Writes a session in a single step.
 pub(super) fn write(path: &Path, session: &ChatSession) -> Result<()> {
-    let model = session.identity()?.to_owned();
-    let header = json(&Header { format: FORMAT, model, rows: session.rows })?;
-    let mut entries = vec![
-        text_entry(HEADER, &header)?,
-        text_entry(MESSAGES, &json(&session.messages)?)?,
-        ids_entry(TOKENS, &session.tokens)?,
-    ];
+    let ChatSession { rows, messages, tokens, cache, .. } = session;
+    let mut entries = entries(session.identity()?, *rows, messages, tokens, cache)?;
     if let Some(document) = &session.document {
         entries.push(text_entry(DOCUMENT, document)?);
     }
@@ -65,9 +61,26 @@ pub(super) fn write(path: &Path, session: &ChatSession) -> Result<()> {
         entries.push(text_entry(GENERATED_TEXT, text)?);
         entries.push(ids_entry(GENERATED_TOKENS, tokens)?);
     }
-    let state = session.cache.save()?;
-    entries.extend(state.into_iter().map(|(name, tensor)| Entry::of(name, tensor)));
     replace_tensors(path, entries)
+}
+
+/// What every session has.
+pub(super) fn entries(
+    identity: &str,
+    rows: RowDtype,
+    messages: &[Message],
+    tokens: &[u32],
+    cache: &Cache,
+) -> Result<Vec<Entry<'static>>> {
+    let header = json(&Header { format: FORMAT, model: identity.to_owned(), rows })?;
+    let mut entries = vec![
+        text_entry(HEADER, &header)?,
+        text_entry(MESSAGES, &json(&messages)?)?,
+        ids_entry(TOKENS, tokens)?,
+    ];
+    let state = cache.save()?;
+    entries.extend(state.into_iter().map(|(name, tensor)| Entry::of(name, tensor)));
+    Ok(entries)
 }
 
 fn json(value: &impl Serialize) -> Result<String> {
@@ -86,7 +99,16 @@ fn ids_entry(name: &str, ids: &[u32]) -> Result<Entry<'static>> {
 
 /// Reads a session of the model that is `identity`, and the tensors of the state.
 pub(super) fn read(path: &Path, identity: &str) -> Result<(Saved, HashMap<String, Tensor>)> {
-    let mut parts = Parts { path, tensors: read_tensors(path, true)? };
+    parse(path, read_tensors(path, true)?, identity)
+}
+
+/// [`read`] of the tensors of a file, which errors call `path`.
+pub(super) fn parse(
+    path: &Path,
+    tensors: HashMap<String, Tensor>,
+    identity: &str,
+) -> Result<(Saved, HashMap<String, Tensor>)> {
+    let mut parts = Parts { path, tensors };
     let Some(header) = parts.text(HEADER)? else {
         return Err(parts.damaged(format!("not a session: it has no {HEADER:?}")));
     };

@@ -5,16 +5,16 @@
 //! | `turn` | one question and its answer |
 //! | `document` | a document, read as the beginning of the next question |
 //! | `file` | a session in a file |
+//! | `sequence` | a sequence and its state, as the bytes of such a file |
 
 mod document;
 mod file;
+mod sequence;
 mod turn;
 
-use std::collections::HashMap;
 use std::path::Path;
 use std::sync::OnceLock;
 
-use candle_core::Tensor;
 use still_attention::RowDtype;
 
 use crate::cache::Cache;
@@ -24,6 +24,7 @@ use crate::error::{ModelError, Result};
 use crate::model::Model;
 
 pub use self::document::message_about;
+pub use self::sequence::SavedSequence;
 pub use self::turn::Reply;
 
 /// A conversation with a model: what was said, perhaps a document that was read and not asked about yet, and the state after it.
@@ -84,7 +85,7 @@ impl ChatSession {
         check_template(&model)?;
         let identity = file::identity(&model)?;
         let (saved, tensors) = file::read(path, &identity)?;
-        let cache = restored(&model, &saved, tensors, path)?;
+        let cache = sequence::restored(&model, path, saved.rows, &saved.tokens, tensors)?;
         let file::Saved { rows, messages, document, tokens, generated } = saved;
         let identity = OnceLock::from(identity);
         Ok(Self { model, rows, messages, document, cache, tokens, generated, identity })
@@ -97,7 +98,7 @@ impl ChatSession {
     /// A file that is damaged, or of another model or format; the conversation is then as before.
     pub fn load(&mut self, path: &Path) -> Result<()> {
         let (saved, tensors) = file::read(path, self.identity()?)?;
-        let cache = restored(&self.model, &saved, tensors, path)?;
+        let cache = sequence::restored(&self.model, path, saved.rows, &saved.tokens, tensors)?;
         let file::Saved { rows, messages, document, tokens, generated } = saved;
         (self.rows, self.messages, self.document) = (rows, messages, document);
         (self.cache, self.tokens, self.generated) = (cache, tokens, generated);
@@ -224,23 +225,6 @@ impl ChatSession {
 }
 
 const SYSTEM: &str = "system";
-
-/// The state of a saved session, on the model's device.
-fn restored(
-    model: &Model,
-    saved: &file::Saved,
-    tensors: HashMap<String, Tensor>,
-    path: &Path,
-) -> Result<Cache> {
-    let mut cache = model.new_cache(1, saved.rows)?;
-    cache.restore(tensors).map_err(|error| ModelError::corrupt(path, error.to_string()))?;
-    if cache.position(0) != saved.tokens.len() {
-        let (has, says) = (cache.position(0), saved.tokens.len());
-        let what = format!("its state has read {has} tokens, and it says {says}");
-        return Err(ModelError::corrupt(path, what));
-    }
-    Ok(cache)
-}
 
 fn check_template(model: &Model) -> Result<()> {
     match model.tokenizer.chat_template() {

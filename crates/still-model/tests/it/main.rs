@@ -11,6 +11,7 @@ mod chat_parity;
 mod chat_templates;
 mod checkpoints;
 mod configurations;
+mod decode_many;
 mod generate_together;
 mod generation_ends;
 mod gguf_directory;

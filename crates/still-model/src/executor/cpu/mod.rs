@@ -12,7 +12,7 @@ use still_quant::SMALL_BATCH;
 
 use super::packs::{Piece, ROWS, packs};
 use super::{Batching, EachBlock, Executor};
-use crate::cache::Cache;
+use crate::cache::{Cache, Workspace};
 use crate::cancel::Cancel;
 use crate::error::Result;
 use crate::model::Model;
@@ -99,5 +99,16 @@ impl Executor for Cpu {
             model.decoder.logits_into(&hidden, vocab, &mut cache.logits)?;
         }
         Ok(&cache.logits)
+    }
+
+    fn decode_many<'a>(
+        &self,
+        model: &Model,
+        ids: &[u32],
+        caches: &mut [&mut Cache],
+        workspace: &'a mut Workspace,
+    ) -> Result<&'a [f32]> {
+        step::step_of_many(model, ids, caches, workspace)?;
+        Ok(&workspace.logits)
     }
 }

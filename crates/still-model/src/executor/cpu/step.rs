@@ -9,12 +9,12 @@ use std::sync::{Mutex, PoisonError};
 
 use candle_core::Tensor;
 use smallvec::SmallVec;
-use still_attention::{HeadRows, HeadScratch, HostState};
+use still_attention::{AttentionState, HeadRows, HeadScratch, HostState};
 use still_compute::threads::{Shared, Worker, on_all_threads};
 use still_quant::LANES;
 
 use super::updates::{Update, Updates};
-use crate::cache::Cache;
+use crate::cache::{Cache, Workspace};
 use crate::config::Activation;
 use crate::decoder::ops::{rms_norm_rows, sigmoid, with_values};
 use crate::decoder::{
@@ -78,7 +78,7 @@ struct Step<'a> {
     beforehand: Shared<'a>,
     logits: Shared<'a>,
     /// Each of a layer's parts is taken by one thread of a phase.
-    layers: &'a [&'a dyn HostState],
+    layers: &'a [LayerStates<'a>],
     pieces: &'a [Piece],
     ends: &'a [usize],
 }
@@ -109,12 +109,82 @@ struct Prepared {
     low: Vec<f32>,
 }
 
-/// Feeds one token, `ids`, to each sequence; leaves its final-normed hidden states in the buffers and, if they are wanted, the
-/// logits after them in the cache.
+/// A layer's states of all sequences.
+enum LayerStates<'a> {
+    /// In one cache.
+    One(&'a dyn HostState),
+    /// In a cache each. The parts are those of the first state, then those of the next, equally many.
+    Each(Vec<&'a dyn HostState>),
+}
+
+impl<'a> LayerStates<'a> {
+    fn one(layer: &'a dyn AttentionState) -> Result<Self> {
+        Ok(Self::One(layer.on_host().ok_or_else(elsewhere)?))
+    }
+
+    fn each(layers: impl Iterator<Item = &'a dyn AttentionState>) -> Result<Self> {
+        let states = layers.map(|layer| layer.on_host().ok_or_else(elsewhere));
+        Ok(Self::Each(states.collect::<Result<_>>()?))
+    }
+
+    fn parts(&self) -> usize {
+        match self {
+            Self::One(state) => state.parts(),
+            Self::Each(states) => states.iter().map(|state| state.parts()).sum(),
+        }
+    }
+
+    /// The state that has a part, and the part's number there.
+    fn of(&self, part: usize) -> (&'a dyn HostState, usize) {
+        match self {
+            Self::One(state) => (*state, part),
+            Self::Each(states) => {
+                let parts = states[0].parts();
+                (states[part / parts], part % parts)
+            }
+        }
+    }
+}
+
+/// Feeds one token, `ids`, to each sequence of a cache; leaves its final-normed hidden states in the buffers and, if they are
+/// wanted, the logits after them in the cache.
 pub(super) fn step(
     model: &Model,
     ids: &[u32],
     cache: &mut Cache,
+    wants_logits: bool,
+) -> Result<()> {
+    let positions: Vec<usize> = (0..ids.len()).map(|sequence| cache.position(sequence)).collect();
+    let Cache { layers, logits, scratch, .. } = cache;
+    let layers = layers.iter().map(|layer| LayerStates::one(&**layer));
+    let layers = layers.collect::<Result<Vec<_>>>()?;
+    run(model, ids, positions, &layers, &mut scratch.step, logits, wants_logits)
+}
+
+/// Feeds one token, `ids`, to each of several sequences that have a cache of their own; the logits after them are in the
+/// workspace.
+pub(super) fn step_of_many(
+    model: &Model,
+    ids: &[u32],
+    caches: &[&mut Cache],
+    workspace: &mut Workspace,
+) -> Result<()> {
+    let positions: Vec<usize> = caches.iter().map(|cache| cache.position(0)).collect();
+    let layers = (0..model.decoder.layers.len())
+        .map(|n| LayerStates::each(caches.iter().map(|cache| &*cache.layers[n])));
+    let layers = layers.collect::<Result<Vec<_>>>()?;
+    let Workspace { logits, scratch } = workspace;
+    run(model, ids, positions, &layers, &mut scratch.step, logits, true)
+}
+
+/// [`step`] of sequences at these positions, with these states by layer.
+fn run(
+    model: &Model,
+    ids: &[u32],
+    positions: Vec<usize>,
+    layers: &[LayerStates<'_>],
+    buffers: &mut Buffers,
+    logits: &mut Vec<f32>,
     wants_logits: bool,
 ) -> Result<()> {
     let (decoder, student) = (&*model.decoder, model.student.as_ref());
@@ -123,10 +193,6 @@ pub(super) fn step(
     let batch = ids.len();
     let (queries, keys) = (config.num_attention_heads, config.num_key_value_heads);
     let (queries, keys) = (batch * queries * config.head_dim, batch * keys * config.head_dim);
-    let positions: Vec<usize> = (0..batch).map(|sequence| cache.position(sequence)).collect();
-    let Cache { layers, logits, scratch, .. } = cache;
-    let layers = layers.iter().map(|layer| layer.on_host().ok_or_else(elsewhere));
-    let layers = layers.collect::<Result<Vec<_>>>()?;
     let Buffers {
         rotation,
         updates,
@@ -144,7 +210,7 @@ pub(super) fn step(
         beforehand,
         normed,
         workers,
-    } = &mut scratch.step;
+    } = buffers;
     updates.prepare(student)?;
     decoder.set_positions(rotation, positions.into_iter());
     let x = take(x, batch * config.hidden_size);
@@ -152,7 +218,7 @@ pub(super) fn step(
         decoder.embed_row(id, tile, x)?;
     }
     workers.resize_with(workers.len().max(rayon::current_num_threads()), Mutex::default);
-    let most_beforehand = plan_pieces(&layers, (queries, config.head_dim), pieces, ends);
+    let most_beforehand = plan_pieces(layers, (queries, config.head_dim), pieces, ends);
     let shared = |buffer, length| Shared::new(take(buffer, length));
     let step = Step {
         rotation,
@@ -168,7 +234,7 @@ pub(super) fn step(
         branch: shared(branch, batch * config.hidden_size),
         beforehand: shared(beforehand, most_beforehand),
         logits: shared(logits, if wants_logits { batch * config.vocab_size } else { 0 }),
-        layers: &layers,
+        layers,
         pieces,
         ends,
     };
@@ -486,8 +552,8 @@ impl SliceOps<'_> {
     /// A layer's attention, into [`Slot::Attention`]: one phase, and one before it where there are pieces.
     fn attend(&mut self, inputs: &AttentionInputs<Heads<'_>>, layer: usize) -> Result<()> {
         let (step, worker) = (self.step, self.worker);
-        let (state, pieces) = (step.layers[layer], step.pieces(layer));
-        let units = state.parts();
+        let (states, pieces) = (&step.layers[layer], step.pieces(layer));
+        let units = states.parts();
         if !pieces.is_empty() {
             for n in worker.phase(pieces.len(), pieces.len())?.into_iter().flatten().flatten() {
                 let Piece { part, index } = pieces[n];
@@ -496,6 +562,7 @@ impl SliceOps<'_> {
                 let size = queries + queries / self.head_dim * 2;
                 // SAFETY: every piece has its own part, and what read those of the layer before is over.
                 let to = unsafe { step.beforehand.write(n * size..(n + 1) * size) };
+                let (state, part) = states.of(part);
                 state.attend_piece(part, index, q, &mut self.buffers.scratch, to);
             }
         }
@@ -578,7 +645,8 @@ impl SliceOps<'_> {
         // SAFETY: every head has its own part.
         let out = unsafe { step.attention.write(queries) };
         let rows = HeadRows { q, k, v, gate, beforehand };
-        step.layers[layer].decode(unit, rows, &mut buffers.scratch, out);
+        let (state, part) = step.layers[layer].of(unit);
+        state.decode(part, rows, &mut buffers.scratch, out);
         Ok(())
     }
 }
@@ -586,7 +654,7 @@ impl SliceOps<'_> {
 /// Lists the pieces of all layers. The most values that those of one layer give, where a step has `queries` values of queries in
 /// heads of `d`.
 fn plan_pieces(
-    layers: &[&dyn HostState],
+    layers: &[LayerStates<'_>],
     (queries, d): (usize, usize),
     pieces: &mut Vec<Piece>,
     ends: &mut Vec<usize>,
@@ -594,10 +662,11 @@ fn plan_pieces(
     pieces.clear();
     ends.clear();
     let mut most = 0;
-    for state in layers {
-        let (start, parts) = (pieces.len(), state.parts());
+    for states in layers {
+        let (start, parts) = (pieces.len(), states.parts());
         for part in 0..parts {
-            pieces.extend((0..state.pieces(part)).map(|index| Piece { part, index }));
+            let (state, own) = states.of(part);
+            pieces.extend((0..state.pieces(own)).map(|index| Piece { part, index }));
         }
         ends.push(pieces.len());
         let queries = queries / parts.max(1);
