@@ -1,0 +1,129 @@
+//! What batching and kept states save, on the CPU.
+//!
+//! ```text
+//! cargo run --release -p still-serve --example measure -- demo
+//! ```
+//!
+//! Generated tokens a second of 32 requests together, compared with one at a time; and the time to the first token of a second turn,
+//! compared with the first one's.
+
+use std::time::{Duration, Instant};
+
+use still_model::{GenerateOptions, Model};
+use still_serve::{Engine, EngineOptions, Event, Events, Request, Usage};
+
+const CLIENTS: usize = 32;
+/// Tokens of a prompt of the first measurement.
+const SHORT: usize = 32;
+const NEW: usize = 256;
+/// Clients that are served one at a time.
+const ALONE: usize = 2;
+/// Tokens of a conversation of the second.
+const LONG: usize = 8192;
+const SECOND_TURN: usize = 50;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let name = std::env::args().nth(1).unwrap_or_else(|| "demo".into());
+    let rounds = std::env::args().nth(2).map_or(Ok(3), |rounds| rounds.parse())?;
+    let model = Model::load(&name)?;
+    println!(
+        "{name}: {} layers, {}, {} threads",
+        model.config().num_hidden_layers,
+        model.decoder.lm_head.format_name(),
+        std::thread::available_parallelism()?,
+    );
+    let (mut together, mut speedup, mut turns) = (Vec::new(), Vec::new(), Vec::new());
+    for round in 0..rounds {
+        // In turn, so that both have the machine as it is at the time.
+        let one = tokens_per_second(&model, 1, ALONE, round)?;
+        let all = tokens_per_second(&model, CLIENTS, CLIENTS, round)?;
+        println!(
+            "{CLIENTS} together {all:.1} tokens/s, one at a time {one:.1}: {:.2} ×",
+            all / one
+        );
+        together.push(all);
+        speedup.push(all / one);
+        let (cold, warm) = first_tokens(&model, round)?;
+        let share = 100.0 * warm / cold;
+        println!(
+            "first token after {LONG} tokens {cold:.2} s, of the turn that follows {warm:.3} s: {share:.1} %"
+        );
+        turns.push(share);
+    }
+    println!(
+        "medians: {:.1} tokens/s, {:.2} × one at a time; second turn {:.1} % of the first",
+        median(&mut together),
+        median(&mut speedup),
+        median(&mut turns)
+    );
+    Ok(())
+}
+
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// Text that differs from client to client.
+fn prompt(model: &Model, client: u64, tokens: usize) -> Vec<u32> {
+    let vocab = model.config().vocab_size as u64;
+    (0..tokens as u64).map(|i| ((i * 31 + client * 7919 + i * i * client) % vocab) as u32).collect()
+}
+
+fn request(prompt: Vec<u32>, new: usize) -> Request {
+    let options = GenerateOptions { max_new_tokens: new, ..Default::default() };
+    Request { ignore_end_of_sequence: true, ..Request::new(prompt, &options) }
+}
+
+fn done(mut events: Events) -> Result<(Vec<u32>, Usage), Box<dyn std::error::Error>> {
+    let mut ids = Vec::new();
+    while let Some(event) = events.blocking_recv() {
+        match event {
+            Event::Token { id, .. } => ids.push(id),
+            Event::Done { usage, .. } => return Ok((ids, usage)),
+            Event::Failed(failure) => return Err(failure.into()),
+            Event::Started { .. } | Event::Prompt(_) => {}
+        }
+    }
+    Err("a request had no end".into())
+}
+
+/// Of `clients` requests, `concurrent` at a time.
+fn tokens_per_second(
+    model: &Model,
+    concurrent: usize,
+    clients: usize,
+    round: usize,
+) -> Result<f64, Box<dyn std::error::Error>> {
+    let options = EngineOptions { max_concurrent: concurrent, ..Default::default() };
+    let engine = Engine::start(model.clone(), options)?;
+    // Threads and weights are there.
+    done(engine.submit(request(prompt(model, 0, SHORT), 2))?)?;
+    let begun = Instant::now();
+    let events: Result<Vec<Events>, _> = (0..clients)
+        .map(|n| {
+            engine.submit(request(prompt(model, (round * clients + n + 1) as u64, SHORT), NEW))
+        })
+        .collect();
+    let mut tokens = 0;
+    for events in events? {
+        tokens += done(events)?.0.len();
+    }
+    let rate = tokens as f64 / begun.elapsed().as_secs_f64();
+    engine.shutdown(Duration::from_secs(10));
+    Ok(rate)
+}
+
+/// Seconds to the first token of a conversation of [`LONG`] tokens, and of the turn after it.
+fn first_tokens(model: &Model, round: usize) -> Result<(f64, f64), Box<dyn std::error::Error>> {
+    let options = EngineOptions { context: Some(2 * LONG), ..Default::default() };
+    let engine = Engine::start(model.clone(), options)?;
+    done(engine.submit(request(prompt(model, 0, SHORT), 2))?)?;
+    let mut tokens = prompt(model, 1 + round as u64, LONG);
+    let (answer, cold) = done(engine.submit(request(tokens.clone(), 32))?)?;
+    tokens.extend(answer);
+    tokens.extend(prompt(model, 500 + round as u64, SECOND_TURN));
+    let (_, warm) = done(engine.submit(request(tokens, 2))?)?;
+    engine.shutdown(Duration::from_secs(10));
+    Ok((cold.first_token_seconds, warm.first_token_seconds))
+}

@@ -1,0 +1,247 @@
+//! A request gets a cache: from a kept state, or an empty one.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use still_attention::RowDtype;
+
+use super::options::CHUNK;
+use super::request::{Event, Failure};
+use super::sequence::{Phase, Sequence};
+use super::worker::{Message, Worker};
+use crate::states::{Chain, Digest, Kept, Prefix, StateError};
+
+/// Beginnings of sequences that are remembered, so that a state is kept where two of them part.
+const SEEN: usize = 1 << 16;
+
+/// Beginnings of the last sequences.
+#[derive(Debug, Default)]
+pub struct Seen {
+    recent: HashSet<Digest>,
+    earlier: HashSet<Digest>,
+}
+
+impl Seen {
+    /// The whole chunks that a sequence has in common with some earlier one.
+    fn common_chunks(&self, chain: &Chain) -> usize {
+        let seen =
+            |digest: &&Digest| self.recent.contains(*digest) || self.earlier.contains(*digest);
+        chain.after_chunks().iter().take_while(seen).count()
+    }
+
+    fn insert(&mut self, chain: &Chain) {
+        if self.recent.len() > SEEN {
+            self.earlier = std::mem::take(&mut self.recent);
+        }
+        self.recent.extend(chain.after_chunks());
+    }
+}
+
+impl Worker {
+    /// Takes up a request.
+    pub(super) fn begin(&mut self, mut sequence: Sequence) {
+        let tokens = sequence.prompt_tokens as u64;
+        self.shared.metrics.prompt_tokens.inc_by(tokens);
+        if let Some(name) = sequence.continues.clone() {
+            let (id, inbox, states) = (sequence.id, self.inbox.clone(), self.states.clone());
+            self.states.runtime.spawn(async move {
+                let state = states.named.load(&name).await;
+                let _ = inbox.send(Message::Loaded { id, state });
+            });
+            sequence.phase = Phase::Looking;
+            self.sequences.push(sequence);
+            return;
+        }
+        if sequence.takes_states() {
+            self.look_in_memory(&mut sequence);
+            self.plan_states(&mut sequence);
+            self.seen.insert(&sequence.chain);
+            if self.wait_for_another(&mut sequence) {
+                self.sequences.push(sequence);
+                return;
+            }
+            if self.look_in_store(&mut sequence) {
+                self.sequences.push(sequence);
+                return;
+            }
+        }
+        self.start_reading(&mut sequence);
+        self.sequences.push(sequence);
+    }
+
+    /// Goes on from the longest state in memory that has read the beginning of the prompt.
+    fn look_in_memory(&mut self, sequence: &mut Sequence) {
+        let Sequence { chain, tokens, prompt_tokens, .. } = &*sequence;
+        let most = prompt_tokens - 1;
+        let decoded = !self.options.deterministic;
+        if let Some((prefix, kept)) = self.memory.longest(chain, tokens, most, decoded)
+            && prefix.tokens > sequence.position()
+        {
+            sequence.restore(&kept, prefix.decoded);
+        }
+    }
+
+    /// Has the store looked through for a longer one, if it may have one.
+    fn look_in_store(&mut self, sequence: &mut Sequence) -> bool {
+        let Some(store) = self.kept.clone() else { return false };
+        let most = sequence.prompt_tokens - 1;
+        if sequence.position() >= most {
+            return false;
+        }
+        let Sequence { id, chain, tokens, .. } = &*sequence;
+        let (id, chain, tokens) = (*id, chain.clone(), tokens.clone());
+        let least = sequence.position();
+        let (inbox, decoded) = (self.inbox.clone(), !self.options.deterministic);
+        self.states.runtime.spawn(async move {
+            let found = match store.longest(&chain, &tokens, (least, most), decoded).await {
+                Ok(found) => found,
+                Err(error) => {
+                    tracing::warn!("no state from the store: {error}");
+                    None
+                }
+            };
+            let _ = inbox.send(Message::Looked { id, found });
+        });
+        sequence.phase = Phase::Looking;
+        true
+    }
+
+    /// Says where in its prompt a sequence's state is kept: at the end, and where it parts from an earlier sequence.
+    fn plan_states(&mut self, sequence: &mut Sequence) {
+        let last = sequence.last_chunk();
+        let parts = (self.seen.common_chunks(&sequence.chain) * CHUNK).min(last);
+        sequence.keep_at.extend([parts, last]);
+        let position = sequence.position();
+        sequence.keep_at.retain(|at| *at > position);
+    }
+
+    /// Has a sequence wait where another one is about to read more of what the two have in common than a kept state has.
+    fn wait_for_another(&mut self, sequence: &mut Sequence) -> bool {
+        let last = sequence.last_chunk();
+        let mut best: Option<(usize, usize)> = None;
+        for (n, other) in self.sequences.iter().enumerate() {
+            let common = (other.chain.common_chunks(&sequence.chain) * CHUNK)
+                .min(last)
+                .min(other.prompt_tokens / CHUNK * CHUNK);
+            let ahead = match other.phase {
+                Phase::Decoding => false,
+                Phase::Looking if other.continues.is_some() => false,
+                // Its position is that of a state, which may change.
+                Phase::Looking | Phase::Waiting { .. } => other.takes_states(),
+                Phase::Reading => other.takes_states() && common > other.position(),
+            };
+            if ahead && common > sequence.position() && best.is_none_or(|(_, most)| common > most) {
+                best = Some((n, common));
+            }
+        }
+        let Some((n, position)) = best else { return false };
+        let other = &mut self.sequences[n];
+        other.keep_at.insert(position);
+        sequence.phase = Phase::Waiting { other: other.id, position };
+        true
+    }
+
+    /// The state that the store has found, if any, for a sequence that may be gone.
+    pub(super) fn looked(&mut self, id: u64, found: Option<(Prefix, Kept)>) {
+        if let Some((prefix, kept)) = &found {
+            self.memory.insert(*prefix, kept.clone());
+        }
+        let Some(at) = self.sequences.iter().position(|sequence| sequence.id == id) else { return };
+        let mut sequence = self.sequences.remove(at);
+        if let Some((prefix, kept)) = found {
+            sequence.restore(&kept, prefix.decoded);
+        }
+        let position = sequence.position();
+        sequence.keep_at.retain(|at| *at > position);
+        self.start_reading(&mut sequence);
+        self.sequences.insert(at, sequence);
+        // Who waits for it to read what it need not read finds the state in memory.
+        self.wake_waiting(id);
+    }
+
+    /// A state with a name was read.
+    pub(super) fn loaded(&mut self, id: u64, state: Result<(RowDtype, Kept), StateError>) {
+        let Some(at) = self.sequences.iter().position(|sequence| sequence.id == id) else { return };
+        let kept = match state {
+            Ok((rows, kept)) if rows == self.rows => kept,
+            Ok((rows, _)) => {
+                let what = format!(
+                    "the state stores exact rows as {rows:?}, the server as {:?}",
+                    self.rows
+                );
+                return self.fail(at, still_model::ModelError::Invalid(what).into());
+            }
+            Err(error) => return self.fail(at, error.into()),
+        };
+        let sequence = &mut self.sequences[at];
+        sequence.continue_from(&kept);
+        let (tokens, new) = (sequence.prompt_tokens, sequence.max_new_tokens);
+        if tokens + new > self.context {
+            let what = format!(
+                "a state and prompt of {tokens} tokens and {new} new ones exceed the context of {} tokens",
+                self.context
+            );
+            return self.fail(at, Failure::TooLong(what));
+        }
+        sequence.chain = self.root.clone();
+        sequence.chain.extend(&sequence.tokens);
+        self.shared.metrics.prompt_tokens.inc_by(kept.tokens.len() as u64);
+        let mut sequence = self.sequences.remove(at);
+        self.start_reading(&mut sequence);
+        self.sequences.insert(at, sequence);
+    }
+
+    fn start_reading(&mut self, sequence: &mut Sequence) {
+        sequence.phase = Phase::Reading;
+        self.shared.metrics.tokens_spared.inc_by(sequence.cached as u64);
+        let _ = sequence.events.send(Event::Started { cached_tokens: sequence.cached });
+    }
+
+    /// Sequences that waited for what `id` has read by now go on.
+    pub(super) fn wake_waiting(&mut self, id: u64) {
+        let reader = self.sequences.iter().find(|sequence| sequence.id == id);
+        let read =
+            reader.filter(|s| s.phase != Phase::Decoding).map_or(usize::MAX, |s| s.position());
+        self.wake(|other, position| other == id && position <= read);
+    }
+
+    /// Sequences go on that wait for one that is no longer there.
+    pub(super) fn wake_orphans(&mut self) {
+        let there: HashSet<u64> = self.sequences.iter().map(|sequence| sequence.id).collect();
+        self.wake(|other, _| !there.contains(&other));
+    }
+
+    /// Looks again for a state, of all that wait and of whom `wakes(other, position)` says so.
+    fn wake(&mut self, wakes: impl Fn(u64, usize) -> bool) {
+        while let Some(at) = self.sequences.iter().position(|sequence| {
+            matches!(sequence.phase, Phase::Waiting { other, position } if wakes(other, position))
+        }) {
+            let mut sequence = self.sequences.remove(at);
+            self.look_in_memory(&mut sequence);
+            let position = sequence.position();
+            sequence.keep_at.retain(|at| *at > position);
+            // Only on sequences before it, so that none waits for itself.
+            let later = self.sequences.split_off(at);
+            let waits = self.wait_for_another(&mut sequence);
+            self.sequences.extend(later);
+            if !waits {
+                self.start_reading(&mut sequence);
+            }
+            self.sequences.insert(at, sequence);
+        }
+    }
+
+    /// Keeps a state in memory, and in the store if there is one.
+    pub(super) fn keep(&mut self, prefix: Prefix, kept: Kept) {
+        if let Some(store) = self.kept.clone() {
+            let (kept, write) = (kept.clone(), Arc::clone(&self.writes));
+            self.states.runtime.spawn(async move {
+                let _write = write;
+                if let Err(error) = store.put(prefix, kept).await {
+                    tracing::warn!("a state was not written: {error}");
+                }
+            });
+        }
+        self.memory.insert(prefix, kept);
+    }
+}

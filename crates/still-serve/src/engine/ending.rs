@@ -1,0 +1,84 @@
+//! What becomes of a sequence and its state when it ends.
+
+use std::sync::Arc;
+
+use still_model::Finish;
+
+use super::metrics::Outcome;
+use super::request::{Event, Failure};
+use super::sequence::Sequence;
+use super::worker::Worker;
+use crate::states::{Kept, Prefix};
+
+impl Worker {
+    /// A sequence was served: its state is kept, and its client told once the state can be found by whoever has the next turn.
+    pub(super) fn finish(&mut self, at: usize, finish: Finish, text: String) {
+        let mut sequence = self.sequences.remove(at);
+        let usage = sequence.usage(&self.model);
+        sequence.chain.extend(&sequence.tokens);
+        let position = sequence.position();
+        let Sequence { events, tokens, chain, cache, decoded, save_as, arrived, .. } = sequence;
+        let keeps = sequence.prompt_logprobs.is_none()
+            && decoded
+            && !self.options.deterministic
+            && position > 0;
+        let prefix = chain.prefix(&tokens, position, decoded);
+        let kept = Kept { tokens: tokens[..position].into(), cache: Arc::new(cache) };
+        let mut writes = Writes { kept: kept.clone(), prefix: None, name: save_as };
+        if keeps {
+            self.memory.insert(prefix, kept);
+            writes.prefix = Some(prefix).filter(|_| self.kept.is_some());
+        }
+        self.ended(Outcome::Done, Some(arrived.elapsed()));
+        let done = Event::Done { finish, text, usage };
+        if writes.prefix.is_none() && writes.name.is_none() {
+            let _ = events.send(done);
+            return;
+        }
+        let (write, store, states) =
+            (Arc::clone(&self.writes), self.kept.clone(), self.states.clone());
+        let rows = self.rows;
+        self.states.runtime.spawn(async move {
+            let _write = write;
+            let Writes { kept, prefix, name } = writes;
+            if let (Some(prefix), Some(store)) = (prefix, store)
+                && let Err(error) = store.put(prefix, kept.clone()).await
+            {
+                tracing::warn!("a state was not written: {error}");
+            }
+            let saved = match name {
+                Some(name) => states.named.save(&name, rows, kept).await,
+                None => Ok(()),
+            };
+            let _ = events.send(match saved {
+                Ok(()) => done,
+                Err(error) => Event::Failed(error.into()),
+            });
+        });
+    }
+
+    /// A sequence ends as it is.
+    pub(super) fn interrupt(&mut self, at: usize) {
+        let sequence = self.sequences.remove(at);
+        let usage = sequence.usage(&self.model);
+        let finish = Finish::Interrupted;
+        let _ = sequence.events.send(Event::Done { finish, text: String::new(), usage });
+        self.ended(Outcome::Done, None);
+    }
+
+    /// A sequence cannot be served.
+    pub(super) fn fail(&mut self, at: usize, failure: Failure) {
+        let sequence = self.sequences.remove(at);
+        let _ = sequence.events.send(Event::Failed(failure));
+        self.ended(Outcome::Failed, None);
+        self.wake_orphans();
+    }
+}
+
+/// What is written of a state.
+struct Writes {
+    kept: Kept,
+    /// In the store of states without names.
+    prefix: Option<Prefix>,
+    name: Option<String>,
+}

@@ -1,0 +1,156 @@
+//! Prompts, read in pieces between decode steps.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::{IndexOp, Tensor};
+use still_model::{Model, ModelError};
+
+use super::TokenLogprobs;
+use super::decoding::panic_text;
+use super::options::CHUNK;
+use super::request::{Event, Failure};
+use super::sequence::{Phase, Sequence};
+use super::worker::Worker;
+use crate::states::Kept;
+
+/// How much longer pieces are when no sequence waits for its next token.
+const ALONE: usize = 8;
+
+/// Tokens of a prompt after which its state is kept, besides its end: an edited prompt goes on from there.
+const KEEP_EVERY: usize = 1024;
+
+/// Rows whose logits are computed together.
+const LOGIT_ROWS: usize = 64;
+
+impl Worker {
+    /// Reads a piece of one prompt. The oldest request and the one with the least left to read take turns, so that a short prompt
+    /// does not wait for a long one, and a long one is not put off for ever.
+    pub(super) fn read_a_piece(&mut self) {
+        let reading = self.sequences.iter().enumerate().filter(|(_, s)| s.phase == Phase::Reading);
+        let next = match self.oldest_next {
+            true => reading.min_by_key(|(_, sequence)| sequence.id),
+            false => reading.min_by_key(|(_, sequence)| (sequence.unread(), sequence.id)),
+        };
+        let Some((at, _)) = next else { return };
+        self.oldest_next = !self.oldest_next;
+        let continued = self.sequences.iter().any(|s| s.phase == Phase::Decoding);
+        let most = self.options.prefill_chunk.max(1).next_multiple_of(CHUNK);
+        let most = if continued { most } else { most * ALONE };
+        let sequence = &mut self.sequences[at];
+        let end = piece_end(sequence, most);
+        let from = sequence.position();
+        let model = &self.model;
+        let read = catch_unwind(AssertUnwindSafe(|| read(model, sequence, end)));
+        let last = match read {
+            Ok(Ok(last)) => last,
+            Ok(Err(ModelError::Cancelled)) => return,
+            Ok(Err(error)) => return self.fail(at, error.into()),
+            Err(panic) => return self.fail(at, Failure::Panicked(panic_text(&*panic))),
+        };
+        self.shared.metrics.tokens_read.inc_by((end - from) as u64);
+        let id = self.sequences[at].id;
+        self.keep_on_the_way(at);
+        if self.sequences[at].unread() == 0 {
+            self.first_token(at, &last);
+        }
+        self.wake_waiting(id);
+    }
+
+    /// Keeps the state where it is planned.
+    fn keep_on_the_way(&mut self, at: usize) {
+        let sequence = &mut self.sequences[at];
+        let position = sequence.position();
+        let planned = sequence.keep_at.remove(&position);
+        let on_the_way = position.is_multiple_of(KEEP_EVERY) && position < sequence.prompt_tokens;
+        if !sequence.takes_states() || !(planned || on_the_way) {
+            return;
+        }
+        let prefix = sequence.chain.prefix(&sequence.tokens, position, sequence.decoded);
+        if self.memory.touch(&prefix) {
+            return;
+        }
+        let tokens = sequence.tokens[..position].into();
+        let kept = Kept { tokens, cache: Arc::new(sequence.cache.clone()) };
+        match planned {
+            true => self.keep(prefix, kept),
+            false => self.memory.insert(prefix, kept),
+        }
+    }
+
+    /// The prompt was read: the first token is chosen.
+    fn first_token(&mut self, at: usize, last: &Tensor) {
+        let sequence = &mut self.sequences[at];
+        sequence.phase = Phase::Decoding;
+        if sequence.prompt_logprobs.is_some() {
+            let of_prompt = std::mem::take(&mut sequence.of_prompt);
+            let _ = sequence.events.send(Event::Prompt(of_prompt));
+        }
+        if sequence.max_new_tokens == 0 {
+            return self.finish(at, still_model::Finish::Length, String::new());
+        }
+        let logits = self.model.logits(last).and_then(|x| Ok(x.flatten_all()?.to_vec1::<f32>()?));
+        let chosen = match logits {
+            Ok(logits) => self.sequences[at].choose(&logits, &self.shared.metrics),
+            Err(error) => Err(error.into()),
+        };
+        match chosen {
+            Ok(None) => {}
+            Ok(Some((finish, text))) => self.finish(at, finish, text),
+            Err(failure) => self.fail(at, failure),
+        }
+    }
+}
+
+/// Where the next piece ends: at most `most` tokens on, at a multiple of [`CHUNK`] or at the prompt's end, and where the state is
+/// kept. So a prompt is cut in the same places from whichever state it is read.
+fn piece_end(sequence: &Sequence, most: usize) -> usize {
+    let position = sequence.position();
+    let furthest = match position + most {
+        end if end >= sequence.prompt_tokens => sequence.prompt_tokens,
+        end => end / CHUNK * CHUNK,
+    };
+    let kept = sequence.keep_at.iter().copied().find(|at| *at > position);
+    let every = (position / KEEP_EVERY + 1) * KEEP_EVERY;
+    // The last tokens that make no whole chunk are a piece of their own.
+    let last = Some(sequence.last_chunk()).filter(|at| *at > position);
+    furthest.min(every).min(kept.unwrap_or(furthest)).min(last.unwrap_or(furthest))
+}
+
+/// Reads the prompt up to `end`; the hidden state of the last token.
+fn read(model: &Model, sequence: &mut Sequence, end: usize) -> Result<Tensor, ModelError> {
+    let position = sequence.position();
+    let Sequence { tokens, cache, cancel, prompt_logprobs, of_prompt, prompt_tokens, .. } =
+        sequence;
+    let ids = &tokens[position..end];
+    let Some(most) = *prompt_logprobs else {
+        return model.prefill_until(ids, cache, cancel, &Default::default());
+    };
+    of_prompt.resize(*prompt_tokens, None);
+    let found = Mutex::new((Vec::new(), None));
+    model.read_until(ids, cache, cancel, |start, hidden| {
+        let rows = hidden.dim(0)?;
+        let mut told = Vec::with_capacity(rows);
+        for first in (0..rows).step_by(LOGIT_ROWS) {
+            let count = LOGIT_ROWS.min(rows - first);
+            let logits = model.logits(&hidden.narrow(0, first, count)?)?.to_vec2::<f32>()?;
+            for (row, logits) in logits.iter().enumerate() {
+                let at = position + start + first + row + 1;
+                if let Some(&id) = tokens.get(at).filter(|_| at < *prompt_tokens) {
+                    told.push((at, TokenLogprobs::new(logits, id, most)));
+                }
+            }
+        }
+        let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
+        found.0.extend(told);
+        if start + rows == ids.len() {
+            found.1 = Some(hidden.i(rows - 1..rows)?);
+        }
+        Ok::<_, ModelError>(())
+    })?;
+    let (told, last) = found.into_inner().unwrap_or_else(PoisonError::into_inner);
+    for (at, logprobs) in told {
+        of_prompt[at] = Some(logprobs);
+    }
+    last.ok_or_else(|| ModelError::Invalid("the prompt has no tokens".into()))
+}

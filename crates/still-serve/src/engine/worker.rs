@@ -1,0 +1,280 @@
+//! The engine's thread: what it does next.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::time::{Duration, Instant};
+
+use still_attention::RowDtype;
+use still_model::{Cancel, Model, Workspace};
+use tokio::runtime::Runtime;
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::admission::Seen;
+use super::metrics::Outcome;
+use super::request::{Event, Failure, Request};
+use super::sequence::{Phase, Sequence};
+use super::{EngineOptions, Shared};
+use crate::states::{Chain, Kept, KeptStates, Memory, Prefix, StateError, States};
+
+/// How often a thread that waits looks whether a client has gone or a time is over.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// How long states that are being written may take when the engine ends.
+const LAST_WRITES: Duration = Duration::from_secs(30);
+
+/// A request on its way to the thread.
+#[derive(Debug)]
+pub struct Submission {
+    pub request: Request,
+    pub events: UnboundedSender<Event>,
+    pub cancel: Cancel,
+    pub arrived: Instant,
+}
+
+/// What the thread is told.
+#[derive(Debug)]
+pub enum Message {
+    Submit(Box<Submission>),
+    /// The store has looked for a state that a sequence can continue.
+    Looked {
+        id: u64,
+        found: Option<(Prefix, Kept)>,
+    },
+    /// A state with a name was read.
+    Loaded {
+        id: u64,
+        state: Result<(RowDtype, Kept), StateError>,
+    },
+    /// No more requests come. All end at the deadline.
+    Stop {
+        deadline: Option<Instant>,
+    },
+}
+
+pub struct Worker {
+    pub(super) model: Model,
+    pub(super) options: EngineOptions,
+    pub(super) rows: RowDtype,
+    pub(super) context: usize,
+    /// Of no tokens.
+    pub(super) root: Chain,
+    messages: Receiver<Message>,
+    /// To itself, for work on other threads.
+    pub(super) inbox: Sender<Message>,
+    pub(super) shared: Arc<Shared>,
+    /// The store, if there is one.
+    pub(super) kept: Option<Arc<KeptStates>>,
+    pub(super) states: States,
+    queue: VecDeque<Submission>,
+    pub(super) sequences: Vec<Sequence>,
+    pub(super) memory: Memory,
+    pub(super) seen: Seen,
+    pub(super) workspace: Workspace,
+    next_id: u64,
+    /// Whether the oldest prompt is read next, and not the one with the least left.
+    pub(super) oldest_next: bool,
+    /// Writes of states that go on.
+    pub(super) writes: Arc<()>,
+    stopping: bool,
+    deadline: Option<Instant>,
+}
+
+impl Worker {
+    pub fn new(
+        model: Model,
+        options: EngineOptions,
+        rows: RowDtype,
+        context: usize,
+        identity: &str,
+        (messages, inbox): (Receiver<Message>, Sender<Message>),
+        shared: Arc<Shared>,
+        (kept, states): (Option<Arc<KeptStates>>, States),
+    ) -> Self {
+        Self {
+            memory: Memory::new(options.state_memory),
+            root: Chain::new(identity, rows),
+            model,
+            options,
+            rows,
+            context,
+            messages,
+            inbox,
+            shared,
+            kept,
+            states,
+            queue: VecDeque::new(),
+            sequences: Vec::new(),
+            seen: Seen::default(),
+            workspace: Workspace::default(),
+            next_id: 0,
+            oldest_next: true,
+            writes: Arc::new(()),
+            stopping: false,
+            deadline: None,
+        }
+    }
+
+    /// Serves until it is told to stop.
+    pub fn run(mut self, runtime: Runtime) {
+        loop {
+            if !self.take_messages() {
+                break;
+            }
+            self.drop_given_up();
+            self.drop_late();
+            self.admit();
+            self.read_a_piece();
+            self.decode_a_step();
+            self.tell();
+        }
+        self.tell();
+        // What is being written gets complete.
+        let until = Instant::now() + LAST_WRITES;
+        while Arc::strong_count(&self.writes) > 1 && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        runtime.shutdown_background();
+    }
+
+    /// Takes what has come, and waits where there is nothing to do. Whether the engine goes on.
+    fn take_messages(&mut self) -> bool {
+        while let Ok(message) = self.messages.try_recv() {
+            self.take_message(message);
+        }
+        loop {
+            if self.stopping && self.is_over() {
+                return false;
+            }
+            let busy =
+                |sequence: &Sequence| matches!(sequence.phase, Phase::Reading | Phase::Decoding);
+            let room = self.sequences.len() < self.options.max_concurrent.max(1);
+            if self.sequences.iter().any(busy) || (room && !self.queue.is_empty()) {
+                return true;
+            }
+            let idle = self.sequences.is_empty() && self.queue.is_empty();
+            let wait = if idle { Duration::from_secs(3600) } else { LOOK };
+            match self.messages.recv_timeout(wait) {
+                Ok(message) => self.take_message(message),
+                Err(RecvTimeoutError::Timeout) if idle => {}
+                // There are sequences to look after.
+                Err(RecvTimeoutError::Timeout) => return true,
+                // It holds a sender itself.
+                Err(RecvTimeoutError::Disconnected) => return false,
+            }
+        }
+    }
+
+    /// Whether nothing is left to do, or no time; who is left is told.
+    fn is_over(&mut self) -> bool {
+        if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            self.interrupt_all();
+        }
+        self.sequences.is_empty() && self.queue.is_empty()
+    }
+
+    fn take_message(&mut self, message: Message) {
+        match message {
+            Message::Submit(submission) => self.queue.push_back(*submission),
+            Message::Looked { id, found } => self.looked(id, found),
+            Message::Loaded { id, state } => self.loaded(id, state),
+            Message::Stop { deadline } => {
+                self.stopping = true;
+                self.deadline = self.deadline.or(deadline);
+            }
+        }
+    }
+
+    /// Frees what requests hold whose clients have gone.
+    fn drop_given_up(&mut self) {
+        let given_up = |events: &UnboundedSender<Event>, cancel: &Cancel| {
+            events.is_closed() || cancel.is_raised()
+        };
+        let before = self.queue.len() + self.sequences.len();
+        self.queue.retain(|submission| !given_up(&submission.events, &submission.cancel));
+        self.sequences.retain(|sequence| !sequence.is_given_up());
+        for _ in self.queue.len() + self.sequences.len()..before {
+            self.ended(Outcome::GivenUp, None);
+        }
+        self.wake_orphans();
+    }
+
+    /// Ends requests whose time is over.
+    fn drop_late(&mut self) {
+        let now = Instant::now();
+        let late = |arrived: Instant, limit: Option<Duration>| {
+            limit.filter(|limit| now.duration_since(arrived) > *limit)
+        };
+        let EngineOptions { queue_timeout, request_timeout, .. } = self.options;
+        let in_queue = [queue_timeout, request_timeout].into_iter().flatten().min();
+        while let Some(at) =
+            self.queue.iter().position(|waiting| late(waiting.arrived, in_queue).is_some())
+        {
+            let Some(waiting) = self.queue.remove(at) else { break };
+            let limit = in_queue.unwrap_or_default();
+            let _ = waiting.events.send(Event::Failed(Failure::TimedOut(limit)));
+            self.ended(Outcome::Failed, None);
+        }
+        while let Some(at) =
+            self.sequences.iter().position(|s| late(s.arrived, request_timeout).is_some())
+        {
+            let limit = request_timeout.unwrap_or_default();
+            self.fail(at, Failure::TimedOut(limit));
+        }
+    }
+
+    /// Gives requests that wait a cache, as long as there is room.
+    fn admit(&mut self) {
+        while self.sequences.len() < self.options.max_concurrent.max(1) {
+            let Some(submission) = self.queue.pop_front() else { return };
+            self.next_id += 1;
+            let root = self.root.clone();
+            match Sequence::new(self.next_id, submission, &self.model, self.rows, root) {
+                Ok(sequence) => self.begin(sequence),
+                Err(failed) => {
+                    let (events, error) = *failed;
+                    let _ = events.send(Event::Failed(error.into()));
+                    self.ended(Outcome::Failed, None);
+                }
+            }
+        }
+    }
+
+    /// Ends all requests, as they are.
+    fn interrupt_all(&mut self) {
+        while !self.sequences.is_empty() {
+            self.interrupt(0);
+        }
+        for waiting in std::mem::take(&mut self.queue) {
+            let usage = super::Usage {
+                prompt_tokens: waiting.request.prompt.len(),
+                seconds: waiting.arrived.elapsed().as_secs_f64(),
+                ..Default::default()
+            };
+            let finish = still_model::Finish::Interrupted;
+            let _ = waiting.events.send(Event::Done { finish, text: String::new(), usage });
+            self.ended(Outcome::Done, None);
+        }
+    }
+
+    /// A request has ended, after so long.
+    pub(super) fn ended(&self, outcome: Outcome, took: Option<Duration>) {
+        self.shared.requests.fetch_sub(1, Ordering::Relaxed);
+        self.shared.metrics.ended(outcome);
+        if let Some(took) = took {
+            let before = self.shared.request_ms.load(Ordering::Relaxed);
+            let now = usize::try_from(took.as_millis()).unwrap_or(usize::MAX / 8);
+            self.shared.request_ms.store((before * 7 + now) / 8, Ordering::Relaxed);
+        }
+    }
+
+    /// Tells the numbers of the moment.
+    fn tell(&self) {
+        let metrics = &self.shared.metrics;
+        metrics.running.set(self.sequences.len() as i64);
+        metrics.waiting.set(self.queue.len() as i64);
+        metrics.states.set(self.memory.len() as i64);
+        metrics.state_bytes.set(self.memory.bytes() as i64);
+    }
+}

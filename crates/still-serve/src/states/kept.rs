@@ -1,0 +1,152 @@
+//! States that are kept without a name, in a store: found by what they have read.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use still_attention::RowDtype;
+use still_model::{Cache, Model, SavedSequence};
+
+use super::StateError;
+use super::memory::Kept;
+use super::prefix::{Chain, Prefix, PrefixIndex};
+use super::store::StateStore;
+
+/// The states of one model in a store that others may share.
+#[derive(Debug)]
+pub(crate) struct KeptStates {
+    model: Model,
+    identity: String,
+    rows: RowDtype,
+    store: StateStore,
+    most_bytes: u64,
+    /// One at a time lists the store.
+    listing: tokio::sync::Mutex<Listing>,
+    /// Files that turned out to be damaged.
+    damaged: Mutex<HashSet<Prefix>>,
+}
+
+#[derive(Debug, Default)]
+struct Listing {
+    listed: Option<Instant>,
+    index: PrefixIndex<()>,
+}
+
+impl KeptStates {
+    pub fn new(
+        model: Model,
+        identity: String,
+        rows: RowDtype,
+        store: &StateStore,
+        most_bytes: u64,
+    ) -> Self {
+        let store = store.below(&identity).below("kept");
+        Self {
+            model,
+            identity,
+            rows,
+            store,
+            most_bytes,
+            listing: tokio::sync::Mutex::default(),
+            damaged: Mutex::default(),
+        }
+    }
+
+    /// The state that has read the most of `tokens`, more than `least` and at most `most`; `decoded`: whether decode steps may have
+    /// computed it.
+    pub async fn longest(
+        &self,
+        chain: &Chain,
+        tokens: &[u32],
+        (least, most): (usize, usize),
+        decoded: bool,
+    ) -> Result<Option<(Prefix, Kept)>, StateError> {
+        let asked = Instant::now();
+        let found = {
+            let mut listing = self.listing.lock().await;
+            // Others that asked at the same time share one listing.
+            if listing.listed.is_none_or(|listed| listed < asked) {
+                let begun = Instant::now();
+                let files = self.store.list().await?;
+                let known = files.iter().filter_map(|(name, _)| Prefix::of_file_name(name));
+                let mut index = PrefixIndex::default();
+                known.for_each(|prefix| _ = index.insert(prefix, ()));
+                *listing = Listing { listed: Some(begun), index };
+            }
+            let damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);
+            let takes = |prefix: &Prefix| {
+                prefix.tokens > least && (decoded || !prefix.decoded) && !damaged.contains(prefix)
+            };
+            listing.index.longest(chain, tokens, most, takes).map(|(prefix, ())| *prefix)
+        };
+        let Some(prefix) = found else { return Ok(None) };
+        let name = prefix.file_name();
+        // Another replica may have removed it meanwhile.
+        let Some(bytes) = self.store.get(&name).await? else { return Ok(None) };
+        let (model, identity) = (self.model.clone(), self.identity.clone());
+        let path = PathBuf::from(self.store.path(&name).as_ref());
+        let decode = move || SavedSequence::decode(&model, &identity, &path, &bytes);
+        let decoded = tokio::task::spawn_blocking(decode).await;
+        let SavedSequence { tokens: read, rows, cache } = match decoded {
+            Ok(Ok(saved)) => saved,
+            Ok(Err(error)) => {
+                self.damaged.lock().unwrap_or_else(PoisonError::into_inner).insert(prefix);
+                return Err(StateError::File(error));
+            }
+            Err(panic) => return Err(StateError::Failed(panic.to_string())),
+        };
+        if rows != self.rows || read.len() != prefix.tokens || !tokens.starts_with(&read) {
+            self.damaged.lock().unwrap_or_else(PoisonError::into_inner).insert(prefix);
+            return Err(StateError::Forged(name));
+        }
+        Ok(Some((prefix, Kept { tokens: read.into(), cache: Arc::new(cache) })))
+    }
+
+    /// Writes a state, unless it is there.
+    pub async fn put(&self, prefix: Prefix, kept: Kept) -> Result<(), StateError> {
+        let name = prefix.file_name();
+        if self.store.head(&name).await?.is_some() {
+            return Ok(());
+        }
+        let bytes = encode(&self.identity, self.rows, kept).await?;
+        self.make_room(bytes.len() as u64).await?;
+        self.store.put(&name, bytes).await
+    }
+
+    /// Removes the oldest files until `more` bytes fit.
+    async fn make_room(&self, more: u64) -> Result<(), StateError> {
+        let mut files = self.store.list().await?;
+        files.retain(|(name, _)| Prefix::of_file_name(name).is_some());
+        let mut bytes = more + files.iter().map(|(_, meta)| meta.size).sum::<u64>();
+        if bytes <= self.most_bytes {
+            return Ok(());
+        }
+        files.sort_by_key(|(_, meta)| meta.last_modified);
+        for (name, meta) in files {
+            if bytes <= self.most_bytes {
+                break;
+            }
+            self.store.delete(&name).await?;
+            bytes -= meta.size;
+        }
+        Ok(())
+    }
+}
+
+/// The bytes of a state's file, made on a thread of its own.
+pub(super) async fn encode(
+    identity: &str,
+    rows: RowDtype,
+    Kept { tokens, cache }: Kept,
+) -> Result<Vec<u8>, StateError> {
+    let identity = identity.to_owned();
+    let encode = move || {
+        let cache: &Cache = &cache;
+        SavedSequence::encode(&identity, &tokens, rows, cache)
+    };
+    match tokio::task::spawn_blocking(encode).await {
+        Ok(bytes) => Ok(bytes?),
+        Err(panic) => Err(StateError::Failed(panic.to_string())),
+    }
+}
