@@ -31,7 +31,7 @@ EOF
   audit=(--compatibility "manylinux_${glibc/./_}" --auditwheel check)
 fi
 "$tools/bin/maturin" build --release --locked --manifest-path crates/still-python/Cargo.toml --out "$wheel/dist" \
-  "${audit[@]}" "$@" -- "${link[@]}" -C strip=symbols
+  "${audit[@]}" "$@" -- "${link[@]}"
 ls -l "$wheel/dist"
 
 python3 -m venv "$wheel/env"
