@@ -9,6 +9,7 @@
 //! | `interrupt`, `terminal` | what Ctrl-C and other signals do; the terminal as it was before a chat |
 //! | `outputs`, `disk` | files that a command will write, checked before it begins; room for them |
 //! | `run_log` | a run's directory, read back |
+//! | `provenance` | the command, the day and the machine that a result is from |
 //! | `verdict` | a student compared with its teacher, in a table and a sentence |
 //! | `books` | the texts that ship with the command |
 //! | `table`, `plot`, `page` | plain-text tables, charts, HTML pages |
@@ -33,6 +34,7 @@ mod plot;
 mod printer;
 mod process;
 mod progress;
+mod provenance;
 mod run_log;
 mod shown;
 mod table;

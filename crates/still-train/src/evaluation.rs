@@ -1,5 +1,6 @@
 //! Measurements of the student while a run goes on.
 
+use std::path::Path;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
@@ -8,6 +9,7 @@ use still_eval::long::{LongFiles, LongOptions, LongTask};
 use still_eval::run::{AskOptions, ask, mean, silent};
 use still_eval::task::{Metric, Task, id_windows};
 use still_model::Model;
+use still_model::files::write_file;
 
 use crate::data::Window;
 use crate::error::{Result, TrainError};
@@ -40,6 +42,21 @@ impl Logged for Evaluation {
     fn at(&self) -> (Stage, usize) {
         (self.stage, self.step)
     }
+}
+
+/// The file in a run's directory that says what the teacher reaches where the student is evaluated.
+pub const TEACHER_FILE: &str = "teacher.json";
+
+/// What a model reaches in an evaluation.
+#[derive(Serialize)]
+struct Reached {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    heldout_nll: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    passkey_recall: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    repeated_nll: Option<f64>,
+    seconds: f64,
 }
 
 /// What is measured, the same at every evaluation of a run.
@@ -90,6 +107,26 @@ impl Evaluator {
     /// # Errors
     /// A likelihood that is not a number; an error of the model.
     pub fn evaluate(&self, model: &Model, stage: Stage, step: usize) -> Result<Evaluation> {
+        let Reached { heldout_nll, passkey_recall, repeated_nll, seconds } = self.measure(model)?;
+        let best = false;
+        Ok(Evaluation { stage, step, heldout_nll, passkey_recall, repeated_nll, best, seconds })
+    }
+
+    /// Measures the teacher and writes what it reaches into the run's directory. A run that is resumed has it already.
+    ///
+    /// # Errors
+    /// As [`Evaluator::evaluate`]; a file that cannot be written.
+    pub fn measure_teacher(&self, model: &Model, run_dir: &Path, resume: bool) -> Result<()> {
+        let path = run_dir.join(TEACHER_FILE);
+        if resume && path.exists() {
+            return Ok(());
+        }
+        let json = serde_json::to_string(&self.measure(&model.teacher())?)
+            .map_err(|error| TrainError::write(&path)(std::io::Error::other(error)))?;
+        write_file(&path, (json + "\n").as_bytes()).map_err(TrainError::write(&path))
+    }
+
+    fn measure(&self, model: &Model) -> Result<Reached> {
         let started = Instant::now();
         // One item at a time on each thread: a run's memory is for training.
         let options = AskOptions { rows: model.cache_rows(RowDtype::F32), batch_size: 1 };
@@ -98,13 +135,10 @@ impl Evaluator {
             let asked = ask(model, task, Vec::new(), &options, &silent)?;
             Ok(Some(mean(&asked.samples, metric)))
         };
-        Ok(Evaluation {
-            stage,
-            step,
+        Ok(Reached {
             heldout_nll: measure(&self.heldout, Metric::Perplexity)?,
             passkey_recall: measure(&self.passkey, Metric::Score)?,
             repeated_nll: measure(&self.repeated, Metric::Perplexity)?,
-            best: false,
             seconds: started.elapsed().as_secs_f64(),
         })
     }

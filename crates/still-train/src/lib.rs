@@ -68,7 +68,7 @@ pub use data::{
     DataSummary, Position, Segment, TokenCache, Window, Windows, data_files_in, is_data_file,
 };
 pub use error::{Result, TrainError};
-pub use evaluation::Evaluation;
+pub use evaluation::{Evaluation, TEACHER_FILE};
 pub use finetune::FinetuneStage;
 pub use loss::{Target, vocabulary_loss};
 pub use memory::free_bytes as free_memory_bytes;

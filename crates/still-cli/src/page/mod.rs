@@ -1,11 +1,13 @@
 //! What every HTML page of ours shares, so that all look alike: each is one file that asks for nothing from outside.
 //!
 //! A page's template extends `base.html`, the frame, and fills in its blocks: `title`, `heading`, `about` (what the page is of),
-//! `content`, and where it needs them `style`, `data` and `script`. `parts.html` has macros for charts and tables. The frame
-//! shows `figures`, pairs of a name and a value, if a page has them.
+//! `verdict` (what a reader wants to know first), `content`, and where it needs them `style`, `data` and `script`. `parts.html`
+//! has macros for charts and tables. The frame shows `figures`, pairs of a name and a value, and [`made`], if a page has them.
 
 use minijinja::{AutoEscape, Environment, Value, context};
 use serde::Serialize;
+
+use crate::provenance::Provenance;
 
 /// The frame.
 const BASE: &str = include_str!("base.html");
@@ -21,6 +23,27 @@ const THEME: &str = include_str!("theme.js");
 
 /// Shows in the element `tip` what the pointer is over in the charts of [`crate::plot`], on pages without a script of their own.
 const HOVER: &str = include_str!("hover.js");
+
+/// What made the results that a page shows, in their order: pairs for `made` of the frame. Models, dates and machines are named
+/// where they differ from those before.
+pub fn made(made: &[Provenance]) -> Vec<(&'static str, String)> {
+    let mut pairs: Vec<(&'static str, String)> = Vec::new();
+    for made in made {
+        let new = [
+            ("Model", made.model.clone()),
+            ("Date", made.when()),
+            ("Machine", made.machine.clone()),
+            ("Command", made.command.clone()),
+        ];
+        for (name, value) in new {
+            let last = pairs.iter().rfind(|(known, _)| *known == name);
+            if last.is_none_or(|(_, known)| *known != value) {
+                pairs.push((name, value));
+            }
+        }
+    }
+    pairs
+}
 
 /// Fills in a page's template with `data`.
 ///
@@ -41,4 +64,30 @@ pub fn render(template: &str, data: impl Serialize) -> anyhow::Result<String> {
         version => env!("CARGO_PKG_VERSION"),
     };
     Ok(environment.render_str(template, context! { ..Value::from_serialize(data), ..shared })?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_stays_the_same_is_said_once() {
+        let first = Provenance {
+            model: "base".into(),
+            command: "still linearize".into(),
+            date: "2026-11-29 20:21".into(),
+            machine: "a CPU, 2 threads".into(),
+            version: "1.0".into(),
+        };
+        let second = Provenance {
+            command: "still linearize --resume".into(),
+            date: "2026-11-30 08:00".into(),
+            ..first.clone()
+        };
+        let made = made(&[first, second]);
+        let names: Vec<&str> = made.iter().map(|(name, _)| *name).collect();
+        assert_eq!(names, ["Model", "Date", "Machine", "Command", "Date", "Command"]);
+        assert_eq!(made[1].1, "2026-11-29 20:21 UTC, still 1.0");
+        assert_eq!(made[5].1, "still linearize --resume");
+    }
 }

@@ -255,6 +255,6 @@ mod tests {
         let group = Group { name: "m".into(), values: vec![3.0], intervals: vec![] };
         let (categories, groups) = (vec!["piqa".to_owned()], vec![group]);
         let html = BarChart { categories, groups, ..BarChart::default() }.html();
-        assert!(html.contains("x=\"197.0\"") && html.contains("width=\"48.0\""), "{html}");
+        assert!(html.contains("x=\"199.5\"") && html.contains("width=\"48.0\""), "{html}");
     }
 }

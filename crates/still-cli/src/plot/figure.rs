@@ -9,8 +9,8 @@ use super::label::{Anchor, Area};
 
 /// Width of a drawing in its own units; a page may show it at any size.
 pub const WIDTH: f64 = 400.0;
-/// Where the plotted area begins: the names of the values stand to its left.
-pub const LEFT: f64 = 50.0;
+/// Where the plotted area begins: the names of the values stand to its left, up to seven characters of them.
+pub const LEFT: f64 = 55.0;
 /// Where it ends.
 pub const RIGHT: f64 = WIDTH - 8.0;
 /// Its upper edge.
@@ -25,19 +25,45 @@ pub fn escape(text: &str) -> HtmlEscape<'_> {
 
 /// A number in at most four significant digits, in powers of ten where it would be long.
 pub fn number(value: f64) -> String {
+    number_in(value, 4)
+}
+
+/// A number in at most so many significant digits, one less in powers of ten.
+fn number_in(value: f64, most: usize) -> String {
     if !value.is_finite() {
         return "–".into();
     }
     let size = value.abs();
     if size != 0.0 && !(1e-4..1e5).contains(&size) {
-        let text = format!("{value:.2e}");
+        let text = format!("{value:.*e}", most.saturating_sub(2));
         let (digits, power) = text.split_once('e').unwrap_or((&text, "0"));
         return format!("{}e{power}", trimmed(digits));
     }
     let before = if size < 1.0 { 0 } else { size.log10().floor() as usize + 1 };
     // Zeros behind the point are no significant digits.
     let zeros = if size == 0.0 || size >= 1.0 { 0 } else { (-size.log10()).floor() as usize };
-    trimmed(&format!("{value:.*}", 4usize.saturating_sub(before) + zeros)).to_owned()
+    trimmed(&format!("{value:.*}", most.saturating_sub(before) + zeros)).to_owned()
+}
+
+/// Most significant digits of a tick's name.
+const MOST_DIGITS: usize = 9;
+
+/// The names of an axis' ticks: as short as [`number`], with more digits where they would not tell the ticks' places.
+pub fn tick_names(ticks: &[f64]) -> Vec<String> {
+    // How far a tick's neighbour is.
+    let room = |n: usize| {
+        let neighbours = [n.checked_sub(1), Some(n + 1)].into_iter().flatten();
+        let steps = neighbours.filter_map(|other| Some((ticks.get(other)? - ticks[n]).abs()));
+        steps.fold(f64::INFINITY, f64::min)
+    };
+    let tells = |digits: &usize| {
+        ticks.iter().enumerate().all(|(n, &tick)| {
+            let named: Option<f64> = number_in(tick, *digits).parse().ok();
+            named.is_some_and(|named| (named - tick).abs() <= 0.02 * room(n))
+        })
+    };
+    let digits = (4..MOST_DIGITS).find(tells).unwrap_or(MOST_DIGITS);
+    ticks.iter().map(|&tick| number_in(tick, digits)).collect()
 }
 
 /// Without zeros that say nothing.
@@ -96,11 +122,7 @@ impl Figure<'_> {
             Legend::Html(legend) => html.push_str(legend),
             Legend::Names(names) if names.len() < 2 => {}
             Legend::Names(names) => {
-                html.push_str("<p class=\"keys\">");
-                for (class, name) in names {
-                    let _ = write!(html, "<span><i class=\"{class}\"></i>{}</span>", escape(name));
-                }
-                html.push_str("</p>");
+                html.push_str(&keys(names));
             }
         }
         html.push_str("</figure>\n");
@@ -108,16 +130,36 @@ impl Figure<'_> {
     }
 }
 
+/// What colours and strokes mean, by class.
+fn keys(names: &[(String, &str)]) -> String {
+    let key = |(class, name): &(String, &str)| {
+        format!("<span><i class=\"{class}\"></i>{}</span>", escape(name))
+    };
+    format!("<p class=\"keys\">{}</p>", names.iter().map(key).collect::<String>())
+}
+
+/// A dashed line across the drawing at a value that the others are compared with, if it has a place.
+pub fn level(svg: &mut String, y: &Axis, name: &str, value: f64) {
+    if let Some(at) = y.at(value) {
+        let tip = format!("{name} {}", number(value));
+        let _ = write!(
+            svg,
+            "<path class=\"level\" data-tip=\"{}\" d=\"M{LEFT} {at:.1}H{RIGHT}\"/>",
+            escape(&tip)
+        );
+    }
+}
+
 /// Horizontal lines at the named values of `y`, from `LEFT` to `RIGHT`.
 pub fn y_axis(svg: &mut String, y: &Axis) {
-    for tick in y.ticks() {
+    let ticks = y.ticks();
+    for (&tick, name) in ticks.iter().zip(tick_names(&ticks)) {
         let Some(at) = y.at(tick) else { continue };
         let _ = write!(
             svg,
-            "<path class=\"grid\" d=\"M{LEFT} {at:.1}H{RIGHT}\"/><text class=\"y\" x=\"{:.1}\" y=\"{:.1}\">{}</text>",
-            LEFT - 5.0,
+            "<path class=\"grid\" d=\"M{LEFT} {at:.1}H{RIGHT}\"/><text class=\"y\" x=\"{:.1}\" y=\"{:.1}\">{name}</text>",
+            LEFT - 4.0,
             at + 4.0,
-            number(tick)
         );
     }
 }
@@ -189,5 +231,15 @@ mod tests {
         ] {
             assert_eq!(number(value), text, "{value}");
         }
+    }
+
+    #[test]
+    fn ticks_have_the_digits_that_tell_them_apart() {
+        assert_eq!(tick_names(&[0.0, 0.5, 1.0]), ["0", "0.5", "1"]);
+        assert_eq!(tick_names(&[3.24, 3.2405, 3.241]), ["3.24", "3.2405", "3.241"]);
+        assert_eq!(tick_names(&[123_450.0, 123_475.0]), ["1.2345e5", "1.23475e5"]);
+        assert_eq!(tick_names(&[2.00001e-5, 2.00002e-5]), ["2.00001e-5", "2.00002e-5"]);
+        assert_eq!(tick_names(&[7.0]), ["7"]);
+        assert!(tick_names(&[]).is_empty());
     }
 }

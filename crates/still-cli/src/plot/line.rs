@@ -6,7 +6,8 @@ use serde_json::json;
 
 use super::axis::{Axis, Scale};
 use super::figure::{
-    Figure, LEFT, Legend, RIGHT, TOP, about, escape, number, whisker, x_name, x_ticks, y_axis,
+    Figure, LEFT, Legend, RIGHT, TOP, about, escape, level, tick_names, whisker, x_name, x_ticks,
+    y_axis,
 };
 
 const BOTTOM: f64 = 190.0;
@@ -31,6 +32,10 @@ pub struct LineChart {
     pub series: Vec<Series>,
     /// Places on x to point out.
     pub marks: Vec<Mark>,
+    /// A y to hold the curves against, dashed, and what it is.
+    pub reference: Option<(String, f64)>,
+    /// Values of y that are shown whatever the curves are, such as both ends of a share.
+    pub ends: Vec<f64>,
 }
 
 /// One curve.
@@ -84,6 +89,7 @@ impl LineChart {
         let room = if self.x_scale == Scale::Log { 18.0 } else { 6.0 };
         let x = Axis::over(xs.iter().copied(), None, self.x_scale, (LEFT + room, RIGHT - room));
         let ys = self.series.iter().flat_map(Series::ys);
+        let ys = ys.chain(self.reference.iter().map(|(_, y)| *y)).chain(self.ends.iter().copied());
         let y = Axis::over(ys, None, self.scale, (BOTTOM, TOP)).with_margin(0.06);
 
         let mut svg = String::new();
@@ -92,8 +98,9 @@ impl LineChart {
             Scale::Linear => x.ticks(),
             Scale::Log => distinct(xs),
         };
-        let named = ticks.into_iter().filter_map(|tick| Some((x.at(tick)?, number(tick))));
-        x_ticks(&mut svg, BOTTOM, named);
+        let named = ticks.iter().zip(tick_names(&ticks));
+        let placed = named.filter_map(|(&tick, name)| Some((x.at(tick)?, name)));
+        x_ticks(&mut svg, BOTTOM, placed);
         x_name(&mut svg, BOTTOM, &self.x);
         for mark in &self.marks {
             let Some(at) = x.at(mark.x) else { continue };
@@ -102,6 +109,9 @@ impl LineChart {
                 "<path class=\"mark\" data-tip=\"{}\" d=\"M{at:.1} {TOP}V{BOTTOM}\"/>",
                 escape(&mark.label)
             );
+        }
+        if let Some((name, value)) = &self.reference {
+            level(&mut svg, &y, name, *value);
         }
         let mut data = Vec::new();
         let mut legend = Vec::new();
@@ -124,6 +134,9 @@ impl LineChart {
             }));
             legend.push((class, series.name.as_str()));
             colour += usize::from(series.stroke != Stroke::Pale);
+        }
+        if let Some((name, _)) = &self.reference {
+            legend.push(("dashed".into(), name.as_str()));
         }
         Figure {
             title: &self.title,
@@ -258,7 +271,33 @@ mod tests {
         // An end that is no number has no place.
         assert_eq!(html.matches("class=\"whisker\"").count(), 1, "{html}");
         // Equal factors, equal distances.
-        assert!(html.contains("M68.0 ") && html.contains("L221.0 "), "{html}");
+        assert!(html.contains("M73.0 ") && html.contains("L223.5 "), "{html}");
+    }
+
+    #[test]
+    fn a_reference_is_drawn_named_and_in_the_picture() {
+        let mut chart = chart(&[(1.0, 2.0), (2.0, 1.5)]);
+        let heights = |html: &str| html.matches("class=\"level\"").count();
+        assert_eq!(heights(&chart.html()), 0);
+        chart.reference = Some(("<teacher>".into(), 0.5));
+        let html = chart.html();
+        assert_eq!(heights(&html), 1, "{html}");
+        assert!(html.contains("<i class=\"dashed\"></i>&lt;teacher&gt;</span>"), "{html}");
+        let at: f64 = html
+            .split("class=\"level\"")
+            .nth(1)
+            .unwrap()
+            .split("d=\"M55 ")
+            .nth(1)
+            .unwrap()
+            .split('H')
+            .next()
+            .unwrap()
+            .parse()
+            .unwrap();
+        assert!((TOP..=BOTTOM).contains(&at), "{at}");
+        chart.reference = Some(("teacher".into(), f64::NAN));
+        assert_eq!(heights(&chart.html()), 0);
     }
 
     #[test]

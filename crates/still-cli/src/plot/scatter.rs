@@ -4,9 +4,10 @@ use std::fmt::Write as _;
 
 use super::axis::{Axis, Scale};
 use super::figure::{
-    Figure, LEFT, Legend, RIGHT, TOP, about, escape, number, whisker, x_name, x_ticks, y_axis,
+    Figure, LEFT, Legend, RIGHT, TOP, about, escape, level, number, tick_names, whisker, x_name,
+    x_ticks, y_axis,
 };
-use super::label::{Anchor, Area};
+use super::label::{Anchor, Area, LINE, wrapped};
 
 const BOTTOM: f64 = 190.0;
 const HEIGHT: f64 = 224.0;
@@ -67,35 +68,36 @@ impl Scatter {
 
         let mut svg = String::new();
         y_axis(&mut svg, &y);
-        let ticks = x.ticks().into_iter();
-        x_ticks(&mut svg, BOTTOM, ticks.filter_map(|tick| Some((x.at(tick)?, number(tick)))));
+        let ticks = x.ticks();
+        let named = ticks.iter().zip(tick_names(&ticks));
+        x_ticks(&mut svg, BOTTOM, named.filter_map(|(&tick, name)| Some((x.at(tick)?, name))));
         x_name(&mut svg, BOTTOM, &about(&self.x, self.x_scale));
-        if let Some((name, value)) = &self.reference
-            && let Some(at) = y.at(*value)
-        {
-            let tip = format!("{name} {}", number(*value));
-            let _ = write!(
-                svg,
-                "<path class=\"mark\" data-tip=\"{}\" d=\"M{LEFT} {at:.1}H{RIGHT}\"/>",
-                escape(&tip)
-            );
+        if let Some((name, value)) = &self.reference {
+            level(&mut svg, &y, name, *value);
         }
         let mut placed: Vec<(&Dot, f64, f64)> =
             self.dots.iter().filter_map(|dot| Some((dot, x.at(dot.x)?, y.at(dot.y)?))).collect();
         placed.sort_by(|a, b| a.2.total_cmp(&b.2));
-        // What names must not lie on: dots, and the names before them.
+        // What names must not lie on: dots with their intervals, the reference, and the names before them.
         let mut taken: Vec<Area> =
-            placed.iter().map(|(_, at, height)| Area::around(*at, *height, RADIUS)).collect();
-        for (dot, at, height) in placed {
-            self.draw(&mut svg, dot, (at, height), &y);
-            if dot.named {
-                let name = shortened(&dot.name);
-                let (class, [x, y], area) = beside(&name, (at, height), &taken);
-                taken.push(area);
+            placed.iter().map(|(dot, at, height)| area(dot, (*at, *height), &y)).collect();
+        if let Some(at) = self.reference.as_ref().and_then(|(_, value)| y.at(*value)) {
+            taken.push(Area { left: LEFT, right: RIGHT, top: at - 1.0, bottom: at + 1.0 });
+        }
+        for (dot, at, height) in &placed {
+            self.draw(&mut svg, dot, (*at, *height), &y);
+        }
+        // Last, so that nothing is drawn over them.
+        for (dot, at, height) in placed.iter().filter(|(dot, ..)| dot.named) {
+            let lines = wrapped(&dot.name, WIDEST_NAME);
+            let (class, [x, y], area) = beside(&lines, (*at, *height), &taken);
+            taken.push(area);
+            for (n, line) in lines.iter().enumerate() {
+                let y = y + n as f64 * LINE;
                 let _ = write!(
                     svg,
                     "<text class=\"{class}\" x=\"{x:.1}\" y=\"{y:.1}\">{}</text>",
-                    escape(&name)
+                    escape(line)
                 );
             }
         }
@@ -126,17 +128,33 @@ impl Scatter {
     }
 }
 
-/// Where a dot's name stands: as near to it as what is taken allows, at its side towards the middle first. Its class, its place,
-/// and its area. Where nothing is free, it stands beside its dot.
-fn beside(name: &str, (x, y): (f64, f64), taken: &[Area]) -> (&'static str, [f64; 2], Area) {
+/// What a dot and its interval cover.
+fn area(dot: &Dot, (x, height): (f64, f64), y: &Axis) -> Area {
+    let ends = dot.interval.into_iter().flatten().filter_map(|end| y.at(end));
+    let around = Area::around(x, height, RADIUS);
+    ends.fold(around, |area, end| Area {
+        top: area.top.min(end),
+        bottom: area.bottom.max(end),
+        ..area
+    })
+}
+
+/// Where the lines of a dot's name stand: as near to it as what is taken allows, at its side towards the middle first. Their
+/// class, the place of the first, and their area. Where nothing is free, they stand at their dot's side.
+fn beside(lines: &[String], (x, y): (f64, f64), taken: &[Area]) -> (&'static str, [f64; 2], Area) {
     let right = ("beside", Anchor::Start, x + 7.0);
     let left = ("name", Anchor::End, x - 7.0);
     let sides = if x > f64::midpoint(LEFT, RIGHT) { [left, right] } else { [right, left] };
+    let height = lines.len().saturating_sub(1) as f64 * LINE;
+    let widest = lines.iter().max_by_key(|line| line.chars().count());
+    let widest = widest.map_or("", String::as_str);
     let place = |(class, anchor, x): (&'static str, Anchor, f64), y: f64| {
-        (class, [x, y], Area::of_text(name, anchor, x, y))
+        let first = Area::of_text(widest, anchor, x, y);
+        (class, [x, y], Area { bottom: first.bottom + height, ..first })
     };
-    let (low, high) = (TOP + 9.0, BOTTOM - 3.0);
-    let line = (y + 4.0).clamp(low, high);
+    let (low, high) = (TOP + 9.0, BOTTOM - 3.0 - height);
+    // In the middle of the dot's height, as far as the drawing allows.
+    let line = (y + 4.0 - height / 2.0).clamp(low, high.max(low));
     let steps = (0..60).map(|n| f64::from(n / 2 + n % 2) * if n % 2 == 0 { -STEP } else { STEP });
     let places = steps.flat_map(|step| sides.map(|side| place(side, line + step)));
     let free = |(_, [_, y], area): &(&str, [f64; 2], Area)| {
@@ -148,16 +166,8 @@ fn beside(name: &str, (x, y): (f64, f64), taken: &[Area]) -> (&'static str, [f64
 
 /// How far a name moves at a time to get out of another's way.
 const STEP: f64 = 6.0;
-
-/// Longer names would lie over the other half of the chart.
-fn shortened(name: &str) -> String {
-    const MOST: usize = 20;
-    if name.chars().count() <= MOST {
-        return name.to_owned();
-    }
-    let kept: String = name.chars().take(MOST - 1).collect();
-    format!("{kept}…")
-}
+/// Longer lines of names would lie over the other half of the chart.
+const WIDEST_NAME: f64 = 170.0;
 
 #[cfg(test)]
 mod tests {
@@ -201,9 +211,28 @@ mod tests {
     }
 
     #[test]
-    fn long_names_are_cut() {
-        assert_eq!(shortened("exactly twenty, yes."), "exactly twenty, yes.");
-        assert_eq!(shortened("ööööööööööööööööööööööö"), "ööööööööööööööööööö…");
+    fn long_names_are_whole_in_several_lines() {
+        let name = "smollm2-135m-instruct-10-percent-int8-of-the-dense-cache";
+        let html = scatter(vec![dot(name, 1.0, 5.0), dot("b", 1.1, 5.1)]);
+        assert_readable(&html);
+        let lines: String = words_of(&html)
+            .into_iter()
+            .filter(|(class, text, _)| class == "beside" && text != "b")
+            .map(|(_, text, _)| text)
+            .collect();
+        assert_eq!(lines, name, "{html}");
+    }
+
+    #[test]
+    fn names_lie_on_no_interval_and_no_reference() {
+        // The reference goes through the first dot; the second's interval is where the first one's name would stand.
+        let tall = Dot { interval: Some([0.0, 9.0]), ..dot("tall", 1.3, 8.0) };
+        let html = scatter(vec![dot("first", 1.0, 2.0), tall]);
+        let words = words_of(&html);
+        let (_, _, name) = words.iter().find(|(_, text, _)| text == "first").unwrap();
+        let path = html.split("class=\"level\"").nth(1).unwrap().split("d=\"M55 ").nth(1).unwrap();
+        let level: f64 = path.split('H').next().unwrap().parse().unwrap();
+        assert!(level < name.top || level > name.bottom, "{level} in {name:?}: {html}");
     }
 
     #[test]

@@ -1,7 +1,12 @@
 //! Evaluations in the middle of a run.
 
+use std::path::Path;
+
+use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+
+use crate::errors::user;
 
 /// Their file in the run directory.
 pub(super) const FILE: &str = "evaluations.jsonl";
@@ -36,6 +41,42 @@ impl Evaluation {
     /// What was measured: name and number.
     pub fn metrics(&self) -> impl Iterator<Item = (&str, f64)> {
         self.values.iter().filter_map(|(name, value)| Some((name.as_str(), value.as_f64()?)))
+    }
+
+    /// One of the metrics.
+    pub fn metric(&self, name: &str) -> Option<f64> {
+        self.values.get(name)?.as_f64()
+    }
+}
+
+/// `teacher.json`: what the run's evaluations ask, asked of the teacher.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TeacherEvaluation {
+    /// What it took, wall clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seconds: Option<f64>,
+    /// Everything else, by name.
+    #[serde(flatten)]
+    values: Map<String, Value>,
+}
+
+impl TeacherEvaluation {
+    /// The one in a run directory, if there is one.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub fn read(run_dir: &Path) -> anyhow::Result<Option<Self>> {
+        let path = run_dir.join(still_train::TEACHER_FILE);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let text = still_model::files::read_to_string(&path)
+            .with_context(|| format!("cannot read {}", path.display()))?;
+        let read = serde_json::from_str(&text).map_err(|error| {
+            let what = format!("{}: {error}", path.display());
+            user(what, "the file is damaged: delete it; `still linearize --resume` writes it again")
+        })?;
+        Ok(Some(read))
     }
 
     /// One of the metrics.

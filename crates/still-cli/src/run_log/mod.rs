@@ -3,17 +3,18 @@
 //! Lines are read by what they say, not by the trainer's types, so that runs of other versions can be read too.
 
 mod evaluations;
-mod lines;
+pub mod lines;
 mod steps;
 
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
-pub use evaluations::{Evaluation, metric_words};
+pub use evaluations::{Evaluation, TeacherEvaluation, metric_words};
 pub use steps::{LayerLoss, StageLog, Step};
 
 use crate::errors::user;
+use crate::provenance::Provenance;
 use crate::verdict::Verdict;
 
 /// The log of a run.
@@ -29,6 +30,10 @@ pub struct RunLog {
     pub recipe: Option<(String, toml::Table)>,
     /// The student compared with its teacher, once the run is over.
     pub verdict: Option<Verdict>,
+    /// What the run's evaluations say of its teacher; none of a run that does not evaluate.
+    pub teacher: Option<TeacherEvaluation>,
+    /// Every start of the run, with its command and machine; none of runs of older versions.
+    pub starts: Vec<Provenance>,
 }
 
 impl RunLog {
@@ -74,6 +79,8 @@ impl RunLog {
             evaluations: lines::read(&dir.join(evaluations::FILE))?.unwrap_or_default(),
             recipe: recipe(&dir.join("recipe.toml"))?,
             verdict: Verdict::read(dir)?,
+            teacher: TeacherEvaluation::read(dir)?,
+            starts: Provenance::starts(dir)?,
         })
     }
 

@@ -23,10 +23,10 @@ use serde::{Deserialize, Serialize};
 use still_model::files::write_file;
 
 pub use self::judge::{Judged, judge};
-pub use self::row::{Row, TEACHER};
+pub use self::row::{Recall, Row, TEACHER};
 pub use self::rows::{lines, table};
 pub use self::samples::{Sample, samples};
-pub use self::words::Quality;
+pub use self::words::{Quality, cost};
 pub use self::yardstick::{HELDOUT, book_windows, measure, usual_rows};
 use crate::errors::user;
 use crate::table::{WIDTH, wrapped};

@@ -5,7 +5,7 @@ use still_eval::Interval;
 use super::row::{Recall, Row};
 
 /// How close a student is to its teacher.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Quality {
     /// At most 1.02 times the teacher's perplexity, and nothing lost that the teacher finds.
     AsGood,
@@ -46,40 +46,42 @@ impl Quality {
         }
     }
 
-    /// The comparison in a sentence.
+    /// The comparison: quality, then cost.
     pub fn sentence(self, teacher: &Row, student: &Row) -> String {
         let mut quality = Vec::new();
-        if let Some(ratio) = student.perplexity_ratio {
-            quality.push(format!("the student has {} its perplexity", ratio_words(ratio)));
+        if let Some(Interval { mean, low, high }) = student.perplexity_ratio {
+            quality.push(format!(
+                "perplexity is {mean:.3} times the teacher's (95 %: {low:.3} to {high:.3})"
+            ));
         }
         for (had, has) in teacher.recall.iter().zip(&student.recall) {
-            quality.push(format!("finds {}", found_words(had, has)));
+            quality.push(format!("the student finds {}", found_words(had, has)));
         }
-        let mut cost = Vec::new();
-        if let (Some(dense), Some(bytes)) = (teacher.cache_bytes, student.cache_bytes) {
-            cost.push(format!("{:.0} % of its cache bytes", 100.0 * bytes as f64 / dense as f64));
+        let mut sentence = self.words().to_owned();
+        if !quality.is_empty() {
+            sentence += &format!(": {}", quality.join("; "));
         }
-        if let (Some(slow), Some(fast)) = (teacher.decode_tokens_per_s, student.decode_tokens_per_s)
-        {
-            cost.push(format!("{:.1} times its decode speed", fast / slow));
+        sentence.push('.');
+        if let Some(cost) = cost(teacher, student) {
+            sentence += &format!(" {cost}");
         }
-        let mut sentence = format!("{}: {}", self.words(), quality.join(", "));
-        if quality.is_empty() {
-            sentence = format!("{}: the student has", self.words());
-        } else if !cost.is_empty() {
-            sentence += ", with";
-        }
-        if !cost.is_empty() {
-            sentence += &format!(" {}", cost.join(" and "));
-        }
-        sentence + "."
+        sentence
     }
 }
 
-/// `1.04 times (95 %: 1.02 to 1.06)`
-pub fn ratio_words(ratio: Interval) -> String {
-    let Interval { mean, low, high } = ratio;
-    format!("{mean:.3} times (95 %: {low:.3} to {high:.3})")
+/// What a student takes of its teacher's bytes and time, in a sentence; nothing if neither was measured.
+pub fn cost(teacher: &Row, student: &Row) -> Option<String> {
+    let bytes = teacher.cache_bytes.zip(student.cache_bytes).map(|(dense, bytes)| {
+        let share = 100.0 * bytes as f64 / dense as f64;
+        format!("takes {share:.0} % of the teacher's cache bytes")
+    });
+    let speeds = teacher.decode_tokens_per_s.zip(student.decode_tokens_per_s);
+    let speed = speeds.map(|(slow, fast)| {
+        let whose = if bytes.is_some() { "its" } else { "the teacher's" };
+        format!("decodes at {:.1} times {whose} speed", fast / slow)
+    });
+    let parts: Vec<String> = bytes.into_iter().chain(speed).collect();
+    (!parts.is_empty()).then(|| format!("It {}.", parts.join(" and ")))
 }
 
 /// `3 of 4 pass keys (teacher: 4)`
@@ -164,8 +166,8 @@ mod tests {
         let quality = Quality::of(&teacher, &student);
         assert_eq!(
             quality.sentence(&teacher, &student),
-            "Usable, with losses: the student has 1.050 times (95 %: 1.040 to 1.060) its perplexity, finds 3 of 4 \
-             pass keys (teacher: 4), with 22 % of its cache bytes and 2.5 times its decode speed."
+            "Usable, with losses: perplexity is 1.050 times the teacher's (95 %: 1.040 to 1.060); the student finds 3 of 4 \
+             pass keys (teacher: 4). It takes 22 % of the teacher's cache bytes and decodes at 2.5 times its speed."
         );
     }
 

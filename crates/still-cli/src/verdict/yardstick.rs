@@ -103,7 +103,10 @@ pub fn heldout(
         let (windows, length) = tokens(&task);
         return Ok((
             task,
-            format!("{windows} windows of the run's data, up to {length} tokens each"),
+            match windows {
+                1 => format!("1 window of the run's data, up to {length} tokens"),
+                _ => format!("{windows} windows of the run's data, up to {length} tokens each"),
+            },
         ));
     }
     let task = book_windows(tokenizer, size.length, size.windows)?;

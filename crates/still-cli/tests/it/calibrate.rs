@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use crate::common::{Outcome, still, student_dir, teacher_dir, words};
+use crate::common::{Outcome, assert_balanced, still, student_dir, teacher_dir, words};
 
 fn calibrate(dir: &Path, extra: &[&str]) -> Outcome {
     let data = dir.join("data.txt");
@@ -28,6 +28,18 @@ fn budgets_are_shown_written_and_trained_with() {
     for title in ["Budgets", "Retrieval", "Loss left", "Loss with nothing kept", "Other shares"] {
         assert!(page.contains(title), "no {title:?} in the page");
     }
+    for part in [
+        "<title>still calibrate: ",
+        "<h1>Budgets of every head</h1>",
+        "class=\"verdict\"",
+        "Pass keys",
+        "Whole heads",
+        "<dt>Command</dt><dd>still calibrate ",
+        "<dt>Machine</dt>",
+    ] {
+        assert!(page.contains(part), "no {part:?} in the page");
+    }
+    assert_balanced(&page);
     assert!(!page.contains("http"), "a page asks for nothing from outside");
     assert!(shown.stdout.contains("of the dense cache"), "{}", shown.stdout);
     let file: serde_json::Value = serde_json::from_str(&fs::read_to_string(&out).unwrap()).unwrap();
@@ -49,9 +61,26 @@ fn budgets_are_shown_written_and_trained_with() {
     let outlook = told["outlook"].as_array().unwrap();
     let rows: Vec<&str> = outlook.iter().map(|rows| rows["rows"].as_str().unwrap()).collect();
     assert_eq!(rows, ["bf16", "int8", "int4"]);
+    for rows in outlook {
+        // What is recommended is a thousandth above the knee at most, and among the shares that are looked at.
+        let Some(recommended) = rows["recommended"].as_f64() else { continue };
+        assert!((0.0..0.001).contains(&(recommended - rows["knee"].as_f64().unwrap())), "{rows}");
+        let shares =
+            rows["points"].as_array().unwrap().iter().map(|point| &point["cache_fraction"]);
+        assert_eq!(shares.filter(|share| **share == recommended).count(), 1, "{rows}");
+    }
+    let keys = &told["pass_keys"];
+    assert_eq!(
+        (&keys["keys"], &keys["length"]),
+        (&4.into(), &512.into()),
+        "all that the model reads: {keys}"
+    );
+    let asked = keys["points"].as_array().unwrap();
+    assert_eq!(asked.len(), outlook[0]["points"].as_array().unwrap().len());
+    assert!(asked.iter().all(|point| point["found"].as_u64().unwrap() <= 4), "{keys}");
     let cost = |n: usize| outlook[n]["whole_head_bytes"].as_u64().unwrap();
     assert!(cost(0) > cost(1) && cost(1) > cost(2));
-    for words in ["Other shares", "bf16 whole", "int8: a whole head takes"] {
+    for words in ["Other shares", "bf16 whole", "int8: a whole head takes", "keys"] {
         assert!(shown.stdout.contains(words), "no {words:?} in {}", shown.stdout);
     }
     calibrate(dir.path(), &["--out", out.to_str().unwrap()]).failed_with("exists already");
@@ -75,6 +104,14 @@ fn budgets_are_shown_written_and_trained_with() {
     let config: serde_json::Value = serde_json::from_str(&config).unwrap();
     assert_eq!(config["still"]["budgets"], file["budgets"]);
     assert!(dir.path().join("student.run/budgets.json").exists());
+}
+
+#[test]
+fn no_pass_keys_are_asked_for_unless_wanted() {
+    let dir = tempfile::tempdir().unwrap();
+    let outcome = calibrate(dir.path(), &["--cache-fraction", "0.5", "--keys", "0", "--json"]);
+    outcome.succeeded();
+    assert!(outcome.json()["pass_keys"].is_null());
 }
 
 #[test]

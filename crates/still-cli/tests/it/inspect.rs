@@ -26,6 +26,16 @@ fn a_student_is_summarised_and_drawn() {
     let page = fs::read_to_string(&html).unwrap();
     assert!(page.starts_with("<!doctype html>") && page.trim_end().ends_with("</html>"));
     assert!(!page.contains("{{") && !page.contains("{%") && !page.contains("https:"));
+    let model = student_dir().file_name().unwrap().to_str().unwrap();
+    for part in [
+        format!("<title>still inspect: {model} reads "),
+        "Heads that keep most".into(),
+        "id=\"why\" aria-live".into(),
+        "<dt>Command</dt><dd>still inspect --max-tokens 512 ".into(),
+        "<dt>Machine</dt>".into(),
+    ] {
+        assert!(page.contains(&part), "no {part:?} in the page");
+    }
 }
 
 #[test]

@@ -104,6 +104,50 @@ fn the_page_shows_the_whole_run_and_asks_for_nothing() {
 }
 
 #[test]
+fn the_page_says_what_made_the_run_and_draws_the_teacher() {
+    let dir = run_dir();
+    report(dir.path(), &[]).succeeded();
+    let plain = page(dir.path());
+    assert!(!plain.contains("Made by") && !plain.contains("class=\"level\""), "nothing is known");
+    let teacher = r#"{"heldout_nll":3.0,"passkey_recall":1.0,"seconds":2.5}"#;
+    fs::write(dir.path().join("teacher.json"), teacher).unwrap();
+    let start = |command: &str, date: &str| {
+        format!(
+            r#"{{"model":"org/base","command":"{command}","date":"{date}","machine":"a CPU, 2 threads","version":"1.2"}}"#
+        )
+    };
+    let starts = [
+        start("still linearize --out '<s>'", "2026-11-29 20:21"),
+        start("still linearize --resume", "2026-11-30 08:00"),
+    ];
+    fs::write(dir.path().join("starts.jsonl"), starts.join("\n") + "\n").unwrap();
+    let outcome = report(dir.path(), &["--json"]);
+    outcome.succeeded();
+    let json = outcome.json();
+    assert_eq!(json["teacher"]["heldout_nll"], 3.0);
+    assert_eq!(json["starts"][1]["command"], "still linearize --resume");
+    let page = page(dir.path());
+    assert_balanced(&page);
+    for part in [
+        "<title>still report run: ",
+        "<dt>Teacher</dt><dd>base</dd>",
+        "<dt>Model</dt><dd>org&#x2f;base</dd>",
+        "<dt>Machine</dt><dd>a CPU, 2 threads</dd>",
+        "<dt>Date</dt><dd>2026-11-29 20:21 UTC, still 1.2</dd>",
+        "<dt>Command</dt><dd>still linearize --resume</dd>",
+        "<tr class=\"teacher\"><td>teacher</td><td>–</td><td>3</td><td>1</td><td>2.5 s</td><td></td></tr>",
+        "data-tip=\"teacher 3\"",
+    ] {
+        assert!(page.contains(part), "no {part:?} in the page");
+    }
+    assert_eq!(page.matches("class=\"level\"").count(), 2, "one for each metric");
+    assert!(!page.contains("<s>"), "a command is text");
+    assert!(report(dir.path(), &[]).stdout.contains("teacher"), "the table has the teacher");
+    fs::write(dir.path().join("teacher.json"), "{").unwrap();
+    report(dir.path(), &[]).failed_with("teacher.json");
+}
+
+#[test]
 fn the_tables_are_the_result() {
     let dir = run_dir();
     let outcome = report(dir.path(), &["--quiet"]);

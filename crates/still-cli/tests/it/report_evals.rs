@@ -113,6 +113,68 @@ fn the_page_has_every_part_and_asks_for_nothing() {
     assert_eq!(body.matches("<figure").count(), 4 + 2 + 3 + 3);
 }
 
+/// Results that say which model is a student, and of which base; with what made them.
+fn of_known_models() -> Value {
+    let mut results = results();
+    (results["student"], results["base"]) = (json!(true), json!("teacher.gguf"));
+    results["provenance"] = json!({ "model": "some/where/student", "command": "still eval --model s",
+        "date": "2026-11-29 20:21", "machine": "a CPU, 2 threads", "version": "1.2" });
+    let compare = &mut results["compare"];
+    (compare[0]["student"], compare[0]["base"]) = (json!(false), json!("teacher.gguf"));
+    (compare[1]["student"], compare[1]["base"]) = (json!(true), json!("teacher.gguf"));
+    results
+}
+
+#[test]
+fn the_verdict_comes_first_and_the_teacher_is_marked() {
+    let dir = tempfile::tempdir().unwrap();
+    let unknown = write(&dir, "old.json", &results());
+    report(&[&unknown], &[]).succeeded();
+    let old = fs::read_to_string(dir.path().join("old.html")).unwrap();
+    assert!(old.contains("No verdict") && !old.contains("(teacher)"), "older files do not say");
+
+    let path = write(&dir, "r.json", &of_known_models());
+    let outcome = report(&[&path], &[]);
+    outcome.succeeded();
+    let page = fs::read_to_string(dir.path().join("r.html")).unwrap();
+    assert_balanced(&page);
+    let body = &page[page.find("<body>").unwrap()..page.find("<script>").unwrap()];
+    // Of the windows that were compared, and of 200 keys, of which the teacher finds ten more.
+    let sentence = "Usable, with losses: perplexity is 0.779 times the teacher's (95 %: 0.607 to 0.882); the student finds 180 of 200 answers in long prompts (teacher: 190). It takes 100 % of the teacher's cache bytes. \
+        Accuracy on 1 task of 200 items: no 95 % interval of the difference lies below 0. \
+        Cache: mean over the items of passkey_4096.";
+    let escaped = sentence.replace('\'', "&#x27;");
+    let verdict =
+        format!("<strong>student</strong> compared with teacher.gguf (teacher). {escaped}");
+    assert!(body.contains(&verdict), "{body}");
+    assert!(
+        body.find("class=\"verdict\"") < body.find("class=\"figures\""),
+        "the verdict is first"
+    );
+    for part in [
+        "<title>still report eval: student, teacher.gguf (teacher)</title>",
+        "<th>teacher.gguf (teacher)</th>",
+        "</i>teacher.gguf (teacher)</span>",
+        "<dt>Command</dt><dd>still eval --model s</dd>",
+        "<dt>Machine</dt><dd>a CPU, 2 threads</dd>",
+    ] {
+        assert!(page.contains(part), "no {part:?} in the page");
+    }
+    let words = outcome.stdout.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(
+        words.starts_with(&format!("student compared with teacher.gguf. {sentence}")),
+        "{words}"
+    );
+
+    let outcome = report(&[&path], &["--json"]);
+    outcome.succeeded();
+    let json = outcome.json();
+    assert_eq!(json["verdicts"][0]["teacher"], "teacher.gguf");
+    let roles: Vec<&Value> =
+        json["subjects"].as_array().unwrap().iter().map(|s| &s["role"]).collect();
+    assert_eq!(roles, [&json!("student"), &json!("teacher"), &json!("student")]);
+}
+
 #[test]
 fn the_tables_are_the_result() {
     let dir = tempfile::tempdir().unwrap();

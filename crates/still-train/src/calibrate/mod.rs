@@ -112,6 +112,23 @@ pub struct Calibration {
     pub outlook: Vec<Outlook>,
 }
 
+impl Calibration {
+    /// The budgets of another share, from the rows' [`Outlook`].
+    pub fn budgets_at(&self, rows: RowDtype, outcome: &Outcome) -> Budgets {
+        let mut budgets = vec![Vec::new(); self.budgets.budgets.len()];
+        for (head, &budget) in self.heads.iter().zip(&outcome.budgets) {
+            budgets[head.layer].push(budget);
+        }
+        let cache_fraction = outcome.cache_fraction;
+        Budgets { budgets, cache_fraction, rows, ..self.budgets.clone() }
+    }
+
+    /// What other shares give with the rows that the budgets were found for, if those are looked at.
+    pub fn own_outlook(&self) -> Option<&Outlook> {
+        self.outlook.iter().find(|outlook| outlook.rows == self.budgets.rows)
+    }
+}
+
 /// How far a calibration is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
@@ -192,7 +209,7 @@ pub fn calibrate(
         .collect();
     let allocation = allocate(&choices, &own.by_candidate, limit, options.retrieval_threshold)
         .ok_or_else(too_small)?;
-    let outlook = outlook(&choices, options.retrieval_threshold, sizes);
+    let outlook = outlook(&choices, &candidates, options.retrieval_threshold, sizes);
     let reports = reports(choices, &allocation, &candidates, &student);
     let of = |report: &HeadReport| size.bytes_by_part(report.budget, at_length);
     let cache_parts = reports.iter().map(of).sum::<StateBytes>() + windows_of(rows);

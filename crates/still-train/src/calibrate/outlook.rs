@@ -19,12 +19,14 @@ pub struct Outlook {
     pub whole_head_bytes: usize,
     /// The smallest share at which every head that retrieves is whole and every other holds its sink; `None` if no head retrieves.
     pub knee: Option<f64>,
+    /// The knee, rounded up to thousandths; `None` if there is none within the dense cache.
+    pub recommended: Option<f64>,
     /// By rising share, from the smallest that can be met.
     pub points: Vec<Outcome>,
 }
 
 /// What one share gives.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Outcome {
     /// Of the dense cache with 16-bit rows.
     pub cache_fraction: f64,
@@ -36,6 +38,9 @@ pub struct Outcome {
     pub retrieving: usize,
     /// Estimated, nats a token, over all heads. What narrow rows lose is not in it.
     pub loss: f64,
+    /// The budget of each head, in the order of [`Calibration::heads`](super::Calibration::heads).
+    #[serde(skip)]
+    pub budgets: Vec<usize>,
 }
 
 /// Bytes of every head at each candidate, of what has no budget, and of the dense cache, with rows of one format.
@@ -48,47 +53,81 @@ pub(super) struct Sizes {
 }
 
 impl Sizes {
+    /// The candidate that holds an attention sink.
+    fn sink(&self) -> usize {
+        usize::from(self.by_candidate.len() > 2)
+    }
+
+    fn whole_head_bytes(&self) -> usize {
+        let bytes = &self.by_candidate;
+        bytes[bytes.len() - 1].saturating_sub(bytes[self.sink()])
+    }
+
+    /// The share at which so many of all heads are whole and the others hold their sink; `None` for no heads.
+    fn knee(&self, heads: usize, whole: usize) -> Option<f64> {
+        let bytes =
+            heads * self.by_candidate[self.sink()] + whole * self.whole_head_bytes() + self.kept;
+        (whole > 0).then_some(bytes as f64 / self.dense as f64)
+    }
+
     /// Most bytes of all budgets at a share of the dense cache.
     pub fn limit(&self, share: f64) -> usize {
         ((share * self.dense as f64) as usize).saturating_sub(self.kept)
     }
 }
 
-/// Allocations at every share, for every format; `sizes` counts with one.
+/// Allocations at every share and every format's knee, for every format; `sizes` counts with one.
 pub(super) fn outlook(
     choices: &[Choice],
+    candidates: &[usize],
     retrieval_threshold: f64,
     sizes: impl Fn(RowDtype) -> Sizes,
 ) -> Vec<Outlook> {
-    ROWS.map(|rows| of_rows(choices, retrieval_threshold, &sizes(rows))).into()
-}
-
-fn of_rows(choices: &[Choice], retrieval_threshold: f64, sizes: &Sizes) -> Outlook {
-    let bytes = &sizes.by_candidate;
-    let (whole, sink) = (bytes.len() - 1, usize::from(bytes.len() > 2));
-    let whole_head_bytes = bytes[whole].saturating_sub(bytes[sink]);
     let retrieving = choices.iter().filter(|head| head.retrieval >= retrieval_threshold).count();
-    let all = choices.len() * bytes[sink] + retrieving * whole_head_bytes + sizes.kept;
-    let outcome = |share: f64| {
-        let taken = allocate(choices, bytes, sizes.limit(share), retrieval_threshold)?;
-        let heads = || choices.iter().zip(&taken);
-        Some(Outcome {
-            cache_fraction: share,
-            cache_bytes: heads().map(|(_, taken)| bytes[taken.candidate]).sum::<usize>()
-                + sizes.kept,
-            whole: heads().filter(|(_, taken)| taken.candidate == whole).count(),
-            retrieving: heads().filter(|(_, taken)| taken.retrieves).count(),
-            loss: heads().map(|(head, taken)| head.losses[taken.candidate]).sum(),
-        })
-    };
-    Outlook {
+    let sizes = ROWS.map(sizes);
+    let knees = sizes.each_ref().map(|sizes| sizes.knee(choices.len(), retrieving));
+    let mut shares: Vec<f64> =
+        SHARES.into_iter().chain(knees.into_iter().filter_map(recommended)).collect();
+    shares.sort_by(f64::total_cmp);
+    shares.dedup();
+    let of_rows = |(sizes, knee): (Sizes, Option<f64>)| Outlook {
         rows: sizes.rows,
-        whole_head_bytes,
-        knee: (retrieving > 0).then_some(all as f64 / sizes.dense as f64),
-        points: SHARES.into_iter().filter_map(outcome).collect(),
-    }
+        whole_head_bytes: sizes.whole_head_bytes(),
+        knee,
+        recommended: recommended(knee),
+        points: shares
+            .iter()
+            .filter_map(|&share| outcome(choices, candidates, retrieval_threshold, &sizes, share))
+            .collect(),
+    };
+    sizes.into_iter().zip(knees).map(of_rows).collect()
 }
 
+/// In thousandths, rounded up: what is less would not hold them.
+fn recommended(knee: Option<f64>) -> Option<f64> {
+    knee.map(|knee| (1e3 * knee).ceil() / 1e3).filter(|&share| share <= 1.0)
+}
+
+fn outcome(
+    choices: &[Choice],
+    candidates: &[usize],
+    retrieval_threshold: f64,
+    sizes: &Sizes,
+    share: f64,
+) -> Option<Outcome> {
+    let bytes = &sizes.by_candidate;
+    let taken = allocate(choices, bytes, sizes.limit(share), retrieval_threshold)?;
+    let heads = || choices.iter().zip(&taken);
+    let whole = bytes.len() - 1;
+    Some(Outcome {
+        cache_fraction: share,
+        cache_bytes: heads().map(|(_, taken)| bytes[taken.candidate]).sum::<usize>() + sizes.kept,
+        whole: heads().filter(|(_, taken)| taken.candidate == whole).count(),
+        retrieving: heads().filter(|(_, taken)| taken.retrieves).count(),
+        loss: heads().map(|(head, taken)| head.losses[taken.candidate]).sum(),
+        budgets: taken.iter().map(|taken| candidates[taken.candidate]).collect(),
+    })
+}
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -102,9 +141,10 @@ mod tests {
             let by_candidate = [0, 1, 8, 64].map(|kept| 1000 + kept * row).to_vec();
             Sizes { rows, by_candidate, kept: 500, dense: 80_000 }
         };
-        let found = outlook(&choices, 0.1, sizes);
+        let candidates = [0, 1, 8, 64];
+        let found = outlook(&choices, &candidates, 0.1, sizes);
         assert!(found.iter().map(|found| found.rows).eq(ROWS));
-        for Outlook { rows, whole_head_bytes, knee, points } in found {
+        for Outlook { rows, whole_head_bytes, knee, recommended, points } in found {
             assert_eq!(whole_head_bytes, 63 * rows.row_bytes(64));
             let knee = knee.unwrap();
             let whole = |share| {
@@ -113,11 +153,19 @@ mod tests {
                 taken.iter().filter(|taken| taken.retrieves).count()
             };
             assert_eq!((whole(knee + 1e-6), whole(knee - 1e-3)), (2, 1), "{rows}");
+            // What is recommended is looked at, and is the first share that is enough.
+            let recommended = recommended.unwrap();
+            assert!(recommended >= knee && recommended < knee + 1e-3, "{recommended} {knee}");
+            let enough = points.iter().find(|point| point.retrieving == 2).unwrap();
+            assert_eq!(enough.cache_fraction, recommended, "{rows}");
+            let whole = enough.budgets.iter().filter(|&&budget| budget == 64).count();
+            assert_eq!((whole, enough.budgets.len()), (enough.whole, 4));
             for pair in points.windows(2) {
                 assert!(pair[0].retrieving <= pair[1].retrieving, "{rows}");
                 assert!(pair[1].cache_bytes as f64 <= pair[1].cache_fraction * 80_000.0);
             }
         }
-        assert_eq!(outlook(&[head(0.0)], 0.1, sizes)[0].knee, None);
+        let none = outlook(&[head(0.0)], &candidates, 0.1, sizes);
+        assert_eq!((none[0].knee, none[0].recommended), (None, None));
     }
 }

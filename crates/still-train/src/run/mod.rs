@@ -32,8 +32,8 @@ pub(crate) use watch::Watch;
 ///
 /// Everything is computed on the model's device, in its dtype; what is learned is f32, and on that device in the end.
 ///
-/// `run_dir` receives `recipe.toml`, `metrics.jsonl`, `evaluations.jsonl` and `checkpoints/`; with `resume` the run in
-/// it goes on, bit for bit as if it had never stopped (on one machine, device and dtype, at an equal thread count).
+/// `run_dir` receives `recipe.toml`, `metrics.jsonl`, `evaluations.jsonl`, [`TEACHER_FILE`](crate::TEACHER_FILE) and
+/// `checkpoints/`; with `resume` the run in it goes on, bit for bit as if it had never stopped (on one machine, device and dtype, at an equal thread count).
 ///
 /// # Errors
 /// A recipe, data or run directory that cannot be used; a loss that is not a number;
@@ -96,6 +96,9 @@ pub fn linearize_in(
     let fingerprint = directory::fingerprint(model, recipe, windows)?;
     let mut saved = directory::open(&checkpoints, run_dir, &fingerprint, resume)?;
     directory::write_recipe(run_dir, recipe)?;
+    if let Some(evaluator) = &evaluator {
+        evaluator.measure_teacher(model, run_dir, resume)?;
+    }
 
     let reached = saved.as_ref().map(|saved| (saved.progress.stage, saved.progress.step));
     let logs = saved.as_ref().map(|saved| saved.progress.logs.clone()).unwrap_or_default();

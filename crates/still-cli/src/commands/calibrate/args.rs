@@ -6,7 +6,7 @@ use clap::Args;
 use still_attention::RowDtype;
 use still_train::CalibrationRecipe;
 
-use crate::args::{TOKENS, one_of, share, whole};
+use crate::args::{COUNT, TOKENS, one_of, share, whole};
 use crate::commands::training::{Inputs, TrainingArgs};
 use crate::outputs::Existing;
 
@@ -40,6 +40,9 @@ pub struct CalibrateArgs {
     /// Tokens of a window of text [default: the recipe's, else 2048]
     #[arg(long, value_name = "N", value_parser = whole(1, TOKENS))]
     window: Option<usize>,
+    /// Pass keys to ask an untrained student of each share for; 0 asks for none
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = whole(0, COUNT))]
+    keys: usize,
     /// Write the budgets here (JSON)
     #[arg(long, short, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -60,6 +63,8 @@ pub struct Settings {
     pub inputs: Inputs,
     /// The recipe's, with what options say in its place.
     pub calibration: CalibrationRecipe,
+    /// Pass keys to ask for at each share.
+    pub keys: usize,
     pub out: Option<PathBuf>,
     pub html: Option<PathBuf>,
     pub existing: Existing,
@@ -84,6 +89,7 @@ impl CalibrateArgs {
                 window: self.window.unwrap_or(own.window),
             },
             inputs,
+            keys: self.keys,
             out: self.out,
             html: self.html,
             existing: Existing::overwrite(self.overwrite),

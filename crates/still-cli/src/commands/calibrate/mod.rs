@@ -3,19 +3,22 @@
 mod args;
 mod outlook;
 mod page;
+mod pass_keys;
 
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use serde::Serialize;
 use still_model::files::write_file;
 use still_train::{CalibrateOptions, Calibration, HeadReport, TokenCache, Windows};
 
 pub use self::args::CalibrateArgs;
 use self::args::Settings;
+use self::pass_keys::PassKeys;
 use super::calibration_bars::calibrate;
 use crate::outputs::{Ours, Outputs};
 use crate::printer::Printer;
-use crate::table;
+use crate::table::{self, WIDTH, wrapped};
 
 /// Runs the command.
 pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
@@ -39,20 +42,36 @@ pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
     let usual = CalibrateOptions::usual_cache_fraction(model.config(), at_length);
     let options = calibration.options_at(calibration.cache_fraction.unwrap_or(usual), recipe.seed);
     let found = calibrate(&model, &recipe.attention, &text, &options, printer)?;
+    // Before the rest, which may be interrupted.
     if let Some(out) = &settings.out {
         found.budgets.save(out)?;
         printer.step("Saved", out.display());
     }
+    let keys =
+        pass_keys::measure(&model, &recipe.attention, &found, settings.keys, recipe.seed, printer)?;
     if let Some(html) = &settings.html {
-        write_file(html, page::render(&found, &settings.inputs.model)?.as_bytes())
+        let page = page::render(&found, keys.as_ref(), &settings.inputs)?;
+        write_file(html, page.as_bytes())
             .with_context(|| format!("cannot write {}", html.display()))?;
         printer.step("Wrote", html.display());
     }
-    if settings.json { printer.json(&found) } else { Ok(printer.result(render(&found))?) }
+    if settings.json {
+        return printer.json(&Told { found: &found, pass_keys: keys.as_ref() });
+    }
+    Ok(printer.result(render(&found, keys.as_ref()))?)
+}
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Told<'a> {
+    #[serde(flatten)]
+    found: &'a Calibration,
+    /// None if no keys were asked for.
+    pass_keys: Option<&'a PassKeys>,
 }
 
 /// One row a layer: the heads' budgets, `*` where a head is whole because it retrieves, and a bar of what they take.
-fn render(found: &Calibration) -> String {
+fn render(found: &Calibration, keys: Option<&PassKeys>) -> String {
     let chunk = found.budgets.chunk;
     let layers = found.heads.chunk_by(|a, b| a.layer == b.layer);
     let rows: Vec<Vec<String>> = layers
@@ -73,12 +92,29 @@ fn render(found: &Calibration) -> String {
     let headers = ["layer", "kept of each chunk", "plot", "retrieval", "loss, nats"];
     format!(
         "{}\n{}\n\
-         * whole because it retrieves. Losses are estimates, nats a token, from {} tokens of text.\n\n\
-         Other shares of the dense cache in bf16, whole heads and estimated loss of all (what narrow rows lose is not in it):\n\n{}",
+         * whole because it retrieves. Losses are estimates, nats a token, from {} tokens of text.\n\n{}\n\n{}",
         table::render(&headers, &rows),
         cost(found),
         found.tokens,
-        outlook::render(found),
+        wrapped(&about_shares(found, keys), WIDTH),
+        outlook::render(found, keys),
+    )
+}
+
+/// What the table of other shares says.
+fn about_shares(found: &Calibration, keys: Option<&PassKeys>) -> String {
+    let asked = keys.map_or_else(String::new, |keys| {
+        format!(
+            " Keys: pass keys of {} tokens that an untrained student with rows in {} finds; its teacher finds {} of {}.",
+            table::count(keys.length),
+            found.budgets.rows,
+            keys.teacher,
+            keys.keys
+        )
+    });
+    format!(
+        "Other shares of the dense cache in bf16: whole heads and the estimated loss of all heads, by how rows are stored (what \
+         narrow rows lose is not in it).{asked}"
     )
 }
 

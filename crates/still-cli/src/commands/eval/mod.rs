@@ -36,6 +36,9 @@ struct Evaluated {
     model: String,
     /// The recipe of a student, as it was resolved.
     recipe: Option<Value>,
+    /// Whether it is a student, and the base that it is of.
+    student: bool,
+    base: String,
     /// What was changed, of a variant: `router: random`.
     ablation: Option<String>,
     /// How its cache stored exact rows.
@@ -173,8 +176,17 @@ fn evaluate(
     }
     let recipe = model.student.as_ref().and_then(|student| student.recipe.clone());
     let (model_name, tasks, efficiency) = (name.to_owned(), Vec::new(), Vec::new());
-    let mut evaluated =
-        Evaluated { model: model_name, recipe, ablation: None, rows, tasks, efficiency };
+    let (student, base) = (model.student.is_some(), model.base.source.clone());
+    let mut evaluated = Evaluated {
+        model: model_name,
+        recipe,
+        student,
+        base,
+        ablation: None,
+        rows,
+        tasks,
+        efficiency,
+    };
     let options = AskOptions { rows, batch_size: settings.batch_size };
     for plan in plans {
         let made;

@@ -12,6 +12,7 @@ use still_model::files::write_file;
 use super::args::Settings;
 use super::{Answered, Evaluated, LeftOut, efficiency};
 use crate::commands::short_name;
+use crate::provenance::Provenance;
 use crate::table;
 
 /// A row for every metric: each model's value and standard error, then what the first model has more than each other, with
@@ -115,7 +116,10 @@ pub fn write(
     let Some((first, others)) = models.split_first() else { return Ok(()) };
     let mut result = json!({
         "model": first.model,
+        "student": first.student,
+        "base": first.base,
         "recipe": first.recipe,
+        "provenance": Provenance::now(&first.model, &settings.place.name),
         "seed": settings.seed,
         "cache_dtype": first.rows.name(),
         "limit": settings.questions.limit,
@@ -133,6 +137,8 @@ pub fn write(
         let compared = others.iter().map(|other| -> anyhow::Result<Value> {
             let mut result = json!({
                 "model": other.model,
+                "student": other.student,
+                "base": other.base,
                 "recipe": other.recipe,
                 "cache_dtype": other.rows.name(),
                 "tasks": tasks(other),

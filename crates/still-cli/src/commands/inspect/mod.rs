@@ -13,6 +13,7 @@ use still_model::files::write_file;
 use self::routing::route;
 use super::input::read_text_once;
 use super::model::{ModelArg, Place, load};
+use super::short_name;
 use crate::args::{TOKENS, whole};
 use crate::errors::user;
 use crate::outputs::{Existing, Ours, Outputs};
@@ -77,7 +78,8 @@ pub fn run(args: &InspectArgs, printer: &Printer) -> anyhow::Result<()> {
     let routing = route(&model, &ids, args.budget, &mut |layers| bar.advance(layers))?;
     bar.done(format_args!("{} tokens through {layers} layers", ids.len()));
     if let Some(path) = &args.html {
-        write_file(path, page::render(&routing, &args.model.model)?.as_bytes())
+        let (model, text) = (short_name(&args.model.model), args.text.display().to_string());
+        write_file(path, page::render(&routing, &model, &text)?.as_bytes())
             .with_context(|| format!("cannot write {}", path.display()))?;
         printer.step("Wrote", path.display());
     }

@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use super::routing::{HeadRouting, Place, Routing};
 use crate::page;
+use crate::provenance::Provenance;
 
 const TEMPLATE: &str = include_str!("page.html");
 
@@ -12,6 +13,7 @@ const TEMPLATE: &str = include_str!("page.html");
 #[derive(Serialize)]
 struct Data<'a> {
     model: &'a str,
+    text: &'a str,
     router: &'a str,
     hypothetical: bool,
     chunk: usize,
@@ -34,7 +36,7 @@ struct Head {
     high: f32,
     /// A byte a token, hexadecimal: the score between `low` and `high` in 255 steps.
     scores: String,
-    /// A digit a token: 0 absorbed, 1 salient, 2 window.
+    /// A digit a token: 0 absorbed, 1 salient, 2 window, 3 demoted.
     places: String,
 }
 
@@ -42,7 +44,7 @@ struct Head {
 ///
 /// # Errors
 /// If the data cannot be serialized.
-pub fn render(routing: &Routing, model: &str) -> anyhow::Result<String> {
+pub fn render(routing: &Routing, model: &str, text: &str) -> anyhow::Result<String> {
     let layers = routing.layers.iter().enumerate().map(|(n, layer)| Layer {
         layer: n,
         cache_bytes: layer.cache.total(),
@@ -51,6 +53,7 @@ pub fn render(routing: &Routing, model: &str) -> anyhow::Result<String> {
     });
     let data = Data {
         model,
+        text,
         router: &routing.router,
         hypothetical: routing.hypothetical,
         chunk: routing.chunk,
@@ -59,7 +62,8 @@ pub fn render(routing: &Routing, model: &str) -> anyhow::Result<String> {
     };
     // A token may spell "</script>"; JSON may spell "<" otherwise.
     let json = serde_json::to_string(&data)?.replace('<', "\\u003c");
-    page::render(TEMPLATE, context! { data => json })
+    let made = page::made(&[Provenance::now(model, "cpu")]);
+    page::render(TEMPLATE, context! { data => json, model, text, made })
 }
 
 fn head(head: &HeadRouting) -> Head {
@@ -81,6 +85,7 @@ fn head(head: &HeadRouting) -> Head {
                 Place::Absorbed => '0',
                 Place::Salient => '1',
                 Place::Window => '2',
+                Place::Demoted => '3',
             })
             .collect(),
     }
@@ -110,7 +115,7 @@ mod tests {
                 dense_bytes: 2,
             }],
         };
-        let page = render(&routing, "tiny").unwrap();
+        let page = render(&routing, "tiny", "a.txt").unwrap();
         assert!(!page.contains("{{") && !page.contains("{%"));
         assert_eq!(page.matches("</script>").count(), 2, "the data's and the code's only");
         assert!(page.contains(r#""scores":"ff00ff","places":"102""#), "{page}");

@@ -51,6 +51,8 @@ pub struct HeadRouting {
 pub enum Place {
     /// Summarised in the linear state (or dropped, where there is no linear branch).
     Absorbed,
+    /// The same, after it was salient for a while: the cap on salient tokens took its place away.
+    Demoted,
     /// Kept exactly because it was salient.
     Salient,
     /// Still in the window.
@@ -155,8 +157,11 @@ fn heads(config: &HybridConfig, selection: &Selection, scores: &[f32]) -> Vec<He
     let tokens = selection.tokens;
     let current = tokens.saturating_sub(1) / config.chunk;
     let place = |row: &[u32], token: usize| {
-        if row[token] as usize <= current {
-            Place::Absorbed
+        let absorbed_at = row[token] as usize;
+        if absorbed_at <= current {
+            // Without a place among the salient, a token leaves the window two chunks after its own.
+            let demoted = absorbed_at > token / config.chunk + 2;
+            if demoted { Place::Demoted } else { Place::Absorbed }
         } else if token / config.chunk + 2 > current {
             Place::Window
         } else {

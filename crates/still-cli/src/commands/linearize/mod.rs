@@ -19,6 +19,7 @@ use self::places::Places;
 use crate::interrupt;
 use crate::plot::number;
 use crate::printer::Printer;
+use crate::provenance::Provenance;
 use crate::run_log::{LayerLoss, RunLog};
 use crate::table;
 use crate::verdict::{Judged, Verdict, judge};
@@ -44,6 +45,7 @@ pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
     let run_dir = places.run_dir.path();
     printer.step("Run", run_dir.display());
     Verdict::remove(run_dir)?;
+    Provenance::now(&inputs.model, &inputs.place.name).record(run_dir, settings.resume)?;
     let mut observer = RunObserver::new(printer, run_dir, settings.tensorboard);
     let cache = TokenCache::user()?;
     if settings.training_free {

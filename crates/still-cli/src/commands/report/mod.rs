@@ -31,9 +31,9 @@ pub struct ReportArgs {
 /// What is drawn.
 #[derive(Clone, Debug, Subcommand)]
 enum Report {
-    /// Draw a run of `still linearize`: curves, layers, budgets, evaluations, recipe
+    /// Draw a run of `still linearize`: verdict, curves, evaluations, layers, budgets, recipe
     Run(RunReportArgs),
-    /// Draw results of `still eval --json`: quality, intervals, cache bytes, lengths, variants
+    /// Draw results of `still eval --json`: verdict, quality, cache bytes, lengths, variants
     Eval(EvalReportArgs),
 }
 

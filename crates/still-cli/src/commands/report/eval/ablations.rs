@@ -219,7 +219,8 @@ impl Change {
         let (metric, of) =
             known.iter().find_map(|known| metrics.iter().find(|(metric, _)| metric == known))?;
         // Files say what the student has more.
-        let of = Interval { mean: -of.mean, low: -of.high, high: -of.low };
+        // From 0, so that none is not shown as "-0".
+        let of = Interval { mean: 0.0 - of.mean, low: 0.0 - of.high, high: 0.0 - of.low };
         Some(Self { of, nats: metric == "nll" })
     }
 }

@@ -65,7 +65,7 @@ pub fn against_bytes(results: &Results) -> Vec<String> {
             let result = subject.task(task)?;
             let value = result.first()?;
             Some(Dot {
-                name: subject.name.clone(),
+                name: subject.label(),
                 named: subject.ablation.is_none(),
                 colour: if subject.ablation.is_none() { n } else { VARIANT },
                 x: result.cache_bytes? / MIB,
@@ -137,7 +137,7 @@ fn bar_chart(results: &Results, metric: &str, tasks: &[(&str, &TaskResult)]) -> 
             value.map_or(f64::NAN, |value| scale * value.value)
         };
         Group {
-            name: model.name.clone(),
+            name: model.label(),
             values: values.iter().map(value).collect(),
             intervals: values
                 .iter()
@@ -192,7 +192,7 @@ fn over_lengths(results: &Results, family: &Family<'_>) -> String {
                 Some((point, scaled(value.interval, scale)))
             })
             .unzip();
-        Series { name: model.name.clone(), points, stroke: Stroke::Dots, intervals }
+        Series { name: model.label(), points, stroke: Stroke::Dots, intervals }
     });
     let series: Vec<Series> = series.collect();
     LineChart {
@@ -211,7 +211,7 @@ fn over_positions(results: &Results, task: &str) -> Option<String> {
     let series = results.models().map(|model| {
         let curve = model.task(task).map(|result| result.curve.as_slice()).unwrap_or_default();
         let points = curve.iter().map(|point| ((point.from + point.to) as f64 / 2.0, point.nll));
-        let (name, points) = (model.name.clone(), points.collect());
+        let (name, points) = (model.label(), points.collect());
         Series { name, points, stroke: Stroke::Line, intervals: Vec::new() }
     });
     let series: Vec<Series> = series.collect();
@@ -236,7 +236,7 @@ pub fn efficiency(results: &Results) -> Vec<String> {
             let mut points: Vec<(f64, f64)> =
                 points.map(|point| (point.context as f64, value(point))).collect();
             points.sort_by(|a, b| a.0.total_cmp(&b.0));
-            let name = model.name.clone();
+            let name = model.label();
             Series { name, points, stroke: Stroke::Dots, intervals: Vec::new() }
         });
         LineChart {
@@ -246,7 +246,7 @@ pub fn efficiency(results: &Results) -> Vec<String> {
             scale,
             x_scale: Scale::Log,
             series: series.collect(),
-            marks: Vec::new(),
+            ..LineChart::default()
         }
         .html()
     };

@@ -5,6 +5,7 @@ mod charts;
 mod page;
 mod results;
 mod tables;
+mod verdict;
 
 use std::path::PathBuf;
 
@@ -89,11 +90,12 @@ pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
         let text = |path: &PathBuf| path.display().to_string();
         let (report, markdown) = (text(out), table.as_ref().map(text));
         return printer.json(
-            &json!({ "report": report, "markdown": markdown, "subjects": results.subjects }),
+            &json!({ "report": report, "markdown": markdown, "verdicts": verdict::all(&results), "subjects": results.subjects }),
         );
     }
+    let verdicts = verdict::all(&results).into_iter().map(|verdict| verdict.text());
     let tables = tables::all(&results).into_iter().map(|(_, table)| table.text());
-    Ok(printer.result(tables.collect::<Vec<_>>().join("\n\n"))?)
+    Ok(printer.result(verdicts.chain(tables).collect::<Vec<_>>().join("\n\n"))?)
 }
 
 /// The tables of results, as Markdown.

@@ -3,7 +3,7 @@
 use minijinja::context;
 
 use super::results::{Results, Subject};
-use super::{ablations, charts, tables};
+use super::{ablations, charts, tables, verdict};
 use crate::page;
 
 const TEMPLATE: &str = include_str!("page.html");
@@ -13,7 +13,7 @@ const TEMPLATE: &str = include_str!("page.html");
 /// # Errors
 /// If the template cannot be filled in, which would be a defect.
 pub fn render(results: &Results) -> anyhow::Result<String> {
-    let names: Vec<&str> = results.models().map(|model| model.name.as_str()).collect();
+    let names: Vec<String> = results.models().map(Subject::label).collect();
     let mut figures = vec![
         ("Models", names.len().to_string()),
         ("Tasks", results.tasks().len().to_string()),
@@ -31,6 +31,8 @@ pub fn render(results: &Results) -> anyhow::Result<String> {
         TEMPLATE,
         context! {
             title => names.join(", "),
+            made => page::made(&results.made),
+            verdicts => verdict::all(results),
             figures,
             note => tables::NOTE,
             results => table("Results"),

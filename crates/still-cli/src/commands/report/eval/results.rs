@@ -12,6 +12,7 @@ use still_eval::{BenchPoint, Interval, Skipped};
 
 use crate::commands::short_name;
 use crate::errors::user;
+use crate::provenance::Provenance;
 
 /// Everything that the files say.
 #[derive(Debug, Serialize)]
@@ -27,6 +28,9 @@ pub struct Results {
     /// How caches stored exact rows, and seeds: each once.
     #[serde(skip)]
     pub settings: Vec<(&'static str, Vec<String>)>,
+    /// What made each file; none of files of older versions.
+    #[serde(skip)]
+    pub made: Vec<Provenance>,
 }
 
 /// A model, or a variant of one.
@@ -36,12 +40,26 @@ pub struct Subject {
     pub name: String,
     /// As it was given.
     pub model: String,
+    /// Student or teacher; unknown of other models, and of files of older versions.
+    pub role: Option<Role>,
+    /// The base that it is of, as its file names it.
+    #[serde(skip)]
+    base: Option<String>,
     /// What was changed, of a variant.
     pub ablation: Option<String>,
     /// In the order they were asked.
     pub tasks: Vec<(String, TaskResult)>,
     /// Of `--efficiency`.
     pub efficiency: Option<Efficiency>,
+}
+
+/// What a model is to the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    Student,
+    /// The base of the students: with softmax attention.
+    Teacher,
 }
 
 /// A task's result.
@@ -121,6 +139,7 @@ struct File {
     skipped: Vec<FileSkipped>,
     cache_dtype: Option<String>,
     seed: Option<u64>,
+    provenance: Option<Provenance>,
 }
 
 #[derive(Deserialize)]
@@ -133,6 +152,8 @@ struct FileSkipped {
 #[derive(Deserialize)]
 struct FileModel {
     model: String,
+    student: Option<bool>,
+    base: Option<String>,
     tasks: serde_json::Map<String, serde_json::Value>,
     ablation: Option<String>,
     efficiency: Option<Efficiency>,
@@ -170,6 +191,19 @@ impl TaskResult {
 }
 
 impl Subject {
+    /// Whether it is a student, as its file says.
+    pub fn is_student(&self) -> bool {
+        self.role == Some(Role::Student)
+    }
+
+    /// Its name, and that it is the teacher.
+    pub fn label(&self) -> String {
+        match self.role {
+            Some(Role::Teacher) => format!("{} (teacher)", self.name),
+            _ => self.name.clone(),
+        }
+    }
+
     /// Its result of a task.
     pub fn task(&self, name: &str) -> Option<&TaskResult> {
         self.tasks.iter().find(|(task, _)| task == name).map(|(_, result)| result)
@@ -177,6 +211,17 @@ impl Subject {
 }
 
 impl Difference {
+    /// What `of` has more than `than` in a task's metric, if that is what was measured.
+    pub fn between(&self, of: &str, than: &str, task: &str, metric: &str) -> Option<Interval> {
+        let (_, found) = self.task(task).iter().find(|(name, _)| name == metric)?;
+        let Interval { mean, low, high } = *found;
+        match (self.first == of && self.other == than, self.first == than && self.other == of) {
+            (true, _) => Some(*found),
+            (_, true) => Some(Interval { mean: -mean, low: -high, high: -low }),
+            _ => None,
+        }
+    }
+
     /// By metric, of a task.
     pub fn task(&self, name: &str) -> &[(String, Interval)] {
         let found = self.tasks.iter().find(|(task, _)| task == name);
@@ -195,6 +240,7 @@ impl Results {
             differences: Vec::new(),
             skipped: Vec::new(),
             settings: Vec::new(),
+            made: Vec::new(),
         };
         let (mut dtypes, mut seeds) = (Vec::new(), Vec::new());
         for path in paths {
@@ -219,9 +265,11 @@ impl Results {
                 |FileSkipped { ablation, why }| LeftOut { first: first.clone(), ablation, why },
             ));
             add_once(&mut seeds, file.seed.map(|seed| seed.to_string()));
+            results.made.extend(file.provenance);
         }
         results.subjects.sort_by_key(|subject| subject.ablation.is_some());
         results.name();
+        results.find_teacher();
         results.settings = vec![("Cache rows", dtypes), ("Seed", seeds)];
         results.settings.retain(|(_, values)| !values.is_empty());
         Ok(results)
@@ -249,15 +297,19 @@ impl Results {
     }
 
     fn add(&mut self, model: FileModel, path: &Path) -> anyhow::Result<()> {
-        let FileModel { model, tasks, ablation, efficiency } = model;
+        let FileModel { model, student, base, tasks, ablation, efficiency } = model;
         let at = self.subjects.iter().position(|subject| subject.model == model);
         let at = at.unwrap_or_else(|| {
             let (name, tasks) = (model.clone(), Vec::new());
-            let subject = Subject { name, model: model.clone(), ablation, tasks, efficiency: None };
-            self.subjects.push(subject);
+            let model = model.clone();
+            let (role, base, efficiency) = (None, None, None);
+            self.subjects.push(Subject { name, model, role, base, ablation, tasks, efficiency });
             self.subjects.len() - 1
         });
         let subject = &mut self.subjects[at];
+        subject.base = subject.base.take().or(base);
+        // Whether a model that is no student is the teacher, all files together say.
+        subject.role = subject.role.or(student.filter(|&student| student).map(|_| Role::Student));
         subject.efficiency = subject.efficiency.take().or(efficiency);
         for (task, result) in tasks {
             let result: TaskResult =
@@ -277,6 +329,43 @@ impl Results {
             }
         }
         Ok(())
+    }
+
+    /// The teacher is the model with softmax attention that a student names as its base or, if there is but one such model, that.
+    fn find_teacher(&mut self) {
+        let students = || self.models().filter(|model| model.role == Some(Role::Student));
+        let bases: Vec<&str> = students().filter_map(|student| student.base.as_deref()).collect();
+        let softmax = self.subjects.iter().enumerate().filter(|(_, subject)| {
+            subject.role.is_none() && subject.base.is_some() && subject.ablation.is_none()
+        });
+        let softmax: Vec<usize> = softmax.map(|(at, _)| at).collect();
+        let names_it = |at: &&usize| {
+            let subject = &self.subjects[**at];
+            let base = subject.base.as_deref();
+            bases.iter().any(|&named| Some(named) == base || named == subject.model)
+        };
+        let teacher = softmax.iter().find(names_it).copied();
+        let only = (softmax.len() == 1 && students().next().is_some()).then(|| softmax[0]);
+        if let Some(at) = teacher.or(only) {
+            self.subjects[at].role = Some(Role::Teacher);
+        }
+    }
+
+    /// The teacher, if one is known.
+    pub fn teacher(&self) -> Option<&Subject> {
+        self.models().find(|model| model.role == Some(Role::Teacher))
+    }
+
+    /// What `of` has more than `than`, of models as they came.
+    pub fn difference(
+        &self,
+        of: &Subject,
+        than: &Subject,
+        task: &str,
+        metric: &str,
+    ) -> Option<Interval> {
+        let pairs = self.differences.iter().filter(|pair| pair.ablation.is_none());
+        pairs.filter_map(|pair| pair.between(&of.name, &than.name, task, metric)).next()
     }
 
     /// Two models have one difference, whatever files it comes from.

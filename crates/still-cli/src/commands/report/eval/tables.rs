@@ -78,7 +78,8 @@ pub fn cell(value: &Value) -> String {
 /// A row for every task and metric, a column for every model.
 fn scores(results: &Results) -> Table {
     let models: Vec<&Subject> = results.models().collect();
-    let names = models.iter().map(|model| model.name.as_str());
+    let names: Vec<String> = models.iter().map(|model| model.label()).collect();
+    let names = names.iter().map(String::as_str);
     let mut table = Table::new(["task", "metric", "n", "chance"].into_iter().chain(names));
     for (task, any) in results.tasks() {
         for (m, Value { metric, .. }) in any.values().into_iter().enumerate() {
@@ -142,7 +143,7 @@ pub fn efficiency(results: &Results) -> Option<Table> {
         let Some(efficiency) = &subject.efficiency else { continue };
         for point in &efficiency.points {
             table.rows.push(vec![
-                subject.name.clone(),
+                subject.label(),
                 point.context.to_string(),
                 format!("{:.0}", point.prefill_tokens_per_s),
                 format!("{:.1}", point.decode_tokens_per_s),

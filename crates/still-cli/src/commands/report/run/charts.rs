@@ -149,8 +149,10 @@ pub fn of_evaluations(log: &RunLog) -> Vec<String> {
             intervals: Vec::new(),
         });
         let series: Vec<Series> = series.filter(|series| !series.points.is_empty()).collect();
+        let teacher = log.teacher.as_ref().and_then(|teacher| teacher.metric(&name));
         let values = series.iter().flat_map(|series| series.points.iter().map(|point| point.1));
-        let scale = Scale::fitting(values);
+        let share = name.ends_with("_recall");
+        let scale = if share { Scale::Linear } else { Scale::fitting(values.chain(teacher)) };
         LineChart {
             title: capitalised(&metric_words(&name)),
             about: if name.ends_with("_nll") { "nats per token".into() } else { String::new() },
@@ -158,6 +160,8 @@ pub fn of_evaluations(log: &RunLog) -> Vec<String> {
             scale,
             series,
             marks: best.iter().cloned().collect(),
+            reference: teacher.map(|value| ("teacher".into(), value)),
+            ends: if share { vec![0.0, 1.0] } else { Vec::new() },
             ..LineChart::default()
         }
         .html()

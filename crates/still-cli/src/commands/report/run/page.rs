@@ -5,6 +5,7 @@ use serde::Serialize;
 use super::charts;
 use super::settings::{self, Budgets};
 use super::summary::{Stage, metric, metric_names, stages, steps_words};
+use crate::commands::short_name;
 use crate::page;
 use crate::plot::number;
 use crate::run_log::{Evaluation, RunLog, StageLog, metric_words};
@@ -17,6 +18,7 @@ const TEMPLATE: &str = include_str!("page.html");
 #[derive(Serialize)]
 struct Data<'a> {
     run: String,
+    made: Vec<(&'static str, String)>,
     verdict: Option<Judgement>,
     figures: Vec<(&'a str, String)>,
     stages: Vec<StagePart>,
@@ -31,8 +33,9 @@ struct Data<'a> {
 #[derive(Serialize)]
 struct Judgement {
     sentence: String,
-    /// Names of the models, and a line of cells for each measurement.
-    models: Vec<String>,
+    /// Of the table: nothing, then the models.
+    columns: Vec<String>,
+    /// A line of cells for each measurement.
     rows: Vec<Vec<String>>,
     measured: String,
     samples: Vec<Sample>,
@@ -56,6 +59,7 @@ struct Evaluations {
 #[derive(Serialize)]
 struct EvaluationRow {
     best: bool,
+    teacher: bool,
     cells: Vec<String>,
     remark: &'static str,
 }
@@ -78,6 +82,7 @@ pub fn render(log: &RunLog) -> anyhow::Result<String> {
     let done = stages(log);
     let data = Data {
         run: log.dir.display().to_string(),
+        made: page::made(&log.starts),
         verdict: log.verdict.as_ref().map(judgement),
         figures: figures(log, &done),
         stages: log.stages.iter().zip(&done).map(|(stage, done)| part(stage, done)).collect(),
@@ -94,7 +99,9 @@ pub fn render(log: &RunLog) -> anyhow::Result<String> {
 fn judgement(verdict: &Verdict) -> Judgement {
     Judgement {
         sentence: verdict.sentence.clone(),
-        models: verdict.rows.iter().map(|row| row.model.clone()).collect(),
+        columns: std::iter::once(String::new())
+            .chain(verdict.rows.iter().map(|row| row.model.clone()))
+            .collect(),
         rows: lines(&verdict.rows),
         measured: verdict.measured().replace('\n', " "),
         samples: verdict.samples.clone(),
@@ -104,6 +111,9 @@ fn judgement(verdict: &Verdict) -> Judgement {
 
 fn figures(log: &RunLog, stages: &[Stage]) -> Vec<(&'static str, String)> {
     let mut figures = Vec::new();
+    if let Some(start) = log.starts.first() {
+        figures.push(("Teacher", short_name(&start.model)));
+    }
     let steps: Vec<String> =
         stages.iter().map(|stage| format!("{} {}", steps_words(stage), stage.stage)).collect();
     figures.push(("Steps", steps.join(", ")));
@@ -165,12 +175,20 @@ fn evaluations(log: &RunLog) -> Evaluations {
             (_, true) => "best until then",
             _ => "",
         };
-        EvaluationRow { best: is_best, cells, remark }
+        EvaluationRow { best: is_best, teacher: false, cells, remark }
     };
+    let teacher = log.teacher.as_ref().map(|teacher| {
+        let mut cells = vec!["teacher".to_owned(), "–".into()];
+        cells.extend(
+            names.iter().map(|name| teacher.metric(name).map_or_else(|| "–".into(), number)),
+        );
+        cells.push(teacher.seconds.map_or_else(|| "–".into(), table::seconds));
+        EvaluationRow { best: false, teacher: true, cells, remark: "" }
+    });
     Evaluations {
         charts: charts::of_evaluations(log),
         metrics: names.iter().map(|name| metric_words(name)).collect(),
-        rows: log.evaluations.iter().map(row).collect(),
+        rows: teacher.into_iter().chain(log.evaluations.iter().map(row)).collect(),
     }
 }
 

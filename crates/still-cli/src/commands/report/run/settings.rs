@@ -50,6 +50,7 @@ impl Budgets {
             about: about_layers("salient tokens kept of each chunk", layers),
             x: "layer".into(),
             y: "head".into(),
+            scale: Heatmap::fitting(layers),
             columns: layers.clone(),
             low: 0.0,
             high: chunk.map_or(most, |chunk| chunk as f64),

@@ -6,7 +6,8 @@ use serde::Serialize;
 
 use crate::commands::linearize::layer_table;
 use crate::plot::number;
-use crate::run_log::{Evaluation, LayerLoss, RunLog, metric_words};
+use crate::provenance::Provenance;
+use crate::run_log::{Evaluation, LayerLoss, RunLog, TeacherEvaluation, metric_words};
 use crate::table;
 use crate::verdict::Verdict;
 
@@ -18,6 +19,8 @@ pub struct Summary {
     stages: Vec<Stage>,
     layers: Vec<LayerLoss>,
     evaluations: Vec<Evaluation>,
+    teacher: Option<TeacherEvaluation>,
+    starts: Vec<Provenance>,
     verdict: Option<Verdict>,
 }
 
@@ -72,6 +75,8 @@ impl Summary {
             stages: stages(log),
             layers: log.layers(),
             evaluations: log.evaluations.clone(),
+            teacher: log.teacher.clone(),
+            starts: log.starts.clone(),
             verdict: log.verdict.clone(),
         }
     }
@@ -107,13 +112,20 @@ impl Summary {
         let mut headers = vec!["evaluation", "step"];
         headers.extend(words.iter().map(String::as_str));
         headers.push("");
+        let teacher = self.teacher.iter().map(|teacher| {
+            let mut row = vec!["teacher".to_owned(), "–".into()];
+            let value = |name: &String| teacher.metric(name).map_or_else(|| "–".into(), number);
+            row.extend(names.iter().map(value));
+            row.push(String::new());
+            row
+        });
         let rows = self.evaluations.iter().map(|evaluation| {
             let mut row = vec![evaluation.stage.clone(), evaluation.step.to_string()];
             row.extend(names.iter().map(|name| metric(evaluation, name)));
             row.push(if evaluation.best { "best so far" } else { "" }.into());
             row
         });
-        table::render(&headers, &rows.collect::<Vec<_>>())
+        table::render(&headers, &teacher.chain(rows).collect::<Vec<_>>())
     }
 }
 
