@@ -3,8 +3,9 @@
 #
 #   scripts/wheel.sh [OPTIONS OF MATURIN...]
 #
-# Leaves it in target/wheel/dist. It runs with glibc 2.28 and newer, whatever the machine has: zig links it. It is built as
-# `cargo build --release` builds, and shares what that compiled. Needs Rust and Python's pip.
+# Leaves it in target/wheel/dist. It runs with glibc 2.28 and newer, whatever the machine has: zig links it. The profile and the
+# target folder are those of `cargo build --release`; crates whose features Python's change (candle among them) are compiled
+# once more. Needs Rust and Python's pip.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
