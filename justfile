@@ -58,6 +58,11 @@ loom:
 asan *ARGS:
     scripts/asan.sh {{ ARGS }}
 
+# Fuzz the server's request bodies: `just fuzz-bodies 10 1`
+[group('threads and memory')]
+fuzz-bodies minutes="10" seed="1":
+    cargo test --release --locked -p still-serve --test fuzz_bodies -- --minutes {{ minutes }} --seed {{ seed }}
+
 # Fuzz every file format; one: `just fuzz 20000 1 --target gguf`; one case again: `just fuzz 1 1234 --target gguf`
 [group('threads and memory')]
 fuzz runs="20000" seed="1" *ARGS:

@@ -7,6 +7,7 @@ use std::io;
 use still_attention::AttentionError;
 use still_eval::EvalError;
 use still_model::ModelError;
+use still_serve::EngineError;
 use still_train::TrainError;
 
 use crate::interrupt::EXIT_INTERRUPTED;
@@ -179,6 +180,12 @@ fn verdict_of(cause: &(dyn Error + 'static)) -> Option<Verdict> {
     }
     if let Some(error) = cause.downcast_ref::<ModelError>() {
         return Some(of_model(error));
+    }
+    if let Some(error) = cause.downcast_ref::<EngineError>() {
+        return Some(match error {
+            EngineError::Model(error) => of_model(error),
+            _ => error.hint().map_or(Verdict::Internal, Verdict::User),
+        });
     }
     if let Some(error) = cause.downcast_ref::<EvalError>() {
         return Some(match error {

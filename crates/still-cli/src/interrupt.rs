@@ -23,6 +23,8 @@ pub enum OnSignal {
     Finish,
     /// Raises the flag: the step that goes on is done and saved, however long it takes.
     Save,
+    /// Raises the flag: what goes on may end within a time that the command sets.
+    Drain,
     /// Ctrl-C raises the flag, which cuts a reply; other signals end the process.
     Cut,
 }
@@ -88,6 +90,10 @@ fn handle(signal: i32, printer: &Printer) {
         FLAG.store(true, Ordering::SeqCst);
         printer.leave_bar();
         printer.step("Stopping", "after this step, which is then saved; once more to end at once");
+    } else if is(OnSignal::Drain) {
+        FLAG.store(true, Ordering::SeqCst);
+        printer
+            .step("Stopping", "when the answers that go on have ended; once more to end at once");
     } else {
         if is(OnSignal::Finish) {
             FLAG.store(true, Ordering::SeqCst);

@@ -80,7 +80,7 @@ pub fn command_line(arguments: Vec<OsString>) -> u8 {
 fn run(command: Command, printer: &Printer) -> anyhow::Result<()> {
     use commands::{
         ask, bench, calibrate, chat, completions, demo, doctor, eval, export, generate, inspect,
-        linearize, man, models, recipes, report,
+        linearize, man, models, recipes, report, serve,
     };
     match command {
         Command::Demo(args) => demo::run(&args, printer),
@@ -97,6 +97,7 @@ fn run(command: Command, printer: &Printer) -> anyhow::Result<()> {
         Command::Recipes(args) => recipes::run(&args, printer),
         Command::Models(args) => models::run(&args, printer),
         Command::Doctor(args) => doctor::run(&args, printer),
+        Command::Serve(args) => serve::run(args.resolve()?, printer),
         Command::Completions(args) => completions::run(&args, printer),
         Command::Man(args) => man::run(&args, printer),
     }

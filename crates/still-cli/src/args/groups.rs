@@ -7,7 +7,7 @@ use clap::Command;
 /// What commands are for, and those that are for it.
 const GROUPS: [(&str, &[&str]); 5] = [
     ("Train", &["demo", "linearize", "calibrate", "export"]),
-    ("Run", &["ask", "generate", "chat"]),
+    ("Run", &["ask", "generate", "chat", "serve"]),
     ("Evaluate", &["eval", "bench"]),
     ("Look", &["inspect", "report"]),
     ("Set up", &["recipes", "models", "doctor", "completions", "man"]),

@@ -16,12 +16,12 @@ use std::ffi::OsString;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 pub use self::names::one_of;
-pub use self::ranges::{BATCH, COUNT, TOKENS, WIDTH, number, seed, share, whole};
+pub use self::ranges::{BATCH, COUNT, TOKENS, WIDTH, bytes, number, seed, share, whole};
 use crate::commands::{
     ask::AskArgs, bench::BenchArgs, calibrate::CalibrateArgs, chat::ChatArgs,
     completions::CompletionsArgs, demo::DemoArgs, doctor::DoctorArgs, eval::EvalArgs,
     export::ExportArgs, generate::GenerateArgs, inspect::InspectArgs, linearize::LinearizeArgs,
-    man::ManArgs, models::ModelsArgs, recipes::RecipesArgs, report::ReportArgs,
+    man::ManArgs, models::ModelsArgs, recipes::RecipesArgs, report::ReportArgs, serve::ServeArgs,
 };
 
 const EXAMPLES: &str = "\
@@ -119,6 +119,10 @@ pub enum Command {
     ///
     /// Its attention state is kept between turns: only what is new is read.
     Chat(ChatArgs),
+    /// Answer OpenAI's clients, and a page in the browser
+    ///
+    /// States of conversations are kept, so that what was read once is not read again.
+    Serve(Box<ServeArgs>),
     /// Ask a model the questions of benchmarks, and compare models
     ///
     /// Questions are asked and scored as lm-evaluation-harness does.

@@ -43,9 +43,44 @@ pub fn share(text: &str) -> Result<f64, String> {
     number.ok_or_else(|| "it must be a number above 0, at most 1".to_owned())
 }
 
+/// A number of bytes: `4GiB`, `500MB`, `1048576`.
+pub fn bytes(text: &str) -> Result<usize, String> {
+    const UNITS: [(&str, u64); 9] = [
+        ("KiB", 1 << 10),
+        ("MiB", 1 << 20),
+        ("GiB", 1 << 30),
+        ("TiB", 1 << 40),
+        ("KB", 1_000),
+        ("MB", 1_000_000),
+        ("GB", 1_000_000_000),
+        ("TB", 1_000_000_000_000),
+        ("B", 1),
+    ];
+    let unit = UNITS.iter().find(|(unit, _)| text.ends_with(unit));
+    let (number, unit) = match unit {
+        Some((name, unit)) => (text[..text.len() - name.len()].trim_end(), *unit),
+        None => (text, 1),
+    };
+    let bytes = number.parse().ok().and_then(|number: f64| {
+        let bytes = number * unit as f64;
+        (number >= 0.0 && bytes <= (1_u64 << 53) as f64).then_some(bytes as usize)
+    });
+    bytes.ok_or_else(|| "it must be a number of bytes, such as 512MiB or 4GiB".to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bytes_have_units() {
+        assert_eq!(bytes("4GiB"), Ok(4 << 30));
+        assert_eq!(bytes("1.5 MiB"), Ok(3 << 19));
+        assert_eq!((bytes("7"), bytes("7B"), bytes("2KB")), (Ok(7), Ok(7), Ok(2000)));
+        for text in ["", "GiB", "-1GiB", "4 gib", "nan", "1e300TB"] {
+            assert!(bytes(text).is_err(), "{text:?}");
+        }
+    }
 
     #[test]
     fn ranges_include_their_ends_and_nothing_else() {

@@ -3,7 +3,7 @@
 //! | file | content |
 //! |---|---|
 //! | `demo`, `linearize`, `calibrate`, `export` | train |
-//! | `generate`, `chat`, `ask` | run |
+//! | `generate`, `chat`, `ask`, `serve` | run |
 //! | `eval`, `bench` | evaluate |
 //! | `inspect`, `report` | look |
 //! | `recipes`, `models`, `doctor`, `completions`, `man` | set up |
@@ -36,6 +36,7 @@ mod recipe;
 pub mod recipes;
 pub mod report;
 mod sampling;
+pub mod serve;
 mod sessions;
 mod training;
 

@@ -27,6 +27,8 @@ mod linearize;
 mod outputs;
 mod report;
 mod report_evals;
+#[cfg(unix)]
+mod serve;
 mod sliding_window;
 #[cfg(unix)]
 mod streams;

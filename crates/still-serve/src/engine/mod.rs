@@ -152,6 +152,8 @@ impl Engine {
         );
         let thread = std::thread::Builder::new()
             .name("still-engine".into())
+            // A grammar's masks are computed by recursion (`api/grammar.rs`). Only what is used is memory.
+            .stack_size(64 << 20)
             .spawn(move || worker.run(runtime))
             .map_err(EngineError::Thread)?;
         Ok(Self(Arc::new(Handle {

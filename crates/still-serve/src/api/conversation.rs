@@ -1,0 +1,196 @@
+//! Messages and tools, rendered by the model's template.
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use still_model::{ChatTemplate, Context, Message};
+use utoipa::ToSchema;
+
+use super::app::App;
+use super::error::{ApiError, Result};
+
+/// Messages, and what the template is given besides.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+pub struct Conversation {
+    /// Turns: each with `role` and `content`, perhaps `tool_calls` or `tool_call_id`.
+    #[schema(value_type = Vec<Object>)]
+    messages: Vec<Value>,
+    /// JSON schemas of functions that the model may call, which the template writes.
+    #[schema(value_type = Option<Vec<Object>>)]
+    tools: Option<Vec<Value>>,
+    /// `auto`, or `none`, which leaves the tools out.
+    #[schema(value_type = Option<String>)]
+    tool_choice: Option<Value>,
+    /// The template's own variables, such as `enable_thinking`.
+    #[schema(value_type = Option<Object>)]
+    chat_template_kwargs: Option<Map<String, Value>>,
+    /// Goes to the template.
+    reasoning_effort: Option<String>,
+    /// Whether the template opens the assistant's turn; true if it is left out.
+    add_generation_prompt: Option<bool>,
+}
+
+/// Roles that a message may have: a template writes a role as it is, so that another could write anything.
+const ROLES: [&str; 5] = ["system", "developer", "user", "assistant", "tool"];
+
+impl Conversation {
+    /// The tokens of the messages in the model's template, found on a thread of its own: a long conversation takes some time.
+    ///
+    /// # Errors
+    /// 400 for messages that are malformed or that the template refuses; for tools or a system message that it ignores.
+    pub async fn render(self, app: &App) -> Result<Vec<u32>> {
+        let app = app.clone();
+        let rendered = tokio::task::spawn_blocking(move || self.rendered(&app));
+        rendered.await.unwrap_or_else(|_| Err(ApiError::internal()))
+    }
+
+    fn rendered(self, app: &App) -> Result<Vec<u32>> {
+        let tokenizer = app.tokenizer();
+        let Some(template) = tokenizer.chat_template() else {
+            let what = "the model has no chat template: use /v1/completions";
+            return Err(ApiError::invalid("messages", what));
+        };
+        let messages = self.messages(template)?;
+        let context =
+            Context { tools: self.tools()?, documents: None, variables: self.variables(template) };
+        let refused = |error: still_model::ModelError| {
+            ApiError::invalid("messages", format!("messages: {error}"))
+        };
+        let opens = self.add_generation_prompt.unwrap_or(true);
+        let text = template.render_in(&messages, &context, opens).map_err(refused)?.text;
+        if context.tools.is_some() {
+            let without = Context { tools: None, ..context };
+            let without = template.render_in(&messages, &without, opens);
+            if without.is_ok_and(|without| without.text == text) {
+                let what = "the model's chat template ignores `tools`: leave them out, or describe them in a message";
+                return Err(ApiError::unsupported("tools", what));
+            }
+        }
+        if template.ignores(&messages, "system").map_err(refused)? {
+            let what = "messages: the model's chat template ignores system messages: say it in a user's message";
+            return Err(ApiError::invalid("messages", what));
+        }
+        let ids = tokenizer.encode(&text, false).map_err(refused)?;
+        if ids.is_empty() {
+            return Err(ApiError::invalid("messages", "messages: there is nothing to answer"));
+        }
+        Ok(ids)
+    }
+
+    fn messages(&self, template: &ChatTemplate) -> Result<Vec<Message>> {
+        if self.messages.is_empty() {
+            return Err(ApiError::invalid("messages", "messages: there are none"));
+        }
+        let knows_developers = template.source().contains("developer");
+        let all = self.messages.iter().enumerate();
+        all.map(|(at, message)| {
+            let wrong = |what: String| {
+                let place = format!("messages[{at}]");
+                ApiError::invalid(place.clone(), format!("{place}: {what}"))
+            };
+            let Value::Object(object) = message else { return Err(wrong("not an object".into())) };
+            let mut object = object.clone();
+            match object.get("role").and_then(Value::as_str) {
+                Some(role) if !ROLES.contains(&role) => {
+                    return Err(wrong(format!("the role is not one of {}", ROLES.join(", "))));
+                }
+                Some("developer") if !knows_developers => {
+                    object.insert("role".into(), "system".into());
+                }
+                _ => {}
+            }
+            join_parts(&mut object);
+            parse_arguments(&mut object);
+            Message::try_from(object).map_err(wrong)
+        })
+        .collect()
+    }
+
+    fn tools(&self) -> Result<Option<Vec<Value>>> {
+        let tools = self.tools.clone().filter(|tools| !tools.is_empty());
+        if let Some(tools) = &tools
+            && tools.iter().any(|tool| !tool.is_object())
+        {
+            return Err(ApiError::invalid("tools", "tools: each is an object"));
+        }
+        match self.tool_choice.as_ref().map(|choice| (choice, choice.as_str())) {
+            None | Some((Value::Null, _) | (_, Some("auto"))) => Ok(tools),
+            Some((_, Some("none"))) => Ok(None),
+            Some(_) => {
+                let what = "tool_choice can be \"auto\" or \"none\": with `response_format` an answer follows a schema";
+                Err(ApiError::unsupported("tool_choice", what))
+            }
+        }
+    }
+
+    /// A reasoning effort is told to templates that know one.
+    fn variables(&self, template: &ChatTemplate) -> Map<String, Value> {
+        let mut variables = self.chat_template_kwargs.clone().unwrap_or_default();
+        if let Some(effort) = &self.reasoning_effort
+            && template.source().contains("reasoning_effort")
+        {
+            variables.entry("reasoning_effort").or_insert(effort.clone().into());
+        }
+        variables
+    }
+}
+
+/// Makes one text of a list of parts of text: most templates know no lists.
+fn join_parts(message: &mut Map<String, Value>) {
+    let Some(Value::Array(parts)) = message.get("content") else { return };
+    let text = |part: &Value| match part {
+        Value::String(text) => Some(text.clone()),
+        part if part["type"] == "text" => part["text"].as_str().map(str::to_owned),
+        _ => None,
+    };
+    if let Some(texts) = parts.iter().map(text).collect::<Option<Vec<String>>>() {
+        message.insert("content".into(), texts.join("\n").into());
+    }
+}
+
+/// OpenAI's clients send a call's arguments as text, and templates expect an object.
+fn parse_arguments(message: &mut Map<String, Value>) {
+    let Some(Value::Array(calls)) = message.get_mut("tool_calls") else { return };
+    for call in calls {
+        let Some(arguments) = call.pointer_mut("/function/arguments") else { continue };
+        if let Some(parsed) = arguments.as_str().and_then(|text| serde_json::from_str(text).ok())
+            && let Value::Object(_) = parsed
+        {
+            *arguments = parsed;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn object(value: Value) -> Map<String, Value> {
+        value.as_object().cloned().unwrap_or_default()
+    }
+
+    #[test]
+    fn parts_of_text_become_one_text() {
+        let mut message = object(json!({ "content": [{ "type": "text", "text": "a" }, "b"] }));
+        join_parts(&mut message);
+        assert_eq!(message["content"], "a\nb");
+        let image = json!({ "content": [{ "type": "image_url", "image_url": {} }] });
+        let mut message = object(image.clone());
+        join_parts(&mut message);
+        assert_eq!(Value::Object(message), image);
+    }
+
+    #[test]
+    fn arguments_of_calls_become_objects() {
+        let call = |arguments: Value| json!({ "tool_calls": [{ "function": { "name": "f", "arguments": arguments } }] });
+        let mut message = object(call(json!("{\"x\": 1}")));
+        parse_arguments(&mut message);
+        assert_eq!(Value::Object(message), call(json!({ "x": 1 })));
+        for kept in [json!("no object"), json!("3"), json!({ "x": 1 })] {
+            let mut message = object(call(kept.clone()));
+            parse_arguments(&mut message);
+            assert_eq!(Value::Object(message), call(kept));
+        }
+    }
+}

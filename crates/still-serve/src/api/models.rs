@@ -1,0 +1,55 @@
+//! `/v1/models`: the model that is served.
+
+use axum::Json;
+use axum::extract::State;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::Name;
+use super::app::App;
+use super::error::{ErrorBody, Result};
+
+/// The models that are served.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Models {
+    object: &'static str,
+    data: Vec<ServedModel>,
+}
+
+/// A model that is served.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct ServedModel {
+    id: String,
+    object: &'static str,
+    created: u64,
+    owned_by: &'static str,
+    /// Tokens of a prompt and its answer at most.
+    max_model_len: usize,
+}
+
+impl ServedModel {
+    fn of(app: &App) -> Self {
+        Self {
+            id: app.name().to_owned(),
+            object: "model",
+            created: app.created(),
+            owned_by: "still",
+            max_model_len: app.engine().context(),
+        }
+    }
+}
+
+/// Lists the models.
+#[utoipa::path(get, path = "/v1/models", tag = "OpenAI", responses((status = 200, body = Models)))]
+pub async fn list(State(app): State<App>) -> Json<Models> {
+    Json(Models { object: "list", data: vec![ServedModel::of(&app)] })
+}
+
+/// Describes a model.
+#[utoipa::path(get, path = "/v1/models/{model}", tag = "OpenAI",
+    params(("model" = String, Path, description = "Its name")),
+    responses((status = 200, body = ServedModel), (status = 404, body = ErrorBody)))]
+pub async fn get(State(app): State<App>, Name(name): Name) -> Result<Json<ServedModel>> {
+    app.check_model(Some(&name))?;
+    Ok(Json(ServedModel::of(&app)))
+}

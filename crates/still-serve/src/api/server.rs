@@ -1,0 +1,238 @@
+//! Connections: accepted, timed out, ended.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::TcpStream;
+use tokio::sync::{Semaphore, watch};
+
+use super::access::Keys;
+use super::app::App;
+use super::body::BodyLimits;
+use super::router;
+use crate::Engine;
+
+/// How a server listens.
+#[derive(Clone, Debug)]
+pub struct ServerOptions {
+    /// The model's name.
+    pub name: String,
+    /// Keys that open it. Without any, it listens to this machine alone.
+    pub keys: Keys,
+    /// Limits of a request's body.
+    pub body: BodyLimits,
+    /// How long a request's head may take to arrive, and a connection may stay idle.
+    pub head_time: Duration,
+    /// Connections at a time; others wait to be accepted.
+    pub connections: usize,
+    /// How long answers may go on after the server was told to stop.
+    pub grace: Duration,
+}
+
+impl ServerOptions {
+    /// Of a model that is called `name`.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            keys: Keys::from_lines(""),
+            body: BodyLimits::default(),
+            head_time: Duration::from_secs(30),
+            connections: 1024,
+            grace: Duration::from_secs(20),
+        }
+    }
+}
+
+/// Why a server does not listen.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// An address that others reach, without keys.
+    #[error("{0} can be reached by others, and there is no API key")]
+    KeyNeeded(SocketAddr),
+    /// The address is taken, or not this machine's.
+    #[error("cannot listen on {address}: {source}")]
+    Bind {
+        /// It.
+        address: SocketAddr,
+        /// The system's word.
+        source: io::Error,
+    },
+    /// The system gives no threads.
+    #[error("cannot start the server: {0}")]
+    Start(#[source] io::Error),
+    /// A suggestion of the model's makers for sampling.
+    #[error(transparent)]
+    Model(#[from] still_model::ModelError),
+}
+
+impl ServeError {
+    /// What to do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::KeyNeeded(_) => Some(
+                "write keys, a line each, to a file and add --api-key-file FILE; or listen on 127.0.0.1".into(),
+            ),
+            Self::Bind { .. } => Some("stop what listens there, or use another --port or --host".into()),
+            Self::Start(_) => Some("raise the limit on processes (ulimit -u)".into()),
+            Self::Model(error) => error.hint(),
+        }
+    }
+}
+
+/// A server that listens.
+#[derive(Debug)]
+pub struct Server {
+    listener: TcpListener,
+    app: App,
+    options: ServerOptions,
+    stop: watch::Sender<bool>,
+}
+
+/// Stops a server, from any thread.
+#[derive(Clone, Debug)]
+pub struct Stopper {
+    stop: watch::Sender<bool>,
+}
+
+impl Stopper {
+    /// No connection is accepted any more. Answers go on for as long as the server's options allow.
+    pub fn stop(&self) {
+        self.stop.send_replace(true);
+    }
+}
+
+impl Server {
+    /// Listens on an address; port 0 takes a free one. Connections wait until the server runs.
+    ///
+    /// # Errors
+    /// An address that others reach, without a key; one that is taken.
+    pub fn bind(
+        engine: Engine,
+        options: ServerOptions,
+        address: SocketAddr,
+    ) -> Result<Self, ServeError> {
+        if options.keys.is_empty() && !address.ip().is_loopback() {
+            return Err(ServeError::KeyNeeded(address));
+        }
+        let listener = TcpListener::bind(address).and_then(|listener| {
+            listener.set_nonblocking(true)?;
+            Ok(listener)
+        });
+        let listener = listener.map_err(|source| ServeError::Bind { address, source })?;
+        let app = App::new(engine, options.name.clone())?;
+        Ok(Self { listener, app, options, stop: watch::Sender::new(false) })
+    }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// The system's word.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// What stops it.
+    pub fn stopper(&self) -> Stopper {
+        Stopper { stop: self.stop.clone() }
+    }
+
+    /// Serves until it is stopped and all answers have ended.
+    ///
+    /// # Errors
+    /// A system that gives no threads.
+    pub fn run(self) -> Result<(), ServeError> {
+        // Handlers tokenize and wait; the engine computes on threads of its own.
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_name("serve")
+            .enable_all()
+            .build()
+            .map_err(ServeError::Start)?;
+        let served = runtime.block_on(self.serve());
+        runtime.shutdown_timeout(Duration::from_secs(1));
+        served.map_err(ServeError::Start)
+    }
+
+    async fn serve(self) -> io::Result<()> {
+        let Self { listener, app, options, stop } = self;
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        let router = router(app.clone(), options.keys, options.body);
+        let places = Arc::new(Semaphore::new(options.connections));
+        let mut stopped = stop.subscribe();
+        loop {
+            let next = async {
+                // Never closed.
+                let place = places.clone().acquire_owned().await.ok();
+                (place, listener.accept().await)
+            };
+            let (place, accepted) = tokio::select! {
+                next = next => next,
+                () = told(&mut stopped) => break,
+            };
+            match accepted {
+                Ok((stream, _)) => {
+                    let serve =
+                        connection(stream, router.clone(), options.head_time, stop.subscribe());
+                    tokio::spawn(async move {
+                        serve.await;
+                        drop(place);
+                    });
+                }
+                // Too many open files, or the client has gone: neither is a reason to end.
+                Err(error) => {
+                    tracing::warn!("a connection was not accepted: {error}");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+        drop(listener);
+        app.begin_to_stop();
+        let (engine, grace) = (app.engine().clone(), options.grace);
+        let ended = tokio::task::spawn_blocking(move || engine.shutdown(grace)).await;
+        if ended.is_err() {
+            tracing::error!("the engine did not end as it should");
+        }
+        // What is left are last pieces on their way.
+        let all = places.acquire_many(options.connections.try_into().unwrap_or(u32::MAX));
+        let _ = tokio::time::timeout(Duration::from_secs(5), all).await;
+        Ok(())
+    }
+}
+
+async fn connection(
+    stream: TcpStream,
+    router: Router,
+    head_time: Duration,
+    mut stop: watch::Receiver<bool>,
+) {
+    // Pieces are small, and wanted at once.
+    let _ = stream.set_nodelay(true);
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(head_time)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    let mut served = std::pin::pin!(served);
+    let ended = tokio::select! {
+        ended = served.as_mut() => ended,
+        () = told(&mut stop) => {
+            // The answer that is on its way is the connection's last.
+            served.as_mut().graceful_shutdown();
+            served.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!("a connection ended early: {error}");
+    }
+}
+
+/// Waits until the server is told to stop.
+async fn told(stop: &mut watch::Receiver<bool>) {
+    // An error says that the server is gone.
+    let _ = stop.wait_for(|stop| *stop).await;
+}

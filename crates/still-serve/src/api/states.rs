@@ -1,0 +1,144 @@
+//! `/v1/states`: the states of prefixes, kept under names.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use still_model::GenerateOptions;
+use utoipa::ToSchema;
+
+use super::Name;
+use super::answer;
+use super::app::App;
+use super::body::{FromJson, JsonBody, fields};
+use super::conversation::Conversation;
+use super::error::{ApiError, ErrorBody, Result};
+use crate::{Request, StateInfo};
+
+/// What to do with a state.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[serde(tag = "action", rename_all = "lowercase")]
+pub enum StateRequest {
+    /// Read a text, or a conversation up to its last message, and keep the state.
+    Save {
+        /// A text.
+        prompt: Option<String>,
+        /// Token ids, instead.
+        tokens: Option<Vec<u32>>,
+        /// Messages of a conversation, instead.
+        #[serde(skip)]
+        #[schema(value_type = Option<Vec<Object>>)]
+        conversation: Option<Box<Conversation>>,
+    },
+    /// Bring a state from the store into memory.
+    Restore,
+    /// Copy another state.
+    Fork {
+        /// Its name.
+        from: String,
+    },
+}
+
+impl FromJson for StateRequest {
+    fn from_json(value: &Value) -> Result<Self> {
+        let mut request: Self = fields(value)?;
+        if let Self::Save { conversation, .. } = &mut request
+            && value.get("messages").is_some_and(|messages| !messages.is_null())
+        {
+            *conversation = Some(fields(value)?);
+        }
+        Ok(request)
+    }
+}
+
+/// A state that is kept.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct KeptState {
+    name: String,
+    object: &'static str,
+    /// Tokens that it has read.
+    tokens: usize,
+    bytes: u64,
+    /// When it was kept, in seconds since 1970.
+    modified: i64,
+}
+
+/// States that are kept.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct KeptStates {
+    object: &'static str,
+    data: Vec<KeptState>,
+}
+
+impl From<StateInfo> for KeptState {
+    fn from(info: StateInfo) -> Self {
+        Self {
+            name: info.name,
+            object: "state",
+            tokens: info.tokens,
+            bytes: info.bytes,
+            modified: info.modified_unix_seconds,
+        }
+    }
+}
+
+/// Lists the states that have names.
+#[utoipa::path(get, path = "/v1/states", tag = "States", responses((status = 200, body = KeptStates)))]
+pub async fn list(State(app): State<App>) -> Result<Json<KeptStates>> {
+    let states = app.engine().states().list().await?;
+    Ok(Json(KeptStates { object: "list", data: states.into_iter().map(Into::into).collect() }))
+}
+
+/// Describes a state.
+#[utoipa::path(get, path = "/v1/states/{name}", tag = "States",
+    params(("name" = String, Path, description = "1 to 128 letters, digits, `.`, `_` and `-`")),
+    responses((status = 200, body = KeptState), (status = "4XX", body = ErrorBody)))]
+pub async fn get(State(app): State<App>, Name(name): Name) -> Result<Json<KeptState>> {
+    Ok(Json(app.engine().states().get(&name).await?.into()))
+}
+
+/// Saves, restores or forks a state.
+#[utoipa::path(post, path = "/v1/states/{name}", tag = "States", request_body = StateRequest,
+    params(("name" = String, Path, description = "1 to 128 letters, digits, `.`, `_` and `-`")),
+    responses((status = 200, body = KeptState), (status = "4XX", body = ErrorBody)))]
+pub async fn post(
+    State(app): State<App>,
+    Name(name): Name,
+    JsonBody(request): JsonBody<StateRequest>,
+) -> Result<Json<KeptState>> {
+    let states = app.engine().states();
+    match request {
+        StateRequest::Restore => states.restore(&name).await?,
+        StateRequest::Fork { from } => states.fork(&from, &name).await?,
+        StateRequest::Save { prompt, tokens, conversation } => {
+            let ids = match (prompt, tokens, conversation) {
+                (Some(text), None, None) => {
+                    let ids = app.tokenizer().encode(&text, true);
+                    ids.map_err(|error| ApiError::invalid("prompt", format!("prompt: {error}")))?
+                }
+                (None, Some(ids), None) => ids,
+                (None, None, Some(conversation)) => conversation.render(&app).await?,
+                _ => {
+                    let what = "give one of `prompt`, `tokens` and `messages`";
+                    return Err(ApiError::invalid("prompt", what));
+                }
+            };
+            let options = GenerateOptions { max_new_tokens: 0, ..GenerateOptions::default() };
+            let mut request = Request::new(ids, &options);
+            request.save_as = Some(name.clone());
+            answer::gather(answer::submit(&app, vec![request])?).await?;
+            states.get(&name).await?
+        }
+    };
+    Ok(Json(states.get(&name).await?.into()))
+}
+
+/// Deletes a state.
+#[utoipa::path(delete, path = "/v1/states/{name}", tag = "States",
+    params(("name" = String, Path, description = "1 to 128 letters, digits, `.`, `_` and `-`")),
+    responses((status = 204), (status = "4XX", body = ErrorBody)))]
+pub async fn delete(State(app): State<App>, Name(name): Name) -> Result<StatusCode> {
+    app.engine().states().delete(&name).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

@@ -1,0 +1,12 @@
+//! The server over real sockets, a module a subject.
+
+mod common;
+
+mod access;
+mod api;
+mod hostile;
+mod replicas;
+mod shutdown;
+mod states;
+mod streams;
+mod structured;
