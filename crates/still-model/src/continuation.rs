@@ -72,6 +72,11 @@ impl Continuation {
         Ok(Pushed { text: text + &rest, finish })
     }
 
+    /// Whether a generation ends at this id, whatever its text: an end-of-sequence id, or a stop text that is a token.
+    pub fn ends_at(&self, id: u32) -> bool {
+        self.end_of_sequence.contains(&id) || self.stop_ids.contains(&id)
+    }
+
     /// What was held back, in which there may be a stop text.
     fn end(&mut self, finish: Finish) -> Result<Pushed> {
         let mut text = String::new();

@@ -23,9 +23,9 @@ pub struct EngineOptions {
     /// Tokens of a prompt that are read between two decode steps, rounded up to a multiple of 64. Less keeps the time between two
     /// tokens short, more reads prompts faster.
     pub prefill_chunk: usize,
-    /// Bytes of states that are kept in memory.
+    /// Bytes of states that are kept in memory: the device's, on a GPU.
     pub state_memory: usize,
-    /// Where states are kept besides.
+    /// Where states are kept besides; of a model on the CPU alone.
     pub state_store: Option<StateStore>,
     /// Bytes of states that the store may hold of this model, without those that have names; the oldest make room for new ones.
     pub state_store_bytes: u64,

@@ -171,7 +171,6 @@ impl Sequence {
             )));
         }
         let id = self.sampler.sample(logits)?;
-        let before = self.continuation.ids().len();
         let pushed = self.continuation.push(id)?;
         let now = Instant::now();
         if self.first_token.is_none() {
@@ -182,10 +181,11 @@ impl Sequence {
             metrics.between_tokens.observe((now - self.last_token).as_secs_f64());
         }
         self.last_token = now;
-        if pushed.finish == Some(Finish::EndOfSequence) {
-            return Ok(Some((Finish::EndOfSequence, pushed.text)));
+        if let Some(finish) = pushed.finish
+            && self.continuation.ends_at(id)
+        {
+            return Ok(Some((finish, pushed.text)));
         }
-        debug_assert_eq!(self.continuation.ids().len(), before + 1);
         metrics.generated_tokens.inc();
         self.next = id;
         let logprobs = self.logprobs.map(|most| TokenLogprobs::new(logits, id, most));

@@ -54,13 +54,16 @@ fn the_text_is_that_of_the_tokens_up_to_a_stop_text() {
     let tokenizer = &engine.model().tokenizer;
     assert_eq!(whole.text, tokenizer.decode(&whole.ids, true).unwrap());
     assert_eq!((whole.finish, whole.usage.generated_tokens), (Finish::Length, 60));
-    // A character from the middle of it, where it comes first.
-    let stop = whole.text.chars().nth(whole.text.chars().count() / 2).unwrap().to_string();
+    // A character that is a token, so that no event tells of it.
+    let letters: Vec<char> = whole.text.chars().filter(char::is_ascii_alphanumeric).collect();
+    let stop = letters[letters.len() / 2].to_string();
     let mut stopped = request(prompt(5, 40), 60);
     stopped.stop = vec![stop.clone()];
     let stopped = served(engine.submit(stopped).unwrap());
     assert_eq!(stopped.finish, Finish::StopString);
     assert_eq!(stopped.text, whole.text[..whole.text.find(&stop).unwrap()]);
+    let end = whole.ids.iter().position(|id| tokenizer.token_text(*id) == stop).unwrap();
+    assert_eq!(stopped.ids, whole.ids[..end]);
 }
 
 #[test]
