@@ -308,8 +308,8 @@ fn caches_go_from_device_to_device() {
     }
 }
 
-/// A conversation whose file is written on one device and opened on both goes on as on either device it would have: devices may
-/// differ where two tokens are about as likely.
+/// A conversation whose file is written on one device and opened on both goes on as on either device it would have. The two may
+/// differ: in a text that repeats, tokens have scores that are equal but for rounding, and each device may keep others.
 #[test]
 fn sessions_go_from_device_to_device() {
     let dir = tempfile::tempdir().unwrap();
