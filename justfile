@@ -13,6 +13,11 @@ ci:
 test *ARGS="--workspace":
     cargo test --release --locked {{ ARGS }}
 
+# The way of the README's first page with the student that ships, on terminals of 80 and 200 columns; half an hour and more
+[group('check')]
+first-hour *ARGS:
+    scripts/first_hour.sh {{ ARGS }}
+
 # Students in transformers (`pip install torch transformers peft pytest safetensors`); `--golden DIR`, `--still BINARY`
 [group('check')]
 test-transformers *ARGS:
@@ -116,6 +121,12 @@ peer-llama-cpp model *ARGS:
 [group('measure')]
 peer-transformers *CONTEXTS:
     python3 benches/hf_decode.py {{ CONTEXTS }}
+
+# Whether a penalty keeps greedy answers from repeating themselves, and what it costs in facts
+[group('measure')]
+repetition MODELS="demo" PENALTIES="1,1.1":
+    cargo build --release --locked
+    python3 benches/repetition.py "{{ MODELS }}" "{{ PENALTIES }}"
 
 # PyTorch's dense attention, and transformers' prefill and compiled decode steps, the peers of dense variants on a GPU
 [group('measure')]

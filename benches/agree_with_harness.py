@@ -2,7 +2,7 @@
 """`still eval` against EleutherAI's lm-evaluation-harness, item by item.
 
     pip install lm-eval                 # 0.4.13 was used; needs no PyTorch
-    still eval --model MODEL --tasks piqa,mmlu --data-dir DATA --limit 200 --samples S.jsonl --json R.json
+    still eval --model MODEL --tasks piqa,mmlu --data-dir DATA --limit 200 --samples S.jsonl --out R.json
     python3 benches/agree_with_harness.py --data DATA --samples S.jsonl --results R.json
 
 The harness builds its own prompts with its own task definitions; only where it fetches its data from is replaced by the local
@@ -241,7 +241,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=pathlib.Path, required=True, help="the directory of --data-dir")
     parser.add_argument("--samples", type=pathlib.Path, required=True, help="log of `still eval --samples`")
-    parser.add_argument("--results", type=pathlib.Path, help="results of `still eval --json`: means are compared too")
+    parser.add_argument("--results", type=pathlib.Path, help="results of `still eval --out`: means are compared too")
     parser.add_argument("--tokenizer", help="the model's tokenizer.json: numbers of tokens are compared too")
     parser.add_argument("--model", help="which model of the log, if it has several")
     parser.add_argument("--out", type=pathlib.Path, help="write the counts here (JSON)")

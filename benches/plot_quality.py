@@ -38,7 +38,7 @@ STUDENTS = [
 
 
 def models(path):
-    """Every model of a result of `still eval --json`, by name."""
+    """Every model of a result of `still eval --out`, by name."""
     results = json.loads(path.read_text())
     return {model["model"]: model["tasks"] for model in [results, *results["compare"]]}
 

@@ -11,6 +11,7 @@ use anyhow::Context;
 use still_model::Cancel;
 
 use crate::printer::Printer;
+use crate::progress;
 use crate::terminal;
 
 /// What a signal does.
@@ -39,6 +40,8 @@ const LAST_WORDS: Duration = Duration::from_millis(200);
 static FLAG: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 static ON_SIGNAL: AtomicU8 = AtomicU8::new(OnSignal::End as u8);
 static HINT: Mutex<Option<String>> = Mutex::new(None);
+/// What [`OnSignal::Save`] finishes first.
+static DOING: Mutex<&str> = Mutex::new("this step");
 
 /// From now on signals do what [`on_signal`] says; at first they end the process.
 ///
@@ -52,6 +55,12 @@ pub fn install(printer: &Printer) -> anyhow::Result<()> {
 /// What a signal does from now on.
 pub fn on_signal(what: OnSignal) {
     ON_SIGNAL.store(what as u8, Ordering::SeqCst);
+}
+
+/// From now on a signal has `doing` finished and saved.
+pub fn save_after(doing: &'static str) {
+    *DOING.lock().unwrap_or_else(PoisonError::into_inner) = doing;
+    on_signal(OnSignal::Save);
 }
 
 /// What to do after a signal has ended the process, as a hint.
@@ -88,8 +97,11 @@ fn handle(signal: i32, printer: &Printer) {
         }
     } else if is(OnSignal::Save) {
         FLAG.store(true, Ordering::SeqCst);
-        printer.leave_bar();
-        printer.step("Stopping", "after this step, which is then saved; once more to end at once");
+        let doing = *DOING.lock().unwrap_or_else(PoisonError::into_inner);
+        printer.step(
+            "Stopping",
+            format_args!("after {doing}, which is then saved; once more to end at once"),
+        );
     } else if is(OnSignal::Drain) {
         FLAG.store(true, Ordering::SeqCst);
         printer
@@ -111,7 +123,7 @@ fn end(signal: i32, printer: &Printer) -> ! {
         let hint = HINT.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let hint = hint.unwrap_or_else(|| "nothing was left half-done: start it again".into());
         terminal::restore();
-        printer.leave_bar();
+        progress::close();
         printer.error(&format!("interrupted by {}", name(signal)), Some(&hint));
         let _ = said.send(());
     });

@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use crate::args::Color;
 use crate::log;
+use crate::progress::beside;
 use crate::shown::{shown, shown_in_line, steers};
 
 /// Standard output could not be written.
@@ -53,6 +54,11 @@ impl Printer {
         printer
     }
 
+    /// Whether nothing but warnings and errors is said.
+    pub fn is_quiet(&self) -> bool {
+        self.quiet
+    }
+
     /// Whether bars may be drawn.
     pub fn shows_bars(&self) -> bool {
         !self.quiet && io::stderr().is_terminal()
@@ -62,7 +68,7 @@ impl Printer {
     pub fn step(&self, verb: &str, message: impl Display) {
         if !self.quiet {
             let verb = style(format!("{verb:>12}")).for_stderr().green().bold();
-            say(&format!("{verb} {}\n", shown_in_line(&message.to_string())));
+            say_above(&format!("{verb} {}\n", shown_in_line(&message.to_string())));
         }
     }
 
@@ -70,14 +76,14 @@ impl Printer {
     pub fn note(&self, message: impl Display) {
         if !self.quiet {
             let message = message.to_string();
-            say(&format!("{}\n", style(shown_in_line(&message)).for_stderr().dim()));
+            say_above(&format!("{}\n", style(shown_in_line(&message)).for_stderr().dim()));
         }
     }
 
     /// A table, as it is.
     pub fn table(&self, table: &str) {
         if !self.quiet {
-            say(&format!("{}\n", shown(table)));
+            say_above(&format!("{}\n", shown(table)));
         }
     }
 
@@ -91,19 +97,12 @@ impl Printer {
     /// Something that the user should know although the command goes on.
     pub fn warn(&self, message: impl Display) {
         let label = style("warning:").for_stderr().yellow().bold();
-        say(&format!("{label} {}\n", shown_in_line(&message.to_string())));
+        say_above(&format!("{label} {}\n", shown_in_line(&message.to_string())));
     }
 
     /// Why the command ends, and what to do about it.
     pub fn error(&self, message: &str, hint: Option<&str>) {
         error(message, hint);
-    }
-
-    /// Wipes the line that a bar may be drawn on: something else is to be written there.
-    pub fn leave_bar(&self) {
-        if self.shows_bars() {
-            say("\r\x1b[2K");
-        }
     }
 
     /// A result, on stdout, ended by a newline.
@@ -132,10 +131,15 @@ impl Printer {
     /// # Errors
     /// If stdout cannot be written.
     pub fn stream(&self, piece: &str) -> Written {
-        let mut stdout = io::stdout().lock();
-        let text = if stdout.is_terminal() { shown(piece) } else { piece.into() };
-        stdout.write_all(text.as_bytes())?;
-        Ok(stdout.flush()?)
+        let write = |text: &str| -> Written {
+            let mut stdout = io::stdout().lock();
+            stdout.write_all(text.as_bytes())?;
+            Ok(stdout.flush()?)
+        };
+        match io::stdout().is_terminal() {
+            true => beside(|| write(&shown(piece))),
+            false => write(piece),
+        }
     }
 
     /// A result as one indented JSON object, on stdout.
@@ -167,7 +171,12 @@ pub fn error(message: &str, hint: Option<&str>) {
         let label = style("hint:").for_stderr().cyan().bold();
         lines += &format!("{label} {}\n", shown_in_line(hint));
     }
-    say(&lines);
+    say_above(&lines);
+}
+
+/// [`say`], of whole lines: a bar that is drawn goes on below them.
+fn say_above(lines: &str) {
+    beside(|| say(lines));
 }
 
 /// Writes to stderr in one piece. A stderr that is closed or full is no reason to end a run of hours.

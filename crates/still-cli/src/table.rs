@@ -66,6 +66,11 @@ pub fn bytes(bytes: usize) -> String {
     if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
 }
 
+/// [`bytes`] of a file.
+pub fn file_bytes(length: u64) -> String {
+    bytes(usize::try_from(length).unwrap_or(usize::MAX))
+}
+
 /// A cache's bytes by what they hold: `linear states 2.9 MiB, kept rows 1.0 MiB`, the most first.
 pub fn parts(bytes: &StateBytes) -> String {
     let mut parts = bytes.parts();

@@ -3,6 +3,8 @@
 #![cfg(unix)]
 
 mod common;
+#[path = "signals/phases.rs"]
+mod phases;
 
 use std::fs;
 use std::io::Write;

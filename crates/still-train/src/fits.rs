@@ -65,13 +65,13 @@ fn refuse(stage: Stage, needed: usize, free: u64, what: &str) -> Result<()> {
     if needed as f64 * LEAST_SHARE <= free as f64 {
         return Ok(());
     }
-    let gigabytes = |bytes: f64| format!("{:.1} GB", bytes / 1e9);
+    let gibibytes = |bytes: f64| format!("{:.1} GiB", bytes / f64::from(1 << 30));
     Err(TrainError::Recipe {
         what: format!(
             "stage {} would take about {} beside the model, {} are free",
             stage.name(),
-            gigabytes(needed as f64),
-            gigabytes(free as f64)
+            gibibytes(needed as f64),
+            gibibytes(free as f64)
         ),
         hint: format!("lower {what}"),
     })

@@ -72,7 +72,7 @@ pub use evaluation::{Evaluation, TEACHER_FILE};
 pub use finetune::FinetuneStage;
 pub use loss::{Target, vocabulary_loss};
 pub use memory::free_bytes as free_memory_bytes;
-pub use metrics::{Observer, Silent, Stage, StepReport};
+pub use metrics::{Observer, OnItem, Silent, Stage, StepReport};
 pub use optimizer::{AdamW, AdamWConfig, Parameters};
 pub use plan::{Plan, StagePlan, plan};
 pub use recipe::{

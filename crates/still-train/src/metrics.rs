@@ -93,9 +93,44 @@ impl StepReport {
     }
 }
 
+const LAYERS: &str = "layers.json";
+
+/// `layers.json`: losses of the layers at the end of attention transfer, on the windows of its first step.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(crate) struct LayerLosses {
+    /// As [`StepReport::layers`].
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub layers: Vec<usize>,
+    /// As [`StepReport::layer_losses`].
+    pub layer_losses: Vec<f64>,
+}
+
+impl LayerLosses {
+    /// Removes those of an earlier run.
+    pub fn forget(run_dir: &Path) -> Result<()> {
+        let path = run_dir.join(LAYERS);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(TrainError::write(&path)(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub fn write(&self, run_dir: &Path) -> Result<()> {
+        let path = run_dir.join(LAYERS);
+        let json = serde_json::to_string(self)
+            .map_err(|error| TrainError::write(&path)(std::io::Error::other(error)))?;
+        write_file(&path, format!("{json}\n").as_bytes()).map_err(TrainError::write(&path))
+    }
+}
+
+/// Called at the end of each item of an evaluation, from several threads.
+pub type OnItem = Box<dyn Fn() + Send + Sync>;
+
 /// Told of a run's progress.
 pub trait Observer {
-    /// Calibration passed so many tokens more, of so many in a phase.
+    /// Calibration passed so many tokens more, of so many in a phase; none at the beginning of a phase.
     fn on_calibration(&mut self, phase: Phase, tokens: usize, of: usize) {
         let _ = (phase, tokens, of);
     }
@@ -108,6 +143,12 @@ pub trait Observer {
     /// A step is done.
     fn on_step(&mut self, report: &StepReport) {
         let _ = report;
+    }
+
+    /// The student is measured from now on, by so many items; [`Observer::on_evaluation`] ends it.
+    fn on_evaluation_begin(&mut self, stage: Stage, step: usize, items: usize) -> OnItem {
+        let _ = (stage, step, items);
+        Box::new(|| {})
     }
 
     /// The student was measured.

@@ -9,7 +9,7 @@ use still_model::{DecoderLayer, LoraLayer, Model, Student, StudentLayer};
 use crate::data::{Window, shares};
 use crate::error::{Result, TrainError};
 use crate::loss::{mean_squared_error, variance};
-use crate::metrics::{Stage, StepReport};
+use crate::metrics::{LayerLosses, Stage, StepReport};
 use crate::optimizer::AdamW;
 use crate::parameters::{detached, is_attention, trainable};
 use crate::recipe::{GuardRecipe, TransferLoss, TransferRecipe};
@@ -121,6 +121,15 @@ impl TransferStage {
         let layers = self.numbers();
         let report = StepReport { layers, layer_losses, linear_losses, ..report };
         Ok(TransferStep { report, teacher_hidden })
+    }
+
+    /// Losses of the layers on windows, as the student is now.
+    ///
+    /// # Errors
+    /// As [`TransferStage::step`].
+    pub(crate) fn layer_losses(&self, windows: &[Window]) -> Result<LayerLosses> {
+        let layer_losses = self.gradients(windows)?.layer_losses;
+        Ok(LayerLosses { layers: self.numbers(), layer_losses })
     }
 
     /// Which layers learn; empty if every layer does.

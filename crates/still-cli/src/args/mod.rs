@@ -6,6 +6,7 @@
 #[cfg(test)]
 mod documented;
 mod groups;
+mod headings;
 mod moved;
 mod names;
 mod ranges;
@@ -46,7 +47,7 @@ pub struct Cli {
 
 /// The command line as it is parsed, helped with and completed.
 pub fn command() -> clap::Command {
-    groups::grouped(take_negative_numbers(Cli::command()))
+    groups::grouped(headings::headed(take_negative_numbers(Cli::command())))
 }
 
 /// Makes `--batch -1` a value out of range instead of an unknown option `-1`.
@@ -145,6 +146,17 @@ pub enum Command {
     Man(ManArgs),
 }
 
+/// Every command without commands of its own, by the words that lead there.
+#[cfg(test)]
+fn leaves(command: &clap::Command, path: &str, found: &mut Vec<(String, clap::Command)>) {
+    if command.get_subcommands().next().is_none() {
+        found.push((path.to_owned(), command.clone()));
+    }
+    for subcommand in command.get_subcommands() {
+        leaves(subcommand, &format!("{path} {}", subcommand.get_name()), found);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -152,16 +164,6 @@ mod tests {
     #[test]
     fn the_declaration_is_sound() {
         command().debug_assert();
-    }
-
-    /// Every command without commands of its own, by the words that lead there.
-    fn leaves(command: &clap::Command, path: &str, found: &mut Vec<(String, clap::Command)>) {
-        if command.get_subcommands().next().is_none() {
-            found.push((path.to_owned(), command.clone()));
-        }
-        for subcommand in command.get_subcommands() {
-            leaves(subcommand, &format!("{path} {}", subcommand.get_name()), found);
-        }
     }
 
     fn examples(command: &clap::Command) -> Vec<String> {

@@ -12,6 +12,9 @@ const VALUED: [&str; 2] = ["--color", "--threads"];
 pub fn moved(words: &[String], declared: &Command) -> Option<(String, String)> {
     let at = next_word(words, 0)?;
     let command = declared.find_subcommand(&words[at])?;
+    if words[at] == "eval" {
+        return results_file(words);
+    }
     let first = &words[next_word(words, at + 1)?];
     let help = ["help", "--help", "-h"].contains(&first.as_str());
     if help || command.find_subcommand(first).is_some() {
@@ -32,6 +35,20 @@ pub fn moved(words: &[String], declared: &Command) -> Option<(String, String)> {
         format!("`still {}` is followed by one of {}", words[at], names.join(", ")),
         format!("type `{now}`"),
     ))
+}
+
+/// `still eval --json FILE` wrote the results that `--out FILE` writes.
+fn results_file(words: &[String]) -> Option<(String, String)> {
+    let mut now = words.to_vec();
+    let json = words.iter().enumerate().find(|(n, word)| {
+        let followed = words.get(n + 1).is_some_and(|next| !next.starts_with('-'));
+        is_set(word, "--json") || *word == "--json" && followed
+    });
+    let (n, word) = json?;
+    let file = word.strip_prefix("--json=").map(str::to_owned);
+    now.splice(n..=n, std::iter::once("--out".to_owned()).chain(file));
+    let now = shlex::try_join(["still"].into_iter().chain(now.iter().map(String::as_str))).ok()?;
+    Some(("--json takes no file: it prints the results".into(), format!("type `{now}`")))
 }
 
 /// The first word from `from` on that is neither an option of every command nor such an option's value.
@@ -134,6 +151,19 @@ mod tests {
             assert_eq!(hint, format!("type `{new}`"), "{old}");
             assert!(message.contains("is followed by one of"), "{message}");
         }
+    }
+
+    #[test]
+    fn results_are_written_by_out() {
+        for (old, new) in [
+            ("still eval -m x -t piqa --json r.json", "still eval -m x -t piqa --out r.json"),
+            ("still eval --json=r.json -m x", "still eval --out r.json -m x"),
+        ] {
+            let (message, hint) = told(old).unwrap();
+            assert!(message.contains("--json takes no file"), "{message}");
+            assert_eq!(hint, format!("type `{new}`"));
+        }
+        assert_eq!(told("still eval -m x --json --no-such"), None);
     }
 
     #[test]

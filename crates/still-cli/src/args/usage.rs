@@ -106,12 +106,26 @@ fn asked_command(words: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::lines;
-    use crate::args::Cli;
+    use crate::args::{Cli, command};
 
     fn told(arguments: &[&str]) -> (String, String) {
         let words: Vec<String> = arguments.iter().map(|&word| word.into()).collect();
         let line = std::iter::once("still").chain(arguments.iter().copied());
         lines(&Cli::read(line.map(Into::into)).unwrap_err(), &words)
+    }
+
+    #[test]
+    fn every_command_tells_what_it_does_not_know_in_two_lines() {
+        let mut commands = Vec::new();
+        crate::args::leaves(&command(), "still", &mut commands);
+        assert!(commands.len() > 18);
+        for (path, _) in commands {
+            let mut words: Vec<&str> = path.split(' ').skip(1).collect();
+            words.push("--no-such-option");
+            let (message, hint) = told(&words);
+            assert_eq!(message, "unexpected argument '--no-such-option' found", "{path}");
+            assert!(!hint.is_empty() && !hint.contains(['\n', '\u{1b}']), "{path}: {hint}");
+        }
     }
 
     #[test]

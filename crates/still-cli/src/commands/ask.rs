@@ -16,6 +16,7 @@ use super::{sessions, stream_to};
 use crate::errors::{Interrupted, user};
 use crate::interrupt::{self, OnSignal};
 use crate::printer::Printer;
+use crate::progress::Bar;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -27,9 +28,6 @@ Examples:
 #[derive(Clone, Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct AskArgs {
-    /// Who answers, and how.
-    #[command(flatten)]
-    generation: GenerationArgs,
     /// What to ask
     #[arg(value_name = "QUESTION")]
     question: String,
@@ -45,6 +43,9 @@ pub struct AskArgs {
     /// Print one JSON object at the end instead of streaming text
     #[arg(long)]
     json: bool,
+    /// Who answers, and how.
+    #[command(flatten)]
+    generation: GenerationArgs,
 }
 
 /// What is asked about what.
@@ -62,7 +63,7 @@ impl AskArgs {
     /// # Errors
     /// Options that contradict each other; a device that is not there.
     pub fn resolve(self) -> anyhow::Result<Settings> {
-        let generation = self.generation.resolve(Usual::Greedy)?;
+        let generation = self.generation.resolve(Usual::Answer)?;
         if self.question.trim().is_empty() {
             return Err(user("the question is empty", "ask something about the document"));
         }
@@ -111,7 +112,9 @@ pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
     };
     sessions::read_document(&mut session, text.unwrap_or_default(), name, printer)?;
     if let Some(path) = &settings.session {
+        let bar = Bar::new(printer, "Saving", &path.display().to_string(), 0, "");
         session.save(path)?;
+        drop(bar);
         printer
             .step("Saved", format_args!("{}: the next question needs no --file", path.display()));
     }

@@ -11,7 +11,8 @@ use crate::progress::Bar;
 /// The bar of the phase that goes on, if one does.
 pub struct CalibrationBars<'a> {
     printer: &'a Printer,
-    bar: Option<(Phase, Bar)>,
+    /// While the text is read, of no phase.
+    bar: Option<(Option<Phase>, Bar)>,
 }
 
 impl<'a> CalibrationBars<'a> {
@@ -20,12 +21,17 @@ impl<'a> CalibrationBars<'a> {
         Self { printer, bar: None }
     }
 
+    /// The text is read.
+    pub fn reading(&mut self) {
+        self.bar = Some((None, Bar::new(self.printer, "Calibrating", "reading the text", 0, "")));
+    }
+
     /// `tokens` more of `phase`'s `total` are passed.
     pub fn advance(&mut self, phase: Phase, tokens: usize, total: usize) {
-        if self.bar.as_ref().is_none_or(|(known, _)| *known != phase) {
+        if self.bar.as_ref().is_none_or(|(known, _)| *known != Some(phase)) {
             self.finish();
             let bar = Bar::new(self.printer, "Calibrating", name(phase), total, "tokens");
-            self.bar = Some((phase, bar));
+            self.bar = Some((Some(phase), bar));
         }
         if let Some((_, bar)) = &self.bar {
             bar.advance(tokens);
@@ -34,7 +40,7 @@ impl<'a> CalibrationBars<'a> {
 
     /// The last phase is over.
     pub fn finish(&mut self) {
-        if let Some((phase, bar)) = self.bar.take() {
+        if let Some((Some(phase), bar)) = self.bar.take() {
             bar.done(format_args!("{}: done", name(phase)));
         }
     }

@@ -15,6 +15,7 @@ use super::stream_to;
 use crate::errors::{Interrupted, user};
 use crate::interrupt::{self, OnSignal};
 use crate::printer::Printer;
+use crate::progress::Bar;
 use crate::table;
 
 const EXAMPLES: &str = "\
@@ -27,9 +28,6 @@ Examples:
 #[derive(Clone, Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct GenerateArgs {
-    /// Who continues, and how.
-    #[command(flatten)]
-    generation: GenerationArgs,
     /// Text to continue; standard input without this and --prompt-file
     #[arg(long, short, value_name = "TEXT", conflicts_with = "prompt_file")]
     prompt: Option<String>,
@@ -39,6 +37,9 @@ pub struct GenerateArgs {
     /// Print one JSON object at the end instead of streaming text
     #[arg(long)]
     json: bool,
+    /// Who continues, and how.
+    #[command(flatten)]
+    generation: GenerationArgs,
 }
 
 /// What is generated.
@@ -77,7 +78,9 @@ impl GenerateArgs {
 pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
     let prompt = settings.prompt.read(printer)?;
     let model = settings.generation.load(printer)?;
+    let bar = Bar::new(printer, "Reading", "the prompt", 0, "");
     let ids = model.tokenizer.encode(&prompt, true)?;
+    drop(bar);
     if ids.is_empty() {
         return Err(user("the prompt has no tokens", "give some text to continue"));
     }

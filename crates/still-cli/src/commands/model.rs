@@ -1,5 +1,7 @@
 //! The model that a command works on, and where it computes.
 
+use std::path::PathBuf;
+
 use candle_core::{DType, Device};
 use clap::Args;
 use still_model::{Model, WeightFormat};
@@ -7,6 +9,7 @@ use still_model::{Model, WeightFormat};
 use crate::args::one_of;
 use crate::errors::user;
 use crate::printer::Printer;
+use crate::progress::Bar;
 use crate::table;
 
 /// The model to use.
@@ -92,10 +95,11 @@ impl Place {
 /// Loads a model onto its device and says which one.
 pub fn load(model: &str, place: &Place, printer: &Printer) -> anyhow::Result<Model> {
     if still_model::is_built_in(model) {
-        still_model::fetch::demo_model(&mut |line| printer.step("Fetching", line))?;
+        fetch_demo(printer)?;
     }
-    printer.step("Loading", model);
+    let bar = Bar::uncounted(printer, "Loading", model);
     let model = Model::load_in(model, &place.device, place.dtype, place.weights)?;
+    drop(bar);
     let config = &model.decoder.config;
     printer.step(
         "Loaded",
@@ -110,6 +114,15 @@ pub fn load(model: &str, place: &Place, printer: &Printer) -> anyhow::Result<Mod
     );
     report_weights(&model, printer);
     Ok(model)
+}
+
+/// Fetches the demo's model, if it is not here yet.
+///
+/// # Errors
+/// As [`still_model::fetch::demo_model`].
+pub fn fetch_demo(printer: &Printer) -> anyhow::Result<PathBuf> {
+    let _bar = Bar::new(printer, "Fetching", "the demo's model", 0, "");
+    Ok(still_model::fetch::demo_model(&mut |line| printer.step("Fetching", line))?)
 }
 
 /// Says how matrices are kept and what they take.

@@ -28,7 +28,7 @@ pub fn run(args: &ModelsArgs, printer: &Printer) -> anyhow::Result<()> {
         return printer.json(&json!({ "cached": found }));
     }
     if found.is_empty() {
-        printer.note("nothing was fetched yet: `still demo` fetches a model of 98 MB");
+        printer.note("nothing was fetched yet: `still demo` fetches a model of 94 MiB");
     }
     printer.result(render(&found))?;
     if found.iter().any(|cached| cached.kind == CachedKind::Tokens) {
@@ -38,14 +38,15 @@ pub fn run(args: &ModelsArgs, printer: &Printer) -> anyhow::Result<()> {
 }
 
 fn render(found: &[Cached]) -> String {
-    let size = |bytes: u64| table::bytes(usize::try_from(bytes).unwrap_or(usize::MAX));
     let mut rows: Vec<Vec<String>> = found
         .iter()
-        .map(|cached| vec![kind(cached.kind).into(), size(cached.bytes), cached.name.clone()])
+        .map(|cached| {
+            vec![kind(cached.kind).into(), table::file_bytes(cached.bytes), cached.name.clone()]
+        })
         .collect();
     rows.push(vec![
         "all".into(),
-        size(found.iter().map(|cached| cached.bytes).sum()),
+        table::file_bytes(found.iter().map(|cached| cached.bytes).sum()),
         String::new(),
     ]);
     table::render(&["kept", "size", "use it as"], &rows)

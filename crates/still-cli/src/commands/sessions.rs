@@ -1,6 +1,7 @@
 //! Sessions that `still ask` and `still chat` keep in files.
 
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use still_model::{ChatSession, Model};
 
@@ -10,6 +11,7 @@ use crate::errors::user;
 use crate::interrupt;
 use crate::outputs::{Existing, Ours, Outputs};
 use crate::printer::Printer;
+use crate::progress::Bar;
 use crate::table;
 
 /// Finds out, before a model is loaded, whether a session can be kept in a file: in place of none, or of another session.
@@ -33,7 +35,9 @@ pub fn open(
     system: Option<&str>,
     printer: &Printer,
 ) -> anyhow::Result<ChatSession> {
+    let bar = Bar::new(printer, "Opening", &path.display().to_string(), 0, "");
     let session = ChatSession::open(model, path)?;
+    drop(bar);
     if let Some(asked) = generation.rows.asked.filter(|&asked| asked != session.rows()) {
         return Err(user(
             format!(
@@ -70,9 +74,13 @@ pub fn read_document(
     name: String,
     printer: &Printer,
 ) -> anyhow::Result<()> {
+    // Until it is known how many tokens there are.
+    let encoding = Mutex::new(Some(Bar::new(printer, "Reading", &name, 0, "")));
     let bar = ReadingBar::of_document(printer, name);
-    let reread =
-        session.read_document(text, &interrupt::flag(), |new, total| bar.advance(new, total))?;
+    let reread = session.read_document(text, &interrupt::flag(), |new, total| {
+        drop(encoding.lock().unwrap_or_else(PoisonError::into_inner).take());
+        bar.advance(new, total);
+    })?;
     bar.done();
     if reread {
         printer.warn("the conversation before the document was read again");

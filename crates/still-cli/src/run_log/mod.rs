@@ -26,6 +26,8 @@ pub struct RunLog {
     pub stages: Vec<StageLog>,
     /// In the order they were done; none if the run does not evaluate.
     pub evaluations: Vec<Evaluation>,
+    /// Losses of layers at the end of attention transfer, on the windows of its first step, once the run is there.
+    pub layers_at_end: Option<Vec<f64>>,
     /// The resolved recipe: as it is written, and read.
     pub recipe: Option<(String, toml::Table)>,
     /// The student compared with its teacher, once the run is over.
@@ -46,7 +48,7 @@ impl RunLog {
             return Err(user(
                 format!("{} is a file, not the directory of a run", dir.display()),
                 format!(
-                    "draw results of `still eval --json` with `still report eval {}`",
+                    "draw results of `still eval --out` with `still report eval {}`",
                     dir.display()
                 ),
             ));
@@ -77,6 +79,7 @@ impl RunLog {
             dir: dir.to_path_buf(),
             stages: StageLog::split(steps),
             evaluations: lines::read(&dir.join(evaluations::FILE))?.unwrap_or_default(),
+            layers_at_end: layers_at_end(dir),
             recipe: recipe(&dir.join("recipe.toml"))?,
             verdict: Verdict::read(dir)?,
             teacher: TeacherEvaluation::read(dir)?,
@@ -93,7 +96,7 @@ impl RunLog {
     pub fn layers(&self) -> Vec<LayerLoss> {
         self.stages
             .iter()
-            .map(StageLog::layers)
+            .map(|stage| stage.layers(self.layers_at_end.as_deref()))
             .find(|layers| !layers.is_empty())
             .unwrap_or_default()
     }
@@ -102,6 +105,16 @@ impl RunLog {
     pub fn best(&self) -> Option<&Evaluation> {
         self.evaluations.iter().rfind(|evaluation| evaluation.best)
     }
+}
+
+/// `layers.json`. Older runs have none, and what is damaged is as good as none: the steps have losses of layers too.
+fn layers_at_end(dir: &Path) -> Option<Vec<f64>> {
+    #[derive(serde::Deserialize)]
+    struct Layers {
+        layer_losses: Vec<f64>,
+    }
+    let text = still_model::files::read_to_string(&dir.join("layers.json")).ok()?;
+    Some(serde_json::from_str::<Layers>(&text).ok()?.layer_losses)
 }
 
 fn recipe(path: &Path) -> anyhow::Result<Option<(String, toml::Table)>> {

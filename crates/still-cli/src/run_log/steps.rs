@@ -54,7 +54,7 @@ pub struct LayerLoss {
     pub layer: usize,
     /// Mean squared error at the first step.
     pub first_loss: f64,
-    /// At the last step.
+    /// At the end, on the same windows; of a run that has not come there at the last step, on its own.
     pub last_loss: f64,
     /// Last by first: below 1 is better.
     pub ratio: f64,
@@ -98,12 +98,18 @@ impl StageLog {
         self.steps.iter().filter(|step| step.skipped)
     }
 
-    /// First and last loss of every layer; empty where layers have no losses of their own.
-    pub fn layers(&self) -> Vec<LayerLoss> {
+    /// First and last loss of every layer; empty where layers have no losses of their own. `end`: those at the stage's end, on the
+    /// windows of the first step.
+    pub fn layers(&self, end: Option<&[f64]>) -> Vec<LayerLoss> {
         let mut of_layers = self.taken().filter(|step| !step.layer_losses.is_empty());
         let Some(first) = of_layers.next() else { return Vec::new() };
-        let last = of_layers.next_back().unwrap_or(first);
-        let pairs = first.layer_losses.iter().zip(&last.layer_losses).enumerate();
+        // A first step that was a spike is not the one whose windows were read again.
+        let end = end.filter(|end| first.step == 1 && end.len() == first.layer_losses.len());
+        let last = match end {
+            Some(end) => end,
+            None => &of_layers.next_back().unwrap_or(first).layer_losses,
+        };
+        let pairs = first.layer_losses.iter().zip(last).enumerate();
         pairs
             .map(|(n, (&first_loss, &last_loss))| LayerLoss {
                 layer: first.layers.get(n).copied().unwrap_or(n),
@@ -134,15 +140,17 @@ mod tests {
         assert_eq!(stages.len(), 2);
         assert_eq!((stages[0].done(), stages[0].tokens(), stages[0].seconds()), (3, 24, None));
         assert_eq!(stages[0].skipped().count(), 1);
-        let ratios: Vec<_> = stages[0].layers().iter().map(|l| (l.layer, l.ratio)).collect();
+        let ratios: Vec<_> = stages[0].layers(None).iter().map(|l| (l.layer, l.ratio)).collect();
         assert_eq!(ratios, [(0, 0.5), (1, 0.25)]);
-        assert!(stages[1].layers().is_empty());
+        let same = stages[0].layers(Some(&[1.5, 4.0]));
+        assert_eq!(same.iter().map(|layer| layer.ratio).collect::<Vec<_>>(), [0.75, 0.5]);
+        assert!(stages[1].layers(None).is_empty());
     }
 
     #[test]
     fn layers_that_learn_have_their_own_numbers() {
         let line = r#"{"stage":"transfer","step":1,"loss":4,"grad_norm":1,"lr":0.1,"tokens":8,"layers":[5,11],"layer_losses":[2,8]}"#;
-        let layers = stages(&[line])[0].layers();
+        let layers = stages(&[line])[0].layers(None);
         assert_eq!(layers.iter().map(|layer| layer.layer).collect::<Vec<_>>(), [5, 11]);
     }
 }

@@ -12,6 +12,7 @@ use super::samples::greedy;
 use super::words::{Quality, advice};
 use super::yardstick::{Size, heldout, measure, trial, usual_rows, yardstick};
 use crate::printer::Printer;
+use crate::progress::Bar;
 
 /// Seconds that a verdict may take on the machine that trained.
 const SECONDS: f64 = 45.0;
@@ -51,7 +52,9 @@ pub fn judge(judged: &Judged<'_>, printer: &Printer) -> anyhow::Result<Verdict> 
     let untrained = student.with_student(untrained.to_device(student.device())?);
 
     let seconds = if tokens(recipe) < QUICK { QUICK_SECONDS } else { SECONDS };
+    let bar = Bar::new(printer, "Comparing", "how fast the teacher reads", 0, "");
     let size = Size::fitting(seconds, trial(&teacher)?, config.max_position_embeddings);
+    drop(bar);
     let tokens = crate::table::count(size.length);
     printer.step(
         "Comparing",
@@ -67,7 +70,9 @@ pub fn judge(judged: &Judged<'_>, printer: &Printer) -> anyhow::Result<Verdict> 
         let measured = measured(name, model)?;
         rows.push(Row::of(name, &measured, Some(&of_teacher), &recall, recipe.seed)?);
     }
+    let bar = Bar::new(printer, "Comparing", "a short answer of both", 0, "");
     let samples = vec![greedy(TEACHER, &teacher)?, greedy("trained", student)?];
+    drop(bar);
 
     let (first, last) = (&rows[0], &rows[2]);
     let steps = (recipe.transfer.steps, recipe.finetune.steps);

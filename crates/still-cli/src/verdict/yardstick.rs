@@ -171,7 +171,14 @@ pub fn measure(
     let reading = ReadingBar::of_document(printer, name.to_owned());
     let document = reading.clone();
     let bar = std::cell::OnceCell::new();
-    let make = || Bar::new(printer, "Evaluating", name, yardstick.items(), "items");
+    let make = || {
+        let bar = Bar::new(printer, "Evaluating", name, yardstick.items(), "items");
+        if !yardstick.contexts.is_empty() {
+            // What follows the last item.
+            bar.message("then its speed");
+        }
+        bar
+    };
     // Two bars at a time would share a line.
     if yardstick.document.is_none() {
         let _ = bar.set(make());

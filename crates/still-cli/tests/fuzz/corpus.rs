@@ -231,7 +231,7 @@ fn results(at: &dyn Fn(&str) -> PathBuf) {
     Outcome::of(
         still()
             .current_dir(at("eval"))
-            .args(["eval", "-q", "--model", "model", "--tasks", "piqa", "--json", "results.json"])
+            .args(["eval", "-q", "--model", "model", "--tasks", "piqa", "--out", "results.json"])
             .args(["--samples", "samples.jsonl"]),
     )
     .succeeded();

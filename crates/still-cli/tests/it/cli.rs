@@ -1,6 +1,6 @@
 //! The command line's surface: help, version, usage errors, doctor.
 
-use crate::common::{Outcome, still};
+use crate::common::{Outcome, still, teacher_dir};
 
 const COMMANDS: [&str; 16] = [
     "demo",
@@ -283,4 +283,34 @@ fn a_closed_pipe_is_no_failure() {
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success(), "{output:?}");
     assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// `RUST_BACKTRACE`, which a developer may have set, is for panics.
+#[test]
+fn no_error_has_a_backtrace() {
+    let dir = tempfile::tempdir().unwrap();
+    let damaged = dir.path().join("damaged");
+    std::fs::create_dir(&damaged).unwrap();
+    for entry in teacher_dir().read_dir().unwrap().map(Result::unwrap) {
+        std::fs::copy(entry.path(), damaged.join(entry.file_name())).unwrap();
+    }
+    std::fs::write(damaged.join("model.safetensors"), b"no tensors").unwrap();
+    let damaged = damaged.to_str().unwrap();
+    for (arguments, words) in [
+        (vec!["generate", "--prompt", "x", "--model", damaged], "model.safetensors"),
+        (vec!["generate", "--prompt", "x", "--model", "/no/such"], "no model at"),
+        (vec!["generate", "--prompt", "x", "--model", "x", "--device", "tpu"], "tpu"),
+        (vec!["recipes", "show", "no-such"], "no-such"),
+        (vec!["eval", "--tasks", "no-such", "--model", damaged], "no-such"),
+        (vec!["doctor", "--no-such-option"], "--no-such-option"),
+    ] {
+        for value in ["1", "full"] {
+            let outcome = Outcome::of(still().env("RUST_BACKTRACE", value).args(&arguments));
+            outcome.failed_with(words);
+            let lines = outcome.stderr.lines();
+            let of_errors = lines.filter(|line| !line.starts_with(' ')).count();
+            assert_eq!(of_errors, 2, "{}", outcome.stderr);
+            assert!(!outcome.stderr.contains("0: "), "{}", outcome.stderr);
+        }
+    }
 }

@@ -43,7 +43,7 @@ fn every_task_has_its_row_and_its_numbers() {
     let tasks = "piqa,arc_easy,arc_challenge,hellaswag,winogrande,mmlu,lambada_openai";
     let outcome = eval(
         teacher_dir(),
-        &["--tasks", tasks, "--shots", "2", "--json", &results_arg, "--seed", "7"],
+        &["--tasks", tasks, "--shots", "2", "--out", &results_arg, "--seed", "7"],
     );
     outcome.succeeded();
     let results = json(&results);
@@ -95,7 +95,7 @@ fn an_interrupted_run_goes_on() {
         command.args(["eval", "--tasks", "perplexity", "--lengths", "512", "--batch-size", "1"]);
         command.arg("--model").arg(teacher_dir()).arg("--text").arg(&text);
         command.arg("--samples").arg(dir.path().join(format!("{name}.jsonl")));
-        command.arg("--json").arg(dir.path().join(format!("{name}.json")));
+        command.arg("--out").arg(dir.path().join(format!("{name}.json")));
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     };
@@ -137,8 +137,7 @@ fn samples_resume_and_batches_give_the_same_results() {
     let run = |name: &str, more: &[&str]| {
         let (results, results_arg) = path(&dir, &format!("{name}.json"));
         let (samples, samples_arg) = path(&dir, &format!("{name}.jsonl"));
-        let common =
-            ["--tasks", "piqa,arc_easy", "--json", &results_arg, "--samples", &samples_arg];
+        let common = ["--tasks", "piqa,arc_easy", "--out", &results_arg, "--samples", &samples_arg];
         let outcome = eval(student_dir(), &[&common, more].concat());
         (outcome, results, samples)
     };
@@ -175,7 +174,7 @@ fn others_are_compared_item_by_item() {
     let other = teacher_dir().to_str().unwrap();
     let tasks = ["--tasks", "piqa,perplexity", "--text", &text_arg, "--lengths", "100,300"];
     let outcome =
-        eval(student_dir(), &[&tasks[..], &["--compare", other, "--json", &results_arg]].concat());
+        eval(student_dir(), &[&tasks[..], &["--compare", other, "--out", &results_arg]].concat());
     outcome.succeeded();
     let results = json(&results);
     let compared = &results["compare"][0];

@@ -35,7 +35,7 @@ fn long_tasks_are_asked_at_every_length() {
                 "2",
                 "--text",
                 essay.to_str().unwrap(),
-                "--json",
+                "--out",
                 results.to_str().unwrap(),
             ],
         )
@@ -79,7 +79,7 @@ fn parts_are_changed_in_every_combination() {
     fs::write(&text, "The sea was calm, and nobody on the shore looked at it. ".repeat(12))
         .unwrap();
     let (text, out) = (text.to_str().unwrap(), results.to_str().unwrap());
-    let tasks = ["--tasks", "perplexity", "--lengths", "200", "--text", text, "--json", out];
+    let tasks = ["--tasks", "perplexity", "--lengths", "200", "--text", text, "--out", out];
     let crossed = ["--ablate", "branches+router"];
     let outcome = eval(student_dir(), dir.path(), &[tasks.as_slice(), &crossed].concat());
     outcome.succeeded();
@@ -116,7 +116,7 @@ fn a_student_is_taken_apart() {
     let ask = |model: &Path, more: &[&str]| {
         eval(model, dir.path(), &[&tasks, apart.as_slice(), more].concat())
     };
-    let outcome = ask(student_dir(), &["--json", out]);
+    let outcome = ask(student_dir(), &["--out", out]);
     outcome.succeeded();
     for words in ["[branches: window]", "[branches: linear]", "[linear_norm: sum]", "% of mass"] {
         assert!(outcome.stdout.contains(words), "no {words:?} in: {}", outcome.stdout);

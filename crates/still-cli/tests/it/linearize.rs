@@ -399,7 +399,7 @@ fn a_student_keeps_its_rows_as_its_recipe_says() {
     assert!(bytes < wide, "{bytes} and {wide}");
 
     let results = dir.path().join("r.json");
-    let tasks = ["eval", "--data-dir", ITEMS, "--tasks", "piqa", "--json"];
+    let tasks = ["eval", "--data-dir", ITEMS, "--tasks", "piqa", "--out"];
     let base = ["--compare", teacher_dir().to_str().unwrap()];
     run(&[tasks.as_slice(), &[results.to_str().unwrap()], &base].concat());
     let results: serde_json::Value =

@@ -135,11 +135,11 @@ fn every_command_checks_its_files_first() {
         outcome.failed_with(words);
         assert!(!outcome.stderr.contains("Load"), "{}", outcome.stderr);
     };
-    refused(&[&eval, &["--json", foreign]], "exists and is not a result of `still eval`");
-    refused(&[&eval, &["--json", "no/such.json"]], "nothing can be written in no");
+    refused(&[&eval, &["--out", foreign]], "exists and is not a result of `still eval`");
+    refused(&[&eval, &["--out", "no/such.json"]], "nothing can be written in no");
     refused(&[&eval, &["--samples", "no/such.jsonl"]], "nothing can be written in no");
-    refused(&[&eval, &["--json", "a", "--samples", "./a"]], "name one file");
-    refused(&[&eval, &["--json", "a/"]], "the name of a directory");
+    refused(&[&eval, &["--out", "a", "--samples", "./a"]], "name one file");
+    refused(&[&eval, &["--out", "a/"]], "the name of a directory");
     refused(&[&calibrate, &["--out", foreign]], "exists and is not budgets");
     refused(&[&calibrate, &["--html", foreign]], "exists and is not a page");
     refused(&[&calibrate, &["--out", "a", "--html", "a"]], "name one file");
@@ -157,7 +157,7 @@ fn every_command_checks_its_files_first() {
     // What they wrote themselves they replace.
     for _ in 0..2 {
         for command in [
-            [&eval[..], &["--json", "results.json"]].concat(),
+            [&eval[..], &["--out", "results.json"]].concat(),
             [&inspect[..], &["page.html"]].concat(),
             vec!["report", "run", "student.run"],
             vec!["report", "eval", "results.json", "--markdown", "results.md"],

@@ -201,10 +201,10 @@ fn the_tables_are_the_result() {
     --------------------------------------------------------------------------------------------------------------------------------------------------
     student [router: random]  55.00 [49.0, 61.0]  45.00 [39.0, 51.0]         20.500 [20.44, 20.56]         18.500 [18.44, 18.56]    85.00 [79.0, 91.0]
 
-    model    tokens  prefill tok/s  decode tok/s    cache    fixed  per token  threads
-    ----------------------------------------------------------------------------------
-    student    1024           1000         100.5  3.0 MiB  2.0 MiB      683 B        2
-    student    4096           1000         100.5  5.0 MiB  2.0 MiB      683 B        2
+    model    tokens  prefill tokens/s  decode tokens/s    cache    fixed  per token  threads
+    ----------------------------------------------------------------------------------------
+    student    1024              1000            100.5  3.0 MiB  2.0 MiB      683 B        2
+    student    4096              1000            100.5  5.0 MiB  2.0 MiB      683 B        2
     ");
     insta::assert_snapshot!(fs::read_to_string(markdown).unwrap(), @r#"
     ## Results
@@ -232,7 +232,7 @@ fn the_tables_are_the_result() {
 
     ## Efficiency
 
-    | model | tokens | prefill tok/s | decode tok/s | cache | fixed | per token | threads |
+    | model | tokens | prefill tokens/s | decode tokens/s | cache | fixed | per token | threads |
     |---|---:|---:|---:|---:|---:|---:|---:|
     | student | 1024 | 1000 | 100.5 | 3.0 MiB | 2.0 MiB | 683 B | 2 |
     | student | 4096 | 1000 | 100.5 | 5.0 MiB | 2.0 MiB | 683 B | 2 |
@@ -438,8 +438,8 @@ fn what_is_no_result_is_refused() {
     report(&[&missing], &[]).failed_with("missing");
     report(&[&good, &missing], &[]).failed_with("missing");
     report(&[&good, dir.path()], &[])
-        .failed_with("is a directory, not a file that `still eval --json` wrote");
-    report(&[&file("t.txt", "text")], &[]).failed_with("t.txt is no result of `still eval --json`");
+        .failed_with("is a directory, not a file that `still eval --out` wrote");
+    report(&[&file("t.txt", "text")], &[]).failed_with("t.txt is no result of `still eval --out`");
     report(&[&file("o.json", "{\"a\": 1}")], &[]).failed_with("missing field `model`");
     // A log of samples.
     let lines = "{\"model\":\"m\",\"task\":\"piqa\"}\n{\"model\":\"m\",\"task\":\"piqa\"}\n";
@@ -470,11 +470,11 @@ fn real_results_are_drawn() {
             .arg(teacher_dir())
             .arg("--text")
             .arg(&text)
-            .arg("--json")
+            .arg("--out")
             .arg(&results),
     );
     outcome.succeeded();
-    assert!(outcome.stdout.contains("decode tok/s"), "{}", outcome.stdout);
+    assert!(outcome.stdout.contains("decode tokens/s"), "{}", outcome.stdout);
     let found: Value = serde_json::from_str(&fs::read_to_string(&results).unwrap()).unwrap();
     // Keys and values of 2 layers, 2 heads and 8 channels, 4 bytes each.
     let teacher = found["compare"].as_array().unwrap().last().unwrap();

@@ -223,7 +223,7 @@ fn eval(dir: &Path, arguments: &[&str]) -> (Value, Value) {
     let results = dir.join("r.json");
     let teacher = sliding_teacher_dir().to_str().unwrap();
     let data = concat!(env!("CARGO_MANIFEST_DIR"), "/../still-eval/tests/data");
-    let files = ["--data-dir", data, "--compare", teacher, "--json", results.to_str().unwrap()];
+    let files = ["--data-dir", data, "--compare", teacher, "--out", results.to_str().unwrap()];
     run(sliding_student_dir(), &[&["eval"], arguments, &files].concat()).succeeded();
     let results: Value = serde_json::from_str(&fs::read_to_string(&results).unwrap()).unwrap();
     let others = results["compare"].as_array().unwrap();

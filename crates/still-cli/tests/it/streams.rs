@@ -126,7 +126,7 @@ fn a_closed_stdout_costs_no_results() {
     let json = dir.path().join("results.json");
     let mut eval = command();
     eval.args(["eval", "--tasks", "repeated_text", "--lengths", "64", "--limit", "1", "--model"]);
-    eval.arg(student_dir()).arg("--json").arg(&json);
+    eval.arg(student_dir()).arg("--out").arg(&json);
     assert_eq!(code(eval.stdout(closed()).stderr(Stdio::null())), 0);
     assert!(json.is_file());
 }
@@ -250,7 +250,7 @@ fn pipes_and_devices_are_refused() {
     eval(&["--tasks", "perplexity", "--text", data.to_str().unwrap()]).failed_with("pipe.txt");
     pipe("piqa.jsonl");
     eval(&["--tasks", "piqa", "--data-dir", dir.path().to_str().unwrap()]).failed_with("piqa");
-    eval(&["--tasks", "repeated_text", "--json", "/dev/null"]).failed_with("it is a device");
+    eval(&["--tasks", "repeated_text", "--out", "/dev/null"]).failed_with("it is a device");
 }
 
 const DEADLINE: std::time::Duration = std::time::Duration::from_secs(60);

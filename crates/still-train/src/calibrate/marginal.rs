@@ -12,12 +12,13 @@ use still_compute::pull_back;
 use still_compute::tensor::borrow;
 use still_model::{DecoderLayer, Model, Rotation, Student, StudentLayer};
 
+use super::share;
 use crate::error::{Result, TrainError};
 use crate::loss::{Target, vocabulary_loss};
 
 /// Estimated loss in nats a token, `[layer with full attention][selection head][candidate]`; 0 for a whole head.
 ///
-/// `progress` is told the tokens of each window when it is done.
+/// `progress` is told the tokens passed: a layer of the backward pass has its share of its window's.
 ///
 /// # Errors
 /// An error of the model; a loss that is not a number.
@@ -39,6 +40,7 @@ pub(super) fn losses(
     let mut predictions = 0;
     for window in windows {
         if window.len() < 2 {
+            progress(window.len());
             continue;
         }
         let rotation = decoder.rotation(0, window.len())?;
@@ -70,8 +72,10 @@ pub(super) fn losses(
         let Some(mut upstream) =
             pull_back(&normed, &gradient.unsqueeze(0)?)?.backward()?.remove(&last)
         else {
+            progress(window.len());
             continue;
         };
+        let (layers, mut told) = (decoder.layers.len(), 0);
         let mut of_layers = student.layers.iter().zip(&mut losses).rev().peekable();
         for ((n, layer), input) in decoder.layers.iter().enumerate().zip(inputs).rev() {
             let own = of_layers.next_if(|(student, _)| student.config.layer == n);
@@ -90,8 +94,11 @@ pub(super) fn losses(
                 (Some(a), None) | (None, Some(a)) => a,
                 (None, None) => break,
             };
+            let passed = share(window.len(), layers - 1 - n, layers);
+            progress(passed);
+            told += passed;
         }
-        progress(window.len());
+        progress(window.len() - told);
     }
     let scale = 0.5 / predictions.max(1) as f64;
     for loss in losses.iter_mut().flatten().flatten() {

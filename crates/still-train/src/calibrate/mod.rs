@@ -193,10 +193,12 @@ pub fn calibrate(
             .to_device(model.device())?;
 
     let copied = 2 * options.copies * options.copy_length;
+    progress(Phase::Retrieval, 0, copied);
     let retrieval = retrieval::scores(&teacher, &config, options, &|tokens| {
         progress(Phase::Retrieval, tokens, copied);
     })?;
     let text = windows.iter().map(|window| window.len()).sum();
+    progress(Phase::Text, 0, text);
     let losses = marginal::losses(&teacher, &student, &candidates, windows, &|tokens| {
         progress(Phase::Text, tokens, text);
     })?;
@@ -307,6 +309,11 @@ fn candidates(chunk: usize) -> Vec<usize> {
     all.sort_unstable();
     all.dedup();
     all
+}
+
+/// Tokens of `tokens` that are told of at the end of layer `n`: each layer has as many, and all together have all.
+fn share(tokens: usize, n: usize, layers: usize) -> usize {
+    tokens * (n + 1) / layers - tokens * n / layers
 }
 
 fn fail(what: String, hint: &str) -> TrainError {

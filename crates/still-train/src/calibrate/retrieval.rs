@@ -10,7 +10,7 @@ use still_compute::tensor::borrow;
 use still_compute::vector::{exp_sub_sum, max, vectorize};
 use still_model::Model;
 
-use super::CalibrateOptions;
+use super::{CalibrateOptions, share};
 use crate::error::{Result, TrainError};
 
 /// Query tokens whose logits exist at a time.
@@ -40,17 +40,17 @@ pub(super) fn scores(
         let ids = [teacher.tokenizer.encode("", true)?.as_slice(), &copy, &copy].concat();
         let rotation = decoder.rotation(0, ids.len())?;
         decoder.visit_layers(decoder.embed(&ids)?, &rotation, None, |n, layer, inputs| {
-            if layer.sliding_window.is_some() {
-                return Ok(layer.softmax_attention(inputs)?);
+            if layer.sliding_window.is_none() {
+                let (q, k) = (&inputs.q, &inputs.k);
+                let found = matching_attention(q, k, layer.logit_scale, options.copy_length)?;
+                for (score, found) in scores[n].iter_mut().zip(found) {
+                    *score += found / options.copies as f64;
+                }
             }
-            let found =
-                matching_attention(&inputs.q, &inputs.k, layer.logit_scale, options.copy_length)?;
-            for (score, found) in scores[n].iter_mut().zip(found) {
-                *score += found / options.copies as f64;
-            }
-            Ok::<_, TrainError>(layer.softmax_attention(inputs)?)
+            let attention = layer.softmax_attention(inputs)?;
+            progress(share(2 * options.copy_length, n, decoder.layers.len()));
+            Ok::<_, TrainError>(attention)
         })?;
-        progress(ids.len());
     }
     // What stays as it is has no budget to find.
     let scores = teacher.config().full_layers().map(|layer| &scores[layer]);

@@ -12,6 +12,11 @@ use crate::data::Windows;
 use crate::error::{Result, TrainError};
 use crate::recipe::Recipe;
 
+use super::differences::differences;
+
+/// The resolved recipe of a run, in its directory.
+pub(super) const RECIPE: &str = "recipe.toml";
+
 /// SHA-256 over everything that decides a run.
 pub(super) fn fingerprint(model: &Model, recipe: &Recipe, windows: &Windows) -> Result<String> {
     let mut hasher = Sha256::new();
@@ -38,6 +43,7 @@ pub(super) fn open(
     checkpoints: &Checkpoints,
     run_dir: &Path,
     fingerprint: &str,
+    recipe: &Recipe,
     resume: bool,
 ) -> Result<Option<Saved>> {
     let fail = |what: &str, hint: &str| {
@@ -55,10 +61,13 @@ pub(super) fn open(
     }
     match checkpoints.latest()? {
         None => fail("there is no checkpoint to resume from", "run once without --resume"),
-        Some(saved) if saved.progress.fingerprint != fingerprint => fail(
-            "the run in it has another recipe, other data, another base, or another kind of device or dtype",
-            "resume with the same ones, or start a new run elsewhere",
-        ),
+        Some(saved) if saved.progress.fingerprint != fingerprint => {
+            let what = match differences(run_dir, recipe).as_slice() {
+                [] => "the run in it has other data, another base, or another kind of device or dtype; its recipe is the same".into(),
+                keys => format!("the run in it has another recipe: {}", keys.join("; ")),
+            };
+            fail(&what, "resume with the same ones, or start a new run elsewhere")
+        }
         // Not before the newest is known to be whole: until then it may be an older one that the run goes on from.
         saved => checkpoints.prune().map(|()| saved),
     }
@@ -69,7 +78,7 @@ pub(super) fn write_recipe(run_dir: &Path, recipe: &Recipe) -> Result<()> {
     std::fs::create_dir_all(run_dir).map_err(TrainError::write(run_dir))?;
     let resolved = toml::to_string_pretty(recipe)
         .map_err(|error| TrainError::Recipe { what: error.to_string(), hint: String::new() })?;
-    let path = run_dir.join("recipe.toml");
+    let path = run_dir.join(RECIPE);
     write_file(&path, resolved.as_bytes()).map_err(TrainError::write(&path))
 }
 

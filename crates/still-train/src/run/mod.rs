@@ -1,6 +1,7 @@
 //! A whole run: both stages over text files, with evaluations and checkpoints.
 
 mod claim;
+mod differences;
 mod directory;
 mod training_free;
 mod training_loop;
@@ -32,8 +33,9 @@ pub(crate) use watch::Watch;
 ///
 /// Everything is computed on the model's device, in its dtype; what is learned is f32, and on that device in the end.
 ///
-/// `run_dir` receives `recipe.toml`, `metrics.jsonl`, `evaluations.jsonl`, [`TEACHER_FILE`](crate::TEACHER_FILE) and
-/// `checkpoints/`; with `resume` the run in it goes on, bit for bit as if it had never stopped (on one machine, device and dtype, at an equal thread count).
+/// `run_dir` receives `recipe.toml`, `metrics.jsonl`, `evaluations.jsonl`, [`TEACHER_FILE`](crate::TEACHER_FILE), `layers.json` and
+/// `checkpoints/`; with `resume` the run in it goes on, bit for bit as if it had never stopped (on one machine, device and dtype, at
+/// an equal thread count).
 ///
 /// # Errors
 /// A recipe, data or run directory that cannot be used; a loss that is not a number;
@@ -94,7 +96,7 @@ pub fn linearize_in(
 
     let checkpoints = Checkpoints::new(run_dir, recipe.checkpoint.keep);
     let fingerprint = directory::fingerprint(model, recipe, windows)?;
-    let mut saved = directory::open(&checkpoints, run_dir, &fingerprint, resume)?;
+    let mut saved = directory::open(&checkpoints, run_dir, &fingerprint, recipe, resume)?;
     directory::write_recipe(run_dir, recipe)?;
     if let Some(evaluator) = &evaluator {
         evaluator.measure_teacher(model, run_dir, resume)?;
@@ -107,6 +109,7 @@ pub fn linearize_in(
         model,
         recipe,
         windows,
+        run_dir,
         checkpoints,
         fingerprint,
         metrics: Log::open(&log("metrics.jsonl"), reached, logs.metrics.as_ref())?,

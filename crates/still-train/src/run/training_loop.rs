@@ -1,6 +1,6 @@
 //! The loop over the steps of a stage.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use still_model::{Model, Student};
 
@@ -9,7 +9,7 @@ use crate::data::{Position, Window, Windows};
 use crate::error::{Result, TrainError};
 use crate::evaluation::{Evaluation, Evaluator};
 use crate::finetune::FinetuneStage;
-use crate::metrics::{Log, Observer, Stage, StepReport};
+use crate::metrics::{LayerLosses, Log, Observer, Stage, StepReport};
 use crate::recipe::Recipe;
 use crate::transfer::TransferStage;
 use crate::update::Updates;
@@ -21,6 +21,12 @@ pub(crate) trait Trains {
     fn train(&mut self, windows: &[Window]) -> Result<StepReport>;
     fn current(&self) -> Result<Student>;
     fn updates(&mut self) -> &mut Updates;
+
+    /// Losses of the layers on windows, of a stage that has them; nothing is learned.
+    fn layer_losses(&self, windows: &[Window]) -> Result<Option<LayerLosses>> {
+        let _ = windows;
+        Ok(None)
+    }
 }
 
 impl Trains for TransferStage {
@@ -34,6 +40,10 @@ impl Trains for TransferStage {
 
     fn updates(&mut self) -> &mut Updates {
         self.updates()
+    }
+
+    fn layer_losses(&self, windows: &[Window]) -> Result<Option<LayerLosses>> {
+        self.layer_losses(windows).map(Some)
     }
 }
 
@@ -56,6 +66,7 @@ pub(super) struct Run<'a> {
     pub model: &'a Model,
     pub recipe: &'a Recipe,
     pub windows: &'a Windows,
+    pub run_dir: &'a Path,
     pub checkpoints: Checkpoints,
     pub fingerprint: String,
     pub metrics: Log<StepReport>,
@@ -82,7 +93,12 @@ impl Run<'_> {
         };
         match saved {
             Some(saved) => restore(stage.updates(), &saved)?,
-            None => self.watch.begin_stage(),
+            None => {
+                self.watch.begin_stage();
+                if kind == Stage::Transfer {
+                    LayerLosses::forget(self.run_dir)?;
+                }
+            }
         }
         let done = stage.updates().optimizer.step_count();
         self.observer.on_stage(kind, steps, done);
@@ -121,6 +137,11 @@ impl Run<'_> {
                 }
             }
         }
+        // Steps read different windows, which are not equally hard: what a layer learned shows on those of the first.
+        let first = self.windows.next(&mut Position::default(), batch);
+        if let Some(losses) = stage.layer_losses(&first)? {
+            losses.write(self.run_dir)?;
+        }
         Ok(())
     }
 
@@ -130,7 +151,9 @@ impl Run<'_> {
         let student = stage.current()?;
         let step = stage.updates().optimizer.step_count();
         let model = self.model.with_student(student.clone());
-        let mut evaluation = evaluator.evaluate(&model, kind, step)?;
+        let on_item = self.observer.on_evaluation_begin(kind, step, evaluator.items());
+        let mut evaluation = evaluator.evaluate(&model, kind, step, &on_item)?;
+        drop(on_item);
         if let Some(heldout) = evaluation.heldout_nll {
             evaluation.best = self.watch.observe(heldout);
             stage.updates().optimizer.observe(heldout);

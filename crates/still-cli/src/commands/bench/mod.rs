@@ -17,6 +17,7 @@ use super::model::{Place, PlaceArgs, load, report_weights};
 use crate::args::{BATCH, TOKENS, whole};
 use crate::errors::user;
 use crate::printer::Printer;
+use crate::progress::Bar;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -126,8 +127,10 @@ impl Subject {
             (Some(model), _) => load(model, place, printer),
             (None, Some(shape)) => {
                 let config = shape_of(shape)?;
-                printer.step("Making", format_args!("random weights of {shape}"));
+                let weights = format!("random weights of {shape}");
+                let bar = Bar::uncounted(printer, "Making", &weights);
                 let model = random_model_on(config, &place.device, place.dtype, place.weights)?;
+                drop(bar);
                 report_weights(&model, printer);
                 // What they were made from is gone.
                 reset_peak_device_bytes(&place.device)?;

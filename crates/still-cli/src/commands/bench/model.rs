@@ -13,6 +13,7 @@ use crate::commands::{BUDGET, CHUNK};
 use crate::errors::user;
 use crate::memory;
 use crate::printer::Printer;
+use crate::progress::Bar;
 use crate::table;
 
 const EXAMPLES: &str = "\
@@ -126,6 +127,8 @@ struct Line {
 pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
     let model = settings.subject.load(printer)?;
     let mut lines = Vec::new();
+    let timings = settings.variants.len() * settings.subject.contexts.len();
+    let bar = Bar::new(printer, "Timing", "prefill and decode", timings, "timings");
     for &variant in &settings.variants {
         let (name, model) = variant_of(variant, settings.cap, &model)?;
         let (batch, rows) = (settings.batch, settings.rows.told(&model, printer));
@@ -134,7 +137,9 @@ pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
             room::check(&model, batch, context + settings.onto, new_tokens, rows)
         })?;
         let bench = ModelBench::new(&model, batch, rows)?.reading_onto(settings.onto);
+        bar.message(name);
         let mut report = |point: BenchPoint| -> anyhow::Result<()> {
+            bar.advance(1);
             let line = Line {
                 variant: name,
                 cache_dtype: rows,
@@ -160,6 +165,7 @@ pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
             contexts.iter().try_for_each(|&context| report(bench.time(context, new_tokens)?))?;
         }
     }
+    drop(bar);
     if settings.json { Ok(()) } else { Ok(printer.result(render(&lines))?) }
 }
 
@@ -211,11 +217,18 @@ fn render_parts(lines: &[Line]) -> String {
 }
 
 fn render(lines: &[Line]) -> String {
-    let mut headers =
-        vec!["variant", "context", "prefill tok/s", "decode tok/s", "p50 ms", "p99 ms", "cache"];
+    let mut headers = vec![
+        "variant",
+        "context",
+        "prefill tokens/s",
+        "decode tokens/s",
+        "p50 ms",
+        "p99 ms",
+        "cache",
+    ];
     let onto = lines.iter().any(|line| line.point.onto_tokens_per_s.is_some());
     if onto {
-        headers.insert(3, "onto tok/s");
+        headers.insert(3, "onto tokens/s");
     }
     let rows: Vec<Vec<String>> = lines
         .iter()

@@ -10,6 +10,7 @@ use crate::args::{COUNT, one_of, whole};
 use crate::commands::recipe::RecipeArgs;
 use crate::memory;
 use crate::printer::Printer;
+use crate::progress::Bar;
 use crate::table;
 
 const EXAMPLES: &str = "\
@@ -89,8 +90,11 @@ pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
     let model = settings.subject.load(printer)?;
     let recipe = &settings.recipe;
     let mut lines = Vec::new();
+    let timings = settings.stages.len() * settings.subject.contexts.len();
+    let bar = Bar::new(printer, "Timing", "training steps", timings, "timings");
     for &stage in &settings.stages {
         for &context in &settings.subject.contexts {
+            bar.message(format!("{} at {context} tokens", stage.name()));
             reset_peak_device_bytes(model.device())?;
             let line = Line {
                 timing: time_steps(&model, recipe, stage, context, settings.steps)?,
@@ -99,6 +103,7 @@ pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
                 peak_device_bytes: peak_device_bytes(model.device())?,
                 threads: rayon::current_num_threads(),
             };
+            bar.advance(1);
             if settings.json {
                 printer.json_line(&line)?;
             } else {
@@ -107,12 +112,13 @@ pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
             lines.push(line);
         }
     }
+    drop(bar);
     if settings.json { Ok(()) } else { Ok(printer.result(render(&lines))?) }
 }
 
 fn render(lines: &[Line]) -> String {
     let headers =
-        ["stage", "context", "batch", "step p50 ms", "slowest ms", "tok/s", "peak memory"];
+        ["stage", "context", "batch", "step p50 ms", "slowest ms", "tokens/s", "peak memory"];
     let rows: Vec<Vec<String>> = lines
         .iter()
         .map(|line| {

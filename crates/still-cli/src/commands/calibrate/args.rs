@@ -49,7 +49,7 @@ pub struct CalibrateArgs {
     /// Draw budgets and what decided them, layer by head, as one HTML page
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
-    /// Replace what exists
+    /// Replace what is there
     #[arg(long)]
     overwrite: bool,
     /// Print one JSON object with every estimate on stdout instead of the table

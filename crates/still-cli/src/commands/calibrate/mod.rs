@@ -18,6 +18,7 @@ use self::pass_keys::PassKeys;
 use super::calibration_bars::calibrate;
 use crate::outputs::{Ours, Outputs};
 use crate::printer::Printer;
+use crate::progress::Bar;
 use crate::table::{self, WIDTH, wrapped};
 
 /// Runs the command.
@@ -36,8 +37,10 @@ pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
     let (recipe, calibration) = (&settings.inputs.recipe, &settings.calibration);
     let data = calibration.text(&recipe.data);
     let cache = TokenCache::user()?;
+    let bar = Bar::new(printer, "Reading", "the text", 0, "");
     let text = Windows::read(&settings.inputs.data, &model.tokenizer, &data, recipe.seed, &cache)?
         .first_tokens(calibration.tokens);
+    drop(bar);
     let at_length = calibration.at_length;
     let usual = CalibrateOptions::usual_cache_fraction(model.config(), at_length);
     let options = calibration.options_at(calibration.cache_fraction.unwrap_or(usual), recipe.seed);

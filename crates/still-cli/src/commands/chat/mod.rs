@@ -39,9 +39,6 @@ Examples:
 #[derive(Clone, Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct ChatArgs {
-    /// Who answers, and how.
-    #[command(flatten)]
-    generation: GenerationArgs,
     /// A document that the first message is about, UTF-8 text
     #[arg(long, short, value_name = "FILE")]
     file: Option<PathBuf>,
@@ -54,6 +51,9 @@ pub struct ChatArgs {
     /// Do not keep what is typed for the next chat's arrow keys
     #[arg(long)]
     no_history: bool,
+    /// Who answers, and how.
+    #[command(flatten)]
+    generation: GenerationArgs,
 }
 
 /// Who is talked to, and how it answers.

@@ -15,7 +15,7 @@ use crate::errors::user;
 
 const EXAMPLES: &str = "\
 Examples:
-  still eval --model my-student --compare base --tasks piqa --json results.json
+  still eval --model my-student --compare base --tasks piqa --out results.json
   still eval --model my-student --tasks perplexity --text a.txt --lengths 4096
   still eval --model my-student --tasks niah_single_1 --lengths 4096,16384
   still eval --model my-student --tasks piqa --samples samples.jsonl --resume
@@ -121,9 +121,12 @@ struct ComparisonArgs {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Files")]
 struct FileArgs {
-    /// Write the results here (JSON)
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
+    /// Write the results here (JSON): `still report eval` draws them
+    #[arg(long, short, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Print one JSON object, what --out writes, on stdout instead of the tables
+    #[arg(long)]
+    json: bool,
     /// Append a line for every answer here, as it comes (JSON lines)
     #[arg(long, value_name = "FILE")]
     samples: Option<PathBuf>,
@@ -147,7 +150,8 @@ pub struct Settings {
     pub efficiency: Vec<usize>,
     pub batch_size: usize,
     pub rows: CacheRows,
-    pub json: Option<PathBuf>,
+    pub out: Option<PathBuf>,
+    pub json: bool,
     pub samples: Option<PathBuf>,
     pub resume: bool,
     /// Of the bootstrap and of generated items.
@@ -196,6 +200,7 @@ impl EvalArgs {
             },
             efficiency: self.comparison.efficiency,
             batch_size: self.batch_size,
+            out: self.files.out,
             json: self.files.json,
             samples: self.files.samples,
             resume: self.files.resume,

@@ -8,6 +8,7 @@ use still_model::Model;
 use super::Evaluated;
 use crate::commands::short_name;
 use crate::printer::Printer;
+use crate::progress::Bar;
 use crate::table;
 
 /// Tokens decoded after each length.
@@ -22,8 +23,11 @@ pub fn measure(
     printer: &Printer,
 ) -> anyhow::Result<Vec<BenchPoint>> {
     let bench = ModelBench::new(model, 1, rows)?;
+    let bar = Bar::new(printer, "Timing", &short_name(name), lengths.len(), "lengths");
     let point = |&context: &usize| {
+        bar.message(format!("{context} tokens"));
         let point = bench.time(context, NEW_TOKENS)?;
+        bar.advance(1);
         printer.step("Timed", format_args!("{} at {context} tokens", short_name(name)));
         Ok(point)
     };
@@ -47,7 +51,7 @@ pub fn growth(points: &[BenchPoint]) -> Option<(f64, f64)> {
 /// A row for every model and length.
 pub fn render(models: &[Evaluated]) -> String {
     let headers =
-        ["model", "tokens", "prefill tok/s", "decode tok/s", "cache", "fixed", "per token"];
+        ["model", "tokens", "prefill tokens/s", "decode tokens/s", "cache", "fixed", "per token"];
     let mut rows = Vec::new();
     for model in models {
         let growth = growth(&model.efficiency);

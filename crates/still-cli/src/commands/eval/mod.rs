@@ -105,15 +105,24 @@ pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
             }
         }
     }
+    let bar = Bar::new(printer, "Comparing", "models, with intervals", 0, "");
+    let compared = evaluated.iter().any(|model| !model.tasks.is_empty());
+    let table = compared.then(|| results::render(&evaluated, settings.seed)).transpose()?;
     // Before the tables: whoever reads them may go away.
-    if let Some(path) = &settings.json
-        && cut_short.is_none()
-    {
-        results::write(path, &evaluated, carried.as_deref(), &skipped, settings)?;
-        printer.step("Saved", path.display());
+    if cut_short.is_none() {
+        let all = results::to_json(&evaluated, carried.as_deref(), &skipped, settings)?;
+        if let Some(path) = &settings.out {
+            results::write(path, &all)?;
+            printer.step("Saved", path.display());
+        }
+        if settings.json {
+            drop(bar);
+            return printer.json(&all);
+        }
     }
-    if evaluated.iter().any(|model| !model.tasks.is_empty()) {
-        printer.result(results::render(&evaluated, settings.seed)?)?;
+    drop(bar);
+    if let Some(table) = table {
+        printer.result(table)?;
     }
     if evaluated.iter().any(|model| !model.efficiency.is_empty()) {
         printer.result(efficiency::render(&evaluated))?;
@@ -138,8 +147,8 @@ fn check_outputs(settings: &Settings) -> anyhow::Result<()> {
     let LongFiles { text, squad, hotpotqa, .. } = &settings.questions.files;
     let files = text.iter().chain(squad).chain(hotpotqa).map(PathBuf::as_path);
     outputs.spare(models.chain(files))?;
-    if let Some(path) = &settings.json {
-        outputs.file("--json", path, Ours::Results, Existing::Replace)?;
+    if let Some(path) = &settings.out {
+        outputs.file("--out", path, Ours::Results, Existing::Replace)?;
     }
     if let Some(path) = &settings.samples {
         outputs.place("--samples", path)?;
@@ -193,13 +202,14 @@ fn evaluate(
         let task = match plan {
             Plan::Ready(task) => task,
             Plan::Made(make) => {
+                let _bar = Bar::new(printer, "Preparing", "questions", 0, "");
                 made = make(model)?;
                 &made
             }
         };
         let known = log.map_or(Ok(Vec::new()), |log| log.known(name, task))?;
         let bar = Bar::new(printer, "Asking", &task.name, task.items.len(), "items");
-        bar.advance(known.len());
+        bar.done_before(known.len());
         let listener = Told { bar: &bar, model: name, log };
         let asked = ask(model, task, known, &options, &listener)?;
         if !asked.complete {

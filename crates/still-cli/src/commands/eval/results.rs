@@ -105,15 +105,14 @@ fn tall(first: &Evaluated, others: &[Evaluated], seed: u64) -> anyhow::Result<St
     ))
 }
 
-/// Writes `{"model", "recipe", "seed", …, "tasks", "skipped", "compare"}`.
-pub fn write(
-    path: &Path,
+/// `{"model", "recipe", "seed", …, "tasks", "skipped", "compare"}`.
+pub fn to_json(
     models: &[Evaluated],
     branches: Option<&[Vec<BranchShares>]>,
     skipped: &[LeftOut],
     settings: &Settings,
-) -> anyhow::Result<()> {
-    let Some((first, others)) = models.split_first() else { return Ok(()) };
+) -> anyhow::Result<Value> {
+    let Some((first, others)) = models.split_first() else { return Ok(Value::Null) };
     let mut result = json!({
         "model": first.model,
         "student": first.student,
@@ -153,7 +152,15 @@ pub fn write(
         });
         result["compare"] = Value::Array(compared.collect::<anyhow::Result<_>>()?);
     }
-    let mut text = serde_json::to_string_pretty(&result)?;
+    Ok(result)
+}
+
+/// Writes the results.
+///
+/// # Errors
+/// A disk that cannot be written.
+pub fn write(path: &Path, results: &Value) -> anyhow::Result<()> {
+    let mut text = serde_json::to_string_pretty(results)?;
     text.push('\n');
     write_file(path, text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))
 }

@@ -26,7 +26,7 @@ pub struct About {
     /// What the student was trained on, in words
     #[arg(long, value_name = "TEXT", conflicts_with = "gguf")]
     data: Option<String>,
-    /// Files that `still eval --json` wrote: their tables go into the card
+    /// Files that `still eval --out` wrote: their tables go into the card
     #[arg(long, value_name = "EVAL.json", num_args = 1.., conflicts_with = "gguf")]
     results: Vec<PathBuf>,
     /// The tables, once they are read.

@@ -11,6 +11,8 @@ use super::{Settings, claim_folder, student};
 use crate::disk::room;
 use crate::errors::user;
 use crate::printer::Printer;
+use crate::progress::Bar;
+use crate::table::file_bytes;
 
 /// Writes it and says what was written.
 pub fn write(
@@ -40,14 +42,16 @@ pub fn write(
         "free some disk space, or choose another place",
     )?;
     let kind = if dtype == DType::F32 { ExportKind::Delta } else { ExportKind::DeltaIn(dtype) };
+    let bar = Bar::new(printer, "Saving", "the delta", 0, "");
     save_student_to(&target, &model, kind)?;
+    drop(bar);
     let written = target.dir().join("student.safetensors").metadata()?.len();
-    let megabytes = written as f64 / 1e6;
     printer.step(
         "Saved",
         format_args!(
-            "{} ({megabytes:.1} MB of learned values, in {})",
+            "{} ({} of learned values, in {})",
             dir.display(),
+            file_bytes(written),
             dtype.as_str()
         ),
     );

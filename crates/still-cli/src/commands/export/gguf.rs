@@ -10,6 +10,8 @@ use super::{Settings, student};
 use crate::disk::room;
 use crate::outputs::{Ours, Outputs};
 use crate::printer::Printer;
+use crate::progress::Bar;
+use crate::table::file_bytes;
 
 /// Writes it and says what was written.
 pub fn write(
@@ -24,7 +26,9 @@ pub fn write(
     let model = student(settings, printer)?;
     let bytes = format.bytes(model.decoder.elements()?);
     room(&parent(out), "the file", bytes, "free some disk space, or choose another --out")?;
+    let bar = Bar::new(printer, "Quantizing", "the weights", 0, "");
     let export = export_gguf(out, &model, format)?;
+    drop(bar);
     let matrices: Vec<String> =
         export.matrices.iter().map(|(format, count)| format!("{count} in {format}")).collect();
     printer.step("Quantized", format_args!("matrices: {}", matrices.join(", ")));
@@ -34,8 +38,7 @@ pub fn write(
             export.other_format
         ));
     }
-    let megabytes = export.bytes as f64 / 1e6;
-    printer.step("Saved", format_args!("{} ({megabytes:.1} MB)", out.display()));
+    printer.step("Saved", format_args!("{} ({})", out.display(), file_bytes(export.bytes)));
     Ok(json!({
         "out": out.display().to_string(),
         "bytes": export.bytes,

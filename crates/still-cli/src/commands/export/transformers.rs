@@ -11,6 +11,8 @@ use super::card::About;
 use super::{Settings, claim_folder, student};
 use crate::disk::room;
 use crate::printer::Printer;
+use crate::progress::Bar;
+use crate::table::file_bytes;
 
 /// Writes it and says what was written.
 pub fn write(
@@ -31,13 +33,14 @@ pub fn write(
         "free some disk space, or choose another place",
     )?;
     let card = about.card(&model, dtype, target.dir())?;
+    let bar = Bar::new(printer, "Saving", "the folder", 0, "");
     export_transformers(&target, &model, dtype, &card)?;
+    drop(bar);
     for missing in about.missing(&model) {
         printer.note(format_args!("the model card does not say {missing}"));
     }
     let written = target.dir().join("model.safetensors").metadata()?.len();
-    let megabytes = written as f64 / 1e6;
-    printer.step("Saved", format_args!("{} ({megabytes:.1} MB of weights)", dir.display()));
+    printer.step("Saved", format_args!("{} ({} of weights)", dir.display(), file_bytes(written)));
     Ok(
         json!({ "transformers": dir.display().to_string(), "bytes": written, "dtype": dtype.as_str() }),
     )

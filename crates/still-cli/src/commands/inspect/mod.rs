@@ -35,7 +35,7 @@ pub struct InspectArgs {
     /// Text to read
     #[arg(long, short, value_name = "FILE")]
     text: PathBuf,
-    /// Write a self-contained HTML page here
+    /// Draw what each head keeps as one HTML page
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
     /// Read at most this many tokens of the text
@@ -58,7 +58,9 @@ pub fn run(args: &InspectArgs, printer: &Printer) -> anyhow::Result<()> {
         outputs.file("--html", html, Ours::Page, Existing::Replace)?;
     }
     let model = load(&args.model.model, &Place::cpu(), printer)?;
+    let bar = Bar::new(printer, "Reading", "the text", 0, "");
     let mut ids = model.tokenizer.encode(&text, true)?;
+    drop(bar);
     if ids.is_empty() || args.max_tokens == 0 {
         return Err(user(
             "there are no tokens to look at",
@@ -78,9 +80,11 @@ pub fn run(args: &InspectArgs, printer: &Printer) -> anyhow::Result<()> {
     let routing = route(&model, &ids, args.budget, &mut |layers| bar.advance(layers))?;
     bar.done(format_args!("{} tokens through {layers} layers", ids.len()));
     if let Some(path) = &args.html {
+        let bar = Bar::new(printer, "Writing", "the page", 0, "");
         let (model, text) = (short_name(&args.model.model), args.text.display().to_string());
         write_file(path, page::render(&routing, &model, &text)?.as_bytes())
             .with_context(|| format!("cannot write {}", path.display()))?;
+        drop(bar);
         printer.step("Wrote", path.display());
     }
     if args.json {

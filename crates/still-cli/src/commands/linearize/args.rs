@@ -60,7 +60,7 @@ pub struct LinearizeArgs {
     /// Weights of a full student; with --delta its learned matrices
     #[arg(long, value_name = "DTYPE", default_value = "f32", value_parser = one_of(&DTYPES, |dtype| dtype.as_str()))]
     dtype: DType,
-    /// Replace OUT if it exists
+    /// Replace what is there
     #[arg(long)]
     overwrite: bool,
     /// Say what would be trained and read, and what memory and time it would take; train nothing

@@ -7,6 +7,7 @@ use still_train::{Plan, TokenCache, plan};
 use super::args::Settings;
 use super::read_data;
 use crate::printer::Printer;
+use crate::progress::Bar;
 use crate::table;
 
 /// Plans the run and prints it. Nothing is written.
@@ -16,7 +17,9 @@ use crate::table;
 pub fn run(settings: &Settings, model: &Model, printer: &Printer) -> anyhow::Result<()> {
     let recipe = &settings.inputs.recipe;
     let windows = read_data(&settings.inputs.data, recipe, model, &TokenCache::user()?, printer)?;
+    let bar = Bar::new(printer, "Timing", "one step of each stage", 0, "");
     let plan = plan(model, recipe, &windows)?;
+    drop(bar);
     if settings.json {
         let seconds: f64 = plan.stages.iter().map(|stage| stage.seconds).sum();
         return printer.json(&json!({

@@ -19,6 +19,7 @@ use self::places::Places;
 use crate::interrupt;
 use crate::plot::number;
 use crate::printer::Printer;
+use crate::progress::Bar;
 use crate::provenance::Provenance;
 use crate::run_log::{LayerLoss, RunLog};
 use crate::table;
@@ -51,8 +52,12 @@ pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
     if settings.training_free {
         return training_free::run(settings, &model, &places, &cache, observer, printer);
     }
+    if inputs.recipe.calibration.cache_fraction.is_some() {
+        observer.calibrating();
+    }
     let recipe =
         calibrated_recipe(&model, &inputs.recipe, &inputs.data, &cache, run_dir, &mut observer)?;
+    observer.preparing();
     let windows = read_data(&inputs.data, &recipe, &model, &cache, printer)?;
     let student =
         linearize_in(&model, &recipe, &windows, &places.run_dir, settings.resume, &mut observer)?;
@@ -61,8 +66,11 @@ pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
     let layers = transfer_layers(&observer, run_dir, printer);
     if !layers.is_empty() {
         printer.table(&layer_table(&layers));
+        printer.note("both losses on the windows of the first step");
     }
+    let bar = Bar::new(printer, "Saving", "the student", 0, "");
     save_student_to(&places.student, &student, settings.kind)?;
+    drop(bar);
     printer.step("Saved", settings.out.display());
     let verdict = verdict(settings, &student, &recipe, &windows, run_dir, printer);
     if verdict.is_none() {
@@ -152,7 +160,9 @@ pub(super) fn read_data(
     cache: &TokenCache,
     printer: &Printer,
 ) -> anyhow::Result<Windows> {
+    let bar = Bar::new(printer, "Reading", "the data", 0, "");
     let windows = Windows::read(data, &model.tokenizer, &recipe.data, recipe.seed, cache)?;
+    drop(bar);
     let (transfer, finetune) = (&recipe.transfer, &recipe.finetune);
     let end = windows
         .position_after(&[(transfer.steps, transfer.batch), (finetune.steps, finetune.batch)]);

@@ -8,6 +8,7 @@ use super::args::Settings;
 use super::observer::RunObserver;
 use super::places::Places;
 use crate::printer::Printer;
+use crate::progress::Bar;
 
 /// Calibrates and writes the student, and says that it is not trained.
 ///
@@ -23,10 +24,13 @@ pub fn run(
 ) -> anyhow::Result<()> {
     let (inputs, run_dir) = (&settings.inputs, &places.run_dir);
     let data = &inputs.data;
+    observer.calibrating();
     let student =
         still_train::training_free(model, &inputs.recipe, data, cache, run_dir, &mut observer)?;
     observer.finish();
+    let bar = Bar::new(printer, "Saving", "the student", 0, "");
     save_student_to(&places.student, &student, settings.kind)?;
+    drop(bar);
     printer.step("Saved", format_args!("{}, not trained", settings.out.display()));
     let Some(student) = &student.student else {
         anyhow::bail!("a student without its attention");

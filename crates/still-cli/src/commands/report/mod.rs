@@ -33,7 +33,7 @@ pub struct ReportArgs {
 enum Report {
     /// Draw a run of `still linearize`: verdict, curves, evaluations, layers, budgets, recipe
     Run(RunReportArgs),
-    /// Draw results of `still eval --json`: verdict, quality, cache bytes, lengths, variants
+    /// Draw results of `still eval --out`: verdict, quality, cache bytes, lengths, variants
     Eval(EvalReportArgs),
 }
 

@@ -13,6 +13,7 @@ use self::args::{Settings, Timed};
 use super::room;
 use crate::errors::user;
 use crate::printer::Printer;
+use crate::progress::Bar;
 use crate::table;
 
 /// One line of the result.
@@ -41,9 +42,13 @@ struct Line<'a> {
 pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
     let &Settings { geometry, batch, rows, repetitions, .. } = settings;
     let (device, dtype) = (&settings.place.device, settings.place.dtype);
-    printer.step("Measuring", "what the device reaches at most");
+    let bar = Bar::uncounted(printer, "Measuring", "what the device reaches at most");
     let bench = OperatorBench::new(device, dtype)?;
+    drop(bar);
     let mut lines = Vec::new();
+    let passes: usize = settings.variants.iter().map(|variant| variant.passes.len()).sum();
+    let timings = passes * settings.contexts.len();
+    let bar = Bar::new(printer, "Timing", "the operator", timings, "timings");
     for &Timed { name, hybrid, ref passes } in &settings.variants {
         let options = OperatorOptions { geometry, batch, hybrid, rows, repetitions };
         for &context in &settings.contexts {
@@ -51,7 +56,9 @@ pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
                 room::check_operator(geometry, batch, context)?;
             }
             for &pass in passes {
+                bar.message(format!("{name} {} at {context} tokens", word(pass)));
                 let point = bench.time(&options, pass, context).map_err(named)?;
+                bar.advance(1);
                 let line = Line {
                     op: "attention",
                     variant: name,
@@ -76,6 +83,7 @@ pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
             }
         }
     }
+    drop(bar);
     if settings.json { Ok(()) } else { Ok(printer.result(render(&lines, &bench.ceilings))?) }
 }
 

@@ -22,6 +22,7 @@ use crate::commands::CHUNK;
 use crate::commands::model::{self, Place};
 use crate::errors::user;
 use crate::printer::Printer;
+use crate::progress::Bar;
 use crate::verdict::samples;
 
 /// Runs the command.
@@ -31,8 +32,10 @@ pub fn run(args: &DemoArgs, printer: &Printer) -> anyhow::Result<()> {
     let started = Instant::now();
     let mut parts = Parts::default();
     let teacher = timed(&mut parts.load, || load(args, printer))?;
+    let bar = Bar::new(printer, "Reading", "the books", 0, "");
     let text = DemoText::new(&teacher.tokenizer, args.seed)?;
     let heldout = text::heldout(&teacher.tokenizer, args.windows())?;
+    drop(bar);
     printer.step(
         "Training on",
         format_args!(
@@ -83,11 +86,13 @@ pub fn run(args: &DemoArgs, printer: &Printer) -> anyhow::Result<()> {
         measure("window_only", &teacher.with_student(window_only), &mut parts)?;
     }
 
+    let bar = Bar::new(printer, "Generating", "samples", 0, "");
     let samples = timed(&mut parts.samples, || {
         let mut all = samples("teacher", &teacher, args.seed)?;
         all.extend(samples("stage2", &stage2, args.seed)?);
         anyhow::Ok(all)
     })?;
+    drop(bar);
     if let Some(out) = &out {
         save_student_to(out, &stage2, ExportKind::Delta)?;
         printer.step("Saved", format_args!("{} (still chat --model {0})", out.dir().display()));
@@ -112,7 +117,7 @@ fn load(args: &DemoArgs, printer: &Printer) -> anyhow::Result<Model> {
     let model = match &args.model {
         Some(model) => model::load(model, &Place::cpu(), printer)?,
         None => {
-            let path = still_model::fetch::demo_model(&mut |line| printer.step("Fetching", line))?;
+            let path = model::fetch_demo(printer)?;
             model::load(&path.to_string_lossy(), &Place::cpu(), printer)?
         }
     };

@@ -132,8 +132,8 @@ impl Report {
             "cache 1k",
             "cache 4k",
             "of dense",
-            "tok/s 1k",
-            "tok/s 4k",
+            "tokens/s 1k",
+            "tokens/s 4k",
         ];
         let rows: Vec<Vec<String>> = self.rows.iter().map(cells).collect();
         let mut lines = vec![table::render(&headers, &rows), String::new()];

@@ -1,4 +1,4 @@
-//! `still report eval`: results of `still eval --json` of one or several models, side by side.
+//! `still report eval`: results of `still eval --out` of one or several models, side by side.
 
 mod ablations;
 mod charts;
@@ -28,7 +28,7 @@ Examples:
 #[derive(Clone, Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct EvalReportArgs {
-    /// Files that `still eval --json` wrote, of one or several models
+    /// Files that `still eval --out` wrote, of one or several models
     #[arg(value_name = "EVAL.json", required = true, num_args = 1..)]
     paths: Vec<PathBuf>,
     /// The page to write [default: the first EVAL.json with .html for .json]
@@ -64,7 +64,7 @@ pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
     let Settings { paths, out, markdown: table, json } = settings;
     if let Some(dir) = paths.iter().find(|path| path.is_dir()) {
         return Err(user(
-            format!("{} is a directory, not a file that `still eval --json` wrote", dir.display()),
+            format!("{} is a directory, not a file that `still eval --out` wrote", dir.display()),
             format!("draw a run with `still report run {}`", dir.display()),
         ));
     }
@@ -101,7 +101,7 @@ pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
 /// The tables of results, as Markdown.
 ///
 /// # Errors
-/// A file that is no result of `still eval --json`.
+/// A file that is no result of `still eval --out`.
 pub fn tables_of(paths: &[PathBuf]) -> anyhow::Result<String> {
     Ok(markdown(&Results::read(paths)?))
 }

@@ -1,4 +1,4 @@
-//! Results of `still eval --json`, read back and put together.
+//! Results of `still eval --out`, read back and put together.
 //!
 //! Files are read by what they say, so that those of older versions, which say less, can be read too.
 
@@ -415,7 +415,7 @@ fn read_file(path: &Path) -> anyhow::Result<File> {
 
 fn no_result(path: &Path, error: &serde_json::Error) -> anyhow::Error {
     user(
-        format!("{} is no result of `still eval --json`: {error}", path.display()),
-        "name files that `still eval --json FILE` wrote, or the run directory of one `still linearize`",
+        format!("{} is no result of `still eval --out`: {error}", path.display()),
+        "name files that `still eval --out FILE` wrote, or the run directory of one `still linearize`",
     )
 }

@@ -129,8 +129,8 @@ pub fn efficiency(results: &Results) -> Option<Table> {
     let mut table = Table::new([
         "model",
         "tokens",
-        "prefill tok/s",
-        "decode tok/s",
+        "prefill tokens/s",
+        "decode tokens/s",
         "cache",
         "fixed",
         "per token",

@@ -13,6 +13,7 @@ use self::summary::Summary;
 use super::write;
 use crate::outputs::{Existing, Ours, Outputs};
 use crate::printer::Printer;
+use crate::progress::Bar;
 use crate::run_log::RunLog;
 
 const EXAMPLES: &str = "\
@@ -54,9 +55,12 @@ impl RunReportArgs {
 /// Draws the page, and prints the figures.
 pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
     let Settings { dir, out, json } = settings;
+    let bar = Bar::new(printer, "Drawing", "the page", 0, "");
     let log = RunLog::read(dir)?;
     Outputs::default().file("--out", out, Ours::Page, Existing::Replace)?;
-    write(out, &page::render(&log)?, printer)?;
+    let page = page::render(&log)?;
+    drop(bar);
+    write(out, &page, printer)?;
     let summary = Summary::new(&log, out);
     if *json { printer.json(&summary) } else { Ok(printer.result(summary.render())?) }
 }
