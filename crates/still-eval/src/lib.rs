@@ -8,6 +8,7 @@
 //! | `long` | long-context tasks: RULER, BABILong, pass keys, repeated text |
 //! | `run` | asks a model a task's questions, and scores the answers |
 //! | `perplexity`, `nll` | losses of token ids |
+//! | `compress` | dense models whose cache is compressed, at equal bytes |
 //! | `ablation` | students with parts changed |
 //! | `measure` | one model measured as another was |
 //! | `branches` | what each branch of a student carries |
@@ -22,6 +23,7 @@
 mod ablation;
 mod bootstrap;
 mod branches;
+pub mod compress;
 mod error;
 mod gap;
 pub mod long;

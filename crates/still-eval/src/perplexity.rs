@@ -78,7 +78,7 @@ pub fn evaluate_windows(
         progress(window);
         Ok(())
     };
-    let options = AskOptions { rows, batch_size: 1 };
+    let options = AskOptions { rows, batch_size: 1, ..AskOptions::default() };
     let asked = ask(model, &id_windows("perplexity", ids), Vec::new(), &options, &told)?;
     Ok(Nll::of(&asked.samples))
 }

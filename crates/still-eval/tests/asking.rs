@@ -47,7 +47,7 @@ impl Listener for Logging<'_> {
     }
 }
 
-const OPTIONS: AskOptions = AskOptions { rows: RowDtype::F32, batch_size: 1 };
+const OPTIONS: AskOptions = AskOptions { rows: RowDtype::F32, batch_size: 1, compression: None };
 
 fn logged(name: &str, model: &Model) -> LoggedModel {
     LoggedModel::new(name, model, RowDtype::F32).unwrap()

@@ -4,6 +4,7 @@
 
 use candle_core::DType;
 use still_attention::{RowDtype, StillConfig};
+use still_eval::compress::{Compression, Method};
 use still_eval::run::{Answer, AskOptions, Sample, ask, silent};
 use still_eval::task::{Choice, Generative, Item, Metric, Question, Request, Task, Window};
 use still_model::random::{random_model, tiny_config};
@@ -103,8 +104,8 @@ fn written() -> Vec<Item> {
         .collect()
 }
 
-fn asked(model: &Model, task: &Task) -> Vec<Sample> {
-    let options = AskOptions { rows: RowDtype::F32, batch_size: 5 };
+fn asked(model: &Model, task: &Task, compression: Option<Compression>) -> Vec<Sample> {
+    let options = AskOptions { rows: RowDtype::F32, batch_size: 5, compression };
     ask(model, task, Vec::new(), &options, &silent).unwrap().samples
 }
 
@@ -120,27 +121,49 @@ fn answers_are_those_of_the_cpu() {
             task(windows(), Metric::Perplexity),
             task(written(), Metric::Score),
         ] {
-            let (expected, got) = (asked(&cpu, &task), asked(&gpu, &task));
-            assert_eq!(got.len(), task.items.len());
+            same_answers(&task, &asked(&gpu, &task, None), &asked(&cpu, &task, None));
+        }
+    }
+}
+
+#[test]
+fn compressed_caches_answer_as_on_the_cpu() {
+    let [[cpu, gpu], _] = pairs().try_into().unwrap();
+    for method in Method::ALL {
+        let compression = Some(Compression { method, fraction: 0.2 });
+        for task in [
+            task(choices(), Metric::Acc),
+            task(windows(), Metric::Perplexity),
+            task(written(), Metric::Score),
+        ] {
+            let [got, expected] = [&gpu, &cpu].map(|model| asked(model, &task, compression));
+            same_answers(&task, &got, &expected);
             for (got, expected) in got.iter().zip(&expected) {
-                assert_eq!((&got.id, got.tokens), (&expected.id, expected.tokens));
-                match (&got.answer, &expected.answer) {
-                    (
-                        Answer::Choice { loglikelihoods: got, .. },
-                        Answer::Choice { loglikelihoods: expected, .. },
-                    ) => {
-                        let near = got.iter().zip(expected).all(|(&a, &b)| close(a, b));
-                        assert!(near, "{got:?} {expected:?}");
-                    }
-                    (Answer::Window { nll: got, .. }, Answer::Window { nll: expected, .. }) => {
-                        assert_eq!(got.len(), expected.len());
-                        for (&a, &b) in got.iter().zip(expected) {
-                            assert!(close(a.into(), b.into()), "{a} {b}");
-                        }
-                    }
-                    (got, expected) => assert_eq!(got, expected),
+                assert_eq!(got.cache_bytes, expected.cache_bytes, "{method:?}");
+            }
+        }
+    }
+}
+
+fn same_answers(task: &Task, got: &[Sample], expected: &[Sample]) {
+    assert_eq!(got.len(), task.items.len());
+    for (got, expected) in got.iter().zip(expected) {
+        assert_eq!((&got.id, got.tokens), (&expected.id, expected.tokens));
+        match (&got.answer, &expected.answer) {
+            (
+                Answer::Choice { loglikelihoods: got, .. },
+                Answer::Choice { loglikelihoods: expected, .. },
+            ) => {
+                let near = got.iter().zip(expected).all(|(&a, &b)| close(a, b));
+                assert!(near, "{got:?} {expected:?}");
+            }
+            (Answer::Window { nll: got, .. }, Answer::Window { nll: expected, .. }) => {
+                assert_eq!(got.len(), expected.len());
+                for (&a, &b) in got.iter().zip(expected) {
+                    assert!(close(a.into(), b.into()), "{a} {b}");
                 }
             }
+            (got, expected) => assert_eq!(got, expected),
         }
     }
 }

@@ -137,6 +137,39 @@ fn items_fill_their_length_and_never_exceed_it() {
 }
 
 #[test]
+fn the_question_begins_where_a_prompt_says() {
+    let fixture = Fixture::new();
+    for chat in [false, true] {
+        for task in written() {
+            for item in fixture.items(task, LongOptions { chat, ..OPTIONS }) {
+                let question = generation(&item);
+                let (before, asked) = question.prompt_ids().split_at(question.context_tokens());
+                let [before, asked] =
+                    [before, asked].map(|ids| fixture.tokenizer.decode(ids, false).unwrap());
+                let begins = match task {
+                    LongTask::Passkey => "\n\nWhat is the pass key?",
+                    LongTask::Qa1 | LongTask::Qa2 => "Answer the question based on",
+                    LongTask::Vt | LongTask::Cwe | LongTask::Fwe | LongTask::BabiLong(_) => {
+                        "Question: "
+                    }
+                    LongTask::PlantedFacts => "",
+                    _ => "What ",
+                };
+                assert!(asked.starts_with(begins), "{}: {asked:?}", item.id);
+                if task == LongTask::PlantedFacts {
+                    // What `still ask` puts between a document and its question comes before.
+                    let asked = asked.split("?").next().unwrap_or_default();
+                    assert!(asked.len() < 70 && !asked.contains(['.', '\n']), "{asked:?}");
+                    assert!(before.ends_with("\nQuestion: "), "{}", item.id);
+                }
+                // The context is long, and the whole of it comes before.
+                assert!(asked.len() < 700 && before.len() > LENGTH - 2_500, "{}", item.id);
+            }
+        }
+    }
+}
+
+#[test]
 fn needles_are_there_exactly_once() {
     let fixture = Fixture::new();
     for (task, needles, targets) in [

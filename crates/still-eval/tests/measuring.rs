@@ -28,7 +28,7 @@ fn document(model: &Model, tokens: usize) -> Document {
     let items = (0..3).map(|n| {
         let prompt_ids = [ids.clone(), random_tokens(vocab, 5, 100 + n)].concat();
         let (targets, judge) = (vec!["x".into()], Judge::All);
-        let item = LongItem { prompt_ids, max_new_tokens: 4, targets, judge };
+        let item = LongItem { prompt_ids, context_tokens: 0, max_new_tokens: 4, targets, judge };
         let question = Question::Generation(Box::new(item));
         Item { id: n.to_string(), group: None, question }
     });
@@ -37,7 +37,7 @@ fn document(model: &Model, tokens: usize) -> Document {
     Document { ids, tasks: vec![task] }
 }
 
-const OPTIONS: AskOptions = AskOptions { rows: RowDtype::F32, batch_size: 1 };
+const OPTIONS: AskOptions = AskOptions { rows: RowDtype::F32, batch_size: 1, compression: None };
 
 fn answers(samples: &[Sample]) -> Vec<String> {
     samples.iter().map(|sample| format!("{:?}", sample.answer)).collect()

@@ -47,7 +47,8 @@ fn task(name: &str) -> Task {
 }
 
 fn asked(model: &Model, task: &Task, batch_size: usize) -> Asked {
-    ask(model, task, Vec::new(), &AskOptions { batch_size, rows: RowDtype::F32 }, &Deaf).unwrap()
+    ask(model, task, Vec::new(), &AskOptions { batch_size, ..AskOptions::default() }, &Deaf)
+        .unwrap()
 }
 
 /// Log-likelihoods of a choice, or of the one continuation.

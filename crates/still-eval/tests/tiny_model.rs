@@ -94,7 +94,7 @@ fn long(model: &Model, task: LongTask, length: usize, items: usize, seed: u64) -
 }
 
 fn asked(model: &Model, task: &Task, rows: RowDtype) -> Asked {
-    let options = AskOptions { rows, batch_size: 1 };
+    let options = AskOptions { rows, batch_size: 1, ..AskOptions::default() };
     ask(model, task, Vec::new(), &options, &silent).unwrap()
 }
 

@@ -55,7 +55,8 @@ pub fn evaluate<'py>(
     let told = Told(callback.clone());
     let answers = callback.work(py, move || {
         let model = &shared.model;
-        let options = AskOptions { rows: model.cache_rows(RowDtype::F32), batch_size };
+        let options =
+            AskOptions { rows: model.cache_rows(RowDtype::F32), batch_size, compression: None };
         let mut answers = Map::new();
         for plan in Plan::of(&Asked::of(&tasks)?, &questions)? {
             let task = match plan {

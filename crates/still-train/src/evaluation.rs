@@ -142,7 +142,11 @@ impl Evaluator {
     fn measure(&self, model: &Model, on_item: &(dyn Fn() + Sync)) -> Result<Reached> {
         let started = Instant::now();
         // One item at a time on each thread: a run's memory is for training.
-        let options = AskOptions { rows: model.cache_rows(RowDtype::F32), batch_size: 1 };
+        let options = AskOptions {
+            rows: model.cache_rows(RowDtype::F32),
+            batch_size: 1,
+            ..AskOptions::default()
+        };
         let told = |_: &Task, _: &Sample| {
             on_item();
             Ok(())

@@ -139,3 +139,41 @@ fn a_student_is_taken_apart() {
         eval(student_dir(), dir.path(), &["--tasks", "vt", "--ablate", wrong]).failed_with(words);
     }
 }
+
+#[test]
+fn dense_models_are_asked_with_a_compressed_cache_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let results = dir.path().join("r.json");
+    let tasks = ["--tasks", "passkey", "--lengths", "600", "--limit", "2"];
+    let compress = ["--compress", "snapkv:0.1,kvzip:0.25"];
+    let out = ["--json", results.to_str().unwrap()];
+    let outcome = eval(teacher_dir(), dir.path(), &[&tasks[..], &compress, &out].concat());
+    outcome.succeeded();
+    let file: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(&results).unwrap()).unwrap();
+    let compared = file["compare"].as_array().unwrap();
+    let dense = file["tasks"]["passkey_600"]["cache_bytes"].as_f64().unwrap();
+    let expected = [("snapkv", 0.1, true, 0.2), ("kvzip", 0.25, false, 0.4)];
+    assert_eq!(compared.len(), expected.len(), "{file}");
+    for (asked, (method, fraction, sees_question, most)) in compared.iter().zip(expected) {
+        let compression = &asked["compression"];
+        assert_eq!(compression["method"], method, "{asked}");
+        assert_eq!(compression["fraction"], fraction, "{asked}");
+        assert_eq!(compression["sees_question"], sees_question, "{asked}");
+        let bytes = asked["tasks"]["passkey_600"]["cache_bytes"].as_f64().unwrap();
+        assert!(bytes < most * dense, "{bytes} of {dense}");
+    }
+    // Whoever reads the table must know which method knew the question.
+    assert!(outcome.stdout.contains("[snapkv:0.1, sees the question]"), "{}", outcome.stdout);
+    assert!(outcome.stdout.contains("[kvzip:0.25]"), "{}", outcome.stdout);
+    for (wrong, words) in [
+        ("pyramid:0.1", "no compression is called"),
+        ("h2o:0", "no share of a cache"),
+        ("h2o", "no METHOD:FRACTION"),
+    ] {
+        eval(teacher_dir(), dir.path(), &["--tasks", "passkey", "--compress", wrong])
+            .failed_with(words);
+    }
+    eval(student_dir(), dir.path(), &["--tasks", "passkey", "--compress", "h2o:0.1"])
+        .failed_with("only students are asked");
+}

@@ -107,12 +107,13 @@ impl Family for BabiLong {
             context.extend(background.next().map(String::as_str));
         }
         let Prompt { instruction, examples, format } = self.prompt;
-        let said = format!(
-            "{instruction}\n\n{examples}\n\n{format}\n\n<context>\n{}\n</context>\n\nQuestion: {question}",
+        let before = format!(
+            "{instruction}\n\n{examples}\n\n{format}\n\n<context>\n{}\n</context>\n\n",
             context.join(" ")
         );
+        let asked = format!("Question: {question}");
         let judge = Judge::OnlyLabel { labels: self.labels, question: question.clone() };
-        Draft { said, answer_prefix: String::new(), targets: vec![answer.clone()], judge }
+        Draft::new(before, &asked, String::new(), vec![answer.clone()], judge)
     }
 }
 

@@ -53,20 +53,21 @@ impl Family for CommonWords {
 
     fn draft(&self, _: usize, units: usize, mut rng: ChaCha8Rng) -> Draft {
         let (example, answer) = self.example.write(&mut rng);
-        let (said, targets) = List { words: units, ..self.list }.write(&mut rng);
-        let example = format!("{}{ANSWER_PREFIX} {}", asked(&example), numbered(&answer));
-        let said = format!("{example}\n{}", asked(&said));
-        Draft { said, answer_prefix: ANSWER_PREFIX.into(), targets, judge: Judge::All }
+        let (list, targets) = List { words: units, ..self.list }.write(&mut rng);
+        let example = format!("{}{QUESTION}{ANSWER_PREFIX} {}", told(&example), numbered(&answer));
+        let before = format!("{example}\n{}", told(&list));
+        Draft::new(before, QUESTION, ANSWER_PREFIX.into(), targets, Judge::All)
     }
 }
 
+const QUESTION: &str = "Question: What are the 10 most common words in the above list?";
 const ANSWER_PREFIX: &str = " Answer: The top 10 words that appear most often in the list are:";
 
-fn asked(list: &str) -> String {
+/// What is said before the question.
+fn told(list: &str) -> String {
     format!(
         "Below is a numbered list of words. In these words, some appear more often than others. \
-         Memorize the ones that appear most often.\n{list}\n\
-         Question: What are the 10 most common words in the above list?"
+         Memorize the ones that appear most often.\n{list}\n"
     )
 }
 

@@ -14,10 +14,25 @@ use crate::task::Generative;
 pub(super) struct Draft {
     /// What is said; in a chat, by the user.
     pub said: String,
+    /// Byte of `said` at which the question begins: what comes before can be read without knowing it.
+    pub question_from: usize,
     /// How the answer begins; the model goes on from there.
     pub answer_prefix: String,
     pub targets: Vec<String>,
     pub judge: Judge,
+}
+
+impl Draft {
+    /// What is said before the question, and then the question.
+    pub fn new(
+        before: String,
+        question: &str,
+        answer_prefix: String,
+        targets: Vec<String>,
+        judge: Judge,
+    ) -> Self {
+        Self { question_from: before.len(), said: before + question, answer_prefix, targets, judge }
+    }
 }
 
 /// A question over a long context.
@@ -25,6 +40,8 @@ pub(super) struct Draft {
 pub struct LongItem {
     /// The whole prompt.
     pub prompt_ids: Vec<u32>,
+    /// Tokens of it that come before the question.
+    pub context_tokens: usize,
     /// Tokens that the answer may have.
     pub max_new_tokens: usize,
     /// What would be right.
@@ -36,6 +53,10 @@ pub struct LongItem {
 impl Generative for LongItem {
     fn prompt_ids(&self) -> &[u32] {
         &self.prompt_ids
+    }
+
+    fn context_tokens(&self) -> usize {
+        self.context_tokens
     }
 
     fn max_new_tokens(&self) -> usize {
@@ -106,5 +127,33 @@ impl<'a> ItemBuilder<'a> {
                 self.tokenizer.encode(&format!("{turn}{prefix}"), false)?
             }
         })
+    }
+
+    /// Tokens of an encoded prompt that come before the question, whatever is asked.
+    fn context_tokens(&self, draft: &Draft, prompt_ids: &[u32]) -> Result<usize> {
+        let (context, question) = draft.said.split_at(draft.question_from);
+        let before = match self.chat {
+            None => self.tokenizer.encode(context, true)?,
+            Some(template) => {
+                let turn = template.render(&[Message::new("user", draft.said.as_str())], true)?;
+                let turn = turn.to_string();
+                // Templates may trim what is said.
+                let Some(at) = turn.rfind(question.trim()) else {
+                    let task = self.task;
+                    return Err(EvalError::Argument(format!(
+                        "the model's chat template does not repeat the question of {task} as it is"
+                    )));
+                };
+                self.tokenizer.encode(&turn[..at], false)?
+            }
+        };
+        Ok(before.iter().zip(prompt_ids).take_while(|(a, b)| a == b).count())
+    }
+
+    /// The item of a draft and its tokens.
+    pub fn item(&self, draft: Draft, prompt_ids: Vec<u32>) -> Result<LongItem> {
+        let context_tokens = self.context_tokens(&draft, &prompt_ids)?;
+        let Draft { targets, judge, .. } = draft;
+        Ok(LongItem { prompt_ids, context_tokens, max_new_tokens: self.new_tokens, targets, judge })
     }
 }

@@ -257,15 +257,17 @@ pub(super) fn items(builder: &ItemBuilder<'_>, text: &Text) -> Result<Vec<Item>>
 }
 
 fn asked(builder: &ItemBuilder<'_>, document: &str, fact: &Fact) -> Result<LongItem> {
+    let said = message_about(document, &fact.question);
     let draft = Draft {
-        said: message_about(document, &fact.question),
+        // The question is the last that is said.
+        question_from: said.len() - fact.question.len(),
+        said,
         answer_prefix: if builder.options.chat { "" } else { "\n" }.into(),
         targets: vec![fact.answer.clone()],
         judge: Judge::All,
     };
     let prompt_ids = builder.encode(&draft)?;
-    let Draft { targets, judge, .. } = draft;
-    Ok(LongItem { prompt_ids, max_new_tokens: builder.new_tokens, targets, judge })
+    builder.item(draft, prompt_ids)
 }
 
 #[cfg(test)]

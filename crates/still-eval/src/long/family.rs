@@ -74,12 +74,17 @@ impl ItemBuilder<'_> {
     }
 
     fn fitted(&self, family: &dyn Family, index: usize, guess: usize) -> Result<Fit<LongItem>> {
-        fit(family.units(index), guess, self.prompt_tokens(), |units| {
+        let fitted = fit(family.units(index), guess, self.prompt_tokens(), |units| {
             let draft = family.draft(index, units, self.rng(index));
             let prompt_ids = self.encode(&draft)?;
             let tokens = prompt_ids.len();
-            let Draft { targets, judge, .. } = draft;
-            Ok((LongItem { prompt_ids, max_new_tokens: self.new_tokens, targets, judge }, tokens))
+            Ok(((draft, prompt_ids), tokens))
+        })?;
+        Ok(match fitted {
+            Fit::Fits { units, made: (draft, prompt_ids) } => {
+                Fit::Fits { units, made: self.item(draft, prompt_ids)? }
+            }
+            Fit::TooLong(tokens) => Fit::TooLong(tokens),
         })
     }
 }

@@ -52,16 +52,17 @@ impl Family for FrequentWords {
             .flat_map(|(rank, word)| vec![word.as_str(); times(units, rank + 1)])
             .collect();
         text.shuffle(&mut rng);
-        let said = format!(
+        let before = format!(
             "Read the following coded text and track the frequency of each coded word. Find the three most \
-             frequently appeared coded words. {}\nQuestion: Do not provide any explanation. Please ignore the dots \
-             '....'. What are the three most frequently appeared words in the above coded text?",
+             frequently appeared coded words. {}\n",
             text.join(" ")
         );
+        let question = "Question: Do not provide any explanation. Please ignore the dots '....'. What are the three \
+                        most frequently appeared words in the above coded text?";
         let answer_prefix = " Answer: According to the coded text above, the three most frequently \
                              appeared words are:";
         let targets = words[1..4].to_vec();
-        Draft { said, answer_prefix: answer_prefix.into(), targets, judge: Judge::All }
+        Draft::new(before, question, answer_prefix.into(), targets, Judge::All)
     }
 }
 

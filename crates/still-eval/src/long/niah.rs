@@ -85,7 +85,8 @@ impl Niah {
         format!("One of the special magic {} for {key} is: {value}.", self.value.plural())
     }
 
-    fn said(&self, context: &str, query: &str) -> (String, String) {
+    /// What is said before the question, the question, how the answer begins.
+    fn said(&self, context: &str, query: &str) -> (String, String, String) {
         let asked = if self.queries * self.values_per_key == 1 {
             let kind = self.value.singular();
             (
@@ -112,7 +113,7 @@ impl Niah {
             )
         };
         let (before, question, answer_prefix) = asked;
-        (format!("{before}\n{context}\n{question}"), answer_prefix)
+        (format!("{before}\n{context}\n"), question, answer_prefix)
     }
 }
 
@@ -162,9 +163,9 @@ impl Family for Niah {
             Some((last, first)) if !first.is_empty() => format!("{}, and {last}", first.join(", ")),
             _ => asked.concat(),
         };
-        let (said, answer_prefix) = self.said(&context, &query);
+        let (before, question, answer_prefix) = self.said(&context, &query);
         let targets = keys.into_iter().flat_map(|(_, values)| values).collect();
-        Draft { said, answer_prefix, targets, judge: Judge::All }
+        Draft::new(before, &question, answer_prefix, targets, Judge::All)
     }
 }
 

@@ -60,9 +60,11 @@ pub(super) fn items(tokenizer: &Tokenizer, options: LongOptions) -> Result<Vec<I
         before = (depth / filler.len() * filler.len()).max(before);
         let mut prompt_ids = intro.clone();
         prompt_ids.extend(hay(before).chain(key.needle).chain(hay(all - before)));
+        let context_tokens = prompt_ids.len();
         prompt_ids.extend(&question);
         let item = LongItem {
             prompt_ids,
+            context_tokens,
             max_new_tokens: key.answer_tokens,
             targets: vec![key.digits],
             judge: Judge::Digits,

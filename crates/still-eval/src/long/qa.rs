@@ -175,16 +175,12 @@ impl Family for Questions {
             .collect();
         const TASK: &str = "Answer the question based on the given documents. \
                             Only give me the answer and do not output any other words.";
-        let said = format!(
-            "{TASK}\n\nThe following are given documents.\n\n{}\n\n{TASK}\n\nQuestion: {}",
-            documents.join("\n\n"),
-            question.query
+        let before = format!(
+            "{TASK}\n\nThe following are given documents.\n\n{}\n\n",
+            documents.join("\n\n")
         );
-        Draft {
-            said,
-            answer_prefix: " Answer:".into(),
-            targets: question.answers.clone(),
-            judge: Judge::Part,
-        }
+        let asked = format!("{TASK}\n\nQuestion: {}", question.query);
+        let answer_prefix = " Answer:".to_owned();
+        Draft::new(before, &asked, answer_prefix, question.answers.clone(), Judge::Part)
     }
 }

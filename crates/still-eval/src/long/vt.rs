@@ -31,8 +31,8 @@ pub(super) struct VariableTracking {
 impl VariableTracking {
     pub fn new(tokenizer: &Tokenizer) -> Result<Self> {
         let example = |lines: usize| {
-            let (said, answer, variables) = chain(lines, 3, &mut ChaCha8Rng::seed_from_u64(0));
-            let text = format!("{said}{answer} {}\n", variables.join(" "));
+            let chain = chain(lines, 3, &mut ChaCha8Rng::seed_from_u64(0));
+            let text = chain.solved();
             Ok((lines, tokenizer.encode(&text, false)?.len()))
         };
         let example_lines = match fit(VARIABLES..=usize::MAX, VARIABLES, EXAMPLE_TOKENS, example)? {
@@ -50,16 +50,34 @@ impl Family for VariableTracking {
     }
 
     fn draft(&self, _: usize, units: usize, mut rng: ChaCha8Rng) -> Draft {
-        let (example, example_answer, variables) = chain(self.example_lines, 3, &mut rng);
-        let example = format!("{example}{example_answer} {}\n", variables.join(" "));
-        let (said, answer_prefix, targets) = chain(units, 5, &mut rng);
-        Draft { said: format!("{example}\n{said}"), answer_prefix, targets, judge: Judge::All }
+        let example = chain(self.example_lines, 3, &mut rng).solved();
+        let Chain { text, question, answer_prefix, variables } = chain(units, 5, &mut rng);
+        let before = format!("{example}\n{text}");
+        Draft::new(before, &question, answer_prefix, variables, Judge::All)
     }
 }
 
-/// A chain of variables with names of `letters` letters in `lines` lines of noise: what is said, how its answer
-/// begins, the variables.
-fn chain(lines: usize, letters: usize, rng: &mut ChaCha8Rng) -> (String, String, Vec<String>) {
+/// A chain of variables.
+#[derive(Debug)]
+struct Chain {
+    /// What is said before the question.
+    text: String,
+    question: String,
+    /// How the answer begins.
+    answer_prefix: String,
+    variables: Vec<String>,
+}
+
+impl Chain {
+    /// Question and answer, as an example.
+    fn solved(&self) -> String {
+        let Self { text, question, answer_prefix, variables } = self;
+        format!("{text}{question}{answer_prefix} {}\n", variables.join(" "))
+    }
+}
+
+/// A chain of variables with names of `letters` letters in `lines` lines of noise.
+fn chain(lines: usize, letters: usize, rng: &mut ChaCha8Rng) -> Chain {
     let mut taken = BTreeSet::new();
     let mut variables: Vec<String> = Vec::with_capacity(VARIABLES);
     while variables.len() < VARIABLES {
@@ -83,16 +101,18 @@ fn chain(lines: usize, letters: usize, rng: &mut ChaCha8Rng) -> (String, String,
         }
         text.push(NOISE.to_owned());
     }
-    let said = format!(
-        "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n{}\n\
-         Question: Find all variables that are assigned the value {value} in the text above.",
+    let text = format!(
+        "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n{}\n",
         text.join("\n")
+    );
+    let question = format!(
+        "Question: Find all variables that are assigned the value {value} in the text above."
     );
     let answer_prefix = format!(
         " Answer: According to the chain(s) of variable assignment in the text above, {VARIABLES} variables are \
          assigned the value {value}, they are:"
     );
-    (said, answer_prefix, variables)
+    Chain { text, question, answer_prefix, variables }
 }
 
 #[cfg(test)]
@@ -102,7 +122,8 @@ mod tests {
     #[test]
     fn assignments_come_in_order_and_once() {
         for seed in 0..20 {
-            let (said, _, variables) = chain(7, 5, &mut ChaCha8Rng::seed_from_u64(seed));
+            let Chain { text: said, variables, .. } =
+                chain(7, 5, &mut ChaCha8Rng::seed_from_u64(seed));
             let mut from = 0;
             for (i, name) in variables.iter().enumerate() {
                 let defined = format!("VAR {name} = ");

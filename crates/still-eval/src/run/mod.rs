@@ -6,10 +6,12 @@
 //! | `encode` | questions as runs of tokens whose ends are scored |
 //! | `shared` | log-likelihoods; what sequences share at their beginnings is read once |
 //! | `written` | written answers |
+//! | `compressed` | answers of a dense model whose cache is compressed |
 //! | `sample` | one item's answer, as the log keeps it |
 //! | `log` | the log of samples |
 //! | `scores` | what samples come to: means, intervals, differences |
 
+mod compressed;
 mod encode;
 mod log;
 mod sample;
@@ -29,6 +31,7 @@ use self::encode::{Encoder, Sequence, window};
 use self::sample::Cost;
 use self::shared::{ItemRead, Reader};
 use self::written::Writer;
+use crate::compress::Compression;
 use crate::error::{EvalError, Result};
 use crate::nll::Guess;
 use crate::task::{Generative, Item, Question, Task};
@@ -44,11 +47,13 @@ pub struct AskOptions {
     pub rows: RowDtype,
     /// Items whose log-likelihoods are computed together, on each lane; on a device also written answers.
     pub batch_size: usize,
+    /// How the dense model's cache is compressed, if it is.
+    pub compression: Option<Compression>,
 }
 
 impl Default for AskOptions {
     fn default() -> Self {
-        Self { rows: RowDtype::F32, batch_size: 16 }
+        Self { rows: RowDtype::F32, batch_size: 16, compression: None }
     }
 }
 
@@ -109,7 +114,7 @@ pub fn ask(
 
 /// [`ask`], where written answers may go on from what was read already: its token ids, and a cache of `options.rows` that
 /// has read them and nothing else. Prompts that begin otherwise are read whole, and so are all on a device that writes many
-/// answers together.
+/// answers together, and with a compressed cache.
 ///
 /// # Errors
 /// As [`ask`].
@@ -123,6 +128,9 @@ pub fn ask_after(
 ) -> Result<Asked> {
     if options.batch_size == 0 {
         return Err(EvalError::Argument("a batch has at least one item".into()));
+    }
+    if let Some(compression) = options.compression {
+        return compressed::ask(model, task, known, options, compression, listener);
     }
     let started = Instant::now();
     let mut answered: HashMap<String, Sample> =
@@ -245,7 +253,7 @@ impl Asking<'_> {
 
     fn likelihoods_of(&self, batch: &Batch<'_>, reader: &mut Reader<'_>) -> Result<Vec<Sample>> {
         let sequences: Vec<Vec<Sequence>> =
-            batch.items.iter().map(|item| self.encode(item)).collect::<Result<_>>()?;
+            batch.items.iter().map(|item| encode(self.model, item)).collect::<Result<_>>()?;
         let shared = batch.shared.as_ref().map(|shared| shared.as_slice());
         let read = reader.read(&sequences, shared)?;
         let samples =
@@ -263,18 +271,6 @@ impl Asking<'_> {
                 Ok(Sample::new(item, &self.task.metrics, answer, cost))
             });
         samples.collect()
-    }
-
-    fn encode(&self, item: &Item) -> Result<Vec<Sequence>> {
-        let mut encoder = Encoder::new(self.model);
-        match &item.question {
-            Question::Choice(choice) => {
-                choice.requests.iter().map(|request| encoder.request(request)).collect()
-            }
-            Question::Continuation(request) => Ok(vec![encoder.request(request)?]),
-            Question::Window(of) => Ok(vec![window(of)?]),
-            Question::Generation(_) => Ok(Vec::new()),
-        }
     }
 
     /// Threads that ask side by side.
@@ -315,6 +311,19 @@ impl Asking<'_> {
             length -= 1;
         }
         Ok(self.model.tokenizer.encode(&first.context[..length], true)?)
+    }
+}
+
+/// The runs of tokens whose ends are scored for an item.
+fn encode(model: &Model, item: &Item) -> Result<Vec<Sequence>> {
+    let mut encoder = Encoder::new(model);
+    match &item.question {
+        Question::Choice(choice) => {
+            choice.requests.iter().map(|request| encoder.request(request)).collect()
+        }
+        Question::Continuation(request) => Ok(vec![encoder.request(request)?]),
+        Question::Window(of) => Ok(vec![window(of)?]),
+        Question::Generation(_) => Ok(Vec::new()),
     }
 }
 

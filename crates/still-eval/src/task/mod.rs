@@ -105,6 +105,11 @@ pub trait Generative: fmt::Debug + Send + Sync {
     /// The whole prompt, with a beginning-of-sequence token where the model wants one.
     fn prompt_ids(&self) -> &[u32];
 
+    /// Tokens of the prompt that come before the question: what can be read without knowing it. All, where there is no such place.
+    fn context_tokens(&self) -> usize {
+        self.prompt_ids().len()
+    }
+
     /// The answer is cut there; the end-of-sequence token ends it before.
     fn max_new_tokens(&self) -> usize;
 

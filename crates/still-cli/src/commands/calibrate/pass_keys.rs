@@ -97,7 +97,11 @@ pub fn measure(
 
 /// How many keys a model finds.
 fn right(model: &Model, task: &Task, bar: &Bar) -> anyhow::Result<usize> {
-    let options = AskOptions { rows: model.cache_rows(RowDtype::Bf16), batch_size: 1 };
+    let options = AskOptions {
+        rows: model.cache_rows(RowDtype::Bf16),
+        batch_size: 1,
+        ..AskOptions::default()
+    };
     let told = |_: &Task, _: &Sample| {
         bar.advance(1);
         Ok(())

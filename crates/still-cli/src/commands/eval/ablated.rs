@@ -1,6 +1,7 @@
 //! `--ablate`: the variants of a student.
 
 use serde::Serialize;
+use still_eval::compress::Compression;
 use still_eval::{Factors, Skipped};
 use still_model::Model;
 
@@ -16,8 +17,23 @@ pub struct LeftOut {
     pub why: Skipped,
 }
 
-/// A name, what was changed, and the model.
-pub type Subject = (String, Option<String>, Model);
+/// What is asked.
+pub struct Subject {
+    /// As results name it.
+    pub name: String,
+    /// What was changed, of a variant of a student.
+    pub ablation: Option<String>,
+    /// How its cache is compressed, of a dense model.
+    pub compression: Option<Compression>,
+    pub model: Model,
+}
+
+impl Subject {
+    /// A model as it was loaded.
+    pub fn unchanged(name: &str, model: Model) -> Self {
+        Self { name: name.to_owned(), ablation: None, compression: None, model }
+    }
+}
 
 /// Every variant that can be asked, and those that cannot.
 ///
@@ -46,7 +62,9 @@ pub fn ablated(
             match student.with_config(config, model.config()) {
                 Ok(student) => {
                     let model = model.with_student(student.to_device(model.device())?);
-                    asked.push((format!("{name} [{variant}]"), Some(variant), model));
+                    let name = format!("{name} [{variant}]");
+                    let ablation = Some(variant);
+                    asked.push(Subject { name, ablation, compression: None, model });
                 }
                 // A configuration that the operator or the learned tensors do not have.
                 Err(error) => skip(variant, Skipped::Impossible(error.to_string())),

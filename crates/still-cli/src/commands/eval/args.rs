@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use still_attention::RowDtype;
 use still_eval::Factors;
+use still_eval::compress::Compression;
 use still_eval::long::LongFiles;
 
 use super::plan::{Asked, Questions};
@@ -20,6 +21,7 @@ Examples:
   still eval --model my-student --tasks niah_single_1 --lengths 4096,16384
   still eval --model my-student --tasks piqa --samples samples.jsonl --resume
   still eval --model my-student --tasks passkey --ablate router+budgets
+  still eval --model base --tasks niah_single_1 --compress snapkv:0.1,h2o:0.1
   still eval --model my-student --efficiency 1024,32768";
 
 /// `still eval`
@@ -109,6 +111,10 @@ struct ComparisonArgs {
     /// one at a time; parts joined by + in every combination, as in router+budgets
     #[arg(long, value_name = "PART,…", value_delimiter = ',')]
     ablate: Vec<String>,
+    /// Ask dense models with their cache compressed to a fraction of its bytes too: snapkv (sees the question), kvzip,
+    /// duo_attention, h2o, streaming_llm, random, as in kvzip:0.1
+    #[arg(long, value_name = "METHOD:FRACTION,…", value_delimiter = ',')]
+    compress: Vec<String>,
     /// Show what each branch carries, layer by layer, over the first 2,048 tokens of --text
     #[arg(long, requires = "text")]
     branches: bool,
@@ -145,6 +151,8 @@ pub struct Settings {
     pub tasks: Vec<Asked>,
     pub questions: Questions,
     pub factors: Vec<Factors>,
+    /// Asked of every dense model.
+    pub compressions: Vec<Compression>,
     /// The text over which each branch's share is measured.
     pub branches: Option<PathBuf>,
     pub efficiency: Vec<usize>,
@@ -175,6 +183,7 @@ impl EvalArgs {
         let tasks = Asked::of(&self.tasks.tasks)?;
         self.check_options(&tasks)?;
         let factors = self.comparison.ablate.iter().map(|names| names.parse());
+        let compressions = self.comparison.compress.iter().map(|text| text.parse());
         let place = self.device.resolve()?;
         Ok(Settings {
             models,
@@ -182,6 +191,7 @@ impl EvalArgs {
             place,
             tasks,
             factors: factors.collect::<still_eval::Result<_>>()?,
+            compressions: compressions.collect::<still_eval::Result<_>>()?,
             branches: self.tasks.text.clone().filter(|_| self.comparison.branches),
             questions: Questions {
                 limit: self.tasks.limit,

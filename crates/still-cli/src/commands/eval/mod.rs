@@ -3,6 +3,7 @@
 mod ablated;
 mod args;
 mod branches;
+mod compressed;
 mod efficiency;
 pub mod plan;
 mod results;
@@ -12,16 +13,17 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use still_attention::RowDtype;
 use still_eval::BenchPoint;
+use still_eval::compress::Compression;
 use still_eval::long::LongFiles;
 use still_eval::run::{
     AskOptions, Asked, Listener, LoggedModel, Sample, SampleLog, TaskScores, ask,
 };
 use still_eval::task::{Metric, Task};
-use still_model::Model;
 
-use self::ablated::{LeftOut, ablated};
+use self::ablated::{LeftOut, Subject, ablated};
 pub use self::args::EvalArgs;
 use self::args::Settings;
+use self::compressed::compressed;
 use self::plan::Plan;
 use super::model::load;
 use crate::errors::user;
@@ -41,6 +43,8 @@ struct Evaluated {
     base: String,
     /// What was changed, of a variant: `router: random`.
     ablation: Option<String>,
+    /// How its cache was compressed, if it was.
+    compression: Option<Compression>,
     /// How its cache stored exact rows.
     rows: RowDtype,
     tasks: Vec<Answered>,
@@ -71,25 +75,35 @@ pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
     let mut cut_short = None;
     let mut carried = None;
     let mut skipped = Vec::new();
+    let mut any_dense = false;
     'models: for (n, name) in settings.models.iter().enumerate() {
         let model = load(name, &settings.place, printer)?;
-        let mut subjects = vec![(name.clone(), None, model)];
+        any_dense |= model.student.is_none();
+        let mut subjects = vec![Subject::unchanged(name, model)];
         if n == 0 {
             if let Some(text) = &settings.branches {
-                carried = Some(branches::measure(&subjects[0].2, text, printer)?);
+                carried = Some(branches::measure(&subjects[0].model, text, printer)?);
             }
-            let (variants, left_out) = ablated(name, &subjects[0].2, &settings.factors)?;
+            let (variants, left_out) = ablated(name, &subjects[0].model, &settings.factors)?;
             for LeftOut { ablation, why } in &left_out {
                 printer.step("Skipped", format_args!("{ablation}: {why}"));
             }
             subjects.extend(variants);
             skipped = left_out;
         }
-        for (name, ablation, model) in subjects {
-            let (mut answers, cut) =
-                evaluate(&name, &model, &plans, settings, log.as_ref(), printer)?;
+        if n + 1 == settings.models.len() && !any_dense && !settings.compressions.is_empty() {
+            return Err(user(
+                "--compress is of dense models, and only students are asked",
+                "name their base with --model or --compare",
+            ));
+        }
+        subjects.extend(compressed(&subjects[0], &settings.compressions));
+        for subject in subjects {
+            let (mut answers, cut) = evaluate(&subject, &plans, settings, log.as_ref(), printer)?;
+            let Subject { name, ablation, compression, model } = subject;
             answers.ablation = ablation;
-            if cut.is_none() && !settings.efficiency.is_empty() {
+            // A compressed cache is made to be compared by what it holds, not by its speed.
+            if cut.is_none() && !settings.efficiency.is_empty() && compression.is_none() {
                 answers.efficiency = efficiency::measure(
                     &name,
                     &model,
@@ -172,31 +186,30 @@ fn open_log(settings: &Settings) -> anyhow::Result<Option<SampleLog>> {
 
 /// Asks one model every task; also where it was interrupted, if it was.
 fn evaluate(
-    name: &str,
-    model: &Model,
+    subject: &Subject,
     plans: &[Plan],
     settings: &Settings,
     log: Option<&SampleLog>,
     printer: &Printer,
 ) -> anyhow::Result<(Evaluated, Option<String>)> {
+    let Subject { name, model, compression, .. } = subject;
     let rows = settings.rows.told(model, printer);
     if let Some(log) = log {
         log.begin(&LoggedModel::new(name, model, rows)?)?;
     }
     let recipe = model.student.as_ref().and_then(|student| student.recipe.clone());
-    let (model_name, tasks, efficiency) = (name.to_owned(), Vec::new(), Vec::new());
-    let (student, base) = (model.student.is_some(), model.base.source.clone());
     let mut evaluated = Evaluated {
-        model: model_name,
+        model: name.clone(),
         recipe,
-        student,
-        base,
+        student: model.student.is_some(),
+        base: model.base.source.clone(),
         ablation: None,
+        compression: *compression,
         rows,
-        tasks,
-        efficiency,
+        tasks: Vec::new(),
+        efficiency: Vec::new(),
     };
-    let options = AskOptions { rows, batch_size: settings.batch_size };
+    let options = AskOptions { rows, batch_size: settings.batch_size, compression: *compression };
     for plan in plans {
         let made;
         let task = match plan {

@@ -147,6 +147,13 @@ pub fn to_json(
             if let Some(ablation) = &other.ablation {
                 result["ablation"] = json!(ablation);
             }
+            if let Some(compression) = &other.compression {
+                result["compression"] = json!({
+                    "method": compression.method,
+                    "fraction": compression.fraction,
+                    "sees_question": compression.method.sees_question(),
+                });
+            }
             add_efficiency(&mut result, other);
             Ok(result)
         });

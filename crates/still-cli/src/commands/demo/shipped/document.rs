@@ -50,8 +50,9 @@ pub fn document(tokenizer: &Tokenizer) -> anyhow::Result<Document> {
             None => tokenizer.encode(&format!("{message}\n"), true)?,
         })
     };
-    let item = |n: usize, prompt_ids, max_new_tokens, targets| {
-        let item = LongItem { prompt_ids, max_new_tokens, targets, judge: Judge::All };
+    let item = |n: usize, prompt_ids, context_tokens, max_new_tokens, targets| {
+        let judge = Judge::All;
+        let item = LongItem { prompt_ids, context_tokens, max_new_tokens, targets, judge };
         let question = Question::Generation(Box::new(item));
         Item { id: n.to_string(), group: None, question }
     };
@@ -61,11 +62,12 @@ pub fn document(tokenizer: &Tokenizer) -> anyhow::Result<Document> {
     let mut shared = open.len();
     for (n, fact) in questions.facts.iter().enumerate() {
         let ids = prompt(&fact.question)?;
-        shared = shared.min(ids.iter().zip(&open).take_while(|(a, b)| a == b).count());
-        facts.push(item(n, ids, FACT_TOKENS, vec![fact.answer.clone()]));
+        let common = ids.iter().zip(&open).take_while(|(a, b)| a == b).count();
+        shared = shared.min(common);
+        facts.push(item(n, ids, common, FACT_TOKENS, vec![fact.answer.clone()]));
     }
     let ids = open[..shared].to_vec();
-    let open = vec![item(0, open, OPEN_TOKENS, Vec::new())];
+    let open = vec![item(0, open, shared, OPEN_TOKENS, Vec::new())];
     let task = |name: &str, items| {
         let (name, metrics) = (name.to_owned(), vec![Metric::Score]);
         Task { name, items, metrics, length: None }
