@@ -13,7 +13,7 @@ use still_model::files::write_file;
 
 use crate::data::Window;
 use crate::error::{Result, TrainError};
-use crate::metrics::{Logged, Stage};
+use crate::metrics::{Logged, Observer, Stage};
 use crate::recipe::EvaluationRecipe;
 
 /// One evaluation: what the recipe asked for, and nothing else.
@@ -129,12 +129,19 @@ impl Evaluator {
     ///
     /// # Errors
     /// As [`Evaluator::evaluate`]; a file that cannot be written.
-    pub fn measure_teacher(&self, model: &Model, run_dir: &Path, resume: bool) -> Result<()> {
+    pub fn measure_teacher(
+        &self,
+        model: &Model,
+        run_dir: &Path,
+        resume: bool,
+        observer: &mut dyn Observer,
+    ) -> Result<()> {
         let path = run_dir.join(TEACHER_FILE);
         if resume && path.exists() {
             return Ok(());
         }
-        let json = serde_json::to_string(&self.measure(&model.teacher(), &|| {})?)
+        let on_item = observer.on_teacher(self.items());
+        let json = serde_json::to_string(&self.measure(&model.teacher(), &on_item)?)
             .map_err(|error| TrainError::write(&path)(std::io::Error::other(error)))?;
         write_file(&path, (json + "\n").as_bytes()).map_err(TrainError::write(&path))
     }

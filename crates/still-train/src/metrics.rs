@@ -145,6 +145,12 @@ pub trait Observer {
         let _ = report;
     }
 
+    /// The teacher is measured from now on, by as many items as the student will be. What is returned is called at the end of each.
+    fn on_teacher(&mut self, items: usize) -> OnItem {
+        let _ = items;
+        Box::new(|| {})
+    }
+
     /// The student is measured from now on, by so many items; [`Observer::on_evaluation`] ends it.
     fn on_evaluation_begin(&mut self, stage: Stage, step: usize, items: usize) -> OnItem {
         let _ = (stage, step, items);

@@ -111,7 +111,7 @@ fn ctrl_c_is_answered_in_every_phase_of_a_run() {
         interrupt(&mut run, " Calibrating losses", "error: interrupted");
         ended(&mut run, " Calibrating losses");
 
-        // The first evaluation: nothing is trained yet.
+        // The teacher is measured first: nothing is trained yet.
         let by_uniform = |more: &[&str]| {
             on_terminal(dir.path(), columns, |command| {
                 command.args(linearize_args(teacher_dir(), &data, &out)).args(more);
@@ -124,8 +124,8 @@ fn ctrl_c_is_answered_in_every_phase_of_a_run() {
             })
         };
         let mut run = by_uniform(&[]);
-        interrupt(&mut run, "  Evaluating transfer step 0", "error: interrupted");
-        ended(&mut run, "  Evaluating transfer step 0");
+        interrupt(&mut run, "  Evaluating the teacher", "error: interrupted");
+        ended(&mut run, "  Evaluating the teacher");
 
         // A step: it is done and saved.
         let training = |more: &[&str]| {

@@ -99,7 +99,7 @@ pub fn linearize_in(
     let mut saved = directory::open(&checkpoints, run_dir, &fingerprint, recipe, resume)?;
     directory::write_recipe(run_dir, recipe)?;
     if let Some(evaluator) = &evaluator {
-        evaluator.measure_teacher(model, run_dir, resume)?;
+        evaluator.measure_teacher(model, run_dir, resume, observer)?;
     }
 
     let reached = saved.as_ref().map(|saved| (saved.progress.stage, saved.progress.step));

@@ -118,6 +118,13 @@ impl<'a> RunObserver<'a> {
         }
     }
 
+    /// A bar of an evaluation that begins.
+    fn evaluating(&mut self, what: &str, items: usize) -> OnItem {
+        let bar = Arc::new(Bar::new(self.printer, "Evaluating", what, items, "items"));
+        self.evaluation = Some(bar.clone());
+        Box::new(move || bar.advance(1))
+    }
+
     fn evaluated(&mut self, evaluation: &Evaluation) {
         self.pace.pause(evaluation.seconds.unwrap_or(0.0));
         self.evaluation = None;
@@ -141,6 +148,7 @@ impl Observer for RunObserver<'_> {
 
     fn on_stage(&mut self, stage: Stage, steps: usize, done: usize) {
         self.finish();
+        self.evaluation = None;
         interrupt::save_after(STEP);
         let bar = Bar::new(self.printer, "Training", stage.name(), steps, "steps");
         bar.done_before(done);
@@ -171,16 +179,17 @@ impl Observer for RunObserver<'_> {
         self.event(|events| events.step(report, tokens_per_s));
     }
 
+    fn on_teacher(&mut self, items: usize) -> OnItem {
+        self.evaluating("the teacher", items)
+    }
+
     fn on_evaluation_begin(&mut self, stage: Stage, step: usize, items: usize) -> OnItem {
         // Before the first step there is nothing to save.
         match step {
             0 => interrupt::on_signal(OnSignal::End),
             _ => interrupt::save_after("this evaluation"),
         }
-        let what = format!("{} step {step}", stage.name());
-        let bar = Arc::new(Bar::new(self.printer, "Evaluating", &what, items, "items"));
-        self.evaluation = Some(bar.clone());
-        Box::new(move || bar.advance(1))
+        self.evaluating(&format!("{} step {step}", stage.name()), items)
     }
 
     fn on_evaluation(&mut self, evaluation: &still_train::Evaluation) {
