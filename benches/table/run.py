@@ -98,14 +98,14 @@ class Worker:
             self.suite(suite, command, model, [*row.cache_dtype, *more], folder)
         if not more:
             self.once(folder / "efficiency.json", lambda path: [
-                "eval", "--model", model, *self.device, *row.cache_dtype, "--efficiency", scale(self.args)["lengths"], "--json", path,
+                "eval", "--model", model, *self.device, *row.cache_dtype, "--efficiency", scale(self.args)["lengths"], "--out", path,
             ])
             self.generations(model, folder)
         if name == rows.BRANCHES["row"]:
             self.once(folder / "branches.json", lambda path: [
                 "eval", "--model", model, *self.device, "--tasks", "perplexity,repeated_text", "--text", self.args.text,
                 "--lengths", scale(self.args)["lengths"], "--limit", str(scale(self.args)["windows"]),
-                "--ablate", rows.BRANCHES["ablate"], "--json", path,
+                "--ablate", rows.BRANCHES["ablate"], "--out", path,
             ])
 
     def student(self, name, row, folder):
@@ -144,7 +144,7 @@ class Worker:
         samples = folder / f"{suite}.jsonl"
         self.once(folder / f"{suite}.json", lambda path: [
             "eval", "--model", model, *self.device, "--data-dir", self.args.data_dir, *command, *more,
-            "--samples", samples, "--resume", "--json", path,
+            "--samples", samples, "--resume", "--out", path,
         ])
 
     def once(self, path, command):

@@ -84,7 +84,7 @@ def test_tasks_give_the_commands_scores(base, base_path, text_path, tmp_path):
     assert len(answers) == 6
     results = tmp_path / "results.json"
     command = [sys.executable, "-m", "still", "eval", "--model", str(base_path), "--tasks", ",".join(tasks)]
-    command += ["--text", str(text_path), "--lengths", "512", "--limit", "3", "--json", str(results)]
+    command += ["--text", str(text_path), "--lengths", "512", "--limit", "3", "--out", str(results)]
     subprocess.run(command, check=True, capture_output=True)
     of_command = json.loads(results.read_text())["tasks"]
     for name, score in scores.items():
