@@ -2,7 +2,7 @@
 
 use crate::common::{Outcome, still, teacher_dir};
 
-const COMMANDS: [&str; 16] = [
+const COMMANDS: [&str; 17] = [
     "demo",
     "linearize",
     "calibrate",
@@ -10,6 +10,7 @@ const COMMANDS: [&str; 16] = [
     "ask",
     "generate",
     "chat",
+    "serve",
     "eval",
     "bench",
     "inspect",

@@ -146,7 +146,7 @@ fn dense_models_are_asked_with_a_compressed_cache_too() {
     let results = dir.path().join("r.json");
     let tasks = ["--tasks", "passkey", "--lengths", "600", "--limit", "2"];
     let compress = ["--compress", "snapkv:0.1,kvzip:0.25"];
-    let out = ["--json", results.to_str().unwrap()];
+    let out = ["--out", results.to_str().unwrap()];
     let outcome = eval(teacher_dir(), dir.path(), &[&tasks[..], &compress, &out].concat());
     outcome.succeeded();
     let file: serde_json::Value =
