@@ -167,6 +167,7 @@ pub(super) fn read_data(
     let end = windows
         .position_after(&[(transfer.steps, transfer.batch), (finetune.steps, finetune.batch)]);
     let epochs = windows.epochs(&end);
-    printer.step("Data", format_args!("{}; the run reads {epochs:.2} epochs", windows.summary()));
+    printer.step("Data", windows.summary());
+    printer.step("Plan", format_args!("to read {epochs:.2} epochs of it"));
     Ok(windows)
 }
