@@ -114,7 +114,8 @@ fn the_data_is_counted_and_tokenized_once() {
     first.succeeded();
     let line = first.stderr.lines().find(|line| line.contains(" Data ")).unwrap();
     assert!(line.contains("tokens in 1 document: ") && line.contains("windows of 128"), "{line}");
-    assert!(line.ends_with("epochs"), "{line}");
+    let plan = first.stderr.lines().find(|line| line.contains(" Plan ")).unwrap();
+    assert!(plan.ends_with(" epochs of it"), "{plan}");
     assert_eq!(dir.path().join("cache/tokens").read_dir().unwrap().count(), 1);
 }
 
