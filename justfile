@@ -138,6 +138,11 @@ peer-dense *ARGS:
 peer-lora *CONTEXTS:
     python3 benches/torch_lora.py {{ CONTEXTS }}
 
+# The operator as an op of PyTorch, compared with `still bench attention` on a GPU; needs a wheel with CUDA
+[group('measure')]
+bench-torch-op *ARGS:
+    python3 benches/torch_op.py --still target/release/still -- {{ ARGS }}
+
 # The README's plot, from recorded runs (`pip install matplotlib`)
 [group('measure')]
 plot:

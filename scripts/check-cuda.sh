@@ -26,4 +26,4 @@ chmod +x "$home/bin/nvcc"
 touch "$home/include/cuda.h"
 
 export CUDA_HOME=$home CUDA_PATH=$home CUDA_COMPUTE_CAP=90 CUDARC_CUDA_VERSION=13000 NVCC=$home/bin/nvcc PATH=$home/bin:$PATH
-exec cargo clippy --release --locked --workspace --features still-cli/cuda --all-targets --target-dir target/check-cuda -- -D warnings
+exec cargo clippy --release --locked --workspace --features still-python/cuda --all-targets --target-dir target/check-cuda -- -D warnings

@@ -6,6 +6,9 @@
 # Leaves it in target/wheel/dist. It runs with glibc 2.28 and newer, whatever the machine has: zig links it. The profile and the
 # target folder are those of `cargo build --release`; crates whose features Python's change (candle among them) are compiled
 # once more. Needs Rust and Python's pip.
+#
+# With `--features cuda` it needs a CUDA toolkit too (scripts/cuda-env.sh), links with the machine's own glibc, and tests the wheel
+# where there is a GPU's driver alone, without which nothing loads it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -31,9 +34,20 @@ EOF
   link=(-C "linker=$wheel/cc")
   audit=(--compatibility "manylinux_${glibc/./_}" --auditwheel check)
 fi
+case " $* " in
+*cuda*)
+  # Which libraries of CUDA a wheel may name, manylinux does not know. They are looked for where PyTorch's wheels have them, next to
+  # this package, and on LD_LIBRARY_PATH.
+  link=(-C 'link-arg=-Wl,-rpath,$ORIGIN/../nvidia/cu13/lib')
+  audit=(--compatibility linux --auditwheel skip)
+  ;;
+esac
 "$tools/bin/maturin" build --release --locked --manifest-path crates/still-python/Cargo.toml --out "$wheel/dist" \
   "${audit[@]}" "$@" -- "${link[@]}"
 ls -l "$wheel/dist"
+case " $* " in
+*cuda*) ldconfig -p | grep -q libcuda.so.1 || { echo "wheel.sh: not tested, as there is no driver of a GPU here" >&2; exit; } ;;
+esac
 
 python3 -m venv "$wheel/env"
 "$wheel/env/bin/pip" install --quiet --disable-pip-version-check pytest==9.2.0 mypy==2.4.1 typing_extensions==4.16.0 "$wheel"/dist/*.whl

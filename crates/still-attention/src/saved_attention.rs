@@ -107,7 +107,7 @@ impl Call<'_> {
     }
 
     /// Checks that shapes fit each other and the configuration.
-    fn check(&self) -> Result<HeadGeometry> {
+    pub fn check(&self) -> Result<HeadGeometry> {
         let Self { rows, gate, weights, config, .. } = *self;
         let (_, _, geometry) = whole_sequences(OP, rows)?;
         config.validate(geometry)?;

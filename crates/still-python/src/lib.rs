@@ -12,12 +12,14 @@
 //! | `training` | calibration and both training stages |
 //! | `evaluate` | tasks |
 //! | `operator` | the operator on arrays, for PyTorch |
+//! | `cuda_operator` | the same in PyTorch's memory on CUDA devices |
 //! | `command` | the `still` command |
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 mod arguments;
 mod callback;
 mod command;
+mod cuda_operator;
 mod errors;
 mod evaluate;
 mod generate;
@@ -32,6 +34,8 @@ mod work;
 mod _still {
     #[pymodule_export]
     use crate::command::run_command;
+    #[pymodule_export]
+    use crate::cuda_operator::CudaAttention;
     #[pymodule_export]
     use crate::evaluate::evaluate;
     #[pymodule_export]

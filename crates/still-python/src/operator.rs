@@ -77,10 +77,7 @@ impl Operands {
         config: &str,
         layer: usize,
     ) -> PyResult<Self> {
-        let config = serde_json::from_str::<StillConfig>(config)
-            .map_err(|error| AttentionError::Config(format!("the section \"still\": {error}")))
-            .and_then(|config| config.layer(layer))
-            .map_err(|error| wrong(py, error))?;
+        let config = layer_config(py, config, layer)?;
         let [q, k, v] = rows;
         let rows = [tensor("q", &q)?, tensor("k", &k)?, tensor("v", &v)?];
         let gate = gate.map(|gate| tensor("gate", &gate)).transpose()?;
@@ -108,8 +105,19 @@ impl Operands {
     }
 }
 
+/// A layer's configuration, of the section `still` of a student's config.json.
+///
+/// # Errors
+/// Another section, a layer that it does not have.
+pub fn layer_config(py: Python<'_>, section: &str, layer: usize) -> PyResult<HybridConfig> {
+    serde_json::from_str::<StillConfig>(section)
+        .map_err(|error| AttentionError::Config(format!("the section \"still\": {error}")))
+        .and_then(|config| config.layer(layer))
+        .map_err(|error| wrong(py, error))
+}
+
 /// What the operator refuses is the caller's to mend.
-fn wrong(py: Python<'_>, error: AttentionError) -> PyErr {
+pub fn wrong(py: Python<'_>, error: AttentionError) -> PyErr {
     match error {
         AttentionError::Tensor(error) => exception(py, &anyhow!(error)),
         other => crate::errors::input(
@@ -121,7 +129,7 @@ fn wrong(py: Python<'_>, error: AttentionError) -> PyErr {
 }
 
 /// Computes without Python's lock; a panic is an exception.
-fn compute<T: Send>(
+pub fn compute<T: Send>(
     py: Python<'_>,
     body: impl FnOnce() -> Result<T, AttentionError> + Send,
 ) -> PyResult<T> {

@@ -8,6 +8,7 @@ torch = pytest.importorskip("torch")
 attention = pytest.importorskip("still.torch")
 
 import still
+from plain_attention import plain_attention
 
 CONFIGS = {
     "mean": {},
@@ -72,6 +73,17 @@ def test_gradients_are_the_differences_of_the_output(name):
         return attention.hybrid_attention(**dict(zip(tensors, values)), config=config).out
 
     assert torch.autograd.gradcheck(out, tuple(tensors.values()), eps=1e-6, atol=1e-6, rtol=1e-4, fast_mode=True)
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name != "linear_only"])
+def test_it_is_what_plain_pytorch_computes(name):
+    operands, config = case(name, torch.float64)
+    tensors = {key: x.requires_grad_() for key, x in operands.items()}
+    own, absorbed_at, _ = attention.hybrid_attention(**tensors, config=config)
+    expected = plain_attention(**tensors, absorbed_at=absorbed_at, config=config)
+    torch.testing.assert_close(own, expected, rtol=1e-6, atol=1e-6)
+    of_own, of_expected = (torch.autograd.grad(x.square().sum(), tuple(tensors.values())) for x in (own, expected))
+    torch.testing.assert_close(of_own, of_expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["mean", "gate", "lolcats"])

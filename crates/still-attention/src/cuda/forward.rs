@@ -1,12 +1,14 @@
 //! The forward pass.
 
+use std::ffi::c_void;
 use std::ptr::{null, null_mut};
 
 use candle_core::backend::BackendDevice;
 use candle_core::cuda::cudarc::driver::CudaSlice;
 use candle_core::{CudaDevice, Result, Tensor};
 use still_kernels::{
-    CHUNK, Forward, Rows, Shape, check, still_forward, still_map_keys, still_segments, still_states,
+    CHUNK, Forward, Rows, Shape, Stream, check, still_forward, still_map_keys, still_segments,
+    still_states,
 };
 
 use super::layout::{by_token, rows_aligned, tensor_by_token, uninit};
@@ -81,6 +83,41 @@ impl Saved {
     }
 }
 
+/// What the states are made of, and where they are left, beside what [`Forward`] has of them.
+pub(super) struct Scan {
+    pub map_k: *const c_void,
+    pub phi: *mut c_void,
+    pub totals: *mut f32,
+    /// Null if nothing is decoded from them.
+    pub s_last: *mut f32,
+    pub z_last: *mut f32,
+}
+
+/// Queues the three kernels' launches of a forward pass whose tokens are routed.
+///
+/// # Safety
+/// Every address is of memory as large as still.h says for `shape`, valid until the stream has passed.
+pub(super) unsafe fn queue(
+    shape: &Shape,
+    args: &Forward,
+    scan: &Scan,
+    stream: Stream,
+) -> Result<()> {
+    let Forward { k, v, routing, s, z, .. } = args;
+    let Scan { map_k, phi, totals, s_last, z_last } = *scan;
+    let (s, z) = (s.cast_mut(), z.cast_mut());
+    let wrap = candle_core::Error::wrap;
+    // SAFETY: the caller's.
+    unsafe {
+        let code = still_map_keys(shape, *k, map_k, routing, phi, stream);
+        check("still_map_keys", code).map_err(wrap)?;
+        let code =
+            still_states(shape, phi, *v, routing, totals, s, z, s_last, z_last, null(), stream);
+        check("still_states", code).map_err(wrap)?;
+        check("still_forward", still_forward(shape, args, stream)).map_err(wrap)
+    }
+}
+
 /// Where the states are left that decoding starts from.
 pub(super) struct Last<'a> {
     /// `[B, K, 2D, D]`
@@ -128,22 +165,19 @@ pub(super) fn forward(
     let held_gate = gate.as_ref().map(Tensor::storage_and_layout);
     let mut launch = Launch::new(&stream)?;
     let [q, k, v, map_q, map_k] = &held;
-    let k_rows = launch.rows(on_cuda(&k.0)?, k.1)?;
-    let v_rows = launch.rows(on_cuda(&v.0)?, v.1)?;
     let log_scale = match &held_scale {
         Some((storage, layout)) => launch.values(on_cuda(storage)?, layout)?,
         None => null_mut(),
     };
-    let map_k = launch.values(on_cuda(&map_k.0)?, map_k.1)?;
-    let routing = routing.args(&mut launch);
+    let map_k: *mut c_void = launch.values(on_cuda(&map_k.0)?, map_k.1)?;
     let args = Forward {
         q: launch.rows(on_cuda(&q.0)?, q.1)?,
-        k: k_rows,
-        v: v_rows,
+        k: launch.rows(on_cuda(&k.0)?, k.1)?,
+        v: launch.rows(on_cuda(&v.0)?, v.1)?,
         out: launch.rows(&out, &by_token(dims))?,
         w_q: launch.values(on_cuda(&map_q.0)?, map_q.1)?,
         log_scale,
-        routing,
+        routing: routing.args(&mut launch),
         s: launch.at(&saved.s),
         z: launch.at(&saved.z),
         denominator: launch.at(&saved.denominator),
@@ -158,34 +192,14 @@ pub(super) fn forward(
         gate_until: null(),
         linear: saved.linear_rows(&mut launch, dims),
     };
-    let (phi, totals) = (launch.at(&saved.phi), launch.at(&totals));
-    let (s, z) = (launch.at(&saved.s), launch.at(&saved.z));
     let (s_last, z_last): (*mut f32, *mut f32) = match &last {
         Some(Last { s, z }) => (launch.at(s), launch.at(z)),
         None => (null_mut(), null_mut()),
     };
-    let wrap = candle_core::Error::wrap;
+    let scan =
+        Scan { map_k, phi: launch.at(&saved.phi), totals: launch.at(&totals), s_last, z_last };
     // SAFETY: every buffer is as large as still.h says for `shape`, and lives until the launch is dropped.
-    unsafe {
-        let code = still_map_keys(shape, k_rows, map_k, &routing, phi, launch.stream());
-        check("still_map_keys", code).map_err(wrap)?;
-        let stream = launch.stream();
-        let code = still_states(
-            shape,
-            phi,
-            v_rows,
-            &routing,
-            totals,
-            s,
-            z,
-            s_last,
-            z_last,
-            null(),
-            stream,
-        );
-        check("still_states", code).map_err(wrap)?;
-        check("still_forward", still_forward(shape, &args, launch.stream())).map_err(wrap)?;
-    }
+    unsafe { queue(shape, &args, &scan, launch.stream())? };
     drop(launch);
     Ok((tensor_by_token(out, dims)?, saved))
 }

@@ -11,6 +11,7 @@
 //! | `store` | the salient rows of a state |
 //! | `kv_cache` | the teacher's cache |
 //! | `linear_only` | the state of linear attention alone |
+//! | `foreign` | the operator in memory of another library, on its stream |
 //! | `graph_state` | what a CUDA graph feeds |
 //! | `layout` | strides and memory for kernels, and what they are told of a configuration |
 //! | `support` | what kernels compute, and errors for the rest |
@@ -18,6 +19,7 @@
 mod backward;
 mod decode;
 mod dense;
+mod foreign;
 mod forward;
 mod graph_state;
 mod kv_cache;
@@ -35,6 +37,10 @@ use crate::{HybridConfig, HybridWeights, LinearNorm, Result};
 
 pub use decode::{CudaHybridState, CudaWeights};
 pub(crate) use dense::dense_attention;
+pub use foreign::{
+    DeviceAttention, DeviceGradients, DeviceOperands, DeviceRows, DeviceSizes, OperandShapes,
+    check_shapes,
+};
 pub use graph_state::{GraphState, IDLE, StepRotation};
 pub use kv_cache::CudaKvCache;
 pub use linear_only::CudaLinearState;

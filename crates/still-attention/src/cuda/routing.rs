@@ -6,7 +6,7 @@ use std::sync::Arc;
 use candle_core::cuda::cudarc::driver::CudaSlice;
 use candle_core::{CudaDevice, Tensor};
 use still_kernels::{
-    CHUNK, NO_CAP, Shape, check, still_demote, still_recall, still_scores, still_select,
+    CHUNK, NO_CAP, Shape, Stream, check, still_demote, still_recall, still_scores, still_select,
 };
 
 use super::layout::{router, uninit};
@@ -97,15 +97,22 @@ pub(super) fn received(
     shape: &Shape,
     config: &HybridConfig,
 ) -> candle_core::Result<Option<CudaSlice<f32>>> {
-    let (batch, heads, tokens) = dims(shape);
-    let sums = batch * heads * tokens.div_ceil(CHUNK) * 2 * CHUNK;
-    match config.router {
-        Router::ReceivedAttention => Ok(Some(uninit(device, sums)?)),
-        _ => Ok(None),
+    match received_floats(shape, config) {
+        0 => Ok(None),
+        sums => Ok(Some(uninit(device, sums)?)),
     }
 }
 
-fn dims(shape: &Shape) -> (usize, usize, usize) {
+/// Floats of that scratch.
+pub(super) fn received_floats(shape: &Shape, config: &HybridConfig) -> usize {
+    let (batch, heads, tokens) = dims(shape);
+    match config.router {
+        Router::ReceivedAttention => batch * heads * tokens.div_ceil(CHUNK) * 2 * CHUNK,
+        _ => 0,
+    }
+}
+
+pub(super) fn dims(shape: &Shape) -> (usize, usize, usize) {
     (shape.batch as usize, shape.kv_heads as usize, shape.tokens as usize)
 }
 
@@ -147,36 +154,12 @@ impl DeviceRouting {
 
     /// Queues the selection by scores.
     fn select(&self, shape: &Shape) -> candle_core::Result<()> {
-        let Decided { device, scores, budgets, selected, salient, capped, .. } = &*self.0;
+        let Decided { device, scores, .. } = &*self.0;
         let stream = device.cuda_stream();
         let mut launch = Launch::new(&stream)?;
-        let (from, budgets) = (launch.at(scores), launch.at(budgets));
-        let (selected, salient) = (launch.at(selected), launch.at(salient));
+        let (from, routing): (*mut f32, _) = (launch.at(scores), self.args(&mut launch));
         // SAFETY: the buffers are as large as `shape` says, and live until the launch is dropped.
-        let code =
-            unsafe { still_select(shape, from, budgets, selected, salient, launch.stream()) };
-        check("still_select", code).map_err(candle_core::Error::wrap)?;
-        let Some(Capped { cap, absorbed_at, visible, order }) = capped else { return Ok(()) };
-        let absorbed_at = launch.at(absorbed_at);
-        let (visible, order) = (launch.at(visible), launch.at(order));
-        let on = launch.stream();
-        // SAFETY: as above.
-        let code = unsafe {
-            still_demote(
-                shape,
-                from,
-                budgets,
-                selected,
-                salient,
-                *cap,
-                absorbed_at,
-                visible,
-                order,
-                null(),
-                on,
-            )
-        };
-        check("still_demote", code).map_err(candle_core::Error::wrap)
+        unsafe { queue_selection(shape, from, &routing, launch.stream()) }
     }
 
     /// Queues the selection where a score depends on the state, chunk by chunk.
@@ -312,6 +295,54 @@ impl DeviceRouting {
         scores.truncate(batch * heads * tokens);
         Ok(scores)
     }
+}
+
+/// Queues the selection by scores into the buffers of `routing`.
+///
+/// # Safety
+/// Every address is of memory as large as still.h says for `shape`, valid until the stream has passed.
+pub(super) unsafe fn queue_selection(
+    shape: &Shape,
+    scores: *const f32,
+    routing: &still_kernels::Routing,
+    stream: Stream,
+) -> candle_core::Result<()> {
+    let &still_kernels::Routing {
+        budgets,
+        selected,
+        salient,
+        cap,
+        absorbed_at,
+        visible,
+        order,
+        ..
+    } = routing;
+    let (kept, list) = (selected.cast_mut(), salient.cast_mut());
+    // SAFETY: the caller's.
+    let code = unsafe { still_select(shape, scores, budgets, kept, list, stream) };
+    check("still_select", code).map_err(candle_core::Error::wrap)?;
+    if cap == NO_CAP {
+        return Ok(());
+    }
+    let (absorbed_at, visible, order) =
+        (absorbed_at.cast_mut(), visible.cast_mut(), order.cast_mut());
+    // SAFETY: as above.
+    let code = unsafe {
+        still_demote(
+            shape,
+            scores,
+            budgets,
+            selected,
+            salient,
+            cap,
+            absorbed_at,
+            visible,
+            order,
+            null(),
+            stream,
+        )
+    };
+    check("still_demote", code).map_err(candle_core::Error::wrap)
 }
 
 /// Tokens that each head keeps of a retired chunk: more than the cap would be demoted at once.

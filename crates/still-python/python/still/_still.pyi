@@ -218,3 +218,27 @@ def attention_backward(
     layer: int,
 ) -> tuple[list[npt.NDArray[Any]], npt.NDArray[Any] | None, list[npt.NDArray[Any] | None]]:
     """The gradients of the call that gave `out` and `absorbed_at`."""
+
+@final
+class CudaAttention:
+    """The operator of one layer in memory on a CUDA device, by addresses: for `still.torch`. A wheel without CUDA has none to make."""
+
+    def __new__(cls, config: str, layer: int) -> CudaAttention: ...
+    @property
+    def cap(self) -> int | None:
+        """The most salient tokens of a head."""
+    @property
+    def budgets(self) -> list[int]:
+        """Tokens that each selection head keeps of a retired chunk."""
+    def check(self, rows: Sequence[Sequence[int]], gate: Sequence[int] | None, learned: Sequence[Sequence[int] | None]) -> None:
+        """Refuses shapes that do not fit, or have no kernels."""
+    def scratch(self, sizes: Sequence[int], narrow: bool) -> tuple[int, int, int]:
+        """Bytes of scratch of the forward pass, how many of its first must be zeros, and bytes of scratch of the backward pass."""
+    def forward(
+        self, sizes: Sequence[int], narrow: bool, operands: tuple[Any, ...], out: tuple[Any, ...], scores: int, scratch: int, stream: int
+    ) -> None:
+        """Queues the forward pass on a stream of the current device."""
+    def backward(
+        self, sizes: Sequence[int], narrow: bool, operands: tuple[Any, ...], gradients: tuple[Any, ...], scratch: int, stream: int
+    ) -> None:
+        """Queues the backward pass of the call that left what `operands` says."""

@@ -1,7 +1,8 @@
-"""STILL's hybrid attention as an op of PyTorch: `hybrid_attention`, forward and backward, by the kernels of `still` on the CPU.
+"""STILL's hybrid attention as an op of PyTorch: `hybrid_attention`, forward and backward, by the kernels of `still` on the CPU, and on
+CUDA in a wheel that was built with them (`_cuda.py`).
 
 The op is `torch.ops.still.hybrid_attention`. It has a fake implementation, so that `torch.compile` and `FakeTensorMode` trace
-through it, and under autocast computes in float32.
+through it. Under autocast it computes in float32 on the CPU, on CUDA in bfloat16 if that is autocast's dtype.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple, Optional
 import torch
 from torch import Tensor
 
-from . import _still
+from . import _cuda, _still
 from ._errors import InputError
 
 __all__ = ["HybridAttention", "hybrid_attention"]
@@ -22,7 +23,7 @@ LEARNED = ("feature_map_q", "feature_map_k", "householder_q", "householder_k", "
 """The learned tensors, in the order of the op's arguments."""
 
 ROWS = (torch.float32, torch.float64, torch.bfloat16)
-"""Dtypes of queries, keys and values. bfloat16 is computed in float32."""
+"""Dtypes of queries, keys and values. The CPU computes bfloat16 in float32; CUDA has no float64."""
 
 
 class HybridAttention(NamedTuple):
@@ -53,7 +54,8 @@ def hybrid_attention(
 ) -> HybridAttention:
     """Hybrid attention of whole sequences that begin at position 0.
 
-    `q` and `gate` [B, H, N, D], `k` and `v` [B, K, N, D] after RoPE, float32, float64 or bfloat16 on the CPU. Learned tensors,
+    `q` and `gate` [B, H, N, D], `k` and `v` [B, K, N, D] after RoPE, float32, float64 or bfloat16, all on one device: the CPU, or
+    CUDA, without float64 and within the limits of docs/cuda.md. Learned tensors,
     for H query heads, S selection heads and F features: `feature_map_q` [H, D, F], `feature_map_k` [S, D, F], `householder_q`
     [H, D], `householder_k` [S, D], `log_lambda` [H], `window_factor` [H]; which of them are needed, `config` says. `config` is
     the section `still` of a student's config.json, as a dict or as JSON, which `torch.compile` traces through; `layer` which
@@ -63,7 +65,12 @@ def hybrid_attention(
     """
     learned = (feature_map_q, feature_map_k, householder_q, householder_k, log_lambda, window_factor)
     config = config if isinstance(config, str) else json.dumps(dict(config))
-    return HybridAttention(*_forward(q, k, v, gate, *learned, config, layer))
+    if q.device.type == "cuda" and torch.is_autocast_enabled("cuda"):
+        dtype = torch.bfloat16 if torch.get_autocast_dtype("cuda") == torch.bfloat16 else torch.float32
+        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+        gate = None if gate is None else gate.to(dtype)
+    out, absorbed_at, scores, _ = _forward(q, k, v, gate, *learned, config, layer)
+    return HybridAttention(out, absorbed_at, scores)
 
 
 def _check(q: Tensor, *others: Optional[Tensor]) -> None:
@@ -107,22 +114,34 @@ def _forward(
     window_factor: Optional[Tensor],
     config: str,
     layer: int,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The three of `HybridAttention`, and bytes that the backward pass reads: none on the CPU."""
     learned = (feature_map_q, feature_map_k, householder_q, householder_k, log_lambda, window_factor)
     _check(q, k, v, gate, *learned)
     wide = _wide(q.dtype)
     rows = _arrays((q, k, v), wide)
     out, absorbed_at, scores = _still.attention(rows, _array(gate, wide), _arrays(learned, wide), config, layer)
-    return torch.from_numpy(out).to(q.dtype), torch.from_numpy(absorbed_at), torch.from_numpy(scores)
+    saved = q.new_empty(0, dtype=torch.uint8)
+    return torch.from_numpy(out).to(q.dtype), torch.from_numpy(absorbed_at), torch.from_numpy(scores), saved
+
+
+@_forward.register_kernel("cuda")
+def _(q, k, v, gate, *others):  # type: ignore[no-untyped-def]
+    *learned, config, layer = others
+    _check(q, k, v, gate, *learned)
+    return _cuda.forward(q, k, v, gate, tuple(learned), config, layer)
 
 
 @_forward.register_fake
 def _(q, k, v, gate, feature_map_q, feature_map_k, *others):  # type: ignore[no-untyped-def]
+    *_, config, layer = others
+    if q.device.type == "cuda":
+        return _cuda.outputs(q, k, gate, feature_map_k, config, layer)
     batch, _, tokens, _ = q.shape
     routing = (batch, feature_map_k.shape[0], tokens)
-    return torch.empty_like(q, memory_format=torch.contiguous_format), q.new_empty(routing, dtype=torch.int32), q.new_empty(
-        routing, dtype=torch.float32
-    )
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    empty = lambda shape, dtype: q.new_empty(shape, dtype=dtype)
+    return out, empty(routing, torch.int32), empty(routing, torch.float32), empty(0, torch.uint8)
 
 
 @torch.library.custom_op("still::hybrid_attention_backward", mutates_args=(), device_types="cpu")
@@ -130,6 +149,7 @@ def _backward(
     d_out: Tensor,
     out: Tensor,
     absorbed_at: Tensor,
+    saved: Tensor,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -161,9 +181,15 @@ def _backward(
     return [torch.from_numpy(dx).to(x.dtype) for dx, x in zip(gradients, given) if x is not None]
 
 
+@_backward.register_kernel("cuda")
+def _(d_out, out, absorbed_at, saved, q, k, v, gate, *others):  # type: ignore[no-untyped-def]
+    *learned, config, layer = others
+    return _cuda.backward(d_out, out, absorbed_at, saved, q, k, v, gate, tuple(learned), config, layer)
+
+
 @_backward.register_fake
-def _(d_out, out, absorbed_at, q, k, v, gate, *learned_and_config):  # type: ignore[no-untyped-def]
-    *learned, _, _ = learned_and_config
+def _(d_out, out, absorbed_at, saved, q, k, v, gate, *others):  # type: ignore[no-untyped-def]
+    *learned, _, _ = others
     return [
         torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v, gate, *learned) if x is not None
     ]
@@ -171,14 +197,14 @@ def _(d_out, out, absorbed_at, q, k, v, gate, *learned_and_config):  # type: ign
 
 def _save(ctx, inputs, output):  # type: ignore[no-untyped-def]
     *tensors, ctx.config, ctx.layer = inputs
-    out, absorbed_at, scores = output
-    ctx.mark_non_differentiable(absorbed_at, scores)
-    ctx.save_for_backward(out, absorbed_at, *tensors)
+    out, absorbed_at, scores, saved = output
+    ctx.mark_non_differentiable(absorbed_at, scores, saved)
+    ctx.save_for_backward(out, absorbed_at, saved, *tensors)
 
 
-def _gradients(ctx, d_out, d_absorbed_at, d_scores):  # type: ignore[no-untyped-def]
-    out, absorbed_at, *tensors = ctx.saved_tensors
-    given = iter(_backward(d_out, out, absorbed_at, *tensors, ctx.config, ctx.layer))
+def _gradients(ctx, d_out, *_):  # type: ignore[no-untyped-def]
+    out, absorbed_at, saved, *tensors = ctx.saved_tensors
+    given = iter(_backward(d_out, out, absorbed_at, saved, *tensors, ctx.config, ctx.layer))
     return (*(None if x is None else next(given) for x in tensors), None, None)
 
 
