@@ -61,6 +61,13 @@ fn serve(arguments: &[&str]) -> Serving {
 
 impl Serving {
     fn ask(&self, path: &str, body: &str) -> String {
+        let mut text = String::new();
+        self.send(path, body).read_to_string(&mut text).unwrap();
+        text
+    }
+
+    /// A request, whose answer is not waited for.
+    fn send(&self, path: &str, body: &str) -> TcpStream {
         let mut stream = TcpStream::connect(&self.address).unwrap();
         write!(
             stream,
@@ -69,9 +76,7 @@ impl Serving {
             body.len()
         )
         .unwrap();
-        let mut text = String::new();
-        stream.read_to_string(&mut text).unwrap();
-        text
+        stream
     }
 
     /// Sends a signal and waits for the end: the exit code, and what was told.
@@ -121,4 +126,59 @@ fn it_says_where_it_listens_answers_and_ends_at_a_signal() {
         assert_eq!(code, Some(0), "{told}");
         assert!(told.contains("Stopping") && told.contains("Stopped"), "{told}");
     }
+}
+
+/// A process that is killed while it saves a state leaves the one that was there, or the new one, whole.
+#[test]
+fn a_save_that_is_killed_leaves_the_old_state() {
+    const KILLS: u32 = 8;
+    let dir = tempfile::tempdir().unwrap();
+    let states = dir.path().join("states");
+    let model = student_dir().to_str().unwrap();
+    let start = || serve(&["--model", model, "--state-store", states.to_str().unwrap()]);
+    let save = |tokens: u32| {
+        format!(r#"{{"action": "save", "tokens": {:?}}}"#, vec![tokens % 200; tokens as usize])
+    };
+    let mut serving = start();
+    let first = Instant::now();
+    assert!(serving.ask("/v1/states/a", &save(400)).starts_with("HTTP/1.1 200"));
+    let longest = first.elapsed();
+    let mut there = 400;
+    for kill in 0..KILLS {
+        let asked = 401 + kill;
+        let mut stream = serving.send("/v1/states/a", &save(asked));
+        std::thread::sleep(longest * kill / (KILLS - 1));
+        serving.child.kill().unwrap();
+        serving.child.wait().unwrap();
+        let mut answered = String::new();
+        let _ = stream.read_to_string(&mut answered);
+        serving = start();
+        let restored = serving.ask("/v1/states/a", r#"{"action": "restore"}"#);
+        assert!(restored.starts_with("HTTP/1.1 200"), "kill {kill}: {restored}");
+        let tokens = |n: u32| restored.contains(&format!("\"tokens\":{n},"));
+        assert!(tokens(there) || tokens(asked), "kill {kill}: {there} or {asked}: {restored}");
+        assert!(!answered.starts_with("HTTP/1.1 200") || tokens(asked), "{answered}, {restored}");
+        there = if tokens(asked) { asked } else { there };
+    }
+    assert_eq!(serving.end("-TERM").0, Some(0));
+}
+
+/// Two servers and a bucket of moto, a test server for S3; where that is not installed, nothing is tested, and said.
+#[test]
+fn replicas_share_a_bucket() {
+    let python = std::env::var_os("STILL_TEST_PYTHON").unwrap_or_else(|| "python3".into());
+    let has = Command::new(&python).args(["-c", "import boto3, moto.server"]).output();
+    if !has.is_ok_and(|output| output.status.success()) {
+        println!(
+            "skipped: needs the Python package moto[server]; STILL_TEST_PYTHON names the interpreter"
+        );
+        return;
+    }
+    let dir = chat_dir(TEMPLATE);
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../scripts/serve_s3.py");
+    let model = dir.path().join("student");
+    let mut checks = Command::new(&python);
+    let output = checks.args([script, "--still", BINARY, "--model"]).arg(model).output().unwrap();
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{told}{}", String::from_utf8_lossy(&output.stderr));
 }

@@ -177,7 +177,7 @@ impl From<StateError> for ApiError {
             }
             error => {
                 tracing::error!("the state store failed: {error}");
-                let message = "the state store failed: try again";
+                let message = "the state store cannot be read or written: try again; the server's log says why";
                 Self::new(StatusCode::BAD_GATEWAY, "server_error", Some("state_store"), message)
             }
         }

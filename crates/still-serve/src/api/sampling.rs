@@ -215,11 +215,14 @@ impl Common {
     /// Answers to each of `prompts` prompts.
     ///
     /// # Errors
-    /// 400 for none, or too many.
+    /// 400 for none, or too many; for several whose states would have one name.
     pub fn choices(&self, prompts: usize) -> Result<usize> {
         let n = self.n.unwrap_or(1);
         match n.saturating_mul(prompts) {
             0 => Err(ApiError::invalid("n", "no answer is asked for")),
+            2.. if self.save_state.is_some() => {
+                Err(ApiError::invalid("save_state", "only a single answer can be saved"))
+            }
             1..=MOST_CHOICES => Ok(n),
             all => {
                 let what = format!("{all} answers are asked for; the most is {MOST_CHOICES}");

@@ -126,7 +126,8 @@ impl Engine {
         let store = options.state_store.as_ref();
         let kept = store.map(|store| {
             let (model, identity) = (model.clone(), identity.clone());
-            Arc::new(KeptStates::new(model, identity, rows, store, options.state_store_bytes))
+            let limits = (options.state_store_bytes, options.state_store_patience);
+            Arc::new(KeptStates::new(model, identity, rows, store, limits))
         });
         let (model_, memory) = (model.clone(), options.state_memory);
         let named = Arc::new(NamedStates::new(model_, identity.clone(), store, memory));

@@ -29,6 +29,9 @@ pub struct EngineOptions {
     pub state_store: Option<StateStore>,
     /// Bytes of states that the store may hold of this model, without those that have names; the oldest make room for new ones.
     pub state_store_bytes: u64,
+    /// How long the store may take to give a state, before the prompt is read as if there were none. A store that fails or is too
+    /// slow is left alone for 15 seconds.
+    pub state_store_patience: Duration,
     /// Whether an answer is the same, bit for bit, from a kept state and without. Decode steps and prefill round differently. So
     /// states after answers are not continued then: an earlier answer is read again with the turn that follows it.
     pub deterministic: bool,
@@ -49,6 +52,7 @@ impl Default for EngineOptions {
             state_memory: 4 << 30,
             state_store: None,
             state_store_bytes: 64 << 30,
+            state_store_patience: Duration::from_secs(10),
             deterministic: false,
             queue_timeout: None,
             request_timeout: None,

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use still_attention::RowDtype;
 use still_model::{Cache, Model, SavedSequence};
@@ -13,6 +13,11 @@ use super::memory::Kept;
 use super::prefix::{Chain, Prefix, PrefixIndex};
 use super::store::StateStore;
 
+/// A store that failed, or took too long, is left alone for this long: answers do not wait for it again and again.
+const REST: Duration = Duration::from_secs(15);
+/// How much longer a state may take to be written than to be read: its client has the answer's text already.
+const WRITES: u32 = 3;
+
 /// The states of one model in a store that others may share.
 #[derive(Debug)]
 pub(crate) struct KeptStates {
@@ -21,6 +26,10 @@ pub(crate) struct KeptStates {
     rows: RowDtype,
     store: StateStore,
     most_bytes: u64,
+    /// How long the store may take to give a state.
+    patience: Duration,
+    /// When the store last failed.
+    failed: Mutex<Option<Instant>>,
     /// One at a time lists the store.
     listing: tokio::sync::Mutex<Listing>,
     /// Files that turned out to be damaged.
@@ -39,7 +48,7 @@ impl KeptStates {
         identity: String,
         rows: RowDtype,
         store: &StateStore,
-        most_bytes: u64,
+        (most_bytes, patience): (u64, Duration),
     ) -> Self {
         let store = store.below(&identity).below("kept");
         Self {
@@ -48,14 +57,51 @@ impl KeptStates {
             rows,
             store,
             most_bytes,
+            patience,
+            failed: Mutex::default(),
             listing: tokio::sync::Mutex::default(),
             damaged: Mutex::default(),
         }
     }
 
     /// The state that has read the most of `tokens`, more than `least` and at most `most`; `decoded`: whether decode steps may have
-    /// computed it.
+    /// computed it. None while the store rests.
     pub async fn longest(
+        &self,
+        chain: &Chain,
+        tokens: &[u32],
+        within: (usize, usize),
+        decoded: bool,
+    ) -> Result<Option<(Prefix, Kept)>, StateError> {
+        let found = self.unless_it_rests(self.patience, self.look(chain, tokens, within, decoded));
+        Ok(found.await?.flatten())
+    }
+
+    /// Writes a state, unless it is there, or the store rests.
+    pub async fn put(&self, prefix: Prefix, kept: Kept) -> Result<(), StateError> {
+        let written = self.unless_it_rests(self.patience * WRITES, self.write(prefix, kept));
+        written.await.map(|_| ())
+    }
+
+    /// Does something with the store within a time, or nothing if the store failed a moment ago.
+    async fn unless_it_rests<T>(
+        &self,
+        patience: Duration,
+        work: impl Future<Output = Result<T, StateError>>,
+    ) -> Result<Option<T>, StateError> {
+        let failed = || self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        if failed().is_some_and(|failed| failed.elapsed() < REST) {
+            return Ok(None);
+        }
+        let done = tokio::time::timeout(patience, work).await;
+        let done = done.unwrap_or(Err(StateError::Slow(patience)));
+        if let Err(StateError::Store { .. } | StateError::Slow(_)) = &done {
+            *failed() = Some(Instant::now());
+        }
+        done.map(Some)
+    }
+
+    async fn look(
         &self,
         chain: &Chain,
         tokens: &[u32],
@@ -103,8 +149,7 @@ impl KeptStates {
         Ok(Some((prefix, Kept { tokens: read.into(), cache: Arc::new(cache) })))
     }
 
-    /// Writes a state, unless it is there.
-    pub async fn put(&self, prefix: Prefix, kept: Kept) -> Result<(), StateError> {
+    async fn write(&self, prefix: Prefix, kept: Kept) -> Result<(), StateError> {
         let name = prefix.file_name();
         if self.store.head(&name).await?.is_some() {
             return Ok(());

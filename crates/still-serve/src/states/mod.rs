@@ -16,6 +16,7 @@ mod store;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use still_model::ModelError;
 
@@ -63,6 +64,9 @@ pub enum StateError {
         /// The store's word.
         source: object_store::Error,
     },
+    /// The store takes too long.
+    #[error("the state store does not answer within {} seconds", .0.as_secs_f64())]
+    Slow(Duration),
     /// A folder for states that cannot be made.
     #[error("cannot make the folder {}: {source}", path.display())]
     Folder {
@@ -91,7 +95,7 @@ impl StateError {
         match self {
             Self::File(error) => error.hint(),
             Self::Full { .. } => Some("remove a state, or give the server a state store".into()),
-            Self::Store { .. } => {
+            Self::Store { .. } | Self::Slow(_) => {
                 Some("check that the store is there and may be read and written".into())
             }
             Self::Scheme(_) => Some("give a folder, or s3://BUCKET/PREFIX".into()),

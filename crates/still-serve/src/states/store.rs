@@ -2,12 +2,13 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use object_store::aws::AmazonS3Builder;
 use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
 use object_store::path::Path;
-use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutPayload};
+use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutPayload, RetryConfig};
 
 use super::StateError;
 
@@ -22,6 +23,11 @@ impl fmt::Debug for StateStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.store, self.prefix)
     }
+}
+
+/// Clients wait for a bucket: one that does not answer is given up after seconds, not after the three minutes that are usual.
+fn retries() -> RetryConfig {
+    RetryConfig { max_retries: 3, retry_timeout: Duration::from_secs(5), ..RetryConfig::default() }
 }
 
 impl StateStore {
@@ -41,7 +47,8 @@ impl StateStore {
             // An error says that another provider is installed already, which is as good.
             let _ = rustls::crypto::ring::default_provider().install_default();
             let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
-            let store = AmazonS3Builder::from_env().with_bucket_name(bucket).build();
+            let store = AmazonS3Builder::from_env().with_bucket_name(bucket).with_retry(retries());
+            let store = store.build();
             return Ok(Self::new(Arc::new(store.map_err(failed)?), prefix));
         }
         if let Some((scheme, _)) = location.split_once("://") {

@@ -2,9 +2,10 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use object_store::memory::InMemory;
+use object_store::throttle::{ThrottleConfig, ThrottledStore};
 use still_serve::{Engine, EngineOptions, StateStore};
 
 use crate::common::{engine, options, prompt, request, serve, served, student};
@@ -160,6 +161,31 @@ fn a_write_that_was_cut_off_leaves_what_was_there() {
     let mut save = request(prompt(1, 70), 0);
     save.save_as = Some("n".into());
     served(again.submit(save).unwrap());
+}
+
+/// Requests do not wait, one after the other, for a store that does not answer; they are served, and no state is written.
+#[test]
+fn a_store_that_does_not_answer_is_left_alone() {
+    let hour = Duration::from_secs(3600);
+    let slow = ThrottleConfig {
+        wait_list_with_delimiter_per_call: hour,
+        wait_get_per_call: hour,
+        ..ThrottleConfig::default()
+    };
+    let store = Arc::new(ThrottledStore::new(InMemory::new(), slow));
+    let options = EngineOptions {
+        state_store: Some(StateStore::new(store, "slow")),
+        state_store_patience: Duration::from_millis(100),
+        ..options()
+    };
+    let engine = Engine::start(student(1), options).unwrap();
+    let begun = Instant::now();
+    for n in 0..50 {
+        let got = serve(&engine, prompt(n, 200), 3);
+        assert_eq!(got.ids.len(), 3);
+    }
+    // Not 50 times the time that it is given; slow machines have a long time to compute.
+    assert!(begun.elapsed() < Duration::from_secs(120), "{:?}", begun.elapsed());
 }
 
 #[test]
