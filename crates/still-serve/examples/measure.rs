@@ -1,14 +1,15 @@
 //! What batching and kept states save, on the CPU.
 //!
 //! ```text
-//! cargo run --release -p still-serve --example measure -- demo
+//! cargo run --release -p still-serve --example measure -- demo [ROUNDS] [OUT.json]
 //! ```
 //!
 //! Generated tokens a second of 32 requests together, compared with one at a time; and the time to the first token of a second turn,
-//! compared with the first one's.
+//! compared with the first one's. The file has every round, medians, command, commit and CPU.
 
 use std::time::{Duration, Instant};
 
+use serde_json::{Value, json};
 use still_model::{GenerateOptions, Model};
 use still_serve::{Engine, EngineOptions, Event, Events, Request, Usage};
 
@@ -25,6 +26,7 @@ const SECOND_TURN: usize = 50;
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let name = std::env::args().nth(1).unwrap_or_else(|| "demo".into());
     let rounds = std::env::args().nth(2).map_or(Ok(3), |rounds| rounds.parse())?;
+    let out = std::env::args().nth(3);
     let model = Model::load(&name)?;
     println!(
         "{name}: {} layers, {}, {} threads",
@@ -33,6 +35,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         std::thread::available_parallelism()?,
     );
     let (mut together, mut speedup, mut turns) = (Vec::new(), Vec::new(), Vec::new());
+    let mut record = Vec::new();
     for round in 0..rounds {
         // In turn, so that both have the machine as it is at the time.
         let one = tokens_per_second(&model, 1, ALONE, round)?;
@@ -49,14 +52,54 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             "first token after {LONG} tokens {cold:.2} s, of the turn that follows {warm:.3} s: {share:.1} %"
         );
         turns.push(share);
+        record.push(json!({
+            "together_tokens_per_s": all, "one_at_a_time_tokens_per_s": one, "ratio": all / one,
+            "first_token_seconds": cold, "second_turn_first_token_seconds": warm, "second_turn_share": warm / cold,
+        }));
     }
+    let [together, speedup, turns] =
+        [&mut together, &mut speedup, &mut turns].map(|values| median(values));
     println!(
-        "medians: {:.1} tokens/s, {:.2} × one at a time; second turn {:.1} % of the first",
-        median(&mut together),
-        median(&mut speedup),
-        median(&mut turns)
+        "medians: {together:.1} tokens/s, {speedup:.2} × one at a time; second turn {turns:.1} % of the first"
     );
+    if let Some(out) = out {
+        let mut about = about(&name, &model);
+        about["rounds"] = json!(record);
+        about["medians"] = json!({
+            "together_tokens_per_s": together, "ratio": speedup, "second_turn_share": turns / 100.0,
+        });
+        std::fs::write(out, format!("{about:#}\n"))?;
+    }
     Ok(())
+}
+
+/// What was measured, and where.
+fn about(name: &str, model: &Model) -> Value {
+    let commit = std::process::Command::new("git").args(["rev-parse", "HEAD"]).output();
+    let commit = commit.ok().filter(|output| output.status.success());
+    let commit = commit.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
+    let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let line = |name: &str| {
+        let line = cpu.lines().find(|line| line.starts_with(name))?;
+        line.split_once(':').map(|(_, value)| value.trim().to_owned())
+    };
+    let flags = line("flags").unwrap_or_default();
+    let has = |name: &&str| flags.split(' ').any(|flag| flag == *name);
+    let widest = ["amx_bf16", "avx512_bf16", "avx512f", "avx2"].into_iter().find(has);
+    json!({
+        "command": std::env::args().collect::<Vec<_>>().join(" "),
+        "commit": commit,
+        "cpu": line("model name"),
+        "vectors": widest,
+        "threads": std::thread::available_parallelism().map_or(1, usize::from),
+        "model": name,
+        "weights": model.decoder.lm_head.format_name(),
+        "clients": CLIENTS,
+        "prompt_tokens": SHORT,
+        "new_tokens": NEW,
+        "conversation_tokens": LONG,
+        "second_turn_tokens": SECOND_TURN,
+    })
 }
 
 fn median(values: &mut [f64]) -> f64 {
