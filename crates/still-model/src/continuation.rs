@@ -47,6 +47,13 @@ impl Continuation {
         self
     }
 
+    /// The same, whose text has that of these special tokens.
+    #[must_use]
+    pub fn showing(mut self, special: Vec<u32>) -> Self {
+        self.stream = self.stream.showing(special);
+        self
+    }
+
     /// Adds the next id. Not to be called again once it has said that the generation has ended.
     ///
     /// # Errors
@@ -157,6 +164,7 @@ impl StopBuffer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::random::{random_model, tiny_config};
 
     fn run(stop: &[&str], pieces: &[&str]) -> (Vec<String>, String, bool) {
         let stop: Vec<String> = stop.iter().map(|s| (*s).to_owned()).collect();
@@ -173,6 +181,19 @@ mod tests {
             buffer.flush(&mut |text| emitted.push(text.to_owned()));
         }
         (emitted, buffer.text, stopped)
+    }
+
+    #[test]
+    fn special_tokens_are_text_where_they_are_to_be_shown() {
+        let model = random_model(tiny_config(), 7).unwrap();
+        let ids = model.tokenizer.encode("a<|im_start|>b", false).unwrap();
+        let special = model.tokenizer.token_id("<|im_start|>").unwrap();
+        assert_eq!(ids.len(), 3);
+        for (shown, text) in [(vec![], "ab"), (vec![special], "a<|im_start|>b")] {
+            let mut continuation = Continuation::new(&model, 3, &[]).showing(shown);
+            let told: String = ids.iter().map(|id| continuation.push(*id).unwrap().text).collect();
+            assert_eq!((told.as_str(), continuation.text()), (text, text));
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::continuation::Continuation;
 use crate::error::{ModelError, Result};
 use crate::model::Model;
 use crate::read::OnRead;
-use crate::sampler::{Constraint, Sampler};
+use crate::sampler::{Constraints, Sampler};
 
 /// How to generate.
 #[derive(Clone, Debug, PartialEq)]
@@ -33,6 +33,8 @@ pub struct GenerateOptions {
     pub frequency_penalty: f64,
     /// Is added to the logits of these tokens, after the penalties.
     pub logit_bias: Vec<(u32, f32)>,
+    /// What every text follows: a grammar, a JSON schema.
+    pub constraints: Constraints,
     /// Seed of the sampling.
     pub seed: u64,
     /// Texts that end the generation; they are not part of the output.
@@ -55,6 +57,7 @@ impl Default for GenerateOptions {
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
             logit_bias: Vec::new(),
+            constraints: Constraints::default(),
             seed: 0,
             stop: Vec::new(),
             cancel: Cancel::default(),
@@ -140,27 +143,13 @@ pub struct Generation {
 /// and is not called again once it has returned `Break`.
 ///
 /// # Errors
-/// An empty prompt, an id outside the vocabulary, sampling options out of range; [`ModelError::Cancelled`] while the prompt is read.
+/// An empty prompt, an id outside the vocabulary, sampling options out of range; a constraint that fails or allows no token;
+/// [`ModelError::Cancelled`] while the prompt is read.
 pub fn generate(
     model: &Model,
     ids: &[u32],
     cache: &mut Cache,
     options: &GenerateOptions,
-    on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
-) -> Result<Generation> {
-    generate_within(model, ids, cache, options, None, on_text)
-}
-
-/// [`generate`] within a constraint: a grammar, a JSON schema.
-///
-/// # Errors
-/// As there; a constraint that fails or allows no token.
-pub fn generate_within(
-    model: &Model,
-    ids: &[u32],
-    cache: &mut Cache,
-    options: &GenerateOptions,
-    constraint: Option<Box<dyn Constraint>>,
     on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
 ) -> Result<Generation> {
     options.validate()?;
@@ -171,7 +160,7 @@ pub fn generate_within(
     let prefill_seconds = start.elapsed().as_secs_f64();
     let start = Instant::now();
 
-    let mut sampler = Sampler::new(options).with_constraint(constraint);
+    let mut sampler = Sampler::new(options);
     let mut continuation = Continuation::new(model, options.max_new_tokens, &options.stop);
     let (mut fed, mut finish) = (0, Finish::Length);
     while continuation.ids().len() < options.max_new_tokens {

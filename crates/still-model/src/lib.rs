@@ -79,12 +79,12 @@ pub use decoder::{
 pub use device::{device, peak_device_bytes, reset_peak_device_bytes};
 pub use error::{ModelError, Result};
 pub use executor::{Batching, lanes, usual_dtype};
-pub use generate::{Finish, GenerateOptions, Generation, generate, generate_within};
+pub use generate::{Finish, GenerateOptions, Generation, generate};
 pub use generate_together::generate_together;
 pub use model::Model;
 pub use read::OnRead;
 pub use read_packed::Feed;
-pub use sampler::{Constraint, Sampler, likeliest};
+pub use sampler::{Constraint, Constraints, Sampler, likeliest};
 pub use session::{ChatSession, Reply, SavedSequence, message_about};
 pub use student::{FeatureInit, LoraConfig, LoraTarget, Student};
 pub use suggested::SuggestedSampling;

@@ -22,7 +22,8 @@ const EXAMPLES: &str = "\
 Examples:
   still generate --model my-student --prompt 'Once upon a time' -n 200
   still generate --model org/name --prompt-file chapter.txt --temperature 0.7
-  still generate --model my-student.gguf --prompt 'The sea' --json";
+  still generate --model my-student.gguf --prompt 'The sea' --json
+  still generate --model org/name --prompt 'As JSON: ' --json-schema a.json";
 
 /// `still generate`
 #[derive(Clone, Debug, Args)]

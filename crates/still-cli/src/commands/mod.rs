@@ -7,7 +7,7 @@
 //! | `eval`, `bench` | evaluate |
 //! | `inspect`, `report` | look |
 //! | `recipes`, `models`, `doctor`, `completions`, `man` | set up |
-//! | `model`, `cache`, `recipe`, `data`, `training`, `generation`, `sampling`, `input` | arguments that several commands share |
+//! | `model`, `cache`, `recipe`, `data`, `training`, `generation`, `sampling`, `shape`, `input` | arguments that several commands share |
 //! | `reading`, `sessions` | what `ask` and `chat` have in common |
 //! | `calibration_bars` | a bar for each phase of a calibration |
 
@@ -38,6 +38,7 @@ pub mod report;
 mod sampling;
 pub mod serve;
 mod sessions;
+mod shape;
 mod training;
 
 use std::ops::ControlFlow;

@@ -1,11 +1,13 @@
 //! How the next token is chosen: the options of every command that generates.
 
 use std::fmt::Write as _;
+use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Args;
-use still_model::{GenerateOptions, Model, SuggestedSampling};
+use still_model::{Constraints, GenerateOptions, Model, SuggestedSampling};
 
+use super::shape::Shape;
 use crate::args::{TOKENS, number, seed, share, whole};
 use crate::errors::user;
 use crate::interrupt;
@@ -66,6 +68,12 @@ pub struct SamplingArgs {
     /// End when this text appears (it is not printed); may be repeated
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
+    /// Write JSON that follows the JSON schema in this file
+    #[arg(long, value_name = "FILE", conflicts_with = "grammar")]
+    json_schema: Option<PathBuf>,
+    /// Write a text of the grammar in this file, in llguidance's variant of Lark
+    #[arg(long, value_name = "FILE")]
+    grammar: Option<PathBuf>,
 }
 
 /// What options leave open.
@@ -84,13 +92,14 @@ pub enum Usual {
 pub struct Sampling {
     args: SamplingArgs,
     usual: Usual,
+    shape: Option<Shape>,
 }
 
 impl SamplingArgs {
     /// Checks the options.
     ///
     /// # Errors
-    /// Options that do nothing, or end a generation before it begins.
+    /// Options that do nothing, or end a generation before it begins; a schema or a grammar that cannot be read.
     pub fn resolve(self, usual: Usual) -> anyhow::Result<Sampling> {
         let greedy = match (self.temperature, usual) {
             (Some(temperature), _) => temperature == 0.0,
@@ -106,7 +115,8 @@ impl SamplingArgs {
         if self.stop.iter().any(String::is_empty) {
             return Err(user("an empty --stop would end at once", "give the text to stop at"));
         }
-        Ok(Sampling { args: self, usual })
+        let shape = Shape::read(self.json_schema.as_deref(), self.grammar.as_deref())?;
+        Ok(Sampling { args: self, usual, shape })
     }
 }
 
@@ -114,9 +124,13 @@ impl Sampling {
     /// Options for one model.
     ///
     /// # Errors
-    /// A suggestion of its makers that is out of range.
+    /// A suggestion of its makers that is out of range; a schema or a grammar that is malformed.
     pub fn options(&self, model: &Model) -> anyhow::Result<GenerateOptions> {
-        let Self { args, usual } = self;
+        let Self { args, usual, shape } = self;
+        let constraints = match shape {
+            Some(shape) => shape.constraints(model)?,
+            None => Constraints::default(),
+        };
         let off = GenerateOptions::default();
         let greedy = SuggestedSampling {
             temperature: off.temperature,
@@ -149,6 +163,7 @@ impl Sampling {
             repetition_penalty: args.repetition_penalty.unwrap_or(usual.repetition_penalty),
             presence_penalty: args.presence_penalty,
             frequency_penalty: args.frequency_penalty,
+            constraints,
             seed: args.seed,
             stop: args.stop.clone(),
             cancel: interrupt::flag(),
@@ -181,6 +196,9 @@ pub fn in_words(options: &GenerateOptions) -> String {
         if value != off {
             let _ = write!(words, ", {name} {value}");
         }
+    }
+    if !options.constraints.are_off() {
+        words.push_str(", what the schema or grammar allows");
     }
     words
 }

@@ -1,5 +1,9 @@
 //! `still generate` on a small random model, and who cannot chat.
 
+use candle_core::DType;
+use serde_json::Value;
+use still_model::random::{random_model, save_base, tiny_config};
+
 use crate::common::{Outcome, chat_dir, still, student_dir, teacher_dir};
 
 fn generate(model: &std::path::Path, extra: &[&str]) -> Outcome {
@@ -91,4 +95,51 @@ fn chat_needs_a_template() {
     std::fs::write(student.join("tokenizer_config.json"), "{}").unwrap();
     Outcome::of(still().args(["chat", "--model"]).arg(student).write_stdin("hello\n"))
         .failed_with("chat template");
+}
+
+#[test]
+fn a_text_follows_a_schema_or_a_grammar() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = dir.path().join("model");
+    save_base(&model, &random_model(tiny_config(), 7).unwrap(), DType::F32).unwrap();
+    let write = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let schema = write(
+        "schema.json",
+        r#"{"type": "object", "properties": {"n": {"type": "integer", "minimum": 0, "maximum": 99}, "c": {"enum": ["red", "blue"]}},
+            "required": ["n", "c"], "additionalProperties": false}"#,
+    );
+    let of = |model: &std::path::Path, command: &str, extra: &[&str]| {
+        let mut run = still();
+        run.args([command, "-n", "200", "--model"]).arg(model).args(extra);
+        Outcome::of(run.write_stdin("Hi"))
+    };
+    let sampled = ["--json-schema", &schema, "--temperature", "1.5", "--seed"];
+    for seed in ["1", "2", "3"] {
+        let text = of(&model, "generate", &[&sampled[..], &[seed]].concat());
+        text.succeeded();
+        let object: Value = serde_json::from_str(text.stdout.trim()).unwrap();
+        assert!((0..=99).contains(&object["n"].as_i64().unwrap()), "{object}");
+        assert!(["red", "blue"].contains(&object["c"].as_str().unwrap()), "{object}");
+    }
+    let grammar = write("grammar.lark", "start: \"yes\" | \"no\"");
+    let text = of(&model, "generate", &["--grammar", &grammar]);
+    text.succeeded();
+    assert!(["yes", "no"].contains(&text.stdout.trim()), "{}", text.stdout);
+    let chat = of(&model, "chat", &["--grammar", &grammar]);
+    chat.succeeded();
+    assert!(["yes", "no"].contains(&chat.stdout.trim()), "{}", chat.stdout);
+
+    let failed = |extra: &[&str], words: &str| of(&model, "generate", extra).failed_with(words);
+    failed(&["--grammar", &grammar, "--json-schema", &schema], "--grammar");
+    failed(&["--grammar", &write("bad.lark", "start: (")], "bad.lark is refused");
+    failed(&["--json-schema", &write("bad.json", "{")], "bad.json is not a JSON schema");
+    failed(&["--json-schema", &write("kind.json", r#"{"type": "color"}"#)], "kind.json is refused");
+    failed(&["--json-schema", "/no/such.json"], "/no/such.json");
+    // Nothing would end a text of a model that has no end-of-sequence token.
+    let endless = of(student_dir(), "generate", &["--grammar", &grammar]);
+    endless.failed_with("no end-of-sequence token");
 }

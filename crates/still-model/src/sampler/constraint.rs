@@ -1,6 +1,7 @@
 //! Tokens that a grammar allows.
 
-use std::fmt::Debug;
+use std::fmt::{self, Debug};
+use std::sync::Arc;
 
 use crate::error::Result;
 
@@ -17,4 +18,40 @@ pub trait Constraint: Debug + Send {
     /// # Errors
     /// As [`Constraint::mask`].
     fn accept(&mut self, id: u32) -> Result<()>;
+}
+
+/// Makes the constraint of each generation: none by default. Two are equal if they are clones of one.
+#[derive(Clone, Default)]
+pub struct Constraints(Option<Arc<dyn Fn() -> Box<dyn Constraint> + Send + Sync>>);
+
+impl Constraints {
+    /// `make` gives one that has followed no token yet.
+    pub fn new(make: impl Fn() -> Box<dyn Constraint> + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(make)))
+    }
+
+    /// Whether there is none.
+    pub fn are_off(&self) -> bool {
+        self.0.is_none()
+    }
+
+    /// What limits the tokens of the next generation.
+    pub fn next(&self) -> Option<Box<dyn Constraint>> {
+        self.0.as_ref().map(|make| make())
+    }
+}
+
+impl Debug for Constraints {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.are_off() { "Constraints(off)" } else { "Constraints(on)" })
+    }
+}
+
+impl PartialEq for Constraints {
+    fn eq(&self, other: &Self) -> bool {
+        match (&self.0, &other.0) {
+            (Some(one), Some(other)) => Arc::ptr_eq(one, other),
+            (one, other) => one.is_none() && other.is_none(),
+        }
+    }
 }

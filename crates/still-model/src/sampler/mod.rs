@@ -18,7 +18,7 @@ use rand_chacha::ChaCha8Rng;
 use still_compute::vector::{max, vectorize};
 
 use self::choice::Choice;
-pub use self::constraint::Constraint;
+pub use self::constraint::{Constraint, Constraints};
 use crate::error::{ModelError, Result};
 use crate::generate::GenerateOptions;
 
@@ -61,17 +61,11 @@ impl Sampler {
                 frequency: options.frequency_penalty as f32,
             },
             bias: options.logit_bias.clone(),
-            constraint: None,
+            constraint: options.constraints.next(),
             counts: HashMap::new(),
             changed: Vec::new(),
             rng: ChaCha8Rng::seed_from_u64(options.seed),
         }
-    }
-
-    /// The same sampler, which chooses among the tokens that `constraint` allows.
-    #[must_use]
-    pub fn with_constraint(self, constraint: Option<Box<dyn Constraint>>) -> Self {
-        Self { constraint, ..self }
     }
 
     /// The id of the next token; of equal logits the lowest id. No pass sorts the vocabulary.
@@ -258,15 +252,25 @@ mod tests {
         for (temperature, top_k, top_p, min_p) in
             [(0.0, 0, 1.0, 0.0), (1.0, 0, 1.0, 0.0), (2.0, 2, 0.5, 0.0), (1.0, 3, 1.0, 0.9)]
         {
-            let options =
-                GenerateOptions { temperature, top_k, top_p, min_p, ..Default::default() };
-            let turns = Turns(vec![vec![0, 3], vec![3], vec![2], vec![]], Vec::new());
-            let mut sampler = Sampler::new(&options).with_constraint(Some(Box::new(turns)));
-            assert!([0, 3].contains(&sampler.sample(&LOGITS).unwrap()));
-            assert_eq!(sampler.sample(&LOGITS).unwrap(), 3);
-            assert_eq!(sampler.sample(&LOGITS).unwrap(), 2);
-            let error = sampler.sample(&LOGITS).unwrap_err();
-            assert!(error.to_string().contains("allows no token"), "{error}");
+            let turns = || Turns(vec![vec![0, 3], vec![3], vec![2], vec![]], Vec::new());
+            let constraints = Constraints::new(move || Box::new(turns()));
+            let options = GenerateOptions {
+                temperature,
+                top_k,
+                top_p,
+                min_p,
+                constraints,
+                ..Default::default()
+            };
+            // Every sampler begins anew.
+            for _ in 0..2 {
+                let mut sampler = Sampler::new(&options);
+                assert!([0, 3].contains(&sampler.sample(&LOGITS).unwrap()));
+                assert_eq!(sampler.sample(&LOGITS).unwrap(), 3);
+                assert_eq!(sampler.sample(&LOGITS).unwrap(), 2);
+                let error = sampler.sample(&LOGITS).unwrap_err();
+                assert!(error.to_string().contains("allows no token"), "{error}");
+            }
         }
     }
 }

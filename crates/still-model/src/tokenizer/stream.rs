@@ -20,6 +20,8 @@ pub struct TokenStream {
     window: Vec<u32>,
     /// How much of the window's text was given out.
     shown: usize,
+    /// Special tokens that are given out as text.
+    shows: Vec<u32>,
     /// The bytes that end the window, where they are given as one token each.
     bytes: ByteRun,
 }
@@ -36,7 +38,14 @@ struct ByteRun {
 
 impl TokenStream {
     pub(super) fn new(tokenizer: Tokenizer) -> Self {
-        Self { tokenizer, window: Vec::new(), shown: 0, bytes: ByteRun::default() }
+        let (window, shows) = (Vec::new(), Vec::new());
+        Self { tokenizer, window, shown: 0, shows, bytes: ByteRun::default() }
+    }
+
+    /// The same, which gives out the text of these special tokens too.
+    #[must_use]
+    pub fn showing(self, special: Vec<u32>) -> Self {
+        Self { shows: special, ..self }
     }
 
     /// Adds an id; returns the text that became certain, if any.
@@ -45,7 +54,7 @@ impl TokenStream {
     /// Whatever the tokenizer refuses.
     pub fn push(&mut self, id: u32) -> Result<Option<String>> {
         let Some(token) = self.tokenizer.inner.id_to_token(id) else { return Ok(None) };
-        if self.tokenizer.decoding.special.contains(&id) {
+        if self.tokenizer.decoding.special.contains(&id) && !self.shows.contains(&id) {
             return Ok(None);
         }
         let byte = self.tokenizer.decoding.byte_fallback.then(|| byte_of(&token)).flatten();

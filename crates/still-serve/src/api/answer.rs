@@ -88,7 +88,7 @@ pub trait Pieces: Send + 'static {
     /// The prompt's tokens, where they were asked for.
     fn prompt(&mut self, index: usize, tokens: Vec<Option<TokenLogprobs>>) -> Option<Value>;
     /// A token of an answer.
-    fn token(&mut self, index: usize, text: String, token: Option<TokenLogprobs>) -> Option<Value>;
+    fn token(&mut self, index: usize, text: String, token: Option<TokenLogprobs>) -> Vec<Value>;
     /// The end of an answer.
     fn done(&mut self, index: usize, text: String, finish: Finish) -> Vec<Value>;
     /// The usage, in the last piece.
@@ -125,9 +125,7 @@ pub fn stream(
             let told = match event {
                 Event::Started { .. } => pieces.started(index).into_iter().collect(),
                 Event::Prompt(tokens) => pieces.prompt(index, tokens).into_iter().collect(),
-                Event::Token { text, logprobs, .. } => {
-                    pieces.token(index, text, logprobs).into_iter().collect()
-                }
+                Event::Token { text, logprobs, .. } => pieces.token(index, text, logprobs),
                 Event::Done { finish: Finish::Interrupted, .. } => {
                     failed = Some(ApiError::shutting_down());
                     break;

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::http::StatusCode;
-use still_model::{Constraint, SuggestedSampling, Tokenizer};
+use still_model::{Constraints, SuggestedSampling, Tokenizer};
 
 use super::error::{ApiError, Result};
 use super::grammar::{Grammar, Grammars};
@@ -114,25 +114,18 @@ impl App {
         format!("{kind}-{:016x}{:08x}", any_seed(), any_seed() as u32)
     }
 
-    /// What limits the tokens of an answer, for each of `count` answers. Compiling may take long: it is done on a thread of its own.
+    /// What limits the tokens of each answer. Compiling may take long: it is done on a thread of its own.
     ///
     /// # Errors
     /// 400 for a format or grammar that is malformed.
-    pub async fn constraints(
-        &self,
-        common: &Common,
-        count: usize,
-    ) -> Result<Vec<Option<Box<dyn Constraint>>>> {
-        let kind = Kind::of(common)?;
-        let (app, kind) = match kind {
-            Some(kind) => (self.clone(), Arc::new(kind)),
-            None => return Ok((0..count).map(|_| None).collect()),
-        };
+    pub async fn constraints(&self, common: &Common) -> Result<Constraints> {
+        let Some(kind) = Kind::of(common)? else { return Ok(Constraints::default()) };
+        let app = self.clone();
         let made = tokio::task::spawn_blocking(move || {
             let grammars = app.inner.grammars.get_or_init(|| Grammars::new(app.engine().model()));
             let grammars = grammars.as_ref().map_err(|why| kind.refused(why))?;
             let grammar = kind.compiled(grammars).map_err(|why| kind.refused(&why))?;
-            Ok((0..count).map(|_| Some(grammar.constraint())).collect())
+            Ok(grammar.constraints())
         });
         made.await.unwrap_or_else(|_| Err(ApiError::internal()))
     }

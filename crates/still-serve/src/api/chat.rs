@@ -5,7 +5,7 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use still_model::{Finish, Sampler};
+use still_model::Finish;
 use utoipa::ToSchema;
 
 use super::answer::{self, Pieces, Timings, UsageBody, finish_reason};
@@ -15,6 +15,7 @@ use super::conversation::Conversation;
 use super::error::{ApiError, ErrorBody, Result};
 use super::log_probs::{ChatLogprobs, ChatToken};
 use super::sampling::{Common, any_seed, refuse_unsupported};
+use super::tool_calls::{CallReader, Part, ToolCall};
 use crate::{Request, TokenLogprobs};
 
 /// The likeliest tokens that may be asked for in each place.
@@ -71,15 +72,19 @@ pub struct ChatChoice {
     index: usize,
     message: Answered,
     logprobs: Option<ChatLogprobs>,
-    /// `stop` or `length`.
+    /// `stop`, `tool_calls` or `length`.
     finish_reason: &'static str,
 }
 
-/// What the model says. Calls of tools are in its text, as its template has it.
-#[derive(Clone, Debug, Serialize, ToSchema)]
+/// What the model says.
+#[derive(Clone, Debug, Default, Serialize, ToSchema)]
 pub struct Answered {
     role: &'static str,
-    content: String,
+    /// Its text without calls of tools; null if there is nothing else.
+    content: Option<String>,
+    /// Calls of tools, where the model's template says how they are written.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tool_calls: Vec<ToolCall>,
 }
 
 /// Answers a conversation.
@@ -95,22 +100,22 @@ pub async fn chat_completions(
     let ChatRequest { common, conversation, own } = request;
     app.check_model(common.model.as_deref())?;
     let n = common.choices(1)?;
-    if common.save_state.is_some() && n > 1 {
-        return Err(ApiError::invalid("save_state", "only a single answer can be saved"));
-    }
     let logprobs = own.logprobs()?;
     let mut options = common.options(app.engine().model(), app.sampling())?;
+    let reader = conversation.call_reader(&app)?;
     let ids = conversation.render(&app).await?;
     options.max_new_tokens = own.max_new_tokens(ids.len(), app.engine().context())?;
+    options.constraints = app.constraints(&common).await?;
+    let shown = reader.as_ref().map_or_else(Vec::new, |reader| reader.marker_ids(app.tokenizer()));
     let first_seed = options.seed;
     let mut requests = Vec::new();
-    for (choice, constraint) in app.constraints(&common, n).await?.into_iter().enumerate() {
+    for choice in 0..n {
         options.seed = match common.seed {
             Some(_) => first_seed.wrapping_add(choice as u64),
             None => any_seed(),
         };
         let mut request = Request::new(ids.clone(), &options);
-        request.sampler = Sampler::new(&options).with_constraint(constraint);
+        request.shown = shown.clone();
         request.ignore_end_of_sequence = common.ignore_eos.unwrap_or(false);
         request.logprobs = logprobs;
         request.save_as.clone_from(&common.save_state);
@@ -120,7 +125,7 @@ pub async fn chat_completions(
     let head = Head { id: app.new_id("chatcmpl"), created: unix_seconds(), app };
     if common.streams() {
         let tells_usage = common.tells_usage();
-        let pieces = Streamed { head, tells_usage };
+        let pieces = Streamed { head, tells_usage, readers: vec![reader; n], calls: vec![0; n] };
         return Ok(answer::stream(events, n, tells_usage, pieces));
     }
     let answers = answer::gather(events).await?;
@@ -130,17 +135,41 @@ pub async fn chat_completions(
         let content = |tokens: &[TokenLogprobs]| {
             tokens.iter().map(|token| ChatToken::of(&head.app, token)).collect()
         };
-        ChatChoice {
-            index,
-            logprobs: logprobs.map(|_| ChatLogprobs { content: content(&answer.tokens) }),
-            message: Answered { role: "assistant", content: answer.text },
-            finish_reason: finish_reason(answer.finish),
-        }
+        let logprobs = logprobs.map(|_| ChatLogprobs { content: content(&answer.tokens) });
+        let message = Answered::new(answer.text, reader.clone());
+        let finish_reason = ended(answer.finish, !message.tool_calls.is_empty());
+        ChatChoice { index, logprobs, message, finish_reason }
     });
     let choices = choices.collect();
     let Head { id, created, app } = head;
     let (object, model) = ("chat.completion", app.name().to_owned());
     Ok(Json(ChatCompletion { id, object, created, model, choices, usage, timings }).into_response())
+}
+
+impl Answered {
+    fn new(text: String, reader: Option<CallReader>) -> Self {
+        let role = "assistant";
+        let Some(reader) = reader else {
+            return Self { role, content: Some(text), ..Self::default() };
+        };
+        let (mut content, mut tool_calls) = (String::new(), Vec::new());
+        for part in reader.whole(&text) {
+            match part {
+                Part::Text(text) => content.push_str(&text),
+                Part::Call(call) => tool_calls.push(call),
+            }
+        }
+        let says = tool_calls.is_empty() || !content.is_empty();
+        Self { role, content: says.then_some(content), tool_calls }
+    }
+}
+
+/// Why an answer ended, with calls or without.
+fn ended(finish: Finish, has_calls: bool) -> &'static str {
+    match finish_reason(finish) {
+        "stop" if has_calls => "tool_calls",
+        reason => reason,
+    }
 }
 
 impl Own {
@@ -189,6 +218,10 @@ struct Head {
 struct Streamed {
     head: Head,
     tells_usage: bool,
+    /// What finds the calls in each answer.
+    readers: Vec<Option<CallReader>>,
+    /// Calls of each answer so far.
+    calls: Vec<usize>,
 }
 
 impl Streamed {
@@ -208,12 +241,26 @@ impl Streamed {
         index: usize,
         delta: Value,
         logprobs: Option<ChatLogprobs>,
-        finish: Option<Finish>,
+        finish_reason: Option<&str>,
     ) -> Value {
-        let finish_reason = finish.map(finish_reason);
         self.piece(json!([{
             "index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason,
         }]))
+    }
+}
+
+impl Streamed {
+    fn part(&mut self, index: usize, part: Part, logprobs: Option<ChatLogprobs>) -> Value {
+        let delta = match part {
+            Part::Text(text) => json!({ "content": text }),
+            Part::Call(call) => {
+                let mut call = json!(call);
+                call["index"] = json!(self.calls[index]);
+                self.calls[index] += 1;
+                json!({ "tool_calls": [call] })
+            }
+        };
+        self.delta(index, delta, logprobs, None)
     }
 }
 
@@ -226,20 +273,38 @@ impl Pieces for Streamed {
         None
     }
 
-    fn token(&mut self, index: usize, text: String, token: Option<TokenLogprobs>) -> Option<Value> {
-        if text.is_empty() && token.is_none() {
-            return None;
-        }
-        let logprobs = token
+    fn token(&mut self, index: usize, text: String, token: Option<TokenLogprobs>) -> Vec<Value> {
+        let parts = match &mut self.readers[index] {
+            Some(reader) => reader.push(&text),
+            None if text.is_empty() => Vec::new(),
+            None => vec![Part::Text(text)],
+        };
+        let mut logprobs = token
             .map(|token| ChatLogprobs { content: vec![ChatToken::of(&self.head.app, &token)] });
-        Some(self.delta(index, json!({ "content": text }), logprobs, None))
+        let mut told: Vec<Value> =
+            parts.into_iter().map(|part| self.part(index, part, logprobs.take())).collect();
+        // A token whose text is held back has its probability all the same.
+        if logprobs.is_some() {
+            told.push(self.delta(index, json!({ "content": "" }), logprobs, None));
+        }
+        told
     }
 
     fn done(&mut self, index: usize, text: String, finish: Finish) -> Vec<Value> {
-        let rest =
-            (!text.is_empty()).then(|| self.delta(index, json!({ "content": text }), None, None));
-        let end = self.delta(index, json!({}), None, Some(finish));
-        rest.into_iter().chain([end]).collect()
+        let mut parts = Vec::new();
+        match &mut self.readers[index] {
+            Some(reader) => {
+                parts.extend(reader.push(&text));
+                parts.extend(reader.finish());
+            }
+            None if text.is_empty() => {}
+            None => parts.push(Part::Text(text)),
+        }
+        let mut told: Vec<Value> =
+            parts.into_iter().map(|part| self.part(index, part, None)).collect();
+        let reason = ended(finish, self.calls[index] > 0);
+        told.push(self.delta(index, json!({}), None, Some(reason)));
+        told
     }
 
     fn usage(&self, usage: UsageBody, timings: Option<Timings>) -> Value {

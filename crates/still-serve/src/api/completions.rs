@@ -5,7 +5,7 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
-use still_model::{Finish, Sampler};
+use still_model::Finish;
 use utoipa::ToSchema;
 
 use super::answer::{self, Answer, Pieces, Timings, UsageBody, finish_reason};
@@ -111,9 +111,6 @@ pub async fn completions(
     app.check_model(common.model.as_deref())?;
     let prompts = own.prompts(&app)?;
     let n = common.choices(prompts.len())?;
-    if common.save_state.is_some() && prompts.len() * n > 1 {
-        return Err(ApiError::invalid("save_state", "only a single answer can be saved"));
-    }
     let echo = own.echo.unwrap_or(false);
     if let Some(logprobs) = own.logprobs.filter(|&most| most > MOST_LOGPROBS) {
         let what = format!("logprobs {logprobs} is more than {MOST_LOGPROBS}");
@@ -133,7 +130,7 @@ pub async fn completions(
     let mut options = common.options(app.engine().model(), app.sampling())?;
     options.max_new_tokens = max_new_tokens;
     let first_seed = options.seed;
-    let mut constraints = app.constraints(&common, prompts.len() * n).await?.into_iter();
+    options.constraints = app.constraints(&common).await?;
     // Who scores a text asks for one token more than it has, and takes that one away again.
     let scores = echo && own.logprobs.is_some() && max_new_tokens == 1;
     let mut requests = Vec::new();
@@ -143,9 +140,7 @@ pub async fn completions(
                 Some(_) => first_seed.wrapping_add(choice as u64),
                 None => any_seed(),
             };
-            let constraint = constraints.next().flatten();
             let mut request = Request::new(ids.clone(), &options);
-            request.sampler = Sampler::new(&options).with_constraint(constraint);
             request.ignore_end_of_sequence = common.ignore_eos.unwrap_or(false) || scores;
             request.logprobs = own.logprobs;
             request.prompt_logprobs = own.logprobs.filter(|_| echo);
@@ -359,9 +354,9 @@ impl Pieces for Streamed {
         Some(self.piece(index, &echo.text, Some(logprobs), None))
     }
 
-    fn token(&mut self, index: usize, text: String, token: Option<TokenLogprobs>) -> Option<Value> {
+    fn token(&mut self, index: usize, text: String, token: Option<TokenLogprobs>) -> Vec<Value> {
         if text.is_empty() && token.is_none() {
-            return None;
+            return Vec::new();
         }
         let logprobs = token.map(|token| {
             let mut logprobs = CompletionLogprobs::default();
@@ -369,7 +364,7 @@ impl Pieces for Streamed {
             logprobs.add(&self.head.app, token.id, Some(&token), offset);
             logprobs
         });
-        Some(self.piece(index, &text, logprobs, None))
+        vec![self.piece(index, &text, logprobs, None)]
     }
 
     fn done(&mut self, index: usize, text: String, finish: Finish) -> Vec<Value> {

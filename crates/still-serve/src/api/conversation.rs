@@ -7,6 +7,7 @@ use utoipa::ToSchema;
 
 use super::app::App;
 use super::error::{ApiError, Result};
+use super::tool_calls::CallReader;
 
 /// Messages, and what the template is given besides.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
@@ -41,6 +42,15 @@ impl Conversation {
         let app = app.clone();
         let rendered = tokio::task::spawn_blocking(move || self.rendered(&app));
         rendered.await.unwrap_or_else(|_| Err(ApiError::internal()))
+    }
+
+    /// What finds the calls in each answer, if there are tools and the template says how calls are written.
+    ///
+    /// # Errors
+    /// 400 for tools that are malformed.
+    pub fn call_reader(&self, app: &App) -> Result<Option<CallReader>> {
+        let (tools, template) = (self.tools()?, app.tokenizer().chat_template());
+        Ok(tools.zip(template).and_then(|(tools, template)| CallReader::new(template, &tools)))
     }
 
     fn rendered(self, app: &App) -> Result<Vec<u32>> {

@@ -5,7 +5,7 @@ use std::fmt;
 use llguidance::api::TopLevelGrammar;
 use llguidance::{Matcher, ParserFactory};
 use serde_json::{Value, json};
-use still_model::{Constraint, Model, ModelError};
+use still_model::{Constraint, Constraints, Model, ModelError};
 use toktrie::{ApproximateTokEnv, TokEnv, TokRxInfo, TokTrie};
 
 /// Bytes of a grammar or a schema at most.
@@ -135,9 +135,11 @@ impl fmt::Debug for Grammar {
 }
 
 impl Grammar {
-    /// What limits the tokens of one answer.
-    pub fn constraint(&self) -> Box<dyn Constraint> {
-        Box::new(Within { matcher: self.matcher.deep_clone(), end: self.end.clone() })
+    /// What limits the tokens of generations, each by itself.
+    pub fn constraints(self) -> Constraints {
+        Constraints::new(move || {
+            Box::new(Within { matcher: self.matcher.deep_clone(), end: self.end.clone() })
+        })
     }
 }
 

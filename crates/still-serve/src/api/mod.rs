@@ -12,6 +12,7 @@
 //! | `grammar` | answers that follow a schema or a grammar |
 //! | `completions`, `chat` | texts continued, conversations answered |
 //! | `conversation` | messages and tools in the model's template |
+//! | `tool_calls` | calls of tools in answers |
 //! | `answer` | answers gathered whole, or told piece by piece |
 //! | `log_probs` | log-probabilities as chats tell them |
 //! | `models`, `tokens`, `states`, `watch` | the other paths, and the page |
@@ -32,6 +33,7 @@ mod sampling;
 mod server;
 mod states;
 mod tokens;
+mod tool_calls;
 mod watch;
 
 use std::any::Any;

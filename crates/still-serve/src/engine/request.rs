@@ -22,6 +22,8 @@ pub struct Request {
     pub max_new_tokens: usize,
     /// Texts that end the generation; they are not part of the output.
     pub stop: Vec<String>,
+    /// Special tokens whose text is part of the output's; that of others is left out.
+    pub shown: Vec<u32>,
     /// Whether to go on after an end-of-sequence id.
     pub ignore_end_of_sequence: bool,
     /// How many of the likeliest tokens to tell of beside each chosen one; none, and no probabilities, if absent.
@@ -42,6 +44,7 @@ impl Request {
             sampler: Sampler::new(options),
             max_new_tokens: options.max_new_tokens,
             stop: options.stop.clone(),
+            shown: Vec::new(),
             ignore_end_of_sequence: false,
             logprobs: None,
             prompt_logprobs: None,

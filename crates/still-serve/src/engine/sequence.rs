@@ -73,6 +73,7 @@ impl Sequence {
             sampler,
             max_new_tokens,
             stop,
+            shown,
             ignore_end_of_sequence,
             logprobs,
             prompt_logprobs,
@@ -83,7 +84,7 @@ impl Sequence {
             Ok(cache) => cache,
             Err(error) => return Err(Box::new((events, error))),
         };
-        let mut continuation = Continuation::new(model, max_new_tokens, &stop);
+        let mut continuation = Continuation::new(model, max_new_tokens, &stop).showing(shown);
         if ignore_end_of_sequence {
             continuation = continuation.past_end_of_sequence();
         }

@@ -10,3 +10,4 @@ mod shutdown;
 mod states;
 mod streams;
 mod structured;
+mod tools;

@@ -38,7 +38,16 @@ pub fn serve() -> Running {
 
 /// The same, otherwise.
 pub fn serve_with(engine: EngineOptions, change: impl FnOnce(&mut ServerOptions)) -> Running {
-    let engine = Engine::start(student(4096), engine).unwrap();
+    serve_model(student(4096), engine, change)
+}
+
+/// Serves another model.
+pub fn serve_model(
+    model: Model,
+    engine: EngineOptions,
+    change: impl FnOnce(&mut ServerOptions),
+) -> Running {
+    let engine = Engine::start(model, engine).unwrap();
     let mut options = ServerOptions::new(NAME);
     options.grace = Duration::from_secs(2);
     change(&mut options);
