@@ -12,7 +12,7 @@
 //! | `provenance` | the command, the day and the machine that a result is from |
 //! | `verdict` | a student compared with its teacher, in a table and a sentence |
 //! | `books` | the texts that ship with the command |
-//! | `table`, `plot`, `page` | plain-text tables, charts, HTML pages |
+//! | `table`, `wrap`, `plot`, `page` | plain-text tables, text in lines of a width, charts, HTML pages |
 //! | `tensorboard` | event files |
 //! | `shown` | text of others without control characters |
 //! | `process`, `threads`, `memory` | the process before it does anything; threads; memory |
@@ -42,6 +42,7 @@ mod tensorboard;
 mod terminal;
 mod threads;
 mod verdict;
+mod wrap;
 
 use std::ffi::OsString;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -84,8 +85,8 @@ fn run(command: Command, printer: &Printer) -> anyhow::Result<()> {
     };
     match command {
         Command::Demo(args) => demo::run(&args, printer),
-        Command::Linearize(args) => linearize::run(&args.resolve()?, printer),
-        Command::Calibrate(args) => calibrate::run(&args.resolve()?, printer),
+        Command::Linearize(args) => linearize::run(&args.resolve(printer)?, printer),
+        Command::Calibrate(args) => calibrate::run(&args.resolve(printer)?, printer),
         Command::Export(args) => export::run(&args.resolve()?, printer),
         Command::Ask(args) => ask::run(&args.resolve()?, printer),
         Command::Generate(args) => generate::run(&args.resolve()?, printer),

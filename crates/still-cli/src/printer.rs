@@ -13,6 +13,10 @@ use crate::args::Color;
 use crate::log;
 use crate::progress::beside;
 use crate::shown::{shown, shown_in_line, steers};
+use crate::wrap::hanging;
+
+/// Columns of a line's verb, which is right-aligned in them.
+const VERB: usize = 12;
 
 /// Standard output could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -67,16 +71,16 @@ impl Printer {
     /// One line about what is done: a right-aligned verb and the rest.
     pub fn step(&self, verb: &str, message: impl Display) {
         if !self.quiet {
-            let verb = style(format!("{verb:>12}")).for_stderr().green().bold();
-            say_above(&format!("{verb} {}\n", shown_in_line(&message.to_string())));
+            let verb = style(format!("{verb:>VERB$}")).for_stderr().green().bold();
+            say_above(&format!("{verb} {}\n", fitted(&message.to_string(), VERB + 1)));
         }
     }
 
     /// One line that explains or invites, without a verb.
     pub fn note(&self, message: impl Display) {
         if !self.quiet {
-            let message = message.to_string();
-            say_above(&format!("{}\n", style(shown_in_line(&message)).for_stderr().dim()));
+            let message = fitted(&message.to_string(), 0);
+            say_above(&format!("{}\n", style(message).for_stderr().dim()));
         }
     }
 
@@ -96,8 +100,9 @@ impl Printer {
 
     /// Something that the user should know although the command goes on.
     pub fn warn(&self, message: impl Display) {
+        let message = fitted(&message.to_string(), "warning: ".len());
         let label = style("warning:").for_stderr().yellow().bold();
-        say_above(&format!("{label} {}\n", shown_in_line(&message.to_string())));
+        say_above(&format!("{label} {message}\n"));
     }
 
     /// Why the command ends, and what to do about it.
@@ -166,12 +171,22 @@ fn no_color() -> bool {
 /// `error:` and `hint:`, a line each.
 pub fn error(message: &str, hint: Option<&str>) {
     let label = style("error:").for_stderr().red().bold();
-    let mut lines = format!("{label} {}\n", shown_in_line(message));
+    let mut lines = format!("{label} {}\n", fitted(message, "error: ".len()));
     if let Some(hint) = hint {
         let label = style("hint:").for_stderr().cyan().bold();
-        lines += &format!("{label} {}\n", shown_in_line(hint));
+        lines += &format!("{label} {}\n", fitted(hint, "hint: ".len()));
     }
     say_above(&lines);
+}
+
+/// A message without control characters. On a terminal it is broken at words where a row ends, `margin` columns after its beginning;
+/// elsewhere it is one line, which programs look for.
+fn fitted(message: &str, margin: usize) -> String {
+    let message = shown_in_line(message);
+    match io::stderr().is_terminal() {
+        true => hanging(&message, margin, usize::from(console::Term::stderr().size().1)),
+        false => message.into_owned(),
+    }
 }
 
 /// [`say`], of whole lines: a bar that is drawn goes on below them.

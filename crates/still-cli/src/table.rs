@@ -1,33 +1,9 @@
-//! Plain-text tables: the first column to the left, numbers to the right. Text in lines of a width.
+//! Plain-text tables: the first column to the left, numbers to the right.
 
 use still_attention::StateBytes;
 
 /// Columns of a terminal that text without a terminal is made for.
 pub const WIDTH: usize = 80;
-
-/// `text` in lines of at most `width` characters, broken at spaces; its own line breaks stay. A longer word has its own line.
-pub fn wrapped(text: &str, width: usize) -> String {
-    let mut lines = Vec::new();
-    for paragraph in text.lines() {
-        let mut line = String::new();
-        let mut length = 0;
-        for word in paragraph.split_whitespace() {
-            let more = word.chars().count();
-            if length > 0 && length + 1 + more > width {
-                lines.push(std::mem::take(&mut line));
-                length = 0;
-            }
-            if length > 0 {
-                line.push(' ');
-                length += 1;
-            }
-            line += word;
-            length += more;
-        }
-        lines.push(line);
-    }
-    lines.join("\n")
-}
 
 /// Renders `rows` under `headers`, columns two spaces apart, with a rule below the headers.
 pub fn render(headers: &[&str], rows: &[Vec<String>]) -> String {
@@ -54,16 +30,31 @@ pub fn render(headers: &[&str], rows: &[Vec<String>]) -> String {
     lines.join("\n")
 }
 
+const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+
 /// Bytes with a binary unit: `1.5 MiB`.
 pub fn bytes(bytes: usize) -> String {
-    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
-    let mut value = bytes as f64;
-    let mut unit = 0;
-    while value >= 1024.0 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
+    match unit_of(bytes) {
+        0 => format!("{bytes} B"),
+        unit => format!("{:.1} {}", bytes as f64 / size_of_unit(unit), UNITS[unit]),
     }
-    if unit == 0 { format!("{bytes} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+}
+
+/// A part of bytes and all of them, in the unit of all: `0.2/1.5 MiB`.
+pub fn bytes_of(part: usize, whole: usize) -> String {
+    match unit_of(whole) {
+        0 => format!("{part}/{whole} B"),
+        unit => format!("{:.1}/{}", part as f64 / size_of_unit(unit), bytes(whole)),
+    }
+}
+
+/// The largest unit that `bytes` have one of.
+fn unit_of(bytes: usize) -> usize {
+    (1..UNITS.len()).rfind(|&unit| bytes as f64 >= size_of_unit(unit)).unwrap_or(0)
+}
+
+fn size_of_unit(unit: usize) -> f64 {
+    1024_f64.powi(unit as i32)
 }
 
 /// [`bytes`] of a file.
@@ -122,14 +113,6 @@ mod tests {
     }
 
     #[test]
-    fn text_is_wrapped_at_spaces_and_keeps_its_lines() {
-        assert_eq!(wrapped("one two three\n\nfour", 7), "one two\nthree\n\nfour");
-        assert_eq!(wrapped("éé éé éé", 5), "éé éé\néé");
-        assert_eq!(wrapped("a-long-word b", 4), "a-long-word\nb");
-        assert_eq!(wrapped("", 4), "");
-    }
-
-    #[test]
     fn columns_line_up() {
         let rows = vec![vec!["a".into(), "1".into()], vec!["long".into(), "1000".into()]];
         assert_eq!(
@@ -153,5 +136,7 @@ mod tests {
         assert_eq!(bytes(12), "12 B");
         assert_eq!(bytes(1536), "1.5 KiB");
         assert_eq!(bytes(3 << 20), "3.0 MiB");
+        assert_eq!(bytes_of(0, 3 << 20), "0.0/3.0 MiB");
+        assert_eq!(bytes_of(12, 100), "12/100 B");
     }
 }

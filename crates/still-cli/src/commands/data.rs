@@ -2,7 +2,7 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use still_model::files;
+use still_model::{OnFetch, files};
 use still_train::{data_files_in, is_data_file};
 
 use crate::books;
@@ -18,7 +18,7 @@ const HINT: &str = "give files (.txt, .md, .jsonl, each also with .gz or .zst, .
 ///
 /// # Errors
 /// What is not there, is no file, or could not be fetched.
-pub fn data_files(named: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
+pub fn data_files(named: &[PathBuf], on_fetch: &OnFetch) -> anyhow::Result<Vec<PathBuf>> {
     let mut all = Vec::new();
     for name in named {
         match name.metadata() {
@@ -31,7 +31,7 @@ pub fn data_files(named: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
             },
             Err(_) if name.as_os_str() == DEMO => all.push(demo_text()?),
             Err(_) => match dataset_id(name) {
-                Some(id) => all.extend(still_model::fetch_dataset(id, &is_text)?),
+                Some(id) => all.extend(still_model::fetch_dataset(id, &is_text, on_fetch)?),
                 None => return Err(user(format!("no file {}", name.display()), HINT)),
             },
         }

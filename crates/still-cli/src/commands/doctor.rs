@@ -180,7 +180,10 @@ fn render(report: &Report) -> String {
     lines.push(format!("disk free for still's cache: {}", size(report.free_disk_bytes)));
     for device in &report.devices {
         let state = if device.available { "available" } else { "not available" };
-        lines.push(format!("device {}: {state} ({})", device.name, device.note));
+        lines.push(match device.available {
+            true => format!("device {}: {state} ({})", device.name, device.note),
+            false => format!("device {}: {state}\n  {}", device.name, device.note),
+        });
     }
     for cache in &report.caches {
         let path = cache.path.as_ref().map_or("unknown".into(), |path| path.display().to_string());

@@ -23,6 +23,7 @@ pub mod demo;
 pub mod doctor;
 pub mod eval;
 pub mod export;
+mod fetching;
 pub mod generate;
 mod generation;
 mod input;

@@ -6,6 +6,7 @@ use candle_core::{DType, Device};
 use clap::Args;
 use still_model::{Model, WeightFormat};
 
+use super::fetching;
 use crate::args::one_of;
 use crate::errors::user;
 use crate::printer::Printer;
@@ -98,7 +99,13 @@ pub fn load(model: &str, place: &Place, printer: &Printer) -> anyhow::Result<Mod
         fetch_demo(printer)?;
     }
     let bar = Bar::uncounted(printer, "Loading", model);
-    let model = Model::load_in(model, &place.device, place.dtype, place.weights)?;
+    let model = Model::load_telling(
+        model,
+        &place.device,
+        place.dtype,
+        place.weights,
+        &fetching::bars(printer),
+    )?;
     drop(bar);
     let config = &model.decoder.config;
     printer.step(
@@ -143,9 +150,13 @@ pub fn load_base(
 ) -> anyhow::Result<Model> {
     let loaded = load(model, place, printer)?;
     if loaded.student.is_some() {
+        let base = match &loaded.base.source {
+            base if base != model => format!(", {base}"),
+            _ => String::new(),
+        };
         return Err(user(
             format!("{model} is a student already"),
-            format!("{verb} the base model that it came from"),
+            format!("{verb} the base model that it came from{base}"),
         ));
     }
     Ok(loaded)

@@ -2,7 +2,7 @@
 
 use clap::Args;
 use serde_json::json;
-use still_model::{Cached, CachedKind, cached};
+use still_model::{Cached, CachedKind, DEMO_STUDENT, built_in_names, cached};
 
 use crate::printer::Printer;
 use crate::table;
@@ -31,6 +31,8 @@ pub fn run(args: &ModelsArgs, printer: &Printer) -> anyhow::Result<()> {
         printer.note("nothing was fetched yet: `still demo` fetches a model of 94 MiB");
     }
     printer.result(render(&found))?;
+    let built_in = built_in_names().join(", ");
+    printer.note(format_args!("built in, by name: {built_in}; {DEMO_STUDENT} is the last"));
     if found.iter().any(|cached| cached.kind == CachedKind::Tokens) {
         printer.note("token ids are made again when they are needed: delete them as you like");
     }
@@ -41,15 +43,15 @@ fn render(found: &[Cached]) -> String {
     let mut rows: Vec<Vec<String>> = found
         .iter()
         .map(|cached| {
-            vec![kind(cached.kind).into(), table::file_bytes(cached.bytes), cached.name.clone()]
+            vec![cached.name.clone(), kind(cached.kind).into(), table::file_bytes(cached.bytes)]
         })
         .collect();
     rows.push(vec![
         "all".into(),
-        table::file_bytes(found.iter().map(|cached| cached.bytes).sum()),
         String::new(),
+        table::file_bytes(found.iter().map(|cached| cached.bytes).sum()),
     ]);
-    table::render(&["kept", "size", "use it as"], &rows)
+    table::render(&["use it as", "kept", "size"], &rows)
 }
 
 fn kind(kind: CachedKind) -> &'static str {

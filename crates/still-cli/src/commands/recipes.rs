@@ -6,6 +6,7 @@ use still_train::BuiltIn;
 
 use crate::printer::Printer;
 use crate::table;
+use crate::wrap::wrapped;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -62,7 +63,7 @@ fn list() -> String {
     let width = BuiltIn::ALL.iter().map(|recipe| recipe.name.len()).max().unwrap_or(0) + 2;
     let mut lines = Vec::new();
     for recipe in BuiltIn::ALL {
-        let about = table::wrapped(&recipe.about(), table::WIDTH - width);
+        let about = wrapped(&recipe.about(), table::WIDTH - width);
         for (n, line) in about.lines().enumerate() {
             let name = if n == 0 { recipe.name } else { "" };
             lines.push(format!("{name:width$}{line}"));

@@ -6,6 +6,7 @@ use clap::Args;
 use still_train::{BuiltIn, Recipe};
 
 use super::data::data_files;
+use super::fetching;
 use super::model::{ModelArg, Place, PlaceArgs, load_base};
 use super::recipe::RecipeArgs;
 use crate::printer::Printer;
@@ -47,14 +48,14 @@ impl TrainingArgs {
     ///
     /// # Errors
     /// Data that are no files, a recipe that cannot be used, a device that is not there.
-    pub fn resolve(self) -> anyhow::Result<Inputs> {
+    pub fn resolve(self, printer: &Printer) -> anyhow::Result<Inputs> {
         let place = self.device.resolve()?;
         let usual = BuiltIn::usual(&place.device);
         Ok(Inputs {
             recipe: self.recipe.resolve(usual)?,
             usual: self.recipe.recipe.is_none().then_some(usual),
             recipe_file: self.recipe.recipe,
-            data: data_files(&self.data)?,
+            data: data_files(&self.data, &fetching::bars(printer))?,
             place,
             model: self.model.model,
         })

@@ -71,6 +71,15 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_table_scrolls_in_a_box_that_the_keyboard_reaches() {
+        let template =
+            r#"{% from "parts.html" import table %}{{ table("A & B", ["a"], [["1"]]) }}"#;
+        let page = render(template, ()).unwrap();
+        assert!(page.contains(r#"role="region" aria-label="A &amp; B" tabindex="0""#), "{page}");
+        assert!(page.contains("<td>1</td>") && page.contains("</table></div>"), "{page}");
+    }
+
+    #[test]
     fn what_stays_the_same_is_said_once() {
         let first = Provenance {
             model: "base".into(),

@@ -12,6 +12,8 @@ const BARS: [usize; 2] = [20, 10];
 const SHORTEST_MESSAGE: usize = 12;
 /// Before this a guess of the time left is worth nothing.
 const UNKNOWN: Duration = Duration::from_secs(2);
+/// The unit of bytes, which are told in larger ones, with their rate.
+pub const BYTES: &str = "bytes";
 
 /// How far something came.
 #[derive(Clone, Debug)]
@@ -77,10 +79,21 @@ impl Progress {
     }
 
     fn units(&self) -> String {
-        match self.is_full() {
-            true => format!("{} {} done, finishing", self.of, self.unit),
-            false => format!("{}/{} {}", self.done, self.of, self.unit),
+        let (bytes, full) = (self.unit == BYTES, self.is_full());
+        match (bytes, full) {
+            (true, true) => format!("{} done, finishing", table::bytes(self.of)),
+            (true, false) => table::bytes_of(self.done, self.of),
+            (false, true) => format!("{} {} done, finishing", self.of, self.unit),
+            (false, false) => format!("{}/{} {}", self.done, self.of, self.unit),
         }
+    }
+
+    /// How many bytes a second came, if bytes are counted and some did.
+    fn rate(&self) -> Option<String> {
+        let seconds = self.moved.duration_since(self.started).as_secs_f64();
+        let came = self.done.saturating_sub(self.before);
+        let known = self.unit == BYTES && came > 0 && seconds > 0.0;
+        known.then(|| format!("{}/s", table::bytes((came as f64 / seconds) as usize)))
     }
 
     /// A line of at most `width` columns: the most of it that fits. A full bar is none: what is done in all units and goes on
@@ -100,13 +113,15 @@ impl Progress {
         let long = left.as_ref().map_or_else(|| elapsed.clone(), |left| format!("{elapsed}{left}"));
         // One of both is enough where there is little room.
         let short = left.as_ref().unwrap_or(&elapsed);
-        let line = |bar: &String, time: &String| format!("{what}{bar} {units}{time}");
+        let rate = self.rate().map_or_else(String::new, |rate| format!(", {rate}"));
+        let line = |bar: &String, time: &String| format!("{what}{bar} {units}{rate}{time}");
         let lines = vec![
             line(&bars[0], &long),
             line(&bars[1], &long),
             line(&bars[1], short),
             line(&none, short),
-            line(&none, &none),
+            format!("{what} {units}{short}"),
+            format!("{what} {units}"),
         ];
         fitting(lines, &self.message, width)
     }
@@ -116,6 +131,9 @@ impl Progress {
         let elapsed = time(now.duration_since(self.started));
         let mut parts = match self.of {
             0 => vec![self.what.clone()],
+            of if self.unit == BYTES => {
+                vec![format!("{} {}", self.what, table::bytes_of(self.done, of))]
+            }
             of => vec![format!("{} {}/{of} {}", self.what, self.done, self.unit)],
         };
         let left = match self.left(now) {
@@ -123,7 +141,13 @@ impl Progress {
             Some(left) => format!("about {} left", time(left)),
             None => String::new(),
         };
-        parts.extend([self.message.clone(), left, happened.to_owned(), elapsed]);
+        parts.extend([
+            self.rate().unwrap_or_default(),
+            self.message.clone(),
+            left,
+            happened.to_owned(),
+            elapsed,
+        ]);
         parts.retain(|part| !part.is_empty());
         parts.join(", ")
     }
@@ -211,6 +235,28 @@ mod tests {
         );
         assert_eq!(progress.line(now, 20), "transfer 12/48 steps");
         assert_eq!(progress.line(now, 8), "transfe…");
+    }
+
+    #[test]
+    fn bytes_have_their_rate() {
+        let mut progress = Progress::begin("model.safetensors", 200 << 20, BYTES);
+        assert_eq!(
+            progress.line(progress.started, 50),
+            "model.safetensors [>         ] 0.0/200.0 MiB, 0 s"
+        );
+        // An earlier try left 20 MiB.
+        (progress.before, progress.done) = (20 << 20, 20 << 20);
+        let now = progress.started + Duration::from_secs(10);
+        progress.reach(60 << 20, now);
+        assert_eq!(
+            progress.line(now, 66),
+            "model.safetensors 60.0/200.0 MiB, 4.0 MiB/s, about 35 s left"
+        );
+        assert_eq!(progress.line(now, 52), "model.safetensors 60.0/200.0 MiB, about 35 s left");
+        assert_eq!(
+            progress.told(now, ""),
+            "model.safetensors 60.0/200.0 MiB, 4.0 MiB/s, about 35 s left, 10 s"
+        );
     }
 
     #[test]

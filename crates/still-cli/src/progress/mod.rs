@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 
-use self::line::Progress;
+use self::line::{BYTES, Progress};
 pub use self::losses::Losses;
 pub use self::screen::beside;
 use crate::printer::{Printer, say};
@@ -76,6 +76,11 @@ impl Bar {
         Self { verb, printer: printer.clone(), progress, shows }
     }
 
+    /// A bar of `length` bytes.
+    pub fn bytes(printer: &Printer, verb: &'static str, what: &str, length: u64) -> Self {
+        Self::new(printer, verb, what, usize::try_from(length).unwrap_or(usize::MAX), BYTES)
+    }
+
     /// What goes on, where nothing can be counted. Off a terminal it is told at once.
     pub fn uncounted(printer: &Printer, verb: &'static str, what: &str) -> Self {
         let bar = Self::new(printer, verb, what, 0, "");
@@ -96,6 +101,11 @@ impl Bar {
         let mut progress = self.progress();
         let done = progress.done.saturating_add(units);
         progress.reach(done, Instant::now());
+    }
+
+    /// Moves to `units`.
+    pub fn reach(&self, units: usize) {
+        self.progress().reach(units, Instant::now());
     }
 
     /// Moves to `units`, with a few words about them.

@@ -29,7 +29,8 @@ pub use self::samples::{Sample, samples};
 pub use self::words::{Quality, cost};
 pub use self::yardstick::{HELDOUT, book_windows, measure, usual_rows};
 use crate::errors::user;
-use crate::table::{WIDTH, wrapped};
+use crate::table::WIDTH;
+use crate::wrap::wrapped;
 
 /// Its file in a run directory.
 const FILE: &str = "verdict.json";

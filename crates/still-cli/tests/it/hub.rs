@@ -3,7 +3,9 @@
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use crate::common::{Outcome, chat_dir, copy_dir, linearize_args, save_delta, still, teacher_dir};
 
@@ -12,7 +14,18 @@ struct Hub {
     address: String,
     /// Files that the server breaks down at, of whichever repository.
     fails: Arc<Mutex<Vec<String>>>,
+    /// How it answers.
+    line: Arc<Line>,
     cache: tempfile::TempDir,
+}
+
+/// A connection to a hub.
+#[derive(Default)]
+struct Line {
+    /// Bytes that come in a second; 0: all at once.
+    bytes_per_s: AtomicUsize,
+    /// Where in a file the last answer began.
+    begun_at: AtomicUsize,
 }
 
 impl Hub {
@@ -21,13 +34,16 @@ impl Hub {
         let address = format!("http://{}", listener.local_addr().unwrap());
         let fails = Arc::new(Mutex::new(Vec::new()));
         let (repositories, broken) = (repositories.to_path_buf(), fails.clone());
+        let line = Arc::new(Line::default());
+        let pace = line.clone();
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let (repositories, broken) = (repositories.clone(), broken.clone());
-                std::thread::spawn(move || answer(stream.unwrap(), &repositories, &broken));
+                let pace = pace.clone();
+                std::thread::spawn(move || answer(stream.unwrap(), &repositories, &broken, &pace));
             }
         });
-        Self { address, fails, cache: tempfile::tempdir().unwrap() }
+        Self { address, fails, line, cache: tempfile::tempdir().unwrap() }
     }
 
     fn fail(&self, files: &[&str]) {
@@ -57,12 +73,15 @@ fn generate(mut command: assert_cmd::Command, model: &str) -> Outcome {
 }
 
 /// One request; the connection is closed after it.
-fn answer(stream: TcpStream, repositories: &Path, fails: &Mutex<Vec<String>>) {
+fn answer(stream: TcpStream, repositories: &Path, fails: &Mutex<Vec<String>>, pace: &Line) {
     let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
     let Some(request) = lines.next() else { return };
     let path = request.split(' ').nth(1).unwrap_or_default().to_owned();
     let head: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
-    let one_byte = head.iter().any(|line| line.to_lowercase() == "range: bytes=0-0");
+    let head: Vec<String> = head.iter().map(|line| line.to_lowercase()).collect();
+    let range = head.iter().find_map(|line| line.strip_prefix("range: bytes="));
+    let (first, last) = range.and_then(|range| range.split_once('-')).unwrap_or(("0", ""));
+    let (first, one_byte) = (first.parse().unwrap_or(0), last == "0");
     let mut stream = stream;
     let of_kind = |models: &str, datasets: &str| {
         path.strip_prefix(models).or_else(|| path.strip_prefix(datasets))
@@ -92,16 +111,33 @@ fn answer(stream: TcpStream, repositories: &Path, fails: &Mutex<Vec<String>>) {
             .write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
         return;
     };
-    let sent = if one_byte { &body[..1] } else { &body[..] };
+    let sent = if one_byte { &body[..1] } else { &body[first..] };
     let head = format!(
-        "HTTP/1.1 206 Partial Content\r\nContent-Length: {}\r\nContent-Range: bytes 0-{}/{}\r\n\
+        "HTTP/1.1 206 Partial Content\r\nContent-Length: {}\r\nContent-Range: bytes {first}-{}/{}\r\n\
          ETag: \"{}\"\r\nX-Repo-Commit: c0ffee\r\nConnection: close\r\n\r\n",
         sent.len(),
-        sent.len() - 1,
+        first + sent.len() - 1,
         body.len(),
         file.replace('/', "-"),
     );
-    let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(sent));
+    let mut left = match stream.write_all(head.as_bytes()) {
+        Ok(()) => sent,
+        Err(_) => return,
+    };
+    if !one_byte {
+        pace.begun_at.store(first, Ordering::SeqCst);
+    }
+    while !left.is_empty() {
+        let per_s = pace.bytes_per_s.load(Ordering::SeqCst);
+        let piece = if per_s == 0 { left.len() } else { (per_s / 50).min(left.len()) };
+        if stream.write_all(&left[..piece]).is_err() {
+            return;
+        }
+        left = &left[piece..];
+        if per_s > 0 {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
 }
 
 /// Files below a directory, with `/` between the parts.
@@ -278,4 +314,53 @@ fn a_dataset_is_fetched_and_read_again_without_a_network() {
     let again = plan("org/books/data");
     again.succeeded();
     assert!(again.stderr.contains("fetched before"), "{}", again.stderr);
+}
+
+/// A download says how far it is, how fast, and how long it will take. Ctrl-C ends it at once, and it goes on from there.
+#[cfg(unix)]
+#[test]
+fn a_download_is_shown_and_goes_on_after_ctrl_c() {
+    use crate::common::terminal::{CTRL_C, Terminal};
+
+    let repositories = tempfile::tempdir().unwrap();
+    let dir = repositories.path().join("books");
+    std::fs::create_dir(&dir).unwrap();
+    std::fs::write(dir.join("train.txt"), crate::common::words(300_000)).unwrap();
+    let length = dir.join("train.txt").metadata().unwrap().len() as usize;
+    assert!(length > 1 << 20, "{length}");
+    let hub = Hub::of(repositories.path());
+    let plan = |columns| {
+        let mut command = std::process::Command::new(crate::common::BINARY);
+        command.env("HF_ENDPOINT", &hub.address).env("HF_HOME", hub.cache.path());
+        command.env("STILL_CACHE", hub.cache.path().join("still")).env("NO_COLOR", "1");
+        command.args(linearize_args(teacher_dir(), Path::new("org/books"), Path::new("made")));
+        command.args(["--dry-run", "--set", "data.length=128"]);
+        Terminal::start(command, columns)
+    };
+    hub.line.bytes_per_s.store(length / 20, Ordering::SeqCst);
+    let mut cut = 0;
+    for columns in [80, 200] {
+        let mut fetching = plan(columns);
+        fetching.until("    Fetching train.txt [");
+        fetching.until(" KiB/s, ");
+        fetching.until(" left");
+        assert!(!fetching.wraps(), "{}", fetching.screen());
+        fetching.send(CTRL_C);
+        let took = fetching.until("error: interrupted");
+        assert!(took < Duration::from_millis(1500), "{took:?}: {}", fetching.screen());
+        assert_eq!(fetching.code(), 130);
+        assert!(!fetching.screen().contains("Fetching"), "{}", fetching.screen());
+        let begun_at = hub.line.begun_at.load(Ordering::SeqCst);
+        assert!(begun_at < length && (begun_at > cut || cut == 0), "{begun_at} of {length}");
+        cut = begun_at.max(1);
+    }
+    hub.line.bytes_per_s.store(0, Ordering::SeqCst);
+    let mut whole = plan(80);
+    assert_eq!(whole.code(), 0, "{}", whole.screen());
+    let begun_at = hub.line.begun_at.load(Ordering::SeqCst);
+    assert!(begun_at > cut, "it began at {begun_at} again");
+    let screen = whole.screen();
+    assert!(screen.contains("    Fetching train.txt: 1."), "{screen}");
+    assert!(screen.contains(" in 1 document"), "{screen}");
+    assert!(!whole.wraps(), "{screen}");
 }

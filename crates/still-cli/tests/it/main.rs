@@ -22,6 +22,8 @@ mod file_maps;
 mod generate;
 mod hub;
 mod inspect;
+#[cfg(unix)]
+mod journey;
 mod linearize;
 #[cfg(unix)]
 mod outputs;

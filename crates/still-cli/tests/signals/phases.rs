@@ -5,8 +5,15 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use candle_core::DType;
+use still_attention::StillConfig;
+use still_model::random::{random_model, save_base, tiny_config};
+use still_model::{ExportKind, FeatureInit, ModelConfig, Student, save_student};
+
 use crate::common::terminal::{CTRL_C, Terminal};
-use crate::common::{BINARY, linearize_args, linearize_by, student_dir, teacher_dir, words};
+use crate::common::{
+    BINARY, linearize_args, linearize_by, save_delta, student_dir, teacher_dir, words,
+};
 
 /// A second, and half of one for a machine that has other work.
 const AT_ONCE: Duration = Duration::from_millis(1500);
@@ -56,7 +63,20 @@ fn ended(terminal: &mut Terminal, doing: &str) {
 fn ctrl_c_ends_what_saves_nothing_in_every_phase() {
     let (student, teacher) = (student_dir().to_str().unwrap(), teacher_dir().to_str().unwrap());
     let dir = home();
+    save_delta(teacher_dir(), &dir.path().join("delta"));
+    wide_student(&dir.path().join("wide"));
     for (line, doing) in [
+        ("demo --model delta", "     Reading teacher"),
+        ("demo --train --model TEACHER", " Calibrating losses"),
+        ("export --gguf q4_1 --out wide.gguf --model wide", "  Quantizing the weights"),
+        (
+            "linearize --dry-run --recipe uniform --data long.txt -o s -m TEACHER",
+            "     Reading the data",
+        ),
+        (
+            "linearize --dry-run --recipe uniform --set data.length=2048 --data own.txt -o s -m wide-base",
+            "      Timing one step of each stage",
+        ),
         ("generate -n 2 --prompt-file long.txt -m STUDENT", "     Reading the prompt"),
         ("ask --file long.txt Why? -m STUDENT", "     Reading long.txt"),
         ("inspect --text long.txt --max-tokens 300000 -m STUDENT", "     Routing layers"),
@@ -87,6 +107,40 @@ fn ctrl_c_ends_what_saves_nothing_in_every_phase() {
             interrupt(&mut terminal, doing, "error: interrupted");
             ended(&mut terminal, doing);
         }
+    }
+}
+
+/// A student, and its base, whose matrices take a while.
+fn wide_student(dir: &Path) {
+    let config = ModelConfig { intermediate_size: 1 << 18, eos_token_ids: vec![], ..tiny_config() };
+    let model = random_model(config.clone(), 7).unwrap();
+    save_base(&dir.with_file_name("wide-base"), &model, DType::F32).unwrap();
+    let still = StillConfig::uniform(config.num_hidden_layers, config.geometry(), 64, 4);
+    let student = Student::init(still, &config, FeatureInit::Identity, 7).unwrap();
+    save_student(dir, &model.with_student(student), ExportKind::Full(DType::F32)).unwrap();
+}
+
+/// Ctrl-C while the finished student is compared with its teacher: it is saved, and the hint says so.
+#[test]
+fn ctrl_c_ends_a_verdict_and_leaves_the_student() {
+    let dir = home();
+    for columns in [80, 200] {
+        let out = format!("mine-{columns}");
+        let mut run = on_terminal(dir.path(), columns, |command| {
+            command.args(["linearize", "-d", "own.txt", "--recipe", "uniform", "-o", &out, "-m"]);
+            command.arg(teacher_dir());
+            for set in ["data.length=128", "transfer.steps=1", "finetune.steps=0"] {
+                command.args(["--set", set]);
+            }
+        });
+        interrupt(&mut run, "  Evaluating teacher", "error: interrupted");
+        ended(&mut run, "  Evaluating teacher");
+        let screen = run.screen().split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(
+            screen.contains("the student is saved, and only its verdict is missing"),
+            "{screen}"
+        );
+        assert!(dir.path().join(&out).join("config.json").is_file());
     }
 }
 
@@ -149,7 +203,7 @@ fn ctrl_c_is_answered_in_every_phase_of_a_run() {
             sets(command, &["data.length=128", "evaluation.every=0"]);
         });
         assert_eq!(other.code(), 1);
-        let screen = other.screen().replace('\n', "");
+        let screen = other.screen().split_whitespace().collect::<Vec<_>>().join(" ");
         assert!(screen.contains("another recipe: data.length is 256, now 128"), "{screen}");
     }
 }

@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 
 use hf_hub::Cache;
 
+use super::built_in::PINNED_BASE;
 use crate::error::Result;
-use crate::fetch::cache_dir;
+use crate::fetch::{DEMO_FILE, cache_dir};
 
 /// What a cached thing is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
@@ -47,7 +48,10 @@ pub fn cached() -> Result<Vec<Cached>> {
     for path in entries(&own) {
         let is_model = path.extension().is_some_and(|end| end == "gguf") && path.is_file();
         if is_model {
-            let name = path.display().to_string();
+            let name = match path.file_name().is_some_and(|name| name == DEMO_FILE) {
+                true => PINNED_BASE.to_owned(),
+                false => path.display().to_string(),
+            };
             found.push(Cached { kind: CachedKind::Model, name, bytes: bytes(&path), path });
         }
     }

@@ -4,10 +4,10 @@ use std::path::{Component, Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::Checkpoint;
 use super::built_in::PINNED_BASE;
 use super::form::BASE_KEY;
 use super::safetensors_dir::in_file;
+use super::{Checkpoint, OnFetch};
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
 use crate::fetch::DEMO_SHA256;
@@ -68,6 +68,7 @@ pub(super) fn open_base(
     path: &Path,
     record: &Value,
     config: Option<&Value>,
+    on_fetch: &OnFetch,
 ) -> Result<Checkpoint> {
     let text = |key: &str| {
         record[key]
@@ -85,7 +86,7 @@ pub(super) fn open_base(
             tried.push(format!("{place}: not there"));
             continue;
         }
-        match open_if_there(&place, &expected) {
+        match open_if_there(&place, &expected, on_fetch) {
             Ok(base) => return Ok(base),
             Err(Miss::Absent(why)) => tried.push(format!("{place}: {why}")),
             Err(Miss::Other(why)) => {
@@ -146,9 +147,13 @@ enum Miss {
     Other(String),
 }
 
-fn open_if_there(place: &str, expected: &Expected<'_>) -> std::result::Result<Checkpoint, Miss> {
+fn open_if_there(
+    place: &str,
+    expected: &Expected<'_>,
+    on_fetch: &OnFetch,
+) -> std::result::Result<Checkpoint, Miss> {
     let absent = |error: ModelError| Miss::Absent(error.to_string());
-    let base = Checkpoint::open_base(place).map_err(absent)?;
+    let base = Checkpoint::open_base(place, on_fetch).map_err(absent)?;
     let mut sha256 = base.base.sha256().map_err(absent)?;
     if sha256 != expected.sha256 {
         // Nothing is refused by what is only remembered.

@@ -2,9 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use hf_hub::Cache;
 use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
+use hf_hub::{Cache, CacheRepo};
 
+use super::OnFetch;
 use super::authors::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
 use super::form::BASE_KEY;
 use super::safetensors_dir::{read_json, shards};
@@ -24,7 +25,7 @@ const INDEX: &str = "model.safetensors.index.json";
 ///
 /// # Errors
 /// A file that a model must have and the repository has not; any file that is there and could not be fetched.
-pub(super) fn fetch(id: &str) -> Result<PathBuf> {
+pub(super) fn fetch(id: &str, on_fetch: &OnFetch) -> Result<PathBuf> {
     let api = ApiBuilder::from_env().with_progress(false).with_retries(0).build();
     let api = api.map_err(|error| ModelError::NotFound {
         what: format!("no model at {id}, and the hub cannot be used: {error}"),
@@ -33,11 +34,12 @@ pub(super) fn fetch(id: &str) -> Result<PathBuf> {
     let cached = Cache::from_env().model(id.to_owned());
     let known = [CONFIG, ADAPTER_CONFIG].iter().find_map(|file| cached.get(file));
     let snapshot = known.as_deref().and_then(Path::parent).map(Path::to_path_buf);
-    let mut repo = Repo { id, repo: api.model(id.to_owned()), snapshot };
+    let repo = api.model(id.to_owned());
+    let mut repo = Repo { id, repo, cache: cached, on_fetch, snapshot };
     let config = repo.get_if_there(CONFIG)?;
     // A model whose weights are here was asked for its adapter before them.
-    let adapter = match [WEIGHTS, INDEX].iter().any(|file| cached.get(file).is_some()) {
-        true => cached.get(ADAPTER_CONFIG),
+    let adapter = match [WEIGHTS, INDEX].iter().any(|file| repo.cache.get(file).is_some()) {
+        true => repo.cache.get(ADAPTER_CONFIG),
         false => repo.get_if_there(ADAPTER_CONFIG)?,
     };
     let first = match config.as_ref().or(adapter.as_ref()) {
@@ -83,6 +85,8 @@ pub(super) fn fetch(id: &str) -> Result<PathBuf> {
 struct Repo<'a> {
     id: &'a str,
     repo: ApiRepo,
+    cache: CacheRepo,
+    on_fetch: &'a OnFetch,
     /// Where its files are, once one of them is here.
     snapshot: Option<PathBuf>,
 }
@@ -99,7 +103,11 @@ impl Repo<'_> {
     }
 
     fn get(&self, file: &str) -> Result<PathBuf> {
-        self.repo.get(file).map_err(|error| self.failed(file, &error))
+        self.find(file).map_err(|error| self.failed(file, &error))
+    }
+
+    fn find(&self, file: &str) -> std::result::Result<PathBuf, ApiError> {
+        self.on_fetch.get(&self.cache, &self.repo, file)
     }
 
     /// A file that the repository need not have. That it has none is remembered as the hub's own library does it, so that
@@ -109,7 +117,7 @@ impl Repo<'_> {
         if marker.as_ref().is_some_and(|marker| marker.exists()) {
             return Ok(None);
         }
-        match self.repo.get(file) {
+        match self.find(file) {
             Ok(path) => Ok(Some(path)),
             Err(error) if is_absent(&error) => {
                 remember(marker);

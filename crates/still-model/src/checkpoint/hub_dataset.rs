@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use hf_hub::api::sync::ApiBuilder;
 use hf_hub::{Cache, Repo};
 
+use super::OnFetch;
 use crate::error::{ModelError, Result};
 
 /// Most files that are fetched without being named.
@@ -17,7 +18,11 @@ const MOST: usize = 16;
 ///
 /// # Errors
 /// No such dataset, nothing in it that is wanted, more than 16 files, or a file that could not be fetched.
-pub fn fetch_dataset(name: &str, wanted: &dyn Fn(&Path) -> bool) -> Result<Vec<PathBuf>> {
+pub fn fetch_dataset(
+    name: &str,
+    wanted: &dyn Fn(&Path) -> bool,
+    on_fetch: &OnFetch,
+) -> Result<Vec<PathBuf>> {
     let failed = |what: String, hint: &str| ModelError::NotFound { what, hint: hint.into() };
     let mut parts = name.splitn(3, '/');
     let (org, repository) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
@@ -68,8 +73,9 @@ pub fn fetch_dataset(name: &str, wanted: &dyn Fn(&Path) -> bool) -> Result<Vec<P
             ));
         }
     }
+    let cache = Cache::from_env().dataset(id.clone());
     let get = |file: &String| {
-        repo.get(file).map_err(|error| {
+        on_fetch.get(&cache, &repo, file).map_err(|error| {
             failed(format!("{id}: {file} could not be fetched: {error}"), "check the network")
         })
     };

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 
-use super::{Checkpoint, WeightFormat, Weights, shapes};
+use super::{Checkpoint, OnFetch, WeightFormat, Weights, shapes};
 use crate::config::ModelConfig;
 use crate::decoder::{Decoder, DecoderLayer, Linear, MlpWeights, NormWeight, Part, Weight};
 use crate::error::{ModelError, Result};
@@ -42,7 +42,21 @@ impl Model {
         dtype: DType,
         format: WeightFormat,
     ) -> Result<Self> {
-        Checkpoint::open(model)
+        Self::load_telling(model, device, dtype, format, &OnFetch::default())
+    }
+
+    /// [`Model::load_in`], which tells of what it fetches from a hub.
+    ///
+    /// # Errors
+    /// As [`Model::load_in`].
+    pub fn load_telling(
+        model: &str,
+        device: &Device,
+        dtype: DType,
+        format: WeightFormat,
+        on_fetch: &OnFetch,
+    ) -> Result<Self> {
+        Checkpoint::open_telling(model, on_fetch)
             .and_then(|checkpoint| Self::from_checkpoint(checkpoint, device, dtype, format))
             .map_err(|error| error.while_loading(Path::new(model)))
     }

@@ -3,6 +3,7 @@
 //! | file | content |
 //! |---|---|
 //! | `source` | from what a user types to files |
+//! | `fetching` | files of a hub, and who is told while they are fetched |
 //! | `hub` | models, adapters and deltas fetched from a hub |
 //! | `built_in` | models that are known by a name: the pinned base, the student that ships |
 //! | `cached` | what was fetched, and its size |
@@ -30,6 +31,7 @@ mod built_in;
 mod cached;
 mod delta;
 mod dequantize;
+mod fetching;
 mod form;
 pub mod gguf;
 mod gguf_student;
@@ -57,6 +59,7 @@ use still_attention::StillConfig;
 
 pub use built_in::{DEMO_STUDENT, PINNED_BASE, built_in_names, is_built_in};
 pub use cached::{Cached, CachedKind, cached, hub_cache_dir};
+pub use fetching::{Fetched, OnFetch};
 pub use gguf_student::{GgufExport, GgufFormat, export_gguf, is_exported_student};
 pub use hub_dataset::fetch_dataset;
 pub use placement::WeightFormat;
@@ -118,19 +121,27 @@ impl Checkpoint {
     /// # Errors
     /// What is missing, broken or unsupported, by name.
     pub fn open(model: &str) -> Result<Self> {
-        Self::open_as(model, Role::Any)
+        Self::open_telling(model, &OnFetch::default())
+    }
+
+    /// [`Checkpoint::open`], which tells of what it fetches from a hub.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn open_telling(model: &str, on_fetch: &OnFetch) -> Result<Self> {
+        Self::open_as(model, Role::Any, on_fetch)
     }
 
     /// [`Checkpoint::open`] for the base of a delta: another delta is refused before its own base is looked for, so that a delta of
     /// itself comes to an end. A student with all its weights will do: the delta's attention takes the place of its own.
-    fn open_base(model: &str) -> Result<Self> {
-        Self::open_as(model, Role::Base)
+    fn open_base(model: &str, on_fetch: &OnFetch) -> Result<Self> {
+        Self::open_as(model, Role::Base, on_fetch)
     }
 
-    fn open_as(model: &str, role: Role) -> Result<Self> {
-        match source::resolve(model)? {
+    fn open_as(model: &str, role: Role, on_fetch: &OnFetch) -> Result<Self> {
+        match source::resolve(model, on_fetch)? {
             source::Source::Gguf(path) => Self::open_gguf(model, &path),
-            source::Source::Directory(dir) => safetensors_dir::open(model, &dir, role),
+            source::Source::Directory(dir) => safetensors_dir::open(model, &dir, role, on_fetch),
         }
     }
 

@@ -7,15 +7,15 @@ use serde_json::Value;
 use super::form::{self, Form, StudentForm};
 use super::quantization::Quantization;
 use super::target::{DELTA_FILE, GENERATION_FILE};
-use super::{Checkpoint, Role, Weights, authors, delta};
+use super::{Checkpoint, OnFetch, Role, Weights, authors, delta};
 use crate::base::BaseIdentity;
 use crate::config::{ModelConfig, Table};
 use crate::error::{ModelError, Result};
 use crate::tokenizer::Tokenizer;
 
-pub(super) fn open(source: &str, dir: &Path, role: Role) -> Result<Checkpoint> {
+pub(super) fn open(source: &str, dir: &Path, role: Role, on_fetch: &OnFetch) -> Result<Checkpoint> {
     if authors::has_adapter(dir) {
-        return authors::open_with_adapter(source, dir);
+        return authors::open_with_adapter(source, dir, on_fetch);
     }
     let path = dir.join("config.json");
     if !path.exists() {
@@ -30,19 +30,25 @@ pub(super) fn open(source: &str, dir: &Path, role: Role) -> Result<Checkpoint> {
             if student.base.is_some() {
                 role.admit_delta(&path)?;
             }
-            open_student(source, dir, &path, *student)
+            open_student(source, dir, &path, *student, on_fetch)
         }
         Form::Authors(json) => authors::open(source, dir, &json),
     }
 }
 
 /// A student of ours, whole or a delta.
-fn open_student(source: &str, dir: &Path, path: &Path, student: StudentForm) -> Result<Checkpoint> {
+fn open_student(
+    source: &str,
+    dir: &Path,
+    path: &Path,
+    student: StudentForm,
+    on_fetch: &OnFetch,
+) -> Result<Checkpoint> {
     let opened = match &student.base {
         Some(record) => {
             let StudentForm { base_config, sealed, .. } = &student;
             let config = sealed.then_some(base_config);
-            let base = delta::open_base(dir, path, record, config)?;
+            let base = delta::open_base(dir, path, record, config, on_fetch)?;
             student.check(&base.config, path)?;
             let file = dir.join(DELTA_FILE);
             if *sealed {

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::OnFetch;
 use crate::error::{ModelError, Result};
 
 /// Files of a model.
@@ -12,7 +13,7 @@ pub(super) enum Source {
 }
 
 /// A model that is built in, else a path if it exists, else a hub id if it looks like one.
-pub(super) fn resolve(model: &str) -> Result<Source> {
+pub(super) fn resolve(model: &str, on_fetch: &OnFetch) -> Result<Source> {
     if let Some(source) = super::built_in::resolve(model)? {
         return Ok(source);
     }
@@ -49,7 +50,7 @@ pub(super) fn resolve(model: &str) -> Result<Source> {
         });
     }
     if looks_like_hub_id(model) {
-        return Ok(Source::Directory(super::hub::fetch(model)?));
+        return Ok(Source::Directory(super::hub::fetch(model, on_fetch)?));
     }
     Err(ModelError::NotFound {
         what: format!("no model at {model}"),

@@ -9,6 +9,7 @@ use still_train::CalibrationRecipe;
 use crate::args::{COUNT, TOKENS, one_of, share, whole};
 use crate::commands::training::{Inputs, TrainingArgs};
 use crate::outputs::Existing;
+use crate::printer::Printer;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -76,8 +77,8 @@ impl CalibrateArgs {
     ///
     /// # Errors
     /// Data that are no files, a recipe that cannot be used, a device that is not there.
-    pub fn resolve(self) -> anyhow::Result<Settings> {
-        let mut inputs = self.training.resolve()?;
+    pub fn resolve(self, printer: &Printer) -> anyhow::Result<Settings> {
+        let mut inputs = self.training.resolve(printer)?;
         let recipe = &mut inputs.recipe;
         recipe.attention.rows = self.rows.or(recipe.attention.rows);
         let own = &recipe.calibration;

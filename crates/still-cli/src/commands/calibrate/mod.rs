@@ -19,7 +19,8 @@ use super::calibration_bars::calibrate;
 use crate::outputs::{Ours, Outputs};
 use crate::printer::Printer;
 use crate::progress::Bar;
-use crate::table::{self, WIDTH, wrapped};
+use crate::table::{self, WIDTH};
+use crate::wrap::wrapped;
 
 /// Runs the command.
 pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
@@ -94,11 +95,16 @@ fn render(found: &Calibration, keys: Option<&PassKeys>) -> String {
         .collect();
     let headers = ["layer", "kept of each chunk", "plot", "retrieval", "loss, nats"];
     format!(
-        "{}\n{}\n\
-         * whole because it retrieves. Losses are estimates, nats a token, from {} tokens of text.\n\n{}\n\n{}",
+        "{}\n{}\n{}\n\n{}\n\n{}",
         table::render(&headers, &rows),
-        cost(found),
-        found.tokens,
+        wrapped(&cost(found), WIDTH),
+        wrapped(
+            &format!(
+                "* whole because it retrieves. Losses are estimates, nats a token, from {} tokens of text.",
+                table::count(found.tokens)
+            ),
+            WIDTH
+        ),
         wrapped(&about_shares(found, keys), WIDTH),
         outlook::render(found, keys),
     )

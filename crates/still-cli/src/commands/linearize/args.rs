@@ -9,6 +9,7 @@ use still_train::{AttentionRecipe, Budgets};
 
 use crate::args::one_of;
 use crate::commands::training::{Inputs, TrainingArgs};
+use crate::printer::Printer;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -93,8 +94,8 @@ impl LinearizeArgs {
     ///
     /// # Errors
     /// Data that are no files, a recipe that cannot be used, a device that is not there.
-    pub fn resolve(self) -> anyhow::Result<Settings> {
-        let mut inputs = self.training.resolve()?;
+    pub fn resolve(self, printer: &Printer) -> anyhow::Result<Settings> {
+        let mut inputs = self.training.resolve(printer)?;
         if let Some(budgets) = &self.budgets {
             let recipe = &mut inputs.recipe;
             let plain = AttentionRecipe { budgets: None, ..recipe.attention.clone() };

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 use still_model::Model;
-use still_train::{Plan, TokenCache, plan};
+use still_train::{CachePlan, Plan, TokenCache, plan};
 
 use super::args::Settings;
 use super::read_data;
@@ -27,10 +27,12 @@ pub fn run(settings: &Settings, model: &Model, printer: &Printer) -> anyhow::Res
             "timed_tokens": plan.timed_tokens,
             "stages": plan.stages,
             "peak_bytes": peak_bytes(&plan),
+            "cache": plan.cache,
             "seconds": seconds,
         }));
     }
     printer.result(render(&plan))?;
+    printer.result(format_args!("\n{}", cache_line(&plan.cache)))?;
     printer.note(format_args!(
         "memory is counted from shapes (weights: {}); time is that of one step of each stage on this machine, on a \
          window of {} tokens; evaluations and checkpoints come on top",
@@ -43,6 +45,19 @@ pub fn run(settings: &Settings, model: &Model, printer: &Printer) -> anyhow::Res
 /// Stages follow each other: the larger one decides.
 fn peak_bytes(plan: &Plan) -> usize {
     plan.stages.iter().map(|stage| stage.peak_bytes).max().unwrap_or(plan.weights_bytes)
+}
+
+/// `cache of 8,192 tokens: at most 36.0 MiB of 180.0 MiB dense, 20 %`
+fn cache_line(cache: &CachePlan) -> String {
+    let CachePlan { at_length, bytes, at_most, dense_bytes } = *cache;
+    format!(
+        "cache of {} tokens: {}{} of {} dense, {:.0} %",
+        table::count(at_length),
+        if at_most { "at most " } else { "" },
+        table::bytes(bytes),
+        table::bytes(dense_bytes),
+        100.0 * bytes as f64 / dense_bytes.max(1) as f64,
+    )
 }
 
 fn render(plan: &Plan) -> String {

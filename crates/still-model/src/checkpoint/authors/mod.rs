@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::form::{self, Form};
 use super::safetensors_dir::{open_full, read_json};
-use super::{Checkpoint, source};
+use super::{Checkpoint, OnFetch, source};
 use crate::error::{ModelError, Result};
 use adapter::Adapter;
 pub(super) use adapter::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
@@ -33,9 +33,13 @@ pub(super) fn open(source: &str, dir: &Path, json: &Value) -> Result<Checkpoint>
 }
 
 /// Opens a directory with an adapter: its base is the directory itself if that holds weights, else what the adapter names.
-pub(super) fn open_with_adapter(source: &str, dir: &Path) -> Result<Checkpoint> {
+pub(super) fn open_with_adapter(
+    source: &str,
+    dir: &Path,
+    on_fetch: &OnFetch,
+) -> Result<Checkpoint> {
     let adapter = Adapter::read(dir)?;
-    let base = base_of(&adapter, dir)?;
+    let base = base_of(&adapter, dir, on_fetch)?;
     let path = base.join("config.json");
     let Form::Authors(json) = form::of(read_json(&path)?, &path)? else {
         return Err(ModelError::Unsupported {
@@ -60,7 +64,7 @@ pub(super) fn open_with_adapter(source: &str, dir: &Path) -> Result<Checkpoint> 
 }
 
 /// The directory of an adapter's base. A relative path is one from the adapter's directory or, as PEFT has it, from here.
-fn base_of(adapter: &Adapter, dir: &Path) -> Result<PathBuf> {
+fn base_of(adapter: &Adapter, dir: &Path, on_fetch: &OnFetch) -> Result<PathBuf> {
     let weights = ["model.safetensors", "model.safetensors.index.json"];
     if dir.join("config.json").exists() && weights.iter().any(|file| dir.join(file).exists()) {
         return Ok(dir.to_path_buf());
@@ -79,7 +83,7 @@ fn base_of(adapter: &Adapter, dir: &Path) -> Result<PathBuf> {
     let beside = dir.join(named);
     let base = match beside.is_dir() {
         true => beside,
-        false => match source::resolve(named) {
+        false => match source::resolve(named, on_fetch) {
             Ok(source::Source::Directory(base)) => base,
             Ok(source::Source::Gguf(_)) => {
                 return Err(failed(format!("its base {named} is a GGUF file")));

@@ -6,8 +6,9 @@ use still_eval::run::{Answer, Sample};
 use still_eval::task::Metric;
 
 use super::document::{FACTS, questions};
-use crate::table::{WIDTH, seconds, wrapped};
+use crate::table::{WIDTH, seconds};
 use crate::verdict::{Quality, Row, table};
+use crate::wrap::wrapped;
 
 /// The object that `still demo --json` prints.
 #[derive(Debug, Serialize)]
@@ -134,8 +135,8 @@ impl Report {
         ));
         parts.push(format!(
             "Next:\n  still ask --model {0} --file FILE 'QUESTION'\n  still chat --model {0}\n  \
-             still linearize --model MODEL --data TEXT --out my-student",
-            setting.student
+             still linearize --model {1} --data TEXT --out my-student",
+            setting.student, setting.base
         ));
         parts.join("\n\n")
     }

@@ -4,8 +4,9 @@ use serde::Serialize;
 use still_eval::Interval;
 
 use super::results::{Results, Subject, TaskResult};
-use crate::table::{self, WIDTH, wrapped};
+use crate::table::{self, WIDTH};
 use crate::verdict::{Quality, Recall, Row, cost};
+use crate::wrap::wrapped;
 
 /// A task on which a student's accuracy is lower by more points than this makes it unusable.
 const MOST_POINTS_LOST: f64 = 10.0;
