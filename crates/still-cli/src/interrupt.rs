@@ -35,7 +35,7 @@ const MOMENT: Duration = Duration::from_millis(800);
 /// How long [`OnSignal::Cut`] waits before it says that it was heard.
 const ACKNOWLEDGED: Duration = Duration::from_millis(400);
 /// How long a stderr that takes nothing may hold up the end.
-const LAST_WORDS: Duration = Duration::from_millis(200);
+const LAST_WORDS: Duration = Duration::from_millis(400);
 
 static FLAG: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 static ON_SIGNAL: AtomicU8 = AtomicU8::new(OnSignal::End as u8);

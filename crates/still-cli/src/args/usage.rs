@@ -128,11 +128,16 @@ fn commands_of(words: &[String]) -> String {
     names.join(", ")
 }
 
-/// The first example of a command's help.
+/// Columns of an example that stands in one row of a hint.
+const SHORT: usize = 64;
+
+/// The first example of a command's help that is short, else the first.
 fn example(declared: &clap::Command) -> Option<String> {
     let help = declared.get_after_help()?.to_string();
     let (_, examples) = help.split_once("Examples:\n")?;
-    Some(examples.lines().next()?.trim().to_owned())
+    let mut examples = examples.lines().map_while(|line| line.strip_prefix("  ")).peekable();
+    let first = *examples.peek()?;
+    Some(examples.find(|example| example.len() <= SHORT).unwrap_or(first).to_owned())
 }
 
 #[cfg(test)]

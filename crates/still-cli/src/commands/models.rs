@@ -31,8 +31,12 @@ pub fn run(args: &ModelsArgs, printer: &Printer) -> anyhow::Result<()> {
         printer.note("nothing was fetched yet: `still demo` fetches a model of 94 MiB");
     }
     printer.result(render(&found))?;
-    let built_in = built_in_names().join(", ");
-    printer.note(format_args!("built in, by name: {built_in}; {DEMO_STUDENT} is the last"));
+    let built_in = built_in_names();
+    let student = built_in.last().unwrap_or(&DEMO_STUDENT);
+    printer.note(format_args!(
+        "built in: {}; {DEMO_STUDENT} is another name of {student}",
+        built_in.join(", ")
+    ));
     if found.iter().any(|cached| cached.kind == CachedKind::Tokens) {
         printer.note("token ids are made again when they are needed: delete them as you like");
     }

@@ -113,11 +113,15 @@ impl Terminal {
     pub fn until_times(&mut self, words: &str, times: usize) -> Duration {
         let started = Instant::now();
         loop {
+            let ended = self.child.try_wait().unwrap();
+            if ended.is_some() {
+                // What it wrote last.
+                std::thread::sleep(Duration::from_millis(100));
+            }
             let screen = self.screen();
             if screen.matches(words).count() >= times {
                 return started.elapsed();
             }
-            let ended = self.child.try_wait().unwrap();
             assert!(
                 ended.is_none() && started.elapsed() < PATIENCE,
                 "no {words:?} ({times} times; {ended:?}):\n{screen}"

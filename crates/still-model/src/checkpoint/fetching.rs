@@ -21,9 +21,11 @@ pub struct Fetched<'a> {
     pub before: u64,
 }
 
+type Listener = dyn Fn(Fetched<'_>) + Send + Sync;
+
 /// Told of files of a hub while they are fetched. Its clones tell one listener; the default one tells nobody.
 #[derive(Clone, Default)]
-pub struct OnFetch(Option<Arc<dyn Fn(Fetched<'_>) + Send + Sync>>);
+pub struct OnFetch(Option<Arc<Listener>>);
 
 impl OnFetch {
     /// Has `listener` told.
