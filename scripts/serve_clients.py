@@ -127,6 +127,44 @@ def openai_structured_output(options):
 
 
 @check
+def openai_tool_calls(options):
+    import openai
+
+    parameters = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+    tool = {"type": "function", "function": {"name": "weather", "description": "Tells the weather", "parameters": parameters}}
+    # Whatever the model: a call as Hermes, Qwen and others write it.
+    call = r'''start: "<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"city\": \"" /[A-Za-z]{1,12}/ "\"}}\n</tool_call>"'''
+    request = dict(
+        model=options.model,
+        messages=[say("How is the weather in Paris?")],
+        tools=[tool],
+        max_completion_tokens=200,
+        temperature=0,
+        extra_body={"grammar": call},
+    )
+    try:
+        answer = client(options).chat.completions.create(**request)
+    except openai.BadRequestError as error:
+        if error.param == "tools":
+            return f"skipped: {error.body['message']}"
+        raise
+    choice = answer.choices[0]
+    if choice.message.tool_calls is None:
+        return "skipped: the model's template writes calls otherwise"
+    assert choice.finish_reason == "tool_calls" and not choice.message.content, choice
+    whole = choice.message.tool_calls[0].function
+    assert whole.name == "weather" and list(json.loads(whole.arguments)) == ["city"], whole
+    with client(options).chat.completions.stream(**request) as stream:
+        streamed = stream.get_final_completion().choices[0]
+    assert streamed.finish_reason == "tool_calls" and not streamed.message.content, streamed
+    assert streamed.message.tool_calls[0].function.arguments == whole.arguments, streamed
+    messages = [*request["messages"], choice.message, {"role": "tool", "tool_call_id": choice.message.tool_calls[0].id, "content": "Warm"}]
+    text = client(options).chat.completions.create(**{**request, "messages": messages, "extra_body": {"grammar": 'start: "Warm."'}})
+    assert text.choices[0].message.content == "Warm." and not text.choices[0].message.tool_calls, text
+    return f"{whole.name}({whole.arguments})"
+
+
+@check
 def openai_errors(options):
     import openai
 

@@ -2,15 +2,16 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::http::StatusCode;
 use still_model::{Constraints, SuggestedSampling, Tokenizer};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::error::{ApiError, Result};
 use super::grammar::{Grammar, Grammars};
 use super::sampling::{Common, any_seed, usual_sampling};
-use crate::Engine;
+use crate::{Engine, Refused};
 
 /// What every handler has.
 #[derive(Clone, Debug)]
@@ -27,6 +28,8 @@ struct Inner {
     stopping: AtomicBool,
     /// Made when the first answer follows a grammar.
     grammars: OnceLock<std::result::Result<Grammars, String>>,
+    /// Whose turn it is to look at what heads keep.
+    looking: Arc<Semaphore>,
     /// The bytes of tokens, where they are known; made when first asked for.
     token_bytes: OnceLock<Option<Vec<Vec<u8>>>>,
 }
@@ -45,6 +48,7 @@ impl App {
             sampling,
             stopping: AtomicBool::new(false),
             grammars: OnceLock::new(),
+            looking: Arc::new(Semaphore::new(1)),
             token_bytes: OnceLock::new(),
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -107,6 +111,15 @@ impl App {
     /// A token as text; where it is a part of a character, with replacement characters.
     pub fn token_string(&self, id: u32) -> String {
         String::from_utf8_lossy(&self.token_bytes(id)).into_owned()
+    }
+
+    /// The turn to look at what heads keep, until it is dropped.
+    ///
+    /// # Errors
+    /// 429 while somebody else has it.
+    pub fn turn_to_look(&self) -> Result<OwnedSemaphorePermit> {
+        let turn = Arc::clone(&self.inner.looking).try_acquire_owned();
+        turn.map_err(|_| Refused::Busy { retry_after: Duration::from_secs(2) }.into())
     }
 
     /// A name for an answer that no other has.

@@ -6,6 +6,7 @@ use still_model::{ChatTemplate, Context, Message};
 use utoipa::ToSchema;
 
 use super::app::App;
+use super::body::fields;
 use super::error::{ApiError, Result};
 use super::tool_calls::CallReader;
 
@@ -33,7 +34,40 @@ pub struct Conversation {
 /// Roles that a message may have: a template writes a role as it is, so that another could write anything.
 const ROLES: [&str; 5] = ["system", "developer", "user", "assistant", "tool"];
 
+/// The tokens of a text, of ids or of a conversation, whichever is given.
+///
+/// # Errors
+/// 400 for none or several of them; what the tokenizer or the template refuses.
+pub async fn ids_of(
+    app: &App,
+    prompt: Option<String>,
+    tokens: Option<Vec<u32>>,
+    conversation: Option<Box<Conversation>>,
+) -> Result<Vec<u32>> {
+    match (prompt, tokens, conversation) {
+        (Some(text), None, None) => {
+            let ids = app.tokenizer().encode(&text, true);
+            ids.map_err(|error| ApiError::invalid("prompt", format!("prompt: {error}")))
+        }
+        (None, Some(ids), None) => Ok(ids),
+        (None, None, Some(conversation)) => conversation.render(app).await,
+        _ => {
+            let what = "give one of `prompt`, `tokens` and `messages`";
+            Err(ApiError::invalid("prompt", what))
+        }
+    }
+}
+
 impl Conversation {
+    /// That of a request which may have other fields instead.
+    ///
+    /// # Errors
+    /// 400 for fields of wrong types.
+    pub fn in_a_request(request: &Value) -> Result<Option<Box<Self>>> {
+        let given = request.get("messages").is_some_and(|messages| !messages.is_null());
+        given.then(|| fields(request).map(Box::new)).transpose()
+    }
+
     /// The tokens of the messages in the model's template, found on a thread of its own: a long conversation takes some time.
     ///
     /// # Errors

@@ -15,6 +15,7 @@
 //! | `tool_calls` | calls of tools in answers |
 //! | `answer` | answers gathered whole, or told piece by piece |
 //! | `log_probs` | log-probabilities as chats tell them |
+//! | `kept` | which tokens each head keeps |
 //! | `models`, `tokens`, `states`, `watch` | the other paths, and the page |
 
 mod access;
@@ -26,6 +27,7 @@ mod completions;
 mod conversation;
 mod error;
 mod grammar;
+mod kept;
 mod log_probs;
 mod models;
 mod openapi;
@@ -68,6 +70,7 @@ fn guarded_routes() -> Vec<(&'static str, MethodRouter<App>)> {
         ("/v1/models/{model}", get(models::get)),
         ("/v1/completions", post(completions::completions)),
         ("/v1/chat/completions", post(chat::chat_completions)),
+        ("/v1/kept", post(kept::kept)),
         ("/v1/states", get(states::list)),
         ("/v1/states/{name}", get(states::get).post(states::post).delete(states::delete)),
         ("/tokenize", post(tokens::tokenize)),

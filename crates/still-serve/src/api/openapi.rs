@@ -4,7 +4,7 @@ use axum::Json;
 use utoipa::OpenApi;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 
-use super::{chat, completions, models, states, tokens, watch};
+use super::{chat, completions, kept, models, states, tokens, watch};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -18,6 +18,7 @@ use super::{chat, completions, models, states, tokens, watch};
         models::get,
         completions::completions,
         chat::chat_completions,
+        kept::kept,
         states::list,
         states::get,
         states::post,

@@ -12,8 +12,8 @@ use super::Name;
 use super::answer;
 use super::app::App;
 use super::body::{FromJson, JsonBody, fields};
-use super::conversation::Conversation;
-use super::error::{ApiError, ErrorBody, Result};
+use super::conversation::{Conversation, ids_of};
+use super::error::{ErrorBody, Result};
 use crate::{Request, StateInfo};
 
 /// What to do with a state.
@@ -43,10 +43,8 @@ pub enum StateRequest {
 impl FromJson for StateRequest {
     fn from_json(value: &Value) -> Result<Self> {
         let mut request: Self = fields(value)?;
-        if let Self::Save { conversation, .. } = &mut request
-            && value.get("messages").is_some_and(|messages| !messages.is_null())
-        {
-            *conversation = Some(fields(value)?);
+        if let Self::Save { conversation, .. } = &mut request {
+            *conversation = Conversation::in_a_request(value)?;
         }
         Ok(request)
     }
@@ -112,18 +110,7 @@ pub async fn post(
         StateRequest::Restore => states.restore(&name).await?,
         StateRequest::Fork { from } => states.fork(&from, &name).await?,
         StateRequest::Save { prompt, tokens, conversation } => {
-            let ids = match (prompt, tokens, conversation) {
-                (Some(text), None, None) => {
-                    let ids = app.tokenizer().encode(&text, true);
-                    ids.map_err(|error| ApiError::invalid("prompt", format!("prompt: {error}")))?
-                }
-                (None, Some(ids), None) => ids,
-                (None, None, Some(conversation)) => conversation.render(&app).await?,
-                _ => {
-                    let what = "give one of `prompt`, `tokens` and `messages`";
-                    return Err(ApiError::invalid("prompt", what));
-                }
-            };
+            let ids = ids_of(&app, prompt, tokens, conversation).await?;
             let options = GenerateOptions { max_new_tokens: 0, ..GenerateOptions::default() };
             let mut request = Request::new(ids, &options);
             request.save_as = Some(name.clone());

@@ -82,6 +82,8 @@ fn bodies() -> Vec<(&'static str, serde_json::Value)> {
         ),
         ("/tokenize", json!({ "content": "a b", "add_special": true, "with_pieces": true })),
         ("/tokenize", json!({ "messages": [{ "role": "user", "content": "Hi" }] })),
+        ("/v1/kept", json!({ "messages": [{ "role": "user", "content": "Hi" }] })),
+        ("/v1/kept", json!({ "tokens": [1, 2, 257] })),
         ("/detokenize", json!({ "tokens": [1, 2, 257] })),
         ("/v1/states/name", json!({ "action": "save", "prompt": "a b c" })),
         ("/v1/states/other", json!({ "action": "fork", "from": "name" })),

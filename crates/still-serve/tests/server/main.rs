@@ -5,6 +5,7 @@ mod common;
 mod access;
 mod api;
 mod hostile;
+mod kept;
 mod replicas;
 mod shutdown;
 mod states;
