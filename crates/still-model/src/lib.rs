@@ -64,8 +64,8 @@ pub use cache::{Cache, Workspace};
 pub use cancel::Cancel;
 pub use chat::{ChatTemplate, Context, Message, Rendered};
 pub use checkpoint::{
-    Cached, CachedKind, Checkpoint, DEMO_STUDENT, ExportKind, Fetched, GgufExport, GgufFormat,
-    OnFetch, PINNED_BASE, StudentTarget, WeightFormat, Weights, built_in_names, cached,
+    Cached, CachedKind, Checkpoint, DEMO_STUDENT, ExportKind, Fetched, FullStudent, GgufExport,
+    GgufFormat, OnFetch, PINNED_BASE, StudentTarget, WeightFormat, Weights, built_in_names, cached,
     export_gguf, export_transformers, fetch_dataset, hub_cache_dir, is_built_in,
     is_exported_student, names, save_student, save_student_to,
 };

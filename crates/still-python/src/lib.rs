@@ -13,6 +13,7 @@
 //! | `evaluate` | tasks |
 //! | `operator` | the operator on arrays, for PyTorch |
 //! | `cuda_operator` | the same in PyTorch's memory on CUDA devices |
+//! | `pieces` | a run's recipe, windows and folder, for PyTorch |
 //! | `command` | the `still` command |
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
@@ -25,6 +26,7 @@ mod evaluate;
 mod generate;
 mod model;
 mod operator;
+mod pieces;
 mod state;
 mod training;
 mod work;
@@ -44,6 +46,8 @@ mod _still {
     use crate::model::Model;
     #[pymodule_export]
     use crate::operator::{attention, attention_backward};
+    #[pymodule_export]
+    use crate::pieces::{Windows, begin_student, finish_student, resolve_recipe};
     #[pymodule_export]
     use crate::state::State;
     #[pymodule_export]

@@ -35,7 +35,7 @@ fn tensor(name: &str, array: &Bound<'_, PyAny>) -> PyResult<Tensor> {
 }
 
 /// An array of a tensor.
-fn array<'py>(py: Python<'py>, tensor: &Tensor) -> PyResult<Bound<'py, PyAny>> {
+pub fn array<'py>(py: Python<'py>, tensor: &Tensor) -> PyResult<Bound<'py, PyAny>> {
     let failed = |error: candle_core::Error| exception(py, &error.into());
     let shape = tensor.dims().to_vec();
     let flat = tensor.flatten_all().map_err(failed)?;

@@ -64,7 +64,7 @@ pub use gguf_student::{GgufExport, GgufFormat, export_gguf, is_exported_student}
 pub use hub_dataset::fetch_dataset;
 pub use placement::WeightFormat;
 pub(crate) use shapes::shapes;
-pub use student::{ExportKind, export_transformers, save_student, save_student_to};
+pub use student::{ExportKind, FullStudent, export_transformers, save_student, save_student_to};
 pub use target::StudentTarget;
 pub use weights::Weights;
 

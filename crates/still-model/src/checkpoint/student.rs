@@ -9,12 +9,14 @@ use super::delta;
 use super::form::{BASE_KEY, LORA_KEY, student_config, to_json};
 use super::target::{DELTA_FILE, GENERATION_FILE, StudentTarget, TOKENIZER_CONFIG_FILE};
 use super::transformers::{self, CARD_FILE, CLASSES_KEY};
+use crate::config::ModelConfig;
 use crate::decoder::{Part, on_host};
 use crate::error::{ModelError, Result};
 use crate::files::sync_files;
 use crate::model::Model;
 use crate::student::Student;
 use crate::tensor_file::{Entry, write_tensors};
+use crate::tokenizer::Tokenizer;
 
 /// What a saved student holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,31 +71,26 @@ fn save(target: &StudentTarget, model: &Model, kind: ExportKind, card: Option<&s
         ModelError::Invalid("a model without a student has nothing to save".into())
     })?;
     let staging = target.stage()?;
-    let write = |name: &str, text: &str| {
-        let path = staging.path().join(name);
-        std::fs::write(&path, text).map_err(ModelError::write(&path))
-    };
-
-    model.tokenizer.save(staging.path())?;
-    let mut config = student_config(model.config(), student)?;
     match kind {
         ExportKind::Full(dtype) => {
-            config["torch_dtype"] = json!(dtype_name(dtype)?);
-            config[CLASSES_KEY] = transformers::classes();
             let path = staging.path().join("model.safetensors");
             let mut entries =
                 transformers::as_stored(model.config(), merged_entries(model, student, dtype)?);
             entries.extend(learned_entries(&student.without_updates()?)?);
             write_tensors(&path, entries)?;
-            if let Some(generation) = &model.base.generation_config {
-                write(GENERATION_FILE, &pretty(generation))?;
-            }
-            let (_, tokenizer) = model.tokenizer.to_json()?;
-            let tokenizer = transformers::tokenizer_config(tokenizer, model);
-            write(TOKENIZER_CONFIG_FILE, &pretty(&tokenizer))?;
-            transformers::write_code(staging.path())?;
+            let generation = model.base.generation_config.as_ref();
+            let all_but_weights = FullStudent {
+                config: model.config(),
+                student,
+                tokenizer: &model.tokenizer,
+                generation,
+                dtype,
+            };
+            all_but_weights.write(staging.path())?;
         }
         ExportKind::Delta | ExportKind::DeltaIn(_) => {
+            model.tokenizer.save(staging.path())?;
+            let mut config = student_config(model.config(), student)?;
             config[BASE_KEY] = delta::record(target.dir(), model)?;
             if let Some(lora) = &student.lora {
                 config[LORA_KEY] = to_json(lora)?;
@@ -106,12 +103,12 @@ fn save(target: &StudentTarget, model: &Model, kind: ExportKind, card: Option<&s
                 _ => learned_entries(student)?,
             };
             write_tensors(&staging.path().join(DELTA_FILE), entries)?;
+            write(staging.path(), "config.json", &pretty(&config))?;
         }
     }
     if let Some(card) = card {
-        write(CARD_FILE, &transformers::marked_card(card))?;
+        write(staging.path(), CARD_FILE, &transformers::marked_card(card))?;
     }
-    write("config.json", &pretty(&config))?;
     sync_files(staging.path()).map_err(ModelError::write(staging.path()))?;
     target.replace(staging)
 }
@@ -169,6 +166,47 @@ fn rounded_entries(student: &Student, dtype: DType) -> Result<Vec<Entry<'static>
         Ok(Entry::of(name, rounded))
     });
     rounded.collect()
+}
+
+/// The folder of a full student, but for its weights (`model.safetensors`).
+#[derive(Clone, Copy, Debug)]
+pub struct FullStudent<'a> {
+    /// The base's.
+    pub config: &'a ModelConfig,
+    /// Its attention and recipe; low-rank updates are merged in the weights.
+    pub student: &'a Student,
+    /// The base's.
+    pub tokenizer: &'a Tokenizer,
+    /// The base's `generation_config.json`, if it has one.
+    pub generation: Option<&'a Value>,
+    /// Of the base's weights in the file.
+    pub dtype: DType,
+}
+
+impl FullStudent<'_> {
+    /// Writes configuration, tokenizer and the code that transformers opens it with into a directory.
+    ///
+    /// # Errors
+    /// A dtype that no student is saved in; a directory that cannot be written.
+    pub fn write(&self, dir: &Path) -> Result<()> {
+        self.tokenizer.save(dir)?;
+        let mut config = student_config(self.config, self.student)?;
+        config["torch_dtype"] = json!(dtype_name(self.dtype)?);
+        config[CLASSES_KEY] = transformers::classes();
+        if let Some(generation) = self.generation {
+            write(dir, GENERATION_FILE, &pretty(generation))?;
+        }
+        let (_, tokenizer) = self.tokenizer.to_json()?;
+        let tokenizer = transformers::tokenizer_config(tokenizer, self.config, self.tokenizer);
+        write(dir, TOKENIZER_CONFIG_FILE, &pretty(&tokenizer))?;
+        transformers::write_code(dir)?;
+        write(dir, "config.json", &pretty(&config))
+    }
+}
+
+fn write(dir: &Path, name: &str, text: &str) -> Result<()> {
+    let path = dir.join(name);
+    std::fs::write(&path, text).map_err(ModelError::write(&path))
 }
 
 fn pretty(json: &Value) -> String {

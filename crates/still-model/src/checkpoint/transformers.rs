@@ -11,8 +11,8 @@ use super::names::StoredRows;
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
 use crate::files::read_to_string;
-use crate::model::Model;
 use crate::tensor_file::Entry;
+use crate::tokenizer::Tokenizer;
 
 /// The code, by the names of its files. A second statement of the method, in PyTorch; its tests lie beside it.
 pub(super) const CODE: [(&str, &str); 3] = [
@@ -81,7 +81,7 @@ pub(super) fn as_stored<'a>(config: &ModelConfig, entries: Vec<Entry<'a>>) -> Ve
 
 /// A tokenizer's configuration with what transformers wants of it where no model is known by that name: a class, and which
 /// tokens are special.
-pub(super) fn tokenizer_config(config: &Value, model: &Model) -> Value {
+pub(super) fn tokenizer_config(config: &Value, ids: &ModelConfig, tokenizer: &Tokenizer) -> Value {
     const CLASS: &str = "tokenizer_class";
     let mut config = if config.is_object() { config.clone() } else { json!({}) };
     if config[CLASS].is_null() {
@@ -89,14 +89,13 @@ pub(super) fn tokenizer_config(config: &Value, model: &Model) -> Value {
         // That class alone gives more, which no such model takes.
         config["model_input_names"] = json!(["input_ids", "attention_mask"]);
     }
-    let ids = model.config();
     let ends = [("bos_token", ids.bos_token_id), ("eos_token", ids.eos_token_ids.first().copied())];
     for (key, id) in ends {
         // Null is an answer too.
         if let Some(id) = id
             && config.get(key).is_none()
         {
-            config[key] = model.tokenizer.token_text(id).into();
+            config[key] = tokenizer.token_text(id).into();
         }
     }
     // A batch is padded with some token; no model reads which.

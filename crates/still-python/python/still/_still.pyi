@@ -242,3 +242,32 @@ class CudaAttention:
         self, sizes: Sequence[int], narrow: bool, operands: tuple[Any, ...], gradients: tuple[Any, ...], scratch: int, stream: int
     ) -> None:
         """Queues the backward pass of the call that left what `operands` says."""
+
+def resolve_recipe(recipe: _Path, changed: dict[str, Any] | None, budgets: _Path | None) -> str:
+    """A recipe as JSON, for `still.torch`."""
+
+def begin_student(config: str, recipe: str) -> tuple[str, dict[str, npt.NDArray[np.float32]]]:
+    """The section `still` of the student that a recipe begins with, as JSON, and its learned tensors by their names in a checkpoint."""
+
+def finish_student(
+    dir: _Path, config: str, recipe: str, tokenizer: _Path, generation: str | None, dtype: str
+) -> None:
+    """Writes all of a student's folder but its weights, and the digest into those."""
+
+@final
+class Windows:
+    """Text as the windows of a run, in their order."""
+
+    def __new__(cls, data: _Path | Iterable[_Path], tokenizer: _Path, recipe: str) -> Windows: ...
+    def next(self, count: int) -> list[tuple[npt.NDArray[np.int64], list[int], list[bool] | None]]:
+        """The next windows: token ids, where each sequence ends, and which of them stage 2 counts."""
+    def heldout(self) -> list[tuple[npt.NDArray[np.int64], list[int], list[bool] | None]]:
+        """Windows to evaluate on."""
+    @property
+    def position(self) -> str:
+        """How far they are read, as JSON."""
+    def seek(self, position: str) -> None:
+        """Goes on from a position."""
+    @property
+    def sha256(self) -> str:
+        """Of the token ids."""

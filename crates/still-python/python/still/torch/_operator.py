@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, Optional
 import torch
 from torch import Tensor
 
-from . import _cuda, _still
-from ._errors import InputError
+from .. import _cuda, _still
+from .._errors import InputError
 
 __all__ = ["HybridAttention", "hybrid_attention"]
 

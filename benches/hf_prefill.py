@@ -1,0 +1,109 @@
+"""Prefill in Hugging Face transformers on CPU cores: a student with the kernels of `still`, in PyTorch alone, and its teacher.
+
+    still export --model demo --transformers STUDENT --dtype f32
+    python3 benches/hf_prefill.py STUDENT [--tokens 8192] [--threads 2] [--repeats 3] [--out FILE.json]
+
+Needs torch, transformers, safetensors and the package still-llm. The three are timed in alternation, after one short run of
+each. Random tokens; float32; the logits of the last token alone. The teacher has the student's weights and transformers'
+"sdpa" attention.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import platform
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("student", type=Path, help="a folder that `still export --transformers` wrote")
+    parser.add_argument("--tokens", type=int, default=8192)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=Path, help="where the JSON goes; stdout if absent")
+    return parser.parse_args()
+
+
+def cpu():
+    names = [
+        line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
+    return names[0] if names else platform.processor()
+
+
+def dense(folder):
+    """The student's base, with softmax attention."""
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=True).base
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
+    absent = model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
+    assert set(absent.missing_keys) <= {"lm_head.weight"}, absent.missing_keys
+    model.tie_weights()
+    return model.eval()
+
+
+def seconds(model, ids, use_cache):
+    start = time.perf_counter()
+    with torch.no_grad():
+        model(ids, use_cache=use_cache, logits_to_keep=1)
+    return time.perf_counter() - start
+
+
+def main():
+    args = arguments()
+    torch.set_num_threads(args.threads)
+    student = AutoModelForCausalLM.from_pretrained(args.student, trust_remote_code=True, dtype=torch.float32).eval()
+    operator = sys.modules[type(student.model.layers[0].self_attn).__mro__[1].__module__]
+    kernels = operator.KERNELS
+    if kernels is None:
+        raise SystemExit("error: the package still-llm is not installed here\nhint: pip install still_llm-*.whl")
+    teacher = dense(args.student)
+    ids = torch.randint(student.config.vocab_size, (1, args.tokens), generator=torch.Generator().manual_seed(0))
+
+    def with_operator(which):
+        operator.KERNELS = which
+        return student
+
+    variants = {
+        "kernels": lambda: with_operator(kernels),
+        "pytorch": lambda: with_operator(None),
+        "dense": lambda: teacher,
+    }
+    times = {name: [] for name in variants}
+    for model in variants.values():
+        seconds(model(), ids[:, :512], True)
+    for _ in range(args.repeats):
+        for name, model in variants.items():
+            times[name].append(seconds(model(), ids, True))
+            print(f"{name}: {times[name][-1]:.2f} s", file=sys.stderr, flush=True)
+    median = {name: statistics.median(of) for name, of in times.items()}
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "still-llm")}
+    result = {
+        "what": f"prefill of {args.tokens} tokens, float32, with a cache",
+        "command": sys.argv,
+        "student": str(args.student),
+        "cpu": cpu(),
+        "threads": args.threads,
+        "python": platform.python_version(),
+        "versions": versions,
+        "seconds": times,
+        "median_seconds": median,
+        "kernels_over_pytorch": median["pytorch"] / median["kernels"],
+        "kernels_over_dense": median["dense"] / median["kernels"],
+    }
+    text = json.dumps(result, indent=1) + "\n"
+    if args.out:
+        args.out.write_text(text)
+    else:
+        print(text, end="")
+
+
+if __name__ == "__main__":
+    main()

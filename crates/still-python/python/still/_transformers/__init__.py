@@ -1,0 +1,1 @@
+"""The code that lies beside every full student, for `still.torch`: one template, two places."""

@@ -1,0 +1,1 @@
+../../../../still-model/python/still_transformers/hybrid_attention.py

@@ -1,0 +1,105 @@
+"""`examples/fsdp_linearize.py` under torchrun, with gloo. Runs where torch and transformers are installed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+load_file = pytest.importorskip("safetensors.torch").load_file
+
+EXAMPLE = Path(__file__).parents[3] / "examples/fsdp_linearize.py"
+RECIPE = {
+    "attention.chunk": 16,
+    "attention.budget": 4,
+    "data.length": 64,
+    "transfer.steps": 5,
+    "transfer.batch": 4,
+    "transfer.optimizer.lr": 0.01,
+    "finetune.steps": 5,
+    "finetune.batch": 4,
+    "checkpoint.every": 2,
+}
+
+
+def command(processes, base, text, out, *more):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    run_dir = out.with_name(out.name + ".run")
+    given = ["--model", base, "--data", text, "--out", out, "--run-dir", run_dir, "--recipe", "uniform", "--dtype", "float32"]
+    changed = [word for key, value in RECIPE.items() for word in ("--set", f"{key}={value}")]
+    return [*launch, str(EXAMPLE), *map(str, given), *changed, *more]
+
+
+def run(*given):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}
+    done = subprocess.run(command(*given), env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def metrics(out):
+    return [json.loads(line) for line in out.with_name(out.name + ".run").joinpath("metrics.jsonl").read_text().splitlines()]
+
+
+def workers(pid):
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.fixture(scope="module")
+def student(base_path, text_path, tmp_path_factory):
+    """What two processes make, never interrupted."""
+    out = tmp_path_factory.mktemp("two") / "student"
+    run(2, base_path, text_path, out)
+    return out
+
+
+def test_two_processes_are_one_with_twice_the_batch(student, base_path, text_path, tmp_path):
+    alone = tmp_path / "alone"
+    run(1, base_path, text_path, alone)
+    own, expected = metrics(student), metrics(alone)
+    assert len(own) == len(expected) == 10
+    np.testing.assert_allclose([x["loss"] for x in own], [x["loss"] for x in expected], rtol=1e-5)
+    own, expected = (load_file(out / "model.safetensors") for out in (student, alone))
+    assert own.keys() == expected.keys()
+    for name, value in own.items():
+        error = (value - expected[name]).square().mean().sqrt() / expected[name].square().mean().sqrt()
+        assert error < 1e-5, name
+
+
+def test_a_killed_process_ends_the_job_which_resumes_exactly(student, base_path, text_path, tmp_path):
+    out = tmp_path / "student"
+    log = out.with_name("student.run") / "metrics.jsonl"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}
+    job = subprocess.Popen(
+        command(2, base_path, text_path, out), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    try:
+        deadline = time.time() + 600
+        # In the second stage, after its first checkpoint.
+        while not log.exists() or len(log.read_text().splitlines()) < 8:
+            assert time.time() < deadline and job.poll() is None, job.communicate()[0].decode()
+            time.sleep(0.05)
+        os.kill(workers(job.pid)[1], signal.SIGKILL)
+        job.communicate(timeout=120)
+    finally:
+        job.kill()
+    assert job.returncode != 0 and not out.exists()
+    run(2, base_path, text_path, out, "--resume")
+    assert [x["loss"] for x in metrics(out)] == [x["loss"] for x in metrics(student)]
+    own, expected = (load_file(folder / "model.safetensors") for folder in (out, student))
+    for name, value in own.items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_a_batch_that_cannot_be_dealt_is_an_error(base_path, text_path, tmp_path):
+    done = subprocess.run(command(3, base_path, text_path, tmp_path / "student"), capture_output=True, text=True, timeout=600)
+    assert done.returncode != 0
+    assert (
+        "transfer.batch is 4, for 3 processes" in done.stderr and "hint: set transfer.batch to a multiple of 3" in done.stderr
+    )
