@@ -21,7 +21,7 @@ use rand_chacha::ChaCha8Rng;
 use serde_json::json;
 use still_serve::EngineOptions;
 
-use common::{Answer, Running, answer, serve_with};
+use common::{Answer, Running, answer, serve_model, student, with_tools};
 
 /// How long a plain `cargo test` takes.
 const USUAL_TIME: Duration = Duration::from_secs(8);
@@ -80,6 +80,13 @@ fn bodies() -> Vec<(&'static str, serde_json::Value)> {
                 "response_format": { "type": "json_schema", "json_schema": { "name": "x", "schema": schema } },
             })),
         ),
+        (
+            "/v1/chat/completions",
+            with(json!({
+                "messages": [{ "role": "user", "content": "Hi" }], "tools": [tool], "n": 1, "max_tokens": 60, "stream": true,
+                "grammar": "start: /x?/ \"<tool_call>{\\\"name\\\": \\\"f\\\", \\\"arguments\\\": {\" /[a-z\":1]{0,6}/ \"}}</tool_call>\"",
+            })),
+        ),
         ("/tokenize", json!({ "content": "a b", "add_special": true, "with_pieces": true })),
         ("/tokenize", json!({ "messages": [{ "role": "user", "content": "Hi" }] })),
         ("/v1/kept", json!({ "messages": [{ "role": "user", "content": "Hi" }] })),
@@ -113,7 +120,7 @@ fn start() -> Running {
         request_timeout: Some(Duration::from_secs(60)),
         ..EngineOptions::default()
     };
-    serve_with(options, |_| {})
+    serve_model(with_tools(student(4096)), options, |_| {})
 }
 
 fn send(server: &Running, path: &str, body: &[u8]) -> Answer {

@@ -1,28 +1,12 @@
 //! Calls of tools in answers, as OpenAI's clients expect them.
 
 use serde_json::{Value, json};
-use still_model::{Model, Tokenizer};
 use still_serve::EngineOptions;
 
-use crate::common::{Running, serve_model, student};
-
-/// In the manner of Hermes and Qwen.
-const TEMPLATE: &str = "\
-{% if tools %}Answer with <tool_call>…</tool_call>. {% for tool in tools %}{{ tool | tojson }}\n{% endfor %}{% endif %}\
-{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}\
-{% for call in m.tool_calls %}{{ call.function.name }} of {{ call.function.arguments.city }}{% endfor %}<|im_end|>\n\
-{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
-
-fn with_template(model: Model, template: &str) -> Model {
-    let dir = tempfile::tempdir().unwrap();
-    model.tokenizer.save(dir.path()).unwrap();
-    let config = json!({ "chat_template": template });
-    std::fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
-    Model { tokenizer: Tokenizer::from_hf_dir(dir.path()).unwrap(), ..model }
-}
+use crate::common::{Running, serve_model, student, with_tools};
 
 fn start() -> Running {
-    serve_model(with_template(student(4096), TEMPLATE), EngineOptions::default(), |_| {})
+    serve_model(with_tools(student(4096)), EngineOptions::default(), |_| {})
 }
 
 fn request(grammar: &str) -> Value {

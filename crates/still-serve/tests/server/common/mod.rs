@@ -4,10 +4,10 @@ use std::net::SocketAddr;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use still_attention::StillConfig;
 use still_model::random::{random_model, tiny_config};
-use still_model::{FeatureInit, Model, ModelConfig, Student};
+use still_model::{FeatureInit, Model, ModelConfig, Student, Tokenizer};
 use still_serve::{Engine, EngineOptions, Keys, Server, ServerOptions, Stopper};
 
 /// A random student with a chat template, a token a byte, and room for `context` tokens.
@@ -18,6 +18,22 @@ pub fn student(context: usize) -> Model {
     let student =
         Student::init(config.fit_still(still), &config, FeatureInit::Identity, 7).unwrap();
     model.with_student(student)
+}
+
+/// A chat template with tools, in the manner of Hermes and Qwen.
+const TOOL_TEMPLATE: &str = "\
+{% if tools %}Answer with <tool_call>…</tool_call>. {% for tool in tools %}{{ tool | tojson }}\n{% endfor %}{% endif %}\
+{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content or '' }}\
+{% for call in m.tool_calls %}{{ call.function.name }} of {{ call.function.arguments.city }}{% endfor %}<|im_end|>\n\
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+
+/// A model whose chat template knows tools.
+pub fn with_tools(model: Model) -> Model {
+    let dir = tempfile::tempdir().unwrap();
+    model.tokenizer.save(dir.path()).unwrap();
+    let config = json!({ "chat_template": TOOL_TEMPLATE });
+    std::fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+    Model { tokenizer: Tokenizer::from_hf_dir(dir.path()).unwrap(), ..model }
 }
 
 /// A server that runs until it is dropped.
