@@ -240,7 +240,7 @@ impl AttentionState for KvCache {
             v.restore(&mut saved, part, "v", Some(k.len()))?;
             tokens = Some(k.len());
         }
-        saved.finish()
+        saved.check_all_taken()
     }
 
     fn boxed_clone(&self) -> Box<dyn AttentionState> {

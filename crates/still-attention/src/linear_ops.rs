@@ -59,7 +59,7 @@ impl LinearOps<'_> {
         let added = phi_k.transpose(1, 2)?.contiguous()?.matmul(&with_one)?;
         let added = added.reshape((rows, blocks, features * (d + 1)))?;
         let before = |of: Tensor| of.broadcast_matmul(&added);
-        let (mut found, mut last) = (before(earlier(blocks, &v)?)?, added.sum_keepdim(1)?);
+        let (mut found, mut last) = (before(earlier_blocks(blocks, &v)?)?, added.sum_keepdim(1)?);
         if let Some(state) = state {
             let state = state.reshape((rows, 1, features * (d + 1)))?;
             (found, last) = (found.broadcast_add(&state)?, (last + state)?);
@@ -67,7 +67,7 @@ impl LinearOps<'_> {
 
         let terms = phi_q.matmul(&found.reshape((rows * blocks, features, d + 1))?)?;
         let products = phi_q.matmul(&phi_k.transpose(1, 2)?.contiguous()?)?;
-        let products = products.broadcast_mul(&up_to_own(group, block, &v)?)?;
+        let products = products.broadcast_mul(&causal_mask(group, block, &v)?)?;
         let terms = (terms + products.matmul(&with_one)?)?;
         let terms = terms.reshape((rows, blocks, group, block * (d + 1)))?.transpose(1, 2)?;
         let terms = terms.reshape((batch, heads, blocks * block, d + 1))?.narrow(2, 0, tokens)?;
@@ -99,12 +99,12 @@ fn softmax(x: &Tensor) -> Result<Tensor> {
 }
 
 /// `[1, blocks, blocks]`: 1 where the column's block lies before the row's.
-fn earlier(blocks: usize, like: &Tensor) -> Result<Tensor> {
+fn earlier_blocks(blocks: usize, like: &Tensor) -> Result<Tensor> {
     mask((1, blocks, blocks), like, |i| i % blocks < i / blocks)
 }
 
 /// `[1, group · block, block]`: 1 where the column's token is the row's or lies before it; the tokens of a head lie together.
-fn up_to_own(group: usize, block: usize, like: &Tensor) -> Result<Tensor> {
+fn causal_mask(group: usize, block: usize, like: &Tensor) -> Result<Tensor> {
     mask((1, group * block, block), like, |i| i % block <= i / block % block)
 }
 

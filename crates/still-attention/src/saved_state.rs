@@ -73,7 +73,7 @@ impl SavedState {
     }
 
     /// An error if something was not taken: it belongs to another state.
-    pub(crate) fn finish(self) -> Result<()> {
+    pub(crate) fn check_all_taken(self) -> Result<()> {
         match self.tensors.keys().next() {
             None => Ok(()),
             Some(name) => Err(AttentionError::Config(format!(

@@ -259,7 +259,7 @@ impl AttentionState for SlidingKvCache {
             ring.keys.restore(&mut saved, part, "k", rows)?;
             ring.values.restore(&mut saved, part, "v", rows)?;
         }
-        saved.finish()
+        saved.check_all_taken()
     }
 
     fn boxed_clone(&self) -> Box<dyn AttentionState> {

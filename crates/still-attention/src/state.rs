@@ -380,7 +380,7 @@ impl AttentionState for HybridState {
             }
             position = Some(head.position);
         }
-        saved.finish()
+        saved.check_all_taken()
     }
 
     fn boxed_clone(&self) -> Box<dyn AttentionState> {

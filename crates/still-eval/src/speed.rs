@@ -42,8 +42,8 @@ pub struct BenchPoint {
 /// Tokens read and decoded to warm up: they reach the step, and a GPU's graph of it.
 const WARM_UP: (usize, usize) = (64, 2);
 
-/// Steps of one context before it is another one's turn; see [`ModelBench::time_in_turn`].
-const TURN: usize = 16;
+/// Steps of one context before those of the next; see [`ModelBench::time_alternating`].
+const STEPS_AT_A_TIME: usize = 16;
 
 /// A model that has warmed up: memory, threads and kernels are there.
 #[derive(Debug)]
@@ -85,19 +85,24 @@ impl<'a> ModelBench<'a> {
         Ok(run.point())
     }
 
-    /// [`ModelBench::time`] of several contexts, all of them read before any decodes, and then 16 tokens of each in turn: a
+    /// [`ModelBench::time`] of several contexts, all of them read before any decodes, and then 16 tokens of each in alternation: a
     /// machine whose speed drifts does so for all of them alike, so that their steps can be compared. Their caches are in
     /// memory together.
     ///
     /// # Errors
     /// As [`ModelBench::time`].
-    pub fn time_in_turn(&self, contexts: &[usize], new_tokens: usize) -> Result<Vec<BenchPoint>> {
+    pub fn time_alternating(
+        &self,
+        contexts: &[usize],
+        new_tokens: usize,
+    ) -> Result<Vec<BenchPoint>> {
         let mut runs: Vec<Run<'_>> = contexts
             .iter()
             .map(|&context| self.read(context, new_tokens))
             .collect::<Result<_>>()?;
-        for done in (0..new_tokens).step_by(TURN) {
-            runs.iter_mut().try_for_each(|run| run.decode(TURN.min(new_tokens - done)))?;
+        for done in (0..new_tokens).step_by(STEPS_AT_A_TIME) {
+            runs.iter_mut()
+                .try_for_each(|run| run.decode(STEPS_AT_A_TIME.min(new_tokens - done)))?;
         }
         runs.iter_mut().try_for_each(Run::read_onto)?;
         Ok(runs.into_iter().map(Run::point).collect())

@@ -29,14 +29,14 @@ impl Decoder {
             let student = student.and_then(|student| student.layer(n));
             let inputs = layer.attention_inputs(&x, rotation, student)?;
             let attention = attend(n, layer, &inputs)?;
-            x = finish(layer, &x, &attention, student)?;
+            x = output_in_blocks(layer, &x, &attention, student)?;
         }
         Ok(x)
     }
 }
 
-/// [`DecoderLayer::finish`] of as many tokens at a time as take little memory.
-fn finish(
+/// [`DecoderLayer::layer_output`] of as many tokens at a time as take little memory.
+fn output_in_blocks(
     layer: &DecoderLayer,
     x: &Tensor,
     attention: &Tensor,
@@ -45,12 +45,12 @@ fn finish(
     let (batch, tokens, _) = x.dims3()?;
     let block = (BLOCK / batch.max(1)).max(1);
     if tokens <= block {
-        return layer.finish(x, attention, student);
+        return layer.layer_output(x, attention, student);
     }
     let blocks = (0..tokens).step_by(block).map(|start| {
         let length = block.min(tokens - start);
         let x = x.narrow(1, start, length)?.contiguous()?;
-        layer.finish(&x, &attention.narrow(2, start, length)?.contiguous()?, student)
+        layer.layer_output(&x, &attention.narrow(2, start, length)?.contiguous()?, student)
     });
     Ok(Tensor::cat(&blocks.collect::<Result<Vec<_>>>()?, 1)?)
 }

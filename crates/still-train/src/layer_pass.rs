@@ -50,7 +50,7 @@ impl<'w> LayerPass<'w> {
             }
         };
         let y = decoder.after_attention(&mut ops, x, &out, student)?;
-        Ok((ops.by_token(&y)?, ops.finish(&y)))
+        Ok((ops.by_token(&y)?, ops.into_saved(&y)))
     }
 
     /// From the gradient of the output to that of the input, none if nothing is learned below. Gradients of what is learned here are
@@ -116,7 +116,7 @@ mod tests {
             }
             None => decoder.softmax_attention(&inputs).unwrap(),
         };
-        decoder.finish(x, &out, student).unwrap()
+        decoder.layer_output(x, &out, student).unwrap()
     }
 
     #[test]

@@ -225,8 +225,8 @@ impl<'a> Sizes<'a> {
         let inputs = 2 * e + q + 2 * k;
         let attention = 3 * q + 2 * k + (q + 2 * k);
         // Heads merged, o_proj, residual, norm, gate and up, and the layer's output; target and output still there.
-        let finish = 2 * q + q + 4 * e + 2 * i;
-        let layer = tokens * (inputs + attention.max(finish));
+        let after_attention = 2 * q + q + 4 * e + 2 * i;
+        let layer = tokens * (inputs + attention.max(after_attention));
         self.weights + Self::learned(values) + layer + self.widened + batch * tokens * e
     }
 

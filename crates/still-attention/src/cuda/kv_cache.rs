@@ -352,7 +352,7 @@ impl AttentionState for CudaKvCache {
             }
             self.positions[sequence] = tokens;
         }
-        saved.finish()
+        saved.check_all_taken()
     }
 
     fn boxed_clone(&self) -> Box<dyn AttentionState> {

@@ -214,7 +214,7 @@ impl AttentionState for CudaLinearState {
                 }
             });
         }
-        saved.finish()?;
+        saved.check_all_taken()?;
         self.state = Tensor::stack(&states, 0)?.to_device(self.state.device())?;
         Ok(())
     }

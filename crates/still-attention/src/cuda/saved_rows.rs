@@ -177,7 +177,7 @@ mod tests {
                 let mut to = DeviceRows { values: &mut back[..], scales: &mut back_scales[..] };
                 coding.restore(&mut state, (3, "k"), 5, &mut to).unwrap();
                 assert_eq!((back, back_scales), (values, scales), "{rows:?} of {width}");
-                state.finish().unwrap();
+                state.check_all_taken().unwrap();
             }
         }
     }

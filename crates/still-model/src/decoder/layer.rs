@@ -153,7 +153,7 @@ impl DecoderLayer {
     ///
     /// # Errors
     /// Shapes or dtypes that do not fit.
-    pub fn finish(
+    pub fn layer_output(
         &self,
         x: &Tensor,
         attention: &Tensor,

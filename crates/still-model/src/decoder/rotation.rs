@@ -65,10 +65,10 @@ fn scaled(scaling: Option<&RopeScaling>, i: usize, frequency: f64) -> f64 {
             high_freq_factor,
             original_max_position_embeddings,
         }) => {
-            // Turns that this pair makes over the original context decide.
+            // Rotations that this pair makes over the original context decide.
             let wavelength = std::f64::consts::TAU / frequency;
-            let turns = original_max_position_embeddings as f64 / wavelength;
-            let ramp = (turns - low_freq_factor) / (high_freq_factor - low_freq_factor);
+            let rotations = original_max_position_embeddings as f64 / wavelength;
+            let ramp = (rotations - low_freq_factor) / (high_freq_factor - low_freq_factor);
             let keep = ramp.clamp(0.0, 1.0);
             frequency * (keep + (1.0 - keep) / factor)
         }

@@ -196,7 +196,7 @@ impl<'w> SavingOps<'w> {
     }
 
     /// What is saved on the way to `output`.
-    pub fn finish(self, output: &Value) -> SavedActivations<'w> {
+    pub fn into_saved(self, output: &Value) -> SavedActivations<'w> {
         SavedActivations { ops: self, output: output.id, shape: output.tensor.shape().clone() }
     }
 

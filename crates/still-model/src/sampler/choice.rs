@@ -64,13 +64,13 @@ impl Choice {
 
     /// The least likely token that `top_k` and `top_p` leave; none if they leave all.
     fn last_kept(&mut self, logits: &[f32], total: f64) -> Option<u32> {
-        let few = self.top_k > 0 && self.top_k < logits.len();
-        if !few && self.top_p >= 1.0 {
+        let limited = self.top_k > 0 && self.top_k < logits.len();
+        if !limited && self.top_p >= 1.0 {
             return None;
         }
         let mut order = by_logit(logits);
         let mut total = total;
-        if few {
+        if limited {
             self.collect_top_k(logits);
             self.ids.select_nth_unstable_by(self.top_k - 1, &mut order);
             self.ids.truncate(self.top_k);

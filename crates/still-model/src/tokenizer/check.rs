@@ -7,7 +7,7 @@ use serde_json::Value;
 const DEPTH: usize = 8;
 /// How many times longer a text may get on its way through all steps.
 const GROWTH: f64 = 256.0;
-/// Ids that no token has, beyond as many as there are tokens: the library walks through all of them when it saves.
+/// Ids that no token has, beyond as many as there are tokens: the library iterates over all of them when it saves.
 const SPARE_IDS: u64 = 1 << 16;
 
 /// Whether the library can be given this.
@@ -25,7 +25,7 @@ pub(super) fn check(json: &Value) -> Result<(), String> {
         ("decoder", "decoders"),
         ("post_processor", "processors"),
     ] {
-        let growth = walk(&json[key], list, 0)?;
+        let growth = growth_of(&json[key], list, 0)?;
         if growth > GROWTH {
             return Err(format!("\"{key}\" makes a text up to {growth:.0} times longer"));
         }
@@ -78,7 +78,7 @@ fn check_model(model: &Value, added: &[Value]) -> Result<(), String> {
 }
 
 /// Goes through a step and the steps in it; by how much it can make a text longer.
-fn walk(step: &Value, list: &str, depth: usize) -> Result<f64, String> {
+fn growth_of(step: &Value, list: &str, depth: usize) -> Result<f64, String> {
     if depth > DEPTH {
         return Err(format!("\"{list}\" nests more than {DEPTH} deep"));
     }
@@ -86,7 +86,9 @@ fn walk(step: &Value, list: &str, depth: usize) -> Result<f64, String> {
     match kind {
         "Sequence" => {
             let steps = step[list].as_array().map_or(&[][..], Vec::as_slice);
-            steps.iter().try_fold(1.0, |growth, step| Ok(growth * walk(step, list, depth + 1)?))
+            steps
+                .iter()
+                .try_fold(1.0, |growth, step| Ok(growth * growth_of(step, list, depth + 1)?))
         }
         "Prepend" => match step["prepend"].as_str() {
             Some("") => Err("Prepend with nothing to prepend".into()),

@@ -29,12 +29,12 @@ pub struct ChatRequest {
     #[serde(flatten)]
     conversation: Conversation,
     #[serde(flatten)]
-    own: Own,
+    own: ChatFields,
 }
 
 /// Fields that plain texts do not have.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
-struct Own {
+struct ChatFields {
     /// Most tokens of the answer; what the context has left if it is left out.
     max_completion_tokens: Option<usize>,
     /// The same, by its older name.
@@ -172,7 +172,7 @@ fn ended(finish: Finish, has_calls: bool) -> &'static str {
     }
 }
 
-impl Own {
+impl ChatFields {
     fn logprobs(&self) -> Result<Option<usize>> {
         let wanted = self.logprobs.unwrap_or(false);
         match self.top_logprobs.unwrap_or(0) {

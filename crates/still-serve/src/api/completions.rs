@@ -27,12 +27,12 @@ pub struct CompletionRequest {
     #[serde(flatten)]
     common: Common,
     #[serde(flatten)]
-    own: Own,
+    own: CompletionFields,
 }
 
 /// Fields that chats do not have.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
-struct Own {
+struct CompletionFields {
     /// A text, a list of texts, token ids, or a list of lists of token ids.
     prompt: Option<Prompt>,
     /// Most tokens to generate; 16 if it is left out. 0 reads the prompt alone.
@@ -177,7 +177,7 @@ pub async fn completions(
     Ok(Json(Completion { id, object, created, model, choices, usage, timings }).into_response())
 }
 
-impl Own {
+impl CompletionFields {
     /// The prompts in tokens.
     fn prompts(&self, app: &App) -> Result<Vec<Vec<u32>>> {
         let missing = || ApiError::invalid("prompt", "prompt: a text or token ids are missing");

@@ -49,7 +49,7 @@ pub(super) fn losses(
         for (n, layer) in decoder.layers.iter().enumerate() {
             let input = Var::from_tensor(&x)?;
             let pass = Pass::new(layer, &rotation, student.layer(n), &input)?;
-            x = pass.finish(layer, &input, &pass.attention)?.detach();
+            x = pass.layer_output(layer, &input, &pass.attention)?.detach();
             inputs.push(input);
         }
         let last = Var::from_tensor(&x)?;
@@ -82,7 +82,7 @@ pub(super) fn losses(
             let pass =
                 Pass::new(layer, &rotation, own.as_ref().map(|(student, _)| *student), &input)?;
             let attention = Var::from_tensor(&pass.attention)?;
-            let out = pass.finish(layer, &input, &attention)?;
+            let out = pass.layer_output(layer, &input, &attention)?;
             let mut grads = pull_back(&out, &upstream)?.backward()?;
             let Some(g) = grads.remove(&attention) else { continue };
             if let Some((student, losses)) = own {
@@ -135,8 +135,13 @@ impl Pass {
         Ok(Self { q, k, v, attention })
     }
 
-    fn finish(&self, layer: &DecoderLayer, input: &Tensor, attention: &Tensor) -> Result<Tensor> {
-        Ok(layer.finish(input, attention, None)?)
+    fn layer_output(
+        &self,
+        layer: &DecoderLayer,
+        input: &Tensor,
+        attention: &Tensor,
+    ) -> Result<Tensor> {
+        Ok(layer.layer_output(input, attention, None)?)
     }
 
     /// Adds `Σ_t (g_t·Δ_t)²` of every head and candidate.

@@ -10,11 +10,11 @@ use crate::recipe::DataRecipe;
 pub(super) struct Schedule {
     /// Tokens, increasing.
     pub lengths: Vec<usize>,
-    turns: Turns,
+    order: Order,
 }
 
 #[derive(Clone, Debug)]
-enum Turns {
+enum Order {
     /// Each step draws, with these cumulative probabilities.
     Mixed(Vec<f64>),
     /// One length after the other: the step at which each ends; the last does not.
@@ -34,11 +34,11 @@ impl Schedule {
                 })
                 .collect::<Vec<_>>()
         };
-        let turns = if recipe.length_steps.is_empty() {
-            Turns::Mixed(cumulative(recipe.step_shares()))
+        let order = if recipe.length_steps.is_empty() {
+            Order::Mixed(cumulative(recipe.step_shares()))
         } else {
             let mut sum = 0;
-            Turns::Ordered(
+            Order::Ordered(
                 recipe
                     .length_steps
                     .iter()
@@ -49,12 +49,12 @@ impl Schedule {
                     .collect(),
             )
         };
-        Self { lengths, turns }
+        Self { lengths, order }
     }
 
     /// One length, always.
     pub fn single(length: usize) -> Self {
-        Self { lengths: vec![length], turns: Turns::Mixed(vec![1.0]) }
+        Self { lengths: vec![length], order: Order::Mixed(vec![1.0]) }
     }
 
     /// The longest.
@@ -62,9 +62,9 @@ impl Schedule {
         self.lengths.last().copied().unwrap_or(0)
     }
 
-    /// Tokens read at each length, as shares; nothing for lengths in turn, where each reads everything.
+    /// Tokens read at each length, as shares; nothing for lengths one after another, where each reads everything.
     pub fn token_shares(&self) -> Option<Vec<f64>> {
-        let Turns::Mixed(cumulative) = &self.turns else { return None };
+        let Order::Mixed(cumulative) = &self.order else { return None };
         let mut before = 0.0;
         let tokens = cumulative.iter().zip(&self.lengths).map(|(&up_to, &length)| {
             let share = up_to - before;
@@ -79,16 +79,16 @@ impl Schedule {
     /// Index of the length that a step reads: a function of the seed and the step.
     pub fn at(&self, seed: u64, step: usize) -> usize {
         let last = self.lengths.len() - 1;
-        match &self.turns {
-            Turns::Mixed(_) if last == 0 => 0,
-            Turns::Mixed(cumulative) => {
+        match &self.order {
+            Order::Mixed(_) if last == 0 => 0,
+            Order::Mixed(cumulative) => {
                 let mut rng = Purpose::Steps.rng(seed, 0);
                 // Two words make one number.
                 rng.set_word_pos(2 * step as u128);
                 let at: f64 = rng.random();
                 cumulative.partition_point(|&up_to| up_to <= at).min(last)
             }
-            Turns::Ordered(ends) => ends.partition_point(|&end| end <= step).min(last),
+            Order::Ordered(ends) => ends.partition_point(|&end| end <= step).min(last),
         }
     }
 }

@@ -27,8 +27,8 @@ pub struct Position {
 pub(super) enum Purpose {
     /// The order of a group of a view.
     Order { view: usize, group: usize },
-    /// The order in which a view's groups take turns.
-    Turns { view: usize },
+    /// The order in which a view draws from its groups.
+    Draws { view: usize },
     /// Which blocks are read at which length.
     Lengths,
     /// Which documents meet in a window.
@@ -43,7 +43,7 @@ impl Purpose {
     pub fn rng(self, seed: u64, epoch: usize) -> ChaCha8Rng {
         let number = match self {
             Self::Order { view, group } => view + MAX_LENGTHS * group,
-            Self::Turns { view } => (1 << 22) + view,
+            Self::Draws { view } => (1 << 22) + view,
             Self::Lengths => (1 << 22) + MAX_LENGTHS,
             Self::Packing => (1 << 22) + MAX_LENGTHS + 1,
             Self::HeldOut => (1 << 22) + MAX_LENGTHS + 2,
@@ -62,8 +62,8 @@ pub(super) fn shuffled(count: usize, seed: u64, purpose: Purpose, epoch: usize) 
     order
 }
 
-/// Turns of several groups: the group of each, and how many turns it had before.
-type Turns = Vec<(u32, u32)>;
+/// Draws from several groups: the group of each, and how many draws it had before.
+type Draws = Vec<(u32, u32)>;
 
 /// By what it is of: an epoch, and what was made for it.
 type Known<K, V> = Mutex<HashMap<K, (usize, Arc<V>)>>;
@@ -72,7 +72,7 @@ type Known<K, V> = Mutex<HashMap<K, (usize, Arc<V>)>>;
 #[derive(Debug, Default)]
 pub(super) struct Orders {
     orders: Known<Purpose, Vec<u32>>,
-    turns: Known<usize, Turns>,
+    draws: Known<usize, Draws>,
 }
 
 impl Orders {
@@ -87,21 +87,21 @@ impl Orders {
         entry.1.clone()
     }
 
-    /// The turns of an epoch, of which every group has as many as `counts` says.
-    pub fn turns(&self, counts: &[usize], seed: u64, view: usize, epoch: usize) -> Arc<Turns> {
-        let mut known = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+    /// The draws of an epoch, of which every group has as many as `counts` says.
+    pub fn draws(&self, counts: &[usize], seed: u64, view: usize, epoch: usize) -> Arc<Draws> {
+        let mut known = self.draws.lock().unwrap_or_else(PoisonError::into_inner);
         let make = || {
-            let mut turns: Turns = Vec::with_capacity(counts.iter().sum());
+            let mut draws: Draws = Vec::with_capacity(counts.iter().sum());
             for (group, &count) in counts.iter().enumerate() {
-                turns.extend(std::iter::repeat_n((group as u32, 0), count));
+                draws.extend(std::iter::repeat_n((group as u32, 0), count));
             }
-            turns.shuffle(&mut Purpose::Turns { view }.rng(seed, epoch));
+            draws.shuffle(&mut Purpose::Draws { view }.rng(seed, epoch));
             let mut had = vec![0; counts.len()];
-            for (group, before) in &mut turns {
+            for (group, before) in &mut draws {
                 *before = had[*group as usize];
                 had[*group as usize] += 1;
             }
-            (epoch, Arc::new(turns))
+            (epoch, Arc::new(draws))
         };
         let entry = known.entry(view).or_insert_with(make);
         if entry.0 != epoch {

@@ -19,8 +19,8 @@ use super::window::Window;
 use crate::error::{Result, TrainError};
 use crate::recipe::{DataRecipe, LossOn};
 
-/// Turns that a mix of sources is planned for at the least, so that weights do not suffer from rounding.
-const LEAST_TURNS: usize = 1000;
+/// Draws that a mix of sources is planned for at the least, so that weights do not suffer from rounding.
+const LEAST_DRAWS: usize = 1000;
 
 /// Tokenized documents cut into windows. No sequence spans two documents; a window holds several only if packed.
 #[derive(Clone, Debug)]
@@ -46,8 +46,8 @@ pub struct Windows {
 #[derive(Clone, Debug)]
 struct View {
     groups: Vec<Group>,
-    /// Turns of each group in a round.
-    turns: Vec<usize>,
+    /// Draws from each group in a round.
+    draws: Vec<usize>,
     /// Times that a round reads as many tokens as the groups have.
     epochs_of_round: usize,
 }
@@ -219,14 +219,14 @@ impl Windows {
     /// The `n`-th window of a length, over all epochs.
     fn window(&self, index: usize, n: usize) -> Window {
         let view = &self.views[index];
-        let round: usize = view.turns.iter().sum();
+        let round: usize = view.draws.iter().sum();
         let (group, n) = if view.groups.len() == 1 {
             (0, n)
         } else {
             let epoch = n / round;
-            let turns = self.orders.turns(&view.turns, self.seed, index, epoch);
-            let (group, before) = turns[n % round];
-            (group as usize, epoch * view.turns[group as usize] + before as usize)
+            let draws = self.orders.draws(&view.draws, self.seed, index, epoch);
+            let (group, before) = draws[n % round];
+            (group as usize, epoch * view.draws[group as usize] + before as usize)
         };
         let windows = &view.groups[group];
         let purpose = Purpose::Order { view: index, group };
@@ -243,7 +243,7 @@ impl Windows {
     /// Epochs read at a position: tokens read over the tokens there are.
     pub fn epochs(&self, position: &Position) -> f64 {
         let read = self.views.iter().zip(position.drawn).map(|(view, drawn)| {
-            let round: usize = view.turns.iter().sum();
+            let round: usize = view.draws.iter().sum();
             let rounds = drawn as f64 / round.max(1) as f64;
             rounds * (view.epochs_of_round as u64 * view.tokens()) as f64
         });
@@ -316,24 +316,24 @@ impl View {
     /// Without weights there is one group, and an epoch is a round.
     fn new(groups: Vec<Group>, weights: &[f64]) -> Self {
         if weights.is_empty() {
-            let turns = groups.iter().map(Group::len).collect();
-            return Self { groups, turns, epochs_of_round: 1 };
+            let draws = groups.iter().map(Group::len).collect();
+            return Self { groups, draws, epochs_of_round: 1 };
         }
         let windows: usize = groups.iter().map(Group::len).sum();
         let tokens: u64 = groups.iter().map(|group| group.tokens).sum();
-        let epochs_of_round = LEAST_TURNS.div_ceil(windows.max(1));
+        let epochs_of_round = LEAST_DRAWS.div_ceil(windows.max(1));
         let there = |(group, _): &(&Group, &f64)| group.len() > 0;
         let sum: f64 = groups.iter().zip(weights).filter(there).map(|(_, weight)| weight).sum();
-        let turns = groups.iter().zip(weights).map(|(group, weight)| {
+        let draws = groups.iter().zip(weights).map(|(group, weight)| {
             if group.len() == 0 {
                 return 0;
             }
             // Tokens of the group in a round, over the tokens of its windows.
             let share = weight / sum * (epochs_of_round as u64 * tokens) as f64;
-            let turns = share * group.len() as f64 / group.tokens as f64;
-            (turns.round() as usize).max(1)
+            let draws = share * group.len() as f64 / group.tokens as f64;
+            (draws.round() as usize).max(1)
         });
-        Self { turns: turns.collect(), groups, epochs_of_round }
+        Self { draws: draws.collect(), groups, epochs_of_round }
     }
 
     fn windows(&self) -> usize {

@@ -174,7 +174,7 @@ impl CudaHybridState {
         for part in self.saved_parts(&positions) {
             self.restore_part(&mut saved, &part, d, &mut buffers)?;
         }
-        saved.finish()?;
+        saved.check_all_taken()?;
         let device = self.weights.device.clone();
         device.memcpy_htod(&buffers.ring_k, &mut self.ring_k)?;
         device.memcpy_htod(&buffers.ring_v, &mut self.ring_v)?;

@@ -160,7 +160,7 @@ pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
             Ok(())
         };
         if settings.in_turn {
-            bench.time_in_turn(contexts, new_tokens)?.into_iter().try_for_each(report)?;
+            bench.time_alternating(contexts, new_tokens)?.into_iter().try_for_each(report)?;
         } else {
             contexts.iter().try_for_each(|&context| report(bench.time(context, new_tokens)?))?;
         }

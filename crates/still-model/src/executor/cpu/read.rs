@@ -143,11 +143,11 @@ impl Order {
     }
 
     /// Returns when every earlier block has passed `layer`; `None` if one never will.
-    fn wait_for(&self, layer: usize, block: usize) -> Option<Turn<'_>> {
+    fn wait_for(&self, layer: usize, block: usize) -> Option<LayerGuard<'_>> {
         let waiting = |next: &mut Next| !next.failed && next.block[layer] != block;
         let next = self.changed.wait_while(lock(&self.next), waiting);
         let next = next.unwrap_or_else(PoisonError::into_inner);
-        if next.failed { None } else { Some(Turn { order: self, layer }) }
+        if next.failed { None } else { Some(LayerGuard { order: self, layer }) }
     }
 
     fn change(&self, change: impl FnOnce(&mut Next)) {
@@ -157,12 +157,12 @@ impl Order {
 }
 
 /// A block's stay in a layer; dropping it lets the next one in.
-struct Turn<'a> {
+struct LayerGuard<'a> {
     order: &'a Order,
     layer: usize,
 }
 
-impl Drop for Turn<'_> {
+impl Drop for LayerGuard<'_> {
     fn drop(&mut self) {
         self.order.change(|next| next.block[self.layer] += 1);
     }
