@@ -15,16 +15,9 @@ import torch
 from torch import Tensor
 
 from .. import _cuda, _still
-from .._errors import InputError
+from .._cuda import LEARNED
 
 __all__ = ["HybridAttention", "hybrid_attention"]
-
-LEARNED = ("feature_map_q", "feature_map_k", "householder_q", "householder_k", "log_lambda", "window_factor")
-"""The learned tensors, in the order of the op's arguments."""
-
-ROWS = (torch.float32, torch.float64, torch.bfloat16)
-"""Dtypes of queries, keys and values. The CPU computes bfloat16 in float32; CUDA has no float64."""
-
 
 class HybridAttention(NamedTuple):
     """What `hybrid_attention` gives."""
@@ -69,23 +62,10 @@ def hybrid_attention(
         dtype = torch.bfloat16 if torch.get_autocast_dtype("cuda") == torch.bfloat16 else torch.float32
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
         gate = None if gate is None else gate.to(dtype)
+    if q.device.type == "cuda" and _cuda.is_eager(q, k, v, gate, *learned):
+        return HybridAttention(*_cuda.Eager.apply(q, k, v, gate, *learned, config, layer))
     out, absorbed_at, scores, _ = _forward(q, k, v, gate, *learned, config, layer)
     return HybridAttention(out, absorbed_at, scores)
-
-
-def _check(q: Tensor, *others: Optional[Tensor]) -> None:
-    for name, x in zip(("q", "k", "v", "gate", *LEARNED), (q, *others)):
-        if x is None:
-            continue
-        if x.device != q.device:
-            raise InputError(f"{name} is on {x.device}, q on {q.device}", "put all tensors on one device")
-        if x.dtype not in ROWS:
-            raise InputError(f"{name} is {x.dtype}", "use float32, float64 or bfloat16")
-    for name, x in zip(("k", "v", "gate"), others):
-        if x is not None and x.dtype != q.dtype:
-            raise InputError(f"{name} is {x.dtype}, q {q.dtype}", "give queries, keys, values and gate in one dtype")
-    if q.dim() != 4:
-        raise InputError(f"q has the shape {list(q.shape)}", "give [batch, heads, tokens, head_dim]")
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -117,7 +97,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The three of `HybridAttention`, and bytes that the backward pass reads: none on the CPU."""
     learned = (feature_map_q, feature_map_k, householder_q, householder_k, log_lambda, window_factor)
-    _check(q, k, v, gate, *learned)
+    _cuda.check(q, k, v, gate, *learned)
     wide = _wide(q.dtype)
     rows = _arrays((q, k, v), wide)
     out, absorbed_at, scores = _still.attention(rows, _array(gate, wide), _arrays(learned, wide), config, layer)
@@ -128,7 +108,6 @@ def _forward(
 @_forward.register_kernel("cuda")
 def _(q, k, v, gate, *others):  # type: ignore[no-untyped-def]
     *learned, config, layer = others
-    _check(q, k, v, gate, *learned)
     return _cuda.forward(q, k, v, gate, tuple(learned), config, layer)
 
 
@@ -136,7 +115,7 @@ def _(q, k, v, gate, *others):  # type: ignore[no-untyped-def]
 def _(q, k, v, gate, feature_map_q, feature_map_k, *others):  # type: ignore[no-untyped-def]
     *_, config, layer = others
     if q.device.type == "cuda":
-        return _cuda.outputs(q, k, gate, feature_map_k, config, layer)
+        return _cuda.outputs(q, gate, feature_map_k, config, layer)
     batch, _, tokens, _ = q.shape
     routing = (batch, feature_map_k.shape[0], tokens)
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
