@@ -16,7 +16,8 @@ Whole sequences, chunks of them and single tokens run through the same code: `re
 left of a row's chunk. Rows of a batch may be at different places of their chunks. States and scores are float32 (float64 in a
 float64 model); rows of K and V keep the model's dtype.
 
-Where the package `still-llm` is installed, its kernels compute whole sequences on the CPU: `KERNELS`.
+Where the package `still-llm` is installed, its kernels compute whole sequences on the CPU, and on CUDA what they can if it was
+built with them: `KERNELS`.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from torch import nn
 from transformers.cache_utils import Cache
 
 try:
+    from still.torch import has_kernels
     from still.torch import hybrid_attention as KERNELS
 except ImportError:
     KERNELS = None
@@ -400,26 +402,28 @@ class HybridOperator(Operator):
         )
 
     def attend(self, reading, layer, q, k, v, gate=None):
-        if not self.kernels_compute(reading, q):
+        if not self.kernels_know(reading, q):
             return super().attend(reading, layer, q, k, v, gate)
         maps = (self.feature_map_q, self.feature_map_k)
         with torch.autocast(q.device.type, enabled=False):
-            out, absorbed_at, scores = KERNELS(
-                *(q, k, v),
-                gate=None if gate is None else gate.to(q.dtype),
+            others = {
+                "gate": None if gate is None else gate.to(q.dtype),
                 **{f"feature_map_{name}": map.matrices() for name, map in zip("qk", maps)},
                 **{f"householder_{name}": map.hh.u for name, map in zip("qk", maps) if hasattr(map, "hh")},
                 **{name: getattr(self, name) for name in ("log_lambda", "window_factor") if hasattr(self, name)},
-                config=self.section,
-                layer=self.layer,
-            )
+                "config": self.section,
+                "layer": self.layer,
+            }
+            if q.device.type != "cpu" and not has_kernels(q, k, v, **others):
+                return super().attend(reading, layer, q, k, v, gate)
+            out, absorbed_at, scores = KERNELS(q, k, v, **others)
             if reading.cache is not None:
                 reading.cache.layers[layer] = self.state_after(k, v, absorbed_at, scores)
         return out
 
-    def kernels_compute(self, reading, q):
-        """Whether the kernels of `still` compute this call: whole sequences of one length, and a state that their routing tells."""
-        if KERNELS is None or q.device.type != "cpu" or q.dtype not in (torch.float32, torch.bfloat16, torch.float64):
+    def kernels_know(self, reading, q):
+        """Whether the kernels of `still` know calls like this: whole sequences of one length, and a state that their routing tells."""
+        if KERNELS is None or q.dtype not in (torch.float32, torch.bfloat16, torch.float64):
             return False
         whole = not any(reading.read) and all(n == q.shape[2] for n in reading.lengths) and q.shape[2] > 0
         # A sum that goes on, and scores in float64, are not among what the kernels give back.

@@ -100,6 +100,11 @@ def _layer(config: str, layer: int) -> Layer:
     return Layer(config, layer)
 
 
+def plan_of(q: Tensor, k: Tensor, v: Tensor, gate: Optional[Tensor], learned: Learned, config: str, layer: int) -> Plan:
+    """The plan of a call; an error if there are no kernels for it."""
+    return _layer(config, layer).plan(q, k, v, gate, learned)
+
+
 def check(q: Tensor, *others: Optional[Tensor]) -> None:
     """Refuses devices and dtypes of `q`, `k`, `v`, gate and learned tensors that do not fit."""
     for name, x in zip(("q", "k", "v", "gate", *LEARNED), (q, *others)):

@@ -191,24 +191,7 @@ pub fn calibrate(
     let student =
         Student::init(config.clone(), model.config(), FeatureInit::Identity, options.seed)?
             .to_device(model.device())?;
-
-    let copied = 2 * options.copies * options.copy_length;
-    progress(Phase::Retrieval, 0, copied);
-    let retrieval = retrieval::scores(&teacher, &config, options, &|tokens| {
-        progress(Phase::Retrieval, tokens, copied);
-    })?;
-    let text = windows.iter().map(|window| window.len()).sum();
-    progress(Phase::Text, 0, text);
-    let losses = marginal::losses(&teacher, &student, &candidates, windows, &|tokens| {
-        progress(Phase::Text, tokens, text);
-    })?;
-
-    let choices: Vec<Choice> = retrieval
-        .iter()
-        .zip(&losses)
-        .flat_map(|(retrieval, losses)| retrieval.iter().zip(losses))
-        .map(|(&retrieval, losses)| Choice { retrieval, losses: losses.clone() })
-        .collect();
+    let choices = measure(&teacher, &student, &candidates, windows, options, progress)?;
     let allocation = allocate(&choices, &own.by_candidate, limit, options.retrieval_threshold)
         .ok_or_else(too_small)?;
     let outlook = outlook(&choices, &candidates, options.retrieval_threshold, sizes);
@@ -238,9 +221,35 @@ pub fn calibrate(
         cache_parts,
         dense_bytes,
         uniform_budget: (0..=config.chunk).rev().find(uniform),
-        tokens: text,
+        tokens: windows.iter().map(|window| window.len()).sum(),
         outlook,
     })
+}
+
+/// What each head would lose with each budget, and whether it retrieves.
+fn measure(
+    teacher: &Model,
+    student: &Student,
+    candidates: &[usize],
+    windows: &[&[u32]],
+    options: &CalibrateOptions,
+    progress: &dyn Fn(Phase, usize, usize),
+) -> Result<Vec<Choice>> {
+    let copied = 2 * options.copies * options.copy_length;
+    progress(Phase::Retrieval, 0, copied);
+    let retrieval = retrieval::scores(teacher, &student.config, options, &|tokens| {
+        progress(Phase::Retrieval, tokens, copied);
+    })?;
+    let text = windows.iter().map(|window| window.len()).sum();
+    progress(Phase::Text, 0, text);
+    let losses = marginal::losses(teacher, student, candidates, windows, &|tokens| {
+        progress(Phase::Text, tokens, text);
+    })?;
+    let heads = retrieval.iter().zip(&losses);
+    let heads = heads.flat_map(|(retrieval, losses)| retrieval.iter().zip(losses));
+    let choice =
+        |(&retrieval, losses): (&f64, &Vec<f64>)| Choice { retrieval, losses: losses.clone() };
+    Ok(heads.map(choice).collect())
 }
 
 /// Bytes of the layers that attend to a sliding window, after so many tokens.

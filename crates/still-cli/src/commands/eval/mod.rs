@@ -11,7 +11,7 @@ mod results;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
-use still_attention::RowDtype;
+use still_attention::{BranchShares, RowDtype};
 use still_eval::BenchPoint;
 use still_eval::compress::Compression;
 use still_eval::long::LongFiles;
@@ -66,30 +66,60 @@ pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
     check_outputs(settings)?;
     let plans = Plan::of(&settings.tasks, &settings.questions)?;
     let log = open_log(settings)?;
-    interrupt::hint(match &settings.samples {
+    interrupt::hint(resume_hint(settings));
+    interrupt::on_signal(OnSignal::Finish);
+    let asked = ask_models(settings, &plans, log.as_ref(), printer)?;
+    report(&asked, settings, printer)?;
+    match asked.cut_short {
+        None => Ok(()),
+        Some(place) => Err(user(
+            format!("interrupted {place}; the table has what was finished"),
+            resume_hint(settings),
+        )),
+    }
+}
+
+fn resume_hint(settings: &Settings) -> String {
+    match &settings.samples {
         Some(path) => format!("add --resume to go on from {}", path.display()),
         None => "with --samples and --resume a run can be gone on with".into(),
-    });
-    interrupt::on_signal(OnSignal::Finish);
-    let mut evaluated = Vec::new();
-    let mut cut_short = None;
-    let mut carried = None;
-    let mut skipped = Vec::new();
+    }
+}
+
+/// What all models answered.
+#[derive(Default)]
+struct AllAnswers {
+    evaluated: Vec<Evaluated>,
+    /// Of `--branches`.
+    carried: Option<Vec<Vec<BranchShares>>>,
+    skipped: Vec<LeftOut>,
+    /// Where a signal ended it.
+    cut_short: Option<String>,
+}
+
+/// Asks every model and its variants, one model in memory at a time.
+fn ask_models(
+    settings: &Settings,
+    plans: &[Plan],
+    log: Option<&SampleLog>,
+    printer: &Printer,
+) -> anyhow::Result<AllAnswers> {
+    let mut all = AllAnswers::default();
     let mut any_dense = false;
-    'models: for (n, name) in settings.models.iter().enumerate() {
+    for (n, name) in settings.models.iter().enumerate() {
         let model = load(name, &settings.place, printer)?;
         any_dense |= model.student.is_none();
         let mut subjects = vec![Subject::unchanged(name, model)];
         if n == 0 {
             if let Some(text) = &settings.branches {
-                carried = Some(branches::measure(&subjects[0].model, text, printer)?);
+                all.carried = Some(branches::measure(&subjects[0].model, text, printer)?);
             }
             let (variants, left_out) = ablated(name, &subjects[0].model, &settings.factors)?;
             for LeftOut { ablation, why } in &left_out {
                 printer.step("Skipped", format_args!("{ablation}: {why}"));
             }
             subjects.extend(variants);
-            skipped = left_out;
+            all.skipped = left_out;
         }
         if n + 1 == settings.models.len() && !any_dense && !settings.compressions.is_empty() {
             return Err(user(
@@ -99,7 +129,7 @@ pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
         }
         subjects.extend(compressed(&subjects[0], &settings.compressions));
         for subject in subjects {
-            let (mut answers, cut) = evaluate(&subject, &plans, settings, log.as_ref(), printer)?;
+            let (mut answers, cut) = evaluate(&subject, plans, settings, log, printer)?;
             let Subject { name, ablation, compression, model } = subject;
             answers.ablation = ablation;
             // A compressed cache is made to be compared by what it holds, not by its speed.
@@ -112,19 +142,25 @@ pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
                     printer,
                 )?;
             }
-            evaluated.push(answers);
+            all.evaluated.push(answers);
             if cut.is_some() {
-                cut_short = cut;
-                break 'models;
+                all.cut_short = cut;
+                return Ok(all);
             }
         }
     }
+    Ok(all)
+}
+
+/// Writes and prints the results.
+fn report(asked: &AllAnswers, settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
+    let AllAnswers { evaluated, carried, skipped, cut_short } = asked;
     let bar = Bar::new(printer, "Comparing", "models, with intervals", 0, "");
     let compared = evaluated.iter().any(|model| !model.tasks.is_empty());
-    let table = compared.then(|| results::render(&evaluated, settings.seed)).transpose()?;
+    let table = compared.then(|| results::render(evaluated, settings.seed)).transpose()?;
     // Before the tables: whoever reads them may go away.
     if cut_short.is_none() {
-        let all = results::to_json(&evaluated, carried.as_deref(), &skipped, settings)?;
+        let all = results::to_json(evaluated, carried.as_deref(), skipped, settings)?;
         if let Some(path) = &settings.out {
             results::write(path, &all)?;
             printer.step("Saved", path.display());
@@ -139,17 +175,10 @@ pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
         printer.result(table)?;
     }
     if evaluated.iter().any(|model| !model.efficiency.is_empty()) {
-        printer.result(efficiency::render(&evaluated))?;
+        printer.result(efficiency::render(evaluated))?;
     }
-    if let Some(carried) = &carried {
+    if let Some(carried) = carried {
         printer.result(branches::render(carried))?;
-    }
-    if let Some(place) = cut_short {
-        let kept = match &settings.samples {
-            Some(path) => format!("add --resume to go on from {}", path.display()),
-            None => "with --samples and --resume a run can be gone on with".into(),
-        };
-        return Err(user(format!("interrupted {place}; the table has what was finished"), kept));
     }
     Ok(())
 }

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ._operator import LEARNED, ROWS, HybridAttention, hybrid_attention
+from .._cuda import LEARNED, ROWS
+from ._operator import HybridAttention, has_kernels, hybrid_attention
 
 if TYPE_CHECKING:
     from ._linearize import linearize as linearize
@@ -24,6 +25,7 @@ __all__ = [
     "LowRankFinetuning",
     "StageOutput",
     "Student",
+    "has_kernels",
     "hybrid_attention",
     "linearize",
 ]

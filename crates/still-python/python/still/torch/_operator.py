@@ -16,8 +16,9 @@ from torch import Tensor
 
 from .. import _cuda, _still
 from .._cuda import LEARNED
+from .._errors import InputError
 
-__all__ = ["HybridAttention", "hybrid_attention"]
+__all__ = ["HybridAttention", "has_kernels", "hybrid_attention"]
 
 class HybridAttention(NamedTuple):
     """What `hybrid_attention` gives."""
@@ -66,6 +67,32 @@ def hybrid_attention(
         return HybridAttention(*_cuda.Eager.apply(q, k, v, gate, *learned, config, layer))
     out, absorbed_at, scores, _ = _forward(q, k, v, gate, *learned, config, layer)
     return HybridAttention(out, absorbed_at, scores)
+
+
+def has_kernels(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    feature_map_q: Tensor,
+    feature_map_k: Tensor,
+    config: str,
+    layer: int = 0,
+    gate: Tensor | None = None,
+    householder_q: Tensor | None = None,
+    householder_k: Tensor | None = None,
+    log_lambda: Tensor | None = None,
+    window_factor: Tensor | None = None,
+) -> bool:
+    """Whether `hybrid_attention` computes this call: for callers that have another way where it does not."""
+    if q.device.type != "cuda":
+        return q.device.type == "cpu" and q.dtype in _cuda.ROWS
+    learned = (feature_map_q, feature_map_k, householder_q, householder_k, log_lambda, window_factor)
+    try:
+        _cuda.plan_of(q, k, v, gate, learned, config, layer)
+    except InputError:
+        return False
+    return True
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
