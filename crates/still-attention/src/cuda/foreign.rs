@@ -298,8 +298,14 @@ impl<'a> DeviceAttention<'a> {
                 gate_until: null(),
                 linear: self.linear_rows(&sections),
             };
-            let scan =
-                Scan { map_k, phi: sections.phi, totals, s_last: null_mut(), z_last: null_mut() };
+            let scan = Scan {
+                map_k,
+                phi: sections.phi,
+                totals,
+                s_last: null_mut(),
+                z_last: null_mut(),
+                past: null(),
+            };
             Ok(queue(shape, &args, &scan, stream)?)
         }
     }

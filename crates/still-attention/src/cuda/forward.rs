@@ -7,8 +7,8 @@ use candle_core::backend::BackendDevice;
 use candle_core::cuda::cudarc::driver::CudaSlice;
 use candle_core::{CudaDevice, Result, Tensor};
 use still_kernels::{
-    CHUNK, Forward, Rows, Shape, Stream, check, still_forward, still_map_keys, still_segments,
-    still_states,
+    CHUNK, Forward, Past, Rows, Shape, Stream, check, still_forward, still_map_keys,
+    still_segments, still_states,
 };
 
 use super::layout::{by_token, rows_aligned, tensor_by_token, uninit};
@@ -91,6 +91,8 @@ pub(super) struct Scan {
     /// Null if nothing is decoded from them.
     pub s_last: *mut f32,
     pub z_last: *mut f32,
+    /// Null if sequences begin.
+    pub past: *const Past,
 }
 
 /// Queues the three kernels' launches of a forward pass whose tokens are routed.
@@ -104,7 +106,7 @@ pub(super) unsafe fn queue(
     stream: Stream,
 ) -> Result<()> {
     let Forward { k, v, routing, s, z, .. } = args;
-    let Scan { map_k, phi, totals, s_last, z_last } = *scan;
+    let Scan { map_k, phi, totals, s_last, z_last, past } = *scan;
     let (s, z) = (s.cast_mut(), z.cast_mut());
     let wrap = candle_core::Error::wrap;
     // SAFETY: the caller's.
@@ -112,7 +114,7 @@ pub(super) unsafe fn queue(
         let code = still_map_keys(shape, *k, map_k, routing, phi, stream);
         check("still_map_keys", code).map_err(wrap)?;
         let code =
-            still_states(shape, phi, *v, routing, totals, s, z, s_last, z_last, null(), stream);
+            still_states(shape, phi, *v, routing, totals, s, z, s_last, z_last, past, stream);
         check("still_states", code).map_err(wrap)?;
         check("still_forward", still_forward(shape, args, stream)).map_err(wrap)
     }
@@ -196,8 +198,14 @@ pub(super) fn forward(
         Some(Last { s, z }) => (launch.at(s), launch.at(z)),
         None => (null_mut(), null_mut()),
     };
-    let scan =
-        Scan { map_k, phi: launch.at(&saved.phi), totals: launch.at(&totals), s_last, z_last };
+    let scan = Scan {
+        map_k,
+        phi: launch.at(&saved.phi),
+        totals: launch.at(&totals),
+        s_last,
+        z_last,
+        past: null(),
+    };
     // SAFETY: every buffer is as large as still.h says for `shape`, and lives until the launch is dropped.
     unsafe { queue(shape, &args, &scan, launch.stream())? };
     drop(launch);

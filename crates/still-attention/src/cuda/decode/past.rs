@@ -9,11 +9,12 @@ use candle_core::cuda::cudarc::driver::CudaSlice;
 use candle_core::{CudaDevice, Tensor};
 use still_compute::cuda::{Launch, on_cuda};
 use still_kernels::{
-    CHUNK, Decode, Forward, NO_CAP, Past, Routing, Rows, STILL_PLAIN, Shape, check, still_demote,
-    still_forward, still_map_keys, still_past_fill, still_past_rows, still_past_select,
-    still_recall, still_scores, still_segments, still_states,
+    CHUNK, Decode, Forward, NO_CAP, Past, Routing, Rows, STILL_PLAIN, Shape, Stream, check,
+    still_demote, still_past_fill, still_past_rows, still_past_select, still_recall, still_scores,
+    still_segments,
 };
 
+use super::super::forward::{Scan, queue};
 use super::super::layout::{by_token, flags, shape, tensor_by_token, uninit};
 use super::super::routing::{reached_cap, received, retired};
 use super::{CudaHybridState, Fed, GraphState, kept};
@@ -301,9 +302,15 @@ impl CudaHybridState {
             visible,
             order,
         };
-        let (phi, totals) = (launch.at(&scratch.phi), launch.at(&scratch.totals));
-        let (prefix_s, prefix_z) = (launch.at(&scratch.s), launch.at(&scratch.z));
-        let map_k = launch.values(on_cuda(&map_k.0)?, map_k.1)?;
+        let map_k: *mut c_void = launch.values(on_cuda(&map_k.0)?, map_k.1)?;
+        let scan = Scan {
+            map_k,
+            phi: launch.at(&scratch.phi),
+            totals: launch.at(&scratch.totals),
+            s_last: state.s,
+            z_last: state.z,
+            past: &raw const past,
+        };
         let args = Forward {
             q,
             k,
@@ -315,8 +322,8 @@ impl CudaHybridState {
                 None => null_mut(),
             },
             routing,
-            s: prefix_s,
-            z: prefix_z,
+            s: launch.at(&scratch.s),
+            z: launch.at(&scratch.z),
             denominator: launch.at(&scratch.denominator),
             maximum: null_mut(),
             arg_max: null_mut(),
@@ -335,49 +342,82 @@ impl CudaHybridState {
             None => None,
         };
         let on = launch.stream();
-        let checked = |call, code| check(call, code).map_err(candle_core::Error::wrap);
+        let onto = Onto { shape: &shape, past: &past, state: &state, score, received, recalled };
         // SAFETY: the buffers are as large as still.h says for `shape` and `stored`, there is room in the store for what is fed,
         // and all live until the launch is dropped.
         unsafe {
-            let code = still_past_rows(&shape, &past, &state, q, k, v, rounded, on);
-            checked("still_past_rows", code)?;
-            let router = &state.router;
-            if let Some((s, z)) = recalled {
-                let code = still_recall(&shape, k, v, map_k, &routing, &past, s, z, score, on);
-                checked("still_recall", code)?;
-            } else {
-                let code = still_scores(&shape, router, q, k, &past, &state, received, score, on);
-                checked("still_scores", code)?;
-                let code = still_past_select(&shape, &past, &state, score, selected, salient, on);
-                checked("still_past_select", code)?;
-            }
-            if let (Some(&Capped { cap, .. }), None) = (capped, recalled) {
-                let budgets = state.budgets;
-                let code = still_demote(
-                    &shape,
-                    score,
-                    budgets,
-                    selected,
-                    salient,
-                    cap,
-                    null_mut(),
-                    visible,
-                    order,
-                    &past,
-                    on,
-                );
-                checked("still_demote", code)?;
-            }
-            checked("still_map_keys", still_map_keys(&shape, k, map_k, &routing, phi, on))?;
-            let code = still_states(
-                &shape, phi, v, &routing, totals, prefix_s, prefix_z, state.s, state.z, &past, on,
-            );
-            checked("still_states", code)?;
-            checked("still_forward", still_forward(&shape, &args, on))?;
+            onto.route([q, k, v], map_k, &routing, on)?;
+            queue(&shape, &args, &scan, on)?;
             let code = still_past_fill(&shape, &past, &state, k, v, score, &routing, on);
             checked("still_past_fill", code)?;
         }
         drop(launch);
         tensor_by_token(out, dims)
+    }
+}
+
+fn checked(call: &'static str, code: i32) -> candle_core::Result<()> {
+    check(call, code).map_err(candle_core::Error::wrap)
+}
+
+/// What is routed of tokens that are read onto states.
+#[derive(Clone, Copy)]
+struct Onto<'a> {
+    shape: &'a Shape,
+    past: &'a Past,
+    state: &'a Decode,
+    score: *mut f32,
+    /// Scratch of the router `received_attention`, else null.
+    received: *mut f32,
+    /// States that the router `self_recall` goes through.
+    recalled: Option<(*mut f32, *mut f32)>,
+}
+
+impl Onto<'_> {
+    /// Queues the sequence of ring and new tokens, its scores, and the selection into the buffers of `routing`.
+    ///
+    /// # Safety
+    /// Every address is of memory as large as still.h says, valid until the stream has passed.
+    unsafe fn route(
+        &self,
+        [q, k, v]: [Rows; 3],
+        map_k: *const c_void,
+        routing: &Routing,
+        on: Stream,
+    ) -> candle_core::Result<()> {
+        let Self { shape, past, state, score, received, recalled } = *self;
+        let (selected, salient) = (routing.selected.cast_mut(), routing.salient.cast_mut());
+        // SAFETY: the caller's.
+        unsafe {
+            let code = still_past_rows(shape, past, state, q, k, v, routing.rounded, on);
+            checked("still_past_rows", code)?;
+            if let Some((s, z)) = recalled {
+                let code = still_recall(shape, k, v, map_k, routing, past, s, z, score, on);
+                return checked("still_recall", code);
+            }
+            let router = &state.router;
+            let code = still_scores(shape, router, q, k, past, state, received, score, on);
+            checked("still_scores", code)?;
+            let code = still_past_select(shape, past, state, score, selected, salient, on);
+            checked("still_past_select", code)?;
+            if routing.cap == NO_CAP {
+                return Ok(());
+            }
+            let (visible, order) = (routing.visible.cast_mut(), routing.order.cast_mut());
+            let code = still_demote(
+                shape,
+                score,
+                state.budgets,
+                selected,
+                salient,
+                routing.cap,
+                null_mut(),
+                visible,
+                order,
+                past,
+                on,
+            );
+            checked("still_demote", code)
+        }
     }
 }
