@@ -210,6 +210,23 @@ def test_rows_may_lie_anyhow(dtype):
         torch.testing.assert_close(of_own, of_expected, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("name", ["mean", "capped"])
+def test_calls_without_pause_wait_for_each_other(name):
+    """Of PyTorch's own there is next to nothing between a backward pass, which comes from autograd's thread, and the next call, which
+    takes the memory that it has just let go of."""
+    operands, config = case(name, tokens=1000)
+    expected, of_expected = run(operands, config)
+    d_out = torch.randn(expected.out.shape, generator=torch.Generator().manual_seed(1)).bfloat16().to("cuda", torch.float32)
+    results = []
+    for _ in range(50):
+        tensors = learning(operands)
+        out = attention.hybrid_attention(**tensors, config=config).out
+        results.append((out.detach(), torch.autograd.grad(out, tuple(tensors.values()), d_out)))
+    for out, of_out in results:
+        assert torch.equal(out, expected.out)
+        assert all(torch.equal(own, of_expected[key]) for key, own in zip(operands, of_out))
+
+
 def test_a_gradient_may_be_one_number_for_all():
     operands, config = case()
     tensors = learning(operands)

@@ -2,7 +2,7 @@
 //!
 //! The tensor library here cannot borrow memory. So this is a level below it: the same kernels, given addresses. Nothing is
 //! allocated, copied or waited for; scratch is the caller's too, and is free again for whatever the caller queues next on that stream.
-//! The caller has made the device the thread's current one, as the CUDA runtime has it.
+//! The caller has made the device the thread's current one, as the CUDA runtime has it. A null stream is the legacy default stream.
 
 use std::ffi::c_void;
 use std::ptr::{null, null_mut};
@@ -250,6 +250,7 @@ impl<'a> DeviceAttention<'a> {
         scratch: *mut u8,
         stream: Stream,
     ) -> Result<()> {
+        let stream = as_the_caller_means(stream);
         let Self { config, shape, .. } = self;
         let sections = self.saved(operands.saved, operands.gate.is_some()).0;
         let routing = self.routing(operands, &sections);
@@ -324,6 +325,7 @@ impl<'a> DeviceAttention<'a> {
         scratch: *mut u8,
         stream: Stream,
     ) -> Result<()> {
+        let stream = as_the_caller_means(stream);
         let sections = self.saved(operands.saved, operands.gate.is_some()).0;
         let args = Backward {
             q: operands.q,
@@ -436,6 +438,27 @@ impl<'a> DeviceAttention<'a> {
     }
 }
 
+/// The caller's stream. Null is the legacy default stream to most libraries, PyTorch among them; our kernels are compiled with
+/// `--default-stream per-thread`, to which null is a stream of each thread: a forward and a backward pass that come from two threads
+/// would not wait for each other there.
+fn as_the_caller_means(stream: Stream) -> Stream {
+    /// `cudaStreamLegacy`.
+    const LEGACY: usize = 1;
+    if stream.is_null() { std::ptr::without_provenance_mut(LEGACY) } else { stream }
+}
+
 fn launched(call: &'static str, code: i32) -> Result<()> {
     Ok(check(call, code).map_err(candle_core::Error::wrap)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_stream_is_the_legacy_one_and_others_are_themselves() {
+        assert_eq!(as_the_caller_means(null_mut()).addr(), 1);
+        let other = std::ptr::without_provenance_mut(4096);
+        assert_eq!(as_the_caller_means(other), other);
+    }
 }

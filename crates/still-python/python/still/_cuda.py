@@ -202,9 +202,13 @@ class Operands(NamedTuple):
 
 def _rows(x: Tensor) -> Tensor:
     """The tensor with adjacent channels and every row 16-byte aligned: itself, if it is so."""
-    unit = 16 // x.element_size()
-    if x.stride(-1) == 1 and all(stride % unit == 0 for stride in x.stride()[:-1]) and x.data_ptr() % 16 == 0:
-        return x
+    if x.data_ptr() % 16 == 0:
+        # Head dimensions that have kernels are multiples of 16.
+        if x.is_contiguous():
+            return x
+        unit = 16 // x.element_size()
+        if x.stride(-1) == 1 and all(stride % unit == 0 for stride in x.stride()[:-1]):
+            return x
     return x.clone(memory_format=torch.contiguous_format)
 
 
@@ -269,7 +273,7 @@ def forward(
         scratch[: plan.scratch_zeros].zero_()
     absorbed_at = torch.empty_like(scores, dtype=torch.int32) if plan.capped else None
     addresses = operands.addresses(absorbed_at, saved)
-    stream = torch.cuda.current_stream(q.device).cuda_stream
+    stream = torch._C._cuda_getCurrentRawStream(q.device.index)
     of_layer.kernels.forward(plan.sizes, plan.narrow, addresses, _at(out), scores.data_ptr(), scratch.data_ptr(), stream)
     if absorbed_at is None:
         absorbed_at = _absorbed_at(of_layer, plan, saved)
@@ -311,7 +315,7 @@ def backward(
         None if d_gate is None else _at(d_gate),
         *[0 if x is None else x.data_ptr() for x in (d_map_q, d_map_k, d_log_scale)],
     )
-    stream = torch.cuda.current_stream(q.device).cuda_stream
+    stream = torch._C._cuda_getCurrentRawStream(q.device.index)
     of_layer.kernels.backward(plan.sizes, plan.narrow, addresses, gradients, scratch.data_ptr(), stream)
     if plan.copies > 1:
         d_k, d_v = (x.unflatten(1, (-1, plan.copies)).sum(2) for x in (d_k, d_v))
