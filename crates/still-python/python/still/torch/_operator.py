@@ -20,6 +20,7 @@ from .._errors import InputError
 
 __all__ = ["HybridAttention", "has_kernels", "hybrid_attention"]
 
+
 class HybridAttention(NamedTuple):
     """What `hybrid_attention` gives."""
 
