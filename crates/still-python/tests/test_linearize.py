@@ -208,7 +208,8 @@ def test_a_loop_of_ones_own(base_path, text_path):
     ids = torch.randint(256, (3, 60), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(ids)
     mask[1, 40:] = 0
-    for stage, learns in ((student.transfer(), "feature_map"), (student.finetune(), "lora")):
+    for make, learns in ((student.transfer, "feature_map"), (student.finetune, "lora")):
+        stage = make()
         parameters = [x for x in stage.parameters() if x.requires_grad]
         assert any(learns in name for name, x in stage.named_parameters() if x.requires_grad)
         optimizer = torch.optim.AdamW(parameters, lr=1e-2)
@@ -225,6 +226,13 @@ def test_a_loop_of_ones_own(base_path, text_path):
         weights = mask.sum(1) - int(learns == "lora")
         own = stage(ids, mask).reported.item()
         assert own == pytest.approx(np.average(rows, weights=weights), rel=1e-5)
+
+
+def test_stages_come_one_after_the_other(base_path):
+    student = still.torch.linearize(loaded(base_path), "uniform", set={"attention.chunk": 8})
+    first, _ = student.transfer(), student.finetune()
+    with pytest.raises(still.InputError, match="another stage was made"):
+        first(torch.zeros(1, 30, dtype=torch.long))
 
 
 def test_calibrated_budgets_are_taken(base, base_path, text_path, tmp_path):

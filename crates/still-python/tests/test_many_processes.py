@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 load_file = pytest.importorskip("safetensors.torch").load_file
+
+import still
 
 EXAMPLE = Path(__file__).parents[3] / "examples/fsdp_linearize.py"
 RECIPE = {
@@ -103,3 +106,33 @@ def test_a_batch_that_cannot_be_dealt_is_an_error(base_path, text_path, tmp_path
     assert (
         "transfer.batch is 4, for 3 processes" in done.stderr and "hint: set transfer.batch to a multiple of 3" in done.stderr
     )
+
+
+BEFORE = """
+import sys
+import torch
+from transformers import AutoModelForCausalLM
+
+torch.manual_seed(0)
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32)
+loader = torch.utils.data.DataLoader([{"input_ids": row} for row in torch.randint(256, (8, 200))], batch_size=2)
+"""
+AFTER = """
+learned = torch.cat([x.detach().flatten() for x in student.learned().values()])
+everywhere = accelerator.gather(learned[None])
+assert len(everywhere) == 2 and torch.equal(everywhere[0], everywhere[1])
+"""
+
+
+def test_accelerate_runs_the_loop_of_the_page(base_path, tmp_path):
+    pytest.importorskip("accelerate")
+    page = (EXAMPLE.parents[1] / "docs/many_gpus.md").read_text()
+    (block,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.S) if "Accelerator()" in block]
+    # A machine may have GPUs that this is not for.
+    script = tmp_path / "loop.py"
+    script.write_text(BEFORE + block.replace("Accelerator()", "Accelerator(cpu=True)") + AFTER)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script), str(base_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}
+    done = subprocess.run(launch, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert still.Model.load(tmp_path / "my-student").is_student

@@ -34,6 +34,8 @@ class Shared(Switch):
         """"student": hybrid attention and low-rank updates. "teacher": neither. "transfer": as "teacher", and `compare` is told
         of each layer's inputs and output. Recomputed layers run outside of any context, as the student."""
         self.compare: Compare | None = None
+        self.stage = 0
+        """Of the stage that was made last: `id`."""
         self.readings: dict[tuple[int, int, torch.device], Reading] = {}
 
     @property

@@ -40,11 +40,20 @@ class Stage(nn.Module):
         super().__init__()
         self.model = student.model
         self.shared, self.recipe = student.shared, student.recipe[self.name]
+        self.shared.stage = id(self)
         wanted = student.trainable(self.name)
         for parameter in self.model.parameters():
             parameter.requires_grad_(False)
         for parameter in wanted.values():
             parameter.requires_grad_(True)
+
+    def check(self) -> None:
+        """An error if another stage was made since: then others learn."""
+        if self.shared.stage != id(self):
+            raise InputError(
+                f"{type(self).__name__} is called after another stage was made, whose parameters learn now",
+                "make a stage when the one before has ended",
+            )
 
     def logits(self, input_ids: Tensor, attention_mask: Tensor | None, **options: Any) -> Tensor:
         return self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **options).logits
@@ -84,6 +93,7 @@ class AttentionTransfer(Stage):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> StageOutput:
         """`input_ids` [B, N]; `attention_mask` [B, N] pads on the right. Each token counts the same."""
+        self.check()
         real = _real(input_ids, attention_mask)
         share = real.sum(1) / real.sum()
         losses: list[Tensor] = []
@@ -153,6 +163,7 @@ class LowRankFinetuning(Stage):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, counted: Tensor | None = None) -> StageOutput:
         """`input_ids` [B, N]; `attention_mask` [B, N] pads on the right; `counted` [B, N]: tokens whose prediction counts."""
+        self.check()
         real = _real(input_ids, attention_mask)
         next_is_real = torch.zeros_like(real)
         next_is_real[:, :-1] = real[:, 1:] if counted is None else real[:, 1:] & counted[:, 1:].bool()

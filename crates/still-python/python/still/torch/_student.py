@@ -183,9 +183,7 @@ class Student:
         if dtype not in DTYPES:
             raise InputError(f"weights are {dtype}", "load the model in float32, bfloat16 or float16")
         tensors = self._tensors(dtype, keep=processes.rank == 0)
-        if processes.rank == 0:
-            self._write(path, tensors, DTYPES[dtype], overwrite)
-        processes.wait()
+        processes.first_does(lambda: self._write(path, tensors, DTYPES[dtype], overwrite))
 
     def _tensors(self, dtype: torch.dtype, keep: bool) -> dict[str, Tensor]:
         """All tensors of the student on the host, by their names in a checkpoint."""
