@@ -11,6 +11,7 @@ each. Random tokens; float32; the logits of the last token alone. The teacher ha
 import argparse
 import importlib.metadata
 import json
+import os
 import platform
 import statistics
 import sys
@@ -59,6 +60,8 @@ def seconds(model, ids, use_cache):
 def main():
     args = arguments()
     torch.set_num_threads(args.threads)
+    # Read by the kernels of `still` at their first call.
+    os.environ["RAYON_NUM_THREADS"] = str(args.threads)
     student = AutoModelForCausalLM.from_pretrained(args.student, trust_remote_code=True, dtype=torch.float32).eval()
     operator = sys.modules[type(student.model.layers[0].self_attn).__mro__[1].__module__]
     kernels = operator.KERNELS
@@ -91,6 +94,7 @@ def main():
         "student": str(args.student),
         "cpu": cpu(),
         "threads": args.threads,
+        "load_average": os.getloadavg()[0],
         "python": platform.python_version(),
         "versions": versions,
         "seconds": times,

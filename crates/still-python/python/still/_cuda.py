@@ -157,7 +157,7 @@ def _saved_bytes(layer: Layer, q: Tensor, routing: tuple[int, int, int], gated: 
     sections += [of_queries * 4] * 3 + [rows * 4]
     if gated:
         sections.append(of_queries * head_dim * width)
-    if layer.reaches_cap(tokens):
+    if layer.cap is not None and layer.reaches_cap(tokens):
         sections += [batch * heads * chunks * layer.cap * 4, batch * heads * retired * CHUNK * 4]
     return sum(-(-size // ALIGNMENT) * ALIGNMENT for size in sections)
 
@@ -187,9 +187,12 @@ class Operands(NamedTuple):
             of_window = torch.nn.functional.softplus(-window_factor)
             log_scale = of_window if log_scale is None else log_scale + of_window
         return cls(
-            *(_rows(x) for x in (q, k, v)),
+            _rows(q),
+            _rows(k),
+            _rows(v),
             None if gate is None else _rows(gate),
-            *(map.to(q.dtype).contiguous() for map in maps),
+            maps[0].to(q.dtype).contiguous(),
+            maps[1].to(q.dtype).contiguous(),
             None if log_scale is None else log_scale.contiguous(),
             layer.on_device(q.device, "budgets", lambda: torch.tensor(layer.budgets, dtype=torch.int32)),
         )

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from ._student import Student
 
 STAGES = ("transfer", "finetune")
+NO_ARITHMETIC = ("_name_or_path", "transformers_version", "_attn_implementation")
+"""Keys of a base's configuration that may differ when its run goes on."""
 Window = tuple[Any, list[int], Optional[list[bool]]]
 
 
@@ -49,7 +51,8 @@ class Run:
         self.checkpoints: Checkpoints | None = None
         if run_dir is not None:
             # Weights of the base are not among it: they are the caller's to keep.
-            fingerprint = {"recipe": student.recipe, "data": self.windows.sha256, "base": json.loads(student.config)}
+            base = {key: x for key, x in json.loads(student.config).items() if key not in NO_ARITHMETIC}
+            fingerprint = {"recipe": student.recipe, "data": self.windows.sha256, "base": base}
             self.checkpoints = Checkpoints(Path(run_dir), fingerprint, self.recipe["checkpoint"]["keep"], self.processes)
         elif resume:
             raise InputError("resume without run_dir", "name the directory of the run that is to go on")
