@@ -16,6 +16,8 @@ const MOST_DEPTH: usize = 64;
 const MOST_RULES: usize = 1000;
 /// The library follows brackets, rules and references by recursion. This is enough for the most that there may be.
 const STACK_BYTES: usize = 256 << 20;
+/// Numbers of a schema are above this: the library computes with negatives in 64 bits, and would call itself for ever.
+const BELOW_ALL: f64 = i64::MIN as f64;
 /// White space between two parts of JSON: without a limit a small model may write nothing else.
 const WHITESPACE: &str = r"[\x20\x0A]{1,20}";
 
@@ -74,6 +76,7 @@ impl Grammars {
         let text = schema.to_string();
         check_size(&text)?;
         check_rules(text.matches("\"$ref\"").count())?;
+        check_numbers(schema)?;
         let mut schema = match schema {
             Value::Bool(true) => json!({}),
             schema => schema.clone(),
@@ -100,6 +103,13 @@ impl Grammars {
         check_size(grammar)?;
         check_rules(grammar.matches(':').count())?;
         check_depth(grammar)?;
+        for rest in grammar.split("%json").skip(1) {
+            // As the library finds the schema; what is none is its error to tell.
+            let mut schemas = serde_json::Deserializer::from_str(rest).into_iter::<Value>();
+            if let Some(Ok(schema)) = schemas.next() {
+                check_numbers(&schema)?;
+            }
+        }
         self.compiled(TopLevelGrammar::from_lark(grammar.to_owned()))
     }
 
@@ -147,6 +157,17 @@ fn check_rules(rules: usize) -> Result<(), String> {
     match rules {
         0..=MOST_RULES => Ok(()),
         _ => Err(format!("it has {rules} rules or references, and may have {MOST_RULES}")),
+    }
+}
+
+fn check_numbers(schema: &Value) -> Result<(), String> {
+    match schema {
+        Value::Number(number) if number.as_f64().is_none_or(|number| number <= BELOW_ALL) => {
+            Err(format!("it has the number {number}, and numbers are above {}", i64::MIN))
+        }
+        Value::Array(items) => items.iter().try_for_each(check_numbers),
+        Value::Object(fields) => fields.values().try_for_each(check_numbers),
+        _ => Ok(()),
     }
 }
 

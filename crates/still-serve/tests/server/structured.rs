@@ -115,3 +115,24 @@ fn what_cannot_be_followed_is_refused() {
     // The server goes on.
     chat(&server, json!({})).ok();
 }
+
+/// The library that follows schemas would call itself until the stack ends, and the process with it.
+#[test]
+fn numbers_below_64_bits_are_refused() {
+    let server = serve();
+    let of = |schema: &Value| json!({ "type": "json_schema", "json_schema": { "name": "x", "schema": schema } });
+    for schema in [
+        json!({ "enum": [i64::MIN] }),
+        json!({ "type": "object", "properties": { "a": { "const": [{ "b": -1e300 }] } } }),
+        json!({ "type": "integer", "minimum": -1e19, "maximum": -1e19 }),
+        json!({ "allOf": [{ "type": "integer", "maximum": -1e30 }, { "minimum": -1e30 }] }),
+    ] {
+        let error = chat(&server, json!({ "response_format": of(&schema) })).error(400);
+        assert!(error["message"].as_str().unwrap().contains("has the number"), "{error}");
+        let grammar = format!("start: \"x\" %json {schema}");
+        chat(&server, json!({ "grammar": grammar })).error(400);
+    }
+    let least = json!({ "const": -9_223_372_036_854_774_784_i64 });
+    let answer = chat(&server, json!({ "response_format": of(&least) })).ok();
+    assert_eq!(content(&answer), "-9223372036854774784");
+}
