@@ -1,4 +1,4 @@
-//! `src/cuda/decoder.h`, by hand: what a decoder does beside attention.
+//! `src/cuda/decoder.h`, by hand: what a decoder does besides attention.
 
 use std::ffi::{c_int, c_void};
 

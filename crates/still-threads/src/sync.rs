@@ -14,7 +14,7 @@ pub(crate) use std::sync::{Condvar, Mutex, MutexGuard};
 pub(crate) fn spin_until(mut done: impl FnMut() -> bool) -> bool {
     use std::time::{Duration, Instant};
 
-    /// Longer than nearly all waits on a machine of one's own, short beside a scheduler's time slice.
+    /// Longer than nearly all waits on a machine of one's own, short compared with a scheduler's time slice.
     const LONGEST: Duration = Duration::from_micros(100);
     /// Looks between two readings of the clock.
     const LOOKS: usize = 32;

@@ -113,7 +113,7 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// Writes beside, then renames; then drops the oldest beyond those to keep.
+    /// Writes under a temporary name, then renames; then drops the oldest beyond those to keep.
     pub fn save(
         &self,
         progress: &Progress,
@@ -139,7 +139,7 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// Keeps a student beside the newest ones, in place of the best one before.
+    /// Keeps a student next to the newest ones, in place of the best one before.
     pub fn save_best(&self, progress: &Progress, student: &Student) -> Result<()> {
         // No run goes on from it: the optimizer is not needed.
         let staged = self.stage(progress, student, &HashMap::new())?;
@@ -154,7 +154,7 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// Writes everything beside.
+    /// Writes everything under a temporary name.
     fn stage(
         &self,
         progress: &Progress,

@@ -12,7 +12,7 @@ use still_compute::Real;
 /// Tokens of a segment from which its query heads are worth running on several threads.
 pub(super) const PARALLEL_TOKENS: usize = 16;
 
-/// What a call may be asked to tell beside its output.
+/// What a call may be asked to tell besides its output.
 #[derive(Debug, Default)]
 pub(crate) struct Record<'a, T> {
     /// `Selection::absorbed_at` by absolute position.

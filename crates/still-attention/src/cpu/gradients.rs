@@ -2,7 +2,7 @@
 
 use still_compute::Real;
 
-/// Which gradients are wanted beside those of the feature maps, the gate, `ℓ` and `w`.
+/// Which gradients are wanted besides those of the feature maps, the gate, `ℓ` and `w`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Wanted {
     /// Of q, k and v: not in attention transfer.

@@ -81,7 +81,7 @@ pub struct DeviceOperands {
     pub saved: *mut u8,
 }
 
-/// What the backward pass reads beside the operands, and the gradients that it writes.
+/// What the backward pass reads besides the operands, and the gradients that it writes.
 #[derive(Clone, Copy, Debug)]
 #[expect(missing_docs, reason = "gradients are named after what they are of, and have its shape")]
 pub struct DeviceGradients {

@@ -48,7 +48,7 @@ impl Operands {
     }
 }
 
-/// What the backward pass reads beside the operands.
+/// What the backward pass reads besides the operands.
 #[derive(Debug)]
 pub(super) struct Saved {
     /// `φ(k)`, `[B, K, N, 2D]`.
@@ -83,7 +83,7 @@ impl Saved {
     }
 }
 
-/// What the states are made of, and where they are left, beside what [`Forward`] has of them.
+/// What the states are made of, and where they are left, besides what [`Forward`] has of them.
 pub(super) struct Scan {
     pub map_k: *const c_void,
     pub phi: *mut c_void,

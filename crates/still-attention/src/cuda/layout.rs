@@ -18,7 +18,7 @@ pub(super) fn uninit<T: DeviceRepr>(device: &CudaDevice, len: usize) -> Result<C
     unsafe { device.alloc(len.max(1)) }
 }
 
-/// What the kernels are told of a configuration beside shapes.
+/// What the kernels are told of a configuration besides shapes.
 pub(super) fn flags(config: &HybridConfig) -> i32 {
     let Branches { window, salient, linear } = config.branches;
     [
@@ -75,7 +75,7 @@ pub(super) fn rows_aligned(tensor: &Tensor) -> Result<Tensor> {
     tensor.force_contiguous()
 }
 
-/// The layout of `[B, H, N, D]` whose heads lie beside each other token by token, as an output projection reads them.
+/// The layout of `[B, H, N, D]` whose heads lie next to each other token by token, as an output projection reads them.
 pub(super) fn by_token((batch, heads, tokens, d): (usize, usize, usize, usize)) -> Layout {
     let strides = vec![heads * tokens * d, d, heads * d, 1];
     Layout::new((batch, heads, tokens, d).into(), strides, 0)

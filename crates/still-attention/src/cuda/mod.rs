@@ -48,7 +48,7 @@ pub(crate) use routing::DeviceRouting;
 pub(crate) use saved_attention::SavedAttention;
 pub(crate) use support::check_logit_scale;
 
-/// Every KV head `times` times, one copy beside the other.
+/// Every KV head `times` times, the copies next to each other.
 fn repeated(rows: &Tensor, times: usize) -> Result<Tensor> {
     let rows = rows.detach();
     if times == 1 {

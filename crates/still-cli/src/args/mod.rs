@@ -1,6 +1,6 @@
 //! The command line as a whole: the commands, and the options of all of them.
 //!
-//! What a command takes is declared beside it, in [`crate::commands`]. Where arguments have to be checked, opened or combined,
+//! What a command takes is declared next to it, in [`crate::commands`]. Where arguments have to be checked, opened or combined,
 //! `resolve` makes them the command's settings, once, before it does anything.
 
 #[cfg(test)]

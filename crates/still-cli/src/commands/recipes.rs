@@ -58,7 +58,7 @@ pub fn run(args: &RecipesArgs, printer: &Printer) -> anyhow::Result<()> {
     }
 }
 
-/// A name, and beside it what the recipe trains, in the columns of a terminal.
+/// A name, and next to it what the recipe trains, in the columns of a terminal.
 fn list() -> String {
     let width = BuiltIn::ALL.iter().map(|recipe| recipe.name.len()).max().unwrap_or(0) + 2;
     let mut lines = Vec::new();

@@ -38,7 +38,7 @@ pub struct Scatter {
 pub struct Dot {
     /// What it is.
     pub name: String,
-    /// Its name is written beside it; a dot without is pale.
+    /// Its name is written next to it; a dot without is pale.
     pub named: bool,
     /// Which of the page's colours.
     pub colour: usize,

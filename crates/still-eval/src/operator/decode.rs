@@ -33,7 +33,7 @@ pub(super) struct Decoded<'a> {
     pub steps: usize,
 }
 
-/// Equal states one beside the other, as a model's layers are.
+/// Equal states next to each other, as a model's layers are.
 pub(super) struct Steps {
     pub copies: usize,
     /// Feeds one token to each.

@@ -118,7 +118,7 @@ pub(super) fn open_base(
     })
 }
 
-/// Where a base may be, likeliest first: beside the delta, then where it was or on the hub, and the pinned base where it is that.
+/// Where a base may be, likeliest first: next to the delta, then where it was or on the hub, and the pinned base where it is that.
 fn places(dir: &Path, path: Option<&str>, recorded: &str, sha256: &str) -> Vec<String> {
     let from_here = |path: &str| dir.join(path).to_string_lossy().into_owned();
     let mut places: Vec<String> = path.map(from_here).into_iter().collect();

@@ -127,7 +127,7 @@ impl Repo<'_> {
         }
     }
 
-    /// Templates beside the default one, which only a list of the repository's files can name.
+    /// Templates besides the default one, which only a list of the repository's files can name.
     fn get_templates(&self) -> Result<()> {
         let marker = self.absent_marker(TEMPLATE_DIR);
         if marker.as_ref().is_some_and(|marker| marker.exists()) {
@@ -154,7 +154,7 @@ impl Repo<'_> {
         Ok(())
     }
 
-    /// `.no_exist/COMMIT/FILE` beside `snapshots`.
+    /// `.no_exist/COMMIT/FILE` next to `snapshots`.
     fn absent_marker(&self, file: &str) -> Option<PathBuf> {
         let snapshot = self.snapshot.as_deref()?;
         let repository = snapshot.parent()?.parent()?;

@@ -133,7 +133,7 @@ pub(super) fn shards(index: &Path) -> Result<Vec<String>> {
         map.values().filter_map(|v| v.as_str().map(str::to_owned)).collect();
     shards.sort_unstable();
     shards.dedup();
-    // A shard is a file beside the index, never a path.
+    // A shard is a file next to the index, never a path.
     match shards.iter().find(|shard| Path::new(shard).components().count() != 1) {
         Some(shard) => Err(ModelError::corrupt(index, format!("\"{shard}\" is not a file name"))),
         None => Ok(shards),

@@ -143,7 +143,7 @@ fn resolved(path: &Path) -> Result<PathBuf> {
     }
 }
 
-/// `.NAME` and an ending, beside the directory `NAME`.
+/// `.NAME` and an ending, next to the directory `NAME`.
 fn beside(dir: &Path, ending: &str) -> PathBuf {
     let mut name = std::ffi::OsString::from(".");
     name.push(dir.file_name().unwrap_or_default());

@@ -1,4 +1,4 @@
-//! What lets Hugging Face's transformers open a full student: the code of its model beside its weights, and weights under the
+//! What lets Hugging Face's transformers open a full student: the code of its model next to its weights, and weights under the
 //! names that files of its base have.
 
 use std::collections::BTreeMap;
@@ -14,7 +14,7 @@ use crate::files::read_to_string;
 use crate::tensor_file::Entry;
 use crate::tokenizer::Tokenizer;
 
-/// The code, by the names of its files. A second statement of the method, in PyTorch; its tests lie beside it.
+/// The code, by the names of its files. A second statement of the method, in PyTorch; its tests lie next to it.
 pub(super) const CODE: [(&str, &str); 3] = [
     (
         "configuration_still.py",

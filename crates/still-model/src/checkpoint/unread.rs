@@ -70,7 +70,7 @@ impl Weights {
     }
 }
 
-/// A head beside embeddings that serve as the head has to be the same.
+/// A head next to embeddings that serve as the head has to be the same.
 fn check_tied(weights: &Weights, source: &Source) -> Result<()> {
     let Source::Safetensors { files, .. } = source else { return Ok(()) };
     let Some(head) = files.get(HEAD).filter(|_| !weights.was_read(HEAD)) else { return Ok(()) };

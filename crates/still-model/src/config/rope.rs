@@ -1,5 +1,5 @@
 //! RoPE's parameters, where Hugging Face's files have them: one table (`rope_parameters`, or `rope_scaling` as it was called),
-//! perhaps one such table for each kind of layer, and older keys beside it.
+//! perhaps one such table for each kind of layer, and older keys next to it.
 
 use serde_json::{Value, json};
 
@@ -107,7 +107,7 @@ pub(super) fn read(config: &Table<'_>, architecture: Architecture, context: usiz
     }
 }
 
-/// Writes what [`read`] reads beside `rope_theta`.
+/// Writes what [`read`] reads besides `rope_theta`.
 pub(super) fn to_json(scaling: &RopeScaling) -> Value {
     match scaling {
         RopeScaling::Linear { factor } => json!({ "rope_type": "linear", "factor": factor }),
@@ -198,7 +198,7 @@ fn out_of_range(factor: f64) -> ModelError {
     ))
 }
 
-/// What stands beside the tables.
+/// What stands next to the tables.
 struct Outside {
     /// Whether the layers have kinds, so that tables can be theirs.
     kinds: bool,

@@ -1,4 +1,4 @@
-//! Files that are complete or not there: written beside, synced, then renamed.
+//! Files that are complete or not there: written under a temporary name, synced, then renamed.
 
 mod lock;
 mod regular;

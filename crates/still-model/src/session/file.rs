@@ -23,7 +23,7 @@ const FORMAT: u32 = 3;
 /// The earliest that is read: it has more rows and scores of a hybrid layer than are needed.
 const EARLIEST: u32 = 2;
 
-/// What is saved of a session beside its state.
+/// What is saved of a session besides its state.
 #[derive(Debug)]
 pub(super) struct Saved {
     pub rows: RowDtype,

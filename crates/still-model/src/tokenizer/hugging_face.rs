@@ -42,7 +42,7 @@ impl Tokenizer {
     ///
     /// `truncation` and `padding` are cleared: they are left there by whoever trained the tokenizer, and transformers
     /// ignores them too unless it is asked. Which tokens are put around a document is the post-processor's to say:
-    /// `add_bos_token` and `add_eos_token` of the configuration do not count beside it, as in transformers 5.
+    /// `add_bos_token` and `add_eos_token` of the configuration do not count where it is there, as in transformers 5.
     ///
     /// # Errors
     /// If they are not what they should be.

@@ -34,7 +34,7 @@ pub use stream::TokenStream;
 pub struct Tokenizer {
     inner: Arc<tokenizers::Tokenizer>,
     chat_template: Option<ChatTemplate>,
-    /// `tokenizer_config.json`, kept to be saved beside a student.
+    /// `tokenizer_config.json`, kept to be saved next to a student.
     config: Value,
     /// The file it was read from, for errors.
     file: Option<Arc<Path>>,

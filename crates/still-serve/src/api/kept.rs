@@ -57,7 +57,7 @@ pub struct KeptLayer {
     heads: Vec<Vec<u32>>,
 }
 
-/// Tells which tokens of a conversation each head keeps. The conversation is read once more, beside the answers that are written.
+/// Tells which tokens of a conversation each head keeps. The conversation is read once more, while answers go on being written.
 #[utoipa::path(post, path = "/v1/kept", tag = "States", request_body = KeptRequest,
     responses((status = 200, body = KeptTokens), (status = "4XX", body = ErrorBody)))]
 pub async fn kept(

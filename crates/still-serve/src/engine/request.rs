@@ -26,7 +26,7 @@ pub struct Request {
     pub shown: Vec<u32>,
     /// Whether to go on after an end-of-sequence id.
     pub ignore_end_of_sequence: bool,
-    /// How many of the likeliest tokens to tell of beside each chosen one; none, and no probabilities, if absent.
+    /// How many of the likeliest tokens to tell of besides each chosen one; none, and no probabilities, if absent.
     pub logprobs: Option<usize>,
     /// The same for the prompt's tokens. The whole prompt is read then.
     pub prompt_logprobs: Option<usize>,

@@ -50,7 +50,7 @@ impl Budgets {
         })
     }
 
-    /// Writes the file, beside first and then renamed.
+    /// Writes the file, under a temporary name first, then renamed.
     ///
     /// # Errors
     /// A file that cannot be written.

@@ -32,7 +32,7 @@ pub struct TokenCache {
 }
 
 impl TokenCache {
-    /// The user's: `tokens` beside fetched models, in `$STILL_CACHE`.
+    /// The user's: `tokens` next to fetched models, in `$STILL_CACHE`.
     ///
     /// # Errors
     /// If the system names no cache directory.

@@ -12,7 +12,7 @@ pub(super) struct Conversation {
     pub context: Context,
 }
 
-/// Keys beside `messages` that a template is given; datasets have many others, which are nobody's words.
+/// Keys besides `messages` that a template is given; datasets have many others, which are nobody's words.
 pub(super) const BESIDE: [&str; 3] = ["tools", "documents", "chat_template_kwargs"];
 
 impl Conversation {

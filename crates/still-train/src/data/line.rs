@@ -43,7 +43,7 @@ pub(super) enum Messages {
     TooLong,
 }
 
-/// Reads an object's `field`, `messages`, what stands beside those, and instruction; all but the first if the line has at most `most`
+/// Reads an object's `field`, `messages`, what stands next to those, and instruction; all but the first if the line has at most `most`
 /// bytes.
 ///
 /// # Errors

@@ -24,7 +24,7 @@ impl Places {
     /// An output that exists, is not ours, is at work, or cannot be written.
     pub fn claim(settings: &Settings) -> anyhow::Result<Self> {
         let out = clean(&settings.out)?;
-        // As it was named: a student behind a link has its run beside the link.
+        // As it was named: a student behind a link has its run next to the link.
         let run_dir = match &settings.run_dir {
             Some(dir) => clean(dir)?,
             None => {

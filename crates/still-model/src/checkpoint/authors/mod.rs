@@ -17,7 +17,7 @@ use crate::error::{ModelError, Result};
 use adapter::Adapter;
 pub(super) use adapter::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
 
-/// Whether a directory holds an adapter, beside weights or alone.
+/// Whether a directory holds an adapter, next to weights or alone.
 pub(super) fn has_adapter(dir: &Path) -> bool {
     dir.join(ADAPTER_CONFIG).exists()
 }

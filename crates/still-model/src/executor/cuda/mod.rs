@@ -21,7 +21,7 @@ use crate::model::Model;
 
 pub(super) use step_graph::StepGraph;
 
-/// Tokens whose hidden states are given out together: their logits are to fit beside everything else.
+/// Tokens whose hidden states are given out together: their logits are to fit besides everything else.
 const BLOCK: usize = 1024;
 
 /// Tokens that are read together: many enough to be as fast as with more, few enough that a long prompt's activations stay

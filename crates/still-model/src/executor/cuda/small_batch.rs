@@ -1,5 +1,5 @@
 //! A layer for a small batch of single tokens on CUDA. Its weights are read once and little else is done, so that launches count: a
-//! layer's are four products beside its attention and rotation, each with the norm before it, its activation and the sum after it.
+//! layer's are four products besides its attention and rotation, each with the norm before it, its activation and the sum after it.
 
 use candle_core::{DType, Tensor};
 use still_attention::AttentionRows;

@@ -52,7 +52,7 @@ pub struct Settings {
 }
 
 impl EvalReportArgs {
-    /// The page beside the first results, unless another is asked for.
+    /// The page next to the first results, unless another is asked for.
     pub fn resolve(self) -> Settings {
         let out = self.out.unwrap_or_else(|| self.paths[0].with_extension("html"));
         Settings { paths: self.paths, out, markdown: self.markdown, json: self.json }

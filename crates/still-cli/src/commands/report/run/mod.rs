@@ -45,7 +45,7 @@ pub struct Settings {
 }
 
 impl RunReportArgs {
-    /// The page beside the run's own files, unless another is asked for.
+    /// The page next to the run's own files, unless another is asked for.
     pub fn resolve(self) -> Settings {
         let out = self.out.unwrap_or_else(|| self.dir.join("report.html"));
         Settings { dir: self.dir, out, json: self.json }
