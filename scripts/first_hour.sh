@@ -39,13 +39,26 @@ cp "$demo/document.txt" "$kept/report.txt"
 cp "$demo/train.txt" "$kept/own.txt"
 cd "$kept"
 
-# on_terminal NAME COLUMNS SECONDS COMMAND…: runs it on a terminal; Ctrl-C after SECONDS. Fails if a row is too long.
-took=0
+# on_terminal NAME COLUMNS SECONDS COMMAND…: runs it on a terminal for at most SECONDS. Fails if a row is too long. Where `cut` is
+# set, it is interrupted a moment after the terminal shows those words.
+took=0 cut=
 on_terminal() {
-  local name=$1 columns=$2 seconds=$3 started=$SECONDS code=0 line
+  local name=$1 columns=$2 seconds=$3 started=$SECONDS code=0 line shows
   shift 3
   printf -v line '%q ' "$@"
-  script -qec "stty cols $columns rows 40; timeout --foreground -s INT $seconds $line" "$name.$columns" >/dev/null </dev/null || code=$?
+  rm -f pid "$name.$columns"
+  script -qefc "stty cols $columns rows 40; echo \$\$ >pid; exec timeout --foreground -s INT $seconds $line" \
+    "$name.$columns" >/dev/null </dev/null &
+  shows=$!
+  while [ -n "$cut" ] && kill -0 "$shows" 2>/dev/null; do
+    if grep -qsF "$cut" "$name.$columns"; then
+      sleep 10
+      kill -INT "$(cat pid)"
+      break
+    fi
+    sleep 1
+  done
+  wait "$shows" || code=$?
   took=$((SECONDS - started))
   echo "$name, $columns columns: exit code $code after $took s"
   python3 - "$name.$columns" "$columns" <<'P'
@@ -56,8 +69,8 @@ shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
 open(sys.argv[1] + ".txt", "w").write(shown)
 if "\x1b" in shown:
     sys.exit(f"error: {sys.argv[1]}: an escape sequence is shown\nhint: look at it")
-# A model's own words are a line, which the terminal breaks; so is a word as long as a path.
-own = re.compile(r" *[A-Z][a-z]+ |error: |hint: |warning: |[a-z -]* {2,}|[-]+$")
+# What a model wrote is a line that the terminal breaks. Ours have a verb, a label or columns.
+own = re.compile(r"(?=.{12} ) *[A-Z][a-z]+ (?<=^.{13})|error: |hint: |warning: |.*\S {2,}\S|-+$")
 long = [row for row in re.split(r"[\r\n]+", shown) if len(row) > int(sys.argv[2]) and own.match(row)]
 if long:
     sys.exit(f"error: {sys.argv[1]}: a row is wider than the terminal\nhint: it is {long[0]!r}")
@@ -67,7 +80,7 @@ P
 
 # has NAME.COLUMNS WORDS: that the terminal showed them.
 has() {
-  grep -qF "$2" "$1.txt" || fail "$1 does not say: $2" "look at $kept/$1.txt"
+  grep -qF -e "$2" "$1.txt" || fail "$1 does not say: $2" "look at $kept/$1.txt"
 }
 
 for columns in 80 200; do
@@ -91,28 +104,27 @@ P
   done 3<questions
   has "fact1.$columns" 'Reading report.txt'
   has "fact2.$columns" 'Opened r.still'
-  teacher=$(grep -o '[0-9]* of 10' "demo.$columns.txt" | head -1)
-  teacher=${teacher%% *}
-  echo "facts, $columns columns: the student $right of $asked, its teacher $teacher; $spent s with the demo"
-  [ "$right" -ge $((teacher - 1)) ] || fail "the student finds too few facts" "look at $kept/fact*.$columns"
+  # The demo's line `planted facts in 6,604 tokens   8 of 10   7 of 10`: its teacher, the student.
+  read -r teacher student < <(sed -n 's/^planted facts .* \([0-9]*\) of 10 *\([0-9]*\) of 10.*/\1 \2/p' "demo.$columns.txt")
+  echo "facts, $columns columns: teacher $teacher, student $student of $asked in the demo, $right with still ask; $spent s in all"
+  [ "$student" -ge $((teacher - 1)) ] || fail "the student finds too few facts" "look at $kept/demo.$columns.txt"
+  # Rounding differs between the two: the demo reads the document once for all questions.
+  [ "$right" -ge $((student - 1)) ] || fail "still ask finds fewer facts than the demo" "look at $kept/fact*.$columns.txt"
   [ "$spent" -le 300 ] || fail "answers took longer than five minutes" "look at the times above; was the machine busy?"
 
   [ -n "$training" ] || continue
   spent=0
   train=("$still" linearize --model smollm2-135m-instruct --data own.txt --out mine --delta)
-  # Ctrl-C comes in stage 1 or 2: after calibration, which takes a minute or two.
-  if on_terminal interrupted "$columns" 300 "${train[@]}"; then
-    echo "the run was over before it could be interrupted"
-    last=interrupted.$columns
-  else
-    spent=$((spent + took))
-    has "interrupted.$columns" Stopping
-    on_terminal resumed "$columns" 1800 "${train[@]}" --resume || fail "the run did not go on" "look at $kept/resumed.$columns"
-    last=resumed.$columns
-  fi
+  cut='transfer ['
+  ! on_terminal interrupted "$columns" 1800 "${train[@]}" || fail "Ctrl-C did not end the run" "look at $kept/interrupted.$columns"
+  cut=
   spent=$((spent + took))
-  has "$last" 'held-out perplexity'
-  has "$last" 'Next:'
+  has "interrupted.$columns" 'Stopping after this step'
+  has "interrupted.$columns" --resume
+  on_terminal resumed "$columns" 1800 "${train[@]}" --resume || fail "the run did not go on" "look at $kept/resumed.$columns"
+  spent=$((spent + took))
+  has "resumed.$columns" 'held-out perplexity'
+  has "resumed.$columns" 'Next:'
   echo "training, $columns columns: $spent s with the verdict"
   [ "$spent" -le 1800 ] || fail "training took longer than thirty minutes" "look at the times above; was the machine busy?"
   on_terminal mine "$columns" 120 "$still" ask --model mine --file report.txt 'Who is the doctor in Ashby?' ||

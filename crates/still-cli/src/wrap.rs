@@ -2,6 +2,8 @@
 
 use console::measure_text_width;
 
+use crate::shown::shown;
+
 /// Columns of text that are worth breaking for: a narrower terminal breaks lines by itself.
 const NARROWEST: usize = 20;
 
@@ -26,6 +28,24 @@ pub fn wrapped(text: &str, width: usize) -> String {
             length += more;
         }
         lines.push(line);
+    }
+    lines.join("\n")
+}
+
+/// [`wrapped`] of what a model wrote: a longer word is cut, nobody copies it. What steers a terminal is shown as its escape.
+pub fn quoted(text: &str, width: usize) -> String {
+    let mut lines = Vec::new();
+    for line in wrapped(&shown(text), width).lines() {
+        let mut row = String::new();
+        for c in line.chars() {
+            if !row.is_empty()
+                && measure_text_width(&row) + measure_text_width(c.encode_utf8(&mut [0; 4])) > width
+            {
+                lines.push(std::mem::take(&mut row));
+            }
+            row.push(c);
+        }
+        lines.push(row);
     }
     lines.join("\n")
 }
@@ -61,6 +81,15 @@ mod tests {
         assert_eq!(wrapped("世界 世界", 8), "世界\n世界");
         assert_eq!(wrapped("a-long-word b", 4), "a-long-word\nb");
         assert_eq!(wrapped("", 4), "");
+    }
+
+    #[test]
+    fn what_a_model_wrote_fits_whatever_it_is() {
+        assert_eq!(quoted("one two\n\nthree", 5), "one\ntwo\n\nthree");
+        assert_eq!(quoted("aaaaaaaa bb", 3), "aaa\naaa\naa\nbb");
+        assert_eq!(quoted("世界世界", 4), "世界\n世界");
+        assert_eq!(quoted("a\u{1b}b", 4), "a\\u{\n1b}b");
+        assert_eq!(quoted("", 4), "");
     }
 
     #[test]

@@ -24,7 +24,7 @@
 //! | `data` | files to windows of token ids |
 //! | `calibrate` | budgets of heads before training |
 //! | `recipe` | everything that decides a run |
-//! | `plan` | what a run will train, read, hold and take |
+//! | `plan`, `cache_plan` | what a run will train, read, hold and take; its student's cache |
 //! | `fits`, `memory` | whether it fits into memory, and how much is free |
 //! | `bench` | timed steps |
 //! | `gradient_check` | tests of gradients by differences of the loss |

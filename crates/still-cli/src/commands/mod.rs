@@ -9,7 +9,7 @@
 //! | `recipes`, `models`, `doctor`, `completions`, `man` | set up |
 //! | `model`, `cache`, `recipe`, `data`, `training`, `generation`, `sampling`, `shape`, `input` | arguments that several commands share |
 //! | `reading`, `sessions` | what `ask` and `chat` have in common |
-//! | `calibration_bars` | a bar for each phase of a calibration |
+//! | `calibration_bars`, `fetching` | bars: of each phase of a calibration, of each file of a hub |
 
 pub mod ask;
 pub mod bench;

@@ -30,7 +30,7 @@ pub use self::words::{Quality, cost};
 pub use self::yardstick::{HELDOUT, book_windows, measure, usual_rows};
 use crate::errors::user;
 use crate::table::WIDTH;
-use crate::wrap::wrapped;
+use crate::wrap::{quoted, wrapped};
 
 /// Its file in a run directory.
 const FILE: &str = "verdict.json";
@@ -111,7 +111,7 @@ impl Verdict {
         let mut parts = vec![table(&self.rows), wrapped(&self.sentence, WIDTH), self.measured()];
         parts.extend(self.samples.iter().map(|sample| {
             let asked = format!("{}, asked {:?}:", sample.model, sample.prompt);
-            let text = wrapped(sample.text.trim(), WIDTH - 2).replace('\n', "\n  ");
+            let text = quoted(sample.text.trim(), WIDTH - 2).replace('\n', "\n  ");
             format!("{}\n  {text}", wrapped(&asked, WIDTH))
         }));
         let next: Vec<String> = self.next.iter().map(|line| format!("  {line}")).collect();

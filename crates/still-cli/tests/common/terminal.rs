@@ -108,6 +108,25 @@ impl Terminal {
         (0..ROWS).any(|row| shown.screen.screen().row_wrapped(row))
     }
 
+    /// Rows that were too long, those that have left the screen too.
+    pub fn rows_too_long(&self) -> Vec<String> {
+        let mut shown = self.shown.lock().unwrap();
+        let screen = shown.screen.screen_mut();
+        let columns = screen.size().1;
+        let mut rows = Vec::new();
+        for above in (0..).step_by(usize::from(ROWS)) {
+            screen.set_scrollback(above);
+            let texts = screen.rows(0, columns).enumerate();
+            let long = texts.filter(|(row, _)| screen.row_wrapped(*row as u16));
+            rows.extend(long.map(|(_, text)| text));
+            if screen.scrollback() < above {
+                break;
+            }
+        }
+        screen.set_scrollback(0);
+        rows
+    }
+
     /// Waits until the screen shows something `times` times; returns how long it took.
     #[track_caller]
     pub fn until_times(&mut self, words: &str, times: usize) -> Duration {

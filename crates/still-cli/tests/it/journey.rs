@@ -25,6 +25,9 @@ fn left(terminal: &mut Terminal, code: i32) -> String {
     let screen = terminal.screen();
     assert!(!screen.contains(['\u{1b}', '\r']) && !screen.contains("[2K"), "{screen}");
     assert!(!screen.contains("=>") && !screen.contains("[>"), "a bar is left:\n{screen}");
+    // A command that is copied stays whole.
+    let rows = terminal.rows_too_long();
+    assert!(rows.iter().all(|row| row.starts_with("  still ")), "{rows:#?}\n{screen}");
     screen
 }
 
@@ -73,14 +76,13 @@ fn a_newcomer_comes_from_a_document_to_a_student() {
         let screen = left(&mut ask, 0);
         has(&screen, &["Reading report.txt: ", "Saved r.still", "\n!!!!!\n", "first token after "]);
         has(&screen, &["cache ", " dense, ", "/s"]);
-        assert!(!ask.wraps(), "{screen}");
 
         // The next one reads nothing again.
         let line = ["ask", "-m", "student", "-n", "5", "--session", "r.still", "And who else?"];
         let mut again = still(home, columns, &line);
         let screen = left(&mut again, 0);
         has(&screen, &["Opened r.still: ", "\n!!!!!\n"]);
-        assert!(!screen.contains("Reading") && !again.wraps(), "{screen}");
+        assert!(!screen.contains("Reading"), "{screen}");
 
         let line = ["chat", "-m", "student", "-n", "5", "--temperature", "0"];
         let mut chat = still(home, columns, &line);
@@ -90,7 +92,6 @@ fn a_newcomer_comes_from_a_document_to_a_student() {
         chat.until_prompt();
         chat.send(&format!("/quit{ENTER}"));
         left(&mut chat, 0);
-        assert!(!chat.wraps(), "{}", chat.screen());
 
         // A student of their own; Ctrl-C on the way.
         let teacher = teacher_dir().to_str().unwrap();

@@ -30,7 +30,7 @@ impl ChatSession {
         cancel: &Cancel,
         each: impl Fn(usize, usize) + Sync,
     ) -> Result<bool> {
-        let tokens = self.shared_beginning(&document)?;
+        let tokens = self.shared_beginning(&document, cancel)?;
         let reread = self.read_on(tokens, cancel, each)?;
         self.document = Some(document);
         Ok(reread)
@@ -47,9 +47,13 @@ impl ChatSession {
     }
 
     /// The tokens that prompts of any question about a document begin with.
-    fn shared_beginning(&self, document: &str) -> Result<Vec<u32>> {
+    fn shared_beginning(&self, document: &str, cancel: &Cancel) -> Result<Vec<u32>> {
         // Two that begin alike in nothing.
         let (_, mut one) = self.prompt(&asked(document, "What?"))?;
+        // A long document takes a second or two, twice.
+        if cancel.is_raised() {
+            return Err(ModelError::Cancelled);
+        }
         let (_, other) = self.prompt(&asked(document, "1"))?;
         let shared = one.iter().zip(&other).take_while(|(a, b)| a == b).count();
         one.truncate(shared);

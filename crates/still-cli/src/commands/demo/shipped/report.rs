@@ -8,7 +8,7 @@ use still_eval::task::Metric;
 use super::document::{FACTS, questions};
 use crate::table::{WIDTH, seconds};
 use crate::verdict::{Quality, Row, table};
-use crate::wrap::wrapped;
+use crate::wrap::{quoted, wrapped};
 
 /// The object that `still demo --json` prints.
 #[derive(Debug, Serialize)]
@@ -111,7 +111,7 @@ impl Report {
         let mut parts = vec![table(&self.rows), wrapped(&self.sentence, WIDTH)];
         for question in self.facts.iter().take(1).chain(&self.open) {
             let said = |name: &str, said: &Said| {
-                wrapped(&format!("{name}: {}", said.answer), WIDTH - 2).replace('\n', "\n  ")
+                quoted(&format!("{name}: {}", said.answer), WIDTH - 2).replace('\n', "\n  ")
             };
             parts.push(format!(
                 "{}\n  {}\n  {}",
