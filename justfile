@@ -150,8 +150,8 @@ bench-torch-op *ARGS:
 
 # The README's plot, from recorded runs (`pip install matplotlib`)
 [group('measure')]
-plot:
-    python3 benches/plot_quality.py
+plot FOLDER="benches/results/2026-11-30-h200/table":
+    python3 benches/table/report.py "{{ FOLDER }}" --images docs/images --markdown target/table.md
 
 # A stripped binary of a tagged commit in target/dist, with its SHA-256; `just release cuda` for GPUs
 [group('release')]

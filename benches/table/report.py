@@ -11,10 +11,12 @@ paired bootstraps over items, task by task (10,000 resamples, seed 0), as `still
 
 import argparse
 import collections
+import functools
 import gzip
 import json
 import math
 import pathlib
+import zlib
 
 import matplotlib
 import numpy as np
@@ -22,10 +24,10 @@ import numpy as np
 import rows
 
 matplotlib.use("svg")
+matplotlib.rcParams["svg.hashsalt"] = "still"
 import matplotlib.pyplot as plt  # noqa: E402
 
 RESAMPLES = 10_000
-BLOCK = 256
 REFERENCE = "ours-10"
 # Score of an item that a suite is known by; `nll` where less is better.
 SUITES = {
@@ -58,17 +60,16 @@ class Model:
 
 
 def parts(sample, kind):
-    """As the program resamples: whole items, and of windows blocks of 256 tokens."""
+    """As the program resamples: whole items, and of windows blocks of tokens."""
     if sample["kind"] == "window":
-        nll = sample["nll"]
-        blocks = [nll[start : start + BLOCK] for start in range(0, len(nll), BLOCK)]
-        return [(sum(block), len(block)) for block in blocks]
+        return sample["blocks"]
     return [(sample["scores"]["acc" if kind == "acc" else kind], 1)]
 
 
 def suite_of(file, task):
-    if file != "recall":
-        return file
+    suite = rows.suite_of(file)
+    if suite != "recall":
+        return suite
     return "passkey" if task.startswith("passkey") else "repeated_text"
 
 
@@ -132,16 +133,32 @@ def read(folder):
     return dict(models)
 
 
+@functools.cache
+def picks(task, items):
+    """How often each of a task's items counts in each resample, `[R, items]`: the same for every model."""
+    rng = np.random.default_rng([0, zlib.crc32(task.encode())])
+    counts = np.empty((RESAMPLES, items), np.uint8)
+    for start in range(0, RESAMPLES, 500):
+        drawn = rng.integers(0, items, (500, items)) + items * np.arange(500)[:, None]
+        counts[start : start + 500] = np.bincount(drawn.ravel(), minlength=500 * items).reshape(500, items)
+    return counts
+
+
+def resampled(pick, values):
+    """Sums over items as `pick` counts them."""
+    return np.concatenate([pick[start : start + 500].astype(np.float32) @ values.astype(np.float32) for start in range(0, RESAMPLES, 500)])
+
+
 def task_mean(items, chance, pick=None):
     """Mean over the parts of items, less chance; `pick` says how often each item counts (`[R, items]`)."""
     sums = np.array([sum(part[0] for part in item) for item in items])
     weights = np.array([sum(part[1] for part in item) for item in items], float)
     if pick is None:
         return sums.sum() / weights.sum() - chance
-    return pick @ sums / (pick @ weights) - chance
+    return resampled(pick, sums) / resampled(pick, weights) - chance
 
 
-def compared(model, other, key, rng):
+def compared(model, other, key):
     """What `model` has more than `other` in a suite, with its 95 % interval; relative to `other` too."""
     differences, others = [], []
     for task, answers in sorted(model.answers[key].items()):
@@ -153,7 +170,7 @@ def compared(model, other, key, rng):
         # Of windows the blocks are drawn: each is an item.
         a = [[part] for item in both for part in answers[item]]
         b = [[part] for item in both for part in theirs[item]]
-        pick = rng.multinomial(len(a), np.full(len(a), 1 / len(a)), RESAMPLES).astype(float)
+        pick = picks(task, len(a))
         one, two = task_mean(a, chance, pick), task_mean(b, chance, pick)
         differences.append((task_mean(a, chance) - task_mean(b, chance), one - two))
         others.append((task_mean(b, chance), two))
@@ -255,7 +272,7 @@ def markdown(models):
                 continue
             cells = []
             for key in wanted:
-                found = compared(models[name], teacher, key, np.random.default_rng(0))
+                found = compared(models[name], teacher, key)
                 relative = found and found["relative"]
                 cells.append("" if not relative else "{:.1f} [{:.1f}, {:.1f}]".format(*(100 + 100 * x for x in relative)))
             lines.append([name, *cells])
@@ -268,13 +285,13 @@ def markdown(models):
         for name in ordered(models):
             if name == REFERENCE:
                 continue
-            found = [compared(reference, models[name], key, np.random.default_rng(0)) for key in keys]
+            found = [compared(reference, models[name], key) for key in keys]
             lines.append([name, *(interval(key[0], f and f["difference"]) for key, f in zip(keys, found))])
         yield from table([f"{REFERENCE} less", *map(titled, keys)], lines)
         lines = []
         for key in (key for key in keys if key[0] == "ruler"):
             for name in ("lolcats", "paper"):
-                if name in models and (found := compared(reference, models[name], key, np.random.default_rng(0))):
+                if name in models and (found := compared(reference, models[name], key)):
                     relative = found["relative"]
                     told = "no score to compare with" if not relative else "{:+.1f} % [{:+.1f}, {:+.1f}]".format(*(100 * x for x in relative))
                     lines.append([titled(key), name, told])
@@ -341,35 +358,60 @@ def speeds(models):
         yield from table(["model", "context", "cache, bytes", "prefill tokens/s", "decode tokens/s"], lines)
 
 
+# How the plot draws rows: name in its legend, marker. Others are left out: seeds, ablations.
+DRAWN = {
+    "ours-untrained": ("STILL, calibrated, not trained", "o"),
+    "uniform": ("STILL, the same budget in every head", "o"),
+    "random": ("random routing", "o"),
+    "paper": ("STILL as published", "s"),
+    "still-released": ("STILL, its authors' code", "s"),
+    "lolcats": ("LoLCATs", "D"),
+    "lola": ("LoLA", "D"),
+    "hedgehog": ("Hedgehog", "D"),
+    "window-only": ("window only", "v"),
+    "streaming-llm": ("StreamingLLM, trained", "v"),
+    # Compressions of the teacher's cache, by method.
+    **{f"{method}:": (f"teacher with {method}" + (" (sees the question)" if method == "snapkv" else ""), "x") for method in rows.METHODS},
+}
+OURS = ["ours-6", "ours-10", "ours-20"]
+
+
 def plot_quality(models, images):
     """RULER's mean against the share of the dense bytes, a panel a length."""
     keys = [key for key in columns(models) if key[0] == "ruler"]
     teacher = models.get("teacher")
     if not keys or not teacher:
         return None
-    figure, axes = plt.subplots(1, len(keys), figsize=(5.5 * len(keys), 4.5), squeeze=False)
+    figure, axes = plt.subplots(1, len(keys), figsize=(5 * len(keys), 4), squeeze=False)
+    named = {}
     for axis, key in zip(axes[0], keys):
-        lines = collections.defaultdict(list)
+        groups = collections.defaultdict(list)
         for name in ordered(models):
-            model = models[name]
-            share, value = cache_share(model, teacher, key), score(model, key)
-            if share is None or value is None:
+            share, value = cache_share(models[name], teacher, key), score(models[name], key)
+            if share is None or value is None or name == "teacher":
                 continue
-            if model.compression:
-                lines[model.compression["method"]].append((100 * share, 100 * value))
-            else:
-                axis.plot(100 * share, 100 * value, "o")
-                axis.annotate(name, (100 * share, 100 * value), textcoords="offset points", xytext=(4, 4), fontsize=7)
-        for method, points in sorted(lines.items()):
-            label = method + (" (sees the question)" if method == "snapkv" else "")
-            axis.plot(*zip(*sorted(points)), "--", marker="x", linewidth=1, label=label)
-        axis.set(xscale="log", xlabel="cache, % of the dense model's bytes", ylabel="RULER, mean score, %")
-        axis.set_title(titled(key))
-        if lines:
-            axis.legend(fontsize=7)
+            compression = models[name].compression
+            group = "ours" if name in OURS else compression["method"] + ":" if compression else name.split(" ")[0]
+            groups[group].append((100 * share, 100 * value))
+        axis.axhline(100 * score(teacher, key), color="black", linewidth=1, linestyle=":")
+        axis.annotate("the teacher, whole cache", (100, 100 * score(teacher, key)), xytext=(0, 3), textcoords="offset points", ha="right", fontsize=8)
+        if groups["ours"]:
+            named["STILL, calibrated: 6, 10 and 20 %"], = axis.plot(*zip(*sorted(groups["ours"])), "-o", color="tab:blue", linewidth=2)
+        for n, (group, (label, marker)) in enumerate(DRAWN.items()):
+            if groups[group]:
+                color = plt.get_cmap("tab20")((n + 2) % 20)
+                named[label], = axis.plot(*zip(*sorted(groups[group])), marker=marker, color=color, linestyle="--", linewidth=0.8)
+        ticks = [3, 5, 10, 20, 50, 100]
+        axis.set(xscale="log", xlim=(2.5, 110), xlabel="cache, % of the dense model's bytes", ylabel="RULER, mean of 12 tasks, %")
+        axis.set_xticks(ticks, map(str, ticks))
+        axis.minorticks_off()
+        axis.set_title(f"{key[1]:,} tokens")
+    order = ["STILL, calibrated: 6, 10 and 20 %", *(label for label, _ in DRAWN.values())]
+    labels = [label for label in order if label in named]
+    figure.legend([named[label] for label in labels], labels, loc="upper center", bbox_to_anchor=(0.5, 0), ncol=3, fontsize=8, frameon=False)
     figure.tight_layout()
-    path = images / "table_quality.svg"
-    figure.savefig(path, metadata={"Date": None})
+    path = images / "quality.svg"
+    figure.savefig(path, metadata={"Date": None}, bbox_inches="tight")
     return path
 
 
@@ -394,7 +436,7 @@ def plot_heads(models, images):
         axis.annotate(name, (whole, value), textcoords="offset points", xytext=(4, 4), fontsize=7)
     axis.set(xlabel="KV heads that keep every token", ylabel="RULER, mean score, %")
     figure.tight_layout()
-    path = images / "table_heads.svg"
+    path = images / "whole_heads.svg"
     figure.savefig(path, metadata={"Date": None})
     return path
 

@@ -1,9 +1,13 @@
 """The rows of the table: how each model is made, and at which bytes.
 
-A student's row is a built-in recipe and what is set in it. All students train on as many tokens: 12 M over both stages, or in
-stage 2 alone where a student has no feature maps to train; windows of 1,024 to 8,192 tokens, a quarter of the steps each.
+A student's row is a built-in recipe and what is set in it. All students train on the same texts, and on as many tokens: 12 M
+over both stages, or in stage 2 alone where a student has no feature maps to train; windows of 1,024 to 8,192 tokens, a quarter
+of the steps each.
 """
 
+import re
+
+BLOCK = 256
 # Windows of 3,840 tokens on the mean, two a step: 781 steps are 6 M tokens.
 LENGTHS = {
     "data.lengths": "[1024, 2048, 4096, 8192]",
@@ -33,7 +37,8 @@ class Row:
         # `--compress` of the teacher, or `--ablate` of another row's student.
         self.compress = compress
         self.ablate = ablate
-        self.of = of
+        # The row whose model this changes.
+        self.of = "teacher" if compress else of
         # Without training only budgets are found (`--training-free`).
         self.train = train
 
@@ -71,6 +76,8 @@ OURS = {
     "finetune__optimizer__warmup": "40",
 }
 
+METHODS = ["snapkv", "kvzip", "duo_attention", "h2o", "streaming_llm", "random"]
+
 ROWS = {
     "teacher": Row("the dense model"),
     # Ours.
@@ -78,7 +85,7 @@ ROWS = {
     "ours-10": ours("calibrated, 10 %, rows in int8", 0.1),
     "ours-10-seed1": ours("the same, seed 1", 0.1, seed=1),
     "ours-10-seed2": ours("the same, seed 2", 0.1, seed=2),
-    "ours-20": ours("calibrated, 20 %, rows in bf16", 0.2, attention__rows='"bf16"'),
+    "ours-20": ours("calibrated, 20 %, rows in int8", 0.2),
     "ours-untrained": Row("calibrated, 10 %, not trained", "still-10", train=False),
     "uniform": uniform("the same budget for every head, at the bytes of 10 %"),
     "random": uniform("random routing, at the bytes of 10 %", attention__router="{ random = { seed = 0 } }"),
@@ -101,9 +108,11 @@ ROWS = {
     "window-only": Row("a sliding window alone", "window-only", stages=ONE_STAGE),
     "streaming-llm": Row("StreamingLLM's attention, trained", "streaming-llm", stages=ONE_STAGE),
     # The dense model with a compressed cache, untrained.
-    "compress-6": Row("compressions at 6 %", compress="0.06"),
-    "compress-10": Row("compressions at 10 %", compress="0.1"),
-    "compress-20": Row("compressions at 20 %", compress="0.2"),
+    **{
+        f"{method}-{percent}": Row(f"the teacher's cache compressed by {method} to {percent} %", compress=f"{method}:{percent / 100}")
+        for percent in (10, 6, 20)
+        for method in METHODS
+    },
     # Choices of ours, one changed at a time, at 10 %.
     "no-lora-qk": ours("low-rank updates of v and o alone", 0.1, finetune__lora__targets='["v", "o"]'),
     "own-linear-loss": ours("the linear branch has a loss of its own", 0.1, transfer__linear_branch_weight="1.0"),
@@ -113,8 +122,6 @@ ROWS = {
     "hedgehog-map": ours("Hedgehog's feature map in place of NP-Map", 0.1, attention__feature_map='"softmax"'),
     "received-attention": ours("scores by received attention", 0.1, attention__router='"received_attention"'),
 }
-
-METHODS = ["snapkv", "kvzip", "duo_attention", "h2o", "streaming_llm", "random"]
 
 # Ablations of the issue's that the rows do not train: of one student.
 BRANCHES = {"row": "ours-10", "ablate": "branches"}
@@ -126,18 +133,33 @@ RULER = (
 
 
 def suites(scale):
-    """Name to arguments of `still eval`; `scale` has the numbers of items and the lengths."""
-    items, lengths = ["--limit", str(scale["items"])], ["--lengths", scale["lengths"]]
+    """Name to arguments of `still eval`; `scale` has the numbers of items and the lengths. Long tasks are a suite a length."""
+    items = ["--limit", str(scale["items"])]
     short = ["--limit", str(scale["short"])] if scale["short"] else []
-    return {
+    asked = {
         "short": ["--tasks", "piqa,arc_easy,arc_challenge,hellaswag,winogrande,lambada_openai", *short],
         "mmlu": ["--tasks", "mmlu", *short],
-        "ruler": ["--tasks", RULER, *lengths, *items, "--text", "{haystack}", "--squad", "{squad}"],
-        "babilong": ["--tasks", "babilong", *lengths, *items, "--text", "{haystack}"],
-        "recall": ["--tasks", "passkey,repeated_text", *lengths, *items],
-        "facts": ["--tasks", "planted_facts", *lengths, *items, "--text", "{haystack}", "--chat"],
         "perplexity": ["--tasks", "perplexity", "--lengths", scale["longest"], "--limit", str(scale["windows"]), "--text", "{text}"],
     }
+    for length in scale["lengths"].split(","):
+        long = ["--lengths", length, *items]
+        asked |= {
+            f"ruler_{length}": ["--tasks", RULER, *long, "--text", "{haystack}", "--squad", "{squad}"],
+            f"recall_{length}": ["--tasks", "passkey,repeated_text", *long],
+            f"facts_{length}": ["--tasks", "planted_facts", *long, "--text", "{haystack}", "--chat"],
+            f"babilong_{length}": ["--tasks", "babilong", *long, "--text", "{haystack}"],
+        }
+    return asked
+
+
+def suite_of(asked):
+    """The suite of a name with a length: `ruler` of `ruler_4096`."""
+    return re.sub(r"_\d+$", "", asked)
+
+
+def blocks(nll):
+    """As the program resamples windows: sum and number of tokens of every block."""
+    return [(round(sum(block), 4), len(block)) for block in (nll[start : start + BLOCK] for start in range(0, len(nll), BLOCK))]
 
 
 FULL = {"items": 100, "short": 0, "windows": 60, "lengths": "4096,8192", "longest": "8192"}

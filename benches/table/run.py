@@ -7,9 +7,11 @@
     benches/table/run.py all … --tiny       # everything once, small: does it work here?
 
 A row is a folder of OUT: `student` (a delta), `SUITE.json`, `SUITE.jsonl` (one line an answer), `*.log`. What is there is not
-done again, and what was interrupted goes on: run the same command again. With several GPUs each takes the next row. A failed
-row does not end the others; the script says which failed, and exits with 1. `--bring DIR` copies what a report reads: results,
-resolved recipes, and answers packed with gzip, but no weights. `report.py DIR` makes the tables.
+done again, and what was interrupted goes on: run the same command again. With several GPUs each takes the next row; one that
+is named twice (`--gpus 0,0,1,1`) takes two rows at a time, which only speeds suffer from: measure those alone, with
+`--parts efficiency`. A failed row does not end the others; the script says which failed, and exits with 1. `--bring DIR`
+copies what a report reads: results, resolved recipes, and answers packed with gzip, but no weights. `report.py DIR` makes the
+tables.
 """
 
 import argparse
@@ -44,9 +46,10 @@ def arguments():
     parser.add_argument("--bring", type=pathlib.Path, help="copy what a report reads here, at the end")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--gpus", default="0", help="with --device cuda: GPUs that take rows side by side")
-    parser.add_argument("--suites", default="", help="only these, separated by commas")
+    parser.add_argument("--parts", default="", help="only these of a row, with commas: train, ruler or ruler_4096, …, efficiency, generation, branches")
     parser.add_argument("--items", type=int, help="items of a long task in place of 100")
     parser.add_argument("--lengths", help="tokens of long prompts in place of 4096,8192")
+    parser.add_argument("--only-bring", action="store_true", help="run nothing, copy what is there")
     parser.add_argument("--tiny", action="store_true", help="everything once, small")
     return parser.parse_args()
 
@@ -85,33 +88,42 @@ class Worker:
             model = self.student(name, row, folder)
             if model is None:
                 return
-        elif row.of:
+        elif row.ablate:
             model = self.args.out / row.of / "student"
             if not model.exists():
                 raise Failed(f"{name} is of the student of {row.of}: run that row first")
         more = []
         if row.compress:
-            more = ["--compress", ",".join(f"{method}:{row.compress}" for method in rows.METHODS)]
+            more = ["--compress", row.compress]
         if row.ablate:
             more = ["--ablate", row.ablate]
-        for suite, command in suites(self.args).items():
-            self.suite(suite, command, model, [*row.cache_dtype, *more], folder)
-        if not more:
+        for suite, command in rows.suites(scale(self.args)).items():
+            if self.wanted(suite):
+                self.suite(suite, command, model, [*row.cache_dtype, *more], folder, row.of)
+        if not more and self.wanted("efficiency"):
             self.once(folder / "efficiency.json", lambda path: [
                 "eval", "--model", model, *self.device, *row.cache_dtype, "--efficiency", scale(self.args)["lengths"], "--out", path,
             ])
+        if not more and self.wanted("generation"):
             self.generations(model, folder)
-        if name == rows.BRANCHES["row"]:
+        if name == rows.BRANCHES["row"] and self.wanted("branches"):
             self.once(folder / "branches.json", lambda path: [
                 "eval", "--model", model, *self.device, "--tasks", "perplexity,repeated_text", "--text", self.args.text,
                 "--lengths", scale(self.args)["lengths"], "--limit", str(scale(self.args)["windows"]),
                 "--ablate", rows.BRANCHES["ablate"], "--out", path,
             ])
 
+    def wanted(self, part):
+        parts = self.args.parts.split(",")
+        return not self.args.parts or part in parts or rows.suite_of(part) in parts
+
     def student(self, name, row, folder):
         """Trains a student, or goes on; its folder. `None` after a dry run."""
         student, run = folder / "student", folder / "run"
         sets = dict(row.sets, seed=str(row.seed))
+        if len(self.args.train) > 1 and all(map(os.path.isfile, self.args.train)):
+            # As many tokens of each file.
+            sets["data.weights"] = json.dumps([1 / len(self.args.train)] * len(self.args.train))
         if self.args.tiny:
             tiny = dict(rows.TINY_SETS)
             if sets.get("transfer.steps") == "0":
@@ -122,7 +134,7 @@ class Worker:
         command = ["linearize", "--model", self.args.teacher, "--data", *self.args.train, "--recipe", row.recipe]
         for key, value in sets.items():
             command += ["--set", f"{key}={value}"]
-        command += ["--out", student, "--run-dir", run, "--delta", "--no-verdict", "--no-tensorboard", *self.device]
+        command += ["--out", student, "--run-dir", run, "--delta", "--dtype", "f16", "--no-verdict", "--no-tensorboard", *self.device]
         if not row.train:
             command += ["--training-free"]
         if self.args.dry_run:
@@ -130,18 +142,24 @@ class Worker:
             (folder / "dry_run.json").write_text(said)
             return None
         if not student.exists():
-            if run.exists() and row.train:
+            if any(run.glob("checkpoints/*")):
                 command.append("--resume")
+            else:
+                shutil.rmtree(run, ignore_errors=True)
             said = self.still(folder / "train.log", *command, "--json")
             (folder / "train.json").write_text(said)
             # Checkpoints are large, and the student is there.
             shutil.rmtree(run, ignore_errors=True)
         return student
 
-    def suite(self, suite, command, model, more, folder):
+    def suite(self, suite, command, model, more, folder, base):
+        """Asks a suite; what the row `base` has answered already is not asked again."""
         texts = {"{text}": self.args.text, "{haystack}": self.args.haystack or self.args.text, "{squad}": self.args.squad}
         command = [texts.get(word, word) for word in command]
         samples = folder / f"{suite}.jsonl"
+        known = self.args.out / (base or "") / f"{suite}.jsonl"
+        if base and known.exists() and not samples.exists():
+            shutil.copy(known, samples)
         self.once(folder / f"{suite}.json", lambda path: [
             "eval", "--model", model, *self.device, "--data-dir", self.args.data_dir, *command, *more,
             "--samples", samples, "--resume", "--out", path,
@@ -180,13 +198,13 @@ def scale(args):
     return chosen
 
 
-def suites(args):
-    every = rows.suites(scale(args))
-    wanted = [name for name in args.suites.split(",") if name]
-    unknown = [name for name in wanted if name not in every]
+def check_parts(args):
+    """Ends the script if a part has no such name."""
+    asked = rows.suites(scale(args))
+    known = ["train", *dict.fromkeys(map(rows.suite_of, asked)), *asked, "efficiency", "generation", "branches"]
+    unknown = [part for part in args.parts.split(",") if part and part not in known]
     if unknown:
-        sys.exit(f"no suite is called {unknown[0]}: use {', '.join(every)}")
-    return {name: command for name, command in every.items() if not wanted or name in wanted}
+        sys.exit(f"no part is called {unknown[0]}: use {', '.join(known)}")
 
 
 def bring(args, names):
@@ -197,8 +215,17 @@ def bring(args, names):
         for path in sorted(source.glob("*.json")):
             shutil.copy(path, target / path.name)
         for path in sorted(source.glob("*.jsonl")):
-            with open(path, "rb") as plain, gzip.open(target / f"{path.name}.gz", "wb", 9) as packed:
-                shutil.copyfileobj(plain, packed)
+            with open(path) as lines, gzip.open(target / f"{path.name}.gz", "wt", 9) as packed:
+                for line in lines:
+                    packed.write(json.dumps(compact(json.loads(line)), separators=(",", ":")) + "\n")
+
+
+def compact(sample):
+    """What a report and a reader want of an answer: scores, what was written; of a window sums of blocks in place of tokens."""
+    kept = {key: sample[key] for key in ("model", "task", "id", "kind", "cache_bytes", "text", "targets", "scores") if key in sample}
+    if "nll" in sample:
+        kept["blocks"] = rows.blocks(sample["nll"])
+    return kept
 
 
 def main():
@@ -211,12 +238,18 @@ def main():
     unknown = [name for name in names if name not in rows.ROWS]
     if unknown or not names:
         sys.exit(f"no row is called {unknown[0]}: see --list" if unknown else "name rows, or all")
+    if args.only_bring:
+        if not (args.out and args.bring):
+            sys.exit("--only-bring copies from --out to --bring: name both")
+        bring(args, [name for name in names if (args.out / name).exists()])
+        return
     needed = ["teacher", "train", "out"] if args.dry_run else ["teacher", "train", "text", "data_dir", "squad", "out"]
     missing = [name for name in needed if getattr(args, name) is None]
     if missing:
         sys.exit(f"--{missing[0].replace('_', '-')} is missing")
+    check_parts(args)
     if args.dry_run:
-        names = [name for name in names if rows.ROWS[name].trains]
+        names = [name for name in names if rows.ROWS[name].trains and rows.ROWS[name].train]
     # Rows of another row's student come last, and wait for it.
     waiting, failed = queue.Queue(), []
     ended = {name: threading.Event() for name in names}

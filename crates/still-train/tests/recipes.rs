@@ -36,7 +36,7 @@ fn every_shipped_recipe_parses_and_fits_a_model() {
     assert!(count >= 5 + COMPARED.len());
 }
 
-/// Recipes of docs/comparison.md: the file, the recorded evaluation of its student, and the student's name there.
+/// Recipes of benches/results/2026-11-25-h100/comparison.md: the file, the recorded evaluation of its student, and the student's name there.
 const COMPARED: [(&str, &str, &str); 4] = [
     ("ten-of-64", "2026-11-25-h100/eval_long.json", "uniform10G"),
     ("paper", "2026-11-25-h100/eval_long.json", "paperG"),

@@ -1,6 +1,7 @@
 //! Softmax attention over any rows of K and V, in tensor operations that every device has. In float32.
 
-use candle_core::{D, DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor};
+use candle_nn::ops::softmax_last_dim;
 
 use crate::error::Result;
 
@@ -79,10 +80,31 @@ pub(super) fn weights(
     if tokens > 1 {
         logits = logits.broadcast_add(&mask(later, tokens, rows)?)?;
     }
-    let largest = logits.max_keepdim(D::Minus1)?;
-    let powers = logits.broadcast_sub(&largest)?.exp()?;
-    let sum = powers.sum_keepdim(D::Minus1)?;
-    Ok(powers.broadcast_div(&sum)?)
+    Ok(softmax_last_dim(&logits)?)
+}
+
+/// Sums of weights `[B, K, G, T, M]` over their queries: `[B, K, G, M]`. A product with ones, since a device reduces any but the last
+/// dimension slowly.
+pub(super) fn sum_of_queries(weights: &Tensor) -> Result<Tensor> {
+    let (batch, kv_heads, group, tokens, rows) = weights.dims5()?;
+    let flat = weights.reshape((batch * kv_heads * group, tokens, rows))?;
+    let ones = Tensor::ones((batch * kv_heads * group, 1, tokens), DType::F32, weights.device())?;
+    Ok(ones.matmul(&flat)?.reshape((batch, kv_heads, group, rows))?)
+}
+
+/// The largest of weights `[B, K, G, T, M]` over query heads and queries: `[B, K, M]`. By halves, for the same reason.
+pub(super) fn largest_of_queries(weights: &Tensor) -> Result<Tensor> {
+    let (batch, kv_heads, group, tokens, rows) = weights.dims5()?;
+    let mut left = weights.reshape((batch, kv_heads, group * tokens, rows))?;
+    loop {
+        let queries = left.dim(2)?;
+        if queries <= 1 {
+            return Ok(left.squeeze(2)?);
+        }
+        // The middle one of an odd number is in both halves.
+        let half = queries.div_ceil(2);
+        left = left.narrow(2, 0, half)?.maximum(&left.narrow(2, queries - half, half)?)?;
+    }
 }
 
 /// `[T, T]`: −∞ where a row comes after its query, for up to [`BLOCK`] of `tokens` queries and their own rows. It is made once for

@@ -52,7 +52,7 @@ pub(super) fn snapkv(q: &Heads, k: &Heads, observed: usize, scale: f64) -> Vec<V
         let reach = POOLED as isize / 2;
         let near = |at: isize| usize::try_from(at).ok().and_then(|at| sums.get(at)).unwrap_or(&0.0);
         (0..before as isize)
-            .map(|at| (at - reach..=at + reach).map(near).sum::<f64>() / POOLED as f64)
+            .map(|at| (at - reach..=at + reach).map(near).copied().fold(0.0, f64::max))
             .collect()
     };
     (0..k.len()).map(head).collect()

@@ -9,7 +9,7 @@
 use candle_core::{D, Tensor};
 use still_model::Model;
 
-use super::attention::{Rows, blocks, later, weights};
+use super::attention::{Rows, blocks, largest_of_queries, later, weights};
 use super::context::scale_of;
 use super::scores::Scores;
 use super::select::SINKS;
@@ -94,7 +94,7 @@ pub(super) fn largest(
     for (start, length) in blocks(q.dim(2)?) {
         let keys = Tensor::cat(&[&before, &own.narrow(2, 0, start + length)?], 2)?;
         let weights = weights(&q.narrow(2, start, length)?, &keys, None, scale, later)?;
-        let of_block = weights.narrow(D::Minus1, sinks, to - from)?.max(3)?.max(2)?;
+        let of_block = largest_of_queries(&weights)?.narrow(D::Minus1, sinks, to - from)?;
         largest = Some(match largest {
             Some(largest) => largest.maximum(&of_block)?,
             None => of_block,
