@@ -68,7 +68,7 @@ fn ctrl_c_ends_what_saves_nothing_in_every_phase() {
     for (line, doing) in [
         ("demo --model delta", "     Reading teacher"),
         ("demo --train --model TEACHER", " Calibrating losses"),
-        ("export --gguf q4_1 --out wide.gguf --model wide", "  Quantizing the weights"),
+        ("export --gguf q4_k --out wide.gguf --model wide", "  Quantizing the weights"),
         (
             "linearize --dry-run --recipe uniform --data long.txt -o s -m TEACHER",
             "     Reading the data",
@@ -124,11 +124,12 @@ fn wide_student(dir: &Path) {
 #[test]
 fn ctrl_c_ends_a_verdict_and_leaves_the_student() {
     let dir = home();
+    wide_student(&dir.path().join("wide"));
     for columns in [80, 200] {
         let out = format!("mine-{columns}");
         let mut run = on_terminal(dir.path(), columns, |command| {
             command.args(["linearize", "-d", "own.txt", "--recipe", "uniform", "-o", &out, "-m"]);
-            command.arg(teacher_dir());
+            command.arg("wide-base");
             for set in ["data.length=128", "transfer.steps=1", "finetune.steps=0"] {
                 command.args(["--set", set]);
             }
