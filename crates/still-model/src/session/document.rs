@@ -12,9 +12,10 @@ pub fn message_about(document: &str, question: &str) -> String {
     asked(document, question)
 }
 
-/// A question about a document, as one message.
+/// A question about a document, as one message. The line breaks with which files end are none of a document's text: three in a row
+/// are another token than the two of [`BETWEEN`], one that small models answer worse.
 pub(super) fn asked(document: &str, question: &str) -> String {
-    format!("{document}{BETWEEN}{question}")
+    format!("{}{BETWEEN}{}", document.trim_end(), question.trim())
 }
 
 impl ChatSession {
@@ -43,7 +44,8 @@ impl ChatSession {
             let content = message.object().get("content").and_then(serde_json::Value::as_str);
             content.is_some_and(|content| content == text || content.starts_with(&beginning))
         };
-        self.document() == Some(text) || self.messages().iter().any(said)
+        self.document().map(str::trim_end) == Some(text.trim_end())
+            || self.messages().iter().any(said)
     }
 
     /// The tokens that prompts of any question about a document begin with.

@@ -94,6 +94,24 @@ fn asking_changes_nothing_and_nothing_is_read_twice() {
 }
 
 #[test]
+fn how_a_file_ends_changes_nothing() {
+    let model = &models()[0];
+    let read = |end: &str, question: &str| {
+        let mut session = ChatSession::new(model.clone(), RowDtype::F32, None).unwrap();
+        read(&mut session, &format!("{}{end}", document().trim_end())).unwrap();
+        assert!(session.knows(&document()) && session.knows(document().trim_end()));
+        let found = (session.tokens(), ask(&session, question));
+        send(&mut session, question);
+        assert!(session.knows(&document()));
+        found
+    };
+    let expected = read("", "Who?");
+    for (end, question) in [("\n", "Who?"), ("\r\n\r\n", " Who?\n"), (" ", "Who?")] {
+        assert_eq!(read(end, question), expected, "{end:?}");
+    }
+}
+
+#[test]
 fn a_turn_that_fails_leaves_the_conversation_as_it_was() {
     let model = &models()[0];
     let mut session = ChatSession::new(model.clone(), RowDtype::Bf16, None).unwrap();

@@ -41,7 +41,7 @@ struct Fact {
 pub fn document(tokenizer: &Tokenizer) -> anyhow::Result<Document> {
     let questions: Questions = serde_json::from_str(QUESTIONS)?;
     let prompt = |question: &str| -> anyhow::Result<Vec<u32>> {
-        let message = message_about(TEXT.trim_end(), question);
+        let message = message_about(TEXT, question);
         Ok(match tokenizer.chat_template() {
             Some(template) => {
                 let turn = template.render(&[Message::new("user", message.as_str())], true)?;
