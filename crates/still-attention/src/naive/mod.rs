@@ -16,10 +16,12 @@
 //! | `exact_terms` | branch switches and the window factor: the first terms of numerator and denominator |
 //! | `output` | their sum with the linear terms: linear norm and gate |
 //! | `linear_only` | Hedgehog |
+//! | `delta_rule` | a state that overwrites, which no kernel has |
 //! | `dense` | the teacher's attention |
 //! | `sliding` | attention that a layer keeps |
 //! | `head`, `sums` | nothing: the rows of a selection head, and sums over a row |
 
+mod delta_rule;
 mod dense;
 mod exact_terms;
 mod feature_map;
@@ -36,6 +38,7 @@ mod self_saliency;
 mod sliding;
 mod sums;
 
+pub use delta_rule::DeltaState;
 pub use dense::dense_attention;
 pub use feature_map::feature_row;
 pub use kept_rows::{kept_key, kept_value};
