@@ -11,7 +11,9 @@ DEV = "cuda"
 LIMIT = {torch.bfloat16: 5e-3, torch.float32: 1e-5}
 GRADIENT_LIMIT = {torch.bfloat16: 1e-2, torch.float32: 3e-5}
 SCALE_GRADIENT_LIMIT = {torch.bfloat16: 1e-2, torch.float32: 2e-4}  # two numbers, each a sum over all tokens of either sign
-CODED_LIMIT = {torch.bfloat16: 5e-3, torch.float32: 2e-4}  # what lies halfway between two codes may go either way
+# Over thousands of keys two planes of bf16 alone cost 1.05e-5 of the last rows (f32_rounding.py).
+LONG, LONG_LIMIT = 4096, {torch.bfloat16: 5e-3, torch.float32: 1.5e-5}
+NEAR_TIE = {torch.bfloat16: 1e-5, torch.float32: 1e-4}  # logits: the largest, and which key has it
 # (batch, query heads, KV heads, D, tokens, budgets, mean)
 CASES = [
     (1, 1, 1, 64, 1, [4], False), (1, 2, 1, 64, 64, [4], True), (1, 2, 1, 128, 65, [4], True),
@@ -47,6 +49,14 @@ def relative(x, ref):
     return ((x - ref).norm() / ref.norm().clamp_min(1e-30)).item()
 
 
+def lone_token_terms(d_out, v, other, d):
+    """What a lone token's dq or dk is the difference of: its weight is 1, its logit's gradient d_out . v - d_out . out is nothing but
+    rounding. Each of the two is about as large as its terms with random signs."""
+    group = d_out.shape[1] // v.shape[1]
+    rep = lambda x: x.repeat_interleave(group, 1) if x.shape[1] == v.shape[1] else x
+    return ((d_out * rep(v)).norm(dim=-1) * rep(other).norm(dim=-1)).norm().item() / d**0.5
+
+
 def check_case(lib, case, dtype, seed, backward, cap=None):
     b, h, kv, d, n, budgets, mean = case
     q, k, v, w_q, w_k, log_scale = inputs(b, h, kv, d, n, dtype, mean, seed)
@@ -75,31 +85,38 @@ def check_case(lib, case, dtype, seed, backward, cap=None):
     absorbed_at = layer.absorbed()
     if not (absorbed_at == naive.absorbed_at(layer.score, chosen, cap)).all():
         problems.append("demotion")
-    out, m, den = naive.attention(*wide[:5], absorbed_at, wide[5])
+    # Which key has the largest logit is discrete as well: compared first, then fed, since the maximum's gradient goes to that key.
+    ref = naive.attention(*wide[:5], absorbed_at, wide[5], arg_max=layer.arg_max)
     with torch.no_grad():
-        errors["out"] = relative(layer.out, out)
-        errors["max"] = (layer.maximum - m).abs().max().item()
-        errors["den"] = relative(layer.denominator, den)
-    if not errors["out"] <= LIMIT[dtype]:
+        errors["out"] = relative(layer.out, ref.out)
+        errors["max"] = (layer.maximum - ref.maximum).abs().max().item()
+        # What goes with the kernel's own maximum: that its error is in `max` already.
+        errors["den"] = relative(layer.denominator, ref.exact * (ref.maximum - layer.maximum).exp() + ref.denominator - ref.exact)
+        errors["tie"], ties = ref.behind.max().item(), int((ref.behind > 0).sum())
+    if not errors["out"] <= (LONG_LIMIT if n > LONG else LIMIT)[dtype]:
         problems.append("out")
-    if not (errors["max"] <= 1e-3 and errors["den"] <= LIMIT[dtype]):
+    if not (max(errors["max"], errors["tie"]) <= NEAR_TIE[dtype] and errors["den"] <= LIMIT[dtype]):
         problems.append("stats")
     if backward:
-        d_out = torch.randn(b, n, h, d, device=DEV).to(dtype).transpose(1, 2)
+        d_out = torch.randn(b, n, h, d, device=DEV, generator=torch.Generator(DEV).manual_seed(1000 + seed)).to(dtype).transpose(1, 2)
         layer.prepare_backward(d_out)
         layer.backward()
         torch.cuda.synchronize()
-        out.backward(d_out.double())
+        ref.out.backward(d_out.double())
         got = [layer.d_q, layer.d_k, layer.d_v, layer.d_w_q, layer.d_w_k, layer.d_log_scale]
-        for name, x, ref in zip(("dq", "dk", "dv", "dwq", "dwk", "dl"), got, wide):
-            if ref is None:
+        for name, x, wanted in zip(("dq", "dk", "dv", "dwq", "dwk", "dl"), got, wide):
+            if wanted is None:
                 continue
-            zero = ref.grad.norm() == 0
-            errors[name] = x.double().norm().item() if zero else relative(x, ref.grad)
+            grad = wanted.grad
+            if n == 1 and name in ("dq", "dk"):
+                other = wide[1] if name == "dq" else wide[0]
+                errors[name] = (x.double() - grad).norm().item() / lone_token_terms(d_out.double(), wide[2], other, d)
+            else:
+                errors[name] = x.double().norm().item() if grad.norm() == 0 else relative(x, grad)
             if not errors[name] <= (SCALE_GRADIENT_LIMIT if name == "dl" else GRADIENT_LIMIT)[dtype]:
                 problems.append(name)
     name = str(dtype).removeprefix("torch.")
-    print(f"{'FAIL' if problems else 'ok  '} {name:9s} {case} cap {cap}", " ".join(f"{a} {e:.1e}" for a, e in errors.items()), *problems, flush=True)
+    print(f"{'FAIL' if problems else 'ok  '} {name:9s} {case} cap {cap}", " ".join(f"{a} {e:.1e}" for a, e in errors.items()), f"ties {ties}", *problems, flush=True)
     return not problems
 
 
@@ -136,7 +153,7 @@ def check_decode(lib, case, dtype, seed, read, cap=None):
         outs.append(decoder.step(q[:, :, t : t + 1], k[:, :, t : t + 1], v[:, :, t : t + 1]).clone())
     torch.cuda.synchronize()
     wide = [x if x is None else x.double() for x in (q, k, v, w_q, w_k, log_scale)]
-    ref, _, _ = naive.attention(*wide[:5], whole.absorbed(), wide[5])
+    ref = naive.attention(*wide[:5], whole.absorbed(), wide[5]).out
     error = relative(torch.cat(outs, 2), ref[:, :, read:])
     last = min(n, 64)
     slots = torch.arange(n - last, n, device=DEV) % 128
@@ -187,10 +204,9 @@ def check_onto(lib, case, dtype, seed, calls, cap=None, coding="plain"):
     torch.cuda.synchronize()
     wide = [x if x is None else x.double() for x in (q, k, v, w_q, w_k, log_scale)]
     kept = None if coding == "plain" else [naive.kept_rows(x, coding, x is wide[1]) for x in wide[1:3]]
-    ref, _, _ = naive.attention(*wide[:5], whole.absorbed(), wide[5], kept)
+    ref = naive.attention(*wide[:5], whole.absorbed(), wide[5], kept).out
     errors["out"] = max(relative(torch.cat(outs[i], 1), ref[i, :, : at[i]]) for i in range(b))
-    limit = LIMIT if coding == "plain" else CODED_LIMIT
-    good = all(error <= limit[dtype] for error in errors.values())
+    good = all(error <= LIMIT[dtype] for error in errors.values())
     name = str(dtype).removeprefix("torch.")
     print(f"{'ok  ' if good else 'FAIL'} onto {name:9s} {coding} {case} cap {cap} {calls}:", " ".join(f"{a} {e:.1e}" for a, e in errors.items()), flush=True)
     return good

@@ -1,5 +1,6 @@
 """The operator by its equations, in float64, with quadratic matrices; differentiable."""
 import itertools
+from typing import NamedTuple
 
 import torch
 
@@ -64,25 +65,50 @@ def rotated(x):
     return torch.cat([(x[..., :whole].unflatten(-1, (-1, 32)) @ h).flatten(-2), x[..., whole:]], -1)
 
 
+def rotated_in_f32(x):
+    """`rotated` by the additions of the kernels, in their order."""
+    lane, whole = torch.arange(32, device=x.device), x.shape[-1] // 32 * 32
+    y = x[..., :whole].unflatten(-1, (-1, 32))
+    for m in (1, 2, 4, 8, 16):
+        other = y[..., lane ^ m]
+        y = torch.where((lane & m).bool(), other - y, y + other)
+    return torch.cat([(y * x.new_tensor(32**-0.5)).flatten(-2), x[..., whole:]], -1)
+
+
 def kept_rows(x, coding, keys):
-    """What a state gives back of rows that it keeps so."""
+    """What a state gives back of rows that it keeps so, in float64. Codes are discrete, as a selection is, and what lies halfway
+    between two of them is not rare where values have 8 bits: they are made by the format's own steps, in f32."""
+    if keys and coding == "int4":
+        return rotated(coded(rotated_in_f32(x.float()), coding))
+    return coded(x.float(), coding)
+
+
+def coded(x, coding):
+    away = lambda x: (x.sign() * (x.double().abs() + 0.5).floor()).double()  # halves away from zero
     if coding == "int8":
-        scale = x.abs().amax(-1, keepdim=True) / 127
-        ratio = torch.where(scale > 0, x / scale, 0.0)
-        return (ratio.sign() * (ratio.abs() + 0.5).floor()) * scale
-    if keys:
-        return rotated(kept_rows(rotated(x), coding, False))
+        top = x.abs().amax(-1, keepdim=True)
+        inverse = torch.where(top > 0, 127 / top, 0.0)
+        return away(x * inverse) * (top / 127).double()
     back = []
     for group in x.split(32, -1):
         low, high = group.amin(-1, keepdim=True), group.amax(-1, keepdim=True)
-        offset, scale = low.half().double(), ((high - low) / 15).half().double()
-        back.append(torch.where(scale > 0, ((group - offset) / scale).round().clamp(0, 15), 0.0) * scale + offset)
+        offset, scale = low.half().float(), ((high - low) / 15).half().float()
+        inverse = torch.where(scale > 0, 1 / scale, 0.0)
+        back.append(away((group - offset) * inverse).clamp(0, 15) * scale.double() + offset.double())
     return torch.cat(back, -1)
 
 
-def attention(q, k, v, w_q, w_k, absorbed_at, log_scale=None, kept=None):
-    """`absorbed_at` [B, K, N]; `kept`: keys and values as they are once they are salient, if not as they come. Returns the output,
-    the maximum and the denominator."""
+class Attention(NamedTuple):
+    out: torch.Tensor
+    maximum: torch.Tensor
+    denominator: torch.Tensor
+    exact: torch.Tensor  # the exact branch's share of the denominator
+    behind: torch.Tensor  # how far the logits of the given `arg_max` are below the maximum
+
+
+def attention(q, k, v, w_q, w_k, absorbed_at, log_scale=None, kept=None, arg_max=None):
+    """`absorbed_at` [B, K, N]; `kept`: keys and values as they are once they are salient, if not as they come; `arg_max` [B, H, N]:
+    through which key the maximum's gradient goes, if not the largest logit's."""
     b, h, n, d = q.shape
     group = h // k.shape[1]
     rep = lambda x: x.repeat_interleave(group, 1)
@@ -97,7 +123,11 @@ def attention(q, k, v, w_q, w_k, absorbed_at, log_scale=None, kept=None):
         late = (absorbed_at > chunk + 2)[..., None]  # what was kept for a while
         k, v_absorbed = torch.where(late, kept[0], k), torch.where(late, kept[1], v)
     s = s.masked_fill(~exact, -torch.inf)
-    m = s.amax(-1, keepdim=True)
+    m, behind = s.amax(-1, keepdim=True), torch.zeros_like(s[..., 0])
+    if arg_max is not None:
+        at = s.gather(-1, arg_max[..., None].long())
+        behind = (m - at).detach().squeeze(-1)
+        m = at + (m - at).detach()
     e = (s - m).exp()
     weight = (np_map(q, w_q) @ rep(np_map(k, w_k)).transpose(-1, -2)).masked_fill(~absorbed, 0.0)
     if log_scale is not None:
@@ -110,4 +140,4 @@ def attention(q, k, v, w_q, w_k, absorbed_at, log_scale=None, kept=None):
     else:
         of = lambda seen, rows: torch.where(seen, e, 0.0) @ rep(rows)
         out = of(~out_of_window, v) + of(out_of_window, kept[1]) + weight @ rep(v_absorbed)
-    return out / den, m.squeeze(-1), den.squeeze(-1)
+    return Attention(out / den, m.squeeze(-1), den.squeeze(-1), e.sum(-1), behind)

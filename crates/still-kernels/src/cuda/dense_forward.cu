@@ -52,22 +52,6 @@ __device__ __forceinline__ void hold_left(Left<P> (&x)[N]) {
 #endif
 }
 
-// sums += a B in f32: the tensor cores' own sums are rounded toward zero, which over thousands of keys is not the 1e-5 that f32
-// is to keep. A tile's product is made apart, 16 columns at a time, and added.
-template <int KS, int NT, class TILE>
-__device__ __forceinline__ void add_apart(float (&sums)[NT][4], const Left<TILE::P> (&a)[KS], TILE b) {
-#pragma unroll
-  for (int n = 0; n < NT; n += 2) {
-    float part[2][4];
-    clear(part);
-    product_nn<KS, 2>(part, a, b, 0, n * 8);
-#pragma unroll
-    for (int i = 0; i < 2; i++)
-#pragma unroll
-      for (int e = 0; e < 4; e++) sums[n + i][e] += part[i][e];
-  }
-}
-
 template <class K, int KEYS>
 __global__ void __launch_bounds__(FORWARD_THREADS, DenseTiles<K, KEYS>::BLOCKS) dense_forward(const DenseForward<typename K::T> in) {
   using Tiles = DenseTiles<K, KEYS>;
@@ -147,7 +131,7 @@ __global__ void __launch_bounds__(FORWARD_THREADS, DenseTiles<K, KEYS>::BLOCKS) 
   };
   auto add_values = [&](int i) {
     if constexpr (P == 1) start_add_product<KEYS / 16>(out, p, value_tile(i), 0);
-    else add_apart(out, p, value_tile(i));
+    else product_nn<KEYS / 16, NT>(out, p, value_tile(i), 0);
   };
   auto finish_all = [&] {
     finish<P, D>();

@@ -181,27 +181,40 @@ __device__ __forceinline__ void product_nt(float (&sums)[NT][4], const Left<TILE
     }
 }
 
-// sums += a B, B = tile[row.., col..], 16 KS rows and 8 NT columns.
-template <int KS, int NT, class TILE>
-__device__ __forceinline__ void product_nn(float (&sums)[NT][4], const Left<TILE::P> (&a)[KS], TILE tile, int row, int col = 0) {
-  int lane = threadIdx.x % 32, r = row + lane % 16, c = col + lane / 16 * 8;
-#pragma unroll
-  for (int k = 0; k < KS; k++)
-#pragma unroll
-    for (int n = 0; n < NT; n += 2) {
-      uint32_t b[TILE::P][4];
-#pragma unroll
-      for (int p = 0; p < TILE::P; p++) load_matrices_transposed(b[p], tile.at(p, r + k * 16, c + n * 8 - last_alone<NT>(n)));
-      multiply_two(sums, n, a[k], b);
-    }
-}
-
 template <int NT>
 __device__ __forceinline__ void clear(float (&x)[NT][4]) {
 #pragma unroll
   for (int n = 0; n < NT; n++)
 #pragma unroll
     for (int i = 0; i < 4; i++) x[n][i] = 0.f;
+}
+
+// sums += a B, B = tile[row.., col..], 16 KS rows and 8 NT columns. f32 data have 16 bits or more to keep, and tensor cores round
+// what they add up toward zero: their product is made apart, a few columns at a time, and added to the nearest.
+template <int KS, int NT, class TILE>
+__device__ __forceinline__ void product_nn(float (&sums)[NT][4], const Left<TILE::P> (&a)[KS], TILE tile, int row, int col = 0) {
+  constexpr bool APART = TILE::P == 2;
+  constexpr int FEW = APART ? 4 : NT;
+  int lane = threadIdx.x % 32, r = row + lane % 16, c = col + lane / 16 * 8;
+#pragma unroll
+  for (int first = 0; first < NT; first += FEW) {
+    float part[APART ? FEW : 1][4];
+    clear(part);
+#pragma unroll
+    for (int k = 0; k < KS; k++)
+#pragma unroll
+      for (int n = first; n < NT && n < first + FEW; n += 2) {
+        uint32_t b[TILE::P][4];
+#pragma unroll
+        for (int p = 0; p < TILE::P; p++) load_matrices_transposed(b[p], tile.at(p, r + k * 16, c + n * 8 - last_alone<NT>(n)));
+        if constexpr (APART) multiply_two(part, n - first, a[k], b); else multiply_two(sums, n, a[k], b);
+      }
+    if constexpr (APART)
+#pragma unroll
+      for (int n = first; n < NT && n < first + FEW; n++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) sums[n][e] += part[n - first][e];
+  }
 }
 
 // Stores one of a lane's two rows of sums, times `factor`, if `on` (the same for the row's four lanes; all lanes call). In bf16

@@ -29,14 +29,6 @@ __device__ __forceinline__ void issue_nn(float (&sums)[NT][4], const Left<1> (&a
   for (int k = 0; k < KS; k++) wgmma<1>(sums, a[k].r[0], descriptor(b.at(0, row, 0) + k * 2048, B::PANEL), add || k > 0);
 }
 
-// sums = or += a Bt, B = b[row..], 8 NT rows, 16 KS columns. Issues only.
-template <int KS, int NT, class B>
-__device__ __forceinline__ void issue_nt(float (&sums)[NT][4], const Left<1> (&a)[KS], B b, int row, bool add = true) {
-#pragma unroll
-  for (int k = 0; k < KS; k++)
-    wgmma<0>(sums, a[k].r[0], descriptor(b.at(0, row, 0) + k / 4 * B::PANEL + k % 4 * 32, 16), add || k > 0);
-}
-
 #endif
 
 // Products come in pairs of start_… and `finish`: on warpgroups they run on between the two, and neither sums nor left operands
@@ -135,23 +127,6 @@ __device__ __forceinline__ void add_product(float (&sums)[NT][4], const Left<B::
   start_add_product<KS>(sums, a, b, row);
   finish<B::P, B::COLS>();
   hold_sums(sums);
-}
-
-// sums += a Bt.
-template <int KS, int NT, class B>
-__device__ __forceinline__ void add_product_nt(float (&sums)[NT][4], const Left<B::P> (&a)[KS], B b, int row) {
-  if constexpr (WARPGROUP<B::P, B::COLS>) {
-#if STILL_HOPPER
-    hold(sums);
-    wgmma_fence();
-    issue_nt<KS>(sums, a, b, row);
-    wgmma_commit();
-    wgmma_wait<0>();
-    hold(sums);
-#endif
-  } else {
-    product_nt<KS, NT>(sums, a, b, row);
-  }
 }
 
 // sums += At B: 64 columns of a (this warp's 16 of them are the rows of the sums; `left`: the same in registers, used without
