@@ -211,14 +211,9 @@ pub struct Decode {
     pub ring_k: *mut c_void,
     pub ring_v: *mut c_void,
     pub ring_score: *mut f32,
-    pub store_k: *mut c_void,
-    pub store_v: *mut c_void,
+    pub store: *const Store,
     pub coding: i32,
-    pub store_score: *mut f32,
-    pub store_token: *mut i32,
     pub admitted: *mut u64,
-    pub store_offset: *const i64,
-    pub store_entries: i64,
     pub s: *mut f32,
     pub z: *mut f32,
     pub partial: *mut f32,
@@ -268,4 +263,6 @@ unsafe extern "C" {
     pub fn still_past_rows(shape: *const Shape, past: *const Past, state: *const Decode, q: Rows, k: Rows, v: Rows, rounded: i32, stream: Stream) -> c_int;
     pub fn still_past_select(shape: *const Shape, past: *const Past, state: *const Decode, score: *mut f32, selected: *mut u64, salient: *mut i32, stream: Stream) -> c_int;
     pub fn still_past_fill(shape: *const Shape, past: *const Past, state: *const Decode, k: Rows, v: Rows, score: *const f32, routing: *const Routing, stream: Stream) -> c_int;
+    pub fn still_features(rows: i64, width: i32, d: i32, f: *const f32, x: *const f32, phi: *mut f32, stream: Stream) -> c_int;
+    pub fn still_features_backward(rows: i64, width: i32, d: i32, f: *const f32, x: *const f32, phi: *const f32, d_phi: *const f32, d_f: *mut f32, d_x: *mut f32, stream: Stream) -> c_int;
 }

@@ -56,11 +56,9 @@ class Decode(c.Structure):
         [(n, Rows) for n in ("q", "k", "v", "out")]
         + [(n, c.c_void_p) for n in ("w_q", "w_k", "log_scale", "budgets")]
         + [("cap", c.c_int32)]
-        + [(n, c.c_void_p) for n in ("positions", "ring_k", "ring_v", "ring_score", "store_k", "store_v")]
+        + [(n, c.c_void_p) for n in ("positions", "ring_k", "ring_v", "ring_score", "store")]
         + [("coding", c.c_int32)]
-        + [(n, c.c_void_p) for n in ("store_score", "store_token", "admitted", "store_offset")]
-        + [("store_entries", c.c_int64)]
-        + [(n, c.c_void_p) for n in ("s", "z", "partial", "arrived")]
+        + [(n, c.c_void_p) for n in ("admitted", "s", "z", "partial", "arrived")]
         + [("splits", c.c_int32), ("gate", Rows), ("router", Router), ("cos", c.c_void_p), ("sin", c.c_void_p), ("rotary", c.c_int32)]
     )
 
@@ -252,6 +250,9 @@ class Decoder:
             self.store_score = new(batch, self.store_entries, dtype=f32)
             self.store_token = torch.full((batch, self.store_entries), -1, dtype=torch.int32, device=device)
             self.admitted = torch.full((batch, kv), -1, dtype=torch.int64, device=device)
+        at = lambda x: 0 if x is None else x.data_ptr()
+        store = (self.store_k, self.store_v, self.store_score, self.store_token, self.store_offset)
+        self.store = torch.tensor([*map(at, store), self.store_entries], dtype=torch.int64, device=device)
         self.s = torch.zeros(batch, kv, 2 * d, d, device=device)
         self.z = torch.zeros(batch, kv, 2 * d, device=device)
         self.partial = new(lib.lib.still_decode_floats(c.byref(self.shape), c.c_int32(splits)), dtype=f32)
@@ -260,11 +261,9 @@ class Decoder:
 
     def args(self, q, k, v):
         weights = (self.w_q, self.w_k, self.log_scale, self.budgets)
-        state = (self.positions, self.ring_k, self.ring_v, self.ring_score, self.store_k, self.store_v)
-        ranks = (self.store_score, self.store_token, self.admitted, self.store_offset)
-        return Decode(rows(q), rows(k), rows(v), rows(self.out), *map(ptr, weights), self.cap, *map(ptr, state), self.coding, *map(ptr, ranks),
-                      self.store_entries, ptr(self.s),
-                      ptr(self.z), ptr(self.partial), ptr(self.arrived), self.splits)
+        state = (self.positions, self.ring_k, self.ring_v, self.ring_score, self.store)
+        return Decode(rows(q), rows(k), rows(v), rows(self.out), *map(ptr, weights), self.cap, *map(ptr, state), self.coding, ptr(self.admitted),
+                      ptr(self.s), ptr(self.z), ptr(self.partial), ptr(self.arrived), self.splits)
 
     def fill(self, layer):
         """From a `Layer` whose forward pass ran with s_last and z_last set to this decoder's."""

@@ -487,7 +487,6 @@ impl CudaHybridState {
     /// The state as the kernels take it; rows, weights and scratch are left out.
     fn args<'a>(&'a self, launch: &mut Launch<'a>) -> Decode {
         let weights = &*self.weights;
-        let ranks = self.store.ranks.as_ref();
         Decode {
             q: Rows::NONE,
             k: Rows::NONE,
@@ -502,14 +501,9 @@ impl CudaHybridState {
             ring_k: launch.at(&self.ring_k),
             ring_v: launch.at(&self.ring_v),
             ring_score: launch.at(&self.ring_score),
-            store_k: launch.at(&self.store.k),
-            store_v: launch.at(&self.store.v),
+            store: self.store.there(launch),
             coding: self.store.kind(),
-            store_score: launch.at_optional(ranks.map(|(score, _)| score)),
-            store_token: launch.at_optional(ranks.map(|(_, token)| token)),
             admitted: launch.at(&self.admitted),
-            store_offset: launch.at(&self.store.offsets),
-            store_entries: self.store.rows as i64,
             s: launch.at(&self.s),
             z: launch.at(&self.z),
             partial: null_mut(),
@@ -541,6 +535,11 @@ impl GraphState for CudaHybridState {
 
     fn moves(&self) -> usize {
         self.store.moves
+    }
+
+    /// A step looks up where the store lies.
+    fn generation(&self) -> usize {
+        0
     }
 
     fn reserve(&mut self, tokens: usize) -> Result<()> {

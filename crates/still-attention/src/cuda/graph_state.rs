@@ -46,8 +46,13 @@ pub trait GraphState: AttentionState {
         false
     }
 
-    /// How often memory has moved to make room: a [`step`](Self::step) that was captured before is stale.
+    /// How often memory has moved to make room.
     fn moves(&self) -> usize;
+
+    /// Another number than when a [`step`](Self::step) was captured says that the capture is stale.
+    fn generation(&self) -> usize {
+        self.moves()
+    }
 
     /// Makes room for sequences of `tokens` tokens.
     ///

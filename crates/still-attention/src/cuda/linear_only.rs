@@ -98,7 +98,7 @@ impl CudaLinearState {
         let [map_q, map_k] = &self.maps;
         let ops =
             LinearOps { q: &q, k: &k, v: &v, map_q, map_k, map: self.config.feature_map, counts };
-        let (out, state) = ops.forward(Some(&self.state))?;
+        let (out, state, _) = ops.forward(Some(&self.state))?;
         self.state = state;
         Ok(present(&out)?)
     }

@@ -11,6 +11,7 @@
 //! | `store` | the salient rows of a state |
 //! | `kv_cache` | the teacher's cache |
 //! | `linear_only` | the state of linear attention alone |
+//! | `linear_features` | its feature map |
 //! | `foreign` | the operator in memory of another library, on its stream |
 //! | `graph_state` | what a CUDA graph feeds |
 //! | `layout` | strides and memory for kernels, and what they are told of a configuration |
@@ -24,6 +25,7 @@ mod forward;
 mod graph_state;
 mod kv_cache;
 mod layout;
+mod linear_features;
 mod linear_only;
 mod routing;
 mod saved_attention;
@@ -43,6 +45,7 @@ pub use foreign::{
 };
 pub use graph_state::{GraphState, IDLE, StepRotation};
 pub use kv_cache::CudaKvCache;
+pub(crate) use linear_features::{features, features_backward};
 pub use linear_only::CudaLinearState;
 pub(crate) use routing::DeviceRouting;
 pub(crate) use saved_attention::SavedAttention;

@@ -1,19 +1,18 @@
 //! The operator on CUDA tensors, and what its backward pass needs.
 
 use candle_core::backend::BackendDevice;
-use candle_core::{CudaDevice, Tensor, Var};
+use candle_core::{CudaDevice, Tensor};
 
 use super::backward::backward;
 use super::forward::{Operands, Saved, forward};
 use super::layout::{flags, rows_aligned, shape};
 use super::routing::DeviceRouting;
 use super::{log_scale, repeated, support};
-use crate::linear_ops::LinearOps;
+use crate::linear_ops::{LinearGradients, LinearOps, SavedLinear};
 use crate::saved_attention::{Call, FoldedGradients};
 use crate::{
     AttentionError, HeadGeometry, HybridConfig, Mode, Result, Routing, Selection, SelectionHead,
 };
-use still_compute::pull_back;
 
 /// What the forward pass computed from, and what it left.
 #[derive(Debug)]
@@ -38,12 +37,11 @@ struct Launched {
     out: Tensor,
 }
 
-/// Linear attention alone, of the tensor library's ops: a graph of its own, from variables.
+/// Linear attention alone, of the tensor library's ops.
 #[derive(Debug)]
 struct Composed {
-    rows: Option<[Var; 3]>,
-    maps: [Var; 2],
-    out: Tensor,
+    saved: SavedLinear,
+    wants_rows: bool,
 }
 
 impl SavedAttention {
@@ -65,9 +63,9 @@ impl SavedAttention {
         let (q, k, v) = (q.detach(), repeated(k, copies)?, repeated(v, copies)?);
         let (map_q, map_k) = weights.folded()?;
         if config.mode == Mode::LinearOnly {
-            let (composed, routing) =
-                Composed::forward([&q, &k, &v], [&map_q, &map_k], config, routing, wants_rows)?;
-            let out = composed.out.detach();
+            let (out, saved, routing) =
+                linear_alone([&q, &k, &v], [&map_q, &map_k], config, routing)?;
+            let composed = Composed { saved, wants_rows };
             return Ok((out, routing, Self { copies, kind: Kind::Composed(Box::new(composed)) }));
         }
         let log_scale = log_scale(weights, config)?;
@@ -99,56 +97,31 @@ impl SavedAttention {
 }
 
 impl Composed {
-    /// `k` and `v` for every selection head.
-    fn forward(
-        rows: [&Tensor; 3],
-        maps: [&Tensor; 2],
-        config: &HybridConfig,
-        routing: Option<&Routing>,
-        wants_rows: bool,
-    ) -> Result<(Self, Routing)> {
-        let variable = |tensor: &Tensor| Var::from_tensor(tensor);
-        let tracked = match wants_rows {
-            true => Some([variable(rows[0])?, variable(rows[1])?, variable(rows[2])?]),
-            false => None,
-        };
-        let maps = [variable(maps[0])?, variable(maps[1])?];
-        let [q, k, v] = tracked.as_ref().map_or(rows, |rows| rows.each_ref().map(Var::as_tensor));
-        let ops = LinearOps {
-            q,
-            k,
-            v,
-            map_q: &maps[0],
-            map_k: &maps[1],
-            map: config.feature_map,
-            counts: None,
-        };
-        let (out, _) = ops.forward(None)?;
-        let (batch, heads, tokens, _) = k.dims4()?;
-        let routing = match routing {
-            Some(routing) => {
-                routing.selection()?.check((batch, heads, tokens), config)?;
-                routing.clone()
-            }
-            None => at_once((batch, heads, tokens), config.chunk),
-        };
-        Ok((Self { rows: tracked, maps, out }, routing))
-    }
-
     fn backward(&self, d_out: &Tensor) -> Result<FoldedGradients> {
-        let grads = pull_back(&self.out, &d_out.contiguous()?)?.backward()?;
-        let of = |var: &Var| match grads.get(var) {
-            Some(gradient) => Ok(gradient.clone()),
-            None => var.zeros_like(),
-        };
-        let qkv = match &self.rows {
-            Some([q, k, v]) => Some([of(q)?, of(k)?, of(v)?]),
-            None => None,
-        };
-        let [map_q, map_k] = &self.maps;
-        let (map_q, map_k) = (of(map_q)?, of(map_k)?);
+        let LinearGradients { qkv, map_q, map_k } = self.saved.backward(d_out, self.wants_rows)?;
         Ok(FoldedGradients { qkv, gate: None, map_q, map_k, log_scale: None })
     }
+}
+
+/// The output of linear attention alone; `k` and `v` for every selection head.
+fn linear_alone(
+    [q, k, v]: [&Tensor; 3],
+    [map_q, map_k]: [&Tensor; 2],
+    config: &HybridConfig,
+    routing: Option<&Routing>,
+) -> Result<(Tensor, SavedLinear, Routing)> {
+    let (map_q, map_k) = (&map_q.detach(), &map_k.detach());
+    let ops = LinearOps { q, k, v, map_q, map_k, map: config.feature_map, counts: None };
+    let (out, _, saved) = ops.forward(None)?;
+    let (batch, heads, tokens, _) = k.dims4()?;
+    let routing = match routing {
+        Some(routing) => {
+            routing.selection()?.check((batch, heads, tokens), config)?;
+            routing.clone()
+        }
+        None => at_once((batch, heads, tokens), config.chunk),
+    };
+    Ok((out, saved, routing))
 }
 
 /// Every token in the state as it comes.

@@ -14,6 +14,10 @@ use crate::config::FOUR_BIT_GROUP;
 /// Chunks that there is room for beyond what is asked: a thousand tokens between two growths at the least.
 const SPARE: usize = 16;
 
+/// Words of a `StillStore`.
+const STORE_WORDS: usize = 6;
+const _: () = assert!(size_of::<still_kernels::Store>() == STORE_WORDS * size_of::<u64>());
+
 /// How rows are kept.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Coding {
@@ -49,7 +53,7 @@ impl Coding {
 /// K and V rows of the salient tokens, `[B, rows, D]` each, or their codes with the scales of all behind: room for equally many
 /// retired chunks of every sequence. A head's rows lie together; in order, unless there is a cap: what is kept then takes the
 /// place of what is demoted.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Store {
     pub k: CudaSlice<u8>,
     pub v: CudaSlice<u8>,
@@ -59,6 +63,9 @@ pub(super) struct Store {
     pub offsets: CudaSlice<i64>,
     /// Rows of one sequence.
     pub rows: usize,
+    /// Where all that lies, as the kernels of a state look it up: a `StillStore`. It stays where it is when the store grows, so that
+    /// a captured step need not be captured again.
+    there: CudaSlice<u64>,
     /// Retired chunks of a sequence.
     chunks: usize,
     /// How often the rows have moved.
@@ -82,17 +89,35 @@ impl Store {
             Some(_) => Some((uninit(device, batch * rows)?, uninit(device, batch * rows)?)),
             None => None,
         };
-        Ok(Self {
+        let mut store = Self {
             k: uninit(device, batch * rows * coding.row_bytes())?,
             v: uninit(device, batch * rows * coding.row_bytes())?,
             ranks,
             offsets: device.clone_htod(&offsets)?,
             rows,
+            there: uninit(device, STORE_WORDS)?,
             chunks,
             moves: 0,
             coding,
             cap,
-        })
+        };
+        store.tell()?;
+        Ok(store)
+    }
+
+    /// Queues that what the kernels look up is what there is.
+    fn tell(&mut self) -> Result<()> {
+        let stream = self.k.stream().clone();
+        let mut launch = Launch::new(&stream)?;
+        let still_kernels::Store { k, v, score, token, offset, entries } = self.args(&mut launch);
+        let words = [k as u64, v as u64, score as u64, token as u64, offset as u64, entries as u64];
+        drop(launch);
+        stream.memcpy_htod(&words, &mut self.there).map_err(candle_core::Error::wrap)
+    }
+
+    /// Where kernels look up where the store lies.
+    pub fn there<'a>(&'a self, launch: &mut Launch<'a>) -> *const still_kernels::Store {
+        launch.at::<_, still_kernels::Store>(&self.there).cast_const()
     }
 
     /// Makes room for `chunks` retired chunks of a sequence; `held` are those that each has. `budgets`: of every head, on the host
@@ -111,7 +136,7 @@ impl Store {
             return Ok(());
         }
         let room = chunks.max(self.chunks + self.chunks / 8) + SPARE;
-        let grown = Self::new(device, held.len(), budgets.0, self.coding, self.cap, room)?;
+        let mut grown = Self::new(device, held.len(), budgets.0, self.coding, self.cap, room)?;
         if self.cap.is_some() && grown.rows == self.rows {
             self.chunks = room;
             return Ok(());
@@ -120,8 +145,9 @@ impl Store {
         if most > 0 {
             self.copy_to(&grown, device, budgets.1, (held.len(), most))?;
         }
+        std::mem::swap(&mut self.there, &mut grown.there);
         *self = Self { moves: self.moves + 1, ..grown };
-        Ok(())
+        self.tell()
     }
 
     /// Queues a copy of what `batch` sequences have stored after `retired` chunks, at most, to a larger store.
@@ -212,6 +238,22 @@ impl Store {
     pub fn size_bytes(&self) -> usize {
         let ranks = self.ranks.as_ref().map_or(0, |(a, b)| a.num_bytes() + b.num_bytes());
         self.k.num_bytes() + self.v.num_bytes() + self.offsets.num_bytes() + ranks
+    }
+}
+
+/// A copy has memory of its own, and says so to the kernels.
+impl Clone for Store {
+    fn clone(&self) -> Self {
+        let mut copy = Self {
+            k: self.k.clone(),
+            v: self.v.clone(),
+            ranks: self.ranks.clone(),
+            offsets: self.offsets.clone(),
+            there: self.there.clone(),
+            ..*self
+        };
+        copy.tell().expect("the device copies its own words");
+        copy
     }
 }
 

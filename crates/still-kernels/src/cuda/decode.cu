@@ -85,8 +85,9 @@ __device__ __forceinline__ void merge_parts(const Decode<typename K::T>& in, con
 }
 
 template <class K, int CODING>
-__global__ void __launch_bounds__(128, K::P == 1 ? 3 : 1) decode_attend(const Decode<typename K::T> in) {
+__global__ void __launch_bounds__(128, K::P == 1 ? 3 : 1) decode_attend(const Decode<typename K::T> state) {
   constexpr int D = K::D;
+  const Stored<typename K::T> in(state);
   const int position = in.positions[blockIdx.z];
   if (position < 0) return;
   extern __shared__ __align__(128) unsigned char dynamic[];
@@ -116,7 +117,8 @@ __global__ void __launch_bounds__(128, K::P == 1 ? 3 : 1) decode_attend(const De
 // Rows of a sequence that was read at once: salient ones to the store, the last two chunks to the ring.
 template <class T>
 __global__ void __launch_bounds__(128) decode_fill(Rows<const T> k, Rows<const T> v, const float* score, const StillRouting routing,
-                                                   const Decode<T> in, int tokens, int d) {
+                                                   const Decode<T> state, int tokens, int d) {
+  const Stored<T> in(state);
   const int kv = blockIdx.y, b = blockIdx.z, chunks = (tokens + CHUNK - 1) / CHUNK;
   const int64_t bk = int64_t(b) * in.kv_heads + kv;
   const int retired = max(chunks - 2, 0), kept = kept_tokens(in.cap, in.budgets[kv], retired), begin = retired * CHUNK;

@@ -16,13 +16,10 @@ struct Decode {
   const float* log_scale;
   const int32_t *budgets, *positions;
   int cap;
-  T *ring_k, *ring_v, *store_k, *store_v;
-  int coding;
-  int64_t all_entries;  // of all sequences
-  const int64_t* store_offset;
-  int64_t store_entries;
-  float *ring_score, *store_score, *s, *z, *partial;
-  int32_t* store_token;
+  T *ring_k, *ring_v;
+  const StillStore* there;
+  int coding, batch;
+  float *ring_score, *s, *z, *partial;
   uint64_t* admitted;
   uint32_t* arrived;
   int splits, heads, kv_heads, group, flags;
@@ -33,18 +30,10 @@ struct Decode {
   Decode(const StillShape& shape, const StillDecode& a)
       : q(a.q), k(a.k), v(a.v), gate(a.gate), out(a.out), w_q(static_cast<const T*>(a.w_q)), w_k(static_cast<const T*>(a.w_k)),
         log_scale(a.log_scale), budgets(a.budgets), positions(a.positions), cap(a.cap), ring_k(static_cast<T*>(a.ring_k)),
-        ring_v(static_cast<T*>(a.ring_v)), store_k(static_cast<T*>(a.store_k)), store_v(static_cast<T*>(a.store_v)),
-        coding(a.coding), all_entries(shape.batch * a.store_entries),
-        store_offset(a.store_offset), store_entries(a.store_entries), ring_score(a.ring_score), store_score(a.store_score), s(a.s), z(a.z),
-        partial(a.partial), store_token(a.store_token), admitted(a.admitted), arrived(a.arrived), splits(a.splits), heads(shape.heads), kv_heads(shape.kv_heads),
+        ring_v(static_cast<T*>(a.ring_v)), there(a.store), coding(a.coding), batch(shape.batch), ring_score(a.ring_score), s(a.s), z(a.z),
+        partial(a.partial), admitted(a.admitted), arrived(a.arrived), splits(a.splits), heads(shape.heads), kv_heads(shape.kv_heads),
         group(shape.heads / shape.kv_heads), flags(shape.flags), router(a.router), cos(a.cos), sin(a.sin),
         half(a.rotary / 2) {}
-
-  // First entry of a head's store, in rows of D.
-  __device__ __forceinline__ int64_t store(int b, int kv) const { return b * store_entries + store_offset[kv]; }
-  // The rows of the stores, where they are codes.
-  __device__ __forceinline__ CodedRows keys(int d) const { return CodedRows(store_k, all_entries, coding, d, true); }
-  __device__ __forceinline__ CodedRows values(int d) const { return CodedRows(store_v, all_entries, coding, d, false); }
 
   // A sequence's cosines and sines.
   __device__ __forceinline__ const float* cosines(int b) const { return cos ? cos + b * half : nullptr; }
@@ -54,6 +43,34 @@ struct Decode {
   __device__ __forceinline__ float retiring_score(float in_ring, int place) const {
     return router.kind == STILL_RECEIVED_ATTENTION ? received_mean(in_ring, place, RING, group) : in_ring;
   }
+};
+
+// A state and where its store lies now, which a kernel looks up first.
+template <class T>
+struct Stored : Decode<T> {
+  T *store_k, *store_v;
+  float* store_score;
+  int32_t* store_token;
+  const int64_t* store_offset;
+  int64_t store_entries;
+
+  __device__ __forceinline__ explicit Stored(const Decode<T>& state) : Decode<T>(state) {
+    const StillStore& at = *state.there;
+    store_k = static_cast<T*>(at.k);
+    store_v = static_cast<T*>(at.v);
+    store_score = at.score;
+    store_token = at.token;
+    store_offset = at.offset;
+    store_entries = at.entries;
+  }
+
+  // Entries of all sequences.
+  __device__ __forceinline__ int64_t all_entries() const { return this->batch * store_entries; }
+  // First entry of a head's store, in rows of D.
+  __device__ __forceinline__ int64_t store(int b, int kv) const { return b * store_entries + store_offset[kv]; }
+  // The rows of the stores, where they are codes.
+  __device__ __forceinline__ CodedRows keys(int d) const { return CodedRows(store_k, all_entries(), this->coding, d, true); }
+  __device__ __forceinline__ CodedRows values(int d) const { return CodedRows(store_v, all_entries(), this->coding, d, false); }
 };
 
 }  // namespace still

@@ -9,23 +9,24 @@ namespace still {
 constexpr int ADMIT_THREADS = 256;
 
 // A token and where it lies in the store; none if `at` is negative.
-struct Stored {
+struct Candidate {
   Ranked token;
   int at;
 };
 
 // Which of two is ranked lower.
-__device__ __forceinline__ Stored lower(Stored a, Stored b) {
+__device__ __forceinline__ Candidate lower(Candidate a, Candidate b) {
   if (a.at < 0) return b;
   return b.at < 0 || is_before(b.token, a.token) ? a : b;
 }
 
 template <class T>
-__global__ void __launch_bounds__(ADMIT_THREADS) decode_admit(const Decode<T> in, int d) {
-  const int kv = blockIdx.x, b = blockIdx.y, position = in.positions[b], t = threadIdx.x;
+__global__ void __launch_bounds__(ADMIT_THREADS) decode_admit(const Decode<T> state, int d) {
+  const int kv = blockIdx.x, b = blockIdx.y, position = state.positions[b], t = threadIdx.x;
   if (position < RING || position % CHUNK != 0) return;
+  const Stored<T> in(state);
   __shared__ Ranked unranked[CHUNK], arrivals[CHUNK];
-  __shared__ Stored lowest[ADMIT_THREADS / 32];
+  __shared__ Candidate lowest[ADMIT_THREADS / 32];
   __shared__ int leaving[CHUNK];  // places in the store
   const int chunk = position / CHUNK - 2, budget = in.budgets[kv];
   const int before = kept_tokens(in.cap, budget, chunk), after = kept_tokens(in.cap, budget, chunk + 1);
@@ -43,13 +44,13 @@ __global__ void __launch_bounds__(ADMIT_THREADS) decode_admit(const Decode<T> in
   // The lowest of stored and arriving tokens go, one by one. `last`: the lowest of the stored that has gone.
   int entering = budget, gone = 0;
   Ranked last{-INFINITY, INT32_MAX};
-  Stored candidate{{0.f, 0}, -1};
+  Candidate candidate{{0.f, 0}, -1};
   bool known = false;
   while (before - gone + entering > after) {
     if (!known) {
       candidate.at = -1;
       for (int i = t; i < before; i += ADMIT_THREADS) {
-        const Stored x{{sound(in.store_score[store + i]), in.store_token[store + i]}, i};
+        const Candidate x{{sound(in.store_score[store + i]), in.store_token[store + i]}, i};
         if (is_before(x.token, last)) candidate = lower(candidate, x);
       }
       for (int i = 16; i > 0; i /= 2)

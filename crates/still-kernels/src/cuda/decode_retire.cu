@@ -8,12 +8,13 @@
 namespace still {
 
 template <class K>
-__global__ void __launch_bounds__(128) decode_retire(const Decode<typename K::T> in) {
+__global__ void __launch_bounds__(128) decode_retire(const Decode<typename K::T> state) {
   using T = typename K::T;
   constexpr int D = K::D, P = K::P, KS = D / 16, NT = D / 8;
   using RowsTile = Tile<P, CHUNK, D>;
-  const int slice = blockIdx.x * 64, kv = blockIdx.y, b = blockIdx.z, position = in.positions[b];
+  const int slice = blockIdx.x * 64, kv = blockIdx.y, b = blockIdx.z, position = state.positions[b];
   if (position < RING || position % CHUNK != 0) return;
+  const Stored<T> in(state);
   extern __shared__ unsigned char memory[];
   __shared__ float scores[CHUNK];
   __shared__ uint32_t words[2];

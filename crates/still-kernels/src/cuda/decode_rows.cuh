@@ -15,7 +15,7 @@ struct CodesAhead {
   uint32_t words[EACH];
 
   // Rows `from`, of which `valid` exist.
-  __device__ __forceinline__ void fetch(const Decode<typename K::T>& in, int64_t from, int valid) {
+  __device__ __forceinline__ void fetch(const Stored<typename K::T>& in, int64_t from, int valid) {
 #pragma unroll
     for (int j = 0; j < PIECES; j++) {
       const int i = threadIdx.x + j * 128, row = i / PIECES % CHUNK, piece = i % PIECES;
@@ -26,7 +26,7 @@ struct CodesAhead {
     for (int j = 0; j < EACH; j++) {
       const int i = threadIdx.x + j * 128, row = i / EACH % CHUNK;
       const uint4* const rows = reinterpret_cast<const uint4*>(i / EACH < CHUNK ? in.store_k : in.store_v);
-      const uint32_t* const scales = reinterpret_cast<const uint32_t*>(rows + in.all_entries * PIECES);
+      const uint32_t* const scales = reinterpret_cast<const uint32_t*>(rows + in.all_entries() * PIECES);
       words[j] = row < valid ? scales[(from + row) * WORDS + i % EACH] : 0;
     }
   }
@@ -48,7 +48,7 @@ struct CodesAhead {
 // Rows as they come are copied past the registers.
 template <class K>
 struct CodesAhead<K, STILL_PLAIN> {
-  __device__ __forceinline__ void fetch(const Decode<typename K::T>&, int64_t, int) {}
+  __device__ __forceinline__ void fetch(const Stored<typename K::T>&, int64_t, int) {}
   template <class STAGE>
   __device__ __forceinline__ void place(STAGE, float*) const {}
 };
@@ -57,13 +57,13 @@ struct CodesAhead<K, STILL_PLAIN> {
 template <class K, int CODING>
 struct RowShare {
   using T = typename K::T;
-  const Decode<T>& in;
+  const Stored<T>& in;
   const Place& at;
   bool ring;
   int begin, end;
   CodesAhead<K, CODING> ahead;
 
-  __device__ __forceinline__ RowShare(const Decode<T>& in, const Place& at) : in(in), at(at), ring(at.part == at.ring_part) {
+  __device__ __forceinline__ RowShare(const Stored<T>& in, const Place& at) : in(in), at(at), ring(at.part == at.ring_part) {
     begin = ring ? (at.chunk == 0) : at.part * at.share;
     end = ring ? 2 : min(begin + at.share, at.tiles);
   }
@@ -112,7 +112,7 @@ struct RowSums {
 
 // Attends to the block's tiles, a warp to 16 keys of each. Logits over the ring stay, for the score.
 template <class K, int CODING>
-__device__ __forceinline__ void attend_rows(const Decode<typename K::T>& in, const Place& at, const DecodeMemory<K>& memory,
+__device__ __forceinline__ void attend_rows(const Stored<typename K::T>& in, const Place& at, const DecodeMemory<K>& memory,
                                             RowSums<K::D / 8>& mine) {
   constexpr int D = K::D, P = K::P, KS = D / 16, NT = D / 8;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;

@@ -14,7 +14,8 @@ struct PastRows {
 
 // The stored rows of a head by rank: how many others come before each.
 template <class T>
-__global__ void __launch_bounds__(RANK_THREADS) rank_stored(const Decode<T> state, const StillPast past) {
+__global__ void __launch_bounds__(RANK_THREADS) rank_stored(const Decode<T> given, const StillPast past) {
+  const Stored<T> state(given);
   __shared__ Ranked others[RANK_THREADS];
   const int kv = blockIdx.y, b = blockIdx.z, place = blockIdx.x * RANK_THREADS + threadIdx.x;
   const int stored = kept_tokens(state.cap, state.budgets[kv], past.retired[b]);
@@ -39,7 +40,8 @@ __global__ void __launch_bounds__(RANK_THREADS) rank_stored(const Decode<T> stat
 
 // The rows of one head of queries, keys or values, sixteen bytes a thread at a time.
 template <class T>
-__global__ void __launch_bounds__(PAST_THREADS) past_rows(const Decode<T> state, const StillPast past, const PastRows<T> to, int tokens, int d) {
+__global__ void __launch_bounds__(PAST_THREADS) past_rows(const Decode<T> given, const StillPast past, const PastRows<T> to, int tokens, int d) {
+  const Stored<T> state(given);
   const int b = blockIdx.z, all = past.tokens[b], ring = past.ring[b], retired = past.retired[b];
   const bool is_query = int(blockIdx.y) < state.heads, is_value = int(blockIdx.y) >= state.heads + state.kv_heads;
   const int head = is_query ? blockIdx.y : (blockIdx.y - state.heads) % state.kv_heads;
@@ -77,8 +79,9 @@ __global__ void __launch_bounds__(PAST_THREADS) past_rows(const Decode<T> state,
 
 // Behind the rows of one head of keys or values: what was stored and what storing will leave of the others. A warp has a row.
 template <class T>
-__global__ void __launch_bounds__(PAST_THREADS) past_rounded(const Decode<T> state, const StillPast past, const PastRows<T> to, int rounded,
+__global__ void __launch_bounds__(PAST_THREADS) past_rounded(const Decode<T> given, const StillPast past, const PastRows<T> to, int rounded,
                                                              int tokens, int d) {
+  const Stored<T> state(given);
   const int kv = blockIdx.y / 2, b = blockIdx.z, warps = PAST_THREADS / 32;
   const bool is_value = blockIdx.y % 2;
   const int64_t bk = int64_t(b) * state.kv_heads + kv;
@@ -131,8 +134,9 @@ __global__ void __launch_bounds__(CHUNK) past_select(const Decode<T> state, cons
 
 // What the last chunk sees to the store, where it is new there or has changed places; the rest to the ring.
 template <class T>
-__global__ void __launch_bounds__(PAST_THREADS) past_fill(const Decode<T> state, const StillPast past, Rows<const T> k, Rows<const T> v,
+__global__ void __launch_bounds__(PAST_THREADS) past_fill(const Decode<T> given, const StillPast past, Rows<const T> k, Rows<const T> v,
                                                           const float* score, const StillRouting routing, int tokens, int d) {
+  const Stored<T> state(given);
   const int kv = blockIdx.y, b = blockIdx.z, all = past.tokens[b], first = past.retired[b], budget = state.budgets[kv];
   if (all == past.ring[b]) return;
   const int64_t row = int64_t(b) * state.kv_heads + kv;
@@ -153,7 +157,7 @@ __global__ void __launch_bounds__(PAST_THREADS) past_fill(const Decode<T> state,
         x.load((is_value ? v : k).row(b, kv, t), d);
         x.encode(rows, to);
       } else {
-        const CodedRows old(is_value ? past.stored_v : past.stored_k, state.all_entries, state.coding, d, !is_value);
+        const CodedRows old(is_value ? past.stored_v : past.stored_k, state.all_entries(), state.coding, d, !is_value);
         const int64_t from = state.store(b, kv) + past.stored_place[row * past.stored + stored + t];
         for (int x = threadIdx.x % 32; x < rows.bytes; x += 32) rows.row(to)[x] = old.row(from)[x];
         if (int(threadIdx.x % 32) < rows.count) rows.scales(to)[threadIdx.x % 32] = old.scales(from)[threadIdx.x % 32];

@@ -175,10 +175,11 @@ __global__ void __launch_bounds__(4 * K::D) recall(const Recall<typename K::T> i
 
 // The scores of a chunk that retires in a step, and, under a cap, of what is stored.
 template <class K>
-__global__ void __launch_bounds__(128) decode_recall(const Decode<typename K::T> in) {
+__global__ void __launch_bounds__(128) decode_recall(const Decode<typename K::T> state) {
   using T = typename K::T;
-  const int kv = blockIdx.y, b = blockIdx.z, position = in.positions[b];
+  const int kv = blockIdx.y, b = blockIdx.z, position = state.positions[b];
   if (position < RING || position % CHUNK != 0) return;
+  const Stored<T> in(state);
   const int chunk = position / CHUNK - 2, stored = in.cap == STILL_NO_CAP ? 0 : kept_tokens(in.cap, in.budgets[kv], chunk);
   const int64_t bk = int64_t(b) * in.kv_heads + kv, ring = bk * RING + chunk % 2 * CHUNK, store = in.store(b, kv);
   const float *s = in.s + bk * 2 * K::D * K::D, *z = in.z + bk * 2 * K::D;

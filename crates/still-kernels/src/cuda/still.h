@@ -161,6 +161,15 @@ enum { STILL_STEP_LINEAR, STILL_STEP_QUERIES, STILL_STEP_WINDOW, STILL_STEP_SALI
        STILL_STEP_MAPS, STILL_STEPS };
 int still_backward_step(const StillShape* shape, const StillBackward* args, int32_t step, StillStream stream);
 
+// The salient tokens of all sequences and heads.
+typedef struct {
+  void *k, *v;            // [B, entries, D], a head's in order without a cap; or codes
+  float* score;           // [B, entries]: what they were ranked by; null without a cap, and so is the next
+  int32_t* token;         // [B, entries]: their positions
+  const int64_t* offset;  // [K]: where a head's begin
+  int64_t entries;        // of a sequence
+} StillStore;
+
 // The recurrent state of one layer and one step of it. `shape.tokens` is 1. All lengths are read on the device, so that a step
 // can be captured in a graph once and replayed for every token.
 typedef struct {
@@ -172,13 +181,9 @@ typedef struct {
   const int32_t* positions;     // [B]: of the new token, from 0; negative: the sequence is idle
   void *ring_k, *ring_v;        // [B, K, 128, D]: token t at t % 128
   float* ring_score;            // [B, K, 128]
-  void *store_k, *store_v;      // [B, entries, D]: the salient tokens of every head, without a cap in order; or codes
-  int32_t coding;               // how
-  float* store_score;           // [B, entries]: what they were ranked by; this and the next two are null without a cap
-  int32_t* store_token;         // [B, entries]: their positions
-  uint64_t* admitted;           // [B, K]: scratch
-  const int64_t* store_offset;  // [K]: where a head's begin
-  int64_t store_entries;
+  const StillStore* store;      // in the device's memory: a step that was captured finds a store that has moved
+  int32_t coding;               // how its rows are kept
+  uint64_t* admitted;           // [B, K]: scratch; null without a cap
   float *s, *z;                 // f32 [B, K, 2D, D], [B, K, 2D]; zeros at first
   float* partial;               // scratch, still_decode_floats
   uint32_t* arrived;            // [B, K], zeros at first; every step leaves zeros
@@ -202,15 +207,6 @@ int still_scores(const StillShape* shape, const StillRouter* router, StillRows q
 // cap, at most 8,192.
 int still_recall(const StillShape* shape, StillRows k, StillRows v, const void* w, const StillRouting* routing, const StillPast* past, float* s,
                  float* z, float* score, StillStream stream);
-
-// The store of all sequences and heads, as StillDecode has it.
-typedef struct {
-  void *k, *v;
-  float* score;           // null without a cap, and so is the next
-  int32_t* token;
-  const int64_t* offset;
-  int64_t entries;
-} StillStore;
 
 // What heads have stored after `retired` chunks, at most, to their places in a larger store. A row is `row_bytes` of values or codes, a
 // multiple of 16, and `row_words` words that scale codes.
@@ -240,6 +236,14 @@ int still_past_select(const StillShape* shape, const StillPast* past, const Stil
 // The states after such a call, but for S and z, which come from still_states.
 int still_past_fill(const StillShape* shape, const StillPast* past, const StillDecode* state, StillRows k, StillRows v, const float* score,
                     const StillRouting* routing, StillStream stream);
+
+// The feature map of linear attention alone, all f32: `phi` [rows, 2 width] = [softmax(u); softmax(-u)] of `f` = x W [rows, width],
+// where u is f, or |x| f / |f| if `x` [rows, d] is not null.
+int still_features(int64_t rows, int32_t width, int32_t d, const float* f, const float* x, float* phi, StillStream stream);
+
+// Its gradients: `d_f` [rows, width], and `d_x` [rows, d] through |x| alone (null: not wanted).
+int still_features_backward(int64_t rows, int32_t width, int32_t d, const float* f, const float* x, const float* phi,
+                            const float* d_phi, float* d_f, float* d_x, StillStream stream);
 
 #ifdef __cplusplus
 }

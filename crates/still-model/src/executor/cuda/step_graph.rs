@@ -24,8 +24,8 @@ pub(crate) struct StepGraph {
     /// Whose weights it reads.
     decoder: Arc<Decoder>,
     student: Option<Student>,
-    /// [`moves`] when it was captured.
-    moves: usize,
+    /// [`generation`] when it was captured.
+    generation: usize,
     /// Which captured it. The tensor library keeps small uploads, which the graph reads, for as long as that thread lives.
     thread: ThreadId,
 }
@@ -46,9 +46,9 @@ struct Inputs {
     rotation: Rotation,
 }
 
-/// How often memory of the layers has moved.
-fn moves(states: &[&mut dyn GraphState]) -> usize {
-    states.iter().map(|state| state.moves()).sum()
+/// That of all layers' memory: each only grows.
+fn generation(states: &[&mut dyn GraphState]) -> usize {
+    states.iter().map(|state| state.generation()).sum()
 }
 
 impl StepGraph {
@@ -73,7 +73,7 @@ impl StepGraph {
             logits,
             decoder: decoder.clone(),
             student: model.student.clone(),
-            moves: moves(states),
+            generation: generation(states),
             thread: thread::current().id(),
         })
     }
@@ -86,7 +86,7 @@ impl StepGraph {
         };
         Arc::ptr_eq(&self.decoder, &model.decoder)
             && maps(&self.student) == maps(&model.student)
-            && self.moves == moves(states)
+            && self.generation == generation(states)
             && self.thread == thread::current().id()
     }
 
