@@ -246,7 +246,8 @@ unsafe extern "C" {
     pub fn still_saliency(shape: *const Shape, q: Rows, k: Rows, score: *mut f32, stream: Stream) -> c_int;
     pub fn still_scores(shape: *const Shape, router: *const Router, q: Rows, k: Rows, past: *const Past, state: *const Decode, partial: *mut f32, score: *mut f32, stream: Stream) -> c_int;
     pub fn still_recall(shape: *const Shape, k: Rows, v: Rows, w: *const c_void, routing: *const Routing, past: *const Past, s: *mut f32, z: *mut f32, score: *mut f32, stream: Stream) -> c_int;
-    pub fn still_select(shape: *const Shape, score: *const f32, budgets: *const i32, selected: *mut u64, salient: *mut i32, stream: Stream) -> c_int;
+    pub fn still_fold(shape: *const Shape, w_q: *const f32, w_k: *const f32, u_q: *const f32, u_k: *const f32, folded_q: *mut c_void, folded_k: *mut c_void, stream: Stream) -> c_int;
+    pub fn still_select(shape: *const Shape, score: *const f32, budgets: *const i32, selected: *mut u64, salient: *mut i32, absorbed_at: *mut u32, stream: Stream) -> c_int;
     pub fn still_demote(shape: *const Shape, score: *const f32, budgets: *const i32, selected: *const u64, salient: *const i32, cap: i32, absorbed_at: *mut u32, visible: *mut i32, order: *mut i32, past: *const Past, stream: Stream) -> c_int;
     pub fn still_map_keys(shape: *const Shape, k: Rows, w: *const c_void, routing: *const Routing, phi: *mut c_void, stream: Stream) -> c_int;
     pub fn still_states(shape: *const Shape, phi: *const c_void, v: Rows, routing: *const Routing, totals: *mut f32, s: *mut c_void, z: *mut f32, s_last: *mut f32, z_last: *mut f32, past: *const Past, stream: Stream) -> c_int;

@@ -141,7 +141,7 @@ class Layer:
         self.lib.call("still_saliency", c.byref(self.shape), rows(self.q), rows(self.k), ptr(self.score))
 
     def select(self):
-        self.lib.call("still_select", c.byref(self.shape), ptr(self.score), ptr(self.budgets), ptr(self.selected), ptr(self.salient))
+        self.lib.call("still_select", c.byref(self.shape), ptr(self.score), ptr(self.budgets), ptr(self.selected), ptr(self.salient), None)
         if self.cap != NO_CAP:
             self.lib.call("still_demote", c.byref(self.shape), ptr(self.score), ptr(self.budgets), ptr(self.selected), ptr(self.salient),
                           c.c_int32(self.cap), ptr(self.absorbed_at), ptr(self.visible), ptr(self.order), None)

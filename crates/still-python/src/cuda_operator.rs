@@ -13,8 +13,10 @@ use crate::operator::{layer_config, wrong};
 type Rows = (usize, [i64; 4]);
 /// Sequences, query heads, selection heads, tokens, channels.
 type Sizes = [usize; 5];
-/// `q`, `k`, `v`, gate; the two maps, `log_scale` (0: none), budgets, `absorbed_at`; where what is saved begins, and its bytes.
-type Operands = (Rows, Rows, Rows, Option<Rows>, usize, usize, usize, usize, usize, (usize, usize));
+/// `q`, `k`, `v`, gate; `log_scale` (0: none), budgets, `absorbed_at`; where what is saved begins, and its bytes.
+type Operands = (Rows, Rows, Rows, Option<Rows>, usize, usize, usize, (usize, usize));
+/// The two maps and what they reflect by (0: nothing).
+type Maps = [usize; 4];
 /// `out`, `d_out`, `d_linear`; gradients of `q`, `k`, `v` and gate, of the two maps and `log_scale` (0: none).
 type Gradients = (Rows, Rows, Rows, Rows, Rows, Rows, Option<Rows>, usize, usize, usize);
 type Shape = Vec<usize>;
@@ -68,20 +70,23 @@ impl CudaAttention {
         kernels::scratch(&self.config, sizes, narrow).map_err(|error| wrong(py, error))
     }
 
-    /// Queues the forward pass on a stream of the current device.
+    /// Queues the forward pass on a stream of the current device. If nothing `trains`, no backward pass may follow.
     fn forward(
         &self,
         py: Python<'_>,
         sizes: Sizes,
         narrow: bool,
         operands: Operands,
+        maps: Maps,
         out: Rows,
+        trains: bool,
         scores: usize,
         scratch: usize,
         stream: usize,
     ) -> PyResult<()> {
         crate::operator::compute(py, || {
-            kernels::forward(&self.config, sizes, narrow, operands, (out, scores, scratch), stream)
+            let to = (out, trains, scores, scratch);
+            kernels::forward(&self.config, sizes, narrow, (operands, maps), to, stream)
         })
     }
 
@@ -107,11 +112,11 @@ mod kernels {
     use candle_core::DType;
     use pyo3::prelude::*;
     use still_attention::{
-        AttentionError, DeviceAttention, DeviceGradients, DeviceOperands, DeviceRows, DeviceSizes,
-        HybridConfig, OperandShapes, Result, check_shapes,
+        AttentionError, DeviceAttention, DeviceGradients, DeviceMaps, DeviceOperands, DeviceRows,
+        DeviceSizes, HybridConfig, OperandShapes, Result, check_shapes,
     };
 
-    use super::{Gradients, Operands, Rows, Shape, Sizes};
+    use super::{Gradients, Maps, Operands, Rows, Shape, Sizes};
 
     pub fn available(_: Python<'_>) -> PyResult<()> {
         Ok(())
@@ -162,7 +167,7 @@ mod kernels {
     }
 
     fn device_operands(attention: &DeviceAttention<'_>, given: Operands) -> Result<DeviceOperands> {
-        let (q, k, v, gate, map_q, map_k, log_scale, budgets, absorbed_at, (saved, bytes)) = given;
+        let (q, k, v, gate, log_scale, budgets, absorbed_at, (saved, bytes)) = given;
         let expected = attention.saved_bytes(gate.is_some());
         if bytes != expected {
             let what = format!("what is saved has {bytes} bytes, the kernels need {expected}");
@@ -173,8 +178,6 @@ mod kernels {
             k: rows(k),
             v: rows(v),
             gate: gate.map(rows),
-            map_q: pointer(map_q),
-            map_k: pointer(map_k),
             log_scale: pointer(log_scale),
             budgets: pointer(budgets),
             absorbed_at: pointer(absorbed_at),
@@ -186,15 +189,17 @@ mod kernels {
         config: &HybridConfig,
         sizes: Sizes,
         narrow: bool,
-        operands: Operands,
-        (out, scores, scratch): (Rows, usize, usize),
+        (operands, maps): (Operands, Maps),
+        (out, trains, scores, scratch): (Rows, bool, usize, usize),
         stream: usize,
     ) -> Result<()> {
         let attention = attention(config, sizes, narrow)?;
         let operands = device_operands(&attention, operands)?;
-        let (out, scores, scratch) = (rows(out), pointer(scores), pointer(scratch));
+        let [map_q, map_k, householder_q, householder_k] = maps.map(pointer::<f32>);
+        let maps = DeviceMaps { map_q, map_k, householder_q, householder_k };
+        let (out, scores, scratch) = ((rows(out), trains), pointer(scores), pointer(scratch));
         // SAFETY: `still/_cuda.py` gives memory of these sizes on the current device, allocated for this very stream.
-        unsafe { attention.forward(&operands, out, scores, scratch, pointer(stream)) }
+        unsafe { attention.forward(&operands, &maps, out, scores, scratch, pointer(stream)) }
     }
 
     pub fn backward(
@@ -233,7 +238,7 @@ mod kernels {
     use pyo3::prelude::*;
     use still_attention::{AttentionError, HybridConfig, Result};
 
-    use super::{Gradients, Operands, Rows, Shape, Sizes};
+    use super::{Gradients, Maps, Operands, Rows, Shape, Sizes};
     use crate::errors::input;
 
     const WITHOUT: &str = "this package of still was built without CUDA";
@@ -268,8 +273,8 @@ mod kernels {
         _: &HybridConfig,
         _: Sizes,
         _: bool,
-        _: Operands,
-        _: (Rows, usize, usize),
+        _: (Operands, Maps),
+        _: (Rows, bool, usize, usize),
         _: usize,
     ) -> Result<()> {
         without()

@@ -26,6 +26,7 @@ CONFIGS = {
     "query_head": {"selection_head": "query_head", "budgets": [[2, 0, 64, 3]]},
     "lolcats": {"feature_map": "softmax", "linear_norm": "sum", "router": "none", "budgets": [[0, 0]], "window_factor": True},
     "self_recall": {"router": "self_recall", "cap": 20, "budgets": [[64, 64]]},
+    "recall_without_cap": {"router": "self_recall"},
     "received_attention": {"router": "received_attention"},
     "first_tokens": {"router": "first_tokens", "cap": 4, "budgets": [[4, 4]]},
 }
@@ -160,6 +161,22 @@ def test_the_op_and_what_goes_without_the_dispatcher_are_equal_whatever_was_in_m
     for key, first in results[0].items():
         differ = [n for n, result in enumerate(results) if not torch.equal(result[key], first)]
         assert not differ and first.isfinite().all(), (key, differ)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_nothing_to_train_is_the_same(name):
+    operands, config = case(name)
+    expected, _ = run(operands, config)
+    with torch.no_grad():
+        own = [attention.hybrid_attention(**learning(operands), config=config)]
+    with torch.inference_mode():
+        own.append(attention.hybrid_attention(**operands, config=config))
+    # No tensor has a gradient.
+    own.append(attention.hybrid_attention(**operands, config=config))
+    for result in own:
+        assert not result.out.requires_grad
+        for x, y in zip(result, expected):
+            assert torch.equal(x, y)
 
 
 @pytest.mark.parametrize("name", ["mean", "capped"])

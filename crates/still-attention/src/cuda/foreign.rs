@@ -11,7 +11,7 @@ use candle_core::{DType, Device, Tensor};
 use still_compute::cuda::kind;
 use still_kernels::{
     Backward, CHUNK, Forward, NO_CAP, Rows, Shape, Stream, check, still_backward,
-    still_backward_bytes, still_recall, still_scores, still_segments,
+    still_backward_bytes, still_fold, still_recall, still_scores, still_segments,
 };
 
 use super::forward::{Scan, queue};
@@ -66,19 +66,27 @@ pub struct DeviceOperands {
     pub v: DeviceRows,
     /// `[B, H, N, D]`, none without an output gate.
     pub gate: Option<DeviceRows>,
-    /// `[H, D, D]`, reflections folded in, contiguous.
-    pub map_q: *const c_void,
-    /// `[S, D, D]`, likewise.
-    pub map_k: *const c_void,
     /// f32 `[H]`: the logarithm of the linear branch's scale (by `LinearNorm::Mean` before the division); null: 0.
     pub log_scale: *const f32,
     /// i32 `[S]`: [`DeviceAttention::budgets_of`].
     pub budgets: *const i32,
-    /// `[B, S, N]` as [`Selection::absorbed_at`](crate::Selection). Written where some head reaches the cap; else not used: the
-    /// words that `saved` begins with say it, `[B, S, C]` with a bit for each token of a chunk that is kept.
+    /// `[B, S, N]` as [`Selection::absorbed_at`](crate::Selection).
     pub absorbed_at: *mut u32,
     /// [`DeviceAttention::saved_bytes`], 256-byte aligned.
     pub saved: *mut u8,
+}
+
+/// The maps as they are learned, f32 and contiguous: what the forward pass makes its own of.
+#[derive(Clone, Copy, Debug)]
+pub struct DeviceMaps {
+    /// `[H, D, D]`
+    pub map_q: *const f32,
+    /// `[S, D, D]`
+    pub map_k: *const f32,
+    /// `[H, D]`, the vectors that the maps reflect by; null: they do not.
+    pub householder_q: *const f32,
+    /// `[S, D]`, likewise.
+    pub householder_k: *const f32,
 }
 
 /// What the backward pass reads besides the operands, and the gradients that it writes.
@@ -94,7 +102,7 @@ pub struct DeviceGradients {
     pub d_k: DeviceRows,
     pub d_v: DeviceRows,
     pub d_gate: Option<DeviceRows>,
-    /// f32, as the next two.
+    /// f32, as the next two. Of the maps with reflections folded in, as that of `d_map_k`.
     pub d_map_q: *mut f32,
     pub d_map_k: *mut f32,
     /// Null if `log_scale` is.
@@ -114,6 +122,8 @@ pub struct DeviceAttention<'a> {
 /// Where the sections of `saved` begin. [`DeviceAttention::saved`] has their sizes.
 struct Sections {
     selected: *mut u64,
+    map_q: *mut c_void,
+    map_k: *mut c_void,
     phi: *mut c_void,
     s: *mut c_void,
     z: *mut f32,
@@ -234,7 +244,8 @@ impl<'a> DeviceAttention<'a> {
         Ok(usize::try_from(bytes).map_err(candle_core::Error::wrap)?)
     }
 
-    /// Queues routing and forward pass: `out` `[B, H, N, D]`, and `scores`, f32 `[B, S, N]`, which are zeros before.
+    /// Queues routing and forward pass: `out` `[B, H, N, D]`, and `scores`, f32 `[B, S, N]`, which are zeros before. Where nothing
+    /// `trains`, no backward pass may follow.
     ///
     /// # Safety
     /// Every address is of memory on the thread's current device that is as large as its description says, and that nobody else
@@ -245,7 +256,8 @@ impl<'a> DeviceAttention<'a> {
     pub unsafe fn forward(
         &self,
         operands: &DeviceOperands,
-        out: DeviceRows,
+        maps: &DeviceMaps,
+        (out, trains): (DeviceRows, bool),
         scores: *mut f32,
         scratch: *mut u8,
         stream: Stream,
@@ -262,10 +274,16 @@ impl<'a> DeviceAttention<'a> {
             0 => null_mut(),
             floats => scratch.take(4 * floats),
         };
-        let &DeviceOperands { q, k, v, map_k, .. } = operands;
+        let &DeviceOperands { q, k, v, .. } = operands;
+        let &DeviceMaps { map_q, map_k, householder_q, householder_k } = maps;
         let router = router(config);
         // SAFETY: the caller's.
         unsafe {
+            let (to_q, to_k) = (sections.map_q, sections.map_k);
+            let code =
+                still_fold(shape, map_q, map_k, householder_q, householder_k, to_q, to_k, stream);
+            launched("still_fold", code)?;
+            let map_k = to_k.cast_const();
             match config.router {
                 Router::SelfRecall => {
                     let code =
@@ -285,19 +303,19 @@ impl<'a> DeviceAttention<'a> {
                 k,
                 v,
                 out,
-                w_q: operands.map_q,
+                w_q: to_q,
                 log_scale: operands.log_scale,
                 routing,
                 s: sections.s,
                 z: sections.z,
                 denominator: sections.denominator,
-                maximum: sections.maximum,
-                arg_max: sections.arg_max,
+                maximum: wanted(trains, sections.maximum),
+                arg_max: wanted(trains, sections.arg_max),
                 first_chunk: 0,
                 gate: operands.gate.unwrap_or(Rows::NONE),
                 gate_from: null(),
                 gate_until: null(),
-                linear: self.linear_rows(&sections),
+                linear: if trains { self.linear_rows(&sections) } else { Rows::NONE },
             };
             let scan = Scan {
                 map_k,
@@ -336,8 +354,8 @@ impl<'a> DeviceAttention<'a> {
             d_q: to.d_q,
             d_k: to.d_k,
             d_v: to.d_v,
-            w_q: operands.map_q,
-            w_k: operands.map_k,
+            w_q: sections.map_q,
+            w_k: sections.map_k,
             log_scale: operands.log_scale,
             routing: self.routing(operands, &sections),
             phi: sections.phi,
@@ -359,7 +377,7 @@ impl<'a> DeviceAttention<'a> {
         launched("still_backward", unsafe { still_backward(&self.shape, &args, stream) })
     }
 
-    /// The sections of `saved`, and its bytes. What comes first is what PyTorch reads: a bit for each token that is kept.
+    /// The sections of `saved`, and its bytes.
     fn saved(&self, base: *mut u8, gated: bool) -> (Sections, usize) {
         let (batch, heads, tokens) = dims(&self.shape);
         let (rows, chunks) = (batch * heads * tokens, tokens.div_ceil(CHUNK));
@@ -370,6 +388,8 @@ impl<'a> DeviceAttention<'a> {
         let mut cursor = Cursor { base, used: 0 };
         let sections = Sections {
             selected: cursor.take(batch * heads * chunks * 8),
+            map_q: cursor.take(self.shape.heads as usize * d * d * bytes),
+            map_k: cursor.take(heads * d * d * bytes),
             phi: cursor.take(rows * 2 * d * bytes),
             s: cursor.take(states * d * bytes),
             z: cursor.take(states * 4),
@@ -397,7 +417,7 @@ impl<'a> DeviceAttention<'a> {
             stored: 0,
             rounded: 0,
             cap: self.cap.unwrap_or(NO_CAP),
-            absorbed_at: if capped { operands.absorbed_at } else { null() },
+            absorbed_at: operands.absorbed_at,
             visible: if capped { sections.visible } else { null() },
             order: if capped { sections.order } else { null() },
         }
@@ -445,6 +465,11 @@ fn as_the_caller_means(stream: Stream) -> Stream {
     /// `cudaStreamLegacy`.
     const LEGACY: usize = 1;
     if stream.is_null() { std::ptr::without_provenance_mut(LEGACY) } else { stream }
+}
+
+/// An address that a kernel writes to if that is wanted.
+fn wanted<T>(is: bool, at: *mut T) -> *mut T {
+    if is { at } else { null_mut() }
 }
 
 fn launched(call: &'static str, code: i32) -> Result<()> {

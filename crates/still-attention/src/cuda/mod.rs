@@ -40,8 +40,8 @@ use crate::{HybridConfig, HybridWeights, LinearNorm, Result};
 pub use decode::{CudaHybridState, CudaWeights};
 pub(crate) use dense::dense_attention;
 pub use foreign::{
-    DeviceAttention, DeviceGradients, DeviceOperands, DeviceRows, DeviceSizes, OperandShapes,
-    check_shapes,
+    DeviceAttention, DeviceGradients, DeviceMaps, DeviceOperands, DeviceRows, DeviceSizes,
+    OperandShapes, check_shapes,
 };
 pub use graph_state::{GraphState, IDLE, StepRotation};
 pub use kv_cache::CudaKvCache;

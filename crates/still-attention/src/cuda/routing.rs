@@ -1,6 +1,6 @@
 //! Routing on the device: which tokens of each chunk are kept.
 
-use std::ptr::null;
+use std::ptr::{null, null_mut};
 use std::sync::Arc;
 
 use candle_core::cuda::cudarc::driver::CudaSlice;
@@ -318,14 +318,16 @@ pub(super) unsafe fn queue_selection(
         ..
     } = routing;
     let (kept, list) = (selected.cast_mut(), salient.cast_mut());
+    let absorbed_at = absorbed_at.cast_mut();
+    // Under a cap the selection is not the last word.
+    let last = if cap == NO_CAP { absorbed_at } else { null_mut() };
     // SAFETY: the caller's.
-    let code = unsafe { still_select(shape, scores, budgets, kept, list, stream) };
+    let code = unsafe { still_select(shape, scores, budgets, kept, list, last, stream) };
     check("still_select", code).map_err(candle_core::Error::wrap)?;
     if cap == NO_CAP {
         return Ok(());
     }
-    let (absorbed_at, visible, order) =
-        (absorbed_at.cast_mut(), visible.cast_mut(), order.cast_mut());
+    let (visible, order) = (visible.cast_mut(), order.cast_mut());
     // SAFETY: as above.
     let code = unsafe {
         still_demote(

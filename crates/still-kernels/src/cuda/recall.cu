@@ -96,6 +96,7 @@ __global__ void __launch_bounds__(4 * K::D) recall(const Recall<typename K::T> i
     next = other;
     const uint64_t mask = uint64_t(chosen[1]) << 32 | chosen[0];
     if (t == 0) selected[chunk] = mask;
+    if (!capped && absorbed_at && t < CHUNK) absorbed_at[chunk * CHUNK + t] = mask >> t & 1 ? UINT32_MAX : chunk + 2;
     if (t < CHUNK && mask >> t & 1) list[stored + chunk * budget + __popcll(mask & ((uint64_t(1) << t) - 1))] = chunk * CHUNK + t;
     // By rank among what was and what is to be kept; the rest enters the state.
     auto place = [&](Ranked x, int rank) {
@@ -163,14 +164,15 @@ __global__ void __launch_bounds__(4 * K::D) recall(const Recall<typename K::T> i
     }
     __syncthreads();
   }
-  if (!capped || in.past.retired) return;
+  if (in.past.retired) return;
   // Those that are left take the places of what did not leave when they, or as many others, came.
-  for (int i = t; i < kept_tokens(in.routing.cap, budget, in.retired); i += THREADS) {
+  for (int i = t; capped && i < kept_tokens(in.routing.cap, budget, in.retired); i += THREADS) {
     const int chunk = i / budget, before = kept_tokens(in.routing.cap, budget, chunk), after = kept_tokens(in.routing.cap, budget, chunk + 1);
     order[chunk * CHUNK + CHUNK - (after - before) + i - before] = ~old[i].token;
     absorbed_at[old[i].token] = UINT32_MAX;
   }
-  for (int i = in.retired * CHUNK + t; i < in.tokens; i += THREADS) absorbed_at[i] = UINT32_MAX;
+  if (absorbed_at)
+    for (int i = in.retired * CHUNK + t; i < in.tokens; i += THREADS) absorbed_at[i] = UINT32_MAX;
 }
 
 // The scores of a chunk that retires in a step, and, under a cap, of what is stored.

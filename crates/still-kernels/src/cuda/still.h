@@ -50,10 +50,16 @@ typedef struct {
   uint64_t seed;
 } StillRouter;
 
+// The maps' matrices as everything below takes them: in the shape's dtype, reflections folded in. `w_q` f32 [H, D, D], `w_k` f32 [K, D, D];
+// the vectors f32 [H, D] and [K, D] that they reflect by, or null: none.
+int still_fold(const StillShape* shape, const float* w_q, const float* w_k, const float* u_q, const float* u_k, void* folded_q,
+               void* folded_k, StillStream stream);
+
 // Top `budgets[K]` of each whole chunk. `selected` [B, K, C]: bit t is token t of the chunk (0 for a chunk that is not
-// whole); `salient` [B, K, N]: the tokens in order, budget of them a chunk.
+// whole); `salient` [B, K, N]: the tokens in order, budget of them a chunk. `absorbed_at`: as StillRouting's, without a cap; null: not
+// wanted.
 int still_select(const StillShape* shape, const float* score, const int32_t* budgets, uint64_t* selected, int32_t* salient,
-                 StillStream stream);
+                 uint32_t* absorbed_at, StillStream stream);
 
 // What sequences continue: states (StillDecode) of chunks that had retired and a ring. The tokens of a call are then those of the
 // ring that had not retired and the new ones behind them, padded to `tokens` of the shape; outputs of the ring's tokens and of
@@ -203,8 +209,8 @@ int still_scores(const StillShape* shape, const StillRouter* router, StillRows q
 // What still_select, still_demote (under a cap) and still_past_select do, by the router STILL_SELF_RECALL: a token's score is the
 // error of recalling its value from the linear state before the token enters it, and what was kept is scored anew whenever a chunk
 // retires. `s` and `z`: scratch f32 [B, K, 2D, D] and [B, K, 2D], which begin as the states do. `score` gets what each token had when
-// its chunk retired, 0 of the others. `routing` says which buffers to fill: `order`, `visible` and `absorbed_at` (if not null) under a
-// cap, at most 8,192.
+// its chunk retired, 0 of the others. `routing` says which buffers to fill: `absorbed_at` if it is not null, `order` and `visible` under
+// a cap, at most 8,192.
 int still_recall(const StillShape* shape, StillRows k, StillRows v, const void* w, const StillRouting* routing, const StillPast* past, float* s,
                  float* z, float* score, StillStream stream);
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple, Optional
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import _still
 from ._errors import InputError
@@ -39,23 +40,24 @@ class Plan(NamedTuple):
     copies: int
     """Selection heads of a KV head."""
     sizes: list[int]
+    routing: tuple[int, int, int]
+    """Sequences, selection heads, tokens."""
     narrow: bool
     forward_scratch: int
     scratch_zeros: int
     backward_scratch: int
     saved: int
-    capped: bool
 
 
 class Layer:
-    """A layer's attention, the calls that it was found to fit, and tensors that it has on each device."""
+    """A layer's attention, the calls that it was found to fit, and its budgets on each device."""
 
     def __init__(self, config: str, layer: int) -> None:
         self.kernels = _still.CudaAttention(config, layer)
         self.cap, self.budgets = self.kernels.cap, self.kernels.budgets
         self.scores_all = json.loads(config)["router"] != "none"
         self._plans: dict[Any, Plan] = {}
-        self._on_device: dict[Any, Tensor] = {}
+        self._budgets_on: dict[torch.device, Tensor] = {}
 
     def plan(self, q: Tensor, k: Tensor, v: Tensor, gate: Optional[Tensor], learned: Learned) -> Plan:
         tensors = (q, k, v, gate, *learned)
@@ -79,16 +81,14 @@ class Layer:
         sizes, narrow = [batch, heads, routing[1], tokens, head_dim], q.dtype == torch.bfloat16
         scratch = self.kernels.scratch(sizes, narrow)
         saved = _saved_bytes(self, q, routing, gate is not None)
-        return Plan(routing[1] // k.shape[1], sizes, narrow, *scratch, saved, self.reaches_cap(tokens))
+        return Plan(routing[1] // k.shape[1], sizes, routing, narrow, *scratch, saved)
 
-    def on_device(self, device: torch.device, what: Any, make: Callable[[], Tensor]) -> Tensor:
-        """A tensor that is made once on each device."""
-        key = (device, what)
-        if key not in self._on_device:
-            if len(self._on_device) >= MOST_PLANS:
-                self._on_device.clear()
-            self._on_device[key] = make().to(device)
-        return self._on_device[key]
+    def budgets_on(self, device: torch.device) -> Tensor:
+        """The budgets, made once on each device."""
+        budgets = self._budgets_on.get(device)
+        if budgets is None:
+            budgets = self._budgets_on[device] = torch.tensor(self.budgets, dtype=torch.int32, device=device)
+        return budgets
 
     def reaches_cap(self, tokens: int) -> bool:
         retired = torch.sym_max(-(-tokens // CHUNK) - 2, 0)
@@ -153,7 +153,8 @@ def _saved_bytes(layer: Layer, q: Tensor, routing: tuple[int, int, int], gated: 
     of_queries, chunks = batch * q.shape[1] * tokens, -(-tokens // CHUNK)
     retired = torch.sym_max(chunks - 2, 0)
     states = batch * heads * retired * 2 * head_dim
-    sections = [batch * heads * chunks * 8, rows * 2 * head_dim * width, states * head_dim * width, states * 4]
+    maps = [of * head_dim * head_dim * width for of in (q.shape[1], heads)]
+    sections = [batch * heads * chunks * 8, *maps, rows * 2 * head_dim * width, states * head_dim * width, states * 4]
     sections += [of_queries * 4] * 3 + [rows * 4]
     if gated:
         sections.append(of_queries * head_dim * width)
@@ -163,44 +164,46 @@ def _saved_bytes(layer: Layer, q: Tensor, routing: tuple[int, int, int], gated: 
 
 
 class Operands(NamedTuple):
-    """What the kernels read: rows that lie as they want them, keys and values of every selection head, folded maps."""
+    """What both passes read: rows that lie as the kernels want them, keys and values of every selection head."""
 
     q: Tensor
     k: Tensor
     v: Tensor
     gate: Optional[Tensor]
-    map_q: Tensor
-    map_k: Tensor
     log_scale: Optional[Tensor]
     budgets: Tensor
 
     @classmethod
     def of(cls, layer: Layer, plan: Plan, q: Tensor, k: Tensor, v: Tensor, gate: Optional[Tensor], learned: Learned) -> Operands:
-        map_q, map_k, householder_q, householder_k, log_lambda, window_factor = (None if x is None else x.float() for x in learned)
-        assert map_q is not None and map_k is not None
-        maps = _folded(map_q, householder_q), _folded(map_k, householder_k)
         if plan.copies > 1:
             k, v = k.repeat_interleave(plan.copies, 1), v.repeat_interleave(plan.copies, 1)
-        log_scale = log_lambda
+        log_scale, window_factor = _values(learned[4]), learned[5]
         if window_factor is not None:
             # A factor sigmoid(w) on the exact terms is its inverse on the linear ones.
-            of_window = torch.nn.functional.softplus(-window_factor)
+            of_window = torch.nn.functional.softplus(-window_factor.float())
             log_scale = of_window if log_scale is None else log_scale + of_window
-        return cls(
-            _rows(q),
-            _rows(k),
-            _rows(v),
-            None if gate is None else _rows(gate),
-            maps[0].to(q.dtype).contiguous(),
-            maps[1].to(q.dtype).contiguous(),
-            None if log_scale is None else log_scale.contiguous(),
-            layer.on_device(q.device, "budgets", lambda: torch.tensor(layer.budgets, dtype=torch.int32)),
+        gate = None if gate is None else _rows(gate)
+        return cls(_rows(q), _rows(k), _rows(v), gate, log_scale, layer.budgets_on(q.device))
+
+    def addresses(self, absorbed_at: Tensor, saved: Tensor) -> tuple[Any, ...]:
+        q, k, v, gate, log_scale, budgets = self
+        return (
+            (q.data_ptr(), q.stride()),
+            (k.data_ptr(), k.stride()),
+            (v.data_ptr(), v.stride()),
+            None if gate is None else _at(gate),
+            0 if log_scale is None else log_scale.data_ptr(),
+            budgets.data_ptr(),
+            absorbed_at.data_ptr(),
+            (saved.data_ptr(), saved.numel()),
         )
 
-    def addresses(self, absorbed_at: Optional[Tensor], saved: Tensor) -> tuple[Any, ...]:
-        rows = [None if x is None else _at(x) for x in (self.q, self.k, self.v, self.gate)]
-        values = [0 if x is None else x.data_ptr() for x in (self.map_q, self.map_k, self.log_scale, self.budgets, absorbed_at)]
-        return (*rows, *values, (saved.data_ptr(), saved.numel()))
+
+def _values(x: Optional[Tensor]) -> Optional[Tensor]:
+    """A learned tensor as the kernels read it: itself, if it is so already. Asking is quicker than having it made so."""
+    if x is None or (x.dtype is torch.float32 and x.is_contiguous()):
+        return x
+    return x.float().contiguous()
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -219,18 +222,11 @@ def _at(x: Tensor) -> tuple[int, tuple[int, ...]]:
     return x.data_ptr(), x.stride()
 
 
-def _folded(w: Tensor, u: Optional[Tensor]) -> Tensor:
-    """A reflection keeps the norm, so that it folds into the map's matrix: w - 2 u (u w) / |u|^2."""
-    if u is None:
-        return w
-    unit = torch.nn.functional.normalize(u, dim=-1)
-    return w - 2 * unit[:, :, None] * (unit[:, None, :] @ w)
-
-
 def _unfolded(w: Tensor, u: Optional[Tensor], d: Tensor) -> tuple[Tensor, Optional[Tensor]]:
-    """The gradients of `_folded`'s arguments from that of its result."""
+    """The gradients of a map and of what it reflects by, from that of w - 2 u (u w) / |u|^2, which the kernels multiply by."""
     if u is None:
         return d, None
+    w, u = w.float(), u.float()
     length = u.norm(dim=-1, keepdim=True)
     column = (u / length)[:, :, None]
     along_w, along_d = w.mT @ column, d.mT @ column
@@ -240,46 +236,36 @@ def _unfolded(w: Tensor, u: Optional[Tensor], d: Tensor) -> tuple[Tensor, Option
     return d - 2 * column @ along_d.mT, d_u
 
 
-def _absorbed_at(layer: Layer, plan: Plan, saved: Tensor) -> Tensor:
-    """`absorbed_at` from the words that `saved` begins with: a bit for each token of a chunk that is kept."""
-    batch, _, heads, tokens, _ = plan.sizes
-    chunks = -(-tokens // CHUNK)
-    bits = layer.on_device(saved.device, "bits", lambda: torch.tensor(1) << torch.arange(CHUNK))
-    never = layer.on_device(saved.device, "never", lambda: torch.tensor(-1, dtype=torch.int32))
-
-    def retirement() -> Tensor:
-        chunk = torch.arange(chunks, dtype=torch.int32)
-        return torch.where(chunk + 2 < chunks, chunk + 2, -1)[:, None]
-
-    words = saved[: batch * heads * chunks * 8].view(torch.int64).view(batch, heads, chunks, 1)
-    retired_in = layer.on_device(saved.device, chunks, retirement)
-    absorbed_at = torch.where(words & bits == 0, retired_in, never).view(batch, heads, chunks * CHUNK)
-    return absorbed_at[:, :, :tokens].contiguous()
-
-
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, gate: Optional[Tensor], learned: Learned, config: str, layer: int
+    q: Tensor, k: Tensor, v: Tensor, gate: Optional[Tensor], learned: Learned, config: str, layer: int, trains: bool = True
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The op's outputs."""
+    """The op's outputs. Only what `trains` can go back."""
     of_layer = _layer(config, layer)
     plan = of_layer.plan(q, k, v, gate, learned)
     if not _is_as_kernels_want(q):
         with _as_kernels_want(q):
-            return forward(q, k, v, gate, learned, config, layer)
+            return forward(q, k, v, gate, learned, config, layer, trains)
     operands = Operands.of(of_layer, plan, q, k, v, gate, learned)
-    batch, _, heads, tokens, _ = plan.sizes
+    # Kept by its name until the kernels are queued.
+    maps = [_values(x) for x in learned[:4]]
     out, saved = _new_out(q), q.new_empty(plan.saved, dtype=torch.uint8)
     new = torch.empty if of_layer.scores_all else torch.zeros
-    scores = new((batch, heads, tokens), dtype=torch.float32, device=q.device)
+    scores = new(plan.routing, dtype=torch.float32, device=q.device)
+    absorbed_at = torch.empty(plan.routing, dtype=torch.int32, device=q.device)
     scratch = q.new_empty(plan.forward_scratch, dtype=torch.uint8)
     if plan.scratch_zeros:
         scratch[: plan.scratch_zeros].zero_()
-    absorbed_at = torch.empty_like(scores, dtype=torch.int32) if plan.capped else None
-    addresses = operands.addresses(absorbed_at, saved)
-    stream = torch._C._cuda_getCurrentRawStream(q.device.index)
-    of_layer.kernels.forward(plan.sizes, plan.narrow, addresses, _at(out), scores.data_ptr(), scratch.data_ptr(), stream)
-    if absorbed_at is None:
-        absorbed_at = _absorbed_at(of_layer, plan, saved)
+    of_layer.kernels.forward(
+        plan.sizes,
+        plan.narrow,
+        operands.addresses(absorbed_at, saved),
+        [0 if x is None else x.data_ptr() for x in maps],
+        _at(out),
+        trains,
+        scores.data_ptr(),
+        scratch.data_ptr(),
+        torch._C._cuda_getCurrentRawStream(q.device.index),
+    )
     return out, absorbed_at, scores, saved
 
 
@@ -305,26 +291,43 @@ def backward(
     operands = Operands.of(of_layer, plan, q, k, v, gate, learned)
     out, d_out = _rows(out), _rows(d_out.to(q.dtype))
     d_linear = d_out if gate is None else _rows(d_out * gate)
-    d_q, d_k, d_v = (x.new_empty(x.shape) for x in (operands.q, operands.k, operands.v))
+    d_q, d_k, d_v = (x.new_empty(x.shape) for x in operands[:3])
     d_gate = None if gate is None else gate.new_empty(gate.shape)
-    d_map_q, d_map_k = (x.new_empty(x.shape, dtype=torch.float32) for x in (operands.map_q, operands.map_k))
-    d_log_scale = None if operands.log_scale is None else operands.log_scale.new_empty(operands.log_scale.shape)
+    map_q, map_k, log_scale = learned[0], learned[1], operands.log_scale
+    assert map_q is not None and map_k is not None
+    d_map_q, d_map_k = (x.new_empty(x.shape, dtype=torch.float32) for x in (map_q, map_k))
+    d_log_scale = None if log_scale is None else log_scale.new_empty(log_scale.shape)
     scratch = q.new_empty(plan.backward_scratch, dtype=torch.uint8)
     # Kept by their names until the kernels are queued.
     absorbed_at, saved = absorbed_at.contiguous(), saved.contiguous()
-    addresses = operands.addresses(absorbed_at, saved)
     gradients = (
-        *[_at(x) for x in (out, d_out, d_linear, d_q, d_k, d_v)],
+        _at(out),
+        _at(d_out),
+        _at(d_linear),
+        _at(d_q),
+        _at(d_k),
+        _at(d_v),
         None if d_gate is None else _at(d_gate),
-        *[0 if x is None else x.data_ptr() for x in (d_map_q, d_map_k, d_log_scale)],
+        d_map_q.data_ptr(),
+        d_map_k.data_ptr(),
+        0 if d_log_scale is None else d_log_scale.data_ptr(),
     )
     stream = torch._C._cuda_getCurrentRawStream(q.device.index)
+    addresses = operands.addresses(absorbed_at, saved)
     of_layer.kernels.backward(plan.sizes, plan.narrow, addresses, gradients, scratch.data_ptr(), stream)
     if plan.copies > 1:
         d_k, d_v = (x.unflatten(1, (-1, plan.copies)).sum(2) for x in (d_k, d_v))
     of_learned = _learned_gradients(learned, d_map_q, d_map_k, d_log_scale)
-    gradients_of = zip((q, k, v, gate, *learned), (d_q, d_k, d_v, d_gate, *of_learned))
-    return [dx.to(x.dtype) for x, dx in gradients_of if x is not None]
+    pairs = zip((q, k, v, gate, *learned), (d_q, d_k, d_v, d_gate, *of_learned))
+    return [dx if dx.dtype is x.dtype else dx.to(x.dtype) for x, dx in pairs if x is not None]
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, gate: Optional[Tensor], learned: Learned, config: str, layer: int) -> tuple[Tensor, ...]:
+    """A call that `is_eager`: `out`, `absorbed_at` and `scores`."""
+    if torch.is_grad_enabled() and any([x is not None and x.requires_grad for x in (q, k, v, gate, *learned)]):
+        outputs: tuple[Tensor, ...] = Eager.apply(q, k, v, gate, *learned, config, layer)
+        return outputs
+    return forward(q, k, v, gate, learned, config, layer, trains=False)[:3]
 
 
 class Eager(torch.autograd.Function):
@@ -357,17 +360,18 @@ def is_eager(*tensors: Optional[Tensor]) -> bool:
         plain
         and not torch.compiler.is_compiling()
         and torch._C._len_torch_dispatch_stack() == 0
+        and forward_ad._current_level < 0
         and not torch._C._are_functorch_transforms_active()
     )
 
 
 def _learned_gradients(learned: Learned, d_map_q: Tensor, d_map_k: Tensor, d_log_scale: Optional[Tensor]) -> Learned:
-    map_q, map_k, householder_q, householder_k, log_lambda, window_factor = (None if x is None else x.float() for x in learned)
+    map_q, map_k, householder_q, householder_k, log_lambda, window_factor = learned
     assert map_q is not None and map_k is not None
     d_map_q, d_householder_q = _unfolded(map_q, householder_q, d_map_q)
     d_map_k, d_householder_k = _unfolded(map_k, householder_k, d_map_k)
     d_log_lambda = None if log_lambda is None else d_log_scale
     d_window = None
     if window_factor is not None and d_log_scale is not None:
-        d_window = d_log_scale * (window_factor.sigmoid() - 1)
+        d_window = d_log_scale * (window_factor.float().sigmoid() - 1)
     return d_map_q, d_map_k, d_householder_q, d_householder_k, d_log_lambda, d_window

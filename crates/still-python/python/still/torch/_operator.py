@@ -65,7 +65,7 @@ def hybrid_attention(
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
         gate = None if gate is None else gate.to(dtype)
     if q.device.type == "cuda" and _cuda.is_eager(q, k, v, gate, *learned):
-        return HybridAttention(*_cuda.Eager.apply(q, k, v, gate, *learned, config, layer))
+        return HybridAttention(*_cuda.attend(q, k, v, gate, learned, config, layer))
     out, absorbed_at, scores, _ = _forward(q, k, v, gate, *learned, config, layer)
     return HybridAttention(out, absorbed_at, scores)
 
