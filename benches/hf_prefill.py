@@ -1,11 +1,11 @@
 """Prefill in Hugging Face transformers on CPU cores: a student with the kernels of `still`, in PyTorch alone, and its teacher.
 
-    still export --model demo --transformers STUDENT --dtype f32
-    python3 benches/hf_prefill.py STUDENT [--tokens 8192] [--threads 2] [--repeats 3] [--out FILE.json]
+    python3 benches/hf_prefill.py [--student DIR] [--tokens 8192] [--threads 2] [--repeats 3] [--seconds 480] [--out FILE.json]
 
-Needs torch, transformers, safetensors and the package still-llm. The three are timed in alternation, after one short run of
-each. Random tokens; float32; the logits of the last token alone. The teacher has the student's weights and transformers'
-"sdpa" attention.
+Needs torch, transformers, safetensors and the package still-llm, whose command exports the student that ships if no other is
+named. The three are timed in alternation, after one short run of each, until there are as many rounds as asked for or the next one
+would end after so many seconds; PyTorch alone, which is the slowest by far, in the first round only. Random tokens; float32; the
+logits of the last token alone. The teacher has the student's weights and transformers' "sdpa" attention.
 """
 
 import argparse
@@ -14,7 +14,9 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -25,10 +27,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("student", type=Path, help="a folder that `still export --transformers` wrote")
+    parser.add_argument("--student", type=Path, help="a folder that `still export --transformers` wrote")
     parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=480)
     parser.add_argument("--out", type=Path, help="where the JSON goes; stdout if absent")
     return parser.parse_args()
 
@@ -57,17 +60,35 @@ def seconds(model, ids, use_cache):
     return time.perf_counter() - start
 
 
+def exported(folder):
+    """The student that ships, as transformers opens it."""
+    command = [sys.executable, "-m", "still", "export", "--model", "demo", "--transformers", folder, "--dtype", "f32"]
+    subprocess.run(command, check=True)
+    return Path(folder)
+
+
 def main():
+    started = time.monotonic()
     args = arguments()
     torch.set_num_threads(args.threads)
     # Read by the kernels of `still` at their first call.
     os.environ["RAYON_NUM_THREADS"] = str(args.threads)
-    student = AutoModelForCausalLM.from_pretrained(args.student, trust_remote_code=True, dtype=torch.float32).eval()
+    with tempfile.TemporaryDirectory() as directory:
+        result = measured(args, args.student or exported(f"{directory}/student"), started)
+    text = json.dumps(result, indent=1) + "\n"
+    if args.out:
+        args.out.write_text(text)
+    else:
+        print(text, end="")
+
+
+def measured(args, folder, started):
+    student = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32).eval()
     operator = sys.modules[type(student.model.layers[0].self_attn).__mro__[1].__module__]
     kernels = operator.KERNELS
     if kernels is None:
         raise SystemExit("error: the package still-llm is not installed here\nhint: pip install still_llm-*.whl")
-    teacher = dense(args.student)
+    teacher = dense(folder)
     ids = torch.randint(student.config.vocab_size, (1, args.tokens), generator=torch.Generator().manual_seed(0))
 
     def with_operator(which):
@@ -82,16 +103,20 @@ def main():
     times = {name: [] for name in variants}
     for model in variants.values():
         seconds(model(), ids[:, :512], True)
-    for _ in range(args.repeats):
-        for name, model in variants.items():
-            times[name].append(seconds(model(), ids, True))
+    for repeat in range(args.repeats):
+        round_of = [name for name in variants if repeat == 0 or name != "pytorch"]
+        takes = sum(times[name][-1] for name in round_of if times[name])
+        if time.monotonic() - started + takes > args.seconds:
+            break
+        for name in round_of:
+            times[name].append(seconds(variants[name](), ids, True))
             print(f"{name}: {times[name][-1]:.2f} s", file=sys.stderr, flush=True)
     median = {name: statistics.median(of) for name, of in times.items()}
     versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "still-llm")}
-    result = {
+    return {
         "what": f"prefill of {args.tokens} tokens, float32, with a cache",
         "command": sys.argv,
-        "student": str(args.student),
+        "student": str(args.student or "demo"),
         "cpu": cpu(),
         "threads": args.threads,
         "load_average": os.getloadavg()[0],
@@ -102,11 +127,6 @@ def main():
         "kernels_over_pytorch": median["pytorch"] / median["kernels"],
         "kernels_over_dense": median["dense"] / median["kernels"],
     }
-    text = json.dumps(result, indent=1) + "\n"
-    if args.out:
-        args.out.write_text(text)
-    else:
-        print(text, end="")
 
 
 if __name__ == "__main__":

@@ -156,13 +156,13 @@ class FeatureMap(nn.Module):
         """W of each head, [heads, D, F]."""
         return torch.stack([linear.weight for linear in self.mlp.linears]).transpose(1, 2)
 
-    def forward(self, x):
-        """[B, heads, N, D] to [B, heads, N, 2F]."""
+    def forward(self, x, heads=slice(None)):
+        """[B, heads, N, D] to [B, heads, N, 2F]: of all heads, or of those that are listed."""
         x = wide(x)
-        w = torch.stack([linear.weight for linear in self.mlp.linears]).to(x.dtype)
+        w = torch.stack([linear.weight for linear in self.mlp.linears])[heads].to(x.dtype)
         y = x
         if hasattr(self, "hh"):
-            u = nn.functional.normalize(self.hh.u.to(x.dtype), dim=-1, eps=0.0)[:, None]
+            u = nn.functional.normalize(self.hh.u[heads].to(x.dtype), dim=-1, eps=0.0)[:, None]
             y = x - 2 * (x * u).sum(-1, keepdim=True) * u
         f = torch.einsum("bhnd,hfd->bhnf", y, w)
         if self.norm_preserving:
@@ -591,7 +591,7 @@ class HybridOperator(Operator):
             return score / (2 * self.chunk - 1 - position % self.chunk)
         if self.router == "self_recall":
             with torch.no_grad():
-                phi = self.keys(heads, rows.k)
+                phi = self.feature_map_k(rows.k, heads)
                 recalled = torch.einsum("bsmf,bsfd->bsmd", phi, state.s[:, heads])
                 total = torch.einsum("bsmf,bsf->bsm", phi, state.z[:, heads]).clamp(min=MIN_DENOMINATOR)
                 return (recalled / total[..., None] - wide(rows.v)).square().sum(-1)
@@ -602,16 +602,9 @@ class HybridOperator(Operator):
             return random_score(self.router_options["seed"], self.layer, head, position).to(score.dtype)
         return score
 
-    def keys(self, heads, k):
-        """phi of keys of some heads."""
-        if len(heads) == self.heads:
-            return self.feature_map_k(k)
-        whole = k.new_zeros(k.shape[0], self.heads, *k.shape[2:]).index_copy(1, torch.tensor(heads, device=k.device), k)
-        return self.feature_map_k(whole)[:, heads]
-
     def absorb(self, state, heads, rows, absorbed):
         """Adds the tokens of `absorbed` [B, heads, M] to the linear state."""
-        phi = self.keys(heads, rows.k) * absorbed[..., None]
+        phi = self.feature_map_k(rows.k, heads) * absorbed[..., None]
         add = dict(s=torch.einsum("bsmf,bsmd->bsfd", phi, wide(rows.v)), z=phi.sum(2), count=absorbed.sum(-1).to(phi.dtype))
         for name, value in add.items():
             index = torch.tensor(heads, device=value.device)
