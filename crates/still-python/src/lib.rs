@@ -14,6 +14,7 @@
 //! | `operator` | the operator on arrays, for PyTorch |
 //! | `cuda_operator` | the same in PyTorch's memory on CUDA devices |
 //! | `pieces` | a run's recipe, windows and folder, for PyTorch |
+//! | `questions` | what a run asks its student between steps, for PyTorch |
 //! | `command` | the `still` command |
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
@@ -27,6 +28,7 @@ mod generate;
 mod model;
 mod operator;
 mod pieces;
+mod questions;
 mod state;
 mod training;
 mod work;
@@ -48,6 +50,8 @@ mod _still {
     use crate::operator::{attention, attention_backward};
     #[pymodule_export]
     use crate::pieces::{Windows, begin_student, finish_student, resolve_recipe};
+    #[pymodule_export]
+    use crate::questions::Questions;
     #[pymodule_export]
     use crate::state::State;
     #[pymodule_export]

@@ -48,7 +48,11 @@ pub fn resolve_recipe(
     resolve().map_err(failed(py))
 }
 
-fn parsed_recipe(text: &str) -> anyhow::Result<Recipe> {
+/// A resolved recipe.
+///
+/// # Errors
+/// Another text than [`resolve_recipe`] gives.
+pub fn parsed_recipe(text: &str) -> anyhow::Result<Recipe> {
     let recipe: Recipe = serde_json::from_str(text).context("the recipe")?;
     recipe.validate()?;
     Ok(recipe)

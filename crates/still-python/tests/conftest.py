@@ -98,6 +98,17 @@ def text_path(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def documents(tmp_path_factory):
+    """Documents of different lengths, so that windows hold several."""
+    path = tmp_path_factory.mktemp("data") / "documents.jsonl"
+    random = np.random.default_rng(2)
+    words = ["chunk", "window", "state", "linear", "salient", "budget", "head", "layer"]
+    lengths = random.integers(8, 30, 200)
+    path.write_text("".join(json.dumps({"text": " ".join(random.choice(words, n))}) + "\n" for n in lengths))
+    return path
+
+
+@pytest.fixture(scope="session")
 def demo():
     """The student that ships, on the base that the other tests fetch."""
     return still.Model.load("demo")

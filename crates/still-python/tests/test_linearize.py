@@ -70,17 +70,6 @@ def operator(request):
     hybrid_attention.KERNELS = kernels
 
 
-@pytest.fixture(scope="module")
-def documents(tmp_path_factory):
-    """Documents of different lengths, so that windows hold several."""
-    path = tmp_path_factory.mktemp("data") / "documents.jsonl"
-    random = np.random.default_rng(2)
-    words = ["chunk", "window", "state", "linear", "salient", "budget", "head", "layer"]
-    lengths = random.integers(8, 30, 200)
-    path.write_text("".join(json.dumps({"text": " ".join(random.choice(words, n))}) + "\n" for n in lengths))
-    return path
-
-
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
     """Small matrices gain nothing from more."""
@@ -290,7 +279,9 @@ def test_what_cannot_be_is_an_error_with_a_hint(base_path, text_path, tmp_path):
         "needs text": lambda: linearize(loaded(base_path), "quick"),
         "no recipe of this name": lambda: linearize(loaded(base_path), "no-such"),
         "nothing": lambda: linearize(loaded(base_path), "uniform", out=tmp_path / "out"),
-        "every is not 0": lambda: student.train(text_path) if student.recipe["evaluation"].update(every=1) is None else None,
+        "held-out windows are there": lambda: linearize(
+            loaded(base_path), "uniform", set={**SMALL, "evaluation.every": 1}, data=text_path
+        ),
         "exists already": lambda: student.save(tmp_path),
         "not initialized": lambda: student.shard(),
         "architecture": lambda: linearize(

@@ -29,6 +29,12 @@ RECIPE = {
     "finetune.steps": 5,
     "finetune.batch": 4,
     "checkpoint.every": 2,
+    "data.heldout": 0.1,
+    "evaluation.every": 2,
+    "evaluation.windows": 3,
+    "evaluation.passkey_keys": 3,
+    "evaluation.passkey_length": 480,
+    "evaluation.keep_best": "true",
 }
 
 
@@ -50,24 +56,33 @@ def metrics(out):
     return [json.loads(line) for line in out.with_name(out.name + ".run").joinpath("metrics.jsonl").read_text().splitlines()]
 
 
+def evaluations(out):
+    lines = out.with_name(out.name + ".run").joinpath("evaluations.jsonl").read_text().splitlines()
+    return [{key: x for key, x in json.loads(line).items() if key != "seconds"} for line in lines]
+
+
 def workers(pid):
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 @pytest.fixture(scope="module")
-def student(base_path, text_path, tmp_path_factory):
+def student(base_path, documents, tmp_path_factory):
     """What two processes make, never interrupted."""
     out = tmp_path_factory.mktemp("two") / "student"
-    run(2, base_path, text_path, out)
+    run(2, base_path, documents, out)
     return out
 
 
-def test_two_processes_are_one_with_twice_the_batch(student, base_path, text_path, tmp_path):
+def test_two_processes_are_one_with_twice_the_batch(student, base_path, documents, tmp_path):
     alone = tmp_path / "alone"
-    run(1, base_path, text_path, alone)
+    run(1, base_path, documents, alone)
     own, expected = metrics(student), metrics(alone)
     assert len(own) == len(expected) == 10
     np.testing.assert_allclose([x["loss"] for x in own], [x["loss"] for x in expected], rtol=1e-5)
+    measured, alone_measured = evaluations(student), evaluations(alone)
+    assert len(measured) == 7 and [x["best"] for x in measured] == [x["best"] for x in alone_measured]
+    for key in ("heldout_nll", "passkey_recall"):
+        np.testing.assert_allclose([x[key] for x in measured], [x[key] for x in alone_measured], rtol=1e-5, err_msg=key)
     own, expected = (load_file(out / "model.safetensors") for out in (student, alone))
     assert own.keys() == expected.keys()
     for name, value in own.items():
@@ -75,12 +90,12 @@ def test_two_processes_are_one_with_twice_the_batch(student, base_path, text_pat
         assert error < 1e-5, name
 
 
-def test_a_killed_process_ends_the_job_which_resumes_exactly(student, base_path, text_path, tmp_path):
+def test_a_killed_process_ends_the_job_which_resumes_exactly(student, base_path, documents, tmp_path):
     out = tmp_path / "student"
     log = out.with_name("student.run") / "metrics.jsonl"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}
     job = subprocess.Popen(
-        command(2, base_path, text_path, out), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        command(2, base_path, documents, out), env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     try:
         deadline = time.time() + 600
@@ -93,15 +108,16 @@ def test_a_killed_process_ends_the_job_which_resumes_exactly(student, base_path,
     finally:
         job.kill()
     assert job.returncode != 0 and not out.exists()
-    run(2, base_path, text_path, out, "--resume")
+    run(2, base_path, documents, out, "--resume")
     assert [x["loss"] for x in metrics(out)] == [x["loss"] for x in metrics(student)]
+    assert evaluations(out) == evaluations(student)
     own, expected = (load_file(folder / "model.safetensors") for folder in (out, student))
     for name, value in own.items():
         assert torch.equal(value, expected[name]), name
 
 
-def test_a_batch_that_cannot_be_dealt_is_an_error(base_path, text_path, tmp_path):
-    done = subprocess.run(command(3, base_path, text_path, tmp_path / "student"), capture_output=True, text=True, timeout=600)
+def test_a_batch_that_cannot_be_dealt_is_an_error(base_path, documents, tmp_path):
+    done = subprocess.run(command(3, base_path, documents, tmp_path / "student"), capture_output=True, text=True, timeout=600)
     assert done.returncode != 0
     assert (
         "transfer.batch is 4, for 3 processes" in done.stderr and "hint: set transfer.batch to a multiple of 3" in done.stderr

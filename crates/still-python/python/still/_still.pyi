@@ -235,9 +235,18 @@ class CudaAttention:
     def scratch(self, sizes: Sequence[int], narrow: bool) -> tuple[int, int, int]:
         """Bytes of scratch of the forward pass, how many of its first must be zeros, and bytes of scratch of the backward pass."""
     def forward(
-        self, sizes: Sequence[int], narrow: bool, operands: tuple[Any, ...], out: tuple[Any, ...], scores: int, scratch: int, stream: int
+        self,
+        sizes: Sequence[int],
+        narrow: bool,
+        operands: tuple[Any, ...],
+        maps: Sequence[int],
+        out: tuple[Any, ...],
+        trains: bool,
+        scores: int,
+        scratch: int,
+        stream: int,
     ) -> None:
-        """Queues the forward pass on a stream of the current device."""
+        """Queues the forward pass on a stream of the current device. If nothing `trains`, no backward pass may follow."""
     def backward(
         self, sizes: Sequence[int], narrow: bool, operands: tuple[Any, ...], gradients: tuple[Any, ...], scratch: int, stream: int
     ) -> None:
@@ -253,6 +262,18 @@ def finish_student(
     dir: _Path, config: str, recipe: str, tokenizer: _Path, generation: str | None, dtype: str
 ) -> None:
     """Writes all of a student's folder but its weights, and the digest into those."""
+
+@final
+class Questions:
+    """What a run asks its student between steps besides held-out text."""
+
+    def __new__(cls, config: str, recipe: str, tokenizer: _Path) -> Questions: ...
+    def repeated(self) -> list[tuple[npt.NDArray[np.int64], int]]:
+        """Texts whose ends are scored: token ids, and the index of the first that is."""
+    def prompts(self) -> list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], int]]:
+        """Questions that are answered in writing: the prompt, a right answer, and how many tokens an answer has at most."""
+    def score(self, prompt: int, answer: Sequence[int]) -> float:
+        """What an answer to a prompt is worth, 0 to 1."""
 
 @final
 class Windows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from statistics import median_high
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from .._errors import InputError
+from ._watch import Plateau
 
 FEWEST = 5
 """Steps that must have been taken before one can be out of line."""
@@ -55,12 +57,8 @@ class Updates:
 
     def __init__(self, recipe: dict[str, Any], guard: dict[str, Any], parameters: dict[str, nn.Parameter]) -> None:
         self.recipe, self.total = recipe["optimizer"], recipe["steps"]
-        if isinstance(self.recipe["schedule"], dict):
-            raise InputError(
-                "a plateau schedule follows evaluations, which still.torch does not make",
-                'set the schedule to "cosine", "linear" or "constant"',
-            )
         self.parameters, self.spikes, self.step_count = parameters, Spikes(guard), 0
+        self.plateau = Plateau()
         self.optimizer = torch.optim.AdamW(
             parameters.values(),
             lr=self.recipe["lr"],
@@ -72,7 +70,12 @@ class Updates:
     def lr(self) -> float:
         """Of the next step."""
         of = self.recipe
-        return of["lr"] * share(of["schedule"], self.step_count, of["warmup"], self.total, of["floor"])
+        of_step = share(of["schedule"], self.step_count, of["warmup"], self.total, of["floor"])
+        return of["lr"] * of_step * max(self.plateau.scale, of["floor"])
+
+    def observe(self, heldout: float) -> None:
+        """Takes note of a held-out loss, which a plateau schedule goes by."""
+        self.plateau.observe(heldout, self.recipe["schedule"])
 
     def step(self, loss: float) -> dict[str, Any]:
         """Takes the step along the gradients that parameters have, or skips it if it is a spike."""
@@ -120,11 +123,13 @@ class Updates:
         self.step_count = progress["step"]
         self.spikes.losses, self.spikes.norms = progress["losses"], progress["norms"]
         self.spikes.in_a_row = progress["in_a_row"]
+        self.plateau = Plateau(**progress["plateau"])
 
     def progress(self) -> dict[str, Any]:
         """What `restore` wants besides moments."""
-        spikes = self.spikes
-        return dict(step=self.step_count, losses=spikes.losses, norms=spikes.norms, in_a_row=spikes.in_a_row)
+        spikes, plateau = self.spikes, asdict(self.plateau)
+        step = self.step_count
+        return dict(step=step, losses=spikes.losses, norms=spikes.norms, in_a_row=spikes.in_a_row, plateau=plateau)
 
     def too_many_skipped(self) -> str | None:
         """Why the run is to be given up, if it is."""

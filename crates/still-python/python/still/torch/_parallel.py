@@ -48,6 +48,10 @@ class Processes:
             distributed.all_reduce(values)
         return values
 
+    def all_are(self, done: bool, device: torch.device) -> bool:
+        """Whether it is so in every process."""
+        return bool(self.summed(torch.tensor([float(not done)], device=device)).item() == 0.0)
+
     def sum_gradients(self, parameters: list[nn.Parameter]) -> None:
         """Adds up what processes found. A parameter has no gradient afterwards if it had none anywhere."""
         if not self.several or not parameters:

@@ -163,8 +163,9 @@ class Student:
         """Both stages over text files, as `still linearize` trains: the same windows in the same order, the recipe's steps, rates
         and optimizer. Every process of torch.distributed, if it is initialized, takes its share of the windows of a step.
 
-        `run_dir` receives metrics and checkpoints; with `resume` the run in it goes on. `progress` is called with a dict, whose
-        "event" is "stage", "step" or "checkpoint", on the first process.
+        `run_dir` receives metrics, evaluations and checkpoints; with `resume` the run in it goes on. `progress` is called with a
+        dict, whose "event" is "stage", "step", "evaluation" or "checkpoint", on the first process. The result is the last student
+        or, with `evaluation.keep_best`, the one of the lowest held-out loss.
         """
         from ._trainer import Run
 

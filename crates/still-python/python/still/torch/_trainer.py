@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Optional
 
@@ -12,9 +14,11 @@ from torch import Tensor
 from .. import _still
 from .._errors import InputError
 from ._checkpoints import Checkpoints
+from ._evaluation import Evaluator
 from ._optimizer import Updates
 from ._parallel import Processes
 from ._stages import Stage
+from ._watch import Watch
 
 if TYPE_CHECKING:
     from ._student import Student
@@ -48,22 +52,26 @@ class Run:
         # The first one tokenizes the text; the others find it done.
         self.processes.first_does(lambda: read() and None)
         self.windows = read()
+        self.watch = Watch()
+        self.best: dict[str, Tensor] | None = None
+        self.evaluator: Evaluator | None = None
+        if self.recipe["evaluation"]["every"]:
+            self.evaluator = Evaluator(student, self.windows.heldout(), self.device, self.processes)
         self.checkpoints: Checkpoints | None = None
         if run_dir is not None:
             # Weights of the base are not among it: they are the caller's to keep.
             base = {key: x for key, x in json.loads(student.config).items() if key not in NO_ARITHMETIC}
             fingerprint = {"recipe": student.recipe, "data": self.windows.sha256, "base": base}
+            if self.evaluator is not None:
+                measured = hashlib.sha256(b"".join(ids.tobytes() for ids, _ in self.evaluator.heldout))
+                fingerprint["held-out text"] = measured.hexdigest()
             self.checkpoints = Checkpoints(Path(run_dir), fingerprint, self.recipe["checkpoint"]["keep"], self.processes)
         elif resume:
             raise InputError("resume without run_dir", "name the directory of the run that is to go on")
         self.saved = None if self.checkpoints is None else self.checkpoints.open(resume)
+        self.begun = self.saved is not None
 
     def _check(self) -> None:
-        if self.recipe["evaluation"]["every"]:
-            raise InputError(
-                "evaluation.every is not 0: still.torch makes no evaluations during a run",
-                'pass set={"evaluation.every": 0, "evaluation.keep_best": False}, and measure the saved student with `still eval`',
-            )
         for stage in STAGES:
             batch, count = self.recipe[stage]["batch"], self.processes.count
             if self.recipe[stage]["steps"] and batch % count:
@@ -76,11 +84,16 @@ class Run:
         """Both stages."""
         if self.saved is not None:
             self.windows.seek(self.saved["position"])
+            self.watch = Watch(**self.saved["watch"])
+        if self.evaluator is not None and self.checkpoints is not None:
+            with self.student.teacher():
+                self.checkpoints.note_teacher(self.evaluator.measure)
         for name in STAGES:
             if self.saved is not None and STAGES.index(name) < STAGES.index(self.saved["stage"]):
                 continue
             if self.recipe[name]["steps"] > 0:
                 self._stage(name, getattr(self.student, name)())
+        self._take_best()
         for parameter in self.student.model.parameters():
             parameter.requires_grad_(False)
         self.student.model.eval()
@@ -88,18 +101,28 @@ class Run:
     def _stage(self, name: str, stage: Stage) -> None:
         recipe = self.recipe[name]
         updates = Updates(recipe, self.recipe["guard"], self.student.trainable(name))
+        patience = self.recipe["evaluation"]["early_stop"]
         if self.saved is not None and self.checkpoints is not None:
             self.checkpoints.load(self.saved, self.student.learned(), updates)
             self.saved = None
+        else:
+            self.watch.begin_stage()
         self._tell("stage", stage=name, steps=recipe["steps"], done=updates.step_count)
-        while updates.step_count < recipe["steps"]:
-            report = self._step(name, stage, updates)
-            step, stop = updates.step_count, updates.too_many_skipped()
-            if self.checkpoints is not None:
-                self.checkpoints.note(report)
-                if stop or step == recipe["steps"] or step % self.recipe["checkpoint"]["every"] == 0:
-                    path = self.checkpoints.save(name, self.windows.position, self.student.learned(), updates)
-                    self._tell("checkpoint", path=str(path))
+        if not self.begun:
+            # The student that the run starts from; a second stage starts from one that is known.
+            self._evaluate(name, updates)
+            self.begun = True
+        while updates.step_count < recipe["steps"] and not self.watch.has_had_enough(patience):
+            self._note("step", self._step(name, stage, updates))
+            step, every = updates.step_count, self.recipe["evaluation"]["every"]
+            if every and (step % every == 0 or step == recipe["steps"]):
+                self._evaluate(name, updates)
+            stop = updates.too_many_skipped() or self.watch.diverged(self.recipe["guard"])
+            ends = step == recipe["steps"] or self.watch.has_had_enough(patience)
+            if self.checkpoints is not None and (stop or ends or step % self.recipe["checkpoint"]["every"] == 0):
+                progress = {"stage": name, "position": self.windows.position, "watch": asdict(self.watch)}
+                path = self.checkpoints.save(progress, self.student.learned(), updates)
+                self._tell("checkpoint", path=str(path))
             if stop:
                 raise InputError(f"{name} stopped after step {step}: {stop}", "lower the learning rate")
 
@@ -122,8 +145,46 @@ class Run:
             report["layer_losses"] = of_layers
             if len(of_layers) < len(self.student.section["budgets"]):
                 report["layers"] = self.student.hybrid_layers
-        self._tell("step", **report)
         return report
+
+    def _evaluate(self, name: str, updates: Updates) -> None:
+        """Measures the student, if the recipe says so, and keeps it if it is the best."""
+        if self.evaluator is None:
+            return
+        measured = self.evaluator.measure()
+        heldout, best = measured.get("heldout_nll"), False
+        if heldout is not None:
+            best = self.watch.observe(heldout)
+            updates.observe(heldout)
+            if best and self.recipe["evaluation"]["keep_best"]:
+                self._keep(name, updates.step_count)
+        self._note("evaluation", {"stage": name, "step": updates.step_count, **measured, "best": best})
+
+    def _keep(self, stage: str, step: int) -> None:
+        """Keeps the student as it is: in the run's directory, or without one in memory."""
+        learned = self.student.learned()
+        if self.checkpoints is not None:
+            self.checkpoints.save_best(stage, step, learned)
+        else:
+            self.best = {key: x.detach().to("cpu", copy=True) for key, x in learned.items()}
+
+    @torch.no_grad()
+    def _take_best(self) -> None:
+        """The run's result is the student with the lowest held-out loss, if the recipe says so."""
+        if not self.recipe["evaluation"]["keep_best"]:
+            return
+        learned = self.student.learned()
+        if self.checkpoints is not None:
+            self.checkpoints.load_best(learned)
+        elif self.best is not None:
+            for key, value in self.best.items():
+                learned[key].copy_(value)
+
+    def _note(self, event: str, report: dict[str, Any]) -> None:
+        """Into the run's log, and to whoever wants to know."""
+        if self.checkpoints is not None:
+            self.checkpoints.note(event, report)
+        self._tell(event, **report)
 
     def _inputs(self, name: str, window: Window, step: int, index: int) -> dict[str, Tensor]:
         """A window as a batch: a row for each of its sequences."""
