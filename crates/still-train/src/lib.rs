@@ -63,8 +63,8 @@ mod update;
 pub use bench::{StepTiming, time_steps};
 pub use cache_plan::CachePlan;
 pub use calibrate::{
-    Budgets, CalibrateOptions, Calibration, HeadReport, Outcome, Outlook, Phase, calibrate,
-    calibrated_recipe,
+    Budgets, CalibrateOptions, Calibration, CalibrationPlan, HeadReport, Outcome, Outlook, Phase,
+    PhasePlan, calibrate, calibrated_recipe, plan_training_free,
 };
 pub use data::{
     DataSummary, Position, Segment, TokenCache, Window, Windows, data_files_in, is_data_file,

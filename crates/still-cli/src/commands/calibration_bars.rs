@@ -30,7 +30,7 @@ impl<'a> CalibrationBars<'a> {
     pub fn advance(&mut self, phase: Phase, tokens: usize, total: usize) {
         if self.bar.as_ref().is_none_or(|(known, _)| *known != Some(phase)) {
             self.finish();
-            let bar = Bar::new(self.printer, "Calibrating", name(phase), total, "tokens");
+            let bar = Bar::new(self.printer, "Calibrating", phase_name(phase), total, "tokens");
             self.bar = Some((Some(phase), bar));
         }
         if let Some((_, bar)) = &self.bar {
@@ -41,7 +41,7 @@ impl<'a> CalibrationBars<'a> {
     /// The last phase is over.
     pub fn finish(&mut self) {
         if let Some((Some(phase), bar)) = self.bar.take() {
-            bar.done(format_args!("{}: done", name(phase)));
+            bar.done(format_args!("{}: done", phase_name(phase)));
         }
     }
 }
@@ -66,7 +66,8 @@ pub fn calibrate(
     Ok(found)
 }
 
-fn name(phase: Phase) -> &'static str {
+/// What a phase does, in two or three words.
+pub fn phase_name(phase: Phase) -> &'static str {
     match phase {
         Phase::Retrieval => "retrieval heads",
         Phase::Text => "losses on text",

@@ -367,9 +367,48 @@ fn without_training_a_student_has_calibrated_budgets() {
     let usual = linearize(dir.path(), "usual", &[&set, ["--training-free"].as_slice()].concat());
     usual.succeeded();
     assert_eq!(read("usual/config.json")["still_recipe"]["calibration"]["cache_fraction"], 0.2);
-    for other in ["--resume", "--dry-run"] {
-        linearize(dir.path(), "other", &["--training-free", other]).failed_with("--training-free");
-    }
+    linearize(dir.path(), "other", &["--training-free", "--resume"]).failed_with("--training-free");
+}
+
+#[test]
+fn a_dry_run_without_training_plans_calibration_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let keys = ["calibration.at_length=4096", "calibration.window=256", "calibration.tokens=1000"];
+    let set: Vec<&str> = keys.iter().flat_map(|key| ["--set", key]).collect();
+    let dry = |more: &[&str]| {
+        let arguments = [&set, ["--training-free", "--dry-run"].as_slice(), more].concat();
+        let outcome = linearize(dir.path(), "student", &arguments);
+        for left in ["student", "student.run"] {
+            assert!(!dir.path().join(left).exists(), "{left} was written");
+        }
+        outcome
+    };
+    let plan = dry(&["--json"]);
+    plan.succeeded();
+    let plan = plan.json();
+    // Two layers of two selection heads; chunks of 64.
+    assert_eq!(plan["heads"], 4);
+    assert_eq!(plan["candidates"], serde_json::json!([0, 1, 2, 4, 8, 16, 32, 64]));
+    let phases = plan["phases"].as_array().unwrap();
+    let read = |n: usize| (phases[n]["phase"].as_str().unwrap(), phases[n]["tokens"].as_u64());
+    // Two sequences of 512 tokens, each fed twice; then the text that the recipe asks for.
+    assert_eq!((read(0), read(1)), (("retrieval", Some(2048)), ("text", Some(1000))));
+    assert!(phases.iter().all(|phase| phase["seconds"].as_f64().unwrap() > 0.0), "{phases:?}");
+    assert_eq!((&plan["timed_tokens"], &plan["cache"]["at_most"]), (&256.into(), &true.into()));
+    let share =
+        plan["cache"]["bytes"].as_f64().unwrap() / plan["cache"]["dense_bytes"].as_f64().unwrap();
+    assert!((share - 0.2).abs() < 1e-3, "the usual share is a fifth, not {share}");
+    let table = dry(&[]);
+    table.succeeded();
+    assert!(table.stdout.contains("losses on text") && table.stdout.contains("at most"));
+
+    // What the run would refuse, its plan refuses; budgets of the recipe are not looked for.
+    dry(&["--set", "calibration.cache_fraction=0.001"]).failed_with("is too small");
+    dry(&["--set", "attention.router=none", "--set", "attention.budget=0"])
+        .failed_with("nothing to find");
+    let own = dry(&["--set", "attention.budgets=[[1, 2], [3, 4]]"]);
+    own.succeeded();
+    assert!(own.stdout.contains("nothing to calibrate"), "{}", own.stdout);
 }
 
 /// Commands store rows as the recipe said, unless they are told otherwise, and say how.

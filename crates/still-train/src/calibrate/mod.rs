@@ -10,6 +10,7 @@ mod budgets;
 mod for_run;
 mod marginal;
 mod outlook;
+mod plan;
 mod retrieval;
 
 use serde::Serialize;
@@ -19,6 +20,7 @@ use still_model::{FeatureInit, Model, ModelConfig, Student};
 pub use budgets::Budgets;
 pub use for_run::calibrated_recipe;
 pub use outlook::{Outcome, Outlook};
+pub use plan::{CalibrationPlan, PhasePlan, plan_training_free};
 
 use crate::error::{Result, TrainError};
 use crate::recipe::AttentionRecipe;
@@ -130,7 +132,8 @@ impl Calibration {
 }
 
 /// How far a calibration is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Phase {
     /// Random sequences fed twice.
     Retrieval,

@@ -15,7 +15,7 @@ use std::io::Read;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use still_model::LoraTarget;
+use still_model::{LoraTarget, ModelConfig};
 use toml::{Table, Value};
 
 pub use attention::AttentionRecipe;
@@ -28,6 +28,7 @@ pub use evaluation::EvaluationRecipe;
 pub use guard::GuardRecipe;
 pub use stages::{FinetuneRecipe, Objective, Recompute, Reduction, TransferLoss, TransferRecipe};
 
+use crate::calibrate::CalibrateOptions;
 use crate::error::{Result, TrainError};
 use crate::schedule::Schedule;
 use overrides::{apply_override, check_keys, over_defaults, sets};
@@ -160,6 +161,24 @@ impl Recipe {
     pub fn validate(&self) -> Result<()> {
         check_ranges(&as_table(self)?, |_| String::new())?;
         self.check_together()
+    }
+
+    /// The recipe of a student without training: no steps, nothing measured, and budgets calibrated to the usual share where the
+    /// recipe has neither budgets nor a share.
+    ///
+    /// # Errors
+    /// As [`Recipe::validate`].
+    pub(crate) fn training_free(&self, model: &ModelConfig) -> Result<Self> {
+        let mut recipe = self.clone();
+        (recipe.transfer.steps, recipe.finetune.steps) = (0, 0);
+        recipe.evaluation.every = 0;
+        if recipe.attention.budgets.is_none() {
+            let calibration = &mut recipe.calibration;
+            let usual = CalibrateOptions::usual_cache_fraction(model, calibration.at_length);
+            calibration.cache_fraction.get_or_insert(usual);
+        }
+        recipe.validate()?;
+        Ok(recipe)
     }
 
     /// Checks what no range tells.

@@ -5,14 +5,14 @@ use std::path::PathBuf;
 use still_model::{Model, Student};
 
 use super::{RunDir, directory};
-use crate::calibrate::{CalibrateOptions, calibrated_recipe};
+use crate::calibrate::calibrated_recipe;
 use crate::data::TokenCache;
 use crate::error::Result;
 use crate::metrics::Observer;
 use crate::recipe::Recipe;
 
 /// The model with a student whose budgets are calibrated as the recipe says, or to the
-/// [usual share](CalibrateOptions::usual_cache_fraction), and which nothing is trained of. Budgets that the recipe has are kept.
+/// [usual share](crate::CalibrateOptions::usual_cache_fraction), and which nothing is trained of. Budgets that the recipe has are kept.
 ///
 /// `run_dir` receives `recipe.toml`, whose stages have no steps, and `budgets.json`.
 ///
@@ -26,15 +26,7 @@ pub fn training_free(
     run_dir: &RunDir,
     observer: &mut dyn Observer,
 ) -> Result<Model> {
-    let mut recipe = recipe.clone();
-    (recipe.transfer.steps, recipe.finetune.steps) = (0, 0);
-    recipe.evaluation.every = 0;
-    if recipe.attention.budgets.is_none() {
-        let calibration = &mut recipe.calibration;
-        let usual = CalibrateOptions::usual_cache_fraction(model.config(), calibration.at_length);
-        calibration.cache_fraction.get_or_insert(usual);
-    }
-    recipe.validate()?;
+    let recipe = recipe.training_free(model.config())?;
     let recipe = calibrated_recipe(model, &recipe, data, cache, run_dir.path(), observer)?;
     directory::write_recipe(run_dir.path(), &recipe)?;
     let still = recipe.attention.resolve(model.config())?;

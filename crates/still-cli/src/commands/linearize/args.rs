@@ -21,6 +21,7 @@ Examples:
   still linearize --model base --data a.txt --out s --dry-run
   still linearize --model base --data a.txt --out s --resume
   still linearize --model base --data a.txt --out s --training-free --delta
+  still linearize --model base --data a.txt --out s --training-free --dry-run
   still linearize --model base --data a.txt --out s --device cuda --delta
   still linearize --model base --data a.txt --out s --delta --dtype f16";
 
@@ -50,7 +51,7 @@ pub struct LinearizeArgs {
     #[arg(long)]
     no_tensorboard: bool,
     /// Train nothing: find budgets alone, as the recipe says or for the usual share of the dense cache
-    #[arg(long, conflicts_with_all = ["resume", "dry_run"])]
+    #[arg(long, conflicts_with = "resume")]
     training_free: bool,
     /// Do not compare the finished student with its teacher: saves up to a minute
     #[arg(long)]
@@ -64,7 +65,7 @@ pub struct LinearizeArgs {
     /// Replace what is there
     #[arg(long)]
     overwrite: bool,
-    /// Say what would be trained and read, and what memory and time it would take; train nothing
+    /// Say what would be trained and read, and what memory and time it would take; write nothing
     #[arg(long, conflicts_with_all = ["resume", "overwrite"])]
     dry_run: bool,
     /// Print one JSON object on stdout

@@ -48,7 +48,7 @@ fn peak_bytes(plan: &Plan) -> usize {
 }
 
 /// `cache of 8,192 tokens: at most 36.0 MiB of 180.0 MiB dense, 20 %`
-fn cache_line(cache: &CachePlan) -> String {
+pub(super) fn cache_line(cache: &CachePlan) -> String {
     let CachePlan { at_length, bytes, at_most, dense_bytes } = *cache;
     format!(
         "cache of {} tokens: {}{} of {} dense, {:.0} %",
@@ -94,7 +94,7 @@ fn render(plan: &Plan) -> String {
 }
 
 /// `42 s`, `12 min`, `3 h 20 min`.
-fn duration(seconds: f64) -> String {
+pub(super) fn duration(seconds: f64) -> String {
     let minutes = (seconds / 60.0).round() as u64;
     match minutes {
         0..2 => format!("{seconds:.0} s"),

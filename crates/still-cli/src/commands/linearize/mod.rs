@@ -37,7 +37,11 @@ pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
         printer.step("Recipe", what);
     }
     if settings.dry_run {
-        return dry_run::run(settings, &load()?, printer);
+        let model = load()?;
+        return match settings.training_free {
+            true => training_free::plan(settings, &model, printer),
+            false => dry_run::run(settings, &model, printer),
+        };
     }
     interrupt::hint("nothing was trained in this start: the same command begins it again");
     let places = Places::claim(settings)?;

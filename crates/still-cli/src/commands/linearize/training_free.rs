@@ -2,13 +2,16 @@
 
 use serde_json::json;
 use still_model::{Model, save_student_to};
-use still_train::TokenCache;
+use still_train::{CalibrationPlan, TokenCache, plan_training_free};
 
 use super::args::Settings;
+use super::dry_run::{cache_line, duration};
 use super::observer::RunObserver;
 use super::places::Places;
+use crate::commands::calibration_bars::phase_name;
 use crate::printer::Printer;
 use crate::progress::Bar;
+use crate::table;
 
 /// Calibrates and writes the student, and says that it is not trained.
 ///
@@ -57,4 +60,55 @@ pub fn run(
         }))?;
     }
     Ok(())
+}
+
+/// Says what [`run`] would read, and how long it would take. Nothing is written.
+///
+/// # Errors
+/// As [`plan_training_free`].
+pub fn plan(settings: &Settings, model: &Model, printer: &Printer) -> anyhow::Result<()> {
+    let inputs = &settings.inputs;
+    let bar = Bar::new(printer, "Timing", "calibration on one window", 0, "");
+    let plan = plan_training_free(model, &inputs.recipe, &inputs.data, &TokenCache::user()?)?;
+    drop(bar);
+    let seconds = plan.phases.iter().map(|phase| phase.seconds).sum();
+    if settings.json {
+        return printer.json(&json!({
+            "heads": plan.heads,
+            "candidates": plan.candidates,
+            "timed_tokens": plan.timed_tokens,
+            "phases": plan.phases,
+            "cache": plan.cache,
+            "seconds": seconds,
+        }));
+    }
+    if plan.phases.is_empty() {
+        printer.result("nothing to calibrate: the recipe has budgets")?;
+    } else {
+        printer.result(render(&plan, seconds))?;
+    }
+    printer.result(format_args!("\n{}", cache_line(&plan.cache)))?;
+    if !plan.phases.is_empty() {
+        printer.note(format_args!(
+            "time is that of a calibration on this machine on {} tokens of text; each of {} heads gets one of {} budgets",
+            plan.timed_tokens,
+            plan.heads,
+            plan.candidates.len(),
+        ));
+    }
+    Ok(())
+}
+
+fn render(plan: &CalibrationPlan, seconds: f64) -> String {
+    let mut rows: Vec<Vec<String>> = plan
+        .phases
+        .iter()
+        .map(|phase| {
+            let name = phase_name(phase.phase).to_owned();
+            vec![name, phase.tokens.to_string(), duration(phase.seconds)]
+        })
+        .collect();
+    let tokens: usize = plan.phases.iter().map(|phase| phase.tokens).sum();
+    rows.push(vec!["calibration".into(), tokens.to_string(), duration(seconds)]);
+    table::render(&["phase", "tokens", "time"], &rows)
 }
