@@ -105,3 +105,98 @@ impl AttentionRecipe {
         Ok(config)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+    use std::fmt::Debug;
+
+    use still_model::random::tiny_config;
+
+    use super::*;
+
+    /// A structure's fields and their values, as its debug form says.
+    fn fields(of: &impl Debug) -> BTreeMap<String, String> {
+        let text = format!("{of:#?}");
+        let body = text.split_once('{').and_then(|(_, body)| body.rsplit_once('}')).unwrap().0;
+        let mut fields: Vec<(String, String)> = Vec::new();
+        for line in body.lines().filter(|line| !line.is_empty()) {
+            match line.strip_prefix("    ").filter(|line| line.starts_with(char::is_alphabetic)) {
+                Some(line) => {
+                    let (name, value) = line.split_once(": ").unwrap();
+                    fields.push((name.into(), value.into()));
+                }
+                None => fields.last_mut().unwrap().1.push_str(line.trim()),
+            }
+        }
+        fields.into_iter().collect()
+    }
+
+    /// What is equal in both, less the names that one of them alone has or resolves.
+    fn agree(
+        a: &BTreeMap<String, String>,
+        b: &BTreeMap<String, String>,
+        but: [&[&str]; 2],
+    ) -> BTreeSet<String> {
+        for (one, other, but) in [(a, b, but[0]), (b, a, but[1])] {
+            let differ = one.iter().filter(|(name, value)| other.get(*name) != Some(value));
+            let differ: Vec<&str> = differ.map(|(name, _)| name.as_str()).collect();
+            assert!(differ.iter().all(|name| but.contains(name)), "{differ:?} differ, not {but:?}");
+        }
+        a.keys().filter(|name| b.contains_key(*name)).cloned().collect()
+    }
+
+    /// Recipe, student and layer declare the attention's fields each: a value of the first is that of all.
+    #[test]
+    fn what_a_recipe_says_is_what_student_and_layer_have() {
+        let linear = AttentionRecipe {
+            mode: Mode::LinearOnly,
+            budget: 0,
+            router: Router::None,
+            linear_norm: LinearNorm::Sum,
+            ..AttentionRecipe::default()
+        };
+        let changed = AttentionRecipe {
+            chunk: 32,
+            budget: 3,
+            cap: Some(9),
+            router: Router::Random { seed: 7 },
+            selection_head: SelectionHead::QueryHead,
+            feature_map: FeatureMap::Softmax,
+            feature_dim: Some(4),
+            init: FeatureInit::Normal,
+            gate: true,
+            window_factor: true,
+            branches: Branches { window: false, ..Branches::default() },
+            rows: Some(RowDtype::Int8),
+            ..linear.clone()
+        };
+        let changed = AttentionRecipe { mode: Mode::Hybrid, ..changed };
+        let scaled = ModelConfig { query_pre_attn_scalar: Some(16.0), ..tiny_config() };
+        let mut seen: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        for (recipe, model) in [
+            (AttentionRecipe::default(), tiny_config()),
+            (linear, tiny_config()),
+            (changed, scaled),
+        ] {
+            let still = recipe.resolve(&model).unwrap();
+            let own = fields(&still);
+            agree(
+                &fields(&recipe),
+                &own,
+                [
+                    &["budget", "budgets", "feature_dim", "init"],
+                    &["budgets", "feature_dim", "logit_scale"],
+                ],
+            );
+            let layer = fields(&still.layer(1).unwrap());
+            let shared = agree(&own, &layer, [&["budgets", "rows"], &["layer", "budgets"]]);
+            assert_eq!(shared.len(), layer.len() - 1, "all but the layer's number");
+            own.into_iter().for_each(|(name, value)| {
+                seen.entry(name).or_default().insert(value);
+            });
+        }
+        let constant: Vec<_> = seen.iter().filter(|(_, values)| values.len() < 2).collect();
+        assert!(constant.is_empty(), "the cases above set no other value of {constant:?}");
+    }
+}
