@@ -18,14 +18,14 @@ use std::sync::Arc;
 use candle_core::{DType, Device};
 use serde::{Deserialize, Serialize};
 use still_attention::{
-    AttentionError, HeadGeometry, HybridConfig, RowDtype, StillConfig, attention_forward,
-    dense_attention, hybrid_attention,
+    AttentionError, HeadGeometry, HybridConfig, HybridWeights, RowDtype, StillConfig,
+    attention_forward, dense_attention, hybrid_attention,
 };
 use still_compute::{Gradients, Spans};
 use still_model::ModelError;
 
 use crate::error::{EvalError, Result};
-use crate::timing::time;
+use crate::timing::{Times, time};
 use decode::{Decoded, steps};
 
 pub use ceilings::Ceilings;
@@ -124,6 +124,16 @@ pub struct OperatorBench {
     pub ceilings: Ceilings,
 }
 
+/// What was timed.
+struct Timed {
+    times: Times,
+    /// Copies of the state, each of which a call goes through.
+    copies: usize,
+    /// Decode steps that `count` is of; 1 of a whole pass.
+    steps: usize,
+    count: Count,
+}
+
 impl OperatorBench {
     /// Measures the ceilings of a device in `dtype`: f32 on the CPU, f32 or bf16 on CUDA.
     ///
@@ -158,9 +168,41 @@ impl OperatorBench {
         }
         let config = hybrid.map(|hybrid| config(geometry, hybrid)).transpose();
         let config = config.map_err(ModelError::from)?;
-        let prefix = inputs::rows(geometry, batch, context, &self.device, self.dtype)?;
         let weights = inputs::weights(geometry, &self.device)?;
         let layer = config.as_ref().map(|config| (config, &weights));
+        let Timed { times, copies, steps, count } = self.timed(options, pass, context, layer)?;
+        let [median_ms, p10_ms, p90_ms] =
+            [times.median_ms, times.quantile_ms(0.1), times.quantile_ms(0.9)]
+                .map(|ms| ms / copies as f64);
+        let [flop, bytes] = [count.flop, count.bytes].map(|of| of as f64 / steps as f64);
+        let (tflop_per_s, gb_per_s) = (flop / (1e9 * median_ms), bytes / (1e6 * median_ms));
+        Ok(OperatorPoint {
+            pass,
+            context,
+            repetitions,
+            calls: times.calls * copies,
+            median_ms,
+            p10_ms,
+            p90_ms,
+            flop,
+            bytes,
+            tflop_per_s,
+            gb_per_s,
+            share_of_product: tflop_per_s / self.ceilings.product_tflop_per_s,
+            share_of_copy: gb_per_s / self.ceilings.copy_gb_per_s,
+        })
+    }
+
+    /// The pass `repetitions` times, and what it computes and reads.
+    fn timed(
+        &self,
+        options: &OperatorOptions,
+        pass: Pass,
+        context: usize,
+        layer: Option<(&HybridConfig, &HybridWeights)>,
+    ) -> Result<Timed> {
+        let OperatorOptions { geometry, batch, repetitions, .. } = *options;
+        let prefix = inputs::rows(geometry, batch, context, &self.device, self.dtype)?;
         let counted = self.counted(options);
         let (mut copies, mut steps_timed) = (1, 1);
         let (times, count) = match (pass, layer) {
@@ -208,26 +250,7 @@ impl OperatorBench {
                 (times, counted.decode(context + TOKENS..context + all))
             }
         };
-        let [median_ms, p10_ms, p90_ms] =
-            [times.median_ms, times.quantile_ms(0.1), times.quantile_ms(0.9)]
-                .map(|ms| ms / copies as f64);
-        let [flop, bytes] = [count.flop, count.bytes].map(|of| of as f64 / steps_timed as f64);
-        let (tflop_per_s, gb_per_s) = (flop / (1e9 * median_ms), bytes / (1e6 * median_ms));
-        Ok(OperatorPoint {
-            pass,
-            context,
-            repetitions,
-            calls: times.calls * copies,
-            median_ms,
-            p10_ms,
-            p90_ms,
-            flop,
-            bytes,
-            tflop_per_s,
-            gb_per_s,
-            share_of_product: tflop_per_s / self.ceilings.product_tflop_per_s,
-            share_of_copy: gb_per_s / self.ceilings.copy_gb_per_s,
-        })
+        Ok(Timed { times, copies, steps: steps_timed, count })
     }
 
     fn counted(&self, options: &OperatorOptions) -> Counted {

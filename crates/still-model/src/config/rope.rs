@@ -286,34 +286,11 @@ fn of_table(table: &Table<'_>, outside: &Outside) -> Result<Rope> {
     let theta = table.number("rope_theta", ROPE_THETA)?.unwrap_or(outside.theta);
     let partial = rotary_factor(table, "partial_rotary_factor", outside.architecture)?;
     let partial = partial.or(outside.partial).unwrap_or(1.0);
-    let kind = match (table.text("rope_type")?, table.text("type")?) {
-        (Some(a), Some(b)) if a != b => {
-            return Err(ModelError::Invalid(format!(
-                "\"{}\" is \"{a}\" and \"{}\" is \"{b}\": which of them is meant?",
-                table.path("rope_type"),
-                table.path("type")
-            )));
-        }
-        (kind, old) => kind.or(old),
-    };
-    // What it was called in Phi-3's first files.
-    let kind = kind.map(|kind| match kind {
-        "su" if outside.architecture.family().partial_rotation => "longrope",
-        other => other,
-    });
+    let kind = kind(table, outside.architecture)?;
     let factor = table.number("factor", FACTOR)?;
     let low_freq_factor = table.number("low_freq_factor", FACTOR)?;
     let high_freq_factor = table.number("high_freq_factor", FACTOR)?;
-    let original = table.size("original_max_position_embeddings", 1..=MAX_POSITIONS)?;
-    let original = match (original, outside.original) {
-        (Some(a), Some(b)) if a != b => {
-            return Err(ModelError::Invalid(format!(
-                "\"{}\" is {a}, outside it stands {b}",
-                table.path("original_max_position_embeddings")
-            )));
-        }
-        (inside, outside) => inside.or(outside),
-    };
+    let original = original_length(table, outside.original)?;
     let needed = |key: &str, value: Option<f64>| value.ok_or_else(|| table.missing(key));
     let scaling = match kind {
         // A scaling that does not say how it scales: transformers 4 stops, transformers 5 forgets the factor.
@@ -343,7 +320,43 @@ fn of_table(table: &Table<'_>, outside: &Outside) -> Result<Rope> {
             });
         }
     };
-    // These tables are small: a key that is not known here is part of some other rotation.
+    check_keys(table, scaling.as_ref())?;
+    Ok(Rope { theta, scaling, partial, local_theta: outside.local_theta })
+}
+
+/// Which rotation, by its newer or its older key.
+fn kind<'a>(table: &Table<'a>, architecture: Architecture) -> Result<Option<&'a str>> {
+    let kind = match (table.text("rope_type")?, table.text("type")?) {
+        (Some(a), Some(b)) if a != b => {
+            return Err(ModelError::Invalid(format!(
+                "\"{}\" is \"{a}\" and \"{}\" is \"{b}\": which of them is meant?",
+                table.path("rope_type"),
+                table.path("type")
+            )));
+        }
+        (kind, old) => kind.or(old),
+    };
+    // What it was called in Phi-3's first files.
+    Ok(kind.map(|kind| match kind {
+        "su" if architecture.family().partial_rotation => "longrope",
+        other => other,
+    }))
+}
+
+/// The context that the model was first trained on, which may stand outside the table, too.
+fn original_length(table: &Table<'_>, outside: Option<usize>) -> Result<Option<usize>> {
+    let inside = table.size("original_max_position_embeddings", 1..=MAX_POSITIONS)?;
+    match (inside, outside) {
+        (Some(a), Some(b)) if a != b => Err(ModelError::Invalid(format!(
+            "\"{}\" is {a}, outside it stands {b}",
+            table.path("original_max_position_embeddings")
+        ))),
+        (inside, outside) => Ok(inside.or(outside)),
+    }
+}
+
+/// These tables are small: a key that is not known here is part of some other rotation.
+fn check_keys(table: &Table<'_>, scaling: Option<&RopeScaling>) -> Result<()> {
     let of_factors: &[&str] = match scaling {
         Some(RopeScaling::Factors(_) | RopeScaling::LongRope { .. }) => {
             &["short_factor", "long_factor", "attention_factor", DECLARED_LENGTH]
@@ -367,7 +380,7 @@ fn of_table(table: &Table<'_>, outside: &Outside) -> Result<Rope> {
             table.unsupported(key, "supported rotations: default, linear, llama3, longrope")
         );
     }
-    Ok(Rope { theta, scaling, partial, local_theta: outside.local_theta })
+    Ok(())
 }
 
 /// Phi-3's rotation; one set of factors for every context if both are the same and change no logits.

@@ -35,37 +35,13 @@ pub fn config(path: &Path, content: &Content) -> Result<ModelConfig> {
 
     let hidden_size = required("embedding_length")?;
     let num_attention_heads = required_of_layers("attention.head_count")?;
-    let head_dim = match metadata.size(&of("attention.key_length"))? {
-        Some(head_dim) => head_dim,
-        None if hidden_size.is_multiple_of(num_attention_heads) => {
-            hidden_size / num_attention_heads
-        }
-        None => {
-            let reason = format!("no divisor of {} {hidden_size}", of("embedding_length"));
-            return Err(metadata.refuse(&of("attention.head_count"), &reason));
-        }
-    };
-    let key = of("attention.value_length");
-    if metadata.size(&key)?.is_some_and(|value_length| value_length != head_dim) {
-        let what = format!("a model whose values are not as wide as its keys ({key})");
-        return Err(unsupported(path, what, "use a model whose heads are of one width"));
-    }
+    let head_dim = head_dim(path, &metadata, name, hidden_size, num_attention_heads)?;
 
     let max_position_embeddings = required("context_length")?;
     let sizes = (num_hidden_layers, max_position_embeddings);
     let sliding = window::sliding(path, &metadata, architecture, name, sizes)?;
 
-    let vocab_size = tensors::vocabulary(path, content)?;
-    if let Some(tokens) = metadata.texts("tokenizer.ggml.tokens")?
-        && tokens != vocab_size
-    {
-        return Err(ModelError::corrupt(
-            path,
-            format!(
-                "token_embd.weight has {vocab_size} rows for tokenizer.ggml.tokens' {tokens} tokens"
-            ),
-        ));
-    }
+    let vocab_size = vocab_size(path, content, &metadata)?;
     let token = |which: &str| {
         let most = u32::try_from(vocab_size).unwrap_or(u32::MAX) - 1;
         metadata.integer(&format!("tokenizer.ggml.{which}_token_id"), 0..=most)
@@ -113,6 +89,43 @@ pub fn config(path: &Path, content: &Content) -> Result<ModelConfig> {
     config.validate().map_err(|error| in_file(error, path))?;
     tensors::check(path, content, &config)?;
     Ok(config)
+}
+
+/// Channels of a head: those of keys, which values must have too.
+fn head_dim(
+    path: &Path,
+    metadata: &Metadata<'_>,
+    architecture: &str,
+    hidden_size: usize,
+    heads: usize,
+) -> Result<usize> {
+    let of = |key: &str| format!("{architecture}.{key}");
+    let head_dim = match metadata.size(&of("attention.key_length"))? {
+        Some(head_dim) => head_dim,
+        None if hidden_size.is_multiple_of(heads) => hidden_size / heads,
+        None => {
+            let reason = format!("no divisor of {} {hidden_size}", of("embedding_length"));
+            return Err(metadata.refuse(&of("attention.head_count"), &reason));
+        }
+    };
+    let key = of("attention.value_length");
+    if metadata.size(&key)?.is_some_and(|value_length| value_length != head_dim) {
+        let what = format!("a model whose values are not as wide as its keys ({key})");
+        return Err(unsupported(path, what, "use a model whose heads are of one width"));
+    }
+    Ok(head_dim)
+}
+
+/// Rows of the embedding, as many as the tokenizer has tokens.
+fn vocab_size(path: &Path, content: &Content, metadata: &Metadata<'_>) -> Result<usize> {
+    let rows = tensors::vocabulary(path, content)?;
+    match metadata.texts("tokenizer.ggml.tokens")? {
+        Some(tokens) if tokens != rows => Err(ModelError::corrupt(
+            path,
+            format!("token_embd.weight has {rows} rows for tokenizer.ggml.tokens' {tokens} tokens"),
+        )),
+        _ => Ok(rows),
+    }
 }
 
 fn in_file(error: ModelError, path: &Path) -> ModelError {

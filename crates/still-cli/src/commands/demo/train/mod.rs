@@ -36,22 +36,7 @@ pub fn run(args: &DemoArgs, printer: &Printer) -> anyhow::Result<()> {
     let text = DemoText::new(&teacher.tokenizer, args.seed)?;
     let heldout = text::heldout(&teacher.tokenizer, args.windows())?;
     drop(bar);
-    printer.step(
-        "Training on",
-        format_args!(
-            "{} ({} windows of {TRAIN_WINDOW} tokens)",
-            books::TRAINING.title,
-            text.train.len()
-        ),
-    );
-    printer.step(
-        "Held out",
-        format_args!(
-            "{} ({} windows of {EVAL_WINDOW} tokens)",
-            books::HELDOUT.title,
-            args.windows()
-        ),
-    );
+    introduce(args, &text, printer);
     let bench = Bench::new(args, heldout, &teacher)?;
     let mut rows: Vec<Row> = Vec::with_capacity(5);
     let mut measure = |name, model: &Model, parts: &mut Parts| -> anyhow::Result<()> {
@@ -97,20 +82,50 @@ pub fn run(args: &DemoArgs, printer: &Printer) -> anyhow::Result<()> {
         save_student_to(out, &stage2, ExportKind::Delta)?;
         printer.step("Saved", format_args!("{} (still chat --model {0})", out.dir().display()));
     }
-    let setting = Setting {
+    let report = Report::new(
+        rows,
+        samples,
+        started.elapsed().as_secs_f64(),
+        parts,
+        setting(args, &teacher),
+    )?;
+    if args.json { printer.json(&report) } else { Ok(printer.result(report.render())?) }
+}
+
+/// Says what is trained on, and what is measured on.
+fn introduce(args: &DemoArgs, text: &DemoText, printer: &Printer) {
+    printer.step(
+        "Training on",
+        format_args!(
+            "{} ({} windows of {TRAIN_WINDOW} tokens)",
+            books::TRAINING.title,
+            text.train.len()
+        ),
+    );
+    printer.step(
+        "Held out",
+        format_args!(
+            "{} ({} windows of {EVAL_WINDOW} tokens)",
+            books::HELDOUT.title,
+            args.windows()
+        ),
+    );
+}
+
+/// What the numbers of the report are of.
+fn setting(args: &DemoArgs, teacher: &Model) -> Setting {
+    Setting {
         version: env!("CARGO_PKG_VERSION"),
         base: teacher.base.source.clone(),
         device: "cpu",
         threads: rayon::current_num_threads(),
         dtype: "f32",
         cache_rows: "bf16",
-        stage1_tokens: n1 * TRAIN_WINDOW,
-        stage2_tokens: n2 * TRAIN_WINDOW,
+        stage1_tokens: args.transfer_steps * TRAIN_WINDOW,
+        stage2_tokens: args.finetune_steps * TRAIN_WINDOW,
         heldout_tokens: args.windows() * EVAL_WINDOW,
         seed: args.seed,
-    };
-    let report = Report::new(rows, samples, started.elapsed().as_secs_f64(), parts, setting)?;
-    if args.json { printer.json(&report) } else { Ok(printer.result(report.render())?) }
+    }
 }
 
 fn load(args: &DemoArgs, printer: &Printer) -> anyhow::Result<Model> {
