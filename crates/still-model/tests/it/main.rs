@@ -12,6 +12,7 @@ mod chat_templates;
 mod checkpoints;
 mod configurations;
 mod decode_many;
+mod examples;
 mod generate_together;
 mod generation_ends;
 mod gguf_directory;
