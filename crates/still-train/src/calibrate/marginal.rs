@@ -5,6 +5,8 @@
 //! the Fisher information of its predictions, with the text's own tokens for samples and no terms across tokens. The
 //! gradient of the KL itself vanishes at the teacher, so there is no first-order term.
 
+use std::cell::Cell;
+
 use candle_core::{D, DType, Device, Tensor, Var};
 use rayon::prelude::*;
 use still_attention::{HybridConfig, HybridWeights, hybrid_attention};
@@ -29,8 +31,7 @@ pub(super) fn losses(
     windows: &[&[u32]],
     progress: &dyn Fn(usize),
 ) -> Result<Vec<Vec<Vec<f64>>>> {
-    let decoder = &teacher.decoder;
-    let lm_head = decoder.lm_head.dense()?;
+    let lm_head = teacher.decoder.lm_head.dense()?;
     let heads = |layer: &StudentLayer| layer.config.budgets.len();
     let mut losses: Vec<Vec<Vec<f64>>> = student
         .layers
@@ -39,72 +40,85 @@ pub(super) fn losses(
         .collect();
     let mut predictions = 0;
     for window in windows {
-        if window.len() < 2 {
-            progress(window.len());
-            continue;
-        }
-        let rotation = decoder.rotation(0, window.len())?;
-        let mut x = decoder.embed(window)?;
-        let mut inputs = Vec::with_capacity(decoder.layers.len());
-        for (n, layer) in decoder.layers.iter().enumerate() {
-            let input = Var::from_tensor(&x)?;
-            let pass = Pass::new(layer, &rotation, student.layer(n), &input)?;
-            x = pass.layer_output(layer, &input, &pass.attention)?.detach();
-            inputs.push(input);
-        }
-        let last = Var::from_tensor(&x)?;
-        let normed = decoder.final_norm(&last)?;
-        let hidden = normed.detach().squeeze(0)?;
-        // Of the sum over predictions, not their mean.
-        let count = window.len() - 1;
-        let target = Target::NextToken(window);
-        let (loss, gradient) = vocabulary_loss(&hidden, &lm_head, target, None, count as f64)?;
-        let loss = loss.value()?;
-        if !loss.is_finite() {
-            return Err(TrainError::NotFinite {
-                stage: "calibration",
-                step: 0,
-                what: "the loss of the text",
-                value: loss,
-            });
-        }
-        predictions += count;
-        let Some(mut upstream) =
-            pull_back(&normed, &gradient.unsqueeze(0)?)?.backward()?.remove(&last)
-        else {
-            progress(window.len());
-            continue;
+        let told = Cell::new(0);
+        let told_of = |tokens| {
+            told.set(told.get() + tokens);
+            progress(tokens);
         };
-        let (layers, mut told) = (decoder.layers.len(), 0);
-        let mut of_layers = student.layers.iter().zip(&mut losses).rev().peekable();
-        for ((n, layer), input) in decoder.layers.iter().enumerate().zip(inputs).rev() {
-            let own = of_layers.next_if(|(student, _)| student.config.layer == n);
-            let pass =
-                Pass::new(layer, &rotation, own.as_ref().map(|(student, _)| *student), &input)?;
-            let attention = Var::from_tensor(&pass.attention)?;
-            let out = pass.layer_output(layer, &input, &attention)?;
-            let mut grads = pull_back(&out, &upstream)?.backward()?;
-            let Some(g) = grads.remove(&attention) else { continue };
-            if let Some((student, losses)) = own {
-                pass.add_losses(&g, &student.attention, &student.config, candidates, losses)?;
-            }
-            let through = pull_back(&pass.attention, &g)?.backward()?.remove(&input);
-            upstream = match (grads.remove(&input), through) {
-                (Some(a), Some(b)) => (a + b)?,
-                (Some(a), None) | (None, Some(a)) => a,
-                (None, None) => break,
-            };
-            let passed = share(window.len(), layers - 1 - n, layers);
-            progress(passed);
-            told += passed;
+        if window.len() > 1 {
+            predictions += window.len() - 1;
+            add_losses(teacher, student, &lm_head, candidates, window, &mut losses, &told_of)?;
         }
-        progress(window.len() - told);
+        progress(window.len() - told.get());
     }
     let scale = 0.5 / predictions.max(1) as f64;
     for loss in losses.iter_mut().flatten().flatten() {
         *loss *= scale;
     }
     Ok(losses)
+}
+
+/// Adds a window's losses, of the sum over its predictions. `progress` is told the tokens passed, a layer's share at a time.
+fn add_losses(
+    teacher: &Model,
+    student: &Student,
+    lm_head: &Tensor,
+    candidates: &[usize],
+    window: &[u32],
+    losses: &mut [Vec<Vec<f64>>],
+    progress: &dyn Fn(usize),
+) -> Result<()> {
+    let decoder = &teacher.decoder;
+    let rotation = decoder.rotation(0, window.len())?;
+    let mut x = decoder.embed(window)?;
+    let mut inputs = Vec::with_capacity(decoder.layers.len());
+    for (n, layer) in decoder.layers.iter().enumerate() {
+        let input = Var::from_tensor(&x)?;
+        let pass = Pass::new(layer, &rotation, student.layer(n), &input)?;
+        x = pass.layer_output(layer, &input, &pass.attention)?.detach();
+        inputs.push(input);
+    }
+    let last = Var::from_tensor(&x)?;
+    let normed = decoder.final_norm(&last)?;
+    let hidden = normed.detach().squeeze(0)?;
+    // Of the sum over predictions, not their mean.
+    let count = window.len() - 1;
+    let target = Target::NextToken(window);
+    let (loss, gradient) = vocabulary_loss(&hidden, lm_head, target, None, count as f64)?;
+    let loss = loss.value()?;
+    if !loss.is_finite() {
+        return Err(TrainError::NotFinite {
+            stage: "calibration",
+            step: 0,
+            what: "the loss of the text",
+            value: loss,
+        });
+    }
+    let Some(mut upstream) = pull_back(&normed, &gradient.unsqueeze(0)?)?.backward()?.remove(&last)
+    else {
+        return Ok(());
+    };
+    let layers = decoder.layers.len();
+    let mut of_layers = student.layers.iter().zip(losses).rev().peekable();
+    for ((n, layer), input) in decoder.layers.iter().enumerate().zip(inputs).rev() {
+        let own = of_layers.next_if(|(student, _)| student.config.layer == n);
+        let pass = Pass::new(layer, &rotation, own.as_ref().map(|(student, _)| *student), &input)?;
+        let attention = Var::from_tensor(&pass.attention)?;
+        let out = pass.layer_output(layer, &input, &attention)?;
+        let mut grads = pull_back(&out, &upstream)?.backward()?;
+        let Some(g) = grads.remove(&attention) else { continue };
+        if let Some((student, losses)) = own {
+            pass.add_losses(&g, &student.attention, &student.config, candidates, losses)?;
+        }
+        let through = pull_back(&pass.attention, &g)?.backward()?.remove(&input);
+        upstream = match (grads.remove(&input), through) {
+            (Some(a), Some(b)) => (a + b)?,
+            (Some(a), None) | (None, Some(a)) => a,
+            (None, None) => break,
+        };
+        progress(share(window.len(), layers - 1 - n, layers));
+    }
+    Ok(())
 }
 
 /// A layer's attention over one window, every head whole.
