@@ -222,7 +222,7 @@ fn more_sequences_decode_alike() {
     decode_alike(4..=5);
 }
 
-/// Long enough for the store to move under the graph, which is then captured anew.
+/// Long enough for a student's store to move under the graph, which finds it, and for a dense cache, whose step is captured anew.
 #[test]
 fn a_long_generation() {
     for [cpu, gpu] in pairs() {
