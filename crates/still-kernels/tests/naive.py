@@ -85,15 +85,17 @@ def kept_rows(x, coding, keys):
 
 def coded(x, coding):
     away = lambda x: (x.sign() * (x.double().abs() + 0.5).floor()).double()  # halves away from zero
+    # PyTorch divides numbers by tensors, and on CUDA tensors by numbers, through the reciprocal: another f32 now and then.
+    number = lambda x: torch.full_like(top, x)
+    top = x.abs().amax(-1, keepdim=True)
     if coding == "int8":
-        top = x.abs().amax(-1, keepdim=True)
-        inverse = torch.where(top > 0, 127 / top, 0.0)
-        return away(x * inverse) * (top / 127).double()
+        inverse = torch.where(top > 0, number(127) / top, 0.0)
+        return away(x * inverse) * (top / number(127)).double()
     back = []
     for group in x.split(32, -1):
         low, high = group.amin(-1, keepdim=True), group.amax(-1, keepdim=True)
-        offset, scale = low.half().float(), ((high - low) / 15).half().float()
-        inverse = torch.where(scale > 0, 1 / scale, 0.0)
+        offset, scale = low.half().float(), ((high - low) / number(15)).half().float()
+        inverse = torch.where(scale > 0, number(1) / scale, 0.0)
         back.append(away((group - offset) * inverse).clamp(0, 15) * scale.double() + offset.double())
     return torch.cat(back, -1)
 
