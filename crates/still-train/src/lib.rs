@@ -64,10 +64,11 @@ pub use bench::{StepTiming, time_steps};
 pub use cache_plan::CachePlan;
 pub use calibrate::{
     Budgets, CalibrateOptions, Calibration, CalibrationPlan, HeadReport, Outcome, Outlook, Phase,
-    PhasePlan, calibrate, calibrated_recipe, plan_training_free,
+    PhasePlan, calibrate, calibrated_recipe, plan_calibration, plan_training_free,
 };
 pub use data::{
-    DataSummary, Position, Segment, TokenCache, Window, Windows, data_files_in, is_data_file,
+    DataSummary, Position, Segment, TokenCache, Window, Windows, check_data_file, data_files_in,
+    is_data_file,
 };
 pub use error::{Result, TrainError};
 pub use evaluation::{Evaluation, TEACHER_FILE};

@@ -108,7 +108,7 @@ pub enum Command {
     ///
     /// Budgets are those that lose least at a given share of the dense cache's bytes.
     Calibrate(CalibrateArgs),
-    /// Write a student with quantized weights to one .gguf file
+    /// Write a student as .gguf, as a delta or for transformers
     Export(ExportArgs),
     /// Ask a question about a document
     ///

@@ -76,7 +76,7 @@ fn lines(error: &clap::Error, words: &[String]) -> (String, String) {
         ErrorKind::MissingRequiredArgument => {
             let path = asked_command(words);
             let help = format!("`still {path}--help` explains what can be given");
-            hints.push(match example(&asked(words).1) {
+            hints.push(match example(&asked(words).1, words) {
                 Some(example) => format!("such as `{example}`; {help}"),
                 None => help,
             });
@@ -129,15 +129,21 @@ fn commands_of(words: &[String]) -> String {
 }
 
 /// Columns of an example that stands in one row of a hint.
-const SHORT: usize = 64;
+const SHORT: usize = 68;
 
-/// The first example of a command's help that is short, else the first.
-fn example(declared: &clap::Command) -> Option<String> {
+/// The example of a command's help that has the most of the options that were given, short ones first.
+fn example(declared: &clap::Command, words: &[String]) -> Option<String> {
     let help = declared.get_after_help()?.to_string();
     let (_, examples) = help.split_once("Examples:\n")?;
-    let mut examples = examples.lines().map_while(|line| line.strip_prefix("  ")).peekable();
-    let first = *examples.peek()?;
-    Some(examples.find(|example| example.len() <= SHORT).unwrap_or(first).to_owned())
+    let mut examples: Vec<&str> =
+        examples.lines().map_while(|line| line.strip_prefix("  ")).collect();
+    examples.sort_by_key(|example| example.len() > SHORT);
+    let has = |example: &str| {
+        let given = words.iter().filter(|word| word.starts_with("--"));
+        given.filter(|&option| example.split(' ').any(|word| word == option)).count()
+    };
+    let most = examples.iter().map(|example| has(example)).max()?;
+    examples.into_iter().find(|example| has(example) == most).map(str::to_owned)
 }
 
 #[cfg(test)]
@@ -171,6 +177,11 @@ mod tests {
             (vec!["generat"], "unrecognized subcommand 'generat'", "'generate'"),
             (vec!["generate"], "not provided: --model <MODEL>", "--help"),
             (vec!["ask", "-m", "x"], "not provided: <QUESTION>", "such as `still ask --model "),
+            (
+                vec!["export", "--model", "x", "--out", "y"],
+                "--gguf",
+                "`still export --model my-student --gguf ",
+            ),
             (vec!["recipes"], "no command is given to `still recipes`", "explains list, show"),
             (vec!["aks"], "unrecognized subcommand 'aks'", "explains demo, linearize, "),
             (vec!["doctor", "--jsn"], "unexpected argument '--jsn' found", "'--json'"),

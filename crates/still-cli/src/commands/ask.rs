@@ -1,7 +1,7 @@
 //! `still ask`: a question about a document, through the model's own template.
 
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde_json::json;
@@ -9,7 +9,7 @@ use still_model::{ChatSession, GenerateOptions};
 
 use super::generate::{finish_phrase, finish_word};
 use super::generation::{GenerationArgs, GenerationSettings};
-use super::input::{read_piped, read_text_once};
+use super::input::{read_document, read_piped, unix_lines};
 use super::reading::ReadingBar;
 use super::sampling::Usual;
 use super::{sessions, stream_to};
@@ -86,12 +86,12 @@ pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
         sessions::check_place(path, settings.file.as_deref())?;
     }
     let text = match (&settings.file, saved) {
-        (Some(file), _) => Some(read_text_once(file, printer)?),
+        (Some(file), _) => Some(read_document(file, printer)?),
         (None, Some(_)) => None,
         (None, None) => Some(document_from_stdin(settings, printer)?),
     };
     if text.as_ref().is_some_and(|text| text.trim().is_empty()) {
-        return Err(user("the document is empty", "give a file with text in it"));
+        return Err(no_text(settings));
     }
     let (generation, system) = (&settings.generation, settings.system.as_deref());
     let model = generation.load(printer)?;
@@ -121,18 +121,37 @@ pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
     answer(&session, settings, &options, printer)
 }
 
+/// The error of a document without a word in it.
+fn no_text(settings: &Settings) -> anyhow::Error {
+    match (&settings.file, &settings.session) {
+        (Some(file), _) => user(
+            format!("the document is empty: {}", file.display()),
+            "give a file with text in it",
+        ),
+        (None, Some(session)) => no_session(session),
+        (None, None) => user(
+            "there is no document: standard input is empty",
+            "name one with --file, or pipe it in",
+        ),
+    }
+}
+
+fn no_session(session: &Path) -> anyhow::Error {
+    user(
+        format!("there is no session {} yet", session.display()),
+        "give the document with --file: it is read and kept there",
+    )
+}
+
 fn document_from_stdin(settings: &Settings, printer: &Printer) -> anyhow::Result<String> {
     let stdin = std::io::stdin();
     if stdin.is_terminal() {
         if let Some(session) = &settings.session {
-            return Err(user(
-                format!("there is no session {} yet", session.display()),
-                "give the document with --file: it is read and kept there",
-            ));
+            return Err(no_session(session));
         }
         printer.note("reading the document from the terminal; end it with Ctrl-D");
     }
-    read_piped(stdin.lock(), "standard input")
+    Ok(unix_lines(read_piped(stdin.lock(), "standard input")?))
 }
 
 fn answer(

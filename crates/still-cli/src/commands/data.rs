@@ -3,7 +3,7 @@
 use std::path::{Component, Path, PathBuf};
 
 use still_model::{OnFetch, files};
-use still_train::{data_files_in, is_data_file};
+use still_train::{check_data_file, data_files_in, is_data_file};
 
 use crate::books;
 use crate::errors::user;
@@ -27,7 +27,10 @@ pub fn data_files(named: &[PathBuf], on_fetch: &OnFetch) -> anyhow::Result<Vec<P
                 Some(kind) => {
                     return Err(user(format!("{} is {kind}, not a file", name.display()), HINT));
                 }
-                None => all.push(name.clone()),
+                None => {
+                    check_data_file(name)?;
+                    all.push(name.clone());
+                }
             },
             Err(_) if name.as_os_str() == DEMO => all.push(demo_text()?),
             Err(_) => match dataset_id(name) {
@@ -49,7 +52,7 @@ fn dataset_id(name: &Path) -> Option<&str> {
 
 /// Token ids of a hub's file are of a tokenizer that nobody named.
 fn is_text(path: &Path) -> bool {
-    is_data_file(path) && path.extension().is_some_and(|end| end != "bin")
+    is_data_file(path) && path.extension().is_some_and(|end| !end.eq_ignore_ascii_case("bin"))
 }
 
 /// The demo's training text as a file of the cache, written once.

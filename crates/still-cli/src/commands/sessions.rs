@@ -52,7 +52,10 @@ pub fn open(
     if system.is_some() && system != session.system() {
         return Err(differs(path, "system message"));
     }
-    printer.step("Opened", format_args!("{}: {} tokens", path.display(), session.tokens()));
+    printer.step(
+        "Opened",
+        format_args!("{}: {} tokens", path.display(), table::count(session.tokens())),
+    );
     Ok(session)
 }
 
@@ -77,12 +80,16 @@ pub fn read_document(
     // Until it is known how many tokens there are.
     let encoding = Mutex::new(Some(Bar::new(printer, "Reading", &name, 0, "")));
     let bar = ReadingBar::of_document(printer, name);
+    let (replaces, said) = (session.document().is_some(), !session.is_new());
     let reread = session.read_document(text, &interrupt::flag(), |new, total| {
         drop(encoding.lock().unwrap_or_else(PoisonError::into_inner).take());
         bar.advance(new, total);
     })?;
     bar.done();
-    if reread {
+    if replaces {
+        printer.warn("the document before it was not asked about: this one takes its place");
+    }
+    if reread && said {
         printer.warn("the conversation before the document was read again");
     }
     Ok(())

@@ -15,6 +15,7 @@ pub use steps::{LayerLoss, StageLog, Step};
 
 use crate::errors::user;
 use crate::provenance::Provenance;
+use crate::shown::in_shell;
 use crate::verdict::Verdict;
 
 /// The log of a run.
@@ -49,7 +50,7 @@ impl RunLog {
                 format!("{} is a file, not the directory of a run", dir.display()),
                 format!(
                     "draw results of `still eval --out` with `still report eval {}`",
-                    dir.display()
+                    in_shell(dir)
                 ),
             ));
         }

@@ -13,6 +13,7 @@ use super::words::{Quality, advice};
 use super::yardstick::{Size, heldout, measure, trial, usual_rows, yardstick};
 use crate::printer::Printer;
 use crate::progress::Bar;
+use crate::shown::in_shell;
 
 /// Seconds that a verdict may take on the machine that trained.
 const SECONDS: f64 = 45.0;
@@ -77,7 +78,7 @@ pub fn judge(judged: &Judged<'_>, printer: &Printer) -> anyhow::Result<Verdict> 
     let (first, last) = (&rows[0], &rows[2]);
     let steps = (recipe.transfer.steps, recipe.finetune.steps);
     let mut next = advice(first, Some(&rows[1]), last, steps);
-    let (out, run_dir) = (judged.out.display(), judged.run_dir.display());
+    let (out, run_dir) = (in_shell(judged.out), in_shell(judged.run_dir));
     next.push(format!("talk to it: still chat --model {out}"));
     next.push(format!("look at the run: still report run {run_dir}"));
     Ok(Verdict {

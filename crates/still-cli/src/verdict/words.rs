@@ -98,7 +98,11 @@ pub fn advice(
 ) -> Vec<String> {
     let mut lines = Vec::new();
     let ratio = |row: &Row| row.perplexity_ratio.map(|ratio| ratio.mean);
-    let worse = untrained.and_then(ratio).zip(ratio(trained)).is_some_and(|(a, b)| b > a);
+    // Of one trained on little text the last digit says nothing: the intervals have to lie apart.
+    let worse = untrained
+        .and_then(|row| row.perplexity_ratio)
+        .zip(trained.perplexity_ratio)
+        .is_some_and(|(untrained, trained)| trained.low > untrained.high);
     if worse {
         lines.push(
             "training made it worse: lower transfer.optimizer.lr and finetune.optimizer.lr".into(),
@@ -182,6 +186,11 @@ mod tests {
         assert_eq!(advice(1.01, 4), "");
         assert!(advice(1.1, 4).contains("transfer.steps=96 --set finetune.steps=48"));
         assert!(advice(1.3, 4).contains("lr"));
+        // Trained and untrained differ by less than is known of either.
+        let untrained = row("untrained", Some(1.0), 4);
+        let told =
+            super::advice(&teacher, Some(&untrained), &row("trained", Some(1.001), 4), (2, 2));
+        assert!(told.is_empty(), "{told:?}");
         assert!(advice(1.01, 2).contains("cache_fraction"));
     }
 }

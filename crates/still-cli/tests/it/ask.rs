@@ -89,9 +89,14 @@ fn a_session_of_something_else_is_refused() {
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     std::fs::write(&session, bytes).unwrap();
-    ask(&model, &["--session", &session, "Who?"]).failed_with("damaged");
+    let damaged = ask(&model, &["--session", &session, "Who?"]);
+    damaged.failed_with("damaged");
+    assert!(damaged.stderr.contains("read the document again"), "{}", damaged.stderr);
     std::fs::write(&session, "no session").unwrap();
-    ask(&model, &["--session", &session, "Who?"]).failed_with("a.still");
+    let other = ask(&model, &["--session", &session, "Who?"]);
+    other.failed_with("a.still: not a session");
+    // Models can be had again; what was read cannot.
+    assert!(!other.stderr.contains("fetch or export"), "{}", other.stderr);
 }
 
 #[test]
@@ -102,6 +107,10 @@ fn what_cannot_be_asked_is_said() {
     std::fs::write(&file, " \n").unwrap();
     let file = file.to_str().unwrap();
     ask(&model, &["--file", file, "Who?"]).failed_with("the document is empty");
+    ask(&model, &["Who?"]).failed_with("there is no document: standard input is empty");
+    let mistyped = dir.path().join("no.still");
+    ask(&model, &["--session", mistyped.to_str().unwrap(), "Who?"])
+        .failed_with("there is no session ");
     ask(&model, &["--file", file, "  "]).failed_with("the question is empty");
     ask(&model, &["--file", "no-such-file", "Who?"]).failed_with("no-such-file");
     std::fs::write(file, words(20)).unwrap();

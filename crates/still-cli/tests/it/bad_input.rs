@@ -182,7 +182,9 @@ fn data_that_is_malformed_names_file_and_line() {
     linearize_file("a.jsonl", chat, &[]).failed_with("line 1");
     linearize_file("a.jsonl.zst", b"not zstd", &[]).failed_with("a.jsonl.zst");
     linearize_file("a.bin", b"not tokens", &[]).failed_with("a.bin");
-    linearize_file("a.csv", b"a,b", &[]).failed_with("unknown kind of file");
+    let unknown = linearize_file("a.csv", b"a,b", &[]);
+    unknown.failed_with("unknown kind of file");
+    assert!(!unknown.stderr.contains("Loading"), "{}", unknown.stderr);
 }
 
 #[test]

@@ -51,7 +51,7 @@ fn every_command_does_what_it_says() {
         }
         assert!(!chat.wraps(), "{screen}");
         line(chat, "/help", "/quit           end the chat");
-        line(chat, "/stats", "1 messages, ");
+        line(chat, "/stats", "1 message, ");
         line(chat, "/nosuch x", "error: there is no command /nosuch");
         line(chat, "/file no.txt", "error: cannot read no.txt");
         line(chat, "/file a\\ report.txt", "Reading a report.txt: ");
@@ -74,6 +74,23 @@ fn every_command_does_what_it_says() {
 }
 
 #[test]
+fn a_document_takes_the_place_of_one_that_was_not_asked_about() {
+    let dir = chat_dir(TEMPLATE);
+    std::fs::write(dir.path().join("a.txt"), words(40)).unwrap();
+    let mut chat = start(dir.path(), 80, &["-n", "5"]);
+    let chat = &mut chat;
+    line(chat, "/file a.txt", "Reading a.txt: ");
+    // Nothing was said that could be read again.
+    line(chat, "/file a.txt", "this one takes its place");
+    assert!(!chat.screen().contains("read again"), "{}", chat.screen());
+    line(chat, "Who sails?", "\n!!!!!\n");
+    line(chat, "/file a.txt", "Reading a.txt: ");
+    line(chat, "/file a.txt", "this one takes its place");
+    assert_eq!(chat.screen().matches("read again").count(), 1, "{}", chat.screen());
+    line(chat, "/load a.txt", "error: a.txt: not a session");
+}
+
+#[test]
 fn several_lines_are_one_message() {
     let dir = chat_dir(TEMPLATE);
     let mut chat = start(dir.path(), 80, &["-n", "5"]);
@@ -85,6 +102,9 @@ fn several_lines_are_one_message() {
     line(chat, "/stats", "2 messages, ");
     assert_eq!(chat.screen().matches("tokens read").count(), 2, "{}", chat.screen());
     assert!(chat.screen().contains("> one\ntwo\nthree\n!!!!!"), "{}", chat.screen());
+    // What is pasted may begin with a slash.
+    line(chat, "\x1b[200~/help or\n/not\x1b[201~", "\n!!!!!\n");
+    line(chat, "/stats", "3 messages, ");
 }
 
 #[test]
@@ -97,7 +117,7 @@ fn what_was_typed_is_recalled_in_this_chat_and_the_next() {
     // Ctrl-U empties the line.
     chat.send("\x15/st");
     chat.send(TAB);
-    line(&mut chat, "", "1 messages, ");
+    line(&mut chat, "", "1 message, ");
     // A line that begins with a space is not remembered.
     line(&mut chat, " secret", "tokens read");
     chat.send(CTRL_D);
@@ -122,7 +142,7 @@ fn what_is_typed_during_a_reply_waits_for_its_end() {
     let mut chat = start(dir.path(), 80, &["-n", "900"]);
     chat.send(&format!("Why{ENTER}"));
     chat.until("!!!!");
-    line(&mut chat, "/stats", "1 messages, ");
+    line(&mut chat, "/stats", "1 message, ");
     let screen = chat.screen();
     assert_eq!(screen.matches("/stats").count(), 1, "{screen}");
     assert!(screen.contains("> /stats"), "{screen}");
@@ -173,7 +193,7 @@ fn a_signal_leaves_the_terminal_as_it_was() {
     assert!(screen.contains("error: interrupted by SIGTERM"), "{screen}");
     assert!(screen.contains("talk.still has the conversation up to the last reply"), "{screen}");
     let mut next = start(dir.path(), 80, &["-n", "5", "--session", "talk.still"]);
-    line(&mut next, "/stats", "1 messages, ");
+    line(&mut next, "/stats", "1 message, ");
 }
 
 #[test]

@@ -43,6 +43,23 @@ fn a_folder_is_read_whole_in_the_order_of_its_paths() {
 }
 
 #[test]
+fn a_byte_order_mark_is_no_data() {
+    let dir = tempfile::tempdir().unwrap();
+    let line = serde_json::json!({ "text": words(300) }).to_string();
+    let tokens = |name: &str, text: &str| {
+        let file = dir.path().join(name);
+        fs::write(&file, text).unwrap();
+        let read = plan(&dir.path().join("cache"), &file, &[]);
+        read.succeeded();
+        read.stderr.lines().find(|line| line.trim().starts_with("Data")).unwrap().to_owned()
+    };
+    for (name, text) in [("a.jsonl", line), ("A.TXT", words(300))] {
+        let plain = tokens(name, &text);
+        assert_eq!(tokens(&format!("marked-{name}"), &format!("\u{feff}{text}")), plain);
+    }
+}
+
+#[test]
 fn the_demos_books_have_a_name() {
     let dir = tempfile::tempdir().unwrap();
     let read = plan(dir.path(), Path::new("demo"), &[]);
@@ -88,6 +105,15 @@ fn without_a_recipe_there_is_a_usual_one() {
     assert_eq!(read(&out.join("config.json"))["still"]["budgets"], read(&kept)["budgets"]);
     assert!(!budgets.exists(), "nothing was calibrated");
     linearize(&["--overwrite", "--budgets", "none.json"]).failed_with("none.json");
+    // Those of a model with another layer.
+    let mut other = read(&kept);
+    let layers = other["budgets"].as_array_mut().unwrap();
+    layers.push(layers[0].clone());
+    let other_file = dir.path().join("other.json");
+    fs::write(&other_file, other.to_string()).unwrap();
+    let refused = linearize(&["--dry-run", "--budgets", other_file.to_str().unwrap()]);
+    refused.failed_with("other.json does not fit ");
+    assert!(refused.stderr.contains("still calibrate --out"), "{}", refused.stderr);
 }
 
 #[test]

@@ -411,6 +411,33 @@ fn a_dry_run_without_training_plans_calibration_alone() {
     assert!(own.stdout.contains("nothing to calibrate"), "{}", own.stdout);
 }
 
+/// The usual recipe calibrates before it trains: a plan that leaves that out is too short.
+#[test]
+fn a_dry_run_counts_the_calibration() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("student")).unwrap();
+    let plan = |more: &[&str]| {
+        let options = [["--dry-run", "--json"].as_slice(), more].concat();
+        let plan = linearize(dir.path(), "student", &options);
+        plan.succeeded();
+        assert!(plan.stderr.contains("student exists already"), "{}", plan.stderr);
+        plan.json()
+    };
+    assert_eq!(plan(&[])["calibration"], serde_json::json!([]));
+    let set =
+        ["calibration.cache_fraction=0.5", "calibration.at_length=4096", "calibration.tokens=300"];
+    let set: Vec<&str> = set.iter().flat_map(|key| ["--set", key]).collect();
+    let plan = plan(&set);
+    let list = |name: &str| plan[name].as_array().unwrap().clone();
+    assert_eq!(list("calibration").len(), 2, "{plan}");
+    let seconds = |part: &serde_json::Value| part["seconds"].as_f64().unwrap();
+    let sum: f64 = list("calibration").iter().chain(&list("stages")).map(seconds).sum();
+    assert!((seconds(&plan) - sum).abs() < 1e-9, "{plan}");
+    let table = linearize(dir.path(), "student", &[["--dry-run"].as_slice(), &set].concat());
+    table.succeeded();
+    assert!(table.stdout.contains("\ncalibration  "), "{}", table.stdout);
+}
+
 /// Commands store rows as the recipe said, unless they are told otherwise, and say how.
 #[test]
 fn a_student_keeps_its_rows_as_its_recipe_says() {

@@ -99,7 +99,21 @@ fn ids_entry(name: &str, ids: &[u32]) -> Result<Entry<'static>> {
 
 /// Reads a session of the model that is `identity`, and the tensors of the state.
 pub(super) fn read(path: &Path, identity: &str) -> Result<(Saved, HashMap<String, Tensor>)> {
-    parse(path, read_tensors(path, true)?, identity)
+    let read = read_tensors(path, true).and_then(|tensors| parse(path, tensors, identity));
+    read.map_err(of_session)
+}
+
+/// The advice on a damaged file is of models, which can be had again. What a session has read can only be read again.
+fn of_session(error: ModelError) -> ModelError {
+    let ModelError::Corrupt { path, reason, .. } = error else { return error };
+    let (reason, hint) = match is_one(&path) {
+        true => (reason, "remove the file, and read the document again"),
+        false => (
+            format!("not a session, or incomplete: {reason}"),
+            "name a file that `still ask --session`, `still chat --session` or /save wrote",
+        ),
+    };
+    ModelError::Corrupt { path, reason, hint: hint.into() }
 }
 
 /// [`read`] of the tensors of a file, which errors call `path`.

@@ -155,6 +155,11 @@ impl ChatSession {
         &self.messages
     }
 
+    /// Whether nothing was said yet: a system message or a document alone is no conversation.
+    pub fn is_new(&self) -> bool {
+        self.messages.iter().all(|message| message.role() == SYSTEM)
+    }
+
     /// The system message.
     pub fn system(&self) -> Option<&str> {
         let system = self.messages.iter().find(|message| message.role() == SYSTEM)?;

@@ -20,7 +20,7 @@ use still_model::{FeatureInit, Model, ModelConfig, Student};
 pub use budgets::Budgets;
 pub use for_run::calibrated_recipe;
 pub use outlook::{Outcome, Outlook};
-pub use plan::{CalibrationPlan, PhasePlan, plan_training_free};
+pub use plan::{CalibrationPlan, PhasePlan, plan_calibration, plan_training_free};
 
 use crate::error::{Result, TrainError};
 use crate::recipe::AttentionRecipe;

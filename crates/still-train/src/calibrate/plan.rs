@@ -1,4 +1,4 @@
-//! What a student without training will take, before it is made.
+//! What a calibration will take, before it is done.
 
 use std::cell::RefCell;
 use std::path::PathBuf;
@@ -16,18 +16,18 @@ use crate::recipe::Recipe;
 /// Most tokens of the timed window: a longer one is cut, so that a plan takes seconds.
 const TIMED_TOKENS: usize = 2048;
 
-/// [`training_free`](crate::training_free), estimated.
+/// A calibration, estimated.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct CalibrationPlan {
     /// Selection heads, each of which gets a budget.
     pub heads: usize,
-    /// Budgets that are tried for each, ascending; none if the recipe has budgets.
+    /// Budgets that are tried for each, ascending; none if nothing is calibrated.
     pub candidates: Vec<usize>,
     /// Tokens of the window of text that the speed was measured on.
     pub timed_tokens: usize,
     /// The student's attention cache compared with its teacher's.
     pub cache: CachePlan,
-    /// In their order; none if the recipe has budgets.
+    /// In their order; none if nothing is calibrated.
     pub phases: Vec<PhasePlan>,
 }
 
@@ -55,7 +55,19 @@ pub fn plan_training_free(
     data: &[PathBuf],
     cache: &TokenCache,
 ) -> Result<CalibrationPlan> {
-    let recipe = recipe.training_free(model.config())?;
+    plan_calibration(model, &recipe.training_free(model.config())?, data, cache)
+}
+
+/// Plans the calibration that a run of `recipe` begins with, in the same way.
+///
+/// # Errors
+/// The same.
+pub fn plan_calibration(
+    model: &Model,
+    recipe: &Recipe,
+    data: &[PathBuf],
+    cache: &TokenCache,
+) -> Result<CalibrationPlan> {
     let still = recipe.attention.resolve(model.config())?;
     let mut plan = CalibrationPlan {
         heads: still.budgets.iter().map(Vec::len).sum(),
@@ -73,9 +85,9 @@ pub fn plan_training_free(
     let least = 2 * still.chunk + 1;
     let cut = |tokens: usize| &longest[..longest.len().min(tokens.max(least))];
     // The first pass finds everything cold.
-    time(model, &recipe, cut(least), &CalibrateOptions { copies: 1, copy_length: 16, ..options })?;
+    time(model, recipe, cut(least), &CalibrateOptions { copies: 1, copy_length: 16, ..options })?;
     let timed = cut(TIMED_TOKENS);
-    let speeds = time(model, &recipe, timed, &CalibrateOptions { copies: 1, ..options })?;
+    let speeds = time(model, recipe, timed, &CalibrateOptions { copies: 1, ..options })?;
     plan.candidates = candidates(still.chunk);
     plan.timed_tokens = timed.len();
     let phase = |(phase, tokens_per_s)| {

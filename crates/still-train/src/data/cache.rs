@@ -16,7 +16,7 @@ use super::tokens::{Expected, TokenFile, TokenWriter};
 use crate::error::{Result, TrainError};
 
 /// Changed whenever the same file gives other ids.
-const VERSION: u32 = 4;
+const VERSION: u32 = 5;
 /// A file may change again within one tick of its file system's clock: FAT's are the longest.
 const TICK: Duration = Duration::from_secs(2);
 

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use flate2::read::MultiGzDecoder;
 
 use super::documents::data_error;
+use super::mark::Unmarked;
 use crate::error::{Result, TrainError};
 
 /// Largest window that a file of zstd may ask for, as a power of 2: its own limit unless told otherwise.
@@ -55,8 +56,8 @@ impl Kind {
 
     /// The same; `None` where nothing is known of the name.
     pub fn named(path: &Path) -> Option<Self> {
-        let name = path.file_name()?.to_str()?;
-        let (name, compression) = match name {
+        let name = path.file_name()?.to_str()?.to_ascii_lowercase();
+        let (name, compression) = match name.as_str() {
             name if name.ends_with(".gz") => (&name[..name.len() - 3], Compression::Gzip),
             name if name.ends_with(".zst") => (&name[..name.len() - 4], Compression::Zstd),
             name => (name, Compression::None),
@@ -81,7 +82,7 @@ impl Kind {
     /// Opens a file of this kind, decompressed.
     pub fn open(self, path: &Path) -> Result<Box<dyn Read>> {
         let file = open(path)?;
-        Ok(match self.compression {
+        let bytes: Box<dyn Read> = match self.compression {
             Compression::None => Box::new(file),
             Compression::Gzip => Box::new(MultiGzDecoder::new(BufReader::new(file))),
             Compression::Zstd => {
@@ -89,6 +90,10 @@ impl Kind {
                 decoder.window_log_max(WINDOW_LOG).map_err(TrainError::read(path))?;
                 Box::new(decoder)
             }
+        };
+        Ok(match self.content {
+            Content::Text | Content::Lines => Box::new(Unmarked::new(bytes)),
+            Content::Rows | Content::Tokens => bytes,
         })
     }
 }
@@ -101,6 +106,14 @@ pub(super) fn open(path: &Path) -> Result<File> {
 /// Whether [`crate::Windows::read`] knows what a file of this name holds.
 pub fn is_data_file(path: &Path) -> bool {
     Kind::named(path).is_some()
+}
+
+/// [`is_data_file`] as an error, for who was named a file: before a model is loaded.
+///
+/// # Errors
+/// A name that says nothing that can be read.
+pub fn check_data_file(path: &Path) -> Result<()> {
+    Kind::of(path).map(drop)
 }
 
 /// Every file below a directory that can be read as data, by path. Names that begin with a dot are left out.
@@ -146,6 +159,7 @@ mod tests {
         assert_eq!(kind("b.jsonl.zst"), Some((Content::Lines, Compression::Zstd)));
         assert_eq!(kind("b.jsonl.gz"), Some((Content::Lines, Compression::Gzip)));
         assert_eq!(kind("b.parquet"), Some((Content::Rows, Compression::None)));
+        assert_eq!(kind("B.TXT"), Some((Content::Text, Compression::None)));
         assert_eq!(kind("b.bin"), Some((Content::Tokens, Compression::None)));
         for other in ["b", "b.gz", "b.bin.gz", "b.parquet.zst", "b.csv", "b.txt.bak"] {
             assert_eq!(kind(other), None, "{other}");

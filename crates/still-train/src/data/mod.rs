@@ -13,6 +13,7 @@ mod instruction;
 mod kind;
 mod lengths;
 mod line;
+mod mark;
 mod order;
 mod pieces;
 mod rows;
@@ -23,7 +24,7 @@ mod window;
 mod windows;
 
 pub use cache::TokenCache;
-pub use kind::{data_files_in, is_data_file};
+pub use kind::{check_data_file, data_files_in, is_data_file};
 pub use order::Position;
 pub use summary::DataSummary;
 pub(crate) use window::shares;

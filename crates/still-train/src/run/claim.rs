@@ -58,7 +58,7 @@ impl RunDir {
         match (resume, checkpoints.list().is_empty()) {
             (false, false) => fail(
                 "holds checkpoints of an earlier run".into(),
-                "add --resume to go on with it, or choose another run directory",
+                "add --resume to go on with it, choose another run directory, or remove this one to begin again",
             ),
             (true, true) => {
                 fail("there is no checkpoint to resume from".into(), "run once without --resume")

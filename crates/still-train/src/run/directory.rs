@@ -55,7 +55,7 @@ pub(super) fn open(
             [] => Ok(None),
             _ => fail(
                 "holds checkpoints of an earlier run",
-                "add --resume to go on with it, or choose another run directory",
+                "add --resume to go on with it, choose another run directory, or remove this one to begin again",
             ),
         };
     }

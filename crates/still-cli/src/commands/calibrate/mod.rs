@@ -141,7 +141,7 @@ fn cost(found: &Calibration) -> String {
         "{} at {} tokens with rows in {}, {:.1} % of the dense cache in bf16; {whole} of {} heads keep all tokens, every head at \
          least {least} of {chunk}; {uniform}.\nIt holds {}.",
         table::bytes(found.cache_bytes),
-        budgets.at_length,
+        table::count(budgets.at_length),
         budgets.rows,
         100.0 * share,
         found.heads.len(),

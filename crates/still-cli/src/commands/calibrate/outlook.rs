@@ -5,7 +5,8 @@ use still_train::{Calibration, Outlook};
 
 use super::pass_keys::PassKeys;
 use crate::plot::{LineChart, Mark, Scale, Series, Stroke};
-use crate::table;
+use crate::table::{self, WIDTH};
+use crate::wrap::wrapped;
 
 /// One row a share: its bytes, for each row format how many heads are whole and what is lost, and the pass keys that are found.
 /// Then what a whole head costs and which share is enough.
@@ -15,10 +16,10 @@ pub fn render(found: &Calibration, keys: Option<&PassKeys>) -> String {
     let mut text = table::render(&headers, &rows);
     text += "\n\n";
     for outlook in &found.outlook {
-        text += &sentence(found, outlook);
+        text += &wrapped(&sentence(found, outlook), WIDTH);
         text.push('\n');
     }
-    text += &recommendation(found, keys);
+    text += &wrapped(&recommendation(found, keys), WIDTH);
     text.push('\n');
     text
 }

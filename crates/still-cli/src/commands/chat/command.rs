@@ -49,6 +49,10 @@ impl Command {
         let rest = line.strip_prefix('/')?;
         let (word, rest) = rest.split_once(char::is_whitespace).unwrap_or((rest, ""));
         let rest = rest.trim();
+        // What was pasted begins as it may: a path, a comment. A system message alone has lines.
+        if word != "system" && line.trim_end().contains('\n') {
+            return None;
+        }
         let path = || unquoted(rest);
         Some(match (word, rest.is_empty()) {
             ("help" | "?", true) => Ok(Self::Help),
@@ -91,7 +95,7 @@ mod tests {
 
     #[test]
     fn lines_are_commands_or_messages() {
-        for message in ["hello", " /help", "", "a /file b"] {
+        for message in ["hello", " /help", "", "a /file b", "/help me\nwith this", "/* a\n b */"] {
             assert_eq!(parsed(message), None, "{message:?}");
         }
         let file = |path: &str| Some(Ok(Command::File(path.into())));

@@ -20,7 +20,7 @@ use self::command::Command;
 use self::editor::{Editor, Input};
 use self::talk::{Next, Talk};
 use super::generation::{GenerationArgs, GenerationSettings};
-use super::input::{read_message, read_text_once};
+use super::input::{read_document, read_message};
 use super::sampling::{self, Usual};
 use super::sessions;
 use crate::errors::{self, user};
@@ -88,7 +88,7 @@ pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
     if let Some(path) = place {
         sessions::check_place(path, file.as_deref())?;
     }
-    let document = file.as_deref().map(|file| read_text_once(file, printer)).transpose()?;
+    let document = file.as_deref().map(|file| read_document(file, printer)).transpose()?;
     let terminal = std::io::stdin().is_terminal();
     let message = if terminal { None } else { Some(read_message(std::io::stdin().lock())?) };
     if message.as_ref().is_some_and(|message| message.trim().is_empty()) {

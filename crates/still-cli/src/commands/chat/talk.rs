@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use still_model::{ChatSession, Finish, GenerateOptions, ModelError, Reply};
 
 use super::super::generate::finish_phrase;
-use super::super::input::read_text_once;
+use super::super::input::read_document;
 use super::super::reading::ReadingBar;
 use super::super::{sampling, sessions, stream_to};
 use super::command::{Command, HELP};
@@ -13,6 +13,7 @@ use crate::errors::{Interrupted, user};
 use crate::interrupt::{self, OnSignal};
 use crate::outputs::{Existing, Ours, Outputs};
 use crate::printer::Printer;
+use crate::table;
 
 /// What comes after a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,7 +73,10 @@ impl<'a> Talk<'a> {
 
     fn read(&mut self, text: String, file: &Path) -> anyhow::Result<()> {
         if text.trim().is_empty() {
-            return Err(user("the document is empty", "give a file with text in it"));
+            return Err(user(
+                format!("the document is empty: {}", file.display()),
+                "give a file with text in it",
+            ));
         }
         let name = file.display().to_string();
         sessions::read_document(&mut self.session, text, name, self.printer)
@@ -162,11 +166,11 @@ impl<'a> Talk<'a> {
             Command::Stats => self.stats(),
             Command::Clear => {
                 self.session.clear()?;
-                self.printer.step("Cleared", "the conversation is forgotten");
+                self.printer.step("Cleared", "the conversation");
             }
             Command::System(text) => self.system(text.as_deref()),
             Command::File(path) => {
-                let text = read_text_once(&path, self.printer)?;
+                let text = read_document(&path, self.printer)?;
                 let read = self.read(text, &path);
                 interrupt::take();
                 match read {
@@ -183,7 +187,8 @@ impl<'a> Talk<'a> {
             Command::Load(path) => {
                 self.session.load(&path)?;
                 let (name, tokens) = (path.display(), self.session.tokens());
-                self.printer.step("Loaded", format_args!("{name}: {tokens} tokens"));
+                self.printer
+                    .step("Loaded", format_args!("{name}: {} tokens", table::count(tokens)));
             }
         }
         Ok(Next::Message)
@@ -206,7 +211,7 @@ impl<'a> Talk<'a> {
                 "type /save FILE, or start with --session FILE",
             ));
         };
-        Outputs::default().file("/save", &path, Ours::Session, Existing::Replace)?;
+        Outputs::default().file("file for /save", &path, Ours::Session, Existing::Replace)?;
         self.session.save(&path)?;
         self.printer.step("Saved", path.display());
         Ok(())
@@ -215,9 +220,10 @@ impl<'a> Talk<'a> {
     fn stats(&self) {
         let (session, (tokens, seconds)) = (&self.session, self.decoded);
         let said = session.messages().iter().filter(|message| message.role() == "user").count();
+        let noun = if said == 1 { "message" } else { "messages" };
         let document = if session.document().is_some() { ", a document to ask about" } else { "" };
         let mut lines = vec![
-            format!("{said} messages, {} tokens{document}", session.tokens()),
+            format!("{said} {noun}, {} tokens{document}", table::count(session.tokens())),
             sessions::cache_line(session.cache_bytes(), session.dense_bytes()),
             format!("sampling: {}", sampling::in_words(&self.options)),
         ];

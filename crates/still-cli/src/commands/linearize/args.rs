@@ -2,13 +2,15 @@
 
 use std::path::PathBuf;
 
+use anyhow::Context;
 use candle_core::DType;
 use clap::Args;
-use still_model::ExportKind;
+use still_model::{ExportKind, Model};
 use still_train::{AttentionRecipe, Budgets};
 
 use crate::args::one_of;
 use crate::commands::training::{Inputs, TrainingArgs};
+use crate::errors::user;
 use crate::printer::Printer;
 
 const EXAMPLES: &str = "\
@@ -77,6 +79,8 @@ pub struct LinearizeArgs {
 #[derive(Debug)]
 pub struct Settings {
     pub inputs: Inputs,
+    /// The file that the recipe's budgets are from, if one was named.
+    pub budgets: Option<PathBuf>,
     pub out: PathBuf,
     /// As it was asked for.
     pub run_dir: Option<PathBuf>,
@@ -100,11 +104,14 @@ impl LinearizeArgs {
         if let Some(budgets) = &self.budgets {
             let recipe = &mut inputs.recipe;
             let plain = AttentionRecipe { budgets: None, ..recipe.attention.clone() };
-            recipe.attention = Budgets::read(budgets)?.apply(&plain)?;
+            recipe.attention = Budgets::read(budgets)?
+                .apply(&plain)
+                .with_context(|| format!("--budgets {}", budgets.display()))?;
             recipe.calibration.cache_fraction = None;
         }
         Ok(Settings {
             inputs,
+            budgets: self.budgets,
             out: self.out,
             run_dir: self.run_dir,
             resume: self.resume,
@@ -120,5 +127,28 @@ impl LinearizeArgs {
             verdict: !self.no_verdict,
             json: self.json,
         })
+    }
+}
+
+impl Settings {
+    /// Loads the teacher.
+    ///
+    /// # Errors
+    /// A model that cannot be loaded, is a student, or is not the one that the budgets of `--budgets` are of.
+    pub fn load(&self, printer: &Printer) -> anyhow::Result<Model> {
+        let model = self.inputs.load("linearize", printer)?;
+        if let Some(budgets) = &self.budgets
+            && let Err(error) = self.inputs.recipe.attention.resolve(model.config())
+        {
+            return Err(user(
+                format!(
+                    "--budgets {} does not fit {}: {error}",
+                    budgets.display(),
+                    self.inputs.model
+                ),
+                "name budgets of this model: `still calibrate --out` writes them",
+            ));
+        }
+        Ok(model)
     }
 }

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 use still_model::Model;
-use still_train::{CachePlan, Plan, TokenCache, plan};
+use still_train::{CachePlan, PhasePlan, Plan, TokenCache, plan, plan_calibration};
 
 use super::args::Settings;
 use super::read_data;
@@ -15,31 +15,51 @@ use crate::table;
 /// # Errors
 /// Data or a recipe that cannot be used.
 pub fn run(settings: &Settings, model: &Model, printer: &Printer) -> anyhow::Result<()> {
-    let recipe = &settings.inputs.recipe;
-    let windows = read_data(&settings.inputs.data, recipe, model, &TokenCache::user()?, printer)?;
+    if settings.out.symlink_metadata().is_ok() {
+        printer.warn(format_args!(
+            "{} exists already: the run needs another --out, or --overwrite",
+            settings.out.display()
+        ));
+    }
+    let (data, recipe) = (&settings.inputs.data, &settings.inputs.recipe);
+    let cache = TokenCache::user()?;
+    let windows = read_data(data, recipe, model, &cache, printer)?;
     let bar = Bar::new(printer, "Timing", "one step of each stage", 0, "");
     let plan = plan(model, recipe, &windows)?;
     drop(bar);
+    let bar = Bar::new(printer, "Timing", "calibration on one window", 0, "");
+    let calibration = plan_calibration(model, recipe, data, &cache)?.phases;
+    drop(bar);
     if settings.json {
-        let seconds: f64 = plan.stages.iter().map(|stage| stage.seconds).sum();
         return printer.json(&json!({
             "weights_bytes": plan.weights_bytes,
             "timed_tokens": plan.timed_tokens,
+            "calibration": calibration,
             "stages": plan.stages,
             "peak_bytes": peak_bytes(&plan),
             "cache": plan.cache,
-            "seconds": seconds,
+            "seconds": seconds(&plan, &calibration),
         }));
     }
-    printer.result(render(&plan))?;
+    printer.result(render(&plan, &calibration))?;
     printer.result(format_args!("\n{}", cache_line(&plan.cache)))?;
+    let of_calibration = match calibration.is_empty() {
+        true => "",
+        false => ", and of a calibration on one window, whose memory is not counted",
+    };
     printer.note(format_args!(
         "memory is counted from shapes (weights: {}); time is that of one step of each stage on this machine, on a \
-         window of {} tokens; evaluations and checkpoints come on top",
+         window of {} tokens{of_calibration}; evaluations, checkpoints and the verdict come on top",
         table::bytes(plan.weights_bytes),
-        plan.timed_tokens,
+        table::count(plan.timed_tokens),
     ));
     Ok(())
+}
+
+/// Of the whole run.
+fn seconds(plan: &Plan, calibration: &[PhasePlan]) -> f64 {
+    let stages: f64 = plan.stages.iter().map(|stage| stage.seconds).sum();
+    stages + calibration.iter().map(|phase| phase.seconds).sum::<f64>()
 }
 
 /// Stages follow each other: the larger one decides.
@@ -60,35 +80,44 @@ pub(super) fn cache_line(cache: &CachePlan) -> String {
     )
 }
 
-fn render(plan: &Plan) -> String {
+fn render(plan: &Plan, calibration: &[PhasePlan]) -> String {
     let headers =
         ["stage", "trained values", "steps", "tokens", "longest window", "peak memory", "time"];
-    let mut rows: Vec<Vec<String>> = plan
-        .stages
-        .iter()
-        .map(|stage| {
-            vec![
-                stage.stage.name().into(),
-                stage.parameters.to_string(),
-                stage.steps.to_string(),
-                stage.tokens.to_string(),
-                stage.longest_window.to_string(),
-                table::bytes(stage.peak_bytes),
-                duration(stage.seconds),
-            ]
-        })
-        .collect();
-    let sum = |of: fn(&still_train::StagePlan) -> usize| -> String {
-        plan.stages.iter().map(of).sum::<usize>().to_string()
-    };
+    let calibrated = calibration.iter().map(|phase| phase.tokens).sum::<usize>();
+    let none = || "–".to_owned();
+    let mut rows = Vec::new();
+    if !calibration.is_empty() {
+        let seconds = calibration.iter().map(|phase| phase.seconds).sum();
+        rows.push(vec![
+            "calibration".into(),
+            none(),
+            none(),
+            table::count(calibrated),
+            none(),
+            none(),
+            duration(seconds),
+        ]);
+    }
+    rows.extend(plan.stages.iter().map(|stage| {
+        vec![
+            stage.stage.name().into(),
+            table::count(stage.parameters),
+            table::count(stage.steps),
+            table::count(stage.tokens),
+            table::count(stage.longest_window),
+            table::bytes(stage.peak_bytes),
+            duration(stage.seconds),
+        ]
+    }));
+    let sum = |of: fn(&still_train::StagePlan) -> usize| plan.stages.iter().map(of).sum::<usize>();
     rows.push(vec![
         "whole run".into(),
         String::new(),
-        sum(|stage| stage.steps),
-        sum(|stage| stage.tokens),
+        table::count(sum(|stage| stage.steps)),
+        table::count(sum(|stage| stage.tokens) + calibrated),
         String::new(),
         table::bytes(peak_bytes(plan)),
-        duration(plan.stages.iter().map(|stage| stage.seconds).sum()),
+        duration(seconds(plan, calibration)),
     ]);
     table::render(&headers, &rows)
 }

@@ -22,13 +22,14 @@ use crate::printer::Printer;
 use crate::progress::Bar;
 use crate::provenance::Provenance;
 use crate::run_log::{LayerLoss, RunLog};
+use crate::shown::in_shell;
 use crate::table;
 use crate::verdict::{Judged, Verdict, judge};
 
 /// Runs the command.
 pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
     let inputs = &settings.inputs;
-    let load = || inputs.load("linearize", printer);
+    let load = || settings.load(printer);
     if let Some(recipe) = inputs.usual {
         let what = format_args!(
             "{}, the usual one for {}; still recipes list names others",
@@ -78,8 +79,8 @@ pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
     printer.step("Saved", settings.out.display());
     let verdict = verdict(settings, &student, &recipe, &windows, run_dir, printer);
     if verdict.is_none() {
-        printer.note(format_args!("look at the run: still report run {}", run_dir.display()));
-        printer.note(format_args!("talk to it: still chat --model {}", settings.out.display()));
+        printer.note(format_args!("look at the run: still report run {}", in_shell(run_dir)));
+        printer.note(format_args!("talk to it: still chat --model {}", in_shell(&settings.out)));
     }
     if settings.json {
         printer.json(&json!({
@@ -108,7 +109,7 @@ fn verdict(
     }
     interrupt::hint(format!(
         "the student is saved, and only its verdict is missing: still chat --model {}",
-        settings.out.display()
+        in_shell(&settings.out)
     ));
     let heldout: Vec<Vec<u32>> =
         windows.heldout().iter().map(|window| window.ids().to_vec()).collect();

@@ -11,6 +11,7 @@ use super::places::Places;
 use crate::commands::calibration_bars::phase_name;
 use crate::printer::Printer;
 use crate::progress::Bar;
+use crate::shown::in_shell;
 use crate::table;
 
 /// Calibrates and writes the student, and says that it is not trained.
@@ -48,7 +49,7 @@ pub fn run(
         budgets.iter().min().copied().unwrap_or(0),
         config.chunk,
     ));
-    printer.note(format_args!("talk to it: still chat --model {}", settings.out.display()));
+    printer.note(format_args!("talk to it: still chat --model {}", in_shell(&settings.out)));
     if settings.json {
         printer.json(&json!({
             "out": settings.out.display().to_string(),

@@ -23,6 +23,7 @@ use crate::commands::model::{self, Place};
 use crate::errors::user;
 use crate::printer::Printer;
 use crate::progress::Bar;
+use crate::shown::in_shell;
 use crate::verdict::samples;
 
 /// Runs the command.
@@ -80,7 +81,10 @@ pub fn run(args: &DemoArgs, printer: &Printer) -> anyhow::Result<()> {
     drop(bar);
     if let Some(out) = &out {
         save_student_to(out, &stage2, ExportKind::Delta)?;
-        printer.step("Saved", format_args!("{} (still chat --model {0})", out.dir().display()));
+        printer.step(
+            "Saved",
+            format_args!("{} (still chat --model {})", out.dir().display(), in_shell(out.dir())),
+        );
     }
     let report = Report::new(
         rows,

@@ -18,6 +18,7 @@ use super::write;
 use crate::errors::user;
 use crate::outputs::{Existing, Ours, Outputs};
 use crate::printer::Printer;
+use crate::shown::in_shell;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -65,7 +66,7 @@ pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
     if let Some(dir) = paths.iter().find(|path| path.is_dir()) {
         return Err(user(
             format!("{} is a directory, not a file that `still eval --out` wrote", dir.display()),
-            format!("draw a run with `still report run {}`", dir.display()),
+            format!("draw a run with `still report run {}`", in_shell(dir)),
         ));
     }
     let mut outputs = Outputs::default();
