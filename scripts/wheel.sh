@@ -4,8 +4,9 @@
 #   scripts/wheel.sh [OPTIONS OF MATURIN...]
 #
 # Leaves it in target/wheel/dist. It runs with glibc 2.28 and newer, whatever the machine has: zig links it. The profile and the
-# target folder are those of `cargo build --release`; crates whose features Python's change (candle among them) are compiled
-# once more. Needs Rust and Python's pip.
+# target folder are those of `cargo build --release`. After a build of the whole workspace (`cargo test --workspace`) pyo3, numpy and
+# the module itself are all that is compiled; after one of the command alone, crates whose features Python's change (candle among
+# them) are once more. Needs Rust and Python's pip.
 #
 # With `--features cuda` it needs a CUDA toolkit too (scripts/cuda-env.sh), links with the machine's own glibc, and tests the wheel
 # where there is a GPU's driver alone, without which nothing loads it.
