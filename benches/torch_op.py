@@ -6,7 +6,9 @@
 Needs torch and a wheel that was built with CUDA. `--still` runs `still bench attention --device cuda --variants still --json` with
 the options that follow `--`; `--lines` takes lines that such a run printed. Each forward pass and each forward + backward pass among
 them is timed by CUDA events, in as many repetitions of as many calls, and printed as a line of JSON with `torch_ms` and `ratio` next to
-what `still` measured. `host_ms` is the wall time of the host until a call's kernels are queued: where it is nearly `torch_ms`, the GPU waits for the host.
+what `still` measured. `host_ms` is the wall time of the host until a call's kernels are queued: where it is nearly `torch_ms`, the GPU
+waits for the host. Backward passes run on the thread that asks for them: a model's goes over to autograd's thread once, not once for
+each layer. `--threads` times them with that change of threads.
 """
 
 import argparse
@@ -106,8 +108,10 @@ def main():
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--still")
     source.add_argument("--lines")
+    parser.add_argument("--threads", action="store_true", help="backward passes on autograd's own thread")
     parser.add_argument("options", nargs="*", metavar="OPTION")
     arguments = parser.parse_args()
+    torch.autograd.set_multithreading_enabled(arguments.threads)
     lines = lines_of(arguments)
     if not lines:
         sys.exit("no pass of the variant `still` was timed: give --contexts, or another file")
@@ -117,6 +121,7 @@ def main():
         torch_ms, host_ms = timed(line)
         ratio = torch_ms / line["median_ms"]
         measured = {"still_ms": line["median_ms"], "torch_ms": torch_ms, "host_ms": host_ms, "ratio": ratio}
+        measured["threads"] = arguments.threads
         print(json.dumps({name: line[name] for name in names} | measured), flush=True)
         torch.cuda.empty_cache()
 

@@ -140,6 +140,29 @@ def test_bfloat16_keeps_states_in_float32(name):
         assert students.student(name)[0](ids[None]).logits.isfinite().all()
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["uniform", "capped", "gate", "linear_only"])
+def test_bfloat16_generates_a_batch_with_padding(name):
+    model, ids = students.student(name)
+    model = model.to(torch.bfloat16)
+    start = ids[:90]
+    short = start[20:]
+    batch = torch.stack([start, torch.cat([torch.zeros(20, dtype=torch.long), short])])
+    mask = torch.ones_like(batch)
+    mask[1, :20] = 0
+    options = dict(do_sample=False, max_new_tokens=12, return_dict_in_generate=True, output_logits=True)
+    together = model.generate(batch, attention_mask=mask, **options)
+    for row, own in enumerate((start, short)):
+        alone = model.generate(own[None], **options)
+        for in_batch, by_itself in zip(together.logits, alone.logits):
+            assert relative_rms(in_batch[row].float(), by_itself[0].float()) <= 0.05
+            if in_batch[row].argmax() != by_itself[0].argmax():
+                # Rounding chose between two that are nearly as likely; what follows is of other tokens.
+                best = by_itself[0].float().topk(2).values
+                assert best[0] - best[1] <= 0.05 * best.abs().max()
+                break
+
+
 @pytest.mark.parametrize("name", ["ragged", "capped", "random", "lola", "linear_only", "query_head", "family_gemma3_text"])
 def test_no_tensor_is_left_on_another_device(name):
     with FakeTensorMode():
