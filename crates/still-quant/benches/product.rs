@@ -1,4 +1,5 @@
-//! Products with packed matrices of SmolLM2-135M's shapes: one and four rows of activations (decoding), 256 (prefill).
+//! Products with packed matrices of SmolLM2-135M's shapes: one and four rows of activations (decoding), 32 (decoding for
+//! many clients), 64 and 256 (prefill).
 //!
 //! `cargo bench -p still-quant`. Throughput is in values of the matrix (one or four rows), or in multiplications.
 
@@ -31,13 +32,13 @@ fn products(criterion: &mut Criterion) {
         group.sample_size(20);
         for (rows, columns) in [(49_152, 512), (1536, 512), (512, 1536)] {
             let matrix = matrix(format, dtype, rows, columns);
-            for n in [1, 4, 256] {
-                if n == 256 && rows > 10_000 {
+            for n in [1, 4, 32, 64, 256] {
+                if n > 32 && rows > 10_000 {
                     continue;
                 }
                 let x: Vec<f32> = (0..n * columns).map(|i| (i as f32 * 0.37).cos()).collect();
                 let mut y = vec![0.0; n * rows];
-                let values = rows * columns * if n == 256 { n } else { 1 };
+                let values = rows * columns * if n > 8 { n } else { 1 };
                 group.throughput(Throughput::Elements(values as u64));
                 let id = BenchmarkId::from_parameter(format!("{rows}x{columns} x{n}"));
                 group.bench_function(id, |bencher| {

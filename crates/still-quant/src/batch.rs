@@ -5,18 +5,19 @@
 
 use std::marker::PhantomData;
 
+use pulp::bytemuck::{self, Pod};
 use pulp::{Simd, WithSimd};
 use still_compute::vector;
 
 use crate::block::Block;
 use crate::tile::{LANES, Part, Words};
 
-/// Sums that one of a group's columns makes: a column's is its number among those that come at a time, modulo this. A sum's
-/// additions wait for each other, and these do not.
-pub const CHAINS: usize = 4;
+/// Sums that a group's columns make: a column's is its number, modulo this. A sum's additions wait for each other, and these do
+/// not.
+pub const CHAINS: usize = 2;
 
-/// Rows of `x` that use a code while it is in a register.
-const PASS: usize = 8;
+/// Vectors of codes that meet a value of `x` each time it is loaded.
+const VECTORS: usize = 2;
 
 /// The most columns of a group.
 const GROUP: usize = 32;
@@ -34,130 +35,176 @@ pub struct Batch<'a, B> {
     pub block: PhantomData<B>,
 }
 
+/// A group's codes by column, of up to [`VECTORS`] vectors: as they are loaded, whole lines.
+#[repr(align(64))]
+struct Codes<T>(T);
+
 impl<B: Block> WithSimd for Batch<'_, B> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        const { assert!(B::GROUP <= GROUP) };
-        let Self { words, row_words, n, x, sums, y, .. } = self;
-        for (words, y) in words.chunks_exact(row_words).zip(y.chunks_exact_mut(n * LANES)) {
-            y.fill(0.0);
-            for part in 0..LANES / S::F32_LANES {
-                for (block, tile) in words.chunks_exact(B::WORDS).enumerate() {
-                    if part == 0 {
-                        vector::prefetch(tile);
-                    }
-                    let of_tile = Part { simd, tile, part };
-                    for group in 0..B::VALUES / B::GROUP {
-                        let mut codes = [simd.splat_f32s(0.0); GROUP];
-                        for step in 0..B::GROUP / B::STEP {
-                            B::codes(
-                                of_tile,
-                                group,
-                                step,
-                                #[inline(always)]
-                                |column, code| codes[step * B::STEP + column] = code,
-                            );
-                        }
-                        let first = block * B::VALUES + group * B::GROUP;
-                        let affine = B::affine(of_tile, group);
-                        let rows = Rows::<B, S> {
-                            simd,
-                            codes: &codes,
-                            affine,
-                            x,
-                            columns: x.len() / n,
-                            first,
-                            sums,
-                            at: part * S::F32_LANES,
-                            block: PhantomData,
-                        };
-                        let mut row = 0;
-                        while n - row >= PASS {
-                            rows.add::<PASS, 1>(row, y);
-                            row += PASS;
-                        }
-                        match n - row {
-                            0 => {}
-                            1 => rows.add::<1, 4>(row, y),
-                            2 => rows.add::<2, 4>(row, y),
-                            3 => rows.add::<3, 4>(row, y),
-                            4 => rows.add::<4, 2>(row, y),
-                            5 => rows.add::<5, 2>(row, y),
-                            6 => rows.add::<6, 2>(row, y),
-                            _ => rows.add::<7, 2>(row, y),
-                        }
-                    }
+    fn with_simd<S: Simd>(mut self, simd: S) {
+        const { assert!(B::GROUP <= GROUP && B::STEP.is_multiple_of(CHAINS)) };
+        self.y.fill(0.0);
+        let vectors = self.words.len() / self.row_words * (LANES / S::F32_LANES);
+        let mut first = 0;
+        while vectors - first >= VECTORS {
+            self.multiply::<S, VECTORS>(simd, first);
+            first += VECTORS;
+        }
+        if first < vectors {
+            self.multiply::<S, 1>(simd, first);
+        }
+    }
+}
+
+impl<B: Block> Batch<'_, B> {
+    /// The products of `V` vectors of the tiles' rows, from vector `first` on.
+    #[inline(always)]
+    fn multiply<S: Simd, const V: usize>(&mut self, simd: S, first: usize) {
+        let (n, columns, row_words) = (self.n, self.x.len() / self.n, self.row_words);
+        let parts = LANES / S::F32_LANES;
+        // Which tile, and which of its vectors.
+        let vectors: [_; V] = std::array::from_fn(|v| ((first + v) / parts, (first + v) % parts));
+        let mut codes = Codes([[simd.splat_f32s(0.0); V]; GROUP]);
+        for block in 0..row_words / B::WORDS {
+            let of_block: [_; V] = std::array::from_fn(|v| {
+                let (tile, part) = vectors[v];
+                let start = tile * row_words + block * B::WORDS;
+                Part { simd, tile: &self.words[start..start + B::WORDS], part }
+            });
+            for Part { tile, part, .. } in of_block {
+                if part == 0 {
+                    vector::prefetch(tile);
                 }
+            }
+            for group in 0..B::VALUES / B::GROUP {
+                let mut affine = [[simd.splat_f32s(0.0); V]; 2];
+                for (v, part) in of_block.into_iter().enumerate() {
+                    for step in 0..B::GROUP / B::STEP {
+                        B::codes(
+                            part,
+                            group,
+                            step,
+                            #[inline(always)]
+                            |column, code| codes.0[step * B::STEP + column][v] = code,
+                        );
+                    }
+                    (affine[0][v], affine[1][v]) = B::affine(part, group);
+                }
+                let start = block * B::VALUES + group * B::GROUP;
+                simd.vectorize(Rows::<V> {
+                    codes: values(&codes.0[..B::GROUP]),
+                    affine: values(&affine),
+                    x: &self.x[start..],
+                    columns,
+                    sums: (!B::PLAIN).then(|| &self.sums[start / B::GROUP..]),
+                    y: self.y,
+                    places: vectors.map(|(tile, part)| tile * n * LANES + part * S::F32_LANES),
+                    n,
+                });
             }
         }
     }
 }
 
-/// A group's codes and what they are multiplied by.
-struct Rows<'a, B, S: Simd> {
-    simd: S,
-    codes: &'a [S::f32s; GROUP],
-    affine: (S::f32s, S::f32s),
-    x: &'a [f32],
-    columns: usize,
-    /// The group's first column.
-    first: usize,
-    sums: &'a [f32],
-    /// The first of a tile's rows that the vectors have.
-    at: usize,
-    block: PhantomData<B>,
+/// The values of vectors.
+fn values<V: Pod, const N: usize>(vectors: &[[V; N]]) -> &[f32] {
+    bytemuck::cast_slice(vectors.as_flattened())
 }
 
-impl<B: Block, S: Simd> Rows<'_, B, S> {
-    /// Adds the group's products with `N` rows of `x`, from `row` on, to what `y` has of the groups before; `TOGETHER` chains are
-    /// summed at a time.
+/// A group's products with all rows of `x`: no part of a format, so that all share the code.
+struct Rows<'a, const V: usize> {
+    /// By column, `V` vectors each.
+    codes: &'a [f32],
+    /// Scales, then offsets.
+    affine: &'a [f32],
+    /// From the group's first column of the first row on.
+    x: &'a [f32],
+    /// Values of a row.
+    columns: usize,
+    /// `Σ x` from this group of the first row on; none if codes are values.
+    sums: Option<&'a [f32]>,
+    y: &'a mut [f32],
+    /// Where in `y` the first row's products are.
+    places: [usize; V],
+    n: usize,
+}
+
+impl<const V: usize> WithSimd for Rows<'_, V> {
+    type Output = ();
+
     #[inline(always)]
-    fn add<const N: usize, const TOGETHER: usize>(&self, row: usize, y: &mut [f32]) {
-        let Self { simd, codes, columns, first, .. } = *self;
-        let x: [&[f32]; N] = std::array::from_fn(|i| {
-            &self.x[(row + i) * columns + first..(row + i) * columns + first + B::GROUP]
-        });
-        let zero = simd.splat_f32s(0.0);
-        let mut sum = [zero; N];
-        for before in (0..CHAINS).step_by(TOGETHER) {
-            let mut chains = [[zero; N]; TOGETHER];
-            for step in 0..B::GROUP / B::STEP {
-                for column in 0..B::STEP {
-                    let chain = column % CHAINS;
-                    if chain < before || chain >= before + TOGETHER {
-                        continue;
-                    }
-                    let column = step * B::STEP + column;
-                    let chain = &mut chains[chain - before];
-                    for i in 0..N {
-                        chain[i] = simd.mul_add_f32s(
-                            codes[column],
-                            simd.splat_f32s(x[i][column]),
-                            chain[i],
-                        );
-                    }
-                }
+    fn with_simd<S: Simd>(mut self, simd: S) {
+        // As many rows at a time as have their sums in registers, and about equally many.
+        let many = S::REGISTER_COUNT >= 32;
+        let times = self.n.div_ceil(if many { 6 } else { 3 });
+        let mut row = 0;
+        for time in 1..=times {
+            let end = self.n * time / times;
+            match end - row {
+                1 => self.add::<S, 1>(simd, row),
+                2 => self.add::<S, 2>(simd, row),
+                3 => self.add::<S, 3>(simd, row),
+                4 if many => self.add::<S, 4>(simd, row),
+                5 if many => self.add::<S, 5>(simd, row),
+                6 if many => self.add::<S, 6>(simd, row),
+                rows => unreachable!("{rows} rows at a time"),
             }
-            for (n, chain) in chains.iter().enumerate() {
+            row = end;
+        }
+    }
+}
+
+impl<const V: usize> Rows<'_, V> {
+    /// Adds the products with `N` rows of `x`, from `row` on, to what `y` has of the groups before.
+    #[inline(always)]
+    fn add<S: Simd, const N: usize>(&mut self, simd: S, row: usize) {
+        let codes = S::as_simd_f32s(self.codes).0.as_chunks::<V>().0;
+        let (group, columns) = (codes.len(), self.columns);
+        let x: [&[[f32; CHAINS]]; N] = std::array::from_fn(|i| {
+            let start = (row + i) * columns;
+            self.x[start..start + group].as_chunks().0
+        });
+        let mut chains = [[[simd.splat_f32s(0.0); V]; N]; CHAINS];
+        for (step, codes) in codes.as_chunks::<CHAINS>().0.iter().enumerate() {
+            for chain in 0..CHAINS {
                 for i in 0..N {
-                    let first = before == 0 && n == 0;
-                    sum[i] = if first { chain[i] } else { simd.add_f32s(sum[i], chain[i]) };
+                    let x = simd.splat_f32s(x[i][step][chain]);
+                    for v in 0..V {
+                        let sum = &mut chains[chain][i][v];
+                        *sum = simd.mul_add_f32s(codes[chain][v], x, *sum);
+                    }
                 }
             }
         }
-        let (scale, offset) = self.affine;
-        for i in 0..N {
-            let y = &mut y[(row + i) * LANES + self.at..(row + i) * LANES + self.at + S::F32_LANES];
-            let total = &mut S::as_mut_simd_f32s(y).0[0];
-            *total = if B::PLAIN {
-                simd.add_f32s(*total, sum[i])
-            } else {
-                let of_x = self.sums[((row + i) * columns + first) / B::GROUP];
-                let total = simd.mul_add_f32s(offset, simd.splat_f32s(of_x), *total);
-                simd.mul_add_f32s(scale, sum[i], total)
-            };
+        let [mut sums, others @ ..] = chains;
+        for chain in others {
+            for i in 0..N {
+                for v in 0..V {
+                    sums[i][v] = simd.add_f32s(sums[i][v], chain[i][v]);
+                }
+            }
+        }
+        let affine = S::as_simd_f32s(self.affine).0.as_chunks::<V>().0;
+        let of_x: Option<[f32; N]> = self.sums.map(|sums| {
+            let groups = columns / group;
+            std::array::from_fn(|i| sums[(row + i) * groups])
+        });
+        for v in 0..V {
+            let place = self.places[v] + row * LANES;
+            // The last row's end is that of the tile's part.
+            let y = &mut self.y[place..place + (N - 1) * LANES + S::F32_LANES];
+            for i in 0..N {
+                let y = &mut S::as_mut_simd_f32s(&mut y[i * LANES..i * LANES + S::F32_LANES]).0[0];
+                *y = match of_x {
+                    None => simd.add_f32s(*y, sums[i][v]),
+                    Some(of_x) => {
+                        let y = simd.mul_add_f32s(affine[1][v], simd.splat_f32s(of_x[i]), *y);
+                        simd.mul_add_f32s(affine[0][v], sums[i][v], y)
+                    }
+                };
+            }
         }
     }
 }

@@ -9,7 +9,7 @@
 //! | `tile` | sixteen rows side by side, the layout in memory |
 //! | `matrix` | a matrix in one of the formats |
 //! | `fragments` | the layout of a matrix for a GPU's tensor cores |
-//! | `product` | products: of a small batch on the codes, of more rows on upcast values |
+//! | `product` | products: of up to 64 rows on the codes, of more on upcast values |
 //! | `batch` | products on the codes whose rows do not depend on the batch |
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 

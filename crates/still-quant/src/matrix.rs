@@ -149,7 +149,7 @@ impl PackedMatrix {
 
     /// `y = x Wᵀ` for `x` `[n, columns]` and rows `rows` of the matrix: `y` is `[n, rows]`.
     ///
-    /// Small `n` reads each block once and widens it in registers; large `n` widens a stretch of rows at a time.
+    /// Up to 64 rows meet the codes as they are unpacked; for more, a stretch of the matrix is dequantized at a time.
     ///
     /// # Panics
     /// If there are no such rows, or `x` and `y` are not of these sizes.

@@ -14,8 +14,10 @@ use crate::format::with_block;
 use crate::matrix::PackedMatrix;
 use crate::tile::{LANES, Part, Words};
 
-/// Rows of `x` up to which codes are used as they leave a tile, each for all of them.
+/// Rows of `x` that are a small batch: as few as a decode step usually has.
 pub const SMALL_BATCH: usize = 8;
+/// Rows of `x` up to which products are made of codes as they leave a tile; for more, values in memory pay.
+const ON_CODES: usize = 64;
 /// Values of the matrix that one thread takes at a time, at least.
 const VALUES_PER_TASK: usize = 1 << 15;
 /// Values widened at a time for a f32 product: they stay in the second-level cache.
@@ -150,15 +152,15 @@ pub fn multiply(matrix: &PackedMatrix, rows: Range<usize>, x: &[f32], y: &mut [f
     if n == 0 || rows.is_empty() {
         return;
     }
-    if n > SMALL_BATCH {
+    if n > ON_CODES {
         many(matrix, rows, x, y);
     } else {
-        small_batch(matrix, n, rows, x, y);
+        on_codes(matrix, n, rows, x, y);
     }
 }
 
-/// A small batch, rows of `x`: threads take tiles.
-fn small_batch(matrix: &PackedMatrix, n: usize, rows: Range<usize>, x: &[f32], y: &mut [f32]) {
+/// A few rows of `x`: threads take tiles.
+fn on_codes(matrix: &PackedMatrix, n: usize, rows: Range<usize>, x: &[f32], y: &mut [f32]) {
     let mut sums = Vec::new();
     group_sums_into(matrix, x, &mut sums);
     let tiles = tiles_of(&rows);
@@ -176,10 +178,13 @@ fn small_batch(matrix: &PackedMatrix, n: usize, rows: Range<usize>, x: &[f32], y
     // Results are by row of x: `[tiles, n, 16]` first.
     let mut by_tile = vec![0.0; tiles.len() * n * LANES];
     run(&mut by_tile);
-    let skipped = rows.start % LANES;
-    for (i, y) in y.chunks_exact_mut(rows.len()).enumerate() {
-        let values = by_tile.chunks_exact(n * LANES).flat_map(|y| &y[i * LANES..(i + 1) * LANES]);
-        y.iter_mut().zip(values.skip(skipped)).for_each(|(y, &value)| *y = value);
+    for (tile, values) in tiles.zip(by_tile.chunks_exact(n * LANES)) {
+        let first = tile * LANES;
+        let of_tile = rows.start.max(first)..rows.end.min(first + LANES);
+        for (y, values) in y.chunks_exact_mut(rows.len()).zip(values.chunks_exact(LANES)) {
+            y[of_tile.start - rows.start..of_tile.end - rows.start]
+                .copy_from_slice(&values[of_tile.start - first..of_tile.end - first]);
+        }
     }
 }
 
@@ -395,41 +400,68 @@ mod tests {
         }
     }
 
-    /// Rows of `x` alone, as many as [`multiply_tiles`] takes in a register each, and more.
+    /// Rows of `x` alone, as many as [`multiply_tiles`] takes in a register each, and more; of an odd number of tiles.
     #[test]
     fn a_row_has_the_same_products_in_every_batch() {
         fn check<B: Block>(format: Format) {
-            let (blocks, most) = (3, 21);
-            let columns = blocks * B::VALUES;
-            let words = tiles::<B>(blocks);
+            let dispatched = |one: SmallBatch<'_, B, 1>| Arch::new().dispatch(one);
+            check_on::<B>(format, &dispatched, &|all| Arch::new().dispatch(all));
+            // As `multiply_tiles` chooses.
+            check_on::<B>(
+                format,
+                &dispatched,
+                &|Batch { words, row_words, n, x, sums, y, .. }| match n {
+                    2 => small_batch_tiles::<B, 2>(words, row_words, x, sums, y),
+                    3 => small_batch_tiles::<B, 3>(words, row_words, x, sums, y),
+                    _ => {
+                        let block = PhantomData::<B>;
+                        Arch::new().dispatch(Batch { words, row_words, n, x, sums, y, block });
+                    }
+                },
+            );
+            let scalar = pulp::Scalar::new();
+            check_on::<B>(format, &|one| one.with_simd(scalar), &|all| all.with_simd(scalar));
+            #[cfg(target_arch = "x86_64")]
+            if let Some(simd) = pulp::x86::V3::try_new() {
+                check_on::<B>(format, &|one| pulp::Simd::vectorize(simd, one), &|all| {
+                    pulp::Simd::vectorize(simd, all);
+                });
+            }
+        }
+        fn check_on<B: Block>(
+            format: Format,
+            on_one: &dyn Fn(SmallBatch<'_, B, 1>),
+            on_all: &dyn Fn(Batch<'_, B>),
+        ) {
+            let (blocks, tiles, most) = (3, 3, 21);
+            let (columns, row_words) = (blocks * B::VALUES, blocks * B::WORDS);
+            let words = self::tiles::<B>(tiles * blocks);
+            let words = words.as_slice();
             let x: Vec<f32> = (0..most * columns).map(|i| (i as f32 * 0.37).sin()).collect();
-            let row_words = blocks * B::WORDS;
-            let multiply = |x: &[f32]| {
-                let sums: Vec<f32> = group_sums(x, B::GROUP).collect();
-                let n = x.len() / columns;
-                let mut y = vec![f32::NAN; n * LANES];
-                let (words, block, y_) = (words.as_slice(), PhantomData, &mut y);
-                match n {
-                    1 => small_batch_tiles::<B, 1>(words, row_words, x, &sums, y_),
-                    2 => small_batch_tiles::<B, 2>(words, row_words, x, &sums, y_),
-                    3 => small_batch_tiles::<B, 3>(words, row_words, x, &sums, y_),
-                    _ => Arch::new().dispatch(Batch::<B> {
-                        words,
-                        row_words,
-                        n,
-                        x,
-                        sums: &sums,
-                        y: y_,
-                        block,
-                    }),
+            let sums: Vec<f32> = group_sums(&x, B::GROUP).collect();
+            let (groups, block) = (columns / B::GROUP, PhantomData);
+            let alone: Vec<Vec<f32>> = (0..most)
+                .map(|i| {
+                    let x = &x[i * columns..(i + 1) * columns];
+                    let sums = &sums[i * groups..(i + 1) * groups];
+                    let mut y = vec![f32::NAN; tiles * LANES];
+                    on_one(SmallBatch { words, row_words, x, sums, y: &mut y, block });
+                    y
+                })
+                .collect();
+            assert!(
+                alone.iter().flatten().all(|y| y.is_finite()) && alone[0].iter().any(|y| *y != 0.0)
+            );
+            for n in 1..=most {
+                let (x, sums) = (&x[..n * columns], &sums[..n * groups]);
+                let mut y = vec![f32::NAN; n * tiles * LANES];
+                on_all(Batch { words, row_words, n, x, sums, y: &mut y, block });
+                for (tile, y) in y.chunks_exact(n * LANES).enumerate() {
+                    for (i, y) in y.chunks_exact(LANES).enumerate() {
+                        let expected = &alone[i][tile * LANES..(tile + 1) * LANES];
+                        assert_eq!(y, expected, "{format:?}: tile {tile} of row {i} of {n}");
+                    }
                 }
-                y
-            };
-            let alone: Vec<f32> = x.chunks_exact(columns).flat_map(&multiply).collect();
-            assert!(alone.iter().all(|y| y.is_finite()) && alone.iter().any(|y| *y != 0.0));
-            for n in 2..=most {
-                let together = multiply(&x[..n * columns]);
-                assert_eq!(together, alone[..n * LANES], "{format:?}: {n} rows");
             }
         }
         for format in [
