@@ -9,7 +9,7 @@ use crate::continuation::Continuation;
 use crate::error::{ModelError, Result};
 use crate::model::Model;
 use crate::read::OnRead;
-use crate::sampler::{Constraints, Sampler};
+use crate::sampler::{Constraints, Sampler, any_nan};
 
 /// How to generate.
 #[derive(Clone, Debug, PartialEq)]
@@ -164,7 +164,7 @@ pub fn generate(
     let mut continuation = Continuation::new(model, options.max_new_tokens, &options.stop);
     let (mut fed, mut finish) = (0, Finish::Length);
     while continuation.ids().len() < options.max_new_tokens {
-        if logits.iter().any(|x| x.is_nan()) {
+        if any_nan(logits) {
             return Err(ModelError::Invalid(
                 "the model's logits are not numbers: its weights are damaged".into(),
             ));

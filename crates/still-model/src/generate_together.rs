@@ -8,7 +8,7 @@ use crate::cache::Cache;
 use crate::error::{ModelError, Result};
 use crate::generate::{Finish, Generation};
 use crate::model::Model;
-use crate::sampler::likeliest;
+use crate::sampler::{any_nan, likeliest};
 
 /// Tokens of prompts that go through the model together.
 const ROWS: usize = 16 * 1024;
@@ -117,7 +117,7 @@ impl Writing {
         if self.finish.is_some() {
             return Ok(());
         }
-        if logits.iter().any(|x| x.is_nan()) {
+        if any_nan(logits) {
             return Err(ModelError::Invalid(
                 "the model's logits are not numbers: its weights are damaged".into(),
             ));

@@ -84,7 +84,7 @@ pub use generate_together::generate_together;
 pub use model::Model;
 pub use read::OnRead;
 pub use read_packed::Feed;
-pub use sampler::{Constraint, Constraints, Sampler, likeliest};
+pub use sampler::{Constraint, Constraints, Sampler, any_nan, likeliest};
 pub use session::{ChatSession, Reply, SavedSequence, message_about};
 pub use student::{FeatureInit, LoraConfig, LoraTarget, Student};
 pub use suggested::SuggestedSampling;

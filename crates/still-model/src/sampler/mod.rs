@@ -146,11 +146,32 @@ impl Penalties {
 
 /// The id with the largest logit, the lowest of equals.
 pub fn likeliest(logits: &[f32]) -> u32 {
-    let max = vectorize(
+    // Only the block that has it is looked at one by one.
+    const BLOCK: usize = 1024;
+    let (first, largest) = vectorize(
+        #[inline(always)]
+        || {
+            let (mut first, mut largest) = (0, f32::NEG_INFINITY);
+            for (n, block) in logits.chunks(BLOCK).enumerate() {
+                let of_block = max(block);
+                if of_block > largest || (of_block.is_nan() && !largest.is_nan()) {
+                    (first, largest) = (n * BLOCK, of_block);
+                }
+            }
+            (first, largest)
+        },
+    );
+    let within = logits[first..].iter().position(|&x| x == largest || x.is_nan());
+    (first + within.unwrap_or(0)) as u32
+}
+
+/// Whether a logit is no number, as those of damaged weights are.
+pub fn any_nan(logits: &[f32]) -> bool {
+    let largest = vectorize(
         #[inline(always)]
         || max(logits),
     );
-    logits.iter().position(|&x| x == max || x.is_nan()).unwrap_or(0) as u32
+    largest.is_nan()
 }
 
 #[cfg(test)]
@@ -167,6 +188,23 @@ mod tests {
     #[test]
     fn zero_temperature_is_greedy_and_ties_take_the_lowest_id() {
         assert_eq!(sampler(0.0, 1.0, 0, 0).sample(&LOGITS).unwrap(), 1);
+    }
+
+    #[test]
+    fn the_likeliest_is_found_in_any_block() {
+        let mut logits = vec![0.0; 5000];
+        assert_eq!((likeliest(&logits), likeliest(&[]), any_nan(&logits)), (0, 0, false));
+        for at in [0, 1023, 1024, 3000, 4999] {
+            logits[at] = 2.0 + at as f32;
+            assert_eq!(likeliest(&logits), at as u32);
+        }
+        logits[4000] = logits[4999];
+        assert_eq!(likeliest(&logits), 4000);
+        for at in [4998, 1500, 7] {
+            logits[at] = f32::NAN;
+            assert_eq!((likeliest(&logits), any_nan(&logits)), (at as u32, true));
+        }
+        assert_eq!(likeliest(&vec![f32::NEG_INFINITY; 3000]), 0);
     }
 
     #[test]

@@ -24,21 +24,35 @@ const KEEP_EVERY: usize = 1024;
 const LOGIT_ROWS: usize = 64;
 
 impl Worker {
-    /// Reads a piece of one prompt. The oldest request and the one with the least left to read take turns, so that a short prompt
-    /// does not wait for a long one, and a long one is not put off for ever.
-    pub(super) fn read_a_piece(&mut self) {
-        let reading = self.sequences.iter().enumerate().filter(|(_, s)| s.phase == Phase::Reading);
-        let next = match self.oldest_next {
-            true => reading.min_by_key(|(_, sequence)| sequence.id),
-            false => reading.min_by_key(|(_, sequence)| (sequence.unread(), sequence.id)),
-        };
-        let Some((at, _)) = next else { return };
-        self.oldest_next = !self.oldest_next;
-        let continued = self.sequences.iter().any(|s| s.phase == Phase::Decoding);
-        let most = self.options.prefill_chunk.max(1).next_multiple_of(CHUNK);
-        let most = if continued { most } else { most * ALONE };
+    /// Reads pieces of prompts, together no more tokens than one piece may have. The oldest request and the one with the least left to
+    /// read take turns, so that a short prompt does not wait for a long one, and a long one is not put off for ever.
+    pub(super) fn read_pieces(&mut self) {
+        let mut tokens = 0;
+        loop {
+            let reading =
+                self.sequences.iter().enumerate().filter(|(_, s)| s.phase == Phase::Reading);
+            let next = match self.oldest_next {
+                true => reading.min_by_key(|(_, sequence)| sequence.id),
+                false => reading.min_by_key(|(_, sequence)| (sequence.unread(), sequence.id)),
+            };
+            let Some((at, sequence)) = next else { return };
+            let continued = self.sequences.iter().any(|s| s.phase == Phase::Decoding);
+            let most = self.options.prefill_chunk.max(1).next_multiple_of(CHUNK);
+            let most = if continued { most } else { most * ALONE };
+            let end = piece_end(sequence, most);
+            let piece = end - sequence.position();
+            if tokens > 0 && tokens + piece > most {
+                return;
+            }
+            tokens += piece;
+            self.oldest_next = !self.oldest_next;
+            self.read_piece(at, end);
+        }
+    }
+
+    /// Reads a prompt up to `end`.
+    fn read_piece(&mut self, at: usize, end: usize) {
         let sequence = &mut self.sequences[at];
-        let end = piece_end(sequence, most);
         let from = sequence.position();
         let model = &self.model;
         let read = catch_unwind(AssertUnwindSafe(|| read(model, sequence, end)));

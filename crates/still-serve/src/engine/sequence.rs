@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use still_attention::RowDtype;
-use still_model::{Cache, Cancel, Continuation, Finish, Model, ModelError, Sampler};
+use still_model::{Cache, Cancel, Continuation, Finish, Model, ModelError, Sampler, any_nan};
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::metrics::Metrics;
@@ -166,7 +166,7 @@ impl Sequence {
         logits: &[f32],
         metrics: &Metrics,
     ) -> Result<Option<(Finish, String)>, Failure> {
-        if logits.iter().any(|x| x.is_nan()) {
+        if any_nan(logits) {
             return Err(Failure::Model(ModelError::Invalid(
                 "the model's logits are not numbers: its weights are damaged".into(),
             )));

@@ -125,7 +125,7 @@ impl Worker {
             self.drop_given_up();
             self.drop_late();
             self.admit();
-            self.read_a_piece();
+            self.read_pieces();
             self.decode_a_step();
             self.tell();
         }
