@@ -127,12 +127,13 @@ impl App {
         format!("{kind}-{:016x}{:08x}", any_seed(), any_seed() as u32)
     }
 
-    /// What limits the tokens of each answer. Compiling may take long: it is done on a thread of its own.
+    /// What limits the tokens of each answer, which may have to be `calls` of tools. Compiling may take long: it is done on a thread
+    /// of its own.
     ///
     /// # Errors
-    /// 400 for a format or grammar that is malformed.
-    pub async fn constraints(&self, common: &Common) -> Result<Constraints> {
-        let Some(kind) = Kind::of(common)? else { return Ok(Constraints::default()) };
+    /// 400 for a format or grammar that is malformed, or for two of them.
+    pub async fn constraints(&self, common: &Common, calls: Option<String>) -> Result<Constraints> {
+        let Some(kind) = Kind::of(common, calls)? else { return Ok(Constraints::default()) };
         let app = self.clone();
         let made = tokio::task::spawn_blocking(move || {
             let grammars = app.inner.grammars.get_or_init(|| Grammars::new(app.engine().model()));
@@ -154,10 +155,12 @@ enum Kind {
     Object,
     Schema(serde_json::Value),
     Lark(String),
+    /// Calls of tools.
+    Calls(String),
 }
 
 impl Kind {
-    fn of(common: &Common) -> Result<Option<Self>> {
+    fn of(common: &Common, calls: Option<String>) -> Result<Option<Self>> {
         let format = common.response_format.as_ref();
         let format = match format.map(|format| (&format["type"], format)) {
             None => None,
@@ -180,6 +183,13 @@ impl Kind {
             },
         };
         match (format, common.grammar.clone()) {
+            (format, grammar) if calls.is_some() => match (format, grammar) {
+                (None, None) => Ok(calls.map(Self::Calls)),
+                _ => Err(ApiError::invalid(
+                    "tool_choice",
+                    "an answer that has to call a tool follows no `grammar` or `response_format`: leave it out",
+                )),
+            },
             (Some(_), Some(_)) => Err(ApiError::invalid(
                 "grammar",
                 "an answer follows either `grammar` or `response_format`: leave one out",
@@ -194,12 +204,16 @@ impl Kind {
             Self::Object => grammars.json_object(),
             Self::Schema(schema) => grammars.json_schema(schema),
             Self::Lark(grammar) => grammars.lark(grammar),
+            Self::Calls(grammar) => grammars.calls(grammar),
         }
     }
 
     fn refused(&self, why: &str) -> ApiError {
         match self {
             Self::Lark(_) => ApiError::invalid("grammar", format!("the grammar is refused: {why}")),
+            Self::Calls(_) => {
+                ApiError::invalid("tools", format!("the tools' schemas are refused: {why}"))
+            }
             _ => ApiError::invalid("response_format", format!("the schema is refused: {why}")),
         }
     }

@@ -103,9 +103,10 @@ pub async fn chat_completions(
     let logprobs = own.logprobs()?;
     let mut options = common.options(app.engine().model(), app.sampling())?;
     let reader = conversation.call_reader(&app)?;
+    let calls = conversation.forced_calls(&app)?;
     let ids = conversation.render(&app).await?;
     options.max_new_tokens = own.max_new_tokens(ids.len(), app.engine().context())?;
-    options.constraints = app.constraints(&common).await?;
+    options.constraints = app.constraints(&common, calls).await?;
     let shown = reader.as_ref().map_or_else(Vec::new, |reader| reader.marker_ids(app.tokenizer()));
     let first_seed = options.seed;
     let mut requests = Vec::new();

@@ -130,7 +130,7 @@ pub async fn completions(
     let mut options = common.options(app.engine().model(), app.sampling())?;
     options.max_new_tokens = max_new_tokens;
     let first_seed = options.seed;
-    options.constraints = app.constraints(&common).await?;
+    options.constraints = app.constraints(&common, None).await?;
     // Who scores a text asks for one token more than it has, and takes that one away again.
     let scores = echo && own.logprobs.is_some() && max_new_tokens == 1;
     let mut requests = Vec::new();

@@ -8,7 +8,8 @@ use utoipa::ToSchema;
 use super::app::App;
 use super::body::fields;
 use super::error::{ApiError, Result};
-use super::tool_calls::CallReader;
+use super::tool_calls::{CallReader, Form};
+use super::tool_choice::{ToolChoice, grammar};
 
 /// Messages, and what the template is given besides.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
@@ -19,9 +20,12 @@ pub struct Conversation {
     /// JSON schemas of functions that the model may call, which the template writes.
     #[schema(value_type = Option<Vec<Object>>)]
     tools: Option<Vec<Value>>,
-    /// `auto`, or `none`, which leaves the tools out.
-    #[schema(value_type = Option<String>)]
+    /// `auto`; `none`, which leaves the tools out; `required`, with which an answer is one call or several; or
+    /// `{"type": "function", "function": {"name": …}}`, with which it is one call of that function.
+    #[schema(value_type = Option<Object>)]
     tool_choice: Option<Value>,
+    /// Whether an answer that has to call a tool may have several calls; true if it is left out.
+    parallel_tool_calls: Option<bool>,
     /// The template's own variables, such as `enable_thinking`.
     #[schema(value_type = Option<Object>)]
     chat_template_kwargs: Option<Map<String, Value>>,
@@ -85,6 +89,30 @@ impl Conversation {
     pub fn call_reader(&self, app: &App) -> Result<Option<CallReader>> {
         let (tools, template) = (self.tools()?, app.tokenizer().chat_template());
         Ok(tools.zip(template).and_then(|(tools, template)| CallReader::new(template, &tools)))
+    }
+
+    /// The grammar of an answer that has to call a tool, if it has to.
+    ///
+    /// # Errors
+    /// 400 for tools that are malformed, or none to be called; for a template whose calls are not known.
+    pub fn forced_calls(&self, app: &App) -> Result<Option<String>> {
+        let choice = ToolChoice::read(self.tool_choice.as_ref())?;
+        if !choice.forces() {
+            return Ok(None);
+        }
+        let tools = self.tools()?.unwrap_or_default();
+        let functions = choice.among(&tools)?;
+        let tokenizer = app.tokenizer();
+        let template = tokenizer.chat_template().map_or("", ChatTemplate::source);
+        let Some(form) = Form::of(template) else {
+            let what = "tool_choice: how calls are written is not known of the model's chat template: use \"auto\", or `response_format`";
+            return Err(ApiError::unsupported("tool_choice", what));
+        };
+        let several =
+            matches!(choice, ToolChoice::Required) && self.parallel_tool_calls.unwrap_or(true);
+        let special =
+            |marker: &str| tokenizer.token_id(marker).filter(|id| tokenizer.is_special(*id));
+        Ok(Some(grammar(form, template, &functions, several, special)))
     }
 
     fn rendered(self, app: &App) -> Result<Vec<u32>> {
@@ -156,14 +184,8 @@ impl Conversation {
         {
             return Err(ApiError::invalid("tools", "tools: each is an object"));
         }
-        match self.tool_choice.as_ref().map(|choice| (choice, choice.as_str())) {
-            None | Some((Value::Null, _) | (_, Some("auto"))) => Ok(tools),
-            Some((_, Some("none"))) => Ok(None),
-            Some(_) => {
-                let what = "tool_choice can be \"auto\" or \"none\": with `response_format` an answer follows a schema";
-                Err(ApiError::unsupported("tool_choice", what))
-            }
-        }
+        let choice = ToolChoice::read(self.tool_choice.as_ref())?;
+        Ok(tools.filter(|_| choice != ToolChoice::None))
     }
 
     /// A reasoning effort is told to templates that know one.

@@ -19,7 +19,7 @@ const STACK_BYTES: usize = 256 << 20;
 /// Numbers of a schema are above this: the library computes with negatives in 64 bits, and would call itself for ever.
 const BELOW_ALL: f64 = i64::MIN as f64;
 /// White space between two parts of JSON: without a limit a small model may write nothing else.
-const WHITESPACE: &str = r"[\x20\x0A]{1,20}";
+pub(super) const WHITESPACE: &str = r"[\x20\x0A]{1,20}";
 
 /// Makes constraints for one model.
 pub struct Grammars {
@@ -103,13 +103,18 @@ impl Grammars {
         check_size(grammar)?;
         check_rules(grammar.matches(':').count())?;
         check_depth(grammar)?;
-        for rest in grammar.split("%json").skip(1) {
-            // As the library finds the schema; what is none is its error to tell.
-            let mut schemas = serde_json::Deserializer::from_str(rest).into_iter::<Value>();
-            if let Some(Ok(schema)) = schemas.next() {
-                check_numbers(&schema)?;
-            }
-        }
+        check_schemas(grammar)?;
+        self.compiled(TopLevelGrammar::from_lark(grammar.to_owned()))
+    }
+
+    /// Calls of tools: a grammar that the server wrote, of schemas that it did not.
+    ///
+    /// # Errors
+    /// Schemas that are malformed, not supported, unsatisfiable or too large.
+    pub fn calls(&self, grammar: &str) -> Result<Grammar, String> {
+        check_size(grammar)?;
+        check_rules(grammar.matches("\"$ref\"").count() + grammar.matches("%json").count())?;
+        check_schemas(grammar)?;
         self.compiled(TopLevelGrammar::from_lark(grammar.to_owned()))
     }
 
@@ -158,6 +163,17 @@ fn check_rules(rules: usize) -> Result<(), String> {
         0..=MOST_RULES => Ok(()),
         _ => Err(format!("it has {rules} rules or references, and may have {MOST_RULES}")),
     }
+}
+
+fn check_schemas(grammar: &str) -> Result<(), String> {
+    for rest in grammar.split("%json").skip(1) {
+        // As the library finds the schema; what is none is its error to tell.
+        let mut schemas = serde_json::Deserializer::from_str(rest).into_iter::<Value>();
+        if let Some(Ok(schema)) = schemas.next() {
+            check_numbers(&schema)?;
+        }
+    }
+    Ok(())
 }
 
 fn check_numbers(schema: &Value) -> Result<(), String> {

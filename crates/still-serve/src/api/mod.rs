@@ -12,7 +12,7 @@
 //! | `grammar` | answers that follow a schema or a grammar |
 //! | `completions`, `chat` | texts continued, conversations answered |
 //! | `conversation` | messages and tools in the model's template |
-//! | `tool_calls` | calls of tools in answers |
+//! | `tool_calls`, `tool_choice` | calls of tools in answers, answers that have to be calls |
 //! | `answer` | answers gathered whole, or told piece by piece |
 //! | `log_probs` | log-probabilities as chats tell them |
 //! | `kept` | which tokens each head keeps |
@@ -36,6 +36,7 @@ mod server;
 mod states;
 mod tokens;
 mod tool_calls;
+mod tool_choice;
 mod watch;
 
 use std::any::Any;

@@ -12,19 +12,21 @@ use super::sampling::any_seed;
 
 /// How a family of models writes calls.
 #[derive(Debug)]
-struct Form {
+pub struct Form {
     /// What a template of the family says.
     template: &'static str,
     /// What a call, or a list of calls, begins with.
-    opens: &'static str,
+    pub(super) opens: &'static str,
     /// What it ends with; the answer's end if there is nothing.
-    closes: Option<&'static str>,
+    pub(super) closes: Option<&'static str>,
     /// Whether an answer that is JSON from its first character is a call too.
-    bare: bool,
+    pub(super) bare: bool,
+    /// The name of the arguments in a call's JSON, as the model was taught.
+    pub(super) arguments: &'static str,
     /// What an identifier begins with, and how many letters follow: Mistral's templates refuse others.
     id: (&'static str, usize),
     /// Markers that may be special tokens, whose text is not shown otherwise.
-    markers: &'static [&'static str],
+    pub(super) markers: &'static [&'static str],
 }
 
 /// The first one counts whose words a template has. A call is JSON with `name` and `arguments` or `parameters`.
@@ -35,6 +37,7 @@ static FORMS: [Form; 3] = [
         opens: "<tool_call>",
         closes: Some("</tool_call>"),
         bare: false,
+        arguments: "arguments",
         id: ("call_", 24),
         markers: &["<tool_call>", "</tool_call>"],
     },
@@ -44,6 +47,7 @@ static FORMS: [Form; 3] = [
         opens: "[TOOL_CALLS]",
         closes: None,
         bare: false,
+        arguments: "arguments",
         id: ("", 9),
         markers: &["[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"],
     },
@@ -53,10 +57,23 @@ static FORMS: [Form; 3] = [
         opens: "<|python_tag|>",
         closes: None,
         bare: true,
+        arguments: "parameters",
         id: ("call_", 24),
         markers: &["<|python_tag|>"],
     },
 ];
+
+impl Form {
+    /// That of models with this template, if it is known.
+    pub fn of(template: &str) -> Option<&'static Self> {
+        FORMS.iter().find(|form| template.contains(form.template))
+    }
+}
+
+/// The name of a tool's function.
+pub fn function_name(tool: &Value) -> Option<&str> {
+    tool.pointer("/function/name").or_else(|| tool.get("name")).and_then(Value::as_str)
+}
 
 /// A call of a function.
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -103,12 +120,9 @@ impl CallReader {
     }
 
     fn of(template: &str, tools: &[Value]) -> Option<Self> {
-        let form = FORMS.iter().find(|form| template.contains(form.template))?;
-        let name = |tool: &Value| {
-            let name = tool.pointer("/function/name").or_else(|| tool.get("name"));
-            name.and_then(Value::as_str).map(str::to_owned)
-        };
-        let functions = Arc::new(tools.iter().filter_map(name).collect());
+        let form = Form::of(template)?;
+        let names = tools.iter().filter_map(function_name).map(str::to_owned);
+        let functions = Arc::new(names.collect());
         Some(Self { form, functions, held: String::new(), at_start: form.bare, has_calls: false })
     }
 

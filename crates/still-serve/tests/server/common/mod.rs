@@ -29,9 +29,14 @@ const TOOL_TEMPLATE: &str = "\
 
 /// A model whose chat template knows tools.
 pub fn with_tools(model: Model) -> Model {
+    with_template(model, TOOL_TEMPLATE)
+}
+
+/// A model with another chat template.
+pub fn with_template(model: Model, template: &str) -> Model {
     let dir = tempfile::tempdir().unwrap();
     model.tokenizer.save(dir.path()).unwrap();
-    let config = json!({ "chat_template": TOOL_TEMPLATE });
+    let config = json!({ "chat_template": template });
     std::fs::write(dir.path().join("tokenizer_config.json"), config.to_string()).unwrap();
     Model { tokenizer: Tokenizer::from_hf_dir(dir.path()).unwrap(), ..model }
 }
