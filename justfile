@@ -68,6 +68,11 @@ asan *ARGS:
 fuzz-bodies minutes="10" seed="1":
     cargo test --release --locked -p still-serve --test fuzz_bodies -- --minutes {{ minutes }} --seed {{ seed }}
 
+# Fuzz the files of a server's states: `just fuzz-states 10 1`
+[group('threads and memory')]
+fuzz-states minutes="10" seed="1":
+    cargo test --release --locked -p still-serve --test fuzz_states -- --minutes {{ minutes }} --seed {{ seed }}
+
 # Fuzz every file format; one: `just fuzz 20000 1 --target gguf`; one case again: `just fuzz 1 1234 --target gguf`
 [group('threads and memory')]
 fuzz runs="20000" seed="1" *ARGS:

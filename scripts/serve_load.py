@@ -259,6 +259,8 @@ def main():
         "memory_bytes": {"before": before, "most": most, "growth_bound": bound},
     }
     print(json.dumps(record, indent=1), flush=True)
+    if options.out:
+        options.out.write_text(json.dumps(record, indent=1) + "\n")
     differ = verify(options, load, record)
     record["differ"] = differ
     failures = list(load.errors)

@@ -12,6 +12,7 @@
 mod common;
 #[path = "../../../still-cli/tests/fuzz/json.rs"]
 mod json;
+mod options;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -47,6 +48,8 @@ fn bodies() -> Vec<(&'static str, serde_json::Value)> {
         "$defs": { "c": { "enum": ["x", 1, null] } },
     });
     let tool = json!({ "type": "function", "function": { "name": "f", "parameters": { "type": "object" } } });
+    let described =
+        json!({ "type": "function", "function": { "name": "g", "parameters": schema } });
     vec![
         ("/v1/completions", with(json!({ "prompt": "Once", "echo": true, "logprobs": 2 }))),
         (
@@ -87,6 +90,20 @@ fn bodies() -> Vec<(&'static str, serde_json::Value)> {
                 "grammar": "start: /x?/ \"<tool_call>{\\\"name\\\": \\\"f\\\", \\\"arguments\\\": {\" /[a-z\":1]{0,6}/ \"}}</tool_call>\"",
             })),
         ),
+        (
+            "/v1/chat/completions",
+            with(json!({
+                "messages": [{ "role": "user", "content": "Hi" }], "tools": [described, tool], "n": 1, "max_tokens": 60,
+                "tool_choice": { "type": "function", "function": { "name": "g" } }, "parallel_tool_calls": false,
+            })),
+        ),
+        (
+            "/v1/chat/completions",
+            with(json!({
+                "messages": [{ "role": "user", "content": "Hi" }], "tools": [described], "n": 1, "max_tokens": 60,
+                "tool_choice": "required",
+            })),
+        ),
         ("/tokenize", json!({ "content": "a b", "add_special": true, "with_pieces": true })),
         ("/tokenize", json!({ "messages": [{ "role": "user", "content": "Hi" }] })),
         ("/v1/kept", json!({ "messages": [{ "role": "user", "content": "Hi" }] })),
@@ -96,22 +113,6 @@ fn bodies() -> Vec<(&'static str, serde_json::Value)> {
         ("/v1/states/other", json!({ "action": "fork", "from": "name" })),
         ("/v1/states/name", json!({ "action": "restore" })),
     ]
-}
-
-fn options() -> (Duration, u64) {
-    let (mut time, mut seed) = (USUAL_TIME, 0);
-    let mut words = std::env::args().skip(1);
-    while let Some(word) = words.next() {
-        let mut value = || words.next().unwrap_or_else(|| panic!("{word} needs a value"));
-        match word.as_str() {
-            "--minutes" => {
-                time = Duration::from_secs_f64(60.0 * value().parse::<f64>().expect("--minutes N"))
-            }
-            "--seed" => seed = value().parse().expect("--seed N"),
-            _ => {}
-        }
-    }
-    (time, seed)
 }
 
 fn start() -> Running {
@@ -132,7 +133,7 @@ fn main() {
     if std::env::args().any(|word| word == "--list") {
         return;
     }
-    let (time, seed) = options();
+    let (time, seed) = options::options(USUAL_TIME);
     let bodies = bodies();
     let server = start();
     let last = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("fuzz_bodies.last");
