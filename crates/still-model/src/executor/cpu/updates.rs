@@ -201,19 +201,17 @@ fn low_into<V: Value>(a: &[V], scale: f32, x: &[f32], batch: usize, low: &mut [f
         || {
             for (x, low) in x.chunks_exact(rows).zip(low.chunks_exact_mut(width)) {
                 let (x, rest) = x.as_chunks::<LANES>();
-                let mut last = [0.0; LANES];
-                last[..rest.len()].copy_from_slice(rest);
                 let blocks = x.len() + usize::from(!rest.is_empty());
                 for (a, low) in a.chunks_exact(blocks * BLOCK).zip(low.as_chunks_mut::<ROWS>().0) {
-                    let mut lanes = [[0.0; LANES]; ROWS];
-                    for (a, x) in a.as_chunks::<BLOCK>().0.iter().zip(x.iter().chain([&last])) {
+                    let (a, mut lanes) = (a.as_chunks::<BLOCK>().0, [[0.0; LANES]; ROWS]);
+                    for (a, x) in a.iter().zip(x) {
                         prefetch(a);
-                        for row in 0..ROWS {
-                            for lane in 0..LANES {
-                                let a = a[row * LANES + lane].widen();
-                                lanes[row][lane] = a.mul_add(x[lane], lanes[row][lane]);
-                            }
-                        }
+                        add_block(a, x, &mut lanes);
+                    }
+                    if !rest.is_empty() {
+                        let mut last = [0.0; LANES];
+                        last[..rest.len()].copy_from_slice(rest);
+                        add_block(&a[x.len()], &last, &mut lanes);
                     }
                     *low = lanes.map(
                         #[inline(always)]
@@ -223,6 +221,26 @@ fn low_into<V: Value>(a: &[V], scale: f32, x: &[f32], batch: usize, low: &mut [f
             }
         },
     );
+}
+
+/// Adds the products of a block of `A` to the rows' lanes. Each row by itself, and widened first: all 64 sums at once are no vectors
+/// to the compiler.
+#[inline(always)]
+fn add_block<V: Value>(
+    a: &[V; BLOCK],
+    x: &[f32; LANES],
+    [l0, l1, l2, l3]: &mut [[f32; LANES]; ROWS],
+) {
+    let (a, _) = a.as_chunks::<LANES>();
+    for (lanes, a) in [(l0, &a[0]), (l1, &a[1]), (l2, &a[2]), (l3, &a[3])] {
+        let mut wide = [0.0; LANES];
+        for lane in 0..LANES {
+            wide[lane] = a[lane].widen();
+        }
+        for lane in 0..LANES {
+            lanes[lane] = wide[lane].mul_add(x[lane], lanes[lane]);
+        }
+    }
 }
 
 fn add<V: Value>(b: &[V], rank: usize, low: &[f32], batch: usize, values: &mut [f32]) {
