@@ -96,7 +96,8 @@ pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
     let (generation, system) = (&settings.generation, settings.system.as_deref());
     let model = generation.load(printer)?;
     let mut options = generation.options(&model)?;
-    options.on_read = ReadingBar::of_prompt(printer).listener();
+    let trained = model.config().max_position_embeddings;
+    options.on_read = ReadingBar::of_prompt(printer).within(trained).listener();
     if let Some(path) = saved {
         let session = sessions::open(model, path, generation, system, printer)?;
         if text.is_some_and(|text| !session.knows(&text)) {

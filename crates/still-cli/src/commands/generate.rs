@@ -86,7 +86,8 @@ pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
         return Err(user("the prompt has no tokens", "give some text to continue"));
     }
     let mut options = settings.generation.options(&model)?;
-    options.on_read = ReadingBar::of_prompt(printer).listener();
+    let trained = model.config().max_position_embeddings;
+    options.on_read = ReadingBar::of_prompt(printer).within(trained).listener();
     let rows = settings.generation.rows.told(&model, printer);
     let mut cache = model.new_cache(1, rows)?;
     interrupt::on_signal(OnSignal::Finish);

@@ -6,6 +6,7 @@ use still_model::OnRead;
 
 use crate::printer::Printer;
 use crate::progress::Bar;
+use crate::table;
 
 /// Fewer tokens than this are read before a bar could be looked at.
 const WORTH_A_BAR: usize = 512;
@@ -15,6 +16,8 @@ const WORTH_A_BAR: usize = 512;
 pub struct ReadingBar {
     printer: Printer,
     name: String,
+    /// Tokens that the model was trained for.
+    trained: usize,
     state: Arc<Mutex<State>>,
 }
 
@@ -29,7 +32,7 @@ struct State {
 impl ReadingBar {
     /// The bar of a document; [`ReadingBar::done`] replaces it by a line.
     pub fn of_document(printer: &Printer, name: String) -> Self {
-        Self { printer: printer.clone(), name, state: Arc::default() }
+        Self { printer: printer.clone(), name, trained: usize::MAX, state: Arc::default() }
     }
 
     /// The bar of a prompt or a message: it shows if that is long, until it is read.
@@ -39,8 +42,21 @@ impl ReadingBar {
         bar
     }
 
+    /// Of a model that was trained for `tokens`: a longer text is warned of before it is read, not when it was.
+    pub fn within(self, tokens: usize) -> Self {
+        Self { trained: tokens, ..self }
+    }
+
     /// `more` of `total` tokens have been read; none of them at first.
     pub fn advance(&self, more: usize, total: usize) {
+        if more == 0 && total > self.trained {
+            self.printer.warn(format_args!(
+                "{} has {} tokens, and the base was trained for {}: expect worse answers",
+                self.name,
+                table::count(total),
+                table::count(self.trained)
+            ));
+        }
         self.with(|state| {
             if more == 0 && (!state.passes || total >= WORTH_A_BAR) {
                 let bar = Bar::new(&self.printer, "Reading", &self.name, total, "tokens");

@@ -79,7 +79,7 @@ pub fn read_document(
 ) -> anyhow::Result<()> {
     // Until it is known how many tokens there are.
     let encoding = Mutex::new(Some(Bar::new(printer, "Reading", &name, 0, "")));
-    let bar = ReadingBar::of_document(printer, name);
+    let bar = ReadingBar::of_document(printer, name).within(session.trained_tokens());
     let (replaces, said) = (session.document().is_some(), !session.is_new());
     let reread = session.read_document(text, &interrupt::flag(), |new, total| {
         drop(encoding.lock().unwrap_or_else(PoisonError::into_inner).take());

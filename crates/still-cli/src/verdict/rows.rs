@@ -52,7 +52,7 @@ pub fn lines(rows: &[Row]) -> Vec<Vec<String>> {
         ("  of the teacher's".into(), Box::new(share)),
         (
             "prefill, tokens/s".into(),
-            Box::new(|row| Some(format!("{:.0}", row.prefill_tokens_per_s?))),
+            Box::new(|row| Some(table::count(row.prefill_tokens_per_s?.round() as usize))),
         ),
         (
             "decode, tokens/s".into(),

@@ -100,6 +100,24 @@ fn a_session_of_something_else_is_refused() {
 }
 
 #[test]
+fn a_document_beyond_the_bases_training_is_warned_of_before_it_is_read() {
+    let dir = chat_dir(TEMPLATE);
+    let model = dir.path().join("student");
+    let file = dir.path().join("a.txt");
+    let asked = |text: String| {
+        std::fs::write(&file, text).unwrap();
+        let asked = ask(&model, &["--file", file.to_str().unwrap(), "Who?"]);
+        asked.succeeded();
+        asked.stderr
+    };
+    let warning = "the base was trained for 512: expect worse answers";
+    let told = asked(words(100));
+    let at = |part: &str| told.find(part).unwrap_or_else(|| panic!("no {part}: {told}"));
+    assert!(at(warning) < at("     Reading "), "{told}");
+    assert!(!asked(words(20)).contains(warning));
+}
+
+#[test]
 fn what_cannot_be_asked_is_said() {
     let dir = chat_dir(TEMPLATE);
     let model = dir.path().join("student");

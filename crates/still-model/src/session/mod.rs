@@ -176,6 +176,11 @@ impl ChatSession {
         self.rows
     }
 
+    /// Tokens that the model's base was trained for.
+    pub fn trained_tokens(&self) -> usize {
+        self.model.config().max_position_embeddings
+    }
+
     /// Tokens that the state has read.
     pub fn tokens(&self) -> usize {
         self.tokens.len()

@@ -111,7 +111,8 @@ impl<'a> Talk<'a> {
     fn reply(&mut self, message: &str) -> anyhow::Result<Reply> {
         let mut options = self.options.clone();
         options.seed = options.seed.wrapping_add(self.replies);
-        options.on_read = ReadingBar::of_prompt(self.printer).listener();
+        let trained = self.session.trained_tokens();
+        options.on_read = ReadingBar::of_prompt(self.printer).within(trained).listener();
         let mut written = Ok(());
         let mut stream = stream_to(self.printer, true, &mut written);
         let reply = self.session.send(message, &options, &mut stream);

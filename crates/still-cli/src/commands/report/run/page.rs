@@ -105,7 +105,13 @@ fn judgement(verdict: &Verdict) -> Judgement {
         rows: lines(&verdict.rows),
         measured: verdict.measured().replace('\n', " "),
         samples: verdict.samples.clone(),
-        next: verdict.next.clone(),
+        // This page is that look.
+        next: verdict
+            .next
+            .iter()
+            .filter(|line| !line.starts_with("look at the run:"))
+            .cloned()
+            .collect(),
     }
 }
 
