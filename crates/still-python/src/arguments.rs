@@ -74,19 +74,31 @@ pub fn paths(given: &Bound<'_, PyAny>) -> PyResult<Vec<PathBuf>> {
     given.try_iter()?.map(|path| path?.extract()).collect()
 }
 
-/// Overrides of a recipe as `--set` takes them: a dict of dotted keys.
+/// Overrides of a recipe as `--set` takes them: a dict of dotted keys, or of dicts of them.
 ///
 /// # Errors
 /// Keys that are no strings, values that no recipe has.
 pub fn overrides(given: Option<&Bound<'_, PyDict>>) -> PyResult<Vec<String>> {
-    let Some(given) = given else { return Ok(Vec::new()) };
+    let mut all = Vec::new();
+    if let Some(given) = given {
+        add_overrides("", given, &mut all)?;
+    }
+    Ok(all)
+}
+
+fn add_overrides(section: &str, given: &Bound<'_, PyDict>, all: &mut Vec<String>) -> PyResult<()> {
     let json = given.py().import("json")?;
-    let one = |(key, value): (Bound<'_, PyAny>, Bound<'_, PyAny>)| {
+    for (key, value) in given {
+        let key = format!("{section}{}", key.extract::<String>()?);
+        if let Ok(inner) = value.cast::<PyDict>() {
+            add_overrides(&format!("{key}."), inner, all)?;
+            continue;
+        }
         // Booleans, numbers, strings and lists of them are in TOML as they are in JSON.
         let value: String = json.call_method1("dumps", (value,))?.extract()?;
-        Ok(format!("{}={value}", key.extract::<String>()?))
-    };
-    given.iter().map(one).collect()
+        all.push(format!("{key}={value}"));
+    }
+    Ok(())
 }
 
 /// A value of ours as Python's dicts, lists, strings and numbers.

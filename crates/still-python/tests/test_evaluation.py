@@ -29,7 +29,7 @@ MEASURED = {
     "evaluation.passkey_length": 480,
     "evaluation.repeated_text": 50,
 }
-PLATEAU = {"factor": 0.5, "patience": 0, "threshold": 0.9, "cooldown": 1}
+PLATEAU = {"plateau": {"factor": 0.5, "patience": 0, "threshold": 0.9, "cooldown": 1}}
 # A rate at which finetuning does harm, and nothing that ends such a run.
 HARMFUL = {
     **MEASURED,
@@ -49,10 +49,6 @@ def trained(base_path, data, recipe, out=None, **options):
     return events, student
 
 
-def plateau(stage):
-    return {f"{stage}.optimizer.schedule.plateau.{key}": value for key, value in PLATEAU.items()}
-
-
 def of(events, kind):
     return [{key: x for key, x in event.items() if key != "seconds"} for event in events if event["event"] == kind]
 
@@ -62,7 +58,7 @@ def values(student):
 
 
 def test_evaluations_are_those_of_still_linearize(base, base_path, documents, tmp_path):
-    recipe = {**MEASURED, **plateau("transfer"), "evaluation.keep_best": True}
+    recipe = {**MEASURED, "transfer.optimizer.schedule": PLATEAU, "evaluation.keep_best": True}
     expected = []
     still.linearize(base, documents, tmp_path / "expected", recipe="uniform", set=recipe, progress=expected.append)
     run_dir = tmp_path / "run"
@@ -102,7 +98,7 @@ def test_the_best_student_is_the_result(kept, base_path, documents, tmp_path):
 
 
 def test_an_interrupted_run_knows_what_it_measured(base_path, documents, tmp_path):
-    recipe = {**HARMFUL, **plateau("finetune"), "checkpoint.every": 3}
+    recipe = {**HARMFUL, "finetune.optimizer.schedule": PLATEAU, "checkpoint.every": 3}
     whole, student = trained(base_path, documents, recipe, run_dir=tmp_path / "whole")
     seen = []
 
