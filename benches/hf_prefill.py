@@ -4,8 +4,9 @@
 
 Needs torch, transformers, safetensors and the package still-llm, whose command exports the student that ships if no other is
 named. The three are timed in alternation, after one short run of each, until there are as many rounds as asked for or the next one
-would end after so many seconds; PyTorch alone, which is the slowest by far, in the first round only. Random tokens; float32; the
-logits of the last token alone. The teacher has the student's weights and transformers' "sdpa" attention.
+would end after so many seconds; PyTorch alone, which is the slowest by far, in the first round only. If it is not done by then, it is
+stopped: its time and the ratio to it are then what they are at least (`pytorch_stopped`). Random tokens; float32; the logits of the
+last token alone. The teacher has the student's weights and transformers' "sdpa" attention.
 """
 
 import argparse
@@ -53,11 +54,27 @@ def dense(folder):
     return model.eval()
 
 
-def seconds(model, ids, use_cache):
-    start = time.perf_counter()
-    with torch.no_grad():
-        model(ids, use_cache=use_cache, logits_to_keep=1)
-    return time.perf_counter() - start
+class Late(Exception):
+    """There is no time left."""
+
+
+def seconds(model, ids, use_cache, until=None):
+    """Wall time of a forward pass, and whether it was stopped at a layer after `until` (of `time.monotonic`)."""
+
+    def check(*_):
+        if until is not None and time.monotonic() > until:
+            raise Late
+
+    hooks = [layer.register_forward_pre_hook(check) for layer in model.model.layers]
+    start, stopped = time.perf_counter(), False
+    try:
+        with torch.no_grad():
+            model(ids, use_cache=use_cache, logits_to_keep=1)
+    except Late:
+        stopped = True
+    for hook in hooks:
+        hook.remove()
+    return time.perf_counter() - start, stopped
 
 
 def exported(folder):
@@ -97,19 +114,23 @@ def measured(args, folder, started):
 
     variants = {
         "kernels": lambda: with_operator(kernels),
-        "pytorch": lambda: with_operator(None),
         "dense": lambda: teacher,
+        "pytorch": lambda: with_operator(None),
     }
     times = {name: [] for name in variants}
+    stopped = False
     for model in variants.values():
-        seconds(model(), ids[:, :512], True)
+        seconds(model(), ids[:, :256], True)
     for repeat in range(args.repeats):
         round_of = [name for name in variants if repeat == 0 or name != "pytorch"]
         takes = sum(times[name][-1] for name in round_of if times[name])
-        if time.monotonic() - started + takes > args.seconds:
+        if repeat > 0 and time.monotonic() - started + takes > args.seconds:
             break
         for name in round_of:
-            times[name].append(seconds(variants[name](), ids, True))
+            until = started + args.seconds if name == "pytorch" else None
+            took, late = seconds(variants[name](), ids, True, until)
+            times[name].append(took)
+            stopped |= late
             print(f"{name}: {times[name][-1]:.2f} s", file=sys.stderr, flush=True)
     median = {name: statistics.median(of) for name, of in times.items()}
     versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "still-llm")}
@@ -124,6 +145,7 @@ def measured(args, folder, started):
         "versions": versions,
         "seconds": times,
         "median_seconds": median,
+        "pytorch_stopped": stopped,
         "kernels_over_pytorch": median["pytorch"] / median["kernels"],
         "kernels_over_dense": median["dense"] / median["kernels"],
     }
