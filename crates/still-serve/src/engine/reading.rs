@@ -47,6 +47,8 @@ impl Worker {
             tokens += piece;
             self.oldest_next = !self.oldest_next;
             self.read_piece(at, end);
+            // A client that has its answer finds the states in the numbers.
+            self.tell();
         }
     }
 

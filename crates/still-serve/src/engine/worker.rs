@@ -270,7 +270,7 @@ impl Worker {
     }
 
     /// Tells the numbers of the moment.
-    fn tell(&self) {
+    pub(super) fn tell(&self) {
         let metrics = &self.shared.metrics;
         metrics.running.set(self.sequences.len() as i64);
         metrics.waiting.set(self.queue.len() as i64);
