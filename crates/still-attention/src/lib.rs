@@ -64,7 +64,7 @@ pub use config::{
 pub use cuda::{
     CudaHybridState, CudaKvCache, CudaLinearState, CudaWeights, DeviceAttention, DeviceGradients,
     DeviceMaps, DeviceOperands, DeviceRows, DeviceSizes, GraphState, IDLE, OperandShapes,
-    StepRotation, check_shapes,
+    StepRotation, StepTable, TableState, check_shapes,
 };
 pub use dense::{DenseHead, KvCache, dense_attention};
 pub use error::{AttentionError, Result};

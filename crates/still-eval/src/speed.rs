@@ -1,9 +1,10 @@
 //! Prefill and decode speed of a model, and the bytes of its cache.
 
 use candle_core::{IndexOp, Tensor};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use still_attention::{RowDtype, StateBytes};
-use still_model::{Cache, Cancel, Model, OnRead, likeliest};
+use still_model::{Cache, Cancel, Model, OnRead, Workspace, likeliest};
 
 use crate::error::{EvalError, Result};
 use crate::timing::{Times, time_once};
@@ -52,6 +53,7 @@ pub struct ModelBench<'a> {
     batch: usize,
     rows: RowDtype,
     onto: usize,
+    separate: bool,
 }
 
 impl<'a> ModelBench<'a> {
@@ -60,7 +62,7 @@ impl<'a> ModelBench<'a> {
     /// # Errors
     /// No sequence; an error of the model.
     pub fn new(model: &'a Model, batch: usize, rows: RowDtype) -> Result<Self> {
-        let bench = Self { model, batch, rows, onto: 0 };
+        let bench = Self { model, batch, rows, onto: 0, separate: false };
         let (context, new_tokens) = WARM_UP;
         bench.time(context, new_tokens)?;
         Ok(bench)
@@ -71,6 +73,17 @@ impl<'a> ModelBench<'a> {
     #[must_use]
     pub fn reading_onto(self, tokens: usize) -> Self {
         Self { onto: tokens, ..self }
+    }
+
+    /// The same of `batch` sequences that have a cache each ([`Model::decode_many`]). One prompt is read for all.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with_separate_caches(self, batch: usize) -> Result<Self> {
+        let bench = Self { batch, separate: true, ..self };
+        let (context, new_tokens) = WARM_UP;
+        bench.time(context, new_tokens)?;
+        Ok(bench)
     }
 
     /// Reads a made-up prompt of `context` tokens and decodes `new_tokens` greedily after it; a step is a forward pass, its
@@ -123,7 +136,10 @@ impl<'a> ModelBench<'a> {
             return Err(EvalError::Argument("a text is one sequence".into()));
         }
         let mut run = self.read_ids(ids, ids.len(), new_tokens, on_read)?;
-        let read = run.cache.clone();
+        let [cache] = &run.caches[..] else {
+            return Err(EvalError::Argument("a text is one sequence".into()));
+        };
+        let read = cache.clone();
         run.decode(new_tokens)?;
         Ok((run.point(), read))
     }
@@ -145,21 +161,26 @@ impl<'a> ModelBench<'a> {
         new_tokens: usize,
         on_read: &OnRead,
     ) -> Result<Run<'_>> {
-        let &Self { model, batch, rows, .. } = self;
+        let &Self { model, batch, rows, separate, .. } = self;
         if batch == 0 || context == 0 || new_tokens == 0 {
             return Err(EvalError::Argument("there must be tokens to read and to decode".into()));
         }
-        let mut cache = model.new_cache(batch, rows)?;
+        let together = if separate { 1 } else { batch };
+        let mut cache = model.new_cache(together, rows)?;
         let (first, onto) = ids.split_at(context);
-        let (first, prefill_ms) = read(model, &mut cache, (first, batch), on_read)?;
+        let (first, prefill_ms) = read(model, &mut cache, (first, together), on_read)?;
         // Equal prompts have equal answers.
         let next = vec![first; batch];
-        let (prefilled_bytes, steps) = (cache.size_bytes(), Vec::with_capacity(new_tokens));
+        let caches = vec![cache; batch / together];
+        let prefilled_bytes = caches.iter().map(Cache::size_bytes).sum();
+        let steps = Vec::with_capacity(new_tokens);
         Ok(Run {
             model,
             context,
-            cache,
+            caches,
+            workspace: Workspace::default(),
             next,
+            read: together,
             prefill_ms,
             onto: onto.to_vec(),
             onto_tokens_per_s: None,
@@ -193,8 +214,12 @@ fn read(
 struct Run<'a> {
     model: &'a Model,
     context: usize,
-    cache: Cache,
+    /// One of all sequences, or one for each.
+    caches: Vec<Cache>,
+    workspace: Workspace,
     next: Vec<u32>,
+    /// Sequences that were read.
+    read: usize,
     prefill_ms: f64,
     /// What is still to be read onto each sequence.
     onto: Vec<u32>,
@@ -206,12 +231,18 @@ struct Run<'a> {
 
 impl Run<'_> {
     fn decode(&mut self, steps: usize) -> Result<()> {
-        let Self { model, cache, next, .. } = self;
+        let Self { model, caches, workspace, next, .. } = self;
         for _ in 0..steps {
             let ((), ms) = time_once(model.device(), || -> Result<()> {
-                let logits = model.decode(next, cache)?;
-                let rows = logits.chunks_exact(logits.len() / next.len());
-                next.iter_mut().zip(rows).for_each(|(id, row)| *id = likeliest(row));
+                let logits = match &mut caches[..] {
+                    [cache] if cache.batch() == next.len() => model.decode(next, cache)?,
+                    caches => {
+                        let mut caches: Vec<&mut Cache> = caches.iter_mut().collect();
+                        model.decode_many(next, &mut caches, workspace)?
+                    }
+                };
+                let rows = logits.par_chunks_exact(logits.len() / next.len());
+                next.par_iter_mut().zip(rows).for_each(|(id, row)| *id = likeliest(row));
                 Ok(())
             })?;
             self.steps.push(ms);
@@ -223,8 +254,11 @@ impl Run<'_> {
     fn read_onto(&mut self) -> Result<()> {
         let (batch, tokens) = (self.next.len(), self.onto.len());
         if tokens > 0 {
-            let ids = (self.onto.as_slice(), batch);
-            let (_, ms) = read(self.model, &mut self.cache, ids, &OnRead::default())?;
+            let mut ms = 0.0;
+            for cache in &mut self.caches {
+                let ids = (self.onto.as_slice(), cache.batch());
+                ms += read(self.model, cache, ids, &OnRead::default())?.1;
+            }
             self.onto_tokens_per_s = Some(1e3 * (batch * tokens) as f64 / ms);
         }
         Ok(())
@@ -232,17 +266,18 @@ impl Run<'_> {
 
     fn point(self) -> BenchPoint {
         let (batch, steps) = (self.next.len(), Times::new(self.steps, 1));
+        let parts = self.caches.iter().map(Cache::bytes_by_part);
         BenchPoint {
             batch,
             context: self.context,
-            prefill_tokens_per_s: 1e3 * (batch * self.context) as f64 / self.prefill_ms,
+            prefill_tokens_per_s: 1e3 * (self.read * self.context) as f64 / self.prefill_ms,
             onto_tokens_per_s: self.onto_tokens_per_s,
             decode_tokens_per_s: 1e3 * batch as f64 / steps.mean_ms(),
             decode_p50_ms: steps.median_ms,
             decode_p99_ms: steps.quantile_ms(0.99),
-            cache_bytes: self.cache.size_bytes(),
-            cache_parts: self.cache.bytes_by_part(),
-            used_cache_bytes: self.cache.used_bytes(),
+            cache_bytes: self.caches.iter().map(Cache::size_bytes).sum(),
+            cache_parts: parts.sum(),
+            used_cache_bytes: self.caches.iter().map(Cache::used_bytes).sum(),
             prefilled_cache_bytes: self.prefilled_bytes,
         }
     }

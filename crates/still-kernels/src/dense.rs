@@ -1,6 +1,6 @@
 //! `src/cuda/dense.h`, by hand: dense attention onto a cache.
 
-use std::ffi::c_int;
+use std::ffi::{c_int, c_void};
 
 use crate::{Rows, Shape, Stream};
 
@@ -12,6 +12,24 @@ pub const DENSE_DECODE_HEAD_DIMS: [usize; 5] = [64, 80, 96, 128, 256];
 
 /// Head dimensions that [`still_dense_forward`] has kernels for.
 pub const DENSE_FORWARD_HEAD_DIMS: [usize; 4] = [64, 80, 96, 128];
+
+/// `StillDenseSequence`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "dense.h has them")]
+pub struct DenseSequence {
+    pub k: *mut c_void,
+    pub v: *mut c_void,
+    pub head: i64,
+}
+
+impl DenseSequence {
+    /// Its bytes, as a table of caches has them.
+    pub fn words(self) -> [u64; size_of::<Self>() / size_of::<u64>()] {
+        // SAFETY: all fields are addresses or integers of 64 bits, so that there is no padding.
+        unsafe { std::mem::transmute(self) }
+    }
+}
 
 /// `StillDenseDecode`.
 #[repr(C)]
@@ -31,6 +49,7 @@ pub struct DenseDecode {
     pub partial: *mut f32,
     pub arrived: *mut u32,
     pub splits: i32,
+    pub caches: *const DenseSequence,
 }
 
 /// `StillDenseAppend`.

@@ -193,6 +193,31 @@ pub struct Backward {
     pub scratch: *mut c_void,
 }
 
+/// `StillSequenceState`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "still.h has them")]
+pub struct SequenceState {
+    pub w_q: *const c_void,
+    pub w_k: *const c_void,
+    pub log_scale: *const f32,
+    pub budgets: *const i32,
+    pub ring_k: *mut c_void,
+    pub ring_v: *mut c_void,
+    pub ring_score: *mut f32,
+    pub store: *const Store,
+    pub s: *mut f32,
+    pub z: *mut f32,
+}
+
+impl SequenceState {
+    /// Its bytes, as a table of states has them.
+    pub fn words(self) -> [u64; size_of::<Self>() / size_of::<u64>()] {
+        // SAFETY: all fields are addresses, so that there is no padding.
+        unsafe { std::mem::transmute(self) }
+    }
+}
+
 /// `StillDecode`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -224,6 +249,7 @@ pub struct Decode {
     pub cos: *const f32,
     pub sin: *const f32,
     pub rotary: i32,
+    pub states: *const SequenceState,
 }
 
 /// `StillStore`.

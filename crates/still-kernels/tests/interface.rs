@@ -66,9 +66,9 @@ fn squeezed(text: &str) -> String {
 
 #[test]
 fn declarations_equal_the_headers() {
-    assert_eq!(compared("src/cuda/still.h", "src/ffi.rs"), (9, 23));
+    assert_eq!(compared("src/cuda/still.h", "src/ffi.rs"), (10, 24));
     assert_eq!(compared("src/cuda/decoder.h", "src/decoder.rs"), (5, 11));
-    assert_eq!(compared("src/cuda/dense.h", "src/dense.rs"), (3, 4));
+    assert_eq!(compared("src/cuda/dense.h", "src/dense.rs"), (4, 4));
 }
 
 /// Holds a file of declarations against a header; how many structures and functions that has.

@@ -59,7 +59,8 @@ class Decode(c.Structure):
         + [(n, c.c_void_p) for n in ("positions", "ring_k", "ring_v", "ring_score", "store")]
         + [("coding", c.c_int32)]
         + [(n, c.c_void_p) for n in ("admitted", "s", "z", "partial", "arrived")]
-        + [("splits", c.c_int32), ("gate", Rows), ("router", Router), ("cos", c.c_void_p), ("sin", c.c_void_p), ("rotary", c.c_int32)]
+        + [("splits", c.c_int32), ("gate", Rows), ("router", Router), ("cos", c.c_void_p), ("sin", c.c_void_p), ("rotary", c.c_int32),
+            ("states", c.c_void_p)]
     )
 
 

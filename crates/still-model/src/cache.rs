@@ -22,15 +22,33 @@ pub struct Cache {
 /// holds nothing between calls that matters.
 #[derive(Debug, Default)]
 pub struct Workspace {
-    /// Of the last step, `[sequences, vocab]`.
+    /// Of the last step, `[sequences, vocab]`, unless the scratch has them.
     pub(crate) logits: Vec<f32>,
+    /// Rows of every step, whoever takes part.
+    pub(crate) rows: Option<usize>,
     pub(crate) scratch: Scratch,
 }
 
 impl Workspace {
+    /// Of steps that on CUDA all have the shape of a step of `rows` sequences, so that a sequence's logits do not depend, bit for bit,
+    /// on how many others there are. More sequences than that take several steps.
+    ///
+    /// On the CPU they never do.
+    pub fn of_rows(rows: usize) -> Self {
+        Self { rows: Some(rows.max(1)), ..Self::default() }
+    }
+
     /// Those of the last step, `[sequences, vocab]`.
-    pub fn logits(&self) -> &[f32] {
-        &self.logits
+    ///
+    /// # Errors
+    /// An error of the device.
+    pub fn logits(&self) -> Result<&[f32]> {
+        Ok(self.scratch.logits()?.unwrap_or(&self.logits))
+    }
+
+    /// Forgets what an interrupted step may have left.
+    pub fn reset(&mut self) {
+        *self = Self { rows: self.rows, ..Self::default() };
     }
 }
 

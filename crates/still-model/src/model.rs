@@ -166,8 +166,9 @@ impl Model {
     }
 
     /// Feeds one token to each of several sequences that have a cache of their own, and returns the logits after it,
-    /// `[sequences, vocab]`. On the CPU all sequences go through a product together, and a sequence's logits are bit for bit
-    /// those that [`Model::decode`] gives it alone. On CUDA one sequence follows another.
+    /// `[sequences, vocab]`. All sequences go through a product together. On the CPU a sequence's logits are bit for bit those that
+    /// [`Model::decode`] gives it alone. On CUDA they round as the number of sequences has it, unless the workspace is one
+    /// [of so many rows](Workspace::of_rows); where a model's layers have no kernel for a step, one sequence follows another.
     ///
     /// # Errors
     /// An id outside the vocabulary; another number of ids than of caches; a cache of several sequences or of another model. No

@@ -1,19 +1,26 @@
-//! What batching and kept states save, on the CPU.
+//! What batching and kept states save.
 //!
 //! ```text
-//! cargo run --release -p still-serve --example measure -- demo [ROUNDS] [OUT.json]
+//! cargo run --release -p still-serve --example measure -- demo [ROUNDS] [OUT.json] [DEVICE]
 //! ```
 //!
-//! Generated tokens a second of 32 requests together, compared with one at a time; and the time to the first token of a second turn,
+//! `shape:llama-3.1-8b` in place of a model is a student of random weights of that shape, which keeps 4 of 64 tokens.
+//!
+//! Generated tokens a second of 32 requests together (on a GPU 64), compared with one at a time; and the time to the first token of a second turn,
 //! compared with the first one's. The file has every round, medians, command, commit and CPU.
 
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use still_model::{GenerateOptions, Model};
+use still_attention::StillConfig;
+use still_model::random::{random_model_on, shape};
+use still_model::{
+    FeatureInit, GenerateOptions, Model, Student, WeightFormat, device, usual_dtype,
+};
 use still_serve::{Engine, EngineOptions, Event, Events, Request, Usage};
 
 const CLIENTS: usize = 32;
+const CLIENTS_OF_GPU: usize = 64;
 /// Tokens of a prompt of the first measurement.
 const SHORT: usize = 32;
 const NEW: usize = 256;
@@ -27,7 +34,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let name = std::env::args().nth(1).unwrap_or_else(|| "demo".into());
     let rounds = std::env::args().nth(2).map_or(Ok(3), |rounds| rounds.parse())?;
     let out = std::env::args().nth(3);
-    let model = Model::load(&name)?;
+    let model = load(&name, &std::env::args().nth(4).unwrap_or_else(|| "cpu".into()))?;
+    let clients = if model.device().is_cpu() { CLIENTS } else { CLIENTS_OF_GPU };
     println!(
         "{name}: {} layers, {}, {} threads",
         model.config().num_hidden_layers,
@@ -39,9 +47,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for round in 0..rounds {
         // In turn, so that both have the machine as it is at the time.
         let one = tokens_per_second(&model, 1, ALONE, round)?;
-        let all = tokens_per_second(&model, CLIENTS, CLIENTS, round)?;
+        let all = tokens_per_second(&model, clients, clients, round)?;
         println!(
-            "{CLIENTS} together {all:.1} tokens/s, one at a time {one:.1}: {:.2} ×",
+            "{clients} together {all:.1} tokens/s, one at a time {one:.1}: {:.2} ×",
             all / one
         );
         together.push(all);
@@ -63,7 +71,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "medians: {together:.1} tokens/s, {speedup:.2} × one at a time; second turn {turns:.1} % of the first"
     );
     if let Some(out) = out {
-        let mut about = about(&name, &model);
+        let mut about = about(&name, &model, clients);
         about["rounds"] = json!(record);
         about["medians"] = json!({
             "together_tokens_per_s": together, "ratio": speedup, "second_turn_share": turns / 100.0,
@@ -73,8 +81,22 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
+/// A model by its name, or of random weights.
+fn load(name: &str, place: &str) -> Result<Model, Box<dyn std::error::Error>> {
+    let device = device(place)?;
+    let dtype = usual_dtype(&device)?;
+    let Some(known) = name.strip_prefix("shape:") else {
+        return Ok(Model::load_on(name, &device, dtype)?);
+    };
+    let base = random_model_on(shape(known)?, &device, dtype, WeightFormat::File)?;
+    let config = base.config();
+    let still = StillConfig::uniform(config.num_hidden_layers, config.geometry(), 64, 4);
+    let student = Student::init(still, config, FeatureInit::Identity, 0)?;
+    Ok(base.with_student(student.to_device(&device)?))
+}
+
 /// What was measured, and where.
-fn about(name: &str, model: &Model) -> Value {
+fn about(name: &str, model: &Model, clients: usize) -> Value {
     let commit = std::process::Command::new("git").args(["rev-parse", "HEAD"]).output();
     let commit = commit.ok().filter(|output| output.status.success());
     let commit = commit.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
@@ -94,7 +116,8 @@ fn about(name: &str, model: &Model) -> Value {
         "threads": std::thread::available_parallelism().map_or(1, usize::from),
         "model": name,
         "weights": model.decoder.lm_head.format_name(),
-        "clients": CLIENTS,
+        "clients": clients,
+        "device": format!("{:?}", model.device().location()),
         "prompt_tokens": SHORT,
         "new_tokens": NEW,
         "conversation_tokens": LONG,

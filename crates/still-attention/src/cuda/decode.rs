@@ -2,30 +2,34 @@
 
 mod past;
 mod saved;
+pub(super) mod step;
 
+use std::ffi::c_void;
 use std::ptr::{null, null_mut};
 use std::sync::Arc;
 
 use candle_core::cuda::cudarc::driver::CudaSlice;
 use candle_core::{CudaDevice, DType, Device, DeviceLocation, Tensor};
 use still_kernels::{
-    CHUNK, Decode, NO_CAP, Rows, STILL_PLAIN, Shape, check, still_decode, still_decode_fill,
-    still_decode_floats,
+    CHUNK, Decode, NO_CAP, Rows, STILL_PLAIN, SequenceState, check, still_decode_fill,
 };
 
 use super::forward::{Last, Operands, forward};
 use super::graph_state::{GraphState, IDLE, StepRotation};
-use super::layout::{flags, router, rows_aligned, shape, uninit};
+use super::layout::{flags, router, shape, uninit};
 use super::routing::{DeviceRouting, budgets, retired};
+use super::step_table::TableState;
 use super::store::{Coding, Store, kept};
-use super::{log_scale, repeated, support};
-use crate::arguments::{checked_lengths, expect_shape};
+use super::{log_scale, support};
+use crate::arguments::checked_lengths;
 use crate::attention_state::check_truncate;
 use crate::{
     AttentionError, AttentionKind, AttentionRows, AttentionState, HeadGeometry, HybridConfig,
     HybridWeights, LinearState, Result, RowDtype, SavedState,
 };
 use still_compute::cuda::{Launch, on_cuda};
+
+use self::step::{Fed, StepState, splits};
 
 const OP: &str = "CudaHybridState::advance";
 
@@ -94,8 +98,24 @@ impl CudaWeights {
     }
 
     /// Selection heads, which are the kernels' KV heads.
-    fn heads(&self) -> usize {
+    pub(super) fn heads(&self) -> usize {
         self.host_budgets.len()
+    }
+
+    pub(super) fn config(&self) -> &HybridConfig {
+        &self.config
+    }
+
+    pub(super) fn device(&self) -> &CudaDevice {
+        &self.device
+    }
+
+    /// Whether a kernel that is told of these is told the same of others.
+    pub(super) fn is_like(&self, other: &Self) -> bool {
+        let same = |weights: &Self| (weights.geometry, weights.dtype, weights.log_scale.is_some());
+        self.config == other.config
+            && same(self) == same(other)
+            && self.map_q.device().same_device(other.map_q.device())
     }
 }
 
@@ -103,7 +123,7 @@ impl CudaWeights {
 /// the salient rows and the linear state in f32.
 ///
 /// A copy has memory of its own; like that of a `Vec`, making one panics where there is no memory left.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct CudaHybridState {
     weights: Arc<CudaWeights>,
     /// Tokens fed to each sequence.
@@ -124,26 +144,26 @@ pub struct CudaHybridState {
     arrived: CudaSlice<u32>,
     /// Blocks that share a head's store.
     splits: i32,
+    /// What a table knows the state by: the store's words alone say where its rows have moved.
+    memory: Arc<()>,
 }
 
-/// What a call gives, checked: rows as the kernels need them, K and V for every selection head.
-struct Fed {
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    gate: Option<Tensor>,
-}
-
-impl Fed {
-    /// One token's rows.
-    fn token(&self, t: usize) -> candle_core::Result<Self> {
-        let row = |x: &Tensor| x.narrow(2, t, 1);
-        Ok(Self {
-            q: row(&self.q)?,
-            k: row(&self.k)?,
-            v: row(&self.v)?,
-            gate: self.gate.as_ref().map(row).transpose()?,
-        })
+impl Clone for CudaHybridState {
+    fn clone(&self) -> Self {
+        Self {
+            weights: self.weights.clone(),
+            positions: self.positions.clone(),
+            ring_k: self.ring_k.clone(),
+            ring_v: self.ring_v.clone(),
+            ring_score: self.ring_score.clone(),
+            store: self.store.clone(),
+            s: self.s.clone(),
+            z: self.z.clone(),
+            admitted: self.admitted.clone(),
+            arrived: self.arrived.clone(),
+            splits: self.splits,
+            memory: Arc::default(),
+        }
     }
 }
 
@@ -187,10 +207,8 @@ impl CudaHybridState {
             s: device.alloc_zeros(heads * 2 * d * d)?,
             z: device.alloc_zeros(heads * 2 * d)?,
             arrived: device.alloc_zeros(heads)?,
-            // A few blocks for every multiprocessor; those that find nothing to do end at once. Codes take longer to arrive in
-            // a tile than rows do, so that more blocks are to wait for theirs.
-            splits: if coded { (1536 / heads).clamp(4, 48) } else { (1024 / heads).clamp(4, 32) }
-                as i32,
+            splits: splits(heads, coded),
+            memory: Arc::default(),
             weights,
         })
     }
@@ -221,7 +239,7 @@ impl CudaHybridState {
         rows: AttentionRows<'_>,
         lengths: Option<&[usize]>,
     ) -> Result<Tensor> {
-        let fed = self.fed(rows)?;
+        let fed = self.weights.fed(rows, self.positions.len())?;
         let (batch, tokens) = (self.positions.len(), fed.q.dim(2)?);
         let lengths = checked_lengths(OP, lengths, batch, tokens)?;
         let whole = lengths.iter().all(|&length| length == tokens);
@@ -258,33 +276,50 @@ impl CudaHybridState {
     /// [made](Self::reserve) before.
     pub unsafe fn step(&self, rows: AttentionRows<'_>, positions: &Tensor) -> Result<Tensor> {
         // SAFETY: the caller's.
-        unsafe { self.step_rotated(rows, positions, None) }
+        unsafe { self.weights.step(self, rows, positions, None) }
     }
 
-    /// As [`GraphState::step`].
-    ///
-    /// # Safety
-    /// As there.
-    unsafe fn step_rotated(
-        &self,
-        rows: AttentionRows<'_>,
-        positions: &Tensor,
-        rotation: Option<StepRotation<'_>>,
-    ) -> Result<Tensor> {
-        let fed = self.fed(rows)?;
-        let (batch, heads, _, d) = fed.q.dims4()?;
-        expect_shape(OP, "q", &fed.q, &[batch, heads, 1, d])?;
-        expect_shape(OP, "positions", positions, &[self.positions.len()])?;
-        support::require(positions.dtype() == DType::U32, "positions", "u32", || {
-            positions.dtype().as_str().into()
-        })?;
-        if let Some(rotation) = rotation {
-            support::check_rotation(rotation, batch, d)?;
-        }
-        // SAFETY: the kernel writes the rows of all sequences that are not idle.
-        let out = unsafe { fed.q.empty_like()? };
-        self.queue(&fed, &out, positions, rotation)?;
-        Ok(out)
+    pub(super) fn weights(&self) -> &Arc<CudaWeights> {
+        &self.weights
+    }
+
+    /// How salient rows are kept, as the kernels name it.
+    pub(super) fn coding(&self) -> i32 {
+        self.store.kind()
+    }
+
+    /// Another one for every state.
+    pub(super) fn memory(&self) -> &Arc<()> {
+        &self.memory
+    }
+
+    /// Where the state of one sequence lies.
+    pub(super) fn place(&self) -> candle_core::Result<SequenceState> {
+        let CudaWeights { device, map_q, map_k, log_scale, .. } = &*self.weights;
+        let stream = device.cuda_stream();
+        let held = [map_q, map_k].map(Tensor::storage_and_layout);
+        let held_scale = log_scale.as_ref().map(Tensor::storage_and_layout);
+        let mut launch = Launch::new(&stream)?;
+        let [map_q, map_k] = &held;
+        let w_q: *mut c_void = launch.values(on_cuda(&map_q.0)?, map_q.1)?;
+        let w_k: *mut c_void = launch.values(on_cuda(&map_k.0)?, map_k.1)?;
+        let log_scale: *mut f32 = match &held_scale {
+            Some((storage, layout)) => launch.values(on_cuda(storage)?, layout)?,
+            None => null_mut(),
+        };
+        let args = self.args(&mut launch);
+        Ok(SequenceState {
+            w_q,
+            w_k,
+            log_scale,
+            budgets: args.budgets,
+            ring_k: args.ring_k,
+            ring_v: args.ring_v,
+            ring_score: args.ring_score,
+            store: args.store,
+            s: args.s,
+            z: args.z,
+        })
     }
 
     /// Sequences.
@@ -318,32 +353,6 @@ impl CudaHybridState {
             true => retired * CHUNK - kept(config.cap, host_budgets[head], retired),
             false => 0,
         }
-    }
-
-    /// Checks what a call gives.
-    fn fed(&self, AttentionRows { q, k, v, gate }: AttentionRows<'_>) -> Result<Fed> {
-        let weights = &*self.weights;
-        if weights.config.gate != gate.is_some() {
-            return Err(AttentionError::Config(format!(
-                "the output gate is {}, its value was {}",
-                if weights.config.gate { "on" } else { "off" },
-                if gate.is_some() { "given" } else { "not given" },
-            )));
-        }
-        if let Some(gate) = gate {
-            expect_shape(OP, "gate", gate, q.dims())?;
-            support::check_gate(q, Some(gate))?;
-        }
-        let (batch, device) = (self.positions.len(), weights.map_q.device());
-        support::check_fed(OP, [q, k, v], weights.geometry, batch, weights.dtype, device)?;
-        let shared = weights.heads() / weights.geometry.num_key_value_heads;
-        let (k, v) = (repeated(k, shared)?, repeated(v, shared)?);
-        Ok(Fed {
-            q: rows_aligned(q)?,
-            k: rows_aligned(&k)?,
-            v: rows_aligned(&v)?,
-            gate: gate.map(rows_aligned).transpose()?,
-        })
     }
 
     /// Reads whole sequences that have nothing yet, equally long.
@@ -409,82 +418,17 @@ impl CudaHybridState {
             .collect();
         let positions = Tensor::from_vec(positions, (steps, lengths.len()), out.device())?;
         for t in 0..steps {
-            self.queue(&fed.token(t)?, &out.narrow(2, t, 1)?, &positions.get(t)?, None)?;
+            let (fed, out) = (fed.token(t)?, out.narrow(2, t, 1)?);
+            self.weights.queue(self, &fed, &out, &positions.get(t)?, None)?;
         }
         for (position, length) in self.positions.iter_mut().zip(lengths) {
             *position += length;
         }
         Ok(())
     }
+}
 
-    /// Queues one token of each sequence, at `positions` `[B]` u32, into `out`; `rotation`: what `q` and `k` go through first.
-    fn queue(
-        &self,
-        fed: &Fed,
-        out: &Tensor,
-        positions: &Tensor,
-        rotation: Option<StepRotation<'_>>,
-    ) -> candle_core::Result<()> {
-        let weights = &*self.weights;
-        let Fed { q, k, v, gate } = fed;
-        let shape: Shape = shape(q, weights.heads(), flags(&weights.config))?;
-        // SAFETY: only reads the shape.
-        let floats = unsafe { still_decode_floats(&shape, self.splits) };
-        let partial: CudaSlice<f32> =
-            uninit(&weights.device, usize::try_from(floats).map_err(candle_core::Error::wrap)?)?;
-        let stream = weights.device.cuda_stream();
-        let held = [q, k, v, out].map(Tensor::storage_and_layout);
-        let held_gate = gate.as_ref().map(Tensor::storage_and_layout);
-        let held_weights =
-            [&weights.map_q, &weights.map_k, positions].map(Tensor::storage_and_layout);
-        let held_scale = weights.log_scale.as_ref().map(Tensor::storage_and_layout);
-        let angles = match rotation {
-            Some(StepRotation { cos, sin }) => Some([cos.contiguous()?, sin.contiguous()?]),
-            None => None,
-        };
-        let rotary =
-            angles.as_ref().map_or(0, |[cos, _]| 2 * cos.elem_count() / shape.batch as usize);
-        let held_angles =
-            angles.as_ref().map(|both| both.each_ref().map(Tensor::storage_and_layout));
-        let mut launch = Launch::new(&stream)?;
-        let [q, k, v, out] = &held;
-        let [map_q, map_k, positions] = &held_weights;
-        let [cos, sin] = match &held_angles {
-            Some([cos, sin]) => [
-                launch.values::<f32>(on_cuda(&cos.0)?, cos.1)?.cast_const(),
-                launch.values::<f32>(on_cuda(&sin.0)?, sin.1)?.cast_const(),
-            ],
-            None => [null(), null()],
-        };
-        let args = Decode {
-            q: launch.rows(on_cuda(&q.0)?, q.1)?,
-            k: launch.rows(on_cuda(&k.0)?, k.1)?,
-            v: launch.rows(on_cuda(&v.0)?, v.1)?,
-            out: launch.rows(on_cuda(&out.0)?, out.1)?,
-            w_q: launch.values(on_cuda(&map_q.0)?, map_q.1)?,
-            w_k: launch.values(on_cuda(&map_k.0)?, map_k.1)?,
-            log_scale: match &held_scale {
-                Some((storage, layout)) => launch.values(on_cuda(storage)?, layout)?,
-                None => null_mut(),
-            },
-            positions: launch.values(on_cuda(&positions.0)?, positions.1)?,
-            partial: launch.at(&partial),
-            gate: match &held_gate {
-                Some((storage, layout)) => launch.rows(on_cuda(storage)?, layout)?,
-                None => Rows::NONE,
-            },
-            cos,
-            sin,
-            rotary: rotary as i32,
-            ..self.args(&mut launch)
-        };
-        // SAFETY: the buffers are as large as still.h says for `shape`, the store has room for `positions`, and all live
-        // until the launch is dropped.
-        let code = unsafe { still_decode(&shape, &args, launch.stream()) };
-        check("still_decode", code).map_err(candle_core::Error::wrap)
-    }
-
-    /// The state as the kernels take it; rows, weights and scratch are left out.
+impl StepState for CudaHybridState {
     fn args<'a>(&'a self, launch: &mut Launch<'a>) -> Decode {
         let weights = &*self.weights;
         Decode {
@@ -514,7 +458,16 @@ impl CudaHybridState {
             cos: null(),
             sin: null(),
             rotary: 0,
+            states: null(),
         }
+    }
+
+    fn batch(&self) -> usize {
+        self.positions.len()
+    }
+
+    fn splits(&self) -> i32 {
+        self.splits
     }
 }
 
@@ -526,7 +479,7 @@ impl GraphState for CudaHybridState {
         rotation: Option<StepRotation<'_>>,
     ) -> Result<Tensor> {
         // SAFETY: the caller's.
-        unsafe { self.step_rotated(rows, positions, rotation) }
+        unsafe { self.weights.step(self, rows, positions, rotation) }
     }
 
     fn rotates(&self, rotary: usize) -> bool {
@@ -550,6 +503,10 @@ impl GraphState for CudaHybridState {
 
     fn count(&mut self) {
         self.positions.iter_mut().for_each(|position| *position += 1);
+    }
+
+    fn in_table(&self) -> TableState<'_> {
+        TableState::Hybrid(self)
     }
 }
 

@@ -6,12 +6,12 @@ use candle_core::backend::BackendDevice;
 use candle_core::cuda::cudarc::driver::CudaSlice;
 use candle_core::{CudaDevice, D, DType, Device, Tensor};
 use still_compute::cuda::{Gemm, Launch, gemm, on_cuda};
-use still_kernels::check;
 use still_kernels::dense::{
     DENSE_DECODE_HEAD_DIMS, DENSE_FORWARD_HEAD_DIMS, DENSE_SPLITS, DenseAppend, DenseDecode,
-    DenseForward, still_dense_append, still_dense_decode, still_dense_decode_floats,
+    DenseForward, DenseSequence, still_dense_append, still_dense_decode, still_dense_decode_floats,
     still_dense_forward,
 };
+use still_kernels::{Rows, check};
 
 use super::graph_state::StepRotation;
 use super::layout::{by_token, rows_aligned, shape, tensor_by_token, uninit};
@@ -133,12 +133,21 @@ pub(super) fn splits(batch: usize, kv_heads: usize) -> i32 {
     (BLOCKS / (batch * kv_heads)).clamp(FEWEST, DENSE_SPLITS) as i32
 }
 
-/// Queues attention of one token of each sequence, whose row is added to `cache` `[B, K, room, D]`: `rows` are `q` and the output
+/// Where the sequences of a step have their keys and values.
+#[derive(Clone, Copy)]
+pub(super) enum StepRows<'a> {
+    /// In one cache, `[B, K, room, D]` each.
+    Cache(&'a [Tensor; 2]),
+    /// In a cache each: `still_kernels::DenseSequence` of every sequence.
+    Table(&'a CudaSlice<u64>),
+}
+
+/// Queues attention of one token of each sequence, whose row is added to `cache`: `rows` are `q` and the output
 /// `[B, H, 1, D]`, `k` and `v` `[B, K, 1, D]`; `positions` `[B]` u32; `arrived` `[B, H]`, zeros between steps; `rotation`:
 /// what `q` and `k` go through first.
 pub(super) fn decode(
     [q, k, v, out]: [&Tensor; 4],
-    cache: &[Tensor; 2],
+    cache: StepRows<'_>,
     positions: &Tensor,
     arrived: &CudaSlice<u32>,
     rotation: Option<StepRotation<'_>>,
@@ -154,7 +163,10 @@ pub(super) fn decode(
     let stream = device.cuda_stream();
     let held = rows.each_ref().map(Tensor::storage_and_layout);
     let held_out = [out, positions].map(Tensor::storage_and_layout);
-    let held_cache = cache.each_ref().map(Tensor::storage_and_layout);
+    let held_cache = match cache {
+        StepRows::Cache(rows) => Some(rows.each_ref().map(Tensor::storage_and_layout)),
+        StepRows::Table(_) => None,
+    };
     let angles = match rotation {
         Some(StepRotation { cos, sin }) => Some([cos.contiguous()?, sin.contiguous()?]),
         None => None,
@@ -169,14 +181,22 @@ pub(super) fn decode(
         ],
         None => [null(), null()],
     };
-    let ([q, k, v], [out, positions], [cache_k, cache_v]) = (&held, &held_out, &held_cache);
+    let ([q, k, v], [out, positions]) = (&held, &held_out);
+    let [cache_k, cache_v] = match &held_cache {
+        Some([k, v]) => [launch.rows(on_cuda(&k.0)?, k.1)?, launch.rows(on_cuda(&v.0)?, v.1)?],
+        None => [Rows::NONE; 2],
+    };
+    let caches = match cache {
+        StepRows::Cache(_) => null(),
+        StepRows::Table(table) => launch.at::<_, DenseSequence>(table).cast_const(),
+    };
     let args = DenseDecode {
         q: launch.rows(on_cuda(&q.0)?, q.1)?,
         k: launch.rows(on_cuda(&k.0)?, k.1)?,
         v: launch.rows(on_cuda(&v.0)?, v.1)?,
         out: launch.rows(on_cuda(&out.0)?, out.1)?,
-        cache_k: launch.rows(on_cuda(&cache_k.0)?, cache_k.1)?,
-        cache_v: launch.rows(on_cuda(&cache_v.0)?, cache_v.1)?,
+        cache_k,
+        cache_v,
         cos,
         sin,
         rotary: rotary as i32,
@@ -184,6 +204,7 @@ pub(super) fn decode(
         partial: launch.at(&partial),
         arrived: launch.at(arrived),
         splits,
+        caches,
     };
     // SAFETY: the buffers are as large as dense.h says for `shape`, the cache has room for `positions`, and all live until the
     // launch is dropped.

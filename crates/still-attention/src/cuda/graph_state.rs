@@ -2,6 +2,7 @@
 
 use candle_core::Tensor;
 
+use super::step_table::TableState;
 use crate::{AttentionRows, AttentionState, Result};
 
 /// The position of a sequence that sits a [`step`](GraphState::step) out: to the kernels it is negative.
@@ -60,6 +61,9 @@ pub trait GraphState: AttentionState {
     /// No memory left on the device.
     fn reserve(&mut self, tokens: usize) -> Result<()>;
 
-    /// Counts one token more of each sequence, fed by [`step`](Self::step).
+    /// Counts one token more of each sequence, fed by [`step`](Self::step) or by that of a table.
     fn count(&mut self);
+
+    /// The state as a [`StepTable`](crate::StepTable) takes it.
+    fn in_table(&self) -> TableState<'_>;
 }

@@ -1,10 +1,15 @@
 //! Keys and values of every token on CUDA: the teacher's cache.
 
+use std::sync::Arc;
+
 use candle_core::cuda::cudarc::driver::CudaSlice;
 use candle_core::{DType, Device, DeviceLocation, Tensor};
+use still_compute::cuda::{Launch, on_cuda};
+use still_kernels::dense::DenseSequence;
 
-use super::dense::{Spans, append, by_ops, decode, forward, has_decode, has_forward};
+use super::dense::{Spans, StepRows, append, by_ops, decode, forward, has_decode, has_forward};
 use super::graph_state::{GraphState, IDLE, StepRotation};
+use super::step_table::TableState;
 use super::support;
 use crate::arguments::{checked_lengths, expect_shape};
 use crate::attention_state::{cannot_truncate, without_gate};
@@ -30,6 +35,8 @@ pub struct CudaKvCache {
     /// `[B, H]`, zeros between steps.
     arrived: CudaSlice<u32>,
     moves: usize,
+    /// Another one whenever the rows move.
+    memory: Arc<()>,
 }
 
 /// A copy has memory of its own; like that of a `Vec`, making one panics where there is no memory left.
@@ -43,6 +50,7 @@ impl Clone for CudaKvCache {
             device: self.device.clone(),
             positions: self.positions.clone(),
             arrived: self.arrived.clone(),
+            memory: Arc::default(),
             ..*self
         }
     }
@@ -68,7 +76,8 @@ impl CudaKvCache {
         }
         let arrived = cuda.alloc_zeros(batch * geometry.num_heads)?;
         let (positions, device) = (vec![0; batch], device.clone());
-        Ok(Self { geometry, device, dtype, rows: None, positions, arrived, moves: 0 })
+        let (rows, moves, memory) = (None, 0, Arc::default());
+        Ok(Self { geometry, device, dtype, rows, positions, arrived, moves, memory })
     }
 
     /// Feeds `T` tokens more to each sequence and returns their attention output, `[B, H, T, D]` of the rows' dtype; shapes and
@@ -118,7 +127,7 @@ impl CudaKvCache {
         };
         let positions: Vec<u32> = self.positions.iter().zip(lengths).map(position).collect();
         let positions = Tensor::from_vec(positions, lengths.len(), q.device())?;
-        decode([q, k, v, &out], &rows, &positions, &self.arrived, None)?;
+        decode([q, k, v, &out], StepRows::Cache(&rows), &positions, &self.arrived, None)?;
         Ok(out)
     }
 
@@ -168,25 +177,9 @@ impl CudaKvCache {
         positions: &Tensor,
         rotation: Option<StepRotation<'_>>,
     ) -> Result<Tensor> {
-        let batch = self.positions.len();
-        support::check_fed(OP, [q, k, v], self.geometry, batch, self.dtype, &self.device)?;
-        expect_shape(OP, "q", q, &[batch, self.geometry.num_heads, 1, self.geometry.head_dim])?;
-        expect_shape(OP, "positions", positions, &[batch])?;
-        support::require(positions.dtype() == DType::U32, "positions", "u32", || {
-            positions.dtype().as_str().into()
-        })?;
-        if let Some(rotation) = rotation {
-            support::check_rotation(rotation, batch, self.geometry.head_dim)?;
-        }
-        let Some(rows) = &self.rows else {
-            return Err(AttentionError::Config(
-                "a step of a dense cache on CUDA has no room: reserve it first".into(),
-            ));
-        };
-        // SAFETY: the kernel writes the rows of all sequences that are not idle.
-        let out = unsafe { q.empty_like()? };
-        decode([q, k, v, &out], rows, positions, &self.arrived, rotation)?;
-        Ok(out)
+        let rows = self.rows.as_ref().ok_or_else(no_room)?;
+        let at = (self.geometry, self.positions.len(), self.dtype);
+        step([q, k, v], at, StepRows::Cache(rows), positions, &self.arrived, rotation)
     }
 
     fn has_steps(&self) -> bool {
@@ -218,13 +211,71 @@ impl CudaKvCache {
         let rows = [grown(k)?, grown(v)?];
         self.rows = Some(rows.clone());
         self.moves += 1;
+        self.memory = Arc::default();
         Ok(rows)
+    }
+
+    pub(super) fn geometry(&self) -> HeadGeometry {
+        self.geometry
+    }
+
+    pub(super) fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    pub(super) fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Another one whenever the rows have moved.
+    pub(super) fn memory(&self) -> &Arc<()> {
+        &self.memory
+    }
+
+    /// Where the cache of one sequence lies.
+    pub(super) fn place(&self) -> Result<DenseSequence> {
+        let Some([k, v]) = &self.rows else { return Err(no_room()) };
+        let stream = self.device.as_cuda_device()?.cuda_stream();
+        let held = [k, v].map(Tensor::storage_and_layout);
+        let mut launch = Launch::new(&stream)?;
+        let [k, v] = &held;
+        let (k, v) = (launch.rows(on_cuda(&k.0)?, k.1)?, launch.rows(on_cuda(&v.0)?, v.1)?);
+        Ok(DenseSequence { k: k.data, v: v.data, head: k.head })
     }
 
     /// Sequences.
     pub fn batch(&self) -> usize {
         self.positions.len()
     }
+}
+
+/// A step of `batch` sequences, whose rows are `dtype`: the output.
+pub(super) fn step(
+    [q, k, v]: [&Tensor; 3],
+    (geometry, batch, dtype): (HeadGeometry, usize, DType),
+    cache: StepRows<'_>,
+    positions: &Tensor,
+    arrived: &CudaSlice<u32>,
+    rotation: Option<StepRotation<'_>>,
+) -> Result<Tensor> {
+    support::check_fed(OP, [q, k, v], geometry, batch, dtype, positions.device())?;
+    expect_shape(OP, "q", q, &[batch, geometry.num_heads, 1, geometry.head_dim])?;
+    expect_shape(OP, "positions", positions, &[batch])?;
+    support::require(positions.dtype() == DType::U32, "positions", "u32", || {
+        positions.dtype().as_str().into()
+    })?;
+    if let Some(rotation) = rotation {
+        support::check_rotation(rotation, batch, geometry.head_dim)?;
+    }
+    // SAFETY: the kernel writes the rows of all sequences that are not idle.
+    let out = unsafe { q.empty_like()? };
+    decode([q, k, v, &out], cache, positions, arrived, rotation)?;
+    Ok(out)
+}
+
+fn no_room() -> AttentionError {
+    let what = "a step of a dense cache on CUDA has no room: reserve it first";
+    AttentionError::Config(what.into())
 }
 
 fn no_cache() -> AttentionError {
@@ -257,6 +308,10 @@ impl GraphState for CudaKvCache {
 
     fn count(&mut self) {
         self.positions.iter_mut().for_each(|position| *position += 1);
+    }
+
+    fn in_table(&self) -> TableState<'_> {
+        TableState::Dense(self)
     }
 }
 

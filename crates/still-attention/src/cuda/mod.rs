@@ -6,7 +6,7 @@
 //! | `forward`, `backward` | the passes |
 //! | `routing` | which tokens of each chunk are kept |
 //! | `dense` | dense attention, whole sequences, continuations and decode steps |
-//! | `decode`, `decode/past.rs` | the recurrent state; several tokens read onto it |
+//! | `decode`, `decode/step.rs`, `decode/past.rs` | the recurrent state; a token, several tokens read onto it |
 //! | `decode/saved.rs`, `saved_rows` | the same state as tensors on the host, and its rows |
 //! | `store` | the salient rows of a state |
 //! | `kv_cache` | the teacher's cache |
@@ -14,6 +14,7 @@
 //! | `linear_features` | its feature map |
 //! | `foreign` | the operator in memory of another library, on its stream |
 //! | `graph_state` | what a CUDA graph feeds |
+//! | `step_table` | steps of sequences that have a state each |
 //! | `layout` | strides and memory for kernels, and what they are told of a configuration |
 //! | `support` | what kernels compute, and errors for the rest |
 
@@ -30,6 +31,7 @@ mod linear_only;
 mod routing;
 mod saved_attention;
 mod saved_rows;
+mod step_table;
 mod store;
 mod support;
 
@@ -49,6 +51,7 @@ pub(crate) use linear_features::{features, features_backward};
 pub use linear_only::CudaLinearState;
 pub(crate) use routing::DeviceRouting;
 pub(crate) use saved_attention::SavedAttention;
+pub use step_table::{StepTable, TableState};
 pub(crate) use support::check_logit_scale;
 
 /// Every KV head `times` times, the copies next to each other.

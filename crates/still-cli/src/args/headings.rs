@@ -49,6 +49,7 @@ const HEADINGS: [(&str, &[&str]); 8] = [
             "onto",
             "new_tokens",
             "in_turn",
+            "separate",
             "variants",
             "batch",
             "cap",

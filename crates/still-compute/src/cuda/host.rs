@@ -1,8 +1,7 @@
 //! Copies between host and device that allocate nothing.
 
-use candle_core::cuda::CudaStorageSlice;
 use candle_core::cuda::cudarc::driver::{DeviceRepr, PinnedHostSlice, result};
-use candle_core::{CudaDevice, Error, Result, Tensor, bail};
+use candle_core::{CudaDevice, DType, Error, Result, Tensor, bail};
 
 use super::launch::{Launch, on_cuda};
 
@@ -52,26 +51,40 @@ impl PinnedCopy {
         Ok(Self { values: values.map_err(Error::wrap)?, device: device.clone() })
     }
 
-    /// The values of a contiguous f32 tensor on the device, as many as there is room for, once all that is queued has run.
+    /// The values of a contiguous f32 tensor on the device, at most as many as there is room for, once all that is queued has run.
     ///
     /// # Errors
     /// Another tensor; an error of the driver.
     pub fn read(&mut self, tensor: &Tensor) -> Result<&[f32]> {
         let stream = self.device.cuda_stream();
         let (storage, layout) = tensor.storage_and_layout();
-        let CudaStorageSlice::F32(from) = &on_cuda(&storage)?.slice else {
+        if tensor.dtype() != DType::F32 {
             bail!("a copy to the host: expected f32, got {:?}", tensor.dtype())
+        }
+        let count = tensor.elem_count();
+        let to = self.values.as_mut_slice().map_err(Error::wrap)?;
+        let room = to.len();
+        let Some(to) = to.get_mut(..count).filter(|_| layout.is_contiguous()) else {
+            bail!("a copy to the host: expected at most {room} adjacent values, got {layout:?}")
         };
-        let range = layout.contiguous_offsets();
-        let Some((start, end)) = range.filter(|(start, end)| end - start == self.values.len())
-        else {
-            bail!(
-                "a copy to the host: expected {} adjacent values, got {layout:?}",
-                self.values.len()
-            )
-        };
-        stream.memcpy_dtoh(&from.slice(start..end), &mut self.values).map_err(Error::wrap)?;
+        let mut launch = Launch::new(&stream)?;
+        let from: *mut f32 = launch.values(on_cuda(&storage)?, layout)?;
+        // SAFETY: the tensor has as many values, and lives until the stream has passed the copy, which is waited for.
+        let copied =
+            unsafe { result::memcpy_dtoh_async(&mut *to, from as u64, stream.cu_stream()) };
+        copied.map_err(Error::wrap)?;
         stream.synchronize().map_err(Error::wrap)?;
-        self.values.as_slice().map_err(Error::wrap)
+        Ok(to)
+    }
+
+    /// The first `count` values that were [read](Self::read) last.
+    ///
+    /// # Errors
+    /// An error of the driver.
+    ///
+    /// # Panics
+    /// Where there is no room for so many.
+    pub fn last(&self, count: usize) -> Result<&[f32]> {
+        Ok(&self.values.as_slice().map_err(Error::wrap)?[..count])
     }
 }

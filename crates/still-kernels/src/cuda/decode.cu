@@ -84,12 +84,12 @@ __device__ __forceinline__ void merge_parts(const Decode<typename K::T>& in, con
   }
 }
 
-template <class K, int CODING>
+template <class K, int CODING, bool EACH>
 __global__ void __launch_bounds__(128, K::P == 1 ? 3 : 1) decode_attend(const Decode<typename K::T> state) {
   constexpr int D = K::D;
-  const Stored<typename K::T> in(state);
-  const int position = in.positions[blockIdx.z];
+  const int position = state.positions[blockIdx.z];
   if (position < 0) return;
+  const Stored<typename K::T> in(state.template own<EACH>(blockIdx.z, D), EACH);
   extern __shared__ __align__(128) unsigned char dynamic[];
   __shared__ DecodeScratch<D> scratch;
   __shared__ bool last;
@@ -165,10 +165,14 @@ extern "C" int still_decode(const StillShape* shape, const StillDecode* args, St
       return still::launch(kernel, dim3(parts, shape->kv_heads, shape->batch), 128, still::DecodeMemory<K>::bytes(group), stream,
                            still::Decode<typename K::T>(*shape, *args));
     };
+    auto either = [&](auto coding) {
+      constexpr int CODING = decltype(coding)::value;
+      return args->states ? run(still::decode_attend<K, CODING, true>) : run(still::decode_attend<K, CODING, false>);
+    };
     switch (args->coding) {
-      case STILL_PLAIN: return run(still::decode_attend<K, STILL_PLAIN>);
-      case STILL_INT8: return run(still::decode_attend<K, STILL_INT8>);
-      case STILL_INT4: return run(still::decode_attend<K, STILL_INT4>);
+      case STILL_PLAIN: return either(std::integral_constant<int, STILL_PLAIN>{});
+      case STILL_INT8: return either(std::integral_constant<int, STILL_INT8>{});
+      case STILL_INT4: return either(std::integral_constant<int, STILL_INT4>{});
       default: return int(cudaErrorInvalidValue);
     }
   });

@@ -1,5 +1,6 @@
 // The state of a layer while it decodes.
 #pragma once
+#include <type_traits>
 #include "codes.cuh"
 #include "rotate_step.cuh"
 #include "scores.cuh"
@@ -26,6 +27,7 @@ struct Decode {
   StillRouter router;
   const float *cos, *sin;  // null: q and k are rotated
   int half;                // rotated pairs of channels
+  const StillSequenceState* states;
 
   Decode(const StillShape& shape, const StillDecode& a)
       : q(a.q), k(a.k), v(a.v), gate(a.gate), out(a.out), w_q(static_cast<const T*>(a.w_q)), w_k(static_cast<const T*>(a.w_k)),
@@ -33,7 +35,32 @@ struct Decode {
         ring_v(static_cast<T*>(a.ring_v)), there(a.store), coding(a.coding), batch(shape.batch), ring_score(a.ring_score), s(a.s), z(a.z),
         partial(a.partial), admitted(a.admitted), arrived(a.arrived), splits(a.splits), heads(shape.heads), kv_heads(shape.kv_heads),
         group(shape.heads / shape.kv_heads), flags(shape.flags), router(a.router), cos(a.cos), sin(a.sin),
-        half(a.rotary / 2) {}
+        half(a.rotary / 2), states(a.states) {}
+
+  // What the kernels of sequence `b` read, whose rows have `d` channels. EACH: sequences have a state each.
+  template <bool EACH>
+  __device__ __forceinline__ std::conditional_t<EACH, Decode, const Decode&> own(int b, int d) const {
+    if constexpr (!EACH) {
+      return *this;
+    } else {
+      Decode in = *this;
+      const StillSequenceState* const own = states + b;
+      // A state is a batch of one: what is found by (sequence, head) is found from where its sequence would begin.
+      const int64_t heads = int64_t(b) * kv_heads;
+      in.w_q = static_cast<const T*>(own->w_q);
+      in.w_k = static_cast<const T*>(own->w_k);
+      in.log_scale = own->log_scale;
+      in.budgets = own->budgets;
+      in.ring_k = static_cast<T*>(own->ring_k) - heads * RING * d;
+      in.ring_v = static_cast<T*>(own->ring_v) - heads * RING * d;
+      in.ring_score = own->ring_score - heads * RING;
+      in.s = own->s - heads * 2 * d * d;
+      in.z = own->z - heads * 2 * d;
+      in.there = own->store;
+      in.batch = 1;
+      return in;
+    }
+  }
 
   // A sequence's cosines and sines.
   __device__ __forceinline__ const float* cosines(int b) const { return cos ? cos + b * half : nullptr; }
@@ -52,25 +79,26 @@ struct Stored : Decode<T> {
   float* store_score;
   int32_t* store_token;
   const int64_t* store_offset;
-  int64_t store_entries;
+  int64_t store_entries;  // from one sequence's to the next one's
+  int64_t all_entries;
 
-  __device__ __forceinline__ explicit Stored(const Decode<T>& state) : Decode<T>(state) {
+  // `alone`: the store has this sequence only, whichever it is of the step.
+  __device__ __forceinline__ explicit Stored(const Decode<T>& state, bool alone = false) : Decode<T>(state) {
     const StillStore& at = *state.there;
     store_k = static_cast<T*>(at.k);
     store_v = static_cast<T*>(at.v);
     store_score = at.score;
     store_token = at.token;
     store_offset = at.offset;
-    store_entries = at.entries;
+    store_entries = alone ? 0 : at.entries;
+    all_entries = this->batch * at.entries;
   }
 
-  // Entries of all sequences.
-  __device__ __forceinline__ int64_t all_entries() const { return this->batch * store_entries; }
   // First entry of a head's store, in rows of D.
   __device__ __forceinline__ int64_t store(int b, int kv) const { return b * store_entries + store_offset[kv]; }
   // The rows of the stores, where they are codes.
-  __device__ __forceinline__ CodedRows keys(int d) const { return CodedRows(store_k, all_entries(), this->coding, d, true); }
-  __device__ __forceinline__ CodedRows values(int d) const { return CodedRows(store_v, all_entries(), this->coding, d, false); }
+  __device__ __forceinline__ CodedRows keys(int d) const { return CodedRows(store_k, all_entries, this->coding, d, true); }
+  __device__ __forceinline__ CodedRows values(int d) const { return CodedRows(store_v, all_entries, this->coding, d, false); }
 };
 
 }  // namespace still

@@ -26,7 +26,7 @@ struct CodesAhead {
     for (int j = 0; j < EACH; j++) {
       const int i = threadIdx.x + j * 128, row = i / EACH % CHUNK;
       const uint4* const rows = reinterpret_cast<const uint4*>(i / EACH < CHUNK ? in.store_k : in.store_v);
-      const uint32_t* const scales = reinterpret_cast<const uint32_t*>(rows + in.all_entries() * PIECES);
+      const uint32_t* const scales = reinterpret_cast<const uint32_t*>(rows + in.all_entries * PIECES);
       words[j] = row < valid ? scales[(from + row) * WORDS + i % EACH] : 0;
     }
   }

@@ -13,6 +13,12 @@ extern "C" {
 // Blocks that share a (sequence, KV head), at most.
 #define STILL_DENSE_SPLITS 64
 
+// The cache of one sequence, where sequences of a step have one each: [1, K, room, D].
+typedef struct {
+  void *k, *v;
+  int64_t head;  // from one head to the next, in elements
+} StillDenseSequence;
+
 // One token of every sequence. `shape.tokens` is 1; D is 64, 80, 96, 128 or 256. All lengths are read on the device, so that a
 // step can be captured in a graph once and replayed for every token.
 typedef struct {
@@ -24,6 +30,7 @@ typedef struct {
   float* partial;              // scratch, still_dense_decode_floats
   uint32_t* arrived;           // [B, H], zeros at first; every step leaves zeros
   int32_t splits;              // blocks that share a (sequence, KV head), 1 to STILL_DENSE_SPLITS
+  const StillDenseSequence* caches;  // [B], on the device, in place of `cache_k` and `cache_v`: those of idle sequences are not read; or null
 } StillDenseDecode;
 int64_t still_dense_decode_floats(const StillShape* shape, int32_t splits);
 int still_dense_decode(const StillShape* shape, const StillDenseDecode* args, StillStream stream);

@@ -1,5 +1,6 @@
 // Dense attention of one token of every sequence. Blocks share the tokens of a (sequence, KV head); each attends for up to 16
 // query heads at once, which are the rows of its products, and leaves a partial result. The last to arrive adds them up in order.
+#include <type_traits>
 #include "dense.cuh"
 #include "online_softmax.cuh"
 #include "rotate_step.cuh"
@@ -20,11 +21,28 @@ struct DenseDecode {
   uint32_t* arrived;
   int half;                             // of the channels that are rotated
   int splits, kv_heads, group, slices;  // slices of up to 16 query heads of a group
+  const StillDenseSequence* caches;
 
   DenseDecode(const StillShape& shape, const StillDenseDecode& a)
       : q(a.q), k(a.k), v(a.v), out(a.out), keys(a.cache_k), values(a.cache_v), positions(a.positions), cos(a.cos),
         sin(a.sin), partial(a.partial), arrived(a.arrived), half(a.rotary / 2), splits(a.splits), kv_heads(shape.kv_heads), group(shape.heads / shape.kv_heads),
-        slices((group + DENSE_GROUP - 1) / DENSE_GROUP) {}
+        slices((group + DENSE_GROUP - 1) / DENSE_GROUP), caches(a.caches) {}
+
+  // What the blocks of sequence `b` read. EACH: sequences have a cache each.
+  template <bool EACH>
+  __device__ __forceinline__ std::conditional_t<EACH, DenseDecode, const DenseDecode&> own(int b, int d) const {
+    if constexpr (!EACH) {
+      return *this;
+    } else {
+      DenseDecode in = *this;
+      in.keys.data = static_cast<T*>(caches[b].k);
+      in.values.data = static_cast<T*>(caches[b].v);
+      in.keys.head = in.values.head = caches[b].head;
+      in.keys.batch = in.values.batch = 0;
+      in.keys.token = in.values.token = d;
+      return in;
+    }
+  }
 };
 
 // Floats of one block's partial result, a multiple of four: numerators [heads, D], then maxima and sums [2, heads].
@@ -291,11 +309,12 @@ __device__ __forceinline__ void merge_blocks(const DenseDecode<typename K::T>& i
   }
 }
 
-template <class K>
-__global__ void __launch_bounds__(DENSE_THREADS) dense_decode(const DenseDecode<typename K::T> in) {
+template <class K, bool EACH>
+__global__ void __launch_bounds__(DENSE_THREADS) dense_decode(const DenseDecode<typename K::T> all) {
   constexpr int D = K::D;
-  const int position = in.positions[blockIdx.z];
+  const int position = all.positions[blockIdx.z];
   if (position < 0) return;
+  const DenseDecode<typename K::T>& in = all.template own<EACH>(blockIdx.z, D);
   const DensePlace at(in, position);
   if (int(blockIdx.x) >= at.used) return;
   extern __shared__ __align__(128) unsigned char dynamic[];
@@ -352,6 +371,6 @@ extern "C" int still_dense_decode(const StillShape* shape, const StillDenseDecod
     using K = decltype(kind);
     const still::DenseDecode<typename K::T> in(*shape, *args);
     const dim3 grid(in.splits, in.kv_heads * in.slices, shape->batch);
-    return still::launch(still::dense_decode<K>, grid, still::DENSE_THREADS, still::DenseMemory<K>::BYTES, stream, in);
+    return still::launch(args->caches ? still::dense_decode<K, true> : still::dense_decode<K, false>, grid, still::DENSE_THREADS, still::DenseMemory<K>::BYTES, stream, in);
   });
 }

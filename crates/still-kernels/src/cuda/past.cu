@@ -157,7 +157,7 @@ __global__ void __launch_bounds__(PAST_THREADS) past_fill(const Decode<T> given,
         x.load((is_value ? v : k).row(b, kv, t), d);
         x.encode(rows, to);
       } else {
-        const CodedRows old(is_value ? past.stored_v : past.stored_k, state.all_entries(), state.coding, d, !is_value);
+        const CodedRows old(is_value ? past.stored_v : past.stored_k, state.all_entries, state.coding, d, !is_value);
         const int64_t from = state.store(b, kv) + past.stored_place[row * past.stored + stored + t];
         for (int x = threadIdx.x % 32; x < rows.bytes; x += 32) rows.row(to)[x] = old.row(from)[x];
         if (int(threadIdx.x % 32) < rows.count) rows.scales(to)[threadIdx.x % 32] = old.scales(from)[threadIdx.x % 32];

@@ -176,6 +176,18 @@ typedef struct {
   int64_t entries;        // of a sequence
 } StillStore;
 
+// The state of one sequence, where sequences of a step have one each: in place of what StillDecode says, which has the same names. It
+// is a batch of one.
+typedef struct {
+  const void *w_q, *w_k;
+  const float* log_scale;
+  const int32_t* budgets;
+  void *ring_k, *ring_v;
+  float* ring_score;
+  const StillStore* store;
+  float *s, *z;
+} StillSequenceState;
+
 // The recurrent state of one layer and one step of it. `shape.tokens` is 1. All lengths are read on the device, so that a step
 // can be captured in a graph once and replayed for every token.
 typedef struct {
@@ -198,6 +210,7 @@ typedef struct {
   StillRouter router;
   const float *cos, *sin;       // [B, rotary / 2]: q and k go through RoPE first; null: they have
   int32_t rotary;               // channels of a head that are rotated, a multiple of 16
+  const StillSequenceState* states;  // [B], on the device: those of idle sequences are not read; null: all have the one state above
 } StillDecode;
 
 // The scores f32 [B, K, N] of a router by which nothing of the linear state matters (STILL_SELF_RECALL: nothing is queued). Where

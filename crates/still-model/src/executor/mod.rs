@@ -6,7 +6,7 @@
 //! | `cpu/step.rs` | a decode step, by all threads together |
 //! | `cpu/updates.rs` | low-rank updates as such a step reads them |
 //! | `cuda/small_batch.rs`, `cuda/small_batch_products.rs` | a layer for a few tokens in few kernels |
-//! | `cuda/step_graph.rs` | a decode step as a CUDA graph |
+//! | `cuda/step_graph.rs`, `cuda/steps.rs` | a decode step as a CUDA graph: of one cache, of a cache for each sequence |
 //! | `packs.rs` | how sequences that are read together are cut |
 
 mod cpu;
@@ -99,7 +99,7 @@ pub(crate) trait Executor: Sync {
     /// As there.
     fn decode<'a>(&self, model: &Model, ids: &[u32], cache: &'a mut Cache) -> Result<&'a [f32]>;
 
-    /// [`Model::decode_many`] of checked caches. A device that has no step of several caches feeds one after another.
+    /// [`Model::decode_many`] of checked caches.
     ///
     /// # Errors
     /// As there.
@@ -109,14 +109,25 @@ pub(crate) trait Executor: Sync {
         ids: &[u32],
         caches: &mut [&mut Cache],
         workspace: &'a mut Workspace,
-    ) -> Result<&'a [f32]> {
-        workspace.logits.clear();
-        for (id, cache) in ids.iter().zip(caches) {
-            let logits = self.decode(model, &[*id], cache)?;
-            workspace.logits.extend_from_slice(logits);
-        }
-        Ok(&workspace.logits)
+    ) -> Result<&'a [f32]>;
+}
+
+/// [`Executor::decode_many`] where a device has no step of several caches: one is fed after another.
+#[cfg(feature = "cuda")]
+fn one_by_one<'a>(
+    executor: &dyn Executor,
+    model: &Model,
+    ids: &[u32],
+    caches: &mut [&mut Cache],
+    workspace: &'a mut Workspace,
+) -> Result<&'a [f32]> {
+    workspace.scratch = Scratch::default();
+    workspace.logits.clear();
+    for (id, cache) in ids.iter().zip(caches) {
+        let logits = executor.decode(model, &[*id], cache)?;
+        workspace.logits.extend_from_slice(logits);
     }
+    Ok(&workspace.logits)
 }
 
 /// The executor of a device.
@@ -163,6 +174,19 @@ pub(crate) struct Scratch {
     /// The step as a GPU replays it.
     #[cfg(feature = "cuda")]
     graph: Option<cuda::StepGraph>,
+    /// Steps of sequences that have a cache each.
+    #[cfg(feature = "cuda")]
+    steps: cuda::Steps,
+}
+
+impl Scratch {
+    /// The logits of the last step of several caches, if a device has left them here.
+    pub(crate) fn logits(&self) -> Result<Option<&[f32]>> {
+        #[cfg(feature = "cuda")]
+        return self.steps.logits();
+        #[cfg(not(feature = "cuda"))]
+        Ok(None)
+    }
 }
 
 impl Clone for Scratch {

@@ -68,6 +68,11 @@ impl Sampler {
         }
     }
 
+    /// Whether a grammar or the like limits what it samples.
+    pub fn is_constrained(&self) -> bool {
+        self.constraint.is_some()
+    }
+
     /// The id of the next token; of equal logits the lowest id. No pass sorts the vocabulary.
     ///
     /// # Errors

@@ -11,7 +11,6 @@ use serde::{Deserialize, Serialize};
 use still_attention::RowDtype;
 
 use super::{ChatSession, Generated};
-use crate::cache::Cache;
 use crate::chat::Message;
 use crate::error::{ModelError, Result};
 use crate::model::Model;
@@ -53,7 +52,7 @@ const GENERATED_TOKENS: &str = "generated.tokens";
 /// Writes a session in a single step.
 pub(super) fn write(path: &Path, session: &ChatSession) -> Result<()> {
     let ChatSession { rows, messages, tokens, cache, .. } = session;
-    let mut entries = entries(session.identity()?, *rows, messages, tokens, cache)?;
+    let mut entries = entries(session.identity()?, *rows, messages, tokens, cache.save()?)?;
     if let Some(document) = &session.document {
         entries.push(text_entry(DOCUMENT, document)?);
     }
@@ -70,7 +69,7 @@ pub(super) fn entries(
     rows: RowDtype,
     messages: &[Message],
     tokens: &[u32],
-    cache: &Cache,
+    state: HashMap<String, Tensor>,
 ) -> Result<Vec<Entry<'static>>> {
     let header = json(&Header { format: FORMAT, model: identity.to_owned(), rows })?;
     let mut entries = vec![
@@ -78,7 +77,6 @@ pub(super) fn entries(
         text_entry(MESSAGES, &json(&messages)?)?,
         ids_entry(TOKENS, tokens)?,
     ];
-    let state = cache.save()?;
     entries.extend(state.into_iter().map(|(name, tensor)| Entry::of(name, tensor)));
     Ok(entries)
 }

@@ -85,7 +85,8 @@ impl ChatSession {
         check_template(&model)?;
         let identity = file::identity(&model)?;
         let (saved, tensors) = file::read(path, &identity)?;
-        let cache = sequence::restored(&model, path, saved.rows, &saved.tokens, tensors)?;
+        let empty = model.new_cache(1, saved.rows)?;
+        let cache = sequence::restored(empty, path, &saved.tokens, tensors)?;
         let file::Saved { rows, messages, document, tokens, generated } = saved;
         let identity = OnceLock::from(identity);
         Ok(Self { model, rows, messages, document, cache, tokens, generated, identity })
@@ -98,7 +99,8 @@ impl ChatSession {
     /// A file that is damaged, or of another model or format; the conversation is then as before.
     pub fn load(&mut self, path: &Path) -> Result<()> {
         let (saved, tensors) = file::read(path, self.identity()?)?;
-        let cache = sequence::restored(&self.model, path, saved.rows, &saved.tokens, tensors)?;
+        let empty = self.model.new_cache(1, saved.rows)?;
+        let cache = sequence::restored(empty, path, &saved.tokens, tensors)?;
         let file::Saved { rows, messages, document, tokens, generated } = saved;
         (self.rows, self.messages, self.document) = (rows, messages, document);
         (self.cache, self.tokens, self.generated) = (cache, tokens, generated);

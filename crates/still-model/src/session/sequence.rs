@@ -1,63 +1,75 @@
 //! A sequence and its state, as the bytes of a session in which nothing was said.
 
-use std::path::Path;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 
+use candle_core::Tensor;
 use still_attention::RowDtype;
 
 use super::file;
 use crate::cache::Cache;
 use crate::error::{ModelError, Result};
-use crate::model::Model;
 use crate::tensor_file::{decode_tensors, encode_tensors};
 
-/// A sequence and the state after it.
+/// A sequence and the state after it, in the host's memory, wherever the state was or will be.
 ///
 /// Its bytes are those of a [session](crate::ChatSession) without messages: versioned, with a digest, and tied to the model.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct SavedSequence {
     /// What the state has read.
     pub tokens: Vec<u32>,
     /// How the state stores exact rows.
     pub rows: RowDtype,
-    /// The state, of one sequence.
-    pub cache: Cache,
+    /// [`Cache::save`].
+    state: HashMap<String, Tensor>,
+    /// What errors call it.
+    path: PathBuf,
 }
 
 impl SavedSequence {
-    /// The bytes of a file of a state of the model that is `identity` ([`Model::state_identity`]).
+    /// What the cache of one sequence remembers, which has read `tokens`.
     ///
     /// # Errors
-    /// A state on a GPU.
-    pub fn encode(
-        identity: &str,
-        tokens: &[u32],
-        rows: RowDtype,
-        cache: &Cache,
-    ) -> Result<Vec<u8>> {
-        let entries = file::entries(identity, rows, &[], tokens, cache)?;
-        encode_tensors(Path::new("a state"), entries)
+    /// An error of the device.
+    pub fn of(tokens: &[u32], rows: RowDtype, cache: &Cache) -> Result<Self> {
+        Ok(Self { tokens: tokens.to_vec(), rows, state: cache.save()?, path: "a state".into() })
+    }
+
+    /// The bytes of a file of a state of the model that is `identity` ([`Model::state_identity`](crate::Model::state_identity)).
+    ///
+    /// # Errors
+    /// An error of the tensor library.
+    pub fn encode(self, identity: &str) -> Result<Vec<u8>> {
+        let entries = file::entries(identity, self.rows, &[], &self.tokens, self.state)?;
+        encode_tensors(&self.path, entries)
     }
 
     /// What [`encode`](Self::encode), or a session's [`save`](crate::ChatSession::save), has written. `path` is what errors call it.
     ///
     /// # Errors
     /// Bytes that are damaged, or of another model or format.
-    pub fn decode(model: &Model, identity: &str, path: &Path, bytes: &[u8]) -> Result<Self> {
-        let (saved, tensors) = file::parse(path, decode_tensors(path, bytes, true)?, identity)?;
-        let (tokens, rows) = (saved.tokens, saved.rows);
-        Ok(Self { cache: restored(model, path, rows, &tokens, tensors)?, tokens, rows })
+    pub fn decode(identity: &str, path: &Path, bytes: &[u8]) -> Result<Self> {
+        let (saved, state) = file::parse(path, decode_tensors(path, bytes, true)?, identity)?;
+        Ok(Self { tokens: saved.tokens, rows: saved.rows, state, path: path.into() })
+    }
+
+    /// The cache that has read the tokens. `cache`: of one sequence of the same model and rows, in place of whose state this is
+    /// remembered.
+    ///
+    /// # Errors
+    /// A state of another shape; one that has read another number of tokens; an error of the device.
+    pub fn restore(self, cache: Cache) -> Result<Cache> {
+        restored(cache, &self.path, &self.tokens, self.state)
     }
 }
 
 /// The cache that has read `tokens`.
 pub(super) fn restored(
-    model: &Model,
+    mut cache: Cache,
     path: &Path,
-    rows: RowDtype,
     tokens: &[u32],
-    tensors: std::collections::HashMap<String, candle_core::Tensor>,
+    tensors: HashMap<String, Tensor>,
 ) -> Result<Cache> {
-    let mut cache = model.new_cache(1, rows)?;
     cache.restore(tensors).map_err(|error| ModelError::corrupt(path, error.to_string()))?;
     if cache.position(0) != tokens.len() {
         let (has, says) = (cache.position(0), tokens.len());

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use still_attention::RowDtype;
+use still_model::SavedSequence;
 
 use super::options::CHUNK;
 use super::request::{Event, Failure};
@@ -76,8 +76,9 @@ impl Worker {
         let decoded = !self.options.deterministic;
         if let Some((prefix, kept)) = self.memory.longest(chain, tokens, most, decoded)
             && prefix.tokens > sequence.position()
+            && let Err(error) = sequence.restore(&kept, prefix.decoded)
         {
-            sequence.restore(&kept, prefix.decoded);
+            tracing::warn!("a kept state was not continued: {error}");
         }
     }
 
@@ -106,23 +107,27 @@ impl Worker {
         true
     }
 
-    /// Says where in its prompt a sequence's state is kept: at the end, and where it parts from an earlier sequence.
+    /// Says where in its prompt a sequence's state is kept: at the end, and where it parts from an earlier sequence. A GPU takes as
+    /// long for a short piece as for one of some hundred tokens: it keeps no state that is that near to the one gone on from.
     fn plan_states(&mut self, sequence: &mut Sequence) {
-        let last = sequence.last_chunk();
-        let parts = (self.seen.common_chunks(&sequence.chain) * CHUNK).min(last);
-        sequence.keep_at.extend([parts, last]);
+        let last = sequence.last_cut();
+        let parts = self.seen.common_chunks(&sequence.chain) * CHUNK;
+        let parts = sequence.cut_before(parts).min(last);
         let position = sequence.position();
+        sequence.keep_at.insert(parts);
+        if sequence.cuts.last || last - last.min(position) >= self.prefill_chunk {
+            sequence.keep_at.insert(last);
+        }
         sequence.keep_at.retain(|at| *at > position);
     }
 
     /// Has a sequence wait where another one is about to read more of what the two have in common than a kept state has.
     fn wait_for_another(&mut self, sequence: &mut Sequence) -> bool {
-        let last = sequence.last_chunk();
+        let last = sequence.last_cut();
         let mut best: Option<(usize, usize)> = None;
         for (n, other) in self.sequences.iter().enumerate() {
-            let common = (other.chain.common_chunks(&sequence.chain) * CHUNK)
-                .min(last)
-                .min(other.prompt_tokens / CHUNK * CHUNK);
+            let common = other.chain.common_chunks(&sequence.chain) * CHUNK;
+            let common = other.cut_before(common.min(other.prompt_tokens)).min(last);
             let ahead = match other.phase {
                 Phase::Decoding => false,
                 Phase::Looking if other.continues.is_some() => false,
@@ -142,14 +147,27 @@ impl Worker {
     }
 
     /// The state that the store has found, if any, for a sequence that may be gone.
-    pub(super) fn looked(&mut self, id: u64, found: Option<(Prefix, Kept)>) {
+    pub(super) fn looked(&mut self, id: u64, found: Option<(Prefix, SavedSequence)>) {
+        let found = found.and_then(|(prefix, saved)| {
+            let tokens = saved.tokens.as_slice().into();
+            match self.restored(saved) {
+                Ok(cache) => Some((prefix, Kept { tokens, cache: Arc::new(cache) })),
+                Err(error) => {
+                    tracing::warn!("no state from the store: {error}");
+                    self.kept.iter().for_each(|store| store.is_damaged(prefix));
+                    None
+                }
+            }
+        });
         if let Some((prefix, kept)) = &found {
             self.memory.insert(*prefix, kept.clone());
         }
         let Some(at) = self.sequences.iter().position(|sequence| sequence.id == id) else { return };
         let mut sequence = self.sequences.remove(at);
-        if let Some((prefix, kept)) = found {
-            sequence.restore(&kept, prefix.decoded);
+        if let Some((prefix, kept)) = found
+            && let Err(error) = sequence.restore(&kept, prefix.decoded)
+        {
+            tracing::warn!("a state from the store was not continued: {error}");
         }
         let position = sequence.position();
         sequence.keep_at.retain(|at| *at > position);
@@ -160,21 +178,26 @@ impl Worker {
     }
 
     /// A state with a name was read.
-    pub(super) fn loaded(&mut self, id: u64, state: Result<(RowDtype, Kept), StateError>) {
+    pub(super) fn loaded(&mut self, id: u64, state: Result<SavedSequence, StateError>) {
         let Some(at) = self.sequences.iter().position(|sequence| sequence.id == id) else { return };
-        let kept = match state {
-            Ok((rows, kept)) if rows == self.rows => kept,
-            Ok((rows, _)) => {
+        let saved = match state {
+            Ok(saved) if saved.rows == self.rows => saved,
+            Ok(saved) => {
                 let what = format!(
-                    "the state stores exact rows as {rows:?}, the server as {:?}",
-                    self.rows
+                    "the state stores exact rows as {:?}, the server as {:?}",
+                    saved.rows, self.rows
                 );
                 return self.fail(at, still_model::ModelError::Invalid(what).into());
             }
             Err(error) => return self.fail(at, error.into()),
         };
+        let read = saved.tokens.clone();
+        let cache = match self.restored(saved) {
+            Ok(cache) => cache,
+            Err(error) => return self.fail(at, StateError::File(error).into()),
+        };
         let sequence = &mut self.sequences[at];
-        sequence.continue_from(&kept);
+        sequence.continue_from(&read, cache);
         let (tokens, new) = (sequence.prompt_tokens, sequence.max_new_tokens);
         if tokens + new > self.context {
             let what = format!(
@@ -185,7 +208,7 @@ impl Worker {
         }
         sequence.chain = self.root.clone();
         sequence.chain.extend(&sequence.tokens);
-        self.shared.metrics.prompt_tokens.inc_by(kept.tokens.len() as u64);
+        self.shared.metrics.prompt_tokens.inc_by(read.len() as u64);
         let mut sequence = self.sequences.remove(at);
         self.start_reading(&mut sequence);
         self.sequences.insert(at, sequence);
@@ -234,13 +257,18 @@ impl Worker {
     /// Keeps a state in memory, and in the store if there is one.
     pub(super) fn keep(&mut self, prefix: Prefix, kept: Kept) {
         if let Some(store) = self.kept.clone() {
-            let (kept, write) = (kept.clone(), Arc::clone(&self.writes));
-            self.states.runtime.spawn(async move {
-                let _write = write;
-                if let Err(error) = store.put(prefix, kept).await {
-                    tracing::warn!("a state was not written: {error}");
+            match SavedSequence::of(&kept.tokens, self.rows, &kept.cache) {
+                Ok(saved) => {
+                    let write = Arc::clone(&self.writes);
+                    self.states.runtime.spawn(async move {
+                        let _write = write;
+                        if let Err(error) = store.put(prefix, saved).await {
+                            tracing::warn!("a state was not written: {error}");
+                        }
+                    });
                 }
-            });
+                Err(error) => tracing::warn!("a state was not written: {error}"),
+            }
         }
         self.memory.insert(prefix, kept);
     }

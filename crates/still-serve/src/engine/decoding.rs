@@ -3,8 +3,10 @@
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use still_model::{Cache, ModelError};
+use rayon::prelude::*;
+use still_model::{Cache, Finish, ModelError};
 
+use super::metrics::Metrics;
 use super::request::Failure;
 use super::sequence::{Phase, Sequence};
 use super::worker::Worker;
@@ -24,21 +26,11 @@ impl Worker {
         let step = catch_unwind(AssertUnwindSafe(|| {
             model.decode_many(&ids, &mut caches, workspace).map(|_| ())
         }));
+        let step = step.map(|fed| fed.and_then(|()| workspace.logits()));
         shared.metrics.decode_steps.inc();
         let failed = match step {
-            Ok(Ok(())) => {
-                let logits = workspace.logits();
-                let width = logits.len() / ids.len();
-                let mut ended = Vec::new();
-                for (sequence, logits) in continued.into_iter().zip(logits.chunks_exact(width)) {
-                    sequence.decoded = true;
-                    sequence.tokens.push(sequence.next);
-                    match sequence.choose(logits, &shared.metrics) {
-                        Ok(None) => {}
-                        Ok(Some((finish, text))) => ended.push((sequence.id, Ok((finish, text)))),
-                        Err(failure) => ended.push((sequence.id, Err(failure))),
-                    }
-                }
+            Ok(Ok(logits)) => {
+                let ended = choose(continued, logits, &shared.metrics);
                 for (id, end) in ended {
                     let Some(at) = self.sequences.iter().position(|s| s.id == id) else { continue };
                     match end {
@@ -59,11 +51,31 @@ impl Worker {
             }
         };
         // No cache of the step can be trusted.
-        *workspace = Default::default();
+        self.workspace.reset();
         while let Some(at) = self.sequences.iter().position(|s| s.phase == Phase::Decoding) {
             self.fail(at, failed());
         }
     }
+}
+
+/// Why a sequence has ended, and the text that was held back; or what went wrong.
+type End = Result<(Finish, String), Failure>;
+
+/// Chooses the next token of each sequence by its row of the logits. Which sequences have ended, by their ids.
+fn choose(continued: Vec<&mut Sequence>, logits: &[f32], metrics: &Metrics) -> Vec<(u64, End)> {
+    let width = logits.len() / continued.len();
+    let choose = |(sequence, logits): (&mut Sequence, &[f32])| {
+        sequence.decoded = true;
+        sequence.tokens.push(sequence.next);
+        let end = sequence.choose(logits, metrics).transpose()?;
+        Some((sequence.id, end))
+    };
+    let rows = continued.into_iter().zip(logits.chunks_exact(width));
+    // A grammar's masks take more stack than the threads of the pool have.
+    let (grammars, others): (Vec<_>, Vec<_>) = rows.partition(|(s, _)| s.sampler.is_constrained());
+    let mut ended: Vec<(u64, End)> = others.into_par_iter().filter_map(choose).collect();
+    ended.extend(grammars.into_iter().filter_map(choose));
+    ended
 }
 
 /// What a panic said.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use still_model::Finish;
+use still_model::{Finish, SavedSequence};
 
 use super::metrics::Outcome;
 use super::request::{Event, Failure};
@@ -24,30 +24,41 @@ impl Worker {
             && position > 0;
         let prefix = chain.prefix(&tokens, position, decoded);
         let kept = Kept { tokens: tokens[..position].into(), cache: Arc::new(cache) };
-        let mut writes = Writes { kept: kept.clone(), prefix: None, name: save_as };
+        let writes =
+            Writes { prefix: Some(prefix).filter(|_| keeps && self.kept.is_some()), name: save_as };
+        // Here, where the cache's device is used by nobody else.
+        let saved = match writes.prefix.is_some() || writes.name.is_some() {
+            true => Some(SavedSequence::of(&kept.tokens, self.rows, &kept.cache)),
+            false => None,
+        };
         if keeps {
             self.memory.insert(prefix, kept);
-            writes.prefix = Some(prefix).filter(|_| self.kept.is_some());
         }
         self.ended(Outcome::Done, Some(arrived.elapsed()));
         let done = Event::Done { finish, text, usage };
-        if writes.prefix.is_none() && writes.name.is_none() {
+        let Some(saved) = saved else {
             let _ = events.send(done);
             return;
-        }
+        };
+        let saved = match saved {
+            Ok(saved) => saved,
+            Err(error) => {
+                let _ = events.send(Event::Failed(error.into()));
+                return;
+            }
+        };
         let (write, store, states) =
             (Arc::clone(&self.writes), self.kept.clone(), self.states.clone());
-        let rows = self.rows;
         self.states.runtime.spawn(async move {
             let _write = write;
-            let Writes { kept, prefix, name } = writes;
+            let Writes { prefix, name } = writes;
             if let (Some(prefix), Some(store)) = (prefix, store)
-                && let Err(error) = store.put(prefix, kept.clone()).await
+                && let Err(error) = store.put(prefix, saved.clone()).await
             {
                 tracing::warn!("a state was not written: {error}");
             }
             let saved = match name {
-                Some(name) => states.named.save(&name, rows, kept).await,
+                Some(name) => states.named.save(&name, saved).await,
                 None => Ok(()),
             };
             let _ = events.send(match saved {
@@ -75,9 +86,8 @@ impl Worker {
     }
 }
 
-/// What is written of a state.
+/// Where a state is written.
 struct Writes {
-    kept: Kept,
     /// In the store of states without names.
     prefix: Option<Prefix>,
     name: Option<String>,

@@ -84,9 +84,6 @@ pub enum EngineError {
     /// The system gives no thread.
     #[error("no thread to serve with: {0}")]
     Thread(std::io::Error),
-    /// States on a GPU cannot be written.
-    #[error("a state store for a model on a GPU is not supported")]
-    StoreOfDevice,
 }
 
 impl EngineError {
@@ -95,9 +92,6 @@ impl EngineError {
         match self {
             Self::Model(error) => error.hint(),
             Self::Thread(_) => Some("raise the limit on processes (ulimit -u)".into()),
-            Self::StoreOfDevice => {
-                Some("leave the state store out (states are kept in memory), or use the CPU".into())
-            }
         }
     }
 }
@@ -108,13 +102,9 @@ impl Engine {
     /// # Errors
     /// A model whose caches cannot be made, or whose files cannot be read again; options that contradict it; no threads.
     pub fn start(model: Model, options: EngineOptions) -> Result<Self, EngineError> {
-        let on_host = model.device().is_cpu();
-        if options.state_store.is_some() && !on_host {
-            return Err(EngineError::StoreOfDevice);
-        }
         let rows = options.rows.unwrap_or_else(|| model.cache_rows(RowDtype::Bf16));
         // What it is that cannot be made is known before a request asks.
-        model.new_cache(1, rows)?;
+        let empty = model.new_cache(1, rows)?;
         let identity = model.state_identity()?;
         let context = options.context.unwrap_or(model.config().max_position_embeddings);
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -125,12 +115,12 @@ impl Engine {
             .map_err(EngineError::Thread)?;
         let store = options.state_store.as_ref();
         let kept = store.map(|store| {
-            let (model, identity) = (model.clone(), identity.clone());
+            let identity = identity.clone();
             let limits = (options.state_store_bytes, options.state_store_patience);
-            Arc::new(KeptStates::new(model, identity, rows, store, limits))
+            Arc::new(KeptStates::new(identity, rows, store, limits))
         });
-        let (model_, memory) = (model.clone(), options.state_memory);
-        let named = Arc::new(NamedStates::new(model_, identity.clone(), store, memory));
+        let memory = options.state_memory;
+        let named = Arc::new(NamedStates::new(identity.clone(), store, memory));
         let states = States { named, runtime: runtime.handle().clone() };
         let shared = Arc::new(Shared {
             metrics: Metrics::new(),
@@ -144,7 +134,7 @@ impl Engine {
         let worker = Worker::new(
             model.clone(),
             options,
-            rows,
+            (rows, empty),
             context,
             &identity,
             (messages, inbox.clone()),
@@ -245,9 +235,6 @@ impl Engine {
         }
         for name in continues.iter().chain(save_as) {
             check_name(name).map_err(|error: StateError| Refused::Invalid(error.to_string()))?;
-        }
-        if !self.0.model.device().is_cpu() && (continues.is_some() || save_as.is_some()) {
-            return invalid("states with names are not supported on a GPU".into());
         }
         Ok(())
     }

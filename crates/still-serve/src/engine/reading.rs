@@ -8,10 +8,9 @@ use still_model::{Model, ModelError};
 
 use super::TokenLogprobs;
 use super::decoding::panic_text;
-use super::options::CHUNK;
 use super::request::{Event, Failure};
 use super::sequence::{Phase, Sequence};
-use super::worker::Worker;
+use super::worker::{Worker, copy};
 use crate::states::Kept;
 
 /// How much longer pieces are when no sequence waits for its next token.
@@ -37,8 +36,9 @@ impl Worker {
             };
             let Some((at, sequence)) = next else { return };
             let continued = self.sequences.iter().any(|s| s.phase == Phase::Decoding);
-            let most = self.options.prefill_chunk.max(1).next_multiple_of(CHUNK);
-            let most = if continued { most } else { most * ALONE };
+            let most = self.prefill_chunk;
+            // Where cuts decide how products are rounded, they do not depend on others.
+            let most = if continued || self.cuts_alike() { most } else { most * ALONE };
             let end = piece_end(sequence, most);
             let piece = end - sequence.position();
             if tokens > 0 && tokens + piece > most {
@@ -87,7 +87,11 @@ impl Worker {
             return;
         }
         let tokens = sequence.tokens[..position].into();
-        let kept = Kept { tokens, cache: Arc::new(sequence.cache.clone()) };
+        let cache = match copy(&sequence.cache) {
+            Ok(cache) => Arc::new(cache),
+            Err(error) => return tracing::warn!("a state was not kept: {error}"),
+        };
+        let kept = Kept { tokens, cache };
         match planned {
             true => self.keep(prefix, kept),
             false => self.memory.insert(prefix, kept),
@@ -118,18 +122,17 @@ impl Worker {
     }
 }
 
-/// Where the next piece ends: at most `most` tokens on, at a multiple of [`CHUNK`] or at the prompt's end, and where the state is
-/// kept. So a prompt is cut in the same places from whichever state it is read.
+/// Where the next piece ends: at most `most` tokens on, at a multiple of its unit or at the prompt's end, and where the
+/// state is kept. So a prompt is cut in the same places from whichever state it is read.
 fn piece_end(sequence: &Sequence, most: usize) -> usize {
     let position = sequence.position();
     let furthest = match position + most {
         end if end >= sequence.prompt_tokens => sequence.prompt_tokens,
-        end => end / CHUNK * CHUNK,
+        end => sequence.cut_before(end),
     };
     let kept = sequence.keep_at.iter().copied().find(|at| *at > position);
     let every = (position / KEEP_EVERY + 1) * KEEP_EVERY;
-    // The last tokens that make no whole chunk are a piece of their own.
-    let last = Some(sequence.last_chunk()).filter(|at| *at > position);
+    let last = Some(sequence.last_cut()).filter(|_| sequence.cuts.last).filter(|at| *at > position);
     furthest.min(every).min(kept.unwrap_or(furthest)).min(last.unwrap_or(furthest))
 }
 

@@ -7,10 +7,10 @@ use still_attention::RowDtype;
 use still_model::{Cache, Cancel, Continuation, Finish, Model, ModelError, Sampler, any_nan};
 use tokio::sync::mpsc::UnboundedSender;
 
+use super::TokenLogprobs;
 use super::metrics::Metrics;
-use super::options::CHUNK;
 use super::request::{Event, Failure, Request, Usage};
-use super::{TokenLogprobs, worker::Submission};
+use super::worker::{Submission, copy};
 use crate::states::{Chain, Kept};
 
 /// What a sequence waits for, or what is done with it next.
@@ -26,6 +26,15 @@ pub enum Phase {
     Decoding,
 }
 
+/// Where a prompt is cut into pieces, besides by their length.
+#[derive(Clone, Copy, Debug)]
+pub struct Cuts {
+    /// Pieces end, and states are kept, at multiples of so many tokens.
+    pub unit: usize,
+    /// Whether the last tokens that make no whole unit are always a piece of their own.
+    pub last: bool,
+}
+
 #[derive(Debug)]
 pub struct Sequence {
     pub id: u64,
@@ -35,11 +44,12 @@ pub struct Sequence {
     pub prompt_tokens: usize,
     pub chain: Chain,
     pub cache: Cache,
+    pub cuts: Cuts,
     /// Whether decode steps have computed a part of the state.
     pub decoded: bool,
     /// Tokens that a kept state had read.
     pub cached: usize,
-    /// Positions in the prompt after which the state is kept: multiples of [`CHUNK`].
+    /// Positions in the prompt after which the state is kept: multiples of the unit.
     pub keep_at: BTreeSet<usize>,
     pub sampler: Sampler,
     pub continuation: Continuation,
@@ -64,9 +74,9 @@ impl Sequence {
         id: u64,
         submission: Submission,
         model: &Model,
-        rows: RowDtype,
+        (cache, cuts): (Cache, Cuts),
         mut chain: Chain,
-    ) -> Result<Self, Box<(UnboundedSender<Event>, ModelError)>> {
+    ) -> Self {
         let Submission { request, events, cancel, arrived } = submission;
         let Request {
             prompt,
@@ -80,22 +90,19 @@ impl Sequence {
             continues,
             save_as,
         } = request;
-        let cache = match model.new_cache(1, rows) {
-            Ok(cache) => cache,
-            Err(error) => return Err(Box::new((events, error))),
-        };
         let mut continuation = Continuation::new(model, max_new_tokens, &stop).showing(shown);
         if ignore_end_of_sequence {
             continuation = continuation.past_end_of_sequence();
         }
         chain.extend(&prompt);
-        Ok(Self {
+        Self {
             id,
             phase: Phase::Looking,
             prompt_tokens: prompt.len(),
             tokens: prompt,
             chain,
             cache,
+            cuts,
             decoded: false,
             cached: 0,
             keep_at: BTreeSet::new(),
@@ -113,7 +120,7 @@ impl Sequence {
             arrived,
             first_token: None,
             last_token: arrived,
-        })
+        }
     }
 
     /// Tokens that its cache has read.
@@ -126,9 +133,14 @@ impl Sequence {
         self.prompt_tokens.saturating_sub(self.position())
     }
 
-    /// The last position in the prompt that is a multiple of [`CHUNK`] and leaves a token to be read.
-    pub fn last_chunk(&self) -> usize {
-        self.prompt_tokens.saturating_sub(1) / CHUNK * CHUNK
+    /// The last position in the prompt where it may be cut and that leaves a token to be read.
+    pub fn last_cut(&self) -> usize {
+        self.cut_before(self.prompt_tokens.saturating_sub(1))
+    }
+
+    /// The last position up to `position` where its prompt may be cut.
+    pub fn cut_before(&self, position: usize) -> usize {
+        position / self.cuts.unit * self.cuts.unit
     }
 
     /// Whether a kept state may be continued.
@@ -142,18 +154,22 @@ impl Sequence {
     }
 
     /// Goes on from a kept state, which has read the beginning of its tokens.
-    pub fn restore(&mut self, kept: &Kept, decoded: bool) {
-        self.cache = (*kept.cache).clone();
+    ///
+    /// # Errors
+    /// No memory for a copy of it: the sequence is as it was.
+    pub fn restore(&mut self, kept: &Kept, decoded: bool) -> Result<(), ModelError> {
+        self.cache = copy(&kept.cache)?;
         (self.decoded, self.cached) = (decoded, kept.tokens.len());
+        Ok(())
     }
 
-    /// Puts the tokens of a state with a name before the prompt.
-    pub fn continue_from(&mut self, kept: &Kept) {
-        self.tokens.splice(0..0, kept.tokens.iter().copied());
+    /// Puts the tokens of a state with a name, which nobody else has, before the prompt.
+    pub fn continue_from(&mut self, tokens: &[u32], cache: Cache) {
+        self.tokens.splice(0..0, tokens.iter().copied());
         self.prompt_tokens = self.tokens.len();
-        self.cache = (*kept.cache).clone();
+        self.cache = cache;
         // Nobody knows how it was computed.
-        (self.decoded, self.cached) = (true, kept.tokens.len());
+        (self.decoded, self.cached) = (true, tokens.len());
     }
 
     /// Chooses the next token by the logits after the last one, and tells the client. Why the sequence has ended, and the text

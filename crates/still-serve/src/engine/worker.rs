@@ -1,22 +1,25 @@
 //! The engine's thread: what it does next.
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
 use still_attention::RowDtype;
-use still_model::{Cancel, Model, Workspace};
+use still_model::{Cache, Cancel, Model, ModelError, SavedSequence, Workspace};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::admission::Seen;
+use super::decoding::panic_text;
 use super::metrics::Outcome;
+use super::options::{CHUNK, PIECE, PIECE_ON_DEVICE};
 use super::request::{Event, Failure, Request};
-use super::sequence::{Phase, Sequence};
+use super::sequence::{Cuts, Phase, Sequence};
 use super::{EngineOptions, Shared};
-use crate::states::{Chain, Kept, KeptStates, Memory, Prefix, StateError, States};
+use crate::states::{Chain, KeptStates, Memory, Prefix, StateError, States};
 
 /// How often a thread that waits looks whether a client has gone or a time is over.
 const LOOK: Duration = Duration::from_millis(50);
@@ -40,12 +43,12 @@ pub enum Message {
     /// The store has looked for a state that a sequence can continue.
     Looked {
         id: u64,
-        found: Option<(Prefix, Kept)>,
+        found: Option<(Prefix, SavedSequence)>,
     },
     /// A state with a name was read.
     Loaded {
         id: u64,
-        state: Result<(RowDtype, Kept), StateError>,
+        state: Result<SavedSequence, StateError>,
     },
     /// No more requests come. All end at the deadline.
     Stop {
@@ -57,7 +60,13 @@ pub struct Worker {
     pub(super) model: Model,
     pub(super) options: EngineOptions,
     pub(super) rows: RowDtype,
+    /// A cache of no tokens. Copies of it share what the model has laid out for its caches.
+    empty: Cache,
+    /// A copy of it that is made while nobody waits for it.
+    spare: Option<Cache>,
     pub(super) context: usize,
+    /// [`EngineOptions::prefill_chunk`], in whole chunks.
+    pub(super) prefill_chunk: usize,
     /// Of no tokens.
     pub(super) root: Chain,
     messages: Receiver<Message>,
@@ -85,19 +94,28 @@ impl Worker {
     pub fn new(
         model: Model,
         options: EngineOptions,
-        rows: RowDtype,
+        (rows, empty): (RowDtype, Cache),
         context: usize,
         identity: &str,
         (messages, inbox): (Receiver<Message>, Sender<Message>),
         shared: Arc<Shared>,
         (kept, states): (Option<Arc<KeptStates>>, States),
     ) -> Self {
+        let usual = if model.device().is_cpu() { PIECE } else { PIECE_ON_DEVICE };
+        let prefill_chunk = options.prefill_chunk.unwrap_or(usual).max(1).next_multiple_of(CHUNK);
         Self {
             memory: Memory::new(options.state_memory),
             root: Chain::new(identity, rows),
+            prefill_chunk,
+            workspace: match options.deterministic {
+                true => Workspace::of_rows(options.max_concurrent),
+                false => Workspace::default(),
+            },
             model,
             options,
             rows,
+            empty,
+            spare: None,
             context,
             messages,
             inbox,
@@ -107,7 +125,6 @@ impl Worker {
             queue: VecDeque::new(),
             sequences: Vec::new(),
             seen: Seen::default(),
-            workspace: Workspace::default(),
             next_id: 0,
             oldest_next: true,
             writes: Arc::new(()),
@@ -128,6 +145,9 @@ impl Worker {
             self.read_pieces();
             self.decode_a_step();
             self.tell();
+            if self.spare.is_none() {
+                self.spare = copy(&self.empty).ok();
+            }
         }
         self.tell();
         // What is being written gets complete.
@@ -230,15 +250,40 @@ impl Worker {
             let Some(submission) = self.queue.pop_front() else { return };
             self.next_id += 1;
             let root = self.root.clone();
-            match Sequence::new(self.next_id, submission, &self.model, self.rows, root) {
-                Ok(sequence) => self.begin(sequence),
-                Err(failed) => {
-                    let (events, error) = *failed;
-                    let _ = events.send(Event::Failed(error.into()));
+            match self.spare.take().map_or_else(|| copy(&self.empty), Ok) {
+                Ok(cache) => {
+                    let cuts = Cuts {
+                        unit: if self.cuts_alike() { self.prefill_chunk } else { CHUNK },
+                        last: self.cuts_alike() || self.model.device().is_cpu(),
+                    };
+                    let model = &self.model;
+                    let sequence =
+                        Sequence::new(self.next_id, submission, model, (cache, cuts), root);
+                    self.begin(sequence);
+                }
+                Err(error) => {
+                    let _ = submission.events.send(Event::Failed(error.into()));
                     self.ended(Outcome::Failed, None);
                 }
             }
         }
+    }
+
+    /// Whether prompts are cut in the same places whoever else is there, because products of other shapes are rounded otherwise.
+    pub(super) fn cuts_alike(&self) -> bool {
+        self.options.deterministic && !self.model.device().is_cpu()
+    }
+
+    /// A saved state, where the model computes.
+    ///
+    /// # Errors
+    /// One that is not of this model, whatever its file says; no memory left on the device.
+    pub(super) fn restored(&self, saved: SavedSequence) -> Result<Cache, ModelError> {
+        let cache = copy(&self.empty)?;
+        catch_unwind(AssertUnwindSafe(|| saved.restore(cache))).unwrap_or_else(|panic| {
+            let why = panic_text(&*panic);
+            Err(ModelError::Invalid(format!("a saved state cannot be restored: {why}")))
+        })
     }
 
     /// Ends all requests, as they are.
@@ -277,4 +322,15 @@ impl Worker {
         metrics.states.set(self.memory.len() as i64);
         metrics.state_bytes.set(self.memory.bytes() as i64);
     }
+}
+
+/// A copy with memory of its own.
+///
+/// # Errors
+/// No memory left on the device.
+pub(super) fn copy(cache: &Cache) -> Result<Cache, ModelError> {
+    catch_unwind(AssertUnwindSafe(|| cache.clone())).map_err(|panic| {
+        let why = panic_text(&*panic);
+        ModelError::Invalid(format!("no memory for the cache of one more sequence: {why}"))
+    })
 }

@@ -2,14 +2,13 @@
 
 use std::collections::HashSet;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use still_attention::RowDtype;
-use still_model::{Cache, Model, SavedSequence};
+use still_model::SavedSequence;
 
 use super::StateError;
-use super::memory::Kept;
 use super::prefix::{Chain, Prefix, PrefixIndex};
 use super::store::StateStore;
 
@@ -21,7 +20,6 @@ const WRITES: u32 = 3;
 /// The states of one model in a store that others may share.
 #[derive(Debug)]
 pub(crate) struct KeptStates {
-    model: Model,
     identity: String,
     rows: RowDtype,
     store: StateStore,
@@ -44,7 +42,6 @@ struct Listing {
 
 impl KeptStates {
     pub fn new(
-        model: Model,
         identity: String,
         rows: RowDtype,
         store: &StateStore,
@@ -52,7 +49,6 @@ impl KeptStates {
     ) -> Self {
         let store = store.below(&identity).below("kept");
         Self {
-            model,
             identity,
             rows,
             store,
@@ -72,14 +68,14 @@ impl KeptStates {
         tokens: &[u32],
         within: (usize, usize),
         decoded: bool,
-    ) -> Result<Option<(Prefix, Kept)>, StateError> {
+    ) -> Result<Option<(Prefix, SavedSequence)>, StateError> {
         let found = self.unless_it_rests(self.patience, self.look(chain, tokens, within, decoded));
         Ok(found.await?.flatten())
     }
 
     /// Writes a state, unless it is there, or the store rests.
-    pub async fn put(&self, prefix: Prefix, kept: Kept) -> Result<(), StateError> {
-        let written = self.unless_it_rests(self.patience * WRITES, self.write(prefix, kept));
+    pub async fn put(&self, prefix: Prefix, saved: SavedSequence) -> Result<(), StateError> {
+        let written = self.unless_it_rests(self.patience * WRITES, self.write(prefix, saved));
         written.await.map(|_| ())
     }
 
@@ -107,7 +103,7 @@ impl KeptStates {
         tokens: &[u32],
         (least, most): (usize, usize),
         decoded: bool,
-    ) -> Result<Option<(Prefix, Kept)>, StateError> {
+    ) -> Result<Option<(Prefix, SavedSequence)>, StateError> {
         let asked = Instant::now();
         let found = {
             let mut listing = self.listing.lock().await;
@@ -130,31 +126,36 @@ impl KeptStates {
         let name = prefix.file_name();
         // Another replica may have removed it meanwhile.
         let Some(bytes) = self.store.get(&name).await? else { return Ok(None) };
-        let (model, identity) = (self.model.clone(), self.identity.clone());
+        let identity = self.identity.clone();
         let path = PathBuf::from(self.store.path(&name).as_ref());
-        let decode = move || SavedSequence::decode(&model, &identity, &path, &bytes);
-        let decoded = tokio::task::spawn_blocking(decode).await;
-        let SavedSequence { tokens: read, rows, cache } = match decoded {
+        let decode = move || SavedSequence::decode(&identity, &path, &bytes);
+        let saved = match tokio::task::spawn_blocking(decode).await {
             Ok(Ok(saved)) => saved,
             Ok(Err(error)) => {
-                self.damaged.lock().unwrap_or_else(PoisonError::into_inner).insert(prefix);
+                self.is_damaged(prefix);
                 return Err(StateError::File(error));
             }
             Err(panic) => return Err(StateError::Failed(panic.to_string())),
         };
-        if rows != self.rows || read.len() != prefix.tokens || !tokens.starts_with(&read) {
-            self.damaged.lock().unwrap_or_else(PoisonError::into_inner).insert(prefix);
+        let fits = saved.rows == self.rows && saved.tokens.len() == prefix.tokens;
+        if !fits || !tokens.starts_with(&saved.tokens) {
+            self.is_damaged(prefix);
             return Err(StateError::Forged(name));
         }
-        Ok(Some((prefix, Kept { tokens: read.into(), cache: Arc::new(cache) })))
+        Ok(Some((prefix, saved)))
     }
 
-    async fn write(&self, prefix: Prefix, kept: Kept) -> Result<(), StateError> {
+    /// A file turned out to be damaged: it is not read again.
+    pub fn is_damaged(&self, prefix: Prefix) {
+        self.damaged.lock().unwrap_or_else(PoisonError::into_inner).insert(prefix);
+    }
+
+    async fn write(&self, prefix: Prefix, saved: SavedSequence) -> Result<(), StateError> {
         let name = prefix.file_name();
         if self.store.head(&name).await?.is_some() {
             return Ok(());
         }
-        let bytes = encode(&self.identity, self.rows, kept).await?;
+        let bytes = encode(&self.identity, saved).await?;
         self.make_room(bytes.len() as u64).await?;
         self.store.put(&name, bytes).await
     }
@@ -180,17 +181,9 @@ impl KeptStates {
 }
 
 /// The bytes of a state's file, made on a thread of its own.
-pub(super) async fn encode(
-    identity: &str,
-    rows: RowDtype,
-    Kept { tokens, cache }: Kept,
-) -> Result<Vec<u8>, StateError> {
+pub(super) async fn encode(identity: &str, saved: SavedSequence) -> Result<Vec<u8>, StateError> {
     let identity = identity.to_owned();
-    let encode = move || {
-        let cache: &Cache = &cache;
-        SavedSequence::encode(&identity, &tokens, rows, cache)
-    };
-    match tokio::task::spawn_blocking(encode).await {
+    match tokio::task::spawn_blocking(move || saved.encode(&identity)).await {
         Ok(bytes) => Ok(bytes?),
         Err(panic) => Err(StateError::Failed(panic.to_string())),
     }

@@ -1,14 +1,11 @@
 //! States that clients have named.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use object_store::ObjectMeta;
-use still_attention::RowDtype;
-use still_model::{Model, SavedSequence};
+use still_model::SavedSequence;
 
 use super::kept::encode;
-use super::memory::Kept;
 use super::store::StateStore;
 use super::{StateError, StateInfo};
 
@@ -18,7 +15,6 @@ const LONGEST: usize = 128;
 /// The states of one model that have names, in a store.
 #[derive(Debug)]
 pub(crate) struct NamedStates {
-    model: Model,
     identity: String,
     store: StateStore,
     /// Bytes of all, where the store is this process's memory.
@@ -39,21 +35,16 @@ fn file_name(name: &str) -> Result<String, StateError> {
 
 impl NamedStates {
     /// In a store, or in memory.
-    pub fn new(
-        model: Model,
-        identity: String,
-        store: Option<&StateStore>,
-        memory_bytes: usize,
-    ) -> Self {
+    pub fn new(identity: String, store: Option<&StateStore>, memory_bytes: usize) -> Self {
         let most_bytes = store.is_none().then_some(memory_bytes as u64);
         let store = store.cloned().unwrap_or_else(StateStore::in_memory);
         let store = store.below(&identity).below("named");
-        Self { model, identity, store, most_bytes }
+        Self { identity, store, most_bytes }
     }
 
-    pub async fn save(&self, name: &str, rows: RowDtype, kept: Kept) -> Result<(), StateError> {
+    pub async fn save(&self, name: &str, saved: SavedSequence) -> Result<(), StateError> {
         let name = file_name(name)?;
-        let bytes = encode(&self.identity, rows, kept).await?;
+        let bytes = encode(&self.identity, saved).await?;
         self.check_room(&name, bytes.len() as u64).await?;
         self.store.put(&name, bytes).await
     }
@@ -66,17 +57,15 @@ impl NamedStates {
         if bytes > most { Err(StateError::Full { most }) } else { Ok(()) }
     }
 
-    pub async fn load(&self, name: &str) -> Result<(RowDtype, Kept), StateError> {
+    pub async fn load(&self, name: &str) -> Result<SavedSequence, StateError> {
         let file = file_name(name)?;
         let bytes = self.store.get(&file).await?;
         let bytes = bytes.ok_or_else(|| StateError::NotFound(name.into()))?;
-        let (model, identity) = (self.model.clone(), self.identity.clone());
+        let identity = self.identity.clone();
         let path = PathBuf::from(self.store.path(&file).as_ref());
-        let decode = move || SavedSequence::decode(&model, &identity, &path, &bytes);
+        let decode = move || SavedSequence::decode(&identity, &path, &bytes);
         let decoded = tokio::task::spawn_blocking(decode).await;
-        let SavedSequence { tokens, rows, cache } =
-            decoded.map_err(|panic| StateError::Failed(panic.to_string()))??;
-        Ok((rows, Kept { tokens: tokens.into(), cache: Arc::new(cache) }))
+        Ok(decoded.map_err(|panic| StateError::Failed(panic.to_string()))??)
     }
 
     pub async fn get(&self, name: &str) -> Result<StateInfo, StateError> {

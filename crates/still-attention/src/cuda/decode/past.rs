@@ -17,6 +17,7 @@ use still_kernels::{
 use super::super::forward::{Scan, queue};
 use super::super::layout::{by_token, flags, shape, tensor_by_token, uninit};
 use super::super::routing::{reached_cap, received, retired};
+use super::step::StepState;
 use super::{CudaHybridState, Fed, GraphState, kept};
 use crate::{Result, Router};
 

@@ -38,6 +38,9 @@ pub struct ModelBenchArgs {
     /// Read all contexts first, then decode 16 tokens of each in turn: a drift of the machine's speed is then the same for all
     #[arg(long)]
     in_turn: bool,
+    /// Give every sequence a cache of its own, as `still serve` does; one prompt is read for all
+    #[arg(long)]
+    separate: bool,
     /// Attention to time, each at every context
     #[arg(
         long,
@@ -75,6 +78,7 @@ pub struct Settings {
     onto: usize,
     new_tokens: usize,
     in_turn: bool,
+    separate: bool,
     batch: usize,
     variants: Vec<Variant>,
     cap: Option<usize>,
@@ -94,6 +98,7 @@ impl ModelBenchArgs {
             onto: self.onto,
             new_tokens: self.new_tokens,
             in_turn: self.in_turn,
+            separate: self.separate,
             batch: self.state.batch,
             variants: self.variants,
             cap: self.state.cap,
@@ -136,7 +141,11 @@ pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
         contexts.iter().try_for_each(|&context| {
             room::check(&model, batch, context + settings.onto, new_tokens, rows)
         })?;
-        let bench = ModelBench::new(&model, batch, rows)?.reading_onto(settings.onto);
+        let bench = match settings.separate {
+            false => ModelBench::new(&model, batch, rows)?,
+            true => ModelBench::new(&model, 1, rows)?.with_separate_caches(batch)?,
+        };
+        let bench = bench.reading_onto(settings.onto);
         bar.message(name);
         let mut report = |point: BenchPoint| -> anyhow::Result<()> {
             bar.advance(1);

@@ -173,7 +173,7 @@ pub(super) fn step_of_many(
     let layers = (0..model.decoder.layers.len())
         .map(|n| LayerStates::each(caches.iter().map(|cache| &*cache.layers[n])));
     let layers = layers.collect::<Result<Vec<_>>>()?;
-    let Workspace { logits, scratch } = workspace;
+    let Workspace { logits, scratch, .. } = workspace;
     run(model, ids, positions, &layers, &mut scratch.step, logits, true)
 }
 

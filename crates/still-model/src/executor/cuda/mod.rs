@@ -3,6 +3,7 @@
 mod small_batch;
 mod small_batch_products;
 mod step_graph;
+mod steps;
 
 use candle_core::DType;
 use still_attention::{
@@ -12,14 +13,15 @@ use still_attention::{
 use still_compute::cuda::can_capture;
 
 use super::packs::{DEVICE_ROWS, Piece, packs};
-use super::{Batching, EachBlock, Executor};
-use crate::cache::Cache;
+use super::{Batching, EachBlock, Executor, one_by_one};
+use crate::cache::{Cache, Workspace};
 use crate::cancel::Cancel;
 use crate::decoder::StudentLayer;
 use crate::error::{ModelError, Result};
 use crate::model::Model;
 
 pub(super) use step_graph::StepGraph;
+pub(super) use steps::Steps;
 
 /// Tokens whose hidden states are given out together: their logits are to fit besides everything else.
 const BLOCK: usize = 1024;
@@ -130,6 +132,22 @@ impl Executor for Cuda {
         cache.logits = model.decoder.logits(&hidden)?.flatten_all()?.to_vec1()?;
         Ok(&cache.logits)
     }
+
+    fn decode_many<'a>(
+        &self,
+        model: &Model,
+        ids: &[u32],
+        caches: &mut [&mut Cache],
+        workspace: &'a mut Workspace,
+    ) -> Result<&'a [f32]> {
+        let mut layers = caches.iter_mut().flat_map(|cache| &mut cache.layers);
+        let in_graph = layers.all(|layer| layer.in_graph().is_some());
+        if !in_graph || !can_capture(model.device().as_cuda_device()?) {
+            return one_by_one(self, model, ids, caches, workspace);
+        }
+        steps::replay(model, ids, caches, workspace)?;
+        workspace.logits()
+    }
 }
 
 /// A step through the cache's graph, captured first if there is none that fits: logits `[B, vocab]`.
@@ -138,22 +156,24 @@ fn replay_step<'a>(model: &Model, ids: &[u32], cache: &'a mut Cache) -> Result<&
     let positions: Vec<usize> = (0..ids.len()).map(|n| cache.position(n)).collect();
     let tokens = positions.iter().max().map_or(0, |longest| longest + 1);
     let Cache { layers, scratch, .. } = cache;
-    let mut states = layers
-        .iter_mut()
-        .map(|layer| layer.in_graph().ok_or_else(not_in_graph))
-        .collect::<Result<Vec<&mut dyn GraphState>>>()?;
+    let mut states = in_graph(layers)?;
     for state in &mut states {
         state.reserve(tokens)?;
     }
-    let fitting = scratch.graph.take().filter(|graph| graph.fits(model, &states));
+    let fitting = scratch.graph.take().filter(|graph| graph.fits(model, &states[..]));
     let graph = match fitting {
         Some(graph) => graph,
-        None => StepGraph::capture(model, &states, ids.len())?,
+        None => StepGraph::capture(model, &states[..], ids.len())?,
     };
     let graph = scratch.graph.insert(graph);
     graph.launch(ids, &positions)?;
     states.into_iter().for_each(|state| state.count());
-    graph.logits()
+    graph.logits(ids.len())
+}
+
+/// The states of all layers, as a graph feeds them.
+fn in_graph(layers: &mut [Box<dyn AttentionState>]) -> Result<Vec<&mut dyn GraphState>> {
+    layers.iter_mut().map(|layer| layer.in_graph().ok_or_else(not_in_graph)).collect()
 }
 
 fn not_in_graph() -> ModelError {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::thread::{self, ThreadId};
 
 use candle_core::{DType, Tensor};
-use still_attention::{AttentionRows, GraphState, IDLE, StepRotation};
+use still_attention::{AttentionRows, GraphState, IDLE, StepRotation, StepTable};
 use still_compute::cuda::{CapturedGraph, PinnedCopy, overwrite};
 
 use super::small_batch;
@@ -13,7 +13,75 @@ use crate::error::Result;
 use crate::model::Model;
 use crate::student::Student;
 
-/// A captured step of one cache. It reads its tensors and writes `logits`, wherever the sequences are.
+/// The attention of a step's layers.
+pub(super) trait StepLayers {
+    /// [`GraphState::step`] of a layer.
+    ///
+    /// # Errors
+    /// As there.
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn step(
+        &self,
+        layer: usize,
+        rows: AttentionRows<'_>,
+        positions: &Tensor,
+        rotation: Option<StepRotation<'_>>,
+    ) -> still_attention::Result<Tensor>;
+
+    /// [`GraphState::rotates`] of all layers.
+    fn rotate(&self, rotary: usize) -> bool;
+
+    /// [`GraphState::generation`] of all layers together: each only grows.
+    fn generation(&self) -> usize;
+}
+
+/// Of one cache.
+impl StepLayers for [&mut dyn GraphState] {
+    unsafe fn step(
+        &self,
+        layer: usize,
+        rows: AttentionRows<'_>,
+        positions: &Tensor,
+        rotation: Option<StepRotation<'_>>,
+    ) -> still_attention::Result<Tensor> {
+        // SAFETY: the caller's.
+        unsafe { self[layer].step(rows, positions, rotation) }
+    }
+
+    fn rotate(&self, rotary: usize) -> bool {
+        self.iter().all(|state| state.rotates(rotary))
+    }
+
+    fn generation(&self) -> usize {
+        self.iter().map(|state| state.generation()).sum()
+    }
+}
+
+/// Of a cache for each sequence: the tables stay where they are.
+impl StepLayers for [StepTable] {
+    unsafe fn step(
+        &self,
+        layer: usize,
+        rows: AttentionRows<'_>,
+        positions: &Tensor,
+        rotation: Option<StepRotation<'_>>,
+    ) -> still_attention::Result<Tensor> {
+        // SAFETY: the caller's.
+        unsafe { self[layer].step(rows, positions, rotation) }
+    }
+
+    fn rotate(&self, rotary: usize) -> bool {
+        self.iter().all(|table| table.rotates(rotary))
+    }
+
+    fn generation(&self) -> usize {
+        0
+    }
+}
+
+/// A captured step. It reads its tensors and writes `logits`, wherever the sequences are.
 pub(crate) struct StepGraph {
     graph: CapturedGraph,
     inputs: Inputs,
@@ -24,7 +92,7 @@ pub(crate) struct StepGraph {
     /// Whose weights it reads.
     decoder: Arc<Decoder>,
     student: Option<Student>,
-    /// [`generation`] when it was captured.
+    /// [`StepLayers::generation`] when it was captured.
     generation: usize,
     /// Which captured it. The tensor library keeps small uploads, which the graph reads, for as long as that thread lives.
     thread: ThreadId,
@@ -46,14 +114,13 @@ struct Inputs {
     rotation: Rotation,
 }
 
-/// That of all layers' memory: each only grows.
-fn generation(states: &[&mut dyn GraphState]) -> usize {
-    states.iter().map(|state| state.generation()).sum()
-}
-
 impl StepGraph {
     /// Captures a step of `batch` sequences.
-    pub fn capture(model: &Model, states: &[&mut dyn GraphState], batch: usize) -> Result<Self> {
+    pub(super) fn capture<L: StepLayers + ?Sized>(
+        model: &Model,
+        layers: &L,
+        batch: usize,
+    ) -> Result<Self> {
         let (device, decoder) = (model.decoder.device(), &model.decoder);
         let inputs = Inputs {
             ids: Tensor::zeros(batch, DType::U32, device)?,
@@ -65,7 +132,7 @@ impl StepGraph {
         let logits = Tensor::zeros((batch, decoder.config.vocab_size), DType::F32, device)?;
 
         let device = device.as_cuda_device()?;
-        let graph = CapturedGraph::capture(device, || queue(model, states, &inputs, &logits))?;
+        let graph = CapturedGraph::capture(device, || queue(model, layers, &inputs, &logits))?;
         Ok(Self {
             graph,
             inputs,
@@ -73,59 +140,71 @@ impl StepGraph {
             logits,
             decoder: decoder.clone(),
             student: model.student.clone(),
-            generation: generation(states),
+            generation: layers.generation(),
             thread: thread::current().id(),
         })
     }
 
     /// Whether it still is a step of `model` and these layers, and this thread's.
-    pub fn fits(&self, model: &Model, states: &[&mut dyn GraphState]) -> bool {
+    pub(super) fn fits<L: StepLayers + ?Sized>(&self, model: &Model, layers: &L) -> bool {
         let maps = |student: &Option<Student>| -> Vec<_> {
             let layers = student.iter().flat_map(|student| &student.layers);
             layers.map(|layer| layer.attention.feature_map_q.id()).collect()
         };
         Arc::ptr_eq(&self.decoder, &model.decoder)
             && maps(&self.student) == maps(&model.student)
-            && self.generation == generation(states)
+            && self.generation == layers.generation()
             && self.thread == thread::current().id()
     }
 
-    /// Queues the step that feeds `ids` at `positions`, which are the sequences' own and which the layers have room for.
+    /// Queues the step that feeds `ids` to the first sequences, at `positions`, which are their own and which the layers have room
+    /// for. The others sit the step out.
     pub fn launch(&mut self, ids: &[u32], positions: &[usize]) -> Result<()> {
         let device = self.decoder.device();
         let Inputs { ids: to_ids, positions: to_positions, rotation } = &self.inputs;
-        let here = self.decoder.rotation_at(positions, 1)?;
-        let positions: Vec<u32> = positions.iter().map(|&position| position as u32).collect();
+        let batch = to_ids.elem_count();
+        let mut rotated = positions.to_vec();
+        rotated.resize(batch, 0);
+        let here = self.decoder.rotation_at(&rotated, 1)?;
+        let mut ids = ids.to_vec();
+        ids.resize(batch, 0);
+        let mut positions: Vec<u32> = positions.iter().map(|&position| position as u32).collect();
+        positions.resize(batch, IDLE);
         let (cos, sin) = rotation.tensors(device, DType::F32)?;
         let [here_cos, here_sin] = here.values();
-        overwrite(to_ids, ids)?;
+        overwrite(to_ids, &ids)?;
         overwrite(to_positions, &positions)?;
         overwrite(&cos, here_cos)?;
         overwrite(&sin, here_sin)?;
         Ok(self.graph.launch()?)
     }
 
-    /// The logits of the last launch, once it is done: `[B, vocab]`.
-    pub fn logits(&mut self) -> Result<&[f32]> {
-        Ok(self.copy.read(&self.logits)?)
+    /// The first `rows` rows of the logits of the last launch, once it is done: `[rows, vocab]`.
+    pub fn logits(&mut self, rows: usize) -> Result<&[f32]> {
+        Ok(self.copy.read(&self.logits.narrow(0, 0, rows)?)?)
+    }
+
+    /// What [`logits`](Self::logits) has given last.
+    pub fn last_logits(&self, rows: usize) -> Result<&[f32]> {
+        Ok(self.copy.last(rows * self.decoder.config.vocab_size)?)
     }
 }
 
 /// A step's kernels; what they allocate is free again at the end.
-fn queue(
+fn queue<L: StepLayers + ?Sized>(
     model: &Model,
-    states: &[&mut dyn GraphState],
+    layers: &L,
     inputs: &Inputs,
     to: &Tensor,
 ) -> Result<()> {
     let attend = |n: usize, rows: AttentionRows<'_>, rotation: Option<StepRotation<'_>>| {
         // SAFETY: the caller has made room for the positions that `launch` is given; until then all are idle.
-        Ok(unsafe { states[n].step(rows, &inputs.positions, rotation) }?)
+        Ok(unsafe { layers.step(n, rows, &inputs.positions, rotation) }?)
     };
     let x = model.decoder.embed_tokens.select(&inputs.ids)?;
     let logits = if small_batch::fits(model, x.dim(0)?) {
         let rotary = model.config().rotary_dim();
-        if states.iter().all(|state| state.rotates(rotary)) {
+        if layers.rotate(rotary) {
             let (cos, sin) = inputs.rotation.tensors(x.device(), DType::F32)?;
             let rotation = Some(StepRotation { cos: &cos, sin: &sin });
             small_batch::step(model, x, None, |n, rows| attend(n, rows, rotation))?
