@@ -96,6 +96,8 @@ def test_other_threads_run_meanwhile(demo):
 WORK = """
 import os, signal, sys, threading, time
 import still
+# A shell that starts the tests in the background has SIGINT ignored, and Python keeps to that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 model = still.Model.load("demo")
 state = model.new_state()
 state.read("Once upon a time")
