@@ -114,6 +114,12 @@ int dispatch(const StillShape& s, F f) {
   return dispatch_dims<64, 80, 96, 128>(s, f);
 }
 
+inline int count_multiprocessors(int& count) {
+  int device = 0;
+  const cudaError_t error = cudaGetDevice(&device);
+  return error != cudaSuccess ? error : cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
+}
+
 // Launches with `bytes` of dynamic shared memory.
 template <class... P, class... A>
 int launch(void (*kernel)(P...), dim3 grid, int threads, int bytes, StillStream stream, A... args) {

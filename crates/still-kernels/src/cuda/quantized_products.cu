@@ -8,6 +8,9 @@
 // The warps of a block take a part of the columns each, for all rows of the block, and stage their own part of x in shared
 // memory; nothing waits for another warp before the end. The norm of x needs no pass of its own: its sum(x^2) is gathered while x
 // is staged, and the products are scaled at the end.
+//
+// A block has as many warps as let all blocks be resident together, so that no multiprocessor ends with less work than others.
+#include <algorithm>
 #include <type_traits>
 #include "quantized.cuh"
 #include "small_batch.cuh"
@@ -16,8 +19,11 @@ namespace still {
 
 constexpr int COLUMNS = 8;
 
-// Bytes of x that a block stages at a time.
-constexpr int STAGED = 48 * 1024;
+// 128 registers a thread: 16 warps a multiprocessor, each with four tiles of 1 KiB on their way.
+constexpr int RESIDENT_WARPS = 16, MOST_WARPS = 8;
+
+// Bytes of x that a block stages at a time, and all of a multiprocessor.
+constexpr int STAGED = 48 * 1024, STAGED_BY_ALL = 160 * 1024;
 
 struct Plan {
   int planes, capacity;  // planes of x; tiles of 64 columns that a warp stages at a time
@@ -43,7 +49,7 @@ template <class X, bool NORM>
 __device__ __forceinline__ float stage_row(const X* x, const X* norm, int inner, int from, int to, int planes, int row, int columns,
                                            uint2* staged) {
   // Eights of columns that are loaded together: none waits for another.
-  constexpr int WORDS = sizeof(X) / 2, EIGHTS = (NORM ? 2 : 4) / WORDS;
+  constexpr int WORDS = sizeof(X) / 2, EIGHTS = 4 / WORDS;
   float square = 0.f;
   for (int first = from + threadIdx.x % 32 * 8; first < to; first += EIGHTS * 32 * 8) {
     uint4 loaded[EIGHTS][WORDS], by[EIGHTS][WORDS];
@@ -90,14 +96,14 @@ __device__ __forceinline__ float stage_row(const X* x, const X* norm, int inner,
   return square;
 }
 
-// 128 registers a thread: 16 warps a multiprocessor, each with four tiles of 1 KiB on their way.
-template <class F, int TILES, int WARPS>
-__global__ __launch_bounds__(WARPS * 32, 16 / WARPS) void quantized_products_kernel(const __grid_constant__ Products products, Plan plan) {
+template <class F, int TILES>
+__global__ __launch_bounds__(MOST_WARPS * 32, RESIDENT_WARPS / MOST_WARPS) void quantized_products_kernel(
+    const __grid_constant__ Products products, Plan plan) {
   extern __shared__ uint4 shared[];
-  __shared__ float sums[WARPS][TILES][TILE_ROWS][COLUMNS], squares[WARPS][COLUMNS];
+  __shared__ float sums[MOST_WARPS][TILES][TILE_ROWS][COLUMNS], squares[MOST_WARPS][COLUMNS];
   constexpr int DEPTH = F::DEPTH / TILES;
   const StillSmallBatchProducts& a = products.all;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, column = lane / 4;
+  const int warps = blockDim.x / 32, warp = threadIdx.x / 32, lane = threadIdx.x % 32, column = lane / 4;
   const int each = a.gated ? 1 : TILES, matrices = a.gated ? 1 : a.count;
   int group = blockIdx.x, which = 0;
   for (; which + 1 < matrices; which++) {
@@ -114,7 +120,7 @@ __global__ __launch_bounds__(WARPS * 32, 16 / WARPS) void quantized_products_ker
     rows[tile] = TileRow<F>(a.gated && tile ? products.factor[1].weight : factor.weight, out, a.inner, at < last ? at : last);
   }
 
-  const int steps = column_tiles(a.inner), from = steps * warp / WARPS, to = steps * (warp + 1) / WARPS;
+  const int steps = column_tiles(a.inner), from = steps * warp / warps, to = steps * (warp + 1) / warps;
   typename F::Codes codes[TILES][DEPTH];
   typename F::Scales scales[TILES][DEPTH];
   // Addresses go on by whole rounds; within one they differ by constants.
@@ -134,24 +140,21 @@ __global__ __launch_bounds__(WARPS * 32, 16 / WARPS) void quantized_products_ker
   for (int i = 0; i < DEPTH; i++)
     if (from + i < to) load(i, i, from + i);
 
-  // What this thread will write. What is added to it is loaded here and looked at when it is long there.
+  // What this thread will write.
   const int written = a.gated ? 1 : TILES, r = threadIdx.x % TILE_ROWS, tile_of_y = threadIdx.x / TILE_ROWS % written;
   const int n = threadIdx.x / (TILE_ROWS * written), row_of_y = (group * each + tile_of_y) * TILE_ROWS + r;
   const bool writes = n < a.rows && row_of_y < out;
   const int64_t place = int64_t(n) * out + row_of_y;
-  uint32_t added[2] = {};
   auto bits = [&](const void* from, int64_t at) -> uint32_t {
     if (!writes || !from) return 0;
     return a.dtype == STILL_F32 ? static_cast<const uint32_t*>(from)[at] : static_cast<const uint16_t*>(from)[at];
   };
-  added[0] = bits(factor.bias, row_of_y), added[1] = bits(factor.add, place);
 
   const int columns = a.rows * plan.planes;
   uint4* own = shared + warp * plan.capacity * 2 * columns * 4;
   // Lanes of a column that no row of x has take another's: what it gives is not looked at.
   const int stride = columns * 4, lane_place = (column < columns ? column : columns - 1) * 4 + lane % 4;
-  auto stage = [&](int step, bool first) {
-    const int end = step + plan.capacity < to ? step + plan.capacity : to;
+  auto stage = [&](int step, int end, bool first) {
     __syncwarp();
     for (int row = 0; row < a.rows; row++) {
       auto of = [&](auto type, auto normed) {
@@ -171,16 +174,8 @@ __global__ __launch_bounds__(WARPS * 32, 16 / WARPS) void quantized_products_ker
     }
     __syncwarp();
   };
-  if (from == to && lane < COLUMNS) squares[warp][lane] = 0.f;
-
   float sum[TILES][4] = {};
-  int staged = from;
-  for (int step = from; step < to; step += DEPTH) {
-    if (step == from || step - staged >= plan.capacity) {
-      stage(step, step == from);
-      staged = step;
-    }
-    const uint4* of_lane = own + (step - staged) * 2 * stride + lane_place;
+  auto multiply = [&](int step, const uint4* of_lane) {
 #pragma unroll
     for (int i = 0; i < DEPTH; i++) {
       if (step + i >= to) break;
@@ -226,6 +221,16 @@ __global__ __launch_bounds__(WARPS * 32, 16 / WARPS) void quantized_products_ker
       rows[tile].codes += DEPTH * F::CODES;
       rows[tile].scales += DEPTH * F::SCALES;
     }
+  };
+  // What is added is loaded before the last part is multiplied, and looked at when it is long there.
+  uint32_t added[2];
+  for (int step = from;;) {
+    const int end = min(step + plan.capacity, to);
+    stage(step, end, step == from);
+    const bool last = end == to;
+    if (last) added[0] = bits(factor.bias, row_of_y), added[1] = bits(factor.add, place);
+    for (const uint4* of_lane = own + lane_place; step < end; step += DEPTH, of_lane += 2 * DEPTH * stride) multiply(step, of_lane);
+    if (last) break;
   }
 
 #pragma unroll
@@ -240,13 +245,12 @@ __global__ __launch_bounds__(WARPS * 32, 16 / WARPS) void quantized_products_ker
   float scale = 1.f;
   if (a.norm) {
     float square = 0.f;
-    for (int w = 0; w < WARPS; w++) square += squares[w][n];
+    for (int w = 0; w < warps; w++) square += squares[w][n];
     scale = rsqrtf(square / a.inner + a.eps);
   }
   auto total = [&](int tile) {
     float y = 0.f;
-#pragma unroll
-    for (int w = 0; w < WARPS; w++)
+    for (int w = 0; w < warps; w++)
       for (int plane = 0; plane < plan.planes; plane++) y += sums[w][tile][r][n * plan.planes + plane];
     if constexpr (F::GROUP == 0) y *= reinterpret_cast<const float*>(tile ? rows[TILES - 1].shared : rows[0].shared)[r % 8 * 2 + r / 8];
     return y * scale;
@@ -264,19 +268,29 @@ __global__ __launch_bounds__(WARPS * 32, 16 / WARPS) void quantized_products_ker
     from_f32(static_cast<__nv_bfloat16*>(factor.to) + place, y);
 }
 
-template <class F, int TILES, int WARPS>
+// Warps of a block, of `groups` blocks that write `written` values each.
+int warps_of(int groups, int written, int multiprocessors, int otherwise) {
+  const int together = (groups + multiprocessors - 1) / multiprocessors, least = (written + 31) / 32;
+  const int warps = together > MOST_WARPS ? otherwise : std::min(MOST_WARPS, RESIDENT_WARPS / together);
+  return std::max(warps, least);
+}
+
+template <class F, int TILES>
 int launch_quantized(const Products& products, int planes, StillStream stream) {
   constexpr int DEPTH = F::DEPTH / TILES;
   const StillSmallBatchProducts& a = products.all;
   const int each = a.gated ? 1 : TILES, matrices = a.gated ? 1 : a.count;
-  int groups = 0;
+  int groups = 0, multiprocessors = 0;
   for (int i = 0; i < matrices; i++) groups += (row_tiles(products.factor[i].out) + each - 1) / each;
+  if (const int error = count_multiprocessors(multiprocessors)) return error;
+  // Where there are many blocks, those of few tiles are large, so that more warps wait for memory together; the others small, so
+  // that some go on while one begins or ends.
+  const int warps = warps_of(groups, each * TILE_ROWS * a.rows, multiprocessors, TILES == 1 ? 8 : 4);
   // Tiles that a warp may have, in whole rounds of the loop, or as many as are staged at a time.
-  const int tile_bytes = 2 * a.rows * planes * BLOCK * 2, most = (column_tiles(a.inner) + WARPS - 1) / WARPS;
-  int capacity = STAGED / WARPS / tile_bytes;
-  if (most < capacity) capacity = most;
+  const int tile_bytes = 2 * a.rows * planes * BLOCK * 2, most = (column_tiles(a.inner) + warps - 1) / warps;
+  int capacity = std::min(most, std::min(STAGED / warps, STAGED_BY_ALL / RESIDENT_WARPS) / tile_bytes);
   capacity = (capacity + DEPTH - 1) / DEPTH * DEPTH;
-  return launch(quantized_products_kernel<F, TILES, WARPS>, dim3(groups), WARPS * 32, WARPS * capacity * tile_bytes, stream, products,
+  return launch(quantized_products_kernel<F, TILES>, dim3(groups), warps * 32, warps * capacity * tile_bytes, stream, products,
                 Plan{planes, capacity, BASE});
 }
 
@@ -289,11 +303,9 @@ int quantized_products(const Products& products, StillStream stream) {
   for (int i = 0; i < a.count; i++) tiles += row_tiles(products.factor[i].out);
   return by_format(products.factor[0].format, int(cudaErrorInvalidValue), [&](auto format) {
     using F = decltype(format);
-    // Of few tiles every one has a block, so that more warps wait for memory together. Of many two share what is staged, and blocks
-    // are small, so that others go on while one begins or ends; but every value that is written has a thread.
-    if (!a.gated && tiles < 2048) return launch_quantized<F, 1, 8>(products, planes, stream);
-    const int written = (a.gated ? 1 : 2) * TILE_ROWS * a.rows;
-    return written <= 4 * 32 ? launch_quantized<F, 2, 4>(products, planes, stream) : launch_quantized<F, 2, 8>(products, planes, stream);
+    // Of few tiles every one has a block, so that more warps wait for memory together. Of many two share what is staged.
+    if (!a.gated && tiles < 2048) return launch_quantized<F, 1>(products, planes, stream);
+    return launch_quantized<F, 2>(products, planes, stream);
   });
 }
 
