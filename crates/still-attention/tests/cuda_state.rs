@@ -14,6 +14,7 @@ use still_attention::{
     PreparedWeights, Router, RowDtype, SelectionHead, StepRotation, StillConfig, hybrid_attention,
     naive,
 };
+use still_compute::cuda::StepMemory;
 
 /// The GPU; a test that asks for one and finds none has failed.
 fn gpu() -> Device {
@@ -738,7 +739,10 @@ fn steps_that_rotate() {
             let rotation = Some(StepRotation { cos: &cos, sin: &sin });
             assert!(inside.rotates(rotary));
             // SAFETY: the positions are the sequences' own, and there is room.
-            let out = unsafe { GraphState::step(&inside, raw, &own_positions, rotation) }.unwrap();
+            let out = unsafe {
+                GraphState::step(&inside, raw, &own_positions, rotation, &StepMemory::default())
+            };
+            let out = out.unwrap();
             inside.count();
             got.extend(flat(&out));
             expected.extend(flat(&before.advance(&rotated(&q), &rotated(&k), &v, None).unwrap()));

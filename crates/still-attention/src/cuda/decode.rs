@@ -27,7 +27,7 @@ use crate::{
     AttentionError, AttentionKind, AttentionRows, AttentionState, HeadGeometry, HybridConfig,
     HybridWeights, LinearState, Result, RowDtype, SavedState,
 };
-use still_compute::cuda::{Launch, on_cuda};
+use still_compute::cuda::{Launch, StepMemory, on_cuda};
 
 use self::step::{Fed, StepState, splits};
 
@@ -276,7 +276,7 @@ impl CudaHybridState {
     /// [made](Self::reserve) before.
     pub unsafe fn step(&self, rows: AttentionRows<'_>, positions: &Tensor) -> Result<Tensor> {
         // SAFETY: the caller's.
-        unsafe { self.weights.step(self, rows, positions, None) }
+        unsafe { self.weights.step(self, rows, positions, None, &StepMemory::default()) }
     }
 
     pub(super) fn weights(&self) -> &Arc<CudaWeights> {
@@ -417,9 +417,10 @@ impl CudaHybridState {
             .flat_map(|t| lengths.iter().enumerate().map(move |length| position(length, t)))
             .collect();
         let positions = Tensor::from_vec(positions, (steps, lengths.len()), out.device())?;
+        let memory = StepMemory::default();
         for t in 0..steps {
             let (fed, out) = (fed.token(t)?, out.narrow(2, t, 1)?);
-            self.weights.queue(self, &fed, &out, &positions.get(t)?, None)?;
+            self.weights.queue(self, &fed, &out, &positions.get(t)?, None, &memory)?;
         }
         for (position, length) in self.positions.iter_mut().zip(lengths) {
             *position += length;
@@ -477,9 +478,10 @@ impl GraphState for CudaHybridState {
         rows: AttentionRows<'_>,
         positions: &Tensor,
         rotation: Option<StepRotation<'_>>,
+        memory: &StepMemory,
     ) -> Result<Tensor> {
         // SAFETY: the caller's.
-        unsafe { self.weights.step(self, rows, positions, rotation) }
+        unsafe { self.weights.step(self, rows, positions, rotation, memory) }
     }
 
     fn rotates(&self, rotary: usize) -> bool {

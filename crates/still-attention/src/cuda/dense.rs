@@ -5,7 +5,7 @@ use std::ptr::null;
 use candle_core::backend::BackendDevice;
 use candle_core::cuda::cudarc::driver::CudaSlice;
 use candle_core::{CudaDevice, D, DType, Device, Tensor};
-use still_compute::cuda::{Gemm, Launch, gemm, on_cuda};
+use still_compute::cuda::{Gemm, Launch, StepMemory, gemm, on_cuda};
 use still_kernels::dense::{
     DENSE_DECODE_HEAD_DIMS, DENSE_FORWARD_HEAD_DIMS, DENSE_SPLITS, DenseAppend, DenseDecode,
     DenseForward, DenseSequence, still_dense_append, still_dense_decode, still_dense_decode_floats,
@@ -14,7 +14,7 @@ use still_kernels::dense::{
 use still_kernels::{Rows, check};
 
 use super::graph_state::StepRotation;
-use super::layout::{by_token, rows_aligned, shape, tensor_by_token, uninit};
+use super::layout::{by_token, rows_aligned, shape, tensor_by_token};
 use crate::Result;
 
 /// Query rows of a sequence answered together by ops, at most.
@@ -144,21 +144,23 @@ pub(super) enum StepRows<'a> {
 
 /// Queues attention of one token of each sequence, whose row is added to `cache`: `rows` are `q` and the output
 /// `[B, H, 1, D]`, `k` and `v` `[B, K, 1, D]`; `positions` `[B]` u32; `arrived` `[B, H]`, zeros between steps; `rotation`:
-/// what `q` and `k` go through first.
+/// what `q` and `k` go through first; `memory`: where blocks leave their results.
 pub(super) fn decode(
     [q, k, v, out]: [&Tensor; 4],
     cache: StepRows<'_>,
     positions: &Tensor,
     arrived: &CudaSlice<u32>,
     rotation: Option<StepRotation<'_>>,
+    memory: &StepMemory,
 ) -> candle_core::Result<()> {
     let device = q.device().as_cuda_device()?;
     let (batch, kv_heads) = (q.dim(0)?, k.dim(1)?);
     let (shape, splits) = (shape(q, kv_heads, 0)?, splits(batch, kv_heads));
     // SAFETY: only reads the shape.
     let floats = unsafe { still_dense_decode_floats(&shape, splits) };
-    let partial: CudaSlice<f32> =
-        uninit(device, usize::try_from(floats).map_err(candle_core::Error::wrap)?)?;
+    let floats = usize::try_from(floats).map_err(candle_core::Error::wrap)?;
+    let partial = memory.tensor(("partial results", 0), floats, DType::F32, q.device())?;
+    let held_partial = partial.storage_and_layout();
     let rows = [rows_aligned(q)?, rows_aligned(k)?, rows_aligned(v)?];
     let stream = device.cuda_stream();
     let held = rows.each_ref().map(Tensor::storage_and_layout);
@@ -201,7 +203,7 @@ pub(super) fn decode(
         sin,
         rotary: rotary as i32,
         positions: launch.values::<i32>(on_cuda(&positions.0)?, positions.1)?,
-        partial: launch.at(&partial),
+        partial: launch.values(on_cuda(&held_partial.0)?, held_partial.1)?,
         arrived: launch.at(arrived),
         splits,
         caches,

@@ -1,6 +1,7 @@
 //! States that CUDA graphs feed.
 
 use candle_core::Tensor;
+use still_compute::cuda::StepMemory;
 
 use super::step_table::TableState;
 use crate::{AttentionRows, AttentionState, Result};
@@ -24,7 +25,8 @@ pub trait GraphState: AttentionState {
     /// memory moves. `rows` as [`advance`](AttentionState::advance) takes them, of one token; `positions` `[B]` u32 on the device,
     /// [`IDLE`] for a sequence that sits the step out, whose output is not written.
     ///
-    /// `rotation`: RoPE that `q` and `k` have yet to go through; only of a state that [rotates](Self::rotates).
+    /// `rotation`: RoPE that `q` and `k` have yet to go through; only of a state that [rotates](Self::rotates). `memory`: where the
+    /// output lies, and what the kernels need besides; layers that share it take turns.
     ///
     /// The caller [counts](Self::count) the step.
     ///
@@ -39,6 +41,7 @@ pub trait GraphState: AttentionState {
         rows: AttentionRows<'_>,
         positions: &Tensor,
         rotation: Option<StepRotation<'_>>,
+        memory: &StepMemory,
     ) -> Result<Tensor>;
 
     /// Whether a step can rotate the first `rotary` channels of queries and keys.

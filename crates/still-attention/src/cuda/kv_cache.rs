@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use candle_core::cuda::cudarc::driver::CudaSlice;
 use candle_core::{DType, Device, DeviceLocation, Tensor};
-use still_compute::cuda::{Launch, on_cuda};
+use still_compute::cuda::{Launch, StepMemory, on_cuda};
 use still_kernels::dense::DenseSequence;
 
 use super::dense::{Spans, StepRows, append, by_ops, decode, forward, has_decode, has_forward};
@@ -127,7 +127,8 @@ impl CudaKvCache {
         };
         let positions: Vec<u32> = self.positions.iter().zip(lengths).map(position).collect();
         let positions = Tensor::from_vec(positions, lengths.len(), q.device())?;
-        decode([q, k, v, &out], StepRows::Cache(&rows), &positions, &self.arrived, None)?;
+        let (cache, memory) = (StepRows::Cache(&rows), StepMemory::default());
+        decode([q, k, v, &out], cache, &positions, &self.arrived, None, &memory)?;
         Ok(out)
     }
 
@@ -177,9 +178,19 @@ impl CudaKvCache {
         positions: &Tensor,
         rotation: Option<StepRotation<'_>>,
     ) -> Result<Tensor> {
+        self.step_in([q, k, v], positions, rotation, &StepMemory::default())
+    }
+
+    fn step_in(
+        &self,
+        fed: [&Tensor; 3],
+        positions: &Tensor,
+        rotation: Option<StepRotation<'_>>,
+        memory: &StepMemory,
+    ) -> Result<Tensor> {
         let rows = self.rows.as_ref().ok_or_else(no_room)?;
-        let at = (self.geometry, self.positions.len(), self.dtype);
-        step([q, k, v], at, StepRows::Cache(rows), positions, &self.arrived, rotation)
+        let (at, cache) = ((self.geometry, self.batch(), self.dtype), StepRows::Cache(rows));
+        step(fed, at, cache, positions, &self.arrived, rotation, memory)
     }
 
     fn has_steps(&self) -> bool {
@@ -249,7 +260,7 @@ impl CudaKvCache {
     }
 }
 
-/// A step of `batch` sequences, whose rows are `dtype`: the output.
+/// A step of `batch` sequences, whose rows are `dtype`: the output, in `memory`.
 pub(super) fn step(
     [q, k, v]: [&Tensor; 3],
     (geometry, batch, dtype): (HeadGeometry, usize, DType),
@@ -257,6 +268,7 @@ pub(super) fn step(
     positions: &Tensor,
     arrived: &CudaSlice<u32>,
     rotation: Option<StepRotation<'_>>,
+    memory: &StepMemory,
 ) -> Result<Tensor> {
     support::check_fed(OP, [q, k, v], geometry, batch, dtype, positions.device())?;
     expect_shape(OP, "q", q, &[batch, geometry.num_heads, 1, geometry.head_dim])?;
@@ -267,9 +279,8 @@ pub(super) fn step(
     if let Some(rotation) = rotation {
         support::check_rotation(rotation, batch, geometry.head_dim)?;
     }
-    // SAFETY: the kernel writes the rows of all sequences that are not idle.
-    let out = unsafe { q.empty_like()? };
-    decode([q, k, v, &out], cache, positions, arrived, rotation)?;
+    let out = memory.tensor(("attention", 0), q.shape(), q.dtype(), q.device())?;
+    decode([q, k, v, &out], cache, positions, arrived, rotation, memory)?;
     Ok(out)
 }
 
@@ -288,10 +299,10 @@ impl GraphState for CudaKvCache {
         rows: AttentionRows<'_>,
         positions: &Tensor,
         rotation: Option<StepRotation<'_>>,
+        memory: &StepMemory,
     ) -> Result<Tensor> {
         without_gate(&rows)?;
-        // SAFETY: the caller's.
-        unsafe { self.step([rows.q, rows.k, rows.v], positions, rotation) }
+        self.step_in([rows.q, rows.k, rows.v], positions, rotation, memory)
     }
 
     fn rotates(&self, rotary: usize) -> bool {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use candle_core::cuda::cudarc::driver::CudaSlice;
 use candle_core::{CudaDevice, DType, Device, Tensor};
-use still_compute::cuda::Launch;
+use still_compute::cuda::{Launch, StepMemory};
 use still_kernels::dense::DenseSequence;
 use still_kernels::{Decode, NO_CAP, Rows, STILL_PLAIN, SequenceState};
 
@@ -184,18 +184,19 @@ impl StepTable {
         rows: AttentionRows<'_>,
         positions: &Tensor,
         rotation: Option<StepRotation<'_>>,
+        memory: &StepMemory,
     ) -> Result<Tensor> {
         match &self.layer {
             // SAFETY: the caller's.
             Layer::Hybrid(layer) => unsafe {
                 let state = Hybrid { rows: self.rows, layer, table: &self.table.on_device };
-                layer.weights.step(&state, rows, positions, rotation)
+                layer.weights.step(&state, rows, positions, rotation, memory)
             },
             Layer::Dense { geometry, dtype, arrived } => {
                 without_gate(&rows)?;
                 let (fed, table) = ([rows.q, rows.k, rows.v], &self.table.on_device);
-                let at = (*geometry, self.rows, *dtype);
-                kv_cache::step(fed, at, StepRows::Table(table), positions, arrived, rotation)
+                let (at, cache) = ((*geometry, self.rows, *dtype), StepRows::Table(table));
+                kv_cache::step(fed, at, cache, positions, arrived, rotation, memory)
             }
         }
     }

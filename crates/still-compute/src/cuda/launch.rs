@@ -3,10 +3,8 @@
 use std::ffi::{c_int, c_void};
 use std::sync::Arc;
 
-use candle_core::backend::BackendDevice;
 use candle_core::cuda::CudaStorageSlice;
 use candle_core::cuda::cudarc::driver::{CudaSlice, CudaStream, DevicePtr, SyncOnDrop};
-use candle_core::op::BackpropOp;
 use candle_core::{CudaStorage, DType, Layout, Result, Storage, Tensor, bail};
 use still_kernels::{Rows, STILL_BF16, STILL_F32, check};
 
@@ -65,31 +63,39 @@ pub fn queue_any(
     f: impl FnOnce(&[*mut c_void], &[*mut c_void], *mut c_void) -> c_int,
 ) -> Result<Vec<Tensor>> {
     let Some(first) = inputs.first() else { bail!("{call}: no input says which device it is on") };
-    let device = first.device().as_cuda_device()?;
-    let stream = device.cuda_stream();
-    let mut made = Vec::with_capacity(outputs.len());
-    for (shape, dtype) in outputs {
-        // SAFETY: the kernel fills it.
-        let storage = unsafe { device.alloc_uninit(&shape, dtype)? };
-        made.push((storage, Layout::contiguous(shape)));
-    }
+    let device = first.device();
+    // SAFETY: the kernel fills them.
+    let new = |(shape, dtype): (candle_core::Shape, DType)| unsafe {
+        Tensor::empty(shape, dtype, device)
+    };
+    let made = outputs.into_iter().map(new).collect::<Result<Vec<_>>>()?;
+    queue_into(call, inputs, &made, f)?;
+    Ok(made)
+}
+
+/// [`queue_any`] with outputs that are there: contiguous, on the device of the first input.
+///
+/// # Errors
+/// As there.
+pub fn queue_into(
+    call: &'static str,
+    inputs: &[&Tensor],
+    outputs: &[Tensor],
+    f: impl FnOnce(&[*mut c_void], &[*mut c_void], *mut c_void) -> c_int,
+) -> Result<()> {
+    let Some(first) = inputs.first() else { bail!("{call}: no input says which device it is on") };
+    let stream = first.device().as_cuda_device()?.cuda_stream();
     let held: Vec<_> = inputs.iter().map(|input| input.storage_and_layout()).collect();
+    let made: Vec<_> = outputs.iter().map(Tensor::storage_and_layout).collect();
     let mut launch = Launch::new(&stream)?;
     let (mut from, mut to) = (Vec::with_capacity(held.len()), Vec::with_capacity(made.len()));
     for (storage, layout) in &held {
         from.push(launch.values(on_cuda(storage)?, layout)?);
     }
     for (storage, layout) in &made {
-        to.push(launch.values(storage, layout)?);
+        to.push(launch.values(on_cuda(storage)?, layout)?);
     }
-    check(call, f(&from, &to, launch.stream())).map_err(candle_core::Error::wrap)?;
-    drop(launch);
-    drop(held);
-    let tensor = |(storage, layout): (CudaStorage, Layout)| {
-        let shape = layout.shape().clone();
-        Tensor::from_storage(Storage::Cuda(storage), shape, BackpropOp::none(), false)
-    };
-    Ok(made.into_iter().map(tensor).collect())
+    check(call, f(&from, &to, launch.stream())).map_err(candle_core::Error::wrap)
 }
 
 /// The stream that a call's kernels are queued on. What they use is marked so, for other streams, when this is dropped.

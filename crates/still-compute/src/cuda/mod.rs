@@ -4,8 +4,10 @@ mod gemm;
 mod graph;
 mod host;
 mod launch;
+mod step_memory;
 
 pub use gemm::{Gemm, gemm};
 pub use graph::{CapturedGraph, can_capture, no_capture};
 pub use host::{PinnedCopy, overwrite};
-pub use launch::{Launch, kind, on_cuda, queue, queue_any};
+pub use launch::{Launch, kind, on_cuda, queue, queue_any, queue_into};
+pub use step_memory::{StepMemory, StepTensor};

@@ -5,7 +5,7 @@ use still_attention::{
     AttentionRows, CudaHybridState, CudaKvCache, CudaWeights, GraphState, HybridConfig,
     HybridWeights, IDLE,
 };
-use still_compute::cuda::CapturedGraph;
+use still_compute::cuda::{CapturedGraph, StepMemory};
 use still_model::Result;
 
 use super::decode::{Decoded, Steps, copies};
@@ -49,7 +49,8 @@ where
     let positions = (tokens..tokens + decoded.steps).flat_map(|t| vec![t as u32; batch]);
     let positions =
         Tensor::from_vec(positions.collect::<Vec<u32>>(), (decoded.steps, batch), device)?;
-    let step = Step { states, token: decoded.token.clone(), position };
+    let memory = StepMemory::default();
+    let step = Step { states, token: decoded.token.clone(), position, memory };
     let graph = CapturedGraph::capture(device.as_cuda_device()?, || step.queue())?;
     let copies = step.states.len();
     let mut replay = Replay { graph, step, positions, next: 0 };
@@ -80,16 +81,18 @@ struct Step<S> {
     token: [Tensor; 3],
     /// `[B]` u32
     position: Tensor,
+    /// What the kernels write.
+    memory: StepMemory,
 }
 
 impl<S: GraphState> Step<S> {
-    /// Queues them; what they allocate is free again at the end.
+    /// Queues them.
     fn queue(&self) -> Result<()> {
         let [q, k, v] = &self.token;
         let rows = AttentionRows { q, k, v, gate: None };
         for state in &self.states {
             // SAFETY: the position is idle or the one that comes next, and there is room for all that come.
-            unsafe { state.step(rows, &self.position, None) }?;
+            unsafe { state.step(rows, &self.position, None, &self.memory) }?;
         }
         Ok(())
     }

@@ -3,6 +3,7 @@
 // result; the last to arrive merges them in order.
 #include "decode_linear.cuh"
 #include "decode_rows.cuh"
+#include "last_block.cuh"
 #include "self_saliency.cuh"
 #include "values.cuh"
 
@@ -87,31 +88,30 @@ __device__ __forceinline__ void merge_parts(const Decode<typename K::T>& in, con
 template <class K, int CODING, bool EACH>
 __global__ void __launch_bounds__(128, K::P == 1 ? 3 : 1) decode_attend(const Decode<typename K::T> state) {
   constexpr int D = K::D;
+  let_next_begin();
   const int position = state.positions[blockIdx.z];
-  if (position < 0) return;
+  if (position < 0) return wait_for_previous();
   const Stored<typename K::T> in(state.template own<EACH>(blockIdx.z, D), EACH);
   extern __shared__ __align__(128) unsigned char dynamic[];
   __shared__ DecodeScratch<D> scratch;
-  __shared__ bool last;
   const DecodeMemory<K> memory(dynamic);
   const Place at(in, position);
   float* const mine = at.template partial<D>(in, at.part);
 
-  if (at.part <= at.ring_part) {
+  if (at.idle()) {
+    // Only counted.
+  } else if (at.part <= at.ring_part) {
     RowSums<D / 8> sums;
     attend_rows<K, CODING>(in, at, memory, sums);
     merge_warps<K>(sums, in.group, memory.floats, scratch, mine);  // the stages are done with
   } else {
     attend_state<K>(in, at, memory, scratch, mine);
   }
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) last = atomicInc(in.arrived + at.bk, gridDim.x - 1) == gridDim.x - 1;
+  if (is_last_block(in.arrived + at.bk, gridDim.x)) {
+    wait_for_previous();  // an idle part has not yet
+    merge_parts<K>(in, at, memory.floats, scratch.sums[0]);
+  }
   if (at.part == at.ring_part) score_token(in, at, memory.window(), scratch.four);
-  __syncthreads();
-  if (!last) return;
-  __threadfence();
-  merge_parts<K>(in, at, memory.window(), scratch.sums[0]);
 }
 
 // Rows of a sequence that was read at once: salient ones to the store, the last two chunks to the ring.
@@ -162,7 +162,7 @@ extern "C" int still_decode(const StillShape* shape, const StillDecode* args, St
     using K = decltype(kind);
     const int group = shape->heads / shape->kv_heads, parts = args->splits + 1 + 2 * group;
     auto run = [&](auto kernel) {
-      return still::launch(kernel, dim3(parts, shape->kv_heads, shape->batch), 128, still::DecodeMemory<K>::bytes(group), stream,
+      return still::launch_early(kernel, dim3(parts, shape->kv_heads, shape->batch), 128, still::DecodeMemory<K>::bytes(group), stream,
                            still::Decode<typename K::T>(*shape, *args));
     };
     auto either = [&](auto coding) {

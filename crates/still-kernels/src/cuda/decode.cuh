@@ -2,12 +2,16 @@
 #pragma once
 #include <type_traits>
 #include "codes.cuh"
+#include "early.cuh"
 #include "rotate_step.cuh"
 #include "scores.cuh"
 
 namespace still {
 
 constexpr int RING = 2 * CHUNK;
+
+// Whether a chunk retires before the token at `position` is answered: the one two before its own.
+__device__ __forceinline__ bool retires(int position) { return position >= RING && position % CHUNK == 0; }
 
 template <class T>
 struct Decode {

@@ -22,8 +22,10 @@ __device__ __forceinline__ Candidate lower(Candidate a, Candidate b) {
 
 template <class T, bool EACH>
 __global__ void __launch_bounds__(ADMIT_THREADS) decode_admit(const Decode<T> state, int d) {
+  let_next_begin();
   const int kv = blockIdx.x, b = blockIdx.y, position = state.positions[b], t = threadIdx.x;
-  if (position < RING || position % CHUNK != 0) return;
+  wait_for_previous();
+  if (!retires(position)) return;
   const Stored<T> in(state.template own<EACH>(b, d), EACH);
   __shared__ Ranked unranked[CHUNK], arrivals[CHUNK];
   __shared__ Candidate lowest[ADMIT_THREADS / 32];
@@ -116,7 +118,7 @@ __global__ void __launch_bounds__(ADMIT_THREADS) decode_admit(const Decode<T> st
 int run_decode_admit(const StillShape& shape, const StillDecode& args, StillStream stream) {
   return dispatch(shape, [&](auto kind) {
     using T = typename decltype(kind)::T;
-    return launch(args.states ? decode_admit<T, true> : decode_admit<T, false>, dim3(shape.kv_heads, shape.batch), ADMIT_THREADS, 0, stream,
+    return launch_early(args.states ? decode_admit<T, true> : decode_admit<T, false>, dim3(shape.kv_heads, shape.batch), ADMIT_THREADS, 0, stream,
                   Decode<T>(shape, args), int(shape.head_dim));
   });
 }

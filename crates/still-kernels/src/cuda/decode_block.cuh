@@ -6,7 +6,6 @@ namespace still {
 
 constexpr int GROUP = 16;       // at most so many query heads a KV head: the rows of a product
 constexpr int MOST_PARTS = 65;  // of a store, and the ring
-static_assert(2 * MOST_PARTS >= RING);
 
 // Which part of a (sequence, KV head) a block has, and how much there is to attend to. The parts below `ring_part` share the
 // store, two for each query head follow it.
@@ -27,6 +26,9 @@ struct Place {
     tiles = in.flags & STILL_NO_SALIENT ? 0 : (kept + CHUNK - 1) / CHUNK;
     share = (tiles + ring_part - 1) / ring_part;
   }
+
+  // Whether there is nothing for the part to do.
+  __device__ __forceinline__ bool idle() const { return part < ring_part && part * share >= tiles; }
 
   // Where a part leaves its numerators [GROUP, D] and, behind them, maxima and sums [2, GROUP].
   template <int D, class T>
@@ -49,16 +51,22 @@ struct DecodeMemory {
       : floats(reinterpret_cast<float*>(memory)), base(shared_address(memory)) {}
   __device__ __forceinline__ Stage stage(int i) const { return Stage{base + i % 2 * Stage::BYTES}; }
   __device__ __forceinline__ Queries queries() const { return Queries{base + 2 * Stage::BYTES}; }
-  // [group, RING] logits; two of [group, MOST_PARTS] weights, when parts are merged.
+  // [group, RING] logits.
   __device__ __forceinline__ float* window() const { return floats + WINDOW / 4; }
-  static int bytes(int group) { return WINDOW + group * 2 * MOST_PARTS * 4; }
+  // Of a linear part: the state's half lies in the stages, and what lanes add up behind it.
+  static constexpr int STATE = K::D * K::D, LANE_SUMS = 1024;
+  static_assert(WINDOW / 4 >= STATE + LANE_SUMS);
+  __device__ __forceinline__ float* lane_sums() const { return floats + STATE; }
+  // When parts are merged, two of [GROUP, MOST_PARTS] weights lie in the stages.
+  static_assert(2 * Stage::BYTES >= 2 * GROUP * MOST_PARTS * 4);
+  static int bytes(int group) { return WINDOW + group * RING * 4; }
 };
 
 // Static shared memory.
 template <int D>
 struct DecodeScratch {
-  float four[4];                           // of the four warps
-  float x[D], f[D], phi[D], y[D];          // the linear branch: a query, x W, phi(x), phi(x) S
+  float four[4], others[4];                // of the four warps
+  float x[D], phi[D];                      // the linear branch: a query, phi(x)
   float maxima[4][GROUP], sums[4][GROUP];  // of the four warps, by row
 };
 

@@ -12,8 +12,10 @@ __global__ void __launch_bounds__(128) decode_retire(const Decode<typename K::T>
   using T = typename K::T;
   constexpr int D = K::D, P = K::P, KS = D / 16, NT = D / 8;
   using RowsTile = Tile<P, CHUNK, D>;
+  let_next_begin();
   const int slice = blockIdx.x * 64, kv = blockIdx.y, b = blockIdx.z, position = state.positions[b];
-  if (position < RING || position % CHUNK != 0) return;
+  wait_for_previous();
+  if (!retires(position)) return;
   const Stored<T> in(state.template own<EACH>(b, D), EACH);
   extern __shared__ unsigned char memory[];
   __shared__ float scores[CHUNK];
@@ -122,7 +124,7 @@ int run_decode_retire(const StillShape& shape, const StillDecode& args, StillStr
   return dispatch(shape, [&](auto kind) {
     using K = decltype(kind);
     constexpr int bytes = 2 * Tile<K::P, CHUNK, K::D>::BYTES + Tile<K::P, K::D, K::D>::BYTES + Tile<K::P, CHUNK, 2 * K::D>::BYTES + ALIGNMENT;
-    return launch(args.states ? decode_retire<K, true> : decode_retire<K, false>, dim3((2 * K::D + 63) / 64, shape.kv_heads, shape.batch), 128, bytes,
+    return launch_early(args.states ? decode_retire<K, true> : decode_retire<K, false>, dim3((2 * K::D + 63) / 64, shape.kv_heads, shape.batch), 128, bytes,
                   stream, Decode<typename K::T>(shape, args));
   });
 }

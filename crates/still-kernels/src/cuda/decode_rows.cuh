@@ -91,7 +91,7 @@ struct RowShare {
   }
 };
 
-// Adds the token to the ring, before the ring is read.
+// Adds the token to the ring. A barrier is to come before the ring is read.
 template <class K>
 __device__ __forceinline__ void enter_ring(const Decode<typename K::T>& in, const Place& at, float* window) {
   const int64_t to = (at.bk * RING + at.position % RING) * K::D;
@@ -101,7 +101,6 @@ __device__ __forceinline__ void enter_ring(const Decode<typename K::T>& in, cons
     in.ring_v[to + threadIdx.x] = in.v.row(at.b, at.kv, 0)[threadIdx.x];
   }
   for (int i = threadIdx.x; i < in.group * RING; i += 128) window[i] = -INFINITY;
-  __syncthreads();
 }
 
 // What a warp has of the rows of its lanes: numerators, largest logits (in base 2) and sums.
@@ -118,6 +117,10 @@ __device__ __forceinline__ void attend_rows(const Stored<typename K::T>& in, con
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   RowShare<K, CODING> share(in, at);
   float* const window = memory.window();
+  // No kernel of the step writes the first tile: rows of the store unless a chunk retires, or of the chunk before the token's.
+  const bool settled = share.ring ? share.begin == 0 : !retires(at.position);
+  if (settled) share.load(share.begin, memory.stage(share.begin));
+  wait_for_previous();
   if (share.ring) enter_ring<K>(in, at, window);
   if (CODING == STILL_INT4 && !share.ring) {
     for (int g = warp; g < GROUP; g += 4) {
@@ -143,7 +146,12 @@ __device__ __forceinline__ void attend_rows(const Stored<typename K::T>& in, con
   } else {
     load_matrix<128, 16>(memory.queries(), 0, in.q.row(at.b, at.kv * in.group, 0), in.q.head, in.group);
   }
-  share.load(share.begin, memory.stage(share.begin));
+  if (settled) {
+    copy_commit();
+  } else {
+    if (share.ring) __syncthreads();
+    share.load(share.begin, memory.stage(share.begin));
+  }
   __shared__ float scales[CODING == STILL_INT8 ? 2 : 1][2 * CHUNK];  // of two tiles' keys and values
   auto scales_of = [&](int i) { return scales[CODING == STILL_INT8 ? i % 2 : 0]; };
   const bool scaled = CODING == STILL_INT8 && !share.ring;
@@ -194,11 +202,13 @@ __device__ __forceinline__ void attend_rows(const Stored<typename K::T>& in, con
   }
 }
 
-// Four warps' sums to one, which the block leaves in `to`: brought to the block's maximum, added in order.
+// Four warps' sums to one, which the block leaves in `to`: brought to the block's maximum, added in order. `numerators` is shared
+// memory of [4, GROUP, D + 8]: the eights keep lanes of a warp on banks of their own.
 template <class K>
 __device__ __forceinline__ void merge_warps(const RowSums<K::D / 8>& mine, int group, float* numerators, DecodeScratch<K::D>& scratch,
                                             float* to) {
-  constexpr int D = K::D, NT = D / 8;
+  constexpr int D = K::D, NT = D / 8, STRIDE = D + 8;
+  static_assert(2 * DecodeMemory<K>::Stage::BYTES >= 4 * GROUP * STRIDE * 4);
   auto &maxima = scratch.maxima, &sums = scratch.sums;
   auto largest = [&](int row) { return fmaxf(fmaxf(maxima[0][row], maxima[1][row]), fmaxf(maxima[2][row], maxima[3][row])); };
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -210,24 +220,20 @@ __device__ __forceinline__ void merge_warps(const RowSums<K::D / 8>& mine, int g
       sums[warp][lane / 4 + half * 8] = row_sums[half];
     }
   __syncthreads();
-  for (int i = threadIdx.x; i < GROUP * D; i += 128) numerators[i] = 0.f;
-  const float top[2] = {largest(lane / 4), largest(lane / 4 + 8)};
-  for (int turn = 0; turn < 4; turn++) {
-    __syncthreads();
-    if (warp == turn)
 #pragma unroll
-      for (int half = 0; half < 2; half++) {
-        const float weight = mine.m[half] > -INFINITY ? exp2f(mine.m[half] - top[half]) : 0.f;
-        float* row = numerators + (lane / 4 + half * 8) * D + lane % 4 * 2;
+  for (int half = 0; half < 2; half++) {
+    const int row = lane / 4 + half * 8;
+    if (row >= group) continue;
+    const float weight = mine.m[half] > -INFINITY ? exp2f(mine.m[half] - largest(row)) : 0.f;
+    float* const own = numerators + (warp * GROUP + row) * STRIDE + lane % 4 * 2;
 #pragma unroll
-        for (int n = 0; n < NT; n++) {
-          row[n * 8] += mine.out[n][half * 2] * weight;
-          row[n * 8 + 1] += mine.out[n][half * 2 + 1] * weight;
-        }
-      }
+    for (int n = 0; n < NT; n++) store_pair(own + n * 8, mine.out[n][half * 2] * weight, mine.out[n][half * 2 + 1] * weight);
   }
   __syncthreads();
-  for (int i = threadIdx.x; i < group * D; i += 128) to[i] = numerators[i];
+  for (int i = threadIdx.x; i < group * D; i += 128) {
+    const float* const from = numerators + i / D * STRIDE + i % D;
+    to[i] = from[0] + from[GROUP * STRIDE] + from[2 * GROUP * STRIDE] + from[3 * GROUP * STRIDE];
+  }
   if (threadIdx.x < group) {
     const int row = threadIdx.x;
     const float m = largest(row);

@@ -2,6 +2,8 @@
 // query heads at once, which are the rows of its products, and leaves a partial result. The last to arrive adds them up in order.
 #include <type_traits>
 #include "dense.cuh"
+#include "early.cuh"
+#include "last_block.cuh"
 #include "online_softmax.cuh"
 #include "rotate_step.cuh"
 
@@ -143,8 +145,13 @@ __device__ __forceinline__ void attend_tiles(const DenseDecode<typename K::T>& i
     copy_commit();
   };
   const T* const q = in.q.row(at.b, at.head, 0);
+  // Tiles without the new token are in the cache before the step; queries that are copied belong to the first tile's copies.
+  constexpr int FIRST = STAGES > 1 ? STAGES - 1 : 1;
+  const int ready = rotates ? min(FIRST, at.position / CHUNK - at.begin) : 0;
+  for (int i = 0; i < ready; i++) load(at.begin + i);
+  wait_for_previous();
   if (!rotates) load_matrix<DENSE_THREADS, DENSE_GROUP>(memory.queries(), 0, q, in.q.head, at.heads);
-  for (int i = 0; i < (STAGES > 1 ? STAGES - 1 : 1); i++) load(at.begin + i);
+  for (int i = ready; i < FIRST; i++) load(at.begin + i);
   for (int i = threadIdx.x; rotates && i < DENSE_GROUP * D / EIGHT; i += DENSE_THREADS) {
     const int row = i / (D / EIGHT), col = i % (D / EIGHT) * EIGHT;
     float rotated[EIGHT] = {};
@@ -312,14 +319,14 @@ __device__ __forceinline__ void merge_blocks(const DenseDecode<typename K::T>& i
 template <class K, bool EACH>
 __global__ void __launch_bounds__(DENSE_THREADS) dense_decode(const DenseDecode<typename K::T> all) {
   constexpr int D = K::D;
+  let_next_begin();
   const int position = all.positions[blockIdx.z];
-  if (position < 0) return;
+  if (position < 0) return wait_for_previous();
   const DenseDecode<typename K::T>& in = all.template own<EACH>(blockIdx.z, D);
   const DensePlace at(in, position);
   if (int(blockIdx.x) >= at.used) return;
   extern __shared__ __align__(128) unsigned char dynamic[];
   __shared__ DenseScratch scratch;
-  __shared__ bool last;
   const DenseMemory<K> memory{shared_address(dynamic)};
   float* const floats = reinterpret_cast<float*>(dynamic);
 
@@ -348,13 +355,7 @@ __global__ void __launch_bounds__(DENSE_THREADS) dense_decode(const DenseDecode<
     own[at.heads * D + threadIdx.x] = scratch.maximum[threadIdx.x];
     own[at.heads * (D + 1) + threadIdx.x] = scratch.sum[threadIdx.x];
   }
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) last = atomicInc(in.arrived + at.row, at.used - 1) == unsigned(at.used - 1);
-  __syncthreads();
-  if (!last) return;
-  __threadfence();
-  merge_blocks<K>(in, at, partial, stride, floats);
+  if (is_last_block(in.arrived + at.row, at.used)) merge_blocks<K>(in, at, partial, stride, floats);
 }
 
 }  // namespace still
@@ -371,6 +372,6 @@ extern "C" int still_dense_decode(const StillShape* shape, const StillDenseDecod
     using K = decltype(kind);
     const still::DenseDecode<typename K::T> in(*shape, *args);
     const dim3 grid(in.splits, in.kv_heads * in.slices, shape->batch);
-    return still::launch(args->caches ? still::dense_decode<K, true> : still::dense_decode<K, false>, grid, still::DENSE_THREADS, still::DenseMemory<K>::BYTES, stream, in);
+    return still::launch_early(args->caches ? still::dense_decode<K, true> : still::dense_decode<K, false>, grid, still::DENSE_THREADS, still::DenseMemory<K>::BYTES, stream, in);
   });
 }

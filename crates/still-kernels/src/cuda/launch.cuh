@@ -120,9 +120,9 @@ inline int count_multiprocessors(int& count) {
   return error != cudaSuccess ? error : cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
 }
 
-// Launches with `bytes` of dynamic shared memory.
+// Launches with `bytes` of dynamic shared memory. `early`: the kernel may begin before the one before it has ended.
 template <class... P, class... A>
-int launch(void (*kernel)(P...), dim3 grid, int threads, int bytes, StillStream stream, A... args) {
+int launch_as(bool early, void (*kernel)(P...), dim3 grid, int threads, int bytes, StillStream stream, A... args) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return cudaSuccess;
   // What a kernel may ask for is its own, not the launch's: another thread must not lower it in between.
   static std::mutex asking;
@@ -131,8 +131,38 @@ int launch(void (*kernel)(P...), dim3 grid, int threads, int bytes, StillStream 
     cudaError_t e = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
     if (e != cudaSuccess) return e;
   }
-  kernel<<<grid, threads, bytes, static_cast<cudaStream_t>(stream)>>>(args...);
-  return cudaGetLastError();
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = threads;
+  config.dynamicSmemBytes = bytes;
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = &attribute;
+  config.numAttrs = early ? 1 : 0;
+  return cudaLaunchKernelEx(&config, kernel, P(args)...);
+}
+
+template <class... P, class... A>
+int launch(void (*kernel)(P...), dim3 grid, int threads, int bytes, StillStream stream, A... args) {
+  return launch_as(false, kernel, grid, threads, bytes, stream, args...);
+}
+
+// Of a kernel that waits for the one before it (`wait_for_previous`) before it reads what a kernel writes, and before it writes. In
+// a captured step it begins early: weights, tables and stores are then as they were before the graph was launched. Elsewhere the
+// kernel before may be the one that makes them.
+template <class... P, class... A>
+int launch_early(void (*kernel)(P...), dim3 grid, int threads, int bytes, StillStream stream, A... args) {
+  cudaStreamCaptureStatus status;
+  if (cudaError_t e = cudaStreamIsCapturing(static_cast<cudaStream_t>(stream), &status); e != cudaSuccess) return e;
+  bool early = status == cudaStreamCaptureStatusActive;
+  if (early) {  // code for older GPUs, which runs on newer ones too, does not wait
+    cudaFuncAttributes code;
+    if (cudaError_t e = cudaFuncGetAttributes(&code, reinterpret_cast<const void*>(kernel)); e != cudaSuccess) return e;
+    early = code.ptxVersion >= 90;
+  }
+  return launch_as(early, kernel, grid, threads, bytes, stream, args...);
 }
 
 }  // namespace still

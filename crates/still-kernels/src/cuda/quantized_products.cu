@@ -12,6 +12,7 @@
 // A block has as many warps as let all blocks be resident together, so that no multiprocessor ends with less work than others.
 #include <algorithm>
 #include <type_traits>
+#include "early.cuh"
 #include "quantized.cuh"
 #include "small_batch.cuh"
 
@@ -21,6 +22,9 @@ constexpr int COLUMNS = 8;
 
 // 128 registers a thread: 16 warps a multiprocessor, each with four tiles of 1 KiB on their way.
 constexpr int RESIDENT_WARPS = 16, MOST_WARPS = 8;
+
+// Tiles that are brought to the second-level cache, behind those in registers, while the kernel before ends.
+constexpr int PREFETCHED = 4;
 
 // Bytes of x that a block stages at a time, and all of a multiprocessor.
 constexpr int STAGED = 48 * 1024, STAGED_BY_ALL = 160 * 1024;
@@ -102,6 +106,7 @@ __global__ __launch_bounds__(MOST_WARPS * 32, RESIDENT_WARPS / MOST_WARPS) void 
   extern __shared__ uint4 shared[];
   __shared__ float sums[MOST_WARPS][TILES][TILE_ROWS][COLUMNS], squares[MOST_WARPS][COLUMNS];
   constexpr int DEPTH = F::DEPTH / TILES;
+  let_next_begin();
   const StillSmallBatchProducts& a = products.all;
   const int warps = blockDim.x / 32, warp = threadIdx.x / 32, lane = threadIdx.x % 32, column = lane / 4;
   const int each = a.gated ? 1 : TILES, matrices = a.gated ? 1 : a.count;
@@ -139,6 +144,13 @@ __global__ __launch_bounds__(MOST_WARPS * 32, RESIDENT_WARPS / MOST_WARPS) void 
 #pragma unroll
   for (int i = 0; i < DEPTH; i++)
     if (from + i < to) load(i, i, from + i);
+  const int prefetched = min(PREFETCHED, to - from - DEPTH);
+#pragma unroll
+  for (int tile = 0; tile < TILES; tile++) {
+    prefetch_lines(rows[tile].codes + DEPTH * F::CODES, prefetched * F::CODES * 4);
+    prefetch_lines(rows[tile].scales + DEPTH * F::SCALES, prefetched * F::SCALES * 4);
+  }
+  wait_for_previous();
 
   // What this thread will write.
   const int written = a.gated ? 1 : TILES, r = threadIdx.x % TILE_ROWS, tile_of_y = threadIdx.x / TILE_ROWS % written;
@@ -290,7 +302,7 @@ int launch_quantized(const Products& products, int planes, StillStream stream) {
   const int tile_bytes = 2 * a.rows * planes * BLOCK * 2, most = (column_tiles(a.inner) + warps - 1) / warps;
   int capacity = std::min(most, std::min(STAGED / warps, STAGED_BY_ALL / RESIDENT_WARPS) / tile_bytes);
   capacity = (capacity + DEPTH - 1) / DEPTH * DEPTH;
-  return launch(quantized_products_kernel<F, TILES>, dim3(groups), warps * 32, warps * capacity * tile_bytes, stream, products,
+  return launch_early(quantized_products_kernel<F, TILES>, dim3(groups), warps * 32, warps * capacity * tile_bytes, stream, products,
                 Plan{planes, capacity, BASE});
 }
 

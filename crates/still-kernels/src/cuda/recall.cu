@@ -179,8 +179,10 @@ __global__ void __launch_bounds__(4 * K::D) recall(const Recall<typename K::T> i
 template <class K, bool EACH>
 __global__ void __launch_bounds__(128) decode_recall(const Decode<typename K::T> state) {
   using T = typename K::T;
+  let_next_begin();
   const int kv = blockIdx.y, b = blockIdx.z, position = state.positions[b];
-  if (position < RING || position % CHUNK != 0) return;
+  wait_for_previous();
+  if (!retires(position)) return;
   const Stored<T> in(state.template own<EACH>(b, K::D), EACH);
   const int chunk = position / CHUNK - 2, stored = in.cap == STILL_NO_CAP ? 0 : kept_tokens(in.cap, in.budgets[kv], chunk);
   const int64_t bk = int64_t(b) * in.kv_heads + kv, ring = bk * RING + chunk % 2 * CHUNK, store = in.store(b, kv);
@@ -210,7 +212,7 @@ __global__ void __launch_bounds__(128) decode_recall(const Decode<typename K::T>
 int run_decode_recall(const StillShape& shape, const StillDecode& args, StillStream stream) {
   return dispatch(shape, [&](auto kind) {
     using K = decltype(kind);
-    return launch(args.states ? decode_recall<K, true> : decode_recall<K, false>, dim3(16, shape.kv_heads, shape.batch), 128, 0, stream,
+    return launch_early(args.states ? decode_recall<K, true> : decode_recall<K, false>, dim3(16, shape.kv_heads, shape.batch), 128, 0, stream,
                   Decode<typename K::T>(shape, args));
   });
 }

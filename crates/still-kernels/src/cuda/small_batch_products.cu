@@ -3,11 +3,15 @@
 //
 // A warp takes some rows of one matrix and all rows of x; lanes take eight columns at a time. The norm of x needs no pass of
 // its own: every warp reads all of x anyway, so that sum(x^2) is at hand when the product is, which it then scales.
+#include "early.cuh"
 #include "small_batch.cuh"
 
 namespace still {
 
 constexpr int WARPS = 8, COLUMNS = 8;
+
+// Bytes of each of a warp's rows that are brought to the second-level cache while the kernel before ends.
+constexpr int PREFETCHED = 4096;
 
 struct Eight {
   float value[COLUMNS];
@@ -51,6 +55,7 @@ __host__ __device__ inline int rows_of_each(const StillSmallBatchProducts& all) 
 
 template <class X, class W, int N, int R>
 __global__ __launch_bounds__(WARPS * 32) void small_batch_products(const __grid_constant__ Products products) {
+  let_next_begin();
   const StillSmallBatchProducts& a = products.all;
   const int lane = threadIdx.x % 32, each = rows_of_each<R>(a);
   int group = blockIdx.x * WARPS + threadIdx.x / 32, which = 0;
@@ -60,7 +65,7 @@ __global__ __launch_bounds__(WARPS * 32) void small_batch_products(const __grid_
     if (group < groups) break;
     group -= groups;
   }
-  if (which == matrices) return;
+  if (which == matrices) return wait_for_previous();
   const StillFactor& factor = products.factor[which];
   const int first = group * each, out = factor.out;
 
@@ -71,6 +76,10 @@ __global__ __launch_bounds__(WARPS * 32) void small_batch_products(const __grid_
     const void* from = a.gated && r % 2 ? products.factor[1].weight : factor.weight;
     weight[r] = static_cast<const W*>(from) + int64_t(row < out ? row : out - 1) * a.inner;
   }
+  const int bytes = min(PREFETCHED, a.inner * int(sizeof(W)));
+#pragma unroll
+  for (int r = 0; r < R; r++) prefetch_lines(weight[r], bytes);
+  wait_for_previous();
   const X *x = static_cast<const X*>(a.x), *norm = static_cast<const X*>(a.norm);
   float sum[N][R] = {}, square[N] = {};
 #pragma unroll 4
@@ -132,7 +141,7 @@ int launch_products(const Products& products, StillStream stream) {
   const int each = rows_of_each<R>(products.all), matrices = products.all.gated ? 1 : products.all.count;
   int groups = 0;
   for (int i = 0; i < matrices; i++) groups += (products.factor[i].out + each - 1) / each;
-  return launch(small_batch_products<X, W, N, R>, dim3((groups + WARPS - 1) / WARPS), WARPS * 32, 0, stream, products);
+  return launch_early(small_batch_products<X, W, N, R>, dim3((groups + WARPS - 1) / WARPS), WARPS * 32, 0, stream, products);
 }
 
 // Two rows a warp read x half as often, one leaves twice as many warps to wait for memory together.

@@ -2,13 +2,12 @@
 
 use std::ptr::{null, null_mut};
 
-use candle_core::cuda::cudarc::driver::CudaSlice;
 use candle_core::{DType, Tensor};
-use still_compute::cuda::{Launch, on_cuda};
+use still_compute::cuda::{Launch, StepMemory, on_cuda};
 use still_kernels::{Decode, Rows, Shape, check, still_decode, still_decode_floats};
 
 use super::super::graph_state::StepRotation;
-use super::super::layout::{flags, rows_aligned, shape, uninit};
+use super::super::layout::{flags, rows_aligned, shape};
 use super::super::{repeated, support};
 use super::{CudaWeights, OP};
 use crate::arguments::expect_shape;
@@ -94,6 +93,7 @@ impl CudaWeights {
         rows: AttentionRows<'_>,
         positions: &Tensor,
         rotation: Option<StepRotation<'_>>,
+        memory: &StepMemory,
     ) -> Result<Tensor> {
         let sequences = state.batch();
         let fed = self.fed(rows, sequences)?;
@@ -106,13 +106,13 @@ impl CudaWeights {
         if let Some(rotation) = rotation {
             support::check_rotation(rotation, batch, d)?;
         }
-        // SAFETY: the kernel writes the rows of all sequences that are not idle.
-        let out = unsafe { fed.q.empty_like()? };
-        self.queue(state, &fed, &out, positions, rotation)?;
+        let out = memory.tensor(("attention", 0), fed.q.shape(), fed.q.dtype(), fed.q.device())?;
+        self.queue(state, &fed, &out, positions, rotation, memory)?;
         Ok(out)
     }
 
-    /// Queues one token of each sequence, at `positions` `[B]` u32, into `out`; `rotation`: what `q` and `k` go through first.
+    /// Queues one token of each sequence, at `positions` `[B]` u32, into `out`; `rotation`: what `q` and `k` go through first;
+    /// `memory`: where blocks leave their results.
     pub(super) fn queue(
         &self,
         state: &dyn StepState,
@@ -120,13 +120,15 @@ impl CudaWeights {
         out: &Tensor,
         positions: &Tensor,
         rotation: Option<StepRotation<'_>>,
+        memory: &StepMemory,
     ) -> candle_core::Result<()> {
         let Fed { q, k, v, gate } = fed;
         let shape: Shape = shape(q, self.heads(), flags(&self.config))?;
         // SAFETY: only reads the shape.
         let floats = unsafe { still_decode_floats(&shape, state.splits()) };
-        let partial: CudaSlice<f32> =
-            uninit(&self.device, usize::try_from(floats).map_err(candle_core::Error::wrap)?)?;
+        let floats = usize::try_from(floats).map_err(candle_core::Error::wrap)?;
+        let partial = memory.tensor(("partial results", 0), floats, DType::F32, q.device())?;
+        let held_partial = partial.storage_and_layout();
         let stream = self.device.cuda_stream();
         let held = [q, k, v, out].map(Tensor::storage_and_layout);
         let held_gate = gate.as_ref().map(Tensor::storage_and_layout);
@@ -162,7 +164,7 @@ impl CudaWeights {
                 None => null_mut(),
             },
             positions: launch.values(on_cuda(&positions.0)?, positions.1)?,
-            partial: launch.at(&partial),
+            partial: launch.values(on_cuda(&held_partial.0)?, held_partial.1)?,
             gate: match &held_gate {
                 Some((storage, layout)) => launch.rows(on_cuda(storage)?, layout)?,
                 None => Rows::NONE,

@@ -3,11 +3,14 @@
 
 use candle_core::{DType, Tensor};
 use still_attention::AttentionRows;
+use still_compute::cuda::{StepMemory, StepTensor};
 
 use super::small_batch_products::{Factor, MOST, Normed, UNIT};
 use crate::config::Activation;
 use crate::decoder::ops::{Rotation, merge_heads, rms_norm_heads, split_heads};
-use crate::decoder::{LayerOps, Norm, Projected, Projection, QuantizedMatrix, RopeBase, Weight};
+use crate::decoder::{
+    LayerOps, Norm, Projected, Projection, QuantizedMatrix, Role, RopeBase, Weight,
+};
 use crate::error::{ModelError, Result};
 use crate::model::Model;
 use crate::student::Student;
@@ -43,15 +46,16 @@ fn all_quantized(model: &Model) -> bool {
 }
 
 /// Logits `[B, vocab]` f32 after one token of each sequence, of which `x` `[B, E]` is embedded; `attend(layer, rows)` gives a
-/// layer's attention, all `[B, heads, 1, D]`. Without a `rotation` attention has to rotate.
+/// layer's attention, all `[B, heads, 1, D]`. Without a `rotation` attention has to rotate. What the products write is in `memory`.
 pub(super) fn step(
     model: &Model,
     mut x: Tensor,
     rotation: Option<&Rotation>,
+    memory: &StepMemory,
     mut attend: impl FnMut(usize, AttentionRows<'_>) -> Result<Tensor>,
 ) -> Result<Tensor> {
     let decoder = &model.decoder;
-    let mut ops = SmallBatchOps { head_dim: decoder.config.head_dim, rotation };
+    let mut ops = SmallBatchOps { head_dim: decoder.config.head_dim, rotation, memory };
     for (n, layer) in decoder.layers.iter().enumerate() {
         let student = model.student.as_ref().and_then(|student| student.layer(n));
         let inputs = layer.before_attention(&mut ops, &x, student)?;
@@ -59,8 +63,9 @@ pub(super) fn step(
         let attention = merge_heads(&attention)?.squeeze(1)?;
         x = layer.after_attention(&mut ops, x, &attention, student)?;
     }
-    let normed = Normed { x: &x, norm: Some((&decoder.norm.scale, decoder.config.rms_norm_eps)) };
-    Ok(normed.products(&[Factor::of(&decoder.lm_head)?], DType::F32)?.remove(0))
+    let norm = Some((&decoder.norm.scale, decoder.config.rms_norm_eps));
+    let head = Factor::of(("logits", 0), &decoder.lm_head)?;
+    Ok(Normed { x: &x, norm, memory }.products(&[head], DType::F32)?.remove(0))
 }
 
 /// [`LayerOps`] on rows `[B, width]`; heads are `[B, H, 1, D]`.
@@ -68,6 +73,13 @@ struct SmallBatchOps<'r> {
     head_dim: usize,
     /// None: attention rotates.
     rotation: Option<&'r Rotation>,
+    memory: &'r StepMemory,
+}
+
+/// What a projection gives, in the step's memory. The residual after the attention is not that after the MLP, which the next layer
+/// begins with.
+fn projected(role: Role) -> StepTensor {
+    ("projection", role as usize)
 }
 
 /// Rows, perhaps still to be normed: the kernel of their products does that.
@@ -77,17 +89,25 @@ struct Input<'w> {
 }
 
 impl Input<'_> {
-    fn normed(&self) -> Normed<'_> {
-        Normed { x: &self.rows, norm: self.norm.map(|Norm { weight, eps }| (weight, eps)) }
+    fn normed<'a>(&'a self, memory: &'a StepMemory) -> Normed<'a> {
+        let norm = self.norm.map(|Norm { weight, eps }| (weight, eps));
+        Normed { x: &self.rows, norm, memory }
     }
 
     /// `x Aᵀ` of each update that is there.
-    fn low(&self, projections: &[Projection<'_>]) -> Result<Vec<Option<Tensor>>> {
-        let updates = projections.iter().filter_map(|projection| projection.lora);
-        let factors: Vec<_> = updates.map(|update| Factor::new(&update.a)).collect();
+    fn low(
+        &self,
+        projections: &[Projection<'_>],
+        memory: &StepMemory,
+    ) -> Result<Vec<Option<Tensor>>> {
+        let updates = projections.iter().filter_map(|projection| {
+            let name = ("low-rank update", projection.role as usize);
+            projection.lora.map(|update| (name, update))
+        });
+        let factors: Vec<_> = updates.map(|(name, update)| Factor::new(name, &update.a)).collect();
         let mut made = match factors.is_empty() {
             true => Vec::new(),
-            false => self.normed().products(&factors, DType::F32)?,
+            false => self.normed(memory).products(&factors, DType::F32)?,
         }
         .into_iter();
         Ok(projections.iter().map(|projection| projection.lora.and_then(|_| made.next())).collect())
@@ -97,14 +117,16 @@ impl Input<'_> {
         &self,
         projections: &[Projection<'_>],
         add: Option<&Tensor>,
+        memory: &StepMemory,
     ) -> Result<Vec<Tensor>> {
         let mut factors = Vec::with_capacity(projections.len());
-        for (projection, low) in projections.iter().zip(self.low(projections)?) {
-            let Projection { linear, lora, .. } = projection;
+        for (projection, low) in projections.iter().zip(self.low(projections, memory)?) {
+            let Projection { role, linear, lora, .. } = projection;
             let (bias, update) = (linear.bias.as_ref(), lora.zip(low));
-            factors.push(Factor { bias, add, update, ..Factor::of(&linear.weight)? });
+            let matrix = Factor::of(projected(*role), &linear.weight)?;
+            factors.push(Factor { bias, add, update, ..matrix });
         }
-        Ok(self.normed().products(&factors, self.rows.dtype())?)
+        Ok(self.normed(memory).products(&factors, self.rows.dtype())?)
     }
 }
 
@@ -126,7 +148,7 @@ impl<'w> LayerOps<'w> for SmallBatchOps<'_> {
         x: &Input<'w>,
         projections: &[Projection<'w>],
     ) -> Result<Projected<Tensor>> {
-        Ok(x.products(projections, None)?.into())
+        Ok(x.products(projections, None, self.memory)?.into())
     }
 
     fn project_onto(
@@ -139,7 +161,7 @@ impl<'w> LayerOps<'w> for SmallBatchOps<'_> {
         if norm.is_some() {
             return Err(missing("norm after a projection"));
         }
-        Ok(x.products(&[projection], Some(&onto))?.remove(0))
+        Ok(x.products(&[projection], Some(&onto), self.memory)?.remove(0))
     }
 
     fn gated(
@@ -152,7 +174,9 @@ impl<'w> LayerOps<'w> for SmallBatchOps<'_> {
         if activation != Activation::Silu {
             return Err(missing("activation but SiLU"));
         }
-        let hidden = x.normed().gated(&gate.linear.weight, &up.linear.weight)?;
+        let of = |projection: &'_ Projection<'w>| projected(projection.role);
+        let (gate, up) = ((of(&gate), &gate.linear.weight), (of(&up), &up.linear.weight));
+        let hidden = x.normed(self.memory).gated(gate, up)?;
         Ok(Input { rows: hidden, norm: None })
     }
 

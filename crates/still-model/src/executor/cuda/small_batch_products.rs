@@ -3,7 +3,7 @@
 use std::ptr::null;
 
 use candle_core::{DType, Result, Tensor, bail};
-use still_compute::cuda::{kind, queue_any};
+use still_compute::cuda::{StepMemory, StepTensor, kind, queue_into};
 use still_kernels::decoder::{
     FACTORS, Factor as Place, PLAIN, SMALL_BATCH_ROWS, SmallBatchProducts,
     still_small_batch_products,
@@ -22,11 +22,15 @@ pub(super) const UNIT: usize = 8;
 pub(super) struct Normed<'a> {
     pub x: &'a Tensor,
     pub norm: Option<(&'a Tensor, f64)>,
+    /// Where products lie.
+    pub memory: &'a StepMemory,
 }
 
 /// A matrix `[out, in]` and what its product is added to.
 #[derive(Clone, Debug)]
 pub(super) struct Factor<'a> {
+    /// What its product is in the step's memory.
+    pub name: StepTensor,
     pub matrix: Matrix<'a>,
     /// `[out]`
     pub bias: Option<&'a Tensor>,
@@ -62,21 +66,21 @@ impl Matrix<'_> {
 
 impl<'a> Factor<'a> {
     /// The matrix alone.
-    pub fn new(weight: &'a Tensor) -> Self {
-        Self { matrix: Matrix::Plain(weight), bias: None, add: None, update: None }
+    pub fn new(name: StepTensor, weight: &'a Tensor) -> Self {
+        Self { name, matrix: Matrix::Plain(weight), bias: None, add: None, update: None }
     }
 
     /// The matrix alone, however it is stored.
     ///
     /// # Errors
     /// One that is packed for the CPU.
-    pub fn of(weight: &'a Weight) -> Result<Self> {
+    pub fn of(name: StepTensor, weight: &'a Weight) -> Result<Self> {
         let matrix = match weight {
             Weight::Dense(tensor) => Matrix::Plain(tensor),
             Weight::Quantized(matrix) => Matrix::Quantized(matrix),
             Weight::Packed(_) => bail!("small-batch products: a matrix that is packed for the CPU"),
         };
-        Ok(Self { matrix, bias: None, add: None, update: None })
+        Ok(Self { name, matrix, bias: None, add: None, update: None })
     }
 }
 
@@ -93,8 +97,8 @@ impl Normed<'_> {
     ///
     /// # Errors
     /// As [`Normed::products`].
-    pub fn gated(self, gate: &Weight, up: &Weight) -> Result<Tensor> {
-        let factors = [Factor::of(gate)?, Factor::of(up)?];
+    pub fn gated(self, gate: (StepTensor, &Weight), up: (StepTensor, &Weight)) -> Result<Tensor> {
+        let factors = [Factor::of(gate.0, gate.1)?, Factor::of(up.0, up.1)?];
         let [gate, up] = factors.each_ref().map(|factor| factor.matrix);
         if gate.dims2()? != up.dims2()? {
             bail!("small-batch products: gate {:?} and up {:?} differ", gate.dims2()?, up.dims2()?)
@@ -141,7 +145,7 @@ impl Normed<'_> {
         let norm = place(self.norm.map(|(weight, _)| weight), &[inner], row_dtype)?;
         let mut places = Vec::with_capacity(factors.len());
         let mut outputs = Vec::with_capacity(factors.len());
-        for Factor { matrix, bias, add, update } in factors {
+        for Factor { name, matrix, bias, add, update } in factors {
             let (out, width) = matrix.dims2()?;
             if width != inner {
                 bail!("small-batch products: {matrix:?} times rows of {inner}")
@@ -163,15 +167,14 @@ impl Normed<'_> {
                     place(update.as_ref().map(|(_, low)| low), &[rows, rank], DType::F32)?,
                 ],
             ));
-            outputs.push(((rows, out).into(), dtype));
-        }
-        if gated {
-            outputs.truncate(1);
+            if outputs.is_empty() || !gated {
+                outputs.push(self.memory.tensor(*name, (rows, out), dtype, self.x.device())?);
+            }
         }
         let (kind_of_x, kind_of_weights, kind_of_outputs) =
             (kind(row_dtype)?, kind(weight_dtype)?, kind(dtype)?);
         let inputs: Vec<&Tensor> = inputs.iter().collect();
-        queue_any("still_small_batch_products", &inputs, outputs, |from, to, stream| {
+        queue_into("still_small_batch_products", &inputs, &outputs, |from, to, stream| {
             let at = |place: Option<usize>| place.map_or(null(), |place| from[place].cast_const());
             let args = SmallBatchProducts {
                 dtype: kind_of_x,
@@ -205,6 +208,7 @@ impl Normed<'_> {
             // SAFETY: every tensor is contiguous and as large as decoder.h says, which `place` has seen to; a gated product
             // writes to the first alone.
             unsafe { still_small_batch_products(&raw const args, factors.as_ptr(), stream) }
-        })
+        })?;
+        Ok(outputs)
     }
 }

@@ -5,7 +5,7 @@ use std::thread::{self, ThreadId};
 
 use candle_core::{DType, Tensor};
 use still_attention::{AttentionRows, GraphState, IDLE, StepRotation, StepTable};
-use still_compute::cuda::{CapturedGraph, PinnedCopy, overwrite};
+use still_compute::cuda::{CapturedGraph, PinnedCopy, StepMemory, overwrite};
 
 use super::small_batch;
 use crate::decoder::{Decoder, Rotation};
@@ -28,6 +28,7 @@ pub(super) trait StepLayers {
         rows: AttentionRows<'_>,
         positions: &Tensor,
         rotation: Option<StepRotation<'_>>,
+        memory: &StepMemory,
     ) -> still_attention::Result<Tensor>;
 
     /// [`GraphState::rotates`] of all layers.
@@ -45,9 +46,10 @@ impl StepLayers for [&mut dyn GraphState] {
         rows: AttentionRows<'_>,
         positions: &Tensor,
         rotation: Option<StepRotation<'_>>,
+        memory: &StepMemory,
     ) -> still_attention::Result<Tensor> {
         // SAFETY: the caller's.
-        unsafe { self[layer].step(rows, positions, rotation) }
+        unsafe { self[layer].step(rows, positions, rotation, memory) }
     }
 
     fn rotate(&self, rotary: usize) -> bool {
@@ -67,9 +69,10 @@ impl StepLayers for [StepTable] {
         rows: AttentionRows<'_>,
         positions: &Tensor,
         rotation: Option<StepRotation<'_>>,
+        memory: &StepMemory,
     ) -> still_attention::Result<Tensor> {
         // SAFETY: the caller's.
-        unsafe { self[layer].step(rows, positions, rotation) }
+        unsafe { self[layer].step(rows, positions, rotation, memory) }
     }
 
     fn rotate(&self, rotary: usize) -> bool {
@@ -84,6 +87,8 @@ impl StepLayers for [StepTable] {
 /// A captured step. It reads its tensors and writes `logits`, wherever the sequences are.
 pub(crate) struct StepGraph {
     graph: CapturedGraph,
+    /// What its kernels write.
+    _memory: StepMemory,
     inputs: Inputs,
     /// `[B, vocab]` f32
     logits: Tensor,
@@ -131,10 +136,12 @@ impl StepGraph {
         inputs.rotation.tensors(device, DType::F32)?;
         let logits = Tensor::zeros((batch, decoder.config.vocab_size), DType::F32, device)?;
 
-        let device = device.as_cuda_device()?;
-        let graph = CapturedGraph::capture(device, || queue(model, layers, &inputs, &logits))?;
+        let (device, memory) = (device.as_cuda_device()?, StepMemory::default());
+        let graph =
+            CapturedGraph::capture(device, || queue(model, layers, &inputs, &memory, &logits))?;
         Ok(Self {
             graph,
+            _memory: memory,
             inputs,
             copy: PinnedCopy::new(device, logits.elem_count())?,
             logits,
@@ -190,16 +197,17 @@ impl StepGraph {
     }
 }
 
-/// A step's kernels; what they allocate is free again at the end.
+/// A step's kernels. What those of a small batch write is in `memory`; what others allocate is free again at the end.
 fn queue<L: StepLayers + ?Sized>(
     model: &Model,
     layers: &L,
     inputs: &Inputs,
+    memory: &StepMemory,
     to: &Tensor,
 ) -> Result<()> {
     let attend = |n: usize, rows: AttentionRows<'_>, rotation: Option<StepRotation<'_>>| {
         // SAFETY: the caller has made room for the positions that `launch` is given; until then all are idle.
-        Ok(unsafe { layers.step(n, rows, &inputs.positions, rotation) }?)
+        Ok(unsafe { layers.step(n, rows, &inputs.positions, rotation, memory) }?)
     };
     let x = model.decoder.embed_tokens.select(&inputs.ids)?;
     let logits = if small_batch::fits(model, x.dim(0)?) {
@@ -207,9 +215,10 @@ fn queue<L: StepLayers + ?Sized>(
         if layers.rotate(rotary) {
             let (cos, sin) = inputs.rotation.tensors(x.device(), DType::F32)?;
             let rotation = Some(StepRotation { cos: &cos, sin: &sin });
-            small_batch::step(model, x, None, |n, rows| attend(n, rows, rotation))?
+            small_batch::step(model, x, None, memory, |n, rows| attend(n, rows, rotation))?
         } else {
-            small_batch::step(model, x, Some(&inputs.rotation), |n, rows| attend(n, rows, None))?
+            let rotation = Some(&inputs.rotation);
+            small_batch::step(model, x, rotation, memory, |n, rows| attend(n, rows, None))?
         }
     } else {
         let hidden = model.through_layers(x.unsqueeze(1)?, &inputs.rotation, |n, own| {
