@@ -3,28 +3,17 @@
 //! Needs a GPU, and fails without one: it is built only where the feature `cuda` asks for it.
 
 use candle_core::DType;
-use still_attention::{RowDtype, StillConfig};
+use still_attention::RowDtype;
 use still_eval::compress::{Compression, Method};
 use still_eval::run::{Answer, AskOptions, Sample, ask, silent};
 use still_eval::task::{Choice, Generative, Item, Metric, Question, Request, Task, Window};
-use still_model::random::{random_model, tiny_config};
-use still_model::{FeatureInit, Model, ModelConfig, Student, device};
+use still_model::random::{random_model, tiny_kernel_config, tiny_student};
+use still_model::{Model, device};
 
 /// A teacher and a student, each on the CPU and on the GPU.
 fn pairs() -> Vec<[Model; 2]> {
-    let config = ModelConfig {
-        hidden_size: 192,
-        num_attention_heads: 6,
-        num_key_value_heads: 2,
-        head_dim: 64,
-        max_position_embeddings: 8192,
-        eos_token_ids: vec![],
-        ..tiny_config()
-    };
-    let teacher = random_model(config.clone(), 3).unwrap();
-    let mut still = StillConfig::uniform(config.num_hidden_layers, config.geometry(), 64, 4);
-    still.budgets = vec![vec![4, 0], vec![64, 7]];
-    let student = Student::init(still, &config, FeatureInit::Normal, 3).unwrap();
+    let teacher = random_model(tiny_kernel_config(), 3).unwrap();
+    let student = tiny_student(teacher.config(), |_| {}).unwrap();
     let device = device("cuda").unwrap_or_else(|error| panic!("these tests need a GPU: {error}"));
     let pair = |model: Model| {
         let there = model.to_device(&device, DType::F32).unwrap();

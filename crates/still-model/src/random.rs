@@ -16,8 +16,10 @@ use crate::decoder::Decoder;
 use crate::error::{ModelError, Result};
 use crate::executor::check_dtype;
 use crate::model::Model;
+use crate::student::{FeatureInit, Student};
 use crate::tensor_file::{Entry, write_tensors};
 use crate::tokenizer::Tokenizer;
+use still_attention::StillConfig;
 use still_compute::random::normal;
 
 /// A Llama configuration of two layers, 4 query heads and 2 KV heads, over the 256 bytes and two special tokens.
@@ -45,6 +47,32 @@ pub fn tiny_config() -> ModelConfig {
         bos_token_id: None,
         eos_token_ids: vec![257],
     }
+}
+
+/// [`tiny_config`] with what the CUDA kernels take: heads of 64 channels, three query heads a KV head. No token ends a text.
+pub fn tiny_kernel_config() -> ModelConfig {
+    ModelConfig {
+        hidden_size: 192,
+        intermediate_size: 256,
+        num_attention_heads: 6,
+        num_key_value_heads: 2,
+        head_dim: 64,
+        max_position_embeddings: 16_384,
+        eos_token_ids: Vec::new(),
+        ..tiny_config()
+    }
+}
+
+/// A student of a model of two layers with two KV heads, in chunks of 64, whose heads keep nothing, little and all; `change` comes
+/// before it is made.
+///
+/// # Errors
+/// A configuration that does not fit the model.
+pub fn tiny_student(model: &ModelConfig, change: impl FnOnce(&mut StillConfig)) -> Result<Student> {
+    let mut still = StillConfig::uniform(model.num_hidden_layers, model.geometry(), 64, 4);
+    still.budgets = vec![vec![4, 0], vec![64, 7]];
+    change(&mut still);
+    Student::init(still, model, FeatureInit::Normal, 3)
 }
 
 /// A Gemma 3 configuration of five layers, two with full attention and three with a window of 12 tokens.

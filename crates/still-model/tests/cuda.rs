@@ -13,7 +13,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use still_attention::{RowDtype, StillConfig};
 use still_compute::random::normal;
-use still_model::random::{random_model, tiny_config};
+use still_model::random::{random_model, tiny_config, tiny_kernel_config, tiny_student};
 use still_model::{
     Architecture, Cache, ChatSession, FeatureInit, Feed, GenerateOptions, LoraConfig, LoraTarget,
     Model, ModelConfig, ModelError, RopeScaling, Student, device, generate, generate_together,
@@ -26,20 +26,9 @@ fn gpu() -> Device {
 
 /// A teacher and a student of some budgets, on the CPU.
 fn models() -> [Model; 2] {
-    let config = ModelConfig {
-        hidden_size: 192,
-        intermediate_size: 256,
-        num_attention_heads: 6,
-        num_key_value_heads: 2,
-        head_dim: 64,
-        max_position_embeddings: 4096,
-        eos_token_ids: Vec::new(),
-        ..tiny_config()
-    };
+    let config = tiny_kernel_config();
     let teacher = random_model(config.clone(), 3).unwrap();
-    let mut still = StillConfig::uniform(config.num_hidden_layers, config.geometry(), 64, 4);
-    still.budgets = vec![vec![4, 0], vec![64, 7]];
-    let student = Student::init(still, &config, FeatureInit::Normal, 3).unwrap();
+    let student = tiny_student(&config, |_| {}).unwrap();
     [teacher.clone(), teacher.with_student(student)]
 }
 

@@ -6,8 +6,8 @@ use std::thread;
 
 use candle_core::{DType, Device};
 use still_attention::{Router, RowDtype, StillConfig};
-use still_model::random::{random_model, tiny_config};
-use still_model::{Cache, FeatureInit, Model, ModelConfig, Student, Workspace, device};
+use still_model::random::{random_model, tiny_kernel_config, tiny_student};
+use still_model::{Cache, Model, Workspace, device};
 use still_testing::assert_relative_rms;
 
 const SEQUENCES: usize = 9;
@@ -17,27 +17,13 @@ fn gpu() -> Device {
 }
 
 fn teacher() -> Model {
-    let config = ModelConfig {
-        hidden_size: 192,
-        intermediate_size: 256,
-        num_attention_heads: 6,
-        num_key_value_heads: 2,
-        head_dim: 64,
-        max_position_embeddings: 4096,
-        eos_token_ids: Vec::new(),
-        ..tiny_config()
-    };
-    random_model(config, 3).unwrap()
+    random_model(tiny_kernel_config(), 3).unwrap()
 }
 
 /// A student on the CPU, whose heads keep nothing, little and all.
 fn student(change: impl FnOnce(&mut StillConfig)) -> Model {
     let teacher = teacher();
-    let config = teacher.config().clone();
-    let mut still = StillConfig::uniform(config.num_hidden_layers, config.geometry(), 64, 4);
-    still.budgets = vec![vec![4, 0], vec![64, 7]];
-    change(&mut still);
-    let student = Student::init(still, &config, FeatureInit::Normal, 3).unwrap();
+    let student = tiny_student(teacher.config(), change).unwrap();
     teacher.with_student(student)
 }
 

@@ -7,13 +7,13 @@ use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device, Tensor};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
-use still_attention::{RowDtype, StillConfig};
+use still_attention::RowDtype;
 use still_compute::random::normal;
 use still_model::decoder::ops::{frozen_linear, gated};
-use still_model::random::{random_model, random_model_on, tiny_config};
+use still_model::random::{random_model, random_model_on, tiny_config, tiny_student};
 use still_model::{
-    Activation, Architecture, FeatureInit, GgufFormat, Linear, LoraConfig, LoraTarget, Model,
-    ModelConfig, QuantizedMatrix, Student, Weight, WeightFormat, device, export_gguf,
+    Activation, Architecture, GgufFormat, Linear, LoraConfig, LoraTarget, Model, ModelConfig,
+    QuantizedMatrix, Student, Weight, WeightFormat, device, export_gguf,
 };
 use still_quant::{Format, FragmentFormat, Fragments, PackedMatrix};
 use still_testing::{assert_relative_rms, relative_rms};
@@ -191,9 +191,7 @@ fn config(architecture: Architecture) -> ModelConfig {
 }
 
 fn student(config: &ModelConfig, updates: bool) -> Student {
-    let mut still = StillConfig::uniform(config.num_hidden_layers, config.geometry(), 64, 4);
-    still.budgets = vec![vec![4, 0], vec![64, 7]];
-    let mut student = Student::init(still, config, FeatureInit::Normal, 3).unwrap();
+    let mut student = tiny_student(config, |_| {}).unwrap();
     if updates {
         let targets = vec![LoraTarget::Q, LoraTarget::V, LoraTarget::O];
         student.add_lora(config, LoraConfig { rank: 5, alpha: 8.0, targets }, 4).unwrap();

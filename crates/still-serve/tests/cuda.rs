@@ -8,28 +8,21 @@ use std::time::Duration;
 use candle_core::{DType, Device};
 use object_store::memory::InMemory;
 use still_attention::{RowDtype, StillConfig};
-use still_model::random::{random_model, tiny_config};
-use still_model::{FeatureInit, GenerateOptions, Model, ModelConfig, Student, device};
+use still_model::random::{random_model, tiny_kernel_config, tiny_student};
+use still_model::{GenerateOptions, Model, device};
 use still_serve::{Engine, EngineOptions, Event, Events, Request, StateStore};
 
 const CLIENTS: u64 = 33;
 
 /// On the CPU, with a chunk that a GPU takes.
 fn models() -> Vec<Model> {
-    let config = ModelConfig {
-        hidden_size: 192,
-        intermediate_size: 256,
-        num_attention_heads: 6,
-        num_key_value_heads: 2,
-        head_dim: 64,
-        max_position_embeddings: 16384,
-        ..tiny_config()
-    };
-    let teacher = random_model(config.clone(), 3).unwrap();
+    let teacher = random_model(tiny_kernel_config(), 3).unwrap();
     let student = |cap: Option<usize>| {
-        let mut still = StillConfig::uniform(config.num_hidden_layers, config.geometry(), 64, 4);
-        still.cap = cap;
-        let student = Student::init(still, &config, FeatureInit::Normal, 3).unwrap();
+        let change = |still: &mut StillConfig| {
+            still.budgets = vec![vec![4; 2]; 2];
+            still.cap = cap;
+        };
+        let student = tiny_student(teacher.config(), change).unwrap();
         teacher.with_student(student)
     };
     vec![student(None), student(Some(16)), teacher.clone()]
