@@ -5,6 +5,7 @@
 
 use pulp::Simd;
 
+use crate::integer::{Integer, Order};
 use crate::tile::{Part, Words, put};
 
 /// One format's blocks.
@@ -139,6 +140,21 @@ impl Block for Q4_0 {
     }
 }
 
+impl Integer for Q4_0 {
+    const ORDER: Order = Order::Nibbles;
+
+    #[inline(always)]
+    fn codes_of(tile: &[Words], _group: usize) -> &[Words] {
+        &tile[..4]
+    }
+
+    #[inline(always)]
+    fn scale_and_offset<S: Simd>(part: Part<'_, S>, _group: usize) -> (S::f32s, S::f32s) {
+        let scale = part.half(part.word(4), 0);
+        (scale, part.simd.mul_f32s(scale, part.simd.splat_f32s(-8.0)))
+    }
+}
+
 /// In a file scale, minimum and 32 nibbles `q`: `scale q + minimum`. The tile's last word has scale and minimum.
 pub struct Q4_1;
 
@@ -171,6 +187,21 @@ impl Block for Q4_1 {
         let word = part.word(4);
         let scale = simd.mul_f32s(part.half(word, 0), simd.splat_f32s(16.0));
         (scale, simd.sub_f32s(part.half(word, 16), scale))
+    }
+}
+
+impl Integer for Q4_1 {
+    const ORDER: Order = Order::Nibbles;
+
+    #[inline(always)]
+    fn codes_of(tile: &[Words], _group: usize) -> &[Words] {
+        &tile[..4]
+    }
+
+    #[inline(always)]
+    fn scale_and_offset<S: Simd>(part: Part<'_, S>, _group: usize) -> (S::f32s, S::f32s) {
+        let word = part.word(4);
+        (part.half(word, 0), part.half(word, 16))
     }
 }
 
@@ -217,6 +248,21 @@ impl Block for Q8_0 {
     }
 }
 
+impl Integer for Q8_0 {
+    const ORDER: Order = Order::Bytes;
+
+    #[inline(always)]
+    fn codes_of(tile: &[Words], _group: usize) -> &[Words] {
+        &tile[..8]
+    }
+
+    #[inline(always)]
+    fn scale_and_offset<S: Simd>(part: Part<'_, S>, _group: usize) -> (S::f32s, S::f32s) {
+        let scale = part.half(part.word(8), 0);
+        (scale, part.simd.mul_f32s(scale, part.simd.splat_f32s(-128.0)))
+    }
+}
+
 /// In a file scale and minimum of all, then eight 6-bit pairs of both, then 256 nibbles. In a tile the nibbles of a group
 /// are four words, then come the pairs, two a word, then scale and minimum of all.
 pub struct Q4K;
@@ -224,6 +270,17 @@ pub struct Q4K;
 impl Q4K {
     const PAIRS: usize = 32;
     const SCALES: usize = 36;
+
+    /// Scale and minimum of a group.
+    #[inline(always)]
+    fn of_group<S: Simd>(part: Part<'_, S>, group: usize) -> (S::f32s, S::f32s) {
+        let simd = part.simd;
+        let (pairs, shift) = (part.word(Self::PAIRS + group / 2), group as u32 % 2 * 16);
+        let all = part.word(Self::SCALES);
+        let scale = simd.mul_f32s(part.half(all, 0), part.number(pairs, shift, 8, 0.0));
+        let minimum = simd.mul_f32s(part.half(all, 16), part.number(pairs, shift + 8, 8, 0.0));
+        (scale, minimum)
+    }
 }
 
 impl Block for Q4K {
@@ -262,12 +319,25 @@ impl Block for Q4K {
     #[inline(always)]
     fn affine<S: Simd>(part: Part<'_, S>, group: usize) -> (S::f32s, S::f32s) {
         let simd = part.simd;
-        let (pairs, shift) = (part.word(Self::PAIRS + group / 2), group as u32 % 2 * 16);
-        let all = part.word(Self::SCALES);
-        let scale = simd.mul_f32s(part.half(all, 0), part.number(pairs, shift, 8, 0.0));
-        let minimum = simd.mul_f32s(part.half(all, 16), part.number(pairs, shift + 8, 8, 0.0));
+        let (scale, minimum) = Self::of_group(part, group);
         let scale = simd.mul_f32s(scale, simd.splat_f32s(16.0));
         (scale, simd.sub_f32s(simd.neg_f32s(scale), minimum))
+    }
+}
+
+impl Integer for Q4K {
+    const ORDER: Order = Order::Nibbles;
+
+    #[inline(always)]
+    fn codes_of(tile: &[Words], group: usize) -> &[Words] {
+        &tile[group * 4..group * 4 + 4]
+    }
+
+    #[inline(always)]
+    fn scale_and_offset<S: Simd>(part: Part<'_, S>, group: usize) -> (S::f32s, S::f32s) {
+        let simd = part.simd;
+        let (scale, minimum) = Self::of_group(part, group);
+        (scale, simd.neg_f32s(minimum))
     }
 }
 

@@ -40,6 +40,24 @@ macro_rules! with_block {
 }
 pub(crate) use with_block;
 
+/// Runs one body with the format's [`Integer`](crate::integer::Integer) block as a type; none if its codes are no whole numbers of up to
+/// eight bits in groups of 32.
+macro_rules! with_integer {
+    ($format:expr, $block:ident => $body:expr) => {
+        $crate::format::with_integer!($format, $block => $body, Q4_0 Q4_1 Q8_0 Q4K)
+    };
+    ($format:expr, $block:ident => $body:expr, $($name:ident)*) => {
+        match $format {
+            $($crate::Format::$name => {
+                type $block = $crate::block::$name;
+                Some($body)
+            })*
+            $crate::Format::Bf16 | $crate::Format::F16 | $crate::Format::Q6K => None,
+        }
+    };
+}
+pub(crate) use with_integer;
+
 impl Format {
     /// Values of a block.
     pub fn block_values(self) -> usize {

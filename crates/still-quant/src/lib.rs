@@ -9,20 +9,22 @@
 //! | `tile` | sixteen rows side by side, the layout in memory |
 //! | `matrix` | a matrix in one of the formats |
 //! | `fragments` | the layout of a matrix for a GPU's tensor cores |
-//! | `product` | products: of up to 64 rows on the codes, of more on upcast values |
-//! | `batch` | products on the codes whose rows do not depend on the batch |
+//! | `product` | products: which of the ways that follow, and f32 products of upcast values |
+//! | `integer` | products on the codes in whole numbers, where the CPU multiplies bytes |
+//! | `batch` | products on the codes in f32, of many rows |
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 mod batch;
 mod block;
 mod format;
 mod fragments;
+mod integer;
 mod matrix;
 mod product;
 mod tile;
 
 pub use format::Format;
 pub use fragments::{FragmentFormat, Fragments};
-pub use matrix::{PackError, PackedMatrix};
+pub use matrix::{PackError, PackedMatrix, PreparedRows};
 pub use product::SMALL_BATCH;
 pub use tile::LANES;

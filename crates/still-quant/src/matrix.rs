@@ -6,7 +6,8 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use crate::block::Block;
-use crate::format::{Format, with_block};
+use crate::format::{Format, with_block, with_integer};
+use crate::integer::{Integer, Order, Rows, Unit};
 use crate::product;
 use crate::tile::{LANES, Words};
 
@@ -41,6 +42,18 @@ pub struct PackedMatrix {
     columns: usize,
     /// `[tiles, blocks of a row, words of a block]`; rows past the last are zeros.
     words: Arc<[Words]>,
+    /// Multiplies the codes as the whole numbers that they are.
+    integer: Option<Unit>,
+}
+
+/// What products need to know of rows of `x`: the same for all tiles, and for all matrices that
+/// [prepare alike](PackedMatrix::prepares_like).
+#[derive(Clone, Debug, Default)]
+pub struct PreparedRows {
+    /// `Σ x` of each group of each row, where codes meet values as they are.
+    pub(crate) sums: Vec<f32>,
+    /// Where they meet digits.
+    pub(crate) digits: Rows,
 }
 
 impl std::fmt::Debug for PackedMatrix {
@@ -82,7 +95,8 @@ impl PackedMatrix {
                 },
             );
         });
-        Ok(Self { format, rows, columns, words: words.into() })
+        let integer = with_integer!(format, B => B::ORDER).and_then(|_| Unit::find());
+        Ok(Self { format, rows, columns, words: words.into(), integer })
     }
 
     /// The format.
@@ -132,24 +146,50 @@ impl PackedMatrix {
         product::dequantize_row(self, row, scratch, out);
     }
 
-    /// What [`PackedMatrix::multiply_tiles`] needs to know of `x` `[n, columns]`, over what `sums` held: the same for all
-    /// tiles.
-    pub fn group_sums_into(&self, x: &[f32], sums: &mut Vec<f32>) {
-        product::group_sums_into(self, x, sums);
+    /// What [`PackedMatrix::multiply_tiles`] needs to know of `x` `[n, columns]`, over what `rows` held.
+    pub fn prepare(&self, x: &[f32], rows: &mut PreparedRows) {
+        product::prepare(self, x, rows);
+    }
+
+    /// Whether rows that one of the two has prepared are as the other needs them.
+    pub fn prepares_like(&self, other: &Self) -> bool {
+        let of = |matrix: &Self| (matrix.columns, matrix.group(), matrix.order());
+        of(self) == of(other)
+    }
+
+    /// How digits are ordered; none if codes meet values as they are.
+    pub(crate) fn order(&self) -> Option<Order> {
+        self.integer.and(with_integer!(self.format, B => B::ORDER))
+    }
+
+    /// Columns that share a scale.
+    fn group(&self) -> Option<usize> {
+        with_block!(self.format, B => (!B::PLAIN).then_some(B::GROUP))
+    }
+
+    /// See [`Unit`].
+    pub(crate) fn integer(&self) -> Option<Unit> {
+        self.integer
     }
 
     /// `x Wᵀ` for the rows of some tiles, on this thread alone: `y` is `[tiles, n, 16]`, rows past the last are 0. A row of `x` has
     /// the same products for every `n`, bit for bit.
     ///
     /// # Panics
-    /// If there are no such tiles, or `x`, `sums` and `y` are not of these sizes.
-    pub fn multiply_tiles(&self, tiles: Range<usize>, x: &[f32], sums: &[f32], y: &mut [f32]) {
-        product::multiply_tiles(self, tiles, x, sums, y);
+    /// If there are no such tiles, or `x`, `rows` and `y` are not of these sizes.
+    pub fn multiply_tiles(
+        &self,
+        tiles: Range<usize>,
+        x: &[f32],
+        rows: &PreparedRows,
+        y: &mut [f32],
+    ) {
+        product::multiply_tiles(self, tiles, x, rows, y);
     }
 
     /// `y = x Wᵀ` for `x` `[n, columns]` and rows `rows` of the matrix: `y` is `[n, rows]`.
     ///
-    /// Up to 64 rows meet the codes as they are unpacked; for more, a stretch of the matrix is dequantized at a time.
+    /// Up to 64 rows, with AMX any number, meet the codes as they are unpacked; for more, a stretch of the matrix is dequantized at a time.
     ///
     /// # Panics
     /// If there are no such rows, or `x` and `y` are not of these sizes.

@@ -6,17 +6,20 @@ use std::ops::Range;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 use still_compute::matmul::{Mat, par_matmul};
+use still_compute::threads::Shared;
 use still_compute::vector;
 
 use crate::batch::{Batch, CHAINS};
 use crate::block::Block;
-use crate::format::with_block;
-use crate::matrix::PackedMatrix;
+use crate::format::{with_block, with_integer};
+use crate::integer::Unit;
+use crate::matrix::{PackedMatrix, PreparedRows};
 use crate::tile::{LANES, Part, Words};
 
 /// Rows of `x` that are a small batch: as few as a decode step usually has.
 pub const SMALL_BATCH: usize = 8;
-/// Rows of `x` up to which products are made of codes as they leave a tile; for more, values in memory pay.
+/// Rows of `x` up to which products are made of codes in every way that there is; for more, f32 products of values in memory are
+/// faster than sums in registers.
 const ON_CODES: usize = 64;
 /// Values of the matrix that one thread takes at a time, at least.
 const VALUES_PER_TASK: usize = 1 << 15;
@@ -152,40 +155,39 @@ pub fn multiply(matrix: &PackedMatrix, rows: Range<usize>, x: &[f32], y: &mut [f
     if n == 0 || rows.is_empty() {
         return;
     }
-    if n > ON_CODES {
+    // Tiles multiply faster than f32 products do, however many rows there are.
+    if n > ON_CODES && !matrix.integer().is_some_and(Unit::has_tiles) {
         many(matrix, rows, x, y);
     } else {
         on_codes(matrix, n, rows, x, y);
     }
 }
 
-/// A few rows of `x`: threads take tiles.
+/// Rows of `x` with codes: threads take tiles.
 fn on_codes(matrix: &PackedMatrix, n: usize, rows: Range<usize>, x: &[f32], y: &mut [f32]) {
-    let mut sums = Vec::new();
-    group_sums_into(matrix, x, &mut sums);
-    let tiles = tiles_of(&rows);
+    let mut prepared = PreparedRows::default();
+    prepare(matrix, x, &mut prepared);
+    let (tiles, y) = (tiles_of(&rows), Shared::new(y));
     let per_task = VALUES_PER_TASK.div_ceil(matrix.columns() * LANES);
-    let run = |y: &mut [f32]| {
-        y.par_chunks_mut(n * LANES * per_task).enumerate().for_each(|(task, y)| {
-            let first = tiles.start + task * per_task;
-            multiply_tiles(matrix, first..(first + per_task).min(tiles.end), x, &sums, y);
-        });
-    };
-    let whole = rows.start.is_multiple_of(LANES) && rows.len().is_multiple_of(LANES);
-    if n == 1 && whole {
-        return run(y);
-    }
-    // Results are by row of x: `[tiles, n, 16]` first.
-    let mut by_tile = vec![0.0; tiles.len() * n * LANES];
-    run(&mut by_tile);
-    for (tile, values) in tiles.zip(by_tile.chunks_exact(n * LANES)) {
-        let first = tile * LANES;
-        let of_tile = rows.start.max(first)..rows.end.min(first + LANES);
-        for (y, values) in y.chunks_exact_mut(rows.len()).zip(values.chunks_exact(LANES)) {
-            y[of_tile.start - rows.start..of_tile.end - rows.start]
-                .copy_from_slice(&values[of_tile.start - first..of_tile.end - first]);
+    let tasks = tiles.clone().step_by(per_task).collect::<Vec<_>>();
+    tasks.into_par_iter().for_each_init(Vec::new, |by_tile, first| {
+        let own = first..(first + per_task).min(tiles.end);
+        by_tile.resize(own.len() * n * LANES, f32::NAN);
+        multiply_tiles(matrix, own.clone(), x, &prepared, by_tile);
+        // Results are by row of x.
+        for (tile, values) in own.zip(by_tile.chunks_exact(n * LANES)) {
+            let first = tile * LANES;
+            let of_tile = rows.start.max(first)..rows.end.min(first + LANES);
+            let (from, to) =
+                (of_tile.start - first..of_tile.end - first, of_tile.start - rows.start);
+            for (i, values) in values.chunks_exact(LANES).enumerate() {
+                let start = i * rows.len() + to;
+                // SAFETY: every tile has columns of its own.
+                let y = unsafe { y.write(start..start + from.len()) };
+                y.copy_from_slice(&values[from.clone()]);
+            }
         }
-    }
+    });
 }
 
 /// `Σ x` of each group of columns.
@@ -193,11 +195,14 @@ fn group_sums(x: &[f32], group: usize) -> impl Iterator<Item = f32> {
     x.chunks_exact(group).map(vector::sum)
 }
 
-/// See [`PackedMatrix::group_sums_into`].
-pub fn group_sums_into(matrix: &PackedMatrix, x: &[f32], sums: &mut Vec<f32>) {
-    sums.clear();
+/// See [`PackedMatrix::prepare`].
+pub fn prepare(matrix: &PackedMatrix, x: &[f32], rows: &mut PreparedRows) {
+    if let (Some(unit), Some(order)) = (matrix.integer(), matrix.order()) {
+        return unit.digits_into(x, matrix.columns(), order, &mut rows.digits);
+    }
+    rows.sums.clear();
     with_block!(matrix.format(), B => if !B::PLAIN {
-        sums.extend(group_sums(x, B::GROUP));
+        rows.sums.extend(group_sums(x, B::GROUP));
     });
 }
 
@@ -206,11 +211,18 @@ pub fn multiply_tiles(
     matrix: &PackedMatrix,
     tiles: Range<usize>,
     x: &[f32],
-    sums: &[f32],
+    prepared: &PreparedRows,
     y: &mut [f32],
 ) {
     let n = x.len() / matrix.columns();
     let words = matrix.tiles(tiles);
+    if let Some(unit) = matrix.integer() {
+        let row_words =
+            matrix.columns() / matrix.format().block_values() * matrix.format().tile_words();
+        let done = with_integer!(matrix.format(), B => unit.multiply::<B>(words, row_words, &prepared.digits, y));
+        return done.expect("a format of whole numbers");
+    }
+    let sums = prepared.sums.as_slice();
     with_block!(matrix.format(), B => {
         let row_words = matrix.columns() / B::VALUES * B::WORDS;
         match n {
@@ -333,13 +345,13 @@ fn many(matrix: &PackedMatrix, rows: Range<usize>, x: &[f32], y: &mut [f32]) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::Format;
     use crate::tile::put;
 
     /// A matrix of one row of tiles with every bit in use.
-    fn tiles<B: Block>(blocks: usize) -> Vec<Words> {
+    pub(crate) fn tiles<B: Block>(blocks: usize) -> Vec<Words> {
         let mut words = vec![Words::default(); blocks * B::WORDS];
         for block in 0..blocks {
             for lane in 0..LANES {

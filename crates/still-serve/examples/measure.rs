@@ -11,11 +11,12 @@
 
 use std::time::{Duration, Instant};
 
+use candle_core::Tensor;
 use serde_json::{Value, json};
-use still_attention::StillConfig;
+use still_attention::{RowDtype, StillConfig};
 use still_model::random::{random_model_on, shape};
 use still_model::{
-    FeatureInit, GenerateOptions, Model, Student, WeightFormat, device, usual_dtype,
+    Cache, Cancel, FeatureInit, GenerateOptions, Model, Student, WeightFormat, device, usual_dtype,
 };
 use still_serve::{Engine, EngineOptions, Event, Events, Request, Usage};
 
@@ -70,8 +71,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!(
         "medians: {together:.1} tokens/s, {speedup:.2} × one at a time; second turn {turns:.1} % of the first"
     );
+    let parts = parts_of_a_turn(&model)?;
+    println!(
+        "of a second turn: copy of the state {:.1} ms, reading {:.1} ms until the last kernel is queued, {:.1} ms until it is done",
+        parts[0], parts[1], parts[2]
+    );
     if let Some(out) = out {
         let mut about = about(&name, &model, clients);
+        about["second_turn_ms"] = json!({ "copy": parts[0], "queued": parts[1], "done": parts[2] });
         about["rounds"] = json!(record);
         about["medians"] = json!({
             "together_tokens_per_s": together, "ratio": speedup, "second_turn_share": turns / 100.0,
@@ -178,6 +185,35 @@ fn tokens_per_second(
     let rate = tokens as f64 / begun.elapsed().as_secs_f64();
     engine.shutdown(Duration::from_secs(10));
     Ok(rate)
+}
+
+/// Milliseconds that a second turn spends, without the server: on a copy of the state, and after that on reading, until all is queued and
+/// until the logits are there. Medians of five; on a CPU what is queued is done.
+fn parts_of_a_turn(model: &Model) -> Result<[f64; 3], Box<dyn std::error::Error>> {
+    let rows = model.cache_rows(RowDtype::Bf16);
+    let mut state = model.new_cache(1, rows)?;
+    let logits = |hidden: &Tensor| -> Result<f32, Box<dyn std::error::Error>> {
+        Ok(model.logits(hidden)?.flatten_all()?.to_vec1::<f32>()?[0])
+    };
+    let read = |ids: &[u32], cache: &mut Cache| {
+        model.prefill_until(ids, cache, &Cancel::default(), &Default::default())
+    };
+    let last = read(&prompt(model, 77, LONG), &mut state)?;
+    logits(&last)?;
+    let mut parts = [const { Vec::new() }; 3];
+    for turn in 0..5 {
+        let begun = Instant::now();
+        let mut cache = state.clone();
+        let copied = begun.elapsed();
+        let last = read(&prompt(model, 600 + turn, SECOND_TURN + 32), &mut cache)?;
+        let queued = begun.elapsed() - copied;
+        logits(&last)?;
+        let done = begun.elapsed() - copied;
+        for (part, took) in parts.iter_mut().zip([copied, queued, done]) {
+            part.push(1e3 * took.as_secs_f64());
+        }
+    }
+    Ok(parts.each_mut().map(|part| median(part)))
 }
 
 /// Seconds to the first token of a conversation of [`LONG`] tokens, and of the turn after it.

@@ -18,4 +18,4 @@ pub use engine::{
     Counters, Engine, EngineError, EngineOptions, Event, Events, Failure, METRICS_CONTENT_TYPE,
     Refused, Request, TokenLogprobs, Usage,
 };
-pub use states::{StateError, StateInfo, StateStore, States};
+pub use states::{StateError, StateInfo, StateList, StateStore, States};

@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Result, Tensor};
 use still_compute::Real;
 use still_compute::matmul::{Mat, par_matmul, par_matmul_new, par_small_batch};
 use still_compute::vector::{dot, vectorize};
-use still_quant::{Format, FragmentFormat, LANES, PackedMatrix, SMALL_BATCH};
+use still_quant::{Format, FragmentFormat, LANES, PackedMatrix, PreparedRows, SMALL_BATCH};
 
 use super::ops::with_values;
 use super::quantized::QuantizedMatrix;
@@ -242,10 +242,19 @@ impl Weight {
         Ok(self.dims2()?.0.div_ceil(LANES))
     }
 
-    /// [`PackedMatrix::group_sums_into`]; nothing for a dense matrix.
-    pub(crate) fn group_sums_into(&self, x: &[f32], sums: &mut Vec<f32>) {
+    /// [`PackedMatrix::prepare`]; nothing for a dense matrix.
+    pub(crate) fn prepare(&self, x: &[f32], rows: &mut PreparedRows) {
         if let Self::Packed(matrix) = self {
-            matrix.group_sums_into(x, sums);
+            matrix.prepare(x, rows);
+        }
+    }
+
+    /// [`PackedMatrix::prepares_like`]; dense matrices need nothing.
+    pub(crate) fn prepares_like(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Packed(matrix), Self::Packed(other)) => matrix.prepares_like(other),
+            (Self::Packed(_), _) | (_, Self::Packed(_)) => false,
+            _ => true,
         }
     }
 
@@ -257,12 +266,12 @@ impl Weight {
         &self,
         tiles: Range<usize>,
         x: &[f32],
-        sums: &[f32],
+        rows: &PreparedRows,
         y: &mut [f32],
     ) -> Result<()> {
         let tensor = match self {
             Self::Packed(matrix) => {
-                matrix.multiply_tiles(tiles, x, sums, y);
+                matrix.multiply_tiles(tiles, x, rows, y);
                 return Ok(());
             }
             Self::Dense(tensor) => tensor,

@@ -162,6 +162,7 @@ pub(super) fn parse(
             );
         }
     };
+    parts.check_numbers()?;
     Ok((Saved { rows, messages, document, tokens, generated }, parts.tensors))
 }
 
@@ -206,6 +207,21 @@ impl Parts<'_> {
     fn ids(&mut self, name: &str) -> Result<Option<Vec<u32>>> {
         let Some(ids) = self.take(name, DType::U32)? else { return Ok(None) };
         Ok(Some(ids.flatten_all()?.to_vec1()?))
+    }
+
+    /// An error if the state has values that are no numbers: it would answer as damaged weights do. Scores may be none, and only order
+    /// tokens.
+    fn check_numbers(&self) -> Result<()> {
+        for (name, tensor) in &self.tensors {
+            if name.ends_with("score") || !tensor.dtype().is_float() {
+                continue;
+            }
+            let values = tensor.flatten_all()?.to_dtype(DType::F64)?.to_vec1::<f64>()?;
+            if !values.into_iter().all(f64::is_finite) {
+                return Err(self.damaged(format!("its {name:?} has values that are no numbers")));
+            }
+        }
+        Ok(())
     }
 
     fn parse<T: for<'de> Deserialize<'de>>(&self, name: &str, text: &str) -> Result<T> {

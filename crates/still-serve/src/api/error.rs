@@ -169,7 +169,7 @@ impl From<StateError> for ApiError {
                 error.to_string(),
             ),
             // Another model's, or damaged: the client can save it again.
-            error @ (StateError::File(_) | StateError::Forged(_)) => {
+            error @ (StateError::File(_) | StateError::Forged(_) | StateError::NoNumbers(_)) => {
                 tracing::warn!("a state cannot be used: {error}");
                 let message =
                     "the stored state is damaged or of another model: delete it and save it again";

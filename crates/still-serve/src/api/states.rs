@@ -14,7 +14,7 @@ use super::app::App;
 use super::body::{FromJson, JsonBody, fields};
 use super::conversation::{Conversation, ids_of};
 use super::error::{ErrorBody, Result};
-use crate::{Request, StateInfo};
+use crate::{Request, StateInfo, StateList};
 
 /// What to do with a state.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
@@ -67,6 +67,8 @@ pub struct KeptState {
 pub struct KeptStates {
     object: &'static str,
     data: Vec<KeptState>,
+    /// Names of files in the store that are no states: delete them, or save them again.
+    damaged: Vec<String>,
 }
 
 impl From<StateInfo> for KeptState {
@@ -84,8 +86,9 @@ impl From<StateInfo> for KeptState {
 /// Lists the states that have names.
 #[utoipa::path(get, path = "/v1/states", tag = "States", responses((status = 200, body = KeptStates)))]
 pub async fn list(State(app): State<App>) -> Result<Json<KeptStates>> {
-    let states = app.engine().states().list().await?;
-    Ok(Json(KeptStates { object: "list", data: states.into_iter().map(Into::into).collect() }))
+    let StateList { states, damaged } = app.engine().states().list().await?;
+    let data = states.into_iter().map(Into::into).collect();
+    Ok(Json(KeptStates { object: "list", data, damaged }))
 }
 
 /// Describes a state.

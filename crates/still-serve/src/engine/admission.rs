@@ -76,9 +76,18 @@ impl Worker {
         let decoded = !self.options.deterministic;
         if let Some((prefix, kept)) = self.memory.longest(chain, tokens, most, decoded)
             && prefix.tokens > sequence.position()
-            && let Err(error) = sequence.restore(&kept, prefix.decoded)
         {
-            tracing::warn!("a kept state was not continued: {error}");
+            self.restore(sequence, &prefix, &kept);
+        }
+    }
+
+    /// Has a sequence go on from a kept state. The empty cache that it had is the next one's: making and freeing one takes a GPU's host
+    /// as long as some layers do.
+    fn restore(&mut self, sequence: &mut Sequence, prefix: &Prefix, kept: &Kept) {
+        match sequence.restore(kept, prefix.decoded) {
+            Ok(before) if before.position(0) == 0 => self.spare = Some(before),
+            Ok(_) => {}
+            Err(error) => tracing::warn!("a kept state was not continued: {error}"),
         }
     }
 
@@ -164,10 +173,8 @@ impl Worker {
         }
         let Some(at) = self.sequences.iter().position(|sequence| sequence.id == id) else { return };
         let mut sequence = self.sequences.remove(at);
-        if let Some((prefix, kept)) = found
-            && let Err(error) = sequence.restore(&kept, prefix.decoded)
-        {
-            tracing::warn!("a state from the store was not continued: {error}");
+        if let Some((prefix, kept)) = found {
+            self.restore(&mut sequence, &prefix, &kept);
         }
         let position = sequence.position();
         sequence.keep_at.retain(|at| *at > position);

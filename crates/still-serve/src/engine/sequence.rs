@@ -11,7 +11,7 @@ use super::TokenLogprobs;
 use super::metrics::Metrics;
 use super::request::{Event, Failure, Request, Usage};
 use super::worker::{Submission, copy};
-use crate::states::{Chain, Kept};
+use crate::states::{Chain, Kept, StateError};
 
 /// What a sequence waits for, or what is done with it next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -153,14 +153,14 @@ impl Sequence {
         self.events.is_closed() || self.cancel.is_raised()
     }
 
-    /// Goes on from a kept state, which has read the beginning of its tokens.
+    /// Goes on from a kept state, which has read the beginning of its tokens. The cache that it had.
     ///
     /// # Errors
     /// No memory for a copy of it: the sequence is as it was.
-    pub fn restore(&mut self, kept: &Kept, decoded: bool) -> Result<(), ModelError> {
-        self.cache = copy(&kept.cache)?;
+    pub fn restore(&mut self, kept: &Kept, decoded: bool) -> Result<Cache, ModelError> {
+        let before = std::mem::replace(&mut self.cache, copy(&kept.cache)?);
         (self.decoded, self.cached) = (decoded, kept.tokens.len());
-        Ok(())
+        Ok(before)
     }
 
     /// Puts the tokens of a state with a name, which nobody else has, before the prompt.
@@ -183,9 +183,12 @@ impl Sequence {
         metrics: &Metrics,
     ) -> Result<Option<(Finish, String)>, Failure> {
         if any_nan(logits) {
-            return Err(Failure::Model(ModelError::Invalid(
-                "the model's logits are not numbers: its weights are damaged".into(),
-            )));
+            return Err(match &self.continues {
+                Some(name) => StateError::NoNumbers(name.clone()).into(),
+                None => Failure::Model(ModelError::Invalid(
+                    "the model's logits are not numbers: its weights are damaged".into(),
+                )),
+            });
         }
         let id = self.sampler.sample(logits)?;
         let pushed = self.continuation.push(id)?;

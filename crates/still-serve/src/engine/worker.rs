@@ -63,7 +63,7 @@ pub struct Worker {
     /// A cache of no tokens. Copies of it share what the model has laid out for its caches.
     empty: Cache,
     /// A copy of it that is made while nobody waits for it.
-    spare: Option<Cache>,
+    pub(super) spare: Option<Cache>,
     pub(super) context: usize,
     /// [`EngineOptions::prefill_chunk`], in whole chunks.
     pub(super) prefill_chunk: usize,

@@ -39,6 +39,15 @@ pub struct StateInfo {
     pub modified_unix_seconds: i64,
 }
 
+/// The states that clients have named.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StateList {
+    /// By name.
+    pub states: Vec<StateInfo>,
+    /// Names of files in the store that are no states.
+    pub damaged: Vec<String>,
+}
+
 /// What can go wrong with kept states.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
@@ -84,6 +93,9 @@ pub enum StateError {
     /// A file that is not what its name says.
     #[error("the state file {0} is not what its name says")]
     Forged(String),
+    /// A state whose file is whole, and after which a model computes no numbers.
+    #[error("what the model computes after the state {0:?} is no numbers")]
+    NoNumbers(String),
     /// A computation that panicked.
     #[error("the computation failed: {0}")]
     Failed(String),
@@ -100,6 +112,7 @@ impl StateError {
             }
             Self::Scheme(_) => Some("give a folder, or s3://BUCKET/PREFIX".into()),
             Self::Forged(_) => Some("remove the file".into()),
+            Self::NoNumbers(_) => Some("remove the state, and save it again".into()),
             Self::Folder { .. } => Some("check the path and its permissions".into()),
             Self::NotFound(_) | Self::InvalidName | Self::Failed(_) => None,
         }
@@ -117,8 +130,8 @@ impl States {
     /// All of them, by name.
     ///
     /// # Errors
-    /// A store that fails; a file that is none of a state.
-    pub async fn list(&self) -> Result<Vec<StateInfo>, StateError> {
+    /// A store that fails.
+    pub async fn list(&self) -> Result<StateList, StateError> {
         self.run(|named| async move { named.list().await }).await
     }
 

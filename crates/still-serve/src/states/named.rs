@@ -7,10 +7,12 @@ use still_model::SavedSequence;
 
 use super::kept::encode;
 use super::store::StateStore;
-use super::{StateError, StateInfo};
+use super::{StateError, StateInfo, StateList};
 
 /// The longest name.
 const LONGEST: usize = 128;
+/// The longest header of a file of a state, many times that of a state of a hundred layers.
+const MOST_HEADER: u64 = 16 << 20;
 
 /// The states of one model that have names, in a store.
 #[derive(Debug)]
@@ -75,14 +77,25 @@ impl NamedStates {
         self.info(name, &file, &meta).await
     }
 
-    pub async fn list(&self) -> Result<Vec<StateInfo>, StateError> {
-        let mut all = Vec::new();
+    /// All of them. A file that is none is named, and does not hide the others.
+    pub async fn list(&self) -> Result<StateList, StateError> {
+        let mut all = StateList::default();
         for (file, meta) in self.store.list().await? {
             let name = file.strip_suffix(".safetensors").filter(|name| check_name(name).is_ok());
             let Some(name) = name else { continue };
-            all.push(self.info(name, &file, &meta).await?);
+            match self.info(name, &file, &meta).await {
+                Ok(info) => all.states.push(info),
+                Err(error @ StateError::Forged(_)) => {
+                    tracing::warn!("a state cannot be listed: {error}");
+                    all.damaged.push(name.to_owned());
+                }
+                // Removed since.
+                Err(StateError::NotFound(_)) => {}
+                Err(error) => return Err(error),
+            }
         }
-        all.sort_by(|a, b| a.name.cmp(&b.name));
+        all.states.sort_by(|a, b| a.name.cmp(&b.name));
+        all.damaged.sort();
         Ok(all)
     }
 
@@ -94,22 +107,24 @@ impl NamedStates {
     ) -> Result<StateInfo, StateError> {
         Ok(StateInfo {
             name: name.to_owned(),
-            tokens: self.tokens(file, meta.size).await?,
+            tokens: self.tokens(name, file, meta.size).await?,
             bytes: meta.size,
             modified_unix_seconds: meta.last_modified.timestamp(),
         })
     }
 
     /// How many tokens a file's state has read, by the file's header.
-    async fn tokens(&self, file: &str, size: u64) -> Result<usize, StateError> {
+    async fn tokens(&self, name: &str, file: &str, size: u64) -> Result<usize, StateError> {
         let forged = || StateError::Forged(file.to_owned());
+        let gone = || StateError::NotFound(name.to_owned());
         if size < 8 {
             return Err(forged());
         }
-        let length = self.store.get_range(file, 0..8).await?;
+        let length = self.store.get_range(file, 0..8).await?.ok_or_else(gone)?;
         let length = u64::from_le_bytes(length.try_into().map_err(|_| forged())?);
-        let end = length.checked_add(8).filter(|end| *end <= size).ok_or_else(forged)?;
-        let header = self.store.get_range(file, 8..end).await?;
+        let end = length.checked_add(8).filter(|end| *end <= size.min(MOST_HEADER));
+        let end = end.ok_or_else(forged)?;
+        let header = self.store.get_range(file, 8..end).await?.ok_or_else(gone)?;
         let header: serde_json::Value = serde_json::from_slice(&header).map_err(|_| forged())?;
         let tokens = header["tokens"]["shape"][0].as_u64().ok_or_else(forged)?;
         usize::try_from(tokens).map_err(|_| forged())

@@ -84,14 +84,17 @@ impl StateStore {
         }
     }
 
-    /// Some bytes of an object.
+    /// Some bytes of an object; none if there is no such object.
     pub(crate) async fn get_range(
         &self,
         name: &str,
         range: std::ops::Range<u64>,
-    ) -> Result<Vec<u8>, StateError> {
-        let bytes = self.store.get_range(&self.path(name), range).await;
-        bytes.map(Into::into).map_err(|source| StateError::Store { action: "cannot read", source })
+    ) -> Result<Option<Vec<u8>>, StateError> {
+        match self.store.get_range(&self.path(name), range).await {
+            Ok(bytes) => Ok(Some(bytes.into())),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(source) => Err(StateError::Store { action: "cannot read", source }),
+        }
     }
 
     /// Writes an object. It is complete or not there; one that was there stays until then.

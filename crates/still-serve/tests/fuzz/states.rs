@@ -134,6 +134,7 @@ fn ending(error: &StateError) -> &'static str {
         StateError::Slow(_) => panic!("{error}"),
         StateError::File(_) => "refused",
         StateError::Forged(_) => "forged",
+        StateError::NoNumbers(_) => "no numbers",
         _ => "other",
     }
 }
@@ -184,8 +185,6 @@ fn main() {
                 Ok(_) => "continued",
                 Err(Failure::State(error)) => ending(&error),
                 Err(Failure::TooLong(_)) => "too long",
-                // Rows that are no numbers.
-                Err(Failure::Model(_)) => "no numbers",
                 Err(failure) => panic!("{failure}"),
             });
             ends

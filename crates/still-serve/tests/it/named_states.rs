@@ -1,7 +1,8 @@
 //! States with names.
 
 use futures_util::FutureExt;
-use still_serve::{Engine, EngineOptions, Failure, StateError, States};
+use still_model::seal::{Kind, seal_bytes};
+use still_serve::{Engine, EngineOptions, Failure, StateError, StateList, StateStore, States};
 
 use crate::common::{end, engine, options, prompt, request, serve, served, student};
 
@@ -17,7 +18,7 @@ fn wait<T>(future: impl Future<Output = T>) -> T {
 }
 
 fn names(states: &States) -> Vec<String> {
-    wait(states.list()).unwrap().into_iter().map(|state| state.name).collect()
+    wait(states.list()).unwrap().states.into_iter().map(|state| state.name).collect()
 }
 
 #[test]
@@ -97,4 +98,108 @@ fn a_state_and_a_prompt_longer_than_the_context_are_refused() {
     continued.continues = Some("essay".into());
     let failure = end(engine.submit(continued).unwrap()).unwrap_err();
     assert!(matches!(&failure, Failure::TooLong(_)), "{failure}");
+}
+
+/// An engine that keeps states in a folder, a state "good" and where its file lies.
+fn with_a_state(dir: &std::path::Path) -> (Engine, std::path::PathBuf) {
+    let store = StateStore::open(dir.to_str().unwrap()).unwrap();
+    let options = EngineOptions { state_store: Some(store), ..options() };
+    let engine = Engine::start(student(1), options).unwrap();
+    let mut save = request(prompt(1, 300), 0);
+    save.save_as = Some("good".into());
+    served(engine.submit(save).unwrap());
+    let of_model = dir.read_dir().unwrap().next().unwrap().unwrap().path();
+    (engine, of_model.join("named/good.safetensors"))
+}
+
+/// How it ends that the state "forged" is asked for, and continued.
+fn asked_for(engine: &Engine) -> [Result<(), StateError>; 2] {
+    let mut continued = request(prompt(2, 5), 3);
+    continued.continues = Some("forged".into());
+    let continued = match end(engine.submit(continued).unwrap()) {
+        Ok(_) => Ok(()),
+        Err(Failure::State(error)) => Err(error),
+        Err(failure) => panic!("{failure}"),
+    };
+    [wait(engine.states().restore("forged")).map(|_| ()), continued]
+}
+
+#[test]
+fn files_that_are_no_states_are_named_and_hide_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, good) = with_a_state(dir.path());
+    let bytes = std::fs::read(&good).unwrap();
+    let header = |header: &str| [&(header.len() as u64).to_le_bytes(), header.as_bytes()].concat();
+    let forged = [
+        ("empty", Vec::new()),
+        ("short", bytes[..7].to_vec()),
+        ("cut", bytes[..100].to_vec()),
+        ("huge", [&u64::MAX.to_le_bytes(), &bytes[8..]].concat()),
+        ("text", b"this is no state, though it has more than eight bytes".to_vec()),
+        ("other", header("{}")),
+        ("negative", header(r#"{"tokens":{"dtype":"U32","shape":[-1],"data_offsets":[0,0]}}"#)),
+        ("nothing", header("[]")),
+    ];
+    for (name, bytes) in &forged {
+        std::fs::write(good.with_file_name(format!("{name}.safetensors")), bytes).unwrap();
+    }
+    let StateList { states, damaged } = wait(engine.states().list()).unwrap();
+    let names: Vec<_> = states.iter().map(|state| (state.name.as_str(), state.tokens)).collect();
+    assert_eq!(names, [("good", 300)]);
+    let mut expected = forged.each_ref().map(|(name, _)| *name);
+    expected.sort_unstable();
+    assert_eq!(damaged, expected);
+    for (name, _) in forged {
+        let error = wait(engine.states().get(name)).unwrap_err();
+        assert!(matches!(error, StateError::Forged(_)), "{name}: {error}");
+        wait(engine.states().delete(name)).unwrap();
+    }
+    assert_eq!(wait(engine.states().list()).unwrap().damaged, Vec::<String>::new());
+}
+
+/// Of whichever tensor: the file is damaged, not the model.
+#[test]
+fn a_state_of_no_numbers_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (engine, good) = with_a_state(dir.path());
+    let forged = good.with_file_name("forged.safetensors");
+    let bytes = std::fs::read(&good).unwrap();
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: serde_json::Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+    let forge = |name: &str, value: &[u8]| {
+        let mut bytes = bytes.clone();
+        let range = [0, 1].map(|i| header[name]["data_offsets"][i].as_u64().unwrap() as usize);
+        let tensor = &mut bytes[8 + length + range[0]..8 + length + range[1]];
+        tensor.chunks_exact_mut(value.len()).for_each(|to| to.copy_from_slice(value));
+        seal_bytes(&mut bytes, Kind::Safetensors).unwrap();
+        std::fs::write(&forged, bytes).unwrap();
+    };
+    let (nan, infinity) = (f32::NAN.to_le_bytes(), f32::INFINITY.to_le_bytes());
+    let upper = |value: [u8; 4]| [value[2], value[3]];
+    let mut changed = 0;
+    for (name, tensor) in header.as_object().unwrap() {
+        let values: [Vec<u8>; 2] = match tensor["dtype"].as_str() {
+            _ if !name.starts_with("layers.1.0.") || name.ends_with("score") => continue,
+            Some("F32") => [nan.to_vec(), infinity.to_vec()],
+            Some("BF16") => [upper(nan).to_vec(), upper(infinity).to_vec()],
+            _ => continue,
+        };
+        for value in values {
+            forge(name, &value);
+            for ended in asked_for(&engine) {
+                let error = ended.expect_err(name);
+                assert!(matches!(error, StateError::File(_)), "{name}: {error}");
+                assert!(error.to_string().contains("no numbers"), "{name}: {error}");
+            }
+        }
+        changed += 1;
+    }
+    assert!(changed >= 6, "{changed} tensors");
+    // Numbers that lead to none.
+    forge("layers.1.0.ring_v", &upper(f32::MAX.to_le_bytes()));
+    let [asked, continued] = asked_for(&engine);
+    asked.unwrap();
+    assert!(matches!(continued, Err(StateError::NoNumbers(name)) if name == "forged"));
+    // The engine serves as before.
+    assert_eq!(serve(&engine, prompt(3, 90), 5).ids, serve(&self::engine(), prompt(3, 90), 5).ids);
 }

@@ -11,7 +11,7 @@ use candle_core::Tensor;
 use smallvec::SmallVec;
 use still_attention::{AttentionState, HeadRows, HeadScratch, HostState};
 use still_compute::threads::{Shared, Worker, on_all_threads};
-use still_quant::LANES;
+use still_quant::{LANES, PreparedRows};
 
 use super::updates::{Update, Updates};
 use crate::cache::{Cache, Workspace};
@@ -88,8 +88,8 @@ struct Step<'a> {
 struct WorkerBuffers {
     normed: Vec<f32>,
     prepared: Vec<Prepared>,
-    sums: Vec<f32>,
-    other_sums: Vec<f32>,
+    rows: PreparedRows,
+    other_rows: PreparedRows,
     tiles: Vec<f32>,
     other_tiles: Vec<f32>,
     head_normed: Vec<f32>,
@@ -103,8 +103,10 @@ struct WorkerBuffers {
 struct Prepared {
     /// In the phase's count.
     first_tile: usize,
-    /// See [`Weight::group_sums_into`].
-    sums: Vec<f32>,
+    /// See [`Weight::prepare`].
+    rows: PreparedRows,
+    /// The product whose rows these are: the first that prepares alike.
+    rows_of: usize,
     /// See [`Update::low_into`].
     low: Vec<f32>,
 }
@@ -455,16 +457,22 @@ impl<'w> LayerOps<'w> for SliceOps<'_> {
         let (rows, _) = gate_weight.dims2()?;
         let hidden = Tiled::of(gate_weight, &step.hidden);
         if let Some(work) = worker.phase(rows.div_ceil(LANES), SHARES)? {
-            let WorkerBuffers { normed, sums, other_sums, tiles, other_tiles, .. } = &mut **buffers;
+            let WorkerBuffers { normed, rows, other_rows, tiles, other_tiles, .. } = &mut **buffers;
             // SAFETY: the phase that wrote `x` is over, this one goes on.
             let x = unsafe { step.read(*x, normed) }?;
-            gate_weight.group_sums_into(x, sums);
-            up_weight.group_sums_into(x, other_sums);
+            gate_weight.prepare(x, rows);
+            let other_rows = match up_weight.prepares_like(gate_weight) {
+                true => &*rows,
+                false => {
+                    up_weight.prepare(x, other_rows);
+                    &*other_rows
+                }
+            };
             for part in work {
                 let wide_gate = take(tiles, part.len() * step.batch * LANES);
                 let wide_up = take(other_tiles, wide_gate.len());
-                gate_weight.multiply_tiles(part.clone(), x, sums, wide_gate)?;
-                up_weight.multiply_tiles(part.clone(), x, other_sums, wide_up)?;
+                gate_weight.multiply_tiles(part.clone(), x, rows, wide_gate)?;
+                up_weight.multiply_tiles(part.clone(), x, other_rows, wide_up)?;
                 add_bias(&gate.linear, part.start, step.batch, wide_gate)?;
                 add_bias(&up.linear, part.start, step.batch, wide_up)?;
                 activation.apply(wide_gate, wide_up);
@@ -503,16 +511,22 @@ impl SliceOps<'_> {
         let x = unsafe { step.read(x, normed) }?;
         prepared.resize_with(prepared.len().max(products.len()), Prepared::default);
         let mut first_tile = 0;
-        for (product, prepared) in products.iter().zip(&mut *prepared) {
-            prepared.first_tile = first_tile;
+        for (n, product) in products.iter().enumerate() {
+            let like = |first: &Tiled<'_>| product.weight.prepares_like(first.weight);
+            let rows_of = products[..n].iter().position(like).unwrap_or(n);
+            let prepared = &mut prepared[n];
+            (prepared.first_tile, prepared.rows_of) = (first_tile, rows_of);
             first_tile += product.weight.tiles()?;
-            product.weight.group_sums_into(x, &mut prepared.sums);
+            if rows_of == n {
+                product.weight.prepare(x, &mut prepared.rows);
+            }
             if let Some(update) = product.update {
                 update.low_into(x, step.batch, &mut prepared.low);
             }
         }
+        let all = &*prepared;
         for part in work {
-            for (product, prepared) in products.iter().zip(&*prepared) {
+            for (product, prepared) in products.iter().zip(all) {
                 let (first, tiles) = (prepared.first_tile, product.weight.tiles()?);
                 let part = part.start.clamp(first, first + tiles) - first
                     ..part.end.clamp(first, first + tiles) - first;
@@ -520,7 +534,8 @@ impl SliceOps<'_> {
                     continue;
                 }
                 let values = take(values, part.len() * step.batch * LANES);
-                product.weight.multiply_tiles(part.clone(), x, &prepared.sums, values)?;
+                let rows = &all[prepared.rows_of].rows;
+                product.weight.multiply_tiles(part.clone(), x, rows, values)?;
                 if let Some(update) = product.update {
                     update.add(part.clone(), &prepared.low, step.batch, values);
                 }
