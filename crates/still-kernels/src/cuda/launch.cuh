@@ -161,6 +161,10 @@ int launch_early(void (*kernel)(P...), dim3 grid, int threads, int bytes, StillS
     cudaFuncAttributes code;
     if (cudaError_t e = cudaFuncGetAttributes(&code, reinterpret_cast<const void*>(kernel)); e != cudaSuccess) return e;
     early = code.ptxVersion >= 90;
+    // Blocks of two kernels share a multiprocessor only if they divide its memory alike.
+    const cudaError_t e = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributePreferredSharedMemoryCarveout,
+                                               cudaSharedmemCarveoutMaxShared);
+    if (e != cudaSuccess) return e;
   }
   return launch_as(early, kernel, grid, threads, bytes, stream, args...);
 }
