@@ -63,8 +63,8 @@ pub use config::{
 #[cfg(feature = "cuda")]
 pub use cuda::{
     CudaHybridState, CudaKvCache, CudaLinearState, CudaWeights, DeviceAttention, DeviceGradients,
-    DeviceMaps, DeviceOperands, DeviceRows, DeviceSizes, GraphState, IDLE, OperandShapes,
-    StepRotation, StepTable, TableState, check_shapes,
+    DeviceMaps, DeviceOperands, DeviceRows, DeviceSizes, GraphState, GraphStep, IDLE,
+    OperandShapes, StepRotation, StepTable, TableState, check_shapes,
 };
 pub use dense::{DenseHead, KvCache, dense_attention};
 pub use error::{AttentionError, Result};

@@ -8,8 +8,8 @@ mod common;
 use candle_core::{DType, Device, Tensor};
 use common::{flat, relative_rms};
 use still_attention::{
-    AttentionState, CudaKvCache, GraphState, HeadGeometry, IDLE, StepRotation, dense_attention,
-    naive,
+    AttentionState, CudaKvCache, GraphState, GraphStep, HeadGeometry, IDLE, StepRotation,
+    dense_attention, naive,
 };
 use still_testing::random;
 
@@ -346,7 +346,7 @@ fn steps_that_rotate() {
             fed.rows = [rotated(q, rotary, dtype), rotated(k, rotary, dtype), v.clone()];
             fed.feed(&[195, 3, 63]);
             fed.cache.reserve(210).unwrap();
-            assert!(GraphState::rotates(&fed.cache, rotary));
+            assert!(GraphStep::rotates(&fed.cache, rotary));
             for _ in 0..9 {
                 let positions: Vec<usize> =
                     (0..3).map(|sequence| fed.cache.position(sequence)).collect();

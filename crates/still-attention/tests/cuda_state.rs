@@ -10,9 +10,9 @@ use common::{flat, random_input, relative_rms, tensors};
 use half::bf16;
 use still_attention::{
     AttentionRows, AttentionState, Branches, CudaHybridState, CudaKvCache, CudaWeights, FeatureMap,
-    GraphState, HeadGeometry, HybridConfig, HybridState, HybridWeights, KvCache, LinearNorm,
-    PreparedWeights, Router, RowDtype, SelectionHead, StepRotation, StillConfig, hybrid_attention,
-    naive,
+    GraphState, GraphStep, HeadGeometry, HybridConfig, HybridState, HybridWeights, KvCache,
+    LinearNorm, PreparedWeights, Router, RowDtype, SelectionHead, StepRotation, StillConfig,
+    hybrid_attention, naive,
 };
 use still_compute::cuda::StepMemory;
 
@@ -740,7 +740,7 @@ fn steps_that_rotate() {
             assert!(inside.rotates(rotary));
             // SAFETY: the positions are the sequences' own, and there is room.
             let out = unsafe {
-                GraphState::step(&inside, raw, &own_positions, rotation, &StepMemory::default())
+                GraphStep::step(&inside, raw, &own_positions, rotation, &StepMemory::default())
             };
             let out = out.unwrap();
             inside.count();

@@ -15,7 +15,7 @@ use still_kernels::{
 };
 
 use super::forward::{Last, Operands, forward};
-use super::graph_state::{GraphState, IDLE, StepRotation};
+use super::graph_state::{GraphState, GraphStep, IDLE, StepRotation};
 use super::layout::{flags, router, shape, uninit};
 use super::routing::{DeviceRouting, budgets, retired};
 use super::step_table::TableState;
@@ -472,7 +472,7 @@ impl StepState for CudaHybridState {
     }
 }
 
-impl GraphState for CudaHybridState {
+impl GraphStep for CudaHybridState {
     unsafe fn step(
         &self,
         rows: AttentionRows<'_>,
@@ -488,13 +488,15 @@ impl GraphState for CudaHybridState {
         support::rotates(rotary)
     }
 
-    fn moves(&self) -> usize {
-        self.store.moves
-    }
-
     /// A step looks up where the store lies.
     fn generation(&self) -> usize {
         0
+    }
+}
+
+impl GraphState for CudaHybridState {
+    fn moves(&self) -> usize {
+        self.store.moves
     }
 
     fn reserve(&mut self, tokens: usize) -> Result<()> {

@@ -8,7 +8,7 @@ use still_compute::cuda::{Launch, StepMemory, on_cuda};
 use still_kernels::dense::DenseSequence;
 
 use super::dense::{Spans, StepRows, append, by_ops, decode, forward, has_decode, has_forward};
-use super::graph_state::{GraphState, IDLE, StepRotation};
+use super::graph_state::{GraphState, GraphStep, IDLE, StepRotation};
 use super::step_table::TableState;
 use super::support;
 use crate::arguments::{checked_lengths, expect_shape};
@@ -165,7 +165,7 @@ impl CudaKvCache {
         Ok(valid.broadcast_as(out.shape())?.where_cond(&out, &out.zeros_like()?)?)
     }
 
-    /// As [`GraphState::step`].
+    /// As [`GraphStep::step`].
     ///
     /// # Errors
     /// As there; a head dimension without a kernel.
@@ -293,7 +293,7 @@ fn no_cache() -> AttentionError {
     AttentionError::Config("a cache on CUDA has one sequence or more and a CUDA device".into())
 }
 
-impl GraphState for CudaKvCache {
+impl GraphStep for CudaKvCache {
     unsafe fn step(
         &self,
         rows: AttentionRows<'_>,
@@ -309,6 +309,12 @@ impl GraphState for CudaKvCache {
         support::rotates(rotary)
     }
 
+    fn generation(&self) -> usize {
+        self.moves
+    }
+}
+
+impl GraphState for CudaKvCache {
     fn moves(&self) -> usize {
         self.moves
     }

@@ -45,7 +45,7 @@ pub use foreign::{
     DeviceAttention, DeviceGradients, DeviceMaps, DeviceOperands, DeviceRows, DeviceSizes,
     OperandShapes, check_shapes,
 };
-pub use graph_state::{GraphState, IDLE, StepRotation};
+pub use graph_state::{GraphState, GraphStep, IDLE, StepRotation};
 pub use kv_cache::CudaKvCache;
 pub(crate) use linear_features::{features, features_backward};
 pub use linear_only::CudaLinearState;

@@ -12,7 +12,7 @@ use still_kernels::{Decode, NO_CAP, Rows, STILL_PLAIN, SequenceState};
 
 use super::decode::step::{StepState, splits};
 use super::dense::StepRows;
-use super::graph_state::{GraphState, StepRotation};
+use super::graph_state::{GraphState, GraphStep, StepRotation};
 use super::kv_cache::{self, CudaKvCache};
 use super::layout::{router, uninit};
 use super::support;
@@ -170,16 +170,11 @@ impl StepTable {
         }
         Ok(())
     }
+}
 
-    /// Queues one token of each sequence as [`GraphState::step`] does; row `i` is that of the state in row `i`.
-    ///
-    /// # Errors
-    /// As there.
-    ///
-    /// # Safety
-    /// As there; whenever the step runs, the states of all rows that are not idle are in the table, with room for their next
-    /// token.
-    pub unsafe fn step(
+/// Row `i` of a step is that of the state in row `i`.
+impl GraphStep for StepTable {
+    unsafe fn step(
         &self,
         rows: AttentionRows<'_>,
         positions: &Tensor,
@@ -201,9 +196,13 @@ impl StepTable {
         }
     }
 
-    /// As [`GraphState::rotates`].
-    pub fn rotates(&self, rotary: usize) -> bool {
+    fn rotates(&self, rotary: usize) -> bool {
         support::rotates(rotary)
+    }
+
+    /// The table stays where it is.
+    fn generation(&self) -> usize {
+        0
     }
 }
 

@@ -83,7 +83,7 @@ impl CudaWeights {
         })
     }
 
-    /// [`GraphState::step`](crate::GraphState::step) of the sequences of `state`.
+    /// [`GraphStep::step`](crate::GraphStep::step) of the sequences of `state`.
     ///
     /// # Safety
     /// As there.

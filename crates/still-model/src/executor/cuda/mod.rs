@@ -7,8 +7,8 @@ mod steps;
 
 use candle_core::DType;
 use still_attention::{
-    AttentionState, CudaHybridState, CudaKvCache, CudaLinearState, CudaWeights, GraphState, Mode,
-    RowDtype,
+    AttentionState, CudaHybridState, CudaKvCache, CudaLinearState, CudaWeights, GraphState,
+    GraphStep, Mode, RowDtype,
 };
 use still_compute::cuda::can_capture;
 
@@ -160,10 +160,11 @@ fn replay_step<'a>(model: &Model, ids: &[u32], cache: &'a mut Cache) -> Result<&
     for state in &mut states {
         state.reserve(tokens)?;
     }
-    let fitting = scratch.graph.take().filter(|graph| graph.fits(model, &states[..]));
+    let steps: Vec<&dyn GraphStep> = states.iter().map(|state| &**state as _).collect();
+    let fitting = scratch.graph.take().filter(|graph| graph.fits(model, &steps));
     let graph = match fitting {
         Some(graph) => graph,
-        None => StepGraph::capture(model, &states[..], ids.len())?,
+        None => StepGraph::capture(model, &steps, ids.len())?,
     };
     let graph = scratch.graph.insert(graph);
     graph.launch(ids, &positions)?;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::thread::{self, ThreadId};
 
 use candle_core::{DType, Tensor};
-use still_attention::{AttentionRows, GraphState, IDLE, StepRotation, StepTable};
+use still_attention::{AttentionRows, GraphStep, IDLE, StepRotation};
 use still_compute::cuda::{CapturedGraph, PinnedCopy, StepMemory, overwrite};
 
 use super::small_batch;
@@ -12,77 +12,6 @@ use crate::decoder::{Decoder, Rotation};
 use crate::error::Result;
 use crate::model::Model;
 use crate::student::Student;
-
-/// The attention of a step's layers.
-pub(super) trait StepLayers {
-    /// [`GraphState::step`] of a layer.
-    ///
-    /// # Errors
-    /// As there.
-    ///
-    /// # Safety
-    /// As there.
-    unsafe fn step(
-        &self,
-        layer: usize,
-        rows: AttentionRows<'_>,
-        positions: &Tensor,
-        rotation: Option<StepRotation<'_>>,
-        memory: &StepMemory,
-    ) -> still_attention::Result<Tensor>;
-
-    /// [`GraphState::rotates`] of all layers.
-    fn rotate(&self, rotary: usize) -> bool;
-
-    /// [`GraphState::generation`] of all layers together: each only grows.
-    fn generation(&self) -> usize;
-}
-
-/// Of one cache.
-impl StepLayers for [&mut dyn GraphState] {
-    unsafe fn step(
-        &self,
-        layer: usize,
-        rows: AttentionRows<'_>,
-        positions: &Tensor,
-        rotation: Option<StepRotation<'_>>,
-        memory: &StepMemory,
-    ) -> still_attention::Result<Tensor> {
-        // SAFETY: the caller's.
-        unsafe { self[layer].step(rows, positions, rotation, memory) }
-    }
-
-    fn rotate(&self, rotary: usize) -> bool {
-        self.iter().all(|state| state.rotates(rotary))
-    }
-
-    fn generation(&self) -> usize {
-        self.iter().map(|state| state.generation()).sum()
-    }
-}
-
-/// Of a cache for each sequence: the tables stay where they are.
-impl StepLayers for [StepTable] {
-    unsafe fn step(
-        &self,
-        layer: usize,
-        rows: AttentionRows<'_>,
-        positions: &Tensor,
-        rotation: Option<StepRotation<'_>>,
-        memory: &StepMemory,
-    ) -> still_attention::Result<Tensor> {
-        // SAFETY: the caller's.
-        unsafe { self[layer].step(rows, positions, rotation, memory) }
-    }
-
-    fn rotate(&self, rotary: usize) -> bool {
-        self.iter().all(|table| table.rotates(rotary))
-    }
-
-    fn generation(&self) -> usize {
-        0
-    }
-}
 
 /// A captured step. It reads its tensors and writes `logits`, wherever the sequences are.
 pub(crate) struct StepGraph {
@@ -97,7 +26,7 @@ pub(crate) struct StepGraph {
     /// Whose weights it reads.
     decoder: Arc<Decoder>,
     student: Option<Student>,
-    /// [`StepLayers::generation`] when it was captured.
+    /// [`GraphStep::generation`] of all layers when it was captured.
     generation: usize,
     /// Which captured it. The tensor library keeps small uploads, which the graph reads, for as long as that thread lives.
     thread: ThreadId,
@@ -121,11 +50,7 @@ struct Inputs {
 
 impl StepGraph {
     /// Captures a step of `batch` sequences.
-    pub(super) fn capture<L: StepLayers + ?Sized>(
-        model: &Model,
-        layers: &L,
-        batch: usize,
-    ) -> Result<Self> {
+    pub(super) fn capture(model: &Model, layers: &[&dyn GraphStep], batch: usize) -> Result<Self> {
         let (device, decoder) = (model.decoder.device(), &model.decoder);
         let inputs = Inputs {
             ids: Tensor::zeros(batch, DType::U32, device)?,
@@ -147,20 +72,20 @@ impl StepGraph {
             logits,
             decoder: decoder.clone(),
             student: model.student.clone(),
-            generation: layers.generation(),
+            generation: generation(layers),
             thread: thread::current().id(),
         })
     }
 
     /// Whether it still is a step of `model` and these layers, and this thread's.
-    pub(super) fn fits<L: StepLayers + ?Sized>(&self, model: &Model, layers: &L) -> bool {
+    pub(super) fn fits(&self, model: &Model, layers: &[&dyn GraphStep]) -> bool {
         let maps = |student: &Option<Student>| -> Vec<_> {
             let layers = student.iter().flat_map(|student| &student.layers);
             layers.map(|layer| layer.attention.feature_map_q.id()).collect()
         };
         Arc::ptr_eq(&self.decoder, &model.decoder)
             && maps(&self.student) == maps(&model.student)
-            && self.generation == layers.generation()
+            && self.generation == generation(layers)
             && self.thread == thread::current().id()
     }
 
@@ -197,22 +122,26 @@ impl StepGraph {
     }
 }
 
+fn generation(layers: &[&dyn GraphStep]) -> usize {
+    layers.iter().map(|layer| layer.generation()).sum()
+}
+
 /// A step's kernels. What those of a small batch write is in `memory`; what others allocate is free again at the end.
-fn queue<L: StepLayers + ?Sized>(
+fn queue(
     model: &Model,
-    layers: &L,
+    layers: &[&dyn GraphStep],
     inputs: &Inputs,
     memory: &StepMemory,
     to: &Tensor,
 ) -> Result<()> {
     let attend = |n: usize, rows: AttentionRows<'_>, rotation: Option<StepRotation<'_>>| {
         // SAFETY: the caller has made room for the positions that `launch` is given; until then all are idle.
-        Ok(unsafe { layers.step(n, rows, &inputs.positions, rotation, memory) }?)
+        Ok(unsafe { layers[n].step(rows, &inputs.positions, rotation, memory) }?)
     };
     let x = model.decoder.embed_tokens.select(&inputs.ids)?;
     let logits = if small_batch::fits(model, x.dim(0)?) {
         let rotary = model.config().rotary_dim();
-        if layers.rotate(rotary) {
+        if layers.iter().all(|layer| layer.rotates(rotary)) {
             let (cos, sin) = inputs.rotation.tensors(x.device(), DType::F32)?;
             let rotation = Some(StepRotation { cos: &cos, sin: &sin });
             small_batch::step(model, x, None, memory, |n, rows| attend(n, rows, rotation))?

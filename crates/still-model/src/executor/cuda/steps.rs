@@ -1,6 +1,6 @@
 //! A decode step of sequences that have a cache each: one graph for each number of rows, whoever is in them.
 
-use still_attention::{GraphState, StepTable};
+use still_attention::{GraphState, GraphStep, StepTable};
 
 use super::step_graph::StepGraph;
 use super::{in_graph, small_batch};
@@ -50,7 +50,7 @@ impl Steps {
         let fits = |step: &Step| {
             let mut layers = step.tables.iter().zip(like);
             step.rows == rows
-                && step.graph.fits(model, &step.tables[..])
+                && step.graph.fits(model, &of_layers(&step.tables))
                 && layers.all(|(table, state)| table.takes(&**state))
         };
         let step = match self.steps.iter().position(fits) {
@@ -63,13 +63,17 @@ impl Steps {
                 }
                 let table = |state: &&mut dyn GraphState| Ok(StepTable::new(&**state, rows)?);
                 let tables = like.iter().map(table).collect::<Result<Vec<_>>>()?;
-                Step { rows, graph: StepGraph::capture(model, &tables[..], rows)?, tables }
+                Step { rows, graph: StepGraph::capture(model, &of_layers(&tables), rows)?, tables }
             }
         };
         self.steps.push(step);
         let at = self.steps.len() - 1;
         Ok(&mut self.steps[at])
     }
+}
+
+fn of_layers(tables: &[StepTable]) -> Vec<&dyn GraphStep> {
+    tables.iter().map(|table| table as _).collect()
 }
 
 /// Feeds a token to each cache, whose layers can be in a graph, and leaves the logits in the workspace.
