@@ -60,26 +60,51 @@ pub(crate) fn expect_shape(
     tensor: &Tensor,
     shape: &[usize],
 ) -> Result<()> {
-    if tensor.dims() == shape {
+    expect_dims(op, name, tensor.dims(), shape)
+}
+
+/// An error unless a shape is this one.
+pub(crate) fn expect_dims(
+    op: &'static str,
+    name: &'static str,
+    dims: &[usize],
+    shape: &[usize],
+) -> Result<()> {
+    if dims == shape {
         return Ok(());
     }
-    Err(AttentionError::Shape {
-        op,
-        tensor: name,
-        expected: format!("{shape:?}"),
-        got: tensor.dims().to_vec(),
-    })
+    let (expected, got) = (format!("{shape:?}"), dims.to_vec());
+    Err(AttentionError::Shape { op, tensor: name, expected, got })
 }
 
 /// Sequences, tokens and heads of `q` `[B, H, N, D]`; an error unless `k` and `v` are `[B, K, N, D]`.
 pub(crate) fn whole_sequences(
     op: &'static str,
-    [q, k, v]: [&Tensor; 3],
+    rows: [&Tensor; 3],
 ) -> Result<(usize, usize, HeadGeometry)> {
-    let (batch, num_heads, tokens, head_dim) = q.dims4()?;
-    let geometry = HeadGeometry { num_heads, num_key_value_heads: k.dim(1)?, head_dim };
-    expect_rows(op, [q, k, v], geometry, batch)?;
-    Ok((batch, tokens, geometry))
+    whole_sequences_of(op, rows.map(Tensor::dims))
+}
+
+/// [`whole_sequences`] of shapes.
+pub(crate) fn whole_sequences_of(
+    op: &'static str,
+    [q, k, v]: [&[usize]; 3],
+) -> Result<(usize, usize, HeadGeometry)> {
+    let rank = |tensor: &'static str, dims: &[usize]| match *dims {
+        [a, b, c, d] => Ok([a, b, c, d]),
+        _ => Err(AttentionError::Shape {
+            op,
+            tensor,
+            expected: "[batch, heads, tokens, head_dim]".into(),
+            got: dims.to_vec(),
+        }),
+    };
+    let ([batch, num_heads, tokens, head_dim], [_, num_key_value_heads, ..]) =
+        (rank("q", q)?, rank("k", k)?);
+    let expected = [batch, num_key_value_heads, tokens, head_dim];
+    expect_dims(op, "k", k, &expected)?;
+    expect_dims(op, "v", v, &expected)?;
+    Ok((batch, tokens, HeadGeometry { num_heads, num_key_value_heads, head_dim }))
 }
 
 /// The tokens of `q`; an error unless it is `[batch, H, tokens, D]`, `k` and `v` `[batch, K, tokens, D]`.

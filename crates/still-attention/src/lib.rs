@@ -60,6 +60,7 @@ pub use config::{
     Branches, FeatureMap, HeadGeometry, HybridConfig, LinearNorm, MAX_CAP, MAX_CHUNK,
     MAX_FEATURE_DIM, Mode, Router, RowDtype, SelectionHead, StillConfig,
 };
+pub use cpu::{HostRows, attention_into};
 #[cfg(feature = "cuda")]
 pub use cuda::{
     CudaHybridState, CudaKvCache, CudaLinearState, CudaWeights, DeviceAttention, DeviceGradients,

@@ -3,7 +3,7 @@
 use candle_core::{Device, Tensor};
 use still_compute::Gradients;
 
-use crate::arguments::{expect_shape, whole_sequences};
+use crate::arguments::{expect_dims, expect_shape, whole_sequences_of};
 use crate::error::{AttentionError, Result};
 use crate::hybrid::{HybridOutput, OP};
 use crate::{HeadGeometry, HybridConfig, HybridWeights, Routing, cpu};
@@ -109,21 +109,31 @@ impl Call<'_> {
     /// Checks that shapes fit each other and the configuration.
     pub fn check(&self) -> Result<HeadGeometry> {
         let Self { rows, gate, weights, config, .. } = *self;
-        let (_, _, geometry) = whole_sequences(OP, rows)?;
-        config.validate(geometry)?;
-        weights.check(geometry, config)?;
-        if config.gate != gate.is_some() {
-            return Err(AttentionError::Config(format!(
-                "the output gate is {}, its value was {}",
-                if config.gate { "on" } else { "off" },
-                if gate.is_some() { "given" } else { "not given" },
-            )));
-        }
-        if let Some(gate) = gate {
-            expect_shape(OP, "gate", gate, rows[0].dims())?;
-        }
-        Ok(geometry)
+        check(rows.map(Tensor::dims), gate.map(Tensor::dims), weights, config)
     }
+}
+
+/// Checks that the shapes of `q`, `k`, `v` and the gate fit each other, the weights and the configuration.
+pub(crate) fn check(
+    rows: [&[usize]; 3],
+    gate: Option<&[usize]>,
+    weights: &HybridWeights,
+    config: &HybridConfig,
+) -> Result<HeadGeometry> {
+    let (_, _, geometry) = whole_sequences_of(OP, rows)?;
+    config.validate(geometry)?;
+    weights.check(geometry, config)?;
+    if config.gate != gate.is_some() {
+        return Err(AttentionError::Config(format!(
+            "the output gate is {}, its value was {}",
+            if config.gate { "on" } else { "off" },
+            if gate.is_some() { "given" } else { "not given" },
+        )));
+    }
+    if let Some(gate) = gate {
+        expect_dims(OP, "gate", gate, rows[0])?;
+    }
+    Ok(geometry)
 }
 
 impl SavedAttention {

@@ -1,18 +1,22 @@
 //! The operator on arrays: what `still.torch` makes an op of PyTorch.
 //!
-//! Operands are copied in, results are handed over.
+//! The forward pass reads rows and writes its output where the caller has them. Learned tensors, and the operands of the backward
+//! pass, are copied in; other results are handed over.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use anyhow::anyhow;
 use candle_core::{DType, Device, Tensor};
-use numpy::{IntoPyArray, PyArrayMethods, PyReadonlyArrayDyn, PyUntypedArrayMethods};
+use numpy::{
+    IntoPyArray, PyArrayMethods, PyReadonlyArrayDyn, PyReadwriteArrayDyn, PyUntypedArrayMethods,
+};
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use still_attention::{
-    AttentionError, AttentionGradients, HybridConfig, HybridWeights, Routing, SavedAttention,
-    Selection, StillConfig, attention_forward,
+    AttentionError, AttentionGradients, HostRows, HybridConfig, HybridWeights, Routing,
+    SavedAttention, Selection, StillConfig, attention_into,
 };
+use still_compute::Real;
 
 use crate::errors::{exception, panicked};
 
@@ -67,6 +71,26 @@ const LEARNED: [&str; 6] = [
 
 type Optional<'py> = Option<Bound<'py, PyAny>>;
 
+/// The learned tensors, copied.
+fn weights(learned: [Optional<'_>; 6]) -> PyResult<HybridWeights> {
+    let mut learned = LEARNED
+        .into_iter()
+        .zip(learned)
+        .map(|(name, given)| (name, given.map(|given| tensor(name, &given)).transpose()));
+    let mut next = || learned.next().map_or(Ok(None), |(_, given)| given);
+    let needed = |name: &str, given: Option<Tensor>| {
+        given.ok_or_else(|| PyTypeError::new_err(format!("{name} is missing")))
+    };
+    Ok(HybridWeights {
+        feature_map_q: needed("feature_map_q", next()?)?,
+        feature_map_k: needed("feature_map_k", next()?)?,
+        householder_q: next()?,
+        householder_k: next()?,
+        log_lambda: next()?,
+        window_factor: next()?,
+    })
+}
+
 impl Operands {
     /// `config`: the section `still` of a student's config.json.
     fn new(
@@ -81,22 +105,7 @@ impl Operands {
         let [q, k, v] = rows;
         let rows = [tensor("q", &q)?, tensor("k", &k)?, tensor("v", &v)?];
         let gate = gate.map(|gate| tensor("gate", &gate)).transpose()?;
-        let mut learned = LEARNED
-            .into_iter()
-            .zip(learned)
-            .map(|(name, given)| (name, given.map(|given| tensor(name, &given)).transpose()));
-        let mut next = || learned.next().map_or(Ok(None), |(_, given)| given);
-        let needed = |name: &str, given: Option<Tensor>| {
-            given.ok_or_else(|| PyTypeError::new_err(format!("{name} is missing")))
-        };
-        let weights = HybridWeights {
-            feature_map_q: needed("feature_map_q", next()?)?,
-            feature_map_k: needed("feature_map_k", next()?)?,
-            householder_q: next()?,
-            householder_k: next()?,
-            log_lambda: next()?,
-            window_factor: next()?,
-        };
+        let weights = weights(learned)?;
         Ok(Self { rows, gate, weights, config })
     }
 
@@ -141,33 +150,83 @@ pub fn compute<T: Send>(
 
 type Arrays<'py, const N: usize> = [Bound<'py, PyAny>; N];
 
-/// Output `[B, H, N, D]`, from which chunk on each token is part of the linear state `[B, S, N]` (int32, -1: never), and the
-/// router's scores `[B, S, N]`.
+/// Writes the output `[B, H, N, D]` into `out` and the linear states that the sequences leave into `sums` (`S` `[2F, D]` and then `z`
+/// `[2F]` of each selection head), arrays of their own. Gives from which chunk on each token is part of the linear state
+/// `[B, S, N]` (int32, -1: never), and the router's scores `[B, S, N]`.
 #[pyfunction]
 pub fn attention<'py>(
     py: Python<'py>,
+    out: &Bound<'py, PyAny>,
+    sums: &Bound<'py, PyAny>,
     rows: Arrays<'py, 3>,
     gate: Optional<'py>,
     learned: [Optional<'py>; 6],
     config: &str,
     layer: usize,
-) -> PyResult<Arrays<'py, 3>> {
-    let operands = Operands::new(py, rows, gate, learned, config, layer)?;
-    let (out, selection, scores) = compute(py, move || {
-        let Operands { gate, weights, config, .. } = &operands;
-        let (output, _) =
-            attention_forward(operands.rows(), gate.as_ref(), weights, config, None, true)?;
-        let routing = output.routing;
-        Ok((output.out, routing.selection()?, routing.scores()?))
-    })?;
+) -> PyResult<Arrays<'py, 2>> {
+    let config = layer_config(py, config, layer)?;
+    let weights = weights(learned)?;
+    let routing = match out.extract::<PyReadwriteArrayDyn<'_, f64>>() {
+        Ok(out) => forward(py, (out, written("sums", sums)?), rows, gate, &weights, &config)?,
+        Err(_) => {
+            let to = (written::<f32>("out", out)?, written("sums", sums)?);
+            forward(py, to, rows, gate, &weights, &config)?
+        }
+    };
+    let selection = routing.selection().map_err(|error| wrong(py, error))?;
+    let scores = routing.scores().map_err(|error| wrong(py, error))?;
     let shape = [selection.batch, selection.heads, selection.tokens];
     let absorbed_at: Vec<i32> =
         selection.absorbed_at.iter().map(|&chunk| i32::try_from(chunk).unwrap_or(-1)).collect();
     Ok([
-        array(py, &out)?,
         absorbed_at.into_pyarray(py).reshape(shape)?.into_any(),
         scores.to_vec().into_pyarray(py).reshape(shape)?.into_any(),
     ])
+}
+
+fn forward<T: Real + numpy::Element>(
+    py: Python<'_>,
+    (mut out, mut sums): (PyReadwriteArrayDyn<'_, T>, PyReadwriteArrayDyn<'_, T>),
+    rows: Arrays<'_, 3>,
+    gate: Optional<'_>,
+    weights: &HybridWeights,
+    config: &HybridConfig,
+) -> PyResult<Routing> {
+    let [q, k, v] = &rows;
+    let arrays = [lent("q", q)?, lent("k", k)?, lent("v", v)?];
+    let gate = gate.map(|gate| lent("gate", &gate)).transpose()?;
+    let (out, sums) = (out.as_slice_mut()?, sums.as_slice_mut()?);
+    let [q, k, v] = arrays.each_ref().map(host_rows);
+    let (rows, gate) = ([q?, k?, v?], gate.as_ref().map(host_rows).transpose()?);
+    compute(py, move || attention_into(rows, gate, weights, config, out, sums))
+}
+
+/// An array to write to.
+fn written<'py, T: numpy::Element>(
+    name: &str,
+    array: &Bound<'py, PyAny>,
+) -> PyResult<PyReadwriteArrayDyn<'py, T>> {
+    let expected = "float32 or float64, all of one dtype";
+    array
+        .extract()
+        .map_err(|_| PyTypeError::new_err(format!("{name} is no array of {expected}, to write to")))
+}
+
+/// An array to read from without copying it.
+fn lent<'py, T: numpy::Element>(
+    name: &str,
+    array: &Bound<'py, PyAny>,
+) -> PyResult<PyReadonlyArrayDyn<'py, T>> {
+    array
+        .extract()
+        .map_err(|_| PyTypeError::new_err(format!("{name} is no array of the dtype of out")))
+}
+
+/// A contiguous array's values.
+fn host_rows<'a, T: numpy::Element>(
+    array: &'a PyReadonlyArrayDyn<'_, T>,
+) -> PyResult<HostRows<'a, T>> {
+    Ok(HostRows { values: array.as_slice()?, shape: array.shape() })
 }
 
 /// Gradients of rows, gate and learned tensors, in their order, of the call that gave `out` and `absorbed_at`.

@@ -50,7 +50,7 @@ pub(crate) fn advance<T: Real>(
             let absorbed_at = record.absorbed_at.as_deref_mut();
             state.retire(now, input, absorbed_at, &mut scratch.retirement);
         }
-        let segment = Segment { start: done, length, stride };
+        let segment = Segment { start: done, length, to: done, stride };
         feed(state, input, segment, out, scratch);
         state.position += length;
         done += length;
@@ -67,7 +67,7 @@ fn feed<T: Real>(
     out: &mut [T],
     scratch: &mut Scratch<T>,
 ) {
-    let Segment { start, length, stride } = segment;
+    let Segment { start, length, stride, .. } = segment;
     let (chunk, head_dim) = (input.chunk, input.head_dim);
     let (now, offset) = (state.position / chunk, state.position % chunk);
     let current_half = now % 2 * chunk;
@@ -134,6 +134,22 @@ fn feed<T: Real>(
     enter_scores(state, input, slot..slot + length, keys, &scratch.scores);
 }
 
+/// A new token's score, from what each query head gives where the router asks queries.
+pub(super) fn score_of<'a, T: Real>(
+    input: &HeadInput<'_, T>,
+    position: usize,
+    by_head: impl Iterator<Item = &'a T>,
+) -> T {
+    match router::position_score(input.router, input.layer, input.head, position) {
+        Some(score) => T::of(score),
+        None if input.router == Router::SelfSaliency => {
+            by_head.copied().sum::<T>() / T::of(input.q.len() as f64)
+        }
+        // Sums that later queries add to, and scores of the time of retirement.
+        None => T::zero(),
+    }
+}
+
 /// Writes the scores of new tokens to their `slots` of the ring; with `Router::ReceivedAttention` adds to those of the `keys`
 /// that they attended to.
 ///
@@ -147,17 +163,8 @@ fn enter_scores<T: Real>(
 ) {
     let (length, group) = (slots.len(), input.q.len());
     for (i, slot) in slots.enumerate() {
-        let position = state.position + i;
-        let by_position = router::position_score(input.router, input.layer, input.head, position);
-        state.ring_score[slot] = match by_position {
-            Some(score) => T::of(score),
-            None if input.router == Router::SelfSaliency => {
-                let heads = scores.iter().skip(i).step_by(length);
-                heads.copied().sum::<T>() / T::of(group as f64)
-            }
-            // Sums that later queries add to, and scores of the time of retirement.
-            None => T::zero(),
-        };
+        let by_head = scores.iter().skip(i).step_by(length);
+        state.ring_score[slot] = score_of(input, state.position + i, by_head.take(group));
     }
     if input.router == Router::ReceivedAttention {
         for received in scores.chunks_exact(keys.clone().count()) {

@@ -78,6 +78,16 @@ impl<T: Real> KeyStore<T> {
         matches!(&self.coded, Coded::Cells(Cells { values: Values::Bf16(_), .. }))
     }
 
+    /// The tiles as they are stored: line `i` of each has channel `i` of its rows. Absent unless keys are f32 in an f32 kernel.
+    pub fn panels(&self) -> Option<&[[f32; TILE]]> {
+        match &self.coded {
+            Coded::Cells(Cells { values: Values::Native(values), .. }) => {
+                T::as_f32s(values).map(|values| values.as_chunks().0)
+            }
+            _ => None,
+        }
+    }
+
     /// The tiles of the first `rows` rows with channels in pairs, in `scratch`: line `i` of a tile has channels `2i` (low
     /// half) and `2i + 1` of its rows. Absent unless keys are bf16.
     pub fn paired<'a>(

@@ -39,7 +39,8 @@ pub(crate) fn advance<T: Real>(
         state.z = vec![T::zero(); input.features.width()];
     }
     for start in (0..tokens).step_by(input.chunk) {
-        let segment = Segment { start, length: input.chunk.min(tokens - start), stride };
+        let length = input.chunk.min(tokens - start);
+        let segment = Segment { start, length, to: start, stride };
         feed(state, input, segment, out, scratch);
     }
     state.position += tokens;
@@ -54,7 +55,7 @@ fn feed<T: Real>(
     out: &mut [T],
     scratch: &mut Scratch<T>,
 ) {
-    let Segment { start, length, stride } = segment;
+    let Segment { start, length, stride, .. } = segment;
     let (features, d) = (input.features.width(), input.head_dim);
     let maps = &input.features;
     let phi_k = map_rows(maps.map, input.k.mat(start), length, maps.k, maps.feature_dim);
@@ -103,7 +104,7 @@ fn rows<T: Real>(
     out: &mut [T],
     buffers: &mut Buffers<T>,
 ) {
-    let Segment { start, length, stride } = segment;
+    let Segment { start, length, stride, .. } = segment;
     let (features, d) = (z.len(), input.head_dim);
     let rows = heads.len() * length;
     let phi = take(&mut buffers.phi, rows * features);

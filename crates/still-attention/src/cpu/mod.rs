@@ -6,8 +6,10 @@
 //! | `head_input` | what one selection head is fed in one call |
 //! | `gradients` | where the gradients of one selection head go |
 //! | `call` | what a call may be asked to tell, and the memory that it works in |
-//! | `saved_attention` | the same on tensors |
+//! | `saved_attention`, `host_rows` | the same on tensors, and on memory that a caller lends |
+//! | `learned` | what a layer has learned, as the kernels read it |
 //! | `forward` | one selection head, chunk by chunk: training, prefill and decoding |
+//! | `whole_head` | whole sequences of a head that keeps every token: its chunks side by side |
 //! | `head_state` | its state |
 //! | `retirement` | a chunk's tokens: which stay exact, the linear state with the others |
 //! | `recall` | the score of the router `self_recall` |
@@ -15,7 +17,7 @@
 //! | `visible_keys` | the keys that they see: as they are stored, or upcast |
 //! | `row_weights` | softmax of one query over its window, and the token's score |
 //! | `pieces` | the salient keys of a single token, a piece a thread |
-//! | `paired_keys`, `paired_keys_x86` | many queries with bf16 keys on AVX512_BF16 |
+//! | `panels`, `panels_x86` | many queries with bf16 or f32 keys on AVX-512 |
 //! | `feature_map` | rows of the feature map and their gradients |
 //! | `linear_only` | linear attention alone |
 //! | `sliding` | attention to a window of the last tokens |
@@ -34,11 +36,13 @@ mod four_bit;
 mod gradients;
 pub(crate) mod head_input;
 pub(crate) mod head_state;
+mod host_rows;
 pub(crate) mod key_store;
+mod learned;
 pub(crate) mod linear_only;
 pub(crate) mod linear_only_backward;
 pub(crate) mod operator;
-pub(crate) mod paired_keys;
+pub(crate) mod panels;
 pub(crate) mod pieces;
 pub(crate) mod query_rows;
 pub(crate) mod query_rows_backward;
@@ -51,5 +55,7 @@ pub(crate) mod sliding;
 mod store;
 mod visible_keys;
 pub(crate) mod weighted_sum;
+mod whole_head;
 
+pub use host_rows::{HostRows, attention_into};
 pub(crate) use saved_attention::SavedAttention;

@@ -9,6 +9,7 @@ use super::gradients::{RowGrads, Wanted, WeightGrads, add, parts};
 use super::head_input::{FeatureMaps, HeadInput, PerHead, Routing, should_split_heads};
 use super::head_state::{HeadState, unabsorbed};
 use super::rows::Rows;
+use super::whole_head;
 use crate::config::logit_scale;
 use crate::{HeadGeometry, HybridConfig, RowDtype, Selection, router};
 use still_compute::Real;
@@ -33,10 +34,8 @@ pub(crate) struct Operands<'a, T> {
     pub against_window: Option<Vec<T>>,
 }
 
-/// What the forward pass computes.
-pub(crate) struct Output<T> {
-    /// `[B, H, N, D]`
-    pub out: Vec<T>,
+/// What the forward pass decides.
+pub(crate) struct Routed {
     pub selection: Selection,
     /// `[B, S, N]`
     pub scores: Vec<f32>,
@@ -136,23 +135,44 @@ impl Operator<'_> {
         }
     }
 
-    /// The output, by the router's decision or by a selection that is given.
+    /// The output `[B, H, N, D]`, by the router's decision or by a selection that is given.
     pub fn forward<T: Real>(
         &self,
         operands: &Operands<'_, T>,
         given: Option<&Selection>,
-    ) -> Output<T> {
+    ) -> (Vec<T>, Routed) {
+        let mut out = vec![T::nan(); operands.q.len()];
+        let routed = self.forward_into(operands, given, &mut out, None);
+        (out, routed)
+    }
+
+    /// [`Operator::forward`] into `out`, of which every value is written, and the linear states at the end into `sums`: `S` and then `z`
+    /// of each head, `[B, S, 2F, D + 1]`; left alone where nothing was absorbed.
+    pub fn forward_into<T: Real>(
+        &self,
+        operands: &Operands<'_, T>,
+        given: Option<&Selection>,
+        out: &mut [T],
+        sums: Option<&mut [T]>,
+    ) -> Routed {
         let (heads, d, tokens) = (self.heads(), self.geometry.head_dim, self.tokens);
-        let mut out = vec![T::nan(); self.batch * self.geometry.num_heads * tokens * d];
         let mut absorbed_at = unabsorbed(self.batch * heads * tokens);
         let mut scores = vec![T::nan(); self.batch * heads * tokens];
+        let mut sums = match sums {
+            Some(sums) => parts(sums, self.batch * heads),
+            None => parts(&mut [], self.batch * heads),
+        };
         out.par_chunks_mut((self.group() * tokens * d).max(1))
+            .zip(&mut sums)
             .zip(absorbed_at.par_chunks_mut(tokens.max(1)))
             .zip(scores.par_chunks_mut(tokens.max(1)))
             .enumerate()
-            .for_each(|(task, ((out, absorbed_at), scores))| {
+            .for_each(|(task, (((out, sums), absorbed_at), scores))| {
                 let (sequence, head) = (task / heads, task % heads);
                 let input = self.input(operands, sequence, head, given);
+                if whole_head::is_whole(&input) {
+                    return whole_head::forward(&input, out, scores);
+                }
                 // A given selection says by position what is demoted.
                 let ranked = self.config.cap.is_some() || given.is_some();
                 let chunk = self.config.ring_chunk();
@@ -160,10 +180,15 @@ impl Operator<'_> {
                 let record = Record { absorbed_at: Some(absorbed_at), scores: Some(scores) };
                 let mut scratch = Scratch::default();
                 advance(&mut state, &input, tokens, out, tokens, record, &mut scratch);
+                if state.count > 0 && !sums.is_empty() {
+                    let (s, z) = sums.split_at_mut(state.s.len());
+                    s.copy_from_slice(&state.s);
+                    z.copy_from_slice(&state.z);
+                }
             });
         let (chunk, batch) = (self.config.chunk, self.batch);
         let selection = Selection { chunk, batch, heads, tokens, absorbed_at };
-        Output { out, selection, scores: scores.iter().map(|score| score.wide() as f32).collect() }
+        Routed { selection, scores: scores.iter().map(|score| score.wide() as f32).collect() }
     }
 
     /// Gradients from `d_out` of the output `out` that this selection gave.

@@ -7,7 +7,7 @@
 use super::call::Scratch;
 use super::cells::round_to_bf16;
 use super::head_state::HeadState;
-use super::paired_keys::Softmax;
+use super::panels::Softmax;
 use super::query_rows::{Buffers, attend_salient, take};
 use super::visible_keys::Part;
 use still_compute::Real;

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::cells::round_to_bf16;
 use super::feature_map::map_into;
 use super::head_input::HeadInput;
-use super::paired_keys::{PairedKeys, Softmax};
+use super::panels::{PanelKeys, Softmax};
 use super::pieces::add_pieces;
 use super::row_weights::RowWeights;
 use super::visible_keys::{Keys, Part, Salient};
@@ -22,7 +22,9 @@ pub(crate) struct Segment {
     pub start: usize,
     /// Tokens.
     pub length: usize,
-    /// Tokens from one query head's output to the next one's.
+    /// First row of each query head's output.
+    pub to: usize,
+    /// Rows from one query head's output to the next one's.
     pub stride: usize,
 }
 
@@ -34,7 +36,7 @@ const BLOCK: usize = 256;
 #[derive(Clone, Debug)]
 pub(crate) struct Buffers<T> {
     pub(super) q: Vec<T>,
-    pairs: Vec<u32>,
+    lines: Vec<u32>,
     pub(super) local: Vec<T>,
     pub(super) exact: Vec<T>,
     pub(super) attended: Vec<T>,
@@ -49,7 +51,7 @@ impl<T> Default for Buffers<T> {
         let new = Vec::new;
         Self {
             q: new(),
-            pairs: Vec::new(),
+            lines: Vec::new(),
             local: new(),
             exact: new(),
             attended: new(),
@@ -99,9 +101,11 @@ pub(crate) fn query_rows<T: Real>(
             }
             attend_salient(part, q, d, &mut sums, &mut buffers.exact);
         }
-        Salient::Paired(keys) => {
-            q.iter_mut().for_each(|x| *x = round_to_bf16(*x));
-            attend_paired(keys, q, &mut sums, &mut buffers.pairs);
+        Salient::Panels { keys, rounded } => {
+            if *rounded {
+                q.iter_mut().for_each(|x| *x = round_to_bf16(*x));
+            }
+            attend_panels(keys, q, &mut sums, &mut buffers.lines);
         }
     }
     add_pieces(input.beforehand, d, &mut sums);
@@ -110,9 +114,9 @@ pub(crate) fn query_rows<T: Real>(
         add_linear(state, keys.count, input, heads, segment, &mut sums, buffers);
     }
     for (row, attended) in sums.attended.chunks_exact(d).enumerate() {
-        let token = row / segment.length * segment.stride + segment.start + row % segment.length;
+        let to = row / segment.length * segment.stride + segment.to + row % segment.length;
         let inverse = T::one() / sums.denominator[row];
-        for (out, &x) in out[token * d..(token + 1) * d].iter_mut().zip(attended) {
+        for (out, &x) in out[to * d..(to + 1) * d].iter_mut().zip(attended) {
             *out = x * inverse;
         }
     }
@@ -206,19 +210,19 @@ pub(super) fn attend_salient<T: Real>(
     }
 }
 
-/// The same for keys that are paired, of f32 queries.
-fn attend_paired<T: Real>(
-    keys: &PairedKeys<'_>,
+/// The same for keys in panels, of f32 queries.
+fn attend_panels<T: Real>(
+    keys: &PanelKeys<'_>,
     q: &[T],
     sums: &mut Softmax<'_, T>,
-    pairs: &mut Vec<u32>,
+    lines: &mut Vec<u32>,
 ) {
     let rows = (T::as_f32s(q), T::as_f32s_mut(sums.attended));
     let of_rows = (T::as_f32s_mut(sums.denominator), T::as_f32s_mut(sums.maximum));
     let ((Some(q), Some(attended)), (Some(denominator), Some(maximum))) = (rows, of_rows) else {
-        unreachable!("keys are paired for f32 only");
+        unreachable!("keys are in panels for f32 only");
     };
-    keys.attend(q, Softmax { attended, denominator, maximum }, pairs);
+    keys.attend(q, Softmax { attended, denominator, maximum }, lines);
 }
 
 /// Adds the linear terms, of a state `(S, z)` that has absorbed `count` tokens.

@@ -45,9 +45,11 @@ impl<T: Real> RowStore<T> {
     /// Rows `range` in the kernel's type: borrowed if stored so, else widened into `scratch`.
     pub fn read<'a>(&'a self, range: Range<usize>, scratch: &'a mut Vec<T>) -> &'a [T] {
         let span = range.start * self.width..range.end * self.width;
+        if let Coded::Cells(Cells { values: Values::Native(v), .. }) = &self.coded {
+            return &v[span];
+        }
         scratch.resize(span.len(), T::nan());
         let cells = match &self.coded {
-            Coded::Cells(Cells { values: Values::Native(v), .. }) => return &v[span],
             Coded::Cells(cells) => cells,
             Coded::FourBit(codes) => {
                 T::vectorize(

@@ -7,11 +7,11 @@ use still_compute::Real;
 use still_compute::tensor::borrow_all;
 
 use super::gradients::Wanted;
-use super::operator::{Operands, Operator, Output};
+use super::learned::{Learned, prepared};
+use super::operator::{Operands, Operator};
 use crate::arguments::{expect_cpu, expect_shape};
 use crate::hybrid::OP;
 use crate::saved_attention::{Call, FoldedGradients};
-use crate::weights::inverse_sigmoid;
 use crate::{AttentionError, HeadGeometry, HybridConfig, Result, Routing, Selection};
 
 /// The operands as they are, and what the forward pass made of them.
@@ -30,9 +30,7 @@ pub(crate) struct SavedAttention {
 struct Tensors {
     qkv: [Tensor; 3],
     gate: Option<Tensor>,
-    maps: [Tensor; 2],
-    log_lambda: Option<Tensor>,
-    window_factor: Option<Tensor>,
+    learned: Learned,
 }
 
 impl SavedAttention {
@@ -68,10 +66,10 @@ impl SavedAttention {
         }
         let operands = Tensors::of::<T>(call)?;
         let operator = Operator { geometry, config, batch, tokens };
-        let Output { out, selection, scores } =
+        let (out, routed) =
             operands.with_values(|operands| operator.forward::<T>(&operands, given.as_deref()))?;
         let out = Tensor::from_vec(out, (batch, heads, tokens, geometry.head_dim), q.device())?;
-        let routing = Routing::on_host(selection, scores);
+        let routing = Routing::on_host(routed.selection, routed.scores);
         let (selection, config) = (routing.selection()?, config.clone());
         let saved = Self { operands, geometry, config, wants_rows, selection, out: out.clone() };
         Ok((out, routing, saved))
@@ -129,8 +127,8 @@ impl SavedAttention {
         Ok(FoldedGradients {
             qkv,
             gate: operands.gate.as_ref().map(|gate| tensor(to.gate, gate)).transpose()?,
-            map_q: tensor(to.map_q, &operands.maps[0])?,
-            map_k: tensor(to.map_k, &operands.maps[1])?,
+            map_q: tensor(to.map_q, &operands.learned.maps[0])?,
+            map_k: tensor(to.map_k, &operands.learned.maps[1])?,
             log_scale: Some(Tensor::from_vec(to.log_scale, heads, out.device())?),
         })
     }
@@ -140,19 +138,10 @@ impl Tensors {
     /// The operands of a call.
     fn of<T: Real>(call: &Call<'_>) -> Result<Self> {
         let Call { rows: [q, k, v], gate, weights, .. } = *call;
-        let prepared = |name: &'static str, tensor: &Tensor| -> Result<Tensor> {
-            expect_cpu(OP, name, tensor, T::DTYPE)?;
-            Ok(tensor.detach().contiguous()?)
-        };
-        let optional =
-            |name, tensor: Option<&Tensor>| tensor.map(|t| prepared(name, t)).transpose();
-        let (map_q, map_k) = weights.folded()?;
         Ok(Self {
-            qkv: [prepared("q", q)?, prepared("k", k)?, prepared("v", v)?],
-            gate: optional("gate", gate)?,
-            maps: [prepared("feature_map_q", &map_q)?, prepared("feature_map_k", &map_k)?],
-            log_lambda: optional("log_lambda", weights.log_lambda.as_ref())?,
-            window_factor: optional("window_factor", weights.window_factor.as_ref())?,
+            qkv: [prepared::<T>("q", q)?, prepared::<T>("k", k)?, prepared::<T>("v", v)?],
+            gate: gate.map(|gate| prepared::<T>("gate", gate)).transpose()?,
+            learned: Learned::of::<T>(weights)?,
         })
     }
 
@@ -160,24 +149,10 @@ impl Tensors {
         &self,
         body: impl FnOnce(Operands<'_, T>) -> R,
     ) -> candle_core::Result<R> {
-        let each = |tensor: &Option<Tensor>, f: fn(T) -> T| -> candle_core::Result<_> {
-            let Some(tensor) = tensor else { return Ok(None) };
-            Ok(Some(tensor.to_vec1::<T>()?.into_iter().map(f).collect::<Vec<T>>()))
-        };
-        let lambda = each(&self.log_lambda, |l| l.exp())?;
-        let against_window = each(&self.window_factor, inverse_sigmoid)?;
-        let tensors: Vec<&Tensor> = self.qkv.iter().chain(&self.maps).chain(&self.gate).collect();
+        let tensors: Vec<&Tensor> = self.qkv.iter().chain(&self.gate).collect();
         borrow_all(&tensors, |values| {
-            body(Operands {
-                q: values[0],
-                k: values[1],
-                v: values[2],
-                gate: values.get(5).copied(),
-                map_q: values[3],
-                map_k: values[4],
-                lambda,
-                against_window,
-            })
-        })
+            let rows = [values[0], values[1], values[2]];
+            self.learned.with_operands(rows, values.get(3).copied(), body)
+        })?
     }
 }

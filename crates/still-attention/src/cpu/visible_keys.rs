@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::key_store::{KeyStore, TILE};
-use super::paired_keys::{PairUnit, PairedKeys};
+use super::panels::{PanelKeys, Panels, pairs_multiply, singles_multiply};
 use super::rows::RowStore;
 use super::weighted_sum::SMALL_BATCH;
 use still_compute::Real;
@@ -101,8 +101,8 @@ pub(crate) enum Salient<'a, T> {
         /// Whether queries are rounded to bf16 as the keys are: then every CPU, however many the queries, multiplies the same.
         rounded: bool,
     },
-    /// bf16 keys of many f32 queries, where the CPU multiplies such pairs.
-    Paired(PairedKeys<'a>),
+    /// Keys of many f32 queries, where the CPU multiplies them in panels.
+    Panels { keys: PanelKeys<'a>, rounded: bool },
 }
 
 impl<'a, T: Real> Salient<'a, T> {
@@ -113,15 +113,18 @@ impl<'a, T: Real> Salient<'a, T> {
         queries: usize,
         (paired_k, wide_k, wide_v): (&'a mut Vec<[u32; TILE]>, &'a mut Vec<T>, &'a mut Vec<T>),
     ) -> Self {
-        let head_dim = k.width();
-        let pairs = queries > SMALL_BATCH && k.is_bf16() && T::as_f32s(&[]).is_some();
-        let Some(unit) = PairUnit::find().filter(|_| pairs) else {
+        let (head_dim, rounded) = (k.width(), k.is_bf16());
+        let panels = match queries > SMALL_BATCH && T::as_f32s(&[]).is_some() {
+            true if rounded && pairs_multiply() => k.paired(rows, paired_k).map(Panels::Pairs),
+            true if singles_multiply() => k.panels().map(Panels::Singles),
+            _ => None,
+        };
+        let Some(k) = panels else {
             let part = Part::new((k, v), 0..rows, queries, (wide_k, wide_v));
-            return Self::Part { part, rounded: k.is_bf16() };
+            return Self::Part { part, rounded };
         };
         let v = T::as_f32s(v.read(0..rows, wide_v)).expect("values are f32, as was asked");
-        let k = k.paired(rows, paired_k).expect("keys are bf16, as was asked");
-        Self::Paired(PairedKeys { unit, k, v, head_dim })
+        Self::Panels { keys: PanelKeys { k, v, head_dim }, rounded }
     }
 }
 

@@ -31,7 +31,7 @@ from transformers.cache_utils import Cache
 
 try:
     from still.torch import has_kernels
-    from still.torch import hybrid_attention as KERNELS
+    from still.torch import hybrid_attention_with_state as KERNELS
 except ImportError:
     KERNELS = None
 
@@ -416,9 +416,11 @@ class HybridOperator(Operator):
             }
             if q.device.type != "cpu" and not has_kernels(q, k, v, **others):
                 return super().attend(reading, layer, q, k, v, gate)
-            out, absorbed_at, scores = KERNELS(q, k, v, **others)
+            (out, absorbed_at, scores), sums = KERNELS(q, k, v, **others)
             if reading.cache is not None:
-                reading.cache.layers[layer] = self.state_after(k, v, absorbed_at, scores)
+                # No gradient flows through what the kernels have summed.
+                sums = None if torch.is_grad_enabled() else sums
+                reading.cache.layers[layer] = self.state_after(k, v, absorbed_at, scores, sums)
         return out
 
     def kernels_know(self, reading, q):
@@ -430,9 +432,11 @@ class HybridOperator(Operator):
         known = reading.cache is None or (self.router != "received_attention" and q.dtype != torch.float64)
         return whole and known
 
-    def state_after(self, k, v, absorbed_at, scores):
-        """The state of sequences that were read whole, from the chunk at which each token was absorbed and the scores."""
-        k, v = k.repeat_interleave(self.repeat, 1), v.repeat_interleave(self.repeat, 1)
+    def state_after(self, k, v, absorbed_at, scores, sums=None):
+        """The state of sequences that were read whole, from the chunk at which each token was absorbed and the scores; `sums`, if they
+        are there, are its `s` and `z`."""
+        if self.repeat > 1:
+            k, v = k.repeat_interleave(self.repeat, 1), v.repeat_interleave(self.repeat, 1)
         state, tokens, chunk = self.new_state(k), k.shape[2], (k.shape[2] - 1) // self.chunk
         begin = (chunk - 1) * self.chunk
         retired = max(begin, 0)
@@ -441,26 +445,28 @@ class HybridOperator(Operator):
         for name, x in rows.items():
             pad = (0, 0, *slots) if x.dim() == 4 else slots
             state.tensors[name] = nn.functional.pad(x[:, :, retired:], pad).to(state.tensors[name].dtype)
-        past = Rows(
-            k[:, :, :retired],
-            v[:, :, :retired],
-            scores[:, :, :retired].to(state.z.dtype),
-            torch.arange(retired, device=k.device).expand(k.shape[0], self.heads, -1),
-        )
+        position = torch.arange(retired, device=k.device).expand(k.shape[0], self.heads, -1)
+        score = scores[:, :, :retired].to(state.z.dtype)
         absorbed_at = absorbed_at[:, :, :retired]
         absorbed = (absorbed_at >= 0) & (absorbed_at <= chunk)
+        if sums is not None and self.branches["linear"]:
+            state.tensors.update(s=sums.s, z=sums.z, count=absorbed.sum(-1).to(state.count.dtype))
         for index, (budget, heads) in enumerate(self.groups):
             of = lambda x, heads=heads: x if len(heads) == self.heads else x[:, heads]
-            rows, gone = Rows(*(of(x) for x in (past.k, past.v, past.score, past.position))), of(absorbed)
-            if self.router in ("first_tokens", "random"):
-                rows.score = self.final_score(state, heads, rows)
-            if self.branches["linear"] and not (budget == self.chunk and self.cap is None):
-                self.absorb(state, heads, rows, gone)
+            gone = of(absorbed)
+            if sums is None and self.branches["linear"] and not (budget == self.chunk and self.cap is None):
+                past = Rows(*(of(x[:, :, :retired]) for x in (k, v)), of(score), of(position))
+                self.absorb(state, heads, past, gone)
             count = budget * max(chunk - 1, 0)
             count = count if self.cap is None else min(count, self.cap)
-            order = rows.position.masked_fill(gone, torch.iinfo(torch.long).max).sort(-1).indices[..., :count]
-            rows.position = rows.position.masked_fill(gone, EMPTY)
-            state.tensors["salient"][index] = rows.take(order)
+            order = of(position).masked_fill(gone, torch.iinfo(torch.long).max).sort(-1).indices[..., :count]
+            # Rows of these heads alone, wherever they lie.
+            batch = torch.arange(k.shape[0], device=k.device)[:, None, None]
+            kept = (batch, torch.tensor(heads, device=k.device)[None, :, None], order)
+            salient = Rows(k[kept], v[kept], score[kept], position[kept].masked_fill(absorbed[kept], EMPTY))
+            if self.router in ("first_tokens", "random"):
+                salient.score = self.final_score(state, heads, salient)
+            state.tensors["salient"][index] = salient
         return state
 
     def read(self, state, segment, q, k, v, gate):

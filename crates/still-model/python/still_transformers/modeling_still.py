@@ -22,10 +22,15 @@ LEARNED = ("feature_map_q", "feature_map_k", "log_lambda", "window_factor", "g_p
 
 def rotated(x, cos, sin):
     """RoPE of `x` [B, heads, N, D] by `cos`, `sin` [B, N, R]: of the first R channels."""
-    cos, sin = cos[:, None], sin[:, None]
-    x, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
-    first, second = x.chunk(2, -1)
-    return torch.cat([x * cos + torch.cat([-second, first], -1) * sin, rest], -1)
+    half = cos.shape[-1] // 2
+    cos, sin = cos[:, None].split(half, -1), sin[:, None].split(half, -1)
+    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    # A row of a long prompt is too much for a cache: as few passes over it as there can be.
+    rows = [
+        torch.addcmul(first * cos[0], second, sin[0], value=-1),
+        torch.addcmul(second * cos[1], first, sin[1]),
+    ]
+    return torch.cat([*rows, rest] if rest.shape[-1] else rows, -1)
 
 
 class LongRope(nn.Module):

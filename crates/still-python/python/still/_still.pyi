@@ -199,13 +199,15 @@ def run_command(arguments: Sequence[str]) -> int:
     """Runs the command line, the program's name first. It takes the process over."""
 
 def attention(
+    out: npt.NDArray[Any],
+    sums: npt.NDArray[Any],
     rows: Sequence[npt.NDArray[Any]],
     gate: npt.NDArray[Any] | None,
     learned: Sequence[npt.NDArray[Any] | None],
     config: str,
     layer: int,
 ) -> list[npt.NDArray[Any]]:
-    """`still.torch.hybrid_attention` on arrays."""
+    """`still.torch.hybrid_attention_with_state` on arrays: output and linear states into the first two, gives the others."""
 
 def attention_backward(
     d_out: npt.NDArray[Any],

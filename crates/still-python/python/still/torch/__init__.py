@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .._cuda import LEARNED, ROWS
-from ._operator import HybridAttention, has_kernels, hybrid_attention
+from ._operator import HybridAttention, LinearState, has_kernels, hybrid_attention, hybrid_attention_with_state
 
 if TYPE_CHECKING:
     from ._linearize import linearize as linearize
@@ -22,11 +22,13 @@ __all__ = [
     "ROWS",
     "AttentionTransfer",
     "HybridAttention",
+    "LinearState",
     "LowRankFinetuning",
     "StageOutput",
     "Student",
     "has_kernels",
     "hybrid_attention",
+    "hybrid_attention_with_state",
     "linearize",
 ]
 

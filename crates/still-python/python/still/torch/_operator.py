@@ -18,7 +18,7 @@ from .. import _cuda, _still
 from .._cuda import LEARNED
 from .._errors import InputError
 
-__all__ = ["HybridAttention", "has_kernels", "hybrid_attention"]
+__all__ = ["HybridAttention", "LinearState", "has_kernels", "hybrid_attention", "hybrid_attention_with_state"]
 
 
 class HybridAttention(NamedTuple):
@@ -30,6 +30,15 @@ class HybridAttention(NamedTuple):
     """[B, S, N] int32: the chunk from which on a token is part of the linear state; -1 if it stays exact."""
     scores: Tensor
     """[B, S, N] float32: the router's scores."""
+
+
+class LinearState(NamedTuple):
+    """What the sequences of a call leave in the linear state of each selection head: float32, or float64 of float64 rows."""
+
+    s: Tensor
+    """[B, S, 2F, D]: the sum of phi(k) v."""
+    z: Tensor
+    """[B, S, 2F]: the sum of phi(k)."""
 
 
 def hybrid_attention(
@@ -58,6 +67,39 @@ def hybrid_attention(
 
     Gradients flow to all of these tensors; routing is discrete and has none.
     """
+    return hybrid_attention_with_state(
+        q,
+        k,
+        v,
+        feature_map_q=feature_map_q,
+        feature_map_k=feature_map_k,
+        config=config,
+        layer=layer,
+        gate=gate,
+        householder_q=householder_q,
+        householder_k=householder_k,
+        log_lambda=log_lambda,
+        window_factor=window_factor,
+    )[0]
+
+
+def hybrid_attention_with_state(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    feature_map_q: Tensor,
+    feature_map_k: Tensor,
+    config: str | Mapping[str, Any],
+    layer: int = 0,
+    gate: Tensor | None = None,
+    householder_q: Tensor | None = None,
+    householder_k: Tensor | None = None,
+    log_lambda: Tensor | None = None,
+    window_factor: Tensor | None = None,
+) -> tuple[HybridAttention, LinearState | None]:
+    """`hybrid_attention`, and the linear state that the sequences leave, through which no gradient flows; `None` on CUDA, where the
+    kernels do not give it."""
     learned = (feature_map_q, feature_map_k, householder_q, householder_k, log_lambda, window_factor)
     config = config if isinstance(config, str) else json.dumps(dict(config))
     if q.device.type == "cuda" and torch.is_autocast_enabled("cuda"):
@@ -65,9 +107,10 @@ def hybrid_attention(
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
         gate = None if gate is None else gate.to(dtype)
     if q.device.type == "cuda" and _cuda.is_eager(q, k, v, gate, *learned):
-        return HybridAttention(*_cuda.attend(q, k, v, gate, learned, config, layer))
-    out, absorbed_at, scores, _ = _forward(q, k, v, gate, *learned, config, layer)
-    return HybridAttention(out, absorbed_at, scores)
+        return HybridAttention(*_cuda.attend(q, k, v, gate, learned, config, layer)), None
+    out, absorbed_at, scores, saved = _forward(q, k, v, gate, *learned, config, layer)
+    state = None if q.device.type == "cuda" else _state(saved, q, feature_map_k)
+    return HybridAttention(out, absorbed_at, scores), state
 
 
 def has_kernels(
@@ -94,6 +137,17 @@ def has_kernels(
     except InputError:
         return False
     return True
+
+
+def _state(saved: Tensor, q: Tensor, feature_map_k: Tensor) -> LinearState:
+    batch, (heads, head_dim, features) = q.shape[0], feature_map_k.shape
+    s, z = saved.detach().view(_wide(q.dtype)).view(batch, heads, -1).split([2 * features * head_dim, 2 * features], -1)
+    return LinearState(s.unflatten(-1, (2 * features, head_dim)), z)
+
+
+def _state_bytes(q: Tensor, feature_map_k: Tensor) -> int:
+    heads, head_dim, features = feature_map_k.shape
+    return q.shape[0] * heads * 2 * features * (head_dim + 1) * _wide(q.dtype).itemsize
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -123,14 +177,17 @@ def _forward(
     config: str,
     layer: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The three of `HybridAttention`, and bytes that the backward pass reads: none on the CPU."""
+    """The three of `HybridAttention`, and bytes: on CUDA what the backward pass reads, on the CPU the linear state."""
     learned = (feature_map_q, feature_map_k, householder_q, householder_k, log_lambda, window_factor)
     _cuda.check(q, k, v, gate, *learned)
     wide = _wide(q.dtype)
-    rows = _arrays((q, k, v), wide)
-    out, absorbed_at, scores = _still.attention(rows, _array(gate, wide), _arrays(learned, wide), config, layer)
-    saved = q.new_empty(0, dtype=torch.uint8)
-    return torch.from_numpy(out).to(q.dtype), torch.from_numpy(absorbed_at), torch.from_numpy(scores), saved
+    rows, out = _arrays((q, k, v), wide), torch.empty(q.shape, dtype=wide)
+    if feature_map_k.dim() != 3:
+        raise InputError(f"feature_map_k has the shape {list(feature_map_k.shape)}", "give [selection heads, head_dim, features]")
+    saved = torch.empty(_state_bytes(q, feature_map_k), dtype=torch.uint8)
+    to = (out.numpy(), saved.view(wide).numpy())
+    absorbed_at, scores = _still.attention(*to, rows, _array(gate, wide), _arrays(learned, wide), config, layer)
+    return out.to(q.dtype), torch.from_numpy(absorbed_at), torch.from_numpy(scores), saved
 
 
 @_forward.register_kernel("cuda")
@@ -148,7 +205,8 @@ def _(q, k, v, gate, feature_map_q, feature_map_k, *others):  # type: ignore[no-
     routing = (batch, feature_map_k.shape[0], tokens)
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     empty = lambda shape, dtype: q.new_empty(shape, dtype=dtype)
-    return out, empty(routing, torch.int32), empty(routing, torch.float32), empty(0, torch.uint8)
+    saved = empty(_state_bytes(q, feature_map_k), torch.uint8)
+    return out, empty(routing, torch.int32), empty(routing, torch.float32), saved
 
 
 @torch.library.custom_op("still::hybrid_attention_backward", mutates_args=(), device_types="cpu")

@@ -5,6 +5,9 @@ use rayon::prelude::*;
 use crate::real::Real;
 use crate::vector;
 
+#[cfg(target_arch = "x86_64")]
+mod unpacked;
+
 /// A strided read-only matrix: element `(i, j)` is `data[i * row_stride + j * col_stride]`.
 #[derive(Clone, Copy, Debug)]
 pub struct Mat<'a, T> {
@@ -28,6 +31,16 @@ impl<'a, T> Mat<'a, T> {
         Self { row_stride: self.col_stride, col_stride: self.row_stride, ..self }
     }
 
+    /// The same, if its values are f32.
+    #[cfg(target_arch = "x86_64")]
+    fn as_f32s(self) -> Option<Mat<'a, f32>>
+    where
+        T: Real,
+    {
+        let Self { row_stride, col_stride, .. } = self;
+        T::as_f32s(self.data).map(|data| Mat { data, row_stride, col_stride })
+    }
+
     fn covers(&self, rows: usize, cols: usize) -> bool {
         rows == 0
             || cols == 0
@@ -49,6 +62,13 @@ pub fn matmul<T: Real>(
     a: Mat<'_, T>,
     b: Mat<'_, T>,
 ) {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(b) = b.as_f32s().filter(|&b| unpacked::suits(sizes, b))
+        && let (Some(a), Some(values)) = (a.as_f32s(), T::as_f32s_mut(c))
+    {
+        let c = unpacked::Output { values, stride: c_stride, accumulate };
+        return unpacked::product(sizes, c, a, b);
+    }
     product(sizes, c, c_stride, accumulate, T::one(), a, b, gemm::Parallelism::None);
 }
 
