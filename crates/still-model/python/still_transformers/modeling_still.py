@@ -4,6 +4,7 @@ The operator is in `hybrid_attention.py`. A batch is read with each row's real t
 own from its first real token on, wherever its padding lies.
 """
 
+import functools
 import math
 
 import torch
@@ -18,6 +19,10 @@ CACHE_FIELD = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ 
 """What transformers calls the cache; newer versions have the shorter word."""
 LEARNED = ("feature_map_q", "feature_map_k", "log_lambda", "window_factor", "g_proj")
 """What a student learns stays float32 when the model is loaded in another dtype."""
+
+
+MLP_TOKENS = 2048
+"""Tokens whose MLP a CPU computes at a time where no gradient is wanted."""
 
 
 def rotated(x, cos, sin):
@@ -111,6 +116,21 @@ LinearAttention = with_projections(LinearOperator)
 SlidingAttention = with_projections(SlidingOperator)
 
 
+@functools.cache
+def in_blocks(mlp):
+    """An MLP's class that computes long sequences in blocks of tokens: what lies between its matrices is then memory that is at hand,
+    where that of a long prompt is asked of the system anew in every layer."""
+
+    class Blocks(mlp):
+        def forward(self, x):
+            if torch.is_grad_enabled() or x.device.type != "cpu" or x.shape[1] <= MLP_TOKENS:
+                return super().forward(x)
+            return torch.cat([super(Blocks, self).forward(tokens) for tokens in x.split(MLP_TOKENS, 1)], 1)
+
+    Blocks.__name__ = Blocks.__qualname__ = mlp.__name__
+    return Blocks
+
+
 def student_attention(config, base, layer):
     """The attention of a student's layer in place of its base's."""
     attention, sizes = config.attention, config.base
@@ -143,6 +163,7 @@ class StillForCausalLM(PreTrainedModel, GenerationMixin):
             self.model.rotary_emb = LongRope(config.base, {**config.base_config, **rope})
         for layer, module in enumerate(self.model.layers):
             module.self_attn = student_attention(config, module.self_attn, layer)
+            module.mlp.__class__ = in_blocks(type(module.mlp))
         learned = {word for word in LEARNED for name, _ in self.named_parameters() if word in name}
         self._keep_in_fp32_modules_strict = sorted(learned)
         self.post_init()

@@ -77,6 +77,27 @@ def test_a_row_of_a_batch_is_that_row_alone(name):
             assert cache.tokens == [100, 58]
 
 
+@pytest.mark.parametrize("name", ["uniform", "family_gemma3_text", "family_phi3"])
+def test_blocks_of_an_mlp_give_what_it_gives_whole(name, monkeypatch):
+    model, ids = students.student(name)
+    sizes = []
+    model.model.layers[0].mlp.down_proj.register_forward_pre_hook(lambda _, rows: sizes.append(rows[0].shape[1]))
+    with torch.no_grad():
+        whole = model(ids[None]).logits
+        monkeypatch.setattr(modeling_still, "MLP_TOKENS", 100)
+        # A copy has its own weights in its blocks.
+        other = copy.deepcopy(model)
+        assert relative_rms(model(ids[None]).logits, whole) <= 1e-5
+        other.model.layers[0].mlp.down_proj.weight.zero_()
+        assert relative_rms(other(ids[None]).logits, whole) > 1e-3
+    whole_and_blocks = [len(ids), *(len(block) for block in ids.split(100))]
+    assert sizes[: len(whole_and_blocks)] == whole_and_blocks
+    # Gradients go through the whole.
+    sizes.clear()
+    model(ids[None])
+    assert sizes == [len(ids)]
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["uniform", "capped", "gate", "lola", "linear_only", "family_gemma3_text", "family_phi3"])
 def test_generation(name):
