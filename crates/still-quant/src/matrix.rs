@@ -189,7 +189,7 @@ impl PackedMatrix {
 
     /// `y = x Wᵀ` for `x` `[n, columns]` and rows `rows` of the matrix: `y` is `[n, rows]`.
     ///
-    /// Up to 64 rows, with AMX any number, meet the codes as they are unpacked; for more, a stretch of the matrix is dequantized at a time.
+    /// Up to 63 rows, with AMX any number, meet the codes as they are unpacked; for more, a stretch of the matrix is dequantized at a time.
     ///
     /// # Panics
     /// If there are no such rows, or `x` and `y` are not of these sizes.

@@ -19,8 +19,8 @@ use crate::tile::{LANES, Part, Words};
 /// Rows of `x` that are a small batch: as few as a decode step usually has.
 pub const SMALL_BATCH: usize = 8;
 /// Rows of `x` up to which products are made of codes in every way that there is; for more, f32 products of values in memory are
-/// faster than sums in registers.
-const ON_CODES: usize = 64;
+/// faster than sums in registers. Fewer than a chunk: whole chunks are multiplied alike, however many are read at a time.
+const ON_CODES: usize = 63;
 /// Values of the matrix that one thread takes at a time, at least.
 const VALUES_PER_TASK: usize = 1 << 15;
 /// Values widened at a time for a f32 product: they stay in the second-level cache.

@@ -85,3 +85,20 @@ fn shapes_that_do_not_fit_are_refused() {
     assert!(matches!(new(48, 54), PackError::Columns { block: 32, .. }));
     assert_eq!(new(64, 71), PackError::Bytes { got: 71, expected: 72 });
 }
+
+/// However many chunks of a prompt are read at a time.
+#[test]
+fn whole_chunks_have_the_same_products_alone_and_together() {
+    for (format, dtype) in FORMATS {
+        let (matrix, _) = matrix(format, dtype, 80, 768);
+        let x = values(192 * 768, 3);
+        let products = |x: &[f32]| {
+            let mut y = vec![f32::NAN; x.len() / 768 * 80];
+            matrix.multiply(0..80, x, &mut y);
+            y
+        };
+        let together = products(&x);
+        let parts = x.chunks(128 * 768).flat_map(products).collect::<Vec<_>>();
+        assert_eq!(together, parts, "{format:?}");
+    }
+}

@@ -130,6 +130,23 @@ mod tests {
         Lora { a: random(&[2, 6], 10), b: random(&[5, 2], 11), scale: 2.0, dropout: None }
     }
 
+    /// A prompt is read in longer pieces when nobody else is served.
+    #[test]
+    fn a_row_of_an_update_does_not_depend_on_how_many_there_are() {
+        let (width, out) = (1088, 80);
+        let narrow = |shape: &[usize], seed| random(shape, seed).to_dtype(DType::F32).unwrap();
+        let w = Weight::Dense(narrow(&[out, width], 6));
+        let (a, b) = (narrow(&[8, width], 10), narrow(&[out, 8], 11));
+        let lora = Lora { a, b, scale: 2.0, dropout: None };
+        let x = narrow(&[1, 192, width], 8);
+        let rows = |x: &Tensor| {
+            let y = low_rank_linear(x, &w, &lora).unwrap();
+            y.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        };
+        let parts = [(0, 128), (128, 64)].map(|(start, n)| rows(&x.narrow(1, start, n).unwrap()));
+        assert_eq!(rows(&x), parts.concat());
+    }
+
     #[test]
     fn a_low_rank_update_has_all_three_gradients() {
         let w = Weight::Dense(random(&[5, 6], 6));

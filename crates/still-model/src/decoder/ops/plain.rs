@@ -112,6 +112,24 @@ impl Update {
     }
 }
 
+/// Columns of a product up to which the matrix library sums [`TERMS`] terms at a time if there are as few rows, and others if there
+/// are more.
+const SHORT: usize = 64;
+const TERMS: usize = 512;
+
+/// `x y` in a new vector. Where a row's sums would depend on how many rows there are, they are summed in the same parts always: a prompt is
+/// read in longer pieces when nobody else is served.
+fn new_product((m, n, k): (usize, usize, usize), x: Mat<'_, f32>, y: Mat<'_, f32>) -> Vec<f32> {
+    let first = if n <= SHORT { k.min(TERMS) } else { k };
+    let mut product = par_matmul_new((m, n, first), x, y);
+    for start in (first..k).step_by(TERMS) {
+        let x = Mat { data: &x.data[start * x.col_stride..], ..x };
+        let y = Mat { data: &y.data[start * y.row_stride..], ..y };
+        par_matmul((m, n, TERMS.min(k - start)), &mut product, n, true, x, y);
+    }
+    product
+}
+
 /// `scale · x y` of matrices or transposed views of such, on top of `onto` if that is given, in their dtype; `onto` must be nobody
 /// else's. Sums are f32.
 pub(in crate::decoder) fn product(
@@ -141,7 +159,7 @@ pub(in crate::decoder) fn product(
         })???;
         return Ok(onto);
     }
-    let mut product = with_matrix(x, |x| with_matrix(y, |y| par_matmul_new((m, n, k), x, y)))??;
+    let mut product = with_matrix(x, |x| with_matrix(y, |y| new_product((m, n, k), x, y)))??;
     if scale != 1.0 {
         product.iter_mut().for_each(|value| *value *= scale as f32);
     }
