@@ -85,6 +85,7 @@ ROWS = {
     "ours-10": ours("calibrated, 10 %, rows in int8", 0.1),
     "ours-10-seed1": ours("the same, seed 1", 0.1, seed=1),
     "ours-10-seed2": ours("the same, seed 2", 0.1, seed=2),
+    "ours-10-int4": ours("calibrated, 10 %, rows in int4: more whole heads for the same bytes", 0.1, attention__rows='"int4"'),
     "ours-20": ours("calibrated, 20 %, rows in int8", 0.2),
     "ours-untrained": Row("calibrated, 10 %, not trained", "still-10", train=False),
     "uniform": uniform("the same budget for every head, at the bytes of 10 %"),
@@ -117,6 +118,8 @@ ROWS = {
     "no-lora-qk": ours("low-rank updates of v and o alone", 0.1, finetune__lora__targets='["v", "o"]'),
     "own-linear-loss": ours("the linear branch has a loss of its own", 0.1, transfer__linear_branch_weight="1.0"),
     "cross-entropy": ours("cross-entropy in place of KL to the teacher", 0.1, finetune__objective='"cross_entropy"'),
+    "mixed": ours("half KL to the teacher, half cross-entropy", 0.1, finetune__objective="{ mixed = { kl = 0.5 } }"),
+    "mixed-int4": ours("the same, rows in int4", 0.1, finetune__objective="{ mixed = { kl = 0.5 } }", attention__rows='"int4"'),
     "sum": ours("a summed linear branch in place of the mean", 0.1, attention__linear_norm='"sum"'),
     # Both maps give two values a column of their matrix: the states have the same bytes.
     "hedgehog-map": ours("Hedgehog's feature map in place of NP-Map", 0.1, attention__feature_map='"softmax"'),

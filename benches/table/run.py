@@ -220,9 +220,12 @@ def bring(args, names):
                     packed.write(json.dumps(compact(json.loads(line)), separators=(",", ":")) + "\n")
 
 
+KEPT = ("model", "cache_dtype", "probe", "task", "id", "asked", "kind", "cache_bytes", "text", "targets", "scores")
+
+
 def compact(sample):
-    """What a report and a reader want of an answer: scores, what was written; of a window sums of blocks in place of tokens."""
-    kept = {key: sample[key] for key in ("model", "task", "id", "kind", "cache_bytes", "text", "targets", "scores") if key in sample}
+    """What a report and a reader want of an answer, and what `--resume` goes by; of a window sums of blocks in place of tokens."""
+    kept = {key: sample[key] for key in KEPT if key in sample}
     if "nll" in sample:
         kept["blocks"] = rows.blocks(sample["nll"])
     return kept
