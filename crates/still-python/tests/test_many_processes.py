@@ -135,20 +135,43 @@ loader = torch.utils.data.DataLoader([{"input_ids": row} for row in torch.randin
 """
 AFTER = """
 learned = torch.cat([x.detach().flatten() for x in student.learned().values()])
-everywhere = accelerator.gather(learned[None])
+everywhere = {gather}
 assert len(everywhere) == 2 and torch.equal(everywhere[0], everywhere[1])
 """
 
 
-def test_accelerate_runs_the_loop_of_the_page(base_path, tmp_path):
-    pytest.importorskip("accelerate")
+def block_of_page(word):
+    """The loop of docs/many_gpus.md that has this word."""
     page = (EXAMPLE.parents[1] / "docs/many_gpus.md").read_text()
-    (block,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.S) if "Accelerator()" in block]
-    # A machine may have GPUs that this is not for.
+    (block,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.S) if word in block]
+    return block
+
+
+def run_loop(loop, base_path, tmp_path, **variables):
     script = tmp_path / "loop.py"
-    script.write_text(BEFORE + block.replace("Accelerator()", "Accelerator(cpu=True)") + AFTER)
+    script.write_text(loop)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script), str(base_path)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1", **variables}
     done = subprocess.run(launch, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert still.Model.load(tmp_path / "my-student").is_student
+
+
+def test_accelerate_runs_the_loop_of_the_page(base_path, tmp_path):
+    pytest.importorskip("accelerate")
+    # A machine may have GPUs that this is not for.
+    block = block_of_page("Accelerator()").replace("Accelerator()", "Accelerator(cpu=True)")
+    run_loop(BEFORE + block + AFTER.format(gather="accelerator.gather(learned[None])"), base_path, tmp_path)
+
+
+@pytest.mark.parametrize("zero", [1, 2])
+def test_deepspeed_runs_the_loop_of_the_page(zero, base_path, tmp_path):
+    pytest.importorskip("deepspeed")
+    pytest.importorskip("ninja")
+    block = block_of_page("deepspeed.initialize")
+    assert '"stage": 1' in block
+    block = block.replace("init_distributed()", 'init_distributed("gloo")').replace('"stage": 1', f'"stage": {zero}')
+    gather = "[torch.empty_like(learned) for _ in range(2)]\ntorch.distributed.all_gather(everywhere, learned)"
+    # It compiles what its processes on a CPU talk through, with the ninja next to this Python.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    run_loop(BEFORE + block + AFTER.format(gather=gather), base_path, tmp_path, DS_ACCELERATOR="cpu", PATH=path)
