@@ -405,6 +405,8 @@ class HybridOperator(Operator):
         if not self.kernels_know(reading, q):
             return super().attend(reading, layer, q, k, v, gate)
         maps = (self.feature_map_q, self.feature_map_k)
+        # Under autocast values are as narrow as their product, rotated queries and keys are not.
+        k, v = k.to(q.dtype), v.to(q.dtype)
         with torch.autocast(q.device.type, enabled=False):
             others = {
                 "gate": None if gate is None else gate.to(q.dtype),
