@@ -9,6 +9,7 @@
 //!
 //! | file | content |
 //! |---|---|
+//! | `x86` | which of the instructions a CPU has |
 //! | `digits` | rows of `x` in digits |
 //! | `vnni` | products of a few rows (AVX512_VNNI) |
 //! | `amx` | products of many rows (AMX-INT8) |
