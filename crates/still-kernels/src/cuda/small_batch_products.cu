@@ -136,12 +136,21 @@ __global__ __launch_bounds__(WARPS * 32) void small_batch_products(const __grid_
   }
 }
 
+// Bytes of weights above which a product does not begin early. A large one reads at memory's full speed, and what its early blocks
+// fetch is taken from the kernel before it: a step of the 8B shape is 3 % slower then (NOTES-cuda.md).
+constexpr int64_t EARLY_BYTES = 16 << 20;
+
 template <class X, class W, int N, int R>
 int launch_products(const Products& products, StillStream stream) {
   const int each = rows_of_each<R>(products.all), matrices = products.all.gated ? 1 : products.all.count;
   int groups = 0;
   for (int i = 0; i < matrices; i++) groups += (products.factor[i].out + each - 1) / each;
-  return launch_early(small_batch_products<X, W, N, R>, dim3((groups + WARPS - 1) / WARPS), WARPS * 32, 0, stream, products);
+  int64_t bytes = 0;
+  for (int i = 0; i < products.all.count; i++) bytes += int64_t(sizeof(W)) * products.factor[i].out * products.all.inner;
+  const auto kernel = small_batch_products<X, W, N, R>;
+  const dim3 grid((groups + WARPS - 1) / WARPS);
+  if (bytes > EARLY_BYTES) return launch(kernel, grid, WARPS * 32, 0, stream, products);
+  return launch_early(kernel, grid, WARPS * 32, 0, stream, products);
 }
 
 // Two rows a warp read x half as often, one leaves twice as many warps to wait for memory together.
