@@ -13,6 +13,11 @@ ci:
 test *ARGS="--workspace":
     cargo test --release --locked {{ ARGS }}
 
+# The same as on a CPU with AVX2 and no AVX-512
+[group('check')]
+test-avx2 *ARGS="--workspace":
+    scripts/without-avx512.sh cargo test --release --locked {{ ARGS }}
+
 # The way of the README's first page with the student that ships, on terminals of 80 and 200 columns; half an hour and more
 [group('check')]
 first-hour *ARGS:
