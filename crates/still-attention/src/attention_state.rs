@@ -13,6 +13,8 @@ use std::fmt::Debug;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use candle_core::{DeviceLocation, Tensor};
+#[cfg(feature = "cuda")]
+use still_compute::cuda::PassScratch;
 
 #[cfg(feature = "cuda")]
 use crate::GraphState;
@@ -58,6 +60,21 @@ pub trait AttentionState: Debug + Send + Sync {
     /// # Errors
     /// Shapes that contradict the state; a dtype or device that it has no kernel for.
     fn advance(&mut self, rows: AttentionRows<'_>, lengths: Option<&[usize]>) -> Result<Tensor>;
+
+    /// [`advance`](Self::advance), of one layer of several that take turns in `scratch`.
+    ///
+    /// # Errors
+    /// As there.
+    #[cfg(feature = "cuda")]
+    fn advance_in(
+        &mut self,
+        rows: AttentionRows<'_>,
+        lengths: Option<&[usize]>,
+        scratch: &PassScratch,
+    ) -> Result<Tensor> {
+        let _ = scratch;
+        self.advance(rows, lengths)
+    }
 
     /// Which attention it belongs to.
     fn kind(&self) -> AttentionKind;

@@ -147,11 +147,17 @@ impl Model {
             starts.truncate(1);
         }
         let rotation = self.decoder.rotation_at(&starts, tokens)?;
+        #[cfg(feature = "cuda")]
+        let scratch = still_compute::cuda::PassScratch::default();
         self.through_layers(x, &rotation, |layer, inputs| {
             if cancel.is_raised() {
                 return Err(ModelError::Cancelled);
             }
-            Ok(cache.layers[layer].advance(inputs.rows(), lengths)?)
+            let layer = &mut cache.layers[layer];
+            #[cfg(feature = "cuda")]
+            return Ok(layer.advance_in(inputs.rows(), lengths, &scratch)?);
+            #[cfg(not(feature = "cuda"))]
+            return Ok(layer.advance(inputs.rows(), lengths)?);
         })
     }
 

@@ -27,7 +27,7 @@ use crate::{
     AttentionError, AttentionKind, AttentionRows, AttentionState, HeadGeometry, HybridConfig,
     HybridWeights, LinearState, Result, RowDtype, SavedState,
 };
-use still_compute::cuda::{Launch, StepMemory, on_cuda};
+use still_compute::cuda::{Launch, PassScratch, StepMemory, on_cuda};
 
 use self::step::{Fed, StepState, splits};
 
@@ -230,7 +230,8 @@ impl CudaHybridState {
         v: &Tensor,
         lengths: Option<&[usize]>,
     ) -> Result<Tensor> {
-        self.advance_rows(AttentionRows { q, k, v, gate: None }, lengths)
+        let rows = AttentionRows { q, k, v, gate: None };
+        self.advance_rows(rows, lengths, &PassScratch::default())
     }
 
     /// [`advance`](Self::advance) of rows that may have an output gate.
@@ -238,6 +239,7 @@ impl CudaHybridState {
         &mut self,
         rows: AttentionRows<'_>,
         lengths: Option<&[usize]>,
+        scratch: &PassScratch,
     ) -> Result<Tensor> {
         let fed = self.weights.fed(rows, self.positions.len())?;
         let (batch, tokens) = (self.positions.len(), fed.q.dim(2)?);
@@ -248,7 +250,7 @@ impl CudaHybridState {
             let alone = whole && self.store.kind() == STILL_PLAIN;
             return match alone && self.positions.iter().all(|&position| position == 0) {
                 true => self.read(&fed),
-                false => self.read_onto(&fed, &lengths),
+                false => self.read_onto(&fed, &lengths, scratch),
             };
         }
         let q = &fed.q;
@@ -516,7 +518,16 @@ impl GraphState for CudaHybridState {
 
 impl AttentionState for CudaHybridState {
     fn advance(&mut self, rows: AttentionRows<'_>, lengths: Option<&[usize]>) -> Result<Tensor> {
-        self.advance_rows(rows, lengths)
+        self.advance_rows(rows, lengths, &PassScratch::default())
+    }
+
+    fn advance_in(
+        &mut self,
+        rows: AttentionRows<'_>,
+        lengths: Option<&[usize]>,
+        scratch: &PassScratch,
+    ) -> Result<Tensor> {
+        self.advance_rows(rows, lengths, scratch)
     }
 
     fn kind(&self) -> AttentionKind {

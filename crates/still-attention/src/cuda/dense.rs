@@ -1,11 +1,12 @@
 //! Dense causal attention: the kernels of `dense.h`, and the tensor library's ops where they have none for a head dimension.
 
 use std::ptr::null;
+use std::sync::Arc;
 
 use candle_core::backend::BackendDevice;
 use candle_core::cuda::cudarc::driver::CudaSlice;
 use candle_core::{CudaDevice, D, DType, Device, Tensor};
-use still_compute::cuda::{Gemm, Launch, StepMemory, gemm, on_cuda};
+use still_compute::cuda::{Gemm, Launch, PassScratch, StepMemory, gemm, on_cuda};
 use still_kernels::dense::{
     DENSE_DECODE_HEAD_DIMS, DENSE_FORWARD_HEAD_DIMS, DENSE_SPLITS, DenseAppend, DenseDecode,
     DenseForward, DenseSequence, still_dense_append, still_dense_decode, still_dense_decode_floats,
@@ -51,10 +52,8 @@ fn has_kernel(q: &Tensor, head_dims: &[usize]) -> bool {
 
 /// Where sequences stand and how many tokens each is fed, on the device.
 pub(super) struct Spans {
-    /// `[B]`
-    starts: CudaSlice<i32>,
-    /// `[B]`
-    lengths: CudaSlice<i32>,
+    /// `[2, B]`: starts and lengths.
+    counts: Arc<CudaSlice<i32>>,
 }
 
 impl Spans {
@@ -62,11 +61,16 @@ impl Spans {
         device: &CudaDevice,
         starts: &[usize],
         lengths: &[usize],
+        scratch: &PassScratch,
     ) -> candle_core::Result<Self> {
-        let upload = |counts: &[usize]| {
-            device.clone_htod(&counts.iter().map(|&count| count as i32).collect::<Vec<_>>())
-        };
-        Ok(Self { starts: upload(starts)?, lengths: upload(lengths)? })
+        let counts = starts.iter().chain(lengths).map(|&count| count as i32);
+        Ok(Self { counts: scratch.counts(device, counts.collect())? })
+    }
+
+    /// Starts and lengths, as kernels take them.
+    fn at<'a>(&'a self, launch: &mut Launch<'a>) -> [*const i32; 2] {
+        let counts: *mut i32 = launch.at(&self.counts);
+        [counts, counts.wrapping_add(self.counts.len() / 2)].map(<*mut i32>::cast_const)
     }
 }
 
@@ -83,13 +87,14 @@ pub(super) fn append(
     let held_cache = cache.each_ref().map(Tensor::storage_and_layout);
     let mut launch = Launch::new(&stream)?;
     let ([k, v], [cache_k, cache_v]) = (&held, &held_cache);
+    let [starts, lengths] = spans.at(&mut launch);
     let args = DenseAppend {
         k: launch.rows(on_cuda(&k.0)?, k.1)?,
         v: launch.rows(on_cuda(&v.0)?, v.1)?,
         cache_k: launch.rows(on_cuda(&cache_k.0)?, cache_k.1)?,
         cache_v: launch.rows(on_cuda(&cache_v.0)?, cache_v.1)?,
-        starts: launch.at(&spans.starts),
-        lengths: launch.at(&spans.lengths),
+        starts,
+        lengths,
     };
     // SAFETY: the caller has made room for what each sequence is fed; all buffers live until the launch is dropped.
     let code = unsafe { still_dense_append(&shape, &args, launch.stream()) };
@@ -113,13 +118,14 @@ pub(super) fn forward(
     let held = rows.each_ref().map(Tensor::storage_and_layout);
     let mut launch = Launch::new(&stream)?;
     let [q, k, v] = &held;
+    let [starts, lengths] = spans.map_or([null(); 2], |spans| spans.at(&mut launch));
     let args = DenseForward {
         q: launch.rows(on_cuda(&q.0)?, q.1)?,
         cache_k: launch.rows(on_cuda(&k.0)?, k.1)?,
         cache_v: launch.rows(on_cuda(&v.0)?, v.1)?,
         out: launch.rows(&out, &by_token(dims))?,
-        starts: spans.map_or(null(), |spans| launch.at::<_, i32>(&spans.starts).cast_const()),
-        lengths: spans.map_or(null(), |spans| launch.at::<_, i32>(&spans.lengths).cast_const()),
+        starts,
+        lengths,
     };
     // SAFETY: keys and values of all tokens that the spans name are there; all buffers live until the launch is dropped.
     let code = unsafe { still_dense_forward(&shape, &args, launch.stream()) };

@@ -15,7 +15,7 @@ use still_kernels::{
 };
 
 use super::forward::{Scan, queue};
-use super::layout::{flags, router};
+use super::layout::{Cursor, flags, router};
 use super::routing::{budgets, dims, queue_selection, reached_cap, received_floats, retired};
 use crate::hybrid::OP;
 use crate::saved_attention::Call;
@@ -23,9 +23,6 @@ use crate::{AttentionError, HybridConfig, HybridWeights, Mode, Result, Router, l
 
 /// Rows `[B, heads, N, D]` on a device: adjacent channels, every row 16-byte aligned; strides in values.
 pub use still_kernels::Rows as DeviceRows;
-
-/// What a section of a buffer begins at a multiple of, as the backward pass wants its scratch.
-const ALIGNMENT: usize = 256;
 
 /// Shapes of a call's operands, as [`attention_forward`](crate::attention_forward) takes them.
 #[derive(Clone, Copy, Debug)]
@@ -134,20 +131,6 @@ struct Sections {
     salient: *mut i32,
     visible: *mut i32,
     order: *mut i32,
-}
-
-/// Hands out a buffer piece by piece. It may begin at no address: then it counts bytes.
-struct Cursor {
-    base: *mut u8,
-    used: usize,
-}
-
-impl Cursor {
-    fn take<T>(&mut self, bytes: usize) -> *mut T {
-        let at = self.base.wrapping_add(self.used).cast();
-        self.used += bytes.next_multiple_of(ALIGNMENT);
-        at
-    }
 }
 
 /// Checks the shapes of a call, its configuration and that there are kernels for both.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use candle_core::cuda::cudarc::driver::CudaSlice;
 use candle_core::{DType, Device, DeviceLocation, Tensor};
-use still_compute::cuda::{Launch, StepMemory, on_cuda};
+use still_compute::cuda::{Launch, PassScratch, StepMemory, on_cuda};
 use still_kernels::dense::DenseSequence;
 
 use super::dense::{Spans, StepRows, append, by_ops, decode, forward, has_decode, has_forward};
@@ -92,6 +92,15 @@ impl CudaKvCache {
         v: &Tensor,
         lengths: Option<&[usize]>,
     ) -> Result<Tensor> {
+        self.advance_fed([q, k, v], lengths, &PassScratch::default())
+    }
+
+    fn advance_fed(
+        &mut self,
+        [q, k, v]: [&Tensor; 3],
+        lengths: Option<&[usize]>,
+        scratch: &PassScratch,
+    ) -> Result<Tensor> {
         let batch = self.positions.len();
         support::check_fed(OP, [q, k, v], self.geometry, batch, self.dtype, &self.device)?;
         let tokens = q.dim(2)?;
@@ -102,7 +111,8 @@ impl CudaKvCache {
             self.feed([q, k, v], &lengths)?
         } else if has_forward(q) {
             let rows = self.rows(ends.iter().copied().max().unwrap_or(0))?;
-            let spans = Spans::new(self.device.as_cuda_device()?, &self.positions, &lengths)?;
+            let device = self.device.as_cuda_device()?;
+            let spans = Spans::new(device, &self.positions, &lengths, scratch)?;
             append([k, v], &rows, &spans)?;
             forward(q, rows.each_ref(), Some(&spans))?
         } else {
@@ -336,6 +346,16 @@ impl AttentionState for CudaKvCache {
     fn advance(&mut self, rows: AttentionRows<'_>, lengths: Option<&[usize]>) -> Result<Tensor> {
         without_gate(&rows)?;
         self.advance(rows.q, rows.k, rows.v, lengths)
+    }
+
+    fn advance_in(
+        &mut self,
+        rows: AttentionRows<'_>,
+        lengths: Option<&[usize]>,
+        scratch: &PassScratch,
+    ) -> Result<Tensor> {
+        without_gate(&rows)?;
+        self.advance_fed([rows.q, rows.k, rows.v], lengths, scratch)
     }
 
     fn kind(&self) -> AttentionKind {

@@ -18,6 +18,23 @@ pub(super) fn uninit<T: DeviceRepr>(device: &CudaDevice, len: usize) -> Result<C
     unsafe { device.alloc(len.max(1)) }
 }
 
+/// What a section of a buffer begins at a multiple of, as the backward pass wants its scratch.
+const ALIGNMENT: usize = 256;
+
+/// Hands out a buffer piece by piece. It may begin at no address: then it counts bytes.
+pub(super) struct Cursor {
+    pub base: *mut u8,
+    pub used: usize,
+}
+
+impl Cursor {
+    pub fn take<T>(&mut self, bytes: usize) -> *mut T {
+        let at = self.base.wrapping_add(self.used).cast();
+        self.used += bytes.next_multiple_of(ALIGNMENT);
+        at
+    }
+}
+
 /// What the kernels are told of a configuration besides shapes.
 pub(super) fn flags(config: &HybridConfig) -> i32 {
     let Branches { window, salient, linear } = config.branches;

@@ -225,16 +225,6 @@ impl Store {
         ]
     }
 
-    /// Copies of the rows, K and V.
-    pub fn copies(&self, device: &CudaDevice) -> Result<[CudaSlice<u8>; 2]> {
-        let copy = |from: &CudaSlice<u8>| {
-            let mut to = uninit(device, from.len())?;
-            device.memcpy_dtod(from, &mut to)?;
-            Ok::<_, candle_core::Error>(to)
-        };
-        Ok([copy(&self.k)?, copy(&self.v)?])
-    }
-
     pub fn size_bytes(&self) -> usize {
         let ranks = self.ranks.as_ref().map_or(0, |(a, b)| a.num_bytes() + b.num_bytes());
         self.k.num_bytes() + self.v.num_bytes() + self.offsets.num_bytes() + ranks

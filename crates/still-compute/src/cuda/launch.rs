@@ -4,7 +4,7 @@ use std::ffi::{c_int, c_void};
 use std::sync::Arc;
 
 use candle_core::cuda::CudaStorageSlice;
-use candle_core::cuda::cudarc::driver::{CudaSlice, CudaStream, DevicePtr, SyncOnDrop};
+use candle_core::cuda::cudarc::driver::{CudaSlice, CudaStream, DevicePtr, SyncOnDrop, result};
 use candle_core::{CudaStorage, DType, Layout, Result, Storage, Tensor, bail};
 use still_kernels::{Rows, STILL_BF16, STILL_F32, check};
 
@@ -129,6 +129,22 @@ impl<'a> Launch<'a> {
     /// [`Launch::at`], null for a buffer that is not there.
     pub fn at_optional<T, P>(&mut self, slice: Option<&'a CudaSlice<T>>) -> *mut P {
         slice.map_or(std::ptr::null_mut(), |slice| self.at(slice))
+    }
+
+    /// Queues a copy of a buffer to `to`.
+    ///
+    /// # Errors
+    /// An error of the driver.
+    ///
+    /// # Safety
+    /// There is room for it on the device until the stream has passed.
+    pub unsafe fn copy<T>(&mut self, from: &'a CudaSlice<T>, to: *mut u8) -> Result<()> {
+        let (at, bytes): (*mut T, _) = (self.at(from), from.num_bytes());
+        // SAFETY: the buffer is as long as it says, and there is room as the caller says.
+        let copied = unsafe {
+            result::memcpy_dtod_async(to as u64, at as u64, bytes, self.stream.cu_stream())
+        };
+        copied.map_err(candle_core::Error::wrap)
     }
 
     /// Where a tensor's first value lies.

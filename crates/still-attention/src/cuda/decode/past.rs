@@ -3,11 +3,12 @@
 
 use std::ffi::c_void;
 use std::ptr::{null, null_mut};
+use std::sync::Arc;
 
+use candle_core::Tensor;
 use candle_core::backend::BackendDevice;
-use candle_core::cuda::cudarc::driver::CudaSlice;
-use candle_core::{CudaDevice, Tensor};
-use still_compute::cuda::{Launch, on_cuda};
+use candle_core::cuda::cudarc::driver::CudaStream;
+use still_compute::cuda::{Launch, PassScratch, on_cuda};
 use still_kernels::{
     CHUNK, Decode, Forward, NO_CAP, Past, Routing, Rows, STILL_PLAIN, Shape, Stream, check,
     still_demote, still_past_fill, still_past_rows, still_past_select, still_recall, still_scores,
@@ -15,8 +16,8 @@ use still_kernels::{
 };
 
 use super::super::forward::{Scan, queue};
-use super::super::layout::{by_token, flags, shape, tensor_by_token, uninit};
-use super::super::routing::{reached_cap, received, retired};
+use super::super::layout::{Cursor, by_token, flags, shape, tensor_by_token};
+use super::super::routing::{reached_cap, received_floats, retired};
 use super::step::StepState;
 use super::{CudaHybridState, Fed, GraphState, kept};
 use crate::{Result, Router};
@@ -54,118 +55,144 @@ impl Spans {
     }
 
     /// All three, one after another.
-    fn upload(&self, device: &CudaDevice) -> candle_core::Result<CudaSlice<i32>> {
+    fn counts(&self) -> Vec<i32> {
         let all = [&self.retired, &self.ring, &self.ends].into_iter().flatten();
-        device.clone_htod(&all.map(|&count| count as i32).collect::<Vec<_>>())
+        all.map(|&count| count as i32).collect()
     }
 }
 
-/// What a call's kernels leave for each other. `N`: tokens of the longest sequence; `M`: the most rows that a head had stored.
+/// What a call's kernels leave for each other, in one buffer. `N`: tokens of the longest sequence; `M`: the most rows that a head
+/// had stored.
 struct Scratch {
     /// `[B, H, N, D]`
-    q: CudaSlice<u8>,
+    q: *mut u8,
     /// `[B, K, M + N, D]`, and `v`; where rows are kept as codes `[B, K, N + M + N, D]`.
-    k: CudaSlice<u8>,
-    v: CudaSlice<u8>,
+    k: *mut u8,
+    v: *mut u8,
     /// `[B, K, N]`
-    score: CudaSlice<f32>,
+    score: *mut f32,
     /// `[B, K, C]`
-    selected: CudaSlice<u64>,
+    selected: *mut u64,
     /// `[B, K, M + N]`
-    salient: CudaSlice<i32>,
-    capped: Option<Capped>,
+    salient: *mut i32,
+    capped: Capped,
     /// `[B, K, N, 2D]`
-    phi: CudaSlice<u8>,
-    totals: CudaSlice<f32>,
+    phi: *mut c_void,
+    totals: *mut f32,
     /// `[B, K, R + 1, 2D, D]`
-    s: CudaSlice<u8>,
-    z: CudaSlice<f32>,
+    s: *mut c_void,
+    z: *mut f32,
     /// `[B, H, N]`
-    denominator: CudaSlice<f32>,
+    denominator: *mut f32,
     /// The state's sums, where the call changes them.
-    copies: Option<[CudaSlice<f32>; 2]>,
+    copies: Option<[*mut f32; 2]>,
     /// Others, where a router follows them from chunk to chunk.
-    recalled: Option<[CudaSlice<f32>; 2]>,
-    /// What a router leaves from one kernel to the next.
-    received: Option<CudaSlice<f32>>,
+    recalled: Option<[*mut f32; 2]>,
+    /// What a router leaves from one kernel to the next, if anything.
+    received: *mut f32,
     /// The state's rows, where they are codes that change places.
-    codes: Option<[CudaSlice<u8>; 2]>,
+    codes: Option<[*mut u8; 2]>,
 }
 
-/// Under a cap that is reached.
+/// Under a cap that is reached; else null.
 struct Capped {
-    cap: i32,
     /// `[B, K, C, cap]`
-    visible: CudaSlice<i32>,
+    visible: *mut i32,
     /// `[B, K, R, 64]`
-    order: CudaSlice<i32>,
+    order: *mut i32,
     /// `[B, K, M]`, and the next two: what was stored, by rank.
-    score: CudaSlice<f32>,
-    token: CudaSlice<i32>,
-    place: CudaSlice<i32>,
+    score: *mut f32,
+    token: *mut i32,
+    place: *mut i32,
+}
+
+impl Capped {
+    const NONE: Self = Self {
+        visible: null_mut(),
+        order: null_mut(),
+        score: null_mut(),
+        token: null_mut(),
+        place: null_mut(),
+    };
 }
 
 impl Scratch {
+    /// Where everything lies in a buffer that begins at `base`, and how many bytes it has. `stored`: `M`.
     fn new(
         state: &CudaHybridState,
         shape: &Shape,
         stored: usize,
         cap: Option<i32>,
-    ) -> candle_core::Result<Self> {
+        base: *mut u8,
+    ) -> (Self, usize) {
         let weights = &*state.weights;
-        let (device, bytes) = (&weights.device, weights.dtype.size_in_bytes());
+        let bytes = weights.dtype.size_in_bytes();
         let [heads, kv_heads] =
             [shape.heads, shape.kv_heads].map(|heads| (shape.batch * heads) as usize);
         let (tokens, d) = (shape.tokens as usize, shape.head_dim as usize);
         let (chunks, retired) = (tokens.div_ceil(CHUNK), retired(tokens));
         let coded = state.store.kind() != STILL_PLAIN;
         let rows = stored + if coded { 2 * tokens } else { tokens };
+        let states = kv_heads * (retired + 1) * 2 * d;
         // SAFETY: only reads the shape.
         let segments = unsafe { still_segments(shape) } as usize;
-        let capped = |cap| {
-            Ok::<_, candle_core::Error>(Capped {
-                cap,
-                visible: uninit(device, kv_heads * chunks * cap as usize)?,
-                order: uninit(device, kv_heads * retired * CHUNK)?,
-                score: uninit(device, kv_heads * stored)?,
-                token: uninit(device, kv_heads * stored)?,
-                place: uninit(device, kv_heads * stored)?,
-            })
+        let received = received_floats(shape, &weights.config);
+        let recalls = weights.config.router == Router::SelfRecall;
+        let mut buffer = Cursor { base, used: 0 };
+        let sums = |buffer: &mut Cursor| {
+            [buffer.take(state.s.num_bytes()), buffer.take(state.z.num_bytes())]
         };
-        Ok(Self {
-            q: uninit(device, heads * tokens * d * bytes)?,
-            k: uninit(device, kv_heads * rows * d * bytes)?,
-            v: uninit(device, kv_heads * rows * d * bytes)?,
-            score: uninit(device, kv_heads * tokens)?,
-            selected: uninit(device, kv_heads * chunks)?,
-            salient: uninit(device, kv_heads * (stored + tokens))?,
-            capped: cap.map(capped).transpose()?,
-            phi: uninit(device, kv_heads * tokens * 2 * d * bytes)?,
-            totals: uninit(device, segments * kv_heads * 2 * d * (d + 1))?,
-            s: uninit(device, kv_heads * (retired + 1) * 2 * d * d * bytes)?,
-            z: uninit(device, kv_heads * (retired + 1) * 2 * d)?,
-            denominator: uninit(device, heads * tokens)?,
-            copies: match retired {
-                0 => None,
-                _ => Some([copy(device, &state.s)?, copy(device, &state.z)?]),
+        let scratch = Self {
+            q: buffer.take(heads * tokens * d * bytes),
+            k: buffer.take(kv_heads * rows * d * bytes),
+            v: buffer.take(kv_heads * rows * d * bytes),
+            score: buffer.take(4 * kv_heads * tokens),
+            selected: buffer.take(8 * kv_heads * chunks),
+            salient: buffer.take(4 * kv_heads * (stored + tokens)),
+            capped: cap.map_or(Capped::NONE, |cap| Capped {
+                visible: buffer.take(4 * kv_heads * chunks * cap as usize),
+                order: buffer.take(4 * kv_heads * retired * CHUNK),
+                score: buffer.take(4 * kv_heads * stored),
+                token: buffer.take(4 * kv_heads * stored),
+                place: buffer.take(4 * kv_heads * stored),
+            }),
+            phi: buffer.take(kv_heads * tokens * 2 * d * bytes),
+            totals: buffer.take(4 * segments * kv_heads * 2 * d * (d + 1)),
+            s: buffer.take(states * d * bytes),
+            z: buffer.take(4 * states),
+            denominator: buffer.take(4 * heads * tokens),
+            copies: (retired > 0).then(|| sums(&mut buffer)),
+            recalled: recalls.then(|| sums(&mut buffer)),
+            received: match received {
+                0 => null_mut(),
+                floats => buffer.take(4 * floats),
             },
-            recalled: match weights.config.router {
-                Router::SelfRecall => Some([copy(device, &state.s)?, copy(device, &state.z)?]),
-                _ => None,
-            },
-            received: received(device, shape, &weights.config)?,
-            codes: match coded && cap.is_some() {
-                true => Some(state.store.copies(device)?),
-                false => None,
-            },
-        })
+            codes: (coded && cap.is_some())
+                .then(|| [&state.store.k, &state.store.v].map(|x| buffer.take(x.num_bytes()))),
+        };
+        (scratch, buffer.used)
     }
-}
 
-fn copy(device: &CudaDevice, from: &CudaSlice<f32>) -> candle_core::Result<CudaSlice<f32>> {
-    let mut to = uninit(device, from.len())?;
-    device.memcpy_dtod(from, &mut to)?;
-    Ok(to)
+    /// Queues the copies of what the call changes.
+    fn copy_from(
+        &self,
+        state: &CudaHybridState,
+        stream: &Arc<CudaStream>,
+    ) -> candle_core::Result<()> {
+        let mut launch = Launch::new(stream)?;
+        // SAFETY: `new` has made room for them.
+        unsafe {
+            for [s, z] in [self.copies, self.recalled].into_iter().flatten() {
+                launch.copy(&state.s, s.cast())?;
+                launch.copy(&state.z, z.cast())?;
+            }
+            if let Some([k, v]) = self.codes {
+                launch.copy(&state.store.k, k)?;
+                launch.copy(&state.store.v, v)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Rows `[B, heads, before + N + behind, D]` in a buffer, from token 0 on.
@@ -189,7 +216,12 @@ fn rows(
 impl CudaHybridState {
     /// Reads the first `lengths` tokens of each sequence onto what it has, all in the same kernels; of sequences of different
     /// lengths as many are computed as of the longest.
-    pub(super) fn read_onto(&mut self, rows: &Fed, lengths: &[usize]) -> Result<Tensor> {
+    pub(super) fn read_onto(
+        &mut self,
+        rows: &Fed,
+        lengths: &[usize],
+        shared: &PassScratch,
+    ) -> Result<Tensor> {
         let fed: Vec<usize> = self
             .positions
             .iter()
@@ -199,7 +231,7 @@ impl CudaHybridState {
         let longest = fed.iter().copied().max().unwrap_or(0);
         self.reserve(longest)?;
         let spans = Spans::new(&self.positions, lengths);
-        let out = self.queue_onto(rows, &spans, longest)?;
+        let out = self.queue_onto(rows, &spans, longest, shared)?;
         self.positions = fed;
         // The new tokens' outputs: where all sequences have theirs at the same place, a view.
         let (_, _, tokens, _) = rows.q.dims4()?;
@@ -226,6 +258,7 @@ impl CudaHybridState {
         Fed { q, k, v, gate }: &Fed,
         spans: &Spans,
         longest: usize,
+        shared: &PassScratch,
     ) -> candle_core::Result<Tensor> {
         let weights = &*self.weights;
         let (device, config, bytes) =
@@ -240,8 +273,9 @@ impl CudaHybridState {
         let of_head = |&budget: &i32| kept(config.cap, budget, most);
         let stored = weights.host_budgets.iter().map(of_head).max().unwrap_or(0);
         let cap = reached_cap(config, &weights.host_budgets, longest);
-        let scratch = Scratch::new(self, &shape, stored, cap)?;
-        let counts = spans.upload(device)?;
+        let room = Scratch::new(self, &shape, stored, cap, null_mut()).1;
+        let room = shared.memory(device, room)?;
+        let counts = shared.counts(device, spans.counts())?;
         // SAFETY: the forward pass fills it, but for chunks before the first new token, which nothing reads.
         let out = unsafe { device.alloc_uninit(&dims.into(), q.dtype())? };
 
@@ -250,6 +284,8 @@ impl CudaHybridState {
         let held_scale = weights.log_scale.as_ref().map(Tensor::storage_and_layout);
         let held_gate = gate.as_ref().map(Tensor::storage_and_layout);
         let mut launch = Launch::new(&stream)?;
+        let scratch = Scratch::new(self, &shape, stored, cap, launch.at(&room)).0;
+        scratch.copy_from(self, &stream)?;
         let [q, k, v, map_q, map_k] = &held;
         let state = Decode {
             q: launch.rows(on_cuda(&q.0)?, q.1)?,
@@ -262,43 +298,34 @@ impl CudaHybridState {
             STILL_PLAIN => ((stored, 0), 0),
             _ => ((0, stored + spans.tokens()), shape.tokens + stored as i32),
         };
-        let q = rows(launch.at(&scratch.q), &shape, shape.heads, (0, 0), bytes);
-        let k = rows(launch.at(&scratch.k), &shape, shape.kv_heads, around, bytes);
-        let v = rows(launch.at(&scratch.v), &shape, shape.kv_heads, around, bytes);
+        let q = rows(scratch.q, &shape, shape.heads, (0, 0), bytes);
+        let k = rows(scratch.k, &shape, shape.kv_heads, around, bytes);
+        let v = rows(scratch.v, &shape, shape.kv_heads, around, bytes);
         let counts: *mut i32 = launch.at(&counts);
-        let capped = scratch.capped.as_ref();
-        let (s, z) = match &scratch.copies {
-            Some([s, z]) => (launch.at(s), launch.at(z)),
-            None => (state.s, state.z),
-        };
-        let codes = scratch.codes.as_ref();
-        let stored_k: *mut c_void = launch.at_optional(codes.map(|[k, _]| k));
-        let stored_v: *mut c_void = launch.at_optional(codes.map(|[_, v]| v));
+        let Capped { visible, order, score, token, place } = scratch.capped;
+        let [s, z] = scratch.copies.unwrap_or([state.s, state.z]);
+        let [stored_k, stored_v] = scratch.codes.unwrap_or([null_mut(); 2]);
         let past = Past {
             retired: counts,
             ring: counts.wrapping_add(batch),
             tokens: counts.wrapping_add(2 * batch),
             stored: stored as i32,
-            stored_score: launch.at_optional(capped.map(|capped| &capped.score)),
-            stored_token: launch.at_optional(capped.map(|capped| &capped.token)),
-            stored_place: launch.at_optional(capped.map(|capped| &capped.place)),
-            stored_k,
-            stored_v,
+            stored_score: score,
+            stored_token: token,
+            stored_place: place,
+            stored_k: stored_k.cast(),
+            stored_v: stored_v.cast(),
             s,
             z,
         };
-        let (score, selected) = (launch.at(&scratch.score), launch.at(&scratch.selected));
-        let salient = launch.at(&scratch.salient);
-        let visible = launch.at_optional(capped.map(|capped| &capped.visible));
-        let order = launch.at_optional(capped.map(|capped| &capped.order));
         let routing = Routing {
             budgets: state.budgets,
-            selected,
-            salient,
+            selected: scratch.selected,
+            salient: scratch.salient,
             retired: past.retired,
             stored: past.stored,
             rounded,
-            cap: capped.map_or(NO_CAP, |capped| capped.cap),
+            cap: cap.unwrap_or(NO_CAP),
             absorbed_at: null(),
             visible,
             order,
@@ -306,8 +333,8 @@ impl CudaHybridState {
         let map_k: *mut c_void = launch.values(on_cuda(&map_k.0)?, map_k.1)?;
         let scan = Scan {
             map_k,
-            phi: launch.at(&scratch.phi),
-            totals: launch.at(&scratch.totals),
+            phi: scratch.phi,
+            totals: scratch.totals,
             s_last: state.s,
             z_last: state.z,
             past: &raw const past,
@@ -323,9 +350,9 @@ impl CudaHybridState {
                 None => null_mut(),
             },
             routing,
-            s: launch.at(&scratch.s),
-            z: launch.at(&scratch.z),
-            denominator: launch.at(&scratch.denominator),
+            s: scratch.s,
+            z: scratch.z,
+            denominator: scratch.denominator,
             maximum: null_mut(),
             arg_max: null_mut(),
             first_chunk: spans.first_chunk() as i32,
@@ -337,12 +364,8 @@ impl CudaHybridState {
             gate_until: past.tokens,
             linear: Rows::NONE,
         };
-        let received = launch.at_optional(scratch.received.as_ref());
-        let recalled = match &scratch.recalled {
-            Some([s, z]) => Some((launch.at(s), launch.at(z))),
-            None => None,
-        };
         let on = launch.stream();
+        let Scratch { score, received, recalled, .. } = scratch;
         let onto = Onto { shape: &shape, past: &past, state: &state, score, received, recalled };
         // SAFETY: the buffers are as large as still.h says for `shape` and `stored`, there is room in the store for what is fed,
         // and all live until the launch is dropped.
@@ -371,7 +394,7 @@ struct Onto<'a> {
     /// Scratch of the router `received_attention`, else null.
     received: *mut f32,
     /// States that the router `self_recall` goes through.
-    recalled: Option<(*mut f32, *mut f32)>,
+    recalled: Option<[*mut f32; 2]>,
 }
 
 impl Onto<'_> {
@@ -392,7 +415,7 @@ impl Onto<'_> {
         unsafe {
             let code = still_past_rows(shape, past, state, q, k, v, routing.rounded, on);
             checked("still_past_rows", code)?;
-            if let Some((s, z)) = recalled {
+            if let Some([s, z]) = recalled {
                 let code = still_recall(shape, k, v, map_k, routing, past, s, z, score, on);
                 return checked("still_recall", code);
             }
