@@ -16,8 +16,9 @@ use still_kernels::{
 
 use super::forward::{Last, Operands, forward};
 use super::graph_state::{GraphState, GraphStep, IDLE, StepRotation};
-use super::layout::{flags, router, shape, uninit};
+use super::layout::{flags, router, shape};
 use super::routing::{DeviceRouting, budgets, retired};
+use super::sections::Sections;
 use super::step_table::TableState;
 use super::store::{Coding, Store, kept};
 use super::{log_scale, support};
@@ -35,6 +36,20 @@ const OP: &str = "CudaHybridState::advance";
 
 /// Tokens of a head's window.
 const RING: usize = 2 * CHUNK;
+
+/// Arrays of [`CudaHybridState::held`]. K and V rows of the window `[B, S, 128, D]`, token `t` at `t % 128`.
+const RING_K: usize = 0;
+const RING_V: usize = 1;
+/// `[B, S, 128]`
+const RING_SCORE: usize = 2;
+/// `[B, S, 2D, D]`
+const S: usize = 3;
+/// `[B, S, 2D]`
+const Z: usize = 4;
+/// `[B, S]`: under a cap, what a retirement's two kernels tell each other.
+const ADMITTED: usize = 5;
+/// `[B, S]`, zeros between steps.
+const ARRIVED: usize = 6;
 
 /// A layer's weights folded, rounded to the dtype of a state's rows and laid out on a CUDA device; made once by
 /// [`CudaWeights::new`].
@@ -128,20 +143,9 @@ pub struct CudaHybridState {
     weights: Arc<CudaWeights>,
     /// Tokens fed to each sequence.
     positions: Vec<usize>,
-    /// `[B, S, 128, D]`, token `t` at `t % 128`.
-    ring_k: CudaSlice<u8>,
-    ring_v: CudaSlice<u8>,
-    /// `[B, S, 128]`
-    ring_score: CudaSlice<f32>,
+    /// The window and the linear state.
+    held: Sections<7>,
     store: Store,
-    /// `[B, S, 2D, D]`
-    s: CudaSlice<f32>,
-    /// `[B, S, 2D]`
-    z: CudaSlice<f32>,
-    /// `[B, S]`: under a cap, what a retirement's two kernels tell each other.
-    admitted: CudaSlice<u64>,
-    /// `[B, S]`, zeros between steps.
-    arrived: CudaSlice<u32>,
     /// Blocks that share a head's store.
     splits: i32,
     /// What a table knows the state by: the store's words alone say where its rows have moved.
@@ -153,14 +157,8 @@ impl Clone for CudaHybridState {
         Self {
             weights: self.weights.clone(),
             positions: self.positions.clone(),
-            ring_k: self.ring_k.clone(),
-            ring_v: self.ring_v.clone(),
-            ring_score: self.ring_score.clone(),
+            held: self.held.clone(),
             store: self.store.clone(),
-            s: self.s.clone(),
-            z: self.z.clone(),
-            admitted: self.admitted.clone(),
-            arrived: self.arrived.clone(),
             splits: self.splits,
             memory: Arc::default(),
         }
@@ -192,9 +190,18 @@ impl CudaHybridState {
         let coded = matches!(rows, RowDtype::Int8 | RowDtype::Int4);
         Ok(Self {
             positions: vec![0; batch],
-            ring_k: uninit(device, heads * RING * row_bytes)?,
-            ring_v: uninit(device, heads * RING * row_bytes)?,
-            ring_score: uninit(device, heads * RING)?,
+            held: Sections::zeros(
+                device,
+                [
+                    heads * RING * row_bytes,
+                    heads * RING * row_bytes,
+                    heads * RING * size_of::<f32>(),
+                    heads * 2 * d * d * size_of::<f32>(),
+                    heads * 2 * d * size_of::<f32>(),
+                    heads * size_of::<u64>(),
+                    heads * size_of::<u32>(),
+                ],
+            )?,
             store: Store::new(
                 device,
                 batch,
@@ -203,10 +210,6 @@ impl CudaHybridState {
                 weights.config.cap,
                 0,
             )?,
-            admitted: uninit(device, heads)?,
-            s: device.alloc_zeros(heads * 2 * d * d)?,
-            z: device.alloc_zeros(heads * 2 * d)?,
-            arrived: device.alloc_zeros(heads)?,
             splits: splits(heads, coded),
             memory: Arc::default(),
             weights,
@@ -341,8 +344,8 @@ impl CudaHybridState {
         }
         let at = (sequence * self.weights.heads() + head) * 2 * d;
         Ok(LinearState {
-            s: device.clone_dtoh(&self.s.slice(at * d..(at + 2 * d) * d))?,
-            z: device.clone_dtoh(&self.z.slice(at..at + 2 * d))?,
+            s: self.held.read(device, S, at * d..(at + 2 * d) * d)?,
+            z: self.held.read(device, Z, at..at + 2 * d)?,
             count,
         })
     }
@@ -378,8 +381,11 @@ impl CudaHybridState {
             gate: gate.clone(),
             routing,
         };
-        let last = Last { s: &self.s, z: &self.z };
+        let stream = device.cuda_stream();
+        let mut launch = Launch::new(&stream)?;
+        let last = Last { s: self.held.at(&mut launch, S), z: self.held.at(&mut launch, Z) };
         let (out, _) = forward(device, &operands, false, Some(last))?;
+        drop(launch);
         self.fill(&operands)?;
         self.positions.fill(tokens);
         Ok(out)
@@ -445,16 +451,16 @@ impl StepState for CudaHybridState {
             budgets: launch.at(&weights.budgets),
             cap: weights.config.cap.map_or(NO_CAP, |cap| cap as i32),
             positions: null_mut(),
-            ring_k: launch.at(&self.ring_k),
-            ring_v: launch.at(&self.ring_v),
-            ring_score: launch.at(&self.ring_score),
+            ring_k: self.held.at(launch, RING_K),
+            ring_v: self.held.at(launch, RING_V),
+            ring_score: self.held.at(launch, RING_SCORE),
             store: self.store.there(launch),
             coding: self.store.kind(),
-            admitted: launch.at(&self.admitted),
-            s: launch.at(&self.s),
-            z: launch.at(&self.z),
+            admitted: self.held.at(launch, ADMITTED),
+            s: self.held.at(launch, S),
+            z: self.held.at(launch, Z),
             partial: null_mut(),
-            arrived: launch.at(&self.arrived),
+            arrived: self.held.at(launch, ARRIVED),
             splits: self.splits,
             gate: Rows::NONE,
             router: router(&weights.config),
@@ -544,14 +550,7 @@ impl AttentionState for CudaHybridState {
 
     fn size_bytes(&self) -> usize {
         // With the room that the store has to grow into.
-        self.ring_k.num_bytes()
-            + self.ring_v.num_bytes()
-            + self.ring_score.num_bytes()
-            + self.store.size_bytes()
-            + self.s.num_bytes()
-            + self.z.num_bytes()
-            + self.admitted.num_bytes()
-            + self.arrived.num_bytes()
+        self.held.num_bytes() + self.store.size_bytes()
     }
 
     fn check_truncate(&self, sequence: usize, tokens: usize) -> Result<()> {

@@ -120,12 +120,13 @@ pub(super) unsafe fn queue(
     }
 }
 
-/// Where the states are left that decoding starts from.
-pub(super) struct Last<'a> {
+/// Where the states are left that decoding starts from: memory that is there until the stream has passed.
+#[derive(Clone, Copy)]
+pub(super) struct Last {
     /// `[B, K, 2D, D]`
-    pub s: &'a CudaSlice<f32>,
+    pub s: *mut f32,
     /// `[B, K, 2D]`
-    pub z: &'a CudaSlice<f32>,
+    pub z: *mut f32,
 }
 
 /// Queues the forward pass. The output `[B, H, N, D]` lies token by token: no head has to be moved for what comes next.
@@ -133,7 +134,7 @@ pub(super) fn forward(
     device: &CudaDevice,
     operands: &Operands,
     trains: bool,
-    last: Option<Last<'_>>,
+    last: Option<Last>,
 ) -> Result<(Tensor, Saved)> {
     let Operands { shape, q, k, v, map_q, map_k, log_scale, gate, routing } = operands;
     let dims = q.dims4()?;
@@ -194,16 +195,13 @@ pub(super) fn forward(
         gate_until: null(),
         linear: saved.linear_rows(&mut launch, dims),
     };
-    let (s_last, z_last): (*mut f32, *mut f32) = match &last {
-        Some(Last { s, z }) => (launch.at(s), launch.at(z)),
-        None => (null_mut(), null_mut()),
-    };
+    let last = last.unwrap_or(Last { s: null_mut(), z: null_mut() });
     let scan = Scan {
         map_k,
         phi: launch.at(&saved.phi),
         totals: launch.at(&totals),
-        s_last,
-        z_last,
+        s_last: last.s,
+        z_last: last.z,
         past: null(),
     };
     // SAFETY: every buffer is as large as still.h says for `shape`, and lives until the launch is dropped.

@@ -9,6 +9,7 @@
 //! | `decode`, `decode/step.rs`, `decode/past.rs` | the recurrent state; a token, several tokens read onto it |
 //! | `decode/saved.rs`, `saved_rows` | the same state as tensors on the host, and its rows |
 //! | `store` | the salient rows of a state |
+//! | `sections` | several arrays in one buffer |
 //! | `kv_cache` | the teacher's cache |
 //! | `linear_only` | the state of linear attention alone |
 //! | `linear_features` | its feature map |
@@ -31,6 +32,7 @@ mod linear_only;
 mod routing;
 mod saved_attention;
 mod saved_rows;
+mod sections;
 mod step_table;
 mod store;
 mod support;

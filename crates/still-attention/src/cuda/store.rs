@@ -1,6 +1,9 @@
 //! The salient rows of a layer's sequences, and under a cap what they were ranked by.
 
+use std::ffi::c_void;
 use std::ops::Range;
+use std::ptr::null_mut;
+use std::sync::Arc;
 
 use candle_core::cuda::cudarc::driver::CudaSlice;
 use candle_core::{CudaDevice, Result};
@@ -8,6 +11,7 @@ use still_compute::cuda::Launch;
 use still_kernels::{NO_CAP, STILL_INT4, STILL_INT8, STILL_PLAIN, check, still_grow_store};
 
 use super::layout::uninit;
+use super::sections::Sections;
 use crate::RowDtype;
 use crate::config::FOUR_BIT_GROUP;
 
@@ -50,17 +54,21 @@ impl Coding {
     }
 }
 
-/// K and V rows of the salient tokens, `[B, rows, D]` each, or their codes with the scales of all behind: room for equally many
+/// Arrays of [`Store::held`]: K and V rows of the salient tokens, `[B, rows, D]` each, or their codes with the scales of all behind;
+/// scores and positions, `[B, rows]`, under a cap.
+pub(super) const K: usize = 0;
+pub(super) const V: usize = 1;
+pub(super) const SCORE: usize = 2;
+pub(super) const TOKEN: usize = 3;
+
+/// K and V rows of the salient tokens: room for equally many
 /// retired chunks of every sequence. A head's rows lie together; in order, unless there is a cap: what is kept then takes the
 /// place of what is demoted.
 #[derive(Debug)]
 pub(super) struct Store {
-    pub k: CudaSlice<u8>,
-    pub v: CudaSlice<u8>,
-    /// Scores and positions, `[B, rows]`: under a cap.
-    pub ranks: Option<(CudaSlice<f32>, CudaSlice<i32>)>,
-    /// The first row of each head.
-    pub offsets: CudaSlice<i64>,
+    pub held: Sections<4>,
+    /// The first row of each head; the same in all copies.
+    offsets: Arc<CudaSlice<i64>>,
     /// Rows of one sequence.
     pub rows: usize,
     /// Where all that lies, as the kernels of a state look it up: a `StillStore`. It stays where it is when the store grows, so that
@@ -85,15 +93,11 @@ impl Store {
     ) -> Result<Self> {
         let offsets: Vec<i64> = starts(budgets, cap, chunks).map(|start| start as i64).collect();
         let rows = budgets.iter().map(|&budget| kept(cap, budget, chunks)).sum::<usize>();
-        let ranks = match cap {
-            Some(_) => Some((uninit(device, batch * rows)?, uninit(device, batch * rows)?)),
-            None => None,
-        };
+        let (side, ranks) = (batch * rows * coding.row_bytes(), batch * rows * size_of::<f32>());
+        let ranks = if cap.is_some() { ranks } else { 0 };
         let mut store = Self {
-            k: uninit(device, batch * rows * coding.row_bytes())?,
-            v: uninit(device, batch * rows * coding.row_bytes())?,
-            ranks,
-            offsets: device.clone_htod(&offsets)?,
+            held: Sections::new(device, [side, side, ranks, ranks])?,
+            offsets: Arc::new(device.clone_htod(&offsets)?),
             rows,
             there: uninit(device, STORE_WORDS)?,
             chunks,
@@ -107,7 +111,7 @@ impl Store {
 
     /// Queues that what the kernels look up is what there is.
     fn tell(&mut self) -> Result<()> {
-        let stream = self.k.stream().clone();
+        let stream = self.there.stream().clone();
         let mut launch = Launch::new(&stream)?;
         let still_kernels::Store { k, v, score, token, offset, entries } = self.args(&mut launch);
         let words = [k as u64, v as u64, score as u64, token as u64, offset as u64, entries as u64];
@@ -188,15 +192,23 @@ impl Store {
 
     /// The store as that kernel takes it.
     fn args<'a>(&'a self, launch: &mut Launch<'a>) -> still_kernels::Store {
-        let ranks = self.ranks.as_ref();
+        let [score, token] = match self.cap {
+            Some(_) => [SCORE, TOKEN].map(|array| self.held.at(launch, array)),
+            None => [null_mut::<c_void>(); 2],
+        };
         still_kernels::Store {
-            k: launch.at(&self.k),
-            v: launch.at(&self.v),
-            score: launch.at_optional(ranks.map(|(score, _)| score)),
-            token: launch.at_optional(ranks.map(|(_, token)| token)),
+            k: self.held.at(launch, K),
+            v: self.held.at(launch, V),
+            score: score.cast(),
+            token: token.cast(),
             offset: launch.at(&self.offsets),
             entries: self.rows as i64,
         }
+    }
+
+    /// Whether scores and positions are held.
+    pub fn is_ranked(&self) -> bool {
+        self.cap.is_some()
     }
 
     /// How its rows are kept, as the kernels name it.
@@ -226,20 +238,19 @@ impl Store {
     }
 
     pub fn size_bytes(&self) -> usize {
-        let ranks = self.ranks.as_ref().map_or(0, |(a, b)| a.num_bytes() + b.num_bytes());
-        self.k.num_bytes() + self.v.num_bytes() + self.offsets.num_bytes() + ranks
+        self.held.num_bytes() + self.offsets.num_bytes()
     }
 }
 
 /// A copy has memory of its own, and says so to the kernels.
 impl Clone for Store {
     fn clone(&self) -> Self {
+        // SAFETY: `tell` fills it.
+        let there = unsafe { self.there.stream().alloc(STORE_WORDS) };
         let mut copy = Self {
-            k: self.k.clone(),
-            v: self.v.clone(),
-            ranks: self.ranks.clone(),
-            offsets: self.offsets.clone(),
-            there: self.there.clone(),
+            held: self.held.clone(),
+            offsets: Arc::clone(&self.offsets),
+            there: there.expect("a few bytes on the device"),
             ..*self
         };
         copy.tell().expect("the device copies its own words");

@@ -131,18 +131,17 @@ impl<'a> Launch<'a> {
         slice.map_or(std::ptr::null_mut(), |slice| self.at(slice))
     }
 
-    /// Queues a copy of a buffer to `to`.
+    /// Queues a copy of `bytes` bytes.
     ///
     /// # Errors
     /// An error of the driver.
     ///
     /// # Safety
-    /// There is room for it on the device until the stream has passed.
-    pub unsafe fn copy<T>(&mut self, from: &'a CudaSlice<T>, to: *mut u8) -> Result<()> {
-        let (at, bytes): (*mut T, _) = (self.at(from), from.num_bytes());
-        // SAFETY: the buffer is as long as it says, and there is room as the caller says.
+    /// Both are addresses of so many bytes on the device, there until the stream has passed.
+    pub unsafe fn copy(&mut self, from: *mut u8, to: *mut u8, bytes: usize) -> Result<()> {
+        // SAFETY: the caller's.
         let copied = unsafe {
-            result::memcpy_dtod_async(to as u64, at as u64, bytes, self.stream.cu_stream())
+            result::memcpy_dtod_async(to as u64, from as u64, bytes, self.stream.cu_stream())
         };
         copied.map_err(candle_core::Error::wrap)
     }

@@ -18,8 +18,9 @@ use still_kernels::{
 use super::super::forward::{Scan, queue};
 use super::super::layout::{Cursor, by_token, flags, shape, tensor_by_token};
 use super::super::routing::{reached_cap, received_floats, retired};
+use super::super::store;
 use super::step::StepState;
-use super::{CudaHybridState, Fed, GraphState, kept};
+use super::{CudaHybridState, Fed, GraphState, S, Z, kept};
 use crate::{Result, Router};
 
 /// Where the sequences of a call stand, each counted from the first token of its ring that has not retired.
@@ -139,9 +140,7 @@ impl Scratch {
         let received = received_floats(shape, &weights.config);
         let recalls = weights.config.router == Router::SelfRecall;
         let mut buffer = Cursor { base, used: 0 };
-        let sums = |buffer: &mut Cursor| {
-            [buffer.take(state.s.num_bytes()), buffer.take(state.z.num_bytes())]
-        };
+        let sums = |buffer: &mut Cursor| [S, Z].map(|array| buffer.take(state.held.bytes(array)));
         let scratch = Self {
             q: buffer.take(heads * tokens * d * bytes),
             k: buffer.take(kv_heads * rows * d * bytes),
@@ -167,8 +166,9 @@ impl Scratch {
                 0 => null_mut(),
                 floats => buffer.take(4 * floats),
             },
-            codes: (coded && cap.is_some())
-                .then(|| [&state.store.k, &state.store.v].map(|x| buffer.take(x.num_bytes()))),
+            codes: (coded && cap.is_some()).then(|| {
+                [store::K, store::V].map(|rows| buffer.take(state.store.held.bytes(rows)))
+            }),
         };
         (scratch, buffer.used)
     }
@@ -183,12 +183,12 @@ impl Scratch {
         // SAFETY: `new` has made room for them.
         unsafe {
             for [s, z] in [self.copies, self.recalled].into_iter().flatten() {
-                launch.copy(&state.s, s.cast())?;
-                launch.copy(&state.z, z.cast())?;
+                state.held.copy(&mut launch, S, s)?;
+                state.held.copy(&mut launch, Z, z)?;
             }
             if let Some([k, v]) = self.codes {
-                launch.copy(&state.store.k, k)?;
-                launch.copy(&state.store.v, v)?;
+                state.store.held.copy(&mut launch, store::K, k)?;
+                state.store.held.copy(&mut launch, store::V, v)?;
             }
         }
         Ok(())

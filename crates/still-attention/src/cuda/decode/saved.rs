@@ -3,8 +3,8 @@
 use candle_core::{DType, Device, Tensor};
 
 use super::super::saved_rows::DeviceRows;
-use super::super::store::Coding;
-use super::{CudaHybridState, GraphState, RING, kept, retired};
+use super::super::store::{self, Coding};
+use super::{CudaHybridState, GraphState, RING, RING_K, RING_SCORE, RING_V, S, Z, kept, retired};
 use crate::attention_state::check_truncate;
 use crate::cpu::head_state::{POSITION, SCORE};
 use crate::size::ring_rows;
@@ -65,19 +65,23 @@ impl CudaHybridState {
     pub(super) fn saved(&self) -> Result<SavedState> {
         let device = &self.weights.device;
         let d = self.weights.geometry.head_dim;
-        let ranks = match &self.store.ranks {
-            Some((score, token)) => Some((device.clone_dtoh(score)?, device.clone_dtoh(token)?)),
-            None => None,
+        let (held, stored) = (&self.held, &self.store.held);
+        let ranks = match self.store.is_ranked() {
+            true => Some((
+                stored.read_all(device, store::SCORE)?,
+                stored.read_all(device, store::TOKEN)?,
+            )),
+            false => None,
         };
         let buffers = Buffers {
-            ring_k: device.clone_dtoh(&self.ring_k)?,
-            ring_v: device.clone_dtoh(&self.ring_v)?,
-            ring_score: device.clone_dtoh(&self.ring_score)?,
-            store_k: device.clone_dtoh(&self.store.k)?,
-            store_v: device.clone_dtoh(&self.store.v)?,
+            ring_k: held.read_all(device, RING_K)?,
+            ring_v: held.read_all(device, RING_V)?,
+            ring_score: held.read_all(device, RING_SCORE)?,
+            store_k: stored.read_all(device, store::K)?,
+            store_v: stored.read_all(device, store::V)?,
             ranks,
-            s: device.clone_dtoh(&self.s)?,
-            z: device.clone_dtoh(&self.z)?,
+            s: held.read_all(device, S)?,
+            z: held.read_all(device, Z)?,
         };
         let mut saved = SavedState::default();
         for part in self.saved_parts(&self.positions) {
@@ -161,34 +165,36 @@ impl CudaHybridState {
         self.positions.fill(0);
         self.reserve(positions.iter().copied().max().unwrap_or(0))?;
         let store_rows = self.positions.len() * self.store.rows;
+        let (held, stored) = (&self.held, &self.store.held);
+        let floats = |array| vec![0.0_f32; held.bytes(array) / size_of::<f32>()];
+        let ranked = self.store.is_ranked();
         let mut buffers = Buffers {
-            ring_k: vec![0; self.ring_k.len()],
-            ring_v: vec![0; self.ring_v.len()],
-            ring_score: vec![0.0; self.ring_score.len()],
-            store_k: vec![0; self.store.k.len()],
-            store_v: vec![0; self.store.v.len()],
-            ranks: self.store.ranks.as_ref().map(|_| (vec![0.0; store_rows], vec![0; store_rows])),
-            s: vec![0.0; self.s.len()],
-            z: vec![0.0; self.z.len()],
+            ring_k: vec![0; held.bytes(RING_K)],
+            ring_v: vec![0; held.bytes(RING_V)],
+            ring_score: floats(RING_SCORE),
+            store_k: vec![0; stored.bytes(store::K)],
+            store_v: vec![0; stored.bytes(store::V)],
+            ranks: ranked.then(|| (vec![0.0; store_rows], vec![0; store_rows])),
+            s: floats(S),
+            z: floats(Z),
         };
         for part in self.saved_parts(&positions) {
             self.restore_part(&mut saved, &part, d, &mut buffers)?;
         }
         saved.check_all_taken()?;
         let device = self.weights.device.clone();
-        device.memcpy_htod(&buffers.ring_k, &mut self.ring_k)?;
-        device.memcpy_htod(&buffers.ring_v, &mut self.ring_v)?;
-        device.memcpy_htod(&buffers.ring_score, &mut self.ring_score)?;
-        device.memcpy_htod(&buffers.store_k, &mut self.store.k)?;
-        device.memcpy_htod(&buffers.store_v, &mut self.store.v)?;
-        if let (Some((scores, tokens)), Some(to)) = (&buffers.ranks, &mut self.store.ranks)
-            && store_rows > 0
-        {
-            device.memcpy_htod(scores, &mut to.0)?;
-            device.memcpy_htod(tokens, &mut to.1)?;
+        let (held, stored) = (&mut self.held, &mut self.store.held);
+        held.write(&device, RING_K, &buffers.ring_k)?;
+        held.write(&device, RING_V, &buffers.ring_v)?;
+        held.write(&device, RING_SCORE, &buffers.ring_score)?;
+        held.write(&device, S, &buffers.s)?;
+        held.write(&device, Z, &buffers.z)?;
+        stored.write(&device, store::K, &buffers.store_k)?;
+        stored.write(&device, store::V, &buffers.store_v)?;
+        if let Some((scores, tokens)) = &buffers.ranks {
+            stored.write(&device, store::SCORE, scores)?;
+            stored.write(&device, store::TOKEN, tokens)?;
         }
-        device.memcpy_htod(&buffers.s, &mut self.s)?;
-        device.memcpy_htod(&buffers.z, &mut self.z)?;
         self.positions = positions;
         Ok(())
     }
@@ -257,11 +263,8 @@ impl CudaHybridState {
             let (device, d) = (self.weights.device.clone(), self.weights.geometry.head_dim);
             let features = self.weights.heads() * 2 * d;
             let own = sequence * features..(sequence + 1) * features;
-            let stream = device.cuda_stream();
-            let zeros = stream.memset_zeros(&mut self.s.slice_mut(own.start * d..own.end * d));
-            zeros.map_err(candle_core::Error::wrap)?;
-            let zeros = stream.memset_zeros(&mut self.z.slice_mut(own));
-            zeros.map_err(candle_core::Error::wrap)?;
+            self.held.clear::<f32>(&device, S, own.start * d..own.end * d)?;
+            self.held.clear::<f32>(&device, Z, own)?;
         }
         self.positions[sequence] = tokens;
         Ok(())
