@@ -127,6 +127,7 @@ unsafe extern "C" {
     pub fn still_rms_norm(dtype: i32, rows: i64, width: i32, x: *const c_void, weight: *const c_void, eps: f32, y: *mut c_void, stream: Stream) -> c_int;
     pub fn still_rms_norm_backward(dtype: i32, rows: i64, width: i32, x: *const c_void, weight: *const c_void, eps: f32, d_y: *const c_void, add: *const c_void, d_x: *mut c_void, stream: Stream) -> c_int;
     pub fn still_rotate(rotation: *const Rotation, from: Rows, to: Rows, cos: *const f32, sin: *const f32, stream: Stream) -> c_int;
+    pub fn still_rope_angles(rows: i64, half: i32, positions: *const u32, frequencies: *const f64, scale: f64, cos: *mut f32, sin: *mut f32, stream: Stream) -> c_int;
     pub fn still_small_batch_products(args: *const SmallBatchProducts, factors: *const Factor, stream: Stream) -> c_int;
     pub fn still_quantized_words(format: i32, rows: i32, columns: i32) -> i64;
     pub fn still_dequantize(args: *const Dequantize, stream: Stream) -> c_int;

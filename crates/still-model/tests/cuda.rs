@@ -13,12 +13,13 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use still_attention::{RowDtype, StillConfig};
 use still_compute::random::normal;
+use still_model::decoder::ops::split_heads;
 use still_model::random::{random_model, tiny_config, tiny_kernel_config, tiny_student};
 use still_model::{
     Architecture, Cache, ChatSession, FeatureInit, Feed, GenerateOptions, LoraConfig, LoraTarget,
     Model, ModelConfig, ModelError, RopeScaling, Student, device, generate, generate_together,
 };
-use still_testing::{Errors, assert_relative_rms, relative_rms};
+use still_testing::{Errors, assert_max_error, assert_relative_rms, random_f32, relative_rms};
 
 fn gpu() -> Device {
     device("cuda").unwrap_or_else(|error| panic!("these tests need a CUDA GPU: {error}"))
@@ -72,6 +73,26 @@ fn decode_both([a, b]: [(&Model, &mut Cache); 2], tokens: &[Vec<u32>], case: &st
 /// So many tokens for each of `batch` sequences, by step.
 fn steps(tokens: usize, batch: usize, seed: u64) -> Vec<Vec<u32>> {
     (0..tokens).map(|n| ids(batch, seed + (n * batch) as u64)).collect()
+}
+
+/// A GPU makes the angles of many tokens itself, the host those of few.
+#[test]
+fn heads_are_rotated_as_on_the_cpu() {
+    let [cpu, _] = models();
+    let there = cpu.to_device(&gpu(), DType::F32).unwrap();
+    let head_dim = cpu.config().head_dim;
+    for (starts, tokens) in
+        [(vec![0], 5000), (vec![130_000], 3000), (vec![7, 90_001], 2048), (vec![3], 9)]
+    {
+        let x = random_f32(&[starts.len(), tokens, 2 * head_dim], 5);
+        let [expected, got] = [&cpu, &there].map(|model| {
+            let rotation = model.decoder.rotation_at(&starts, tokens).unwrap();
+            let x = x.to_device(model.device()).unwrap();
+            let heads = split_heads(&x, head_dim, Some(&rotation)).unwrap();
+            heads.contiguous().unwrap().to_device(&Device::Cpu).unwrap()
+        });
+        assert_max_error(&format!("{tokens} tokens from {starts:?} on"), &got, &expected, 1e-6);
+    }
 }
 
 #[test]

@@ -36,6 +36,11 @@ typedef struct {
 int still_rotate(const StillRotation* rotation, StillRows from, StillRows to, const float* cos, const float* sin,
                  StillStream stream);
 
+// What still_rotate rotates by: `cos` and `sin` [rows, half] of positions [rows] times frequencies [half], in radians, times `scale`.
+// Angles are f64.
+int still_rope_angles(int64_t rows, int32_t half, const uint32_t* positions, const double* frequencies, double scale, float* cos, float* sin,
+                      StillStream stream);
+
 // Of rows of logits over the vocabulary: `losses` f32 [rows] and the gradient of their sum with other weights.
 //   loss  = kl.share * KL(softmax(teacher) || softmax(student)) - next.share * there * ln softmax(student)[id]
 //   d     = kl.weight * (softmax(student) - softmax(teacher)) + next.weight * there * (softmax(student) - onehot(id))

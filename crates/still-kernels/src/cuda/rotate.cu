@@ -33,9 +33,28 @@ __global__ void rotate(StillRotation shape, Rows<T> from, Rows<T> to, const floa
   }
 }
 
+__global__ void rope_angles(int64_t count, int half, const uint32_t* positions, const double* frequencies, double scale, float* cosines,
+                            float* sines) {
+  const int64_t stride = int64_t(gridDim.x) * blockDim.x;
+  for (int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += stride) {
+    double s, c;
+    sincos(double(positions[i / half]) * frequencies[i % half], &s, &c);
+    cosines[i] = float(scale * c);
+    sines[i] = float(scale * s);
+  }
+}
+
 }  // namespace still
 
 using namespace still;
+
+int still_rope_angles(int64_t rows, int32_t half, const uint32_t* positions, const double* frequencies, double scale, float* cos, float* sin,
+                      StillStream stream) {
+  if (rows <= 0 || half <= 0) return cudaErrorInvalidValue;
+  const int64_t count = rows * half, blocks = (count + ROTATE_THREADS - 1) / ROTATE_THREADS;
+  return launch(rope_angles, dim3(unsigned(blocks < 16384 ? blocks : 16384)), ROTATE_THREADS, 0, stream, count, half, positions, frequencies,
+                scale, cos, sin);
+}
 
 int still_rotate(const StillRotation* rotation, StillRows from, StillRows to, const float* cos, const float* sin,
                  StillStream stream) {

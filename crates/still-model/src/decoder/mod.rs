@@ -44,6 +44,8 @@ pub use weight::{Part, Weight};
 
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
+#[cfg(feature = "cuda")]
+use ops::SHARED;
 use rotation::Frequencies;
 
 /// A base model's frozen weights. Without a student's layers it is the teacher.
@@ -238,9 +240,42 @@ impl Decoder {
         positions: impl Iterator<Item = usize> + Clone,
         sizes: (usize, usize),
     ) -> Result<Rotation> {
+        #[cfg(feature = "cuda")]
+        if self.device().is_cuda() && sizes.0 * sizes.1 * self.config.rotary_dim() / 2 >= SHARED {
+            return self.rotation_on_device(positions, sizes);
+        }
+        self.rotation_on_host(positions, sizes)
+    }
+
+    /// [`Decoder::rotation_at`] whose values are on the host: of single tokens.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn step_rotation(&self, positions: &[usize]) -> Result<Rotation> {
+        self.rotation_on_host(positions.iter().copied(), (positions.len(), 1))
+    }
+
+    fn rotation_on_host(
+        &self,
+        positions: impl Iterator<Item = usize> + Clone,
+        sizes: (usize, usize),
+    ) -> Result<Rotation> {
         let by = |frequencies: &Frequencies| {
             let angles: Vec<f64> = positions.clone().flat_map(|p| frequencies.angles(p)).collect();
             Rotation::partial(&angles, sizes, self.config.head_dim, frequencies.scale)
+        };
+        let local = self.local_frequencies.as_ref().map(by).transpose()?;
+        Ok(by(&self.frequencies)?.with_local(local))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn rotation_on_device(
+        &self,
+        positions: impl Iterator<Item = usize>,
+        sizes: (usize, usize),
+    ) -> Result<Rotation> {
+        let positions: Vec<u32> = positions.map(|position| position as u32).collect();
+        let by = |Frequencies { inverse, scale }: &Frequencies| {
+            let angles = ops::device::rope_angles(self.device(), &positions, inverse, *scale)?;
+            Rotation::on_device(angles, sizes, self.config.head_dim)
         };
         let local = self.local_frequencies.as_ref().map(by).transpose()?;
         Ok(by(&self.frequencies)?.with_local(local))

@@ -37,6 +37,8 @@ pub use residual::residual;
 pub(crate) use rms_norm::forward_rows as rms_norm_rows;
 pub use rms_norm::{rms_norm, rms_norm_heads};
 pub use rope::Rotation;
+#[cfg(feature = "cuda")]
+pub(super) use rope::SHARED;
 
 use candle_core::{DType, Result, Tensor};
 pub(crate) use still_compute::tensor::borrow as with_values;

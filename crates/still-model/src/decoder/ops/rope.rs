@@ -8,8 +8,8 @@ use still_compute::Real;
 
 use crate::decoder::RopeBase;
 
-/// Angles from which on threads share them: a GPU waits for those of a prompt.
-const SHARED: usize = 1 << 14;
+/// Angles from which on threads share them, and a GPU makes its own: it would wait for those of a prompt.
+pub(in crate::decoder) const SHARED: usize = 1 << 14;
 
 fn each(angles: &[f64], f: impl Fn(f64) -> f64 + Sync) -> Vec<f32> {
     match angles.len() < SHARED {
@@ -20,12 +20,15 @@ fn each(angles: &[f64], f: impl Fn(f64) -> f64 + Sync) -> Vec<f32> {
 
 /// Cosines and sines of a run of positions, one run for the whole batch or one per sequence. Channels of a head beyond those
 /// that it is for stay as they are.
+///
+/// They are on the host, and copied to a device that asks, or made on a device and not on the host.
 #[derive(Clone, Debug, Default)]
 pub struct Rotation {
     /// `[runs, tokens, rotary_dim / 2]`
     cos: Arc<Vec<f32>>,
     /// `[runs, tokens, rotary_dim / 2]`
     sin: Arc<Vec<f32>>,
+    runs: usize,
     tokens: usize,
     half: usize,
     head_dim: usize,
@@ -59,12 +62,29 @@ impl Rotation {
         Ok(Self {
             cos: Arc::new(each(angles, |angle| scale * angle.cos())),
             sin: Arc::new(each(angles, |angle| scale * angle.sin())),
+            runs,
             tokens,
             half: angles.len() / rows,
             head_dim,
             tensors: Arc::default(),
             local: None,
         })
+    }
+
+    /// Of cosines and sines `[runs · tokens, rotary_dim / 2]`, f32, on a device, which uses them alone.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn on_device(
+        [cos, sin]: [Tensor; 2],
+        (runs, tokens): (usize, usize),
+        head_dim: usize,
+    ) -> Result<Self> {
+        let half = cos.dim(1)?;
+        let shaped = |angles: Tensor| match runs {
+            1 => Ok(angles),
+            runs => angles.reshape((runs, tokens, half)),
+        };
+        let tensors = Arc::new(OnceLock::from((shaped(cos)?, shaped(sin)?)));
+        Ok(Self { runs, tokens, half, head_dim, tensors, ..Self::default() })
     }
 
     /// With the rotation of the same positions by another base, for layers with a sliding window.
@@ -109,6 +129,7 @@ impl Rotation {
             sin.extend(angles.map(|angle| (scale * angle.sin()) as f32));
         }
         (self.tokens, self.half, self.head_dim) = (1, frequencies.len(), head_dim);
+        self.runs = self.cos.len() / self.half.max(1);
         self.tensors = Arc::default();
     }
 
@@ -121,7 +142,7 @@ impl Rotation {
     /// Cosines and sines, `[tokens, D/2]` or `[runs, tokens, rotary_dim / 2]`; copied to the device once, if it always is the same.
     pub(crate) fn tensors(&self, device: &Device, dtype: DType) -> Result<(Tensor, Tensor)> {
         let make = |values: &[f32]| {
-            let tensor = match self.runs() {
+            let tensor = match self.runs {
                 1 => Tensor::from_slice(values, (self.tokens, self.half), device)?,
                 runs => Tensor::from_slice(values, (runs, self.tokens, self.half), device)?,
             };
@@ -133,7 +154,14 @@ impl Rotation {
         {
             return Ok((cos.clone(), sin.clone()));
         }
-        let both = (make(&self.cos)?, make(&self.sin)?);
+        let both = match self.tensors.get() {
+            // They were made on a device.
+            Some((cos, sin)) if self.cos.is_empty() => {
+                let there = |angles: &Tensor| angles.to_device(device)?.to_dtype(dtype);
+                (there(cos)?, there(sin)?)
+            }
+            _ => (make(&self.cos)?, make(&self.sin)?),
+        };
         // Another device or dtype than the first one's is not kept.
         let _ = self.tensors.set(both.clone());
         Ok(both)
@@ -142,25 +170,20 @@ impl Rotation {
     /// Angles of sequence `sequence`'s token `token`: its cosines and sines.
     #[inline(always)]
     fn row(&self, sequence: usize, token: usize) -> (&[f32], &[f32]) {
-        let run = if self.runs() == 1 { 0 } else { sequence };
+        let run = if self.runs == 1 { 0 } else { sequence };
         let start = (run * self.tokens + token) * self.half;
         (&self.cos[start..start + self.half], &self.sin[start..start + self.half])
     }
 
     /// Whether it is for `batch` sequences of `tokens` tokens with heads of `head_dim` channels.
     pub(super) fn fits(&self, batch: usize, tokens: usize, head_dim: usize) -> bool {
-        let runs = self.runs();
+        let runs = self.runs;
         tokens == self.tokens && head_dim == self.head_dim && (runs == 1 || runs == batch)
     }
 
     /// Channels of a head that are rotated, from the first on.
     pub(crate) fn rotary_dim(&self) -> usize {
         2 * self.half
-    }
-
-    #[inline(always)]
-    fn runs(&self) -> usize {
-        self.cos.len() / (self.tokens * self.half).max(1)
     }
 
     /// Rotates one head of one token, channel `i` with channel `i + rotary_dim / 2`; `back` undoes it.

@@ -56,7 +56,7 @@ impl StepGraph {
             ids: Tensor::zeros(batch, DType::U32, device)?,
             // Idle: what runs before the first launch leaves the state alone.
             positions: Tensor::from_vec(vec![IDLE; batch], batch, device)?,
-            rotation: decoder.rotation_at(&vec![0; batch], 1)?,
+            rotation: decoder.step_rotation(&vec![0; batch])?,
         };
         inputs.rotation.tensors(device, DType::F32)?;
         let logits = Tensor::zeros((batch, decoder.config.vocab_size), DType::F32, device)?;
@@ -97,7 +97,7 @@ impl StepGraph {
         let batch = to_ids.elem_count();
         let mut rotated = positions.to_vec();
         rotated.resize(batch, 0);
-        let here = self.decoder.rotation_at(&rotated, 1)?;
+        let here = self.decoder.step_rotation(&rotated)?;
         let mut ids = ids.to_vec();
         ids.resize(batch, 0);
         let mut positions: Vec<u32> = positions.iter().map(|&position| position as u32).collect();

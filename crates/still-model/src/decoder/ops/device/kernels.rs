@@ -1,11 +1,11 @@
 //! The decoder's own kernels as functions of tensors. None has a graph.
 
-use candle_core::{DType, Result, Tensor, bail};
-use still_compute::cuda::{kind, queue};
+use candle_core::{DType, Device, Result, Tensor, bail};
+use still_compute::cuda::{Launch, kind, queue};
 use still_kernels::Rows;
 use still_kernels::decoder::{
     Rotation as RotationArgs, still_residual, still_rms_norm, still_rms_norm_backward,
-    still_rotate, still_swiglu, still_swiglu_backward,
+    still_rope_angles, still_rotate, still_swiglu, still_swiglu_backward,
 };
 
 use crate::decoder::Rotation;
@@ -126,6 +126,29 @@ pub(crate) fn rms_norm_backward(
         },
     )?;
     Ok(dx)
+}
+
+/// Cosines and sines `[positions, frequencies]`, f32, of positions times frequencies in radians, times `scale`; angles are f64.
+pub(crate) fn rope_angles(
+    device: &Device,
+    positions: &[u32],
+    frequencies: &[f64],
+    scale: f64,
+) -> Result<[Tensor; 2]> {
+    let cuda = device.as_cuda_device()?;
+    let (rows, half) = (positions.len(), frequencies.len());
+    let positions = Tensor::from_slice(positions, rows, device)?;
+    let (frequencies, stream) = (cuda.clone_htod(frequencies)?, cuda.cuda_stream());
+    let mut launch = Launch::new(&stream)?;
+    let frequencies: *mut f64 = launch.at(&frequencies);
+    let like = ((rows, half).into(), DType::F32);
+    let (call, outputs) = ("still_rope_angles", [like.clone(), like]);
+    queue(call, [&positions], outputs, |[positions], [cos, sin], stream| {
+        let (rows, half, positions) = (rows as i64, half as i32, positions.cast_const().cast());
+        let (cos, sin) = (cos.cast(), sin.cast());
+        // SAFETY: all are contiguous, and as many as they say.
+        unsafe { still_rope_angles(rows, half, positions, frequencies, scale, cos, sin, stream) }
+    })
 }
 
 /// Heads `[B, H, N, D]`, whose channels are adjacent, rotated or rotated back; a view of rows `[B, N, H, D]`.

@@ -21,4 +21,6 @@ mod tests;
 
 pub(in crate::decoder) use heads::rotate;
 pub(super) use heads::split_heads;
+#[cfg(feature = "cuda")]
+pub(in crate::decoder) use kernels::rope_angles;
 pub(super) use norm::rms_norm;
