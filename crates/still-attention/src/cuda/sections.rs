@@ -1,5 +1,5 @@
-//! Several arrays in one buffer, which is allocated and copied as one: the host takes as long for many small ones as for as many
-//! kernels.
+//! Several arrays in one buffer, which is allocated and copied as one: a copy takes the host as long as a launch, however short it
+//! is.
 
 use std::ops::Range;
 

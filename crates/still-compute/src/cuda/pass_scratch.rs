@@ -10,7 +10,7 @@ use candle_core::{CudaDevice, Result};
 const KEPT_BYTES: usize = 64 << 20;
 
 /// What the kernels of one layer leave for each other, where those of the layer before did; and counts that are the same for all
-/// layers, uploaded once. A short piece of a prompt waits for the host, which an allocation takes as long as a launch.
+/// layers, uploaded once. A short piece of a prompt waits for the host, whose calls for a layer are half allocations otherwise.
 ///
 /// It is of one pass on one device's one stream: the kernels of a layer begin when those of the layer before have ended.
 #[derive(Debug, Default)]
