@@ -220,12 +220,9 @@ def bring(args, names):
                     packed.write(json.dumps(compact(json.loads(line)), separators=(",", ":")) + "\n")
 
 
-KEPT = ("model", "cache_dtype", "probe", "task", "id", "asked", "kind", "cache_bytes", "text", "targets", "scores")
-
-
 def compact(sample):
-    """What a report and a reader want of an answer, and what `--resume` goes by; of a window sums of blocks in place of tokens."""
-    kept = {key: sample[key] for key in KEPT if key in sample}
+    """An answer as it is, so that `--resume` goes on from it; of a window, which cannot, sums of blocks in place of every token's loss."""
+    kept = {key: value for key, value in sample.items() if key != "nll"}
     if "nll" in sample:
         kept["blocks"] = rows.blocks(sample["nll"])
     return kept
