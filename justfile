@@ -87,6 +87,7 @@ fuzz runs="20000" seed="1" *ARGS:
 [group('gpu')]
 test-gpu *ARGS:
     cargo test --release --locked --workspace --features still-cli/cuda --test cuda --test cuda_dense --test cuda_weights --test cuda_state --test cuda_steps --test cuda_saved --test cuda_variants --test cuda_training {{ ARGS }}
+    cargo test --release --locked -p still-eval --features cuda --lib device_tests
 
 # The kernels as one library, without Rust
 [group('gpu')]

@@ -110,7 +110,7 @@ fn answers_are_those_of_the_cpu() {
             task(windows(), Metric::Perplexity),
             task(written(), Metric::Score),
         ] {
-            same_answers(&task, &asked(&gpu, &task, None), &asked(&cpu, &task, None));
+            same_answers("whole", &task, &asked(&gpu, &task, None), &asked(&cpu, &task, None));
         }
     }
 }
@@ -126,7 +126,7 @@ fn compressed_caches_answer_as_on_the_cpu() {
             task(written(), Metric::Score),
         ] {
             let [got, expected] = [&gpu, &cpu].map(|model| asked(model, &task, compression));
-            same_answers(&task, &got, &expected);
+            same_answers(method.name(), &task, &got, &expected);
             for (got, expected) in got.iter().zip(&expected) {
                 assert_eq!(got.cache_bytes, expected.cache_bytes, "{method:?}");
             }
@@ -134,9 +134,10 @@ fn compressed_caches_answer_as_on_the_cpu() {
     }
 }
 
-fn same_answers(task: &Task, got: &[Sample], expected: &[Sample]) {
+fn same_answers(cache: &str, task: &Task, got: &[Sample], expected: &[Sample]) {
     assert_eq!(got.len(), task.items.len());
     for (got, expected) in got.iter().zip(expected) {
+        let item = format!("{cache} caches, item {}", got.id);
         assert_eq!((&got.id, got.tokens), (&expected.id, expected.tokens));
         match (&got.answer, &expected.answer) {
             (
@@ -144,15 +145,15 @@ fn same_answers(task: &Task, got: &[Sample], expected: &[Sample]) {
                 Answer::Choice { loglikelihoods: expected, .. },
             ) => {
                 let near = got.iter().zip(expected).all(|(&a, &b)| close(a, b));
-                assert!(near, "{got:?} {expected:?}");
+                assert!(near, "{item}: {got:?} {expected:?}");
             }
             (Answer::Window { nll: got, .. }, Answer::Window { nll: expected, .. }) => {
                 assert_eq!(got.len(), expected.len());
                 for (&a, &b) in got.iter().zip(expected) {
-                    assert!(close(a.into(), b.into()), "{a} {b}");
+                    assert!(close(a.into(), b.into()), "{item}: {a} {b}");
                 }
             }
-            (got, expected) => assert_eq!(got, expected),
+            (got, expected) => assert_eq!(got, expected, "{item}"),
         }
     }
 }

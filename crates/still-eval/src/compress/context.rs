@@ -21,6 +21,15 @@ pub(crate) struct Compressor<'a> {
     head_scores: Vec<Vec<f32>>,
 }
 
+/// A context that was read.
+pub(super) struct Context {
+    pub layers: Vec<Rows>,
+    /// Which rows stay.
+    pub kept: Kept,
+    /// Final-normed hidden states `[N, E]`.
+    pub hidden: Tensor,
+}
+
 impl<'a> Compressor<'a> {
     /// `dtype`: as the cache stores rows.
     ///
@@ -63,21 +72,25 @@ impl<'a> Compressor<'a> {
                 vec![vec![Vec::new(); self.model.config().num_key_value_heads]; nothing.len()];
             return Ok((CompressedCache::new(&nothing, &kept, 0, self.dtype)?, None));
         }
-        let (layers, kept, hidden) = self.kept(ids, next)?;
+        let Context { layers, kept, hidden } = self.context(ids, next)?.0;
         let cache = CompressedCache::new(&layers, &kept, ids.len(), self.dtype)?;
         Ok((cache, Some(hidden.narrow(0, 0, ids.len())?)))
     }
 
-    /// Rows of every layer, which of a context's stay, and hidden states; with one more of `next` if the method sees that.
-    pub(super) fn kept(&self, ids: &[u32], next: u32) -> Result<(Vec<Rows>, Kept, Tensor)> {
+    /// What a context's rows are and which of them stay; with a row and a hidden state more, of `next`, if the method sees that. And what
+    /// rows were chosen by, `[layer][K][…]`: nothing where their places decide, or whole heads are chosen.
+    pub(super) fn context(&self, ids: &[u32], next: u32) -> Result<(Context, Vec<Scores>)> {
         let mut seen = ids.to_vec();
         if self.method().sees_question() {
             seen.push(next);
         }
-        let (layers, scores, hidden) = self.dense(&seen)?;
-        let mut kept = self.select(&seen, &layers, &scores)?;
+        let (layers, mut scores, hidden) = self.dense(&seen)?;
+        if self.method() == Method::KvZip {
+            scores = reconstruction::kvzip(self.model, &seen, &layers)?;
+        }
+        let mut kept = self.select(&seen, &scores);
         kept.iter_mut().flatten().for_each(|rows| rows.retain(|&row| row < ids.len()));
-        Ok((layers, kept, hidden))
+        Ok((Context { layers, kept, hidden }, scores))
     }
 
     fn sizes(&self, tokens: usize) -> Sizes {
@@ -129,16 +142,16 @@ impl<'a> Compressor<'a> {
     }
 
     /// Which rows stay.
-    fn select(&self, ids: &[u32], layers: &[Rows], scores: &[Scores]) -> Result<Kept> {
+    fn select(&self, ids: &[u32], scores: &[Scores]) -> Kept {
         let sizes = self.sizes(ids.len());
-        Ok(match self.compression.method {
+        match self.compression.method {
             Method::SnapKv => sizes.snapkv(scores, self.observed(ids.len())),
-            Method::KvZip => sizes.kvzip(&reconstruction::kvzip(self.model, ids, layers)?),
+            Method::KvZip => sizes.kvzip(scores),
             Method::DuoAttention => sizes.duo_attention(&self.head_scores),
             Method::H2o => sizes.h2o(scores),
             Method::StreamingLlm => sizes.streaming_llm(),
             Method::Random => sizes.random(seed_of(ids)),
-        })
+        }
     }
 
     /// One row of zeros a head, which no head keeps.

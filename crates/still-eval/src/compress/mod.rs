@@ -17,10 +17,13 @@
 //! | `cache` | the rows that stayed, and reading on with them |
 //! | `attention` | softmax attention over rows, in tensor operations that every device has |
 //! | `naive`, `tests` | all of it in float64, one number at a time, and what it is compared with |
+//! | `device_tests` | scores, selection and reading on of a GPU compared with the CPU's |
 
 mod attention;
 mod cache;
 mod context;
+#[cfg(test)]
+mod device_tests;
 #[cfg(test)]
 mod naive;
 mod reconstruction;

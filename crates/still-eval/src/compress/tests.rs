@@ -160,7 +160,7 @@ fn model() -> Model {
 
 /// Rows that a method keeps of a context, as [`Compressor::read`] decides.
 fn kept(compressor: &Compressor<'_>, ids: &[u32], next: u32) -> Kept {
-    compressor.kept(ids, next).unwrap().1
+    compressor.context(ids, next).unwrap().0.kept
 }
 
 /// Final-normed hidden states `[N, E]` of a sequence, its attention computed by the twin.
