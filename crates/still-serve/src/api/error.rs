@@ -175,6 +175,12 @@ impl From<StateError> for ApiError {
                     "the stored state is damaged or of another model: delete it and save it again";
                 Self::client(StatusCode::CONFLICT, "state_unusable", message)
             }
+            StateError::KeptNoNumbers(_) => {
+                let message =
+                    "a kept state could not be continued, and is not used any more: try again";
+                let status = StatusCode::INTERNAL_SERVER_ERROR;
+                Self::new(status, "server_error", Some("state_unusable"), message)
+            }
             error => {
                 tracing::error!("the state store failed: {error}");
                 let message = "the state store cannot be read or written: try again; the server's log says why";

@@ -118,7 +118,7 @@ impl Worker {
 
     /// Says where in its prompt a sequence's state is kept: at the end, and where it parts from an earlier sequence. A GPU takes as
     /// long for a short piece as for one of some hundred tokens: it keeps no state that is that near to the one gone on from.
-    fn plan_states(&mut self, sequence: &mut Sequence) {
+    pub(super) fn plan_states(&mut self, sequence: &mut Sequence) {
         let last = sequence.last_cut();
         let parts = self.seen.common_chunks(&sequence.chain) * CHUNK;
         let parts = sequence.cut_before(parts).min(last);

@@ -8,7 +8,7 @@ use super::metrics::Outcome;
 use super::request::{Event, Failure};
 use super::sequence::Sequence;
 use super::worker::Worker;
-use crate::states::{Kept, Prefix};
+use crate::states::{Kept, Prefix, StateError};
 
 impl Worker {
     /// A sequence was served: its state is kept, and its client told once the state can be found by whoever has the next turn.
@@ -79,6 +79,9 @@ impl Worker {
 
     /// A sequence cannot be served.
     pub(super) fn fail(&mut self, at: usize, failure: Failure) {
+        if matches!(failure, Failure::State(StateError::KeptNoNumbers(_))) {
+            self.forget_states_of(at);
+        }
         let sequence = self.sequences.remove(at);
         let _ = sequence.events.send(Event::Failed(failure));
         self.ended(Outcome::Failed, None);

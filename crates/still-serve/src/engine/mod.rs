@@ -9,6 +9,7 @@
 //! | `reading` | prompts, read in pieces |
 //! | `decoding` | decode steps of all sequences |
 //! | `ending` | what becomes of a sequence's state |
+//! | `forgetting` | a kept state after which the model computes no numbers |
 //! | `sequence` | one request that has a cache |
 //! | `logprobs` | log-probabilities of tokens |
 //! | `metrics` | what is counted |
@@ -16,6 +17,7 @@
 mod admission;
 mod decoding;
 mod ending;
+mod forgetting;
 mod logprobs;
 mod metrics;
 mod options;

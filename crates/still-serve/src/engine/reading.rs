@@ -65,6 +65,12 @@ impl Worker {
             Err(panic) => return self.fail(at, Failure::Panicked(panic_text(&*panic))),
         };
         self.shared.metrics.tokens_read.inc_by((end - from) as u64);
+        // Before the state that has come of it is kept.
+        match self.gives_up_its_state(at, &last) {
+            Ok(false) => {}
+            Ok(true) => return,
+            Err(error) => return self.fail(at, error.into()),
+        }
         let id = self.sequences[at].id;
         self.keep_on_the_way(at);
         if self.sequences[at].unread() == 0 {

@@ -163,6 +163,18 @@ impl Sequence {
         Ok(before)
     }
 
+    /// Whether it has gone on from a kept state without a name, which others may go on from too.
+    pub fn has_kept_state(&self) -> bool {
+        self.continues.is_none() && self.cached > 0
+    }
+
+    /// Gives the kept state up, for a cache of no tokens.
+    pub fn start_again(&mut self, empty: Cache) {
+        self.cache = empty;
+        (self.decoded, self.cached) = (false, 0);
+        self.phase = Phase::Reading;
+    }
+
     /// Puts the tokens of a state with a name, which nobody else has, before the prompt.
     pub fn continue_from(&mut self, tokens: &[u32], cache: Cache) {
         self.tokens.splice(0..0, tokens.iter().copied());
@@ -183,12 +195,7 @@ impl Sequence {
         metrics: &Metrics,
     ) -> Result<Option<(Finish, String)>, Failure> {
         if any_nan(logits) {
-            return Err(match &self.continues {
-                Some(name) => StateError::NoNumbers(name.clone()).into(),
-                None => Failure::Model(ModelError::Invalid(
-                    "the model's logits are not numbers: its weights are damaged".into(),
-                )),
-            });
+            return Err(self.no_numbers());
         }
         let id = self.sampler.sample(logits)?;
         let pushed = self.continuation.push(id)?;
@@ -212,6 +219,17 @@ impl Sequence {
         // A client that has gone is noticed before the next step.
         let _ = self.events.send(Event::Token { id, text: pushed.text, logprobs });
         Ok(pushed.finish.map(|finish| (finish, String::new())))
+    }
+
+    /// Why logits are not numbers: the state that it went on from, if there is one, else the model.
+    fn no_numbers(&self) -> Failure {
+        match &self.continues {
+            Some(name) => StateError::NoNumbers(name.clone()).into(),
+            None if self.cached > 0 => StateError::KeptNoNumbers(self.cached).into(),
+            None => Failure::Model(ModelError::Invalid(
+                "the model's logits are not numbers: its weights are damaged".into(),
+            )),
+        }
     }
 
     pub fn usage(&self, model: &Model) -> Usage {

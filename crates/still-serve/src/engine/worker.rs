@@ -250,7 +250,7 @@ impl Worker {
             let Some(submission) = self.queue.pop_front() else { return };
             self.next_id += 1;
             let root = self.root.clone();
-            match self.spare.take().map_or_else(|| copy(&self.empty), Ok) {
+            match self.empty_cache() {
                 Ok(cache) => {
                     let cuts = Cuts {
                         unit: if self.cuts_alike() { self.prefill_chunk } else { CHUNK },
@@ -267,6 +267,14 @@ impl Worker {
                 }
             }
         }
+    }
+
+    /// A cache of no tokens.
+    ///
+    /// # Errors
+    /// No memory left on the device.
+    pub(super) fn empty_cache(&mut self) -> Result<Cache, ModelError> {
+        self.spare.take().map_or_else(|| copy(&self.empty), Ok)
     }
 
     /// Whether prompts are cut in the same places whoever else is there, because products of other shapes are rounded otherwise.

@@ -145,14 +145,15 @@ impl KeptStates {
         Ok(Some((prefix, saved)))
     }
 
-    /// A file turned out to be damaged: it is not read again.
+    /// A file turned out to be damaged: it is not read again, until a good one is written in its place.
     pub fn is_damaged(&self, prefix: Prefix) {
         self.damaged.lock().unwrap_or_else(PoisonError::into_inner).insert(prefix);
     }
 
     async fn write(&self, prefix: Prefix, saved: SavedSequence) -> Result<(), StateError> {
         let name = prefix.file_name();
-        if self.store.head(&name).await?.is_some() {
+        let damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner).remove(&prefix);
+        if !damaged && self.store.head(&name).await?.is_some() {
             return Ok(());
         }
         let bytes = encode(&self.identity, saved).await?;

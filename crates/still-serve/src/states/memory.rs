@@ -58,6 +58,18 @@ impl Memory {
         }
     }
 
+    /// Removes the states that have read a beginning of `tokens`, of `least` tokens or more. Which they were.
+    pub fn remove_from(&mut self, chain: &Chain, tokens: &[u32], least: usize) -> Vec<Prefix> {
+        let mut removed = Vec::new();
+        let takes = |prefix: &Prefix| prefix.tokens >= least;
+        while let Some((prefix, _)) = self.index.longest(chain, tokens, tokens.len(), takes) {
+            let prefix = *prefix;
+            self.remove(&prefix);
+            removed.push(prefix);
+        }
+        removed
+    }
+
     /// Whether there is such a state; it counts as used then.
     pub fn touch(&mut self, prefix: &Prefix) -> bool {
         let Some(mut entry) = self.index.remove(prefix) else { return false };

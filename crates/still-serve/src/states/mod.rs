@@ -96,6 +96,9 @@ pub enum StateError {
     /// A state whose file is whole, and after which a model computes no numbers.
     #[error("what the model computes after the state {0:?} is no numbers")]
     NoNumbers(String),
+    /// A state without a name, of so many tokens, after which a model computes no numbers.
+    #[error("what the model computes after a kept state of {0} tokens is no numbers")]
+    KeptNoNumbers(usize),
     /// A computation that panicked.
     #[error("the computation failed: {0}")]
     Failed(String),
@@ -113,6 +116,7 @@ impl StateError {
             Self::Scheme(_) => Some("give a folder, or s3://BUCKET/PREFIX".into()),
             Self::Forged(_) => Some("remove the file".into()),
             Self::NoNumbers(_) => Some("remove the state, and save it again".into()),
+            Self::KeptNoNumbers(_) => Some("ask again: the state is not used any more".into()),
             Self::Folder { .. } => Some("check the path and its permissions".into()),
             Self::NotFound(_) | Self::InvalidName | Self::Failed(_) => None,
         }

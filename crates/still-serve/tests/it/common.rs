@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use still_attention::StillConfig;
 use still_model::random::{random_model, tiny_config};
+use still_model::seal::{Kind, seal_bytes};
 use still_model::{FeatureInit, Finish, GenerateOptions, Model, Student};
 use still_serve::{Engine, EngineOptions, Event, Events, Failure, Request, TokenLogprobs, Usage};
 
@@ -109,6 +110,30 @@ pub fn alone(model: &Model, prompt: &[u32], max_new_tokens: usize) -> Vec<u32> {
     }
     ids
 }
+
+/// A state's file with every value of a tensor in place of its own, and a checksum that fits.
+pub fn forged(bytes: &[u8], tensor: &str, value: &[u8]) -> Vec<u8> {
+    let mut bytes = bytes.to_vec();
+    let range = header(&bytes)[tensor]["data_offsets"].clone();
+    let [from, to] = [0, 1].map(|i| range[i].as_u64().unwrap() as usize);
+    let data = bytes.len() - data_bytes(&bytes);
+    let values = bytes[data + from..data + to].chunks_exact_mut(value.len());
+    values.for_each(|to| to.copy_from_slice(value));
+    seal_bytes(&mut bytes, Kind::Safetensors).unwrap();
+    bytes
+}
+
+/// What a state's file says of its tensors.
+pub fn header(bytes: &[u8]) -> serde_json::Value {
+    serde_json::from_slice(&bytes[8..bytes.len() - data_bytes(bytes)]).unwrap()
+}
+
+fn data_bytes(bytes: &[u8]) -> usize {
+    bytes.len() - 8 - u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize
+}
+
+/// The largest number of bf16: finite, and no numbers a layer later.
+pub const LARGEST_BF16: [u8; 2] = (0x7f7f_u16).to_le_bytes();
 
 /// Waits until it is so.
 pub fn wait_until(what: &str, is_so: impl Fn() -> bool) {

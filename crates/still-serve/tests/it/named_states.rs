@@ -1,10 +1,11 @@
 //! States with names.
 
 use futures_util::FutureExt;
-use still_model::seal::{Kind, seal_bytes};
 use still_serve::{Engine, EngineOptions, Failure, StateError, StateList, StateStore, States};
 
-use crate::common::{end, engine, options, prompt, request, serve, served, student};
+use crate::common::{
+    self, LARGEST_BF16, end, engine, options, prompt, request, serve, served, student,
+};
 
 /// What a call on states gives. The engine's own threads do the work.
 fn wait<T>(future: impl Future<Output = T>) -> T {
@@ -164,20 +165,13 @@ fn a_state_of_no_numbers_is_refused() {
     let (engine, good) = with_a_state(dir.path());
     let forged = good.with_file_name("forged.safetensors");
     let bytes = std::fs::read(&good).unwrap();
-    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
-    let header: serde_json::Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
     let forge = |name: &str, value: &[u8]| {
-        let mut bytes = bytes.clone();
-        let range = [0, 1].map(|i| header[name]["data_offsets"][i].as_u64().unwrap() as usize);
-        let tensor = &mut bytes[8 + length + range[0]..8 + length + range[1]];
-        tensor.chunks_exact_mut(value.len()).for_each(|to| to.copy_from_slice(value));
-        seal_bytes(&mut bytes, Kind::Safetensors).unwrap();
-        std::fs::write(&forged, bytes).unwrap();
+        std::fs::write(&forged, common::forged(&bytes, name, value)).unwrap();
     };
     let (nan, infinity) = (f32::NAN.to_le_bytes(), f32::INFINITY.to_le_bytes());
     let upper = |value: [u8; 4]| [value[2], value[3]];
     let mut changed = 0;
-    for (name, tensor) in header.as_object().unwrap() {
+    for (name, tensor) in common::header(&bytes).as_object().unwrap() {
         let values: [Vec<u8>; 2] = match tensor["dtype"].as_str() {
             _ if !name.starts_with("layers.1.0.") || name.ends_with("score") => continue,
             Some("F32") => [nan.to_vec(), infinity.to_vec()],
@@ -196,7 +190,7 @@ fn a_state_of_no_numbers_is_refused() {
     }
     assert!(changed >= 6, "{changed} tensors");
     // Numbers that lead to none.
-    forge("layers.1.0.ring_v", &upper(f32::MAX.to_le_bytes()));
+    forge("layers.1.0.ring_v", &LARGEST_BF16);
     let [asked, continued] = asked_for(&engine);
     asked.unwrap();
     assert!(matches!(continued, Err(StateError::NoNumbers(name)) if name == "forged"));

@@ -8,7 +8,9 @@ use object_store::memory::InMemory;
 use object_store::throttle::{ThrottleConfig, ThrottledStore};
 use still_serve::{Engine, EngineOptions, StateStore};
 
-use crate::common::{engine, options, prompt, request, serve, served, student};
+use crate::common::{
+    LARGEST_BF16, engine, forged, options, prompt, request, serve, served, student,
+};
 
 fn start(seed: u64, store: &StateStore) -> Engine {
     let options = EngineOptions { state_store: Some(store.clone()), ..options() };
@@ -141,6 +143,41 @@ fn damaged_and_forged_files_are_read_over() {
             std::fs::remove_file(path).unwrap();
         }
     }
+}
+
+/// A file that is whole, of this model and of these tokens, whose values are finite and lead to none: the prompt is read without it,
+/// by all that would have gone on from it, and a good file takes its place.
+#[test]
+fn a_kept_state_that_leads_to_no_numbers_is_read_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = folder(dir.path());
+    let engine = start(1, &store);
+    serve(&engine, prompt(1, 500), 5);
+    engine.shutdown(Duration::from_secs(60));
+    let good: Vec<_> =
+        files(dir.path()).into_iter().map(|f| (f.clone(), std::fs::read(f).unwrap())).collect();
+    for (path, bytes) in &good {
+        std::fs::write(path, forged(bytes, "layers.1.0.ring_v", &LARGEST_BF16)).unwrap();
+    }
+    let engine = start(1, &store);
+    let asked = || request([prompt(1, 500), prompt(2, 1200)].concat(), 20);
+    let both = [asked(), asked()].map(|asked| engine.submit(asked).unwrap());
+    let alone = serve(&self::engine(), asked().prompt, 20);
+    for events in both {
+        assert_eq!(served(events).ids, alone.ids);
+    }
+    let again = served(engine.submit(asked()).unwrap());
+    assert_eq!((again.ids, again.usage.cached_tokens), (alone.ids.clone(), 1664));
+    // The prompt of before ends where a file is that was found out.
+    assert_eq!(
+        serve(&engine, prompt(1, 500), 20).ids,
+        serve(&self::engine(), prompt(1, 500), 20).ids
+    );
+    engine.shutdown(Duration::from_secs(60));
+    let restarted = start(1, &store);
+    let got = serve(&restarted, asked().prompt, 20);
+    assert_eq!((got.ids, got.cached), (alone.ids, 1664));
+    assert_eq!(serve(&restarted, prompt(1, 500), 20).cached, 448);
 }
 
 /// What a process left that was killed before it renamed its file is no state, and takes no state away.
