@@ -62,6 +62,9 @@ pub struct SamplingArgs {
     /// Subtract this from a token's logit for each time it was generated
     #[arg(long, value_name = "A", default_value_t = 0.0, value_parser = number(-100.0, 100.0))]
     frequency_penalty: f64,
+    /// Add this, from -100 to 100, to the logit of a token, by its id; may be repeated
+    #[arg(long, value_name = "ID=BIAS", value_parser = bias)]
+    logit_bias: Vec<(u32, f32)>,
     /// Seed of the sampling
     #[arg(long, value_name = "SEED", default_value_t = 0, value_parser = seed)]
     seed: u64,
@@ -74,6 +77,13 @@ pub struct SamplingArgs {
     /// Write a text of the grammar in this file, in llguidance's variant of Lark
     #[arg(long, value_name = "FILE")]
     grammar: Option<PathBuf>,
+}
+
+/// A token's id and what its logit gets, as OpenAI bounds it.
+fn bias(text: &str) -> Result<(u32, f32), String> {
+    let (id, bias) = text.split_once('=').unwrap_or_default();
+    let id = id.parse().map_err(|_| "it must be a token's id, `=` and a number".to_owned())?;
+    Ok((id, number(-100.0, 100.0)(bias)? as f32))
 }
 
 /// What options leave open.
@@ -124,9 +134,17 @@ impl Sampling {
     /// Options for one model.
     ///
     /// # Errors
-    /// A suggestion of its makers that is out of range; a schema or a grammar that is malformed.
+    /// A suggestion of its makers that is out of range; a schema or a grammar that is malformed; a bias of a token that it does not
+    /// have.
     pub fn options(&self, model: &Model) -> anyhow::Result<GenerateOptions> {
         let Self { args, usual, shape } = self;
+        let vocabulary = model.config().vocab_size;
+        if let Some((id, _)) = args.logit_bias.iter().find(|(id, _)| *id as usize >= vocabulary) {
+            return Err(user(
+                format!("--logit-bias: there is no token {id}"),
+                format!("the model's ids are below {vocabulary}"),
+            ));
+        }
         let constraints = match shape {
             Some(shape) => shape.constraints(model)?,
             None => Constraints::default(),
@@ -163,6 +181,7 @@ impl Sampling {
             repetition_penalty: args.repetition_penalty.unwrap_or(usual.repetition_penalty),
             presence_penalty: args.presence_penalty,
             frequency_penalty: args.frequency_penalty,
+            logit_bias: args.logit_bias.clone(),
             constraints,
             seed: args.seed,
             stop: args.stop.clone(),
@@ -196,6 +215,9 @@ pub fn in_words(options: &GenerateOptions) -> String {
         if value != off {
             let _ = write!(words, ", {name} {value}");
         }
+    }
+    for (id, bias) in &options.logit_bias {
+        let _ = write!(words, ", bias of token {id} {bias}");
     }
     if !options.constraints.are_off() {
         words.push_str(", what the schema or grammar allows");

@@ -184,7 +184,7 @@ fn a_chats_sampling_is_what_the_models_makers_suggest() {
 }
 
 #[test]
-fn penalties_change_greedy_text() {
+fn penalties_and_biases_change_greedy_text() {
     let model = crate::common::student_dir();
     let generate = |more: &[&str]| {
         let mut generate = still();
@@ -198,6 +198,20 @@ fn penalties_change_greedy_text() {
         assert_ne!(generate(&[penalty, "50"]), greedy, "{penalty}");
     }
     assert_eq!(generate(&["--repetition-penalty", "1"]), greedy);
+    assert_eq!(generate(&["--logit-bias", "7=0"]), greedy);
+    let biased = generate(&["--logit-bias", "65=100"]);
+    assert_eq!(generate(&["--logit-bias", "66=-100", "--logit-bias", "65=100"]), biased);
+    assert!(![greedy.clone(), generate(&["--logit-bias", "66=100"])].contains(&biased));
+    for (bias, why) in [
+        ("65", "a token's id, `=` and a number"),
+        ("65=101", "from -100 to 100"),
+        ("-1=3", "a token's id"),
+        ("99999=1", "there is no token 99999"),
+    ] {
+        let mut wrong = still();
+        wrong.args(["generate", "--prompt", "x", "--model"]).arg(model);
+        Outcome::of(wrong.arg(format!("--logit-bias={bias}"))).failed_with(why);
+    }
     let nothing = ["generate", "--prompt", "x", "--min-p", "0.1", "--model"];
     Outcome::of(still().args(nothing).arg(Path::new("m")))
         .failed_with("do nothing at temperature 0");
