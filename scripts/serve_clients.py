@@ -6,7 +6,7 @@
     python scripts/serve_clients.py --url http://127.0.0.1:8080
 
 Each check prints a line; the exit code is 1 if one fails. With `--samples FILE`, which `still eval --samples FILE --tasks
-piqa,arc_easy` wrote, and `--data-dir`, lm-eval's log-likelihoods are compared with those of `still eval`, item by item.
+piqa,arc_easy,arc_challenge` wrote, and `--data-dir`, lm-eval's log-likelihoods are compared with those of `still eval`, item by item.
 """
 
 import argparse
@@ -253,6 +253,7 @@ def harness_agrees_with_still_eval(options):
         context = {
             "piqa": lambda row: row["query"] + "Answer:",
             "arc_easy": lambda row: f"Question: {row['query']}\nAnswer:",
+            "arc_challenge": lambda row: f"Question: {row['query']}\nAnswer:",
         }[task](row)
         pairs += [(context, " " + choice) for choice in row["choices"]]
         expected += sample["loglikelihoods"]
