@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -32,6 +33,27 @@ pub(crate) struct KeptStates {
     listing: tokio::sync::Mutex<Listing>,
     /// Files that turned out to be damaged.
     damaged: Mutex<HashSet<Prefix>>,
+    /// Bytes of files that are being written.
+    writing: AtomicU64,
+}
+
+/// A file that is being written: its bytes count until it is there, or given up.
+struct Writing<'a> {
+    all: &'a AtomicU64,
+    bytes: u64,
+}
+
+impl<'a> Writing<'a> {
+    fn begin(all: &'a AtomicU64, bytes: u64) -> Self {
+        all.fetch_add(bytes, Ordering::SeqCst);
+        Self { all, bytes }
+    }
+}
+
+impl Drop for Writing<'_> {
+    fn drop(&mut self) {
+        self.all.fetch_sub(self.bytes, Ordering::SeqCst);
+    }
 }
 
 #[derive(Debug, Default)]
@@ -57,6 +79,7 @@ impl KeptStates {
             failed: Mutex::default(),
             listing: tokio::sync::Mutex::default(),
             damaged: Mutex::default(),
+            writing: AtomicU64::new(0),
         }
     }
 
@@ -157,15 +180,18 @@ impl KeptStates {
             return Ok(());
         }
         let bytes = encode(&self.identity, saved).await?;
-        self.make_room(bytes.len() as u64).await?;
+        let _writing = Writing::begin(&self.writing, bytes.len() as u64);
+        self.make_room().await?;
         self.store.put(&name, bytes).await
     }
 
-    /// Removes the oldest files until `more` bytes fit.
-    async fn make_room(&self, more: u64) -> Result<(), StateError> {
+    /// Removes the oldest files until all that are being written fit.
+    async fn make_room(&self) -> Result<(), StateError> {
+        // Before the list: a file that gets complete meanwhile counts twice, and not never.
+        let writing = self.writing.load(Ordering::SeqCst);
         let mut files = self.store.list().await?;
         files.retain(|(name, _)| Prefix::of_file_name(name).is_some());
-        let mut bytes = more + files.iter().map(|(_, meta)| meta.size).sum::<u64>();
+        let mut bytes = writing + files.iter().map(|(_, meta)| meta.size).sum::<u64>();
         if bytes <= self.most_bytes {
             return Ok(());
         }
