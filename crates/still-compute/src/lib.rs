@@ -6,7 +6,8 @@
 //! |---|---|
 //! | `real` | the float types of CPU kernels |
 //! | `vector` | elementwise loops, compiled for several instruction sets and chosen at run time |
-//! | `matmul` | matrix products over strided views |
+//! | `matmul` | matrix products over strided views; `Tiles`, of many f32 rows on a CPU with AMX |
+//! | `amx` | whether a CPU's matrix unit is there |
 //! | `threads` | phases of work that all threads go through together |
 //! | `random` | seeded random numbers |
 //! | `tensor` | a tensor's values as a slice |
@@ -15,6 +16,7 @@
 //! | `cuda` | launches, cuBLAS, captured graphs |
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
+pub mod amx;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 mod gradients;

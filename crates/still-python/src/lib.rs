@@ -28,6 +28,7 @@ mod generate;
 mod model;
 mod operator;
 mod pieces;
+mod product;
 mod questions;
 mod state;
 mod training;
@@ -50,6 +51,8 @@ mod _still {
     use crate::operator::{attention, attention_backward};
     #[pymodule_export]
     use crate::pieces::{Windows, begin_student, finish_student, resolve_recipe};
+    #[pymodule_export]
+    use crate::product::{linear, multiplies_rows};
     #[pymodule_export]
     use crate::questions::Questions;
     #[pymodule_export]

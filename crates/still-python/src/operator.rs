@@ -202,7 +202,7 @@ fn forward<T: Real + numpy::Element>(
 }
 
 /// An array to write to.
-fn written<'py, T: numpy::Element>(
+pub fn written<'py, T: numpy::Element>(
     name: &str,
     array: &Bound<'py, PyAny>,
 ) -> PyResult<PyReadwriteArrayDyn<'py, T>> {
@@ -213,7 +213,7 @@ fn written<'py, T: numpy::Element>(
 }
 
 /// An array to read from without copying it.
-fn lent<'py, T: numpy::Element>(
+pub fn lent<'py, T: numpy::Element>(
     name: &str,
     array: &Bound<'py, PyAny>,
 ) -> PyResult<PyReadonlyArrayDyn<'py, T>> {

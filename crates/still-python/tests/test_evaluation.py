@@ -33,7 +33,7 @@ PLATEAU = {"plateau": {"factor": 0.5, "patience": 0, "threshold": 0.9, "cooldown
 # A rate at which finetuning does harm, and nothing that ends such a run.
 HARMFUL = {
     **MEASURED,
-    "finetune.optimizer.lr": 0.3,
+    "finetune.optimizer.lr": 1.0,
     "finetune.optimizer.warmup": 0,
     "guard.spike_factor": 0,
     "guard.max_heldout_growth": 0,

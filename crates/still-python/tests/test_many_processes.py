@@ -147,12 +147,16 @@ def block_of_page(word):
     return block
 
 
-def run_loop(loop, base_path, tmp_path, **variables):
+def run_script(loop, base_path, tmp_path, **variables):
     script = tmp_path / "loop.py"
     script.write_text(loop)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script), str(base_path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1", **variables}
-    done = subprocess.run(launch, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+    return subprocess.run(launch, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=600)
+
+
+def run_loop(loop, base_path, tmp_path, **variables):
+    done = run_script(loop, base_path, tmp_path, **variables)
     assert done.returncode == 0, done.stdout + done.stderr
     assert still.Model.load(tmp_path / "my-student").is_student
 
@@ -164,14 +168,28 @@ def test_accelerate_runs_the_loop_of_the_page(base_path, tmp_path):
     run_loop(BEFORE + block + AFTER.format(gather="accelerator.gather(learned[None])"), base_path, tmp_path)
 
 
-@pytest.mark.parametrize("zero", [1, 2])
-def test_deepspeed_runs_the_loop_of_the_page(zero, base_path, tmp_path):
+def loop_of_deepspeed(zero):
+    """The page's loop with another stage of ZeRO, on CPUs, and the variables that it wants."""
     pytest.importorskip("deepspeed")
     pytest.importorskip("ninja")
     block = block_of_page("deepspeed.initialize")
     assert '"stage": 1' in block
     block = block.replace("init_distributed()", 'init_distributed("gloo")').replace('"stage": 1', f'"stage": {zero}')
-    gather = "[torch.empty_like(learned) for _ in range(2)]\ntorch.distributed.all_gather(everywhere, learned)"
     # It compiles what its processes on a CPU talk through, with the ninja next to this Python.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    run_loop(BEFORE + block + AFTER.format(gather=gather), base_path, tmp_path, DS_ACCELERATOR="cpu", PATH=path)
+    return block, {"DS_ACCELERATOR": "cpu", "PATH": path}
+
+
+@pytest.mark.parametrize("zero", [1, 2])
+def test_deepspeed_runs_the_loop_of_the_page(zero, base_path, tmp_path):
+    block, variables = loop_of_deepspeed(zero)
+    gather = "[torch.empty_like(learned) for _ in range(2)]\ntorch.distributed.all_gather(everywhere, learned)"
+    run_loop(BEFORE + block + AFTER.format(gather=gather), base_path, tmp_path, **variables)
+
+
+def test_deepspeed_that_shards_the_weights_is_refused_by_name(base_path, tmp_path):
+    block, variables = loop_of_deepspeed(3)
+    done = run_script(BEFORE + block, base_path, tmp_path, **variables)
+    assert done.returncode != 0
+    assert "DeepSpeed's ZeRO 3 has sharded the model" in done.stderr, done.stderr
+    assert "hint: shard with student.shard() (FSDP2)" in done.stderr

@@ -5,8 +5,11 @@ use rayon::prelude::*;
 use crate::real::Real;
 use crate::vector;
 
+mod tiles;
 #[cfg(target_arch = "x86_64")]
 mod unpacked;
+
+pub use tiles::Tiles;
 
 /// A strided read-only matrix: element `(i, j)` is `data[i * row_stride + j * col_stride]`.
 #[derive(Clone, Copy, Debug)]

@@ -17,12 +17,13 @@ left of a row's chunk. Rows of a batch may be at different places of their chunk
 float64 model); rows of K and V keep the model's dtype.
 
 Where the package `still-llm` is installed, its kernels compute whole sequences on the CPU, and on CUDA what they can if it was
-built with them: `KERNELS`.
+built with them: `KERNELS`. On CPUs with AMX they also multiply many float32 rows: `Projection`.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 
 import torch
@@ -30,10 +31,15 @@ from torch import nn
 from transformers.cache_utils import Cache
 
 try:
-    from still.torch import has_kernels
+    from still.torch import has_kernels, has_linear, linear
     from still.torch import hybrid_attention_with_state as KERNELS
-except ImportError:
+except ImportError as error:
     KERNELS = None
+    if error.name != "still":
+        logging.getLogger(__name__).warning(
+            f"this student's code found an older package still-llm ({error}): everything is computed in PyTorch alone, more slowly\n"
+            "hint: pip install --upgrade still-llm, or export the student anew with the version that is installed"
+        )
 
 SALIENCY_EPSILON = 1e-8
 MIN_DENOMINATOR = 1e-30
@@ -132,6 +138,16 @@ def take(x, index):
 def wide(x):
     """In float32, or float64 if it is that already."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+class Projection(nn.Linear):
+    """A linear layer that leaves many rows to the kernels of `still` where those are faster and no gradient is wanted."""
+
+    def forward(self, x):
+        if KERNELS is None or torch.is_grad_enabled() or not has_linear(x, self.weight):
+            return super().forward(x)
+        out = linear(x, self.weight)
+        return out if self.bias is None else out.add_(self.bias)
 
 
 # --- Feature maps --------------------------------------------------------------------------------------------------------

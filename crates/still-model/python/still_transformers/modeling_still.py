@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .configuration_still import StillConfig
-from .hybrid_attention import HybridOperator, LinearOperator, Reading, SlidingOperator, StillCache
+from .hybrid_attention import HybridOperator, LinearOperator, Projection, Reading, SlidingOperator, StillCache
 
 CACHE_FIELD = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
 """What transformers calls the cache; newer versions have the shorter word."""
@@ -81,7 +81,7 @@ def with_projections(operator):
                 if hasattr(base, name):
                     setattr(self, name, getattr(base, name))
             if gate is not None:
-                self.g_proj = nn.Linear(*gate, bias=False)
+                self.g_proj = Projection(*gate, bias=False)
 
         def project(self, x):
             """Queries, keys and values [B, heads, N, D]."""
@@ -161,6 +161,9 @@ class StillForCausalLM(PreTrainedModel, GenerationMixin):
         rope = config.base_config.get("rope_parameters") or config.base_config.get("rope_scaling") or {}
         if "long_factor" in rope:
             self.model.rotary_emb = LongRope(config.base, {**config.base_config, **rope})
+        for module in self.modules():
+            if type(module) is nn.Linear:
+                module.__class__ = Projection
         for layer, module in enumerate(self.model.layers):
             module.self_attn = student_attention(config, module.self_attn, layer)
             module.mlp.__class__ = in_blocks(type(module.mlp))

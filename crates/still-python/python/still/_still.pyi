@@ -209,6 +209,12 @@ def attention(
 ) -> list[npt.NDArray[Any]]:
     """`still.torch.hybrid_attention_with_state` on arrays: output and linear states into the first two, gives the others."""
 
+def multiplies_rows() -> bool:
+    """Whether this CPU has what `linear` takes: AMX."""
+
+def linear(out: npt.NDArray[Any], x: npt.NDArray[Any], weight: npt.NDArray[Any]) -> None:
+    """`still.torch.linear` on arrays of float32, into the first."""
+
 def attention_backward(
     d_out: npt.NDArray[Any],
     out: npt.NDArray[Any],

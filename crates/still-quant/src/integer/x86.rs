@@ -1,8 +1,7 @@
 //! Which of the instructions this CPU has.
 
-use std::arch::x86_64::__cpuid_count;
-
 use pulp::x86::V4;
+use still_compute::amx::{self as matrix_unit, multiplies};
 
 use super::{Integer, Order, Rows, amx, vnni};
 use crate::tile::Words;
@@ -19,11 +18,7 @@ impl Unit {
     /// If this CPU has it.
     pub fn find() -> Option<Self> {
         let simd = V4::try_new().filter(|_| is_x86_feature_detected!("avx512vnni"))?;
-        // Leaf 7 is there: it says that there is AVX-512. These two bits have no name in stable Rust yet.
-        let (tile, int8) = (1 << 24, 1 << 25);
-        let features = __cpuid_count(7, 0).edx;
-        let tiles = features & (tile | int8) == tile | int8 && may_use_tiles();
-        Some(Self { simd, tiles })
+        Some(Self { simd, tiles: multiplies(matrix_unit::Unit::Int8) })
     }
 
     /// Whether many rows are multiplied in tiles.
@@ -66,19 +61,4 @@ impl Unit {
         let other = self.tiles.then_some(Self { tiles: false, ..self });
         [self].into_iter().chain(other).collect()
     }
-}
-
-/// Asks the system for leave to use tiles: threads that do need more memory when they are interrupted.
-#[cfg(target_os = "linux")]
-fn may_use_tiles() -> bool {
-    const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
-    const TILE_DATA: libc::c_long = 18;
-    // SAFETY: the call changes what the process may do, and no memory.
-    unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, TILE_DATA) == 0 }
-}
-
-/// How other systems are asked is not known here.
-#[cfg(not(target_os = "linux"))]
-fn may_use_tiles() -> bool {
-    false
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .._cuda import LEARNED, ROWS
+from ._linear import has_linear, linear
 from ._operator import HybridAttention, LinearState, has_kernels, hybrid_attention, hybrid_attention_with_state
 
 if TYPE_CHECKING:
@@ -27,8 +28,10 @@ __all__ = [
     "StageOutput",
     "Student",
     "has_kernels",
+    "has_linear",
     "hybrid_attention",
     "hybrid_attention_with_state",
+    "linear",
     "linearize",
 ]
 

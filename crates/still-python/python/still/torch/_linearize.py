@@ -13,7 +13,7 @@ from .. import Model, _still
 from .. import calibrate as calibrate_heads
 from .._errors import InputError
 from ._files import Source
-from ._parallel import Processes
+from ._parallel import Processes, refuse_zero_3
 from ._student import Student
 
 _Path = Union[str, "os.PathLike[str]"]
@@ -52,6 +52,7 @@ def linearize(
     parameter = next(iter(model.parameters()), None) if hasattr(model, "parameters") else None
     if parameter is None:
         raise InputError(f"{type(model).__name__} is no model", "load one by AutoModelForCausalLM.from_pretrained")
+    refuse_zero_3(model)
     named = recipe if recipe is not None else ("still-long" if parameter.device.type == "cuda" else "quick")
     changed = dict(set or {})
     if budgets is not None and not isinstance(budgets, (str, os.PathLike)):

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
+from .._errors import InputError
+
 
 class Processes:
     """This process and the others."""
@@ -63,3 +65,12 @@ class Processes:
         parts = flat.split([x.numel() for x in parameters])
         for parameter, part, count in zip(parameters, parts, there.tolist()):
             parameter.grad = part.view_as(parameter) if count else None
+
+
+def refuse_zero_3(model: nn.Module) -> None:
+    """An error if DeepSpeed's ZeRO 3 has taken the parameters away, of which it brings back those of one module at a time."""
+    if any(hasattr(x, "ds_id") for x in model.parameters()):
+        raise InputError(
+            "DeepSpeed's ZeRO 3 has sharded the model: the losses of both stages reach parameters that it has taken away",
+            "shard with student.shard() (FSDP2), or set zero_optimization.stage to 1 or 2",
+        )

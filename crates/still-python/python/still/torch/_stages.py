@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy, log_softmax
 from torch.utils.checkpoint import checkpoint
 
 from .._errors import InputError
+from ._parallel import refuse_zero_3
 
 if TYPE_CHECKING:
     from ._student import Student
@@ -48,7 +49,8 @@ class Stage(nn.Module):
             parameter.requires_grad_(True)
 
     def check(self) -> None:
-        """An error if another stage was made since: then others learn."""
+        """An error if another stage was made since, where others learn, or if parameters are not to be had."""
+        refuse_zero_3(self.model)
         if self.shared.stage != id(self):
             raise InputError(
                 f"{type(self).__name__} is called after another stage was made, whose parameters learn now",
