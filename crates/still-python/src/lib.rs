@@ -13,6 +13,7 @@
 //! | `evaluate` | tasks |
 //! | `operator` | the operator on arrays, for PyTorch |
 //! | `cuda_operator` | the same in PyTorch's memory on CUDA devices |
+//! | `product` | products of many float32 rows on CPUs with AMX, for PyTorch |
 //! | `pieces` | a run's recipe, windows and folder, for PyTorch |
 //! | `questions` | what a run asks its student between steps, for PyTorch |
 //! | `command` | the `still` command |
