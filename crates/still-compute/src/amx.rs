@@ -29,6 +29,30 @@ pub fn multiplies(_: Unit) -> bool {
     false
 }
 
+/// The shapes of the registers, as `ldtilecfg` reads them.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+pub struct Shapes {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    row_bytes: [u16; 16],
+    rows: [u8; 16],
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Shapes {
+    /// Rows of each of the eight registers and bytes of a row; 0 of one that is not used.
+    pub fn new(registers: [(u8, u16); 8]) -> Self {
+        let (mut row_bytes, mut rows) = ([0; 16], [0; 16]);
+        for (i, (count, bytes)) in registers.into_iter().enumerate() {
+            (rows[i], row_bytes[i]) = (count, bytes);
+        }
+        Self { palette: 1, start_row: 0, reserved: [0; 14], row_bytes, rows }
+    }
+}
+
 /// Asks the system for leave to use tiles: threads that do need more memory when they are interrupted.
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 fn may_use_tiles() -> bool {

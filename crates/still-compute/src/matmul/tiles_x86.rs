@@ -5,31 +5,13 @@ use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
 use super::{BLOCK, DEPTH, DIGITS, SIDE, Tile};
+use crate::amx::Shapes;
 
 /// Whether this CPU cuts numbers into digits of bf16.
 pub fn narrows() -> bool {
     is_x86_feature_detected!("avx512bf16")
         && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512vl")
-}
-
-/// The shapes of the registers: all of them tiles of 64 bytes a row.
-#[repr(C, align(64))]
-struct Shapes {
-    palette: u8,
-    start_row: u8,
-    reserved: [u8; 14],
-    row_bytes: [u16; 16],
-    rows: [u8; 16],
-}
-
-impl Shapes {
-    fn new() -> Self {
-        let (mut row_bytes, mut rows) = ([0; 16], [0; 16]);
-        row_bytes[..8].fill(64);
-        rows[..8].fill(16);
-        Self { palette: 1, start_row: 0, reserved: [0; 14], row_bytes, rows }
-    }
 }
 
 /// Products of 32 rows with 32.
@@ -155,7 +137,8 @@ pub unsafe fn multiply(
     n: usize,
 ) {
     let mut products = Products([[0.0; BLOCK]; BLOCK]);
-    let shapes = Shapes::new();
+    // All of them tiles of 64 bytes a row.
+    let shapes = Shapes::new([(16, 64); 8]);
     // SAFETY: the shapes are those of palette 1; the caller may use tiles.
     unsafe { asm!("ldtilecfg [{}]", in(reg) &shapes, options(nostack, readonly, preserves_flags)) };
     // 32 rows of `w` stay in the core's cache while they meet all of `x`, which does too.

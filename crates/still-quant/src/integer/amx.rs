@@ -4,6 +4,7 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 
 use pulp::x86::V4;
+use still_compute::amx::Shapes;
 use still_compute::vector::prefetch;
 
 use super::vnni::{add, affine, four_codes};
@@ -15,25 +16,6 @@ pub const ROWS: usize = 16;
 
 /// A group's sums: by what the digits weigh, `[16, 16]` each.
 type Sums = [[[i32; LANES]; ROWS]; 3];
-
-/// The shapes of the registers: 0 to 2 are sums of 16 rows, 3 to 5 their digits, 6 the codes of 16 lanes.
-#[repr(C, align(64))]
-struct Shapes {
-    palette: u8,
-    start_row: u8,
-    reserved: [u8; 14],
-    row_bytes: [u16; 16],
-    rows: [u8; 16],
-}
-
-impl Shapes {
-    fn new() -> Self {
-        let (mut row_bytes, mut rows) = ([0; 16], [0; 16]);
-        row_bytes[..7].copy_from_slice(&[64, 64, 64, 32, 32, 32, 64]);
-        rows[..7].copy_from_slice(&[16, 16, 16, 16, 16, 16, 8]);
-        Self { palette: 1, start_row: 0, reserved: [0; 14], row_bytes, rows }
-    }
-}
 
 /// What passes between tiles and vectors.
 #[repr(C, align(64))]
@@ -58,7 +40,9 @@ pub fn multiply<B: Integer>(
     assert!(n >= ROWS, "{n} rows are no block");
     let mut passed =
         Passed { codes: [Words::default(); GROUP / 4], sums: [[[[0; LANES]; ROWS]; 3]; 2] };
-    let shapes = Shapes::new();
+    // Sums of 16 rows, their digits, and the codes of 16 lanes.
+    let (sums, digits, codes) = ((16, 64), (16, 32), (8, 64));
+    let shapes = Shapes::new([sums, sums, sums, digits, digits, digits, codes, (0, 0)]);
     // SAFETY: the shapes are those of palette 1; the caller may use tiles.
     unsafe { asm!("ldtilecfg [{}]", in(reg) &shapes, options(nostack, readonly, preserves_flags)) };
     for (tile, y) in words.chunks_exact(row_words).zip(y.chunks_exact_mut(n * LANES)) {
