@@ -8,6 +8,7 @@
 //! | `vector` | elementwise loops, compiled for several instruction sets and chosen at run time |
 //! | `matmul` | matrix products over strided views; `Tiles`, of many f32 rows on a CPU with AMX |
 //! | `amx` | whether a CPU's matrix unit is there |
+//! | `pages` | values that are read again and again, in large pages |
 //! | `threads` | phases of work that all threads go through together |
 //! | `random` | seeded random numbers |
 //! | `tensor` | a tensor's values as a slice |
@@ -21,6 +22,7 @@ pub mod amx;
 pub mod cuda;
 mod gradients;
 pub mod matmul;
+pub mod pages;
 mod pull_back;
 pub mod random;
 mod real;

@@ -9,9 +9,10 @@
 //! | `tile` | sixteen rows side by side, the layout in memory |
 //! | `matrix` | a matrix in one of the formats |
 //! | `fragments` | the layout of a matrix for a GPU's tensor cores |
-//! | `product` | products: which of the ways that follow, and f32 products of upcast values |
+//! | `product` | products: which of the ways that follow |
 //! | `integer` | products on the codes in whole numbers, where the CPU multiplies bytes |
-//! | `batch` | products on the codes in f32, of many rows |
+//! | `batch` | products on the codes in f32, of a batch of rows |
+//! | `many` | f32 products of widened values, of many rows |
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 mod batch;
@@ -19,6 +20,7 @@ mod block;
 mod format;
 mod fragments;
 mod integer;
+mod many;
 mod matrix;
 mod product;
 mod tile;

@@ -1,9 +1,9 @@
 //! A matrix in one of the formats.
 
 use std::ops::Range;
-use std::sync::Arc;
 
 use rayon::prelude::*;
+use still_compute::pages::Pages;
 
 use crate::block::Block;
 use crate::format::{Format, with_block, with_integer};
@@ -41,7 +41,7 @@ pub struct PackedMatrix {
     rows: usize,
     columns: usize,
     /// `[tiles, blocks of a row, words of a block]`; rows past the last are zeros.
-    words: Arc<[Words]>,
+    words: Pages<Words>,
     /// Multiplies the codes as the whole numbers that they are.
     integer: Option<Unit>,
 }
@@ -82,21 +82,22 @@ impl PackedMatrix {
             return Err(PackError::Bytes { got: bytes.len(), expected: rows * row_bytes });
         }
         let row_words = columns / block * format.tile_words();
-        let mut words = vec![Words::default(); rows.div_ceil(LANES) * row_words];
-        with_block!(format, B => {
-            words.par_chunks_mut(row_words).zip(bytes.par_chunks(LANES * row_bytes)).for_each(
-                |(tile, bytes)| {
-                    for (lane, row) in bytes.chunks_exact(row_bytes).enumerate() {
-                        let tiles = tile.chunks_exact_mut(B::WORDS);
-                        for (block, tile) in row.chunks_exact(B::BYTES).zip(tiles) {
-                            B::pack(block, tile, lane);
+        let words = Pages::new(rows.div_ceil(LANES) * row_words, |words: &mut [Words]| {
+            with_block!(format, B => {
+                words.par_chunks_mut(row_words).zip(bytes.par_chunks(LANES * row_bytes)).for_each(
+                    |(tile, bytes)| {
+                        for (lane, row) in bytes.chunks_exact(row_bytes).enumerate() {
+                            let tiles = tile.chunks_exact_mut(B::WORDS);
+                            for (block, tile) in row.chunks_exact(B::BYTES).zip(tiles) {
+                                B::pack(block, tile, lane);
+                            }
                         }
-                    }
-                },
-            );
+                    },
+                );
+            });
         });
-        let integer = with_integer!(format, B => B::ORDER).and_then(|_| Unit::find());
-        Ok(Self { format, rows, columns, words: words.into(), integer })
+        let integer = with_integer!(format, B => B::ORDER).and_then(Unit::find);
+        Ok(Self { format, rows, columns, words, integer })
     }
 
     /// The format.
@@ -116,7 +117,7 @@ impl PackedMatrix {
 
     /// Bytes in memory.
     pub fn size_bytes(&self) -> usize {
-        size_of_val(&*self.words)
+        size_of_val::<[Words]>(&self.words)
     }
 
     /// The words of some tiles.

@@ -5,7 +5,6 @@ use std::ops::Range;
 
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
-use still_compute::matmul::{Mat, par_matmul};
 use still_compute::threads::Shared;
 use still_compute::vector;
 
@@ -13,6 +12,7 @@ use crate::batch::{Batch, CHAINS};
 use crate::block::Block;
 use crate::format::{with_block, with_integer};
 use crate::integer::Unit;
+use crate::many;
 use crate::matrix::{PackedMatrix, PreparedRows};
 use crate::tile::{LANES, Part, Words};
 
@@ -23,8 +23,6 @@ pub const SMALL_BATCH: usize = 8;
 const ON_CODES: usize = 63;
 /// Values of the matrix that one thread takes at a time, at least.
 const VALUES_PER_TASK: usize = 1 << 15;
-/// Values widened at a time for a f32 product: they stay in the second-level cache.
-const STRETCH: usize = 1 << 19;
 
 /// See [`PackedMatrix::dequantize_into`].
 pub fn dequantize(matrix: &PackedMatrix, rows: Range<usize>, out: &mut [f32]) {
@@ -75,36 +73,15 @@ fn pick_lane(wide: &[f32], lane: usize, out: &mut [f32]) {
     }
 }
 
-/// The values of whole tiles, transposed: `[columns, 16 · tiles]`.
-fn widen_transposed(matrix: &PackedMatrix, tiles: Range<usize>, out: &mut Vec<f32>) {
-    let (columns, stride) = (matrix.columns(), tiles.len() * LANES);
-    out.resize(columns * stride, f32::NAN);
-    with_block!(matrix.format(), B => {
-        let words = matrix.tiles(tiles.clone());
-        let step = columns / B::VALUES * B::WORDS;
-        out.par_chunks_mut(B::VALUES * stride).enumerate().for_each(|(block, out)| {
-            Arch::new().dispatch(Widen::<B> {
-                tiles: &words[block * B::WORDS..],
-                count: tiles.len(),
-                step,
-                out,
-                out_step: LANES,
-                stride,
-                block: PhantomData,
-            });
-        });
-    });
-}
-
 /// Widens `count` tiles: tile `i` begins at word `i · step`, and its column `c` goes to `out[i · out_step + c · stride..]`.
-struct Widen<'a, B> {
-    tiles: &'a [Words],
-    count: usize,
-    step: usize,
-    out: &'a mut [f32],
-    out_step: usize,
-    stride: usize,
-    block: PhantomData<B>,
+pub struct Widen<'a, B> {
+    pub tiles: &'a [Words],
+    pub count: usize,
+    pub step: usize,
+    pub out: &'a mut [f32],
+    pub out_step: usize,
+    pub stride: usize,
+    pub block: PhantomData<B>,
 }
 
 impl<B: Block> WithSimd for Widen<'_, B> {
@@ -145,7 +122,7 @@ impl<B: Block> WithSimd for Widen<'_, B> {
 }
 
 /// The tiles that have these rows.
-fn tiles_of(rows: &Range<usize>) -> Range<usize> {
+pub fn tiles_of(rows: &Range<usize>) -> Range<usize> {
     rows.start / LANES..rows.end.div_ceil(LANES)
 }
 
@@ -157,7 +134,7 @@ pub fn multiply(matrix: &PackedMatrix, rows: Range<usize>, x: &[f32], y: &mut [f
     }
     // Tiles multiply faster than f32 products do, however many rows there are.
     if n > ON_CODES && !matrix.integer().is_some_and(Unit::has_tiles) {
-        many(matrix, rows, x, y);
+        many::multiply(matrix, rows, x, y);
     } else {
         on_codes(matrix, n, rows, x, y);
     }
@@ -323,24 +300,6 @@ impl<B: Block, const N: usize> WithSimd for SmallBatch<'_, B, N> {
                 }
             }
         }
-    }
-}
-
-/// Many rows of `x`: a f32 product with a stretch of widened tiles at a time.
-fn many(matrix: &PackedMatrix, rows: Range<usize>, x: &[f32], y: &mut [f32]) {
-    let (columns, out) = (matrix.columns(), rows.len());
-    let n = x.len() / columns;
-    let tiles = tiles_of(&rows);
-    let step = (STRETCH / (columns * LANES)).max(1);
-    let mut wide = Vec::new();
-    for first in tiles.clone().step_by(step) {
-        let stretch = first..(first + step).min(tiles.end);
-        let from = rows.start.max(stretch.start * LANES);
-        let to = rows.end.min(stretch.end * LANES);
-        widen_transposed(matrix, stretch.clone(), &mut wide);
-        let w = Mat::rows(&wide[from - stretch.start * LANES..], stretch.len() * LANES);
-        let y = &mut y[from - rows.start..];
-        par_matmul((n, to - from, columns), y, out, false, Mat::rows(x, columns), w);
     }
 }
 

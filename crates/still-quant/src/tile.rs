@@ -4,6 +4,7 @@
 //! row of its own, an activation is the same for all of them, and no product needs a sum across lanes.
 
 use pulp::Simd;
+use pulp::bytemuck::{Pod, Zeroable};
 
 /// Rows of a tile.
 pub const LANES: usize = 16;
@@ -12,6 +13,11 @@ pub const LANES: usize = 16;
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(align(64))]
 pub struct Words(pub [u32; LANES]);
+
+// SAFETY: an array of numbers, and nothing besides.
+unsafe impl Zeroable for Words {}
+// SAFETY: as above: its alignment is its size.
+unsafe impl Pod for Words {}
 
 /// Puts a field into one row's word.
 pub fn put(tile: &mut [Words], word: usize, lane: usize, shift: usize, value: u32) {

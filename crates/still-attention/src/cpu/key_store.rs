@@ -78,14 +78,29 @@ impl<T: Real> KeyStore<T> {
         matches!(&self.coded, Coded::Cells(Cells { values: Values::Bf16(_), .. }))
     }
 
-    /// The tiles as they are stored: line `i` of each has channel `i` of its rows. Absent unless keys are f32 in an f32 kernel.
-    pub fn panels(&self) -> Option<&[[f32; TILE]]> {
-        match &self.coded {
-            Coded::Cells(Cells { values: Values::Native(values), .. }) => {
-                T::as_f32s(values).map(|values| values.as_chunks().0)
+    /// Whether there are [`panels`](Self::panels): of keys that are coded value by value, in a kernel of f32.
+    pub fn has_panels(&self) -> bool {
+        matches!(self.coded, Coded::Cells(_)) && T::as_f32s(&[]).is_some()
+    }
+
+    /// The tiles of the first `rows` rows in f32, in `scratch` unless keys are stored so: line `i` of each has channel `i` of its rows.
+    ///
+    /// # Panics
+    /// If there are none.
+    pub fn panels<'a>(&'a self, rows: usize, scratch: &'a mut Vec<T>) -> &'a [[f32; TILE]] {
+        let Coded::Cells(cells) = &self.coded else { panic!("keys of four bits have no panels") };
+        let values = match &cells.values {
+            Values::Native(values) => values,
+            values => {
+                scratch.resize(rows.div_ceil(TILE) * TILE * self.width, T::nan());
+                each!(values, v => T::vectorize(
+                    #[inline(always)]
+                    || widen_tiles(v, cells.scales(), self.width, scratch),
+                ));
+                &*scratch
             }
-            _ => None,
-        }
+        };
+        T::as_f32s(values).expect("panels are f32").as_chunks().0
     }
 
     /// The tiles of the first `rows` rows with channels in pairs, in `scratch`: line `i` of a tile has channels `2i` (low
@@ -134,6 +149,32 @@ impl<T: Real> KeyStore<T> {
                 in_fours(&keys, width, range, q, out, stride);
             }),
             Coded::FourBit(codes) => in_fours(codes, width, range, q, out, stride),
+        }
+    }
+}
+
+/// Widens the first tiles of `values`, as many as `to` has.
+#[inline(always)]
+fn widen_tiles<T: Real, C: Cell<T>>(
+    values: &[C],
+    scales: Option<&[T]>,
+    width: usize,
+    to: &mut [T],
+) {
+    let tiles = to.chunks_exact_mut(TILE * width).zip(values.chunks_exact(TILE * width));
+    for (tile, (to, values)) in tiles.enumerate() {
+        let lines = to.as_chunks_mut::<TILE>().0.iter_mut().zip(values.as_chunks::<TILE>().0);
+        match scales {
+            Some(scales) => {
+                let scales = scales[tile * TILE..].first_chunk::<TILE>().expect("a scale a row");
+                for (to, line) in lines {
+                    let wide = widened(line);
+                    for lane in 0..TILE {
+                        to[lane] = wide[lane] * scales[lane];
+                    }
+                }
+            }
+            None => lines.for_each(|(to, line)| *to = widened(line)),
         }
     }
 }

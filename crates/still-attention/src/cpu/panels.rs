@@ -1,4 +1,4 @@
-//! Exact keys in panels of 16, for many f32 queries, on CPUs with AVX-512. Logits, weights and sums of a few queries and keys at a
+//! Exact keys in panels of 16, for many f32 queries, on CPUs with AVX2 or AVX-512. Logits, weights and sums of a few queries and keys at a
 //! time never leave a core's first cache, and nothing is packed.
 //!
 //! bf16 keys are multiplied in pairs where the CPU does so (AVX512_BF16): twice the products an instruction. Both factors of a
@@ -68,6 +68,9 @@ impl PanelKeys<'_> {
 pub(crate) use kernels::{pairs_multiply, singles_multiply};
 
 #[cfg(target_arch = "x86_64")]
+#[path = "panels_avx2.rs"]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
 #[path = "panels_x86.rs"]
 mod kernels;
 
@@ -123,22 +126,31 @@ mod tests {
         (out, sum, m)
     }
 
-    /// The dtypes whose keys this CPU multiplies in panels.
-    fn dtypes() -> Vec<RowDtype> {
-        let dtypes = [(RowDtype::F32, singles_multiply()), (RowDtype::Bf16, pairs_multiply())];
-        dtypes.into_iter().filter(|(_, multiply)| *multiply).map(|(dtype, _)| dtype).collect()
-    }
-
-    fn panels<'a>(
-        store: &'a KeyStore<f32>,
-        rows: usize,
-        scratch: &'a mut Vec<[u32; TILE]>,
-    ) -> Panels<'a> {
-        match store.panels() {
-            Some(panels) => Panels::Singles(panels),
-            None => Panels::Pairs(store.paired(rows, scratch).unwrap()),
+    /// Runs `check` with a store's keys in every form of panels that this CPU multiplies, in AVX2 too where there is AVX-512.
+    fn in_every_form(
+        store: &KeyStore<f32>,
+        (v, head_dim): (&[f32], usize),
+        check: &mut dyn FnMut(&str, &dyn Fn(&[f32], Softmax<'_, f32>)),
+    ) {
+        let (rows, mut scratch, mut pairs) = (v.len() / head_dim, vec![9.0], Vec::new());
+        if !singles_multiply() {
+            return;
+        }
+        let singles = store.panels(rows, &mut scratch);
+        let keys = PanelKeys { k: Panels::Singles(singles), v, head_dim };
+        check("singles", &|q, softmax| keys.attend(q, softmax, &mut vec![9; 5]));
+        #[cfg(target_arch = "x86_64")]
+        if let Some(simd) = pulp::x86::V3::try_new() {
+            check("AVX2", &|q, softmax| avx2::attend(simd, singles, &keys, q, softmax));
+        }
+        if store.is_bf16() && pairs_multiply() {
+            let k = Panels::Pairs(store.paired(rows, &mut pairs).unwrap());
+            let keys = PanelKeys { k, v, head_dim };
+            check("pairs", &|q, softmax| keys.attend(q, softmax, &mut vec![9; 5]));
         }
     }
+
+    const DTYPES: [RowDtype; 4] = [RowDtype::F32, RowDtype::Bf16, RowDtype::F16, RowDtype::Int8];
 
     #[test]
     fn panels_give_the_softmax_over_all_keys() {
@@ -155,36 +167,39 @@ mod tests {
             (64, 13, 0),
         ] {
             let (q, k, v) = (values(rows * d, 1), values(count * d, 2), values(count * d, 3));
-            for dtype in dtypes() {
+            for dtype in DTYPES {
                 let mut store = KeyStore::new(d, dtype);
                 store.extend(&k);
+                let mut k = Vec::new();
+                (0..count).for_each(|row| store.append_row(row, &mut k));
                 // Rows that have left the store must not count.
                 store.extend(&vec![f32::NAN; 3 * d]);
                 (0..3).rev().for_each(|i| store.swap_remove(count + i));
-                let mut scratch = Vec::new();
-                let keys = PanelKeys { k: panels(&store, count, &mut scratch), v: &v, head_dim: d };
                 // Maxima of the window on both sides of what is to come.
                 let before: Vec<f32> = (0..rows).map(|i| i as f32 * 0.5 - 4.0).collect();
-                let (mut attended, mut denominator, mut maximum) =
-                    (values(rows * d, 4), vec![1.5; rows], before.clone());
-                let softmax = Softmax {
-                    attended: &mut attended,
-                    denominator: &mut denominator,
-                    maximum: &mut maximum,
-                };
-                keys.attend(&q, softmax, &mut vec![9; 5]);
                 let first = values(rows * d, 4);
-                for row in 0..rows {
-                    let case = format!("{dtype:?} {d} {rows} {count}: row {row}");
-                    let span = row * d..(row + 1) * d;
-                    let (out, sum, m) =
-                        twin(&q[span.clone()], &k, &v, (&first[span.clone()], 1.5, before[row]));
-                    let near = |a: f32, b: f64| (f64::from(a) - b).abs() <= 1e-5 * sum.max(m.abs());
-                    assert!(near(denominator[row], sum) && near(maximum[row], m), "{case}");
-                    for (&a, &b) in attended[span].iter().zip(&out) {
-                        assert!(near(a, b), "{case}, {a} for {b}");
+                in_every_form(&store, (&v, d), &mut |form, attend| {
+                    let (mut attended, mut denominator, mut maximum) =
+                        (first.clone(), vec![1.5; rows], before.clone());
+                    let softmax = Softmax {
+                        attended: &mut attended,
+                        denominator: &mut denominator,
+                        maximum: &mut maximum,
+                    };
+                    attend(&q, softmax);
+                    for row in 0..rows {
+                        let case = format!("{dtype:?} {form} {d} {rows} {count}: row {row}");
+                        let span = row * d..(row + 1) * d;
+                        let before = (&first[span.clone()], 1.5, before[row]);
+                        let (out, sum, m) = twin(&q[span.clone()], &k, &v, before);
+                        let near =
+                            |a: f32, b: f64| (f64::from(a) - b).abs() <= 1e-5 * sum.max(m.abs());
+                        assert!(near(denominator[row], sum) && near(maximum[row], m), "{case}");
+                        for (&a, &b) in attended[span].iter().zip(&out) {
+                            assert!(near(a, b), "{case}, {a} for {b}");
+                        }
                     }
-                }
+                });
             }
         }
     }
@@ -195,20 +210,21 @@ mod tests {
         let mut k = values(count * d, 5);
         k[66 * d + 3] = f32::NAN;
         let (q, v) = (values(12 * d, 6), values(count * d, 7));
-        for dtype in dtypes() {
+        for dtype in [RowDtype::F32, RowDtype::Bf16] {
             let mut store = KeyStore::new(d, dtype);
             store.extend(&k);
-            let mut scratch = Vec::new();
-            let (mut attended, mut denominator, mut maximum) =
-                (vec![0.0; 12 * d], vec![1.0; 12], vec![0.0; 12]);
-            let softmax = Softmax {
-                attended: &mut attended,
-                denominator: &mut denominator,
-                maximum: &mut maximum,
-            };
-            let keys = PanelKeys { k: panels(&store, count, &mut scratch), v: &v, head_dim: d };
-            keys.attend(&q, softmax, &mut Vec::new());
-            assert!(denominator.iter().chain(&attended).all(|x| x.is_nan()), "{dtype:?}");
+            in_every_form(&store, (&v, d), &mut |form, attend| {
+                let (mut attended, mut denominator, mut maximum) =
+                    (vec![0.0; 12 * d], vec![1.0; 12], vec![0.0; 12]);
+                let softmax = Softmax {
+                    attended: &mut attended,
+                    denominator: &mut denominator,
+                    maximum: &mut maximum,
+                };
+                attend(&q, softmax);
+                let all = denominator.iter().chain(&attended);
+                assert!(all.copied().all(f32::is_nan), "{dtype:?} {form}");
+            });
         }
     }
 }

@@ -1,8 +1,10 @@
-//! [`PanelKeys::attend`] in AVX-512.
+//! [`PanelKeys::attend`] in AVX-512, and which kernels there are.
 
 use std::arch::x86_64::*;
 
-use super::{PanelKeys, Panels, Softmax};
+use pulp::x86::V3;
+
+use super::{PanelKeys, Panels, Softmax, avx2};
 use crate::cpu::key_store::TILE;
 use still_compute::Real;
 
@@ -20,14 +22,14 @@ const SPAN: usize = 16 * BLOCK;
 
 /// Whether this CPU has AVX512_BF16.
 pub fn pairs_multiply() -> bool {
-    singles_multiply()
+    is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512bf16")
 }
 
-/// Whether this CPU has AVX-512.
+/// Whether this CPU has AVX2.
 pub fn singles_multiply() -> bool {
-    is_x86_feature_detected!("avx512f")
+    V3::try_new().is_some()
 }
 
 pub(super) fn attend(
@@ -48,8 +50,11 @@ pub(super) fn attend(
             // SAFETY: as above.
             unsafe { attend_lines::<Pairs>(panels, keys, lines, softmax) }
         }
+        Panels::Singles(panels) if !is_x86_feature_detected!("avx512f") => {
+            let simd = V3::try_new().expect("keys are in panels only where there is AVX2");
+            avx2::attend(simd, panels, keys, q, softmax);
+        }
         Panels::Singles(panels) => {
-            assert!(singles_multiply(), "this CPU has no AVX-512");
             lines.extend(q.iter().map(|x| x.to_bits()));
             // SAFETY: an f32 and a u32 are of one size and alignment, and any bits are a u32.
             let panels =

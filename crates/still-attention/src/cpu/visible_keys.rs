@@ -114,12 +114,13 @@ impl<'a, T: Real> Salient<'a, T> {
         (paired_k, wide_k, wide_v): (&'a mut Vec<[u32; TILE]>, &'a mut Vec<T>, &'a mut Vec<T>),
     ) -> Self {
         let (head_dim, rounded) = (k.width(), k.is_bf16());
-        let panels = match queries > SMALL_BATCH && T::as_f32s(&[]).is_some() {
-            true if rounded && pairs_multiply() => k.paired(rows, paired_k).map(Panels::Pairs),
-            true if singles_multiply() => k.panels().map(Panels::Singles),
-            _ => None,
-        };
-        let Some(k) = panels else {
+        let many = queries > SMALL_BATCH && k.has_panels();
+        let k = if many && rounded && pairs_multiply() {
+            // More products an instruction than those of widened keys.
+            Panels::Pairs(k.paired(rows, paired_k).expect("rounded keys are bf16"))
+        } else if many && singles_multiply() {
+            Panels::Singles(k.panels(rows, wide_k))
+        } else {
             let part = Part::new((k, v), 0..rows, queries, (wide_k, wide_v));
             return Self::Part { part, rounded };
         };

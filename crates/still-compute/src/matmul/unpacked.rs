@@ -1,19 +1,20 @@
 //! Products whose right factor stays in a core's own cache, read as it lies: `gemm` packs both factors first, which takes as long
 //! as a product of a few hundred rows itself.
 
-use std::arch::x86_64::*;
+use pulp::{Arch, Simd, WithSimd};
 
 use super::Mat;
 
-/// Rows and vectors of 16 columns whose sums fill the registers.
+/// Rows whose sums fill the registers, with two or four vectors of columns.
 const ROWS: usize = 6;
-const VECTORS: usize = 4;
-const LANES: usize = 16;
 
 /// Most rows of the right factor, and most values from one to the next: its columns are read row by row, and rows that lie a page
 /// apart would evict each other.
 const MOST_ROWS: usize = 512;
 const MOST_STRIDE: usize = 512;
+
+/// The narrowest vectors: those of AVX2.
+const LEAST_LANES: usize = 8;
 
 /// Where a product's result goes.
 #[derive(Debug)]
@@ -23,6 +24,18 @@ pub(super) struct Output<'a> {
     pub accumulate: bool,
 }
 
+/// Values of a vector on this CPU.
+fn lanes() -> usize {
+    struct Lanes;
+    impl WithSimd for Lanes {
+        type Output = usize;
+        fn with_simd<S: Simd>(self, _: S) -> usize {
+            S::F32_LANES
+        }
+    }
+    Arch::new().dispatch(Lanes)
+}
+
 /// Whether [`product`] computes a product of these sizes, and faster than the one that packs.
 pub(super) fn suits((m, n, k): (usize, usize, usize), b: Mat<'_, f32>) -> bool {
     m > 0
@@ -30,8 +43,8 @@ pub(super) fn suits((m, n, k): (usize, usize, usize), b: Mat<'_, f32>) -> bool {
         && b.col_stride == 1
         && b.row_stride <= MOST_STRIDE
         && k <= MOST_ROWS
-        && n >= LANES
-        && is_x86_feature_detected!("avx512f")
+        && n >= lanes().max(LEAST_LANES)
+        && lanes() >= LEAST_LANES
 }
 
 /// `C = A B` or `C += A B`, of sizes that [`suits`] has checked and that are within the views.
@@ -43,52 +56,64 @@ pub(super) fn product(
 ) {
     assert!(b.col_stride == 1 && a.covers(m, k) && b.covers(k, n), "a factor is too small");
     assert!(n <= c.stride && (m - 1) * c.stride + n <= c.values.len(), "the output is too small");
-    assert!(is_x86_feature_detected!("avx512f"));
-    // SAFETY: the CPU has the feature, and every element that is read or written lies within its slice.
-    unsafe { multiply((m, n, k), c, a, b) }
+    Arch::new().dispatch(Product { sizes: (m, n, k), c, a, b });
 }
 
-/// # Safety
-/// `a` and `b` cover their sizes, `c` has `m` rows of `n` values.
-#[target_feature(enable = "avx512f")]
-unsafe fn multiply(
-    (m, n, k): (usize, usize, usize),
-    c: Output<'_>,
-    a: Mat<'_, f32>,
-    b: Mat<'_, f32>,
-) {
-    let tile = |row: usize, column: usize| Tile {
-        depth: k,
-        a: a.data[row * a.row_stride..].as_ptr(),
-        a_strides: (a.row_stride, a.col_stride),
-        b: b.data[column..].as_ptr(),
-        b_stride: b.row_stride,
-        c_stride: c.stride,
-        accumulate: c.accumulate,
-        last: lanes(n - column),
-    };
-    let whole = n / (VECTORS * LANES) * (VECTORS * LANES);
-    for column in (0..n).step_by(VECTORS * LANES) {
-        for row in (0..m).step_by(ROWS) {
-            let tile = tile(row, column);
-            let to = c.values[row * c.stride + column..].as_mut_ptr();
-            // SAFETY: by this function's own contract.
-            unsafe {
-                if column < whole {
-                    tile.rows::<VECTORS>(m - row, to);
-                } else {
-                    for vector in (0..n - column).step_by(LANES) {
-                        tile.from(vector, n - column).rows::<1>(m - row, to.add(vector));
+/// A product whose every element that is read or written lies within its slice.
+struct Product<'a> {
+    sizes: (usize, usize, usize),
+    c: Output<'a>,
+    a: Mat<'a, f32>,
+    b: Mat<'a, f32>,
+}
+
+impl WithSimd for Product<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        if S::REGISTER_COUNT >= 32 {
+            self.multiply::<S, 4>(simd);
+        } else {
+            self.multiply::<S, 2>(simd);
+        }
+    }
+}
+
+impl Product<'_> {
+    /// `V` vectors of columns at a time.
+    #[inline(always)]
+    fn multiply<S: Simd, const V: usize>(self, simd: S) {
+        let Self { sizes: (m, n, k), c, a, b } = self;
+        let width = V * S::F32_LANES;
+        let tile = |row: usize, column: usize| Tile {
+            depth: k,
+            a: a.data[row * a.row_stride..].as_ptr(),
+            a_strides: (a.row_stride, a.col_stride),
+            b: b.data[column..].as_ptr(),
+            b_stride: b.row_stride,
+            c_stride: c.stride,
+            accumulate: c.accumulate,
+            last: S::F32_LANES.min(n - column),
+        };
+        for column in (0..n).step_by(width) {
+            for row in (0..m).step_by(ROWS) {
+                let to = c.values[row * c.stride + column..].as_mut_ptr();
+                if column + width <= n {
+                    // SAFETY: the factors and the result have these rows and columns, as was asserted.
+                    unsafe { tile(row, column).rows::<S, V>(simd, m - row, to) };
+                    continue;
+                }
+                for vector in (column..n).step_by(S::F32_LANES) {
+                    // SAFETY: as above; `last` is what is left of the columns.
+                    unsafe {
+                        let to = to.add(vector - column);
+                        tile(row, vector).rows::<S, 1>(simd, m - row, to);
                     }
                 }
             }
         }
     }
-}
-
-/// The first `count` lanes, at most all.
-fn lanes(count: usize) -> __mmask16 {
-    if count >= LANES { !0 } else { (1 << count) - 1 }
 }
 
 /// Where the factors of some rows and columns of the result begin.
@@ -103,68 +128,85 @@ struct Tile {
     c_stride: usize,
     accumulate: bool,
     /// Columns of a tile of one vector.
-    last: __mmask16,
+    last: usize,
 }
 
 impl Tile {
-    /// The tile of one vector that begins so many columns on, of `columns` that are left.
-    fn from(self, vector: usize, columns: usize) -> Self {
-        Self { b: self.b.wrapping_add(vector), last: lanes(columns - vector), ..self }
-    }
-
     /// Up to `ROWS` of the `rows` that are left.
     ///
     /// # Safety
     /// The factors and `to` have as many rows, and the columns that `V` and `last` say.
-    #[target_feature(enable = "avx512f")]
-    unsafe fn rows<const V: usize>(&self, rows: usize, to: *mut f32) {
+    #[inline(always)]
+    unsafe fn rows<S: Simd, const V: usize>(self, simd: S, rows: usize, to: *mut f32) {
         // SAFETY: by this function's own contract.
         unsafe {
             match rows {
-                1 => self.multiply::<1, V>(to),
-                2 => self.multiply::<2, V>(to),
-                3 => self.multiply::<3, V>(to),
-                4 => self.multiply::<4, V>(to),
-                5 => self.multiply::<5, V>(to),
-                _ => self.multiply::<ROWS, V>(to),
+                1 => self.multiply::<S, 1, V>(simd, to),
+                2 => self.multiply::<S, 2, V>(simd, to),
+                3 => self.multiply::<S, 3, V>(simd, to),
+                4 => self.multiply::<S, 4, V>(simd, to),
+                5 => self.multiply::<S, 5, V>(simd, to),
+                _ => self.multiply::<S, ROWS, V>(simd, to),
             }
         }
     }
 
     /// # Safety
     /// As [`Tile::rows`], of `R` rows.
-    #[target_feature(enable = "avx512f")]
-    unsafe fn multiply<const R: usize, const V: usize>(&self, to: *mut f32) {
-        let seen = if V == 1 { self.last } else { !0 };
-        let mut sums = [[_mm512_setzero_ps(); V]; R];
+    #[inline(always)]
+    unsafe fn multiply<S: Simd, const R: usize, const V: usize>(self, simd: S, to: *mut f32) {
+        let whole = V > 1 || self.last == S::F32_LANES;
+        let mut sums = [[simd.splat_f32s(0.0); V]; R];
         for i in 0..self.depth {
-            let mut b = [_mm512_setzero_ps(); V];
+            let mut b = [simd.splat_f32s(0.0); V];
             for v in 0..V {
-                // SAFETY: row `i` of `b` has these lanes.
-                let from = unsafe { self.b.add(i * self.b_stride + v * LANES) };
-                b[v] = unsafe { _mm512_maskz_loadu_ps(seen, from) };
+                // SAFETY: row `i` of `b` has these columns.
+                b[v] = unsafe {
+                    let from = self.b.add(i * self.b_stride + v * S::F32_LANES);
+                    load::<S>(simd, from, whole, self.last)
+                };
             }
             for r in 0..R {
                 // SAFETY: row `r` of `a` has a column `i`.
                 let x = unsafe { *self.a.add(r * self.a_strides.0 + i * self.a_strides.1) };
-                let x = _mm512_set1_ps(x);
+                let x = simd.splat_f32s(x);
                 for v in 0..V {
-                    sums[r][v] = _mm512_fmadd_ps(x, b[v], sums[r][v]);
+                    sums[r][v] = simd.mul_add_f32s(x, b[v], sums[r][v]);
                 }
             }
         }
         for r in 0..R {
             for v in 0..V {
-                // SAFETY: row `r` of the result has these lanes.
+                // SAFETY: row `r` of the result has these columns, and nobody else uses them.
                 unsafe {
-                    let to = to.add(r * self.c_stride + v * LANES);
+                    let to = to.add(r * self.c_stride + v * S::F32_LANES);
                     let mut sum = sums[r][v];
                     if self.accumulate {
-                        sum = _mm512_add_ps(_mm512_maskz_loadu_ps(seen, to), sum);
+                        sum = simd.add_f32s(load::<S>(simd, to, whole, self.last), sum);
                     }
-                    _mm512_mask_storeu_ps(to, seen, sum);
+                    if whole {
+                        to.cast::<S::f32s>().write_unaligned(sum);
+                    } else {
+                        let to = std::slice::from_raw_parts_mut(to, self.last);
+                        simd.partial_store_f32s(to, sum);
+                    }
                 }
             }
+        }
+    }
+}
+
+/// The values from `from` on: a vector, or the first `last` of one.
+///
+/// # Safety
+/// They are there.
+#[inline(always)]
+unsafe fn load<S: Simd>(simd: S, from: *const f32, whole: bool, last: usize) -> S::f32s {
+    // SAFETY: by this function's own contract.
+    unsafe {
+        match whole {
+            true => from.cast::<S::f32s>().read_unaligned(),
+            false => simd.partial_load_f32s(std::slice::from_raw_parts(from, last)),
         }
     }
 }
@@ -221,7 +263,7 @@ mod tests {
                 let mut c = values(m * c_stride, 3);
                 let expected = twin((m, n, k), (&c, c_stride, accumulate), a, b);
                 if !suits((m, n, k), b) {
-                    println!("this CPU has no AVX-512: nothing to compare");
+                    println!("this CPU has no vectors of eight values: nothing to compare");
                     return;
                 }
                 let output = Output { values: &mut c, stride: c_stride, accumulate };
@@ -238,7 +280,8 @@ mod tests {
         let b = vec![0.0; 1 << 16];
         assert!(!suits((64, 64, 64), Mat::rows(&b, 1024)));
         assert!(!suits((64, 64, 64), Mat::rows(&b, 64).t()));
-        assert!(!suits((64, 8, 64), Mat::rows(&b, 64)));
+        // Columns of less than a vector.
+        assert!(!suits((64, 7, 64), Mat::rows(&b, 64)));
         assert!(!suits((0, 64, 64), Mat::rows(&b, 64)) && !suits((64, 64, 0), Mat::rows(&b, 64)));
     }
 }

@@ -1,4 +1,4 @@
-//! Products in whole numbers, on CPUs that multiply bytes: codes are bytes as they are, and a row of `x` becomes three.
+//! Products in whole numbers, on CPUs that multiply bytes (AVX2, AVX512_VNNI, AMX): codes are bytes as they are, and a row of `x` becomes three.
 //!
 //! In a group of 32 columns a value of `x` is `s X`, with one power of two `s` for the group and a whole number `X` of 23 bits, and
 //! `X = 2¹⁶ h + 2⁸ m + l` with digits of −128 … 127. The sums `Σ code · h`, `Σ code · m` and `Σ code · l` are exact, in whatever order
@@ -11,6 +11,7 @@
 //! |---|---|
 //! | `x86` | which of the instructions a CPU has |
 //! | `digits` | rows of `x` in digits |
+//! | `avx2` | products of codes of four bits (AVX2) |
 //! | `vnni` | products of a few rows (AVX512_VNNI) |
 //! | `amx` | products of many rows (AMX-INT8) |
 //! | `naive` | the same, value by value: what tests compare with |
@@ -21,6 +22,8 @@ mod naive;
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
 #[cfg(target_arch = "x86_64")]
@@ -37,7 +40,7 @@ pub(crate) enum Unit {}
 
 #[cfg(not(target_arch = "x86_64"))]
 impl Unit {
-    pub fn find() -> Option<Self> {
+    pub fn find(_order: Order) -> Option<Self> {
         None
     }
 
@@ -120,19 +123,20 @@ mod tests {
         (0..n * columns).map(value).collect()
     }
 
-    fn check<B: Integer>(unit: Unit) {
+    fn check<B: Integer>() {
         let (blocks, tiles, most) = (3, 3, 70);
         let columns = blocks * B::VALUES;
         let words: Vec<Words> = crate::product::tests::tiles::<B>(tiles * blocks);
         let x = values(most, columns);
         for n in 1..=most {
             let x = &x[..n * columns];
-            let mut rows = Rows::default();
-            unit.digits_into(x, columns, B::ORDER, &mut rows);
-            assert_eq!(rows, naive::digits(x, columns, B::ORDER), "digits of {n} rows");
+            let expected_digits = naive::digits(x, columns, B::ORDER);
             let expected = naive::multiply::<B>(&words, blocks * B::WORDS, x, n);
             assert!(expected.iter().all(|y| y.is_finite()) && expected.iter().any(|y| *y != 0.0));
-            for unit in unit.without_tiles_too() {
+            for unit in Unit::all(B::ORDER) {
+                let mut rows = Rows::default();
+                unit.digits_into(x, columns, B::ORDER, &mut rows);
+                assert_eq!(rows, expected_digits, "digits of {n} rows on {unit:?}");
                 let mut y = vec![f32::NAN; n * tiles * LANES];
                 unit.multiply::<B>(&words, blocks * B::WORDS, &rows, &mut y);
                 assert_eq!(y, expected, "{n} rows on {unit:?}");
@@ -142,23 +146,47 @@ mod tests {
 
     #[test]
     fn every_kernel_gives_the_bits_of_the_naive_twin() {
-        let Some(unit) = Unit::find() else {
+        if Unit::all(Order::Nibbles).is_empty() {
             println!("this CPU multiplies no bytes: nothing to compare");
-            return;
-        };
-        check::<Q4_0>(unit);
-        check::<Q4_1>(unit);
-        check::<Q8_0>(unit);
-        check::<Q4K>(unit);
+        }
+        check::<Q4_0>();
+        check::<Q4_1>();
+        check::<Q8_0>();
+        check::<Q4K>();
+    }
+
+    /// The largest codes and digits of either sign: sums of 16 bits hold them.
+    #[test]
+    fn the_largest_sums_are_exact() {
+        let row_words = <Q4_1 as crate::block::Block>::WORDS;
+        let mut words = vec![Words::default(); row_words];
+        words[..4].fill(Words([u32::MAX; LANES]));
+        // Scale 1, minimum 0.
+        words[4] = Words([0x3c00; LANES]);
+        // 2²³ / 1.004 and numbers whose lower digits are all -128 or 127.
+        for whole in [8_355_000, 0x7f_7f7f, -0x80_8080 + 0x1_0000, -8_355_000] {
+            let x = [whole as f32; GROUP];
+            let expected = naive::multiply::<Q4_1>(&words, row_words, &x, 1);
+            for unit in Unit::all(Order::Nibbles) {
+                let mut rows = Rows::default();
+                unit.digits_into(&x, GROUP, Order::Nibbles, &mut rows);
+                let mut y = vec![f32::NAN; LANES];
+                unit.multiply::<Q4_1>(&words, row_words, &rows, &mut y);
+                assert_eq!(y, expected, "{whole} on {unit:?}");
+                let exact = 15.0 * 32.0 * f64::from(whole);
+                assert!((f64::from(y[0]) - exact).abs() <= 1e-6 * exact.abs(), "{whole}: {}", y[0]);
+            }
+        }
     }
 
     /// What is no number, or too large for one, makes products that are none; what is next to nothing is nothing.
     #[test]
     fn values_that_are_no_numbers_reach_the_products() {
-        let Some(unit) = Unit::find() else { return };
         let words: Vec<Words> = crate::product::tests::tiles::<Q4_1>(1);
         let row_words = <Q4_1 as crate::block::Block>::WORDS;
-        for n in [1, 40] {
+        for (unit, n) in
+            Unit::all(Order::Nibbles).into_iter().flat_map(|unit| [(unit, 1), (unit, 40)])
+        {
             for (value, is_nan) in [(f32::NAN, true), (f32::INFINITY, true), (1e-38, false)] {
                 let mut x = vec![1e-38; n * GROUP];
                 x[(n - 1) * GROUP + 7] = value;
@@ -167,8 +195,9 @@ mod tests {
                 let mut y = vec![f32::INFINITY; n * LANES];
                 unit.multiply::<Q4_1>(&words, row_words, &rows, &mut y);
                 let (first, last) = y.split_at((n - 1) * LANES);
-                assert!(first.iter().all(|y| *y == 0.0));
-                assert!(last.iter().all(|y| y.is_nan() == is_nan && (is_nan || *y == 0.0)));
+                assert!(first.iter().all(|y| *y == 0.0), "{unit:?}");
+                let fits = |y: &f32| y.is_nan() == is_nan && (is_nan || *y == 0.0);
+                assert!(last.iter().all(fits), "{value} on {unit:?}");
             }
         }
     }

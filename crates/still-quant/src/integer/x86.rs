@@ -1,35 +1,47 @@
 //! Which of the instructions this CPU has.
 
-use pulp::x86::V4;
+use pulp::x86::{V3, V4};
 use still_compute::amx::{self as matrix_unit, multiplies};
 
-use super::{Integer, Order, Rows, amx, vnni};
-use crate::tile::Words;
+use super::{Integer, Order, Rows, amx, avx2, vnni};
+use crate::tile::{LANES, Words};
 
-/// Proof that this CPU multiplies bytes: AVX512_VNNI, and perhaps AMX-INT8.
+/// Proof that this CPU has what multiplies bytes.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Unit {
-    simd: V4,
-    /// Whether this process may use tiles, too.
-    tiles: bool,
+pub(crate) enum Unit {
+    /// AVX2: codes of four bits, in pairs.
+    Pairs(V3),
+    /// AVX512_VNNI.
+    Fours(V4),
+    /// AVX512_VNNI, and AMX-INT8 for many rows, which this process may use.
+    Tiles(V4),
 }
 
 impl Unit {
-    /// If this CPU has it.
-    pub fn find() -> Option<Self> {
-        let simd = V4::try_new().filter(|_| is_x86_feature_detected!("avx512vnni"))?;
-        Some(Self { simd, tiles: multiplies(matrix_unit::Unit::Int8) })
+    /// The fastest of this CPU for codes in this order.
+    pub fn find(order: Order) -> Option<Self> {
+        if let Some(simd) = V4::try_new().filter(|_| is_x86_feature_detected!("avx512vnni")) {
+            let tiles = multiplies(matrix_unit::Unit::Int8);
+            return Some(if tiles { Self::Tiles(simd) } else { Self::Fours(simd) });
+        }
+        V3::try_new().filter(|_| order == Order::Nibbles).map(Self::Pairs)
     }
 
     /// Whether many rows are multiplied in tiles.
     pub fn has_tiles(self) -> bool {
-        self.tiles
+        matches!(self, Self::Tiles(_))
     }
 
     /// Rows `x` `[n, columns]` in digits, over what `rows` held.
     pub fn digits_into(self, x: &[f32], columns: usize, order: Order, rows: &mut Rows) {
-        // SAFETY: `self` proves that the CPU has these features.
-        unsafe { vnni::digits_into(x, columns, order, rows) }
+        match self {
+            // SAFETY: `self` proves that the CPU has these features.
+            Self::Pairs(_) => unsafe { avx2::digits_into(x, columns, order, rows) },
+            // SAFETY: as above.
+            Self::Fours(_) | Self::Tiles(_) => unsafe {
+                vnni::digits_into(x, columns, order, rows);
+            },
+        }
     }
 
     /// `y[tile][i][lane] = x[i] · row` for the rows of `x` and those of some tiles.
@@ -40,25 +52,36 @@ impl Unit {
         rows: &Rows,
         y: &mut [f32],
     ) {
-        assert_eq!(y.len(), words.len() / row_words * rows.count() * 16, "y is not [tiles, n, 16]");
+        let tiles = words.len() / row_words;
+        assert_eq!(y.len(), tiles * rows.count() * LANES, "y is not [tiles, n, 16]");
         assert_eq!(
             row_words,
             rows.width * super::GROUP / B::VALUES * B::WORDS,
             "x is of other columns"
         );
-        if self.tiles && rows.count() >= amx::ROWS {
-            // SAFETY: `self` proves that the CPU has these features and that the process may use tiles.
-            unsafe { amx::multiply::<B>(self.simd, words, row_words, rows, y) }
-        } else {
-            // SAFETY: `self` proves that the CPU has these features.
-            unsafe { vnni::multiply::<B>(self.simd, words, row_words, rows, y) }
+        match self {
+            Self::Tiles(simd) if rows.count() >= amx::ROWS => {
+                // SAFETY: `self` proves that the CPU has these features and that the process may use tiles.
+                unsafe { amx::multiply::<B>(simd, words, row_words, rows, y) }
+            }
+            Self::Fours(simd) | Self::Tiles(simd) => {
+                // SAFETY: `self` proves that the CPU has these features.
+                unsafe { vnni::multiply::<B>(simd, words, row_words, rows, y) }
+            }
+            // SAFETY: as above.
+            Self::Pairs(simd) => unsafe { avx2::multiply::<B>(simd, words, row_words, rows, y) },
         }
     }
 
-    /// Also without AMX, where there is it.
+    /// All that this CPU has for codes in this order.
     #[cfg(test)]
-    pub fn without_tiles_too(self) -> Vec<Self> {
-        let other = self.tiles.then_some(Self { tiles: false, ..self });
-        [self].into_iter().chain(other).collect()
+    pub fn all(order: Order) -> Vec<Self> {
+        let pairs = V3::try_new().filter(|_| order == Order::Nibbles).map(Self::Pairs);
+        let best = Self::find(order).filter(|best| !matches!(best, Self::Pairs(_)));
+        let fours = match best {
+            Some(Self::Tiles(simd)) => Some(Self::Fours(simd)),
+            _ => None,
+        };
+        [best, fours, pairs].into_iter().flatten().collect()
     }
 }
