@@ -96,7 +96,7 @@ impl PackedMatrix {
                 );
             });
         });
-        let integer = with_integer!(format, B => B::ORDER).and_then(Unit::find);
+        let integer = with_integer!(format, B => B::ORDER).and_then(|_| Unit::find());
         Ok(Self { format, rows, columns, words, integer })
     }
 

@@ -1,7 +1,7 @@
 //! Rows of `x` in digits, and products, in AVX2: two codes meet two digits an instruction, in sums of 16 bits.
 //!
-//! Codes are below 16 and digits at most 128 from 0, so that 16 products of a group are less than 2¹⁵: codes of eight bits have no
-//! products here.
+//! Codes are below 16 and digits at most 128 from 0, so that 16 products of a group are less than 2¹⁵. Codes of eight bits are
+//! multiplied in [`super::words`].
 
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -10,6 +10,7 @@ use pulp::f32x8;
 use pulp::x86::V3;
 use still_compute::vector::prefetch;
 
+use super::words::words_of;
 use super::{Digits, GROUP, Group, Integer, Order, Rows};
 use crate::tile::{LANES, Part, Words};
 
@@ -17,7 +18,7 @@ use crate::tile::{LANES, Part, Words};
 const MOST: usize = 3;
 
 /// Lanes of a vector.
-const WIDTH: usize = 8;
+pub(super) const WIDTH: usize = 8;
 
 /// Values below are next to nothing.
 const LEAST: f32 = f32::from_bits(27 << 23);
@@ -34,6 +35,10 @@ pub fn digits_into(x: &[f32], columns: usize, order: Order, rows: &mut Rows) {
         for (at, (x, digits)) in x.iter().zip(digits).enumerate() {
             rows.groups[at * n + row] = digits_of(x, order, digits);
         }
+    }
+    rows.words.clear();
+    if order == Order::Bytes {
+        rows.words.extend(rows.digits.iter().map(words_of));
     }
 }
 
@@ -128,7 +133,7 @@ pub fn multiply<B: Integer>(
     rows: &Rows,
     y: &mut [f32],
 ) {
-    assert_eq!(B::ORDER, Order::Nibbles, "codes of eight bits overflow sums of sixteen");
+    assert_eq!(B::ORDER, Order::Nibbles, "codes of eight bits overflow sums of 16 bits");
     let n = rows.count();
     // As many rows at a time as have their sums in registers, and about equally many.
     let times = n.div_ceil(MOST);
@@ -225,25 +230,42 @@ fn pinned([mut high, mut middle, mut low]: [__m256i; 3]) -> [__m256i; 3] {
 /// Scales and offsets of a group of a block.
 #[inline]
 #[target_feature(enable = "avx2,fma,bmi1,bmi2,lzcnt,popcnt")]
-fn affine<B: Integer>(simd: V3, tile: &[Words], group: usize, part: usize) -> [__m256; 2] {
+pub(super) fn affine<B: Integer>(
+    simd: V3,
+    tile: &[Words],
+    group: usize,
+    part: usize,
+) -> [__m256; 2] {
     let (scale, offset) = B::scale_and_offset(Part { simd, tile, part }, group);
     // SAFETY: both are 8 floats of a vector.
     unsafe { std::mem::transmute::<[f32x8; 2], [__m256; 2]>([scale, offset]) }
 }
 
-/// Adds a group's products, two a lane, to a row's. The roundings are those of [`super::vnni`].
+/// Adds a group's products, two a lane, to a row's.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
 fn add(
     total: __m256,
     [high, middle, low]: [__m256i; 3],
-    [scale, offset]: [__m256; 2],
+    affine: [__m256; 2],
     group: Group,
 ) -> __m256 {
     let times = |sums: __m256i, weight: i16| _mm256_madd_epi16(sums, _mm256_set1_epi16(weight));
-    let low = _mm256_cvtepi32_ps(_mm256_add_epi32(times(middle, 256), times(low, 1)));
-    let high = _mm256_cvtepi32_ps(times(high, 1));
-    let sum = _mm256_fmadd_ps(high, _mm256_set1_ps(65536.0), low);
+    let upper = _mm256_add_epi32(times(high, 256), times(middle, 1));
+    total_of(total, [upper, times(low, 1)], affine, group)
+}
+
+/// Adds a group's products to a row's: those that weigh 2⁸, and 1. The roundings are those of [`super::vnni`].
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+pub(super) fn total_of(
+    total: __m256,
+    [upper, low]: [__m256i; 2],
+    [scale, offset]: [__m256; 2],
+    group: Group,
+) -> __m256 {
+    let (upper, low) = (_mm256_cvtepi32_ps(upper), _mm256_cvtepi32_ps(low));
+    let sum = _mm256_fmadd_ps(upper, _mm256_set1_ps(256.0), low);
     let total = _mm256_fmadd_ps(offset, _mm256_set1_ps(group.sum), total);
     _mm256_fmadd_ps(_mm256_mul_ps(scale, _mm256_set1_ps(group.unit)), sum, total)
 }

@@ -8,6 +8,11 @@ pub(crate) const GROUP: usize = 32;
 #[repr(align(32))]
 pub(crate) struct Digits(pub [i8; GROUP]);
 
+/// A group's digits in words of 16 bits: those that weigh 2⁸, and 1.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[repr(align(64))]
+pub(crate) struct RowWords(pub [[i16; GROUP]; 2]);
+
 /// A group of a row besides its digits.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Group {
@@ -22,6 +27,8 @@ pub(crate) struct Group {
 pub(crate) struct Rows {
     /// `[n, groups, 3]`: those that weigh 2¹⁶, 2⁸ and 1.
     pub digits: Vec<[Digits; 3]>,
+    /// `[n, groups]`: the same in words, where a CPU multiplies them.
+    pub words: Vec<RowWords>,
     /// `[groups, n]`: those of many rows are read together.
     pub groups: Vec<Group>,
     /// Groups of a row.

@@ -27,7 +27,7 @@ pub fn digits(x: &[f32], columns: usize, order: Order) -> Rows {
         let sum: i32 = whole.iter().sum();
         groups[at % width * n + at / width] = Group { unit, sum: unit * sum as f32 };
     }
-    Rows { digits: all, groups, width }
+    Rows { digits: all, words: Vec::new(), groups, width }
 }
 
 /// What a group's whole numbers count, and these.
@@ -76,8 +76,8 @@ fn product<B: Integer>(tile: &[Words], lane: usize, x: &[f32]) -> f32 {
             codes.iter().zip(digits.0).map(|(&code, digit)| code * i32::from(digit)).sum()
         };
         let [high, middle, low] = &rows.digits[0];
-        let low = sum(middle) * 256 + sum(low);
-        let total = (sum(high) as f32).mul_add(65536.0, low as f32);
+        let upper = sum(high) * 256 + sum(middle);
+        let total = (upper as f32).mul_add(256.0, sum(low) as f32);
         let part = Part { simd: Scalar::new(), tile, part: lane };
         let (scale, offset) = B::scale_and_offset(part, group);
         let Group { unit, sum } = rows.groups[0];

@@ -200,8 +200,8 @@ pub(super) fn add(
     [scale, offset]: [__m512; 2],
     group: Group,
 ) -> __m512 {
-    let low = _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32::<8>(middle), low));
-    let sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(high), _mm512_set1_ps(65536.0), low);
+    let upper = _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32::<8>(high), middle));
+    let sum = _mm512_fmadd_ps(upper, _mm512_set1_ps(256.0), _mm512_cvtepi32_ps(low));
     let total = _mm512_fmadd_ps(offset, _mm512_set1_ps(group.sum), total);
     _mm512_fmadd_ps(_mm512_mul_ps(scale, _mm512_set1_ps(group.unit)), sum, total)
 }

@@ -3,13 +3,13 @@
 use pulp::x86::{V3, V4};
 use still_compute::amx::{self as matrix_unit, multiplies};
 
-use super::{Integer, Order, Rows, amx, avx2, vnni};
+use super::{Integer, Order, Rows, amx, avx2, vnni, words};
 use crate::tile::{LANES, Words};
 
 /// Proof that this CPU has what multiplies bytes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Unit {
-    /// AVX2: codes of four bits, in pairs.
+    /// AVX2: codes in pairs.
     Pairs(V3),
     /// AVX512_VNNI.
     Fours(V4),
@@ -18,13 +18,13 @@ pub(crate) enum Unit {
 }
 
 impl Unit {
-    /// The fastest of this CPU for codes in this order.
-    pub fn find(order: Order) -> Option<Self> {
+    /// The fastest of this CPU.
+    pub fn find() -> Option<Self> {
         if let Some(simd) = V4::try_new().filter(|_| is_x86_feature_detected!("avx512vnni")) {
             let tiles = multiplies(matrix_unit::Unit::Int8);
             return Some(if tiles { Self::Tiles(simd) } else { Self::Fours(simd) });
         }
-        V3::try_new().filter(|_| order == Order::Nibbles).map(Self::Pairs)
+        V3::try_new().map(Self::Pairs)
     }
 
     /// Whether many rows are multiplied in tiles.
@@ -69,15 +69,20 @@ impl Unit {
                 unsafe { vnni::multiply::<B>(simd, words, row_words, rows, y) }
             }
             // SAFETY: as above.
-            Self::Pairs(simd) => unsafe { avx2::multiply::<B>(simd, words, row_words, rows, y) },
+            Self::Pairs(simd) => unsafe {
+                match B::ORDER {
+                    Order::Nibbles => avx2::multiply::<B>(simd, words, row_words, rows, y),
+                    Order::Bytes => words::multiply::<B>(simd, words, row_words, rows, y),
+                }
+            },
         }
     }
 
-    /// All that this CPU has for codes in this order.
+    /// All that this CPU has.
     #[cfg(test)]
-    pub fn all(order: Order) -> Vec<Self> {
-        let pairs = V3::try_new().filter(|_| order == Order::Nibbles).map(Self::Pairs);
-        let best = Self::find(order).filter(|best| !matches!(best, Self::Pairs(_)));
+    pub fn all() -> Vec<Self> {
+        let pairs = V3::try_new().map(Self::Pairs);
+        let best = Self::find().filter(|best| !matches!(best, Self::Pairs(_)));
         let fours = match best {
             Some(Self::Tiles(simd)) => Some(Self::Fours(simd)),
             _ => None,
