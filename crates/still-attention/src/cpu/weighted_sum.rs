@@ -83,7 +83,8 @@ fn add_small_batch<T: Real, C: Cell<T>, const N: usize>(
         }
         let rows = &summed.values[rows.start * width..rows.end * width];
         let mut column = 0;
-        if vector::has_many_registers() {
+        // One row's sums fit in any CPU's registers, and two at a time would wait for each other.
+        if N == 1 || vector::has_many_registers() {
             while column + 64 <= width {
                 add_columns::<T, C, N, 64>(rows, width, factors, column, out, out_stride);
                 column += 64;
