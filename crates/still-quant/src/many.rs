@@ -7,14 +7,13 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use pulp::{Arch, Simd, WithSimd};
+use pulp::{Arch, Simd, WithSimd, bytemuck};
 use rayon::prelude::*;
-use still_compute::threads::Shared;
 
 use crate::block::Block;
 use crate::format::with_block;
 use crate::matrix::PackedMatrix;
-use crate::product::{Widen, tiles_of};
+use crate::product::{Output, Widen, tiles_of};
 use crate::tile::{LANES, Words};
 
 /// Rows of `x` whose sums are in registers.
@@ -44,11 +43,10 @@ fn wide<S: Simd>() -> bool {
 }
 
 /// `y = x Wᵀ` for rows `rows` of the matrix, on all threads.
-pub fn multiply(matrix: &PackedMatrix, rows: Range<usize>, x: &[f32], y: &mut [f32]) {
+pub fn multiply(matrix: &PackedMatrix, rows: Range<usize>, x: &[f32], y: Output<'_>) {
     let (columns, panel) = (matrix.columns(), panel_tiles());
     let panels = (STRETCH / (columns * panel * LANES)).max(1);
     let tiles = tiles_of(&rows);
-    let y = Shared::new(y);
     let stretches = tiles.clone().into_par_iter().step_by(panels * panel);
     stretches.for_each_init(Vec::new, |widened, first| {
         let tiles = first..(first + panels * panel).min(tiles.end);
@@ -60,7 +58,7 @@ pub fn multiply(matrix: &PackedMatrix, rows: Range<usize>, x: &[f32], y: &mut [f
             rows: rows.clone(),
             x,
             widened,
-            y: &y,
+            y,
             block: PhantomData,
         }));
     });
@@ -78,7 +76,7 @@ struct Stretch<'a, B> {
     /// Memory for the values.
     widened: &'a mut Vec<f32>,
     /// `[n, rows]`; those of these tiles are this thread's.
-    y: &'a Shared<'a>,
+    y: Output<'a>,
     block: PhantomData<B>,
 }
 
@@ -156,7 +154,7 @@ struct Products<'a, const V: usize> {
     /// The panel's rows that are asked for.
     lanes: Range<usize>,
     /// Those of the panel's rows are this thread's.
-    y: &'a Shared<'a>,
+    y: Output<'a>,
     /// Where the first row's products go, and how far from there the next one's.
     to: usize,
     y_stride: usize,
@@ -197,14 +195,14 @@ impl<const V: usize> Products<'_, V> {
         }
         for (r, sums) in sums.iter().enumerate() {
             let start = self.to + r * self.y_stride;
+            let sums: &[f32] = bytemuck::cast_slice(sums);
             // SAFETY: every row has columns of its own, and those of this panel are this thread's.
-            let y = unsafe { self.y.write(start..start + self.lanes.len()) };
-            if self.lanes.len() == V * S::F32_LANES {
-                S::as_mut_simd_f32s(y).0.copy_from_slice(sums);
-            } else {
-                let mut values = [0.0; WIDEST];
-                S::as_mut_simd_f32s(&mut values).0[..V].copy_from_slice(sums);
-                y.copy_from_slice(&values[self.lanes.clone()]);
+            unsafe {
+                if self.lanes.len() == sums.len() {
+                    self.y.write(start, sums);
+                } else {
+                    self.y.write(start, &sums[self.lanes.clone()]);
+                }
             }
         }
     }
@@ -262,7 +260,7 @@ mod tests {
                 rows,
                 x: &x[..n * columns],
                 widened: &mut widened,
-                y: &Shared::new(&mut y),
+                y: Output::new(&mut y),
                 block: PhantomData,
             });
             y

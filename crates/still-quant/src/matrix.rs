@@ -8,7 +8,7 @@ use still_compute::pages::Pages;
 use crate::block::Block;
 use crate::format::{Format, with_block, with_integer};
 use crate::integer::{Integer, Order, Rows, Unit};
-use crate::product;
+use crate::product::{self, Output};
 use crate::tile::{LANES, Words};
 
 /// What can be wrong with a packed matrix.
@@ -195,9 +195,27 @@ impl PackedMatrix {
     /// # Panics
     /// If there are no such rows, or `x` and `y` are not of these sizes.
     pub fn multiply(&self, rows: Range<usize>, x: &[f32], y: &mut [f32]) {
+        assert_eq!(y.len(), self.products(&rows, x), "y is not [n, {}]", rows.len());
+        product::multiply(self, rows, x, Output::new(y));
+    }
+
+    /// [`PackedMatrix::multiply`] into a new vector, whose memory is not zeroed first.
+    ///
+    /// # Panics
+    /// If there are no such rows, or `x` is not of this size.
+    pub fn multiply_new(&self, rows: Range<usize>, x: &[f32]) -> Vec<f32> {
+        let length = self.products(&rows, x);
+        let mut y = Vec::with_capacity(length);
+        product::multiply(self, rows, x, Output::uninit(&mut y.spare_capacity_mut()[..length]));
+        // SAFETY: the product has written all of them.
+        unsafe { y.set_len(length) };
+        y
+    }
+
+    /// How many products there are of `x` and these rows.
+    fn products(&self, rows: &Range<usize>, x: &[f32]) -> usize {
         assert!(rows.end <= self.rows, "rows {rows:?} of {}", self.rows);
         assert!(x.len().is_multiple_of(self.columns), "x is not [n, {}]", self.columns);
-        assert_eq!(y.len(), x.len() / self.columns * rows.len(), "y is not [n, {}]", rows.len());
-        product::multiply(self, rows, x, y);
+        x.len() / self.columns * rows.len()
     }
 }

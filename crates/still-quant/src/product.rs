@@ -1,11 +1,11 @@
 //! Matrix products.
 
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
-use still_compute::threads::Shared;
 use still_compute::vector;
 
 use crate::batch::{Batch, CHAINS};
@@ -126,8 +126,44 @@ pub fn tiles_of(rows: &Range<usize>) -> Range<usize> {
     rows.start / LANES..rows.end.div_ceil(LANES)
 }
 
-/// See [`PackedMatrix::multiply`], which checks the sizes.
-pub fn multiply(matrix: &PackedMatrix, rows: Range<usize>, x: &[f32], y: &mut [f32]) {
+/// Where products go: memory whose values need not be there yet.
+#[derive(Clone, Copy, Debug)]
+pub struct Output<'a> {
+    start: *mut f32,
+    length: usize,
+    memory: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: what a thread writes is its own, by the contract of `write`.
+unsafe impl Send for Output<'_> {}
+// SAFETY: as above.
+unsafe impl Sync for Output<'_> {}
+
+impl<'a> Output<'a> {
+    pub fn new(values: &'a mut [f32]) -> Self {
+        Self { start: values.as_mut_ptr(), length: values.len(), memory: PhantomData }
+    }
+
+    pub fn uninit(values: &'a mut [MaybeUninit<f32>]) -> Self {
+        Self { start: values.as_mut_ptr().cast(), length: values.len(), memory: PhantomData }
+    }
+
+    /// Writes values from `start` on.
+    ///
+    /// # Safety
+    /// Nobody else writes or reads there.
+    #[inline(always)]
+    pub unsafe fn write(self, start: usize, values: &[f32]) {
+        assert!(start + values.len() <= self.length, "products have no such place");
+        // SAFETY: the memory is there, as asserted, and this caller's, by this function's own contract.
+        unsafe {
+            std::ptr::copy_nonoverlapping(values.as_ptr(), self.start.add(start), values.len());
+        }
+    }
+}
+
+/// See [`PackedMatrix::multiply`], which checks the sizes. Writes every value of `y` `[n, rows]`.
+pub fn multiply(matrix: &PackedMatrix, rows: Range<usize>, x: &[f32], y: Output<'_>) {
     let n = x.len() / matrix.columns();
     if n == 0 || rows.is_empty() {
         return;
@@ -141,10 +177,10 @@ pub fn multiply(matrix: &PackedMatrix, rows: Range<usize>, x: &[f32], y: &mut [f
 }
 
 /// Rows of `x` with codes: threads take tiles.
-fn on_codes(matrix: &PackedMatrix, n: usize, rows: Range<usize>, x: &[f32], y: &mut [f32]) {
+fn on_codes(matrix: &PackedMatrix, n: usize, rows: Range<usize>, x: &[f32], y: Output<'_>) {
     let mut prepared = PreparedRows::default();
     prepare(matrix, x, &mut prepared);
-    let (tiles, y) = (tiles_of(&rows), Shared::new(y));
+    let tiles = tiles_of(&rows);
     let per_task = VALUES_PER_TASK.div_ceil(matrix.columns() * LANES);
     let tasks = tiles.clone().step_by(per_task).collect::<Vec<_>>();
     tasks.into_par_iter().for_each_init(Vec::new, |by_tile, first| {
@@ -158,10 +194,8 @@ fn on_codes(matrix: &PackedMatrix, n: usize, rows: Range<usize>, x: &[f32], y: &
             let (from, to) =
                 (of_tile.start - first..of_tile.end - first, of_tile.start - rows.start);
             for (i, values) in values.chunks_exact(LANES).enumerate() {
-                let start = i * rows.len() + to;
                 // SAFETY: every tile has columns of its own.
-                let y = unsafe { y.write(start..start + from.len()) };
-                y.copy_from_slice(&values[from.clone()]);
+                unsafe { y.write(i * rows.len() + to, &values[from.clone()]) };
             }
         }
     });

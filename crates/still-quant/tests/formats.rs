@@ -53,11 +53,12 @@ fn widened_values_are_the_tensor_librarys() {
 fn products_of_small_and_large_batches_are_sums_of_widened_values() {
     for (format, dtype) in FORMATS {
         let (matrix, wide) = matrix(format, dtype, 70, 512);
-        for n in [1, 2, 3, 4, 5, 6, 7, 8, 9, 40] {
+        for n in [1, 2, 3, 4, 5, 6, 7, 8, 9, 40, 64, 71] {
             let x = values(n * 512, 2);
             for rows in [0..70, 5..38] {
                 let mut y = vec![f32::NAN; n * rows.len()];
                 matrix.multiply(rows.clone(), &x, &mut y);
+                assert_eq!(matrix.multiply_new(rows.clone(), &x), y);
                 for i in 0..n {
                     for (column, row) in rows.clone().enumerate() {
                         let w = &wide[row * 512..(row + 1) * 512];

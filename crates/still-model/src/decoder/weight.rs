@@ -303,6 +303,9 @@ impl Weight {
     pub(super) fn multiply<T: Real>(&self, x: &[T]) -> Result<Vec<T>> {
         let (out, inner) = self.dims2()?;
         let n = x.len() / inner;
+        if let (Self::Packed(matrix), Some(x)) = (self, T::as_f32s(x)) {
+            return Ok(T::from_f32s(matrix.multiply_new(0..out, x)));
+        }
         if let (Self::Dense(tensor), true) = (self, n > SMALL_BATCH) {
             return with_values(tensor, |w| {
                 par_matmul_new((n, out, inner), Mat::rows(x, inner), Mat::rows(w, inner).t())
