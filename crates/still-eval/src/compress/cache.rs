@@ -4,7 +4,7 @@ use candle_core::{DType, Tensor};
 use still_attention::RowDtype;
 use still_model::Model;
 
-use super::attention::{Rows, later};
+use super::attention::{ABSENT, Rows, later};
 use super::context::scale_of;
 use super::select::Kept;
 use crate::error::{EvalError, Result};
@@ -82,7 +82,7 @@ impl CompressedCache {
         let layers = &mut self.layers;
         let x = decoder.visit_layers::<EvalError>(x, &rotation, None, |n, layer, inputs| {
             let mut own = Rows::new(&inputs.k, &inputs.v)?;
-            own.absent = absent.clone();
+            own.absent.clone_from(&absent);
             layers[n] = layers[n].then(&own)?;
             layers[n].attend(&inputs.q, scale_of(layer), &later)
         })?;
@@ -94,16 +94,19 @@ impl CompressedCache {
         Ok(decoder.final_norm(&x)?)
     }
 
-    /// `[B, K, T]`: −∞ for what is fed after a sequence's end.
-    fn padding(&self, model: &Model, ids: &[&[u32]], longest: usize) -> Result<Tensor> {
+    /// `[B, K, T]`: [`ABSENT`] for what is fed after a sequence's end. `None` if all are as long.
+    fn padding(&self, model: &Model, ids: &[&[u32]], longest: usize) -> Result<Option<Tensor>> {
+        if ids.iter().all(|ids| ids.len() == longest) {
+            return Ok(None);
+        }
         let row = |ids: &&[u32]| {
             let there = ids.len();
-            (0..longest).map(move |t| if t < there { 0.0 } else { f32::NEG_INFINITY })
+            (0..longest).map(move |t| if t < there { 0.0 } else { ABSENT })
         };
         let mask: Vec<f32> = ids.iter().flat_map(row).collect();
         let mask = Tensor::from_vec(mask, (ids.len(), 1, longest), model.device())?;
         let kv_heads = model.config().num_key_value_heads;
-        Ok(mask.broadcast_as((ids.len(), kv_heads, longest))?.contiguous()?)
+        Ok(Some(mask.broadcast_as((ids.len(), kv_heads, longest))?.contiguous()?))
     }
 }
 
@@ -125,15 +128,20 @@ fn pick(rows: &Rows, kept: &[Vec<usize>]) -> Result<Rows> {
             let at = Tensor::new(at.as_slice(), device)?;
             Ok(rows.index_select(&at, 2)?.pad_with_zeros(2, 0, fill)?)
         };
-        let absent = vec![0.0_f32; kept.len()];
-        let absent: Vec<f32> =
-            absent.into_iter().chain(std::iter::repeat_n(f32::NEG_INFINITY, fill)).collect();
+        let absent = std::iter::repeat_n(0.0_f32, kept.len());
+        let absent: Vec<f32> = absent.chain(std::iter::repeat_n(ABSENT, fill)).collect();
         let absent = Tensor::from_vec(absent, (1, 1, most), device)?;
-        Ok(Rows { k: taken(&rows.k)?, v: taken(&rows.v)?, absent })
+        Ok(Rows { k: taken(&rows.k)?, v: taken(&rows.v)?, absent: Some(absent) })
     };
     let heads: Vec<Rows> = (0..kept.len()).map(head).collect::<Result<_>>()?;
     let join = |of: fn(&Rows) -> &Tensor| Tensor::cat(&heads.iter().map(of).collect::<Vec<_>>(), 1);
-    Ok(Rows { k: join(|r| &r.k)?, v: join(|r| &r.v)?, absent: join(|r| &r.absent)? })
+    let absent = match kept.iter().all(|kept| kept.len() == most) {
+        true => None,
+        false => {
+            Some(Tensor::cat(&heads.iter().map(Rows::absence).collect::<Result<Vec<_>>>()?, 1)?)
+        }
+    };
+    Ok(Rows { k: join(|r| &r.k)?, v: join(|r| &r.v)?, absent })
 }
 
 /// Rows of several sequences, filled up to the longest.
@@ -148,15 +156,19 @@ fn stack(all: &[&Rows]) -> Result<Rows> {
             .map(|(rows, &length)| of(rows).pad_with_zeros(2, 0, most - length));
         Ok(Tensor::cat(&filled.collect::<candle_core::Result<Vec<_>>>()?, 0)?)
     };
-    let absent = all.iter().zip(&lengths).map(|(rows, &length)| -> Result<Tensor> {
-        let (batch, heads, _) = rows.absent.dims3()?;
-        if length == most {
-            return Ok(rows.absent.clone());
-        }
-        let shape = (batch, heads, most - length);
-        let fill = Tensor::full(f32::NEG_INFINITY, shape, rows.absent.device())?;
-        Ok(Tensor::cat(&[&rows.absent, &fill], 2)?)
-    });
-    let absent = Tensor::cat(&absent.collect::<Result<Vec<_>>>()?, 0)?;
+    let absent = || -> Result<Tensor> {
+        let absent = all.iter().zip(&lengths).map(|(rows, &length)| -> Result<Tensor> {
+            let (batch, heads, _, _) = rows.k.dims4()?;
+            if length == most {
+                return rows.absence();
+            }
+            let shape = (batch, heads, most - length);
+            let fill = Tensor::full(ABSENT, shape, rows.k.device())?;
+            Ok(Tensor::cat(&[&rows.absence()?, &fill], 2)?)
+        });
+        Ok(Tensor::cat(&absent.collect::<Result<Vec<_>>>()?, 0)?)
+    };
+    let all_there = all.iter().zip(&lengths).all(|(rows, &n)| rows.absent.is_none() && n == most);
+    let absent = if all_there { None } else { Some(absent()?) };
     Ok(Rows { k: filled(|rows| &rows.k)?, v: filled(|rows| &rows.v)?, absent })
 }

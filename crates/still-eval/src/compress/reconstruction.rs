@@ -6,10 +6,10 @@
 //! have their first four tokens in its place. They put the chat template's header of an answer between the request and the
 //! repetition; there is none here.
 
-use candle_core::{D, Tensor};
+use candle_core::Tensor;
 use still_model::Model;
 
-use super::attention::{Rows, blocks, largest_of_queries, later, weights};
+use super::attention::{Rows, Softmax, blocks, later};
 use super::context::scale_of;
 use super::scores::Scores;
 use super::select::SINKS;
@@ -89,12 +89,14 @@ pub(super) fn largest(
 ) -> Result<Scores> {
     let own = own.to_dtype(k.dtype())?;
     let sinks = SINKS.min(from);
-    let before = Tensor::cat(&[k.narrow(2, 0, sinks)?, k.narrow(2, from, to - from)?], 2)?;
+    let scored = k.narrow(2, from, to - from)?;
+    let before = Tensor::cat(&[&k.narrow(2, 0, sinks)?, &scored], 2)?;
     let mut largest: Option<Tensor> = None;
     for (start, length) in blocks(q.dim(2)?) {
         let keys = Tensor::cat(&[&before, &own.narrow(2, 0, start + length)?], 2)?;
-        let weights = weights(&q.narrow(2, start, length)?, &keys, None, scale, later)?;
-        let of_block = largest_of_queries(&weights)?.narrow(D::Minus1, sinks, to - from)?;
+        let q = q.narrow(2, start, length)?;
+        let softmax = Softmax::new(&q, &keys, None, scale, later)?;
+        let of_block = softmax.largest_of_queries(&q, &scored, scale)?;
         largest = Some(match largest {
             Some(largest) => largest.maximum(&of_block)?,
             None => of_block,

@@ -7,7 +7,7 @@
 use candle_core::Tensor;
 use still_model::Model;
 
-use super::attention::{later, weights};
+use super::attention::{Softmax, later};
 use super::context::scale_of;
 use crate::error::{EvalError, Result};
 use crate::long::random_tokens;
@@ -37,8 +37,10 @@ pub(super) fn retrieval(model: &Model) -> Result<Vec<Vec<f32>>> {
 pub(super) fn induction(q: &Tensor, k: &Tensor, scale: f64) -> Result<Vec<f32>> {
     let copy = q.dim(2)? / 2;
     let later = later(copy, q.device())?;
-    let weights = weights(&q.narrow(2, copy, copy)?, k, None, scale, &later)?;
-    let heads = weights.mean(2)?.squeeze(0)?;
+    let softmax = Softmax::new(&q.narrow(2, copy, copy)?, k, None, scale, &later)?;
+    let (kv_heads, rows) = (k.dim(1)?, k.dim(2)?);
+    let weights = softmax.weights()?.reshape((kv_heads, q.dim(1)? / kv_heads, copy, rows))?;
+    let heads = weights.mean(1)?;
     let head = |head: usize| -> Result<f32> {
         let weights = heads.get(head)?.to_vec2::<f32>()?;
         let sum: f32 = weights.iter().enumerate().map(|(t, weights)| weights[t + 1]).sum();

@@ -2,7 +2,7 @@
 
 use candle_core::{D, Tensor};
 
-use super::attention::{blocks, later, sum_of_queries, weights};
+use super::attention::{Softmax, blocks, later};
 use crate::error::Result;
 
 /// Tokens at the prompt's end that SnapKV observes (`window_size` of the authors' code).
@@ -21,10 +21,16 @@ pub(super) fn snapkv(q: &Tensor, k: &Tensor, observed: usize, scale: f64) -> Res
     let tokens = q.dim(2)?;
     let before = tokens - observed;
     let later = later(observed, q.device())?;
-    let weights = weights(&q.narrow(2, before, observed)?, k, None, scale, &later)?;
-    let sums = sum_of_queries(&weights)?.mean(2)?.narrow(D::Minus1, 0, before)?;
+    let softmax = Softmax::new(&q.narrow(2, before, observed)?, k, None, scale, &later)?;
+    let sums = by_query_head(&softmax, q, k)?.narrow(D::Minus1, 0, before)?;
     let sums = sums.squeeze(0)?.to_vec2::<f32>()?;
     Ok(sums.iter().map(|sums| pool(sums)).collect())
+}
+
+/// Weights summed over queries, the mean of a KV head's query heads: `[1, K, M]`.
+fn by_query_head(softmax: &Softmax, q: &Tensor, k: &Tensor) -> Result<Tensor> {
+    let query_heads = q.dim(1)? / k.dim(1)?;
+    Ok((softmax.sum_of_queries()? / query_heads as f64)?)
 }
 
 /// The largest of [`POOLED`] neighbours.
@@ -46,9 +52,9 @@ pub(super) fn h2o(q: &Tensor, k: &Tensor, scale: f64) -> Result<Scores> {
     for (start, length) in blocks(tokens) {
         let seen = start + length;
         let (own, seen_k) = (q.narrow(2, start, length)?, k.narrow(2, 0, seen)?);
-        let weights = weights(&own, &seen_k, None, scale, &later)?;
+        let softmax = Softmax::new(&own, &seen_k, None, scale, &later)?;
         let of_block =
-            sum_of_queries(&weights)?.mean(2)?.pad_with_zeros(D::Minus1, 0, tokens - seen)?;
+            by_query_head(&softmax, q, k)?.pad_with_zeros(D::Minus1, 0, tokens - seen)?;
         sums = Some(match sums {
             Some(sums) => (sums + of_block)?,
             None => of_block,
