@@ -1,8 +1,7 @@
 //! Softmax attention over any rows of K and V, in tensor operations that every device has. In float32.
 //!
-//! The rows before a block of queries and the block's own rows have a softmax each, which the logarithms of their sums join: a mask
-//! is added to a block's own logits alone. Added to all of them, or in the layout of five dimensions, it takes a GPU longer than
-//! everything else together.
+//! Rows come in parts that have a softmax each, which the logarithms of their sums join. So the rows of a context are read where
+//! they are while others come after them, and a mask is added to the logits of a block's own rows alone.
 
 use candle_core::{D, DType, Device, Tensor};
 use candle_nn::ops::softmax_last_dim;
@@ -45,6 +44,16 @@ impl Rows {
         })
     }
 
+    /// `count` rows, from one on.
+    fn narrow(&self, from: usize, count: usize) -> Result<Self> {
+        let absent = self.absent.as_ref().map(|absent| absent.narrow(2, from, count));
+        Ok(Self {
+            k: self.k.narrow(2, from, count)?,
+            v: self.v.narrow(2, from, count)?,
+            absent: absent.transpose()?,
+        })
+    }
+
     /// `absent`, of zeros if all rows are there.
     pub fn absence(&self) -> Result<Tensor> {
         let (batch, heads, rows, _) = self.k.dims4()?;
@@ -53,26 +62,38 @@ impl Rows {
             None => Tensor::zeros((batch, heads, rows), DType::F32, self.k.device())?,
         })
     }
-
-    /// Softmax attention of `q` `[B, H, T, D]`, whose own tokens are the last `T` rows; logits are `q·k` times `scale`, `later` is of
-    /// `T` tokens. As `q`.
-    pub fn attend(&self, q: &Tensor, scale: f64, later: &Tensor) -> Result<Tensor> {
-        let (batch, heads, tokens, width) = q.dims4()?;
-        let rows = self.k.dim(2)?;
-        let outputs = blocks(tokens).map(|(start, length)| -> Result<Tensor> {
-            let seen = rows - tokens + start + length;
-            let absent =
-                self.absent.as_ref().map(|absent| absent.narrow(2, 0, seen)).transpose()?;
-            let (q, k) = (q.narrow(2, start, length)?, self.k.narrow(2, 0, seen)?);
-            let softmax = Softmax::new(&q, &k, absent.as_ref(), scale, later)?;
-            Ok(softmax.times(&self.v)?.reshape((batch, heads, length, width))?)
-        });
-        let output = Tensor::cat(&outputs.collect::<Result<Vec<_>>>()?, 2)?;
-        Ok(output.to_dtype(q.dtype())?)
-    }
 }
 
-/// The softmax of a block of `T` queries over `M` rows, in one or two parts: what comes before the queries' own tokens, and these.
+/// Softmax attention of `q` `[B, H, T, D]` over rows in groups, none of which is copied: the last `T` rows of the last group are the
+/// queries' own. Logits are `q·k` times `scale`, `later` is of `T` tokens. As `q`.
+pub(super) fn attend(q: &Tensor, groups: &[&Rows], scale: f64, later: &Tensor) -> Result<Tensor> {
+    let (batch, heads, tokens, width) = q.dims4()?;
+    let (last, whole) = groups.split_last().expect("queries have rows of their own");
+    let outputs = blocks(tokens).map(|(start, length)| -> Result<Tensor> {
+        let before = last.k.dim(2)? - tokens + start;
+        let own: Vec<Rows> = pieces(before, length)
+            .map(|(from, count)| last.narrow(from, count))
+            .collect::<Result<_>>()?;
+        let rows: Vec<&Rows> = whole.iter().copied().chain(&own).collect();
+        let keys = rows.iter().map(|rows| (rows.k.clone(), rows.absent.clone())).collect();
+        let softmax = Softmax::new(&q.narrow(2, start, length)?, keys, scale, later)?;
+        let values: Vec<&Tensor> = rows.iter().map(|rows| &rows.v).collect();
+        Ok(softmax.times(&values)?.reshape((batch, heads, length, width))?)
+    });
+    let output = Tensor::cat(&outputs.collect::<Result<Vec<_>>>()?, 2)?;
+    Ok(output.to_dtype(q.dtype())?)
+}
+
+/// Where rows are cut that `tokens` queries attend to, theirs being the last: nothing comes after a lone query.
+fn pieces(before: usize, tokens: usize) -> impl Iterator<Item = (usize, usize)> {
+    let pieces = match tokens {
+        1 => [(0, before + 1), (0, 0)],
+        _ => [(0, before), (before, tokens)],
+    };
+    pieces.into_iter().filter(|&(_, count)| count > 0)
+}
+
+/// The softmax of a block of `T` queries over rows in parts.
 pub(super) struct Softmax {
     parts: Vec<Part>,
     /// The logarithm of the sum of all exponentials, `[B, K, G·T, 1]`.
@@ -88,36 +109,32 @@ struct Part {
 }
 
 impl Softmax {
-    /// Of queries `[B, H, T, D]` over keys `[B, K, M, D]`, the last `T` of which are the queries' own tokens. `absent` `[B, K, M]` is
-    /// added to the logits, and what [`later`] made of at least `T` tokens.
-    pub fn new(
+    /// Of queries `[B, H, T, D]` over keys `[B, K, M, D]` that are all there, the last `T` of which are the queries' own tokens.
+    pub fn causal(q: &Tensor, k: &Tensor, scale: f64, later: &Tensor) -> Result<Self> {
+        let tokens = q.dim(2)?;
+        let keys = pieces(k.dim(2)? - tokens, tokens)
+            .map(|(from, count)| Ok((k.narrow(2, from, count)?, None)))
+            .collect::<Result<_>>()?;
+        Self::new(q, keys, scale, later)
+    }
+
+    /// Of queries `[B, H, T, D]` over keys `[B, K, rows, D]` in parts, the last of which is the queries' own tokens; with what of a part
+    /// is absent, `[B, K, rows]`. [`later`] is of `T` tokens or more.
+    fn new(
         q: &Tensor,
-        k: &Tensor,
-        absent: Option<&Tensor>,
+        keys: Vec<(Tensor, Option<Tensor>)>,
         scale: f64,
         later: &Tensor,
     ) -> Result<Self> {
-        let (tokens, rows) = (q.dim(2)?, k.dim(2)?);
-        let grouped = grouped(&(q.to_dtype(DType::F32)? * scale)?, k.dim(1)?)?;
-        let part = |from: usize, count: usize, later: Option<&Tensor>| -> Result<Part> {
-            let absent = absent.map(|absent| absent.narrow(2, from, count)).transpose()?;
-            Part::new(&grouped, &k.narrow(2, from, count)?, absent, later)
-        };
-        // Nothing comes after a lone token.
-        if tokens == 1 {
-            return Ok(Self::joined(vec![part(0, rows, None)?])?);
-        }
-        let before = rows - tokens;
-        let mut parts = Vec::new();
-        if before > 0 {
-            parts.push(part(0, before, None)?);
-        }
-        let later = later.narrow(0, 0, tokens)?.narrow(1, 0, tokens)?.contiguous()?;
-        parts.push(part(before, tokens, Some(&later))?);
-        Ok(Self::joined(parts)?)
-    }
-
-    fn joined(parts: Vec<Part>) -> candle_core::Result<Self> {
+        let tokens = q.dim(2)?;
+        let q = grouped(q, keys[0].0.dim(1)?, scale)?;
+        let later = later.narrow(0, 0, tokens)?.narrow(1, 0, tokens)?.flatten_all()?;
+        let own = keys.len() - 1;
+        let parts = keys.into_iter().enumerate().map(|(n, (k, absent))| {
+            let later = (tokens > 1 && n == own).then_some(&later);
+            Part::new(&q, &k, absent, later)
+        });
+        let parts: Vec<Part> = parts.collect::<Result<_>>()?;
         let mut log_sum = parts[0].log_sum.clone();
         for part in &parts[1..] {
             let most = log_sum.maximum(&part.log_sum)?;
@@ -127,64 +144,62 @@ impl Softmax {
         Ok(Self { parts, log_sum })
     }
 
-    /// Sums of rows of `v` `[B, K, M, D]`, `M` or more of them, by their weights: `[B, K, G·T, D]`.
-    pub fn times(&self, v: &Tensor) -> Result<Tensor> {
-        self.summed(|part, share, from| {
-            let v = v.narrow(2, from, part.weights.dim(D::Minus1)?)?.contiguous()?;
-            Ok(part.weights.matmul(&v)?.broadcast_mul(share)?)
-        })
+    /// Sums of values `[B, K, rows, D]`, a tensor a part, by their weights: `[B, K, G·T, D]`.
+    fn times(&self, values: &[&Tensor]) -> Result<Tensor> {
+        let mut sum: Option<Tensor> = None;
+        for (part, v) in self.parts.iter().zip(values) {
+            let own = part.weights.matmul(&v.contiguous()?)?.broadcast_mul(&self.share(part)?)?;
+            sum = Some(match sum {
+                Some(sum) => (sum + own)?,
+                None => own,
+            });
+        }
+        Ok(sum.expect("a softmax is over some rows"))
     }
 
     /// Sums of weights over queries and query heads: `[B, K, M]`. A product, since a device reduces any but the last dimension slowly.
     pub fn sum_of_queries(&self) -> Result<Tensor> {
-        let sums = self.each(|part, share, _| {
-            let share = share.transpose(2, 3)?.contiguous()?;
+        let sums = self.parts.iter().map(|part| -> Result<Tensor> {
+            let share = self.share(part)?.transpose(2, 3)?.contiguous()?;
             Ok(share.matmul(&part.weights)?.squeeze(2)?)
-        })?;
-        Ok(Tensor::cat(&sums, D::Minus1)?)
+        });
+        Ok(Tensor::cat(&sums.collect::<Result<Vec<_>>>()?, D::Minus1)?)
     }
 
     /// The weights themselves: `[B, K, G·T, M]`.
     pub fn weights(&self) -> Result<Tensor> {
-        let weights = self.each(|part, share, _| Ok(part.weights.broadcast_mul(share)?))?;
-        Ok(Tensor::cat(&weights, D::Minus1)?)
+        let weights = self
+            .parts
+            .iter()
+            .map(|part| -> Result<Tensor> { Ok(part.weights.broadcast_mul(&self.share(part)?)?) });
+        Ok(Tensor::cat(&weights.collect::<Result<Vec<_>>>()?, D::Minus1)?)
     }
 
     /// The largest weight of each of some rows `k` `[B, K, R, D]`, which the softmax was over, over queries and query heads: `[B, K, R]`.
     /// `q` and `scale` as there. The logarithm of a weight is a product of a key and a query that have a value more, so that the
     /// largest lies in the last dimension.
     pub fn largest_of_queries(&self, q: &Tensor, k: &Tensor, scale: f64) -> Result<Tensor> {
-        let q = grouped(&(q.to_dtype(DType::F32)? * scale)?, k.dim(1)?)?;
-        let q = Tensor::cat(&[&q, &self.log_sum.neg()?], D::Minus1)?;
+        let (batch, kv_heads, rows, _) = k.dims4()?;
+        let q = grouped(q, kv_heads, scale)?;
+        let queries = q.dim(2)?;
         // Four values more, for rows that begin at 16 bytes.
-        let one = self.log_sum.narrow(2, 0, 1)?.ones_like()?;
-        let one = one.broadcast_as((k.dim(0)?, k.dim(1)?, k.dim(2)?, 1))?;
-        let k = Tensor::cat(&[&k.to_dtype(DType::F32)?, &one.contiguous()?], D::Minus1)?;
-        let q = q.pad_with_zeros(D::Minus1, 0, 3)?;
-        let k = k.pad_with_zeros(D::Minus1, 0, 3)?;
+        let zeros = |rows| Tensor::zeros((batch, kv_heads, rows, 3), DType::F32, k.device());
+        let ones = Tensor::ones((batch, kv_heads, rows, 1), DType::F32, k.device())?;
+        let q = Tensor::cat(&[&q, &self.log_sum.neg()?, &zeros(queries)?], D::Minus1)?;
+        let k = Tensor::cat(&[&k.to_dtype(DType::F32)?, &ones, &zeros(rows)?], D::Minus1)?;
+        // What is joined in the last dimension lies the other way round.
+        let (q, k) = (q.contiguous()?, k.contiguous()?);
         Ok(k.matmul(&q.transpose(2, 3)?)?.max(D::Minus1)?.exp()?)
     }
 
-    fn each(&self, of: impl Fn(&Part, &Tensor, usize) -> Result<Tensor>) -> Result<Vec<Tensor>> {
-        let mut from = 0;
-        let parts = self.parts.iter().map(|part| {
-            let share = (&part.log_sum - &self.log_sum)?.exp()?;
-            let result = of(part, &share, from);
-            from += part.weights.dim(D::Minus1)?;
-            result
-        });
-        parts.collect()
-    }
-
-    fn summed(&self, of: impl Fn(&Part, &Tensor, usize) -> Result<Tensor>) -> Result<Tensor> {
-        let mut parts = self.each(of)?.into_iter();
-        let first = parts.next().expect("a softmax is over some rows");
-        Ok(parts.try_fold(first, |sum, part| sum + part)?)
+    /// What of the whole softmax a part is, `[B, K, G·T, 1]`.
+    fn share(&self, part: &Part) -> Result<Tensor> {
+        Ok((&part.log_sum - &self.log_sum)?.exp()?)
     }
 }
 
 impl Part {
-    /// Of queries `[B, K, G·T, D]`, scaled, over keys `[B, K, R, D]`; `later` `[T, T]` where `R` is `T`.
+    /// Of queries `[B, K, G·T, D]`, scaled, over keys `[B, K, R, D]`; `later` `[T · T]` where `R` is `T`.
     fn new(q: &Tensor, k: &Tensor, absent: Option<Tensor>, later: Option<&Tensor>) -> Result<Self> {
         let k = k.to_dtype(DType::F32)?.contiguous()?;
         let mut logits = q.matmul(&k.transpose(2, 3)?)?;
@@ -194,7 +209,7 @@ impl Part {
         if let Some(later) = later {
             // Two dimensions: each costs a GPU a division for every value.
             let flat = logits.reshape(((), later.elem_count()))?;
-            logits = flat.broadcast_add(&later.flatten_all()?)?.reshape(logits.shape())?;
+            logits = flat.broadcast_add(later)?.reshape(logits.shape())?;
         }
         let weights = softmax_last_dim(&logits)?;
         let largest = weights.max_keepdim(D::Minus1)?;
@@ -203,10 +218,11 @@ impl Part {
     }
 }
 
-/// Queries `[B, H, T, D]` by KV head: `[B, K, G·T, D]`.
-fn grouped(q: &Tensor, kv_heads: usize) -> Result<Tensor> {
+/// Queries `[B, H, T, D]` by KV head, scaled: `[B, K, G·T, D]`.
+fn grouped(q: &Tensor, kv_heads: usize, scale: f64) -> Result<Tensor> {
     let (batch, heads, tokens, width) = q.dims4()?;
-    Ok(q.contiguous()?.reshape((batch, kv_heads, heads / kv_heads * tokens, width))?)
+    let q = (q.to_dtype(DType::F32)? * scale)?.contiguous()?;
+    Ok(q.reshape((batch, kv_heads, heads / kv_heads * tokens, width))?)
 }
 
 /// `[T, T]`: −∞ where a row comes after its query, for up to [`BLOCK`] of `tokens` queries and their own rows. It is made once for

@@ -4,7 +4,7 @@ use candle_core::{DType, Tensor};
 use still_attention::RowDtype;
 use still_model::Model;
 
-use super::attention::{ABSENT, Rows, later};
+use super::attention::{ABSENT, Rows, attend, later};
 use super::context::scale_of;
 use super::select::Kept;
 use crate::error::{EvalError, Result};
@@ -12,7 +12,10 @@ use crate::error::{EvalError, Result};
 /// What sequences attend to: rows that were kept, and those of every token since.
 #[derive(Clone, Debug)]
 pub(crate) struct CompressedCache {
-    layers: Vec<Rows>,
+    /// By layer.
+    kept: Vec<Rows>,
+    /// Rows of what was read since, by layer: apart, since those kept may be many, and a row more would copy them.
+    since: Vec<Option<Rows>>,
     /// Tokens read, by sequence.
     positions: Vec<usize>,
     /// Rows of all heads and layers, by sequence.
@@ -33,7 +36,8 @@ impl CompressedCache {
         let width = layers.first().map_or(Ok(0), |rows| rows.k.dim(3))?;
         let picked = layers.iter().zip(kept).map(|(rows, kept)| pick(rows, kept));
         Ok(Self {
-            layers: picked.collect::<Result<_>>()?,
+            kept: picked.collect::<Result<_>>()?,
+            since: vec![None; layers.len()],
             positions: vec![tokens],
             rows: vec![rows],
             row_bytes: 2 * dtype.row_bytes(width),
@@ -45,17 +49,23 @@ impl CompressedCache {
         Self::join(&vec![self; count])
     }
 
-    /// Sequences of several caches in one.
+    /// Sequences of several caches in one, which nothing was read with yet.
     pub fn join(caches: &[&Self]) -> Result<Self> {
-        let (Some(first), layers) = (caches.first(), caches[0].layers.len()) else {
+        let Some(first) = caches.first() else {
             return Err(EvalError::Argument("no cache was given to join".into()));
         };
+        if caches.iter().any(|cache| cache.since.iter().any(Option::is_some)) {
+            return Err(EvalError::Argument(
+                "caches are joined before they are read on with".into(),
+            ));
+        }
         let layer = |n: usize| {
-            let rows: Vec<&Rows> = caches.iter().map(|cache| &cache.layers[n]).collect();
+            let rows: Vec<&Rows> = caches.iter().map(|cache| &cache.kept[n]).collect();
             stack(&rows)
         };
         Ok(Self {
-            layers: (0..layers).map(layer).collect::<Result<_>>()?,
+            kept: (0..first.kept.len()).map(layer).collect::<Result<_>>()?,
+            since: first.since.clone(),
             positions: caches.iter().flat_map(|cache| cache.positions.clone()).collect(),
             rows: caches.iter().flat_map(|cache| cache.rows.clone()).collect(),
             row_bytes: first.row_bytes,
@@ -79,12 +89,17 @@ impl CompressedCache {
         let rotation = decoder.rotation_at(&self.positions, longest)?;
         let absent = self.padding(model, ids, longest)?;
         let later = later(longest, model.device())?;
-        let layers = &mut self.layers;
+        let (kept, since) = (&self.kept, &mut self.since);
         let x = decoder.visit_layers::<EvalError>(x, &rotation, None, |n, layer, inputs| {
             let mut own = Rows::new(&inputs.k, &inputs.v)?;
             own.absent.clone_from(&absent);
-            layers[n] = layers[n].then(&own)?;
-            layers[n].attend(&inputs.q, scale_of(layer), &later)
+            let own = match since[n].take() {
+                Some(since) => since.then(&own)?,
+                None => own,
+            };
+            let output = attend(&inputs.q, &[&kept[n], &own], scale_of(layer), &later);
+            since[n] = Some(own);
+            output
         })?;
         let heads = decoder.layers.len() * decoder.config.num_key_value_heads;
         for ((position, rows), ids) in self.positions.iter_mut().zip(&mut self.rows).zip(ids) {

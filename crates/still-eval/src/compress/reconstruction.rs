@@ -9,7 +9,7 @@
 use candle_core::Tensor;
 use still_model::Model;
 
-use super::attention::{Rows, Softmax, blocks, later};
+use super::attention::{Rows, Softmax, attend, blocks, later};
 use super::context::scale_of;
 use super::scores::Scores;
 use super::select::SINKS;
@@ -70,7 +70,7 @@ pub(super) fn kvzip(model: &Model, context: &[u32], layers: &[Rows]) -> Result<V
                 for (scores, found) in scores[n].iter_mut().zip(found) {
                     scores[*from..*to].copy_from_slice(&found);
                 }
-                rows.then(&Rows::new(&inputs.k, &inputs.v)?)?.attend(&inputs.q, scale, &later)
+                attend(&inputs.q, &[rows, &Rows::new(&inputs.k, &inputs.v)?], scale, &later)
             },
         )?;
     }
@@ -95,7 +95,7 @@ pub(super) fn largest(
     for (start, length) in blocks(q.dim(2)?) {
         let keys = Tensor::cat(&[&before, &own.narrow(2, 0, start + length)?], 2)?;
         let q = q.narrow(2, start, length)?;
-        let softmax = Softmax::new(&q, &keys, None, scale, later)?;
+        let softmax = Softmax::causal(&q, &keys, scale, later)?;
         let of_block = softmax.largest_of_queries(&q, &scored, scale)?;
         largest = Some(match largest {
             Some(largest) => largest.maximum(&of_block)?,

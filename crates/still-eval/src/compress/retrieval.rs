@@ -37,7 +37,7 @@ pub(super) fn retrieval(model: &Model) -> Result<Vec<Vec<f32>>> {
 pub(super) fn induction(q: &Tensor, k: &Tensor, scale: f64) -> Result<Vec<f32>> {
     let copy = q.dim(2)? / 2;
     let later = later(copy, q.device())?;
-    let softmax = Softmax::new(&q.narrow(2, copy, copy)?, k, None, scale, &later)?;
+    let softmax = Softmax::causal(&q.narrow(2, copy, copy)?, k, scale, &later)?;
     let (kv_heads, rows) = (k.dim(1)?, k.dim(2)?);
     let weights = softmax.weights()?.reshape((kv_heads, q.dim(1)? / kv_heads, copy, rows))?;
     let heads = weights.mean(1)?;

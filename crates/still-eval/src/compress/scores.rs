@@ -21,7 +21,7 @@ pub(super) fn snapkv(q: &Tensor, k: &Tensor, observed: usize, scale: f64) -> Res
     let tokens = q.dim(2)?;
     let before = tokens - observed;
     let later = later(observed, q.device())?;
-    let softmax = Softmax::new(&q.narrow(2, before, observed)?, k, None, scale, &later)?;
+    let softmax = Softmax::causal(&q.narrow(2, before, observed)?, k, scale, &later)?;
     let sums = by_query_head(&softmax, q, k)?.narrow(D::Minus1, 0, before)?;
     let sums = sums.squeeze(0)?.to_vec2::<f32>()?;
     Ok(sums.iter().map(|sums| pool(sums)).collect())
@@ -52,7 +52,7 @@ pub(super) fn h2o(q: &Tensor, k: &Tensor, scale: f64) -> Result<Scores> {
     for (start, length) in blocks(tokens) {
         let seen = start + length;
         let (own, seen_k) = (q.narrow(2, start, length)?, k.narrow(2, 0, seen)?);
-        let softmax = Softmax::new(&own, &seen_k, None, scale, &later)?;
+        let softmax = Softmax::causal(&own, &seen_k, scale, &later)?;
         let of_block =
             by_query_head(&softmax, q, k)?.pad_with_zeros(D::Minus1, 0, tokens - seen)?;
         sums = Some(match sums {
