@@ -27,6 +27,9 @@ pub struct BenchPoint {
     pub decode_p50_ms: f64,
     /// 99th percentile of the steps, milliseconds: the slowest of fewer than a hundred.
     pub decode_p99_ms: f64,
+    /// The slowest step, milliseconds: among many, one in which a cache takes memory to grow into. Absent from older files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decode_max_ms: Option<f64>,
     /// Bytes of the attention cache after the last step.
     pub cache_bytes: usize,
     /// `cache_bytes` by what they hold, on the CPU. No part of a results file.
@@ -280,6 +283,7 @@ impl Run<'_> {
             decode_tokens_per_s: 1e3 * batch as f64 / steps.mean_ms(),
             decode_p50_ms: steps.median_ms,
             decode_p99_ms: steps.quantile_ms(0.99),
+            decode_max_ms: Some(steps.quantile_ms(1.0)),
             cache_bytes: self.caches.iter().map(Cache::size_bytes).sum(),
             cache_parts: parts.sum(),
             used_cache_bytes: self.caches.iter().map(Cache::used_bytes).sum(),

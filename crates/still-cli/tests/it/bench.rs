@@ -36,6 +36,7 @@ fn a_line_for_every_variant_and_context() {
             assert!(line[key].as_f64().unwrap() > 0.0, "{key}: {line}");
         }
         assert!(line["decode_p99_ms"].as_f64() >= line["decode_p50_ms"].as_f64(), "{line}");
+        assert!(line["decode_max_ms"].as_f64() >= line["decode_p99_ms"].as_f64(), "{line}");
         assert!(line["cache_bytes"].as_u64().unwrap() > 0 && line["threads"] == 2, "{line}");
         assert!(line.get("peak_rss_bytes").is_some(), "{line}");
         let parts = line["cache_parts"].as_object().unwrap();

@@ -101,6 +101,7 @@ mod tests {
             decode_tokens_per_s: 1.0,
             decode_p50_ms: 1.0,
             decode_p99_ms: 1.0,
+            decode_max_ms: None,
             cache_bytes,
             cache_parts: None,
             used_cache_bytes: cache_bytes,
