@@ -6,10 +6,10 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 use still_attention::RowDtype;
 use still_model::random::{random_model, tiny_kernel_config};
-use still_model::{Model, Weight};
+use still_model::{Model, Weight, likeliest};
 use still_testing::{Errors, assert_relative_rms, random_f32};
 
-use super::context::Compressor;
+use super::context::{Compressor, Context};
 use super::scores::Scores;
 use super::select::Kept;
 use super::{CompressedCache, Compression, Method};
@@ -35,9 +35,28 @@ fn a_gpu_selects_and_reads_on_as_the_cpu() {
     compare([&cpu, &there]);
 }
 
+#[cfg(feature = "cuda")]
+#[test]
+fn a_gpu_writes_as_the_cpu() {
+    let gpu = still_model::device("cuda");
+    let gpu = gpu.unwrap_or_else(|error| panic!("this test needs a GPU: {error}"));
+    let cpu = model();
+    let there = cpu.to_device(&gpu, candle_core::DType::F32).unwrap();
+    compare_texts([&cpu, &there]);
+}
+
 /// The comparison itself: weights that differ as much as a GPU's products do.
 #[test]
 fn nearly_equal_models_select_and_read_on_alike() {
+    compare(nearly_equal().each_ref());
+}
+
+#[test]
+fn nearly_equal_models_write_alike() {
+    compare_texts(nearly_equal().each_ref());
+}
+
+fn nearly_equal() -> [Model; 2] {
     let own = model();
     let mut decoder = (*own.decoder).clone();
     for (n, layer) in decoder.layers.iter_mut().enumerate() {
@@ -46,7 +65,79 @@ fn nearly_equal_models_select_and_read_on_alike() {
         let shaken = (&weight + (&weight * by).unwrap()).unwrap();
         layer.q_proj.weight = Weight::Dense(shaken);
     }
-    compare([&own, &Model { decoder: Arc::new(decoder), ..own.clone() }]);
+    let shaken = Model { decoder: Arc::new(decoder), ..own.clone() };
+    [own, shaken]
+}
+
+/// Prompts and greedy texts of the lengths that `tests/cuda.rs` has. Each side selects for itself, and says so where that differs;
+/// then the second, its prompts together as a GPU takes them, follows the first's selection and texts: another token is the
+/// likeliest only where both are as good as equal.
+fn compare_texts(models: [&Model; 2]) {
+    let prompts: Vec<Vec<u32>> =
+        (0..7).map(|n| (0..90 + 400 * n).map(|i| (i * 7 + n) % 256).collect()).collect();
+    for method in Method::ALL {
+        let compression = Compression { method, fraction: 0.2 };
+        for prompts in prompts.chunks(5) {
+            let [expected, got] = models.map(|model| {
+                let compressor = Compressor::new(model, compression, RowDtype::F32).unwrap();
+                let read = |ids: &Vec<u32>| {
+                    let (last, context) = ids.split_last().unwrap();
+                    compressor.context(context, *last).unwrap()
+                };
+                prompts.iter().map(read).collect::<Vec<_>>()
+            });
+            for ((got, scores), (expected, expected_scores)) in got.iter().zip(&expected) {
+                let case = format!("{}, a prompt", method.name());
+                let expected = (&expected.kept, &expected_scores[..]);
+                same_selection(&case, method, (&got.kept, scores), expected);
+            }
+            let kept = expected.iter().map(|(own, _)| &own.kept);
+            let cache = |own: &Context, kept: &Kept, ids: &Vec<u32>| {
+                CompressedCache::new(&own.layers, kept, ids.len() - 1, RowDtype::F32).unwrap()
+            };
+            let [expected, got] = [&expected, &got].map(|read| {
+                let own = read.iter().zip(kept.clone()).zip(prompts);
+                own.map(|(((own, _), kept), ids)| cache(own, kept, ids)).collect::<Vec<_>>()
+            });
+            same_texts(method, models, prompts, expected, &got.iter().collect::<Vec<_>>());
+        }
+    }
+}
+
+/// Twenty tokens after each prompt.
+fn same_texts(
+    method: Method,
+    models: [&Model; 2],
+    prompts: &[Vec<u32>],
+    mut alone: Vec<CompressedCache>,
+    together: &[&CompressedCache],
+) {
+    let mut together = CompressedCache::join(together).unwrap();
+    let logits = |model: &Model, cache: &mut CompressedCache, ids: &[[u32; 1]]| {
+        let ids: Vec<&[u32]> = ids.iter().map(<[u32; 1]>::as_slice).collect();
+        let hidden = cache.feed(model, &ids).unwrap().squeeze(1).unwrap();
+        model.logits(&hidden).unwrap().to_vec2::<f32>().unwrap()
+    };
+    let mut next: Vec<[u32; 1]> = prompts.iter().map(|ids| [*ids.last().unwrap()]).collect();
+    for step in 0..20 {
+        let expected: Vec<Vec<f32>> = alone
+            .iter_mut()
+            .zip(&next)
+            .map(|(cache, id)| logits(models[0], cache, &[*id]).remove(0))
+            .collect();
+        let got = logits(models[1], &mut together, &next);
+        for (n, (got, expected)) in got.iter().zip(&expected).enumerate() {
+            let case = format!("{}, prompt {n}, token {step}", method.name());
+            assert_relative_rms(&case, got, expected, BOUND);
+            let (token, other) = (likeliest(expected), likeliest(got));
+            if token != other {
+                let gap = expected[token as usize] - expected[other as usize];
+                println!("{case}: {other} in place of {token}, {gap:e} less likely");
+                assert!(gap <= NEAR * expected[token as usize].abs(), "{case}: {gap:e}");
+            }
+            next[n] = [token];
+        }
+    }
 }
 
 fn compare(models: [&Model; 2]) {
