@@ -21,8 +21,8 @@ struct StateScan {
   int tokens, heads, kv_heads, group, slots, segments;  // group: heads of `phi` and `x` that go into one state
   StillRouting routing;    // with GATHER its `order` names the rows of x that the rows of `phi` belong to
   bool backwards;          // entry c sums chunks c + 2 and later, not chunks up to c
-  // The states that sequences continue, f32 [B, K, 2D, D] and [B, K, 2D], or null: the first entry then, of one more. They are
-  // not where the last are left.
+  // The states that sequences continue, f32 [B, K, 2D, D] and [B, K, 2D], or null: the first entry then, of one more. They may be
+  // where the last are left if there is one segment, whose block reads its part before it writes it.
   const float *s_first = nullptr, *z_first = nullptr;
   const int32_t* ends = nullptr;  // [B]: tokens of each sequence, with padding behind them; null: all
 

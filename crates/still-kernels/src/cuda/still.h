@@ -75,7 +75,7 @@ typedef struct {
   float* stored_score;
   int32_t *stored_token, *stored_place;  // position in the sequence, row of the head's store
   const void *stored_k, *stored_v;       // copies of the stores, where they hold codes; else null
-  const float *s, *z;      // copies of the states' S and z, which may be overwritten
+  const float *s, *z;      // the states' S and z; of several segments (still_segments) copies, as the last are left where they were
 } StillPast;
 
 // No cap.

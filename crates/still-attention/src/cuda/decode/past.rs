@@ -85,7 +85,8 @@ struct Scratch {
     z: *mut f32,
     /// `[B, H, N]`
     denominator: *mut f32,
-    /// The state's sums, where the call changes them.
+    /// The state's sums, where one segment of the scan leaves the last while another reads the first. A lone segment reads what
+    /// it goes on from before it writes.
     copies: Option<[*mut f32; 2]>,
     /// Others, where a router follows them from chunk to chunk.
     recalled: Option<[*mut f32; 2]>,
@@ -160,7 +161,7 @@ impl Scratch {
             s: buffer.take(states * d * bytes),
             z: buffer.take(4 * states),
             denominator: buffer.take(4 * heads * tokens),
-            copies: (retired > 0).then(|| sums(&mut buffer)),
+            copies: (segments > 1).then(|| sums(&mut buffer)),
             recalled: recalls.then(|| sums(&mut buffer)),
             received: match received {
                 0 => null_mut(),
