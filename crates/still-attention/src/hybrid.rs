@@ -26,7 +26,8 @@ pub struct HybridOutput {
 /// * `routing`: routing to use instead of the router's own (parity tests, recomputation).
 ///
 /// On the CPU f32 and f64, everything that a configuration can say. On CUDA (feature `cuda`) f32 and bf16, with the limits of
-/// docs/cuda.md: chunks of 64, head dimensions 64, 80, 96 and 128 and as many features, for instance; nothing waits for the device.
+/// docs/cuda.md: chunks of 64, head dimensions 64, 80, 96, 128 and, in bf16 without
+/// gradients, 256, and as many features, for instance; nothing waits for the device.
 ///
 /// Gradients flow to `q`, `k`, `v`, `gate` and every tensor of `weights`; routing is discrete and has none. Without a graph:
 /// [`attention_forward`](crate::attention_forward).

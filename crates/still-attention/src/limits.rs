@@ -1,5 +1,7 @@
 //! What the operator's kernels on CUDA do not compute, as a table. `docs/cuda.md` has it in words.
 
+use candle_core::DType;
+
 use crate::hybrid::OP;
 use crate::{AttentionError, HeadGeometry, HybridConfig, Mode, Result, Router};
 
@@ -7,6 +9,8 @@ use crate::{AttentionError, HeadGeometry, HybridConfig, Mode, Result, Router};
 const CHUNK: usize = 64;
 /// Head dimensions that have kernels.
 const HEAD_DIMS: [usize; 4] = [64, 80, 96, 128];
+/// The one that has some of them: a tile of it in f32, or a square, fills a multiprocessor's shared memory.
+const WIDE_HEAD_DIM: usize = 256;
 /// The largest cap of the router `self_recall`.
 const MAX_RECALL_CAP: usize = 8192;
 /// Query heads that may share a selection head while decoding.
@@ -17,6 +21,7 @@ const _: () = {
     use still_kernels as kernels;
     assert!(CHUNK == kernels::CHUNK && MAX_RECALL_CAP == kernels::MAX_RECALL_CAP);
     assert!(MAX_DECODE_GROUP == kernels::MAX_DECODE_GROUP);
+    assert!(WIDE_HEAD_DIM == kernels::WIDE_HEAD_DIM);
     let mut i = 0;
     while i < HEAD_DIMS.len() {
         assert!(
@@ -26,70 +31,109 @@ const _: () = {
     }
 };
 
-/// Where a limit holds.
+/// What a call is for, and where a limit holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Where {
-    /// Training, evaluation and a state.
-    Everywhere,
+pub(crate) enum Use {
+    /// Whole sequences. Its limits hold everywhere.
+    Forward,
+    /// Whole sequences with gradients.
+    Training,
     /// A state: generation, chat, evaluation.
     State,
+}
+
+/// What is asked of the kernels.
+#[derive(Clone, Copy)]
+pub(crate) struct Asked<'a> {
+    pub geometry: HeadGeometry,
+    pub config: &'a HybridConfig,
+    /// Of queries, keys and values.
+    pub dtype: DType,
+    pub used_in: Use,
 }
 
 /// One limit of hybrid attention. Linear attention alone has none.
 struct Limit {
     what: &'static str,
     expected: &'static str,
-    holds_in: Where,
-    holds: fn(HeadGeometry, &HybridConfig) -> bool,
-    got: fn(HeadGeometry, &HybridConfig) -> String,
+    holds_in: Use,
+    holds: fn(Asked<'_>) -> bool,
+    got: fn(Asked<'_>) -> String,
 }
 
-const LIMITS: [Limit; 6] = [
+const LIMITS: [Limit; 8] = [
     Limit {
         what: "chunk",
         expected: "64 on CUDA",
-        holds_in: Where::Everywhere,
-        holds: |_, config| config.chunk == CHUNK,
-        got: |_, config| config.chunk.to_string(),
+        holds_in: Use::Forward,
+        holds: |asked| asked.config.chunk == CHUNK,
+        got: |asked| asked.config.chunk.to_string(),
     },
     Limit {
         what: "head_dim",
-        expected: "64, 80, 96 or 128 on CUDA",
-        holds_in: Where::Everywhere,
-        holds: |geometry, _| HEAD_DIMS.contains(&geometry.head_dim),
-        got: |geometry, _| geometry.head_dim.to_string(),
+        expected: "64, 80, 96, 128 or 256 on CUDA",
+        holds_in: Use::Forward,
+        holds: |asked| {
+            let head_dim = asked.geometry.head_dim;
+            HEAD_DIMS.contains(&head_dim) || head_dim == WIDE_HEAD_DIM
+        },
+        got: |asked| asked.geometry.head_dim.to_string(),
+    },
+    Limit {
+        what: "head_dim",
+        expected: "at most 128 in f32 and with self_recall on CUDA",
+        holds_in: Use::Forward,
+        holds: |asked| {
+            let recalls = asked.config.router == Router::SelfRecall;
+            !is_wide(asked) || !(recalls || asked.dtype == DType::F32)
+        },
+        got: |asked| {
+            let (router, dtype) = (asked.config.router, asked.dtype.as_str());
+            format!("{} in {dtype} with {router:?}", asked.geometry.head_dim)
+        },
+    },
+    Limit {
+        what: "head_dim",
+        expected: "at most 128 with gradients on CUDA",
+        holds_in: Use::Training,
+        holds: |asked| !is_wide(asked),
+        got: |asked| asked.geometry.head_dim.to_string(),
     },
     Limit {
         what: "feature_dim",
         expected: "head_dim on CUDA",
-        holds_in: Where::Everywhere,
-        holds: |geometry, config| config.feature_dim == geometry.head_dim,
-        got: |_, config| config.feature_dim.to_string(),
+        holds_in: Use::Forward,
+        holds: |asked| asked.config.feature_dim == asked.geometry.head_dim,
+        got: |asked| asked.config.feature_dim.to_string(),
     },
     Limit {
         what: "cap",
         expected: "at most 8192 with self_recall on CUDA",
-        holds_in: Where::Everywhere,
-        holds: |_, config| {
+        holds_in: Use::Forward,
+        holds: |Asked { config, .. }| {
             config.router != Router::SelfRecall || config.cap.unwrap_or(0) <= MAX_RECALL_CAP
         },
-        got: |_, config| config.cap.unwrap_or(0).to_string(),
+        got: |asked| asked.config.cap.unwrap_or(0).to_string(),
     },
     Limit {
         what: "logit_scale",
         expected: "the root of 1 / head_dim on CUDA",
-        holds_in: Where::Everywhere,
-        holds: |geometry, config| is_usual(config.logit_scale, geometry.head_dim),
-        got: |_, config| format!("{:?}", config.logit_scale),
+        holds_in: Use::Forward,
+        holds: |asked| is_usual(asked.config.logit_scale, asked.geometry.head_dim),
+        got: |asked| format!("{:?}", asked.config.logit_scale),
     },
     Limit {
         what: "num_heads",
         expected: "at most 16 query heads a selection head on CUDA",
-        holds_in: Where::State,
-        holds: |geometry, config| group(geometry, config) <= MAX_DECODE_GROUP,
-        got: |geometry, config| format!("{} of them", group(geometry, config)),
+        holds_in: Use::State,
+        holds: |asked| group(asked.geometry, asked.config) <= MAX_DECODE_GROUP,
+        got: |asked| format!("{} of them", group(asked.geometry, asked.config)),
     },
 ];
+
+fn is_wide(asked: Asked<'_>) -> bool {
+    asked.geometry.head_dim == WIDE_HEAD_DIM
+}
 
 /// Whether logits are scaled by `1/√D`, as kernels do.
 pub(crate) fn is_usual(logit_scale: Option<f64>, head_dim: usize) -> bool {
@@ -102,20 +146,18 @@ fn group(geometry: HeadGeometry, config: &HybridConfig) -> usize {
     geometry.num_heads / geometry.selection_heads(config.selection_head)
 }
 
-/// Checks a configuration: for a state, or for whole sequences alone.
-pub(crate) fn check(geometry: HeadGeometry, config: &HybridConfig, state: bool) -> Result<()> {
+/// Checks that there are kernels for what is asked.
+pub(crate) fn check(asked: Asked<'_>) -> Result<()> {
     let applies = |limit: &&Limit| {
-        config.mode == Mode::Hybrid && (state || limit.holds_in == Where::Everywhere)
+        let holds_here = [Use::Forward, asked.used_in].contains(&limit.holds_in);
+        asked.config.mode == Mode::Hybrid && holds_here
     };
-    let broken = LIMITS.iter().filter(applies).find(|limit| !(limit.holds)(geometry, config));
+    let broken = LIMITS.iter().filter(applies).find(|limit| !(limit.holds)(asked));
     match broken {
         None => Ok(()),
-        Some(Limit { what, expected, got, .. }) => Err(AttentionError::Unsupported {
-            op: OP,
-            tensor: what,
-            expected,
-            got: got(geometry, config),
-        }),
+        Some(Limit { what, expected, got, .. }) => {
+            Err(AttentionError::Unsupported { op: OP, tensor: what, expected, got: got(asked) })
+        }
     }
 }
 
@@ -136,8 +178,9 @@ mod tests {
         let rows: Vec<&str> = rows.take_while(|line| line.starts_with('|')).collect();
         let expected = LIMITS.map(|limit| {
             let held = match limit.holds_in {
-                Where::Everywhere => "everywhere",
-                Where::State => "in a state",
+                Use::Forward => "everywhere",
+                Use::Training => "in training",
+                Use::State => "in a state",
             };
             let must_be =
                 limit.expected.trim_end_matches(" on CUDA").replace("head_dim", "`head_dim`");
@@ -149,6 +192,10 @@ mod tests {
     #[test]
     fn each_limit_is_named() {
         let config = StillConfig::uniform(1, GEOMETRY, 64, 4).layer(0).unwrap();
+        let check = |geometry, config: &HybridConfig, state| {
+            let used_in = if state { Use::State } else { Use::Forward };
+            check(Asked { geometry, config, dtype: DType::BF16, used_in })
+        };
         check(GEOMETRY, &config, true).unwrap();
         let named = |geometry, config: &HybridConfig, word: &str| {
             let error = check(geometry, config, true).unwrap_err().to_string();
@@ -166,5 +213,23 @@ mod tests {
         check(wide, &config, false).unwrap();
         let alone = HybridConfig { mode: Mode::LinearOnly, chunk: 32, ..config };
         check(wide, &alone, true).unwrap();
+    }
+
+    #[test]
+    fn heads_of_256_channels_have_some_kernels() {
+        let geometry = HeadGeometry { head_dim: 256, ..GEOMETRY };
+        let config = StillConfig::uniform(1, geometry, 64, 4).layer(0).unwrap();
+        let asked = Asked { geometry, config: &config, dtype: DType::BF16, used_in: Use::State };
+        check(asked).unwrap();
+        check(Asked { used_in: Use::Forward, ..asked }).unwrap();
+        let recalls = HybridConfig { router: Router::SelfRecall, ..config.clone() };
+        for refused in [
+            Asked { dtype: DType::F32, ..asked },
+            Asked { config: &recalls, ..asked },
+            Asked { used_in: Use::Training, ..asked },
+        ] {
+            let error = check(refused).unwrap_err().to_string();
+            assert!(error.contains("head_dim") && error.contains("at most 128"), "{error}");
+        }
     }
 }

@@ -202,6 +202,39 @@ fn a_cap_in_bf16() {
     report.finish();
 }
 
+/// They have kernels in bf16, without gradients.
+#[test]
+fn heads_of_256_channels() {
+    const WIDE: [Shape; 5] = [
+        (1, 1, 256, 1, &[4], LinearNorm::Sum),
+        (4, 2, 256, 321, &[4, 64], LinearNorm::Mean),
+        (3, 1, 256, 200, &[5], LinearNorm::Sum),
+        (8, 1, 256, 129, &[0], LinearNorm::Mean),
+        (6, 3, 256, 451, &[64, 3, 11], LinearNorm::Mean),
+    ];
+    let mut report = Report::default();
+    for shape in WIDE {
+        let (geometry, config) = layer(shape);
+        check_forward(&mut report, geometry, &config, shape.3, DType::BF16);
+    }
+    let (geometry, config) = capped((WIDE[4], 40));
+    check_forward(&mut report, geometry, &config, 451, DType::BF16);
+    let received = HybridConfig { router: Router::ReceivedAttention, ..config };
+    check_forward(&mut report, geometry, &received, 451, DType::BF16);
+    report.finish();
+
+    let (geometry, config) = layer(WIDE[1]);
+    let refused = |dtype, config: &HybridConfig, trains: bool| {
+        let x = placed(&sequence(geometry, config, 65, 11, dtype), config, dtype, &gpu());
+        let q = if trains { Var::from_tensor(&x.q).unwrap().as_tensor().clone() } else { x.q };
+        let error = hybrid_attention(&q, &x.k, &x.v, &x.weights, None, config, None).unwrap_err();
+        assert!(error.to_string().contains("at most 128"), "{error}");
+    };
+    refused(DType::F32, &config, false);
+    refused(DType::BF16, &config, true);
+    refused(DType::BF16, &HybridConfig { router: Router::SelfRecall, ..config }, false);
+}
+
 /// What is kept is more than shared memory holds.
 #[test]
 fn a_large_cap_in_f32() {

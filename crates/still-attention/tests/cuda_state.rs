@@ -489,6 +489,35 @@ fn rows_in_few_bits_of_sequences_of_different_lengths() {
     }
 }
 
+/// They have kernels in bf16: rows as they come and in few bits, decoded from the start, read in pieces and of several lengths.
+#[test]
+fn heads_of_256_channels() {
+    let wide = [
+        layer((4, 2, 256, &[4, 64], LinearNorm::Mean)),
+        layer((3, 1, 256, &[5], LinearNorm::Sum)),
+        layer((8, 1, 256, &[0], LinearNorm::Mean)),
+        capped(((6, 3, 256, &[4, 64, 1], LinearNorm::Mean), 100)),
+        capped(((2, 1, 256, &[5], LinearNorm::Sum), 9)),
+    ];
+    let calls = [vec![130, 1, 0, 64], vec![3, 200, 1, 129], vec![70, 0, 320, 2]];
+    for own in wide {
+        for rows in [RowDtype::Bf16, RowDtype::Int8, RowDtype::Int4] {
+            let states = |batch, tokens| match rows {
+                RowDtype::Bf16 => States::new(&own, batch, tokens, DType::BF16),
+                _ => States::of_rows(&own, batch, tokens, (DType::BF16, rows)),
+            };
+            states(1, 260).feed(&singles(1, 260), &format!("{rows:?} decoded"));
+            let mut split = states(1, 520);
+            let pieces = [1, 200, 1, 65, 63, 120].map(|tokens| vec![tokens]);
+            split.feed(&pieces, &format!("{rows:?} in pieces"));
+            split.feed(&singles(1, 70), &format!("{rows:?} decoded after"));
+            let mut uneven = states(4, 500);
+            uneven.feed(&calls, &format!("{rows:?} read unevenly"));
+            uneven.feed(&singles(4, 70), &format!("{rows:?} decoded after that"));
+        }
+    }
+}
+
 /// The store moves with codes and scales in it.
 #[test]
 fn a_store_in_few_bits_grows() {
@@ -689,7 +718,10 @@ fn steps_that_rotate() {
     ];
     let cases =
         [(SHAPES[0], 64), (SHAPES[2], 128), (SHAPES[4], 64), (SHAPES[6], 80), (SHAPES[5], 16)];
-    for (format, (shape, rotary)) in formats.into_iter().flat_map(|f| cases.map(|case| (f, case))) {
+    let wide =
+        formats[1..].iter().map(|&f| (f, ((4, 2, 256, [4, 64].as_slice(), LinearNorm::Mean), 256)));
+    let all = formats.into_iter().flat_map(|f| cases.map(|case| (f, case)));
+    for (format, (shape, rotary)) in all.chain(wide) {
         let (own, device, batch) = (layer(shape), gpu(), 2);
         let (dtype, rows) = format;
         let x = Sequences::rounded(&own, batch, 300, dtype, DType::BF16);

@@ -38,7 +38,7 @@ pub fn check(call: &'static str, code: i32) -> Result<(), KernelError> {
     let message = unsafe { CStr::from_ptr(cudaGetErrorString(code)) };
     let hint = match code {
         INVALID_VALUE => {
-            "; hint: the kernels take head dimensions 64, 80, 96 and 128 in f32 or bf16; f32 at 128 needs the shared memory of an H100"
+            "; hint: the kernels take head dimensions 64, 80, 96 and 128 in f32 or bf16, and 256 in bf16; f32 at 128 and bf16 at 256 need the shared memory of an H100"
         }
         OUT_OF_MEMORY => "; hint: feed fewer tokens or sequences at a time",
         code if NO_CODE.contains(&code) => {

@@ -45,6 +45,8 @@ pub const STILL_NO_ROUTER: i32 = 5;
 pub const CHUNK: usize = 64;
 /// Head dimensions that have kernels.
 pub const HEAD_DIMS: [usize; 4] = [64, 80, 96, 128];
+/// The one that has them in bf16 alone, without `STILL_SELF_RECALL` and the backward pass.
+pub const WIDE_HEAD_DIM: usize = 256;
 /// `STILL_NO_CAP`: no cap on a head's salient tokens.
 pub const NO_CAP: i32 = i32::MAX;
 /// The largest cap that the router `STILL_SELF_RECALL` has a kernel for; others have none.

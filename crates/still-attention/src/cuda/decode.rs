@@ -85,8 +85,8 @@ impl CudaWeights {
     ) -> Result<Arc<Self>> {
         config.validate(geometry)?;
         weights.check(geometry, config)?;
-        support::check_state(geometry, config)?;
         support::check_dtype("the rows of a state", dtype)?;
+        support::check_state(geometry, config, dtype)?;
         let Device::Cuda(on) = device else {
             return Err(AttentionError::Config("expected a CUDA device".into()));
         };
@@ -180,7 +180,8 @@ impl CudaHybridState {
     /// # Errors
     /// As [`new`](Self::new); a format without a kernel.
     pub fn with_rows(weights: Arc<CudaWeights>, batch: usize, rows: RowDtype) -> Result<Self> {
-        support::check_row_dtype(rows, weights.dtype, weights.config.router)?;
+        support::check_row_dtype(rows, weights.dtype)?;
+        support::check_router(rows, weights.config.router)?;
         if batch == 0 {
             return Err(AttentionError::Config("a state on CUDA has one sequence or more".into()));
         }

@@ -18,6 +18,7 @@ use super::forward::{Scan, queue};
 use super::layout::{Cursor, flags, router};
 use super::routing::{budgets, dims, queue_selection, reached_cap, received_floats, retired};
 use crate::hybrid::OP;
+use crate::limits::{Asked, Use};
 use crate::saved_attention::Call;
 use crate::{AttentionError, HybridConfig, HybridWeights, Mode, Result, Router, limits};
 
@@ -160,7 +161,8 @@ pub fn check_shapes(config: &HybridConfig, shapes: OperandShapes<'_>) -> Result<
     let call =
         Call { rows: [&q, &k, &v], gate: gate.as_ref(), weights: &weights, config, routing: None };
     let geometry = call.check()?;
-    limits::check(geometry, config, false)?;
+    // Whoever calls may ask for gradients. What has kernels in bf16 alone has none for those.
+    limits::check(Asked { geometry, config, dtype: DType::BF16, used_in: Use::Training })?;
     let unsupported =
         |tensor, expected, got| Err(AttentionError::Unsupported { op: OP, tensor, expected, got });
     if config.mode != Mode::Hybrid {

@@ -53,7 +53,7 @@ impl SavedAttention {
         trains: bool,
     ) -> Result<(Tensor, Routing, Self)> {
         let Call { rows: [q, k, v], weights, config, routing, gate } = *call;
-        support::check(q, [k, v], gate, weights, geometry, config)?;
+        support::check(q, [k, v], gate, weights, (geometry, config), trains)?;
         let device = q.device().as_cuda_device()?.clone();
         // The kernels route by KV head: where every query head decides, each gets K and V of its own.
         let copies = match config.selection_head {

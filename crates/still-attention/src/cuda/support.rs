@@ -1,10 +1,12 @@
 //! What the kernels compute, and errors that name what they do not.
 
 use candle_core::{DType, Device, Tensor};
+use still_kernels::dense::DENSE_DECODE_HEAD_DIMS;
 
 use super::graph_state::StepRotation;
 use crate::arguments::expect_rows;
 use crate::hybrid::OP;
+use crate::limits::{Asked, Use};
 use crate::{
     AttentionError, HeadGeometry, HybridConfig, HybridWeights, Mode, Result, Router, RowDtype,
     limits,
@@ -16,10 +18,11 @@ pub(super) fn check(
     key_side: [&Tensor; 2],
     gate: Option<&Tensor>,
     weights: &HybridWeights,
-    geometry: HeadGeometry,
-    config: &HybridConfig,
+    (geometry, config): (HeadGeometry, &HybridConfig),
+    trains: bool,
 ) -> Result<()> {
-    limits::check(geometry, config, false)?;
+    let used_in = if trains { Use::Training } else { Use::Forward };
+    limits::check(Asked { geometry, config, dtype: q.dtype(), used_in })?;
     check_gate(q, gate)?;
     check_rows(q, key_side)?;
     let HybridWeights { feature_map_q, feature_map_k, .. } = weights;
@@ -110,18 +113,33 @@ pub(super) fn check_dtype(what: &'static str, dtype: DType) -> Result<()> {
     })
 }
 
-/// Checks how a state whose rows come in `dtype` keeps those of salient tokens.
-pub(super) fn check_row_dtype(rows: RowDtype, dtype: DType, router: Router) -> Result<()> {
+/// Checks how a state whose rows come in `dtype` keeps those that it keeps for good.
+pub(super) fn check_row_dtype(rows: RowDtype, dtype: DType) -> Result<()> {
     let plain =
         matches!((rows, dtype), (RowDtype::F32, DType::F32) | (RowDtype::Bf16, DType::BF16));
     let expected = "as the activations, int8 or int4 on CUDA";
-    require(plain || matches!(rows, RowDtype::Int8 | RowDtype::Int4), "rows", expected, || {
+    require(plain || is_coded(rows), "rows", expected, || {
         format!("{rows}, the activations are {}", dtype.as_str())
-    })?;
-    let recalled = !plain && router == Router::SelfRecall;
+    })
+}
+
+/// Checks that a router can rank rows that are kept as `rows`.
+pub(super) fn check_router(rows: RowDtype, router: Router) -> Result<()> {
+    let recalled = is_coded(rows) && router == Router::SelfRecall;
     require(!recalled, "router", "another than self_recall with int8 or int4 rows on CUDA", || {
         format!("{router:?}")
     })
+}
+
+/// Checks that the rows of a dense cache can be kept as `rows`.
+pub(super) fn check_dense_rows(rows: RowDtype, head_dim: usize) -> Result<()> {
+    let expected = "64, 80, 96, 128 or 256 with int8 or int4 rows on CUDA";
+    let fits = !is_coded(rows) || DENSE_DECODE_HEAD_DIMS.contains(&head_dim);
+    require(fits, "head_dim", expected, || head_dim.to_string())
+}
+
+fn is_coded(rows: RowDtype) -> bool {
+    matches!(rows, RowDtype::Int8 | RowDtype::Int4)
 }
 
 fn check_device(name: &'static str, tensor: &Tensor, q: &Tensor) -> Result<()> {
@@ -131,11 +149,15 @@ fn check_device(name: &'static str, tensor: &Tensor, q: &Tensor) -> Result<()> {
 }
 
 /// Checks what a state with kernels of its own can be told.
-pub(super) fn check_state(geometry: HeadGeometry, config: &HybridConfig) -> Result<()> {
+pub(super) fn check_state(
+    geometry: HeadGeometry,
+    config: &HybridConfig,
+    dtype: DType,
+) -> Result<()> {
     require(config.mode == Mode::Hybrid, "mode", "hybrid in this state", || {
         format!("{:?}", config.mode)
     })?;
-    limits::check(geometry, config, true)
+    limits::check(Asked { geometry, config, dtype, used_in: Use::State })
 }
 
 /// Checks the scale of logits, if it is given.

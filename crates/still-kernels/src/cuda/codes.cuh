@@ -11,7 +11,7 @@
 
 namespace still {
 
-constexpr int CODE_GROUP = 32, MOST_GROUPS = 4;  // channels of a group; groups of the widest row
+constexpr int CODE_GROUP = 32;  // channels
 
 __host__ __device__ constexpr int code_groups(int d) { return (d + CODE_GROUP - 1) / CODE_GROUP; }
 // Bytes of a row's codes, and the words that scale them.
@@ -25,28 +25,35 @@ __device__ __forceinline__ float2 scale_and_offset(uint32_t word) {
   return __half22float2(reinterpret_cast<const __half2&>(word));
 }
 
-// `all` rows in memory.
+// Rows in memory.
 struct CodedRows {
   uint8_t* codes;
   uint32_t* words;
   int coding, d, bytes, count;
   bool rotated;
 
+  __device__ __forceinline__ CodedRows(uint8_t* codes, uint32_t* words, int coding, int d, bool keys)
+      : codes(codes), words(words), coding(coding), d(d), bytes(code_bytes(coding, d)), count(code_words(coding, d)),
+        rotated(keys && coding == STILL_INT4) {}
+  // `all` of them, whose words lie behind the codes.
   __device__ __forceinline__ CodedRows(const void* rows, int64_t all, int coding, int d, bool keys)
-      : codes(static_cast<uint8_t*>(const_cast<void*>(rows))), words(reinterpret_cast<uint32_t*>(codes + all * code_bytes(coding, d))),
-        coding(coding), d(d), bytes(code_bytes(coding, d)), count(code_words(coding, d)), rotated(keys && coding == STILL_INT4) {}
+      : CodedRows(static_cast<uint8_t*>(const_cast<void*>(rows)), words_behind(rows, all, coding, d), coding, d, keys) {}
+  static __device__ __forceinline__ uint32_t* words_behind(const void* rows, int64_t all, int coding, int d) {
+    return reinterpret_cast<uint32_t*>(static_cast<uint8_t*>(const_cast<void*>(rows)) + all * code_bytes(coding, d));
+  }
   __device__ __forceinline__ uint8_t* row(int64_t i) const { return codes + i * bytes; }
   __device__ __forceinline__ uint32_t* scales(int64_t i) const { return words + i * count; }
 };
 
-// A row in the registers of a warp: lane l has channels l, l + 32, …
+// A row in the registers of a warp: lane l has channels l, l + 32, … of up to GROUPS groups.
+template <int GROUPS = code_groups(256)>
 struct WarpRow {
-  float x[MOST_GROUPS];
+  float x[GROUPS];
 
   template <class T>
   __device__ __forceinline__ void load(const T* from, int d) {
 #pragma unroll
-    for (int j = 0; j < MOST_GROUPS; j++) {
+    for (int j = 0; j < GROUPS; j++) {
       const int channel = j * CODE_GROUP + threadIdx.x % 32;
       x[j] = channel < d ? float(from[channel]) : 0.f;
     }
@@ -54,7 +61,7 @@ struct WarpRow {
   template <class T>
   __device__ __forceinline__ void store(T* to, int d) const {
 #pragma unroll
-    for (int j = 0; j < MOST_GROUPS; j++) {
+    for (int j = 0; j < GROUPS; j++) {
       const int channel = j * CODE_GROUP + threadIdx.x % 32;
       if (channel < d) to[channel] = T(x[j]);
     }
@@ -63,7 +70,7 @@ struct WarpRow {
   // Whole groups, as keys are.
   __device__ __forceinline__ void rotate(int d) {
 #pragma unroll
-    for (int j = 0; j < MOST_GROUPS; j++) {
+    for (int j = 0; j < GROUPS; j++) {
       if ((j + 1) * CODE_GROUP > d) break;
 #pragma unroll
       for (int m = 1; m < CODE_GROUP; m *= 2) {
@@ -80,7 +87,7 @@ struct WarpRow {
     const uint8_t* codes = from.row(i);
     const uint32_t* words = from.scales(i);
 #pragma unroll
-    for (int j = 0; j < MOST_GROUPS; j++) {
+    for (int j = 0; j < GROUPS; j++) {
       const int channel = j * CODE_GROUP + lane;
       x[j] = 0.f;
       if (channel >= d) continue;
@@ -112,11 +119,11 @@ struct WarpRow {
   __device__ __forceinline__ void encode_8(const CodedRows& to, int64_t i, int d) {
     float top = 0.f;
 #pragma unroll
-    for (int j = 0; j < MOST_GROUPS; j++) top = larger(top, fabsf(x[j]));
+    for (int j = 0; j < GROUPS; j++) top = larger(top, fabsf(x[j]));
     top = largest(top);
     const float scale = top / 127.f, inverse = top > 0.f ? 127.f / top : 0.f;
 #pragma unroll
-    for (int j = 0; j < MOST_GROUPS; j++) {
+    for (int j = 0; j < GROUPS; j++) {
       const int channel = j * CODE_GROUP + threadIdx.x % 32, code = int(roundf(x[j] * inverse));
       if (i >= 0 && channel < d) to.row(i)[byte_of(channel)] = uint8_t(code);
       x[j] = float(code) * scale;
@@ -127,7 +134,7 @@ struct WarpRow {
   __device__ __forceinline__ void encode_4(const CodedRows& to, int64_t i, int d) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
-    for (int j = 0; j < MOST_GROUPS; j++) {
+    for (int j = 0; j < GROUPS; j++) {
       if (j * CODE_GROUP >= d) break;
       const bool is_channel = j * CODE_GROUP + lane < d;
       const float high = largest(is_channel ? x[j] : -INFINITY), low = -largest(is_channel ? -x[j] : -INFINITY);

@@ -86,7 +86,7 @@ __device__ __forceinline__ void merge_parts(const Decode<typename K::T>& in, con
 }
 
 template <class K, int CODING, bool EACH>
-__global__ void __launch_bounds__(128, K::P == 1 ? 3 : 1) decode_attend(const Decode<typename K::T> state) {
+__global__ void __launch_bounds__(128, K::P == 1 && K::D <= 128 ? 3 : 1) decode_attend(const Decode<typename K::T> state) {
   constexpr int D = K::D;
   let_next_begin();
   const int position = state.positions[blockIdx.z];
@@ -158,7 +158,7 @@ extern "C" int still_decode(const StillShape* shape, const StillDecode* args, St
   if (args->cap != STILL_NO_CAP)
     if (int error = still::run_decode_admit(*shape, *args, stream)) return error;
   if (int error = still::run_decode_retire(*shape, *args, stream)) return error;
-  return still::dispatch(*shape, [&](auto kind) {
+  return still::dispatch_forward(*shape, [&](auto kind) {
     using K = decltype(kind);
     const int group = shape->heads / shape->kv_heads, parts = args->splits + 1 + 2 * group;
     auto run = [&](auto kernel) {
@@ -181,7 +181,7 @@ extern "C" int still_decode(const StillShape* shape, const StillDecode* args, St
 extern "C" int still_decode_fill(const StillShape* shape, StillRows k, StillRows v, const float* score, const StillRouting* routing,
                                  const StillDecode* args, StillStream stream) {
   if (args->coding != STILL_PLAIN) return cudaErrorInvalidValue;
-  return still::dispatch(*shape, [&](auto kind) {
+  return still::dispatch_forward(*shape, [&](auto kind) {
     using T = typename decltype(kind)::T;
     return still::launch(still::decode_fill<T>, dim3(128, shape->kv_heads, shape->batch), 128, 0, stream, still::Rows<const T>(k),
                          still::Rows<const T>(v), score, *routing, still::Decode<T>(*shape, *args), shape->tokens, shape->head_dim);

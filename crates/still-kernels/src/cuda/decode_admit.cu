@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(ADMIT_THREADS) decode_admit(const Decode<T> st
       const bool trade = entry < gone;
       const int64_t to = store + (trade ? leaving[entry] : before + entry - gone);
       T* const row = (i % 2 ? in.ring_v : in.ring_k) + (ring + arrivals[entry].token % CHUNK) * d;
-      WarpRow enters, leaves;
+      WarpRow<> enters, leaves;
       enters.load(row, d);
       if (trade) leaves.decode(stores[i % 2], to);
       __syncwarp();
@@ -116,7 +116,7 @@ __global__ void __launch_bounds__(ADMIT_THREADS) decode_admit(const Decode<T> st
 }
 
 int run_decode_admit(const StillShape& shape, const StillDecode& args, StillStream stream) {
-  return dispatch(shape, [&](auto kind) {
+  return dispatch_forward(shape, [&](auto kind) {
     using T = typename decltype(kind)::T;
     return launch_early(args.states ? decode_admit<T, true> : decode_admit<T, false>, dim3(shape.kv_heads, shape.batch), ADMIT_THREADS, 0, stream,
                   Decode<T>(shape, args), int(shape.head_dim));

@@ -53,8 +53,9 @@ struct DecodeMemory {
   __device__ __forceinline__ Queries queries() const { return Queries{base + 2 * Stage::BYTES}; }
   // [group, RING] logits.
   __device__ __forceinline__ float* window() const { return floats + WINDOW / 4; }
-  // Of a linear part: the state's half lies in the stages, and what lanes add up behind it.
-  static constexpr int STATE = K::D * K::D, LANE_SUMS = 1024;
+  // Of a linear part: the state's half lies in the stages if it fits, and what lanes add up behind it.
+  static constexpr bool HAS_STATE = K::D <= 128;
+  static constexpr int STATE = HAS_STATE ? K::D * K::D : 0, LANE_SUMS = 1024;
   static_assert(WINDOW / 4 >= STATE + LANE_SUMS);
   __device__ __forceinline__ float* lane_sums() const { return floats + STATE; }
   // When parts are merged, two of [GROUP, MOST_PARTS] weights lie in the stages.

@@ -32,6 +32,10 @@ __device__ __forceinline__ void sums_over_block(float& x, float& y, float* four,
   y = others[0] + others[1] + others[2] + others[3];
 }
 
+// Channels of a row that a thread has: that of its number, and the 128th after it if there are as many.
+template <int D>
+constexpr int OWN = (D + 127) / 128;
+
 // A matrix [M, N] in pieces of 16 bytes of its rows, by the threads that multiply by them: a thread has a piece of every LANES-th row.
 template <int M, int N, class E>
 struct MatrixPieces {
@@ -58,17 +62,20 @@ struct MatrixPieces {
       }
     }
   }
-  // The column of the thread's number, from `LANES * N` floats in shared memory. All 128 threads call.
-  __device__ __forceinline__ float column(const float (&sum)[WIDE], float* lanes) const {
+  // The thread's columns, from `LANES * N` floats in shared memory. All 128 threads call.
+  __device__ __forceinline__ void columns(float (&y)[OWN<N>], const float (&sum)[WIDE], float* lanes) const {
     if (lane < LANES)
 #pragma unroll
       for (int e = 0; e < WIDE; e++) lanes[lane * N + piece * WIDE + e] = sum[e];
     __syncthreads();
-    float y = 0.f;
-    if (threadIdx.x < N)
 #pragma unroll
-      for (int l = 0; l < LANES; l++) y += lanes[l * N + threadIdx.x];
-    return y;
+    for (int j = 0; j < OWN<N>; j++) {
+      const int c = threadIdx.x + j * 128;
+      y[j] = 0.f;
+      if (c < N)
+#pragma unroll
+        for (int l = 0; l < LANES; l++) y[j] += lanes[l * N + c];
+    }
   }
 };
 
@@ -76,53 +83,87 @@ struct MatrixPieces {
 template <class K>
 __device__ __forceinline__ void attend_state(const Decode<typename K::T>& in, const Place& at, const DecodeMemory<K>& memory,
                                              DecodeScratch<K::D>& scratch, float* to) {
-  constexpr int D = K::D;
+  constexpr int D = K::D, EACH = OWN<D>;
+  constexpr bool AHEAD = DecodeMemory<K>::HAS_STATE;  // a wider map and state are read when they are multiplied
   const int g = (at.part - at.ring_part - 1) / 2, head = at.kv * in.group + g;
-  const bool plus = at.part % 2 == (at.ring_part + 1) % 2, on = threadIdx.x < D;
+  const bool plus = at.part % 2 == (at.ring_part + 1) % 2;
+  auto channel = [](int j) { return int(threadIdx.x) + j * 128; };
+  auto on = [&](int j) { return channel(j) < D; };
   if (at.absorbed == 0) {
     wait_for_previous();
-    if (on) to[threadIdx.x] = 0.f;
+#pragma unroll
+    for (int j = 0; j < EACH; j++)
+      if (on(j)) to[channel(j)] = 0.f;
     if (threadIdx.x == 0) to[GROUP * D] = 0.f;
     return;
   }
   // The state's half comes while phi is made.
+  auto half_of_state = [&] { return in.s + (at.bk * 2 + !plus) * D * D; };
   auto load_state = [&] {
-    const float* s = in.s + (at.bk * 2 + !plus) * D * D;
-    for (int i = threadIdx.x; i < D * D / 4; i += 128) copy_async(memory.base + i * 16, s + i * 4, true);
+    const float* const s = half_of_state();
+    for (int i = threadIdx.x; AHEAD && i < D * D / 4; i += 128) copy_async(memory.base + i * 16, s + i * 4, true);
     copy_commit();
   };
   const bool settled = !retires(at.position);
   if (settled) load_state();
+  auto map_of_head = [&] { return in.w_q + int64_t(head) * D * D; };
   const MatrixPieces<D, D, typename K::T> map;
-  uint4 weights[map.EACH];
+  uint4 weights[AHEAD ? map.EACH : 1];
 #pragma unroll
-  for (int i = 0; i < map.EACH; i++) weights[i] = map.load(in.w_q + int64_t(head) * D * D, i);
+  for (int i = 0; AHEAD && i < map.EACH; i++) weights[i] = map.load(map_of_head(), i);
   const float lambda = linear_scale(in.log_scale, in.flags, head, at.absorbed);
   wait_for_previous();
   if (!settled) load_state();
-  const float own = on ? rotated_value(in.q.row(at.b, head, 0), threadIdx.x, in.cosines(at.b), in.sines(at.b), in.half) : 0.f;
-  const float z = on ? in.z[(at.bk * 2 + !plus) * D + threadIdx.x] : 0.f;
-  if (on) scratch.x[threadIdx.x] = own;
-  __syncthreads();
-  float mapped[map.WIDE] = {};
+  float own[EACH], z[EACH];
 #pragma unroll
-  for (int i = 0; i < map.EACH; i++) map.add(mapped, scratch.x, weights[i], i);
-  const float value = map.column(mapped, memory.lane_sums());
-  float squared = own * own, norm = value * value;
+  for (int j = 0; j < EACH; j++) {
+    own[j] = on(j) ? rotated_value(in.q.row(at.b, head, 0), channel(j), in.cosines(at.b), in.sines(at.b), in.half) : 0.f;
+    z[j] = on(j) ? in.z[(at.bk * 2 + !plus) * D + channel(j)] : 0.f;
+    if (on(j)) scratch.x[channel(j)] = own[j];
+  }
+  __syncthreads();
+  float mapped[map.WIDE] = {}, value[EACH];
+  if constexpr (AHEAD) {
+#pragma unroll
+    for (int i = 0; i < map.EACH; i++) map.add(mapped, scratch.x, weights[i], i);
+  } else {
+#pragma unroll 8
+    for (int i = 0; i < map.EACH; i++) map.add(mapped, scratch.x, map.load(map_of_head(), i), i);
+  }
+  map.columns(value, mapped, memory.lane_sums());
+  float squared = 0.f, norm = 0.f;
+#pragma unroll
+  for (int j = 0; j < EACH; j++) {
+    squared += own[j] * own[j];
+    norm += value[j] * value[j];
+  }
   sums_over_block(squared, norm, scratch.four, scratch.others);
   const float stretch = in.flags & STILL_SOFTMAX_MAP ? 1.f : sqrtf(squared) / fmaxf(sqrtf(norm), 1e-12f);
-  const float u = value * stretch * (plus ? LOG2E : -LOG2E);
-  const float top = over_block<true>(on ? u : -INFINITY, scratch.four), e = on ? exp2f(u - top) : 0.f;
-  if (on) scratch.phi[threadIdx.x] = e;
-  float sum = e, den = e * z;
+  float top = -INFINITY, sum = 0.f, den = 0.f;
+#pragma unroll
+  for (int j = 0; j < EACH; j++) {
+    value[j] *= stretch * (plus ? LOG2E : -LOG2E);
+    top = fmaxf(top, on(j) ? value[j] : -INFINITY);
+  }
+  top = over_block<true>(top, scratch.four);
+#pragma unroll
+  for (int j = 0; j < EACH; j++) {
+    const float e = on(j) ? exp2f(value[j] - top) : 0.f;
+    if (on(j)) scratch.phi[channel(j)] = e;
+    sum += e;
+    den += e * z[j];
+  }
   copy_wait<0>();
   sums_over_block(sum, den, scratch.four, scratch.others);
   const MatrixPieces<D, D, float> state;
   float numerators[state.WIDE] = {};
 #pragma unroll 8
-  for (int i = 0; i < state.EACH; i++) state.add(numerators, scratch.phi, state.load(memory.floats, i), i);
-  const float numerator = state.column(numerators, memory.lane_sums()), share = lambda / sum;
-  if (on) to[threadIdx.x] = numerator * share;
+  for (int i = 0; i < state.EACH; i++) state.add(numerators, scratch.phi, state.load(AHEAD ? memory.floats : half_of_state(), i), i);
+  state.columns(value, numerators, memory.lane_sums());
+  const float share = lambda / sum;
+#pragma unroll
+  for (int j = 0; j < EACH; j++)
+    if (on(j)) to[channel(j)] = value[j] * share;
   if (threadIdx.x == 0) to[GROUP * D] = den * share;
 }
 

@@ -7,6 +7,10 @@
 
 namespace still {
 
+// Whether phi takes the weights' place: shared memory has no room for both.
+template <class K>
+constexpr bool IN_PLACE = K::D > 128;
+
 template <class K, bool EACH>
 __global__ void __launch_bounds__(128) decode_retire(const Decode<typename K::T> state) {
   using T = typename K::T;
@@ -22,7 +26,7 @@ __global__ void __launch_bounds__(128) decode_retire(const Decode<typename K::T>
   __shared__ uint32_t words[2];
   const RowsTile keys{aligned(memory)}, values{keys.base + RowsTile::BYTES};
   const Tile<P, D, D> weights{values.base + RowsTile::BYTES};
-  const Tile<P, CHUNK, 2 * D> phi{weights.base + weights.BYTES};
+  const Tile<P, CHUNK, 2 * D> phi{IN_PLACE<K> ? weights.base : weights.base + weights.BYTES};
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, chunk = position / CHUNK - 2, budget = in.budgets[kv];
   const int64_t bk = int64_t(b) * in.kv_heads + kv, from = bk * RING + chunk % 2 * CHUNK;
   load_matrix<128, CHUNK>(keys, 0, in.ring_k + from * D, D);
@@ -49,7 +53,7 @@ __global__ void __launch_bounds__(128) decode_retire(const Decode<typename K::T>
     for (int i = blockIdx.x * 4 + warp; i < 2 * CHUNK; i += gridDim.x * 4) {
       const int row = i / 2;
       if (!(kept >> row & 1)) continue;
-      WarpRow x;
+      WarpRow<code_groups(D)> x;
       x.load((i % 2 ? in.ring_v : in.ring_k) + (from + row) * D, D);
       x.encode(stores[i % 2], to + __popcll(kept & ((uint64_t(1) << row) - 1)));
     }
@@ -75,6 +79,7 @@ __global__ void __launch_bounds__(128) decode_retire(const Decode<typename K::T>
     squared_norms(x, squared);
     clear(plus);
     add_product<KS>(plus, x, weights, 0);
+    if (IN_PLACE<K>) __syncthreads();
     np_map(plus, minus, squared, in.flags);
     const int row = warp * 16 + lane / 4;
     const float on[2] = {kept >> row & 1 ? 0.f : 1.f, kept >> (row + 8) & 1 ? 0.f : 1.f};
@@ -121,9 +126,12 @@ __global__ void __launch_bounds__(128) decode_retire(const Decode<typename K::T>
 }
 
 int run_decode_retire(const StillShape& shape, const StillDecode& args, StillStream stream) {
-  return dispatch(shape, [&](auto kind) {
+  return dispatch_forward(shape, [&](auto kind) {
     using K = decltype(kind);
-    constexpr int bytes = 2 * Tile<K::P, CHUNK, K::D>::BYTES + Tile<K::P, K::D, K::D>::BYTES + Tile<K::P, CHUNK, 2 * K::D>::BYTES + ALIGNMENT;
+    using Phi = Tile<K::P, CHUNK, 2 * K::D>;
+    using Weights = Tile<K::P, K::D, K::D>;
+    static_assert(!IN_PLACE<K> || Phi::BYTES <= Weights::BYTES);
+    constexpr int bytes = 2 * Tile<K::P, CHUNK, K::D>::BYTES + Weights::BYTES + (IN_PLACE<K> ? 0 : Phi::BYTES) + ALIGNMENT;
     return launch_early(args.states ? decode_retire<K, true> : decode_retire<K, false>, dim3((2 * K::D + 63) / 64, shape.kv_heads, shape.batch), 128, bytes,
                   stream, Decode<typename K::T>(shape, args));
   });

@@ -1,57 +1,10 @@
 // The exact branch of one token: a block attends to its share of the store, or to the ring, for the KV head's group of queries.
 #pragma once
+#include "codes_ahead.cuh"
 #include "decode_block.cuh"
 #include "online_softmax.cuh"
 
 namespace still {
-
-// Codes on their way from the store to a tile: fetched while the tile before is used, widened when that is done. Those of 8 bits
-// are widened without their scales, which logits (of keys) and weights (of values) are multiplied by.
-template <class K, int CODING>
-struct CodesAhead {
-  static constexpr int PIECES = code_bytes(CODING, K::D) / 16, WORDS = code_words(CODING, K::D);  // of a row
-  static constexpr int EACH = WORDS == 1 ? 1 : PIECES;
-  uint4 codes[PIECES];  // of 64 keys and 64 values, by 128 threads
-  uint32_t words[EACH];
-
-  // Rows `from`, of which `valid` exist.
-  __device__ __forceinline__ void fetch(const Stored<typename K::T>& in, int64_t from, int valid) {
-#pragma unroll
-    for (int j = 0; j < PIECES; j++) {
-      const int i = threadIdx.x + j * 128, row = i / PIECES % CHUNK, piece = i % PIECES;
-      const uint4* const rows = reinterpret_cast<const uint4*>(i / PIECES < CHUNK ? in.store_k : in.store_v);
-      codes[j] = row < valid ? rows[(from + row) * PIECES + piece] : make_uint4(0, 0, 0, 0);
-    }
-#pragma unroll
-    for (int j = 0; j < EACH; j++) {
-      const int i = threadIdx.x + j * 128, row = i / EACH % CHUNK;
-      const uint4* const rows = reinterpret_cast<const uint4*>(i / EACH < CHUNK ? in.store_k : in.store_v);
-      const uint32_t* const scales = reinterpret_cast<const uint32_t*>(rows + in.all_entries * PIECES);
-      words[j] = row < valid ? scales[(from + row) * WORDS + i % EACH] : 0;
-    }
-  }
-  template <class STAGE>
-  __device__ __forceinline__ void place(STAGE to, float* scales) const {
-    if constexpr (CODING == STILL_INT8) scales[threadIdx.x] = __uint_as_float(words[0]);
-#pragma unroll
-    for (int j = 0; j < PIECES; j++) {
-      const int i = threadIdx.x + j * 128;
-      if constexpr (CODING == STILL_INT8) {
-        store_codes_8(to, i / PIECES, i % PIECES, codes[j]);
-      } else {
-        store_codes_4(to, i / PIECES, i % PIECES, codes[j], words[j]);
-      }
-    }
-  }
-};
-
-// Rows as they come are copied past the registers.
-template <class K>
-struct CodesAhead<K, STILL_PLAIN> {
-  __device__ __forceinline__ void fetch(const Stored<typename K::T>&, int64_t, int) {}
-  template <class STAGE>
-  __device__ __forceinline__ void place(STAGE, float*) const {}
-};
 
 // The keys and values of one block, in tiles `begin..end` of 64: of the store, or the ring's two chunks (the one before, this one).
 template <class K, int CODING>
@@ -76,7 +29,8 @@ struct RowShare {
     if (i < end) {
       const int64_t from = ring ? at.bk * RING + (at.chunk + 1 + i) % 2 * CHUNK : in.store(at.b, at.kv) + int64_t(i) * CHUNK;
       if (CODING != STILL_PLAIN && !ring) {
-        ahead.fetch(in, from, valid(i));
+        auto coded = [&](const T* rows, bool keys) { return CodedRows(rows, in.all_entries, CODING, K::D, keys); };
+        ahead.fetch(coded(in.store_k, true), coded(in.store_v, false), from, valid(i));
       } else {
         load_matrix<128, CHUNK>(to, 0, (ring ? in.ring_k : in.store_k) + from * K::D, K::D, valid(i));
         load_matrix<128, CHUNK>(to, CHUNK, (ring ? in.ring_v : in.store_v) + from * K::D, K::D, valid(i));
@@ -95,10 +49,10 @@ struct RowShare {
 template <class K>
 __device__ __forceinline__ void enter_ring(const Decode<typename K::T>& in, const Place& at, float* window) {
   const int64_t to = (at.bk * RING + at.position % RING) * K::D;
-  if (threadIdx.x < K::D) {
+  for (int i = threadIdx.x; i < K::D; i += 128) {
     const typename K::T* const k = in.k.row(at.b, at.kv, 0);
-    in.ring_k[to + threadIdx.x] = in.cos ? typename K::T(rotated_value(k, threadIdx.x, in.cosines(at.b), in.sines(at.b), in.half)) : k[threadIdx.x];
-    in.ring_v[to + threadIdx.x] = in.v.row(at.b, at.kv, 0)[threadIdx.x];
+    in.ring_k[to + i] = in.cos ? typename K::T(rotated_value(k, i, in.cosines(at.b), in.sines(at.b), in.half)) : k[i];
+    in.ring_v[to + i] = in.v.row(at.b, at.kv, 0)[i];
   }
   for (int i = threadIdx.x; i < in.group * RING; i += 128) window[i] = -INFINITY;
 }
@@ -124,7 +78,7 @@ __device__ __forceinline__ void attend_rows(const Stored<typename K::T>& in, con
   if (share.ring) enter_ring<K>(in, at, window);
   if (CODING == STILL_INT4 && !share.ring) {
     for (int g = warp; g < GROUP; g += 4) {
-      WarpRow x = {};
+      WarpRow<code_groups(D)> x = {};
       const typename K::T* const q = in.q.row(at.b, at.kv * in.group + g, 0);
 #pragma unroll
       for (int j = 0; j < code_groups(D); j++) {

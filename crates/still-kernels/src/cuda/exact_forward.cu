@@ -14,7 +14,7 @@ namespace still {
 constexpr int exact_stages(int heads) { return heads == 4 ? 3 : 2; }
 
 template <class K, int HEADS>
-__global__ void __launch_bounds__(HEADS * 128, K::P == 1 && K::D != 96 ? 4 / HEADS : 1)
+__global__ void __launch_bounds__(HEADS * 128, K::P == 1 && K::D != 96 && K::D <= 128 ? 4 / HEADS : 1)
     exact_forward(const Forward<typename K::T> in) {
   using T = typename K::T;
   constexpr int D = K::D, P = K::P, KS = D / 16, NT = D / 8, THREADS = HEADS * 128;
@@ -136,7 +136,7 @@ __global__ void __launch_bounds__(HEADS * 128, K::P == 1 && K::D != 96 ? 4 / HEA
 }  // namespace still
 
 extern "C" int still_exact_forward(const StillShape* shape, const StillForward* args, StillStream stream) {
-  return still::dispatch(*shape, [&](auto kind) {
+  return still::dispatch_forward(*shape, [&](auto kind) {
     using K = decltype(kind);
     still::Forward<typename K::T> in(*shape, *args);
     auto run = [&](auto kernel, auto heads) {
@@ -146,7 +146,7 @@ extern "C" int still_exact_forward(const StillShape* shape, const StillForward* 
       return still::launch(kernel, dim3(shape->heads / HEADS, in.chunks - in.first_chunk, shape->batch), HEADS * 128, bytes, stream, in);
     };
     // What keys and values take of the second-level cache's speed goes with the number of blocks.
-    if constexpr (K::P == 1 && K::D != 96)
+    if constexpr (K::P == 1 && K::D != 96 && K::D <= 128)
       if (in.group % 4 == 0) return run(still::exact_forward<K, 4>, std::integral_constant<int, 4>{});
     return in.group % 2 == 0 ? run(still::exact_forward<K, 2>, std::integral_constant<int, 2>{})
                              : run(still::exact_forward<K, 1>, std::integral_constant<int, 1>{});

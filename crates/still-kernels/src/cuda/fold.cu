@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(FOLDED_COLUMNS* FOLDING_WARPS) fold(const Fold
 
 extern "C" int still_fold(const StillShape* shape, const float* w_q, const float* w_k, const float* u_q, const float* u_k, void* folded_q,
                           void* folded_k, StillStream stream) {
-  return still::dispatch(*shape, [&](auto kind) {
+  return still::dispatch_forward(*shape, [&](auto kind) {
     using K = decltype(kind);
     const dim3 grid(shape->heads + shape->kv_heads, (K::D + still::FOLDED_COLUMNS - 1) / still::FOLDED_COLUMNS);
     const still::Fold in{w_q, w_k, u_q, u_k, folded_q, folded_k, shape->heads};

@@ -12,7 +12,7 @@ struct Rows {
   T* data;
   int64_t batch, head, token;
   Rows() = default;
-  __host__ Rows(StillRows r) : data(static_cast<T*>(r.data)), batch(r.batch), head(r.head), token(r.token) {}
+  __host__ __device__ Rows(StillRows r) : data(static_cast<T*>(r.data)), batch(r.batch), head(r.head), token(r.token) {}
   __device__ __forceinline__ T* row(int b, int h, int64_t t) const { return data + b * batch + h * head + t * token; }
 };
 
@@ -112,6 +112,16 @@ int dispatch_dims(const StillShape& s, F f) {
 template <class F>
 int dispatch(const StillShape& s, F f) {
   return dispatch_dims<64, 80, 96, 128>(s, f);
+}
+
+// Those of its forward pass and of its state: shared memory has room for tiles of 256 channels in bf16.
+template <class F>
+int dispatch_forward(const StillShape& s, F f) {
+  return dispatch_dims<64, 80, 96, 128, 256>(s, [&](auto kind) -> int {
+    using K = decltype(kind);
+    if constexpr (K::P == 2 && K::D > 128) return cudaErrorInvalidValue;
+    else return f(kind);
+  });
 }
 
 inline int count_multiprocessors(int& count) {

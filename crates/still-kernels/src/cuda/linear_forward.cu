@@ -9,15 +9,19 @@
 
 namespace still {
 
+// Whether shared memory has room for one square of D x D alone, where W, S of minus and S of plus take turns.
 template <class K>
-__global__ void __launch_bounds__(128, K::P == 1 ? 3 : 1) linear_forward(const Forward<typename K::T> in) {
+constexpr bool ALONE = K::D > 128;
+
+template <class K>
+__global__ void __launch_bounds__(128, K::P == 1 && !ALONE<K> ? 3 : 1) linear_forward(const Forward<typename K::T> in) {
   using T = typename K::T;
   constexpr int D = K::D, P = K::P, KS = D / 16, NT = D / 8;
   using Queries = Tile<P, CHUNK, D>;
   using Square = Tile<P, D, D>;
   extern __shared__ unsigned char memory[];
   const uint32_t base = aligned(memory);
-  const Square first{base}, second{base + Square::BYTES};
+  const Square first{base}, second{ALONE<K> ? base : base + Square::BYTES};
   const Queries queries{base + Square::BYTES};
   const int first_state = first_state_chunk(in.routing);
   const int head = blockIdx.x, chunk = max(first_state, in.first_chunk) + blockIdx.y, start = chunk * CHUNK, b = blockIdx.z;
@@ -43,14 +47,16 @@ __global__ void __launch_bounds__(128, K::P == 1 ? 3 : 1) linear_forward(const F
     float f[NT][4], squared[2];
     squared_norms(q, squared);
     clear(f);
-    __syncthreads();  // the queries' memory is the state's from here
+    if (!ALONE<K>) __syncthreads();  // the queries' memory is the state's from here
     const int64_t entry = bk * (in.chunks - first_state) + chunk - first_state;
     const T* s = in.s + entry * 2 * D * D;
-    load_matrix<128, D>(second, 0, s + D * D, D);
-    copy_commit();
+    if (!ALONE<K>) {
+      load_matrix<128, D>(second, 0, s + D * D, D);
+      copy_commit();
+    }
     add_product<KS, NT>(f, q, first, 0);
     __syncthreads();
-    load_matrix<128, D>(first, 0, s, D);
+    load_matrix<128, D>(first, 0, ALONE<K> ? s + D * D : s, D);
     copy_commit();
     const float lambda = linear_scale(in.log_scale, in.flags, head, absorbed);
     const float* z = in.z + entry * 2 * D + lane % 4 * 2;
@@ -89,7 +95,7 @@ __global__ void __launch_bounds__(128, K::P == 1 ? 3 : 1) linear_forward(const F
   }
   float out[NT][4];
   clear(out);
-  copy_wait<1>();
+  copy_wait<ALONE<K> ? 0 : 1>();
   publish();
   __syncthreads();
   add_product<KS, NT>(out, minus, second, 0);
@@ -97,6 +103,11 @@ __global__ void __launch_bounds__(128, K::P == 1 ? 3 : 1) linear_forward(const F
   for (int n = 0; n < NT; n++)
 #pragma unroll
     for (int e = 0; e < 4; e++) out[n][e] *= ratio[e / 2];
+  if (ALONE<K>) {
+    __syncthreads();
+    load_matrix<128, D>(first, 0, in.s + (bk * (in.chunks - first_state) + chunk - first_state) * 2 * D * D, D);
+    copy_commit();
+  }
   copy_wait<0>();
   publish();
   __syncthreads();
@@ -128,15 +139,17 @@ template <class K>
 int run_linear_forward(const StillShape& shape, const Forward<typename K::T>& in, StillStream stream) {
   const int first_state = first_state_chunk(in.routing), first = first_state > in.first_chunk ? first_state : in.first_chunk;
   if (in.chunks <= first) return cudaSuccess;
-  static_assert(Tile<K::P, K::D, K::D>::BYTES >= Tile<K::P, CHUNK, K::D>::BYTES);
-  constexpr int bytes = 2 * Tile<K::P, K::D, K::D>::BYTES + ALIGNMENT;
+  using Queries = Tile<K::P, CHUNK, K::D>;
+  using Square = Tile<K::P, K::D, K::D>;
+  static_assert(Square::BYTES >= Queries::BYTES);
+  constexpr int bytes = Square::BYTES + (ALONE<K> ? Queries::BYTES : Square::BYTES) + ALIGNMENT;
   return launch(linear_forward<K>, dim3(shape.heads, in.chunks - first, shape.batch), 128, bytes, stream, in);
 }
 
 }  // namespace still
 
 extern "C" int still_linear_forward(const StillShape* shape, const StillForward* args, StillStream stream) {
-  return still::dispatch(*shape, [&](auto kind) {
+  return still::dispatch_forward(*shape, [&](auto kind) {
     using K = decltype(kind);
     return still::run_linear_forward<K>(*shape, still::Forward<typename K::T>(*shape, *args), stream);
   });

@@ -9,7 +9,7 @@ namespace still {
 constexpr int MOST_CHUNKS = 4, BLOCKS_AT_ONCE = 264;
 
 template <class K, bool CAPPED>
-__global__ void __launch_bounds__(128, K::P == 1 ? 3 : 1) map_keys(Rows<const typename K::T> k, const typename K::T* w,
+__global__ void __launch_bounds__(128, K::P == 1 && K::D <= 128 ? 3 : 1) map_keys(Rows<const typename K::T> k, const typename K::T* w,
                                                                    const StillRouting routing, typename K::T* phi,
                                                                    int tokens, int chunks, int chunks_a_block, int flags) {
   using T = typename K::T;
@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(128, K::P == 1 ? 3 : 1) map_keys(Rows<const ty
 
 extern "C" int still_map_keys(const StillShape* shape, StillRows k, const void* w, const StillRouting* routing, void* phi,
                               StillStream stream) {
-  return still::dispatch(*shape, [&](auto kind) {
+  return still::dispatch_forward(*shape, [&](auto kind) {
     using K = decltype(kind);
     using T = typename K::T;
     constexpr int bytes = 2 * still::Tile<K::P, still::CHUNK, K::D>::BYTES + still::Tile<K::P, K::D, K::D>::BYTES + still::ALIGNMENT;

@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(PAST_THREADS) past_rounded(const Decode<T> giv
   const Rows<T> out = is_value ? to.v : to.k;
   const CodedRows store = is_value ? state.values(d) : state.keys(d);
   for (int t = int(blockIdx.x) * warps + threadIdx.x / 32 - stored; t < tokens; t += gridDim.x * warps) {
-    WarpRow x;
+    WarpRow<> x;
     if (t < 0) {
       const int place = t + stored;
       x.decode(store, state.store(b, kv) + (past.stored_place ? past.stored_place[bk * past.stored + place] : place));
@@ -153,7 +153,7 @@ __global__ void __launch_bounds__(PAST_THREADS) past_fill(const Decode<T> given,
       const CodedRows rows = is_value ? state.values(d) : state.keys(d);
       if (threadIdx.x >= 64) {  // a warp for the key, one for the value
       } else if (t >= 0) {
-        WarpRow x;
+        WarpRow<> x;
         x.load((is_value ? v : k).row(b, kv, t), d);
         x.encode(rows, to);
       } else {
@@ -182,7 +182,7 @@ __global__ void __launch_bounds__(PAST_THREADS) past_fill(const Decode<T> given,
 extern "C" int still_past_rows(const StillShape* shape, const StillPast* past, const StillDecode* state, StillRows q, StillRows k,
                                StillRows v, int32_t rounded, StillStream stream) {
   if ((state->coding != STILL_PLAIN) != (rounded > 0)) return cudaErrorInvalidValue;
-  return still::dispatch(*shape, [&](auto kind) -> int {
+  return still::dispatch_forward(*shape, [&](auto kind) -> int {
     using T = typename decltype(kind)::T;
     const still::Decode<T> from(*shape, *state);
     if (past->stored_place) {
@@ -201,7 +201,7 @@ extern "C" int still_past_rows(const StillShape* shape, const StillPast* past, c
 
 extern "C" int still_past_select(const StillShape* shape, const StillPast* past, const StillDecode* state, float* score, uint64_t* selected,
                                  int32_t* salient, StillStream stream) {
-  return still::dispatch(*shape, [&](auto kind) {
+  return still::dispatch_forward(*shape, [&](auto kind) {
     using T = typename decltype(kind)::T;
     return still::launch(still::past_select<T>, dim3(still::chunks(*shape), shape->kv_heads, shape->batch), still::CHUNK, 0, stream,
                          still::Decode<T>(*shape, *state), *past, score, selected, salient, shape->tokens);
@@ -210,7 +210,7 @@ extern "C" int still_past_select(const StillShape* shape, const StillPast* past,
 
 extern "C" int still_past_fill(const StillShape* shape, const StillPast* past, const StillDecode* state, StillRows k, StillRows v,
                                const float* score, const StillRouting* routing, StillStream stream) {
-  return still::dispatch(*shape, [&](auto kind) {
+  return still::dispatch_forward(*shape, [&](auto kind) {
     using T = typename decltype(kind)::T;
     return still::launch(still::past_fill<T>, dim3(128, shape->kv_heads, shape->batch), still::PAST_THREADS, 0, stream,
                          still::Decode<T>(*shape, *state), *past, still::Rows<const T>(k), still::Rows<const T>(v), score, *routing,

@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(128) saliency(Rows<const typename K::T> q, Row
 }  // namespace still
 
 extern "C" int still_saliency(const StillShape* shape, StillRows q, StillRows k, float* score, StillStream stream) {
-  return still::dispatch(*shape, [&](auto kind) {
+  return still::dispatch_forward(*shape, [&](auto kind) {
     using K = decltype(kind);
     using T = const typename K::T;
     constexpr int bytes = still::Tile<K::P, 128, K::D>::BYTES * 2;

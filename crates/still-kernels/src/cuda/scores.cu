@@ -128,7 +128,7 @@ extern "C" int still_scores(const StillShape* shape, const StillRouter* router, 
     case STILL_SELF_SALIENCY: return still_saliency(shape, q, k, score, stream);
     case STILL_SELF_RECALL: return cudaSuccess;
     case STILL_RECEIVED_ATTENTION:
-      return dispatch(*shape, [&](auto kind) { return received_scores<decltype(kind)>(*shape, q, k, past, state, partial, score, stream); });
+      return dispatch_forward(*shape, [&](auto kind) { return received_scores<decltype(kind)>(*shape, q, k, past, state, partial, score, stream); });
     default: {
       if (!valid(*shape)) return cudaErrorInvalidValue;
       const dim3 grid((shape->tokens + 255) / 256, shape->kv_heads, shape->batch);

@@ -5,7 +5,7 @@ extern "C" int still_segments(const StillShape* shape) { return still::segments(
 
 extern "C" int still_states(const StillShape* shape, const void* phi, StillRows v, const StillRouting* routing, float* totals, void* s, float* z,
                             float* s_last, float* z_last, const StillPast* past, StillStream stream) {
-  return still::dispatch(*shape, [&](auto kind) {
+  return still::dispatch_forward(*shape, [&](auto kind) {
     using K = decltype(kind);
     using T = typename K::T;
     still::StateScan<T> scan{static_cast<const T*>(phi), still::Rows<const T>(v), nullptr, totals, static_cast<T*>(s), z, s_last, z_last,

@@ -39,12 +39,17 @@ __device__ __forceinline__ void hold(float (&x)[NT][4]) {
 #define STILL_TILES_32 STILL_TILES_4(0)
 #define STILL_TILES_64 STILL_TILES_32, STILL_TILES_4(4)
 #define STILL_TILES_128 STILL_TILES_64, STILL_TILES_4(8), STILL_TILES_4(12)
+#define STILL_TILES_256 STILL_TILES_128, STILL_TILES_4(16), STILL_TILES_4(20), STILL_TILES_4(24), STILL_TILES_4(28)
 
 // Their numbers, as the instruction's text lists them: ten after each, then what is left.
 #define STILL_TEN(t) "%" #t "0, %" #t "1, %" #t "2, %" #t "3, %" #t "4, %" #t "5, %" #t "6, %" #t "7, %" #t "8, %" #t "9, "
 #define STILL_NUMBERS_32 STILL_TEN() "%10, %11, %12, %13, %14, %15"
 #define STILL_NUMBERS_64 STILL_TEN() STILL_TEN(1) STILL_TEN(2) "%30, %31"
-#define STILL_NUMBERS_128 STILL_TEN() STILL_TEN(1) STILL_TEN(2) STILL_TEN(3) STILL_TEN(4) STILL_TEN(5) "%60, %61, %62, %63"
+#define STILL_SIXTY STILL_TEN() STILL_TEN(1) STILL_TEN(2) STILL_TEN(3) STILL_TEN(4) STILL_TEN(5)
+#define STILL_NUMBERS_128 STILL_SIXTY "%60, %61, %62, %63"
+#define STILL_NUMBERS_256                                                                                             \
+  STILL_SIXTY STILL_TEN(6) STILL_TEN(7) STILL_TEN(8) STILL_TEN(9) STILL_TEN(10) STILL_TEN(11)                         \
+  "%120, %121, %122, %123, %124, %125, %126, %127"
 
 // The instruction, which adds to the sums if `add` is not 0; operands of its text by number.
 #define STILL_PRODUCT(N, add, a, b, transposed)                                                                       \
@@ -63,6 +68,7 @@ __device__ __forceinline__ void hold(float (&x)[NT][4]) {
 STILL_WGMMA_SHARED(32, "%16", "%17", "%18", "%19", "%20")
 STILL_WGMMA_SHARED(64, "%32", "%33", "%34", "%35", "%36")
 STILL_WGMMA_SHARED(128, "%64", "%65", "%66", "%67", "%68")
+STILL_WGMMA_SHARED(256, "%128", "%129", "%130", "%131", "%132")
 
 // The same with `a` in registers.
 #define STILL_WGMMA(N, a_, b_, add_, transposed)                                                                      \
@@ -74,6 +80,7 @@ STILL_WGMMA_SHARED(128, "%64", "%65", "%66", "%67", "%68")
   }
 STILL_WGMMA(64, "%32, %33, %34, %35", "%36", "%37", "%38")
 STILL_WGMMA(128, "%64, %65, %66, %67", "%68", "%69", "%70")
+STILL_WGMMA(256, "%128, %129, %130, %131", "%132", "%133", "%134")
 
 }  // namespace still
 

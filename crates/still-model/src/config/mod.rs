@@ -115,7 +115,7 @@ impl ModelConfig {
             _ if place == DeviceLocation::Cpu => return Ok(()),
             (true, None) => return Ok(()),
             (true, Some(scalar)) => format!("queries scaled by the root of {scalar}"),
-            (false, _) => format!("sliding windows and heads of {} channels", self.head_dim),
+            (false, _) => "sliding windows".to_owned(),
         };
         Err(ModelError::Unsupported {
             what: format!(
@@ -264,7 +264,7 @@ mod tests {
         let refused = tiny_sliding_config().check_device(cuda).unwrap_err();
         let told = refused.to_string();
         assert!(
-            told.contains("a gemma3_text model on CUDA") && told.contains("8 channels"),
+            told.contains("a gemma3_text model on CUDA") && told.contains("sliding windows"),
             "{told}"
         );
         assert_eq!(refused.hint(), Some("run it on the CPU: --device cpu".into()));
