@@ -6,9 +6,10 @@
 mod common;
 
 use candle_core::{DType, Device, Tensor};
+use common::codes::kept;
 use common::{flat, relative_rms};
 use still_attention::{
-    AttentionState, CudaKvCache, GraphState, GraphStep, HeadGeometry, IDLE, StepRotation,
+    AttentionState, CudaKvCache, GraphState, GraphStep, HeadGeometry, IDLE, RowDtype, StepRotation,
     dense_attention, naive,
 };
 use still_testing::random;
@@ -36,6 +37,14 @@ const SHAPES: [(usize, usize, usize); 9] = [
 ];
 
 const DTYPES: [DType; 2] = [DType::F32, DType::BF16];
+
+/// Rows in few bits, and the dtype that they come in.
+const CODES: [(DType, RowDtype); 3] =
+    [(DType::F32, RowDtype::Int8), (DType::F32, RowDtype::Int4), (DType::BF16, RowDtype::Int8)];
+
+/// Of [`SHAPES`], those that rows in few bits are tested with: every head dimension, and a group that two blocks share.
+const CODED_SHAPES: [(usize, usize, usize); 6] =
+    [(3, 1, 128), (4, 1, 80), (6, 3, 96), (9, 3, 64), (20, 1, 96), (4, 2, 256)];
 
 fn geometry((num_heads, num_key_value_heads, head_dim): (usize, usize, usize)) -> HeadGeometry {
     HeadGeometry { num_heads, num_key_value_heads, head_dim }
@@ -80,6 +89,8 @@ struct Fed {
     geometry: HeadGeometry,
     rows: [Tensor; 3],
     dtype: DType,
+    /// In few bits; none: rows are kept as they come.
+    codes: Option<RowDtype>,
     device: Device,
     cache: CudaKvCache,
     /// Of each sequence `[H, tokens, D]` so far, in f64.
@@ -91,7 +102,29 @@ impl Fed {
         let (geometry, device) = (geometry(shape), gpu());
         let rows = sequences(geometry, batch, tokens, dtype);
         let cache = CudaKvCache::new(geometry, batch, &device, dtype).unwrap();
-        Self { geometry, rows, dtype, device, cache, answers: vec![Vec::new(); batch] }
+        let answers = vec![Vec::new(); batch];
+        Self { geometry, rows, dtype, codes: None, device, cache, answers }
+    }
+
+    fn coded(
+        shape: (usize, usize, usize),
+        batch: usize,
+        tokens: usize,
+        (dtype, rows): (DType, RowDtype),
+    ) -> Self {
+        let plain = Self::new(shape, batch, tokens, dtype);
+        let (geometry, device) = (plain.geometry, &plain.device);
+        let cache = CudaKvCache::with_rows(geometry, batch, device, dtype, rows).unwrap();
+        Self { cache, codes: Some(rows), ..plain }
+    }
+
+    /// Queries, and the keys and values that they meet.
+    fn met(&self) -> [Tensor; 3] {
+        let Some(rows) = self.codes else { return self.rows.clone() };
+        let [q, k, v] = &self.rows;
+        let lengths: Vec<usize> = (0..self.answers.len()).map(|n| self.cache.position(n)).collect();
+        let [k, v] = kept(&self.cache.save().unwrap(), [k, v], &lengths, rows);
+        [q.clone(), k, v]
     }
 
     /// The next `lengths` tokens of each sequence on the device, padded with what must not be looked at.
@@ -144,7 +177,7 @@ impl Fed {
     }
 
     fn check_to(&self, limit: f64, queries: usize, what: &str) {
-        let (mut got, mut expected) = (Vec::new(), Vec::new());
+        let (mut got, mut expected, met) = (Vec::new(), Vec::new(), self.met());
         for (sequence, answers) in self.answers.iter().enumerate() {
             let tokens = self.cache.position(sequence);
             let queries = queries.min(tokens);
@@ -154,9 +187,10 @@ impl Fed {
             let all = Tensor::cat(answers, 1).unwrap();
             assert_eq!(all.dim(1).unwrap(), tokens, "{what}");
             got.extend(flat(&all.narrow(1, tokens - queries, queries).unwrap()));
-            expected.extend(definition(self.geometry, &self.rows, sequence, (queries, tokens)));
+            expected.extend(definition(self.geometry, &met, sequence, (queries, tokens)));
         }
-        let (error, case) = (relative_rms(&got, &expected), (self.dtype, self.geometry));
+        let error = relative_rms(&got, &expected);
+        let case = (self.dtype, self.codes, self.geometry);
         println!("{error:.1e} {what}: {case:?}");
         assert!(error <= limit, "{what}: {case:?}: relative RMS {error:e}");
     }
@@ -282,26 +316,32 @@ fn a_cache_grows_and_is_copied() {
 fn steps_by_position() {
     for dtype in DTYPES {
         for shape in SHAPES {
-            let mut fed = Fed::new(shape, 3, 210, dtype);
-            fed.feed(&[200, 3, 64]);
-            GraphState::reserve(&mut fed.cache, 210).unwrap();
-            let idle = Tensor::from_vec(vec![IDLE; 3], 3, &fed.device).unwrap();
-            let [q, k, v] = fed.next(&[1; 3]);
-            // SAFETY: nothing is fed.
-            unsafe { fed.cache.step([&q, &k, &v], &idle, None) }.unwrap();
-            for _ in 0..5 {
-                let positions: Vec<u32> =
-                    (0..3).map(|sequence| fed.cache.position(sequence) as u32).collect();
-                let positions = Tensor::from_vec(positions, 3, &fed.device).unwrap();
-                let [q, k, v] = fed.next(&[1; 3]);
-                // SAFETY: the positions are the sequences' own, and there is room.
-                let out = unsafe { fed.cache.step([&q, &k, &v], &positions, None) }.unwrap();
-                fed.keep(&out, &[1; 3]);
-                fed.cache.count();
-            }
-            fed.check(70, "by position");
+            feed_by_position(Fed::new(shape, 3, 210, dtype));
         }
     }
+    for (format, shape) in coded() {
+        feed_by_position(Fed::coded(shape, 3, 210, format));
+    }
+}
+
+fn feed_by_position(mut fed: Fed) {
+    fed.feed(&[200, 3, 64]);
+    GraphState::reserve(&mut fed.cache, 210).unwrap();
+    let idle = Tensor::from_vec(vec![IDLE; 3], 3, &fed.device).unwrap();
+    let [q, k, v] = fed.next(&[1; 3]);
+    // SAFETY: nothing is fed.
+    unsafe { fed.cache.step([&q, &k, &v], &idle, None) }.unwrap();
+    for _ in 0..5 {
+        let positions: Vec<u32> =
+            (0..3).map(|sequence| fed.cache.position(sequence) as u32).collect();
+        let positions = Tensor::from_vec(positions, 3, &fed.device).unwrap();
+        let [q, k, v] = fed.next(&[1; 3]);
+        // SAFETY: the positions are the sequences' own, and there is room.
+        let out = unsafe { fed.cache.step([&q, &k, &v], &positions, None) }.unwrap();
+        fed.keep(&out, &[1; 3]);
+        fed.cache.count();
+    }
+    fed.check(70, "by position");
 }
 
 /// Radians of each rotated pair of channels at a position, as f32 cosines and sines of them are given to a step.
@@ -338,39 +378,76 @@ fn steps_that_rotate() {
         ((2, 2, 64), 16),
         ((20, 1, 96), 96),
     ];
-    for dtype in DTYPES {
-        for (shape, rotary) in cases {
-            let mut fed = Fed::new(shape, 3, 210, dtype);
-            let raw = fed.rows.clone();
-            let [q, k, v] = &raw;
-            fed.rows = [rotated(q, rotary, dtype), rotated(k, rotary, dtype), v.clone()];
-            fed.feed(&[195, 3, 63]);
-            fed.cache.reserve(210).unwrap();
-            assert!(GraphStep::rotates(&fed.cache, rotary));
-            for _ in 0..9 {
-                let positions: Vec<usize> =
-                    (0..3).map(|sequence| fed.cache.position(sequence)).collect();
-                let both = |f: fn(f64) -> f64| {
-                    let angles = positions.iter().flat_map(|&p| angles(p, rotary));
-                    let values: Vec<f32> = angles.map(|angle| f(angle) as f32).collect();
-                    Tensor::from_vec(values, (3, 1, rotary / 2), &fed.device).unwrap()
-                };
-                let (cos, sin) = (both(f64::cos), both(f64::sin));
-                let rotation = Some(StepRotation { cos: &cos, sin: &sin });
-                let own: Vec<u32> = positions.iter().map(|&position| position as u32).collect();
-                let own = Tensor::from_vec(own, 3, &fed.device).unwrap();
-                let rotated_rows = std::mem::replace(&mut fed.rows, raw.clone());
-                let [q, k, v] = fed.next(&[1; 3]);
-                fed.rows = rotated_rows;
-                // SAFETY: the positions are the sequences' own, and there is room.
-                let out = unsafe { fed.cache.step([&q, &k, &v], &own, rotation) }.unwrap();
-                fed.keep(&out, &[1; 3]);
-                fed.cache.count();
-            }
-            fed.check(9, &format!("{rotary} channels rotated"));
-            // Those that came later see rotated keys.
-            fed.feed(&[3, 2, 1]);
-            fed.check(12, &format!("after {rotary} channels were rotated"));
+    for (shape, rotary) in cases {
+        DTYPES.into_iter().for_each(|dtype| feed_rotated(Fed::new(shape, 3, 210, dtype), rotary));
+        CODES
+            .into_iter()
+            .for_each(|format| feed_rotated(Fed::coded(shape, 3, 210, format), rotary));
+    }
+}
+
+fn feed_rotated(mut fed: Fed, rotary: usize) {
+    let (raw, dtype) = (fed.rows.clone(), fed.dtype);
+    let [q, k, v] = &raw;
+    fed.rows = [rotated(q, rotary, dtype), rotated(k, rotary, dtype), v.clone()];
+    fed.feed(&[195, 3, 63]);
+    fed.cache.reserve(210).unwrap();
+    assert!(GraphStep::rotates(&fed.cache, rotary));
+    for _ in 0..9 {
+        let positions: Vec<usize> = (0..3).map(|sequence| fed.cache.position(sequence)).collect();
+        let both = |f: fn(f64) -> f64| {
+            let angles = positions.iter().flat_map(|&p| angles(p, rotary));
+            let values: Vec<f32> = angles.map(|angle| f(angle) as f32).collect();
+            Tensor::from_vec(values, (3, 1, rotary / 2), &fed.device).unwrap()
+        };
+        let (cos, sin) = (both(f64::cos), both(f64::sin));
+        let rotation = Some(StepRotation { cos: &cos, sin: &sin });
+        let own: Vec<u32> = positions.iter().map(|&position| position as u32).collect();
+        let own = Tensor::from_vec(own, 3, &fed.device).unwrap();
+        let rotated_rows = std::mem::replace(&mut fed.rows, raw.clone());
+        let [q, k, v] = fed.next(&[1; 3]);
+        fed.rows = rotated_rows;
+        // SAFETY: the positions are the sequences' own, and there is room.
+        let out = unsafe { fed.cache.step([&q, &k, &v], &own, rotation) }.unwrap();
+        fed.keep(&out, &[1; 3]);
+        fed.cache.count();
+    }
+    fed.check(9, &format!("{rotary} channels rotated"));
+    // Those that came later see rotated keys.
+    fed.feed(&[3, 2, 1]);
+    fed.check(12, &format!("after {rotary} channels were rotated"));
+}
+
+fn coded() -> impl Iterator<Item = ((DType, RowDtype), (usize, usize, usize))> {
+    CODES.into_iter().flat_map(|format| CODED_SHAPES.map(|shape| (format, shape)))
+}
+
+/// Rows in few bits: a token meets its own as they are kept, in a step as in a piece of any length.
+#[test]
+fn rows_in_few_bits() {
+    for (format, shape) in coded() {
+        let mut fed = Fed::coded(shape, 1, 400, format);
+        (0..70).for_each(|_| fed.feed(&[1]));
+        fed.feed_all(&[&[59], &[1], &[2], &[129], &[1], &[1], &[64], &[1]]);
+        fed.check(usize::MAX, "in few bits");
+
+        let mut fed = Fed::coded(shape, 4, 500, format);
+        fed.feed_all(&[&[130, 1, 0, 64], &[1, 1, 1, 0], &[3, 200, 1, 129], &[0, 1, 0, 1], &[1; 4]]);
+        fed.feed_all(&[&[5; 4], &[1; 4], &[70, 0, 320, 2], &[1; 4]]);
+        fed.check(500, "in few bits, unevenly");
+    }
+}
+
+/// Blocks share the tokens, and the rows move with what scales them.
+#[test]
+fn rows_in_few_bits_after_a_long_prefix() {
+    for format in CODES {
+        for (shape, prefix) in [((9, 3, 64), 4095), ((8, 2, 128), 3000), ((2, 1, 256), 700)] {
+            let mut fed = Fed::coded(shape, 1, prefix + 204, format);
+            fed.feed_all(&[&[200], &[prefix], &[1], &[1], &[1], &[1]]);
+            fed.check_to(limit_of_many(format.0), 5, &format!("in few bits after {prefix}"));
+            let row = 2 * shape.1 * format.1.row_bytes(shape.2);
+            assert_eq!(fed.cache.used_bytes(), (prefix + 204) * row);
         }
     }
 }
@@ -382,6 +459,14 @@ fn what_does_not_fit_is_named() {
     assert!(CudaKvCache::new(geometry, 0, &device, DType::F32).is_err());
     assert!(CudaKvCache::new(geometry, 1, &Device::Cpu, DType::F32).is_err());
     assert!(CudaKvCache::new(geometry, 1, &device, DType::F16).is_err());
+    let in_bf16 = CudaKvCache::with_rows(geometry, 1, &device, DType::BF16, RowDtype::Int4);
+    let error = in_bf16.unwrap_err().to_string();
+    assert!(error.contains("int4 in bf16"), "{error}");
+    let of = |geometry, rows| CudaKvCache::with_rows(geometry, 1, &device, DType::F32, rows);
+    assert!(of(geometry, RowDtype::Bf16).is_err());
+    let odd = HeadGeometry { head_dim: 72, ..geometry };
+    let error = of(odd, RowDtype::Int8).unwrap_err().to_string();
+    assert!(error.contains("head_dim") && error.contains("int8 or int4"), "{error}");
     let cache = CudaKvCache::new(geometry, 1, &device, DType::F32).unwrap();
     let [q, k, v] = sequences(geometry, 1, 1, DType::F32)
         .map(|x| x.to_dtype(DType::F32).unwrap().to_device(&device).unwrap());

@@ -97,10 +97,10 @@ fn dense((dtype, rows): (DType, RowDtype)) -> Case {
     let case = hybrid("", (dtype, rows), config(|_| {}));
     let there = device.clone();
     Case {
-        name: format!("dense, {dtype:?}"),
-        on_cpu: Box::new(|| Box::new(KvCache::new(GEOMETRY, BATCH, RowDtype::F32))),
+        name: format!("dense, {dtype:?}, {rows:?}"),
+        on_cpu: Box::new(move || Box::new(KvCache::new(GEOMETRY, BATCH, rows))),
         on_gpu: Box::new(move || {
-            Box::new(CudaKvCache::new(GEOMETRY, BATCH, &there, dtype).unwrap())
+            Box::new(CudaKvCache::with_rows(GEOMETRY, BATCH, &there, dtype, rows).unwrap())
         }),
         device,
         ..case
@@ -124,7 +124,9 @@ fn cases() -> Vec<Case> {
     let linear = StillConfig::linear_only(1, GEOMETRY, 64).layer(0).unwrap();
     cases.push(hybrid("linear alone", FORMATS[0], linear.clone()));
     cases.push(hybrid("linear alone", FORMATS[1], linear));
-    cases.push(dense(FORMATS[0]));
+    // Dense attention has int4 rows in f32 alone.
+    cases.extend(FORMATS[..3].iter().copied().map(dense));
+    cases.push(dense((DType::F32, RowDtype::Int4)));
     cases
 }
 

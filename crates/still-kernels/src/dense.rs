@@ -13,6 +13,21 @@ pub const DENSE_DECODE_HEAD_DIMS: [usize; 5] = [64, 80, 96, 128, 256];
 /// Head dimensions that [`still_dense_forward`] has kernels for.
 pub const DENSE_FORWARD_HEAD_DIMS: [usize; 4] = [64, 80, 96, 128];
 
+/// Those that it has kernels for in bf16 alone.
+pub const DENSE_FORWARD_HEAD_DIMS_BF16: [usize; 1] = [256];
+
+/// `StillDenseCache`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+#[expect(missing_docs, reason = "dense.h has them")]
+pub struct DenseCache {
+    pub k: Rows,
+    pub v: Rows,
+    pub k_words: *mut u32,
+    pub v_words: *mut u32,
+    pub coding: i32,
+}
+
 /// `StillDenseSequence`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +35,8 @@ pub const DENSE_FORWARD_HEAD_DIMS: [usize; 4] = [64, 80, 96, 128];
 pub struct DenseSequence {
     pub k: *mut c_void,
     pub v: *mut c_void,
+    pub k_words: *mut u32,
+    pub v_words: *mut u32,
     pub head: i64,
 }
 
@@ -40,8 +57,7 @@ pub struct DenseDecode {
     pub k: Rows,
     pub v: Rows,
     pub out: Rows,
-    pub cache_k: Rows,
-    pub cache_v: Rows,
+    pub cache: DenseCache,
     pub cos: *const f32,
     pub sin: *const f32,
     pub rotary: i32,
@@ -59,8 +75,7 @@ pub struct DenseDecode {
 pub struct DenseAppend {
     pub k: Rows,
     pub v: Rows,
-    pub cache_k: Rows,
-    pub cache_v: Rows,
+    pub cache: DenseCache,
     pub starts: *const i32,
     pub lengths: *const i32,
 }
@@ -84,5 +99,6 @@ unsafe extern "C" {
     pub fn still_dense_decode_floats(shape: *const Shape, splits: i32) -> i64;
     pub fn still_dense_decode(shape: *const Shape, args: *const DenseDecode, stream: Stream) -> c_int;
     pub fn still_dense_append(shape: *const Shape, args: *const DenseAppend, stream: Stream) -> c_int;
+    pub fn still_dense_widen(shape: *const Shape, args: *const DenseAppend, stream: Stream) -> c_int;
     pub fn still_dense_forward(shape: *const Shape, args: *const DenseForward, stream: Stream) -> c_int;
 }

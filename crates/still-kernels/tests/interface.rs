@@ -69,7 +69,7 @@ fn squeezed(text: &str) -> String {
 fn declarations_equal_the_headers() {
     assert_eq!(compared("src/cuda/still.h", "src/ffi.rs"), (10, 24));
     assert_eq!(compared("src/cuda/decoder.h", "src/decoder.rs"), (5, 12));
-    assert_eq!(compared("src/cuda/dense.h", "src/dense.rs"), (4, 4));
+    assert_eq!(compared("src/cuda/dense.h", "src/dense.rs"), (5, 5));
 }
 
 /// Holds a file of declarations against a header; how many structures and functions that has.

@@ -69,7 +69,7 @@ impl Model {
     }
 
     /// An empty cache of `batch` sequences whose exact rows are stored as `rows`, on the device of the weights. On CUDA `rows`
-    /// is the weights' dtype or, of a student, [`RowDtype::Int8`] or [`RowDtype::Int4`].
+    /// is the weights' dtype, [`RowDtype::Int8`] or, of a student or in f32, [`RowDtype::Int4`].
     ///
     /// # Errors
     /// A student that does not fit the model; rows or a student's attention that the device has no kernels for.

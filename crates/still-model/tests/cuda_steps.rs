@@ -43,6 +43,8 @@ fn capped(still: &mut StillConfig) {
 fn models() -> Vec<(&'static str, Model, RowDtype)> {
     vec![
         ("dense", teacher(), RowDtype::F32),
+        ("dense int8", teacher(), RowDtype::Int8),
+        ("dense int4", teacher(), RowDtype::Int4),
         ("student", student(|_| {}), RowDtype::F32),
         ("int8", student(|_| {}), RowDtype::Int8),
         ("int4", student(|_| {}), RowDtype::Int4),

@@ -1,5 +1,6 @@
 //! Dense causal attention: the kernels of `dense.h`, and the tensor library's ops where they have none for a head dimension.
 
+use std::ffi::c_int;
 use std::ptr::null;
 use std::sync::Arc;
 
@@ -8,15 +9,16 @@ use candle_core::cuda::cudarc::driver::CudaSlice;
 use candle_core::{CudaDevice, D, DType, Device, Tensor};
 use still_compute::cuda::{Gemm, Launch, PassScratch, StepMemory, gemm, on_cuda};
 use still_kernels::dense::{
-    DENSE_DECODE_HEAD_DIMS, DENSE_FORWARD_HEAD_DIMS, DENSE_SPLITS, DenseAppend, DenseDecode,
-    DenseForward, DenseSequence, still_dense_append, still_dense_decode, still_dense_decode_floats,
-    still_dense_forward,
+    DENSE_DECODE_HEAD_DIMS, DENSE_FORWARD_HEAD_DIMS, DENSE_FORWARD_HEAD_DIMS_BF16, DENSE_SPLITS,
+    DenseAppend, DenseDecode, DenseForward, DenseSequence, still_dense_append, still_dense_decode,
+    still_dense_decode_floats, still_dense_forward, still_dense_widen,
 };
-use still_kernels::{Rows, check};
+use still_kernels::{Shape, Stream, check};
 
+use super::dense_rows::{DenseRows, in_table};
 use super::graph_state::StepRotation;
 use super::layout::{by_token, rows_aligned, shape, tensor_by_token};
-use crate::Result;
+use crate::{HeadGeometry, Result};
 
 /// Query rows of a sequence answered together by ops, at most.
 const BLOCK: usize = 512;
@@ -37,17 +39,20 @@ pub(crate) fn dense_attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tens
 
 /// Whether [`forward`] has a kernel for such rows.
 pub(super) fn has_forward(q: &Tensor) -> bool {
-    has_kernel(q, &DENSE_FORWARD_HEAD_DIMS)
+    let head_dim = q.dims().last().copied().unwrap_or(0);
+    match q.dtype() {
+        DType::F32 => DENSE_FORWARD_HEAD_DIMS.contains(&head_dim),
+        DType::BF16 => {
+            let mut all = DENSE_FORWARD_HEAD_DIMS.iter().chain(&DENSE_FORWARD_HEAD_DIMS_BF16);
+            all.any(|&dim| dim == head_dim)
+        }
+        _ => false,
+    }
 }
 
 /// Whether [`decode`] has a kernel for such rows.
 pub(super) fn has_decode(head_dim: usize) -> bool {
     DENSE_DECODE_HEAD_DIMS.contains(&head_dim)
-}
-
-fn has_kernel(q: &Tensor, head_dims: &[usize]) -> bool {
-    let head_dim = q.dims().last().copied().unwrap_or(0);
-    head_dims.contains(&head_dim) && matches!(q.dtype(), DType::F32 | DType::BF16)
 }
 
 /// Where sequences stand and how many tokens each is fed, on the device.
@@ -70,35 +75,72 @@ impl Spans {
     /// Starts and lengths, as kernels take them.
     fn at<'a>(&'a self, launch: &mut Launch<'a>) -> [*const i32; 2] {
         let counts: *mut i32 = launch.at(&self.counts);
-        [counts, counts.wrapping_add(self.counts.len() / 2)].map(<*mut i32>::cast_const)
+        [counts, counts.wrapping_add(self.batch())].map(<*mut i32>::cast_const)
+    }
+
+    fn batch(&self) -> usize {
+        self.counts.len() / 2
     }
 }
 
-/// Copies the new rows `k`, `v` `[B, K, T, D]` behind what the sequences have in `cache` `[B, K, room, D]`.
+/// A kernel between rows and a cache.
+type CacheKernel = unsafe extern "C" fn(*const Shape, *const DenseAppend, Stream) -> c_int;
+
+/// Copies the new rows `k`, `v` `[B, K, T, D]` behind what the sequences have in `cache`.
 pub(super) fn append(
     [k, v]: [&Tensor; 2],
-    cache: &[Tensor; 2],
+    cache: &DenseRows,
     spans: &Spans,
 ) -> candle_core::Result<()> {
-    let shape = shape(k, k.dim(1)?, 0)?;
-    let rows = [rows_aligned(k)?, rows_aligned(v)?];
-    let stream = k.device().as_cuda_device()?.cuda_stream();
-    let held = rows.each_ref().map(Tensor::storage_and_layout);
-    let held_cache = cache.each_ref().map(Tensor::storage_and_layout);
+    let [k, v] = [rows_aligned(k)?, rows_aligned(v)?];
+    // SAFETY: the caller has made room for what each sequence is fed.
+    unsafe { queue("still_dense_append", still_dense_append, [&k, &v], cache, spans) }
+}
+
+/// What a cache of codes gives back of the first `tokens` tokens of each sequence, K and V `[B, K, tokens, D]` of `dtype`: zeros
+/// behind those that it has.
+pub(super) fn widen(
+    cache: &DenseRows,
+    (geometry, tokens): (HeadGeometry, usize),
+    dtype: DType,
+    spans: &Spans,
+) -> candle_core::Result<[Tensor; 2]> {
+    let HeadGeometry { num_key_value_heads: heads, head_dim, .. } = geometry;
+    let (device, shape) = (cache.device(), (spans.batch(), heads, tokens, head_dim));
+    // SAFETY: the kernel fills them.
+    let [k, v] =
+        unsafe { [Tensor::empty(shape, dtype, device)?, Tensor::empty(shape, dtype, device)?] };
+    // SAFETY: no sequence has more tokens than there is room for.
+    unsafe { queue("still_dense_widen", still_dense_widen, [&k, &v], cache, spans)? };
+    Ok([k, v])
+}
+
+/// Queues `kernel` between `rows` and what `cache` has from there on that the spans say.
+///
+/// # Safety
+/// All rows that the spans name have room in the cache.
+unsafe fn queue(
+    name: &'static str,
+    kernel: CacheKernel,
+    rows: [&Tensor; 2],
+    cache: &DenseRows,
+    spans: &Spans,
+) -> candle_core::Result<()> {
+    let shape = shape(rows[0], rows[0].dim(1)?, 0)?;
+    let stream = cache.device().as_cuda_device()?.cuda_stream();
+    let (held, held_cache) = (rows.map(Tensor::storage_and_layout), cache.held());
     let mut launch = Launch::new(&stream)?;
-    let ([k, v], [cache_k, cache_v]) = (&held, &held_cache);
-    let [starts, lengths] = spans.at(&mut launch);
+    let ([k, v], [starts, lengths]) = (&held, spans.at(&mut launch));
     let args = DenseAppend {
         k: launch.rows(on_cuda(&k.0)?, k.1)?,
         v: launch.rows(on_cuda(&v.0)?, v.1)?,
-        cache_k: launch.rows(on_cuda(&cache_k.0)?, cache_k.1)?,
-        cache_v: launch.rows(on_cuda(&cache_v.0)?, cache_v.1)?,
+        cache: held_cache.args(&mut launch)?,
         starts,
         lengths,
     };
-    // SAFETY: the caller has made room for what each sequence is fed; all buffers live until the launch is dropped.
-    let code = unsafe { still_dense_append(&shape, &args, launch.stream()) };
-    check("still_dense_append", code).map_err(candle_core::Error::wrap)
+    // SAFETY: the caller's; all buffers live until the launch is dropped.
+    let code = unsafe { kernel(&shape, &args, launch.stream()) };
+    check(name, code).map_err(candle_core::Error::wrap)
 }
 
 /// Attention from `q` `[B, H, T, D]` to keys and values `[B, K, room, D]`, of which query `t` of a sequence sees those up to its
@@ -142,10 +184,10 @@ pub(super) fn splits(batch: usize, kv_heads: usize) -> i32 {
 /// Where the sequences of a step have their keys and values.
 #[derive(Clone, Copy)]
 pub(super) enum StepRows<'a> {
-    /// In one cache, `[B, K, room, D]` each.
-    Cache(&'a [Tensor; 2]),
-    /// In a cache each: `still_kernels::DenseSequence` of every sequence.
-    Table(&'a CudaSlice<u64>),
+    /// In one cache.
+    Cache(&'a DenseRows),
+    /// In a cache each: `still_kernels::DenseSequence` of every sequence, and how rows are kept, as kernels name it.
+    Table(&'a CudaSlice<u64>, i32),
 }
 
 /// Queues attention of one token of each sequence, whose row is added to `cache`: `rows` are `q` and the output
@@ -171,10 +213,7 @@ pub(super) fn decode(
     let stream = device.cuda_stream();
     let held = rows.each_ref().map(Tensor::storage_and_layout);
     let held_out = [out, positions].map(Tensor::storage_and_layout);
-    let held_cache = match cache {
-        StepRows::Cache(rows) => Some(rows.each_ref().map(Tensor::storage_and_layout)),
-        StepRows::Table(_) => None,
-    };
+    let held_cache;
     let angles = match rotation {
         Some(StepRotation { cos, sin }) => Some([cos.contiguous()?, sin.contiguous()?]),
         None => None,
@@ -190,21 +229,21 @@ pub(super) fn decode(
         None => [null(), null()],
     };
     let ([q, k, v], [out, positions]) = (&held, &held_out);
-    let [cache_k, cache_v] = match &held_cache {
-        Some([k, v]) => [launch.rows(on_cuda(&k.0)?, k.1)?, launch.rows(on_cuda(&v.0)?, v.1)?],
-        None => [Rows::NONE; 2],
-    };
-    let caches = match cache {
-        StepRows::Cache(_) => null(),
-        StepRows::Table(table) => launch.at::<_, DenseSequence>(table).cast_const(),
+    let (cache, caches) = match cache {
+        StepRows::Cache(rows) => {
+            held_cache = rows.held();
+            (held_cache.args(&mut launch)?, null())
+        }
+        StepRows::Table(table, coding) => {
+            (in_table(coding), launch.at::<_, DenseSequence>(table).cast_const())
+        }
     };
     let args = DenseDecode {
         q: launch.rows(on_cuda(&q.0)?, q.1)?,
         k: launch.rows(on_cuda(&k.0)?, k.1)?,
         v: launch.rows(on_cuda(&v.0)?, v.1)?,
         out: launch.rows(on_cuda(&out.0)?, out.1)?,
-        cache_k,
-        cache_v,
+        cache,
         cos,
         sin,
         rotary: rotary as i32,

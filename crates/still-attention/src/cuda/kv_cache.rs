@@ -4,17 +4,23 @@ use std::sync::Arc;
 
 use candle_core::cuda::cudarc::driver::CudaSlice;
 use candle_core::{DType, Device, DeviceLocation, Tensor};
-use still_compute::cuda::{Launch, PassScratch, StepMemory, on_cuda};
+use still_compute::cuda::{Launch, PassScratch, StepMemory};
+use still_kernels::STILL_PLAIN;
 use still_kernels::dense::DenseSequence;
 
-use super::dense::{Spans, StepRows, append, by_ops, decode, forward, has_decode, has_forward};
+use super::dense::{
+    Spans, StepRows, append, by_ops, decode, forward, has_decode, has_forward, widen,
+};
+use super::dense_rows::{DenseRows, restore_nothing, save_nothing};
 use super::graph_state::{GraphState, GraphStep, IDLE, StepRotation};
 use super::step_table::TableState;
+use super::store::Coding;
 use super::support;
 use crate::arguments::{checked_lengths, expect_shape};
 use crate::attention_state::{cannot_truncate, without_gate};
 use crate::{
-    AttentionError, AttentionKind, AttentionRows, AttentionState, HeadGeometry, Result, SavedState,
+    AttentionError, AttentionKind, AttentionRows, AttentionState, HeadGeometry, Result, RowDtype,
+    SavedState,
 };
 
 const OP: &str = "CudaKvCache::advance";
@@ -27,9 +33,11 @@ const SPARE: usize = 1024;
 pub struct CudaKvCache {
     geometry: HeadGeometry,
     device: Device,
+    /// Of queries, and of keys and values as they come.
     dtype: DType,
-    /// K and V, `[B, K, capacity, D]`, zeros where nothing is yet; none before the first token.
-    rows: Option<[Tensor; 2]>,
+    coding: Coding,
+    /// None before the first token.
+    rows: Option<DenseRows>,
     /// Tokens fed to each sequence.
     positions: Vec<usize>,
     /// `[B, H]`, zeros between steps.
@@ -42,11 +50,11 @@ pub struct CudaKvCache {
 /// A copy has memory of its own; like that of a `Vec`, making one panics where there is no memory left.
 impl Clone for CudaKvCache {
     fn clone(&self) -> Self {
-        let copy = |rows: &Tensor| {
+        let copy = |rows: &DenseRows| {
             rows.copy().unwrap_or_else(|error| panic!("copying keys and values: {error}"))
         };
         Self {
-            rows: self.rows.as_ref().map(|rows| rows.each_ref().map(copy)),
+            rows: self.rows.as_ref().map(copy),
             device: self.device.clone(),
             positions: self.positions.clone(),
             arrived: self.arrived.clone(),
@@ -57,7 +65,7 @@ impl Clone for CudaKvCache {
 }
 
 impl CudaKvCache {
-    /// An empty cache of `batch` sequences on `device`, whose rows are `dtype`: f32 or bf16.
+    /// An empty cache of `batch` sequences on `device`, whose rows are kept as they come, in `dtype`: f32 or bf16.
     ///
     /// # Errors
     /// Another dtype or device; no sequence.
@@ -67,7 +75,25 @@ impl CudaKvCache {
         device: &Device,
         dtype: DType,
     ) -> Result<Self> {
+        let rows = if dtype == DType::BF16 { RowDtype::Bf16 } else { RowDtype::F32 };
+        Self::with_rows(geometry, batch, device, dtype, rows)
+    }
+
+    /// The same whose rows are kept as `rows`: as they come, in int8 or, where they come in f32, in int4. A token meets its own key
+    /// and value as they are kept.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new); a format without a kernel, or without one for the head dimension.
+    pub fn with_rows(
+        geometry: HeadGeometry,
+        batch: usize,
+        device: &Device,
+        dtype: DType,
+        rows: RowDtype,
+    ) -> Result<Self> {
         support::check_dtype("the rows of a cache", dtype)?;
+        support::check_row_dtype(rows, dtype)?;
+        support::check_dense_rows(rows, dtype, geometry.head_dim)?;
         let Device::Cuda(cuda) = device else {
             return Err(no_cache());
         };
@@ -75,9 +101,17 @@ impl CudaKvCache {
             return Err(no_cache());
         }
         let arrived = cuda.alloc_zeros(batch * geometry.num_heads)?;
-        let (positions, device) = (vec![0; batch], device.clone());
-        let (rows, moves, memory) = (None, 0, Arc::default());
-        Ok(Self { geometry, device, dtype, rows, positions, arrived, moves, memory })
+        Ok(Self {
+            geometry,
+            device: device.clone(),
+            dtype,
+            coding: Coding::new(rows, geometry.head_dim, dtype.size_in_bytes()),
+            rows: None,
+            positions: vec![0; batch],
+            arrived,
+            moves: 0,
+            memory: Arc::default(),
+        })
     }
 
     /// Feeds `T` tokens more to each sequence and returns their attention output, `[B, H, T, D]` of the rows' dtype; shapes and
@@ -109,12 +143,15 @@ impl CudaKvCache {
         let ends: Vec<usize> = ends.collect();
         let out = if tokens == 1 && self.has_steps() {
             self.feed([q, k, v], &lengths)?
-        } else if has_forward(q) {
+        } else if has_forward(q) || self.coding() != STILL_PLAIN {
             let rows = self.rows(ends.iter().copied().max().unwrap_or(0))?;
             let device = self.device.as_cuda_device()?;
             let spans = Spans::new(device, &self.positions, &lengths, scratch)?;
             append([k, v], &rows, &spans)?;
-            forward(q, rows.each_ref(), Some(&spans))?
+            match rows.plain() {
+                Some(rows) => forward(q, rows.each_ref(), Some(&spans))?,
+                None => self.answer_from_codes(q, &rows, &spans, &lengths)?,
+            }
         } else {
             self.read_by_ops([q, k, v], &lengths)?
         };
@@ -142,31 +179,53 @@ impl CudaKvCache {
         Ok(out)
     }
 
+    /// The output of any number of tokens, whose keys and values are among `rows`, which are codes.
+    fn answer_from_codes(
+        &self,
+        q: &Tensor,
+        rows: &DenseRows,
+        spans: &Spans,
+        lengths: &[usize],
+    ) -> Result<Tensor> {
+        let all = self.positions.iter().max().unwrap_or(&0) + q.dim(2)?;
+        let [k, v] = widen(rows, (self.geometry, all), self.dtype, spans)?;
+        if has_forward(q) {
+            return Ok(forward(q, [&k, &v], Some(spans))?);
+        }
+        self.answer_by_ops(q, [&k, &v], lengths)
+    }
+
     /// Any number of tokens, of head dimensions that have no kernel.
     fn read_by_ops(&mut self, [q, k, v]: [&Tensor; 3], lengths: &[usize]) -> Result<Tensor> {
-        let (batch, tokens, starts) = (self.positions.len(), q.dim(2)?, self.positions.clone());
+        let (tokens, starts) = (q.dim(2)?, self.positions.clone());
         // Padding is computed like everything else, against keys that are zeros.
         let all = starts.iter().max().unwrap_or(&0) + tokens;
         let rows = self.rows(all)?;
-        let whole = lengths.iter().all(|&length| length == tokens);
-        let together = whole && starts.iter().all(|&start| start == starts[0]);
+        let rows = rows.plain().ok_or_else(no_room)?;
+        let together = starts_together(&starts, lengths, tokens);
         for (to, from) in rows.iter().zip([k, v]) {
             if together {
                 to.slice_set(&from.detach().contiguous()?, 2, starts[0])?;
                 continue;
             }
-            for sequence in (0..batch).filter(|&b| lengths[b] > 0) {
+            for sequence in (0..starts.len()).filter(|&b| lengths[b] > 0) {
                 let new = from.detach().narrow(0, sequence, 1)?.narrow(2, 0, lengths[sequence])?;
                 let to = to.narrow(0, sequence, 1)?;
                 to.slice_set(&new.contiguous()?, 2, starts[sequence])?;
             }
         }
         let (k, v) = (rows[0].narrow(2, 0, all)?, rows[1].narrow(2, 0, all)?);
-        if together {
-            return by_ops(q, [&k, &v], &starts[..1]);
+        self.answer_by_ops(q, [&k, &v], lengths)
+    }
+
+    /// The output of tokens whose keys and values are among `k` and `v` `[B, K, the most positions + T, D]`.
+    fn answer_by_ops(&self, q: &Tensor, [k, v]: [&Tensor; 2], lengths: &[usize]) -> Result<Tensor> {
+        let (batch, tokens, starts) = (self.positions.len(), q.dim(2)?, &self.positions);
+        if starts_together(starts, lengths, tokens) {
+            return by_ops(q, [k, v], &starts[..1]);
         }
-        let out = by_ops(q, [&k, &v], &starts)?;
-        if whole {
+        let out = by_ops(q, [k, v], starts)?;
+        if lengths.iter().all(|&length| length == tokens) {
             return Ok(out);
         }
         let valid = lengths.iter().flat_map(|&n| (0..tokens).map(move |t| u8::from(t < n)));
@@ -209,27 +268,20 @@ impl CudaKvCache {
 
     /// The rows, with room for `tokens` tokens of a sequence. It grows by an eighth, so that a long cache has no more than that
     /// to spare.
-    fn rows(&mut self, tokens: usize) -> Result<[Tensor; 2]> {
-        let capacity = match &self.rows {
-            Some([k, _]) => k.dim(2)?,
-            None => 0,
-        };
+    fn rows(&mut self, tokens: usize) -> Result<DenseRows> {
+        let capacity = self.rows.as_ref().map_or(Ok(0), DenseRows::room)?;
         if let Some(rows) = self.rows.as_ref().filter(|_| tokens <= capacity) {
             return Ok(rows.clone());
         }
         let room = tokens.max(capacity + capacity / 8) + SPARE;
-        let HeadGeometry { num_key_value_heads, head_dim, .. } = self.geometry;
-        let shape = (self.positions.len(), num_key_value_heads, room, head_dim);
-        let grown = |old: Option<&Tensor>| {
-            let rows = Tensor::zeros(shape, self.dtype, &self.device)?;
-            if let Some(old) = old {
-                rows.slice_set(old, 2, 0)?;
+        let rows = match &self.rows {
+            Some(rows) => rows.grown(room)?,
+            None => {
+                let heads = self.geometry.num_key_value_heads;
+                let shape = [self.positions.len(), heads, room];
+                DenseRows::new(self.coding, self.dtype, shape, &self.device)?
             }
-            Ok::<_, AttentionError>(rows)
         };
-        let old = self.rows.as_ref();
-        let [k, v] = old.map_or([None, None], |[k, v]| [Some(k), Some(v)]);
-        let rows = [grown(k)?, grown(v)?];
         self.rows = Some(rows.clone());
         self.moves += 1;
         self.memory = Arc::default();
@@ -244,6 +296,11 @@ impl CudaKvCache {
         self.dtype
     }
 
+    /// How rows are kept, as the kernels name it.
+    pub(super) fn coding(&self) -> i32 {
+        self.coding.kind
+    }
+
     pub(super) fn device(&self) -> &Device {
         &self.device
     }
@@ -255,13 +312,10 @@ impl CudaKvCache {
 
     /// Where the cache of one sequence lies.
     pub(super) fn place(&self) -> Result<DenseSequence> {
-        let Some([k, v]) = &self.rows else { return Err(no_room()) };
+        let rows = self.rows.as_ref().ok_or_else(no_room)?;
         let stream = self.device.as_cuda_device()?.cuda_stream();
-        let held = [k, v].map(Tensor::storage_and_layout);
-        let mut launch = Launch::new(&stream)?;
-        let [k, v] = &held;
-        let (k, v) = (launch.rows(on_cuda(&k.0)?, k.1)?, launch.rows(on_cuda(&v.0)?, v.1)?);
-        Ok(DenseSequence { k: k.data, v: v.data, head: k.head })
+        let held = rows.held();
+        Ok(held.entry(&mut Launch::new(&stream)?)?)
     }
 
     /// Sequences.
@@ -292,6 +346,11 @@ pub(super) fn step(
     let out = memory.tensor(("attention", 0), q.shape(), q.dtype(), q.device())?;
     decode([q, k, v, &out], cache, positions, arrived, rotation, memory)?;
     Ok(out)
+}
+
+/// Whether sequences at `starts` are fed `tokens` tokens each from one position on.
+fn starts_together(starts: &[usize], lengths: &[usize], tokens: usize) -> bool {
+    starts.iter().all(|&start| start == starts[0]) && lengths.iter().all(|&n| n == tokens)
 }
 
 fn no_room() -> AttentionError {
@@ -372,13 +431,11 @@ impl AttentionState for CudaKvCache {
 
     fn size_bytes(&self) -> usize {
         // With the room to grow into.
-        let size = |rows: &Tensor| rows.elem_count() * rows.dtype().size_in_bytes();
-        self.rows.iter().flatten().map(size).sum::<usize>() + self.arrived.num_bytes()
+        self.rows.as_ref().map_or(0, DenseRows::size_bytes) + self.arrived.num_bytes()
     }
 
     fn used_bytes(&self) -> usize {
-        let HeadGeometry { num_key_value_heads, head_dim, .. } = self.geometry;
-        let row = 2 * num_key_value_heads * head_dim * self.dtype.size_in_bytes();
+        let row = 2 * self.geometry.num_key_value_heads * self.coding.row_bytes();
         row * self.positions.iter().sum::<usize>()
     }
 
@@ -398,51 +455,31 @@ impl AttentionState for CudaKvCache {
     }
 
     fn save(&self) -> Result<SavedState> {
-        let HeadGeometry { num_key_value_heads: heads, head_dim, .. } = self.geometry;
+        let heads = self.geometry.num_key_value_heads;
         let mut saved = SavedState::default();
         for (sequence, &tokens) in self.positions.iter().enumerate() {
-            let nothing = Tensor::zeros((heads, 0, head_dim), self.dtype, &Device::Cpu)?;
-            let own = |rows: Option<&Tensor>| match rows {
-                Some(rows) if tokens > 0 => {
-                    rows.get(sequence)?.narrow(1, 0, tokens)?.contiguous()?.to_device(&Device::Cpu)
-                }
-                _ => Ok(nothing.clone()),
-            };
-            let [k, v] = match &self.rows {
-                Some([k, v]) => [own(Some(k))?, own(Some(v))?],
-                None => [own(None)?, own(None)?],
-            };
-            for head in 0..heads {
-                saved.put(sequence * heads + head, "k", k.get(head)?.force_contiguous()?);
-                saved.put(sequence * heads + head, "v", v.get(head)?.force_contiguous()?);
+            let first = sequence * heads;
+            match self.rows.as_ref().filter(|_| tokens > 0) {
+                Some(rows) => rows.save(sequence, tokens, &mut saved, first)?,
+                None => save_nothing(self.coding, heads, &mut saved, first)?,
             }
         }
         Ok(saved)
     }
 
     fn restore(&mut self, mut saved: SavedState) -> Result<()> {
-        let HeadGeometry { num_key_value_heads: heads, head_dim, .. } = self.geometry;
+        let heads = self.geometry.num_key_value_heads;
         self.positions.fill(0);
         for sequence in 0..self.positions.len() {
             let first = sequence * heads;
             // Heads of a sequence have equally many.
-            let tokens = saved.rows(first, "k");
-            let mut of_heads = |name: &str| {
-                let shape = [tokens, Some(head_dim)];
-                let heads =
-                    (first..first + heads).map(|part| saved.take(part, name, self.dtype, &shape));
-                Ok::<_, AttentionError>(Tensor::stack(&heads.collect::<Result<Vec<_>>>()?, 0)?)
-            };
-            let own = [of_heads("k")?, of_heads("v")?];
-            let tokens = tokens.unwrap_or(0);
-            if tokens == 0 {
-                continue;
+            match saved.rows(first, "k").unwrap_or(0) {
+                0 => restore_nothing(self.coding, heads, &mut saved, first)?,
+                tokens => {
+                    self.rows(tokens)?.restore(sequence, tokens, &mut saved, first)?;
+                    self.positions[sequence] = tokens;
+                }
             }
-            for (rows, own) in self.rows(tokens)?.iter().zip(own) {
-                let own = own.unsqueeze(0)?.to_device(&self.device)?;
-                rows.narrow(0, sequence, 1)?.slice_set(&own, 2, 0)?;
-            }
-            self.positions[sequence] = tokens;
         }
         saved.check_all_taken()
     }

@@ -6,6 +6,7 @@
 //! | `forward`, `backward` | the passes |
 //! | `routing` | which tokens of each chunk are kept |
 //! | `dense` | dense attention, whole sequences, continuations and decode steps |
+//! | `dense_rows` | the rows of its cache, as they come or as codes |
 //! | `decode`, `decode/step.rs`, `decode/past.rs` | the recurrent state; a token, several tokens read onto it |
 //! | `decode/saved.rs`, `saved_rows` | the same state as tensors on the host, and its rows |
 //! | `store` | the salient rows of a state |
@@ -22,6 +23,7 @@
 mod backward;
 mod decode;
 mod dense;
+mod dense_rows;
 mod foreign;
 mod forward;
 mod graph_state;

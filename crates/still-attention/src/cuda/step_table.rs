@@ -44,6 +44,7 @@ enum Layer {
     Dense {
         geometry: HeadGeometry,
         dtype: DType,
+        coding: i32,
         /// `[B, H]`, zeros between steps.
         arrived: CudaSlice<u32>,
     },
@@ -101,12 +102,13 @@ impl StepTable {
                 (device, Layer::Hybrid(layer), size_of::<SequenceState>())
             }
             TableState::Dense(cache) => {
-                let (geometry, dtype) = (cache.geometry(), cache.dtype());
+                let (geometry, dtype, coding) = (cache.geometry(), cache.dtype(), cache.coding());
                 let Device::Cuda(device) = cache.device().clone() else {
                     return Err(AttentionError::Config("a table of states is on CUDA".into()));
                 };
                 let arrived = device.alloc_zeros(rows * geometry.num_heads)?;
-                (device, Layer::Dense { geometry, dtype, arrived }, size_of::<DenseSequence>())
+                let layer = Layer::Dense { geometry, dtype, coding, arrived };
+                (device, layer, size_of::<DenseSequence>())
             }
         };
         let on_device = uninit(&device, rows * entry / size_of::<u64>())?;
@@ -187,10 +189,10 @@ impl GraphStep for StepTable {
                 let state = Hybrid { rows: self.rows, layer, table: &self.table.on_device };
                 layer.weights.step(&state, rows, positions, rotation, memory)
             },
-            Layer::Dense { geometry, dtype, arrived } => {
+            Layer::Dense { geometry, dtype, coding, arrived } => {
                 without_gate(&rows)?;
                 let (fed, table) = ([rows.q, rows.k, rows.v], &self.table.on_device);
-                let (at, cache) = ((*geometry, self.rows, *dtype), StepRows::Table(table));
+                let (at, cache) = ((*geometry, self.rows, *dtype), StepRows::Table(table, *coding));
                 kv_cache::step(fed, at, cache, positions, arrived, rotation, memory)
             }
         }
@@ -215,8 +217,9 @@ impl Layer {
                 let same = Arc::ptr_eq(weights, others) || weights.is_like(others);
                 state.batch() == 1 && state.coding() == *coding && same
             }
-            (Self::Dense { geometry, dtype, .. }, TableState::Dense(cache)) => {
-                cache.batch() == 1 && cache.geometry() == *geometry && cache.dtype() == *dtype
+            (Self::Dense { geometry, dtype, coding, .. }, TableState::Dense(cache)) => {
+                let theirs = (cache.geometry(), cache.dtype(), cache.coding());
+                cache.batch() == 1 && theirs == (*geometry, *dtype, *coding)
             }
             _ => false,
         }

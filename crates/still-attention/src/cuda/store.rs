@@ -49,8 +49,13 @@ impl Coding {
         Self { kind, width, value_bytes, scale_bytes }
     }
 
-    fn row_bytes(&self) -> usize {
+    pub fn row_bytes(&self) -> usize {
         self.value_bytes + self.scale_bytes
+    }
+
+    /// The words that scale a row's codes.
+    pub fn scale_words(&self) -> usize {
+        self.scale_bytes / size_of::<u32>()
     }
 }
 
@@ -163,9 +168,9 @@ impl Store {
         (batch, retired): (usize, usize),
     ) -> Result<()> {
         let int = |x: usize| i32::try_from(x).map_err(candle_core::Error::wrap);
-        let Coding { value_bytes, scale_bytes, .. } = self.coding;
+        let Coding { value_bytes, .. } = self.coding;
         let (batch, heads, retired) = (int(batch)?, int(budgets.len())?, int(retired)?);
-        let (row_bytes, row_words) = (int(value_bytes)?, int(scale_bytes / size_of::<u32>())?);
+        let (row_bytes, row_words) = (int(value_bytes)?, int(self.coding.scale_words())?);
         let cap = self.cap.map_or(Ok(NO_CAP), int)?;
         let stream = device.cuda_stream();
         let mut launch = Launch::new(&stream)?;

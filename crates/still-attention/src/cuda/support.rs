@@ -131,8 +131,11 @@ pub(super) fn check_router(rows: RowDtype, router: Router) -> Result<()> {
     })
 }
 
-/// Checks that the rows of a dense cache can be kept as `rows`.
-pub(super) fn check_dense_rows(rows: RowDtype, head_dim: usize) -> Result<()> {
+/// Checks that the rows of a dense cache, which come in `dtype`, can be kept as `rows`.
+pub(super) fn check_dense_rows(rows: RowDtype, dtype: DType, head_dim: usize) -> Result<()> {
+    let expected = "int8 or as the activations with dense attention in bf16 on CUDA, int4 in f32";
+    let exact = rows != RowDtype::Int4 || dtype == DType::F32;
+    require(exact, "rows", expected, || format!("{rows} in {}", dtype.as_str()))?;
     let expected = "64, 80, 96, 128 or 256 with int8 or int4 rows on CUDA";
     let fits = !is_coded(rows) || DENSE_DECODE_HEAD_DIMS.contains(&head_dim);
     require(fits, "head_dim", expected, || head_dim.to_string())

@@ -3,6 +3,8 @@
 
 pub mod case;
 #[cfg(feature = "cuda")]
+pub mod codes;
+#[cfg(feature = "cuda")]
 pub mod gpu;
 
 use candle_core::{Device, Tensor, WithDType};

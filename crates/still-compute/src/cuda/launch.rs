@@ -149,13 +149,14 @@ impl<'a> Launch<'a> {
     /// Where a tensor's first value lies.
     ///
     /// # Errors
-    /// Other values than f32, bf16 or u32.
+    /// Other values than f32, bf16, u32 or u8.
     pub fn values<P>(&mut self, storage: &'a CudaStorage, layout: &Layout) -> Result<*mut P> {
         let (base, bytes): (*mut u8, usize) = match &storage.slice {
             CudaStorageSlice::F32(slice) => (self.at(slice), 4),
             CudaStorageSlice::BF16(slice) => (self.at(slice), 2),
             CudaStorageSlice::U32(slice) => (self.at(slice), 4),
-            _ => bail!("expected f32, bf16 or u32"),
+            CudaStorageSlice::U8(slice) => (self.at(slice), 1),
+            _ => bail!("expected f32, bf16, u32 or u8"),
         };
         Ok(base.wrapping_add(layout.start_offset() * bytes).cast())
     }
@@ -163,7 +164,7 @@ impl<'a> Launch<'a> {
     /// The rows of a tensor `[B, heads, N, D]`.
     ///
     /// # Errors
-    /// Another number of dimensions, other values than f32, bf16 or u32.
+    /// Another number of dimensions, other values than f32, bf16, u32 or u8.
     pub fn rows(&mut self, storage: &'a CudaStorage, layout: &Layout) -> Result<Rows> {
         let &[batch, head, token, _] = layout.stride() else {
             bail!("expected four dimensions, got {layout:?}")

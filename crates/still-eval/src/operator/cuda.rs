@@ -27,7 +27,8 @@ pub(super) fn hybrid(
 /// Decodes onto dense caches.
 pub(super) fn dense(decoded: &Decoded<'_>, batch: usize) -> Result<Steps> {
     let [q, k, v] = &decoded.prefix;
-    let mut cache = CudaKvCache::new(decoded.geometry, batch, q.device(), q.dtype())?;
+    let (geometry, rows) = (decoded.geometry, decoded.rows);
+    let mut cache = CudaKvCache::with_rows(geometry, batch, q.device(), q.dtype(), rows)?;
     cache.advance(q, k, v, None)?;
     replayed(decoded, cache, batch)
 }

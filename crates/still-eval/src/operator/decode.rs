@@ -19,7 +19,7 @@ pub(super) struct Decoded<'a> {
     pub geometry: HeadGeometry,
     /// None: dense attention.
     pub hybrid: Option<(&'a HybridConfig, &'a HybridWeights)>,
-    /// How a state stores exact rows; of dense attention on CUDA they are as `prefix` is.
+    /// How a state stores exact rows.
     pub rows: RowDtype,
     /// Q, K and V of the tokens that are read first.
     pub prefix: [Tensor; 3],
@@ -65,14 +65,6 @@ pub(super) fn steps(decoded: Decoded<'_>) -> Result<Steps> {
         #[cfg(feature = "cuda")]
         (Device::Cuda(_), Some((config, weights))) => {
             super::cuda::hybrid(&decoded, config, weights, batch)
-        }
-        #[cfg(feature = "cuda")]
-        (Device::Cuda(_), None) if matches!(decoded.rows, RowDtype::Int8 | RowDtype::Int4) => {
-            Err(ModelError::Unsupported {
-                what: format!("dense attention with {} rows on CUDA", decoded.rows),
-                found_in: None,
-                hint: "leave the rows' format out, or time `still` alone".into(),
-            })
         }
         #[cfg(feature = "cuda")]
         (Device::Cuda(_), None) => super::cuda::dense(&decoded, batch),

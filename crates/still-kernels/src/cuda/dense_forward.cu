@@ -9,7 +9,7 @@
 
 namespace still {
 
-constexpr int FORWARD_THREADS = 256, APPEND_THREADS = 256;
+constexpr int FORWARD_THREADS = 256;
 
 template <class T>
 struct DenseForward {
@@ -26,7 +26,10 @@ struct DenseForward {
 
 // Keys of a tile: as many as registers (logits and outputs) have room for.
 template <class K>
-constexpr int DENSE_KEYS = K::P == 1 && K::D > 64 ? 128 : 64;
+constexpr int DENSE_KEYS = K::P == 1 && K::D > 64 && K::D <= 128 ? 128 : 64;
+// As few as smaller GPUs have shared memory for.
+template <class K>
+constexpr int FEWEST_KEYS = K::D > 128 ? 32 : 64;
 
 template <class K, int KEYS>
 struct DenseTiles {
@@ -175,59 +178,29 @@ __global__ void __launch_bounds__(FORWARD_THREADS, DenseTiles<K, KEYS>::BLOCKS) 
   }
 }
 
-// New rows of keys and values to the cache, sixteen bytes a thread at a time.
-template <class T>
-struct DenseAppend {
-  Rows<const T> k, v;
-  Rows<T> keys, values;
-  const int32_t *starts, *lengths;
-};
-
-template <class T>
-__global__ void __launch_bounds__(APPEND_THREADS) dense_append(const DenseAppend<T> in, int d) {
-  const int b = blockIdx.z, kv = blockIdx.y / 2, pieces = d * int(sizeof(T)) / 16;
-  const bool is_value = blockIdx.y % 2;
-  const int64_t start = in.starts[b], count = int64_t(in.lengths[b]) * pieces;
-  const Rows<const T>& from = is_value ? in.v : in.k;
-  const Rows<T>& to = is_value ? in.values : in.keys;
-  for (int64_t i = int64_t(blockIdx.x) * APPEND_THREADS + threadIdx.x; i < count; i += int64_t(gridDim.x) * APPEND_THREADS) {
-    const int64_t t = i / pieces, piece = i % pieces;
-    reinterpret_cast<uint4*>(to.row(b, kv, start + t))[piece] = reinterpret_cast<const uint4*>(from.row(b, kv, t))[piece];
-  }
-}
-
 }  // namespace still
 
-extern "C" int still_dense_append(const StillShape* shape, const StillDenseAppend* args, StillStream stream) {
-  return still::dense_dispatch<true>(*shape, [&](auto kind) -> int {
-    using T = typename decltype(kind)::T;
-    using still::Rows;
-    const still::DenseAppend<T> in{Rows<const T>(args->k), Rows<const T>(args->v), Rows<T>(args->cache_k), Rows<T>(args->cache_v),
-                                   args->starts, args->lengths};
-    const int64_t pieces = int64_t(shape->tokens) * shape->head_dim * int64_t(sizeof(T)) / 16;
-    const int64_t blocks = (pieces + still::APPEND_THREADS - 1) / still::APPEND_THREADS;
-    const dim3 grid(unsigned(blocks < 256 ? blocks : 256), 2 * shape->kv_heads, shape->batch);
-    return still::launch(still::dense_append<T>, grid, still::APPEND_THREADS, 0, stream, in, shape->head_dim);
-  });
-}
-
 extern "C" int still_dense_forward(const StillShape* shape, const StillDenseForward* args, StillStream stream) {
-  return still::dense_dispatch<false>(*shape, [&](auto kind) -> int {
+  return still::dense_dispatch(*shape, [&](auto kind) -> int {
     using K = decltype(kind);
-    const still::DenseForward<typename K::T> in(*shape, *args);
-    const int chunks = still::chunks(*shape);
-    const dim3 grid(in.two_heads ? shape->heads / 2 : shape->heads, in.two_heads ? chunks : (chunks + 1) / 2, shape->batch);
-    auto run = [&](auto keys) {
-      constexpr int KEYS = decltype(keys)::value;
-      return still::launch(still::dense_forward<K, KEYS>, grid, still::FORWARD_THREADS, still::DenseTiles<K, KEYS>::BYTES, stream, in);
-    };
-    constexpr int most = still::DENSE_KEYS<K>;
-    if constexpr (most > still::CHUNK) {  // smaller GPUs have too little shared memory for it
-      int device = 0, room = 0;
-      if (int error = cudaGetDevice(&device)) return error;
-      if (int error = cudaDeviceGetAttribute(&room, cudaDevAttrMaxSharedMemoryPerBlockOptin, device)) return error;
-      if (room < still::DenseTiles<K, most>::BYTES) return run(std::integral_constant<int, still::CHUNK>{});
+    if constexpr (K::P == 2 && K::D > 128) {
+      return cudaErrorInvalidValue;  // the queries alone would take 128 KiB
+    } else {
+      const still::DenseForward<typename K::T> in(*shape, *args);
+      const int chunks = still::chunks(*shape);
+      const dim3 grid(in.two_heads ? shape->heads / 2 : shape->heads, in.two_heads ? chunks : (chunks + 1) / 2, shape->batch);
+      auto run = [&](auto keys) {
+        constexpr int KEYS = decltype(keys)::value;
+        return still::launch(still::dense_forward<K, KEYS>, grid, still::FORWARD_THREADS, still::DenseTiles<K, KEYS>::BYTES, stream, in);
+      };
+      constexpr int most = still::DENSE_KEYS<K>, fewest = still::FEWEST_KEYS<K>;
+      if constexpr (most > fewest) {
+        int device = 0, room = 0;
+        if (int error = cudaGetDevice(&device)) return error;
+        if (int error = cudaDeviceGetAttribute(&room, cudaDevAttrMaxSharedMemoryPerBlockOptin, device)) return error;
+        if (room < still::DenseTiles<K, most>::BYTES) return run(std::integral_constant<int, fewest>{});
+      }
+      return run(std::integral_constant<int, most>{});
     }
-    return run(std::integral_constant<int, most>{});
   });
 }

@@ -62,22 +62,25 @@ impl Executor for Cuda {
         let (device, dtype) = (model.device(), model.decoder.dtype());
         let plain =
             matches!((rows, dtype), (RowDtype::F32, DType::F32) | (RowDtype::Bf16, DType::BF16));
-        // A student's state has kernels for rows in few bits.
-        let coded = model.student.is_some() && matches!(rows, RowDtype::Int8 | RowDtype::Int4);
-        if !plain && !coded {
+        if !plain && !matches!(rows, RowDtype::Int8 | RowDtype::Int4) {
             return Err(ModelError::Unsupported {
                 what: format!(
-                    "{rows:?} rows in the cache of a {} in {} on CUDA",
-                    if model.student.is_some() { "student" } else { "model with dense attention" },
+                    "{rows:?} rows in the cache of a model in {} on CUDA",
                     dtype.as_str()
                 ),
                 found_in: None,
-                hint: format!("ask for {} rows, or load the model in f32 or bf16", dtype.as_str()),
+                hint: format!(
+                    "ask for {}, int8 or int4 rows, or load the model in f32 or bf16",
+                    dtype.as_str()
+                ),
             });
         }
         let geometry = model.config().geometry();
         let Some(student) = &model.student else {
-            let state = |_| Ok(Box::new(CudaKvCache::new(geometry, batch, device, dtype)?) as _);
+            let state = |_| {
+                let cache = CudaKvCache::with_rows(geometry, batch, device, dtype, rows)?;
+                Ok(Box::new(cache) as _)
+            };
             return (0..model.decoder.layers.len()).map(state).collect();
         };
         let state = |layer: &StudentLayer| {
