@@ -2,8 +2,9 @@
 //!
 //! | file | content |
 //! |---|---|
-//! | `args` | the command line as a whole, and the options of all commands |
+//! | `cli` | the command line as a whole, and the options of all commands |
 //! | `commands` | a module per command, with its arguments |
+//! | `args` | values of arguments: enums by their names, numbers within ranges |
 //! | `printer`, `progress`, `log` | all that is written to the terminal |
 //! | `errors` | an error as one line, a hint and an exit code |
 //! | `interrupt`, `terminal` | what Ctrl-C and other signals do; the terminal as it was before a chat |
@@ -22,6 +23,7 @@
 
 mod args;
 mod books;
+mod cli;
 mod commands;
 mod disk;
 mod errors;
@@ -51,7 +53,7 @@ pub use crate::commands::data::data_files;
 pub use crate::commands::eval::plan::{Asked, Plan, Questions};
 pub use crate::errors::{Told, Whose, told};
 
-use crate::args::{Cli, Command, usage};
+use crate::cli::{Cli, Command, usage};
 use crate::printer::Printer;
 
 /// Runs the command that `arguments` say, the program's name first, and returns its exit code. It takes the process over: signals,
@@ -99,7 +101,7 @@ fn run(command: Command, printer: &Printer) -> anyhow::Result<()> {
         Command::Models(args) => models::run(&args, printer),
         Command::Doctor(args) => doctor::run(&args, printer),
         Command::Serve(args) => serve::run(args.resolve()?, printer),
-        Command::Completions(args) => completions::run(&args, printer),
-        Command::Man(args) => man::run(&args, printer),
+        Command::Completions(args) => completions::run(&args, cli::command(), printer),
+        Command::Man(args) => man::run(&args, cli::command(), printer),
     }
 }

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 
 use still_model::files::{self, WRITING};
 
-use crate::commands::report::MARKDOWN_NOTE;
 use crate::disk::room;
 use crate::errors::user;
 
@@ -13,6 +12,10 @@ use crate::errors::user;
 const SMALL: u64 = 1 << 20;
 /// How the title of every page begins.
 const TITLE: &str = "<title>still ";
+/// What the numbers of `still report eval` are. The note ends every file of its tables.
+pub const TABLES_NOTE: &str = "Shares are in per cent, with their 95 % interval: Wilson's where every answer is right or wrong, else 1.96 standard \
+    errors to either side. Intervals of differences are from a paired bootstrap over items, of perplexities in nats of negative \
+    log-likelihood. \"–\" is what was not measured, or has no chance level.";
 
 /// What tells a file that still wrote before from any other: an existing file of another kind is never replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -178,7 +181,7 @@ impl Ours {
         match self {
             Self::Page => head(path).contains(TITLE),
             Self::Markdown => {
-                files::read_to_string(path).is_ok_and(|text| text.contains(MARKDOWN_NOTE))
+                files::read_to_string(path).is_ok_and(|text| text.contains(TABLES_NOTE))
             }
             Self::Results => has_keys(&["model", "tasks", "timing"]),
             Self::Budgets => has_keys(&["budgets", "chunk", "at_length"]),

@@ -6,14 +6,23 @@
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
 
+use clap::ValueEnum;
 use console::style;
 use serde::Serialize;
 
-use crate::args::Color;
 use crate::log;
-use crate::progress::beside;
+use crate::progress::suspend;
 use crate::shown::{shown, shown_in_line, steers};
 use crate::wrap::hanging;
+
+/// When to use colors. Without a description of each value, help is as short as it can be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[allow(missing_docs, reason = "the names say it")]
+pub enum Color {
+    Auto,
+    Always,
+    Never,
+}
 
 /// Columns of a line's verb, which is right-aligned in them.
 const VERB: usize = 12;
@@ -142,7 +151,7 @@ impl Printer {
             Ok(stdout.flush()?)
         };
         match io::stdout().is_terminal() {
-            true => beside(|| write(&shown(piece))),
+            true => suspend(|| write(&shown(piece))),
             false => write(piece),
         }
     }
@@ -191,7 +200,7 @@ fn fitted(message: &str, margin: usize) -> String {
 
 /// [`say`], of whole lines: a bar that is drawn goes on below them.
 fn say_above(lines: &str) {
-    beside(|| say(lines));
+    suspend(|| say(lines));
 }
 
 /// Writes to stderr in one piece. A stderr that is closed or full is no reason to end a run of hours.

@@ -10,13 +10,12 @@ use still_model::{ChatSession, GenerateOptions};
 use super::generate::{finish_phrase, finish_word};
 use super::generation::{GenerationArgs, GenerationSettings};
 use super::input::{read_document, read_piped, unix_lines};
-use super::reading::ReadingBar;
 use super::sampling::Usual;
 use super::{sessions, stream_to};
 use crate::errors::{Interrupted, user};
 use crate::interrupt::{self, OnSignal};
 use crate::printer::Printer;
-use crate::progress::Bar;
+use crate::progress::{Bar, ReadingBar};
 
 const EXAMPLES: &str = "\
 Examples:

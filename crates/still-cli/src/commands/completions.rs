@@ -1,9 +1,8 @@
 //! `still completions`: what a shell needs to complete the command line.
 
-use clap::Args;
+use clap::{Args, Command};
 use clap_complete::Shell;
 
-use crate::args::command;
 use crate::printer::Printer;
 
 const EXAMPLES: &str = "\
@@ -21,9 +20,9 @@ pub struct CompletionsArgs {
     shell: Shell,
 }
 
-/// Runs the command.
-pub fn run(args: &CompletionsArgs, printer: &Printer) -> anyhow::Result<()> {
+/// Runs the command: the completion script of `still`, the whole command line.
+pub fn run(args: &CompletionsArgs, mut still: Command, printer: &Printer) -> anyhow::Result<()> {
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut command(), "still", &mut script);
+    clap_complete::generate(args.shell, &mut still, "still", &mut script);
     Ok(printer.stream(&String::from_utf8(script)?)?)
 }

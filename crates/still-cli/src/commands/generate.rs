@@ -9,13 +9,12 @@ use still_model::{Finish, Generation, generate};
 
 use super::generation::{GenerationArgs, GenerationSettings};
 use super::input::{read_piped, read_text_once};
-use super::reading::ReadingBar;
 use super::sampling::Usual;
 use super::stream_to;
 use crate::errors::{Interrupted, user};
 use crate::interrupt::{self, OnSignal};
 use crate::printer::Printer;
-use crate::progress::Bar;
+use crate::progress::{Bar, ReadingBar};
 use crate::table;
 
 const EXAMPLES: &str = "\

@@ -8,7 +8,6 @@ use clap_mangen::Man;
 use clap_mangen::roff::{Roff, roman};
 use still_model::files::write_file;
 
-use crate::args::command;
 use crate::outputs::{Existing, Ours, Outputs, existing_ancestor, writable};
 use crate::printer::Printer;
 
@@ -26,12 +25,12 @@ pub struct ManArgs {
     out: PathBuf,
 }
 
-/// Runs the command.
-pub fn run(args: &ManArgs, printer: &Printer) -> anyhow::Result<()> {
+/// Runs the command: the pages of `still`, the whole command line.
+pub fn run(args: &ManArgs, still: Command, printer: &Printer) -> anyhow::Result<()> {
     let dir = &args.out;
     writable(&existing_ancestor(dir))?;
     std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
-    let mut root = command().disable_help_subcommand(true);
+    let mut root = still.disable_help_subcommand(true);
     // Gives commands of commands their full names and the options of every command.
     root.build();
     let mut pages = Vec::new();

@@ -8,7 +8,7 @@
 //! | `inspect`, `report` | look |
 //! | `recipes`, `models`, `doctor`, `completions`, `man` | set up |
 //! | `model`, `cache`, `recipe`, `data`, `training`, `generation`, `sampling`, `shape`, `input` | arguments that several commands share |
-//! | `reading`, `sessions` | what `ask` and `chat` have in common |
+//! | `sessions` | what `ask` and `chat` have in common |
 //! | `calibration_bars`, `fetching` | bars: of each phase of a calibration, of each file of a hub |
 
 pub mod ask;
@@ -32,7 +32,6 @@ pub mod linearize;
 pub mod man;
 mod model;
 pub mod models;
-pub mod reading;
 mod recipe;
 pub mod recipes;
 pub mod report;

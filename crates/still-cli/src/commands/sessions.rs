@@ -6,12 +6,11 @@ use std::sync::{Mutex, PoisonError};
 use still_model::{ChatSession, Model};
 
 use super::generation::GenerationSettings;
-use super::reading::ReadingBar;
 use crate::errors::user;
 use crate::interrupt;
 use crate::outputs::{Existing, Ours, Outputs};
 use crate::printer::Printer;
-use crate::progress::Bar;
+use crate::progress::{Bar, ReadingBar};
 use crate::table;
 
 /// Finds out, before a model is loaded, whether a session can be kept in a file: in place of none, or of another session.

@@ -15,8 +15,6 @@ pub const LEFT: f64 = 55.0;
 pub const RIGHT: f64 = WIDTH - 8.0;
 /// Its upper edge.
 pub const TOP: f64 = 8.0;
-/// Size of the words, as the page's style has it.
-pub const TYPE: f64 = 12.0;
 
 /// Text as it may stand in an element or in a quoted attribute.
 pub fn escape(text: &str) -> HtmlEscape<'_> {

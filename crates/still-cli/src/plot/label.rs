@@ -2,8 +2,8 @@
 //!
 //! A drawing cannot ask how wide a page's type is; what is estimated here is rather too wide than too narrow.
 
-use super::figure::TYPE;
-
+/// Size of the words, as the page's style has it.
+const TYPE: f64 = 12.0;
 /// Width of a letter, as a share of the type's size.
 const LETTER: f64 = 0.6;
 /// From one line of words to the next, in the drawing's units.

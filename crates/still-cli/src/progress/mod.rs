@@ -5,11 +5,13 @@
 //! | `line` | how far something came, in one line |
 //! | `narrow` | the terminal that bars are drawn on |
 //! | `screen` | which bar the terminal shows |
+//! | `reading` | how far a model has read a document or a message |
 //! | `losses` | first and last loss of a stage |
 
 mod line;
 mod losses;
 mod narrow;
+mod reading;
 mod screen;
 
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
@@ -20,7 +22,8 @@ use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 
 use self::line::{BYTES, Progress};
 pub use self::losses::Losses;
-pub use self::screen::beside;
+pub use self::reading::ReadingBar;
+pub use self::screen::suspend;
 use crate::printer::{Printer, say};
 use crate::shown::shown_in_line;
 use crate::table;

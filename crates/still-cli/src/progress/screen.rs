@@ -52,7 +52,7 @@ pub fn close(wipe: impl FnOnce()) {
 }
 
 /// Writes while no bar is on the terminal.
-pub fn beside<T>(write: impl FnOnce() -> T) -> T {
+pub fn suspend<T>(write: impl FnOnce() -> T) -> T {
     let shown = bars().last().map(|(_, bar)| bar.clone());
     match shown {
         Some(bar) => bar.suspend(write),

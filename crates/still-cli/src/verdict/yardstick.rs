@@ -7,9 +7,8 @@ use still_eval::{EvalError, Measured, ModelBench, Yardstick};
 use still_model::{Model, Tokenizer};
 
 use crate::books;
-use crate::commands::reading::ReadingBar;
 use crate::printer::Printer;
-use crate::progress::Bar;
+use crate::progress::{Bar, ReadingBar};
 
 /// The task of held-out windows.
 pub const HELDOUT: &str = "heldout";

@@ -6,13 +6,13 @@ use still_model::{ChatSession, Finish, GenerateOptions, ModelError, Reply};
 
 use super::super::generate::finish_phrase;
 use super::super::input::read_document;
-use super::super::reading::ReadingBar;
 use super::super::{sampling, sessions, stream_to};
 use super::command::{Command, HELP};
 use crate::errors::{Interrupted, user};
 use crate::interrupt::{self, OnSignal};
 use crate::outputs::{Existing, Ours, Outputs};
 use crate::printer::Printer;
+use crate::progress::ReadingBar;
 use crate::table;
 
 /// What comes after a line.

@@ -10,7 +10,7 @@ use clap::{Args, Subcommand};
 use still_model::files::write_file;
 
 use self::eval::EvalReportArgs;
-pub use self::eval::{MARKDOWN_NOTE, tables_of};
+pub use self::eval::tables_of;
 use self::run::RunReportArgs;
 use crate::printer::Printer;
 

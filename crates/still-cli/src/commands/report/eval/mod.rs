@@ -13,10 +13,9 @@ use clap::Args;
 use serde_json::json;
 
 use self::results::Results;
-pub use self::tables::NOTE as MARKDOWN_NOTE;
 use super::write;
 use crate::errors::user;
-use crate::outputs::{Existing, Ours, Outputs};
+use crate::outputs::{Existing, Ours, Outputs, TABLES_NOTE};
 use crate::printer::Printer;
 use crate::shown::in_shell;
 
@@ -111,5 +110,5 @@ fn markdown(results: &Results) -> String {
     let part =
         |(title, table): (&str, tables::Table)| format!("## {title}\n\n{}", table.markdown());
     let parts: Vec<String> = tables::all(results).into_iter().map(part).collect();
-    format!("{}\n{}\n", parts.join("\n"), tables::NOTE)
+    format!("{}\n{}\n", parts.join("\n"), TABLES_NOTE)
 }

@@ -4,6 +4,7 @@ use minijinja::context;
 
 use super::results::{Results, Subject};
 use super::{ablations, charts, tables, verdict};
+use crate::outputs::TABLES_NOTE;
 use crate::page;
 
 const TEMPLATE: &str = include_str!("page.html");
@@ -34,7 +35,7 @@ pub fn render(results: &Results) -> anyhow::Result<String> {
             made => page::made(&results.made),
             verdicts => verdict::all(results),
             figures,
-            note => tables::NOTE,
+            note => TABLES_NOTE,
             results => table("Results"),
             differences => table("Differences"),
             efficiency => table("Efficiency"),

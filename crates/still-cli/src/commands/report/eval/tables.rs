@@ -41,11 +41,6 @@ impl Table {
     }
 }
 
-/// What the tables' numbers are.
-pub const NOTE: &str = "Shares are in per cent, with their 95 % interval: Wilson's where every answer is right or wrong, else 1.96 standard \
-    errors to either side. Intervals of differences are from a paired bootstrap over items, of perplexities in nats of negative \
-    log-likelihood. \"–\" is what was not measured, or has no chance level.";
-
 /// Every table that has something to say, with its title.
 pub fn all(results: &Results) -> Vec<(&'static str, Table)> {
     let tables = [

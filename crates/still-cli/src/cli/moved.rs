@@ -116,7 +116,7 @@ fn is_path(word: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::args::command;
+    use crate::cli::command;
 
     fn told(line: &str) -> Option<(String, String)> {
         let words = shlex::split(line).unwrap();

@@ -4,10 +4,10 @@ use std::ffi::OsString;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
+use super::command;
 use super::moved::moved;
-use super::{Color, command};
 use crate::errors::{EXIT_DONE, EXIT_USER, stdout_ended};
-use crate::printer::Printer;
+use crate::printer::{Color, Printer};
 
 const TRY: &str =
     "try `still demo`, or `still --help` for all commands; `still COMMAND --help` explains one";
@@ -149,7 +149,7 @@ fn example(declared: &clap::Command, words: &[String]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::lines;
-    use crate::args::{Cli, command};
+    use crate::cli::{Cli, command};
 
     fn told(arguments: &[&str]) -> (String, String) {
         let words: Vec<String> = arguments.iter().map(|&word| word.into()).collect();
@@ -160,7 +160,7 @@ mod tests {
     #[test]
     fn every_command_tells_what_it_does_not_know_in_two_lines() {
         let mut commands = Vec::new();
-        crate::args::leaves(&command(), "still", &mut commands);
+        crate::cli::leaves(&command(), "still", &mut commands);
         assert!(commands.len() > 18);
         for (path, _) in commands {
             let mut words: Vec<&str> = path.split(' ').skip(1).collect();

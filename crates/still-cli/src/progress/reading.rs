@@ -4,8 +4,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use still_model::OnRead;
 
+use super::Bar;
 use crate::printer::Printer;
-use crate::progress::Bar;
 use crate::table;
 
 /// Fewer tokens than this are read before a bar could be looked at.

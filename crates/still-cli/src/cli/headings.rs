@@ -94,7 +94,7 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
     use super::*;
-    use crate::args::{command, leaves};
+    use crate::cli::{command, leaves};
 
     /// Most options below one heading.
     const MOST: usize = 14;

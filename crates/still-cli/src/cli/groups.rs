@@ -38,7 +38,7 @@ mod tests {
 
     #[test]
     fn every_command_is_in_one_group() {
-        let command = crate::args::command();
+        let command = crate::cli::command();
         let mut declared: Vec<&str> =
             command.get_subcommands().map(|subcommand| subcommand.get_name()).collect();
         let mut grouped: Vec<&str> = GROUPS.iter().flat_map(|(_, names)| *names).copied().collect();
@@ -49,7 +49,7 @@ mod tests {
 
     #[test]
     fn help_fits_a_terminal_of_80_columns() {
-        let help = crate::args::command().term_width(80).render_help().to_string();
+        let help = crate::cli::command().term_width(80).render_help().to_string();
         for line in help.lines() {
             assert!(line.chars().count() <= 80, "{line}");
         }
