@@ -1,4 +1,4 @@
-//! Whose an error is to mend, how it is told in one line, and the exit code.
+//! Errors on the terminal: one line, a hint, and an exit code that says who can fix it.
 
 use std::error::Error;
 use std::fmt;
@@ -16,9 +16,9 @@ use crate::shown::shown_in_line;
 
 /// All is done.
 pub const EXIT_DONE: u8 = 0;
-/// The user's to mend: a bad argument, a file that is missing or corrupt, no network.
+/// The user can fix it: a bad argument, a file that is missing or corrupt, no network.
 pub const EXIT_USER: u8 = 1;
-/// Ours to mend.
+/// A bug.
 pub const EXIT_INTERNAL: u8 = 2;
 
 const REPORT_IT: &str = "this is a bug in still; please report it with the command that led here";
@@ -27,7 +27,7 @@ const NO_DEVICE_MEMORY: &str = "the GPU's memory is full: use --compute-dtype bf
      and set finetune.recompute when training, --contexts or --batch of bench, --batch-size or --lengths of eval; `nvidia-smi` tells who \
      else has memory";
 
-/// An error that the user can mend.
+/// An error that the user can fix.
 #[derive(Debug)]
 pub struct UserError {
     message: String,
@@ -70,46 +70,46 @@ pub fn report(printer: &Printer, error: &anyhow::Error) -> u8 {
     }
 }
 
-/// Who can mend an error.
+/// What kind of error it is: who can fix it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Whose {
-    /// The user.
+pub enum ErrorKind {
+    /// The user can: a bad argument, a missing or damaged file.
     User,
-    /// Nobody: it was asked to stop.
+    /// Nobody needs to: the command was asked to stop.
     Interrupted,
-    /// This project: a bug.
-    Ours,
+    /// A bug of this project.
+    Internal,
 }
 
-/// An error as it is told.
+/// An error as the command reports it.
 #[derive(Clone, Debug)]
-pub struct Told {
+pub struct Description {
     /// What was wrong, in one line.
     pub message: String,
     /// What to do.
     pub hint: String,
     /// Who can do it.
-    pub whose: Whose,
+    pub kind: ErrorKind,
 }
 
-/// An error as the command tells it, for other programs.
-pub fn told(error: &anyhow::Error) -> Told {
+/// An error as the command reports it, for programs that report it in their own way.
+pub fn describe(error: &anyhow::Error) -> Description {
     let verdict = judge(error);
-    let whose = match verdict {
-        Verdict::User(_) => Whose::User,
-        Verdict::Interrupted => Whose::Interrupted,
-        Verdict::Internal => Whose::Ours,
+    let kind = match verdict {
+        Verdict::User(_) => ErrorKind::User,
+        Verdict::Interrupted => ErrorKind::Interrupted,
+        Verdict::Internal => ErrorKind::Internal,
     };
-    Told { message: one_line(error), hint: verdict.hint().to_owned(), whose }
+    Description { message: one_line(error), hint: verdict.hint().to_owned(), kind }
 }
 
-/// Whether the user can mend an error, and the command may go on.
+/// Whether the user can fix an error, and the command may go on.
 pub fn is_users(error: &anyhow::Error) -> bool {
     let stdout_ended = error.chain().any(|cause| cause.is::<StdoutError>());
     !stdout_ended && matches!(judge(error), Verdict::User(_))
 }
 
-/// Says on stderr what went wrong, of a command that goes on.
+/// Reports an error on stderr; the command goes on.
 pub fn tell(printer: &Printer, error: &anyhow::Error) {
     printer.error(&one_line(error), Some(judge(error).hint()));
 }
@@ -124,7 +124,7 @@ pub fn stdout_ended(printer: &Printer, error: &StdoutError) -> u8 {
     EXIT_USER
 }
 
-/// From now on a panic is told as an internal error, in the same two lines.
+/// From now on a panic is reported as an internal error, in the same two lines.
 pub fn install_panic_hook() {
     std::panic::set_hook(Box::new(|panic| {
         if still_model::panics_are_expected() {
@@ -162,7 +162,7 @@ impl Verdict {
     }
 }
 
-/// The first cause that knows its hint decides; what nobody claims is ours.
+/// The first cause that has a hint decides. An error without any is internal.
 fn judge(error: &anyhow::Error) -> Verdict {
     // The tensor library's errors are text by the time they are here.
     if error.chain().any(|cause| cause.to_string().contains("CUDA_ERROR_OUT_OF_MEMORY")) {
@@ -235,7 +235,7 @@ fn io_hint(kind: io::ErrorKind) -> &'static str {
     still_model::files::io_hint(kind).unwrap_or("check the file and the disk")
 }
 
-/// The chain of causes joined by colons; a cause that the line already tells is left out.
+/// The chain of causes, joined by colons. A cause that the line already contains is left out.
 fn one_line(error: &anyhow::Error) -> String {
     let mut line = String::new();
     for cause in error.chain() {
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_claims_is_ours() {
+    fn an_error_without_a_hint_is_internal() {
         assert_eq!(judge(&anyhow::anyhow!("surprise")), Verdict::Internal);
     }
 }

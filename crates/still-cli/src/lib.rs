@@ -51,7 +51,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 pub use crate::commands::data::data_files;
 pub use crate::commands::eval::plan::{Asked, Plan, Questions};
-pub use crate::errors::{Told, Whose, told};
+pub use crate::errors::{Description, ErrorKind, describe};
 
 use crate::cli::{Cli, Command, usage};
 use crate::printer::Printer;

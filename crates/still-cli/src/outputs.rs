@@ -19,7 +19,7 @@ pub const TABLES_NOTE: &str = "Shares are in per cent, with their 95 % interval:
 
 /// What tells a file that still wrote before from any other: an existing file of another kind is never replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ours {
+pub enum OutputKind {
     /// An HTML page.
     Page,
     /// Tables of `still report eval`.
@@ -70,7 +70,7 @@ impl Outputs {
         &mut self,
         option: &'static str,
         path: &Path,
-        ours: Ours,
+        ours: OutputKind,
         existing: Existing,
     ) -> anyhow::Result<()> {
         self.place(option, path)?;
@@ -158,7 +158,7 @@ fn would_replace(option: &str, input: &Path) -> anyhow::Error {
     )
 }
 
-impl Ours {
+impl OutputKind {
     fn name(self) -> &'static str {
         match self {
             Self::Page => "a page that still wrote",
@@ -240,7 +240,7 @@ mod tests {
     use super::*;
 
     fn page(path: &Path, existing: Existing) -> anyhow::Result<()> {
-        Outputs::default().file("--html", path, Ours::Page, existing)
+        Outputs::default().file("--html", path, OutputKind::Page, existing)
     }
 
     #[test]

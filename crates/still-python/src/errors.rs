@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use pyo3::exceptions::PyKeyboardInterrupt;
 use pyo3::prelude::*;
-use still_cli::{Told, Whose, told};
+use still_cli::{Description, ErrorKind, describe};
 
 /// What the last panic said, and where.
 static PANIC: Mutex<Option<String>> = Mutex::new(None);
@@ -32,11 +32,11 @@ fn message_of(payload: &(dyn Any + Send)) -> &str {
 
 /// The exception of an error.
 pub fn exception(py: Python<'_>, error: &anyhow::Error) -> PyErr {
-    let Told { message, hint, whose } = told(error);
-    match whose {
-        Whose::User => new(py, "InputError", &message, &hint),
-        Whose::Interrupted => PyKeyboardInterrupt::new_err(()),
-        Whose::Ours => new(py, "InternalError", &message, REPORT_IT),
+    let Description { message, hint, kind } = describe(error);
+    match kind {
+        ErrorKind::User => new(py, "InputError", &message, &hint),
+        ErrorKind::Interrupted => PyKeyboardInterrupt::new_err(()),
+        ErrorKind::Internal => new(py, "InternalError", &message, REPORT_IT),
     }
 }
 

@@ -52,7 +52,7 @@ pub fn evaluate<'py>(
     let questions =
         Questions { data_dir, files, limit, shots, lengths, stride: None, chat: false, seed };
     let (shared, callback) = (model.shared.clone(), Callback::new(progress));
-    let told = Told(callback.clone());
+    let listener = CallbackListener(callback.clone());
     let answers = callback.work(py, move || {
         let model = &shared.model;
         let options =
@@ -63,7 +63,7 @@ pub fn evaluate<'py>(
                 Plan::Ready(task) => task,
                 Plan::Made(make) => make(model)?,
             };
-            let asked = ask(model, &task, Vec::new(), &options, &told)?;
+            let asked = ask(model, &task, Vec::new(), &options, &listener)?;
             if !asked.complete {
                 return Err(ModelError::Cancelled.into());
             }
@@ -79,9 +79,9 @@ pub fn evaluate<'py>(
 }
 
 /// Tells a callable of every answer.
-struct Told(Callback);
+struct CallbackListener(Callback);
 
-impl Listener for Told {
+impl Listener for CallbackListener {
     fn answered(&self, task: &Task, sample: &Sample) -> still_eval::Result<()> {
         let (name, items) = (&task.name, task.items.len());
         self.0.tell(&json!({ "event": "answer", "task": name, "id": sample.id, "of": items }));

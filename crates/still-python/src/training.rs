@@ -180,7 +180,8 @@ pub fn linearize(
         let (files, cache) = (data_files(&data, &OnFetch::default())?, TokenCache::user()?);
         let run_dir = RunDir::claim(&run_dir, resume)?;
         let target = StudentTarget::claim(&out)?;
-        let (model, mut observer) = (&shared.model, Told { callback: told, read: Read::default() });
+        let (model, mut observer) =
+            (&shared.model, CallbackObserver { callback: told, read: Read::default() });
         let recipe = still_train::calibrated_recipe(
             model,
             &recipe,
@@ -203,12 +204,12 @@ pub fn linearize(
 }
 
 /// Tells a callable of a run.
-struct Told {
+struct CallbackObserver {
     callback: Callback,
     read: Read,
 }
 
-impl Told {
+impl CallbackObserver {
     /// An event with the values of something that has fields.
     fn of(&self, name: &str, fields: &impl serde::Serialize) {
         let mut event = Map::from_iter([("event".to_owned(), json!(name))]);
@@ -219,7 +220,7 @@ impl Told {
     }
 }
 
-impl Observer for Told {
+impl Observer for CallbackObserver {
     fn on_calibration(&mut self, phase: Phase, tokens: usize, of: usize) {
         let event = self.read.event(phase, tokens, of);
         self.callback.tell(&event);

@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::finetune::FinetuneStage;
 use crate::metrics::Stage;
 use crate::recipe::Recipe;
-use crate::run::Trains;
+use crate::run::TrainingStage;
 use crate::transfer::TransferStage;
 
 /// Steps of one stage, timed.
@@ -47,7 +47,7 @@ pub fn time_steps(
 ) -> Result<StepTiming> {
     let still = recipe.attention.resolve(model.config())?;
     let student = Student::init(still, model.config(), recipe.attention.init, recipe.seed)?;
-    let (mut trains, batch): (Box<dyn Trains>, usize) = match stage {
+    let (mut trains, batch): (Box<dyn TrainingStage>, usize) = match stage {
         Stage::Transfer => {
             let stage = TransferStage::new(model, &student, &recipe.transfer)?;
             (Box::new(stage), recipe.transfer.batch)

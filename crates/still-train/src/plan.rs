@@ -13,7 +13,7 @@ use crate::finetune::FinetuneStage;
 use crate::loss;
 use crate::metrics::Stage;
 use crate::recipe::{Objective, Recipe, Recompute};
-use crate::run::Trains;
+use crate::run::TrainingStage;
 use crate::transfer::TransferStage;
 
 /// Most tokens of the timed windows: longer ones are cut, so that a plan takes seconds.
@@ -94,7 +94,7 @@ impl Plan {
     fn add(
         &mut self,
         kind: Stage,
-        stage: &mut dyn Trains,
+        stage: &mut dyn TrainingStage,
         read: &Reading,
         steps: usize,
         bytes: impl FnOnce(&Values) -> usize,

@@ -112,7 +112,7 @@ mod tests {
         assert_eq!(file(b"a\xef\xbb\xbfb").unwrap(), "a\u{feff}b");
         let utf16: Vec<u8> = "\u{feff}One".encode_utf16().flat_map(u16::to_le_bytes).collect();
         for (bytes, hint) in [(utf16.as_slice(), "UTF-16"), (b"K\xf6ln", "another encoding")] {
-            let told = crate::errors::told(&file(bytes).unwrap_err());
+            let told = crate::errors::describe(&file(bytes).unwrap_err());
             assert!(told.message.contains("not UTF-8 at byte "), "{told:?}");
             assert!(told.hint.contains(hint), "{told:?}");
         }

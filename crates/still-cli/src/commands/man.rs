@@ -8,7 +8,7 @@ use clap_mangen::Man;
 use clap_mangen::roff::{Roff, roman};
 use still_model::files::write_file;
 
-use crate::outputs::{Existing, Ours, Outputs, existing_ancestor, writable};
+use crate::outputs::{Existing, OutputKind, Outputs, existing_ancestor, writable};
 use crate::printer::Printer;
 
 const EXAMPLES: &str = "\
@@ -37,7 +37,7 @@ pub fn run(args: &ManArgs, still: Command, printer: &Printer) -> anyhow::Result<
     collect(&root, &mut pages)?;
     let mut outputs = Outputs::default();
     for (name, _) in &pages {
-        outputs.file("--out", &dir.join(name), Ours::ManPage, Existing::Replace)?;
+        outputs.file("--out", &dir.join(name), OutputKind::ManPage, Existing::Replace)?;
     }
     for (name, page) in &pages {
         let path = dir.join(name);

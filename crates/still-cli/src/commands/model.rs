@@ -99,7 +99,7 @@ pub fn load(model: &str, place: &Place, printer: &Printer) -> anyhow::Result<Mod
         fetch_demo(printer)?;
     }
     let bar = Bar::uncounted(printer, "Loading", model);
-    let model = Model::load_telling(
+    let model = Model::load_with_progress(
         model,
         &place.device,
         place.dtype,

@@ -8,7 +8,7 @@ use still_model::{ChatSession, Model};
 use super::generation::GenerationSettings;
 use crate::errors::user;
 use crate::interrupt;
-use crate::outputs::{Existing, Ours, Outputs};
+use crate::outputs::{Existing, OutputKind, Outputs};
 use crate::printer::Printer;
 use crate::progress::{Bar, ReadingBar};
 use crate::table;
@@ -20,7 +20,7 @@ use crate::table;
 pub fn check_place(path: &Path, read: Option<&Path>) -> anyhow::Result<()> {
     let mut outputs = Outputs::default();
     outputs.spare(read)?;
-    outputs.file("--session", path, Ours::Session, Existing::Replace)
+    outputs.file("--session", path, OutputKind::Session, Existing::Replace)
 }
 
 /// Opens a session that is there.

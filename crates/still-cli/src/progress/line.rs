@@ -127,7 +127,7 @@ impl Progress {
     }
 
     /// A line for a log, with what happened.
-    pub fn told(&self, now: Instant, happened: &str) -> String {
+    pub fn log_line(&self, now: Instant, happened: &str) -> String {
         let elapsed = time(now.duration_since(self.started));
         let mut parts = match self.of {
             0 => vec![self.what.clone()],
@@ -254,7 +254,7 @@ mod tests {
         );
         assert_eq!(progress.line(now, 52), "model.safetensors 60.0/200.0 MiB, about 35 s left");
         assert_eq!(
-            progress.told(now, ""),
+            progress.log_line(now, ""),
             "model.safetensors 60.0/200.0 MiB, 4.0 MiB/s, about 35 s left, 10 s"
         );
     }
@@ -271,7 +271,7 @@ mod tests {
         let progress = Progress::begin("org/name", 0, "");
         let now = progress.started + Duration::from_secs(12);
         assert_eq!(progress.line(now, 80), "org/name, 12 s");
-        assert_eq!(progress.told(now, ""), "org/name, 12 s");
+        assert_eq!(progress.log_line(now, ""), "org/name, 12 s");
     }
 
     #[test]
@@ -297,7 +297,7 @@ mod tests {
         assert!((left_of(&tokens, 1) - 3.0).abs() < 1e-6);
         assert!((left_of(&tokens, 2) - 2.0).abs() < 1e-6);
         assert!((left_of(&tokens, 9) - 2.0).abs() < 1e-6);
-        let told = progress.told(after(15), "checkpoint saved");
-        assert_eq!(told, "finetune 13/20 steps, about 32 s left, checkpoint saved, 15 s");
+        let line = progress.log_line(after(15), "checkpoint saved");
+        assert_eq!(line, "finetune 13/20 steps, about 32 s left, checkpoint saved, 15 s");
     }
 }

@@ -126,7 +126,7 @@ impl Bar {
     /// Off a terminal: tells the progress now, and what happened. On one the bar tells enough.
     pub fn note(&self, happened: &str) {
         if !self.printer.shows_bars() {
-            self.printer.step(self.verb, self.progress().told(Instant::now(), happened));
+            self.printer.step(self.verb, self.progress().log_line(Instant::now(), happened));
         }
     }
 
@@ -203,7 +203,7 @@ fn tell_now_and_then(
             let pause = if elapsed < LONG { LINE_EVERY } else { SLOWEST };
             match ended.recv_timeout(pause) {
                 Err(RecvTimeoutError::Timeout) => {
-                    let line = locked(&progress).told(Instant::now(), "");
+                    let line = locked(&progress).log_line(Instant::now(), "");
                     printer.step(verb, line);
                 }
                 Ok(()) | Err(RecvTimeoutError::Disconnected) => return,

@@ -42,21 +42,21 @@ impl Model {
         dtype: DType,
         format: WeightFormat,
     ) -> Result<Self> {
-        Self::load_telling(model, device, dtype, format, &OnFetch::default())
+        Self::load_with_progress(model, device, dtype, format, &OnFetch::default())
     }
 
     /// [`Model::load_in`], which tells of what it fetches from a hub.
     ///
     /// # Errors
     /// As [`Model::load_in`].
-    pub fn load_telling(
+    pub fn load_with_progress(
         model: &str,
         device: &Device,
         dtype: DType,
         format: WeightFormat,
         on_fetch: &OnFetch,
     ) -> Result<Self> {
-        Checkpoint::open_telling(model, on_fetch)
+        Checkpoint::open_with_progress(model, on_fetch)
             .and_then(|checkpoint| Self::from_checkpoint(checkpoint, device, dtype, format))
             .map_err(|error| error.while_loading(Path::new(model)))
     }

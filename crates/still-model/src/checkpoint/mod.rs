@@ -121,14 +121,14 @@ impl Checkpoint {
     /// # Errors
     /// What is missing, broken or unsupported, by name.
     pub fn open(model: &str) -> Result<Self> {
-        Self::open_telling(model, &OnFetch::default())
+        Self::open_with_progress(model, &OnFetch::default())
     }
 
     /// [`Checkpoint::open`], which tells of what it fetches from a hub.
     ///
     /// # Errors
     /// As [`Checkpoint::open`].
-    pub fn open_telling(model: &str, on_fetch: &OnFetch) -> Result<Self> {
+    pub fn open_with_progress(model: &str, on_fetch: &OnFetch) -> Result<Self> {
         Self::open_as(model, Role::Any, on_fetch)
     }
 

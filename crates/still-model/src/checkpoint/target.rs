@@ -53,7 +53,7 @@ impl StudentTarget {
         std::fs::create_dir_all(&parent).map_err(ModelError::write(&parent))?;
         let path = beside(&dir, ".lock");
         let lock = match Lock::take(&path).map_err(ModelError::write(&path))? {
-            Locking::Ours(lock) => lock,
+            Locking::Acquired(lock) => lock,
             Locking::Taken(by) => {
                 return Err(ModelError::NotFound {
                     what: format!("{} is being written by another still ({by})", dir.display()),

@@ -17,17 +17,17 @@ pub struct Lock {
     path: PathBuf,
 }
 
-/// What came of wanting a lock.
+/// The result of [`Lock::take`].
 #[derive(Debug)]
 pub enum Locking {
-    /// It is ours.
-    Ours(Lock),
-    /// Another process has it: who, and since when, in words.
+    /// This process holds it.
+    Acquired(Lock),
+    /// Another process holds it: which, and since when, in words.
     Taken(String),
 }
 
 impl Lock {
-    /// Takes the lock that is the file `path`. Where the file system has no locks that is told (`tracing`), and it is ours.
+    /// Takes the lock that is the file `path`. On a file system without locks it succeeds, and logs that (`tracing`).
     ///
     /// # Errors
     /// If the file cannot be made.
@@ -55,7 +55,7 @@ impl Lock {
             // For those who come second; without it the lock holds no less.
             let _ = file.set_len(0).and_then(|()| file.rewind());
             let _ = writeln!(file, "{} {since}", std::process::id());
-            return Ok(Locking::Ours(Self { file, path: path.to_path_buf() }));
+            return Ok(Locking::Acquired(Self { file, path: path.to_path_buf() }));
         }
         Err(io::Error::other("something removes the lock as soon as it is made"))
     }
@@ -91,14 +91,14 @@ mod tests {
     fn a_lock_is_one_holders() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lock");
-        let Locking::Ours(lock) = Lock::take(&path).unwrap() else { panic!("taken") };
+        let Locking::Acquired(lock) = Lock::take(&path).unwrap() else { panic!("taken") };
         let Locking::Taken(by) = Lock::take(&path).unwrap() else { panic!("taken twice") };
         assert!(by.starts_with(&format!("process {}, for ", std::process::id())), "{by}");
         lock.remove();
         assert!(!path.exists());
         // A file that a killed process left is no lock.
         std::fs::write(&path, "1 1\n").unwrap();
-        let Locking::Ours(_lock) = Lock::take(&path).unwrap() else { panic!("stale") };
+        let Locking::Acquired(_lock) = Lock::take(&path).unwrap() else { panic!("stale") };
     }
 
     #[test]

@@ -43,7 +43,7 @@ impl RunDir {
         std::fs::create_dir_all(path).map_err(TrainError::write(path))?;
         let file = path.join(LOCK);
         let lock = match Lock::take(&file).map_err(TrainError::write(&file))? {
-            Locking::Ours(lock) => lock,
+            Locking::Acquired(lock) => lock,
             Locking::Taken(by) => {
                 return fail(
                     format!("another still works in it ({by})"),

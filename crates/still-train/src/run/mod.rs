@@ -25,7 +25,7 @@ pub use claim::RunDir;
 pub use directory::checkpoint_bytes;
 pub use training_free::training_free;
 use training_loop::Run;
-pub(crate) use training_loop::Trains;
+pub(crate) use training_loop::TrainingStage;
 pub(crate) use watch::Watch;
 
 /// Linearizes a model: attention transfer, then low-rank finetuning. Returns it with the trained student,

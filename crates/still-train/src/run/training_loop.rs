@@ -17,7 +17,7 @@ use crate::update::Updates;
 use super::watch::Watch;
 
 /// What the loop needs of a stage.
-pub(crate) trait Trains {
+pub(crate) trait TrainingStage {
     fn train(&mut self, windows: &[Window]) -> Result<StepReport>;
     fn current(&self) -> Result<Student>;
     fn updates(&mut self) -> &mut Updates;
@@ -29,7 +29,7 @@ pub(crate) trait Trains {
     }
 }
 
-impl Trains for TransferStage {
+impl TrainingStage for TransferStage {
     fn train(&mut self, windows: &[Window]) -> Result<StepReport> {
         Ok(self.step(windows)?.report)
     }
@@ -47,7 +47,7 @@ impl Trains for TransferStage {
     }
 }
 
-impl Trains for FinetuneStage {
+impl TrainingStage for FinetuneStage {
     fn train(&mut self, windows: &[Window]) -> Result<StepReport> {
         self.step(windows, None)
     }
@@ -83,7 +83,7 @@ impl Run<'_> {
     pub fn stage(
         &mut self,
         kind: Stage,
-        stage: &mut dyn Trains,
+        stage: &mut dyn TrainingStage,
         saved: Option<Saved>,
     ) -> Result<()> {
         let recipe = self.recipe;
@@ -146,7 +146,7 @@ impl Run<'_> {
     }
 
     /// Measures the student, if the recipe says so, and keeps it if it is the best.
-    fn evaluate(&mut self, kind: Stage, stage: &mut dyn Trains) -> Result<()> {
+    fn evaluate(&mut self, kind: Stage, stage: &mut dyn TrainingStage) -> Result<()> {
         let Some(evaluator) = &self.evaluator else { return Ok(()) };
         let student = stage.current()?;
         let step = stage.updates().optimizer.step_count();
@@ -167,7 +167,7 @@ impl Run<'_> {
     }
 
     /// Why the run is to be given up, if it is.
-    fn diverged(&self, stage: &mut dyn Trains) -> Option<String> {
+    fn diverged(&self, stage: &mut dyn TrainingStage) -> Option<String> {
         let guard = &self.recipe.guard;
         let skipped = stage.updates().spikes.in_a_row;
         if guard.max_skips > 0 && skipped >= guard.max_skips {
@@ -179,12 +179,12 @@ impl Run<'_> {
         self.watch.diverged(guard)
     }
 
-    fn save(&self, kind: Stage, stage: &mut dyn Trains) -> Result<PathBuf> {
+    fn save(&self, kind: Stage, stage: &mut dyn TrainingStage) -> Result<PathBuf> {
         let progress = self.progress(kind, stage)?;
         self.checkpoints.save(&progress, &stage.current()?, &stage.updates().optimizer.state()?)
     }
 
-    fn progress(&self, kind: Stage, stage: &mut dyn Trains) -> Result<Progress> {
+    fn progress(&self, kind: Stage, stage: &mut dyn TrainingStage) -> Result<Progress> {
         let Updates { optimizer, spikes, .. } = stage.updates();
         Ok(Progress {
             stage: kind,

@@ -16,7 +16,7 @@ pub use self::args::CalibrateArgs;
 use self::args::Settings;
 use self::pass_keys::PassKeys;
 use super::calibration_bars::calibrate;
-use crate::outputs::{Ours, Outputs};
+use crate::outputs::{OutputKind, Outputs};
 use crate::printer::Printer;
 use crate::progress::Bar;
 use crate::table::{self, WIDTH};
@@ -29,10 +29,10 @@ pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
         settings.inputs.data.iter().chain(&settings.inputs.recipe_file).map(PathBuf::as_path);
     outputs.spare(inputs.chain([Path::new(&settings.inputs.model)]))?;
     if let Some(out) = &settings.out {
-        outputs.file("--out", out, Ours::Budgets, settings.existing)?;
+        outputs.file("--out", out, OutputKind::Budgets, settings.existing)?;
     }
     if let Some(html) = &settings.html {
-        outputs.file("--html", html, Ours::Page, settings.existing)?;
+        outputs.file("--html", html, OutputKind::Page, settings.existing)?;
     }
     let model = settings.inputs.load("calibrate", printer)?;
     let (recipe, calibration) = (&settings.inputs.recipe, &settings.calibration);
@@ -60,14 +60,14 @@ pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
         printer.step("Wrote", html.display());
     }
     if settings.json {
-        return printer.json(&Told { found: &found, pass_keys: keys.as_ref() });
+        return printer.json(&Output { found: &found, pass_keys: keys.as_ref() });
     }
     Ok(printer.result(render(&found, keys.as_ref()))?)
 }
 
 /// What `--json` prints.
 #[derive(Serialize)]
-struct Told<'a> {
+struct Output<'a> {
     #[serde(flatten)]
     found: &'a Calibration,
     /// None if no keys were asked for.

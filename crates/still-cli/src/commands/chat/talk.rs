@@ -10,7 +10,7 @@ use super::super::{sampling, sessions, stream_to};
 use super::command::{Command, HELP};
 use crate::errors::{Interrupted, user};
 use crate::interrupt::{self, OnSignal};
-use crate::outputs::{Existing, Ours, Outputs};
+use crate::outputs::{Existing, OutputKind, Outputs};
 use crate::printer::Printer;
 use crate::progress::ReadingBar;
 use crate::table;
@@ -212,7 +212,7 @@ impl<'a> Talk<'a> {
                 "type /save FILE, or start with --session FILE",
             ));
         };
-        Outputs::default().file("file for /save", &path, Ours::Session, Existing::Replace)?;
+        Outputs::default().file("file for /save", &path, OutputKind::Session, Existing::Replace)?;
         self.session.save(&path)?;
         self.printer.step("Saved", path.display());
         Ok(())

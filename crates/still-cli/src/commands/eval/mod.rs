@@ -28,7 +28,7 @@ use self::plan::Plan;
 use super::model::load;
 use crate::errors::user;
 use crate::interrupt::{self, OnSignal};
-use crate::outputs::{Existing, Ours, Outputs};
+use crate::outputs::{Existing, OutputKind, Outputs};
 use crate::printer::Printer;
 use crate::progress::Bar;
 use crate::table;
@@ -191,7 +191,7 @@ fn check_outputs(settings: &Settings) -> anyhow::Result<()> {
     let files = text.iter().chain(squad).chain(hotpotqa).map(PathBuf::as_path);
     outputs.spare(models.chain(files))?;
     if let Some(path) = &settings.out {
-        outputs.file("--out", path, Ours::Results, Existing::Replace)?;
+        outputs.file("--out", path, OutputKind::Results, Existing::Replace)?;
     }
     if let Some(path) = &settings.samples {
         outputs.place("--samples", path)?;
@@ -252,7 +252,7 @@ fn evaluate(
         let known = log.map_or(Ok(Vec::new()), |log| log.known(name, task))?;
         let bar = Bar::new(printer, "Asking", &task.name, task.items.len(), "items");
         bar.done_before(known.len());
-        let listener = Told { bar: &bar, model: name, log };
+        let listener = EvalProgress { bar: &bar, model: name, log };
         let asked = ask(model, task, known, &options, &listener)?;
         if !asked.complete {
             let place = format!(
@@ -294,13 +294,13 @@ fn summary(task: &Task, scores: &TaskScores, asked: &Asked) -> String {
 }
 
 /// Moves the bar and keeps the samples.
-struct Told<'a> {
+struct EvalProgress<'a> {
     bar: &'a Bar,
     model: &'a str,
     log: Option<&'a SampleLog>,
 }
 
-impl Listener for Told<'_> {
+impl Listener for EvalProgress<'_> {
     fn answered(&self, task: &Task, sample: &Sample) -> still_eval::Result<()> {
         if let Some(log) = self.log {
             log.append(self.model, &task.name, sample)?;

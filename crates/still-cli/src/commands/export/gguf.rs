@@ -8,7 +8,7 @@ use still_model::{GgufFormat, export_gguf};
 
 use super::{Settings, student};
 use crate::disk::room;
-use crate::outputs::{Ours, Outputs};
+use crate::outputs::{OutputKind, Outputs};
 use crate::printer::Printer;
 use crate::progress::Bar;
 use crate::table::file_bytes;
@@ -22,7 +22,7 @@ pub fn write(
 ) -> anyhow::Result<Value> {
     let mut outputs = Outputs::default();
     outputs.spare([Path::new(&settings.model)])?;
-    outputs.file("--out", out, Ours::Student, settings.existing)?;
+    outputs.file("--out", out, OutputKind::Student, settings.existing)?;
     let model = student(settings, printer)?;
     let bytes = format.bytes(model.decoder.elements()?);
     room(&parent(out), "the file", bytes, "free some disk space, or choose another --out")?;

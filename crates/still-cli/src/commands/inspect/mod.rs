@@ -16,7 +16,7 @@ use super::model::{ModelArg, Place, load};
 use super::short_name;
 use crate::args::{TOKENS, whole};
 use crate::errors::user;
-use crate::outputs::{Existing, Ours, Outputs};
+use crate::outputs::{Existing, OutputKind, Outputs};
 use crate::printer::Printer;
 use crate::progress::Bar;
 
@@ -55,7 +55,7 @@ pub fn run(args: &InspectArgs, printer: &Printer) -> anyhow::Result<()> {
     if let Some(html) = &args.html {
         let mut outputs = Outputs::default();
         outputs.spare([args.text.as_path(), Path::new(&args.model.model)])?;
-        outputs.file("--html", html, Ours::Page, Existing::Replace)?;
+        outputs.file("--html", html, OutputKind::Page, Existing::Replace)?;
     }
     let model = load(&args.model.model, &Place::cpu(), printer)?;
     let bar = Bar::new(printer, "Reading", "the text", 0, "");

@@ -40,20 +40,20 @@ pub struct Cell {
 pub fn parts(results: &Results) -> Vec<Part> {
     let mut groups: Vec<Group<'_>> = Vec::new();
     let variants = results.differences.iter().filter_map(|difference| {
-        Some((&difference.first, difference.ablation.as_deref()?, Told::Change(difference)))
+        Some((&difference.first, difference.ablation.as_deref()?, Outcome::Change(difference)))
     });
     let skipped = results
         .skipped
         .iter()
-        .map(|left_out| (&left_out.first, left_out.ablation.as_str(), Told::LeftOut(left_out)));
-    for (student, ablation, told) in variants.chain(skipped) {
+        .map(|left_out| (&left_out.first, left_out.ablation.as_str(), Outcome::LeftOut(left_out)));
+    for (student, ablation, outcome) in variants.chain(skipped) {
         let settings: Option<Vec<(&str, &str)>> =
             ablation.split(", ").map(|one| one.split_once(": ")).collect();
         let Some(settings) = settings else { continue };
         let (factors, settings): (Vec<&str>, Vec<&str>) = settings.into_iter().unzip();
         let found =
             groups.iter_mut().find(|group| group.student == student && group.factors == factors);
-        let combination = Combination { name: ablation, settings, told };
+        let combination = Combination { name: ablation, settings, outcome };
         match found {
             Some(group) => group.combinations.push(combination),
             None => groups.push(Group { student, factors, combinations: vec![combination] }),
@@ -79,11 +79,11 @@ struct Combination<'a> {
     name: &'a str,
     /// Of each factor.
     settings: Vec<&'a str>,
-    told: Told<'a>,
+    outcome: Outcome<'a>,
 }
 
 #[derive(Clone, Copy)]
-enum Told<'a> {
+enum Outcome<'a> {
     Change(&'a Difference),
     LeftOut(&'a LeftOut),
 }
@@ -101,9 +101,9 @@ impl<'a> Group<'a> {
     }
 
     fn asked(&self) -> impl Iterator<Item = (&Combination<'a>, &'a Difference)> {
-        self.combinations.iter().filter_map(|combination| match combination.told {
-            Told::Change(difference) => Some((combination, difference)),
-            Told::LeftOut(_) => None,
+        self.combinations.iter().filter_map(|combination| match combination.outcome {
+            Outcome::Change(difference) => Some((combination, difference)),
+            Outcome::LeftOut(_) => None,
         })
     }
 
@@ -180,18 +180,18 @@ impl<'a> Group<'a> {
         else {
             return cell(None, most);
         };
-        match combination.told {
-            Told::Change(difference) => cell(Change::of(difference, task), most),
-            Told::LeftOut(LeftOut { why: Skipped::SameAs(name), .. }) if name == THE_STUDENT => {
+        match combination.outcome {
+            Outcome::Change(difference) => cell(Change::of(difference, task), most),
+            Outcome::LeftOut(LeftOut { why: Skipped::SameAs(name), .. }) if name == THE_STUDENT => {
                 empty("student", THE_STUDENT.into())
             }
-            Told::LeftOut(LeftOut { why: why @ Skipped::SameAs(name), .. }) => {
+            Outcome::LeftOut(LeftOut { why: why @ Skipped::SameAs(name), .. }) => {
                 let same = self.asked().find(|(other, _)| other.name == name);
                 let Some((_, difference)) = same else { return empty("–", why.to_string()) };
                 let same = cell(Change::of(difference, task), most);
                 Cell { tip: format!("{why}\n{}", same.tip), ..same }
             }
-            Told::LeftOut(LeftOut { why, .. }) => empty("–", why.to_string()),
+            Outcome::LeftOut(LeftOut { why, .. }) => empty("–", why.to_string()),
         }
     }
 }

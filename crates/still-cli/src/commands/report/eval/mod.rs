@@ -15,7 +15,7 @@ use serde_json::json;
 use self::results::Results;
 use super::write;
 use crate::errors::user;
-use crate::outputs::{Existing, Ours, Outputs, TABLES_NOTE};
+use crate::outputs::{Existing, OutputKind, Outputs, TABLES_NOTE};
 use crate::printer::Printer;
 use crate::shown::in_shell;
 
@@ -71,9 +71,9 @@ pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
     let mut outputs = Outputs::default();
     // First: a result among the inputs is not a page either, but that is not what is wrong.
     outputs.spare(paths.iter().map(PathBuf::as_path))?;
-    outputs.file("--out", out, Ours::Page, Existing::Replace)?;
+    outputs.file("--out", out, OutputKind::Page, Existing::Replace)?;
     if let Some(path) = table {
-        outputs.file("--markdown", path, Ours::Markdown, Existing::Replace)?;
+        outputs.file("--markdown", path, OutputKind::Markdown, Existing::Replace)?;
     }
     let results = Results::read(paths)?;
     if results.tasks().is_empty() && tables::efficiency(&results).is_none() {

@@ -11,7 +11,7 @@ use clap::Args;
 
 use self::summary::Summary;
 use super::write;
-use crate::outputs::{Existing, Ours, Outputs};
+use crate::outputs::{Existing, OutputKind, Outputs};
 use crate::printer::Printer;
 use crate::progress::Bar;
 use crate::run_log::RunLog;
@@ -57,7 +57,7 @@ pub fn run(settings: &Settings, printer: &Printer) -> anyhow::Result<()> {
     let Settings { dir, out, json } = settings;
     let bar = Bar::new(printer, "Drawing", "the page", 0, "");
     let log = RunLog::read(dir)?;
-    Outputs::default().file("--out", out, Ours::Page, Existing::Replace)?;
+    Outputs::default().file("--out", out, OutputKind::Page, Existing::Replace)?;
     let page = page::render(&log)?;
     drop(bar);
     write(out, &page, printer)?;
