@@ -8,7 +8,7 @@ use still_attention::{AttentionState, SavedState, StateBytes};
 use crate::error::{ModelError, Result};
 use crate::executor::Scratch;
 
-/// What a model remembers of a batch of sequences: the attention state of every layer.
+/// The cache of a batch of sequences: an attention state for every layer.
 #[derive(Clone, Debug)]
 pub struct Cache {
     pub(crate) layers: Vec<Box<dyn AttentionState>>,
@@ -18,27 +18,27 @@ pub struct Cache {
     pub(crate) scratch: Scratch,
 }
 
-/// Memory of decode steps over several caches ([`Model::decode_many`](crate::Model::decode_many)), kept from one to the next. It
-/// holds nothing between calls that matters.
+/// Scratch memory of [`Model::decode_many`](crate::Model::decode_many), reused from step to step. Between calls its content does
+/// not matter.
 #[derive(Debug, Default)]
 pub struct Workspace {
-    /// Of the last step, `[sequences, vocab]`, unless the scratch has them.
+    /// Logits of the last step, `[sequences, vocab]`, unless the scratch has them.
     pub(crate) logits: Vec<f32>,
-    /// Rows of every step, whoever takes part.
+    /// The fixed number of rows of every step, if there is one.
     pub(crate) rows: Option<usize>,
     pub(crate) scratch: Scratch,
 }
 
 impl Workspace {
-    /// Of steps that on CUDA all have the shape of a step of `rows` sequences, so that a sequence's logits do not depend, bit for bit,
-    /// on how many others there are. More sequences than that take several steps.
+    /// A workspace whose steps all have the shape of `rows` sequences on CUDA. A sequence's logits then do not depend on the
+    /// number of other sequences, bit for bit. More than `rows` sequences take several steps.
     ///
-    /// On the CPU they never do.
+    /// On the CPU they never depend on it.
     pub fn of_rows(rows: usize) -> Self {
         Self { rows: Some(rows.max(1)), ..Self::default() }
     }
 
-    /// Those of the last step, `[sequences, vocab]`.
+    /// Logits of the last step, `[sequences, vocab]`.
     ///
     /// # Errors
     /// An error of the device.
@@ -46,29 +46,29 @@ impl Workspace {
         Ok(self.scratch.logits()?.unwrap_or(&self.logits))
     }
 
-    /// Forgets what an interrupted step may have left.
+    /// Discards what an interrupted step may have left.
     pub fn reset(&mut self) {
         *self = Self { rows: self.rows, ..Self::default() };
     }
 }
 
 impl Cache {
-    /// Of the empty states of all layers.
+    /// A cache of all layers' empty states.
     pub(crate) fn new(layers: Vec<Box<dyn AttentionState>>, batch: usize) -> Self {
         Self { layers, batch, logits: Vec::new(), scratch: Scratch::default() }
     }
 
-    /// Bytes held for all sequences in all layers, with the room to grow into.
+    /// Allocated bytes of all sequences in all layers.
     pub fn size_bytes(&self) -> usize {
         self.layers.iter().map(|layer| layer.size_bytes()).sum()
     }
 
-    /// The bytes of [`size_bytes`](Self::size_bytes) by what they hold, of a cache on the CPU.
+    /// The bytes of [`size_bytes`](Self::size_bytes) by content, for a cache on the CPU.
     pub fn bytes_by_part(&self) -> Option<StateBytes> {
         self.layers.iter().map(|layer| layer.bytes_by_part()).sum()
     }
 
-    /// Bytes of what is remembered, without the room to grow into where a layer knows how much that is.
+    /// Bytes in use: allocated bytes less the room to grow into, where a layer knows it.
     pub fn used_bytes(&self) -> usize {
         self.layers.iter().map(|layer| layer.used_bytes()).sum()
     }
@@ -78,16 +78,16 @@ impl Cache {
         self.layers.first().map_or(0, |layer| layer.position(sequence))
     }
 
-    /// Sequences.
+    /// Number of sequences.
     pub fn batch(&self) -> usize {
         self.batch
     }
 
-    /// Forgets all tokens of a sequence but the first `tokens`: any number with dense attention, those of the last token's chunk or
-    /// all with hybrid attention ([`AttentionState::truncate`]).
+    /// Cuts a sequence back to its first `tokens` tokens. Dense attention takes any number. Hybrid attention can drop tokens of
+    /// the current chunk, or all ([`AttentionState::truncate`]).
     ///
     /// # Errors
-    /// A number that a layer cannot go back to, and then no layer has.
+    /// A number that some layer cannot go back to. No layer is changed then.
     pub fn truncate(&mut self, sequence: usize, tokens: usize) -> Result<()> {
         // Layers may differ in how far they go back.
         for state in &self.layers {
@@ -96,7 +96,7 @@ impl Cache {
         self.layers.iter_mut().try_for_each(|state| Ok(state.truncate(sequence, tokens)?))
     }
 
-    /// All that the cache remembers, as tensors on the host by name: `layers.N.PART.TENSOR`, where a part is a head of a sequence.
+    /// The whole content as tensors on the host, by name: `layers.N.PART.TENSOR`, where a part is a head of a sequence.
     ///
     /// # Errors
     /// An error of the device.
@@ -109,10 +109,10 @@ impl Cache {
         Ok(tensors)
     }
 
-    /// Remembers what a cache of the same model, batch and row format has [saved](Self::save), in place of what it did.
+    /// Replaces the content by what a cache of the same model, batch and row format has [saved](Self::save).
     ///
     /// # Errors
-    /// Tensors of another model, batch or row format, after which the cache is to be thrown away.
+    /// Tensors of another model, batch or row format. Drop the cache then.
     pub fn restore(&mut self, tensors: HashMap<String, Tensor>) -> Result<()> {
         let mut layers = vec![SavedState::default(); self.layers.len()];
         for (name, tensor) in tensors {

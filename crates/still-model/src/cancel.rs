@@ -1,15 +1,15 @@
-//! A wish to stop, from another thread.
+//! Cancellation from another thread.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// A flag that long work looks at; its clones are one flag. Work that finds it raised ends with
+/// A flag that long work checks. Clones share it. Work that finds it raised ends with
 /// [`ModelError::Cancelled`](crate::ModelError::Cancelled).
 #[derive(Clone, Debug, Default)]
 pub struct Cancel(Arc<AtomicBool>);
 
 impl Cancel {
-    /// Asks whoever looks at it to stop.
+    /// Asks all work that checks the flag to stop.
     pub fn raise(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
@@ -21,7 +21,7 @@ impl Cancel {
 }
 
 impl From<Arc<AtomicBool>> for Cancel {
-    /// A flag that somebody else raises.
+    /// A view of a flag that the caller owns.
     fn from(flag: Arc<AtomicBool>) -> Self {
         Self(flag)
     }

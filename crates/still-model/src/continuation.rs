@@ -5,29 +5,29 @@ use crate::generate::Finish;
 use crate::model::Model;
 use crate::tokenizer::TokenStream;
 
-/// The text of a generation as it grows, and what ends it: an end-of-sequence id, a stop text, or the most tokens.
+/// The text of a generation as it grows, and what ends it: an end-of-sequence id, a stop text, or the limit on tokens.
 #[derive(Debug)]
 pub struct Continuation {
     stream: TokenStream,
     output: StopBuffer,
-    /// Text of special tokens is never shown: such a stop text is met as an id.
+    /// Stop texts that are special tokens. Their text never appears, so they are compared as ids.
     stop_ids: Vec<u32>,
     end_of_sequence: Vec<u32>,
     max_new_tokens: usize,
     ids: Vec<u32>,
 }
 
-/// What a token adds to a [`Continuation`].
+/// The result of adding a token to a [`Continuation`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pushed {
-    /// Text that became certain; all that was held back, if the generation has ended.
+    /// Text that is now certain. At the end of the generation, all the rest.
     pub text: String,
     /// Why the generation has ended, if it has.
     pub finish: Option<Finish>,
 }
 
 impl Continuation {
-    /// Of at most `max_new_tokens` tokens, to one of the texts `stop`, which are not part of it.
+    /// A generation of at most `max_new_tokens` tokens, up to one of the texts `stop`, which are not part of it.
     pub fn new(model: &Model, max_new_tokens: usize, stop: &[String]) -> Self {
         let stop_ids = stop.iter().flat_map(|stop| model.tokenizer.ids_of_text(stop)).collect();
         Self {
@@ -40,24 +40,24 @@ impl Continuation {
         }
     }
 
-    /// The same, which goes on after an end-of-sequence id.
+    /// Ignores end-of-sequence ids.
     #[must_use]
     pub fn past_end_of_sequence(mut self) -> Self {
         self.end_of_sequence.clear();
         self
     }
 
-    /// The same, whose text has that of these special tokens.
+    /// Includes the text of these special tokens.
     #[must_use]
     pub fn showing(mut self, special: Vec<u32>) -> Self {
         self.stream = self.stream.showing(special);
         self
     }
 
-    /// Adds the next id. Not to be called again once it has said that the generation has ended.
+    /// Adds the next id. Do not call it again after it has reported the end.
     ///
     /// # Errors
-    /// Whatever the tokenizer refuses.
+    /// An error of the tokenizer.
     pub fn push(&mut self, id: u32) -> Result<Pushed> {
         if self.end_of_sequence.contains(&id) {
             return self.end(Finish::EndOfSequence);
@@ -79,12 +79,12 @@ impl Continuation {
         Ok(Pushed { text: text + &rest, finish })
     }
 
-    /// Whether a generation ends at this id, whatever its text: an end-of-sequence id, or a stop text that is a token.
+    /// Whether this id ends a generation by itself: an end-of-sequence id, or a stop text that is one token.
     pub fn ends_at(&self, id: u32) -> bool {
         self.end_of_sequence.contains(&id) || self.stop_ids.contains(&id)
     }
 
-    /// What was held back, in which there may be a stop text.
+    /// The text that was held back, up to a stop text in it.
     fn end(&mut self, finish: Finish) -> Result<Pushed> {
         let mut text = String::new();
         let rest = self.stream.clone().finish()?.unwrap_or_default();
@@ -115,9 +115,9 @@ impl Continuation {
 #[derive(Debug)]
 struct StopBuffer {
     stop: Vec<String>,
-    /// Everything given out.
+    /// All text that was returned.
     text: String,
-    /// Not given out yet.
+    /// Text that is held back.
     held: String,
 }
 
@@ -126,7 +126,7 @@ impl StopBuffer {
         Self { stop, text: String::new(), held: String::new() }
     }
 
-    /// Adds text; returns whether a stop string was met (text before it is given out).
+    /// Adds text. Returns whether it contains a stop string, after returning the text before it.
     fn push(&mut self, text: &str, emit: &mut dyn FnMut(&str)) -> bool {
         self.held.push_str(text);
         let stops = self.stop.iter().filter(|stop| !stop.is_empty());

@@ -8,10 +8,10 @@ use crate::error::{ModelError, Result};
 
 /// `cpu`, `cuda` (the first GPU) or `cuda:N`.
 ///
-/// A CUDA device has one stream of its own; all that is made with it must be used through it alone.
+/// A CUDA device has a stream of its own. Use tensors of a device only with that device.
 ///
 /// # Errors
-/// Another name; a device that this machine or this build does not have.
+/// An unknown name; a device that this machine or this build does not have.
 pub fn device(name: &str) -> Result<Device> {
     if name == "cpu" {
         return Ok(Device::Cpu);
@@ -45,8 +45,8 @@ fn cuda(name: &str, ordinal: usize) -> Result<Device> {
     Ok(device)
 }
 
-/// The device's own pool keeps what is freed for what comes next. Otherwise the driver gives it back whenever the host waits
-/// for the device, and maps it anew afterwards.
+/// Makes the device's pool keep freed memory. Otherwise the driver returns it whenever the host waits for the device, and maps it
+/// again afterwards.
 #[cfg(feature = "cuda")]
 fn keep_freed_memory(device: &Device) -> Result<()> {
     let mut threshold = u64::MAX;
@@ -71,7 +71,7 @@ fn pool(device: &Device) -> Result<sys::CUmemoryPool> {
     Ok(pool)
 }
 
-/// From now on [`peak_device_bytes`] counts anew, from what is in use.
+/// Resets [`peak_device_bytes`] to the bytes in use.
 ///
 /// # Errors
 /// An error of the driver.
@@ -93,8 +93,7 @@ pub fn reset_peak_device_bytes(device: &Device) -> Result<()> {
     Ok(())
 }
 
-/// The most bytes that were in use at once on a CUDA device since the program began or [`reset_peak_device_bytes`]; none of
-/// other devices.
+/// Peak memory of a CUDA device, in bytes, since the program's start or [`reset_peak_device_bytes`]. `None` on other devices.
 ///
 /// # Errors
 /// An error of the driver.

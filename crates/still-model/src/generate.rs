@@ -11,37 +11,37 @@ use crate::model::Model;
 use crate::read::OnRead;
 use crate::sampler::{Constraints, Sampler, any_nan};
 
-/// How to generate.
+/// Options of a generation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GenerateOptions {
     /// Most tokens to generate.
     pub max_new_tokens: usize,
-    /// 0 is greedy.
+    /// Temperature; 0 takes the likeliest token.
     pub temperature: f64,
-    /// Nucleus of this share; 1 is off.
+    /// Nucleus sampling: draw from the likeliest tokens that together have this probability; 1 is off.
     pub top_p: f64,
-    /// The best so many; 0 is off.
+    /// Draw from this many of the likeliest tokens; 0 is off.
     pub top_k: usize,
-    /// Only tokens that have at least this share of the likeliest one's probability; 0 is off.
+    /// Draw from tokens with at least this share of the likeliest one's probability; 0 is off.
     pub min_p: f64,
-    /// Divides positive logits of tokens that were generated already, multiplies negative ones; 1 is off. The prompt does not
-    /// count: an answer may quote it.
+    /// Divides positive logits, and multiplies negative ones, of tokens that were generated before; 1 is off. The prompt's tokens
+    /// do not count, so that an answer may quote it.
     pub repetition_penalty: f64,
-    /// Is subtracted from the logits of tokens that were generated already; 0 is off.
+    /// Subtracted from the logits of tokens that were generated before; 0 is off.
     pub presence_penalty: f64,
-    /// Is subtracted from a token's logit once for each time it was generated; 0 is off.
+    /// Subtracted from a token's logit for each time that it was generated before; 0 is off.
     pub frequency_penalty: f64,
-    /// Is added to the logits of these tokens, after the penalties.
+    /// Added to the logits of these tokens, after the penalties.
     pub logit_bias: Vec<(u32, f32)>,
-    /// What every text follows: a grammar, a JSON schema.
+    /// What the text must follow: a grammar or a JSON schema.
     pub constraints: Constraints,
     /// Seed of the sampling.
     pub seed: u64,
-    /// Texts that end the generation; they are not part of the output.
+    /// Texts that end the generation. They are not part of the output.
     pub stop: Vec<String>,
-    /// Looked at while the prompt is read; the text that follows is `on_text`'s to end.
+    /// Cancels the prefill. To end the generation after it, return `Break` from `on_text`.
     pub cancel: Cancel,
-    /// Told how much of the prompt has been read.
+    /// Progress of the prefill.
     pub on_read: OnRead,
 }
 
@@ -116,31 +116,31 @@ pub enum Finish {
     StopString,
     /// `max_new_tokens`.
     Length,
-    /// The caller's callback said so.
+    /// The caller's callback returned `Break`.
     Interrupted,
 }
 
-/// What was generated.
+/// The result of a generation.
 #[derive(Clone, Debug)]
 pub struct Generation {
     /// The new ids, without the end-of-sequence id.
     pub ids: Vec<u32>,
-    /// How many of them, and of the end-of-sequence id, the cache has been fed.
+    /// How many of them, the end-of-sequence id included, the cache has read.
     pub fed: usize,
     /// Their text, up to a stop string.
     pub text: String,
     /// Why it ended.
     pub finish: Finish,
-    /// Said where the sequence left the positions that the base was trained for.
+    /// A warning, if the sequence is longer than the positions that the base was trained for.
     pub warning: Option<String>,
-    /// Seconds until the first token's logits.
+    /// Seconds of the prefill, until the first token's logits.
     pub prefill_seconds: f64,
     /// Seconds after that.
     pub decode_seconds: f64,
 }
 
-/// Continues a sequence. `ids` are fed first (the cache may hold earlier ones); `on_text` gets the text as it grows
-/// and is not called again once it has returned `Break`.
+/// Continues a sequence. It feeds `ids` first; the cache may hold earlier tokens. `on_text` receives the text as it grows, and
+/// ends the generation by returning `Break`.
 ///
 /// # Errors
 /// An empty prompt, an id outside the vocabulary, sampling options out of range; a constraint that fails or allows no token;

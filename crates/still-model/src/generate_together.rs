@@ -1,4 +1,4 @@
-//! Several sequences continued greedily, a token of each at a time.
+//! Greedy generation of several sequences, one token of each at a time.
 
 use std::time::Instant;
 
@@ -10,14 +10,14 @@ use crate::generate::{Finish, Generation};
 use crate::model::Model;
 use crate::sampler::{any_nan, likeliest};
 
-/// Tokens of prompts that go through the model together.
+/// Tokens of prompts in one prefill pass.
 const ROWS: usize = 16 * 1024;
 
-/// Continues every prompt with its most likely tokens, as [`generate`](crate::generate()) does one alone, up to rounding. A
-/// sequence that has ended is fed on until the last one has, and what it would say is dropped.
+/// Continues every prompt with its likeliest tokens. The result is that of [`generate`](crate::generate()), up to rounding. A
+/// sequence that has ended stays in the batch until the last one ends; its further tokens are dropped.
 ///
-/// * `cache`: empty, of as many sequences as there are prompts.
-/// * `max_new_tokens`: of each.
+/// * `cache`: empty, with one sequence for each prompt.
+/// * `max_new_tokens`: for each prompt.
 ///
 /// # Errors
 /// An empty prompt, an id outside the vocabulary, a cache that holds something or is of another batch or model.

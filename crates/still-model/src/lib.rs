@@ -4,30 +4,30 @@
 //!
 //! | file | content |
 //! |---|---|
-//! | `model` | a runnable model: decoder, student, tokenizer |
+//! | `model` | a model that runs: decoder, student, tokenizer |
 //! | `decoder` | embeddings, layers, norms, head; a layer's operations, with and without a graph |
-//! | `student` | what a student learns |
-//! | `visit` | all layers of a decoder, with an attention that the caller computes |
+//! | `student` | a student's learned tensors |
+//! | `visit` | one pass through all layers; the caller computes the attention |
 //! | `config` | hyper-parameters, and what sets families apart |
 //! | `checkpoint` | models on disk: safetensors, GGUF, hub, students |
-//! | `base` | what a base is recognised by |
-//! | `executor` | how a device runs a model: prefill and decode steps |
-//! | `cache` | what a model remembers of a batch of sequences |
-//! | `read` | one sequence fed to a model |
-//! | `read_packed` | several sequences fed together |
-//! | `generate`, `sampler` | generation of one sequence; the choice of a token |
+//! | `base` | the identity of a base: how a delta recognizes it |
+//! | `executor` | how each device runs prefill and decode steps |
+//! | `cache` | the attention states of a batch of sequences |
+//! | `read` | prefill of one sequence |
+//! | `read_packed` | prefill of several sequences |
+//! | `generate`, `sampler` | generation of one sequence; sampling of a token |
 //! | `continuation` | the text of a generation as it grows, and what ends it |
-//! | `suggested` | the sampling that a model's makers suggest |
-//! | `generate_together` | several sequences continued greedily |
-//! | `session` | conversations and documents whose state is kept, in memory and in a file |
+//! | `suggested` | sampling options that a model's files suggest |
+//! | `generate_together` | greedy generation of several sequences |
+//! | `session` | conversations that keep their state, in memory and in a file |
 //! | `chat` | chat templates |
 //! | `tokenizer` | text to ids and back |
-//! | `files` | files that are complete or not there |
+//! | `files` | atomic writes: a file is complete or absent |
 //! | `tensor_file`, `seal` | safetensors written tensor by tensor; digests in files |
 //! | `fetch` | the model that the demo and tests fetch |
 //! | `random` | small random models |
 //! | `device` | devices by name |
-//! | `cancel` | a wish to stop, from another thread |
+//! | `cancel` | cancellation from another thread |
 //! | `error` | errors of loading, running and saving |
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 

@@ -1,4 +1,4 @@
-//! A runnable model: a decoder, perhaps a student's attention, a tokenizer.
+//! A model that runs: a decoder, a tokenizer and, in a student, its learned attention.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use crate::executor::{Batching, executor};
 use crate::student::Student;
 use crate::tokenizer::Tokenizer;
 
-/// A model, dense without a student.
+/// A model: a teacher with dense attention, or a student with hybrid attention.
 #[derive(Clone, Debug)]
 pub struct Model {
     /// Frozen base weights.
@@ -29,12 +29,12 @@ pub struct Model {
 }
 
 impl Model {
-    /// Where it computes.
+    /// The device that it computes on.
     pub fn device(&self) -> &Device {
         self.decoder.device()
     }
 
-    /// How many sequences are best fed to it together.
+    /// How many sequences to feed together for the best speed.
     ///
     /// # Errors
     /// Weights on a device that no model runs on.
@@ -47,18 +47,18 @@ impl Model {
         &self.decoder.config
     }
 
-    /// The same model with dense attention. (A student with merged weights keeps those.)
+    /// The same weights with dense attention. If a student's low-rank updates were merged into the weights, they stay.
     pub fn teacher(&self) -> Self {
         Self { student: None, ..self.clone() }
     }
 
-    /// The same base with the attention of a student that is on the base's device.
+    /// The same base with a student's attention. The student must be on the base's device.
     pub fn with_student(&self, student: Student) -> Self {
         Self { student: Some(student), ..self.clone() }
     }
 
-    /// How exact rows of this model's cache are stored if nobody says otherwise: as its student says, or as `usual`. On CUDA rows
-    /// of 16 and 32 bits are stored as the model computes, whatever is said.
+    /// Default dtype of exact rows in this model's cache: the student's own, or else `usual`. On CUDA, rows of 16 and 32 bits
+    /// always have the dtype of activations.
     pub fn cache_rows(&self, usual: RowDtype) -> RowDtype {
         let said = self.student.as_ref().and_then(|student| student.config.rows).unwrap_or(usual);
         match (self.device(), said, self.decoder.dtype()) {
@@ -68,17 +68,17 @@ impl Model {
         }
     }
 
-    /// An empty cache of `batch` sequences whose exact rows are stored as `rows`, on the device of the weights. On CUDA `rows`
-    /// is the weights' dtype, [`RowDtype::Int8`] or, of a student or in f32, [`RowDtype::Int4`].
+    /// An empty cache of `batch` sequences with exact rows of dtype `rows`, on the device of the weights. On CUDA `rows` must be
+    /// the weights' dtype, [`RowDtype::Int8`] or, for a student or in f32, [`RowDtype::Int4`].
     ///
     /// # Errors
-    /// A student that does not fit the model; rows or a student's attention that the device has no kernels for.
+    /// A student that does not fit the model; rows or attention that the device has no kernels for.
     pub fn new_cache(&self, batch: usize, rows: RowDtype) -> Result<Cache> {
         let layers = executor(self.device())?.new_states(self, batch, rows)?;
         Ok(Cache::new(layers, batch))
     }
 
-    /// An error unless the cache is for `batch` sequences and its layers are of this model's number, kind and device.
+    /// Checks that the cache has `batch` sequences, and layers of this model's number, kind and device.
     pub(crate) fn check_cache(&self, cache: &Cache, batch: usize) -> Result<()> {
         if batch != cache.batch() || cache.layers.len() != self.decoder.layers.len() {
             return Err(ModelError::Invalid(format!(
@@ -122,7 +122,7 @@ impl Model {
         executor(self.device())?.forward(self, ids, cache, lengths)
     }
 
-    /// [`Model::forward`] of a checked cache, as all devices can.
+    /// [`Model::forward`] of a checked cache, by operations that every device has.
     pub(crate) fn forward_through_layers(
         &self,
         ids: &Tensor,
@@ -161,8 +161,8 @@ impl Model {
         })
     }
 
-    /// Feeds one token to each sequence and returns the logits after it, `[B, vocab]`, in the cache's own memory: no step
-    /// takes more than the one before it had, but for what the attention state grows by.
+    /// Feeds one token to each sequence and returns the logits after it, `[B, vocab]`, in the cache's own memory. A step
+    /// allocates nothing but what the attention state grows by.
     ///
     /// # Errors
     /// As [`Model::forward`].
@@ -171,14 +171,16 @@ impl Model {
         executor(self.device())?.decode(self, ids, cache)
     }
 
-    /// Feeds one token to each of several sequences that have a cache of their own, and returns the logits after it,
-    /// `[sequences, vocab]`. All sequences go through a product together. On the CPU a sequence's logits are bit for bit those that
-    /// [`Model::decode`] gives it alone. On CUDA they round as the number of sequences has it, unless the workspace is one
-    /// [of so many rows](Workspace::of_rows); where a model's layers have no kernel for a step, one sequence follows another.
+    /// Feeds one token to each of several sequences with a cache each, and returns the logits after it, `[sequences, vocab]`.
+    /// Every matrix product takes the rows of all sequences together.
+    ///
+    /// On the CPU a sequence's logits are bit for bit those of [`Model::decode`]. On CUDA rounding depends on the number of
+    /// sequences, unless the workspace has [a fixed number of rows](Workspace::of_rows). Where a layer has no kernel for such a
+    /// step, the sequences are fed one after another.
     ///
     /// # Errors
-    /// An id outside the vocabulary; another number of ids than of caches; a cache of several sequences or of another model. No
-    /// cache has been fed then.
+    /// An id outside the vocabulary; numbers of ids and caches that differ; a cache of several sequences or of another model. No
+    /// cache is changed then.
     pub fn decode_many<'a>(
         &self,
         ids: &[u32],
@@ -198,7 +200,7 @@ impl Model {
         executor(self.device())?.decode_many(self, ids, caches, workspace)
     }
 
-    /// All layers and the final norm, with the attention that `attend(layer, inputs)` gives.
+    /// All layers and the final norm. `attend(layer, inputs)` computes the attention.
     pub(crate) fn through_layers<E: From<ModelError>>(
         &self,
         x: Tensor,

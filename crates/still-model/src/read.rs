@@ -1,4 +1,4 @@
-//! Feeding one sequence to a model.
+//! Prefill of one sequence.
 
 use std::fmt;
 use std::ops::ControlFlow;
@@ -12,17 +12,17 @@ use crate::error::{ModelError, Result};
 use crate::executor::executor;
 use crate::model::Model;
 
-/// Told how many more of how many tokens have been read, from several threads; at first of none. Its clones tell one listener.
+/// A callback for the progress of prefill: `(more, of)` tokens, first with `more = 0`. Several threads call it. Clones share it.
 #[derive(Clone, Default)]
 pub struct OnRead(Option<Arc<dyn Fn(usize, usize) + Send + Sync>>);
 
 impl OnRead {
-    /// Has `listener(more, of)` told.
+    /// Calls `listener(more, of)`.
     pub fn new(listener: impl Fn(usize, usize) + Send + Sync + 'static) -> Self {
         Self(Some(Arc::new(listener)))
     }
 
-    /// Tells that `more` of `total` tokens have been read.
+    /// Reports that `more` of `total` tokens have been read.
     pub fn tell(&self, more: usize, total: usize) {
         if let Some(listener) = &self.0 {
             listener(more, total);
@@ -36,7 +36,7 @@ impl fmt::Debug for OnRead {
     }
 }
 
-/// Equal if they tell one listener, or none.
+/// Equal if both share one listener, or have none.
 impl PartialEq for OnRead {
     fn eq(&self, other: &Self) -> bool {
         match (&self.0, &other.0) {
@@ -47,15 +47,15 @@ impl PartialEq for OnRead {
 }
 
 impl Model {
-    /// Feeds one sequence; `each` is given the final-normed hidden states `[n, E]` of every block of tokens and where
-    /// in `ids` it starts, from several threads and not always in order.
+    /// Feeds one sequence. `each` receives the position in `ids` and the final-normed hidden states `[n, E]` of every block of
+    /// tokens, from several threads and not always in order.
     ///
-    /// The result does not depend on the number of threads. On CUDA all tokens go through a layer together, and blocks come in
-    /// order from the calling thread.
+    /// The result does not depend on the number of threads. On CUDA all tokens go through a layer together, and `each` is called
+    /// in order on the calling thread.
     ///
     /// # Errors
-    /// An id outside the vocabulary, a cache of another model or of several sequences, an error of `each`. The cache has
-    /// then been fed an unknown part of `ids`.
+    /// An id outside the vocabulary, a cache of another model or of several sequences, an error of `each`. The cache has then
+    /// read an unknown part of `ids`.
     pub fn read<E: From<ModelError> + Send>(
         &self,
         ids: &[u32],
@@ -65,7 +65,7 @@ impl Model {
         self.read_until(ids, cache, &Cancel::default(), each)
     }
 
-    /// [`Model::read`], given up with [`ModelError::Cancelled`] at the next layer once `cancel` is raised.
+    /// [`Model::read`], which ends with [`ModelError::Cancelled`] at the next layer once `cancel` is raised.
     ///
     /// # Errors
     /// As [`Model::read`].
@@ -92,7 +92,7 @@ impl Model {
         }
     }
 
-    /// Feeds one sequence's prompt; returns the last token's hidden state, `[1, E]`.
+    /// Feeds one sequence's prompt and returns the last token's hidden state, `[1, E]`.
     ///
     /// # Errors
     /// An empty prompt, an id outside the vocabulary; as [`Model::read`].
@@ -100,7 +100,7 @@ impl Model {
         self.prefill_until(ids, cache, &Cancel::default(), &OnRead::default())
     }
 
-    /// [`Model::prefill`], given up with [`ModelError::Cancelled`] once `cancel` is raised.
+    /// [`Model::prefill`], which reports to `on_read` and ends with [`ModelError::Cancelled`] once `cancel` is raised.
     ///
     /// # Errors
     /// As [`Model::prefill`].

@@ -1,5 +1,4 @@
-//! Reading several sequences at once, each by its own number of tokens: their rows go through every product together,
-//! and nothing is padded.
+//! Prefill of several sequences of different lengths together: every matrix product takes the rows of all, without padding.
 
 use candle_core::Tensor;
 use still_attention::AttentionRows;
@@ -9,25 +8,25 @@ use crate::error::{ModelError, Result};
 use crate::executor::{Piece, executor};
 use crate::model::Model;
 
-/// New tokens of one sequence, whose cache is of that sequence alone.
+/// New tokens of one sequence, and its cache.
 #[derive(Debug)]
 pub struct Feed<'a> {
-    /// What is to be read; may be empty.
+    /// Token ids to read; may be empty.
     pub ids: &'a [u32],
-    /// What came before, and after the call everything.
+    /// The sequence's own cache, which the tokens are added to.
     pub cache: &'a mut Cache,
 }
 
 impl Model {
-    /// Feeds every sequence its tokens; `each` is given a feed's index, where in its `ids` a run of tokens starts, and
-    /// their final-normed hidden states `[n, E]`, in order.
+    /// Feeds every sequence its tokens. `each` receives, in order, the index of a feed, a position in its `ids`, and the
+    /// final-normed hidden states `[n, E]` of the tokens from there on.
     ///
-    /// Reading alone gives the same up to rounding. Everything happens on the calling thread's pool: who has many sequences
-    /// and several threads gives each thread its own.
+    /// A sequence that is read alone gives the same up to rounding. All work runs on the calling thread's pool. With many
+    /// sequences and several threads, give each thread its own sequences.
     ///
     /// # Errors
-    /// An id outside the vocabulary, a cache of another model or of several sequences, an error of `each`. The caches have
-    /// then been fed unknown parts.
+    /// An id outside the vocabulary, a cache of another model or of several sequences, an error of `each`. The caches have then
+    /// read unknown parts.
     pub fn read_packed<E: From<ModelError>>(
         &self,
         feeds: &mut [Feed<'_>],
@@ -49,7 +48,7 @@ impl Model {
         Ok(())
     }
 
-    /// Hidden states `[ROWS or fewer, E]` of the pieces, one after another.
+    /// Hidden states `[ROWS or fewer, E]` of the pieces, concatenated.
     fn read_pack(&self, feeds: &mut [Feed<'_>], pack: &[Piece]) -> Result<Tensor> {
         let ids: Vec<u32> = pack
             .iter()

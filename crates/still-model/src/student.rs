@@ -1,4 +1,4 @@
-//! What a student learns: feature maps, λ, gate and low-rank updates of every layer.
+//! A student's learned tensors: feature maps, λ, gate and low-rank updates of every layer.
 
 use std::collections::HashMap;
 
@@ -13,10 +13,10 @@ use crate::config::ModelConfig;
 use crate::decoder::{Decoder, Lora, LoraLayer, StudentLayer};
 use crate::error::{ModelError, Result};
 
-/// `w` at first: the exact terms weigh `sigmoid(w)` = 0.1 (LoLCATs).
+/// Initial `w`: the exact terms weigh `sigmoid(w)` = 0.1 (LoLCATs).
 const WINDOW_FACTOR_INIT: f32 = -2.197;
 
-/// How feature maps start.
+/// Initial values of feature maps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FeatureInit {
@@ -80,9 +80,9 @@ pub enum LoraTarget {
 }
 
 impl LoraTarget {
-    /// The base's four.
+    /// The base's four projections.
     pub const ALL: [Self; 4] = [Self::Q, Self::K, Self::V, Self::O];
-    /// Those and the output gate's.
+    /// These four and the output gate's.
     pub const WITH_GATE: [Self; 5] = [Self::Q, Self::K, Self::V, Self::O, Self::G];
 
     /// The projection's name in a checkpoint.
@@ -130,25 +130,25 @@ impl LoraTarget {
 /// The learned part of a student and the configuration of its attention.
 #[derive(Clone, Debug)]
 pub struct Student {
-    /// The attention of every layer.
+    /// The configuration of every layer's attention.
     pub config: StillConfig,
-    /// What it has learned of the layers whose attention it replaces, bottom first: all but those with a sliding window. Each says
-    /// which it is (`config.layer`).
+    /// The layers whose attention it replaces, bottom first: all but those with a sliding window. `config.layer` is a layer's
+    /// number.
     pub layers: Vec<StudentLayer>,
-    /// Present while low-rank updates are unmerged.
+    /// The low-rank updates' configuration, while they are not merged.
     pub lora: Option<LoraConfig>,
-    /// The resolved recipe that made it, if any.
+    /// The resolved recipe that trained it, if any.
     pub recipe: Option<serde_json::Value>,
 }
 
 impl Student {
-    /// What it has learned of a decoder's layer; `None` of one that keeps its own attention.
+    /// The learned tensors of a decoder's layer. `None` for a layer that keeps its attention.
     pub fn layer(&self, layer: usize) -> Option<&StudentLayer> {
         let found = self.layers.binary_search_by_key(&layer, |own| own.config.layer);
         found.ok().map(|index| &self.layers[index])
     }
 
-    /// A fresh student: feature maps as `init` says, `û` normal, `ℓ = ln 8`, `w = −2.197`, a gate near one half.
+    /// An untrained student: feature maps as `init` says, `û` normal, `ℓ = ln 8`, `w = −2.197`, a gate near one half.
     ///
     /// # Errors
     /// A configuration that does not fit the model.
@@ -220,8 +220,8 @@ impl Student {
         Ok(Self { config, layers, lora: None, recipe: None })
     }
 
-    /// The same learned tensors under another configuration: for ablations. A scale that the tensors lack starts as a fresh
-    /// student's does, one that the configuration has no use for is left out; reflections become part of the maps' matrices.
+    /// The same learned tensors under another configuration, for ablations. A scale that the tensors lack starts as in
+    /// [`Student::init`]. A scale that the configuration does not use is left out. Reflections become part of the maps' matrices.
     ///
     /// # Errors
     /// A configuration that does not fit the model, or that needs maps of another shape or a gate that was never learned.
@@ -262,7 +262,7 @@ impl Student {
         Ok(Self { config, layers, ..self.clone() })
     }
 
-    /// Adds low-rank updates that change nothing yet: `A` uniform as PEFT does (Kaiming, a = √5), `B = 0`.
+    /// Adds low-rank updates that change nothing yet: `A` uniform as in PEFT (Kaiming, a = √5), `B = 0`.
     ///
     /// # Errors
     /// A rank or `α` out of range, or no targets; the gate as a target of a student that has none.
@@ -308,7 +308,7 @@ impl Student {
     /// `householder_k`, `log_lambda`, `window_factor`, `g_proj.weight`, or `q_proj.lora_A.weight` and its like.
     ///
     /// # Errors
-    /// Whatever `f` returns.
+    /// An error of `f`.
     pub fn map_tensors(&self, mut f: impl FnMut(&str, &Tensor) -> Result<Tensor>) -> Result<Self> {
         let mut student = self.clone();
         for layer in &mut student.layers {
@@ -342,8 +342,8 @@ impl Student {
         Ok(student)
     }
 
-    /// The decoder with this student's low-rank updates added to its weights, and the student without them. It takes as much
-    /// memory again as the updated weights; a save merges them one at a time.
+    /// The decoder with this student's low-rank updates merged into its weights, and the student without them. The updated
+    /// weights are copies; saving merges them one at a time instead.
     ///
     /// # Errors
     /// An error of the tensor library.
@@ -373,8 +373,8 @@ impl Student {
         all
     }
 
-    /// The same student without low-rank updates: that of its own gate is merged, those of the base's weights
-    /// ([`Student::updates`]) are for others to merge.
+    /// The same student without low-rank updates. The update of its gate is merged; those of the base's weights
+    /// ([`Student::updates`]) are dropped.
     ///
     /// # Errors
     /// An error of the tensor library.

@@ -1,15 +1,15 @@
-//! How a model's makers suggest to sample.
+//! Sampling options that a model's files suggest.
 
 use crate::config::Table;
 use crate::error::Result;
 use crate::generate::GenerateOptions;
 use crate::model::Model;
 
-/// The sampling that a model's `generation_config.json` suggests, or a GGUF file's `general.sampling.*`. What it does not mention
-/// is off.
+/// Sampling options of a model's `generation_config.json`, or of a GGUF file's `general.sampling.*`. Options that the file leaves
+/// out are off.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SuggestedSampling {
-    /// 1 if it is not mentioned.
+    /// 1 if the file leaves it out.
     pub temperature: f64,
     /// 0 is off.
     pub top_k: usize,
@@ -22,7 +22,7 @@ pub struct SuggestedSampling {
 }
 
 impl Model {
-    /// What the makers suggest; nothing if they suggest to take the likeliest token (`do_sample` is not true), or say nothing.
+    /// The suggested options. `None` if the files suggest the likeliest token (`do_sample` is not true), or nothing.
     ///
     /// # Errors
     /// A value of another type, or out of range.

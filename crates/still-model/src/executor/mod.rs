@@ -1,4 +1,4 @@
-//! How a device runs a model: the states of its layers, long reads, decode steps.
+//! How a device runs a model: states of layers, prefill, decode steps.
 //!
 //! | file | what |
 //! |---|---|
@@ -27,32 +27,32 @@ use crate::model::Model;
 pub use cpu::lanes;
 pub(crate) use packs::Piece;
 
-/// Takes final-normed hidden states `[n, E]` and where in the sequence they start; `Break` ends the read.
+/// Receives a position and the final-normed hidden states `[n, E]` from there on. `Break` ends the prefill.
 pub(crate) type EachBlock<'a> = dyn Fn(usize, Tensor) -> ControlFlow<()> + Sync + 'a;
 
-/// How many sequences are best fed to a model on its device.
+/// How to batch sequences on a device.
 #[derive(Clone, Copy, Debug)]
 pub struct Batching {
-    /// Whether threads feed sequences of their own side by side; otherwise one thread feeds all.
+    /// Whether each thread feeds sequences of its own. Otherwise one thread feeds all.
     pub side_by_side: bool,
-    /// New tokens to read together at most: caches exist for so many at a time.
+    /// Most new tokens to read together. It limits the number of caches that exist at a time.
     pub tokens: usize,
-    /// Tokens that reading a common beginning once has to save to be worth it.
+    /// A common prefix is read once if this saves at least so many tokens.
     pub least_shared: usize,
-    /// Whether sequences are read from their first token on, and continued, as one padded batch: a layer's attention is then launched
-    /// once, not once a sequence.
+    /// Whether to read and continue sequences as one padded batch, which launches a layer's attention once instead of once a
+    /// sequence.
     pub padded: bool,
 }
 
 /// What differs between devices when a model runs. A new kind of device is one implementation.
 pub(crate) trait Executor: Sync {
-    /// Dtypes of weights and activations that it has kernels for, the usual one first.
+    /// Dtypes of weights and activations that it has kernels for, the default first.
     fn dtypes(&self) -> &'static [DType];
 
-    /// How many sequences are best fed to it.
+    /// How to batch sequences.
     fn batching(&self) -> Batching;
 
-    /// The empty states of all layers.
+    /// Empty states of all layers.
     ///
     /// # Errors
     /// As [`Model::new_cache`].
@@ -90,7 +90,7 @@ pub(crate) trait Executor: Sync {
         each: &EachBlock<'_>,
     ) -> Result<()>;
 
-    /// Cuts sequences of these lengths, in order, into packs whose rows go through every product together.
+    /// Cuts sequences of these lengths, in order, into packs. All rows of a pack share every matrix product.
     fn packs(&self, lengths: &[usize]) -> Vec<Vec<Piece>>;
 
     /// [`Model::decode`] of a checked cache.
@@ -112,7 +112,7 @@ pub(crate) trait Executor: Sync {
     ) -> Result<&'a [f32]>;
 }
 
-/// [`Executor::decode_many`] where a device has no step of several caches: one is fed after another.
+/// [`Executor::decode_many`] on a device without such a step: feeds one cache after another.
 #[cfg(feature = "cuda")]
 fn one_by_one<'a>(
     executor: &dyn Executor,
@@ -133,7 +133,7 @@ fn one_by_one<'a>(
 /// The executor of a device.
 ///
 /// # Errors
-/// A device that there is none for.
+/// A device without an executor.
 pub(crate) fn executor(device: &Device) -> Result<&'static dyn Executor> {
     match device {
         Device::Cpu => Ok(&cpu::Cpu),
@@ -147,15 +147,15 @@ pub(crate) fn executor(device: &Device) -> Result<&'static dyn Executor> {
     }
 }
 
-/// The dtype of weights and activations that a device usually computes in.
+/// The default dtype of weights and activations on a device.
 ///
 /// # Errors
-/// A device that no model runs on.
+/// A device without an executor.
 pub fn usual_dtype(device: &Device) -> Result<DType> {
     Ok(executor(device)?.dtypes()[0])
 }
 
-/// An error unless `device` has kernels for `dtype`.
+/// Checks that `device` has kernels for `dtype`.
 pub(crate) fn check_dtype(device: &Device, dtype: DType) -> Result<()> {
     if executor(device)?.dtypes().contains(&dtype) {
         return Ok(());
@@ -167,20 +167,20 @@ pub(crate) fn check_dtype(device: &Device, dtype: DType) -> Result<()> {
     })
 }
 
-/// Memory that an executor keeps from step to step. It holds nothing between calls that matters, so that a copy starts without.
+/// Memory that an executor reuses from step to step. Its content does not matter between calls, so a copy starts empty.
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
     step: cpu::Buffers,
-    /// The step as a GPU replays it.
+    /// The captured graph of a step.
     #[cfg(feature = "cuda")]
     graph: Option<cuda::StepGraph>,
-    /// Steps of sequences that have a cache each.
+    /// Captured graphs of steps over several caches.
     #[cfg(feature = "cuda")]
     steps: cuda::Steps,
 }
 
 impl Scratch {
-    /// The logits of the last step of several caches, if a device has left them here.
+    /// Logits of the last step over several caches, if the device has left them here.
     pub(crate) fn logits(&self) -> Result<Option<&[f32]>> {
         #[cfg(feature = "cuda")]
         return self.steps.logits();

@@ -10,7 +10,7 @@ use subtle::{Choice, ConstantTimeEq};
 
 use super::error::{ApiError, Result};
 
-/// Keys that open the interface.
+/// The keys that give access to the server.
 #[derive(Clone)]
 pub struct Keys {
     /// Digests, so that all keys are of one length.
@@ -24,19 +24,19 @@ impl std::fmt::Debug for Keys {
 }
 
 impl Keys {
-    /// Of a file's lines: a key each; empty lines, and lines that begin with `#`, are none.
+    /// Reads the lines of a key file, one key a line. Empty lines and lines that begin with `#` do not count.
     pub fn from_lines(text: &str) -> Self {
         let lines = text.lines().map(str::trim);
         let keys = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
         Self { digests: keys.map(|key| *blake3::hash(key.as_bytes()).as_bytes()).collect() }
     }
 
-    /// Whether there are any.
+    /// Whether there are no keys.
     pub fn is_empty(&self) -> bool {
         self.digests.is_empty()
     }
 
-    /// Compares with every key, in a time that does not depend on either.
+    /// Compares with every key, in constant time.
     fn have(&self, key: &[u8]) -> bool {
         let given = blake3::hash(key);
         let equal = |digest: &[u8; 32]| digest.ct_eq(given.as_bytes());

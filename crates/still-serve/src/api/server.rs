@@ -23,20 +23,20 @@ use crate::Engine;
 pub struct ServerOptions {
     /// The model's name.
     pub name: String,
-    /// Keys that open it. Without any, it listens to this machine alone.
+    /// Keys that requests must have. Without keys, the server listens only on this machine's own addresses.
     pub keys: Keys,
     /// Limits of a request's body.
     pub body: BodyLimits,
-    /// How long a request's head may take to arrive, and a connection may stay idle.
+    /// Longest time for a request's head to arrive, and for a connection to stay idle.
     pub head_time: Duration,
-    /// Connections at a time; others wait to be accepted.
+    /// Most connections at a time. Others wait to be accepted.
     pub connections: usize,
-    /// How long answers may go on after the server was told to stop.
+    /// How long answers may continue after the server was told to stop.
     pub grace: Duration,
 }
 
 impl ServerOptions {
-    /// Of a model that is called `name`.
+    /// The defaults, for a model with this name.
     pub fn new(name: impl Into<String>) -> Self {
         Self {
             name: name.into(),
@@ -49,24 +49,24 @@ impl ServerOptions {
     }
 }
 
-/// Why a server does not listen.
+/// Why a server cannot listen.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// An address that others reach, without keys.
+    /// The address can be reached from other machines, and there are no keys.
     #[error("{0} can be reached by others, and there is no API key")]
     KeyNeeded(SocketAddr),
-    /// The address is taken, or not this machine's.
+    /// The address is in use, or belongs to another machine.
     #[error("cannot listen on {address}: {source}")]
     Bind {
-        /// It.
+        /// The address.
         address: SocketAddr,
         /// The system's word.
         source: io::Error,
     },
-    /// The system gives no threads.
+    /// The system refused a thread.
     #[error("cannot start the server: {0}")]
     Start(#[source] io::Error),
-    /// A suggestion of the model's makers for sampling.
+    /// The model's `generation_config.json` has a value out of range.
     #[error(transparent)]
     Model(#[from] still_model::ModelError),
 }
@@ -85,7 +85,7 @@ impl ServeError {
     }
 }
 
-/// A server that listens.
+/// A listening server.
 #[derive(Debug)]
 pub struct Server {
     listener: TcpListener,
@@ -101,17 +101,17 @@ pub struct Stopper {
 }
 
 impl Stopper {
-    /// No connection is accepted any more. Answers go on for as long as the server's options allow.
+    /// Stops the server: it accepts no more connections. Running answers may finish within the grace period of the options.
     pub fn stop(&self) {
         self.stop.send_replace(true);
     }
 }
 
 impl Server {
-    /// Listens on an address; port 0 takes a free one. Connections wait until the server runs.
+    /// Listens on an address. Port 0 takes a free one. Connections wait until [`Server::run`].
     ///
     /// # Errors
-    /// An address that others reach, without a key; one that is taken.
+    /// An address that other machines can reach, without keys; an address in use.
     pub fn bind(
         engine: Engine,
         options: ServerOptions,
@@ -129,7 +129,7 @@ impl Server {
         Ok(Self { listener, app, options, stop: watch::Sender::new(false) })
     }
 
-    /// Where it listens.
+    /// The address that it listens on.
     ///
     /// # Errors
     /// The system's word.
@@ -137,7 +137,7 @@ impl Server {
         self.listener.local_addr()
     }
 
-    /// What stops it.
+    /// A handle that stops it.
     pub fn stopper(&self) -> Stopper {
         Stopper { stop: self.stop.clone() }
     }
@@ -145,7 +145,7 @@ impl Server {
     /// Serves until it is stopped and all answers have ended.
     ///
     /// # Errors
-    /// A system that gives no threads.
+    /// The system refuses a thread.
     pub fn run(self) -> Result<(), ServeError> {
         // Handlers tokenize and wait; the engine computes on threads of its own.
         let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -13,22 +13,22 @@ use prometheus_client::registry::{Registry, Unit};
 /// The content type of [`Engine::metrics`](super::Engine::metrics).
 pub const METRICS_CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Numbers that grow, and numbers of the moment, for whoever wants no text.
+/// The metrics as numbers: counters since the start, and current values.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Tokens of prompts that were taken.
+    /// Tokens of accepted prompts.
     pub prompt_tokens: u64,
-    /// Those of them that were read.
+    /// How many of them were read.
     pub tokens_read: u64,
-    /// Those of them that a kept state had read.
+    /// How many of them a kept state had read.
     pub tokens_spared: u64,
-    /// Tokens that were generated.
+    /// Generated tokens.
     pub generated_tokens: u64,
     /// Decode steps.
     pub decode_steps: u64,
-    /// Requests that hold a cache.
+    /// Running requests: those that hold a cache.
     pub running: u64,
-    /// Requests that wait for one.
+    /// Waiting requests.
     pub waiting: u64,
     /// States in memory.
     pub states: u64,

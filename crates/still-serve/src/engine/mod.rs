@@ -1,18 +1,18 @@
-//! Requests that are read and continued together, by one thread that owns all caches.
+//! The engine: one thread that owns all caches and runs the requests of many clients together.
 //!
 //! | file | content |
 //! |---|---|
 //! | `options` | how an engine runs |
-//! | `request` | what a client asks for, and what it is told |
-//! | `worker` | the thread: what it does next |
-//! | `admission` | a request gets a cache: from a kept state, or an empty one |
-//! | `reading` | prompts, read in pieces |
-//! | `decoding` | decode steps of all sequences |
-//! | `ending` | what becomes of a sequence's state |
-//! | `forgetting` | a kept state after which the model computes no numbers |
-//! | `sequence` | one request that has a cache |
+//! | `request` | requests, and the events that answer them |
+//! | `worker` | the thread's loop |
+//! | `admission` | gives a request a cache: a kept state's, or an empty one |
+//! | `reading` | prefill, in pieces |
+//! | `decoding` | decode steps of all running sequences |
+//! | `ending` | keeps a sequence's state and reports its end |
+//! | `forgetting` | drops a kept state that leads to NaN |
+//! | `sequence` | a request that has a cache |
 //! | `logprobs` | log-probabilities of tokens |
-//! | `metrics` | what is counted |
+//! | `metrics` | counters and histograms |
 
 mod admission;
 mod decoding;
@@ -48,8 +48,8 @@ use crate::states::{KeptStates, NamedStates, StateError, States, check_name};
 /// Threads that read and write kept states.
 const STORE_THREADS: usize = 2;
 
-/// A model that serves requests, on a thread of its own. Clones are one engine. It ends when the last is dropped and all requests
-/// are served.
+/// A handle of a thread that runs a model for many requests. Clones are handles of the same thread. The thread ends when all
+/// handles are dropped and all requests are served.
 #[derive(Clone, Debug)]
 pub struct Engine(Arc<Handle>);
 
@@ -60,36 +60,36 @@ struct Handle {
     inbox: Sender<Message>,
     shared: Arc<Shared>,
     states: States,
-    /// Requests that may be in the engine at a time.
+    /// Most requests in the engine at a time.
     most_requests: usize,
     max_concurrent: usize,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// What the engine's thread and its handles see.
+/// What the engine's thread and its handles share.
 #[derive(Debug)]
 struct Shared {
     metrics: Metrics,
-    /// Requests that were taken and have not ended.
+    /// Requests that were accepted and have not ended.
     requests: AtomicUsize,
     stopping: AtomicBool,
-    /// Milliseconds that the last requests took, on average.
+    /// Mean duration of the last requests, in milliseconds.
     request_ms: AtomicUsize,
 }
 
-/// Why an engine does not start.
+/// Why an engine cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
-    /// Of the model, or of its options.
+    /// An error of the model, or options that do not fit it.
     #[error(transparent)]
     Model(#[from] ModelError),
-    /// The system gives no thread.
+    /// The system refused a thread.
     #[error("no thread to serve with: {0}")]
     Thread(std::io::Error),
 }
 
 impl EngineError {
-    /// What can be done about it.
+    /// What to do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Model(error) => error.hint(),
@@ -99,10 +99,10 @@ impl EngineError {
 }
 
 impl Engine {
-    /// Starts the thread.
+    /// Starts the engine's thread.
     ///
     /// # Errors
-    /// A model whose caches cannot be made, or whose files cannot be read again; options that contradict it; no threads.
+    /// A model whose caches cannot be allocated or whose files cannot be read again; options that do not fit the model; no threads.
     pub fn start(model: Model, options: EngineOptions) -> Result<Self, EngineError> {
         let rows = options.rows.unwrap_or_else(|| model.cache_rows(RowDtype::Bf16));
         // What it is that cannot be made is known before a request asks.
@@ -166,30 +166,30 @@ impl Engine {
         &self.0.model
     }
 
-    /// The most tokens of a prompt and its continuation.
+    /// Most tokens of a prompt and its answer together.
     pub fn context(&self) -> usize {
         self.0.context
     }
 
-    /// States with names.
+    /// The states that clients have named.
     pub fn states(&self) -> States {
         self.0.states.clone()
     }
 
-    /// What was counted, as text for Prometheus ([`METRICS_CONTENT_TYPE`]).
+    /// Counters and histograms as text for Prometheus ([`METRICS_CONTENT_TYPE`]).
     pub fn metrics(&self) -> String {
         self.0.shared.metrics.text()
     }
 
-    /// What was counted.
+    /// The counters as numbers.
     pub fn counters(&self) -> Counters {
         self.0.shared.metrics.counters()
     }
 
-    /// Asks for a prompt to be continued. It never waits.
+    /// Queues a request and returns its events. It never blocks.
     ///
     /// # Errors
-    /// Too many requests; a request that contradicts the model; an engine that ends.
+    /// A full queue; a request that does not fit the model; an engine that is shutting down.
     pub fn submit(&self, request: Request) -> Result<Events, Refused> {
         let taken = self.take(request);
         if taken.is_err() {
@@ -241,7 +241,7 @@ impl Engine {
         Ok(())
     }
 
-    /// The time in which all that wait are served, by what the last ones took.
+    /// Estimate of the time until all waiting requests are served, from the duration of the last ones.
     fn retry_after(&self) -> Duration {
         let Handle { shared, max_concurrent, most_requests, .. } = &*self.0;
         let waiting = most_requests - max_concurrent;
@@ -249,8 +249,8 @@ impl Engine {
         Duration::from_millis(ms as u64).clamp(Duration::from_secs(1), Duration::from_secs(60))
     }
 
-    /// Takes no more requests, and returns when the engine has ended: running ones are served for as long as `grace`, and then
-    /// end with [`Finish::Interrupted`](still_model::Finish::Interrupted). States that are being written are complete then.
+    /// Refuses further requests and waits for the engine to end. Running requests may finish within `grace`; later they end with
+    /// [`Finish::Interrupted`](still_model::Finish::Interrupted). On return, all states that were being written are complete.
     pub fn shutdown(&self, grace: Duration) {
         self.0.shared.stopping.store(true, Ordering::Relaxed);
         let _ = self.0.inbox.send(Message::Stop { deadline: Instant::now().checked_add(grace) });

@@ -6,45 +6,45 @@ use still_attention::RowDtype;
 
 use crate::states::StateStore;
 
-/// Tokens of a chunk: prompts are cut, and states kept, at multiples of it.
+/// Tokens of a chunk. Prompts are cut, and states kept, at multiples of it.
 pub(crate) const CHUNK: usize = 64;
 
-/// [`EngineOptions::prefill_chunk`] where nobody says: on the CPU, and on a GPU, which reads so many about as fast as it takes a step.
+/// Defaults of [`EngineOptions::prefill_chunk`]: on the CPU, and on a GPU, which reads so many tokens in about the time of a step.
 pub(super) const PIECE: usize = 128;
 pub(super) const PIECE_ON_DEVICE: usize = 512;
 
 /// How an engine runs.
 #[derive(Clone, Debug)]
 pub struct EngineOptions {
-    /// How caches store exact rows; as the model says, or bf16, if absent.
+    /// Dtype of exact rows in caches. If absent: the student's own, or bf16.
     pub rows: Option<RowDtype>,
-    /// The most tokens of a prompt and its continuation; as many as the base was trained for if absent.
+    /// Most tokens of a prompt and its answer together. If absent: as many as the base was trained for.
     pub context: Option<usize>,
-    /// Requests that are read and continued at a time: each holds a cache.
+    /// Most requests that run at a time. Each holds a cache.
     pub max_concurrent: usize,
-    /// Requests that wait for one of these to end; more are refused.
+    /// Most requests that wait for a cache. Further ones are refused ([`Refused::Busy`](super::Refused::Busy)).
     pub queue: usize,
-    /// Tokens of a prompt that are read between two decode steps, rounded up to a multiple of 64. Less keeps the time between two
-    /// tokens short, more reads prompts faster. Absent: 128 on the CPU, 512 on a GPU.
+    /// Tokens of prompts that are read between two decode steps, rounded up to a multiple of 64. A small number keeps the time
+    /// between two tokens short, a large one reads prompts faster. If absent: 128 on the CPU, 512 on a GPU.
     pub prefill_chunk: Option<usize>,
-    /// Bytes of states that are kept in memory: the device's, on a GPU.
+    /// Most bytes of kept states in memory. On a GPU this is the GPU's memory.
     pub state_memory: usize,
-    /// Where states are kept besides.
+    /// A folder or a bucket that keeps states too.
     pub state_store: Option<StateStore>,
-    /// Bytes of states that the store may hold of this model, without those that have names; the oldest make room for new ones.
+    /// Most bytes of this model's states in the store, without those that have names. The oldest make room for new ones.
     pub state_store_bytes: u64,
-    /// How long the store may take to give a state, before the prompt is read as if there were none. A store that fails or is too
-    /// slow is left alone for 15 seconds.
+    /// How long to wait for a state from the store. After that, the prompt is read without it. A store that fails or is too slow is
+    /// not asked again for 15 seconds.
     pub state_store_patience: Duration,
-    /// Whether an answer is the same, bit for bit, from a kept state and without. Decode steps and prefill round differently. So
-    /// states after answers are not continued then: an earlier answer is read again with the turn that follows it.
+    /// Give the same answer, bit for bit, with and without a kept state. Decode steps and prefill round differently, so states
+    /// after answers are not continued: the next turn reads the earlier answer again.
     ///
-    /// On a GPU it is then also the same alone and among others: prompts are cut at multiples of [`prefill_chunk`](Self::prefill_chunk)
-    /// and states kept there alone, and every step has the shape of one of [`max_concurrent`](Self::max_concurrent) sequences.
+    /// On a GPU, the answer is then also the same alone and in a batch. Prompts are cut, and states kept, only at multiples of
+    /// [`prefill_chunk`](Self::prefill_chunk), and every step has the shape of [`max_concurrent`](Self::max_concurrent) sequences.
     pub deterministic: bool,
-    /// How long a request may wait for its turn.
+    /// Longest time that a request waits for a cache.
     pub queue_timeout: Option<Duration>,
-    /// How long a request may take in all.
+    /// Longest time of a request, waiting included.
     pub request_timeout: Option<Duration>,
 }
 

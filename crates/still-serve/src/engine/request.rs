@@ -1,4 +1,4 @@
-//! What a client asks for, and what it is told.
+//! Requests of clients, and the events that answer them.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -14,30 +14,30 @@ use crate::states::StateError;
 /// A prompt, and how to continue it.
 #[derive(Debug)]
 pub struct Request {
-    /// Token ids; not empty, unless a state is continued.
+    /// Token ids. They may be empty only if `continues` names a state.
     pub prompt: Vec<u32>,
     /// Chooses tokens.
     pub sampler: Sampler,
     /// The most tokens to generate. With 0 the prompt is read and nothing else.
     pub max_new_tokens: usize,
-    /// Texts that end the generation; they are not part of the output.
+    /// Texts that end the generation. They are not part of the output.
     pub stop: Vec<String>,
-    /// Special tokens whose text is part of the output's; that of others is left out.
+    /// Special tokens whose text is part of the output. The text of other special tokens is left out.
     pub shown: Vec<u32>,
     /// Whether to go on after an end-of-sequence id.
     pub ignore_end_of_sequence: bool,
-    /// How many of the likeliest tokens to tell of besides each chosen one; none, and no probabilities, if absent.
+    /// Report the log-probability of each chosen token, and of this many of the likeliest tokens in its place.
     pub logprobs: Option<usize>,
-    /// The same for the prompt's tokens. The whole prompt is read then.
+    /// The same for the prompt's tokens. The engine then reads the whole prompt, kept states or not.
     pub prompt_logprobs: Option<usize>,
-    /// The name of a state that the prompt continues: its tokens come first.
+    /// Name of a kept state that the prompt continues: the tokens of the state come first.
     pub continues: Option<String>,
-    /// The name under which the state after the last token is kept.
+    /// Name under which to keep the state after the last token.
     pub save_as: Option<String>,
 }
 
 impl Request {
-    /// A prompt, continued as `options` say.
+    /// A request for `prompt`, sampled and ended as `options` say.
     pub fn new(prompt: Vec<u32>, options: &GenerateOptions) -> Self {
         Self {
             prompt,
@@ -54,50 +54,51 @@ impl Request {
     }
 }
 
-/// What a client is told, in this order.
+/// An event of a request, in the order of their arrival.
 #[derive(Debug)]
 pub enum Event {
-    /// The request has a cache.
+    /// The request has got a cache.
     Started {
-        /// Tokens of the prompt that a kept state has read already.
+        /// Tokens of the prompt that a kept state has already read.
         cached_tokens: usize,
     },
-    /// Of every token of the prompt but the first, if asked for.
+    /// Log-probabilities of all prompt tokens but the first, if [`Request::prompt_logprobs`] asked for them.
     Prompt(Vec<Option<TokenLogprobs>>),
     /// A token was chosen.
     Token {
-        /// It.
+        /// Its id.
         id: u32,
-        /// The text that became certain: perhaps none yet, because a character is not complete, or may begin a stop text.
+        /// Text that is now certain. It is empty while a character is incomplete, or while the text may be the start of a stop
+        /// text.
         text: String,
-        /// If asked for.
+        /// Its log-probability, if [`Request::logprobs`] asked for it.
         logprobs: Option<TokenLogprobs>,
     },
-    /// The last event of a request that was served.
+    /// The request was served. This is its last event.
     Done {
-        /// Why it ended.
+        /// Why the generation ended.
         finish: Finish,
-        /// Text that was held back.
+        /// The rest of the text, which was held back.
         text: String,
-        /// What it took.
+        /// What the request took.
         usage: Usage,
     },
-    /// The last event of one that was not.
+    /// The request failed. This is its last event.
     Failed(Failure),
 }
 
 /// What a request took.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Usage {
-    /// Tokens of the prompt, with those of a state that it continues.
+    /// Tokens of the prompt, and of the named state that it continues.
     pub prompt_tokens: usize,
-    /// Those of them that a kept state had read.
+    /// How many of them a kept state had read.
     pub cached_tokens: usize,
-    /// Tokens that were generated, without an end-of-sequence id.
+    /// Generated tokens, without an end-of-sequence id.
     pub generated_tokens: usize,
-    /// Bytes of the state at the end.
+    /// Bytes of the attention state at the end.
     pub state_bytes: usize,
-    /// Bytes of a dense cache of as many tokens in bf16.
+    /// Bytes of a dense cache in bf16 with as many tokens.
     pub dense_bytes: usize,
     /// From the request's arrival to its first token.
     pub first_token_seconds: f64,
@@ -105,7 +106,7 @@ pub struct Usage {
     pub seconds: f64,
 }
 
-/// The events of a request. It ends after [`Event::Done`] or [`Event::Failed`]. Dropping it gives the request up.
+/// The events of a request, up to [`Event::Done`] or [`Event::Failed`]. Drop it to cancel the request.
 #[derive(Debug)]
 pub struct Events {
     pub(super) receiver: UnboundedReceiver<Event>,
@@ -118,7 +119,7 @@ impl Events {
         self.receiver.recv().await
     }
 
-    /// The next event, for callers outside of async code.
+    /// The next event, for callers outside async code.
     ///
     /// # Panics
     /// In async code.
@@ -141,16 +142,16 @@ impl Drop for Events {
     }
 }
 
-/// Why a request was not taken.
+/// Why the engine refused a request.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
-    /// Too many others wait.
+    /// Too many requests wait.
     #[error("too many requests wait for their turn")]
     Busy {
-        /// When it may be worth to try again.
+        /// Time after which to try again.
         retry_after: Duration,
     },
-    /// The engine ends.
+    /// The engine is shutting down.
     #[error("the server is shutting down")]
     ShuttingDown,
     /// The request contradicts the model.
@@ -158,19 +159,19 @@ pub enum Refused {
     Invalid(String),
 }
 
-/// Why a request that was taken was not served.
+/// Why a request failed after the engine had accepted it.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
     /// An error of the model.
     #[error(transparent)]
     Model(#[from] ModelError),
-    /// The computation panicked: an error of this program.
+    /// The computation panicked: a bug.
     #[error("the computation failed: {0}")]
     Panicked(String),
-    /// It waited, or took, too long.
+    /// It waited or ran too long.
     #[error("the request took longer than {} seconds", .0.as_secs_f64())]
     TimedOut(Duration),
-    /// A state that it names.
+    /// The state that it names cannot be read or kept.
     #[error(transparent)]
     State(#[from] StateError),
     /// The prompt and the state that it continues are longer than the context.
@@ -179,7 +180,7 @@ pub enum Failure {
 }
 
 impl Failure {
-    /// What can be done about it.
+    /// What to do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Model(error) => error.hint(),

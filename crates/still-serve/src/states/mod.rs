@@ -1,12 +1,12 @@
-//! States that are kept: what a model remembers of a sequence, to go on from.
+//! Kept states: what a model has computed of a sequence, for later requests to continue.
 //!
 //! | file | content |
 //! |---|---|
-//! | `prefix` | beginnings of sequences, known by a hash chain over their chunks |
-//! | `memory` | states in memory, bounded by their bytes |
-//! | `store` | where states are kept besides: a folder, or a bucket of S3 |
-//! | `kept` | states without a name in a store |
-//! | `named` | states with a name |
+//! | `prefix` | prefixes of sequences, identified by a hash chain over chunks |
+//! | `memory` | states in memory, up to a number of bytes |
+//! | `store` | a folder or an S3 bucket with states |
+//! | `kept` | states in a store, found by their prefix |
+//! | `named` | states under names |
 
 mod kept;
 mod memory;
@@ -26,43 +26,43 @@ pub(crate) use named::{NamedStates, check_name};
 pub(crate) use prefix::{Chain, Digest, Prefix};
 pub use store::StateStore;
 
-/// A state that a client has named.
+/// A state under a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StateInfo {
     /// Its name.
     pub name: String,
-    /// Tokens that it has read.
+    /// Tokens of its sequence.
     pub tokens: usize,
     /// Bytes of its file.
     pub bytes: u64,
-    /// When it was saved, in seconds since 1970.
+    /// Time of saving, in seconds since 1970.
     pub modified_unix_seconds: i64,
 }
 
-/// The states that clients have named.
+/// All states under names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StateList {
-    /// By name.
+    /// Sorted by name.
     pub states: Vec<StateInfo>,
-    /// Names of files in the store that are no states.
+    /// Names of damaged files in the store.
     pub damaged: Vec<String>,
 }
 
-/// What can go wrong with kept states.
+/// Errors of kept states.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
     /// There is no such state.
     #[error("there is no state {0:?}")]
     NotFound(String),
-    /// A name that no state can have.
+    /// An invalid name.
     #[error(
         "a state's name has 1 to 128 of the characters A-Z, a-z, 0-9, '.', '_' and '-', and does not begin with '.'"
     )]
     InvalidName,
-    /// States in memory would take too many bytes.
+    /// The states in memory would exceed their limit.
     #[error("states with names would take more than the {most} bytes that states may take")]
     Full {
-        /// Bytes that they may take.
+        /// The limit in bytes.
         most: u64,
     },
     /// The store failed.
@@ -70,33 +70,33 @@ pub enum StateError {
     Store {
         /// What was attempted.
         action: &'static str,
-        /// The store's word.
+        /// The store's error.
         source: object_store::Error,
     },
-    /// The store takes too long.
+    /// The store did not answer in time.
     #[error("the state store does not answer within {} seconds", .0.as_secs_f64())]
     Slow(Duration),
-    /// A folder for states that cannot be made.
+    /// The folder for states cannot be created.
     #[error("cannot make the folder {}: {source}", path.display())]
     Folder {
         /// The folder.
         path: PathBuf,
-        /// The system's word.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// A store of a kind that there is none of.
+    /// An unknown kind of store.
     #[error("a state store on {0:?} is not supported")]
     Scheme(String),
-    /// A file that is damaged, or of another model or format; or a state that cannot be saved.
+    /// A file that is damaged or of another model or format; a state that cannot be saved.
     #[error(transparent)]
     File(#[from] ModelError),
-    /// A file that is not what its name says.
+    /// A file with another state than its name says.
     #[error("the state file {0} is not what its name says")]
     Forged(String),
-    /// A state whose file is whole, and after which a model computes no numbers.
+    /// A named state whose file is complete, but after which the model computes NaN.
     #[error("what the model computes after the state {0:?} is no numbers")]
     NoNumbers(String),
-    /// A state without a name, of so many tokens, after which a model computes no numbers.
+    /// A state without a name, of so many tokens, after which the model computes NaN.
     #[error("what the model computes after a kept state of {0} tokens is no numbers")]
     KeptNoNumbers(usize),
     /// A computation that panicked.
@@ -105,7 +105,7 @@ pub enum StateError {
 }
 
 impl StateError {
-    /// What can be done about it.
+    /// What to do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::File(error) => error.hint(),
@@ -123,7 +123,7 @@ impl StateError {
     }
 }
 
-/// States that clients have named. All of it runs on the engine's own threads, whoever awaits it.
+/// The named states of an engine. All work runs on the engine's threads, whichever runtime awaits it.
 #[derive(Clone, Debug)]
 pub struct States {
     pub(crate) named: Arc<NamedStates>,
@@ -131,7 +131,7 @@ pub struct States {
 }
 
 impl States {
-    /// All of them, by name.
+    /// Lists all of them by name.
     ///
     /// # Errors
     /// A store that fails.
@@ -139,7 +139,7 @@ impl States {
         self.run(|named| async move { named.list().await }).await
     }
 
-    /// One of them.
+    /// Describes one of them.
     ///
     /// # Errors
     /// No such state; a store that fails.
@@ -148,7 +148,7 @@ impl States {
         self.run(|named| async move { named.get(&name).await }).await
     }
 
-    /// Reads a state's file as a request that continues it does.
+    /// Reads a state's file, as a request that continues the state does.
     ///
     /// # Errors
     /// No such state; a file that is damaged, or of another model or format.
@@ -161,10 +161,10 @@ impl States {
         self.run(load).await
     }
 
-    /// Makes a state `to` of what the state `from` is, in place of one that had this name.
+    /// Copies the state `from` to the name `to`, replacing a state of that name.
     ///
     /// # Errors
-    /// No such state; a name that no state can have; a store that fails.
+    /// No such state; an invalid name; a store that fails.
     pub async fn fork(&self, from: &str, to: &str) -> Result<StateInfo, StateError> {
         let (from, to) = (from.to_owned(), to.to_owned());
         self.run(|named| async move { named.fork(&from, &to).await }).await
