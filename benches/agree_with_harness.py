@@ -36,7 +36,7 @@ def read_jsonl(path):
 
 
 def key(context, continuation):
-    """As `still` recognises a request."""
+    """As `still` recognizes a request."""
     return hashlib.sha256(f"{context}\0{continuation}".encode()).hexdigest()[:16]
 
 

@@ -22,8 +22,8 @@ from serving import Server
 WAIT_MS = 120_000
 CHECKS = []
 STORY = "Remember this. " + "The harbour of Bergen was founded by Olaf Kyrre in 1070, and the fish market stands there still. " * 12
-# Of every text that shows, its colour and the first colour behind it that is not transparent.
-COLOURS = """() => [...document.querySelectorAll("body *")].flatMap(e => {
+# Of every text that shows, its color and the first color behind it that is not transparent.
+COLORS = """() => [...document.querySelectorAll("body *")].flatMap(e => {
   const own = [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim());
   const box = e.getBoundingClientRect();
   if (!own || box.width < 2 || box.height < 2 || e.disabled || /SCRIPT|STYLE/.test(e.tagName)) return [];
@@ -135,10 +135,10 @@ def all_of_it_is_reached_by_keyboard_and_has_a_name(page, shots):
 
 
 def contrast(one, other):
-    """Of two colours, as WCAG 2 computes it."""
+    """Of two colors, as WCAG 2 computes it."""
 
-    def luminance(colour):
-        parts = [float(part) / 255 for part in re.findall(r"[\d.]+", colour)[:3]]
+    def luminance(color):
+        parts = [float(part) / 255 for part in re.findall(r"[\d.]+", color)[:3]]
         linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
@@ -157,7 +157,7 @@ def text_can_be_read_in_light_and_dark_and_on_a_phone(page, shots):
             wide, send = page.evaluate("document.documentElement.scrollWidth"), page.locator("#send").bounding_box()
             assert wide <= width and send["x"] + send["width"] <= width and send["y"] + send["height"] <= height, (name, wide, send)
             assert send["height"] >= 44 - 0.5, "too small for a finger"
-            worst = min([worst, *((contrast(text, back), what) for what, text, back in page.evaluate(COLOURS))])
+            worst = min([worst, *((contrast(text, back), what) for what, text, back in page.evaluate(COLORS))])
         backs.add(page.evaluate("getComputedStyle(document.body).backgroundColor"))
     assert worst[0] >= 4.5, worst
     assert len(backs) == 2, backs

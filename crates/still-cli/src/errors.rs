@@ -137,7 +137,7 @@ pub fn install_panic_hook() {
             .unwrap_or("no message");
         let place = panic.location().map_or_else(String::new, |at| format!(" ({at})"));
         let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
-        // Nothing that could panic again: no colours, no locks but stderr's.
+        // Nothing that could panic again: no colors, no locks but stderr's.
         printer::say(&format!(
             "error: internal error: {}{place}\nhint: {REPORT_IT}\n",
             shown_in_line(&message)

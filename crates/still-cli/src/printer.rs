@@ -47,14 +47,14 @@ impl StdoutError {
 /// Result of writing to stdout.
 pub type Written = Result<(), StdoutError>;
 
-/// Decides what is said, where and in which colours.
+/// Decides what is said, where and in which colors.
 #[derive(Clone, Debug)]
 pub struct Printer {
     quiet: bool,
 }
 
 impl Printer {
-    /// Sets colours and the level of the libraries' log for the whole process.
+    /// Sets colors and the level of the libraries' log for the whole process.
     pub fn new(quiet: bool, verbose: u8, color: Color) -> Self {
         let colored = match color {
             Color::Always => true,
@@ -127,7 +127,7 @@ impl Printer {
         self.stream(&format!("{text}\n"))
     }
 
-    /// Help, on stdout, in colours where that is a terminal. It is our own text: nothing in it is escaped.
+    /// Help, on stdout, in colors where that is a terminal. It is our own text: nothing in it is escaped.
     ///
     /// # Errors
     /// If stdout cannot be written.

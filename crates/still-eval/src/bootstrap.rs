@@ -19,7 +19,7 @@ pub struct Interval {
     pub high: f64,
 }
 
-/// How to resample: whole blocks of neighbouring tokens, because their errors are correlated.
+/// How to resample: whole blocks of neighboring tokens, because their errors are correlated.
 #[derive(Clone, Copy, Debug)]
 pub struct PairedBootstrap {
     /// Tokens of a block.

@@ -193,7 +193,7 @@ fn what_prompts_share_is_read_once() {
     let teacher = model(3);
     let still = StillConfig::uniform(2, teacher.config().geometry(), 64, 4);
     let student = Student::init(still, teacher.config(), FeatureInit::Identity, 3).unwrap();
-    // Nothing in common, then 250 tokens, 300 of the same, and again nothing; the last is the beginning of its neighbour.
+    // Nothing in common, then 250 tokens, 300 of the same, and again nothing; the last is the beginning of its neighbor.
     let shared = [0, 250, 300, 300, 0, 64];
     let length = [320, 400, 340, 301, 200, 64];
     let prompt = |n: usize| -> Vec<u32> {

@@ -1,4 +1,4 @@
-//! What a base is recognised by, and the hash of large files, which is computed once.
+//! What a base is recognized by, and the hash of large files, which is computed once.
 
 use std::fs::Metadata;
 use std::path::{Path, PathBuf};

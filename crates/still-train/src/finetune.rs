@@ -187,7 +187,7 @@ impl FinetuneStage {
         let (Some(lora), true) = (&layer.lora, self.dropout > 0.0) else {
             return Cow::Borrowed(layer);
         };
-        // Steps count from 1 here: streams below 2³² are the data's and the initialisation's.
+        // Steps count from 1 here: streams below 2³² are the data's and the initialization's.
         let step = self.updates.optimizer.step_count() as u64 + 1;
         let stream = (step << 32) | ((window as u64) << 18) | ((index as u64) << 3);
         let lora = lora.with_dropout(Dropout { rate: self.dropout, seed: self.seed, stream });

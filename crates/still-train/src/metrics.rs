@@ -62,7 +62,7 @@ pub struct StepReport {
     pub stage: Stage,
     /// Steps of the stage done, this one included.
     pub step: usize,
-    /// What the stage minimises: mean squared error per value over the layers' mean, as the recipe weighs it
+    /// What the stage minimizes: mean squared error per value over the layers' mean, as the recipe weighs it
     /// (transfer), or nats per token (finetune).
     pub loss: f64,
     /// Global norm of the gradient before clipping.

@@ -43,7 +43,7 @@ pub struct TransferStep {
 /// What windows of a step gave, before anything is changed.
 pub(crate) struct TransferGradients {
     gradients: Gradients,
-    /// Of each layer that learns: all that is minimised.
+    /// Of each layer that learns: all that is minimized.
     layer_losses: Vec<f64>,
     /// Of each layer: the linear branch alone, unweighted; empty if it has no loss of its own.
     linear_losses: Vec<f64>,
@@ -67,7 +67,7 @@ impl TransferGradients {
         self.layer_losses.iter().sum::<f64>() / self.layer_losses.len().max(1) as f64
     }
 
-    /// Of each parameter, of what is minimised.
+    /// Of each parameter, of what is minimized.
     #[cfg(test)]
     pub fn into_gradients(self) -> Gradients {
         self.gradients
@@ -192,7 +192,7 @@ impl TransferStage {
         Ok(TransferGradients { gradients, layer_losses, linear_losses, teacher_hidden })
     }
 
-    /// Of each layer that learns: all that is minimised, and the linear branch alone.
+    /// Of each layer that learns: all that is minimized, and the linear branch alone.
     fn losses(&self, compared: &[Compared]) -> Result<(Vec<f64>, Vec<f64>)> {
         let layers = &self.student.layers;
         let mut all = vec![0.0; layers.len()];

@@ -80,7 +80,7 @@ fn a_loss_on_the_linear_branch_alone() {
     let expected =
         [0.21757189091295004, 0.20546839106827977, 0.20196488002936044, 0.20658597443252802];
     assert_curve(&losses, expected);
-    // What is minimised is both; the branch's own loss is told.
+    // What is minimized is both; the branch's own loss is told.
     let plain = transfer(&[]);
     for (layer, linear) in reports[0].linear_losses.iter().enumerate() {
         let sum = plain[0].layer_losses[layer] + 0.5 * linear;

@@ -15,7 +15,7 @@ const BASE: &str = include_str!("base.html");
 /// Macros of several pages.
 const PARTS: &str = include_str!("parts.html");
 
-/// Colours for light and dark, text, tables and the charts of [`crate::plot`].
+/// Colors for light and dark, text, tables and the charts of [`crate::plot`].
 const STYLE: &str = include_str!("style.css");
 
 /// The button with the id `theme`; a page that draws by script redraws on the event `theme`.

@@ -37,7 +37,7 @@ pub struct BarChart {
     pub reference: Option<(String, Vec<f64>)>,
 }
 
-/// The bars of one colour.
+/// The bars of one color.
 #[derive(Clone, Debug)]
 pub struct Group {
     /// Its name in the legend.

@@ -48,10 +48,10 @@ const MOST_DIGITS: usize = 9;
 
 /// The names of an axis' ticks: as short as [`number`], with more digits where they would not tell the ticks' places.
 pub fn tick_names(ticks: &[f64]) -> Vec<String> {
-    // How far a tick's neighbour is.
+    // How far a tick's neighbor is.
     let room = |n: usize| {
-        let neighbours = [n.checked_sub(1), Some(n + 1)].into_iter().flatten();
-        let steps = neighbours.filter_map(|other| Some((ticks.get(other)? - ticks[n]).abs()));
+        let neighbors = [n.checked_sub(1), Some(n + 1)].into_iter().flatten();
+        let steps = neighbors.filter_map(|other| Some((ticks.get(other)? - ticks[n]).abs()));
         steps.fold(f64::INFINITY, f64::min)
     };
     let tells = |digits: &usize| {
@@ -91,7 +91,7 @@ pub struct Figure<'a> {
     pub legend: Legend<'a>,
 }
 
-/// What the colours mean.
+/// What the colors mean.
 pub enum Legend<'a> {
     /// Class and name of each thing drawn; a single one needs no legend.
     Names(Vec<(String, &'a str)>),
@@ -128,7 +128,7 @@ impl Figure<'_> {
     }
 }
 
-/// What colours and strokes mean, by class.
+/// What colors and strokes mean, by class.
 fn keys(names: &[(String, &str)]) -> String {
     let key = |(class, name): &(String, &str)| {
         format!("<span><i class=\"{class}\"></i>{}</span>", escape(name))

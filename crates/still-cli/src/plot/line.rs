@@ -15,7 +15,7 @@ const HEIGHT: f64 = 224.0;
 /// Points of a curve that are drawn; more could not be told apart.
 const MOST_POINTS: usize = 600;
 
-/// Curves, one below the other's colour.
+/// Curves, one below the other's color.
 #[derive(Clone, Debug, Default)]
 pub struct LineChart {
     /// What is shown.
@@ -57,7 +57,7 @@ pub enum Stroke {
     /// A line.
     #[default]
     Line,
-    /// A pale line, behind what matters more; it takes the colour of the next curve.
+    /// A pale line, behind what matters more; it takes the color of the next curve.
     Pale,
     /// A line with a dot at each point, for few points.
     Dots,
@@ -115,9 +115,9 @@ impl LineChart {
         }
         let mut data = Vec::new();
         let mut legend = Vec::new();
-        let mut colour = 0;
+        let mut color = 0;
         for series in &self.series {
-            let class = format!("s{}{}", colour % 6, series.stroke.class());
+            let class = format!("s{}{}", color % 6, series.stroke.class());
             let points = thinned(&series.points, MOST_POINTS);
             draw(&mut svg, &class, series.stroke, &points, &x, &y);
             for (point, interval) in series.points.iter().zip(&series.intervals) {
@@ -133,7 +133,7 @@ impl LineChart {
                 "points": points.iter().filter_map(placed).collect::<Vec<_>>(),
             }));
             legend.push((class, series.name.as_str()));
-            colour += usize::from(series.stroke != Stroke::Pale);
+            color += usize::from(series.stroke != Stroke::Pale);
         }
         if let Some((name, _)) = &self.reference {
             legend.push(("dashed".into(), name.as_str()));

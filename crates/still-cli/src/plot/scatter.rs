@@ -40,8 +40,8 @@ pub struct Dot {
     pub name: String,
     /// Its name is written next to it; a dot without is pale.
     pub named: bool,
-    /// Which of the page's colours.
-    pub colour: usize,
+    /// Which of the page's colors.
+    pub color: usize,
     /// Where; a dot whose place is not finite is left out.
     pub x: f64,
     /// Where.
@@ -121,7 +121,7 @@ impl Scatter {
         let _ = write!(
             svg,
             "<circle class=\"s{}{}\" data-tip=\"{}\" cx=\"{at:.1}\" cy=\"{height:.1}\" r=\"{RADIUS}\"/>",
-            dot.colour % 6,
+            dot.color % 6,
             if dot.named { "" } else { " pale" },
             escape(&tip)
         );
@@ -176,7 +176,7 @@ mod tests {
 
     fn dot(name: &str, x: f64, y: f64) -> Dot {
         let interval = Some([y - 1.0, y + 1.0]);
-        Dot { name: name.into(), named: true, colour: 7, x, y, interval }
+        Dot { name: name.into(), named: true, color: 7, x, y, interval }
     }
 
     fn scatter(dots: Vec<Dot>) -> String {

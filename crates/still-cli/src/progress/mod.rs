@@ -172,9 +172,9 @@ fn locked(progress: &Mutex<Progress>) -> MutexGuard<'_, Progress> {
 /// Draws it on the terminal, as wide as that is; returns its number there.
 fn draw(verb: &'static str, progress: &Arc<Mutex<Progress>>) -> u64 {
     let bar = ProgressBar::hidden();
-    let colour = if console::colors_enabled_stderr() { ".green.bold" } else { "" };
+    let color = if console::colors_enabled_stderr() { ".green.bold" } else { "" };
     // The template is ours: an error in it shows as the plain default bar.
-    if let Ok(style) = ProgressStyle::with_template(&format!("{{prefix:>12{colour}}} {{line}}")) {
+    if let Ok(style) = ProgressStyle::with_template(&format!("{{prefix:>12{color}}} {{line}}")) {
         let progress = progress.clone();
         let line = move |_: &ProgressState, to: &mut dyn std::fmt::Write| {
             let width = usize::from(narrow::width()).saturating_sub(MARGIN);

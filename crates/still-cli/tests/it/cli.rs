@@ -32,7 +32,7 @@ fn help_names_every_command_on_stdout_by_what_it_is_for() {
     let groups = ["Train", "Run", "Evaluate", "Look", "Set up", "Options", "Examples"];
     assert!(groups.map(|group| place(&format!("\n{group}:\n"))).is_sorted());
     assert!(outcome.stderr.is_empty(), "{}", outcome.stderr);
-    // Off a terminal without colours.
+    // Off a terminal without colors.
     assert!(!outcome.stdout.contains('\u{1b}'), "{:?}", outcome.stdout);
 }
 

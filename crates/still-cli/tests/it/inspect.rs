@@ -5,7 +5,7 @@ use std::fs;
 use crate::common::{Outcome, still, student_dir, teacher_dir, words};
 
 #[test]
-fn a_student_is_summarised_and_drawn() {
+fn a_student_is_summarized_and_drawn() {
     let dir = tempfile::tempdir().unwrap();
     let text = dir.path().join("text.txt");
     let html = dir.path().join("page.html");

@@ -59,7 +59,7 @@ fn full_and_delta_students_write_the_same_text() {
     assert!(dir.path().join("full.run/metrics.jsonl").exists());
 }
 
-/// Where a log is kept instead of a terminal: a line at every checkpoint, no bar, no colours; the layers at the end.
+/// Where a log is kept instead of a terminal: a line at every checkpoint, no bar, no colors; the layers at the end.
 #[test]
 fn progress_is_readable_in_a_log() {
     let dir = tempfile::tempdir().unwrap();

@@ -47,7 +47,7 @@ pub(crate) use context::Compressor;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Method {
-    /// SnapKV (arXiv 2404.14469, section 4; the authors' runs on LongBench take the largest of 7 neighbours and observe 32 tokens): the last tokens of
+    /// SnapKV (arXiv 2404.14469, section 4; the authors' runs on LongBench take the largest of 7 neighbors and observe 32 tokens): the last tokens of
     /// the prompt, with the question in it, say which rows they attend to. The same number of rows a head.
     #[serde(rename = "snapkv")]
     SnapKv,

@@ -7,7 +7,7 @@ use crate::error::Result;
 
 /// Tokens at the prompt's end that SnapKV observes (`window_size` of the authors' code).
 pub(super) const OBSERVED: usize = 32;
-/// Neighbours of which a row takes SnapKV's largest score (`kernel_size`, `maxpool`): as in the authors' runs on LongBench. The default
+/// Neighbors of which a row takes SnapKV's largest score (`kernel_size`, `maxpool`): as in the authors' runs on LongBench. The default
 /// of their code, the mean of 5, keeps less of an answer of several tokens.
 pub(super) const POOLED: usize = 7;
 
@@ -15,7 +15,7 @@ pub(super) const POOLED: usize = 7;
 pub(super) type Scores = Vec<Vec<f32>>;
 
 /// SnapKV: attention that the last `observed` of `N` queries pay to each row before them, summed over queries and averaged over
-/// the query heads of a KV head; of [`POOLED`] neighbours the largest. `q` `[1, H, N, D]`, `k` `[1, K, N, D]`; `N − observed` scores a
+/// the query heads of a KV head; of [`POOLED`] neighbors the largest. `q` `[1, H, N, D]`, `k` `[1, K, N, D]`; `N − observed` scores a
 /// head.
 pub(super) fn snapkv(q: &Tensor, k: &Tensor, observed: usize, scale: f64) -> Result<Scores> {
     let tokens = q.dim(2)?;
@@ -33,7 +33,7 @@ fn by_query_head(softmax: &Softmax, q: &Tensor, k: &Tensor) -> Result<Tensor> {
     Ok((softmax.sum_of_queries()? / query_heads as f64)?)
 }
 
-/// The largest of [`POOLED`] neighbours.
+/// The largest of [`POOLED`] neighbors.
 fn pool(values: &[f32]) -> Vec<f32> {
     let reach = POOLED / 2;
     let largest = |at: usize| {

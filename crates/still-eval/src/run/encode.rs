@@ -34,7 +34,7 @@ impl Sequence {
     }
 }
 
-/// Tokenises requests of one item, whose contexts are often the same.
+/// Tokenizes requests of one item, whose contexts are often the same.
 #[derive(Debug)]
 pub struct Encoder<'a> {
     model: &'a Model,
@@ -47,7 +47,7 @@ impl<'a> Encoder<'a> {
         Self { model, contexts: HashMap::new() }
     }
 
-    /// The harness's rule (`_encode_pair`): white space at the context's end moves to the continuation, both are tokenised
+    /// The harness's rule (`_encode_pair`): white space at the context's end moves to the continuation, both are tokenized
     /// together, and the tokens after as many as the context has alone are the continuation. The tokenizer adds what it
     /// usually adds before a text. An empty context becomes a beginning-of-sequence token, or an end-of-sequence one.
     ///

@@ -18,7 +18,7 @@ use crate::error::{EvalError, Result};
 use crate::long::random_tokens;
 use crate::task::{Metric, Task, id_windows};
 
-/// Random tokens that a model is recognised by: more than a student's window holds.
+/// Random tokens that a model is recognized by: more than a student's window holds.
 const PROBE_TOKENS: usize = 256;
 /// Probes that differ by less are of one model on another machine, nats.
 const PROBE_TOLERANCE: f64 = 1e-3;

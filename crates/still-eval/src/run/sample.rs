@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use crate::bootstrap::blocks;
 use crate::task::{Choice, Item, Metric, Question, Request};
 
-/// Tokens of a window whose errors are taken as one when intervals are drawn: neighbours' errors are correlated.
+/// Tokens of a window whose errors are taken as one when intervals are drawn: neighbors' errors are correlated.
 const BLOCK: usize = 256;
 
 /// What a model answered to one item, and what that is worth.
@@ -156,7 +156,7 @@ fn first_largest(values: &[f64]) -> usize {
     best
 }
 
-/// What a question is recognised by, request by request.
+/// What a question is recognized by, request by request.
 fn hashes(question: &Question) -> Vec<String> {
     match question {
         Question::Choice(Choice { requests, .. }) => requests.iter().map(hash_request).collect(),

@@ -72,7 +72,7 @@ pub struct Choice {
     pub gold: usize,
 }
 
-/// A text to have the log-likelihood of, tokenised as the harness does: context and continuation together, and what lies
+/// A text to have the log-likelihood of, tokenized as the harness does: context and continuation together, and what lies
 /// beyond the tokens of the context alone is the continuation. White space at the context's end belongs to the continuation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {

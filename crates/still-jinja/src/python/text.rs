@@ -148,7 +148,7 @@ pub(crate) fn is_printable(c: char) -> bool {
         c if c.is_control() => false,
         // Separators other than the space.
         c if c.is_whitespace() => false,
-        // Format characters, surrogates' neighbours and private use.
+        // Format characters, surrogates' neighbors and private use.
         '\u{AD}' | '\u{600}'..='\u{605}' | '\u{61C}' | '\u{6DD}' | '\u{70F}' | '\u{180E}' => false,
         '\u{200B}'..='\u{200F}' | '\u{202A}'..='\u{202E}' | '\u{2060}'..='\u{206F}' => false,
         '\u{FEFF}' | '\u{FFF9}'..='\u{FFFB}' | '\u{E000}'..='\u{F8FF}' => false,

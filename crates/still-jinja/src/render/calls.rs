@@ -218,7 +218,7 @@ impl<'t> Interpreter<'t> {
         let this = &self.loops[at];
         let (index, length) = (this.index, this.items.items.len());
         let number = |value: usize| Value::Int(value as i128);
-        let neighbour = |at: Option<usize>, which: &str| {
+        let neighbor = |at: Option<usize>, which: &str| {
             let found = at.and_then(|at| this.items.items.get(at)).cloned();
             found.unwrap_or_else(|| Value::undefined(format!("there is no {which} item")))
         };
@@ -233,8 +233,8 @@ impl<'t> Interpreter<'t> {
             "length" => number(length),
             "depth" => number(this.depth0 + 1),
             "depth0" => number(this.depth0),
-            "previtem" => neighbour(index.checked_sub(1), "previous"),
-            "nextitem" => neighbour(Some(index + 1), "next"),
+            "previtem" => neighbor(index.checked_sub(1), "previous"),
+            "nextitem" => neighbor(Some(index + 1), "next"),
             "cycle" => return method("cycle"),
             "changed" => return method("changed"),
             _ => return attribute(&Value::Object(Object::Loop(at)), name, &self.meter),

@@ -1,4 +1,4 @@
-//! The base of a delta: how it is recorded, found again and recognised.
+//! The base of a delta: how it is recorded, found again and recognized.
 
 use std::path::{Component, Path, PathBuf};
 

@@ -86,7 +86,7 @@ impl TokenCache {
     }
 }
 
-/// A tokenizer and what it is recognised by.
+/// A tokenizer and what it is recognized by.
 #[derive(Debug)]
 pub(super) struct Identified<'a> {
     pub tokenizer: &'a Tokenizer,

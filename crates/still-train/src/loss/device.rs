@@ -95,7 +95,7 @@ pub(super) fn rows_loss_by(
     Ok((Scalar::Device(Tensor::stack(&losses, 0)?.sum_all()?), gradient))
 }
 
-/// What a row's losses count in what is reported, and in what is minimised.
+/// What a row's losses count in what is reported, and in what is minimized.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Weights {
     pub kl_share: f64,

@@ -43,7 +43,7 @@ const MAX_NAMES: usize = 64;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Recipe {
-    /// Seed of initialisation and of the data's order.
+    /// Seed of initialization and of the data's order.
     pub seed: u64,
     /// The hybrid attention.
     pub attention: AttentionRecipe,

@@ -16,7 +16,7 @@ pub enum TransferLoss {
     OutputMse,
 }
 
-/// What becomes of the layers' losses in the one that stage 1 minimises.
+/// What becomes of the layers' losses in the one that stage 1 minimizes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reduction {
@@ -76,7 +76,7 @@ impl TransferRecipe {
     }
 }
 
-/// What stage 2 minimises.
+/// What stage 2 minimizes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Objective {

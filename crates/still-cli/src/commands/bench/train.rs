@@ -71,7 +71,7 @@ impl TrainBenchArgs {
 struct Line {
     #[serde(flatten)]
     timing: StepTiming,
-    /// What stage 2 minimises.
+    /// What stage 2 minimizes.
     #[serde(skip_serializing_if = "Option::is_none")]
     objective: Option<Objective>,
     /// Of the process so far, the model included.

@@ -49,7 +49,7 @@ pub struct HeadRouting {
 /// Where a token is when the text has been read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// Summarised in the linear state (or dropped, where there is no linear branch).
+    /// Summarized in the linear state (or dropped, where there is no linear branch).
     Absorbed,
     /// The same, after it was salient for a while: the cap on salient tokens took its place away.
     Demoted,

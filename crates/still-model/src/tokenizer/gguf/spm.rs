@@ -1,6 +1,6 @@
 //! SentencePiece's BPE (`tokenizer.ggml.model` = `llama`): Llama 2, Mistral 7B, TinyLlama, Gemma.
 //!
-//! SentencePiece joins the two neighbours whose union is the piece with the best score, until no union is a piece. As
+//! SentencePiece joins the two neighbors whose union is the piece with the best score, until no union is a piece. As
 //! merges in the order of scores that is what the library does, and what transformers' converter writes.
 
 use std::collections::HashMap;

@@ -7,7 +7,7 @@ use crate::plot::{BarChart, Dot, Group, LineChart, Scale, Scatter, Series, Strok
 
 /// Tasks that stand side by side in one chart, so that their names have room.
 const SIDE_BY_SIDE: usize = 4;
-/// The colour of dots that are variants: grey.
+/// The color of dots that are variants: grey.
 const VARIANT: usize = 5;
 const MIB: f64 = (1 << 20) as f64;
 
@@ -67,7 +67,7 @@ pub fn against_bytes(results: &Results) -> Vec<String> {
             Some(Dot {
                 name: subject.label(),
                 named: subject.ablation.is_none(),
-                colour: if subject.ablation.is_none() { n } else { VARIANT },
+                color: if subject.ablation.is_none() { n } else { VARIANT },
                 x: result.cache_bytes? / MIB,
                 y: scale * value.value,
                 interval: scaled(value.interval, scale).filter(|_| subject.ablation.is_none()),

@@ -78,7 +78,7 @@ fn curve(
     .html()
 }
 
-/// The mean of each point and its neighbours, `window` in all, wherever there are so many.
+/// The mean of each point and its neighbors, `window` in all, wherever there are so many.
 fn running_mean(points: &[(f64, f64)], window: usize) -> Vec<(f64, f64)> {
     let window = window.max(1);
     points
