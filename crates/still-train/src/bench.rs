@@ -1,4 +1,4 @@
-//! How long the steps of each stage take, on tokens that say nothing.
+//! Time of training steps, on random tokens.
 
 use serde::Serialize;
 use still_eval::{random_tokens, timing};
@@ -12,7 +12,7 @@ use crate::recipe::Recipe;
 use crate::run::TrainingStage;
 use crate::transfer::TransferStage;
 
-/// Steps of one stage, timed.
+/// Timed steps of one stage.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct StepTiming {
     /// The stage.
@@ -21,20 +21,20 @@ pub struct StepTiming {
     pub context: usize,
     /// Sequences of a step.
     pub batch: usize,
-    /// Values trained.
+    /// Number of trained values.
     pub trained_values: usize,
-    /// Steps timed, after one that was not.
+    /// Timed steps, after one step of warm-up.
     pub steps: usize,
-    /// Median, until the loss and the gradient's norm are on the host.
+    /// Median time in ms, until the loss and the gradient's norm are on the host.
     pub step_p50_ms: f64,
-    /// The slowest.
+    /// Time of the slowest step in ms.
     pub step_max_ms: f64,
     /// Tokens of a step over its median time.
     pub tokens_per_s: f64,
 }
 
-/// Times `steps` steps of a stage of `recipe`, each over the recipe's batch of sequences of `context` random tokens. The stage
-/// starts from a fresh student, which is thrown away. One step more comes first: it finds everything cold.
+/// Times `steps` steps of a stage of `recipe`, after one step of warm-up. Each step takes the recipe's batch of sequences of
+/// `context` random tokens. The stage trains an untrained student, which is dropped.
 ///
 /// # Errors
 /// A recipe that does not fit the model; a loss that is not a number.

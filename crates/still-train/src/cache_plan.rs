@@ -1,4 +1,4 @@
-//! What a student's cache will take, before there is a student.
+//! Estimate of a student's cache before training.
 
 use serde::Serialize;
 use still_attention::{HeadSize, Mode, RowDtype, StillConfig};
@@ -11,16 +11,16 @@ use crate::recipe::CalibrationRecipe;
 pub struct CachePlan {
     /// Tokens of the sequence.
     pub at_length: usize,
-    /// Bytes of the student's.
+    /// Bytes of the student's cache.
     pub bytes: usize,
-    /// Whether `bytes` are a limit, below which calibration will find budgets.
+    /// Whether `bytes` is a limit that calibration will keep.
     pub at_most: bool,
-    /// Bytes of the teacher's, in bf16.
+    /// Bytes of the teacher's cache, in bf16.
     pub dense_bytes: usize,
 }
 
 impl CachePlan {
-    /// Of a student with the attention `still`, at the length that the recipe's calibration is for.
+    /// The cache of a student with the attention `still`, at the length of the recipe's calibration.
     pub fn of(still: &StillConfig, model: &ModelConfig, calibration: &CalibrationRecipe) -> Self {
         let at_length = calibration.at_length;
         let dense = model.dense_cache_bytes(at_length, RowDtype::Bf16);
@@ -33,7 +33,7 @@ impl CachePlan {
     }
 }
 
-/// Bytes of a student's cache after so many tokens; its exact rows in bf16 where it says nothing.
+/// Bytes of a student's cache after `tokens` tokens. Exact rows are bf16 unless the student says otherwise.
 fn bytes(still: &StillConfig, model: &ModelConfig, tokens: usize) -> usize {
     let size = HeadSize {
         chunk: still.chunk,

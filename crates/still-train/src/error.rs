@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 
 use still_model::files::io_hint;
 
-/// What can go wrong in a run. Messages say what and where; [`TrainError::hint`] says what to do.
+/// Errors of a run. The message says what is wrong and where; [`TrainError::hint`] says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
-    /// A recipe that cannot be used.
+    /// An invalid recipe.
     #[error("recipe: {what}")]
     Recipe {
         /// What is wrong with it.
@@ -15,7 +15,7 @@ pub enum TrainError {
         /// What to do.
         hint: String,
     },
-    /// Data that cannot be trained on.
+    /// Invalid training data.
     #[error("{}: {what}", path.display())]
     Data {
         /// The file.
@@ -40,7 +40,7 @@ pub enum TrainError {
     /// Budgets that cannot be calibrated, or do not fit.
     #[error("budgets: {what}")]
     Calibration {
-        /// What stands in the way.
+        /// What is wrong.
         what: String,
         /// What to do.
         hint: String,
@@ -55,7 +55,7 @@ pub enum TrainError {
         /// What to do.
         hint: String,
     },
-    /// The observer asked to stop; everything is saved.
+    /// The observer asked to stop. A checkpoint is saved.
     #[error("stopped at {stage} step {step}; saved in {}", path.display())]
     Interrupted {
         /// The stage.
@@ -65,14 +65,14 @@ pub enum TrainError {
         /// The checkpoint.
         path: PathBuf,
     },
-    /// The run is given up: it gets worse, not better. Everything is saved.
+    /// The run was stopped because it diverged. A checkpoint is saved.
     #[error("{stage} step {step}: {what}; saved in {}", path.display())]
     Diverged {
         /// The stage.
         stage: &'static str,
         /// Steps done in it.
         step: usize,
-        /// What told.
+        /// The sign of divergence.
         what: String,
         /// The checkpoint.
         path: PathBuf,
@@ -84,7 +84,7 @@ pub enum TrainError {
         action: &'static str,
         /// The file or directory.
         path: PathBuf,
-        /// The system's word.
+        /// The system's error.
         source: std::io::Error,
     },
     /// An error of the model.
@@ -105,7 +105,7 @@ pub enum TrainError {
 pub type Result<T> = std::result::Result<T, TrainError>;
 
 impl TrainError {
-    /// What the user can do about it.
+    /// What the user can do.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Recipe { hint, .. }

@@ -1,4 +1,4 @@
-//! Stage 2, low-rank finetuning: the student as a whole learns to predict what the teacher predicts.
+//! Stage 2, low-rank finetuning: the whole student learns to predict what its teacher predicts.
 
 use std::borrow::Cow;
 
@@ -24,7 +24,7 @@ pub struct FinetuneStage {
     teacher: Model,
     student: Student,
     updates: Updates,
-    /// `[vocab, E]`, in the dtype of activations: widened once, as the loss reads it twice a step.
+    /// `[vocab, E]`, in the dtype of activations: dequantized once, because the loss reads it twice a step.
     lm_head: Tensor,
     objective: Objective,
     recompute: Recompute,
@@ -34,7 +34,7 @@ pub struct FinetuneStage {
 }
 
 impl FinetuneStage {
-    /// A fresh optimizer over low-rank updates (added if the student has none) and, as the recipe says, the attention.
+    /// A stage over the student's low-rank updates, added if it has none, and its attention if the recipe says so.
     ///
     /// # Errors
     /// An error of the tensor library.
@@ -65,7 +65,7 @@ impl FinetuneStage {
         })
     }
 
-    /// From now on skips steps that are spikes.
+    /// Skips steps that are spikes.
     #[must_use]
     pub fn with_guard(mut self, guard: &GuardRecipe) -> Self {
         self.updates.guard(guard);
@@ -74,7 +74,7 @@ impl FinetuneStage {
 
     /// One optimizer step over windows of token ids.
     ///
-    /// `teacher_hidden`: the teacher's final-normed hidden states of each segment, `[N, E]`, if they are at hand.
+    /// `teacher_hidden`: the teacher's final-normed hidden states of each segment, `[N, E]`, if they are known.
     ///
     /// # Errors
     /// A loss or gradient that is not a number (the step is then not taken); an id outside the vocabulary.
@@ -176,8 +176,7 @@ impl FinetuneStage {
         Ok(loss)
     }
 
-    /// A layer as the coming step trains it: with the dropout of this step, window and layer, the same whenever it is
-    /// asked for.
+    /// A layer with the dropout masks of the coming step, window and layer. They are the same at every call.
     fn with_dropout<'a>(
         &self,
         layer: &'a StudentLayer,
@@ -208,7 +207,7 @@ impl FinetuneStage {
         Ok(decoder.final_norm(&x)?.squeeze(0)?)
     }
 
-    /// The student as it is now, low-rank updates unmerged.
+    /// The current student, low-rank updates unmerged.
     ///
     /// # Errors
     /// An error of the tensor library.

@@ -7,27 +7,27 @@ use still_model::{DecoderLayer, ModelError, Rotation, SavedActivations, SavingOp
 use crate::error::Result;
 use crate::recipe::Recompute;
 
-/// What the pass of one layer works on.
+/// One layer of stage 2 and its inputs.
 pub(crate) struct LayerPass<'a> {
     pub decoder: &'a DecoderLayer,
-    /// None of a layer that keeps its attention to a sliding window.
+    /// `None` for a layer that keeps its sliding window.
     pub student: Option<&'a StudentLayer>,
     pub rotation: &'a Rotation,
     pub recompute: Recompute,
-    /// Whether something learned lies below, so that the gradient of the input is wanted.
+    /// Whether the gradient of the input is needed, because a layer below learns.
     pub wants_input: bool,
 }
 
-/// What the backward pass of a layer needs, as far as it is saved.
+/// What the forward pass of a layer saved for the backward pass.
 pub(crate) enum Saved<'w> {
-    /// The input alone, `[B, N, E]`: the rest is computed again.
+    /// The input, `[B, N, E]`. The backward pass recomputes the rest.
     Input(Tensor),
-    /// All of it.
+    /// All activations that the backward pass reads.
     Activations(Box<SavedActivations<'w>>),
 }
 
 impl<'w> LayerPass<'w> {
-    /// The output `[B, N, E]` for `x` `[B, N, E]`, in no graph, and what the backward pass needs.
+    /// Returns the output `[B, N, E]` of `x` `[B, N, E]`, without a graph, and what the backward pass needs.
     pub fn forward(&self, x: &Tensor) -> Result<(Tensor, Saved<'w>)> {
         let (y, saved) = self.pass(x)?;
         Ok(match self.recompute {
@@ -53,8 +53,8 @@ impl<'w> LayerPass<'w> {
         Ok((ops.by_token(&y)?, ops.into_saved(&y)))
     }
 
-    /// From the gradient of the output to that of the input, none if nothing is learned below. Gradients of what is learned here are
-    /// added to `gradients`.
+    /// Returns the input's gradient from the output's, or `None` if it is not needed. Adds the gradients of learned tensors to
+    /// `gradients`.
     pub fn backward(
         &self,
         saved: Saved<'w>,

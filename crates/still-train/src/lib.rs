@@ -14,18 +14,18 @@
 //! | `flat` | values in one vector |
 //! | `optimizer` | AdamW |
 //! | `schedule` | learning rates |
-//! | `update` | the end of a step: new parameters, or a skipped step |
-//! | `spikes` | steps far out of line |
-//! | `scalar` | a number where it was computed |
+//! | `update` | the end of a step: take it, skip it, or refuse it |
+//! | `spikes` | steps with an outlying loss or gradient |
+//! | `scalar` | a number on the device that computed it |
 //! | `evaluation` | measurements while a run goes on |
-//! | `metrics` | what a run tells while it goes on |
-//! | `checkpoint` | checkpoints, complete or not there |
+//! | `metrics` | reports of a run: steps, evaluations, progress |
+//! | `checkpoint` | atomic checkpoints |
 //! | `exact` | numbers that a checkpoint gives back bit for bit |
 //! | `data` | files to windows of token ids |
 //! | `calibrate` | budgets of heads before training |
-//! | `recipe` | everything that decides a run |
-//! | `plan`, `cache_plan` | what a run will train, read, hold and take; its student's cache |
-//! | `fits`, `memory` | whether it fits into memory, and how much is free |
+//! | `recipe` | all settings of a run |
+//! | `plan`, `cache_plan` | estimates of a run's parameters, tokens, memory and time, and of its student's cache |
+//! | `fits`, `memory` | whether a run fits into memory; how much is free |
 //! | `bench` | timed steps |
 //! | `gradient_check` | tests of gradients by differences of the loss |
 //! | `error` | errors of training |

@@ -1,10 +1,10 @@
-//! How much memory is free, as far as the system tells.
+//! Free memory, as far as the system reports it.
 
 use std::fs;
 use std::path::Path;
 
-/// Bytes that this process may still take: the least of what the system has (swap included), what a cgroup leaves and
-/// what its own limit on address space leaves. `None` where nothing tells.
+/// Bytes that this process can still allocate: the least of the system's free memory (swap included), the cgroup's limit and the
+/// limit on address space. `None` where the system reports nothing.
 pub fn free_bytes() -> Option<u64> {
     [system(), cgroup(Path::new("/sys/fs/cgroup")), address_space()].into_iter().flatten().min()
 }
@@ -21,7 +21,7 @@ fn system() -> Option<u64> {
     Some(kilobytes(&text, "MemAvailable")? + swap)
 }
 
-/// As a container sees its own group, in version 2 or 1 of the interface.
+/// The limit of a container's own cgroup, in version 2 or 1 of the interface.
 fn cgroup(root: &Path) -> Option<u64> {
     let number = |path: &str| -> Option<u64> {
         fs::read_to_string(root.join(path)).ok()?.trim().parse().ok()

@@ -1,4 +1,4 @@
-//! What a run tells while it goes on.
+//! Reports of a run while it trains: steps, evaluations, progress.
 
 use std::fmt;
 use std::fs::{File, OpenOptions};
@@ -26,10 +26,10 @@ pub enum Stage {
 }
 
 impl Stage {
-    /// Both, in the order of a run.
+    /// Both stages, in the order of a run.
     pub const ALL: [Self; 2] = [Self::Transfer, Self::Finetune];
 
-    /// As in files and messages.
+    /// The name in files and messages.
     pub fn name(self) -> &'static str {
         match self {
             Self::Transfer => "transfer",
@@ -60,10 +60,10 @@ impl FromStr for Stage {
 pub struct StepReport {
     /// Its stage.
     pub stage: Stage,
-    /// Steps of the stage done, this one included.
+    /// Number of the step within its stage, from 1.
     pub step: usize,
-    /// What the stage minimizes: mean squared error per value over the layers' mean, as the recipe weighs it
-    /// (transfer), or nats per token (finetune).
+    /// The loss. Transfer: mean squared error per value, averaged over layers and weighted as the recipe says. Finetune: nats a
+    /// token.
     pub loss: f64,
     /// Global norm of the gradient before clipping.
     pub grad_norm: f64,
@@ -71,10 +71,10 @@ pub struct StepReport {
     pub lr: f64,
     /// Tokens of the step.
     pub tokens: usize,
-    /// Whether the step was a spike and so was not taken.
+    /// Whether the step was skipped because it was a spike.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub skipped: bool,
-    /// Which layers learn, bottom first, where that is not every layer: some keep their attention (transfer).
+    /// Numbers of the layers that learn, bottom first (transfer). Absent if all layers learn.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub layers: Vec<usize>,
     /// Loss of each layer that learns, bottom first (transfer).
@@ -86,7 +86,7 @@ pub struct StepReport {
 }
 
 impl StepReport {
-    /// Each layer that learns, by its number, with its loss.
+    /// The number and the loss of each layer that learns.
     pub fn losses_by_layer(&self) -> impl Iterator<Item = (usize, f64)> {
         let number = |n| self.layers.get(n).copied().unwrap_or(n);
         self.layer_losses.iter().enumerate().map(move |(n, &loss)| (number(n), loss))
@@ -106,7 +106,7 @@ pub(crate) struct LayerLosses {
 }
 
 impl LayerLosses {
-    /// Removes those of an earlier run.
+    /// Removes the file of an earlier run.
     pub fn forget(run_dir: &Path) -> Result<()> {
         let path = run_dir.join(LAYERS);
         match std::fs::remove_file(&path) {
@@ -125,17 +125,17 @@ impl LayerLosses {
     }
 }
 
-/// Called at the end of each item of an evaluation, from several threads.
+/// A callback at the end of each item of an evaluation. Several threads call it.
 pub type OnItem = Box<dyn Fn() + Send + Sync>;
 
-/// Told of a run's progress.
+/// Receives a run's progress.
 pub trait Observer {
-    /// Calibration passed so many tokens more, of so many in a phase; none at the beginning of a phase.
+    /// Calibration has processed `tokens` more of the phase's `of` tokens. A phase begins with `tokens = 0`.
     fn on_calibration(&mut self, phase: Phase, tokens: usize, of: usize) {
         let _ = (phase, tokens, of);
     }
 
-    /// A stage of `steps` steps begins; `done` of them were done in an earlier run.
+    /// A stage of `steps` steps begins. A resumed run has `done` of them behind it.
     fn on_stage(&mut self, stage: Stage, steps: usize, done: usize) {
         let _ = (stage, steps, done);
     }
@@ -145,19 +145,19 @@ pub trait Observer {
         let _ = report;
     }
 
-    /// The teacher is measured from now on, by as many items as the student will be. What is returned is called at the end of each.
+    /// The measurement of the teacher begins, over as many items as the student's. Returns the callback for each item's end.
     fn on_teacher(&mut self, items: usize) -> OnItem {
         let _ = items;
         Box::new(|| {})
     }
 
-    /// The student is measured from now on, by so many items; [`Observer::on_evaluation`] ends it.
+    /// An evaluation of the student begins, over `items` items. [`Observer::on_evaluation`] ends it.
     fn on_evaluation_begin(&mut self, stage: Stage, step: usize, items: usize) -> OnItem {
         let _ = (stage, step, items);
         Box::new(|| {})
     }
 
-    /// The student was measured.
+    /// An evaluation of the student is done.
     fn on_evaluation(&mut self, evaluation: &Evaluation) {
         let _ = evaluation;
     }
@@ -167,19 +167,19 @@ pub trait Observer {
         let _ = path;
     }
 
-    /// Asked after each step: whether to save and return.
+    /// Whether to save and return. The run asks after each step.
     fn stop_requested(&self) -> bool {
         false
     }
 }
 
-/// Tells nobody.
+/// An observer that ignores everything.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Silent;
 
 impl Observer for Silent {}
 
-/// A line of a run's logs: it belongs to a step.
+/// A line of a run's log.
 pub(crate) trait Logged: Serialize + DeserializeOwned {
     /// Stage and step.
     fn at(&self) -> (Stage, usize);
@@ -191,7 +191,7 @@ impl Logged for StepReport {
     }
 }
 
-/// How far a log went, and the digest (BLAKE3) of what it held.
+/// A log's length at a checkpoint, and the digest (BLAKE3) of its content.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct LogMark {
@@ -204,14 +204,14 @@ pub(crate) struct LogMark {
 pub(crate) struct Log<T> {
     file: File,
     path: PathBuf,
-    /// Of what the file holds.
+    /// Digest of the file's content.
     hasher: blake3::Hasher,
     lines: PhantomData<fn(T)>,
 }
 
 impl<T: Logged> Log<T> {
-    /// Opens the log, keeping the lines of steps up to the one that the run goes on from. They must be those that the
-    /// checkpoint of that step knew, if it says so.
+    /// Opens the log and keeps the lines up to the step that the run resumes from. They must match the `mark` of that step's
+    /// checkpoint, if it has one.
     pub fn open(path: &Path, keep: Option<(Stage, usize)>, mark: Option<&LogMark>) -> Result<Self> {
         let mut kept = Vec::new();
         if let (Some(last), Some(before)) = (keep, read_if_there(path)?) {
@@ -242,7 +242,7 @@ impl<T: Logged> Log<T> {
         self.file.write_all(line.as_bytes()).map_err(TrainError::write(&self.path))
     }
 
-    /// What the log holds by now, once that is on the disk.
+    /// Syncs the log to the disk and returns its mark.
     pub fn mark(&self) -> Result<LogMark> {
         self.file.sync_data().map_err(TrainError::write(&self.path))?;
         let blake3 = self.hasher.finalize().to_hex().to_string();
@@ -258,7 +258,7 @@ fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>> {
     }
 }
 
-/// An error unless a log begins with what a checkpoint knew of it.
+/// Checks that a log begins with the content that a checkpoint recorded.
 fn check(path: &Path, bytes: &[u8], mark: &LogMark) -> Result<()> {
     let known = usize::try_from(mark.bytes).ok().and_then(|count| bytes.get(..count));
     if known.is_some_and(|known| blake3::hash(known).to_hex().as_str() == mark.blake3) {

@@ -1,4 +1,4 @@
-//! AdamW whose whole state can be saved.
+//! AdamW with a state that a checkpoint saves whole.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,8 +19,7 @@ pub struct AdamWConfig {
     pub lr: f64,
     /// Steps of linear warmup.
     pub warmup: usize,
-    /// How the rate goes on after it: `"cosine"`, `"linear"`, `"constant"` or
-    /// `{ plateau = { factor = 0.1, patience = 10 } }`.
+    /// The rate after the warmup: `"cosine"`, `"linear"`, `"constant"` or `{ plateau = { factor = 0.1, patience = 10 } }`.
     pub schedule: Schedule,
     /// The schedule ends at this share of `lr`.
     pub floor: f64,
@@ -32,7 +31,7 @@ pub struct AdamWConfig {
     pub eps: f64,
     /// Decoupled weight decay.
     pub weight_decay: f64,
-    /// Gradients are scaled down to this global norm. 0: they are left as they are.
+    /// Largest global norm of the gradients; larger ones are scaled down to it. 0 is off.
     pub clip: f64,
 }
 
@@ -60,7 +59,7 @@ pub type Parameters = Vec<(String, Var)>;
 pub struct AdamW {
     config: AdamWConfig,
     parameters: Parameters,
-    /// Where each parameter's moments are, and its gradient.
+    /// Span of each parameter in the vectors of moments and gradients.
     spans: Arc<Spans>,
     /// First moments of all parameters, `[values]` f32.
     m: Tensor,
@@ -68,14 +67,14 @@ pub struct AdamW {
     v: Tensor,
     /// Steps of the schedule.
     step: usize,
-    /// Those among them that were not taken.
+    /// Skipped steps among them.
     skipped: usize,
     total: usize,
     plateau: Plateau,
 }
 
 impl AdamW {
-    /// Fresh moments for a run of `total` steps.
+    /// An optimizer with zero moments, for a run of `total` steps.
     ///
     /// # Errors
     /// An error of the tensor library.
@@ -102,12 +101,12 @@ impl AdamW {
         lr * schedule.share(self.step, warmup, self.total, floor) * self.plateau.scale().max(floor)
     }
 
-    /// Takes note of a held-out loss, which [`Schedule::Plateau`] goes by.
+    /// Records a held-out loss, for [`Schedule::Plateau`].
     pub(crate) fn observe(&mut self, heldout: f64) {
         self.plateau.observe(heldout, self.config.schedule);
     }
 
-    /// Where backward passes add the gradients of the next step: none yet.
+    /// Zero gradients, to which backward passes of the next step add.
     ///
     /// # Errors
     /// An error of the tensor library.
@@ -115,7 +114,7 @@ impl AdamW {
         Ok(Gradients::new(&self.spans)?)
     }
 
-    /// Takes one step; a parameter without gradient stays. Returns the gradient's global norm before clipping.
+    /// Takes one step. A parameter without a gradient does not change. Returns the gradients' global norm before clipping.
     ///
     /// # Errors
     /// [`TrainError::NotFinite`] if the norm is not a number; nothing has changed then.
@@ -182,7 +181,7 @@ impl AdamW {
         Ok(())
     }
 
-    /// Goes on without a step: the schedule advances, nothing else.
+    /// Skips a step: only the schedule advances.
     pub(crate) fn skip(&mut self) {
         self.step += 1;
         self.skipped += 1;
@@ -193,12 +192,12 @@ impl AdamW {
         self.skipped
     }
 
-    /// What [`Schedule::Plateau`] remembers.
+    /// The state of [`Schedule::Plateau`].
     pub(crate) fn plateau(&self) -> Plateau {
         self.plateau
     }
 
-    /// Moments by parameter name, `m.` and `v.` before it.
+    /// Moments by name: `m.` and `v.` before the parameter's name.
     ///
     /// # Errors
     /// An error of the tensor library.
@@ -212,7 +211,7 @@ impl AdamW {
         Ok(state)
     }
 
-    /// Goes on from saved moments, after `step` steps of which `skipped` were not taken.
+    /// Restores saved moments, after `step` steps of which `skipped` were skipped.
     ///
     /// # Errors
     /// `foreign` of the name of a moment that is missing or of another shape.

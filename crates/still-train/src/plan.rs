@@ -1,4 +1,4 @@
-//! What a run will train, read, hold and take, before it does.
+//! Estimates before a run: parameters, tokens, memory and time.
 
 use std::time::Instant;
 
@@ -16,51 +16,51 @@ use crate::recipe::{Objective, Recipe, Recompute};
 use crate::run::TrainingStage;
 use crate::transfer::TransferStage;
 
-/// Most tokens of the timed windows: longer ones are cut, so that a plan takes seconds.
+/// Most tokens of a timed window. Longer windows are cut, so that a plan takes seconds.
 const TIMED_TOKENS: usize = 2048;
-/// Tokens of the steps before them, which find everything cold.
+/// Tokens of the warm-up steps.
 const WARMUP_TOKENS: usize = 64;
 /// Most windows that are read to count a stage's tokens.
 const MOST_WINDOWS: usize = 100_000;
 /// Bytes of an f32: all that is learned, and logits.
 const F32: usize = 4;
 
-/// A run, estimated.
+/// The estimate of a run.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Plan {
     /// Bytes of the base model's weights as they lie in memory.
     pub weights_bytes: usize,
-    /// Tokens of the window that each stage's speed was measured on, one step on the model itself.
+    /// Tokens of the window on which each stage's speed was measured.
     pub timed_tokens: usize,
     /// The student's attention cache compared with its teacher's.
     pub cache: CachePlan,
-    /// The stages that have steps.
+    /// The stages with at least one step.
     pub stages: Vec<StagePlan>,
 }
 
-/// A stage, estimated.
+/// The estimate of a stage.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct StagePlan {
     /// The stage.
     pub stage: Stage,
-    /// Values trained.
+    /// Number of trained values.
     pub parameters: usize,
     /// Optimizer steps.
     pub steps: usize,
     /// Tokens read by all steps.
     pub tokens: usize,
-    /// Tokens of its longest window.
+    /// Tokens of the longest window.
     pub longest_window: usize,
-    /// Most bytes held at a time, weights included; counted from shapes. Evaluations are not in it.
+    /// Peak memory in bytes, weights included, counted from shapes. Evaluations do not count.
     pub peak_bytes: usize,
     /// Tokens per second of the timed step.
     pub tokens_per_s: f64,
-    /// Seconds that all steps take at that speed. Evaluations and checkpoints are not in it.
+    /// Seconds of all steps at that speed. Evaluations and checkpoints do not count.
     pub seconds: f64,
 }
 
-/// Plans a run of `recipe` over `windows`: counts values, tokens and bytes, and times one step of each stage on the
-/// model itself. Nothing is trained and nothing written.
+/// Plans a run of `recipe` over `windows`: counts values, tokens and bytes, and times one step of each stage on the model. It
+/// trains and writes nothing.
 ///
 /// # Errors
 /// A recipe that does not fit the model; a loss that is not a number.
@@ -123,7 +123,7 @@ impl Plan {
     }
 }
 
-/// What a stage reads.
+/// The windows of a stage.
 struct Reading {
     tokens: usize,
     /// Token ids of the longest sequence.
@@ -131,7 +131,7 @@ struct Reading {
 }
 
 impl Reading {
-    /// Goes through the windows as the run will; of a long run through the first, after which all is alike.
+    /// Reads the windows in the order of the run. For a long run it reads the first ones and extrapolates.
     fn of(windows: &Windows, position: &mut Position, steps: usize, batch: usize) -> Self {
         let mut read = Self { tokens: 0, longest: Vec::new() };
         let mut count = 0;
@@ -168,9 +168,9 @@ pub(crate) struct Sizes<'a> {
     block_rows: usize,
     /// Of all frozen weights, as they lie.
     pub weights: usize,
-    /// Of the largest one, widened for a product's gradient; 0 if none is packed or quantized.
+    /// Of the largest one, dequantized for a product's gradient; 0 if none is 16-bit or quantized.
     widened: usize,
-    /// Of the head, widened for the loss; 0 if it is neither packed nor quantized.
+    /// Of the head, dequantized for the loss; 0 if it is neither 16-bit nor quantized.
     head: usize,
     layers: usize,
 }
@@ -230,8 +230,8 @@ impl<'a> Sizes<'a> {
         self.weights + Self::learned(values) + layer + self.widened + batch * tokens * e
     }
 
-    /// Stage 2, with windows of `tokens`: every layer's input, and what is kept of one layer or, as `recompute` says, of
-    /// all.
+    /// Stage 2, with windows of `tokens`: every layer's input, and the saved activations of one layer or, depending on
+    /// `recompute`, of all.
     pub fn finetune(&self, values: &Values, tokens: usize, recipe: &Recipe) -> usize {
         let (e, i, q, k) = self.widths();
         let inputs = tokens * (self.layers + 1) * e;

@@ -1,8 +1,8 @@
-//! One number where it was computed.
+//! One number on the device that computed it.
 
 use candle_core::{Result, Tensor};
 
-/// One number: on the CPU in float64; on a device as an f32 that stays there until it is read, so that nothing waits for it.
+/// One number: float64 on the CPU, or an f32 that stays on its device until it is read, so that nothing waits for it.
 #[derive(Clone, Debug)]
 pub enum Scalar {
     /// On the CPU.
@@ -24,7 +24,7 @@ impl Scalar {
     }
 }
 
-/// The numbers, in order; those of a device in one copy.
+/// The numbers, in order. Those on a device come in one copy.
 pub(crate) fn read(scalars: &[Scalar]) -> Result<Vec<f64>> {
     let there = scalars.iter().filter_map(|scalar| match scalar {
         Scalar::Host(_) => None,

@@ -1,4 +1,4 @@
-//! Stage 1, attention transfer: the hybrid attention of each layer learns to give what softmax attention gives.
+//! Stage 1, attention transfer: each layer's hybrid attention learns the output of softmax attention.
 
 use candle_core::Tensor;
 use still_attention::{Branches, HybridConfig, Routing, attention_forward};
@@ -17,7 +17,7 @@ use crate::rotations::Rotations;
 use crate::scalar::{Scalar, read};
 use crate::update::Updates;
 
-/// The stage and its optimizer. The base weights stay as they are.
+/// The stage and its optimizer. The base weights are frozen.
 #[derive(Debug)]
 pub struct TransferStage {
     teacher: Model,
@@ -31,21 +31,21 @@ pub struct TransferStage {
     updates: Updates,
 }
 
-/// What a step did, and what it computed on the way.
+/// The result of a step.
 #[derive(Debug)]
 pub struct TransferStep {
     /// Loss, norm and rate.
     pub report: StepReport,
-    /// The teacher's final-normed hidden states of each segment, `[N, E]`: stage 2 can use them again.
+    /// The teacher's final-normed hidden states of each segment, `[N, E]`, which stage 2 can reuse.
     pub teacher_hidden: Vec<Tensor>,
 }
 
-/// What windows of a step gave, before anything is changed.
+/// Losses and gradients of a step's windows.
 pub(crate) struct TransferGradients {
     gradients: Gradients,
-    /// Of each layer that learns: all that is minimized.
+    /// Total loss of each layer that learns.
     layer_losses: Vec<f64>,
-    /// Of each layer: the linear branch alone, unweighted; empty if it has no loss of its own.
+    /// Unweighted loss of each layer's linear branch; empty if the branch has no loss of its own.
     linear_losses: Vec<f64>,
     teacher_hidden: Vec<Tensor>,
 }
@@ -67,7 +67,7 @@ impl TransferGradients {
         self.layer_losses.iter().sum::<f64>() / self.layer_losses.len().max(1) as f64
     }
 
-    /// Of each parameter, of what is minimized.
+    /// Gradients of the total loss.
     #[cfg(test)]
     pub fn into_gradients(self) -> Gradients {
         self.gradients
@@ -75,7 +75,7 @@ impl TransferGradients {
 }
 
 impl TransferStage {
-    /// A fresh optimizer over the student's feature maps, reflections, `ℓ`, `w` and gate.
+    /// A stage over the student's feature maps, reflections, `ℓ`, `w` and gate.
     ///
     /// # Errors
     /// A student without a linear branch: it has nothing to learn here.
@@ -101,7 +101,7 @@ impl TransferStage {
         })
     }
 
-    /// From now on skips steps that are spikes.
+    /// Skips steps that are spikes.
     #[must_use]
     pub fn with_guard(mut self, guard: &GuardRecipe) -> Self {
         self.updates.guard(guard);
@@ -123,7 +123,7 @@ impl TransferStage {
         Ok(TransferStep { report, teacher_hidden })
     }
 
-    /// Losses of the layers on windows, as the student is now.
+    /// Losses of the current student's layers on windows.
     ///
     /// # Errors
     /// As [`TransferStage::step`].
@@ -132,7 +132,7 @@ impl TransferStage {
         Ok(LayerLosses { layers: self.numbers(), layer_losses })
     }
 
-    /// Which layers learn; empty if every layer does.
+    /// Numbers of the layers that learn; empty if every layer does.
     fn numbers(&self) -> Vec<usize> {
         let all = self.teacher.config().num_hidden_layers;
         let learn = self.student.layers.iter().map(|own| own.config.layer);
@@ -192,7 +192,7 @@ impl TransferStage {
         Ok(TransferGradients { gradients, layer_losses, linear_losses, teacher_hidden })
     }
 
-    /// Of each layer that learns: all that is minimized, and the linear branch alone.
+    /// The total loss of each layer that learns, and that of its linear branch.
     fn losses(&self, compared: &[Compared]) -> Result<(Vec<f64>, Vec<f64>)> {
         let layers = &self.student.layers;
         let mut all = vec![0.0; layers.len()];
@@ -243,7 +243,7 @@ impl TransferStage {
         Ok(())
     }
 
-    /// The student as it is now.
+    /// The current student.
     ///
     /// # Errors
     /// An error of the tensor library.

@@ -1,4 +1,4 @@
-//! The end of every step: gradients to new parameters, or to a skipped step.
+//! The end of a step: take it, skip it, or refuse it.
 
 use still_compute::Gradients;
 
@@ -9,7 +9,7 @@ use crate::optimizer::AdamW;
 use crate::recipe::GuardRecipe;
 use crate::spikes::Spikes;
 
-/// An optimizer and what it does not put up with.
+/// An optimizer and its guard against spikes.
 #[derive(Debug)]
 pub(crate) struct Updates {
     pub optimizer: AdamW,
@@ -28,7 +28,7 @@ impl Updates {
         self.guard = guard.clone();
     }
 
-    /// An error for a loss that is not a number.
+    /// Refuses a loss that is not a number.
     pub fn check_loss(&self, loss: f64) -> Result<()> {
         if loss.is_finite() {
             return Ok(());

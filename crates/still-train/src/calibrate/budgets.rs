@@ -1,4 +1,4 @@
-//! The file that a calibration leaves.
+//! `budgets.json`, the file of a calibration.
 
 use std::path::Path;
 
@@ -10,16 +10,16 @@ use super::fail;
 use crate::error::{Result, TrainError};
 use crate::recipe::AttentionRecipe;
 
-/// Budgets by head, and what they were found for.
+/// Budgets by head, and the configuration that they were found for.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Budgets {
     /// Tokens of a chunk.
     pub chunk: usize,
     /// `[layer][selection head]`, of each chunk.
     pub budgets: Vec<Vec<usize>>,
-    /// The share of the dense cache that was asked for.
+    /// The share of the dense cache's bytes that calibration was to spend.
     pub cache_fraction: f64,
-    /// The context at which it holds, tokens.
+    /// Context in tokens at which that share holds.
     pub at_length: usize,
     /// Where routing is decided.
     #[serde(default)]
@@ -27,10 +27,10 @@ pub struct Budgets {
     /// The router that the losses were found with.
     #[serde(default)]
     pub router: Router,
-    /// How the rows are stored whose bytes were counted.
+    /// Dtype of the rows whose bytes were counted.
     #[serde(default)]
     pub rows: RowDtype,
-    /// In a run's directory: the digest of what they were found from.
+    /// In a run's directory: the digest of the inputs that they were found from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fingerprint: Option<String>,
 }
@@ -60,10 +60,10 @@ impl Budgets {
         write_file(path, (text + "\n").as_bytes()).map_err(TrainError::write(path))
     }
 
-    /// The attention of `recipe` with these budgets, and with the rows that they were counted with.
+    /// The attention of `recipe` with these budgets and their dtype of rows.
     ///
     /// # Errors
-    /// A recipe with another chunk, another place of routing, other rows or budgets of its own.
+    /// A recipe with another chunk, selection head or dtype of rows, or with budgets of its own.
     pub fn apply(&self, recipe: &AttentionRecipe) -> Result<AttentionRecipe> {
         if recipe.chunk != self.chunk || recipe.selection_head != self.selection_head {
             return Err(fail(

@@ -1,9 +1,12 @@
-//! Calibrated budgets: which heads keep how much, at a given share of the dense cache.
+//! Calibration: a budget of salient tokens for every head, within a share of the dense cache's bytes.
 //!
-//! Every head first gets the smallest budget that holds an attention sink. Then two things decide. Heads that retrieve (found by
-//! their attention to the matching token of a random sequence fed twice) stay whole, the strongest first. What is left goes where
-//! the text says it is needed: to what lowers the loss most per byte, estimated from one backward pass ([`marginal`],
-//! [`allocate()`]). Bytes are those of the rows as the student stores them ([`AttentionRecipe::rows`]).
+//! 1. Every head gets the smallest budget that holds an attention sink.
+//! 2. Heads that retrieve keep all tokens, the strongest first. A head retrieves if it attends to the matching token of a random
+//! sequence that is fed twice ([`retrieval`]).
+//! 3. The remaining bytes go, step by step, to the head whose loss falls most per byte. One backward pass over text estimates these
+//! losses ([`marginal`], [`allocate()`]).
+//!
+//! Bytes are those of rows in the dtype that the student stores ([`AttentionRecipe::rows`]).
 
 mod allocate;
 mod budgets;
@@ -27,10 +30,10 @@ use crate::recipe::AttentionRecipe;
 use allocate::{Choice, Taken, allocate};
 use outlook::{Sizes, outlook};
 
-/// What to calibrate for.
+/// Options of [`calibrate`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct CalibrateOptions {
-    /// Bytes to spend, as a share of the dense cache with 16-bit rows: all that is held while decoding.
+    /// Bytes of the student's cache while decoding, as a share of the dense cache with 16-bit rows.
     pub cache_fraction: f64,
     /// Tokens of context at which that share holds.
     pub at_length: usize,
@@ -38,18 +41,18 @@ pub struct CalibrateOptions {
     pub copy_length: usize,
     /// Random sequences.
     pub copies: usize,
-    /// A head retrieves if so much of its attention is on the matching token and its successor.
+    /// A head retrieves if at least this share of its attention is on the matching token and its successor.
     pub retrieval_threshold: f64,
     /// Seed of the random sequences and of the feature maps.
     pub seed: u64,
 }
 
-/// The usual share of a cache.
+/// Default share of the layers that a student replaces.
 const USUAL_SHARE: f64 = 0.2;
 
 impl CalibrateOptions {
-    /// The share of a model's dense cache that is usual after so many tokens: a fifth of what is taken by the layers that a student
-    /// replaces, and all of what layers with a sliding window take.
+    /// The default share of a model's dense cache after `tokens` tokens: a fifth of the layers that a student replaces, and all
+    /// of the layers with a sliding window.
     pub fn usual_cache_fraction(model: &ModelConfig, tokens: usize) -> f64 {
         let layers = model.full_layers().count() as u64;
         let row = 2 * model.num_key_value_heads * RowDtype::Bf16.row_bytes(model.head_dim);
@@ -73,20 +76,20 @@ impl Default for CalibrateOptions {
     }
 }
 
-/// What was found of one selection head.
+/// The calibration of one selection head.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct HeadReport {
     /// Layer and selection head.
     pub layer: usize,
-    /// Within its layer.
+    /// Number of the selection head within its layer.
     pub head: usize,
-    /// Attention to the matching token and its successor, of its strongest query head: 0 … 1.
+    /// Attention of its strongest query head to the matching token and its successor: 0 to 1.
     pub retrieval: f64,
     /// Estimated loss of each candidate budget, nats a token, in the order of [`Calibration::candidates`].
     pub losses: Vec<f64>,
-    /// The budget it gets.
+    /// Its budget.
     pub budget: usize,
-    /// Whether it is whole because it retrieves.
+    /// Whether it keeps all tokens because it retrieves.
     pub retrieves: bool,
 }
 
@@ -102,20 +105,20 @@ pub struct Calibration {
     pub heads: Vec<HeadReport>,
     /// Bytes of the cache after `at_length` tokens.
     pub cache_bytes: usize,
-    /// The same by what they hold.
+    /// The same bytes by content.
     pub cache_parts: StateBytes,
     /// Bytes of the dense cache, 16-bit rows.
     pub dense_bytes: usize,
-    /// The largest uniform budget that takes no more bytes, if there is one.
+    /// The largest uniform budget with at most as many bytes, if there is one.
     pub uniform_budget: Option<usize>,
-    /// Tokens of text that the losses are from.
+    /// Tokens of text from which the losses were estimated.
     pub tokens: usize,
-    /// What other shares and rows would give.
+    /// Results for other shares and other dtypes of rows.
     pub outlook: Vec<Outlook>,
 }
 
 impl Calibration {
-    /// The budgets of another share, from the rows' [`Outlook`].
+    /// The budgets of another share, from an [`Outlook`].
     pub fn budgets_at(&self, rows: RowDtype, outcome: &Outcome) -> Budgets {
         let mut budgets = vec![Vec::new(); self.budgets.budgets.len()];
         for (head, &budget) in self.heads.iter().zip(&outcome.budgets) {
@@ -125,29 +128,29 @@ impl Calibration {
         Budgets { budgets, cache_fraction, rows, ..self.budgets.clone() }
     }
 
-    /// What other shares give with the rows that the budgets were found for, if those are looked at.
+    /// The outlook for the rows that the budgets were found for, if it was computed.
     pub fn own_outlook(&self) -> Option<&Outlook> {
         self.outlook.iter().find(|outlook| outlook.rows == self.budgets.rows)
     }
 }
 
-/// How far a calibration is.
+/// A phase of calibration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
     /// Random sequences fed twice.
     Retrieval,
-    /// Text, forward and back.
+    /// Forward and backward passes over text.
     Text,
 }
 
-/// Finds budgets for a student with the attention of `recipe`, whose own budgets play no part.
+/// Finds budgets for a student with the attention of `recipe`. The recipe's own budgets do not matter.
 ///
-/// `windows`: token ids of text, about 64,000 in all; `progress` is told the phase, the tokens passed since it was last told, and the
-/// phase's tokens in all.
+/// * `windows`: token ids of text, about 64,000 in all.
+/// * `progress(phase, more, of)`: receives the tokens since its last call, and the phase's tokens in all.
 ///
 /// # Errors
-/// A share that cannot be met or windows that are too short to retire a chunk; an error of the model.
+/// A share that is too small for any budget; windows too short to retire a chunk; an error of the model.
 pub fn calibrate(
     model: &Model,
     recipe: &AttentionRecipe,
@@ -229,7 +232,7 @@ pub fn calibrate(
     })
 }
 
-/// What each head would lose with each budget, and whether it retrieves.
+/// The estimated loss of each head with each budget, and whether it retrieves.
 fn measure(
     teacher: &Model,
     student: &Student,
@@ -279,7 +282,7 @@ fn refuse_unfit(config: &StillConfig, windows: &[&[u32]]) -> Result<()> {
     Ok(())
 }
 
-/// `least`: what is taken whatever the budgets, as a share of the dense cache.
+/// `least`: the share of the dense cache that is taken with the smallest budgets.
 fn too_small(least: f64, options: &CalibrateOptions) -> TrainError {
     fail(
         format!(
@@ -313,7 +316,7 @@ fn reports(
         .collect()
 }
 
-/// Budgets worth a try for a chunk: more of the small ones, where a token more changes most.
+/// Candidate budgets for a chunk. Small ones are closer together, because one more token changes most there.
 fn candidates(chunk: usize) -> Vec<usize> {
     let mut all: Vec<usize> =
         [0, 1, 2, 4, 8, 16, 32, 64].iter().map(|share| share * chunk / 64).collect();
@@ -323,7 +326,7 @@ fn candidates(chunk: usize) -> Vec<usize> {
     all
 }
 
-/// Tokens of `tokens` that are told of at the end of layer `n`: each layer has as many, and all together have all.
+/// Tokens of `tokens` to report at the end of layer `n`. Layers report equal shares, which add up to `tokens`.
 fn share(tokens: usize, n: usize, layers: usize) -> usize {
     tokens * (n + 1) / layers - tokens * n / layers
 }

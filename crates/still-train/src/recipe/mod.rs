@@ -1,4 +1,4 @@
-//! Recipes: everything that decides a run, in one TOML file.
+//! Recipes: all settings of a run, in one TOML file.
 
 mod attention;
 mod built_in;
@@ -64,11 +64,11 @@ pub struct Recipe {
 }
 
 impl Recipe {
-    /// Reads a recipe's file, or takes one that is built in ([`BuiltIn`]) or the defaults, and then applies overrides; see
-    /// [`Recipe::parse`]. A file comes before a name.
+    /// Reads a recipe's file or a built-in recipe ([`BuiltIn`]), or takes the defaults; then applies overrides
+    /// ([`Recipe::parse`]). A file has precedence over a built-in recipe of the same name.
     ///
     /// # Errors
-    /// A file that cannot be read, or is none of a recipe; as [`Recipe::parse`], with the file's name.
+    /// A file that cannot be read or is no recipe; errors of [`Recipe::parse`], with the file's name.
     pub fn read(path: Option<&Path>, overrides: &[String]) -> Result<Self> {
         let Some(path) = path else { return Self::parse("", overrides) };
         if !path.exists() {
@@ -97,8 +97,7 @@ impl Recipe {
     /// Parses TOML and then applies overrides of the form `section.key=value`.
     ///
     /// # Errors
-    /// Where it does not parse; an unknown key, with the nearest valid one; a value out of its range (docs/recipes.md), or that
-    /// makes no sense.
+    /// A place that does not parse; an unknown key, with the nearest valid one; a value out of its range (docs/recipes.md).
     pub fn parse(text: &str, overrides: &[String]) -> Result<Self> {
         Self::resolve(text, None, overrides)
     }
@@ -154,16 +153,16 @@ impl Recipe {
         Ok(recipe)
     }
 
-    /// Checks every value, as [`Recipe::parse`] does, of a recipe that was not parsed.
+    /// Checks every value, as [`Recipe::parse`] does, for a recipe that was built in code.
     ///
     /// # Errors
-    /// A value out of its range, or values that do not fit each other.
+    /// A value out of its range; values that contradict each other.
     pub fn validate(&self) -> Result<()> {
         check_ranges(&as_table(self)?, |_| String::new())?;
         self.check_together()
     }
 
-    /// The recipe of a student without training: no steps, nothing measured, and budgets calibrated to the usual share where the
+    /// The recipe of a student without training: no steps and no evaluations. Budgets are calibrated to the default share if the
     /// recipe has neither budgets nor a share.
     ///
     /// # Errors
@@ -181,7 +180,7 @@ impl Recipe {
         Ok(recipe)
     }
 
-    /// Checks what no range tells.
+    /// Checks values that depend on each other.
     fn check_together(&self) -> Result<()> {
         self.data.validate()?;
         self.evaluation.validate()?;

@@ -28,19 +28,19 @@ use training_loop::Run;
 pub(crate) use training_loop::TrainingStage;
 pub(crate) use watch::Watch;
 
-/// Linearizes a model: attention transfer, then low-rank finetuning. Returns it with the trained student,
-/// low-rank updates unmerged: the last one or, with `evaluation.keep_best`, the one of the lowest held-out loss.
+/// Linearizes a model: attention transfer, then low-rank finetuning. Returns the model with the trained student, low-rank updates
+/// unmerged: the last student or, with `evaluation.keep_best`, the one with the lowest held-out loss.
 ///
-/// Everything is computed on the model's device, in its dtype; what is learned is f32, and on that device in the end.
+/// All computation runs on the model's device, in its dtype. Learned tensors are f32, on the same device.
 ///
 /// `run_dir` receives `recipe.toml`, `metrics.jsonl`, `evaluations.jsonl`, [`TEACHER_FILE`](crate::TEACHER_FILE), `layers.json` and
-/// `checkpoints/`; with `resume` the run in it goes on, bit for bit as if it had never stopped (on one machine, device and dtype, at
-/// an equal thread count).
+/// `checkpoints/`. With `resume`, the run in that directory continues, bit for bit as if it had never stopped (on the same machine,
+/// device and dtype, with the same number of threads).
 ///
 /// # Errors
-/// A recipe, data or run directory that cannot be used; a loss that is not a number;
-/// [`TrainError::Diverged`](crate::TrainError::Diverged) and, when the observer asked to stop,
-/// [`TrainError::Interrupted`](crate::TrainError::Interrupted), both after saving.
+/// An invalid recipe, data or run directory; a loss that is not a number. After saving a checkpoint:
+/// [`TrainError::Diverged`](crate::TrainError::Diverged), and [`TrainError::Interrupted`](crate::TrainError::Interrupted) if the
+/// observer asked to stop.
 pub fn linearize(
     model: &Model,
     recipe: &Recipe,
@@ -56,8 +56,7 @@ pub fn linearize(
     linearize_in(model, &recipe, &windows, &run_dir, resume, observer)
 }
 
-/// [`linearize`] over windows that are already tokenized, with budgets as they are in the recipe. Evaluations read the
-/// windows that are held out.
+/// [`linearize`] over tokenized windows, with the recipe's own budgets. Evaluations read the held-out windows.
 ///
 /// # Errors
 /// As [`linearize`].
@@ -72,7 +71,7 @@ pub fn linearize_windows(
     linearize_in(model, recipe, windows, &RunDir::claim(run_dir, resume)?, resume, observer)
 }
 
-/// [`linearize_windows`] in a directory that was claimed before.
+/// [`linearize_windows`] in a directory that the caller has claimed.
 ///
 /// # Errors
 /// As [`linearize`].
@@ -153,7 +152,7 @@ pub fn linearize_in(
     Ok(model.with_student(student))
 }
 
-/// The student with the tensors that a checkpoint has of it.
+/// The student with a checkpoint's tensors.
 fn with_saved_values(student: &Student, saved: &Saved) -> Result<Student> {
     Ok(student
         .map_tensors(|name, tensor| Ok(saved.parameters.get(name).unwrap_or(tensor).clone()))?)
