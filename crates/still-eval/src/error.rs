@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-/// What can go wrong in an evaluation.
+/// Errors of an evaluation.
 #[derive(Debug, thiserror::Error)]
 pub enum EvalError {
     /// The text or the context is too short for what was asked.
@@ -67,7 +67,7 @@ pub enum EvalError {
         action: &'static str,
         /// The file.
         path: PathBuf,
-        /// The system's word.
+        /// The system's error.
         source: std::io::Error,
     },
     /// An error of the model.
@@ -79,7 +79,7 @@ pub enum EvalError {
 }
 
 impl EvalError {
-    /// What the user can do about it; `None` if the error is not the user's to mend.
+    /// What the user can do. `None` if the user cannot fix it.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::TooShort { .. } => Some("give a longer text, or ask for less".into()),

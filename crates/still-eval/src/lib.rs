@@ -4,16 +4,16 @@
 //!
 //! | file | content |
 //! |---|---|
-//! | `task` | what is asked: items, questions, answers; the harness's short tasks |
+//! | `task` | tasks: items, questions, right answers; the harness's short tasks |
 //! | `long` | long-context tasks: RULER, BABILong, pass keys, repeated text |
-//! | `run` | asks a model a task's questions, and scores the answers |
+//! | `run` | asks a model a task's questions and scores the answers |
 //! | `perplexity`, `nll` | losses of token ids |
-//! | `compress` | dense models whose cache is compressed, at equal bytes |
-//! | `ablation` | students with parts changed |
-//! | `measure` | one model measured as another was |
-//! | `branches` | what each branch of a student carries |
+//! | `compress` | compression of a dense model's cache, to compare at equal bytes |
+//! | `ablation` | variants of a student's attention |
+//! | `measure` | the same measurements of several models |
+//! | `branches` | the share of each branch in a student's output |
 //! | `bootstrap`, `wilson`, `quantile` | intervals and quantiles |
-//! | `gap` | the share of a loss that training won back |
+//! | `gap` | the share of a loss that training recovered |
 //! | `timing` | wall-clock times on any device |
 //! | `speed` | prefill and decode of a model |
 //! | `operator` | the attention operator alone |

@@ -1,8 +1,8 @@
-//! The attention operator alone, timed: whole sequences, their gradients, and one token after a prefix.
+//! Times the attention operator alone: whole sequences, their gradients, and one token after a prefix.
 //!
-//! What its work is counted as says [`Counted`]. The device is waited for before and after each repetition, which is as many calls
-//! as last 10 ms (64 at most); of decoding a repetition is 64 tokens, so that one of them retires a chunk, and each token goes
-//! through several equal states, so that they are not found in a cache. On CUDA those are one graph, launched once a token.
+//! [`Counted`] defines its operations and bytes. A repetition is as many calls as last 10 ms, at most 64, and the host waits for
+//! the device before and after it. For decoding, a repetition is 64 tokens, one of which retires a chunk. Each token goes through
+//! several equal states, so that no state stays in a CPU's or GPU's cache. On CUDA these are one graph, launched once a token.
 
 mod ceilings;
 mod counts;
@@ -34,7 +34,7 @@ pub use counts::{Count, Counted, Hybrid};
 /// Tokens of a repetition of decoding: one of them retires a chunk.
 const TOKENS: usize = 64;
 
-/// What of the operator is timed.
+/// The pass to time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Pass {
@@ -84,7 +84,7 @@ pub struct OperatorOptions {
     pub geometry: HeadGeometry,
     /// Sequences.
     pub batch: usize,
-    /// None: dense attention.
+    /// The attention; `None` for dense attention.
     pub hybrid: Option<Hybrid>,
     /// How a state stores exact rows.
     pub rows: RowDtype,
@@ -115,7 +115,7 @@ pub struct OperatorPoint {
     pub share_of_copy: f64,
 }
 
-/// A device and what it reaches at most.
+/// A device and its ceilings.
 #[derive(Clone, Debug)]
 pub struct OperatorBench {
     device: Device,
@@ -124,7 +124,7 @@ pub struct OperatorBench {
     pub ceilings: Ceilings,
 }
 
-/// What was timed.
+/// The timed calls.
 struct Timed {
     times: Times,
     /// Copies of the state, each of which a call goes through.

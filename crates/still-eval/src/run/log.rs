@@ -84,10 +84,10 @@ impl SampleLog {
         Ok(Self { path: path.to_path_buf(), file: Mutex::new(file), old: Vec::new() })
     }
 
-    /// Opens a log to go on with it, or begins one. A last line that a killed run left unfinished is cut off.
+    /// Opens a log to continue it, or creates one. A last line that a killed run left incomplete is cut off.
     ///
     /// # Errors
-    /// If it cannot be read or written, or a line is none of a log.
+    /// A file that cannot be read or written; a line that is not of a log.
     pub fn resume(path: &Path) -> Result<Self> {
         let file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
@@ -101,7 +101,7 @@ impl SampleLog {
         Ok(Self { path: path.to_path_buf(), file: Mutex::new(file), old })
     }
 
-    /// Says which model's samples come next. If the log has samples of a model of that name, it must be the same.
+    /// Begins the samples of a model. If the log has samples of a model of that name, it must be the same model.
     ///
     /// # Errors
     /// Another model of that name; a line that cannot be written.
@@ -121,7 +121,7 @@ impl SampleLog {
         Err(EvalError::Samples { path: self.path.clone(), line, reason })
     }
 
-    /// What the log already has of a model's answers to a task, judged again.
+    /// The model's answers to a task that the log has, judged again.
     ///
     /// # Errors
     /// A sample that answers another question than the task's item.

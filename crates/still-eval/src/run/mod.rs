@@ -40,14 +40,14 @@ pub use self::log::{LoggedModel, SampleLog};
 pub use self::sample::{Answer, Sample, hash_request};
 pub use self::scores::{CurvePoint, Estimate, TaskScores, difference, mean};
 
-/// How questions are asked. Neither lanes nor batches change an answer beyond rounding.
+/// Options of [`ask`]. They change answers by rounding at most.
 #[derive(Clone, Copy, Debug)]
 pub struct AskOptions {
-    /// How the attention cache stores exact rows.
+    /// Dtype of exact rows in the attention cache.
     pub rows: RowDtype,
-    /// Items whose log-likelihoods are computed together, on each lane; on a device also written answers.
+    /// Items of a batch on each lane: for log-likelihoods and, on a GPU, for written answers.
     pub batch_size: usize,
-    /// How the dense model's cache is compressed, if it is.
+    /// Compression of a dense model's cache, if any.
     pub compression: Option<Compression>,
 }
 
@@ -57,15 +57,15 @@ impl Default for AskOptions {
     }
 }
 
-/// What whoever asks is told, and may say, on the way; from several threads.
+/// Receives answers, and may stop the asking. Several threads call it.
 pub trait Listener: Sync {
-    /// An answer is there; they come in the items' order.
+    /// Receives an answer. Answers come in the items' order.
     ///
     /// # Errors
-    /// An error here ends the asking.
+    /// An error ends the asking.
     fn answered(&self, task: &Task, sample: &Sample) -> Result<()>;
 
-    /// Whether to stop after the answers that are on their way.
+    /// Whether to stop after the answers in progress.
     fn stop(&self) -> bool {
         false
     }
@@ -77,7 +77,7 @@ impl<F: Fn(&Task, &Sample) -> Result<()> + Sync> Listener for F {
     }
 }
 
-/// A listener that wants to know nothing.
+/// A listener that ignores everything.
 ///
 /// # Errors
 /// Never.
@@ -88,17 +88,17 @@ pub fn silent(_: &Task, _: &Sample) -> Result<()> {
 /// The answers to a task's questions.
 #[derive(Clone, Debug)]
 pub struct Asked {
-    /// In the items' order; without those that were not asked because the listener said stop.
+    /// In the items' order, up to where the listener stopped.
     pub samples: Vec<Sample>,
-    /// Every item has its sample.
+    /// Whether every item has a sample.
     pub complete: bool,
-    /// Tokens read for the new answers, without those that the model wrote; what several questions share counts once.
+    /// Tokens read for the new answers, without those that the model wrote. A prefix that several questions share counts once.
     pub tokens: usize,
-    /// Seconds that took.
+    /// Seconds for the new answers.
     pub seconds: f64,
 }
 
-/// Asks every question that `known` has no answer to.
+/// Asks every question of a task that has no answer in `known`.
 ///
 /// # Errors
 /// An item that the model cannot be asked, a likelihood that is not finite, an error of the model or the listener.
@@ -112,9 +112,9 @@ pub fn ask(
     ask_after(model, task, None, known, options, listener)
 }
 
-/// [`ask`], where written answers may go on from what was read already: its token ids, and a cache of `options.rows` that
-/// has read them and nothing else. Prompts that begin otherwise are read whole, and so are all on a device that writes many
-/// answers together, and with a compressed cache.
+/// [`ask`] with a prefix that was read before: its token ids, and a cache of `options.rows` with just these tokens. Prompts with
+/// this prefix continue the cache. Other prompts are read whole. So are all prompts with a compressed cache, or on a device that
+/// writes many answers together.
 ///
 /// # Errors
 /// As [`ask`].
@@ -335,7 +335,7 @@ fn generative(item: &Item) -> Option<&dyn Generative> {
     }
 }
 
-/// What the guesses of a question's sequences come to.
+/// The answer to a question from the likelihoods of its sequences.
 fn answer(question: &Question, guesses: &[Vec<Guess>]) -> Answer {
     // Six decimals are what the log keeps, and less than float32 knows.
     let loglikelihood = |guesses: &Vec<Guess>| {
@@ -361,7 +361,7 @@ fn answer(question: &Question, guesses: &[Vec<Guess>]) -> Answer {
     }
 }
 
-/// Tells the samples of batches, which come as they are ready, in the batches' order.
+/// Reports the samples of batches, which finish in any order, in the batches' order.
 #[derive(Default)]
 struct InOrder {
     next: usize,

@@ -11,7 +11,7 @@ use crate::task::{Choice, Item, Metric, Question, Request};
 /// Tokens of a window whose errors are taken as one when intervals are drawn: neighbors' errors are correlated.
 const BLOCK: usize = 256;
 
-/// What a model answered to one item, and what that is worth.
+/// A model's answer to one item, and its scores.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Sample {
     /// Of the item.
@@ -21,7 +21,7 @@ pub struct Sample {
     pub group: Option<String>,
     /// Hashes of what was asked ([`hash_request`]), one per request: the same questions have the same hashes.
     pub asked: Vec<String>,
-    /// What came back.
+    /// The answer.
     #[serde(flatten)]
     pub answer: Answer,
     /// Tokens of the longest sequence that was read for it.
@@ -32,11 +32,11 @@ pub struct Sample {
     /// The question was too long for the model and lost its beginning.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub truncated: bool,
-    /// By metric; of perplexity it is the negative log-likelihood in nats (a window's mean).
+    /// Score by metric. For perplexity it is the negative log-likelihood in nats (a window's mean).
     pub scores: BTreeMap<Metric, f64>,
 }
 
-/// What came back, by the kind of question.
+/// An answer, by the kind of question.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Answer {
@@ -71,12 +71,12 @@ pub enum Answer {
         text: String,
         /// Tokens of it.
         new_tokens: usize,
-        /// What would have been right.
+        /// The right answer.
         targets: Vec<String>,
     },
 }
 
-/// What an answer took.
+/// What an answer cost.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Cost {
     pub tokens: usize,

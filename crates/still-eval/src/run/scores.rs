@@ -1,4 +1,4 @@
-//! What a task's samples come to.
+//! Scores of a task from its samples.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};

@@ -2,9 +2,9 @@
 //!
 //! 1. Every head gets the smallest budget that holds an attention sink.
 //! 2. Heads that retrieve keep all tokens, the strongest first. A head retrieves if it attends to the matching token of a random
-//! sequence that is fed twice ([`retrieval`]).
+//!    sequence that is fed twice ([`retrieval`]).
 //! 3. The remaining bytes go, step by step, to the head whose loss falls most per byte. One backward pass over text estimates these
-//! losses ([`marginal`], [`allocate()`]).
+//!    losses ([`marginal`], [`allocate()`]).
 //!
 //! Bytes are those of rows in the dtype that the student stores ([`AttentionRecipe::rows`]).
 
