@@ -83,7 +83,7 @@ impl EvalError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::TooShort { .. } => Some("give a longer text, or ask for less".into()),
-            Self::Argument(_) => Some("mend the option".into()),
+            Self::Argument(_) => Some("correct the option".into()),
             Self::NoFile { .. } => Some(
                 "give its path, or leave the task out; docs/long_context.md says what is where"
                     .into(),

@@ -125,7 +125,7 @@ pub fn layer_config(py: Python<'_>, section: &str, layer: usize) -> PyResult<Hyb
         .map_err(|error| wrong(py, error))
 }
 
-/// What the operator refuses is the caller's to mend.
+/// What the operator refuses is an error of the caller.
 pub fn wrong(py: Python<'_>, error: AttentionError) -> PyErr {
     match error {
         AttentionError::Tensor(error) => exception(py, &anyhow!(error)),

@@ -43,7 +43,7 @@ fn parse<T: DeserializeOwned>(bytes: &[u8], path: &Path) -> anyhow::Result<Vec<T
                 let what = error.split(" at line ").next().unwrap_or(&error);
                 return Err(user(
                     format!("{} line {}: {what}", path.display(), n + 1),
-                    "the line is damaged: mend it, or delete it",
+                    "the line is damaged: fix it, or delete it",
                 ));
             }
         }

@@ -1,4 +1,4 @@
-//! HellaSwag's text, as the harness mends it.
+//! HellaSwag's text, as the harness cleans it.
 
 /// The harness's `preprocess`: headings become sentences, bracketed leftovers of WikiHow go.
 pub fn preprocess(text: &str) -> String {

@@ -43,7 +43,7 @@ pub struct ErrorDetail {
 pub type Result<T> = std::result::Result<T, ApiError>;
 
 impl ApiError {
-    /// An error that the client can mend.
+    /// An error that the client can fix.
     pub fn client(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
         Self::new(status, "invalid_request_error", Some(code), message)
     }

@@ -65,7 +65,7 @@ pub(super) fn tokenize(
             }
             Document::Conversation(conversation) => {
                 encode_conversation(&conversation, tokenizer, answers).map_err(|what| {
-                    let hint = "mend the line (without a key that the template does not write), or give the conversation as text";
+                    let hint = "fix the line (without a key that the template does not write), or give the conversation as text";
                     data_error(path, format!("{place}: {what}"), hint)
                 })
             }

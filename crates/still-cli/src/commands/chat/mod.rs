@@ -151,7 +151,7 @@ fn converse(talk: &mut Talk<'_>, history: bool, printer: &Printer) -> anyhow::Re
         match done {
             Ok(Next::End) => return Ok(()),
             Ok(Next::Message) => {}
-            // The chat outlives what the user can mend.
+            // The chat outlives errors that the user can fix.
             Err(error) if errors::is_users(&error) => errors::tell(printer, &error),
             Err(error) => return Err(error),
         }
