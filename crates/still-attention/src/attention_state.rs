@@ -1,4 +1,4 @@
-//! What a layer's attention remembers of a batch of sequences, whatever kind of attention it is and wherever it lives.
+//! The attention state of a layer, for every kind of attention and every device.
 //!
 //! | state | attention | memory |
 //! |---|---|---|
@@ -36,7 +36,7 @@ pub struct AttentionRows<'a> {
     pub gate: Option<&'a Tensor>,
 }
 
-/// Which attention a state belongs to.
+/// The kind of attention of a state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AttentionKind {
     /// Softmax attention to every earlier token.
@@ -46,11 +46,11 @@ pub enum AttentionKind {
         /// Tokens of the window, each token's own among them.
         window: usize,
     },
-    /// Salient tokens and a window exactly, the rest through a linear state.
+    /// Exact attention to salient tokens and a window, and a linear state for all others.
     Hybrid,
 }
 
-/// One layer's memory of a batch of sequences.
+/// The attention state of one layer, for a batch of sequences: a dense cache, a sliding window, or a hybrid state.
 pub trait AttentionState: Debug + Send + Sync {
     /// Feeds `T` tokens more to each sequence and returns their attention output, `[B, H, T, D]`. Any split of a sequence into
     /// calls gives the same output and state.
@@ -58,10 +58,10 @@ pub trait AttentionState: Debug + Send + Sync {
     /// `lengths`: valid tokens of each sequence (right padding is ignored; its output rows are 0); all `T` if absent.
     ///
     /// # Errors
-    /// Shapes that contradict the state; a dtype or device that it has no kernel for.
+    /// Shapes that do not fit the state; a dtype or device without a kernel.
     fn advance(&mut self, rows: AttentionRows<'_>, lengths: Option<&[usize]>) -> Result<Tensor>;
 
-    /// [`advance`](Self::advance), of one layer of several that take turns in `scratch`.
+    /// [`advance`](Self::advance) with scratch memory that a model's layers share.
     ///
     /// # Errors
     /// As there.
@@ -76,64 +76,64 @@ pub trait AttentionState: Debug + Send + Sync {
         self.advance(rows, lengths)
     }
 
-    /// Which attention it belongs to.
+    /// The kind of attention.
     fn kind(&self) -> AttentionKind;
 
-    /// Where it lives.
+    /// The device that holds it.
     fn location(&self) -> DeviceLocation;
 
     /// Tokens fed to a sequence so far.
     fn position(&self, sequence: usize) -> usize;
 
-    /// Bytes held for all sequences, with the room to grow into.
+    /// Allocated bytes of all sequences.
     fn size_bytes(&self) -> usize;
 
-    /// The bytes of [`size_bytes`](Self::size_bytes) by what they hold, of a state on the host.
+    /// The bytes of [`size_bytes`](Self::size_bytes) by content, for a state on the host.
     fn bytes_by_part(&self) -> Option<StateBytes> {
         None
     }
 
-    /// Bytes of what is remembered, without the room to grow into where the state knows how much that is.
+    /// Bytes in use: allocated bytes less the room to grow into, if the state knows it.
     fn used_bytes(&self) -> usize {
         self.size_bytes()
     }
 
-    /// Whether [`truncate`](Self::truncate) can forget all tokens of a sequence but the first `tokens`.
+    /// Checks that [`truncate`](Self::truncate) can cut a sequence back to its first `tokens` tokens.
     ///
-    /// Dense attention can go back to any number. Hybrid attention can go back within the chunk of the last token, because earlier
-    /// chunks have retired from it, and to nothing at all.
+    /// Dense attention can go back to any number. Hybrid attention can go back within the chunk of the last token, because that
+    /// chunk's arrival retired an earlier one, and to 0.
     ///
     /// # Errors
     /// More tokens than there are; fewer than the state can go back to.
     fn check_truncate(&self, sequence: usize, tokens: usize) -> Result<()>;
 
-    /// Forgets all tokens of a sequence but the first `tokens`.
+    /// Cuts a sequence back to its first `tokens` tokens.
     ///
     /// # Errors
-    /// Those of [`check_truncate`](Self::check_truncate); nothing is forgotten then.
+    /// Those of [`check_truncate`](Self::check_truncate). The state is unchanged then.
     fn truncate(&mut self, sequence: usize, tokens: usize) -> Result<()>;
 
-    /// All that the state remembers, as tensors on the host: the same wherever the state lives.
+    /// The whole state as tensors on the host, the same for every device.
     ///
     /// # Errors
     /// An error of the tensor library or the device.
     fn save(&self) -> Result<SavedState>;
 
-    /// Remembers what a state of the same shape and row format has saved, here or on another device, in place of what it did.
+    /// Replaces the state by one that a state of the same shape and row format saved, on this or another device.
     ///
     /// # Errors
-    /// Tensors of another state or format; this state is then to be thrown away.
+    /// Tensors of another state or format. Drop this state then.
     fn restore(&mut self, saved: SavedState) -> Result<()>;
 
     /// A copy with memory of its own.
     fn boxed_clone(&self) -> Box<dyn AttentionState>;
 
-    /// The state as the host has it, if it lies in the host's memory.
+    /// The interface for threads that share a decode step, if the state is in the host's memory.
     fn on_host(&self) -> Option<&dyn HostState> {
         None
     }
 
-    /// The state as a CUDA graph feeds it single tokens, if it can.
+    /// The interface for a captured decode step, if the state has one.
     #[cfg(feature = "cuda")]
     fn in_graph(&mut self) -> Option<&mut dyn GraphState> {
         None
@@ -146,13 +146,13 @@ impl Clone for Box<dyn AttentionState> {
     }
 }
 
-/// A state in the host's memory. Its parts know nothing of each other, so that threads can share a decode step: there is one for
-/// every sequence and selection head (dense attention: KV head), in that order.
+/// A state in the host's memory whose parts threads can feed side by side. There is one part for every sequence and selection
+/// head (with dense attention: KV head), in that order.
 pub trait HostState: Sync {
-    /// How many parts there are.
+    /// Number of parts.
     fn parts(&self) -> usize;
 
-    /// Pieces that a part's next token can attend to beforehand, each on a thread of its own: none where they are not worth it.
+    /// Number of pieces of a part's keys that threads can attend to before the part is fed; 0 if the part has too few keys.
     fn pieces(&self, part: usize) -> usize {
         let _ = part;
         0
@@ -175,24 +175,24 @@ pub trait HostState: Sync {
         panic!("part {part} has no piece {piece}");
     }
 
-    /// Feeds one token to a part, which no other thread has meanwhile: `out` is `[query heads, D]`.
+    /// Feeds one token to a part. `out` is `[query heads, D]`. No other thread may use the part meanwhile.
     ///
     /// # Panics
     /// If there is no such part, or slices are too short for their layout.
     fn decode(&self, part: usize, rows: HeadRows<'_>, scratch: &mut HeadScratch, out: &mut [f32]);
 }
 
-/// What one head remembers, for the thread that feeds it.
+/// Locks one head's state for the thread that feeds it.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// An error that says how far a state can go back.
+/// The error of a state that cannot go back so far.
 pub(crate) fn cannot_truncate(tokens: usize, why: &str) -> AttentionError {
     AttentionError::Config(format!("a state cannot go back to {tokens} tokens: {why}"))
 }
 
-/// An error if there is a gate, which only hybrid attention on the host computes.
+/// Refuses a gate: only hybrid attention on the host has one.
 pub(crate) fn without_gate(rows: &AttentionRows<'_>) -> Result<()> {
     match rows.gate {
         None => Ok(()),
@@ -200,7 +200,7 @@ pub(crate) fn without_gate(rows: &AttentionRows<'_>) -> Result<()> {
     }
 }
 
-/// An error unless hybrid attention that has read `position` tokens can go back to the first `tokens`.
+/// Checks that hybrid attention that has read `position` tokens can go back to the first `tokens`.
 pub(crate) fn check_truncate(config: &HybridConfig, position: usize, tokens: usize) -> Result<()> {
     if tokens > position {
         return Err(cannot_truncate(tokens, &format!("it has {position}")));

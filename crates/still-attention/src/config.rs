@@ -1,4 +1,4 @@
-//! What describes a hybrid attention layer, apart from its weights.
+//! The configuration of hybrid attention: everything but its weights.
 
 use std::fmt;
 use std::str::FromStr;
@@ -40,12 +40,12 @@ impl HeadGeometry {
     }
 }
 
-/// What `q·k` is multiplied by in logits: as given, `1/√D` if nothing is.
+/// The factor of `q·k` in logits: the given one, or `1/√D`.
 pub(crate) fn logit_scale(given: Option<f64>, head_dim: usize) -> f64 {
     given.unwrap_or_else(|| 1.0 / (head_dim as f64).sqrt())
 }
 
-/// An error unless a logit scale is a positive number.
+/// Checks that a logit scale is a positive number.
 pub(crate) fn check_logit_scale(given: Option<f64>) -> Result<()> {
     match given.filter(|scale| !(scale.is_finite() && *scale > 0.0)) {
         None => Ok(()),
@@ -77,7 +77,7 @@ pub enum Router {
         /// Seed of the hash.
         seed: u64,
     },
-    /// Nothing is kept, whatever the budgets say.
+    /// No token is salient, whatever the budgets say.
     None,
 }
 
@@ -165,15 +165,15 @@ pub enum LinearNorm {
     Mean,
 }
 
-/// What the operator is made of.
+/// Hybrid attention, or linear attention alone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
-    /// The window and the salient tokens exactly, the rest in the linear state.
+    /// The window and the salient tokens are exact; all others are in the linear state.
     #[default]
     Hybrid,
-    /// Every token in the linear state as soon as it comes, nothing exactly (Hedgehog). What speaks of exact tokens,
-    /// or scales numerator and denominator alike, has no meaning then and is refused.
+    /// Every token enters the linear state at once, and none stays exact (Hedgehog). Settings of exact tokens, and scales of
+    /// numerator and denominator alike, have no meaning then and are refused.
     LinearOnly,
 }
 
@@ -202,7 +202,7 @@ impl Default for Branches {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StillConfig {
-    /// What the operator is made of.
+    /// Hybrid attention, or linear attention alone.
     #[serde(default)]
     pub mode: Mode,
     /// Chunk length `C` in tokens, 1 … [`MAX_CHUNK`].
@@ -233,13 +233,13 @@ pub struct StillConfig {
     /// Branch switches.
     #[serde(default)]
     pub branches: Branches,
-    /// How exact rows are stored where the student is used; what computes it decides if absent. Training computes with plain rows.
+    /// Dtype of exact rows in the student's cache. If absent, the program that runs it decides. Training computes with plain rows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rows: Option<RowDtype>,
 }
 
 impl StillConfig {
-    /// Our defaults with one budget everywhere: `kv_head`, mean, NP-Map, no gate.
+    /// The defaults of this project, with the same budget in every head: `kv_head`, mean, NP-Map, no gate.
     pub fn uniform(num_layers: usize, geometry: HeadGeometry, chunk: usize, budget: usize) -> Self {
         let selection_head = SelectionHead::default();
         Self {
@@ -283,7 +283,7 @@ impl StillConfig {
         config
     }
 
-    /// LoLCATs: the window and, weighed against it by a learned factor, everything before it in the linear state.
+    /// LoLCATs: the window, and all older tokens in the linear state. A learned factor weights the two.
     pub fn lolcats(num_layers: usize, geometry: HeadGeometry, chunk: usize) -> Self {
         Self {
             router: Router::None,
@@ -299,8 +299,8 @@ impl StillConfig {
         Self::lolcats(num_layers, geometry, chunk).with_recall_cache(cache)
     }
 
-    /// The same with an exact cache of `cache` tokens per selection head, those that the linear state would recall worst.
-    /// Nothing is to be trained for it.
+    /// Adds an exact cache of `cache` tokens per selection head: those that the linear state recalls worst.
+    /// It needs no training.
     #[must_use]
     pub fn with_recall_cache(self, cache: usize) -> Self {
         // Every token of a retiring chunk is a candidate.
@@ -348,7 +348,7 @@ impl StillConfig {
         })
     }
 
-    /// The same in some layers alone; the others keep the attention that they have.
+    /// Restricts hybrid attention to these layers. The others keep their attention.
     #[must_use]
     pub fn in_layers(mut self, layers: impl IntoIterator<Item = usize>) -> Self {
         let mut hybrid = vec![false; self.budgets.len()];
@@ -421,7 +421,7 @@ impl StillConfig {
 pub struct HybridConfig {
     /// Index of the layer (the random router's hash takes it).
     pub layer: usize,
-    /// What the operator is made of.
+    /// Hybrid attention, or linear attention alone.
     pub mode: Mode,
     /// Chunk length `C` in tokens.
     pub chunk: usize,
@@ -495,7 +495,7 @@ impl HybridConfig {
         }
     }
 
-    /// Nothing is exact: refuses what would have no effect.
+    /// For linear attention alone: refuses settings that would have no effect.
     fn validate_linear_only(&self) -> Result<()> {
         let refused = [
             (self.budgets.iter().any(|&budget| budget > 0), "budgets", "set every budget to 0"),

@@ -4,22 +4,22 @@
 //!
 //! | file | content |
 //! |---|---|
-//! | `config` | what describes a layer: router, budgets, feature map, branches, row dtypes |
+//! | `config` | the configuration of a layer: router, budgets, feature map, branches, row dtypes |
 //! | `weights` | learned tensors of a layer |
 //! | `hybrid` | `hybrid_attention`: whole sequences, in the tensor library's graph |
 //! | `saved_attention` | the operator forward and backward without a graph, on both devices |
-//! | `attention_state` | the trait of what a layer remembers: advance, size, clone, cut back, save |
+//! | `attention_state` | the trait of a layer's state: advance, size, clone, cut back, save |
 //! | `state` | the recurrent state on the CPU |
 //! | `dense` | softmax attention and its cache: the teacher's |
 //! | `sliding`, `sliding_cache` | attention to a window of the last tokens, and its cache: layers that a student keeps |
 //! | `router` | scores and selection of a retiring chunk |
-//! | `routing` | what one call decided |
+//! | `routing` | the routing of one call |
 //! | `selection` | which tokens are salient, and until when |
 //! | `feature_map` | reflections folded into the map's matrix |
-//! | `limits` | what the kernels on CUDA do not compute |
+//! | `limits` | what CUDA refuses |
 //! | `linear_ops` | linear attention alone, as tensor ops |
-//! | `shares` | what each branch carries of an output |
-//! | `size` | bytes of a state, known beforehand |
+//! | `shares` | the share of each branch in an output |
+//! | `size` | bytes of a state, computed from shapes |
 //! | `saved_state` | a state as named tensors |
 //! | `arguments` | checks of device, dtype and shape |
 //! | `error` | errors of the operator |

@@ -8,10 +8,10 @@ use crate::error::{AttentionError, Result};
 use crate::hybrid::{HybridOutput, OP};
 use crate::{HeadGeometry, HybridConfig, HybridWeights, Routing, cpu};
 
-/// What [`SavedAttention::backward`] gives back: gradients of what is not learned, in its dtype.
+/// Result of [`SavedAttention::backward`]: gradients of activations, in their dtype.
 #[derive(Clone, Debug)]
 pub struct AttentionGradients {
-    /// Of `q` `[B, H, N, D]`, `k` and `v` `[B, K, N, D]`; none if they were not wanted.
+    /// Of `q` `[B, H, N, D]`, `k` and `v` `[B, K, N, D]`. `None` if the forward pass had `wants_rows = false`.
     pub qkv: Option<[Tensor; 3]>,
     /// Of the output gate, `[B, H, N, D]`.
     pub gate: Option<Tensor>,
@@ -37,7 +37,7 @@ pub(crate) struct FoldedGradients {
     pub log_scale: Option<Tensor>,
 }
 
-/// What the backward pass of one [`attention_forward`] needs.
+/// What one [`attention_forward`] saved for its backward pass.
 #[derive(Debug)]
 pub struct SavedAttention {
     weights: HybridWeights,
@@ -52,8 +52,8 @@ enum Kernels {
     Cuda(Box<crate::cuda::SavedAttention>),
 }
 
-/// As [`hybrid_attention`](crate::hybrid_attention), in no graph. The second result gives gradients: of `q`, `k` and `v` only if
-/// `wants_rows`.
+/// [`hybrid_attention`](crate::hybrid_attention) without a graph. The second result computes gradients; those of `q`, `k` and `v`
+/// only with `wants_rows`.
 ///
 /// # Errors
 /// As [`hybrid_attention`](crate::hybrid_attention).
@@ -160,7 +160,7 @@ impl SavedAttention {
         Ok(Self { weights, out, kernels: Kernels::Cpu(Box::new(saved)) })
     }
 
-    /// From the gradient of the output `[B, H, N, D]` to those of what it was computed from. Those of the weights are added to
+    /// Computes the gradients of the inputs from that of the output, `[B, H, N, D]`. Adds the gradients of the weights to
     /// `learned`.
     ///
     /// # Errors
@@ -173,7 +173,7 @@ impl SavedAttention {
         Ok(rows)
     }
 
-    /// [`SavedAttention::backward`], the gradients of the weights in their places.
+    /// [`SavedAttention::backward`], which returns the gradients of the weights as `HybridWeights`.
     ///
     /// # Errors
     /// As there.

@@ -1,7 +1,8 @@
 //! A state as named tensors: what is kept of it in a file.
 //!
 //! Rows lie as `[rows, D]` in token order of their store, in the dtype that the state stores them in (8-bit codes as bytes, two's
-//! complement; 4-bit codes two a byte, the first in its low half), so that a state comes back bit for bit and other programs can read it.
+//! complement; 4-bit codes two a byte, the first in its low half), so that a state comes back bit for bit and other programs can
+//! read it.
 
 use std::collections::BTreeMap;
 

@@ -23,7 +23,7 @@ use crate::{
 
 const OP: &str = "HybridState::advance";
 
-/// A layer's weights folded and laid out for inference; made once by [`PreparedWeights::new`].
+/// A layer's weights, folded and laid out for inference.
 #[derive(Clone, Debug)]
 pub struct PreparedWeights {
     geometry: HeadGeometry,
@@ -42,7 +42,7 @@ impl PreparedWeights {
     /// Folds Householder reflections into `W` and copies everything to contiguous f32.
     ///
     /// # Errors
-    /// Shapes that contradict the configuration.
+    /// Shapes that do not fit the configuration.
     pub fn new(
         geometry: HeadGeometry,
         config: &HybridConfig,
@@ -76,8 +76,8 @@ impl PreparedWeights {
     }
 }
 
-/// Everything a layer remembers of a batch of sequences: per sequence and selection head the window's
-/// ring, the salient rows and the linear state.
+/// The state of hybrid attention of one layer: for each sequence and selection head the window's ring, the salient rows and the
+/// linear state.
 #[derive(Debug)]
 pub struct HybridState {
     weights: Arc<PreparedWeights>,
@@ -104,12 +104,12 @@ pub struct HeadRows<'a> {
     pub v: &'a [f32],
     /// `[query heads, T, D]`, with the output gate.
     pub gate: Option<&'a [f32]>,
-    /// What a single token has attended to before it is fed: all [`pieces`](HostState::pieces) of the part, in order, or none.
-    /// `[pieces, query heads, D + 2]`.
+    /// For a single token: the results of all [`pieces`](HostState::pieces) of the part, in order, or none. `[pieces, query
+    /// heads, D + 2]`.
     pub beforehand: &'a [f32],
 }
 
-/// What a layer remembers for one selection head of one sequence, for as long as one thread feeds it.
+/// The state of one selection head of one sequence, locked for the thread that feeds it.
 #[derive(Debug)]
 pub struct HybridHead<'a> {
     weights: &'a PreparedWeights,
@@ -117,7 +117,7 @@ pub struct HybridHead<'a> {
     state: RwLockWriteGuard<'a, HeadState<f32>>,
 }
 
-/// Memory that heads are fed in; one a thread is enough, and keeps widened rows in its cache.
+/// Scratch memory for feeding heads. Use one for each thread, so that upcast rows stay in its core's cache.
 #[derive(Clone, Debug, Default)]
 pub struct HeadScratch {
     pub(crate) hybrid: Scratch<f32>,
@@ -125,7 +125,7 @@ pub struct HeadScratch {
 }
 
 impl HybridHead<'_> {
-    /// Feeds the first `length` rows; writes as many of each query head's rows of `out`, `[query heads, T, D]`.
+    /// Feeds the first `length` rows and writes as many rows of each query head to `out`, `[query heads, T, D]`.
     ///
     /// `split` lets long inputs use several threads.
     ///
@@ -206,9 +206,8 @@ impl HybridState {
         Self { weights, heads, batch }
     }
 
-    /// The same empty state that also keeps the position of each salient token, for
-    /// [`salient_positions`](Self::salient_positions): a score and a position are 8 bytes, which a state without a cap does not
-    /// need.
+    /// Keeps the position of each salient token too, for [`salient_positions`](Self::salient_positions). A score and a position
+    /// take 8 bytes, which a state without a cap otherwise saves. For an empty state.
     #[must_use]
     pub fn keeping_positions(self) -> Self {
         for head in &self.heads {
@@ -225,7 +224,7 @@ impl HybridState {
     /// Any split of a sequence into calls gives the same output and state.
     ///
     /// # Errors
-    /// Shapes that contradict the state; a dtype or device without a kernel.
+    /// Shapes that do not fit the state; a dtype or device without a kernel.
     pub fn advance(
         &mut self,
         q: &Tensor,
@@ -253,7 +252,7 @@ impl HybridState {
         })
     }
 
-    /// [`HybridState::advance`] on slices whose sizes it has checked; rows of `out` beyond `lengths` are left alone.
+    /// [`HybridState::advance`] on slices whose sizes it has checked. Rows of `out` beyond `lengths` stay as they are.
     fn advance_values(
         &self,
         [q, k, v]: [&[f32]; 3],
@@ -285,7 +284,7 @@ impl HybridState {
         );
     }
 
-    /// One of the [`parts`](Self::parts), which no other thread has meanwhile.
+    /// Locks one of the [`parts`](Self::parts).
     ///
     /// # Panics
     /// If there is no such part.
@@ -294,14 +293,14 @@ impl HybridState {
         HybridHead { weights: &self.weights, head: part % heads, state: write(&self.heads[part]) }
     }
 
-    /// The linear state of one sequence and selection head (empty while nothing was absorbed).
+    /// The linear state of one sequence and selection head. It is empty until a token is absorbed.
     pub fn linear(&self, sequence: usize, head: usize) -> LinearState {
         let state = self.state(sequence, head);
         LinearState { s: state.s.clone(), z: state.z.clone(), count: state.count }
     }
 
-    /// Positions of the salient tokens of one sequence and selection head, ascending; `None` of a state that has no cap and was
-    /// not [asked to keep them](Self::keeping_positions).
+    /// Positions of the salient tokens of one sequence and selection head, ascending. `None` for a state without a cap that does
+    /// not [keep them](Self::keeping_positions).
     pub fn salient_positions(&self, sequence: usize, head: usize) -> Option<Vec<u32>> {
         let state = self.state(sequence, head);
         let mut positions: Vec<u32> =
