@@ -6,7 +6,7 @@ use still_attention::AttentionError;
 
 use crate::files::io_hint;
 
-/// What can go wrong with a model. Every message says what was wrong and where; [`ModelError::hint`] says what to do.
+/// Errors of a model. The message says what is wrong and where; [`ModelError::hint`] says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
     /// A file or directory could not be read or written.
@@ -16,10 +16,10 @@ pub enum ModelError {
         action: &'static str,
         /// The file or directory.
         path: PathBuf,
-        /// The system's word.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// A file is not what its name promises.
+    /// A file is damaged or of another kind.
     #[error("{}: {reason}", path.display())]
     Corrupt {
         /// The file.
@@ -29,12 +29,12 @@ pub enum ModelError {
         /// What to do.
         hint: String,
     },
-    /// Something sound that this project does not run.
+    /// A valid model, file or option that this project does not support.
     #[error("{what} is not supported{}", at(found_in))]
     Unsupported {
         /// The thing, by its own name.
         what: String,
-        /// Where it was met, if in a file.
+        /// The file in which it was found, if any.
         found_in: Option<PathBuf>,
         /// What to do.
         hint: String,
@@ -86,7 +86,7 @@ fn plain(error: candle_core::Error) -> candle_core::Error {
 pub type Result<T> = std::result::Result<T, ModelError>;
 
 impl ModelError {
-    /// What the user can do about it.
+    /// What the user can do.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Corrupt { hint, .. }
@@ -112,8 +112,8 @@ impl ModelError {
         move |source| Self::Io { action, path, source }
     }
 
-    /// This error, met while the file or directory `path` was loaded. What the tensor library cannot make of a file is the file's fault;
-    /// while computing it is ours.
+    /// This error as one of loading `path`. An error of the tensor library then means a damaged file; while computing it means a
+    /// bug.
     #[must_use]
     pub fn while_loading(self, path: &Path) -> Self {
         let error = match self {

@@ -1,9 +1,9 @@
-//! What is said, by whom, and what a template is given besides.
+//! Messages of a conversation, and the other variables of a template.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-/// One turn of a conversation, with every key that it came with: a template may use any.
+/// One message of a conversation, with all its keys: a template may use any.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Map<String, Value>", into = "Map<String, Value>")]
 pub struct Message {
@@ -30,7 +30,7 @@ const NO_TEXT: [&str; 12] = [
 ];
 
 impl Message {
-    /// A turn of text.
+    /// A message of text.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
         let mut object = Map::new();
         object.insert("role".into(), Value::String(role.into()));
@@ -43,7 +43,7 @@ impl Message {
         self.object.get("role").and_then(Value::as_str).unwrap_or_default()
     }
 
-    /// Everything of it.
+    /// All keys.
     pub fn object(&self) -> &Map<String, Value> {
         &self.object
     }
@@ -147,7 +147,7 @@ fn check_part(part: &Value) -> Result<(), String> {
     }
 }
 
-/// What a template is given besides the messages.
+/// Variables of a template other than the messages.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Context {
     /// JSON schemas of functions that the model may call.

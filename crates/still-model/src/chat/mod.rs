@@ -20,7 +20,7 @@ pub(crate) use templates::{
 
 use crate::error::{ModelError, Result};
 
-/// A model's templates. They are parsed on first use, so that one that does not parse is no hindrance to whatever needs none.
+/// A model's templates. They are parsed on first use, so that a template that does not parse is an error only where it is needed.
 #[derive(Clone, Debug)]
 pub struct ChatTemplate {
     inner: Arc<Inner>,
@@ -29,7 +29,7 @@ pub struct ChatTemplate {
 #[derive(Debug)]
 struct Inner {
     templates: Vec<Named>,
-    /// `bos_token` and the like; what a model has not is not defined.
+    /// `bos_token` and other special tokens that the model has.
     special: Map<String, Value>,
     /// The file that they are from, for errors.
     origin: Option<String>,
@@ -80,8 +80,7 @@ impl ChatTemplate {
     /// Renders a conversation; `add_generation_prompt` opens the assistant's turn.
     ///
     /// # Errors
-    /// A template that does not parse or goes beyond its limits, with its file and line; what it refuses, in its own
-    /// words.
+    /// A template that does not parse or exceeds its limits, with its file and line; an error that the template itself raises.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
         self.render_in(messages, &Context::default(), add_generation_prompt)
             .map(|rendered| rendered.text)

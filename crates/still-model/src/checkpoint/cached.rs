@@ -1,4 +1,4 @@
-//! What was fetched or made before, and what it takes on this machine's disk.
+//! The contents of the caches on the disk, and their sizes.
 
 use std::path::{Path, PathBuf};
 
@@ -8,7 +8,7 @@ use super::built_in::PINNED_BASE;
 use crate::error::Result;
 use crate::fetch::{DEMO_FILE, cache_dir};
 
-/// What a cached thing is.
+/// The kind of a cached item.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CachedKind {
@@ -20,12 +20,12 @@ pub enum CachedKind {
     Tokens,
 }
 
-/// Something in a cache.
+/// An item in a cache.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Cached {
-    /// What it is.
+    /// Its kind.
     pub kind: CachedKind,
-    /// What `--model` or `--data` take for it; a directory's path for token ids.
+    /// Its name for `--model` or `--data`; a directory's path for token ids.
     pub name: String,
     /// Where it is.
     pub path: PathBuf,
@@ -33,7 +33,7 @@ pub struct Cached {
     pub bytes: u64,
 }
 
-/// Where what is named by a hub id is kept.
+/// The directory with files that hub ids name.
 pub fn hub_cache_dir() -> PathBuf {
     Cache::from_env().path().clone()
 }

@@ -8,27 +8,27 @@ use hf_hub::CacheRepo;
 use hf_hub::api::Progress;
 use hf_hub::api::sync::{ApiError, ApiRepo};
 
-/// How far a file of a hub has been fetched.
+/// The progress of a download.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fetched<'a> {
     /// Its name in its repository.
     pub file: &'a str,
-    /// Bytes that are here, all of them at the end.
+    /// Bytes that have arrived.
     pub bytes: u64,
-    /// Bytes in all.
+    /// Bytes of the whole file.
     pub of: u64,
-    /// Bytes that an earlier try left; at first `bytes` is this.
+    /// Bytes that an earlier try had fetched. `bytes` starts from it.
     pub before: u64,
 }
 
 type Listener = dyn Fn(Fetched<'_>) + Send + Sync;
 
-/// Told of files of a hub while they are fetched. Its clones tell one listener; the default one tells nobody.
+/// A callback for the progress of downloads. Clones share it; the default does nothing.
 #[derive(Clone, Default)]
 pub struct OnFetch(Option<Arc<Listener>>);
 
 impl OnFetch {
-    /// Has `listener` told.
+    /// Calls `listener`.
     pub fn new(listener: impl Fn(Fetched<'_>) + Send + Sync + 'static) -> Self {
         Self(Some(Arc::new(listener)))
     }

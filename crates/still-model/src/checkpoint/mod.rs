@@ -2,14 +2,14 @@
 //!
 //! | file | content |
 //! |---|---|
-//! | `source` | from what a user types to files |
-//! | `fetching` | files of a hub, and who is told while they are fetched |
+//! | `source` | finds the files of what a user names |
+//! | `fetching` | files of a hub, from its cache or fetched; progress |
 //! | `hub` | models, adapters and deltas fetched from a hub |
-//! | `built_in` | models that are known by a name: the pinned base, the student that ships |
-//! | `cached` | what was fetched, and its size |
+//! | `built_in` | built-in models: the pinned base, the student that ships |
+//! | `cached` | the contents of the caches, and their sizes |
 //! | `hub_dataset` | datasets, likewise |
 //! | `safetensors_dir` | directories with `config.json` |
-//! | `form` | what a `config.json` describes: a base, a student, a checkpoint of STILL's authors |
+//! | `form` | the kind of a `config.json`: a base, a student, a checkpoint of STILL's authors |
 //! | `authors` | checkpoints and adapters of STILL's authors |
 //! | `gguf` | GGUF files of base models, read and checked |
 //! | `gguf_student` | GGUF files of students, read and written |
@@ -17,14 +17,14 @@
 //! | `learned`, `learned_names` | learned tensors and their names |
 //! | `shapes` | the tensors of a model |
 //! | `weights` | tensors by name, whatever file they come from |
-//! | `safetensors_file` | safetensors files as they lie in memory |
-//! | `quantization`, `dequantize` | 8-bit weights of safetensors: which there are, and their values |
-//! | `unread` | refuses a model with tensors that nobody read |
+//! | `safetensors_file` | safetensors files, mapped into memory |
+//! | `quantization`, `dequantize` | 8-bit weights of safetensors: schemes and values |
+//! | `unread` | refuses a model with tensors that were not read |
 //! | `delta` | the base of a delta |
 //! | `load` | from an opened checkpoint to a model |
-//! | `placement` | which form matrices take on a device |
-//! | `student`, `target` | students written; the directory that they are written to |
-//! | `transformers` | what lets transformers open a full student |
+//! | `placement` | the format of matrices on a device |
+//! | `student`, `target` | saves students; checks and locks their directory |
+//! | `transformers` | the files by which transformers opens a full student |
 
 mod authors;
 mod built_in;

@@ -18,7 +18,7 @@ use crate::student::Student;
 use crate::tensor_file::{Entry, write_tensors};
 use crate::tokenizer::Tokenizer;
 
-/// What a saved student holds.
+/// The form of a saved student.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExportKind {
     /// All weights, low-rank updates merged, in this dtype (learned attention tensors stay f32), and the code that transformers
@@ -37,7 +37,7 @@ impl ExportKind {
     }
 }
 
-/// Saves a student; a student that stood there before is replaced only once the new one is complete.
+/// Saves a student. A student in the same place is replaced only when the new one is complete.
 ///
 /// # Errors
 /// A model without a student, a target that is something else, a full disk.
@@ -45,7 +45,7 @@ pub fn save_student(dir: &Path, model: &Model, kind: ExportKind) -> Result<()> {
     save_student_to(&StudentTarget::claim(dir)?, model, kind)
 }
 
-/// [`save_student`] into a directory that was claimed before.
+/// [`save_student`] into a directory that the caller has claimed.
 ///
 /// # Errors
 /// As [`save_student`].
@@ -139,7 +139,7 @@ pub(super) fn merged_entries<'a>(
     Ok(entries)
 }
 
-/// What a student has learned, on the CPU, f32.
+/// A student's learned tensors, on the CPU, in f32.
 pub(super) fn learned_entries(student: &Student) -> Result<Vec<Entry<'static>>> {
     let learned = student.to_device(&Device::Cpu)?.checkpoint_tensors()?;
     Ok(learned.into_iter().map(|(name, tensor)| Entry::of(name, tensor)).collect())

@@ -1,4 +1,4 @@
-//! Where a student is saved: the checks before, the lock, the move into place.
+//! The directory of a saved student: checks before the save, the lock, the move into place.
 
 use std::ffi::OsStr;
 use std::path::{Component, Path, PathBuf};
@@ -45,8 +45,8 @@ impl StudentTarget {
     /// Makes sure that a student can be saved as `dir`, and removes what a killed save left there.
     ///
     /// # Errors
-    /// A path that names no directory; one that is there and holds anything but a student; one that another process saves in; a parent
-    /// that cannot be written.
+    /// A path that names no directory; one that is there and holds anything but a student; one that another process saves in; a
+    /// parent that cannot be written.
     pub fn claim(dir: &Path) -> Result<Self> {
         let dir = resolved(dir)?;
         let parent = parent(&dir);
@@ -118,7 +118,8 @@ impl Drop for StudentTarget {
     }
 }
 
-/// The directory that a path means: no slash at its end, no link (what it leads to is replaced, the link stays), no dots at its end.
+/// The directory that a path means: no slash at its end, no link (what it leads to is replaced, the link stays), no dots at its
+/// end.
 fn resolved(path: &Path) -> Result<PathBuf> {
     let clean: PathBuf = path.components().collect();
     let wrong = |what: &str| ModelError::NotFound {

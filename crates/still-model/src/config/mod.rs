@@ -1,4 +1,4 @@
-//! What describes a base model, apart from its weights.
+//! The configuration of a base model: everything but its weights.
 //!
 //! | file | content |
 //! |---|---|
@@ -36,7 +36,7 @@ const LAYERS: RangeInclusive<usize> = 1..=1 << 12;
 const HEADS: RangeInclusive<usize> = 1..=1 << 14;
 const HEAD_DIM: RangeInclusive<usize> = 2..=1 << 12;
 const VOCABULARY: RangeInclusive<usize> = 1..=1 << 24;
-/// The longest context that a configuration may speak of, in tokens.
+/// The longest context of a configuration, in tokens.
 const MAX_POSITIONS: usize = u32::MAX as usize;
 const RMS_NORM_EPS: RangeInclusive<f64> = 1e-20..=1.0;
 const ROPE_THETA: RangeInclusive<f64> = 1.0..=1e15;
@@ -109,7 +109,7 @@ impl ModelConfig {
         (0..self.num_hidden_layers).filter(|&layer| self.sliding_window(layer).is_none())
     }
 
-    /// An error if the device of this place has no kernels for the family, or for the scale of its logits.
+    /// Checks that the device has kernels for the family and for the scale of its logits.
     pub(crate) fn check_device(&self, place: DeviceLocation) -> Result<()> {
         let missing = match (self.architecture.family().on_cuda, self.query_pre_attn_scalar) {
             _ if place == DeviceLocation::Cpu => return Ok(()),
@@ -127,13 +127,13 @@ impl ModelConfig {
         })
     }
 
-    /// What `q·k` is multiplied by in logits, if it is not `1/√D`.
+    /// The factor of `q·k` in logits, if it is not `1/√D`.
     pub fn logit_scale(&self) -> Option<f64> {
         self.query_pre_attn_scalar.map(|scalar| scalar.powf(-0.5))
     }
 
-    /// A student's attention as this model has it: with the model's scale of logits, in the layers that it replaces (the others keep
-    /// theirs to a sliding window).
+    /// A student's attention as this model has it: with the model's scale of logits, in the layers that it replaces (the others
+    /// keep theirs to a sliding window).
     #[must_use]
     pub fn fit_still(&self, still: StillConfig) -> StillConfig {
         let logit_scale = self.logit_scale();
@@ -157,7 +157,7 @@ impl ModelConfig {
         still.validate_in(self.num_hidden_layers, self.full_layers(), self.geometry())
     }
 
-    /// What embeddings are multiplied by.
+    /// The factor of embeddings.
     pub(crate) fn embedding_scale(&self) -> Option<f64> {
         let scaled = self.architecture.family().scaled_embeddings;
         scaled.then(|| (self.hidden_size as f64).sqrt())

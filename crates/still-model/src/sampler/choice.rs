@@ -1,4 +1,4 @@
-//! The tokens that may be drawn, found without sorting the vocabulary.
+//! The candidate tokens of a draw, found without sorting the vocabulary.
 
 use std::cmp::Ordering;
 

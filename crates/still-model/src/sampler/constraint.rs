@@ -1,41 +1,41 @@
-//! Tokens that a grammar allows.
+//! Constraints on the next token, such as a grammar.
 
 use std::fmt::{self, Debug};
 use std::sync::Arc;
 
 use crate::error::Result;
 
-/// What limits the tokens of one generation: a grammar, a JSON schema. It follows the tokens that were chosen.
+/// Limits the tokens of one generation, for a grammar or a JSON schema. It follows the chosen tokens.
 pub trait Constraint: Debug + Send {
-    /// Sets the logits of tokens that may not come next to −∞. Where the text may end, the end-of-sequence tokens stay.
+    /// Sets the logits of tokens that may not come next to −∞. End-of-sequence tokens stay where the text may end.
     ///
     /// # Errors
     /// A constraint that fails, such as a grammar beyond its limits.
     fn mask(&mut self, logits: &mut [f32]) -> Result<()>;
 
-    /// Is told the token that was chosen, an end-of-sequence token too.
+    /// Receives the chosen token, also an end-of-sequence token.
     ///
     /// # Errors
     /// As [`Constraint::mask`].
     fn accept(&mut self, id: u32) -> Result<()>;
 }
 
-/// Makes the constraint of each generation: none by default. Two are equal if they are clones of one.
+/// Makes a constraint for each generation; none by default. Two values are equal if one is a clone of the other.
 #[derive(Clone, Default)]
 pub struct Constraints(Option<Arc<dyn Fn() -> Box<dyn Constraint> + Send + Sync>>);
 
 impl Constraints {
-    /// `make` gives one that has followed no token yet.
+    /// `make` returns a new constraint, which has followed no token.
     pub fn new(make: impl Fn() -> Box<dyn Constraint> + Send + Sync + 'static) -> Self {
         Self(Some(Arc::new(make)))
     }
 
-    /// Whether there is none.
+    /// Whether there is no constraint.
     pub fn are_off(&self) -> bool {
         self.0.is_none()
     }
 
-    /// What limits the tokens of the next generation.
+    /// A constraint for the next generation.
     pub fn next(&self) -> Option<Box<dyn Constraint>> {
         self.0.as_ref().map(|make| make())
     }

@@ -1,9 +1,9 @@
-//! Choosing the next token.
+//! Sampling of the next token.
 //!
 //! | file | content |
 //! |---|---|
-//! | `choice` | the tokens that may be drawn, found without sorting the vocabulary |
-//! | `constraint` | tokens that a grammar allows |
+//! | `choice` | candidate tokens, found without sorting the vocabulary |
+//! | `constraint` | constraints, such as a grammar |
 //! | `naive` | the slow twin, for tests |
 
 mod choice;
@@ -24,9 +24,9 @@ use crate::generate::GenerateOptions;
 
 /// Seeded sampling from logits.
 ///
-/// In order: the penalties of what was sampled so far change logits, `logit_bias` is added to them, a constraint takes out the tokens
-/// that it does not allow, `temperature` divides the logits, then `top_k`, `top_p` and `min_p` each leave some of the tokens that the
-/// one before left. What is left is drawn from by its probabilities.
+/// In order: the penalties of what was sampled so far change logits, `logit_bias` is added to them, a constraint takes out the
+/// tokens that it does not allow, `temperature` divides the logits, then `top_k`, `top_p` and `min_p` each leave some of the
+/// tokens that the one before left. What is left is drawn from by its probabilities.
 #[derive(Debug)]
 pub struct Sampler {
     temperature: f64,

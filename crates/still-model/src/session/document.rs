@@ -1,30 +1,30 @@
-//! A document, read as the beginning of the next question.
+//! A document that is read before the question about it.
 
 use super::ChatSession;
 use crate::cancel::Cancel;
 use crate::error::{ModelError, Result};
 
-/// Stands between a document and a question. Of the forms that were tried (docs/chat.md), small models answer this one best.
+/// The text between a document and a question. Small models answer this form best, of those tried (docs/chat.md).
 const BETWEEN: &str = "\n\nAnswer the question using the text above.\nQuestion: ";
 
-/// A question about a document, as one message of the user: what [`ChatSession::read_document`] and [`ChatSession::ask`] say.
+/// A question about a document as one message of the user, as [`ChatSession::read_document`] and [`ChatSession::ask`] send it.
 pub fn message_about(document: &str, question: &str) -> String {
     asked(document, question)
 }
 
-/// A question about a document, as one message. The line breaks with which files end are none of a document's text: three in a row
-/// are another token than the two of [`BETWEEN`], one that small models answer worse.
+/// A question about a document, as one message. Line breaks at the document's end are removed: with them, [`BETWEEN`] would begin
+/// with another token, which small models answer worse.
 pub(super) fn asked(document: &str, question: &str) -> String {
     format!("{}{BETWEEN}{}", document.trim_end(), question.trim())
 }
 
 impl ChatSession {
-    /// Reads a document as the beginning of the next message. `each` is told how many more of how many tokens have been read, from
-    /// several threads. Returns whether all that was said before was read again.
+    /// Reads a document as the beginning of the next message. Several threads report the progress to `each`, as `(more, of)`
+    /// tokens. Returns whether the whole conversation was read again.
     ///
     /// # Errors
-    /// What the template refuses, or a template that leaves no beginning in common to questions; [`ModelError::Cancelled`]. The
-    /// conversation is then as before.
+    /// An error of the template; a template with which two questions have no common beginning; [`ModelError::Cancelled`]. The
+    /// conversation is unchanged then.
     pub fn read_document(
         &mut self,
         document: String,
@@ -37,7 +37,7 @@ impl ChatSession {
         Ok(reread)
     }
 
-    /// Whether a text was said as a message, or read as a document.
+    /// Whether a text is one of the messages, or was read as a document.
     pub fn knows(&self, text: &str) -> bool {
         let beginning = asked(text, "");
         let said = |message: &crate::chat::Message| {
@@ -48,7 +48,7 @@ impl ChatSession {
             || self.messages().iter().any(said)
     }
 
-    /// The tokens that prompts of any question about a document begin with.
+    /// The tokens with which the prompt of every question about a document begins.
     fn shared_beginning(&self, document: &str, cancel: &Cancel) -> Result<Vec<u32>> {
         // Two that begin alike in nothing.
         let (_, mut one) = self.prompt(&asked(document, "What?"))?;

@@ -1,4 +1,4 @@
-//! Files of sessions: a conversation, what the state has read, and the state, tied to the model.
+//! Files of sessions: messages, the state's tokens, and the state, tied to a model.
 //!
 //! A session is a safetensors file with a digest ([`crate::seal`]). docs/files.md lists its tensors.
 
@@ -16,13 +16,13 @@ use crate::error::{ModelError, Result};
 use crate::model::Model;
 use crate::tensor_file::{Entry, read_tensors, replace_tensors};
 
-/// The format that is written.
+/// The current format.
 const FORMAT: u32 = 3;
 
-/// The earliest that is read: it has more rows and scores of a hybrid layer than are needed.
+/// The earliest format that is read. Its hybrid layers have more rows and scores than are needed.
 const EARLIEST: u32 = 2;
 
-/// What is saved of a session besides its state.
+/// The saved parts of a session but its state.
 #[derive(Debug)]
 pub(super) struct Saved {
     pub rows: RowDtype,
@@ -49,7 +49,7 @@ const TOKENS: &str = "tokens";
 const GENERATED_TEXT: &str = "generated.text";
 const GENERATED_TOKENS: &str = "generated.tokens";
 
-/// Writes a session in a single step.
+/// Writes a session atomically.
 pub(super) fn write(path: &Path, session: &ChatSession) -> Result<()> {
     let ChatSession { rows, messages, tokens, cache, .. } = session;
     let mut entries = entries(session.identity()?, *rows, messages, tokens, cache.save()?)?;
@@ -209,8 +209,8 @@ impl Parts<'_> {
         Ok(Some(ids.flatten_all()?.to_vec1()?))
     }
 
-    /// An error if the state has values that are no numbers: it would answer as damaged weights do. Scores may be none, and only order
-    /// tokens.
+    /// An error if the state has values that are no numbers: it would answer as damaged weights do. Scores may be none, and only
+    /// order tokens.
     fn check_numbers(&self) -> Result<()> {
         for (name, tensor) in &self.tensors {
             if name.ends_with("score") || !tensor.dtype().is_float() {

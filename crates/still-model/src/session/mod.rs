@@ -1,9 +1,9 @@
-//! Conversations whose attention state is kept: between turns, and in a file.
+//! Conversations that keep their attention state, between turns and in a file.
 //!
 //! | file | content |
 //! |---|---|
 //! | `turn` | one question and its answer |
-//! | `document` | a document, read as the beginning of the next question |
+//! | `document` | a document that is read before the question about it |
 //! | `file` | a session in a file |
 //! | `sequence` | a sequence and its state, as the bytes of such a file |
 
@@ -27,10 +27,10 @@ pub use self::document::message_about;
 pub use self::sequence::SavedSequence;
 pub use self::turn::Reply;
 
-/// A conversation with a model: what was said, perhaps a document that was read and not asked about yet, and the state after it.
+/// A conversation with a model: its messages, perhaps a document that was read but not asked about yet, and the state after them.
 ///
-/// The state is continued as long as the rendered conversation extends what was read. A turn computes on a copy of the state, so
-/// that one that fails or is cancelled leaves the conversation as it was.
+/// A turn continues the state as long as the rendered conversation extends what the state has read. It works on a copy, so a turn
+/// that fails or is cancelled leaves the conversation as it was.
 #[derive(Debug)]
 pub struct ChatSession {
     model: Model,
@@ -38,21 +38,21 @@ pub struct ChatSession {
     messages: Vec<Message>,
     document: Option<String>,
     cache: Cache,
-    /// What the state has read.
+    /// Tokens that the state has read.
     tokens: Vec<u32>,
     generated: Option<Generated>,
     /// [`file::identity`] of the model, once it is known.
     identity: OnceLock<String>,
 }
 
-/// A conversation that ends with the model's own tokens.
+/// A conversation that ends with generated tokens.
 ///
-/// Their text may encode to other tokens. What is said next continues these.
+/// Their text may encode to other tokens. The next turn continues the generated ones.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Generated {
-    /// Prompt and answer.
+    /// Tokens of prompt and answer.
     text: String,
-    /// Of both.
+    /// Text of both.
     tokens: Vec<u32>,
 }
 
@@ -92,11 +92,10 @@ impl ChatSession {
         Ok(Self { model, rows, messages, document, cache, tokens, generated, identity })
     }
 
-    /// Goes on with a session that was [saved](Self::save) for this model, in place of this conversation. Its rows are stored as
-    /// they were.
+    /// Replaces this conversation by a session that was [saved](Self::save) for this model. Its rows keep their dtype.
     ///
     /// # Errors
-    /// A file that is damaged, or of another model or format; the conversation is then as before.
+    /// A file that is damaged, or of another model or format. The conversation is unchanged then.
     pub fn load(&mut self, path: &Path) -> Result<()> {
         let (saved, tensors) = file::read(path, self.identity()?)?;
         let empty = self.model.new_cache(1, saved.rows)?;
@@ -107,7 +106,7 @@ impl ChatSession {
         Ok(())
     }
 
-    /// Writes the conversation and the state to a file, in a single step.
+    /// Writes the conversation and the state to a file, atomically.
     ///
     /// # Errors
     /// A conversation that has not begun; a file that cannot be written.
@@ -122,12 +121,12 @@ impl ChatSession {
         file::write(path, self)
     }
 
-    /// Whether a file is a session, of whatever model, and be it damaged.
+    /// Whether a file is a session, of any model, even if damaged.
     pub fn is_saved_in(path: &Path) -> bool {
         file::is_one(path)
     }
 
-    /// Forgets everything but the system message.
+    /// Removes everything but the system message.
     ///
     /// # Errors
     /// Too little memory.
@@ -137,7 +136,7 @@ impl ChatSession {
         self.forget()
     }
 
-    /// Changes the system message, or takes it away. The next turn reads everything again.
+    /// Changes or removes the system message. The next turn reads the whole conversation again.
     pub fn set_system(&mut self, system: Option<&str>) {
         self.messages.retain(|message| message.role() != SYSTEM);
         if let Some(text) = system {
@@ -145,7 +144,7 @@ impl ChatSession {
         }
     }
 
-    /// Forgets what was read, not what was said.
+    /// Resets the state, not the messages.
     fn forget(&mut self) -> Result<()> {
         self.cache = self.model.new_cache(1, self.rows)?;
         self.tokens.clear();
@@ -157,7 +156,7 @@ impl ChatSession {
         &self.messages
     }
 
-    /// Whether nothing was said yet: a system message or a document alone is no conversation.
+    /// Whether there is no message yet but a system message or a document.
     pub fn is_new(&self) -> bool {
         self.messages.iter().all(|message| message.role() == SYSTEM)
     }
@@ -168,12 +167,12 @@ impl ChatSession {
         system.object().get("content")?.as_str()
     }
 
-    /// The document that the next question is about, if it was read and not asked about yet.
+    /// The document that was read but not asked about yet, if there is one.
     pub fn document(&self) -> Option<&str> {
         self.document.as_deref()
     }
 
-    /// How the state stores exact rows.
+    /// Dtype of the state's exact rows.
     pub fn rows(&self) -> RowDtype {
         self.rows
     }
@@ -207,7 +206,7 @@ impl ChatSession {
         Ok(self.identity.get_or_init(|| identity))
     }
 
-    /// Has the state read more of the prompt that `tokens` begins.
+    /// Reads more tokens of a prompt that begins with `tokens`.
     fn read_on(
         &mut self,
         tokens: Vec<u32>,
@@ -225,8 +224,7 @@ impl ChatSession {
         Ok(reread)
     }
 
-    /// A copy of the state and how much of `tokens` it has read; an empty one if they do not continue what was read, and whether
-    /// that is so.
+    /// A copy of the state and how many of `tokens` it has read. If they do not continue the state: an empty state, and `true`.
     fn state_for(&self, tokens: &[u32]) -> Result<(Cache, usize, bool)> {
         let read = self.tokens.len();
         match tokens.len() > read && tokens.starts_with(&self.tokens) {
@@ -250,7 +248,7 @@ fn check_template(model: &Model) -> Result<()> {
 }
 
 impl Model {
-    /// BLAKE3, in hexadecimal, over all that a saved state depends on: base weights, configuration, and what a student has learned.
+    /// BLAKE3, in hexadecimal, over everything that a saved state depends on: base weights, configuration and learned tensors.
     ///
     /// # Errors
     /// Base weights that cannot be read again.

@@ -1,4 +1,4 @@
-//! A sequence and its state, as the bytes of a session in which nothing was said.
+//! A sequence and its state, as the bytes of a session without messages.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -11,23 +11,23 @@ use crate::cache::Cache;
 use crate::error::{ModelError, Result};
 use crate::tensor_file::{decode_tensors, encode_tensors};
 
-/// A sequence and the state after it, in the host's memory, wherever the state was or will be.
+/// A sequence and the state after it, in the host's memory. The state may come from any device and go to any other.
 ///
 /// Its bytes are those of a [session](crate::ChatSession) without messages: versioned, with a digest, and tied to the model.
 #[derive(Clone, Debug)]
 pub struct SavedSequence {
-    /// What the state has read.
+    /// Tokens that the state has read.
     pub tokens: Vec<u32>,
-    /// How the state stores exact rows.
+    /// Dtype of the state's exact rows.
     pub rows: RowDtype,
     /// [`Cache::save`].
     state: HashMap<String, Tensor>,
-    /// What errors call it.
+    /// Its name in errors.
     path: PathBuf,
 }
 
 impl SavedSequence {
-    /// What the cache of one sequence remembers, which has read `tokens`.
+    /// Saves the cache of one sequence that has read `tokens`.
     ///
     /// # Errors
     /// An error of the device.
@@ -44,7 +44,8 @@ impl SavedSequence {
         encode_tensors(&self.path, entries)
     }
 
-    /// What [`encode`](Self::encode), or a session's [`save`](crate::ChatSession::save), has written. `path` is what errors call it.
+    /// Reads bytes that [`encode`](Self::encode) or a session's [`save`](crate::ChatSession::save) wrote. `path` is their name in
+    /// errors.
     ///
     /// # Errors
     /// Bytes that are damaged, or of another model or format.
@@ -53,8 +54,7 @@ impl SavedSequence {
         Ok(Self { tokens: saved.tokens, rows: saved.rows, state, path: path.into() })
     }
 
-    /// The cache that has read the tokens. `cache`: of one sequence of the same model and rows, in place of whose state this is
-    /// remembered.
+    /// A cache with this state. `cache` is any cache of one sequence of the same model and rows; its state is replaced.
     ///
     /// # Errors
     /// A state of another shape; one that has read another number of tokens; an error of the device.

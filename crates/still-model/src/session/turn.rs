@@ -13,9 +13,10 @@ use crate::generate::{GenerateOptions, Generation, generate};
 pub struct Reply {
     /// The generated turn.
     pub generation: Generation,
-    /// Tokens that were read for this turn before generating.
+    /// Tokens that this turn read before it generated.
     pub read: usize,
-    /// Earlier turns were rendered differently, so that everything was read again: the template rewrote them, or the system message changed.
+    /// Whether the whole conversation was read again, because the template renders earlier turns differently or the system
+    /// message changed.
     pub reread: bool,
     /// Bytes of the attention state after it.
     pub cache_bytes: usize,
@@ -23,10 +24,10 @@ pub struct Reply {
     pub tokens: usize,
 }
 
-/// What a turn leaves behind.
+/// The result of a turn.
 struct Turn {
     reply: Reply,
-    /// What was asked, with a document.
+    /// The message, with its document.
     content: String,
     cache: Cache,
     tokens: Vec<u32>,
@@ -34,12 +35,11 @@ struct Turn {
 }
 
 impl ChatSession {
-    /// Sends a message and generates the answer. Only tokens that the state has not read are read, as long as the rendered
-    /// conversation extends what it has.
+    /// Sends a message and generates the answer. It reads only tokens that the state has not read, as long as the rendered
+    /// conversation extends the state's tokens.
     ///
     /// # Errors
-    /// What the template or the model refuses, or a system message that the template ignores; the conversation is then as
-    /// before.
+    /// Errors of the template or the model; a system message that the template ignores. The conversation is unchanged then.
     pub fn send(
         &mut self,
         text: &str,
@@ -55,7 +55,7 @@ impl ChatSession {
         Ok(reply)
     }
 
-    /// [`ChatSession::send`], after which the conversation is as before: answers do not depend on earlier questions.
+    /// [`ChatSession::send`], but the conversation stays unchanged, so that answers do not depend on earlier questions.
     ///
     /// # Errors
     /// As there.
@@ -107,7 +107,7 @@ impl ChatSession {
         Ok((rendered, ids))
     }
 
-    /// Tokens of a rendered conversation: those that the model has written where there are such.
+    /// Tokens of a rendered conversation. Generated text keeps its generated tokens.
     fn encode(&self, rendered: &str) -> Result<Vec<u32>> {
         let tokenizer = &self.model.tokenizer;
         let ids = tokenizer.encode(rendered, false)?;
@@ -124,8 +124,8 @@ impl ChatSession {
         }
     }
 
-    /// The conversation that ends with a generation, unless its text is not that of its tokens: it was cut at a stop string, or they
-    /// are not UTF-8.
+    /// The conversation that ends with a generation, unless its text is not that of its tokens: it was cut at a stop string, or
+    /// they are not UTF-8.
     fn generated_by(
         &self,
         mut rendered: String,
