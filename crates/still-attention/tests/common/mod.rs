@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses a part")]
 
 pub mod case;
+pub mod device;
 #[cfg(feature = "cuda")]
 pub mod codes;
 #[cfg(feature = "cuda")]
