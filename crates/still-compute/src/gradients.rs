@@ -1,4 +1,4 @@
-//! Gradients of learned tensors in one vector: backward passes add to it, an optimizer's step reads it.
+//! Gradients of learned tensors in one vector. Backward passes add to it, and the optimizer's step reads it.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -9,7 +9,7 @@ use candle_core::{DType, Device, Result, Shape, Tensor, TensorId, bail};
 use crate::matmul::par_matmul_scaled;
 use crate::tensor::{borrow, with_matrix};
 
-/// Where each learned tensor's values are in a vector of all of them.
+/// The span of each learned tensor in one vector of all values.
 #[derive(Debug)]
 pub struct Spans {
     index: HashMap<TensorId, usize>,
@@ -20,7 +20,7 @@ pub struct Spans {
 }
 
 impl Spans {
-    /// Of tensors on one device, in this order. A tensor is known by its id: a clone of it is the same.
+    /// Spans of tensors on one device, in this order. A tensor and its clones are the same, because they have one id.
     pub fn new<'a>(learned: impl IntoIterator<Item = &'a Tensor>) -> Self {
         let mut spans = Self {
             index: HashMap::new(),
@@ -39,7 +39,7 @@ impl Spans {
         spans
     }
 
-    /// Zeros for all values, f32, where the tensors are.
+    /// A vector of zeros for all values, f32, on the tensors' device.
     ///
     /// # Errors
     /// An error of the device.
@@ -47,12 +47,12 @@ impl Spans {
         Tensor::zeros(self.range(&(0..self.shapes.len())).len(), DType::F32, &self.device)
     }
 
-    /// Where the values of consecutive tensors are.
+    /// The span of consecutive tensors.
     pub fn range(&self, tensors: &Range<usize>) -> Range<usize> {
         self.starts[tensors.start]..self.starts[tensors.end]
     }
 
-    /// The part of `all` that is one tensor's, in its shape.
+    /// One tensor's part of `all`, in its shape.
     ///
     /// # Errors
     /// A vector of another length.
@@ -62,12 +62,12 @@ impl Spans {
     }
 }
 
-/// The gradients of one step. What is not learned has none: additions to it are dropped.
+/// The gradients of one step. A tensor without a span is frozen: additions to its gradient are dropped.
 #[derive(Debug)]
 pub struct Gradients {
     spans: Arc<Spans>,
     sums: Sums,
-    /// Which tensors were given one.
+    /// Which tensors have a gradient.
     written: Vec<bool>,
 }
 
@@ -88,7 +88,7 @@ pub struct Run {
 }
 
 impl Gradients {
-    /// None yet.
+    /// No gradients yet.
     ///
     /// # Errors
     /// An error of the device.
@@ -132,8 +132,8 @@ impl Gradients {
         }
     }
 
-    /// Adds `scale · x y`, the gradient of a matrix `[m, n]`: `x` `[m, k]` and `y` `[k, n]` are matrices or transposed views of such, of
-    /// one dtype. The product is added where it is computed.
+    /// Adds `scale · x y`, the gradient of a matrix `[m, n]`. `x` `[m, k]` and `y` `[k, n]` are matrices of one dtype or
+    /// transposed views. The product accumulates into the vector directly.
     ///
     /// # Errors
     /// Shapes or dtypes that do not fit.
@@ -175,7 +175,7 @@ impl Gradients {
         }
     }
 
-    /// The gradient of a tensor in its shape, if it was given one.
+    /// The gradient of a tensor, in its shape, if it has one.
     ///
     /// # Errors
     /// An error of the tensor library.
@@ -192,7 +192,7 @@ impl Gradients {
         }))
     }
 
-    /// All gradients, those of consecutive tensors together.
+    /// All gradients. Those of consecutive tensors come as one run.
     ///
     /// # Errors
     /// An error of the tensor library.
@@ -216,7 +216,7 @@ impl Gradients {
         Ok(runs)
     }
 
-    /// Where the gradient of a tensor goes; none if it is not learned.
+    /// The index of a tensor; `None` if it is frozen.
     fn place(&mut self, tensor: &Tensor, dims: &[usize]) -> Result<Option<Place>> {
         let Some(&n) = self.spans.index.get(&tensor.id()) else { return Ok(None) };
         if self.spans.shapes[n].dims() != dims {
@@ -229,7 +229,7 @@ impl Gradients {
 
 struct Place {
     range: Range<usize>,
-    /// Whether nothing is there yet.
+    /// Whether the span has no gradient yet.
     first: bool,
 }
 

@@ -1,7 +1,7 @@
-//! Threads that go through a piece of work together, phase by phase.
+//! Run work on all threads together, phase by phase.
 //!
-//! Handing each of a decode step's products to a pool costs as much as the products do: a thread that found no work is
-//! asleep when the next piece comes. Here all threads run the whole step and take shares of each phase ([`still_threads`]).
+//! To hand each product of a decode step to a pool costs as much as the product, because an idle thread is asleep when the next
+//! product comes. Here all threads run the whole step and take pieces of each phase ([`still_threads`]).
 
 use std::cell::{Cell, UnsafeCell};
 use std::marker::PhantomData;
@@ -16,7 +16,7 @@ use still_threads::{Phases, Work};
 /// Every thread must go through the same phases, unless one fails: then all of them return.
 ///
 /// # Errors
-/// The first that a thread returned.
+/// The first error that a thread returned.
 pub fn on_all_threads<E: Send>(
     body: impl Fn(&Worker<'_>) -> Result<(), E> + Sync,
 ) -> Result<(), E> {
@@ -42,18 +42,17 @@ pub fn on_all_threads<E: Send>(
 pub struct Worker<'a> {
     phases: &'a Phases,
     size: usize,
-    /// Number of the phase that it comes to next.
+    /// Number of its next phase.
     next: Cell<u32>,
-    /// Which of the pool's threads it is.
+    /// Index of the thread in the pool.
     pub index: usize,
 }
 
 impl Worker<'_> {
-    /// Begins the next phase, of `units` units, as soon as the one before is over. They come in pieces, about `shares` for each
-    /// thread, until all are taken; `None` if they are.
+    /// Begins the next phase, of `units` units, when the previous one is over. The units come in pieces, about `shares` for each
+    /// thread, until all are taken. `None` if none is left.
     ///
-    /// What the phases before wrote may be read until the last piece has been asked for, and no longer: who comes late finds
-    /// that the others have gone on.
+    /// Read what earlier phases wrote only until you have asked for the last piece: after that, other threads may have gone on.
     ///
     /// # Errors
     /// If another thread failed.

@@ -1,21 +1,21 @@
-//! What can go wrong with a template.
+//! Errors of templates.
 
 /// Why a template failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorKind {
     /// It does not parse.
     Syntax,
-    /// It said so itself (`raise_exception`): the message is its own.
+    /// The template called `raise_exception`; the message is the template's own.
     Raised,
     /// It used a value that is undefined.
     Undefined,
-    /// It did with a value what Python does not allow.
+    /// An operation on a value that Python does not allow.
     Type,
-    /// It reached for what the sandbox keeps from it.
+    /// An access that the sandbox forbids.
     Security,
-    /// It took too many steps, wrote too much or nests too deep.
+    /// Too many steps, too much text, or too deep nesting.
     Limit,
-    /// It uses something of Jinja that is not here.
+    /// A feature of Jinja that this crate does not support.
     Unsupported,
 }
 
@@ -31,7 +31,7 @@ pub struct Error {
     pub line: Option<u32>,
 }
 
-/// What a template says itself needs no line.
+/// A message of the template itself has no line.
 fn at(line: Option<u32>, kind: ErrorKind) -> String {
     match (line, kind) {
         (Some(line), kind) if kind != ErrorKind::Raised => format!("line {line}: "),

@@ -33,7 +33,7 @@ pub struct Template {
     body: Vec<ast::Stmt>,
 }
 
-/// What a template wrote.
+/// The result of rendering.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rendered {
     /// The text.
@@ -59,7 +59,7 @@ impl Template {
     /// Renders it with these variables; `now` is what `strftime_now` tells, in local time.
     ///
     /// # Errors
-    /// What the template refuses ([`ErrorKind::Raised`]), what Python would refuse, and limits.
+    /// Errors that the template raises ([`ErrorKind::Raised`]), operations that Python refuses, and limits.
     pub fn render(&self, variables: &Map<String, Json>, now: SystemTime) -> Result<Rendered> {
         stack::on_a_large_one(|| render::render(&self.body, variables, now))
     }
