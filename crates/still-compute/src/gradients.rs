@@ -216,7 +216,7 @@ impl Gradients {
         Ok(runs)
     }
 
-    /// The index of a tensor; `None` if it is frozen.
+    /// The place of a tensor's gradient in the vector; `None` if the tensor is frozen.
     fn place(&mut self, tensor: &Tensor, dims: &[usize]) -> Result<Option<Place>> {
         let Some(&n) = self.spans.index.get(&tensor.id()) else { return Ok(None) };
         if self.spans.shapes[n].dims() != dims {
