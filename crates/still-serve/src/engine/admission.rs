@@ -1,4 +1,4 @@
-//! A request gets a cache: from a kept state, or an empty one.
+//! Gives a request a cache: a kept state's, or an empty one.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -11,10 +11,10 @@ use super::sequence::{Phase, Sequence};
 use super::worker::{Message, Worker};
 use crate::states::{Chain, Digest, Kept, Prefix, StateError};
 
-/// Beginnings of sequences that are remembered, so that a state is kept where two of them part.
+/// Most prefixes in each half of [`Seen`].
 const SEEN: usize = 1 << 16;
 
-/// Beginnings of the last sequences.
+/// Prefixes of the last sequences, so that a state is kept where a new sequence diverges from an earlier one.
 #[derive(Debug, Default)]
 pub struct Seen {
     recent: HashSet<Digest>,
@@ -22,7 +22,7 @@ pub struct Seen {
 }
 
 impl Seen {
-    /// The whole chunks that a sequence has in common with some earlier one.
+    /// Number of whole chunks that a sequence shares with an earlier one.
     fn common_chunks(&self, chain: &Chain) -> usize {
         let seen =
             |digest: &&Digest| self.recent.contains(*digest) || self.earlier.contains(*digest);
@@ -38,7 +38,7 @@ impl Seen {
 }
 
 impl Worker {
-    /// Takes up a request.
+    /// Begins a request.
     pub(super) fn begin(&mut self, mut sequence: Sequence) {
         let tokens = sequence.prompt_tokens as u64;
         self.shared.metrics.prompt_tokens.inc_by(tokens);
@@ -69,7 +69,7 @@ impl Worker {
         self.sequences.push(sequence);
     }
 
-    /// Goes on from the longest state in memory that has read the beginning of the prompt.
+    /// Continues the state in memory with the longest prefix of the prompt, if there is one.
     fn look_in_memory(&mut self, sequence: &mut Sequence) {
         let Sequence { chain, tokens, prompt_tokens, .. } = &*sequence;
         let most = prompt_tokens - 1;
@@ -81,8 +81,8 @@ impl Worker {
         }
     }
 
-    /// Has a sequence go on from a kept state. The empty cache that it had is the next one's: making and freeing one takes a GPU's host
-    /// as long as some layers do.
+    /// Gives a sequence a kept state. Its empty cache is saved for the next sequence, because creating and freeing a cache takes
+    /// a GPU's host as long as some layers.
     fn restore(&mut self, sequence: &mut Sequence, prefix: &Prefix, kept: &Kept) {
         match sequence.restore(kept, prefix.decoded) {
             Ok(before) if before.position(0) == 0 => self.spare = Some(before),
@@ -91,7 +91,7 @@ impl Worker {
         }
     }
 
-    /// Has the store looked through for a longer one, if it may have one.
+    /// Searches the store for a longer prefix. Returns whether a search runs.
     fn look_in_store(&mut self, sequence: &mut Sequence) -> bool {
         let Some(store) = self.kept.clone() else { return false };
         let most = sequence.prompt_tokens - 1;
@@ -116,8 +116,8 @@ impl Worker {
         true
     }
 
-    /// Says where in its prompt a sequence's state is kept: at the end, and where it parts from an earlier sequence. A GPU takes as
-    /// long for a short piece as for one of some hundred tokens: it keeps no state that is that near to the one gone on from.
+    /// Plans where in the prompt to keep the state: at the end, and where the prompt diverges from an earlier sequence. A GPU
+    /// reads a few hundred tokens in the time of a few, so it keeps no state that is so close to the continued one.
     pub(super) fn plan_states(&mut self, sequence: &mut Sequence) {
         let last = sequence.last_cut();
         let parts = self.seen.common_chunks(&sequence.chain) * CHUNK;
@@ -130,7 +130,7 @@ impl Worker {
         sequence.keep_at.retain(|at| *at > position);
     }
 
-    /// Has a sequence wait where another one is about to read more of what the two have in common than a kept state has.
+    /// Makes a sequence wait if another one is about to read more of their common prefix than a kept state has.
     fn wait_for_another(&mut self, sequence: &mut Sequence) -> bool {
         let last = sequence.last_cut();
         let mut best: Option<(usize, usize)> = None;
@@ -155,7 +155,7 @@ impl Worker {
         true
     }
 
-    /// The state that the store has found, if any, for a sequence that may be gone.
+    /// Handles the result of a search in the store. The sequence may be gone.
     pub(super) fn looked(&mut self, id: u64, found: Option<(Prefix, SavedSequence)>) {
         let found = found.and_then(|(prefix, saved)| {
             let tokens = saved.tokens.as_slice().into();
@@ -184,7 +184,7 @@ impl Worker {
         self.wake_waiting(id);
     }
 
-    /// A state with a name was read.
+    /// Handles a named state that was read.
     pub(super) fn loaded(&mut self, id: u64, state: Result<SavedSequence, StateError>) {
         let Some(at) = self.sequences.iter().position(|sequence| sequence.id == id) else { return };
         let saved = match state {
@@ -227,7 +227,7 @@ impl Worker {
         let _ = sequence.events.send(Event::Started { cached_tokens: sequence.cached });
     }
 
-    /// Sequences that waited for what `id` has read by now go on.
+    /// Wakes sequences that waited for tokens that `id` has read by now.
     pub(super) fn wake_waiting(&mut self, id: u64) {
         let reader = self.sequences.iter().find(|sequence| sequence.id == id);
         let read =
@@ -235,13 +235,13 @@ impl Worker {
         self.wake(|other, position| other == id && position <= read);
     }
 
-    /// Sequences go on that wait for one that is no longer there.
+    /// Wakes sequences that wait for one that is gone.
     pub(super) fn wake_orphans(&mut self) {
         let there: HashSet<u64> = self.sequences.iter().map(|sequence| sequence.id).collect();
         self.wake(|other, _| !there.contains(&other));
     }
 
-    /// Looks again for a state, of all that wait and of whom `wakes(other, position)` says so.
+    /// Searches again for a state for all waiting sequences for which `wakes(other, position)` is true.
     fn wake(&mut self, wakes: impl Fn(u64, usize) -> bool) {
         while let Some(at) = self.sequences.iter().position(|sequence| {
             matches!(sequence.phase, Phase::Waiting { other, position } if wakes(other, position))

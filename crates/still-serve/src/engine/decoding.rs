@@ -1,4 +1,4 @@
-//! Decode steps of all sequences together.
+//! Decode steps of all running sequences together.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,7 +12,7 @@ use super::sequence::{Phase, Sequence};
 use super::worker::Worker;
 
 impl Worker {
-    /// Feeds every sequence that is continued its last token, and chooses the next.
+    /// Feeds every running sequence its last token and chooses the next one.
     pub(super) fn decode_a_step(&mut self) {
         let Self { sequences, model, workspace, shared, .. } = self;
         let mut continued: Vec<&mut Sequence> =
@@ -58,10 +58,10 @@ impl Worker {
     }
 }
 
-/// Why a sequence has ended, and the text that was held back; or what went wrong.
+/// The end of a sequence: its reason and the rest of the text, or a failure.
 type End = Result<(Finish, String), Failure>;
 
-/// Chooses the next token of each sequence by its row of the logits. Which sequences have ended, by their ids.
+/// Chooses the next token of each sequence from its row of the logits. Returns the ids of sequences that have ended.
 fn choose(continued: Vec<&mut Sequence>, logits: &[f32], metrics: &Metrics) -> Vec<(u64, End)> {
     let width = logits.len() / continued.len();
     let choose = |(sequence, logits): (&mut Sequence, &[f32])| {
@@ -78,7 +78,7 @@ fn choose(continued: Vec<&mut Sequence>, logits: &[f32], metrics: &Metrics) -> V
     ended
 }
 
-/// What a panic said.
+/// The message of a panic.
 pub fn panic_text(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic".into())

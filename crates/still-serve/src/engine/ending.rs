@@ -1,4 +1,4 @@
-//! What becomes of a sequence and its state when it ends.
+//! The end of a sequence: keeps its state and reports to the client.
 
 use std::sync::Arc;
 
@@ -11,7 +11,8 @@ use super::worker::Worker;
 use crate::states::{Kept, Prefix, StateError};
 
 impl Worker {
-    /// A sequence was served: its state is kept, and its client told once the state can be found by whoever has the next turn.
+    /// Ends a sequence that was served. Its state is kept, and the client gets [`Event::Done`] once every replica can find the
+    /// state.
     pub(super) fn finish(&mut self, at: usize, finish: Finish, text: String) {
         let mut sequence = self.sequences.remove(at);
         let usage = sequence.usage(&self.model);
@@ -68,7 +69,7 @@ impl Worker {
         });
     }
 
-    /// A sequence ends as it is.
+    /// Interrupts a sequence.
     pub(super) fn interrupt(&mut self, at: usize) {
         let sequence = self.sequences.remove(at);
         let usage = sequence.usage(&self.model);
@@ -77,7 +78,7 @@ impl Worker {
         self.ended(Outcome::Done, None);
     }
 
-    /// A sequence cannot be served.
+    /// Fails a sequence.
     pub(super) fn fail(&mut self, at: usize, failure: Failure) {
         if matches!(failure, Failure::State(StateError::KeptNoNumbers(_))) {
             self.forget_states_of(at);
@@ -89,9 +90,9 @@ impl Worker {
     }
 }
 
-/// Where a state is written.
+/// The place of a state.
 struct Writes {
-    /// In the store of states without names.
+    /// In the store, found by its prefix.
     prefix: Option<Prefix>,
     name: Option<String>,
 }

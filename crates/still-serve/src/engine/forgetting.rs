@@ -1,6 +1,6 @@
-//! A kept state after which the model computes no numbers: it is forgotten, and the prompt is read without it.
+//! Drops a kept state after which the model computes NaN, and reads the prompt without it.
 //!
-//! A file's checksum says that it is whole, not who wrote it. Finite values that are too large lead to NaN a layer later.
+//! A file's digest shows that it is complete, not who wrote it. Finite values that are too large lead to NaN a layer later.
 
 use candle_core::{DType, Tensor};
 use still_model::{ModelError, any_nan};
@@ -8,8 +8,8 @@ use still_model::{ModelError, any_nan};
 use super::worker::Worker;
 
 impl Worker {
-    /// Has a sequence read its prompt from the start if the last token's `hidden` state is no numbers and a kept state led to it.
-    /// Whether it is so.
+    /// If the last token's `hidden` state is NaN and the sequence continued a kept state, makes it read its prompt from the
+    /// start. Returns whether it did.
     ///
     /// # Errors
     /// No memory for an empty cache.
@@ -34,7 +34,7 @@ impl Worker {
         Ok(true)
     }
 
-    /// No sequence goes on again from the kept state that this one has gone on from, nor from those that it has kept since.
+    /// Removes the kept state that this sequence continued, and those that it has kept since.
     pub(super) fn forget_states_of(&mut self, at: usize) {
         let sequence = &self.sequences[at];
         let (chain, prompt) = (&sequence.chain, &sequence.tokens[..sequence.prompt_tokens]);

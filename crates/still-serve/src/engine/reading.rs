@@ -1,4 +1,4 @@
-//! Prompts, read in pieces between decode steps.
+//! Prefill, in pieces between decode steps.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,18 +13,18 @@ use super::sequence::{Phase, Sequence};
 use super::worker::{Worker, copy};
 use crate::states::Kept;
 
-/// How much longer pieces are when no sequence waits for its next token.
+/// Factor of the piece length when no sequence waits for its next token.
 const ALONE: usize = 8;
 
-/// Tokens of a prompt after which its state is kept, besides its end: an edited prompt goes on from there.
+/// A prompt's state is also kept at multiples of this many tokens, so that an edited prompt can continue it.
 const KEEP_EVERY: usize = 1024;
 
-/// Rows whose logits are computed together.
+/// Rows of logits that are computed together.
 const LOGIT_ROWS: usize = 64;
 
 impl Worker {
-    /// Reads pieces of prompts, together no more tokens than one piece may have. The oldest request and the one with the least left to
-    /// read take turns, so that a short prompt does not wait for a long one, and a long one is not put off for ever.
+    /// Reads pieces of prompts, together at most one piece's tokens. The oldest request and the one with the fewest tokens left
+    /// alternate, so that a short prompt does not wait for a long one, and a long one makes progress.
     pub(super) fn read_pieces(&mut self) {
         let mut tokens = 0;
         loop {
@@ -79,7 +79,7 @@ impl Worker {
         self.wake_waiting(id);
     }
 
-    /// Keeps the state where it is planned.
+    /// Keeps the state at planned positions.
     fn keep_on_the_way(&mut self, at: usize) {
         let sequence = &mut self.sequences[at];
         let position = sequence.position();
@@ -104,7 +104,7 @@ impl Worker {
         }
     }
 
-    /// The prompt was read: the first token is chosen.
+    /// Chooses the first token after the prompt.
     fn first_token(&mut self, at: usize, last: &Tensor) {
         let sequence = &mut self.sequences[at];
         sequence.phase = Phase::Decoding;
@@ -128,8 +128,8 @@ impl Worker {
     }
 }
 
-/// Where the next piece ends: at most `most` tokens on, at a multiple of its unit or at the prompt's end, and where the
-/// state is kept. So a prompt is cut in the same places from whichever state it is read.
+/// The end of the next piece: at most `most` tokens further, at a multiple of its unit, at the prompt's end, or where the state
+/// is kept. A prompt is therefore cut in the same places, whichever state it continues.
 fn piece_end(sequence: &Sequence, most: usize) -> usize {
     let position = sequence.position();
     let furthest = match position + most {
@@ -142,7 +142,7 @@ fn piece_end(sequence: &Sequence, most: usize) -> usize {
     furthest.min(every).min(kept.unwrap_or(furthest)).min(last.unwrap_or(furthest))
 }
 
-/// Reads the prompt up to `end`; the hidden state of the last token.
+/// Reads the prompt up to `end` and returns the hidden state of the last token.
 fn read(model: &Model, sequence: &mut Sequence, end: usize) -> Result<Tensor, ModelError> {
     let position = sequence.position();
     let Sequence { tokens, cache, cancel, prompt_logprobs, of_prompt, prompt_tokens, .. } =

@@ -1,4 +1,4 @@
-//! One request that has a cache.
+//! A request that has a cache.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -13,25 +13,25 @@ use super::request::{Event, Failure, Request, Usage};
 use super::worker::{Submission, copy};
 use crate::states::{Chain, Kept, StateError};
 
-/// What a sequence waits for, or what is done with it next.
+/// The phase of a sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// A kept state is looked for in the store, or read from there.
+    /// It waits for a state from the store.
     Looking,
-    /// Another sequence reads what the two have in common, up to this position.
+    /// It waits for another sequence that reads their common prefix, up to this position.
     Waiting { other: u64, position: usize },
-    /// Its prompt is read.
+    /// Prefill.
     Reading,
-    /// It is continued.
+    /// Decode.
     Decoding,
 }
 
-/// Where a prompt is cut into pieces, besides by their length.
+/// Rules for cutting a prompt into pieces.
 #[derive(Clone, Copy, Debug)]
 pub struct Cuts {
-    /// Pieces end, and states are kept, at multiples of so many tokens.
+    /// Pieces end, and states are kept, at multiples of this many tokens.
     pub unit: usize,
-    /// Whether the last tokens that make no whole unit are always a piece of their own.
+    /// Whether tokens after the last whole unit are always a separate piece.
     pub last: bool,
 }
 
@@ -45,7 +45,7 @@ pub struct Sequence {
     pub chain: Chain,
     pub cache: Cache,
     pub cuts: Cuts,
-    /// Whether decode steps have computed a part of the state.
+    /// Whether decode steps computed a part of the state.
     pub decoded: bool,
     /// Tokens that a kept state had read.
     pub cached: usize,
@@ -54,11 +54,11 @@ pub struct Sequence {
     pub sampler: Sampler,
     pub continuation: Continuation,
     pub max_new_tokens: usize,
-    /// Chosen, and not fed yet.
+    /// The chosen token that was not fed yet.
     pub next: u32,
     pub logprobs: Option<usize>,
     pub prompt_logprobs: Option<usize>,
-    /// By token of the prompt.
+    /// Log-probabilities of the prompt's tokens.
     pub of_prompt: Vec<Option<TokenLogprobs>>,
     pub continues: Option<String>,
     pub save_as: Option<String>,
@@ -128,12 +128,12 @@ impl Sequence {
         self.cache.position(0)
     }
 
-    /// Tokens of the prompt that are to be read.
+    /// Tokens of the prompt that remain to be read.
     pub fn unread(&self) -> usize {
         self.prompt_tokens.saturating_sub(self.position())
     }
 
-    /// The last position in the prompt where it may be cut and that leaves a token to be read.
+    /// The last position in the prompt where it may be cut and that leaves at least one token.
     pub fn last_cut(&self) -> usize {
         self.cut_before(self.prompt_tokens.saturating_sub(1))
     }
@@ -148,34 +148,34 @@ impl Sequence {
         self.prompt_logprobs.is_none() && self.continues.is_none()
     }
 
-    /// Whether its client has gone.
+    /// Whether its client has disconnected.
     pub fn is_given_up(&self) -> bool {
         self.events.is_closed() || self.cancel.is_raised()
     }
 
-    /// Goes on from a kept state, which has read the beginning of its tokens. The cache that it had.
+    /// Continues a kept state of a prefix of its tokens. Returns the earlier cache.
     ///
     /// # Errors
-    /// No memory for a copy of it: the sequence is as it was.
+    /// No memory for a copy of the state. The sequence is unchanged then.
     pub fn restore(&mut self, kept: &Kept, decoded: bool) -> Result<Cache, ModelError> {
         let before = std::mem::replace(&mut self.cache, copy(&kept.cache)?);
         (self.decoded, self.cached) = (decoded, kept.tokens.len());
         Ok(before)
     }
 
-    /// Whether it has gone on from a kept state without a name, which others may go on from too.
+    /// Whether it continued a kept state without a name, which other sequences may continue too.
     pub fn has_kept_state(&self) -> bool {
         self.continues.is_none() && self.cached > 0
     }
 
-    /// Gives the kept state up, for a cache of no tokens.
+    /// Replaces the kept state by an empty cache.
     pub fn start_again(&mut self, empty: Cache) {
         self.cache = empty;
         (self.decoded, self.cached) = (false, 0);
         self.phase = Phase::Reading;
     }
 
-    /// Puts the tokens of a state with a name, which nobody else has, before the prompt.
+    /// Continues a named state: puts its tokens before the prompt.
     pub fn continue_from(&mut self, tokens: &[u32], cache: Cache) {
         self.tokens.splice(0..0, tokens.iter().copied());
         self.prompt_tokens = self.tokens.len();
@@ -184,11 +184,11 @@ impl Sequence {
         (self.decoded, self.cached) = (true, tokens.len());
     }
 
-    /// Chooses the next token by the logits after the last one, and tells the client. Why the sequence has ended, and the text
-    /// that was held back, if it has.
+    /// Chooses the next token from the logits and reports it to the client. If the sequence has ended: the reason and the rest of
+    /// the text.
     ///
     /// # Errors
-    /// Logits that are not numbers; what the tokenizer refuses.
+    /// NaN logits; an error of the tokenizer.
     pub fn choose(
         &mut self,
         logits: &[f32],
@@ -221,7 +221,7 @@ impl Sequence {
         Ok(pushed.finish.map(|finish| (finish, String::new())))
     }
 
-    /// Why logits are not numbers: the state that it went on from, if there is one, else the model.
+    /// The error of NaN logits: the continued state is damaged, or else the model.
     fn no_numbers(&self) -> Failure {
         match &self.continues {
             Some(name) => StateError::NoNumbers(name.clone()).into(),

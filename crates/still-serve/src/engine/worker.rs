@@ -1,4 +1,4 @@
-//! The engine's thread: what it does next.
+//! The loop of the engine's thread.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -21,13 +21,13 @@ use super::sequence::{Cuts, Phase, Sequence};
 use super::{EngineOptions, Shared};
 use crate::states::{Chain, KeptStates, Memory, Prefix, StateError, States};
 
-/// How often a thread that waits looks whether a client has gone or a time is over.
+/// Interval at which an idle thread checks for disconnected clients and timeouts.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// How long states that are being written may take when the engine ends.
+/// Time for writes in progress when the engine ends.
 const LAST_WRITES: Duration = Duration::from_secs(30);
 
-/// A request on its way to the thread.
+/// A request that the thread has not begun.
 #[derive(Debug)]
 pub struct Submission {
     pub request: Request,
@@ -36,21 +36,21 @@ pub struct Submission {
     pub arrived: Instant,
 }
 
-/// What the thread is told.
+/// A message to the thread.
 #[derive(Debug)]
 pub enum Message {
     Submit(Box<Submission>),
-    /// The store has looked for a state that a sequence can continue.
+    /// The result of a search in the store.
     Looked {
         id: u64,
         found: Option<(Prefix, SavedSequence)>,
     },
-    /// A state with a name was read.
+    /// A named state that was read.
     Loaded {
         id: u64,
         state: Result<SavedSequence, StateError>,
     },
-    /// No more requests come. All end at the deadline.
+    /// Shut down: no more requests come, and all end at the deadline.
     Stop {
         deadline: Option<Instant>,
     },
@@ -60,9 +60,9 @@ pub struct Worker {
     pub(super) model: Model,
     pub(super) options: EngineOptions,
     pub(super) rows: RowDtype,
-    /// A cache of no tokens. Copies of it share what the model has laid out for its caches.
+    /// An empty cache. Its copies share the tensors that the model has prepared for its caches.
     empty: Cache,
-    /// A copy of it that is made while nobody waits for it.
+    /// A spare copy, made while no request waits.
     pub(super) spare: Option<Cache>,
     pub(super) context: usize,
     /// [`EngineOptions::prefill_chunk`], in whole chunks.
@@ -70,7 +70,7 @@ pub struct Worker {
     /// Of no tokens.
     pub(super) root: Chain,
     messages: Receiver<Message>,
-    /// To itself, for work on other threads.
+    /// Sender of its own inbox, for other threads.
     pub(super) inbox: Sender<Message>,
     pub(super) shared: Arc<Shared>,
     /// The store, if there is one.
@@ -82,9 +82,9 @@ pub struct Worker {
     pub(super) seen: Seen,
     pub(super) workspace: Workspace,
     next_id: u64,
-    /// Whether the oldest prompt is read next, and not the one with the least left.
+    /// Whether the oldest prompt is next, rather than the one with the fewest tokens left.
     pub(super) oldest_next: bool,
-    /// Writes of states that go on.
+    /// Writes of states in progress.
     pub(super) writes: Arc<()>,
     stopping: bool,
     deadline: Option<Instant>,
@@ -133,7 +133,7 @@ impl Worker {
         }
     }
 
-    /// Serves until it is told to stop.
+    /// Serves until shutdown.
     pub fn run(mut self, runtime: Runtime) {
         loop {
             if !self.take_messages() {
@@ -158,7 +158,7 @@ impl Worker {
         runtime.shutdown_background();
     }
 
-    /// Takes what has come, and waits where there is nothing to do. Whether the engine goes on.
+    /// Handles messages, and waits if there is no work. Returns whether to continue.
     fn take_messages(&mut self) -> bool {
         while let Ok(message) = self.messages.try_recv() {
             self.take_message(message);
@@ -186,7 +186,7 @@ impl Worker {
         }
     }
 
-    /// Whether nothing is left to do, or no time; who is left is told.
+    /// Whether the shutdown is complete. After the deadline it interrupts the remaining requests.
     fn is_over(&mut self) -> bool {
         if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             self.interrupt_all();
@@ -206,7 +206,7 @@ impl Worker {
         }
     }
 
-    /// Frees what requests hold whose clients have gone.
+    /// Removes requests whose clients have disconnected.
     fn drop_given_up(&mut self) {
         let given_up = |events: &UnboundedSender<Event>, cancel: &Cancel| {
             events.is_closed() || cancel.is_raised()
@@ -220,7 +220,7 @@ impl Worker {
         self.wake_orphans();
     }
 
-    /// Ends requests whose time is over.
+    /// Fails requests that timed out.
     fn drop_late(&mut self) {
         let now = Instant::now();
         let late = |arrived: Instant, limit: Option<Duration>| {
@@ -244,7 +244,7 @@ impl Worker {
         }
     }
 
-    /// Gives requests that wait a cache, as long as there is room.
+    /// Gives waiting requests a cache, as long as there is room.
     fn admit(&mut self) {
         while self.sequences.len() < self.options.max_concurrent.max(1) {
             let Some(submission) = self.queue.pop_front() else { return };
@@ -277,15 +277,15 @@ impl Worker {
         self.spare.take().map_or_else(|| copy(&self.empty), Ok)
     }
 
-    /// Whether prompts are cut in the same places whoever else is there, because products of other shapes are rounded otherwise.
+    /// Whether prompts are cut in the same places whatever else runs, because products of other shapes round differently.
     pub(super) fn cuts_alike(&self) -> bool {
         self.options.deterministic && !self.model.device().is_cpu()
     }
 
-    /// A saved state, where the model computes.
+    /// Restores a saved state on the model's device.
     ///
     /// # Errors
-    /// One that is not of this model, whatever its file says; no memory left on the device.
+    /// A state of another model, whatever its file says; no memory left on the device.
     pub(super) fn restored(&self, saved: SavedSequence) -> Result<Cache, ModelError> {
         let cache = copy(&self.empty)?;
         catch_unwind(AssertUnwindSafe(|| saved.restore(cache))).unwrap_or_else(|panic| {
@@ -294,7 +294,7 @@ impl Worker {
         })
     }
 
-    /// Ends all requests, as they are.
+    /// Interrupts all requests.
     fn interrupt_all(&mut self) {
         while !self.sequences.is_empty() {
             self.interrupt(0);
@@ -311,7 +311,7 @@ impl Worker {
         }
     }
 
-    /// A request has ended, after so long.
+    /// Records the duration of a request.
     pub(super) fn ended(&self, outcome: Outcome, took: Option<Duration>) {
         self.shared.requests.fetch_sub(1, Ordering::Relaxed);
         self.shared.metrics.ended(outcome);
@@ -322,7 +322,7 @@ impl Worker {
         }
     }
 
-    /// Tells the numbers of the moment.
+    /// Updates the gauges.
     pub(super) fn tell(&self) {
         let metrics = &self.shared.metrics;
         metrics.running.set(self.sequences.len() as i64);
@@ -332,7 +332,7 @@ impl Worker {
     }
 }
 
-/// A copy with memory of its own.
+/// A deep copy.
 ///
 /// # Errors
 /// No memory left on the device.

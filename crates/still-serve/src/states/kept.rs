@@ -1,4 +1,4 @@
-//! States that are kept without a name, in a store: found by what they have read.
+//! Kept states in a store, found by their prefix.
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -13,9 +13,9 @@ use super::StateError;
 use super::prefix::{Chain, Prefix, PrefixIndex};
 use super::store::StateStore;
 
-/// A store that failed, or took too long, is left alone for this long: answers do not wait for it again and again.
+/// After a failure or timeout the store is not asked for this long, so that answers do not wait for it repeatedly.
 const REST: Duration = Duration::from_secs(15);
-/// How much longer a state may take to be written than to be read: its client has the answer's text already.
+/// Factor of the time limit of a write, compared with a read: the client already has the answer's text.
 const WRITES: u32 = 3;
 
 /// The states of one model in a store that others may share.
@@ -25,19 +25,19 @@ pub(crate) struct KeptStates {
     rows: RowDtype,
     store: StateStore,
     most_bytes: u64,
-    /// How long the store may take to give a state.
+    /// Time limit of a read.
     patience: Duration,
     /// When the store last failed.
     failed: Mutex<Option<Instant>>,
-    /// One at a time lists the store.
+    /// Only one task at a time lists the store.
     listing: tokio::sync::Mutex<Listing>,
-    /// Files that turned out to be damaged.
+    /// Names of damaged files.
     damaged: Mutex<HashSet<Prefix>>,
     /// Bytes of files that are being written.
     writing: AtomicU64,
 }
 
-/// A file that is being written: its bytes count until it is there, or given up.
+/// A write in progress. Its bytes count until it has succeeded or failed.
 struct Writing<'a> {
     all: &'a AtomicU64,
     bytes: u64,
@@ -96,13 +96,13 @@ impl KeptStates {
         Ok(found.await?.flatten())
     }
 
-    /// Writes a state, unless it is there, or the store rests.
+    /// Writes a state, unless the store has it or is paused.
     pub async fn put(&self, prefix: Prefix, saved: SavedSequence) -> Result<(), StateError> {
         let written = self.unless_it_rests(self.patience * WRITES, self.write(prefix, saved));
         written.await.map(|_| ())
     }
 
-    /// Does something with the store within a time, or nothing if the store failed a moment ago.
+    /// Runs an operation on the store within a time limit, or nothing while the store is paused.
     async fn unless_it_rests<T>(
         &self,
         patience: Duration,
@@ -168,7 +168,7 @@ impl KeptStates {
         Ok(Some((prefix, saved)))
     }
 
-    /// A file turned out to be damaged: it is not read again, until a good one is written in its place.
+    /// Marks a file as damaged. It is not read again until it is overwritten.
     pub fn is_damaged(&self, prefix: Prefix) {
         self.damaged.lock().unwrap_or_else(PoisonError::into_inner).insert(prefix);
     }

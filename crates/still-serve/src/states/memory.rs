@@ -1,4 +1,4 @@
-//! States in memory, the least recently used of which make room for new ones.
+//! States in memory, in an LRU cache.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use still_model::Cache;
 
 use super::prefix::{Chain, Prefix, PrefixIndex};
 
-/// A state and what it has read.
+/// A state and its tokens.
 #[derive(Clone, Debug)]
 pub(crate) struct Kept {
     pub tokens: Arc<[u32]>,
@@ -20,7 +20,7 @@ struct Entry {
     used: u64,
 }
 
-/// States, bounded by their bytes.
+/// States, up to a number of bytes.
 #[derive(Debug)]
 pub(crate) struct Memory {
     index: PrefixIndex<Entry>,
@@ -35,7 +35,7 @@ impl Memory {
         Self { index: PrefixIndex::default(), bytes: 0, states: 0, most_bytes, clock: 0 }
     }
 
-    /// Keeps a state, unless it is larger than all may be.
+    /// Keeps a state, unless it alone exceeds the limit.
     pub fn insert(&mut self, prefix: Prefix, kept: Kept) {
         let bytes = kept.cache.size_bytes() + size_of_val(&*kept.tokens);
         if bytes > self.most_bytes {
@@ -58,7 +58,7 @@ impl Memory {
         }
     }
 
-    /// Removes the states that have read a beginning of `tokens`, of `least` tokens or more. Which they were.
+    /// Removes the states of prefixes of `tokens` with at least `least` tokens, and returns them.
     pub fn remove_from(&mut self, chain: &Chain, tokens: &[u32], least: usize) -> Vec<Prefix> {
         let mut removed = Vec::new();
         let takes = |prefix: &Prefix| prefix.tokens >= least;
@@ -70,7 +70,7 @@ impl Memory {
         removed
     }
 
-    /// Whether there is such a state; it counts as used then.
+    /// Whether there is a state of this prefix. It counts as used.
     pub fn touch(&mut self, prefix: &Prefix) -> bool {
         let Some(mut entry) = self.index.remove(prefix) else { return false };
         self.clock += 1;
@@ -79,7 +79,7 @@ impl Memory {
         true
     }
 
-    /// The state that has read the most of `tokens`, at most `most`; `decoded`: whether decode steps may have computed it.
+    /// The state with the longest prefix of `tokens`, at most `most` tokens. `decoded`: whether decode steps may have computed it.
     pub fn longest(
         &mut self,
         chain: &Chain,

@@ -1,4 +1,4 @@
-//! States that clients have named.
+//! States under names.
 
 use std::path::PathBuf;
 
@@ -11,10 +11,10 @@ use super::{StateError, StateInfo, StateList};
 
 /// The longest name.
 const LONGEST: usize = 128;
-/// The longest header of a file of a state, many times that of a state of a hundred layers.
+/// The longest header of a state's file: many times that of a state of a hundred layers.
 const MOST_HEADER: u64 = 16 << 20;
 
-/// The states of one model that have names, in a store.
+/// The named states of one model, in a store.
 #[derive(Debug)]
 pub(crate) struct NamedStates {
     identity: String,
@@ -23,7 +23,7 @@ pub(crate) struct NamedStates {
     most_bytes: Option<u64>,
 }
 
-/// An error unless a name is short, and no more than a file in a folder may be called anywhere.
+/// Checks that a name is short and valid as a file name everywhere.
 pub(crate) fn check_name(name: &str) -> Result<(), StateError> {
     let takes = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
     let fits = (1..=LONGEST).contains(&name.len()) && name.chars().all(takes);
@@ -77,7 +77,7 @@ impl NamedStates {
         self.info(name, &file, &meta).await
     }
 
-    /// All of them. A file that is none is named, and does not hide the others.
+    /// Lists all states. A damaged file is listed by name and does not hide the others.
     pub async fn list(&self) -> Result<StateList, StateError> {
         let mut all = StateList::default();
         for (file, meta) in self.store.list().await? {
@@ -113,7 +113,7 @@ impl NamedStates {
         })
     }
 
-    /// How many tokens a file's state has read, by the file's header.
+    /// Tokens of a file's state, from its header.
     async fn tokens(&self, name: &str, file: &str, size: u64) -> Result<usize, StateError> {
         let forged = || StateError::Forged(file.to_owned());
         let gone = || StateError::NotFound(name.to_owned());

@@ -1,4 +1,4 @@
-//! Beginnings of sequences, known by a hash chain over chunks of their tokens.
+//! Prefixes of sequences, identified by a hash chain over chunks of their tokens.
 
 use std::collections::HashMap;
 
@@ -7,7 +7,7 @@ use still_attention::RowDtype;
 
 use crate::engine::CHUNK;
 
-/// BLAKE3, cut to 16 bytes: what it leads to is compared token by token.
+/// BLAKE3, cut to 16 bytes. Matches are confirmed token by token.
 pub(crate) type Digest = [u8; 16];
 
 fn digest(before: &Digest, tokens: &[u32]) -> Digest {
@@ -38,7 +38,7 @@ pub(crate) struct Prefix {
 }
 
 impl Prefix {
-    /// What a file of the state after it is called.
+    /// The file name of its state.
     pub fn file_name(&self) -> String {
         let kind = if self.decoded { 'a' } else { 'p' };
         format!("{:08}-{}-{}-{kind}.safetensors", self.tokens, hex(&self.chain), hex(&self.tail))
@@ -78,7 +78,7 @@ fn of_hex(text: &str) -> Option<Digest> {
     Some(digest)
 }
 
-/// The hash chain of a sequence.
+/// The hash chain of a sequence's chunks.
 #[derive(Clone, Debug)]
 pub(crate) struct Chain {
     /// After 0, 1, 2, … whole chunks.
@@ -86,7 +86,7 @@ pub(crate) struct Chain {
 }
 
 impl Chain {
-    /// Of no tokens, for states of a model that store exact rows in this way.
+    /// The chain of no tokens, for a model's states with exact rows of this dtype.
     pub fn new(identity: &str, rows: RowDtype) -> Self {
         let mut hasher = Hasher::new();
         hasher.update(identity.as_bytes());
@@ -94,14 +94,14 @@ impl Chain {
         Self { digests: vec![cut(&hasher)] }
     }
 
-    /// The chain of `tokens`, which begin with those it was of.
+    /// Extends the chain to `tokens`, which begin with its own.
     pub fn extend(&mut self, tokens: &[u32]) {
         for chunk in tokens[self.chunks() * CHUNK..].chunks_exact(CHUNK) {
             self.digests.push(digest(&self.digests[self.chunks()], chunk));
         }
     }
 
-    /// Whole chunks.
+    /// Number of whole chunks.
     pub fn chunks(&self) -> usize {
         self.digests.len() - 1
     }
@@ -111,7 +111,7 @@ impl Chain {
         &self.digests[1..]
     }
 
-    /// Whole chunks that another sequence begins with too.
+    /// Number of whole chunks that both sequences begin with.
     pub fn common_chunks(&self, other: &Self) -> usize {
         let common = self.after_chunks().iter().zip(other.after_chunks());
         common.take_while(|(a, b)| a == b).count()
@@ -128,7 +128,7 @@ impl Chain {
     }
 }
 
-/// What is known of some prefixes, found by sequences that begin with them.
+/// A map from prefixes to values, searched by a longer sequence.
 #[derive(Debug)]
 pub(crate) struct PrefixIndex<T> {
     by_chain: HashMap<Digest, Vec<(Prefix, T)>>,
@@ -141,7 +141,7 @@ impl<T> Default for PrefixIndex<T> {
 }
 
 impl<T> PrefixIndex<T> {
-    /// Enters a prefix; what was known of it before.
+    /// Inserts a value for a prefix and returns the earlier one.
     pub fn insert(&mut self, prefix: Prefix, value: T) -> Option<T> {
         let known = self.remove(&prefix);
         self.by_chain.entry(prefix.chain).or_default().push((prefix, value));
@@ -162,7 +162,7 @@ impl<T> PrefixIndex<T> {
         self.by_chain.values().flatten()
     }
 
-    /// The longest known prefix of `tokens`, whose chain is `chain`, of at most `most` tokens.
+    /// The longest known prefix of `tokens` (with their `chain`), of at most `most` tokens.
     pub fn longest(
         &self,
         chain: &Chain,

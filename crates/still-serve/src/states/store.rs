@@ -1,4 +1,4 @@
-//! Where states are kept besides memory: a folder, or a bucket of S3.
+//! A store of states: a folder, or an S3 bucket.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutPayload, RetryCon
 
 use super::StateError;
 
-/// A store of objects and where in it states lie.
+/// An object store, and the prefix of its states.
 #[derive(Clone)]
 pub struct StateStore {
     store: Arc<dyn ObjectStore>,
@@ -25,7 +25,7 @@ impl fmt::Debug for StateStore {
     }
 }
 
-/// Clients wait for a bucket: one that does not answer is given up after seconds, not after the three minutes that are usual.
+/// Clients wait for a bucket, so a request to it fails after seconds, not after the default of three minutes.
 fn retries() -> RetryConfig {
     RetryConfig { max_retries: 3, retry_timeout: Duration::from_secs(5), ..RetryConfig::default() }
 }
@@ -60,12 +60,12 @@ impl StateStore {
         Ok(Self::new(Arc::new(store.with_fsync(true)), ""))
     }
 
-    /// A store that ends with the process.
+    /// A store in this process's memory.
     pub fn in_memory() -> Self {
         Self::new(Arc::new(InMemory::new()), "")
     }
 
-    /// The objects whose names go on with `part`.
+    /// The objects below `part`.
     pub(crate) fn below(&self, part: &str) -> Self {
         Self { store: Arc::clone(&self.store), prefix: self.prefix.clone().join(part) }
     }
@@ -97,13 +97,13 @@ impl StateStore {
         }
     }
 
-    /// Writes an object. It is complete or not there; one that was there stays until then.
+    /// Writes an object atomically.
     pub(crate) async fn put(&self, name: &str, bytes: Vec<u8>) -> Result<(), StateError> {
         let put = self.store.put(&self.path(name), PutPayload::from(bytes)).await;
         put.map(|_| ()).map_err(|source| StateError::Store { action: "cannot write", source })
     }
 
-    /// Makes `to` what `from` is; whether there was such an object.
+    /// Copies `from` to `to`. Returns whether `from` exists.
     pub(crate) async fn copy(&self, from: &str, to: &str) -> Result<bool, StateError> {
         match self.store.copy(&self.path(from), &self.path(to)).await {
             Ok(()) => Ok(true),
@@ -112,7 +112,7 @@ impl StateStore {
         }
     }
 
-    /// Removes an object; whether it was there.
+    /// Removes an object. Returns whether it existed.
     pub(crate) async fn delete(&self, name: &str) -> Result<bool, StateError> {
         if self.head(name).await?.is_none() {
             return Ok(false);
@@ -132,7 +132,7 @@ impl StateStore {
         }
     }
 
-    /// All objects directly below: name and what is known of it.
+    /// All objects directly below the prefix: names and metadata.
     pub(crate) async fn list(&self) -> Result<Vec<(String, ObjectMeta)>, StateError> {
         let listed = self.store.list_with_delimiter(Some(&self.prefix)).await;
         let listed =
