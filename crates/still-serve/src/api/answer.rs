@@ -1,4 +1,4 @@
-//! Answers of the engine: started together, gathered whole, or told piece by piece.
+//! Answers of the engine, as one body or as a stream.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -20,9 +20,9 @@ use super::app::App;
 use super::error::{ApiError, Result};
 use crate::{Event, Events, Request, TokenLogprobs, Usage};
 
-/// Pieces of a stream that wait for a client to read them, before the answer waits.
+/// Chunks of a stream that may wait for the client before the answer waits.
 const PIECES: usize = 64;
-/// A stream that says nothing for this long, while a prompt is read, gets a comment: proxies close what is silent.
+/// A silent stream gets a comment after this time, because proxies close silent connections.
 const SILENCE: Duration = Duration::from_secs(10);
 
 /// One answer, whole.
@@ -32,11 +32,11 @@ pub struct Answer {
     pub text: String,
     /// Its tokens, if their probabilities were asked for.
     pub tokens: Vec<TokenLogprobs>,
-    /// Those of the prompt, if they were asked for.
+    /// Those of the prompt, if asked for.
     pub prompt: Vec<Option<TokenLogprobs>>,
     /// Why it ended.
     pub finish: Finish,
-    /// What it took.
+    /// What the request took.
     pub usage: Usage,
 }
 
@@ -53,7 +53,7 @@ pub fn submit(app: &App, requests: Vec<Request>) -> Result<Vec<Events>> {
 /// Waits for all answers.
 ///
 /// # Errors
-/// The first that fails; the others are given up.
+/// The first error; the other answers are cancelled.
 pub async fn gather(all: Vec<Events>) -> Result<Vec<Answer>> {
     try_join_all(all.into_iter().map(whole)).await
 }
@@ -81,7 +81,7 @@ async fn whole(mut events: Events) -> Result<Answer> {
     Err(ApiError::internal())
 }
 
-/// How a kind of completion tells its pieces.
+/// How a kind of completion formats its chunks.
 pub trait Pieces: Send + 'static {
     /// When an answer begins.
     fn started(&mut self, index: usize) -> Option<Value>;
@@ -95,7 +95,8 @@ pub trait Pieces: Send + 'static {
     fn usage(&self, usage: UsageBody, timings: Option<Timings>) -> Value;
 }
 
-/// Tells all answers as server-sent events. `per_prompt` answers in turn are to one prompt. A client that goes away ends them.
+/// Sends all answers as server-sent events. Each `per_prompt` consecutive answers are to one prompt. They end when the client
+/// disconnects.
 pub fn stream(
     all: Vec<Events>,
     per_prompt: usize,
@@ -189,7 +190,7 @@ pub struct UsageBody {
     prompt_tokens_details: PromptTokensDetails,
 }
 
-/// What of the prompt was not read again.
+/// Tokens of the prompt by how they were read.
 #[derive(Clone, Debug, Default, Serialize, ToSchema)]
 pub struct PromptTokensDetails {
     /// Tokens that a kept state had read.
@@ -212,7 +213,7 @@ impl UsageBody {
     }
 }
 
-/// What OpenAI's interface has no field for.
+/// Fields that OpenAI's interface does not have.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Timings {
     /// From the request's arrival to its first token.

@@ -1,4 +1,4 @@
-//! What every handler has: the engine, the model's name, the limits.
+//! The state of all handlers: the engine, the model's name, the limits.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -13,7 +13,7 @@ use super::grammar::{Grammar, Grammars};
 use super::sampling::{Common, any_seed, usual_sampling};
 use crate::{Engine, Refused};
 
-/// What every handler has.
+/// The state of all handlers.
 #[derive(Clone, Debug)]
 pub struct App {
     inner: Arc<Inner>,
@@ -26,10 +26,10 @@ struct Inner {
     created: u64,
     sampling: SuggestedSampling,
     stopping: AtomicBool,
-    /// Made when the first answer follows a grammar.
+    /// Created for the first answer that follows a grammar.
     grammars: OnceLock<std::result::Result<Grammars, String>>,
-    /// Whose turn it is to look at what heads keep.
-    looking: Arc<Semaphore>,
+    /// A permit for `/v1/kept`: one request at a time.
+    kept_permit: Arc<Semaphore>,
     /// The bytes of tokens, where they are known; made when first asked for.
     token_bytes: OnceLock<Option<Vec<Vec<u8>>>>,
 }
@@ -48,7 +48,7 @@ impl App {
             sampling,
             stopping: AtomicBool::new(false),
             grammars: OnceLock::new(),
-            looking: Arc::new(Semaphore::new(1)),
+            kept_permit: Arc::new(Semaphore::new(1)),
             token_bytes: OnceLock::new(),
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -69,7 +69,7 @@ impl App {
         self.inner.created
     }
 
-    /// The sampling of requests that say nothing.
+    /// Default sampling.
     pub fn sampling(&self) -> &SuggestedSampling {
         &self.inner.sampling
     }
@@ -79,12 +79,12 @@ impl App {
         &self.inner.engine.model().tokenizer
     }
 
-    /// From now on the server says that it ends.
+    /// Marks the server as shutting down.
     pub fn begin_to_stop(&self) {
         self.inner.stopping.store(true, Ordering::Relaxed);
     }
 
-    /// Whether the server ends.
+    /// Whether the server is shutting down.
     pub fn is_stopping(&self) -> bool {
         self.inner.stopping.load(Ordering::Relaxed)
     }
@@ -113,22 +113,22 @@ impl App {
         String::from_utf8_lossy(&self.token_bytes(id)).into_owned()
     }
 
-    /// The turn to look at what heads keep, until it is dropped.
+    /// The permit for `/v1/kept`, until it is dropped.
     ///
     /// # Errors
-    /// 429 while somebody else has it.
-    pub fn turn_to_look(&self) -> Result<OwnedSemaphorePermit> {
-        let turn = Arc::clone(&self.inner.looking).try_acquire_owned();
-        turn.map_err(|_| Refused::Busy { retry_after: Duration::from_secs(2) }.into())
+    /// 429 while another request has it.
+    pub fn kept_permit(&self) -> Result<OwnedSemaphorePermit> {
+        let permit = Arc::clone(&self.inner.kept_permit).try_acquire_owned();
+        permit.map_err(|_| Refused::Busy { retry_after: Duration::from_secs(2) }.into())
     }
 
-    /// A name for an answer that no other has.
+    /// A unique id for an answer.
     pub fn new_id(&self, kind: &str) -> String {
         format!("{kind}-{:016x}{:08x}", any_seed(), any_seed() as u32)
     }
 
-    /// What limits the tokens of each answer, which may have to be `calls` of tools. Compiling may take long: it is done on a thread
-    /// of its own.
+    /// What limits the tokens of each answer, which may have to be `calls` of tools. Compiling may take long: it is done on a
+    /// thread of its own.
     ///
     /// # Errors
     /// 400 for a format or grammar that is malformed, or for two of them.
@@ -150,7 +150,7 @@ pub fn unix_seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-/// What an answer follows.
+/// The constraint of an answer.
 enum Kind {
     Object,
     Schema(serde_json::Value),

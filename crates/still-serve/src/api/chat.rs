@@ -18,10 +18,10 @@ use super::sampling::{Common, any_seed, refuse_unsupported};
 use super::tool_calls::{CallReader, Part, ToolCall};
 use crate::{Request, TokenLogprobs};
 
-/// The likeliest tokens that may be asked for in each place.
+/// Most likeliest tokens that a request may ask for at each position.
 const MOST_LOGPROBS: usize = 20;
 
-/// A conversation to be continued.
+/// A conversation to continue.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 pub struct ChatRequest {
     #[serde(flatten)]
@@ -32,16 +32,16 @@ pub struct ChatRequest {
     own: ChatFields,
 }
 
-/// Fields that plain texts do not have.
+/// Fields of chats only.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 struct ChatFields {
-    /// Most tokens of the answer; what the context has left if it is left out.
+    /// Most tokens of the answer. Default: the rest of the context.
     max_completion_tokens: Option<usize>,
-    /// The same, by its older name.
+    /// Older name of `max_completion_tokens`.
     max_tokens: Option<usize>,
-    /// Whether the answer's log-probabilities are told.
+    /// Return the log-probability of each token of the answer.
     logprobs: Option<bool>,
-    /// How many of the likeliest tokens in each place are told, up to 20.
+    /// Return this many of the likeliest tokens at each position, up to 20.
     top_logprobs: Option<usize>,
 }
 
@@ -76,22 +76,22 @@ pub struct ChatChoice {
     finish_reason: &'static str,
 }
 
-/// What the model says.
+/// The message of the model.
 #[derive(Clone, Debug, Default, Serialize, ToSchema)]
 pub struct Answered {
     role: &'static str,
-    /// Its text without calls of tools; null if there is nothing else.
+    /// The text without tool calls; null if there is none.
     content: Option<String>,
-    /// Calls of tools, where the model's template says how they are written.
+    /// Tool calls, if the model's template has a known form of them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     tool_calls: Vec<ToolCall>,
 }
 
 /// Answers a conversation.
 #[utoipa::path(post, path = "/v1/chat/completions", tag = "OpenAI", request_body = ChatRequest, responses(
-    (status = 200, description = "The answers, or a stream of their pieces", body = ChatCompletion),
-    (status = "4XX", description = "The request is at fault", body = ErrorBody),
-    (status = "5XX", description = "The server is at fault, or ends", body = ErrorBody),
+    (status = 200, description = "The answers, or a stream of their chunks", body = ChatCompletion),
+    (status = "4XX", description = "The request is invalid or refused", body = ErrorBody),
+    (status = "5XX", description = "The server failed or is shutting down", body = ErrorBody),
 ))]
 pub async fn chat_completions(
     State(app): State<App>,
@@ -165,7 +165,7 @@ impl Answered {
     }
 }
 
-/// Why an answer ended, with calls or without.
+/// Why an answer ended.
 fn ended(finish: Finish, has_calls: bool) -> &'static str {
     match finish_reason(finish) {
         "stop" if has_calls => "tool_calls",
@@ -206,7 +206,7 @@ impl ChatFields {
     }
 }
 
-/// What all pieces begin with.
+/// Common fields of all chunks.
 #[derive(Debug)]
 struct Head {
     id: String,
@@ -219,7 +219,7 @@ struct Head {
 struct Streamed {
     head: Head,
     tells_usage: bool,
-    /// What finds the calls in each answer.
+    /// Finds the tool calls in each answer.
     readers: Vec<Option<CallReader>>,
     /// Calls of each answer so far.
     calls: Vec<usize>,

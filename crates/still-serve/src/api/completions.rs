@@ -1,4 +1,4 @@
-//! `/v1/completions`: texts continued.
+//! `/v1/completions`: continuations of texts.
 
 use axum::Json;
 use axum::extract::State;
@@ -16,12 +16,12 @@ use super::log_probs::clamped;
 use super::sampling::{Common, MOST_CHOICES, any_seed, refuse_unsupported};
 use crate::{Request, TokenLogprobs};
 
-/// New tokens if nothing is said, as OpenAI has it.
+/// Default of `max_tokens`, as in OpenAI's interface.
 const USUAL_MAX_TOKENS: usize = 16;
-/// The likeliest tokens that may be asked for in each place.
+/// Most likeliest tokens that a request may ask for at each position.
 const MOST_LOGPROBS: usize = 20;
 
-/// A text to be continued.
+/// A text to continue.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 pub struct CompletionRequest {
     #[serde(flatten)]
@@ -30,22 +30,22 @@ pub struct CompletionRequest {
     own: CompletionFields,
 }
 
-/// Fields that chats do not have.
+/// Fields of completions only.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 struct CompletionFields {
     /// A text, a list of texts, token ids, or a list of lists of token ids.
     prompt: Option<Prompt>,
-    /// Most tokens to generate; 16 if it is left out. 0 reads the prompt alone.
+    /// Most tokens to generate. Default: 16. With 0 the server only reads the prompt.
     max_tokens: Option<usize>,
     /// Whether the answer begins with the prompt.
     echo: Option<bool>,
-    /// Log-probabilities of the tokens, and of so many of the likeliest in each place, up to 20.
+    /// Return the log-probability of each token, and of this many of the likeliest tokens at each position, up to 20.
     logprobs: Option<usize>,
-    /// The name of a kept state that the prompt goes on from.
+    /// Name of a kept state that the prompt continues.
     state: Option<String>,
 }
 
-/// What is to be continued.
+/// The text to continue.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 #[serde(untagged)]
 enum Prompt {
@@ -99,9 +99,9 @@ pub struct CompletionLogprobs {
 
 /// Continues texts.
 #[utoipa::path(post, path = "/v1/completions", tag = "OpenAI", request_body = CompletionRequest, responses(
-    (status = 200, description = "The continuations, or a stream of their pieces", body = Completion),
-    (status = "4XX", description = "The request is at fault", body = ErrorBody),
-    (status = "5XX", description = "The server is at fault, or ends", body = ErrorBody),
+    (status = 200, description = "The continuations, or a stream of their chunks", body = Completion),
+    (status = "4XX", description = "The request is invalid or refused", body = ErrorBody),
+    (status = "5XX", description = "The server failed or is shutting down", body = ErrorBody),
 ))]
 pub async fn completions(
     State(app): State<App>,
@@ -217,7 +217,7 @@ fn check_count(prompts: usize) -> Result<()> {
     }
 }
 
-/// What all pieces begin with.
+/// Common fields of all chunks.
 #[derive(Debug)]
 struct Head {
     id: String,

@@ -11,31 +11,31 @@ use super::error::{ApiError, Result};
 use super::tool_calls::{CallReader, Form};
 use super::tool_choice::{ToolChoice, grammar};
 
-/// Messages, and what the template is given besides.
+/// Messages, tools and other variables of the template.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 pub struct Conversation {
-    /// Turns: each with `role` and `content`, perhaps `tool_calls` or `tool_call_id`.
+    /// Messages, each with `role` and `content`, perhaps `tool_calls` or `tool_call_id`.
     #[schema(value_type = Vec<Object>)]
     messages: Vec<Value>,
-    /// JSON schemas of functions that the model may call, which the template writes.
+    /// JSON schemas of functions that the model may call. The template renders them.
     #[schema(value_type = Option<Vec<Object>>)]
     tools: Option<Vec<Value>>,
-    /// `auto`; `none`, which leaves the tools out; `required`, with which an answer is one call or several; or
-    /// `{"type": "function", "function": {"name": …}}`, with which it is one call of that function.
+    /// `auto`; `none`: the template does not see the tools; `required`: the answer is one call or several;
+    /// `{"type": "function", "function": {"name": …}}`: the answer is one call of that function.
     #[schema(value_type = Option<Object>)]
     tool_choice: Option<Value>,
-    /// Whether an answer that has to call a tool may have several calls; true if it is left out.
+    /// Whether an answer that must call a tool may have several calls. Default: true.
     parallel_tool_calls: Option<bool>,
-    /// The template's own variables, such as `enable_thinking`.
+    /// Variables of the template, such as `enable_thinking`.
     #[schema(value_type = Option<Object>)]
     chat_template_kwargs: Option<Map<String, Value>>,
-    /// Goes to the template.
+    /// A variable of the template.
     reasoning_effort: Option<String>,
-    /// Whether the template opens the assistant's turn; true if it is left out.
+    /// Whether the template opens the assistant's turn. Default: true.
     add_generation_prompt: Option<bool>,
 }
 
-/// Roles that a message may have: a template writes a role as it is, so that another could write anything.
+/// Allowed roles. A template copies the role, so any other role could inject text.
 const ROLES: [&str; 5] = ["system", "developer", "user", "assistant", "tool"];
 
 /// The tokens of a text, of ids or of a conversation, whichever is given.
@@ -72,7 +72,7 @@ impl Conversation {
         given.then(|| fields(request).map(Box::new)).transpose()
     }
 
-    /// The tokens of the messages in the model's template, found on a thread of its own: a long conversation takes some time.
+    /// The tokens of the rendered messages. A separate thread computes them, because a long conversation takes some time.
     ///
     /// # Errors
     /// 400 for messages that are malformed or that the template refuses; for tools or a system message that it ignores.
@@ -82,7 +82,7 @@ impl Conversation {
         rendered.await.unwrap_or_else(|_| Err(ApiError::internal()))
     }
 
-    /// What finds the calls in each answer, if there are tools and the template says how calls are written.
+    /// A reader that finds tool calls in an answer, if there are tools and the template has a known form of calls.
     ///
     /// # Errors
     /// 400 for tools that are malformed.
@@ -91,7 +91,7 @@ impl Conversation {
         Ok(tools.zip(template).and_then(|(tools, template)| CallReader::new(template, &tools)))
     }
 
-    /// The grammar of an answer that has to call a tool, if it has to.
+    /// The grammar of an answer that must call a tool, if it must.
     ///
     /// # Errors
     /// 400 for tools that are malformed, or none to be called; for a template whose calls are not known.
@@ -188,7 +188,7 @@ impl Conversation {
         Ok(tools.filter(|_| choice != ToolChoice::None))
     }
 
-    /// A reasoning effort is told to templates that know one.
+    /// Passes a reasoning effort to templates that use one.
     fn variables(&self, template: &ChatTemplate) -> Map<String, Value> {
         let mut variables = self.chat_template_kwargs.clone().unwrap_or_default();
         if let Some(effort) = &self.reasoning_effort
@@ -200,7 +200,7 @@ impl Conversation {
     }
 }
 
-/// Makes one text of a list of parts of text: most templates know no lists.
+/// Joins a list of text parts to one text, because most templates do not take lists.
 fn join_parts(message: &mut Map<String, Value>) {
     let Some(Value::Array(parts)) = message.get("content") else { return };
     let text = |part: &Value| match part {

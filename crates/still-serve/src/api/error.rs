@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 use super::grammar;
 use crate::{Failure, Refused, StateError};
 
-/// An answer that says what was wrong.
+/// An error response.
 #[derive(Debug)]
 pub struct ApiError {
     status: StatusCode,
@@ -26,16 +26,16 @@ pub struct ErrorBody {
     error: ErrorDetail,
 }
 
-/// What was wrong.
+/// The error.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct ErrorDetail {
-    /// For people.
+    /// The message for people.
     message: String,
     /// `invalid_request_error`, `rate_limit_error` or `server_error`.
     r#type: &'static str,
     /// The field of the request that is wrong.
     param: Option<String>,
-    /// For programs.
+    /// The code for programs.
     code: Option<&'static str>,
 }
 
@@ -55,7 +55,7 @@ impl ApiError {
         error
     }
 
-    /// 400: a field that would change the answer, and that this server does not have.
+    /// 400: a field that would change the answer and is not supported.
     pub fn unsupported(param: &str, message: impl Into<String>) -> Self {
         let mut error = Self::invalid(param, message);
         error.body.error.code = Some("unsupported_parameter");
@@ -69,13 +69,13 @@ impl ApiError {
         error
     }
 
-    /// 500, without a word about what happened inside.
+    /// 500, without internal details.
     pub fn internal() -> Self {
         let message = "the server failed while it computed the answer: try again";
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", Some("internal"), message)
     }
 
-    /// 503: the server ends.
+    /// 503: the server is shutting down.
     pub fn shutting_down() -> Self {
         let message = "the server is shutting down: try again, or another replica";
         let status = StatusCode::SERVICE_UNAVAILABLE;
@@ -94,7 +94,7 @@ impl ApiError {
         Self { status, body: ErrorBody { error }, retry_after: None }
     }
 
-    /// What a stream that has begun says instead of a status.
+    /// The body, which a stream that has begun sends instead of a status.
     pub fn body(&self) -> &ErrorBody {
         &self.body
     }

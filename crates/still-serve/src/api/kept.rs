@@ -1,4 +1,4 @@
-//! `/v1/kept`: which tokens of a conversation each head keeps, for the page and for whoever wants to know.
+//! `/v1/kept`: which tokens of a conversation each head keeps.
 
 use axum::Json;
 use axum::extract::State;
@@ -13,17 +13,17 @@ use super::body::{FromJson, JsonBody, fields};
 use super::conversation::{Conversation, ids_of};
 use super::error::{ApiError, ErrorBody, Result};
 
-/// Tokens of a conversation that is looked at, at most: it is read once more for it.
+/// Most tokens of a request, which the server reads once more.
 const MOST_TOKENS: usize = 4096;
 
-/// What is to be looked at.
+/// The text or conversation.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 pub struct KeptRequest {
     /// A text.
     prompt: Option<String>,
-    /// Token ids, instead.
+    /// Token ids, instead of `prompt`.
     tokens: Option<Vec<u32>>,
-    /// Messages of a conversation, instead.
+    /// Messages of a conversation, instead of `prompt`.
     #[serde(skip)]
     #[schema(value_type = Option<Vec<Object>>)]
     conversation: Option<Box<Conversation>>,
@@ -35,7 +35,7 @@ impl FromJson for KeptRequest {
     }
 }
 
-/// What is kept of a text.
+/// The kept tokens of a text.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct KeptTokens {
     object: &'static str,
@@ -47,17 +47,17 @@ pub struct KeptTokens {
     layers: Vec<KeptLayer>,
 }
 
-/// What a layer keeps.
+/// The kept tokens of a layer.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct KeptLayer {
     /// Its number, from 0.
     layer: usize,
-    /// Positions before the window of the tokens that each selection head keeps, ascending. What a head does not keep is summed up in
-    /// its linear state.
+    /// For each selection head, the ascending positions of tokens before the window that it keeps. All other tokens are in its
+    /// linear state.
     heads: Vec<Vec<u32>>,
 }
 
-/// Tells which tokens of a conversation each head keeps. The conversation is read once more, while answers go on being written.
+/// Returns which tokens of a conversation each head keeps. The server reads the conversation once more, while other requests run.
 #[utoipa::path(post, path = "/v1/kept", tag = "States", request_body = KeptRequest,
     responses((status = 200, body = KeptTokens), (status = "4XX", body = ErrorBody)))]
 pub async fn kept(
@@ -85,9 +85,9 @@ pub async fn kept(
         return Err(ApiError::too_long("messages", what));
     }
     // One at a time: it takes as much time as reading a prompt does.
-    let turn = app.turn_to_look()?;
+    let permit = app.kept_permit()?;
     let read = tokio::task::spawn_blocking(move || {
-        let _turn = turn;
+        let _permit = permit;
         kept_of(&app, &ids)
     });
     match read.await {
@@ -114,7 +114,7 @@ fn kept_of(app: &App, ids: &[u32]) -> still_model::Result<KeptTokens> {
     })
 }
 
-/// Reads a text with states that know the positions of what they keep, which those of answers need not.
+/// Reads a text with states that record the positions of salient tokens, unlike those of answers.
 fn kept_layers(
     model: &Model,
     student: &Student,

@@ -2,19 +2,19 @@
 //!
 //! | file | content |
 //! |---|---|
-//! | `server` | connections: accepted, timed out, ended |
+//! | `server` | connections and shutdown |
 //! | `openapi` | the interface's description |
-//! | `access` | keys, and hosts that are answered without |
-//! | `body` | bodies read within limits, and parsed |
+//! | `access` | keys; allowed hosts of a server without keys |
+//! | `body` | request bodies, read within limits and parsed |
 //! | `error` | errors in OpenAI's shape |
-//! | `app` | what every handler has |
-//! | `sampling` | fields that both kinds of completion have |
+//! | `app` | the state of all handlers |
+//! | `sampling` | fields of both kinds of completion |
 //! | `grammar` | answers that follow a schema or a grammar |
-//! | `completions`, `chat` | texts continued, conversations answered |
+//! | `completions`, `chat` | the two kinds of completion |
 //! | `conversation` | messages and tools in the model's template |
-//! | `tool_calls`, `tool_choice` | calls of tools in answers, answers that have to be calls |
-//! | `answer` | answers gathered whole, or told piece by piece |
-//! | `log_probs` | log-probabilities as chats tell them |
+//! | `tool_calls`, `tool_choice` | tool calls in answers; answers that must be tool calls |
+//! | `answer` | answers as one body, or as a stream |
+//! | `log_probs` | log-probabilities of chats |
 //! | `kept` | which tokens each head keeps |
 //! | `models`, `tokens`, `states`, `watch` | the other paths, and the page |
 
@@ -55,7 +55,7 @@ use self::error::ApiError;
 pub use self::grammar::{Grammar, Grammars};
 pub use self::server::{ServeError, Server, ServerOptions, Stopper};
 
-/// Paths that anybody may see.
+/// Paths without a key.
 fn open_routes() -> Vec<(&'static str, MethodRouter<App>)> {
     vec![
         ("/", get(watch::page)),

@@ -1,4 +1,4 @@
-//! `/v1/models`: the model that is served.
+//! `/v1/models`: the served model.
 
 use axum::Json;
 use axum::extract::State;
@@ -9,21 +9,21 @@ use super::Name;
 use super::app::App;
 use super::error::{ErrorBody, Result};
 
-/// The models that are served.
+/// The served models.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Models {
     object: &'static str,
     data: Vec<ServedModel>,
 }
 
-/// A model that is served.
+/// A served model.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct ServedModel {
     id: String,
     object: &'static str,
     created: u64,
     owned_by: &'static str,
-    /// Tokens of a prompt and its answer at most.
+    /// Most tokens of a prompt and its answer together.
     max_model_len: usize,
 }
 

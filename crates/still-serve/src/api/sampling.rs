@@ -1,4 +1,4 @@
-//! Fields that both kinds of completion have: how tokens are chosen, when that ends, how the answer is sent.
+//! Fields of both kinds of completion: sampling, stop conditions, how the answer is sent.
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -13,43 +13,43 @@ use super::error::{ApiError, Result};
 /// Fields of both kinds of completion.
 #[derive(Clone, Debug, Default, Deserialize, ToSchema)]
 pub struct Common {
-    /// The model's name; the one that is served if it is left out.
+    /// The model's name. Default: the served model.
     pub model: Option<String>,
-    /// 0 takes the likeliest token every time. What the model's makers suggest if it is left out, else 1.
+    /// Temperature; 0 takes the likeliest token. Default: the suggestion of the model's files, else 1.
     pub temperature: Option<f64>,
-    /// Only the likeliest tokens that together have this probability.
+    /// Draw from the likeliest tokens that together have this probability.
     pub top_p: Option<f64>,
-    /// Only this many of the likeliest tokens; 0 and -1 are off.
+    /// Draw from this many of the likeliest tokens; 0 and -1 are off.
     pub top_k: Option<i64>,
-    /// Only tokens with at least this share of the likeliest one's probability.
+    /// Draw from tokens with at least this share of the likeliest one's probability.
     pub min_p: Option<f64>,
-    /// -2 to 2: is subtracted from the logits of tokens that were generated.
+    /// -2 to 2: subtracted from the logits of tokens that were generated.
     pub presence_penalty: Option<f64>,
-    /// -2 to 2: is subtracted from a token's logit for each time that it was generated.
+    /// -2 to 2: subtracted from a token's logit for each time that it was generated.
     pub frequency_penalty: Option<f64>,
     /// Divides the logits of tokens that were generated; 1 is off.
     pub repetition_penalty: Option<f64>,
-    /// -100 to 100 by token id, which is added to the token's logit.
+    /// -100 to 100 by token id: added to the token's logit.
     pub logit_bias: Option<BTreeMap<String, f64>>,
-    /// Seed of the sampling; another one for every request if it is left out.
+    /// Seed of the sampling. Default: a random one for each request.
     pub seed: Option<i64>,
-    /// Up to 16 texts that end the answer, which does not contain them.
+    /// Up to 16 texts that end the answer. The answer does not contain them.
     pub stop: Option<Stop>,
-    /// Answers to each prompt.
+    /// Number of answers to each prompt.
     pub n: Option<usize>,
-    /// Whether the answer comes as server-sent events.
+    /// Send the answer as server-sent events.
     #[serde(default)]
     pub stream: Option<bool>,
-    /// What a stream tells.
+    /// Options of a stream.
     pub stream_options: Option<StreamOptions>,
-    /// Whether end-of-sequence tokens are read as any other, up to the limit of new tokens.
+    /// Continue after end-of-sequence tokens, up to the limit of new tokens.
     pub ignore_eos: Option<bool>,
     /// `text`, `json_object`, or `json_schema` with a schema.
     #[schema(value_type = Option<Object>)]
     pub response_format: Option<Value>,
-    /// A grammar in llguidance's variant of Lark, which the answer follows.
+    /// A grammar in llguidance's variant of Lark that the answer must follow.
     pub grammar: Option<String>,
-    /// A name under which the state after the answer is kept.
+    /// Keep the state after the answer under this name.
     pub save_state: Option<String>,
 }
 
@@ -63,20 +63,20 @@ pub enum Stop {
     Several(Vec<String>),
 }
 
-/// What a stream tells.
+/// Options of a stream.
 #[derive(Clone, Copy, Debug, Default, Deserialize, ToSchema)]
 pub struct StreamOptions {
-    /// Whether its last piece has the usage.
+    /// Send the usage in the last chunk.
     pub include_usage: Option<bool>,
 }
 
-/// Answers to one request at most, over all prompts.
+/// Most answers to one request, over all prompts.
 pub const MOST_CHOICES: usize = 128;
 /// Texts that end an answer, at most, and the bytes of each.
 const MOST_STOPS: (usize, usize) = (16, 1024);
 
-/// Fields of other servers that would change the answer: they are refused, and what to use instead is said. Fields that are not
-/// known otherwise are ignored, as OpenAI's clients expect.
+/// Fields of other servers that would change the answer, and what to use instead. They are refused. Other unknown fields are
+/// ignored, as OpenAI's clients expect.
 const REFUSED: [(&str, &str); 17] = [
     ("audio", "this server answers in text"),
     ("best_of", "use `n`"),
@@ -121,7 +121,7 @@ pub fn refuse_unsupported(request: &Value) -> Result<()> {
 }
 
 impl Common {
-    /// How tokens are chosen. `max_new_tokens` is the caller's.
+    /// Sampling options. The caller sets `max_new_tokens`.
     ///
     /// # Errors
     /// 400 for a value that is out of range.
@@ -212,7 +212,7 @@ impl Common {
         Ok(stops)
     }
 
-    /// Answers to each of `prompts` prompts.
+    /// Number of answers to each of `prompts` prompts.
     ///
     /// # Errors
     /// 400 for none, or too many; for several whose states would have one name.
@@ -236,13 +236,13 @@ impl Common {
         self.stream.unwrap_or(false)
     }
 
-    /// Whether a stream tells the usage.
+    /// Whether a stream ends with the usage.
     pub fn tells_usage(&self) -> bool {
         self.stream_options.and_then(|options| options.include_usage).unwrap_or(false)
     }
 }
 
-/// What is not asked for: as the model's makers suggest, else as OpenAI has it.
+/// Defaults of the sampling: suggestions of the model's files, else OpenAI's values.
 pub fn usual_sampling(model: &Model) -> still_model::Result<SuggestedSampling> {
     let openai = SuggestedSampling {
         temperature: 1.0,
@@ -254,7 +254,7 @@ pub fn usual_sampling(model: &Model) -> still_model::Result<SuggestedSampling> {
     Ok(model.suggested_sampling()?.unwrap_or(openai))
 }
 
-/// A number that the system chose: who wants the same answer twice names a seed.
+/// A random seed, for a request without one.
 pub fn any_seed() -> u64 {
     RandomState::new().build_hasher().finish()
 }

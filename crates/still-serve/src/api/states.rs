@@ -1,4 +1,4 @@
-//! `/v1/states`: the states of prefixes, kept under names.
+//! `/v1/states`: states under names.
 
 use axum::Json;
 use axum::extract::State;
@@ -16,7 +16,7 @@ use super::conversation::{Conversation, ids_of};
 use super::error::{ErrorBody, Result};
 use crate::{Request, StateInfo, StateList};
 
-/// What to do with a state.
+/// An action on a state.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 #[serde(tag = "action", rename_all = "lowercase")]
 pub enum StateRequest {
@@ -24,9 +24,9 @@ pub enum StateRequest {
     Save {
         /// A text.
         prompt: Option<String>,
-        /// Token ids, instead.
+        /// Token ids, instead of `prompt`.
         tokens: Option<Vec<u32>>,
-        /// Messages of a conversation, instead.
+        /// Messages of a conversation, instead of `prompt`.
         #[serde(skip)]
         #[schema(value_type = Option<Vec<Object>>)]
         conversation: Option<Box<Conversation>>,
@@ -50,24 +50,24 @@ impl FromJson for StateRequest {
     }
 }
 
-/// A state that is kept.
+/// A kept state.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct KeptState {
     name: String,
     object: &'static str,
-    /// Tokens that it has read.
+    /// Tokens of its sequence.
     tokens: usize,
     bytes: u64,
-    /// When it was kept, in seconds since 1970.
+    /// Time of saving, in seconds since 1970.
     modified: i64,
 }
 
-/// States that are kept.
+/// All kept states under names.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct KeptStates {
     object: &'static str,
     data: Vec<KeptState>,
-    /// Names of files in the store that are no states: delete them, or save them again.
+    /// Names of damaged files in the store: delete them, or save them again.
     damaged: Vec<String>,
 }
 
@@ -83,7 +83,7 @@ impl From<StateInfo> for KeptState {
     }
 }
 
-/// Lists the states that have names.
+/// Lists the states under names.
 #[utoipa::path(get, path = "/v1/states", tag = "States", responses((status = 200, body = KeptStates)))]
 pub async fn list(State(app): State<App>) -> Result<Json<KeptStates>> {
     let StateList { states, damaged } = app.engine().states().list().await?;

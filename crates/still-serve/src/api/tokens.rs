@@ -14,16 +14,16 @@ use super::error::{ApiError, ErrorBody, Result};
 /// A text, or a conversation.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 pub struct TokenizeRequest {
-    /// A text; vLLM's clients call it `prompt`.
+    /// A text. vLLM's clients call it `prompt`.
     content: Option<String>,
-    /// The same.
+    /// Another name of `content`.
     prompt: Option<String>,
-    /// Whether the text gets what the tokenizer puts around a document, as /v1/completions does; true if it is left out. vLLM's
+    /// Whether to add the tokens that the tokenizer puts around a document, as `/v1/completions` does. Default: true. vLLM's
     /// clients call it `add_special_tokens`.
     add_special: Option<bool>,
-    /// The same.
+    /// Another name of `add_special`.
     add_special_tokens: Option<bool>,
-    /// Whether each token's text is told.
+    /// Whether to return each token's text.
     with_pieces: Option<bool>,
     /// Messages of a conversation, instead of a text.
     #[serde(skip)]
@@ -63,14 +63,14 @@ impl FromJson for DetokenizeRequest {
     }
 }
 
-/// Tokens' text, by the name that llama.cpp's clients know and by the one that vLLM's do.
+/// The text of tokens, under the names that llama.cpp's and vLLM's clients use.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Detokenized {
     content: String,
     prompt: String,
 }
 
-/// Tells the tokens of a text or a conversation.
+/// Returns the tokens of a text or a conversation.
 #[utoipa::path(post, path = "/tokenize", tag = "Tokens", request_body = TokenizeRequest,
     responses((status = 200, body = Tokenized), (status = "4XX", body = ErrorBody)))]
 pub async fn tokenize(
@@ -95,7 +95,7 @@ pub async fn tokenize(
     Ok(Json(Tokenized { count: tokens.len(), max_model_len, tokens, pieces }))
 }
 
-/// Tells the text of tokens, special ones included.
+/// Returns the text of tokens, special ones included.
 #[utoipa::path(post, path = "/detokenize", tag = "Tokens", request_body = DetokenizeRequest,
     responses((status = 200, body = Detokenized), (status = "4XX", body = ErrorBody)))]
 pub async fn detokenize(
@@ -113,7 +113,7 @@ pub async fn detokenize(
     Ok(Json(Detokenized { prompt: content.clone(), content }))
 }
 
-/// What a client has to know of the tokenizer to make prompts by itself, by the names that vLLM gives.
+/// What a client needs to render prompts by itself, under vLLM's names.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct TokenizerInfo {
     /// The token that begins a document.
