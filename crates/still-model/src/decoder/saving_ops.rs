@@ -12,6 +12,7 @@ use still_compute::Gradients;
 
 use super::layer::AttentionInputs;
 use super::layer_ops::{LayerOps, Norm, Projected, Projection, RopeBase};
+use super::linear::Linear;
 use super::ops::linear::rows;
 use super::ops::plain::{
     Update, activated, activated_backward, dropped, heads_backward, linear, linear_backward,
@@ -376,13 +377,18 @@ impl SavedActivations<'_> {
     }
 }
 
-/// Gradients of values on the way back.
+/// Gradients of values in a backward pass.
 struct Upstream {
     of: Vec<Option<Tensor>>,
     learns: Vec<bool>,
 }
 
 impl Upstream {
+    /// The gradient of `y`, if it has one and its input `x` needs one.
+    fn take(&mut self, y: usize, x: usize) -> Option<Tensor> {
+        self.of[y].take().filter(|_| self.learns[x])
+    }
+
     /// Adds to the gradient of a value what comes through projections of it.
     fn add_projected(
         &mut self,
@@ -420,9 +426,7 @@ impl Upstream {
     ) -> Result<()> {
         match done {
             Saved::Norm { x, norm, y } => {
-                let Some(dy) = self.of[y].take().filter(|_| self.learns[x.id]) else {
-                    return Ok(());
-                };
+                let Some(dy) = self.take(y, x.id) else { return Ok(()) };
                 let add = self.of[x.id].take();
                 let dx = norm_backward(&x.tensor, norm.weight, norm.eps, &dy, add.as_ref())?;
                 self.of[x.id] = Some(dx);
@@ -448,39 +452,22 @@ impl Upstream {
                 self.add_projected(x, &[(&projected, dy)], input.as_ref(), grads)?;
             }
             Saved::Gated { x, wide, gate, up, activation, y } => {
-                let Some(dy) = self.of[y].take().filter(|_| self.learns[x]) else { return Ok(()) };
-                let again = |x: &Tensor| -> Result<[Tensor; 2]> {
-                    Ok([linear(x, &gate.linear)?, linear(x, &up.linear)?])
-                };
-                let [wide_gate, wide_up] = match wide {
-                    Wide::Saved(wide) => wide,
-                    Wide::OfNorm(x, norm) => again(&rms_norm(&x, norm.weight, norm.eps)?)?,
-                    Wide::Of(x) => again(&x)?,
-                };
-                let [d_gate, d_up] = activated_backward(activation, &wide_gate, &wide_up, &dy)?;
-                drop((wide_gate, wide_up, dy));
-                let outputs = [(&d_gate, &gate.linear.weight), (&d_up, &up.linear.weight)];
-                self.of[x] = Some(linear_backward(&outputs, self.of[x].take())?);
+                let Some(dy) = self.take(y, x) else { return Ok(()) };
+                let linears = [&*gate.linear, &*up.linear];
+                let onto = self.of[x].take();
+                self.of[x] = Some(gated_backward(wide, linears, activation, dy, onto)?);
             }
             Saved::Heads { rows, before, rope, y } => {
-                let Some(dy) = self.of[y].take().filter(|_| self.learns[rows]) else {
-                    return Ok(());
-                };
+                let Some(dy) = self.take(y, rows) else { return Ok(()) };
                 let rotation = rope.map(|base| rotation.of(base)).transpose()?;
                 let d = heads_backward(&dy, rotation)?;
                 self.of[rows] = Some(match before {
-                    Some((before, Norm { weight, eps })) => {
-                        let heads = (batch * tokens, (), head_dim);
-                        let (before, by_head) = (before.reshape(heads)?, d.reshape(heads)?);
-                        norm_backward(&before, weight, eps, &by_head, None)?.reshape(d.shape())?
-                    }
+                    Some(before) => head_norm_backward(before, &d, (batch * tokens, head_dim))?,
                     None => d,
                 });
             }
             Saved::OutputGate { rows, gate, y } => {
-                let Some(dy) = self.of[y].take().filter(|_| self.learns[rows]) else {
-                    return Ok(());
-                };
+                let Some(dy) = self.take(y, rows) else { return Ok(()) };
                 let d = heads_backward(&dy, None)?;
                 // σ' = σ (1 − σ)
                 self.of[rows] = Some((d * (&gate * gate.affine(-1.0, 1.0)?)?)?);
@@ -507,4 +494,34 @@ impl Upstream {
         }
         Ok(())
     }
+}
+
+/// The gradient of the input of `activation(gate(x)) ⊙ up(x)` from that of the result, added to `onto`.
+fn gated_backward(
+    wide: Wide<'_>,
+    [gate, up]: [&Linear; 2],
+    activation: Activation,
+    dy: Tensor,
+    onto: Option<Tensor>,
+) -> Result<Tensor> {
+    let again = |x: &Tensor| -> Result<[Tensor; 2]> { Ok([linear(x, gate)?, linear(x, up)?]) };
+    let [wide_gate, wide_up] = match wide {
+        Wide::Saved(wide) => wide,
+        Wide::OfNorm(x, norm) => again(&rms_norm(&x, norm.weight, norm.eps)?)?,
+        Wide::Of(x) => again(&x)?,
+    };
+    let [d_gate, d_up] = activated_backward(activation, &wide_gate, &wide_up, &dy)?;
+    drop((wide_gate, wide_up, dy));
+    Ok(linear_backward(&[(&d_gate, &gate.weight), (&d_up, &up.weight)], onto)?)
+}
+
+/// The gradient of rows from that of their heads' norm; `before`: the rows and the norm.
+fn head_norm_backward(
+    (before, Norm { weight, eps }): (Tensor, Norm<'_>),
+    d: &Tensor,
+    (rows, head_dim): (usize, usize),
+) -> Result<Tensor> {
+    let heads = (rows, (), head_dim);
+    let (before, by_head) = (before.reshape(heads)?, d.reshape(heads)?);
+    Ok(norm_backward(&before, weight, eps, &by_head, None)?.reshape(d.shape())?)
 }
