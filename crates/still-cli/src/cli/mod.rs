@@ -1,7 +1,15 @@
 //! The command line as a whole: the commands, and the options of all of them.
 //!
-//! What a command takes is declared next to it, in [`crate::commands`]. Where arguments have to be checked, opened or combined,
-//! `resolve` makes them the command's settings, once, before it does anything.
+//! A command's arguments are declared next to it, in [`crate::commands`]. Where arguments must be checked, opened or combined,
+//! `resolve` turns them into the command's settings, once, before it does anything.
+//!
+//! | file | content |
+//! |---|---|
+//! | `groups` | the commands of `still --help`, in groups |
+//! | `headings` | the options of a command's help, under headings |
+//! | `usage` | help, version and usage errors on the terminal |
+//! | `moved` | what to type instead of an older spelling |
+//! | `documented` | a test: commands in pages and messages are valid |
 
 #[cfg(test)]
 mod documented;
