@@ -1,4 +1,4 @@
-//! The books that ship with `still`: what its demo trains on, and what is held out of it.
+//! The books that ship with `still`: training text and held-out text of the demo.
 
 /// A text, embedded.
 #[derive(Clone, Copy, Debug)]

@@ -1,4 +1,4 @@
-//! Signals: what Ctrl-C, SIGTERM and SIGHUP do to the command that runs.
+//! Signals: the effect of Ctrl-C, SIGTERM and SIGHUP on a command.
 //!
 //! Where nothing has to be saved the process ends at once, from a thread of its own, whatever the others do. A second signal
 //! always ends it, from the signal's handler.

@@ -1,4 +1,4 @@
-//! What the libraries log (`tracing`), in the printer's lines.
+//! The libraries' log (`tracing`), in the printer's format.
 
 use std::fmt::{self, Write};
 

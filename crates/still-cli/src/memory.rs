@@ -1,4 +1,4 @@
-//! How freed memory is kept, and how much was used.
+//! The allocator's handling of freed memory, and peak memory.
 
 /// Keeps large freed blocks for the next allocation instead of giving them back to the system.
 ///

@@ -1,4 +1,4 @@
-//! The process, before it does anything.
+//! Set-up of the process before any work.
 
 /// Sets what libraries and system calls do by themselves.
 pub fn prepare() {

@@ -1,4 +1,4 @@
-//! Text of others (files, models, templates, file names) on a terminal: no character of it steers the terminal.
+//! Escapes text from files, models, templates and file names, so that no character of it controls the terminal.
 
 use std::borrow::Cow;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! The modes of the terminal that a chat is typed on. A process that ends leaves them as they were.
+//! The terminal's modes during a chat, restored when the process ends.
 
 #[cfg(unix)]
 mod modes {

@@ -1,4 +1,4 @@
-//! How many threads compute.
+//! The number of compute threads.
 
 use std::env;
 

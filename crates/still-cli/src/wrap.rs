@@ -1,4 +1,4 @@
-//! Text in lines of a width, broken at spaces.
+//! Wraps text at spaces to a width.
 
 use console::measure_text_width;
 

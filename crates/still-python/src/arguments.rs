@@ -1,4 +1,4 @@
-//! What callers give.
+//! Conversion of arguments.
 
 use std::path::PathBuf;
 

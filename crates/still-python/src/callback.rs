@@ -1,4 +1,4 @@
-//! A callable that is told of progress, from the threads that work.
+//! A Python callable that receives progress from worker threads.
 
 use std::sync::{Arc, Mutex, PoisonError};
 

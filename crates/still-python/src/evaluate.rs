@@ -1,4 +1,4 @@
-//! Tasks.
+//! Evaluation of tasks.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! The Python package `still`, as far as it is Rust: an extension module that the package's own modules wrap.
+//! The Rust part of the Python package `still`: an extension module that the package's Python modules wrap.
 //!
 //! | file | content |
 //! |---|---|

@@ -1,4 +1,4 @@
-//! What a run asks its student between steps besides held-out text, for `still.torch`: the questions of `still linearize`.
+//! The questions that a run of `still.torch` asks its student between steps: those of `still linearize`.
 
 use std::path::PathBuf;
 

@@ -1,6 +1,6 @@
-//! What a model remembers of a sequence.
+//! The attention state of a sequence.
 //!
-//! A call computes on a copy, which takes the state's place once all is done: an error or Ctrl-C leaves the state as it was.
+//! A call works on a copy and replaces the state when it is done. An error or Ctrl-C leaves the state unchanged.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};

@@ -1,4 +1,4 @@
-//! Work without Python's lock, on a thread of its own. The caller's thread waits, and looks for Ctrl-C.
+//! Runs work on a separate thread without Python's lock. The caller's thread waits and checks for Ctrl-C.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};

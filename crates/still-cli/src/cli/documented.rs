@@ -1,4 +1,4 @@
-//! Commands that the project's pages, comments and messages show are ones that the parser takes.
+//! The parser accepts every command in the project's pages, comments and messages.
 
 use std::ffi::OsString;
 use std::fs;

@@ -1,4 +1,4 @@
-//! `still --help`: the commands by what they are for.
+//! `still --help`: the commands in groups.
 
 use std::fmt::Write as _;
 

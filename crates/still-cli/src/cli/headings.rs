@@ -1,4 +1,4 @@
-//! Options in groups, the same in every command: one table says what an option is for.
+//! Options under the same headings in every command: one table has the heading of each option.
 
 use clap::{Arg, Command};
 

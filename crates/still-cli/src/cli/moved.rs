@@ -1,4 +1,4 @@
-//! Old spellings, and the line to type now.
+//! Old spellings, and the command to type instead.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! What clap has to say: help and version as results, usage errors in the two lines of all other errors.
+//! Output of clap: help and version as results, usage errors in the two lines of all other errors.
 
 use std::ffi::OsString;
 

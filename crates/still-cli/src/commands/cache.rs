@@ -1,4 +1,4 @@
-//! How the attention cache stores exact rows.
+//! The dtype of exact rows in the attention cache.
 
 use candle_core::DType;
 use clap::Args;

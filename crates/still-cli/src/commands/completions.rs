@@ -1,4 +1,4 @@
-//! `still completions`: what a shell needs to complete the command line.
+//! `still completions`: completion scripts for shells.
 
 use clap::{Args, Command};
 use clap_complete::Shell;

@@ -1,4 +1,4 @@
-//! What `--data` names: files, folders, a dataset of a hub, or the text of the demo.
+//! The files of `--data`: files, folders, a dataset of a hub, or the demo's text.
 
 use std::path::{Component, Path, PathBuf};
 

@@ -1,4 +1,4 @@
-//! `still doctor`: what this machine and this build offer.
+//! `still doctor`: versions, CPU features, devices and caches.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};

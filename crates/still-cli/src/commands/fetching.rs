@@ -1,4 +1,4 @@
-//! What is fetched from a hub, as bars of bytes.
+//! Progress bars of downloads.
 
 use std::sync::{Mutex, PoisonError};
 

@@ -1,4 +1,4 @@
-//! What `still generate`, `still chat` and `still ask` go by: a model, its cache, and how the next token is chosen.
+//! Common options of `still generate`, `still chat` and `still ask`: the model, its cache, and sampling.
 
 use clap::Args;
 use still_attention::RowDtype;

@@ -1,4 +1,4 @@
-//! One module per command, with its arguments; and what several commands share.
+//! One module per command, with its arguments, and modules that several commands share.
 //!
 //! | file | content |
 //! |---|---|

@@ -1,4 +1,4 @@
-//! The model that a command works on, and where it computes.
+//! The model and the device of a command.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! `still models`: what was fetched, and what it takes on the disk.
+//! `still models`: the contents of the caches and their sizes.
 
 use clap::Args;
 use serde_json::json;

@@ -1,4 +1,4 @@
-//! The recipe that a command goes by.
+//! The recipe of a command.
 
 use std::path::PathBuf;
 

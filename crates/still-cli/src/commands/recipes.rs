@@ -1,4 +1,4 @@
-//! `still recipes`: the recipes that are built in.
+//! `still recipes`: the built-in recipes.
 
 use clap::{Args, Subcommand};
 use serde_json::json;

@@ -1,4 +1,4 @@
-//! How the next token is chosen: the options of every command that generates.
+//! Sampling options of every command that generates.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -22,8 +22,8 @@ const CHAT: SuggestedSampling = SuggestedSampling {
     repetition_penalty: 1.1,
 };
 
-/// The repetition penalty of a greedy answer. Of 37 answers of the demo's student, greedy without one, 7 repeat themselves; with 1.1
-/// 3 do, and the same 11 of 30 facts are found (docs/chat.md).
+/// The repetition penalty of a greedy answer. Of 37 answers of the demo's student, greedy without one, 7 repeat themselves; with
+/// 1.1 3 do, and the same 11 of 30 facts are found (docs/chat.md).
 const ANSWER_PENALTY: f64 = 1.1;
 /// Models of fewer weights than this get [`ANSWER_PENALTY`]: larger ones rarely repeat themselves.
 const SMALL_MODEL: u64 = 1_000_000_000;

@@ -1,4 +1,4 @@
-//! What `still linearize` and `still calibrate` start from: a teacher, data and a recipe.
+//! Common inputs of `still linearize` and `still calibrate`: a teacher, data and a recipe.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! What every HTML page of ours shares, so that all look alike: each is one file that asks for nothing from outside.
+//! The common base of all HTML pages. Each page is one file and loads nothing from outside.
 //!
 //! A page's template extends `base.html`, the frame, and fills in its blocks: `title`, `heading`, `about` (what the page is of),
 //! `verdict` (what a reader wants to know first), `content`, and where it needs them `style`, `data` and `script`. `parts.html`

@@ -1,4 +1,4 @@
-//! From values to places on the page, and the values that an axis names.
+//! Scales from values to positions, and the ticks of an axis.
 
 /// How values lie on an axis.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -1,4 +1,4 @@
-//! What all charts share: the frame, the axes, and how numbers are written.
+//! The common parts of charts: frame, axes and formatting of numbers.
 
 use std::fmt::Write as _;
 

@@ -1,4 +1,4 @@
-//! Where words lie: their boxes, and lines of them that fit a width.
+//! Layout of text: boxes, and lines that fit a width.
 //!
 //! A drawing cannot ask how wide a page's type is; what is estimated here is rather too wide than too narrow.
 

@@ -1,4 +1,4 @@
-//! The terminal that bars are drawn on, a little narrower than it is.
+//! The terminal of the bars, a little narrower than it is.
 //!
 //! A terminal echoes `^C` where the cursor stands. At the end of a row that is full the echo would begin the next one, and what
 //! wipes the bar's row would wipe that.

@@ -1,4 +1,4 @@
-//! How far a model has read a document or a message.
+//! Progress of a prefill: a document or a message.
 
 use std::sync::{Arc, Mutex, PoisonError};
 

@@ -1,4 +1,4 @@
-//! Which bar the terminal shows, and how lines get past it.
+//! The bar that the terminal shows, and lines that are printed meanwhile.
 //!
 //! The terminal shows one bar, the last that began; the one before comes back when that is over. A process has one terminal, hence
 //! one list of bars.

@@ -1,4 +1,4 @@
-//! Evaluations in the middle of a run.
+//! Evaluations during a run.
 
 use std::path::Path;
 

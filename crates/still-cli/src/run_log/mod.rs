@@ -1,4 +1,4 @@
-//! What a run left in its directory, read back: steps, evaluations, the recipe.
+//! Reads a run's directory: steps, evaluations, the recipe.
 //!
 //! Lines are read by what they say, not by the trainer's types, so that runs of other versions can be read too.
 

@@ -1,4 +1,4 @@
-//! How good a student is compared with its teacher: measured, in a table and in a sentence.
+//! The comparison of a student with its teacher: measurements, a table and a sentence.
 //!
 //! | file | content |
 //! |---|---|

@@ -1,4 +1,4 @@
-//! What was measured of one model.
+//! The measurements of one model.
 
 use serde::{Deserialize, Serialize};
 use still_eval::task::Metric;

@@ -1,4 +1,4 @@
-//! How much is measured, and with which text.
+//! The measurements of a verdict, and their text.
 
 use still_attention::RowDtype;
 use still_eval::long::{LongFiles, LongOptions, LongTask};
@@ -76,8 +76,8 @@ pub fn usual_rows(model: &Model) -> RowDtype {
     model.cache_rows(RowDtype::Bf16)
 }
 
-/// Held-out windows, as many as `size` has tokens: of a run's own `heldout` sequences, or else of the book that ships with `still`. And
-/// where they are from.
+/// Held-out windows, as many as `size` has tokens: of a run's own `heldout` sequences, or else of the book that ships with
+/// `still`. And where they are from.
 ///
 /// # Errors
 /// If the tokenizer fails.

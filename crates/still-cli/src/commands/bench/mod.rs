@@ -1,4 +1,4 @@
-//! `still bench`: how long things take.
+//! `still bench`: timings.
 
 mod attention;
 mod model;

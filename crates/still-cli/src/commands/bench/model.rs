@@ -1,4 +1,4 @@
-//! `still bench model`: how fast a model reads and writes, by context and kind of attention.
+//! `still bench model`: prefill and decode speed, by context and kind of attention.
 
 use clap::{Args, ValueEnum};
 use serde::Serialize;

@@ -1,4 +1,4 @@
-//! Whether there is memory for what is to be timed: an allocation that fails ends the process.
+//! Checks that there is memory for a timing, because a failed allocation ends the process.
 
 use still_attention::{HeadGeometry, RowDtype};
 use still_model::{Model, ModelConfig};

@@ -1,4 +1,4 @@
-//! `still bench train`: how long training steps take, and what memory they need.
+//! `still bench train`: time and memory of training steps.
 
 use clap::Args;
 use serde::Serialize;

@@ -1,4 +1,4 @@
-//! What `still calibrate` takes, and what it goes by.
+//! Arguments and settings of `still calibrate`.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! What other shares of the dense cache would give, as text and as charts.
+//! Results for other shares of the dense cache, as text and as charts.
 
 use still_eval::wilson;
 use still_train::{Calibration, Outlook};

@@ -1,4 +1,4 @@
-//! The page of `still calibrate --html`: budgets and what decided them, layer by head.
+//! The page of `still calibrate --html`: budgets and their reasons, layer by head.
 
 use minijinja::context;
 use still_train::{Calibration, HeadReport};

@@ -1,4 +1,4 @@
-//! What shares of the dense cache find: pass keys, asked of an untrained student of each.
+//! Pass keys that an untrained student finds at each share of the dense cache.
 
 use serde::Serialize;
 use still_attention::RowDtype;

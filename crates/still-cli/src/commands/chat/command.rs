@@ -1,4 +1,4 @@
-//! What begins with a slash.
+//! Slash commands.
 
 use std::path::PathBuf;
 

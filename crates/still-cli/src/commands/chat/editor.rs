@@ -1,4 +1,4 @@
-//! The line that is typed: a message or a command, with history, completion, and several lines in one.
+//! The line editor: history, completion, and messages of several lines.
 
 use std::borrow::Cow;
 use std::path::PathBuf;

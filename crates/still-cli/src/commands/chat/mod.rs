@@ -1,4 +1,4 @@
-//! `still chat`: turns with the model's own template; the attention state is kept between them.
+//! `still chat`: a conversation in the model's own template, which keeps its attention state between turns.
 //!
 //! | file | content |
 //! |---|---|

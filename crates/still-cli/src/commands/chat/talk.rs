@@ -1,4 +1,4 @@
-//! Turns, and what commands do.
+//! Turns and slash commands of a chat.
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,4 @@
-//! What `still demo` takes.
+//! Arguments of `still demo`.
 
 use std::path::PathBuf;
 
@@ -34,7 +34,8 @@ pub struct DemoArgs {
     /// Print one JSON object on stdout instead of the table
     #[arg(long)]
     pub json: bool,
-    /// Delta student to compare with its teacher instead of the one that ships; with --train the base to linearize instead of the pinned SmolLM2-135M-Instruct
+    /// Delta student to compare with its teacher instead of the one that ships; with --train the base to linearize instead of the
+    /// pinned SmolLM2-135M-Instruct
     #[arg(long, short, value_name = "MODEL")]
     pub model: Option<String>,
     /// Stage 1 steps, each of one window of 1024 tokens

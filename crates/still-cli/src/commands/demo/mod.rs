@@ -1,4 +1,4 @@
-//! `still demo`: a student compared with its teacher on this machine; with `--train`, one that is made here.
+//! `still demo`: a student compared with its teacher on this machine; with `--train`, a student that is trained here.
 
 mod args;
 mod shipped;

@@ -1,4 +1,4 @@
-//! What `still eval` takes, and what it asks.
+//! Arguments and settings of `still eval`.
 
 use std::path::PathBuf;
 

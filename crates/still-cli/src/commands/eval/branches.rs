@@ -1,4 +1,4 @@
-//! `--branches`: what each branch of a student carries.
+//! `--branches`: the share of each branch of a student.
 
 use std::path::Path;
 

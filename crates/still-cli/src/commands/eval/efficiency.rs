@@ -1,4 +1,4 @@
-//! `--efficiency`: what a model's cache takes and how fast it reads and writes, by length.
+//! `--efficiency`: cache bytes, prefill and decode speed, by length.
 
 use serde_json::{Value, json};
 use still_attention::RowDtype;

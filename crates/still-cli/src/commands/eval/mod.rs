@@ -1,4 +1,4 @@
-//! `still eval`: benchmarks, asked of one model or of several to compare.
+//! `still eval`: benchmarks of one model, or of several to compare.
 
 mod ablated;
 mod args;

@@ -1,4 +1,4 @@
-//! Which tasks are asked.
+//! The tasks of an evaluation.
 
 use std::path::PathBuf;
 use std::rc::Rc;

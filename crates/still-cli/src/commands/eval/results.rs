@@ -1,4 +1,4 @@
-//! What was found: one table, one JSON file.
+//! Results as a table and as a JSON file.
 
 use std::path::Path;
 

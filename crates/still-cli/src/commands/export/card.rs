@@ -1,4 +1,4 @@
-//! The model card: what a reader of a shared folder wants to know, in Markdown with the metadata that model hubs read.
+//! The model card of a shared folder, in Markdown with the metadata of model hubs.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

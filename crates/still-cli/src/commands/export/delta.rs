@@ -1,4 +1,4 @@
-//! A folder with what a student has learned, and where its base is.
+//! A folder with a student's learned tensors and a reference to its base.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! What `still linearize` takes, and what a run goes by.
+//! Arguments and settings of `still linearize`.
 
 use std::path::PathBuf;
 

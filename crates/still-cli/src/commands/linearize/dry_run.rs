@@ -1,4 +1,4 @@
-//! `still linearize --dry-run`: what a run would be.
+//! `still linearize --dry-run`: estimates of a run.
 
 use serde_json::json;
 use still_model::Model;

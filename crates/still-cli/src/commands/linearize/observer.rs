@@ -1,4 +1,4 @@
-//! Training as people follow it: bars or lines, TensorBoard events; and Ctrl-C as a wish to save and stop.
+//! Progress of training: bars or lines, and TensorBoard events. Ctrl-C saves and stops.
 
 use std::path::Path;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! Where a run of `still linearize` writes: claimed before it does any work.
+//! The directories of a run, claimed before any work.
 
 use std::path::{Component, Path, PathBuf};
 

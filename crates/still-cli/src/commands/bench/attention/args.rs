@@ -1,4 +1,4 @@
-//! What `still bench attention` takes, and what it times.
+//! Arguments and settings of `still bench attention`.
 
 use candle_core::DType;
 use clap::{Args, ValueEnum};

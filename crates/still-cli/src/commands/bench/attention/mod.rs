@@ -1,4 +1,4 @@
-//! `still bench attention`: the operator of one layer alone, compared with what its device reaches at most.
+//! `still bench attention`: the operator of one layer alone, compared with the ceilings of its device.
 
 mod args;
 

@@ -1,4 +1,4 @@
-//! `still demo --train`: linearize a small model on this machine, and show what each step bought.
+//! `still demo --train`: linearize a small model on this machine, and show the gain of each step.
 
 mod calibration;
 mod evaluation;

@@ -1,4 +1,4 @@
-//! Variants of `--ablate` as shaded tables: what each change did to each task.
+//! Variants of `--ablate` as shaded tables: the effect of each change on each task.
 
 use serde::Serialize;
 use still_eval::{Interval, Skipped, THE_STUDENT};

@@ -1,4 +1,4 @@
-//! Which charts results have.
+//! The charts of results.
 
 use still_eval::BenchPoint;
 

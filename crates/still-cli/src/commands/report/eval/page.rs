@@ -1,4 +1,4 @@
-//! The page: results, put into the template.
+//! The HTML page of results.
 
 use minijinja::context;
 

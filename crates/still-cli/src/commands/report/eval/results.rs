@@ -1,4 +1,4 @@
-//! Results of `still eval --out`, read back and put together.
+//! Reads and merges results of `still eval --out`.
 //!
 //! Files are read by what they say, so that those of older versions, which say less, can be read too.
 

@@ -1,4 +1,4 @@
-//! How good each student is compared with its teacher, in sentences: what a reader wants to know first.
+//! The comparison of each student with its teacher in sentences, at the top of the page.
 
 use serde::Serialize;
 use still_eval::Interval;

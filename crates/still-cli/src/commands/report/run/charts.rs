@@ -1,4 +1,4 @@
-//! Which charts a run has.
+//! The charts of a run.
 
 use super::summary::metric_names;
 use crate::plot::{BarChart, Group, LineChart, Mark, Scale, Series, Stroke, number};

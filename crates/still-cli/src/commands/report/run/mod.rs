@@ -1,4 +1,4 @@
-//! `still report run`: a run of training, finished or going on.
+//! `still report run`: a training run, finished or still running.
 
 mod charts;
 mod page;

@@ -1,4 +1,4 @@
-//! The page: what a run's log says, put into the template.
+//! The HTML page of a run.
 
 use serde::Serialize;
 

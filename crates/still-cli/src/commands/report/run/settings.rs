@@ -1,4 +1,4 @@
-//! What the recipe says of the student's attention.
+//! The recipe's attention settings.
 
 use toml::{Table, Value};
 
