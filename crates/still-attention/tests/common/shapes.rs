@@ -160,7 +160,7 @@ pub fn a_cap(device: &Device, dtype: DType) {
     report.finish();
 }
 
-/// Equal scores everywhere: what stays is the earliest.
+/// With equal scores the earliest tokens stay.
 pub fn ties_under_a_cap_go_to_the_earlier(device: &Device) {
     let (geometry, config) = capped(((2, 2, 64, 300, &[3, 64], LinearNorm::Mean), 5));
     let mut input = sequence(geometry, &config, 300, 14, DType::F32);
@@ -175,7 +175,7 @@ pub fn ties_under_a_cap_go_to_the_earlier(device: &Device) {
     assert_eq!((kept(0), kept(1)), (vec![0, 1, 2, 64, 65], vec![0, 1, 2, 3, 4]));
 }
 
-/// What the kernels see in other clothes: reflections, a window factor, routers, a decision per query head.
+/// Variants of a layer: reflections, a window factor, routers, a decision per query head.
 pub fn variants(device: &Device, dtype: DType) {
     let mut report = Report::default();
     let (geometry, config) = layer((4, 2, 64, 0, &[4, 0], LinearNorm::Mean));
@@ -207,7 +207,7 @@ pub fn variants(device: &Device, dtype: DType) {
     report.finish();
 }
 
-/// The same call, whatever is asked of it beside the output and however its rows lie.
+/// A call gives the same output with a graph, with its own routing given, and with any layout of its rows.
 pub fn strides_gradients_and_given_routing_change_nothing(device: &Device, dtype: DType) {
     for cap in [None, Some(7)] {
         let (geometry, config) = layer((6, 2, 96, 301, &[4, 0], LinearNorm::Mean));
@@ -243,6 +243,7 @@ pub fn strides_gradients_and_given_routing_change_nothing(device: &Device, dtype
     }
 }
 
+/// A batch gives what each sequence gives alone, bit for bit.
 pub fn a_batch_equals_each_sequence_alone(device: &Device, dtype: DType) {
     for cap in [None, Some(9)] {
         let (geometry, config) = layer((9, 3, 64, 333, &[4, 64, 0], LinearNorm::Mean));
