@@ -196,9 +196,23 @@ fn what_has_no_kernel_is_named() {
 }
 
 #[test]
-fn strides_gradients_and_given_routing_change_nothing() {
+fn strides_and_gradients_change_nothing() {
     for dtype in [DType::F32, DType::BF16] {
-        shapes::strides_gradients_and_given_routing_change_nothing(&gpu(), dtype);
+        shapes::strides_and_gradients_change_nothing(&gpu(), dtype);
+    }
+}
+
+/// On a GPU, where a given selection goes through the same kernels in the same order.
+#[test]
+fn its_own_routing_changes_nothing() {
+    for dtype in [DType::F32, DType::BF16] {
+        for cap in [None, Some(7)] {
+            let (geometry, config) = layer((6, 2, 96, 301, &[4, 0], LinearNorm::Mean));
+            let config = HybridConfig { cap, ..config };
+            let x = placed(&sequence(geometry, &config, 301, 21, dtype), &config, dtype, &gpu());
+            let (out, routing) = run(&x, &config, None);
+            assert_eq!(run(&x, &config, Some(&routing)).0, out, "{dtype:?}, cap {cap:?}");
+        }
     }
 }
 

@@ -32,8 +32,8 @@ fn variants() {
 }
 
 #[test]
-fn strides_gradients_and_given_routing_change_nothing() {
-    shapes::strides_gradients_and_given_routing_change_nothing(&Device::Cpu, DType::F32);
+fn strides_and_gradients_change_nothing() {
+    shapes::strides_and_gradients_change_nothing(&Device::Cpu, DType::F32);
 }
 
 #[test]
