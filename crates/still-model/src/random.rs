@@ -223,7 +223,7 @@ fn byte_tokenizer() -> Result<Tokenizer> {
     )));
     inner.with_decoder(Some(tokenizers::decoders::byte_level::ByteLevel::default()));
     let special = |text: &str| tokenizers::AddedToken::from(text, true).normalized(false);
-    inner.add_special_tokens(&[special("<|im_start|>"), special("<|im_end|>")]);
+    inner.add_special_tokens([special("<|im_start|>"), special("<|im_end|>")]).map_err(failed)?;
     let template = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] \
                     + '<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}\
                     {{ '<|im_start|>assistant\n' }}{% endif %}";

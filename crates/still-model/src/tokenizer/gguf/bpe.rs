@@ -30,11 +30,12 @@ pub(super) fn build(vocabulary: &Vocabulary<'_>) -> Result<Built> {
         .ignore_merges(pre.ignore_merges)
         .build()
         .map_err(|error| vocabulary.corrupt(format!("unusable merges: {error}")))?;
+    let failed = |error: tokenizers::Error| ModelError::Tokenizer(error.to_string());
     let mut inner = tokenizers::Tokenizer::new(bpe);
     if pre.nfc {
-        inner.with_normalizer(Some(NFC));
+        inner.with_normalizer(Some(NFC)).map_err(failed)?;
     }
-    let steps = pre.steps().map_err(|error| ModelError::Tokenizer(error.to_string()))?;
+    let steps = pre.steps().map_err(failed)?;
     inner.with_pre_tokenizer(Some(Sequence::new(steps)));
     inner.with_decoder(Some(ByteLevel::default()));
     let bos = Usual { id: None, add: pre.add_bos };

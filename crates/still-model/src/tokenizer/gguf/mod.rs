@@ -49,7 +49,8 @@ impl Tokenizer {
 
         // One call for all: each rebuilds the search for them.
         let added: Vec<AddedToken> = vocabulary.matched_whole().collect();
-        guard::catch(|| inner.add_tokens(&added))
+        guard::catch(|| inner.add_tokens(added).map_err(|error| error.to_string()))
+            .and_then(|added| added)
             .map_err(|reason| ModelError::corrupt(path, reason))?;
 
         let mut config = json!({});

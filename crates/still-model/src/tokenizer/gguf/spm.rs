@@ -47,7 +47,7 @@ pub(super) fn build(vocabulary: &Vocabulary<'_>) -> Result<Built> {
         decoders.push(Strip::new(' ', 1, 0).into());
     }
     normalizers.push(Replace::new(" ", SPACE).map_err(failed)?.into());
-    inner.with_normalizer(Some(Normalizers::new(normalizers)));
+    inner.with_normalizer(Some(Normalizers::new(normalizers))).map_err(failed)?;
     inner.with_decoder(Some(Decoders::new(decoders)));
     let bos = Usual { id: Some(1), add: true };
     Ok(Built { inner, bos, eos: Usual { id: Some(2), add: false } })
