@@ -43,6 +43,11 @@ docs *ARGS:
 lint-cuda:
     scripts/check-cuda.sh
 
+# The command without the server and Parquet
+[group('check')]
+lean:
+    scripts/lean.sh
+
 # Spelling (`pip install typos`)
 [group('check')]
 typos:

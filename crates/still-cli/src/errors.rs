@@ -7,6 +7,7 @@ use std::io;
 use still_attention::AttentionError;
 use still_eval::EvalError;
 use still_model::ModelError;
+#[cfg(feature = "serve")]
 use still_serve::EngineError;
 use still_train::TrainError;
 
@@ -45,6 +46,17 @@ impl Error for UserError {}
 /// Builds a [`UserError`]: what was wrong, and what to do.
 pub fn user(message: impl Into<String>, hint: impl Into<String>) -> anyhow::Error {
     UserError { message: message.into(), hint: hint.into() }.into()
+}
+
+/// That this build was made without one of the crate's features.
+#[cfg(not(feature = "serve"))]
+pub fn left_out(what: &str, feature: &str) -> anyhow::Error {
+    user(
+        format!("this build of still has no {what}"),
+        format!(
+            "build it with the feature `{feature}`, which it has unless --no-default-features is given"
+        ),
+    )
 }
 
 /// A signal, after which the command ended by itself.
@@ -181,6 +193,7 @@ fn verdict_of(cause: &(dyn Error + 'static)) -> Option<Verdict> {
     if let Some(error) = cause.downcast_ref::<ModelError>() {
         return Some(of_model(error));
     }
+    #[cfg(feature = "serve")]
     if let Some(error) = cause.downcast_ref::<EngineError>() {
         return Some(match error {
             EngineError::Model(error) => of_model(error),

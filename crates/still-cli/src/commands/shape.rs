@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 
 use still_model::{Constraints, Model};
-use still_serve::Grammars;
 
 use super::input::read_text;
 use crate::errors::user;
@@ -25,8 +24,12 @@ impl Shape {
     /// Reads the file of either.
     ///
     /// # Errors
-    /// A file that cannot be read; a schema that is no JSON object.
+    /// A file that cannot be read; a schema that is no JSON object; a build without the feature `serve`.
     pub fn read(schema: Option<&Path>, grammar: Option<&Path>) -> anyhow::Result<Option<Self>> {
+        #[cfg(not(feature = "serve"))]
+        if schema.or(grammar).is_some() {
+            return Err(crate::errors::left_out("schemas and grammars", "serve"));
+        }
         let of = |path: &Path, kind| Ok(Some(Self { path: path.to_owned(), kind }));
         if let Some(path) = schema {
             let wrong = |what: &str| {
@@ -50,8 +53,9 @@ impl Shape {
     ///
     /// # Errors
     /// A schema or a grammar that is malformed or too large; a model that no text of which could end.
+    #[cfg(feature = "serve")]
     pub fn constraints(&self, model: &Model) -> anyhow::Result<Constraints> {
-        let grammars = Grammars::new(model).map_err(|why| {
+        let grammars = still_serve::Grammars::new(model).map_err(|why| {
             user(why, "leave out --json-schema and --grammar, or take another model")
         })?;
         let made = match &self.kind {
@@ -63,5 +67,11 @@ impl Shape {
             user(what, "docs/serving.md says in what language schemas and grammars are")
         })?;
         Ok(made.constraints())
+    }
+
+    /// Never called, as [`Shape::read`] makes none.
+    #[cfg(not(feature = "serve"))]
+    pub fn constraints(&self, _: &Model) -> anyhow::Result<Constraints> {
+        Err(crate::errors::left_out("schemas and grammars", "serve"))
     }
 }

@@ -97,6 +97,7 @@ fn chat_needs_a_template() {
         .failed_with("chat template");
 }
 
+#[cfg(feature = "serve")]
 #[test]
 fn a_text_follows_a_schema_or_a_grammar() {
     let dir = tempfile::tempdir().unwrap();

@@ -24,12 +24,14 @@ mod hub;
 mod inspect;
 #[cfg(unix)]
 mod journey;
+#[cfg(not(all(feature = "parquet", feature = "serve")))]
+mod left_out;
 mod linearize;
 #[cfg(unix)]
 mod outputs;
 mod report;
 mod report_evals;
-#[cfg(unix)]
+#[cfg(all(unix, feature = "serve"))]
 mod serve;
 mod sliding_window;
 #[cfg(unix)]

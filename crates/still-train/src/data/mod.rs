@@ -16,6 +16,7 @@ mod line;
 mod mark;
 mod order;
 mod pieces;
+#[cfg(feature = "parquet")]
 mod rows;
 mod summary;
 mod tokenize;

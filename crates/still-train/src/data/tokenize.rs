@@ -11,6 +11,7 @@ use super::chat::encode_conversation;
 use super::documents::{Document, Entry, data_error, for_each_batch, parse_line};
 use super::kind::{Content, Kind};
 use super::pieces::{PIECE, Pieces, Wrong};
+#[cfg(feature = "parquet")]
 use super::rows;
 use super::tokens::TokenWriter;
 use crate::error::{Result, TrainError};
@@ -90,7 +91,14 @@ pub(super) fn tokenize(
         Ok(())
     };
     match kind.content {
+        #[cfg(feature = "parquet")]
         Content::Rows => rows::for_each_batch(path, &options.text_field, most, &mut write),
+        #[cfg(not(feature = "parquet"))]
+        Content::Rows => Err(data_error(
+            path,
+            "this build of still reads no Parquet".into(),
+            "build it with the feature `parquet`, or write the rows to a .jsonl file",
+        )),
         _ => for_each_batch(path, kind, most, &mut write),
     }
 }
