@@ -12,6 +12,20 @@ pub fn vectorize<R>(body: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(body)
 }
 
+/// [`vectorize`], which tells `body` whether there are vectors: a constant where it is compiled.
+#[inline(always)]
+pub fn vectorize_batch<R>(body: impl FnOnce(bool) -> R) -> R {
+    struct Batch<F>(F);
+    impl<R, F: FnOnce(bool) -> R> pulp::WithSimd for Batch<F> {
+        type Output = R;
+        #[inline(always)]
+        fn with_simd<S: pulp::Simd>(self, _: S) -> R {
+            (self.0)(S::F32_LANES > 1)
+        }
+    }
+    pulp::Arch::new().dispatch(Batch(body))
+}
+
 /// Bytes between what is used and what [`prefetch`] asks for.
 const AHEAD: usize = 4096;
 

@@ -406,7 +406,6 @@ impl FourBit<1> {
     }
 
     /// Adds to each row of `out`, `[n, width]`, the rows `range` times its weights, rows of `stride` in `weights`.
-    #[inline(always)]
     pub fn add_weighted<T: Real>(
         &self,
         range: Range<usize>,
@@ -415,15 +414,21 @@ impl FourBit<1> {
         out: &mut [T],
     ) {
         let width = self.width;
-        for (i, out) in out.chunks_mut(4 * width).enumerate() {
-            let weights = &weights[4 * i * stride..];
-            match out.len() / width {
-                4 => self.add_small_batch::<T, 4>(range.clone(), weights, stride, out),
-                3 => self.add_small_batch::<T, 3>(range.clone(), weights, stride, out),
-                2 => self.add_small_batch::<T, 2>(range.clone(), weights, stride, out),
-                _ => self.add_small_batch::<T, 1>(range.clone(), weights, stride, out),
-            }
-        }
+        T::vectorize_batch(
+            #[inline(always)]
+            |several| {
+                let at_a_time = if several { 4 } else { 1 };
+                for (i, out) in out.chunks_mut(at_a_time * width).enumerate() {
+                    let (range, weights) = (range.clone(), &weights[at_a_time * i * stride..]);
+                    match out.len() / width {
+                        4 if several => self.add_small_batch::<T, 4>(range, weights, stride, out),
+                        3 if several => self.add_small_batch::<T, 3>(range, weights, stride, out),
+                        2 if several => self.add_small_batch::<T, 2>(range, weights, stride, out),
+                        _ => self.add_small_batch::<T, 1>(range, weights, stride, out),
+                    }
+                }
+            },
+        );
     }
 
     #[inline(always)]

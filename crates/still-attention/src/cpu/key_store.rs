@@ -194,16 +194,17 @@ fn in_fours<T: Real>(
     out: &mut [T],
     stride: usize,
 ) {
-    T::vectorize(
+    T::vectorize_batch(
         #[inline(always)]
-        || {
-            for (i, q) in q.chunks(4 * width).enumerate() {
-                let out = &mut out[4 * i * stride..];
+        |several| {
+            let at_a_time = if several { 4 } else { 1 };
+            for (i, q) in q.chunks(at_a_time * width).enumerate() {
+                let (range, out) = (range.clone(), &mut out[at_a_time * i * stride..]);
                 match q.len() / width {
-                    4 => keys.dots::<4>(range.clone(), q, out, stride),
-                    3 => keys.dots::<3>(range.clone(), q, out, stride),
-                    2 => keys.dots::<2>(range.clone(), q, out, stride),
-                    _ => keys.dots::<1>(range.clone(), q, out, stride),
+                    4 if several => keys.dots::<4>(range, q, out, stride),
+                    3 if several => keys.dots::<3>(range, q, out, stride),
+                    2 if several => keys.dots::<2>(range, q, out, stride),
+                    _ => keys.dots::<1>(range, q, out, stride),
                 }
             }
         },

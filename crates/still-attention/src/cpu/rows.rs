@@ -85,10 +85,7 @@ impl<T: Real> RowStore<T> {
                 let summed = Summed { values: v, width, range, scales: cells.scales() };
                 add_weighted(summed, weights, stride, out, width);
             }),
-            Coded::FourBit(codes) => T::vectorize(
-                #[inline(always)]
-                || codes.add_weighted(range, weights, stride, out),
-            ),
+            Coded::FourBit(codes) => codes.add_weighted(range, weights, stride, out),
         }
     }
 }

@@ -35,21 +35,26 @@ pub(crate) fn add_weighted<T: Real, C: Cell<T>>(
     if summed.range.is_empty() {
         return;
     }
-    T::vectorize(
+    T::vectorize_batch(
         #[inline(always)]
-        || {
+        |several| {
             let rows = out.len().div_ceil(out_stride);
-            let mut row = 0;
-            while row < rows {
-                let count = (rows - row).min(4);
+            let at_a_time = if several { 4 } else { 1 };
+            for row in (0..rows).step_by(at_a_time) {
                 let (weights, out) = (&weights[row * stride..], &mut out[row * out_stride..]);
-                match count {
-                    4 => add_small_batch::<T, C, 4>(&summed, weights, stride, out, out_stride),
-                    3 => add_small_batch::<T, C, 3>(&summed, weights, stride, out, out_stride),
-                    2 => add_small_batch::<T, C, 2>(&summed, weights, stride, out, out_stride),
-                    _ => add_small_batch::<T, C, 1>(&summed, weights, stride, out, out_stride),
+                let (summed, rows) = (&summed, at_a_time.min(rows - row));
+                match rows {
+                    4 if several => {
+                        add_small_batch::<T, C, 4>(summed, weights, stride, out, out_stride)
+                    }
+                    3 if several => {
+                        add_small_batch::<T, C, 3>(summed, weights, stride, out, out_stride)
+                    }
+                    2 if several => {
+                        add_small_batch::<T, C, 2>(summed, weights, stride, out, out_stride)
+                    }
+                    _ => add_small_batch::<T, C, 1>(summed, weights, stride, out, out_stride),
                 }
-                row += count;
             }
         },
     );
@@ -156,15 +161,19 @@ pub(crate) fn add_outer_products<T: Real>(
     (a, m): (&[T], usize),
     (b, n): (&[T], usize),
 ) {
-    T::vectorize(
+    if a.is_empty() {
+        return;
+    }
+    T::vectorize_batch(
         #[inline(always)]
-        || {
-            for (i, c) in c.chunks_mut(4 * n).enumerate() {
-                let (a, b) = ((&a[4 * i..], m), (b, n));
+        |several| {
+            let at_a_time = if several { 4 } else { 1 };
+            for (i, c) in c.chunks_mut(at_a_time * n).enumerate() {
+                let (a, b) = ((&a[at_a_time * i..], m), (b, n));
                 match c.len() / n {
-                    4 => add_outer_rows::<T, 4>(c, a, b),
-                    3 => add_outer_rows::<T, 3>(c, a, b),
-                    2 => add_outer_rows::<T, 2>(c, a, b),
+                    4 if several => add_outer_rows::<T, 4>(c, a, b),
+                    3 if several => add_outer_rows::<T, 3>(c, a, b),
+                    2 if several => add_outer_rows::<T, 2>(c, a, b),
                     _ => add_outer_rows::<T, 1>(c, a, b),
                 }
             }
