@@ -122,6 +122,8 @@ fn files_that_the_library_dies_of_are_errors() {
         ("a negative id", with_model("vocab", json!({ "a": -1 }))),
         ("an id past all", with_model("vocab", json!({ "a": 4_294_967_295_u64 }))),
         ("a merge of nothing", with_model("merges", json!([["q", "no such token"]]))),
+        ("a merge to no token", with_model("merges", json!([["h", "h"]]))),
+        ("a merge longer than any token", with_model("merges", json!([["hel", "hel"]]))),
         ("no unknown token", with_model("unk_token", json!("missing"))),
         (
             "a decoder that cuts too much",
