@@ -126,11 +126,14 @@ mod tests {
         (out, sum, m)
     }
 
+    /// [`PanelKeys::attend`] of some keys.
+    type Attend<'a> = dyn Fn(&[f32], Softmax<'_, f32>) + 'a;
+
     /// Runs `check` with a store's keys in every form of panels that this CPU multiplies, in AVX2 too where there is AVX-512.
     fn in_every_form(
         store: &KeyStore<f32>,
         (v, head_dim): (&[f32], usize),
-        check: &mut dyn FnMut(&str, &dyn Fn(&[f32], Softmax<'_, f32>)),
+        check: &mut dyn FnMut(&str, &Attend<'_>),
     ) {
         let (rows, mut scratch, mut pairs) = (v.len() / head_dim, vec![9.0], Vec::new());
         if !singles_multiply() {

@@ -2,9 +2,9 @@
 #![allow(dead_code, reason = "each test binary uses a part")]
 
 pub mod case;
-pub mod device;
 #[cfg(feature = "cuda")]
 pub mod codes;
+pub mod device;
 #[cfg(feature = "cuda")]
 pub mod gpu;
 
