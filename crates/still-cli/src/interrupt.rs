@@ -25,6 +25,7 @@ pub enum OnSignal {
     /// Raises the flag: the step that goes on is done and saved, however long it takes.
     Save,
     /// Raises the flag: what goes on may end within a time that the command sets.
+    #[cfg_attr(not(feature = "serve"), allow(dead_code, reason = "the server's"))]
     Drain,
     /// Ctrl-C raises the flag, which cuts a reply; other signals end the process.
     Cut,

@@ -9,12 +9,14 @@ use crate::errors::user;
 
 /// A schema or a grammar, and the file that it is from.
 #[derive(Clone, Debug)]
+#[cfg_attr(not(feature = "serve"), allow(dead_code, reason = "refused before it is read"))]
 pub struct Shape {
     path: PathBuf,
     kind: Kind,
 }
 
 #[derive(Clone, Debug)]
+#[cfg_attr(not(feature = "serve"), allow(dead_code, reason = "refused before it is read"))]
 enum Kind {
     Schema(serde_json::Value),
     Grammar(String),

@@ -12,6 +12,7 @@ use super::chat::BESIDE;
 const INSTRUCTION: [&str; 3] = ["instruction", "input", "output"];
 
 /// Whether a document is made of what stands under this name; `field` holds its text.
+#[cfg(feature = "parquet")]
 pub(super) fn is_asked_for(name: &str, field: &str) -> bool {
     name == field || name == "messages" || BESIDE.contains(&name) || INSTRUCTION.contains(&name)
 }

@@ -30,7 +30,7 @@ docs/serving.md describes clients, states, and replicas that share a store.";
 /// `still serve`
 #[derive(Clone, Debug, Args)]
 #[command(after_help = EXAMPLES)]
-#[cfg_attr(not(feature = "serve"), expect(dead_code, reason = "parsed, and refused"))]
+#[cfg_attr(not(feature = "serve"), allow(dead_code, reason = "parsed, and refused"))]
 pub struct ServeArgs {
     /// The model.
     #[command(flatten)]
