@@ -16,6 +16,7 @@ import gzip
 import json
 import math
 import pathlib
+import sys
 import zlib
 
 import matplotlib
@@ -74,9 +75,22 @@ def suite_of(file, task):
 
 
 
+def same_question(asked, sample, row):
+    """Ends the script if another row's item of this name asked something else, such as of another text: rows are compared by item."""
+    # Answers of old have no digest of the question.
+    if "asked" not in sample:
+        return
+    item = f"{sample['id']} of {sample['task']}"
+    question, first = asked.setdefault(item, (sample["asked"], row))
+    if question != sample["asked"]:
+        sys.exit(f"{item} is not the same question in {first} and in {row}: give every row the same texts")
+
+
 def read(folder):
     """Every model of the rows, by name: a row's own is called by the row, its variants by row and variant."""
     models = collections.defaultdict(Model)
+    # What each item asked, and of which row.
+    asked = {}
     for row in rows.ROWS:
         for path in sorted((folder / row).glob("*.json")):
             if path.stem in ("train", "dry_run"):
@@ -127,6 +141,7 @@ def read(folder):
                     if "task" not in sample or called is None or sample["task"] not in lengths:
                         continue
                     task = sample["task"]
+                    same_question(asked, sample, row)
                     suite = suite_of(path.stem, task)
                     kind = SUITES[suite][1]
                     models[called].answers[suite, lengths[task]][task][sample["id"]] = parts(sample, kind)
