@@ -17,7 +17,7 @@
 //! | `visible_keys` | the keys that they see: as they are stored, or upcast |
 //! | `row_weights` | softmax of one query over its window, and the token's score |
 //! | `pieces` | the salient keys of a single token, a piece a thread |
-//! | `panels`, `panels_x86` | many queries with bf16 or f32 keys on AVX-512 |
+//! | `panels`, `panels_x86`, `panels_avx2` | many queries with keys of a tile at a time, on AVX-512 and, in f32, on AVX2 |
 //! | `feature_map` | rows of the feature map and their gradients |
 //! | `linear_only` | linear attention alone |
 //! | `sliding` | attention to a window of the last tokens |
