@@ -2,6 +2,7 @@
 
 use candle_core::Device;
 
+#[allow(unused_imports, reason = "each test binary uses a part")]
 pub use super::device::{Report, gradients, placed, poison, round, run, sequence};
 
 /// The GPU; a test that asks for one and finds none has failed.
