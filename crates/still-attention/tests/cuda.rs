@@ -7,11 +7,11 @@ mod common;
 #[path = "common/shapes.rs"]
 mod shapes;
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Var};
 use common::case::load;
 use common::gpu::{Report, gpu, placed, run, sequence};
 use common::{Tensors, assert_same_selection, flat, random_input, relative_rms, tensors};
-use shapes::{assert_scores, capped, layer};
+use shapes::{Shape, assert_scores, capped, check_forward, layer};
 use still_attention::{
     HeadGeometry, HybridConfig, LinearNorm, Router, dense_attention, hybrid_attention, naive,
 };
@@ -59,12 +59,12 @@ fn heads_of_256_channels() {
     let mut report = Report::default();
     for shape in WIDE {
         let (geometry, config) = layer(shape);
-        check_forward(&mut report, geometry, &config, shape.3, DType::BF16);
+        check_forward(&mut report, geometry, &config, shape.3, DType::BF16, &gpu());
     }
     let (geometry, config) = capped((WIDE[4], 40));
-    check_forward(&mut report, geometry, &config, 451, DType::BF16);
+    check_forward(&mut report, geometry, &config, 451, DType::BF16, &gpu());
     let received = HybridConfig { router: Router::ReceivedAttention, ..config };
-    check_forward(&mut report, geometry, &received, 451, DType::BF16);
+    check_forward(&mut report, geometry, &received, 451, DType::BF16, &gpu());
     report.finish();
 
     let (geometry, config) = layer(WIDE[1]);

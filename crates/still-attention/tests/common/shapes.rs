@@ -70,7 +70,7 @@ pub fn assert_scores(routing: &Routing, expected: &[f64], case: &str) {
     }
 }
 
-fn check_forward(
+pub fn check_forward(
     report: &mut Report,
     geometry: HeadGeometry,
     config: &HybridConfig,
