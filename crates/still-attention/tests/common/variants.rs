@@ -13,7 +13,8 @@ use crate::common::device::{Report, gradients, limits, placed, round, run, seque
 use crate::common::{Tensors, assert_same_selection, flat, normal, relative_rms, tensors};
 
 /// Makes an empty state of a device: of a configuration, with the weights of an input, for rows of a dtype and so many sequences.
-pub type MakeState = dyn Fn(&HybridConfig, &naive::Input, DType, usize) -> Box<dyn AttentionState>;
+pub type MakeState<'a> =
+    dyn Fn(&HybridConfig, &naive::Input, DType, usize) -> Box<dyn AttentionState> + 'a;
 
 /// Geometries of groups of 2, 4 and 3, one for each head dimension that has kernels.
 pub const GEOMETRIES: [HeadGeometry; 4] = [
@@ -188,7 +189,7 @@ pub fn gradients_of_whole_sequences(geometries: &[HeadGeometry], dtype: DType, d
 pub fn a_state_in_pieces(
     geometries: &[HeadGeometry],
     dtype: DType,
-    make: &MakeState,
+    make: &MakeState<'_>,
     device: &Device,
 ) {
     let mut report = Report::default();
@@ -231,7 +232,7 @@ fn pieces(
     config: &HybridConfig,
     dtype: DType,
     case: &str,
-    make: &MakeState,
+    make: &MakeState<'_>,
     device: &Device,
 ) {
     let calls = calls();
