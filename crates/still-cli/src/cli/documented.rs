@@ -29,10 +29,8 @@ fn pages() -> Vec<PathBuf> {
     for dir in ["docs", "crates"] {
         files(&project().join(dir), &["md"], &mut pages);
     }
-    pages.extend(
-        ["NOTES.md", "NOTES-cpu.md", "NOTES-cuda.md"]
-            .map(|name| project().join("benches").join(name)),
-    );
+    let notes = fs::read_dir(project().join("benches")).unwrap().map(|file| file.unwrap().path());
+    pages.extend(notes.filter(|path| path.extension().is_some_and(|ending| ending == "md")));
     pages
 }
 

@@ -137,7 +137,7 @@ __global__ __launch_bounds__(WARPS * 32) void small_batch_products(const __grid_
 }
 
 // Bytes of weights above which a product does not begin early. A large one reads at memory's full speed, and what its early blocks
-// fetch is taken from the kernel before it: a step of the 8B shape is 3 % slower then (NOTES-cuda.md).
+// fetch is taken from the kernel before it: a step of the 8B shape is 3 % slower then (NOTES-cuda-decode.md).
 constexpr int64_t EARLY_BYTES = 16 << 20;
 
 template <class X, class W, int N, int R>
