@@ -65,10 +65,6 @@ pub(super) fn backward(
     let held_scale = log_scale.as_ref().map(Tensor::storage_and_layout);
     let mut launch = Launch::new(&stream)?;
     let [q, k, v, out, d_out, d_linear, map_q, map_k] = &held;
-    let log_scale = match &held_scale {
-        Some((storage, layout)) => launch.values(on_cuda(storage)?, layout)?,
-        None => null_mut(),
-    };
     let args = Backward {
         q: launch.rows(on_cuda(&q.0)?, q.1)?,
         k: launch.rows(on_cuda(&k.0)?, k.1)?,
@@ -80,7 +76,7 @@ pub(super) fn backward(
         d_v: launch.rows(&d_v.storage, &d_v.layout)?,
         w_q: launch.values(on_cuda(&map_q.0)?, map_q.1)?,
         w_k: launch.values(on_cuda(&map_k.0)?, map_k.1)?,
-        log_scale,
+        log_scale: launch.optional_values(&held_scale)?,
         routing: routing.args(&mut launch),
         phi: launch.at(&saved.phi),
         s: launch.at(&saved.s),

@@ -309,10 +309,7 @@ impl CudaHybridState {
         let [map_q, map_k] = &held;
         let w_q: *mut c_void = launch.values(on_cuda(&map_q.0)?, map_q.1)?;
         let w_k: *mut c_void = launch.values(on_cuda(&map_k.0)?, map_k.1)?;
-        let log_scale: *mut f32 = match &held_scale {
-            Some((storage, layout)) => launch.values(on_cuda(storage)?, layout)?,
-            None => null_mut(),
-        };
+        let log_scale: *mut f32 = launch.optional_values(&held_scale)?;
         let args = self.args(&mut launch);
         Ok(SequenceState {
             w_q,

@@ -168,10 +168,7 @@ pub(super) fn forward(
     let held_gate = gate.as_ref().map(Tensor::storage_and_layout);
     let mut launch = Launch::new(&stream)?;
     let [q, k, v, map_q, map_k] = &held;
-    let log_scale = match &held_scale {
-        Some((storage, layout)) => launch.values(on_cuda(storage)?, layout)?,
-        None => null_mut(),
-    };
+    let log_scale = launch.optional_values(&held_scale)?;
     let map_k: *mut c_void = launch.values(on_cuda(&map_k.0)?, map_k.1)?;
     let args = Forward {
         q: launch.rows(on_cuda(&q.0)?, q.1)?,
@@ -187,10 +184,7 @@ pub(super) fn forward(
         maximum: launch.at_optional(saved.maximum.as_ref()),
         arg_max: launch.at_optional(saved.arg_max.as_ref()),
         first_chunk: 0,
-        gate: match &held_gate {
-            Some((storage, layout)) => launch.rows(on_cuda(storage)?, layout)?,
-            None => Rows::NONE,
-        },
+        gate: launch.optional_rows(&held_gate)?,
         gate_from: null(),
         gate_until: null(),
         linear: saved.linear_rows(&mut launch, dims),

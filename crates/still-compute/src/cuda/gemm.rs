@@ -34,104 +34,113 @@ impl Gemm {
 /// # Errors
 /// Shapes or dtypes that do not fit; tensors that are not on CUDA.
 pub fn gemm(x: &Tensor, y: &Tensor, options: Gemm) -> Result<Tensor> {
-    let Gemm { alpha, accumulate, dtype } = options;
     let (x, y) = (Factor::new(x)?, Factor::new(y)?);
-    let (batch, m, n, k) = (x.batch, x.rows, y.columns, x.columns);
-    let shape = match x.tensor.rank() {
-        3 => Shape::from((batch, m, n)),
-        _ => Shape::from((m, n)),
-    };
-    let fits =
-        accumulate.as_ref().is_none_or(|onto| onto.shape() == &shape && onto.dtype() == dtype);
-    let (x_dtype, y_dtype) = (x.tensor.dtype(), y.tensor.dtype());
-    let same_rank = x.tensor.rank() == y.tensor.rank();
-    if k != y.rows || batch != y.batch || !same_rank || x_dtype != y_dtype || !fits {
-        bail!("gemm: {:?} {x_dtype:?} and {:?} {y_dtype:?}", x.tensor.dims(), y.tensor.dims())
-    }
-    let device = x.tensor.device().as_cuda_device()?.clone();
-    let beta = if accumulate.is_some() { 1.0_f32 } else { 0.0 };
-    let alpha = alpha as f32;
+    let shape = product_shape(&x, &y, &options)?;
+    let Gemm { alpha, accumulate, dtype } = options;
+    let beta = if accumulate.is_some() { 1.0 } else { 0.0 };
     let result = match accumulate {
         Some(onto) => onto.contiguous()?,
         None => {
+            let device = x.tensor.device().as_cuda_device()?;
             // SAFETY: the product fills it.
             let storage = unsafe { device.alloc_uninit(&shape, dtype)? };
             Tensor::from_storage(Storage::Cuda(storage), shape, BackpropOp::none(), false)
         }
     };
+    queue(&x, &y, [alpha as f32, beta], &result)?;
+    Ok(result)
+}
+
+/// The shape of the product, if the factors and what it is added to fit.
+fn product_shape(x: &Factor, y: &Factor, options: &Gemm) -> Result<Shape> {
+    let (batch, m, n) = (x.batch, x.rows, y.columns);
+    let shape = match x.tensor.rank() {
+        3 => Shape::from((batch, m, n)),
+        _ => Shape::from((m, n)),
+    };
+    let onto = options.accumulate.as_ref();
+    let fits = onto.is_none_or(|onto| onto.shape() == &shape && onto.dtype() == options.dtype);
+    let (x_dtype, y_dtype) = (x.tensor.dtype(), y.tensor.dtype());
+    let same_rank = x.tensor.rank() == y.tensor.rank();
+    if x.columns != y.rows || batch != y.batch || !same_rank || x_dtype != y_dtype || !fits {
+        bail!("gemm: {:?} {x_dtype:?} and {:?} {y_dtype:?}", x.tensor.dims(), y.tensor.dims())
+    }
+    Ok(shape)
+}
+
+/// Queues `result ← alpha · x y + beta · result`.
+fn queue(x: &Factor, y: &Factor, [alpha, beta]: [f32; 2], result: &Tensor) -> Result<()> {
+    let device = x.tensor.device().as_cuda_device()?;
     let stream = device.cuda_stream();
     let int = |size: usize| i32::try_from(size).map_err(Error::wrap);
-    {
-        let tensors = [&x.tensor, &y.tensor, &result];
-        let held = tensors.map(Tensor::storage_and_layout);
-        let mut launch = Launch::new(&stream)?;
-        let mut at = |n: usize| launch.values::<c_void>(on_cuda(&held[n].0)?, held[n].1);
-        let (x_at, y_at, result_at) = (at(0)?.cast_const(), at(1)?.cast_const(), at(2)?);
-        let [x_kind, y_kind, result_kind] = tensors.map(|tensor| data_type(tensor.dtype()));
-        let (x_kind, y_kind, result_kind) = (x_kind?, y_kind?, result_kind?);
-        let blas = device.cublas_handle();
-        let (handle, compute) = (*blas.handle(), sys::cublasComputeType_t::CUBLAS_COMPUTE_32F);
-        let algorithm = sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT_TENSOR_OP;
-        let (alpha, beta) = ((&raw const alpha).cast(), (&raw const beta).cast());
-        let [m, n, k] = [int(m)?, int(n)?, int(k)?];
-        let (x_leading, y_leading) = (int(x.leading)?, int(y.leading)?);
-        // By columns, as cuBLAS reads: resultᵀ [n, m] = yᵀ xᵀ.
-        // SAFETY: the matrices lie as their leading dimensions and strides say and live until the stream has passed; nothing else
-        // of this one stream's reads the result meanwhile.
-        unsafe {
-            if tensors[0].rank() == 3 {
-                gemm_strided_batched_ex(
-                    handle,
-                    y.operation,
-                    x.operation,
-                    n,
-                    m,
-                    k,
-                    alpha,
-                    y_at,
-                    y_kind,
-                    y_leading,
-                    y.stride as i64,
-                    x_at,
-                    x_kind,
-                    x_leading,
-                    x.stride as i64,
-                    beta,
-                    result_at,
-                    result_kind,
-                    n,
-                    i64::from(m) * i64::from(n),
-                    int(batch)?,
-                    compute,
-                    algorithm,
-                )
-            } else {
-                gemm_ex(
-                    handle,
-                    y.operation,
-                    x.operation,
-                    n,
-                    m,
-                    k,
-                    alpha,
-                    y_at,
-                    y_kind,
-                    y_leading,
-                    x_at,
-                    x_kind,
-                    x_leading,
-                    beta,
-                    result_at,
-                    result_kind,
-                    n,
-                    compute,
-                    algorithm,
-                )
-            }
-            .map_err(Error::wrap)?;
+    let tensors = [&x.tensor, &y.tensor, result];
+    let held = tensors.map(Tensor::storage_and_layout);
+    let mut launch = Launch::new(&stream)?;
+    let mut at = |n: usize| launch.values::<c_void>(on_cuda(&held[n].0)?, held[n].1);
+    let (x_at, y_at, result_at) = (at(0)?.cast_const(), at(1)?.cast_const(), at(2)?);
+    let [x_kind, y_kind, result_kind] = tensors.map(|tensor| data_type(tensor.dtype()));
+    let (x_kind, y_kind, result_kind) = (x_kind?, y_kind?, result_kind?);
+    let blas = device.cublas_handle();
+    let (handle, compute) = (*blas.handle(), sys::cublasComputeType_t::CUBLAS_COMPUTE_32F);
+    let algorithm = sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT_TENSOR_OP;
+    let (alpha, beta) = ((&raw const alpha).cast(), (&raw const beta).cast());
+    let [m, n, k] = [int(x.rows)?, int(y.columns)?, int(x.columns)?];
+    let (x_leading, y_leading) = (int(x.leading)?, int(y.leading)?);
+    // By columns, as cuBLAS reads: resultᵀ [n, m] = yᵀ xᵀ.
+    // SAFETY: the matrices lie as their leading dimensions and strides say and live until the stream has passed; nothing else
+    // of this one stream's reads the result meanwhile.
+    let queued = unsafe {
+        if x.tensor.rank() == 3 {
+            gemm_strided_batched_ex(
+                handle,
+                y.operation,
+                x.operation,
+                n,
+                m,
+                k,
+                alpha,
+                y_at,
+                y_kind,
+                y_leading,
+                y.stride as i64,
+                x_at,
+                x_kind,
+                x_leading,
+                x.stride as i64,
+                beta,
+                result_at,
+                result_kind,
+                n,
+                i64::from(m) * i64::from(n),
+                int(x.batch)?,
+                compute,
+                algorithm,
+            )
+        } else {
+            gemm_ex(
+                handle,
+                y.operation,
+                x.operation,
+                n,
+                m,
+                k,
+                alpha,
+                y_at,
+                y_kind,
+                y_leading,
+                x_at,
+                x_kind,
+                x_leading,
+                beta,
+                result_at,
+                result_kind,
+                n,
+                compute,
+                algorithm,
+            )
         }
-    }
-    Ok(result)
+    };
+    queued.map_err(Error::wrap)
 }
 
 /// A factor, as cuBLAS is told of it.

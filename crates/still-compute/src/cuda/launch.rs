@@ -1,7 +1,7 @@
 //! Device addresses of tensors and buffers while kernels are queued.
 
 use std::ffi::{c_int, c_void};
-use std::sync::Arc;
+use std::sync::{Arc, RwLockReadGuard};
 
 use candle_core::cuda::CudaStorageSlice;
 use candle_core::cuda::cudarc::driver::{CudaSlice, CudaStream, DevicePtr, SyncOnDrop, result};
@@ -98,6 +98,9 @@ pub fn queue_into(
     check(call, f(&from, &to, launch.stream())).map_err(candle_core::Error::wrap)
 }
 
+/// What [`candle_core::Tensor::storage_and_layout`] gives: nobody writes the tensor while this is held.
+pub type Held<'a> = (RwLockReadGuard<'a, Storage>, &'a Layout);
+
 /// The stream that a call's kernels are queued on. What they use is marked so, for other streams, when this is dropped.
 pub struct Launch<'a> {
     stream: &'a Arc<CudaStream>,
@@ -159,6 +162,28 @@ impl<'a> Launch<'a> {
             _ => bail!("expected f32, bf16, u32 or u8"),
         };
         Ok(base.wrapping_add(layout.start_offset() * bytes).cast())
+    }
+
+    /// [`Launch::values`] of a tensor as it is held, null for one that is not there.
+    ///
+    /// # Errors
+    /// As [`Launch::values`]; a tensor elsewhere.
+    pub fn optional_values<P>(&mut self, held: &'a Option<Held<'_>>) -> Result<*mut P> {
+        match held {
+            Some((storage, layout)) => self.values(on_cuda(storage)?, layout),
+            None => Ok(std::ptr::null_mut()),
+        }
+    }
+
+    /// [`Launch::rows`] of a tensor as it is held, [`Rows::NONE`] for one that is not there.
+    ///
+    /// # Errors
+    /// As [`Launch::rows`]; a tensor elsewhere.
+    pub fn optional_rows(&mut self, held: &'a Option<Held<'_>>) -> Result<Rows> {
+        match held {
+            Some((storage, layout)) => self.rows(on_cuda(storage)?, layout),
+            None => Ok(Rows::NONE),
+        }
     }
 
     /// The rows of a tensor `[B, heads, N, D]`.

@@ -5,9 +5,9 @@ use std::ffi::c_void;
 use std::ptr::{null, null_mut};
 use std::sync::Arc;
 
-use candle_core::Tensor;
 use candle_core::backend::BackendDevice;
 use candle_core::cuda::cudarc::driver::CudaStream;
+use candle_core::{DType, Tensor};
 use still_compute::cuda::{Launch, PassScratch, on_cuda};
 use still_kernels::{
     CHUNK, Decode, Forward, NO_CAP, Past, Routing, Rows, STILL_PLAIN, Shape, Stream, check,
@@ -59,6 +59,37 @@ impl Spans {
     fn counts(&self) -> Vec<i32> {
         let all = [&self.retired, &self.ring, &self.ends].into_iter().flatten();
         all.map(|&count| count as i32).collect()
+    }
+}
+
+/// How much a call computes.
+struct Sizes {
+    /// Of as many tokens as the longest sequence has, from its ring on.
+    shape: Shape,
+    /// The most rows that a head had stored.
+    stored: usize,
+    /// The cap, if it is reached.
+    cap: Option<i32>,
+}
+
+impl Sizes {
+    /// Sequences are `longest` tokens long at most when they have been read.
+    fn new(
+        state: &CudaHybridState,
+        q: &Tensor,
+        spans: &Spans,
+        longest: usize,
+    ) -> candle_core::Result<Self> {
+        let (weights, config) = (&*state.weights, &state.weights.config);
+        let shape = Shape {
+            tokens: i32::try_from(spans.tokens()).map_err(candle_core::Error::wrap)?,
+            ..shape(q, weights.heads(), flags(config))?
+        };
+        let most = spans.retired.iter().copied().max().unwrap_or(0);
+        let of_head = |&budget: &i32| kept(config.cap, budget, most);
+        let stored = weights.host_budgets.iter().map(of_head).max().unwrap_or(0);
+        let cap = reached_cap(config, &weights.host_budgets, longest);
+        Ok(Self { shape, stored, cap })
     }
 }
 
@@ -119,14 +150,9 @@ impl Capped {
 }
 
 impl Scratch {
-    /// Where everything lies in a buffer that begins at `base`, and how many bytes it has. `stored`: `M`.
-    fn new(
-        state: &CudaHybridState,
-        shape: &Shape,
-        stored: usize,
-        cap: Option<i32>,
-        base: *mut u8,
-    ) -> (Self, usize) {
+    /// Where everything lies in a buffer that begins at `base`, and how many bytes it has.
+    fn new(state: &CudaHybridState, sizes: &Sizes, base: *mut u8) -> (Self, usize) {
+        let &Sizes { ref shape, stored, cap } = sizes;
         let weights = &*state.weights;
         let bytes = weights.dtype.size_in_bytes();
         let [heads, kv_heads] =
@@ -172,6 +198,56 @@ impl Scratch {
             }),
         };
         (scratch, buffer.used)
+    }
+
+    /// Rows of queries, keys and values from token 0 on, and how far behind a token's rows those lie that its codes give back, if
+    /// there are codes: before those lies what was stored.
+    fn rows(&self, sizes: &Sizes, coding: i32, dtype: DType) -> ([Rows; 3], i32) {
+        let (shape, stored, bytes) = (&sizes.shape, sizes.stored, dtype.size_in_bytes());
+        let (around, rounded) = match coding {
+            STILL_PLAIN => ((stored, 0), 0),
+            _ => ((0, stored + shape.tokens as usize), shape.tokens + stored as i32),
+        };
+        let q = rows(self.q, shape, shape.heads, (0, 0), bytes);
+        let [k, v] = [self.k, self.v].map(|data| rows(data, shape, shape.kv_heads, around, bytes));
+        ([q, k, v], rounded)
+    }
+
+    /// What the states had before the call; `counts` are those of [`Spans::counts`].
+    fn past(&self, state: &Decode, sizes: &Sizes, counts: *mut i32) -> Past {
+        let batch = sizes.shape.batch as usize;
+        let Capped { score, token, place, .. } = self.capped;
+        let [s, z] = self.copies.unwrap_or([state.s, state.z]);
+        let [stored_k, stored_v] = self.codes.unwrap_or([null_mut(); 2]);
+        Past {
+            retired: counts,
+            ring: counts.wrapping_add(batch),
+            tokens: counts.wrapping_add(2 * batch),
+            stored: sizes.stored as i32,
+            stored_score: score,
+            stored_token: token,
+            stored_place: place,
+            stored_k: stored_k.cast(),
+            stored_v: stored_v.cast(),
+            s,
+            z,
+        }
+    }
+
+    /// Where the tokens that a state keeps are listed; `rounded` is that of [`Scratch::rows`].
+    fn routing(&self, state: &Decode, past: &Past, cap: Option<i32>, rounded: i32) -> Routing {
+        Routing {
+            budgets: state.budgets,
+            selected: self.selected,
+            salient: self.salient,
+            retired: past.retired,
+            stored: past.stored,
+            rounded,
+            cap: cap.unwrap_or(NO_CAP),
+            absorbed_at: null(),
+            visible: self.capped.visible,
+            order: self.capped.order,
+        }
     }
 
     /// Queues the copies of what the call changes.
@@ -262,20 +338,12 @@ impl CudaHybridState {
         shared: &PassScratch,
     ) -> candle_core::Result<Tensor> {
         let weights = &*self.weights;
-        let (device, config, bytes) =
-            (&weights.device, &weights.config, weights.dtype.size_in_bytes());
+        let device = &weights.device;
         let (batch, heads, _, d) = q.dims4()?;
         let dims = (batch, heads, spans.tokens(), d);
-        let shape = Shape {
-            tokens: i32::try_from(spans.tokens()).map_err(candle_core::Error::wrap)?,
-            ..shape(q, weights.heads(), flags(config))?
-        };
-        let most = spans.retired.iter().copied().max().unwrap_or(0);
-        let of_head = |&budget: &i32| kept(config.cap, budget, most);
-        let stored = weights.host_budgets.iter().map(of_head).max().unwrap_or(0);
-        let cap = reached_cap(config, &weights.host_budgets, longest);
-        let room = Scratch::new(self, &shape, stored, cap, null_mut()).1;
-        let room = shared.memory(device, room)?;
+        let sizes = Sizes::new(self, q, spans, longest)?;
+        let shape = &sizes.shape;
+        let room = shared.memory(device, Scratch::new(self, &sizes, null_mut()).1)?;
         let counts = shared.counts(device, spans.counts())?;
         // SAFETY: the forward pass fills it, but for chunks before the first new token, which nothing reads.
         let out = unsafe { device.alloc_uninit(&dims.into(), q.dtype())? };
@@ -285,7 +353,7 @@ impl CudaHybridState {
         let held_scale = weights.log_scale.as_ref().map(Tensor::storage_and_layout);
         let held_gate = gate.as_ref().map(Tensor::storage_and_layout);
         let mut launch = Launch::new(&stream)?;
-        let scratch = Scratch::new(self, &shape, stored, cap, launch.at(&room)).0;
+        let scratch = Scratch::new(self, &sizes, launch.at(&room)).0;
         scratch.copy_from(self, &stream)?;
         let [q, k, v, map_q, map_k] = &held;
         let state = Decode {
@@ -294,43 +362,9 @@ impl CudaHybridState {
             v: launch.rows(on_cuda(&v.0)?, v.1)?,
             ..self.args(&mut launch)
         };
-        // What codes give back of the tokens' rows lies behind the rows, and before it what was stored.
-        let (around, rounded) = match state.coding {
-            STILL_PLAIN => ((stored, 0), 0),
-            _ => ((0, stored + spans.tokens()), shape.tokens + stored as i32),
-        };
-        let q = rows(scratch.q, &shape, shape.heads, (0, 0), bytes);
-        let k = rows(scratch.k, &shape, shape.kv_heads, around, bytes);
-        let v = rows(scratch.v, &shape, shape.kv_heads, around, bytes);
-        let counts: *mut i32 = launch.at(&counts);
-        let Capped { visible, order, score, token, place } = scratch.capped;
-        let [s, z] = scratch.copies.unwrap_or([state.s, state.z]);
-        let [stored_k, stored_v] = scratch.codes.unwrap_or([null_mut(); 2]);
-        let past = Past {
-            retired: counts,
-            ring: counts.wrapping_add(batch),
-            tokens: counts.wrapping_add(2 * batch),
-            stored: stored as i32,
-            stored_score: score,
-            stored_token: token,
-            stored_place: place,
-            stored_k: stored_k.cast(),
-            stored_v: stored_v.cast(),
-            s,
-            z,
-        };
-        let routing = Routing {
-            budgets: state.budgets,
-            selected: scratch.selected,
-            salient: scratch.salient,
-            retired: past.retired,
-            stored: past.stored,
-            rounded,
-            cap: cap.unwrap_or(NO_CAP),
-            absorbed_at: null(),
-            visible,
-            order,
-        };
+        let ([q, k, v], rounded) = scratch.rows(&sizes, state.coding, weights.dtype);
+        let past = scratch.past(&state, &sizes, launch.at(&counts));
+        let routing = scratch.routing(&state, &past, sizes.cap, rounded);
         let map_k: *mut c_void = launch.values(on_cuda(&map_k.0)?, map_k.1)?;
         let scan = Scan {
             map_k,
@@ -346,10 +380,7 @@ impl CudaHybridState {
             v,
             out: launch.rows(&out, &by_token(dims))?,
             w_q: launch.values(on_cuda(&map_q.0)?, map_q.1)?,
-            log_scale: match &held_scale {
-                Some((storage, layout)) => launch.values(on_cuda(storage)?, layout)?,
-                None => null_mut(),
-            },
+            log_scale: launch.optional_values(&held_scale)?,
             routing,
             s: scratch.s,
             z: scratch.z,
@@ -357,23 +388,20 @@ impl CudaHybridState {
             maximum: null_mut(),
             arg_max: null_mut(),
             first_chunk: spans.first_chunk() as i32,
-            gate: match &held_gate {
-                Some((storage, layout)) => launch.rows(on_cuda(storage)?, layout)?,
-                None => Rows::NONE,
-            },
+            gate: launch.optional_rows(&held_gate)?,
             gate_from: past.ring,
             gate_until: past.tokens,
             linear: Rows::NONE,
         };
         let on = launch.stream();
         let Scratch { score, received, recalled, .. } = scratch;
-        let onto = Onto { shape: &shape, past: &past, state: &state, score, received, recalled };
+        let onto = Onto { shape, past: &past, state: &state, score, received, recalled };
         // SAFETY: the buffers are as large as still.h says for `shape` and `stored`, there is room in the store for what is fed,
         // and all live until the launch is dropped.
         unsafe {
             onto.route([q, k, v], map_k, &routing, on)?;
-            queue(&shape, &args, &scan, on)?;
-            let code = still_past_fill(&shape, &past, &state, k, v, score, &routing, on);
+            queue(shape, &args, &scan, on)?;
+            let code = still_past_fill(shape, &past, &state, k, v, score, &routing, on);
             checked("still_past_fill", code)?;
         }
         drop(launch);

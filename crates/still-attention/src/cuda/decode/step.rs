@@ -1,10 +1,10 @@
 //! One token of every sequence: of those of a state, or of sequences that have a state each.
 
-use std::ptr::{null, null_mut};
+use std::ptr::null;
 
 use candle_core::{DType, Tensor};
 use still_compute::cuda::{Launch, StepMemory, on_cuda};
-use still_kernels::{Decode, Rows, Shape, check, still_decode, still_decode_floats};
+use still_kernels::{Decode, Shape, check, still_decode, still_decode_floats};
 
 use super::super::graph_state::StepRotation;
 use super::super::layout::{flags, rows_aligned, shape};
@@ -159,16 +159,10 @@ impl CudaWeights {
             out: launch.rows(on_cuda(&out.0)?, out.1)?,
             w_q: launch.values(on_cuda(&map_q.0)?, map_q.1)?,
             w_k: launch.values(on_cuda(&map_k.0)?, map_k.1)?,
-            log_scale: match &held_scale {
-                Some((storage, layout)) => launch.values(on_cuda(storage)?, layout)?,
-                None => null_mut(),
-            },
+            log_scale: launch.optional_values(&held_scale)?,
             positions: launch.values(on_cuda(&positions.0)?, positions.1)?,
             partial: launch.values(on_cuda(&held_partial.0)?, held_partial.1)?,
-            gate: match &held_gate {
-                Some((storage, layout)) => launch.rows(on_cuda(storage)?, layout)?,
-                None => Rows::NONE,
-            },
+            gate: launch.optional_rows(&held_gate)?,
             cos,
             sin,
             rotary: rotary as i32,

@@ -1,6 +1,7 @@
 //! Products of a small batch's rows: one kernel for several matrices, with the norm before them and what is added after.
 
-use std::ptr::null;
+use std::ffi::c_void;
+use std::ptr::{null, null_mut};
 
 use candle_core::{DType, Result, Tensor, bail};
 use still_compute::cuda::{StepMemory, StepTensor, kind, queue_into};
@@ -112,68 +113,24 @@ impl Normed<'_> {
 
     fn run(self, factors: &[Factor<'_>], dtype: DType, gated: bool) -> Result<Vec<Tensor>> {
         let (rows, inner) = self.x.dims2()?;
-        let row_dtype = self.x.dtype();
-        let plain = factors.iter().find_map(|factor| match factor.matrix {
-            Matrix::Plain(tensor) => Some(tensor.dtype()),
-            Matrix::Quantized(_) => None,
-        });
-        let weight_dtype = plain.unwrap_or(row_dtype);
-        let most = match plain {
-            Some(_) => MOST,
-            None => QuantizedMatrix::most_rows(row_dtype),
-        };
-        if factors.is_empty()
-            || rows > most
-            || factors.len() > FACTORS
-            || !inner.is_multiple_of(UNIT)
-        {
-            bail!("small-batch products: {rows} rows of {inner} values, {} matrices", factors.len())
-        }
-        let mut inputs = Vec::new();
-        // Where among the inputs a tensor is, once it is known to be what the kernel takes it for.
-        let mut place = |tensor: Option<&Tensor>, shape: &[usize], dtype: DType| {
-            let Some(tensor) = tensor else { return Ok(None) };
-            let count: usize = shape.iter().product();
-            if tensor.elem_count() != count || tensor.dtype() != dtype {
-                let (dims, got) = (tensor.dims(), tensor.dtype());
-                bail!("small-batch products: expected {shape:?} {dtype:?}, got {dims:?} {got:?}")
-            }
-            inputs.push(tensor.detach().contiguous()?);
-            Ok(Some(inputs.len() - 1))
-        };
-        let x = place(Some(self.x), &[rows, inner], row_dtype)?;
-        let norm = place(self.norm.map(|(weight, _)| weight), &[inner], row_dtype)?;
+        let (row_dtype, weight_dtype) = (self.x.dtype(), self.weight_dtype(factors)?);
+        let mut inputs = Inputs::default();
+        let x = inputs.place(Some(self.x), &[rows, inner], row_dtype)?;
+        let norm = inputs.place(self.norm.map(|(weight, _)| weight), &[inner], row_dtype)?;
         let mut places = Vec::with_capacity(factors.len());
         let mut outputs = Vec::with_capacity(factors.len());
-        for Factor { name, matrix, bias, add, update } in factors {
-            let (out, width) = matrix.dims2()?;
-            if width != inner {
-                bail!("small-batch products: {matrix:?} times rows of {inner}")
-            }
-            let rank = update.as_ref().map_or(Ok(0), |(lora, _)| lora.a.dim(0))?;
-            places.push((
-                [out, rank],
-                [
-                    match *matrix {
-                        Matrix::Plain(tensor) => place(Some(tensor), &[out, inner], weight_dtype)?,
-                        Matrix::Quantized(matrix) => {
-                            let words = matrix.words();
-                            place(Some(words), words.dims(), DType::U32)?
-                        }
-                    },
-                    place(*bias, &[out], row_dtype)?,
-                    place(*add, &[rows, out], row_dtype)?,
-                    place(update.as_ref().map(|(lora, _)| &lora.b), &[out, rank], DType::F32)?,
-                    place(update.as_ref().map(|(_, low)| low), &[rows, rank], DType::F32)?,
-                ],
-            ));
+        for factor in factors {
+            let placed =
+                Placed::new(&mut inputs, factor, [rows, inner], [row_dtype, weight_dtype])?;
             if outputs.is_empty() || !gated {
-                outputs.push(self.memory.tensor(*name, (rows, out), dtype, self.x.device())?);
+                let shape = (rows, placed.out);
+                outputs.push(self.memory.tensor(factor.name, shape, dtype, self.x.device())?);
             }
+            places.push(placed);
         }
         let (kind_of_x, kind_of_weights, kind_of_outputs) =
             (kind(row_dtype)?, kind(weight_dtype)?, kind(dtype)?);
-        let inputs: Vec<&Tensor> = inputs.iter().collect();
+        let inputs: Vec<&Tensor> = inputs.0.iter().collect();
         queue_into("still_small_batch_products", &inputs, &outputs, |from, to, stream| {
             let at = |place: Option<usize>| place.map_or(null(), |place| from[place].cast_const());
             let args = SmallBatchProducts {
@@ -188,27 +145,122 @@ impl Normed<'_> {
                 x: at(x),
                 norm: at(norm),
             };
+            let places = places.iter().enumerate();
             let factors: Vec<Place> = places
-                .iter()
-                .zip(factors)
-                .enumerate()
-                .map(|(n, (&([out, rank], [weight, bias, add, update, low]), factor))| Place {
-                    out: out as i32,
-                    rank: rank as i32,
-                    format: factor.matrix.format(),
-                    update_scale: factor.update.as_ref().map_or(0.0, |(lora, _)| lora.scale as f32),
-                    weight: at(weight),
-                    bias: at(bias),
-                    add: at(add),
-                    update: at(update).cast(),
-                    low: at(low).cast(),
-                    to: to.get(n).copied().unwrap_or(std::ptr::null_mut()),
-                })
+                .map(|(n, place)| place.resolve(at, to.get(n).copied().unwrap_or(null_mut())))
                 .collect();
             // SAFETY: every tensor is contiguous and as large as decoder.h says, which `place` has seen to; a gated product
             // writes to the first alone.
             unsafe { still_small_batch_products(&raw const args, factors.as_ptr(), stream) }
         })?;
         Ok(outputs)
+    }
+
+    /// The dtype of matrices that are not quantized, if one kernel takes the rows and all factors.
+    fn weight_dtype(&self, factors: &[Factor<'_>]) -> Result<DType> {
+        let (rows, inner) = self.x.dims2()?;
+        let plain = factors.iter().find_map(|factor| match factor.matrix {
+            Matrix::Plain(tensor) => Some(tensor.dtype()),
+            Matrix::Quantized(_) => None,
+        });
+        let most = match plain {
+            Some(_) => MOST,
+            None => QuantizedMatrix::most_rows(self.x.dtype()),
+        };
+        if factors.is_empty()
+            || rows > most
+            || factors.len() > FACTORS
+            || !inner.is_multiple_of(UNIT)
+        {
+            bail!("small-batch products: {rows} rows of {inner} values, {} matrices", factors.len())
+        }
+        Ok(plain.unwrap_or(self.x.dtype()))
+    }
+}
+
+/// The tensors that a kernel reads, contiguous.
+#[derive(Default)]
+struct Inputs(Vec<Tensor>);
+
+impl Inputs {
+    /// Where among the inputs a tensor is, once it is known to be what the kernel takes it for.
+    fn place(
+        &mut self,
+        tensor: Option<&Tensor>,
+        shape: &[usize],
+        dtype: DType,
+    ) -> Result<Option<usize>> {
+        let Some(tensor) = tensor else { return Ok(None) };
+        let count: usize = shape.iter().product();
+        if tensor.elem_count() != count || tensor.dtype() != dtype {
+            let (dims, got) = (tensor.dims(), tensor.dtype());
+            bail!("small-batch products: expected {shape:?} {dtype:?}, got {dims:?} {got:?}")
+        }
+        self.0.push(tensor.detach().contiguous()?);
+        Ok(Some(self.0.len() - 1))
+    }
+}
+
+/// A factor, its tensors by their places among the inputs.
+struct Placed {
+    out: usize,
+    rank: usize,
+    format: i32,
+    update_scale: f64,
+    weight: Option<usize>,
+    bias: Option<usize>,
+    add: Option<usize>,
+    update: Option<usize>,
+    low: Option<usize>,
+}
+
+impl Placed {
+    fn new(
+        inputs: &mut Inputs,
+        factor: &Factor<'_>,
+        [rows, inner]: [usize; 2],
+        [row_dtype, weight_dtype]: [DType; 2],
+    ) -> Result<Self> {
+        let Factor { matrix, bias, add, update, .. } = factor;
+        let (out, width) = matrix.dims2()?;
+        if width != inner {
+            bail!("small-batch products: {matrix:?} times rows of {inner}")
+        }
+        let rank = update.as_ref().map_or(Ok(0), |(lora, _)| lora.a.dim(0))?;
+        let weight = match *matrix {
+            Matrix::Plain(tensor) => inputs.place(Some(tensor), &[out, inner], weight_dtype)?,
+            Matrix::Quantized(matrix) => {
+                let words = matrix.words();
+                inputs.place(Some(words), words.dims(), DType::U32)?
+            }
+        };
+        let (matrix_b, low) = update.as_ref().map(|(lora, low)| (&lora.b, low)).unzip();
+        Ok(Self {
+            out,
+            rank,
+            format: matrix.format(),
+            update_scale: update.as_ref().map_or(0.0, |(lora, _)| lora.scale),
+            weight,
+            bias: inputs.place(*bias, &[out], row_dtype)?,
+            add: inputs.place(*add, &[rows, out], row_dtype)?,
+            update: inputs.place(matrix_b, &[out, rank], DType::F32)?,
+            low: inputs.place(low, &[rows, rank], DType::F32)?,
+        })
+    }
+
+    /// As the kernel takes it: `at` has the inputs' addresses.
+    fn resolve(&self, at: impl Fn(Option<usize>) -> *const c_void, to: *mut c_void) -> Place {
+        Place {
+            out: self.out as i32,
+            rank: self.rank as i32,
+            format: self.format,
+            update_scale: self.update_scale as f32,
+            weight: at(self.weight),
+            bias: at(self.bias),
+            add: at(self.add),
+            update: at(self.update).cast(),
+            low: at(self.low).cast(),
+            to,
+        }
     }
 }
