@@ -6,6 +6,7 @@
 //! |---|---|
 //! | `real` | the float types of CPU kernels |
 //! | `vector` | elementwise loops, compiled for several instruction sets and chosen at run time |
+//! | `losses` | losses of rows, their gradients, the softmax of a row |
 //! | `matmul` | matrix products over strided views; `Tiles`, of many f32 rows on a CPU with AMX |
 //! | `amx` | whether a CPU's matrix unit is there |
 //! | `pages` | values that are read again and again, in large pages |
@@ -21,6 +22,7 @@ pub mod amx;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 mod gradients;
+pub mod losses;
 pub mod matmul;
 pub mod pages;
 mod pull_back;

@@ -2,7 +2,7 @@
 
 use candle_core::{D, Tensor};
 use rayon::prelude::*;
-use still_compute::vector::{self, vectorize};
+use still_compute::losses::{exponentials, largest};
 use still_model::Model;
 
 use crate::error::{EvalError, Result};
@@ -61,14 +61,11 @@ pub(crate) fn guesses_of_hidden(
     for start in (0..vocab).step_by(VOCAB_TILE) {
         let tile = VOCAB_TILE.min(vocab - start);
         model.decoder.logits_into(hidden, start..start + tile, &mut logits)?;
-        logits.par_chunks_exact_mut(tile).zip(&mut surprises).zip(targets).for_each(
-            |((logits, surprise), targets)| {
-                vectorize(
-                    #[inline(always)]
-                    || surprise.add(logits, start, targets),
-                );
-            },
-        );
+        logits
+            .par_chunks_exact_mut(tile)
+            .zip(&mut surprises)
+            .zip(targets)
+            .for_each(|((logits, surprise), targets)| surprise.add(logits, start, targets));
     }
     Ok(surprises.iter().zip(targets).map(|(surprise, targets)| surprise.guesses(targets)).collect())
 }
@@ -126,7 +123,6 @@ impl Surprise {
     }
 
     /// Adds the part that begins with logit `start`; it is overwritten.
-    #[inline(always)]
     fn add(&mut self, logits: &mut [f32], start: usize, targets: &[u32]) {
         for (logit, &target) in self.logits.iter_mut().zip(targets) {
             let in_part = (target as usize).checked_sub(start);
@@ -134,13 +130,13 @@ impl Surprise {
                 *logit = wanted;
             }
         }
-        let max = vector::max(logits);
+        let max = largest(logits);
         if max > self.max || max.is_nan() {
             self.sum *= (self.max - max).exp();
             self.max = max;
             self.likeliest = start + logits.iter().position(|&x| x == max).unwrap_or(0);
         }
-        self.sum += vector::exp_sub_sum(logits, self.max);
+        self.sum += exponentials(logits, self.max);
     }
 
     fn guesses(&self, targets: &[u32]) -> Vec<Guess> {

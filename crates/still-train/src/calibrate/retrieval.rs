@@ -5,9 +5,9 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 use still_attention::StillConfig;
+use still_compute::losses::softmax_terms;
 use still_compute::matmul::{Mat, matmul};
 use still_compute::tensor::borrow;
-use still_compute::vector::{exp_sub_sum, max, vectorize};
 use still_model::Model;
 
 use super::{CalibrateOptions, share};
@@ -85,24 +85,13 @@ fn matching_attention(
                         let rows = BLOCK.min(tokens - first);
                         let (q, k) = (Mat::rows(&q[first * d..], d), Mat::rows(k, d).t());
                         matmul((rows, tokens, d), &mut logits, tokens, false, q, k);
-                        vectorize(
-                            #[inline(always)]
-                            || {
-                                for (i, logits) in
-                                    logits.chunks_exact_mut(tokens).take(rows).enumerate()
-                                {
-                                    let t = first + i;
-                                    let visible = &mut logits[..=t];
-                                    visible.iter_mut().for_each(|x| *x *= scale);
-                                    let top = max(visible);
-                                    let sum = exp_sub_sum(visible, top);
-                                    // The last token's successor in the first copy is the second copy's first token.
-                                    total += f64::from(
-                                        (visible[t - copy] + visible[t - copy + 1]) / sum,
-                                    );
-                                }
-                            },
-                        );
+                        let rows = logits.chunks_exact_mut(tokens).take(rows);
+                        for (t, logits) in (first..).zip(rows) {
+                            let visible = &mut logits[..=t];
+                            let sum = softmax_terms(visible, scale);
+                            // The last token's successor in the first copy is the second copy's first token.
+                            total += f64::from((visible[t - copy] + visible[t - copy + 1]) / sum);
+                        }
                     }
                     total / copy as f64
                 })

@@ -2,9 +2,9 @@
 
 use candle_core::Tensor;
 use rayon::prelude::*;
+use still_compute::losses;
 use still_compute::matmul::{Mat, par_matmul};
 use still_compute::tensor::borrow;
-use still_compute::vector::{self, vectorize};
 
 use super::Target;
 use crate::error::Result;
@@ -12,8 +12,6 @@ use crate::scalar::Scalar;
 
 /// Rows whose logits exist at a time.
 pub(super) const BLOCK: usize = 256;
-/// Logits summed in f32 before they join a float64 total.
-const SHORT: usize = 512;
 /// Values whose squared errors one thread sums at a time.
 const PART: usize = 16_384;
 
@@ -31,24 +29,15 @@ pub(super) fn mean_squared_error(
     let count = x.elem_count().max(1) as f64;
     let weight = (2.0 * weight * scale / count) as f32;
     let mut gradient = vec![0.0_f32; x.elem_count()];
-    let total = borrow(x, |x: &[f32]| {
-        borrow(target, |target: &[f32]| {
-            let parts = gradient.par_chunks_mut(PART).zip(x.par_chunks(PART));
-            sum_in_order(parts.zip(target.par_chunks(PART)).map(|((gradient, x), target)| {
-                vectorize(
-                    #[inline(always)]
-                    || {
-                        for ((gradient, &x), &target) in gradient.iter_mut().zip(x).zip(target) {
-                            *gradient = x - target;
-                        }
-                        let squares = f64::from(vector::dot(gradient, gradient));
-                        gradient.iter_mut().for_each(|gradient| *gradient *= weight);
-                        squares
-                    },
-                )
-            }))
-        })
-    })??;
+    let total =
+        borrow(x, |x: &[f32]| {
+            borrow(target, |target: &[f32]| {
+                let parts = gradient.par_chunks_mut(PART).zip(x.par_chunks(PART));
+                sum_in_order(parts.zip(target.par_chunks(PART)).map(|((gradient, x), target)| {
+                    losses::squared_error(x, target, weight, gradient)
+                }))
+            })
+        })??;
     let gradient = Tensor::from_vec(gradient, x.shape(), x.device())?;
     Ok((Scalar::Host(total / count * scale), gradient))
 }
@@ -92,10 +81,7 @@ pub(super) fn rows_loss(
             None => {
                 let rows = students.zip(&ids[start..start + count]);
                 surprises += sum_in_order(rows.map(|(student, &id)| {
-                    vectorize(
-                        #[inline(always)]
-                        || surprise(student, id as usize, next_weight),
-                    )
+                    losses::cross_entropy(student, id as usize, next_weight)
                 }));
             }
             Some(hidden) => {
@@ -104,10 +90,7 @@ pub(super) fn rows_loss(
                 let pairs = rows.map(|(row, (student, teacher))| {
                     // The last token predicts nothing that is there.
                     let next = ids.get(start + row).map(|&id| (id as usize, next_weight));
-                    vectorize(
-                        #[inline(always)]
-                        || divergence(student, teacher, kl_weight, next),
-                    )
+                    losses::divergence(student, teacher, kl_weight, next)
                 });
                 let pairs: Vec<(f64, f64)> = pairs.collect();
                 divergences += pairs.iter().map(|(kl, _)| kl).sum::<f64>();
@@ -141,51 +124,4 @@ fn logits(hidden: &Tensor, lm_head: &Tensor, out: &mut Vec<f32>) -> Result<()> {
 /// The sum, always in the same order: an exactly resumed run must not depend on which thread was first.
 fn sum_in_order(losses: impl IndexedParallelIterator<Item = f64>) -> f64 {
     losses.collect::<Vec<_>>().into_iter().sum()
-}
-
-/// −ln p(id) of one row of logits, which becomes `weight` times its gradient.
-#[inline(always)]
-fn surprise(logits: &mut [f32], id: usize, weight: f32) -> f64 {
-    let max = vector::max(logits);
-    let of_id = f64::from(logits[id] - max);
-    let sum = vector::exp_sub_sum(logits, max);
-    let scale = weight / sum;
-    logits.iter_mut().for_each(|x| *x *= scale);
-    logits[id] -= weight;
-    f64::from(sum.ln()) - of_id
-}
-
-/// KL(teacher ‖ student) of one row of logits each and, if `next` gives an id and its weight, −ln p(id), else 0.
-///
-/// `student` becomes the gradient of `weight` times the one plus the id's weight times the other; `teacher` is spent.
-#[inline(always)]
-fn divergence(
-    student: &mut [f32],
-    teacher: &mut [f32],
-    weight: f32,
-    next: Option<(usize, f32)>,
-) -> (f64, f64) {
-    let (max_s, max_t) = (vector::max(student), vector::max(teacher));
-    let of_id = next.map(|(id, _)| f64::from(student[id] - max_s));
-    let (mut sum_s, mut sum_t, mut cross) = (0.0_f64, 0.0_f64, 0.0_f64);
-    // Short partial sums in f32, their total in f64.
-    for (student, teacher) in student.chunks_mut(SHORT).zip(teacher.chunks_mut(SHORT)) {
-        let mut shifted = [0.0_f32; SHORT];
-        for ((shifted, &s), &t) in shifted.iter_mut().zip(student.iter()).zip(teacher.iter()) {
-            *shifted = (t - max_t) - (s - max_s);
-        }
-        sum_s += f64::from(vector::exp_sub_sum(student, max_s));
-        sum_t += f64::from(vector::exp_sub_sum(teacher, max_t));
-        cross += f64::from(vector::dot(teacher, &shifted[..teacher.len()]));
-    }
-    let next_weight = next.map_or(0.0, |(_, weight)| weight);
-    let (scale_s, scale_t) = ((weight + next_weight) / sum_s as f32, weight / sum_t as f32);
-    for (student, &teacher) in student.iter_mut().zip(teacher.iter()) {
-        *student = *student * scale_s - teacher * scale_t;
-    }
-    if let Some((id, weight)) = next {
-        student[id] -= weight;
-    }
-    let surprise = of_id.map_or(0.0, |of_id| sum_s.ln() - of_id);
-    (cross / sum_t + sum_s.ln() - sum_t.ln(), surprise)
 }
