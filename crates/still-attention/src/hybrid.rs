@@ -4,19 +4,9 @@ use candle_core::{
     CpuStorage, CudaStorage, CustomOp2, Error, Layout, Shape, Storage, Tensor, bail,
 };
 
+use crate::output::{HybridOutput, OP};
 use crate::saved_attention::{AttentionGradients, Call, SavedAttention};
 use crate::{HybridConfig, HybridWeights, Result, Routing};
-
-pub(crate) const OP: &str = "hybrid_attention";
-
-/// Output of [`hybrid_attention`].
-#[derive(Clone, Debug)]
-pub struct HybridOutput {
-    /// Attention output per query head before `o_proj`, `[B, H, N, D]`.
-    pub out: Tensor,
-    /// The routing that was used, on the device of `out`.
-    pub routing: Routing,
-}
 
 /// Hybrid attention of whole sequences that start at position 0.
 ///

@@ -7,6 +7,7 @@
 //! | `config` | the configuration of a layer: router, budgets, feature map, branches, row dtypes |
 //! | `weights` | learned tensors of a layer |
 //! | `hybrid` | `hybrid_attention`: whole sequences, in the tensor library's graph |
+//! | `output` | the output of a call |
 //! | `saved_attention` | the operator forward and backward without a graph, on both devices |
 //! | `attention_state` | the trait of a layer's state: advance, size, clone, cut back, save |
 //! | `state` | the recurrent state on the CPU |
@@ -43,6 +44,7 @@ mod limits;
 #[cfg(any(test, feature = "cuda"))]
 mod linear_ops;
 pub mod naive;
+mod output;
 pub mod router;
 mod routing;
 mod saved_attention;
@@ -70,7 +72,8 @@ pub use cuda::{
 pub use dense::{DenseHead, KvCache, dense_attention};
 pub use error::{AttentionError, Result};
 pub use feature_map::fold_householder;
-pub use hybrid::{HybridOutput, hybrid_attention};
+pub use hybrid::hybrid_attention;
+pub use output::HybridOutput;
 pub use routing::Routing;
 pub use saved_attention::{AttentionGradients, SavedAttention, attention_forward};
 pub use saved_state::SavedState;

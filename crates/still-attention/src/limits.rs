@@ -2,7 +2,7 @@
 
 use candle_core::DType;
 
-use crate::hybrid::OP;
+use crate::output::OP;
 use crate::{AttentionError, HeadGeometry, HybridConfig, Mode, Result, Router};
 
 /// Tokens of a chunk.

@@ -5,7 +5,7 @@ use still_compute::Gradients;
 
 use crate::arguments::{expect_dims, expect_shape, whole_sequences_of};
 use crate::error::{AttentionError, Result};
-use crate::hybrid::{HybridOutput, OP};
+use crate::output::{HybridOutput, OP};
 use crate::{HeadGeometry, HybridConfig, HybridWeights, Routing, cpu};
 
 /// Result of [`SavedAttention::backward`]: gradients of activations, in their dtype.

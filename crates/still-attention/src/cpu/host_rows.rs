@@ -5,7 +5,7 @@ use still_compute::Real;
 use super::learned::Learned;
 use super::operator::{Operator, Routed};
 use crate::arguments::expect_dims;
-use crate::hybrid::OP;
+use crate::output::OP;
 use crate::saved_attention::check;
 use crate::{HybridConfig, HybridWeights, Result, Routing};
 

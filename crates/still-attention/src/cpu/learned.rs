@@ -6,7 +6,7 @@ use still_compute::tensor::borrow_all;
 
 use super::operator::Operands;
 use crate::arguments::expect_cpu;
-use crate::hybrid::OP;
+use crate::output::OP;
 use crate::weights::inverse_sigmoid;
 use crate::{HybridWeights, Result};
 

@@ -10,7 +10,7 @@ use super::gradients::Wanted;
 use super::learned::{Learned, prepared};
 use super::operator::{Operands, Operator};
 use crate::arguments::{expect_cpu, expect_shape};
-use crate::hybrid::OP;
+use crate::output::OP;
 use crate::saved_attention::{Call, FoldedGradients};
 use crate::{AttentionError, HeadGeometry, HybridConfig, Result, Routing, Selection};
 

@@ -17,8 +17,8 @@ use still_kernels::{
 use super::forward::{Scan, queue};
 use super::layout::{Cursor, flags, router};
 use super::routing::{budgets, dims, queue_selection, reached_cap, received_floats, retired};
-use crate::hybrid::OP;
 use crate::limits::{Asked, Use};
+use crate::output::OP;
 use crate::saved_attention::Call;
 use crate::{AttentionError, HybridConfig, HybridWeights, Mode, Result, Router, limits};
 

@@ -10,7 +10,7 @@ use still_kernels::{
 };
 
 use super::layout::{router, uninit};
-use crate::hybrid::OP;
+use crate::output::OP;
 use crate::{AttentionError, HybridConfig, Result, Router, Selection};
 use still_compute::cuda::{Launch, on_cuda};
 

@@ -5,8 +5,8 @@ use still_kernels::dense::DENSE_DECODE_HEAD_DIMS;
 
 use super::graph_state::StepRotation;
 use crate::arguments::expect_rows;
-use crate::hybrid::OP;
 use crate::limits::{Asked, Use};
+use crate::output::OP;
 use crate::{
     AttentionError, HeadGeometry, HybridConfig, HybridWeights, Mode, Result, Router, RowDtype,
     limits,
