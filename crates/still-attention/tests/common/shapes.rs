@@ -129,35 +129,38 @@ fn check_gradients(
     }
 }
 
-/// Scores, selections and outputs of all shapes.
-pub fn forward_and_selection(device: &Device, dtype: DType) {
+type Check = fn(&mut Report, HeadGeometry, &HybridConfig, usize, DType, &Device);
+
+/// All checks of all cases, and then one report.
+fn check_all(
+    cases: impl IntoIterator<Item = ((HeadGeometry, HybridConfig), usize)>,
+    checks: &[Check],
+    dtype: DType,
+    device: &Device,
+) {
     let mut report = Report::default();
-    for shape in SHAPES {
-        let (geometry, config) = layer(shape);
-        check_forward(&mut report, geometry, &config, shape.3, dtype, device);
+    for ((geometry, config), tokens) in cases {
+        for check in checks {
+            check(&mut report, geometry, &config, tokens, dtype, device);
+        }
     }
     report.finish();
+}
+
+/// Scores, selections and outputs of all shapes.
+pub fn forward_and_selection(device: &Device, dtype: DType) {
+    check_all(SHAPES.map(|shape| (layer(shape), shape.3)), &[check_forward], dtype, device);
 }
 
 /// Gradients of all shapes.
 pub fn gradients_of_all(device: &Device, dtype: DType) {
-    let mut report = Report::default();
-    for shape in SHAPES {
-        let (geometry, config) = layer(shape);
-        check_gradients(&mut report, geometry, &config, shape.3, dtype, device);
-    }
-    report.finish();
+    check_all(SHAPES.map(|shape| (layer(shape), shape.3)), &[check_gradients], dtype, device);
 }
 
 /// Both, under a cap.
 pub fn a_cap(device: &Device, dtype: DType) {
-    let mut report = Report::default();
-    for case in CAPPED {
-        let (geometry, config) = capped(case);
-        check_forward(&mut report, geometry, &config, case.0.3, dtype, device);
-        check_gradients(&mut report, geometry, &config, case.0.3, dtype, device);
-    }
-    report.finish();
+    let cases = CAPPED.map(|case| (capped(case), case.0.3));
+    check_all(cases, &[check_forward, check_gradients], dtype, device);
 }
 
 /// With equal scores the earliest tokens stay.
@@ -177,7 +180,6 @@ pub fn ties_under_a_cap_go_to_the_earlier(device: &Device) {
 
 /// Variants of a layer: reflections, a window factor, routers, a decision per query head.
 pub fn variants(device: &Device, dtype: DType) {
-    let mut report = Report::default();
     let (geometry, config) = layer((4, 2, 64, 0, &[4, 0], LinearNorm::Mean));
     let exact = Branches { linear: false, ..Branches::default() };
     let variants = [
@@ -200,11 +202,8 @@ pub fn variants(device: &Device, dtype: DType) {
         HybridConfig { router: Router::None, branches: exact, ..config.clone() },
         HybridConfig { linear_norm: LinearNorm::Sum, branches: exact, cap: Some(5), ..config },
     ];
-    for config in variants {
-        check_forward(&mut report, geometry, &config, 210, dtype, device);
-        check_gradients(&mut report, geometry, &config, 210, dtype, device);
-    }
-    report.finish();
+    let cases = variants.map(|config| ((geometry, config), 210));
+    check_all(cases, &[check_forward, check_gradients], dtype, device);
 }
 
 /// A call gives the same bits with a graph and with any layout of its rows.
