@@ -1,7 +1,8 @@
 //! Device addresses of tensors and buffers while kernels are queued.
 
 use std::ffi::{c_int, c_void};
-use std::sync::{Arc, RwLockReadGuard};
+use std::ops::Deref;
+use std::sync::Arc;
 
 use candle_core::cuda::CudaStorageSlice;
 use candle_core::cuda::cudarc::driver::{CudaSlice, CudaStream, DevicePtr, SyncOnDrop, result};
@@ -98,9 +99,6 @@ pub fn queue_into(
     check(call, f(&from, &to, launch.stream())).map_err(candle_core::Error::wrap)
 }
 
-/// What [`candle_core::Tensor::storage_and_layout`] gives: nobody writes the tensor while this is held.
-pub type Held<'a> = (RwLockReadGuard<'a, Storage>, &'a Layout);
-
 /// The stream that a call's kernels are queued on. What they use is marked so, for other streams, when this is dropped.
 pub struct Launch<'a> {
     stream: &'a Arc<CudaStream>,
@@ -168,7 +166,10 @@ impl<'a> Launch<'a> {
     ///
     /// # Errors
     /// As [`Launch::values`]; a tensor elsewhere.
-    pub fn optional_values<P>(&mut self, held: &'a Option<Held<'_>>) -> Result<*mut P> {
+    pub fn optional_values<P>(
+        &mut self,
+        held: &'a Option<(impl Deref<Target = Storage>, &Layout)>,
+    ) -> Result<*mut P> {
         match held {
             Some((storage, layout)) => self.values(on_cuda(storage)?, layout),
             None => Ok(std::ptr::null_mut()),
@@ -179,7 +180,10 @@ impl<'a> Launch<'a> {
     ///
     /// # Errors
     /// As [`Launch::rows`]; a tensor elsewhere.
-    pub fn optional_rows(&mut self, held: &'a Option<Held<'_>>) -> Result<Rows> {
+    pub fn optional_rows(
+        &mut self,
+        held: &'a Option<(impl Deref<Target = Storage>, &Layout)>,
+    ) -> Result<Rows> {
         match held {
             Some((storage, layout)) => self.rows(on_cuda(storage)?, layout),
             None => Ok(Rows::NONE),
