@@ -4,7 +4,8 @@
 //! they are while others come after them, and a mask is added to the logits of a block's own rows alone.
 
 use candle_core::{D, DType, Device, Tensor};
-use candle_nn::ops::softmax_last_dim;
+use rayon::prelude::*;
+use still_compute::losses;
 
 use crate::error::Result;
 
@@ -211,11 +212,22 @@ impl Part {
             let flat = logits.reshape(((), later.elem_count()))?;
             logits = flat.broadcast_add(later)?.reshape(logits.shape())?;
         }
-        let weights = softmax_last_dim(&logits)?;
+        let weights = softmax(&logits)?;
         let largest = weights.max_keepdim(D::Minus1)?;
         let log_sum = (logits.max_keepdim(D::Minus1)? - largest.log()?)?;
         Ok(Self { weights, log_sum })
     }
+}
+
+/// The softmax of every row, of the last dimension.
+fn softmax(logits: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if logits.device().is_cuda() {
+        return Ok(candle_nn::ops::softmax_last_dim(logits)?);
+    }
+    let mut weights = logits.flatten_all()?.to_vec1::<f32>()?;
+    weights.par_chunks_exact_mut(logits.dim(D::Minus1)?.max(1)).for_each(losses::softmax);
+    Ok(Tensor::from_vec(weights, logits.shape(), logits.device())?)
 }
 
 /// Queries `[B, H, T, D]` by KV head, scaled: `[B, K, G·T, D]`.
