@@ -6,6 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{AttentionError, Result};
+use crate::key_exponents::KeyExponents;
 
 /// The longest chunk, in tokens. A state keeps two chunks of exact rows a head.
 pub const MAX_CHUNK: usize = 1 << 16;
@@ -236,6 +237,9 @@ pub struct StillConfig {
     /// Dtype of exact rows in the student's cache. If absent, the program that runs it decides. Training computes with plain rows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rows: Option<RowDtype>,
+    /// By how much coded keys are scaled: `[layer][KV head]`, empty where nothing is.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub key_exponents: Vec<Vec<KeyExponents>>,
 }
 
 impl StillConfig {
@@ -257,6 +261,7 @@ impl StillConfig {
             logit_scale: None,
             branches: Branches::default(),
             rows: None,
+            key_exponents: Vec::new(),
         }
     }
 
@@ -345,6 +350,7 @@ impl StillConfig {
             window_factor: self.window_factor,
             logit_scale: self.logit_scale,
             branches: self.branches,
+            key_exponents: self.key_exponents.get(layer).cloned().unwrap_or_default(),
         })
     }
 
@@ -390,6 +396,13 @@ impl StillConfig {
                 "layer {layer} has budgets, but keeps its attention to a sliding window: leave its list empty"
             )));
         }
+        let has_exponents =
+            |layer: usize| self.key_exponents.get(layer).is_some_and(|e| !e.is_empty());
+        if let Some(layer) = (0..num_layers).find(|&layer| kept[layer] && has_exponents(layer)) {
+            return Err(AttentionError::Config(format!(
+                "layer {layer} has key exponents, but keeps its attention to a sliding window: leave its list empty"
+            )));
+        }
         if kept.iter().all(|&kept| kept) {
             return Err(AttentionError::Config(
                 "no layer attends to all tokens, so that there is nothing to linearize".into(),
@@ -404,6 +417,12 @@ impl StillConfig {
         if let (Mode::LinearOnly, Some(rows)) = (self.mode, self.rows) {
             return Err(AttentionError::Config(format!(
                 "linear_only keeps no exact rows, which are to be stored in {rows}: leave rows out"
+            )));
+        }
+        let layers = self.key_exponents.len();
+        if layers != 0 && layers != num_layers {
+            return Err(AttentionError::Config(format!(
+                "key exponents cover {layers} layers, the model has {num_layers}"
             )));
         }
         match self.budgets.len() == num_layers {
@@ -447,6 +466,8 @@ pub struct HybridConfig {
     pub logit_scale: Option<f64>,
     /// Branch switches.
     pub branches: Branches,
+    /// By how much coded keys are scaled, by KV head; empty: not at all.
+    pub key_exponents: Vec<KeyExponents>,
 }
 
 impl HybridConfig {
@@ -489,9 +510,28 @@ impl HybridConfig {
                 self.layer, self.chunk
             ));
         }
+        self.validate_key_exponents(geometry)?;
         match self.mode {
             Mode::Hybrid => Ok(()),
             Mode::LinearOnly => self.validate_linear_only(),
+        }
+    }
+
+    fn validate_key_exponents(&self, geometry: HeadGeometry) -> Result<()> {
+        let HeadGeometry { num_key_value_heads, head_dim, .. } = geometry;
+        let (layer, heads) = (self.layer, self.key_exponents.len());
+        if heads != 0 && heads != num_key_value_heads {
+            return Err(AttentionError::Config(format!(
+                "layer {layer}: key exponents of {heads} heads, expected {num_key_value_heads} key/value heads"
+            )));
+        }
+        let wrong = |exponents: &&KeyExponents| exponents.values().len() != head_dim;
+        match self.key_exponents.iter().find(wrong) {
+            None => Ok(()),
+            Some(exponents) => Err(AttentionError::Config(format!(
+                "layer {layer}: {} key exponents of a head, expected one for each of {head_dim} channels",
+                exponents.values().len()
+            ))),
         }
     }
 
@@ -501,6 +541,7 @@ impl HybridConfig {
             (self.budgets.iter().any(|&budget| budget > 0), "budgets", "set every budget to 0"),
             (self.cap.is_some(), "a cap", "leave it out"),
             (self.router != Router::None, "a router", "set router to \"none\""),
+            (!self.key_exponents.is_empty(), "key exponents", "leave them out"),
             (self.gate, "an output gate", "set gate to false"),
             (self.window_factor, "a window factor", "set window_factor to false"),
             (self.linear_norm != LinearNorm::Sum, "a learned scale", "set linear_norm to \"sum\""),
@@ -517,6 +558,17 @@ impl HybridConfig {
                 self.layer
             ))),
         }
+    }
+
+    /// The exponents of the keys that a selection head keeps, where some channel is scaled.
+    pub(crate) fn key_exponents_of(
+        &self,
+        geometry: HeadGeometry,
+        head: usize,
+    ) -> Option<&KeyExponents> {
+        let heads = geometry.selection_heads(self.selection_head);
+        let kv_head = head * geometry.num_key_value_heads / heads;
+        self.key_exponents.get(kv_head).filter(|exponents| !exponents.are_zero())
     }
 
     /// Chunk length of the window that a state keeps: 0 if nothing is exact.
@@ -584,12 +636,14 @@ impl RowDtype {
         }
     }
 
+    /// Whether rows are codes that scales give values to.
+    pub fn is_coded(self) -> bool {
+        matches!(self, Self::Int8 | Self::Int4)
+    }
+
     /// How a hybrid state stores its window's rows.
     pub fn window(self) -> Self {
-        match self {
-            Self::Int8 | Self::Int4 => Self::Bf16,
-            other => other,
-        }
+        if self.is_coded() { Self::Bf16 } else { self }
     }
 }
 

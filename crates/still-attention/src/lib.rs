@@ -5,6 +5,7 @@
 //! | file | content |
 //! |---|---|
 //! | `config` | the configuration of a layer: router, budgets, feature map, branches, row dtypes |
+//! | `key_exponents` | powers of two by which the channels of coded keys are scaled |
 //! | `weights` | learned tensors of a layer |
 //! | `hybrid` | `hybrid_attention`: whole sequences, in the tensor library's graph |
 //! | `output` | the output of a call |
@@ -39,6 +40,7 @@ mod dense;
 mod error;
 mod feature_map;
 mod hybrid;
+mod key_exponents;
 #[cfg(any(test, feature = "cuda"))]
 mod limits;
 #[cfg(any(test, feature = "cuda"))]
@@ -73,6 +75,7 @@ pub use dense::{DenseHead, KvCache, dense_attention};
 pub use error::{AttentionError, Result};
 pub use feature_map::fold_householder;
 pub use hybrid::hybrid_attention;
+pub use key_exponents::{KeyExponents, MAX_KEY_EXPONENT};
 pub use output::HybridOutput;
 pub use routing::Routing;
 pub use saved_attention::{AttentionGradients, SavedAttention, attention_forward};

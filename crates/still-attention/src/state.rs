@@ -201,8 +201,11 @@ impl HybridState {
     pub fn new(weights: Arc<PreparedWeights>, batch: usize, rows: RowDtype) -> Self {
         let heads = weights.geometry.selection_heads(weights.config.selection_head);
         let (config, d) = (&weights.config, weights.geometry.head_dim);
-        let head = HeadState::new(config.ring_chunk(), d, rows, config.cap.is_some());
-        let heads = (0..batch * heads).map(|_| RwLock::new(head.clone())).collect();
+        let head = |head: usize| {
+            let exponents = config.key_exponents_of(weights.geometry, head);
+            HeadState::new(config.ring_chunk(), d, rows, config.cap.is_some(), exponents)
+        };
+        let heads = (0..batch * heads).map(|part| RwLock::new(head(part % heads))).collect();
         Self { weights, heads, batch }
     }
 

@@ -27,6 +27,7 @@ fn config() -> HybridConfig {
         window_factor: false,
         logit_scale: None,
         branches: Branches::default(),
+        key_exponents: Vec::new(),
     }
 }
 

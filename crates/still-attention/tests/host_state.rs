@@ -3,7 +3,7 @@
 mod common;
 
 use candle_core::Tensor;
-use common::{flat, random_input, relative_rms, tensors};
+use common::{flat, random_input, relative_rms, some_exponents, tensors};
 use still_attention::{
     AttentionRows, AttentionState, HeadGeometry, HybridState, KvCache, PreparedWeights, Router,
     RowDtype, SavedState, SlidingKvCache, StillConfig,
@@ -38,6 +38,8 @@ fn cases() -> Vec<Case> {
     for rows in RowDtype::ALL {
         cases.push(hybrid(rows, |_| {}, "hybrid"));
         cases.push(hybrid(rows, |still| still.cap = Some(2), "hybrid with a cap"));
+        let scale = |still: &mut StillConfig| still.key_exponents = vec![some_exponents(GEOMETRY)];
+        cases.push(hybrid(rows, scale, "hybrid with scaled keys"));
         let Case { rows: x, .. } = hybrid(rows, |_| {}, "");
         for window in [1, 5, 16] {
             cases.push(Case {

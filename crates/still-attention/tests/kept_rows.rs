@@ -3,11 +3,11 @@
 mod common;
 
 use candle_core::Tensor;
-use common::{flat, random_input, relative_rms, tensors};
+use common::{flat, random_input, relative_rms, some_exponents, tensors};
 use half::bf16;
 use still_attention::{
-    HeadGeometry, HybridConfig, HybridState, LinearNorm, PreparedWeights, Router, RowDtype,
-    SelectionHead, StillConfig, naive,
+    Branches, HeadGeometry, HybridConfig, HybridState, KeyExponents, LinearNorm, PreparedWeights,
+    Router, RowDtype, SelectionHead, StillConfig, naive,
 };
 
 const TOKENS: usize = 75;
@@ -33,8 +33,10 @@ fn configs(geometry: HeadGeometry) -> Vec<HybridConfig> {
         HybridConfig {
             selection_head: SelectionHead::QueryHead,
             budgets: vec![1, 0, 8, 4],
+            key_exponents: some_exponents(geometry),
             ..plain.clone()
         },
+        HybridConfig { key_exponents: some_exponents(geometry), cap: Some(11), ..plain.clone() },
         plain,
     ]
 }
@@ -78,6 +80,46 @@ fn rows_in_few_bits_equal_the_definition() {
                 // The definition is another one than that of exact rows.
                 assert!(relative_rms(&twin.out, &exact) > 1e-4);
             }
+        }
+    }
+}
+
+/// Keys with a channel a hundred times larger than the others, as Qwen2's biases make them, and queries that see little of it: codes
+/// of one scale a row lose the others, and those of scaled channels do not.
+#[test]
+fn a_large_channel_needs_an_exponent() {
+    const LARGE: usize = 5;
+    let geometry = HeadGeometry { num_heads: 4, num_key_value_heads: 2, head_dim: 64 };
+    let plain = StillConfig::uniform(1, geometry, 8, 0).layer(0).unwrap();
+    // Logits alone are to differ: no linear branch, whose feature maps see keys as they are.
+    let branches = Branches { linear: false, ..Branches::default() };
+    let plain = HybridConfig { budgets: vec![3, 8], branches, ..plain };
+    let mut input = input(geometry, &plain);
+    let channel = |x: &mut Vec<f64>, by: f64| {
+        x.iter_mut().skip(LARGE).step_by(64).for_each(|x| *x *= by);
+    };
+    channel(&mut input.k, 128.0);
+    channel(&mut input.q, 1.0 / 128.0);
+    let ranges: Vec<f64> = (0..64).map(|c| if c == LARGE { 128.0 } else { 1.0 }).collect();
+    let exponents = vec![KeyExponents::of_ranges(&ranges); 2];
+    assert_eq!(exponents[0].values()[LARGE], 7);
+    let exact = naive::hybrid_attention(&input, &plain, None).out;
+    let error = |config: &HybridConfig, rows, piece: usize| {
+        let x = tensors(&input, config, |x| x as f32);
+        let weights = PreparedWeights::new(geometry, config, &x.weights).unwrap();
+        let mut state = HybridState::new(weights, 1, rows);
+        let parts = (0..TOKENS).step_by(piece).map(|start| {
+            let length = piece.min(TOKENS - start);
+            let [q, k, v] = [&x.q, &x.k, &x.v].map(|x| x.narrow(2, start, length).unwrap());
+            state.advance(&q, &k, &v, None, None).unwrap()
+        });
+        relative_rms(&flat(&Tensor::cat(&parts.collect::<Vec<_>>(), 2).unwrap()), &exact)
+    };
+    let scaled = HybridConfig { key_exponents: exponents, ..plain.clone() };
+    for (rows, bound) in [(RowDtype::Int8, 1e-2), (RowDtype::Int4, 1.5e-1)] {
+        for piece in [1, TOKENS] {
+            let (plain, scaled) = (error(&plain, rows, piece), error(&scaled, rows, piece));
+            assert!(plain > 2.0 * bound && scaled < bound, "{rows}: {plain:e}, {scaled:e}");
         }
     }
 }

@@ -3,7 +3,7 @@
 mod common;
 
 use candle_core::{IndexOp, Tensor};
-use common::{random_input, tensors};
+use common::{random_input, some_exponents, tensors};
 use still_attention::{
     HeadGeometry, HeadRows, HeadScratch, HostState, HybridState, PreparedWeights, RowDtype,
     StillConfig,
@@ -56,6 +56,7 @@ fn step(
 fn pieces_give_what_the_whole_does() {
     let mut still = StillConfig::uniform(1, GEOMETRY, CHUNK, 0);
     still.budgets = vec![vec![CHUNK, 1]];
+    still.key_exponents = vec![some_exponents(GEOMETRY)];
     let config = still.layer(0).unwrap();
     let x = tensors(&random_input(GEOMETRY, &config, TOKENS, 3), &config, |x| x as f32);
     let weights = PreparedWeights::new(GEOMETRY, &config, &x.weights).unwrap();

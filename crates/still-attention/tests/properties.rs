@@ -3,7 +3,7 @@
 mod common;
 
 use candle_core::Tensor;
-use common::{flat, random_input, relative_rms, tensors};
+use common::{flat, random_input, relative_rms, some_exponents, tensors};
 use proptest::prelude::*;
 use still_attention::{
     AttentionState, Branches, FeatureMap, HeadGeometry, HybridConfig, HybridState, KvCache,
@@ -34,6 +34,7 @@ prop_compose! {
         cap in prop_oneof![Just(None), (0_usize..12).prop_map(Some)],
         off in 0_usize..4,
         budgets in prop::collection::vec(0_usize..9, 4),
+        scaled_keys: bool,
     ) -> HybridConfig {
         let heads = if per_query_head { 4 } else { 2 };
         HybridConfig {
@@ -51,6 +52,7 @@ prop_compose! {
             window_factor,
             logit_scale: None,
             branches: Branches { window: off != 1, salient: off != 2, linear: off != 3 },
+            key_exponents: if scaled_keys { some_exponents(GEOMETRY) } else { Vec::new() },
         }
     }
 }
@@ -67,6 +69,7 @@ fn linear_only(config: HybridConfig) -> HybridConfig {
         window_factor: false,
         logit_scale: None,
         branches: Branches::default(),
+        key_exponents: Vec::new(),
         ..config
     }
 }
@@ -366,6 +369,7 @@ fn some_config() -> HybridConfig {
         window_factor: false,
         logit_scale: None,
         branches: Branches::default(),
+        key_exponents: Vec::new(),
     }
 }
 

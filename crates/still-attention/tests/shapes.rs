@@ -31,6 +31,7 @@ fn config(geometry: HeadGeometry, selection_head: SelectionHead) -> HybridConfig
         window_factor: false,
         logit_scale: None,
         branches: Branches::default(),
+        key_exponents: Vec::new(),
     }
 }
 

@@ -29,6 +29,7 @@ fn config() -> HybridConfig {
         window_factor: true,
         logit_scale: None,
         branches: Branches::default(),
+        key_exponents: Vec::new(),
     }
 }
 

@@ -328,6 +328,7 @@ fn every_key_of_the_attention_and_its_calibration_is_known() {
         window_factor: true,
         branches: Branches { window: true, salient: true, linear: false },
         rows: Some(RowDtype::Int4),
+        key_exponents: vec![vec!["0 2 -1".parse().unwrap(); 2]],
     };
     let calibration =
         CalibrationRecipe { cache_fraction: Some(0.3), at_length: 4096, tokens: 1000, window: 500 };

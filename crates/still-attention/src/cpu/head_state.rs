@@ -7,6 +7,7 @@ use super::key_store::KeyStore;
 use super::rows::RowStore;
 use crate::Result;
 use crate::config::{Router, RowDtype};
+use crate::key_exponents::KeyExponents;
 use crate::saved_state::SavedState;
 use crate::selection::Selection;
 use crate::size::{StateBytes, ring_rows};
@@ -43,15 +44,22 @@ pub(crate) struct HeadState<T> {
 }
 
 impl<T: Real> HeadState<T> {
-    /// `ranked`: whether scores and positions of salient rows are kept.
-    pub fn new(chunk: usize, head_dim: usize, rows: RowDtype, ranked: bool) -> Self {
+    /// `ranked`: whether scores and positions of salient rows are kept. `exponents`: by how much the channels of coded keys are
+    /// scaled.
+    pub fn new(
+        chunk: usize,
+        head_dim: usize,
+        rows: RowDtype,
+        ranked: bool,
+        exponents: Option<&KeyExponents>,
+    ) -> Self {
         Self {
             position: 0,
             slots: 2 * chunk,
             ring_k: KeyStore::new(head_dim, rows.window()),
             ring_v: RowStore::new(head_dim, rows.window()),
             ring_score: Vec::new(),
-            salient_k: KeyStore::new(head_dim, rows),
+            salient_k: KeyStore::new(head_dim, rows).scaled(rows, exponents),
             salient_v: RowStore::new(head_dim, rows),
             ranks: ranked.then(Vec::new),
             s: Vec::new(),

@@ -6,6 +6,7 @@ use std::ops::Range;
 
 use super::cells::{Bf16, Cell, Cells, Values, each};
 use super::store::{Coded, Store};
+use smallvec::SmallVec;
 use still_compute::Real;
 use still_compute::vector::prefetch;
 
@@ -25,12 +26,16 @@ impl<T: Real> KeyStore<T> {
         match &self.coded {
             Coded::Cells(cells) => each!(&cells.values, v => T::vectorize(
                 #[inline(always)]
-                || self.transpose(v, cells.scales(), range, scratch),
+                || self.transpose(v, cells.scales(), range.clone(), scratch),
             )),
             Coded::FourBit(codes) => T::vectorize(
                 #[inline(always)]
-                || codes.transpose(range, scratch),
+                || codes.transpose(range.clone(), scratch),
             ),
+        }
+        if let Some(scaling) = &self.scaling {
+            let lines = scratch.chunks_exact_mut(range.len()).zip(&scaling.widening);
+            lines.for_each(|(line, &by)| line.iter_mut().for_each(|x| *x *= by));
         }
         scratch
     }
@@ -97,6 +102,12 @@ impl<T: Real> KeyStore<T> {
                     #[inline(always)]
                     || widen_tiles(v, cells.scales(), self.width, scratch),
                 ));
+                if let Some(scaling) = &self.scaling {
+                    let lines = scratch.as_chunks_mut::<TILE>().0.iter_mut();
+                    lines.zip(scaling.widening.iter().cycle()).for_each(|(line, &by)| {
+                        line.iter_mut().for_each(|x| *x *= by);
+                    });
+                }
                 &*scratch
             }
         };
@@ -143,6 +154,15 @@ impl<T: Real> KeyStore<T> {
             return;
         }
         let width = self.width;
+        let mut scaled: SmallVec<[T; 512]> = SmallVec::new();
+        let q = match &self.scaling {
+            None => q,
+            Some(scaling) => {
+                scaled.extend_from_slice(q);
+                scaling.widen(&mut scaled);
+                &scaled
+            }
+        };
         match &self.coded {
             Coded::Cells(cells) => each!(&cells.values, v => {
                 let keys = Tiled { values: v, width, scales: cells.scales() };
@@ -288,6 +308,7 @@ fn widened<T: Real, C: Cell<T>>(line: &[C; TILE]) -> [T; TILE] {
 mod tests {
     use super::*;
     use crate::config::RowDtype;
+    use crate::key_exponents::KeyExponents;
 
     fn rows(count: usize, width: usize, seed: usize) -> Vec<f32> {
         (0..count * width).map(|i| ((i * 7919 + seed) as f32 * 0.618).sin()).collect()
@@ -363,19 +384,33 @@ mod tests {
 
     #[test]
     fn every_dtype_multiplies_what_it_gives_back() {
-        for dtype in RowDtype::ALL {
-            let mut store = KeyStore::new(64, dtype);
-            store.extend(&rows(37, 64, 3));
-            let q = rows(3, 64, 4);
+        let exponents = KeyExponents::new((0..64).map(|c| [0, 3, -2][c % 3]).collect()).unwrap();
+        for (dtype, exponents) in
+            RowDtype::ALL.into_iter().flat_map(|dtype| [(dtype, None), (dtype, Some(&exponents))])
+        {
+            let mut store = KeyStore::new(64, dtype).scaled(dtype, exponents);
+            // Channels as large as the exponents say, and queries that see as much of each.
+            let (mut k, mut q) = (rows(37, 64, 3), rows(3, 64, 4));
+            for (x, sign) in [(&mut k, 1), (&mut q, -1)] {
+                let powers = exponents.map(|exponents| exponents.powers::<f32>(sign));
+                let powers = powers.iter().flatten().cycle();
+                x.iter_mut().zip(powers).for_each(|(x, power)| *x *= power);
+            }
+            store.extend(&k);
             let mut out = vec![0.0; 3 * 37];
             store.dots(0..37, &q, &mut out, 37);
             let mut scratch = Vec::new();
             let transposed = store.transposed(0..37, &mut scratch);
+            let mut wide = Vec::new();
+            let panels = store.has_panels().then(|| store.panels(37, &mut wide));
             for row in 0..37 {
                 let mut values = Vec::new();
                 store.append_row(row, &mut values);
                 for (c, &value) in values.iter().enumerate() {
                     assert_eq!(transposed[c * 37 + row], value, "{dtype:?}");
+                    if let Some(panels) = &panels {
+                        assert_eq!(panels[row / TILE * 64 + c][row % TILE], value, "{dtype:?}");
+                    }
                 }
                 for n in 0..3 {
                     let q = &q[n * 64..(n + 1) * 64];
@@ -385,6 +420,31 @@ mod tests {
             }
         }
     }
+
+    /// A channel a thousand times larger takes no codes from the others.
+    #[test]
+    fn scaled_channels_keep_their_codes() {
+        let exponents = KeyExponents::new((0..64).map(|c| [0, 10][c / 63]).collect()).unwrap();
+        for dtype in [RowDtype::Int8, RowDtype::Int4] {
+            let mut row = rows(1, 64, 3);
+            let plain = back(&row, dtype, None);
+            row[63] *= 1024.0;
+            let scaled = back(&row, dtype, Some(&exponents));
+            assert_eq!(scaled[..63], plain[..63], "{dtype}");
+            assert_eq!(scaled[63], 1024.0 * plain[63], "{dtype}");
+            let unscaled = back(&row, dtype, None);
+            assert!(unscaled[..63].iter().zip(&plain).any(|(a, b)| (a - b).abs() > 0.5), "{dtype}");
+        }
+    }
+
+    fn back(row: &[f32], dtype: RowDtype, exponents: Option<&KeyExponents>) -> Vec<f32> {
+        let mut store = KeyStore::new(row.len(), dtype).scaled(dtype, exponents);
+        store.push(row);
+        let mut back = Vec::new();
+        store.append_row(0, &mut back);
+        back
+    }
+
     #[test]
     fn four_bit_keys_of_any_width_multiply_what_they_give_back() {
         for width in [1, 5, 40, 80, 128] {

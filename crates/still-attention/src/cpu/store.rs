@@ -1,14 +1,17 @@
 //! Rows of K or V of one head, stored in the dtype that the state declares.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
+use smallvec::SmallVec;
 use still_compute::Real;
 
 use super::cells::{Cell, Cells, each};
 use super::four_bit::FourBit;
 use crate::Result;
 use crate::config::RowDtype;
+use crate::key_exponents::KeyExponents;
 use crate::saved_state::SavedState;
 
 /// Rows of one width in tiles of `TILE` rows, each tile transposed: channel `c` of row `r` is value `r mod TILE` of line `c` of tile
@@ -18,6 +21,29 @@ pub(crate) struct Store<T, const TILE: usize> {
     pub(super) width: usize,
     rows: usize,
     pub(super) coded: Coded<T, TILE>,
+    /// Of coded keys whose channels are scaled.
+    pub(super) scaling: Option<Arc<Scaling<T>>>,
+}
+
+/// Powers of two, by channel.
+#[derive(Clone, Debug)]
+pub(super) struct Scaling<T> {
+    /// What a row is multiplied by before it is coded.
+    narrowing: Vec<T>,
+    /// What it is multiplied by when it is read, or a query that meets it.
+    pub widening: Vec<T>,
+}
+
+impl<T: Real> Scaling<T> {
+    /// Multiplies rows that lie one after the other.
+    pub fn widen(&self, rows: &mut [T]) {
+        rows.chunks_exact_mut(self.widening.len()).for_each(|row| multiply(row, &self.widening));
+    }
+}
+
+#[inline(always)]
+fn multiply<T: Real>(row: &mut [T], by: &[T]) {
+    row.iter_mut().zip(by).for_each(|(x, &by)| *x *= by);
 }
 
 /// How a store's values are coded: each by itself, or in groups.
@@ -34,7 +60,16 @@ impl<T: Real, const TILE: usize> Store<T, TILE> {
             RowDtype::Int4 => Coded::FourBit(FourBit::new(width)),
             _ => Coded::Cells(Cells::new(dtype)),
         };
-        Self { width, rows: 0, coded }
+        Self { width, rows: 0, coded, scaling: None }
+    }
+
+    /// The same with channels scaled by these exponents, if rows are coded. For an empty store.
+    #[must_use]
+    pub fn scaled(self, dtype: RowDtype, exponents: Option<&KeyExponents>) -> Self {
+        let scaling = exponents.filter(|_| dtype.is_coded()).map(|exponents| {
+            Arc::new(Scaling { narrowing: exponents.powers(-1), widening: exponents.powers(1) })
+        });
+        Self { scaling, ..self }
     }
 
     /// Sets the number of rows; new ones are zero.
@@ -81,6 +116,15 @@ impl<T: Real, const TILE: usize> Store<T, TILE> {
     /// Overwrites row `index`.
     pub fn set(&mut self, index: usize, row: &[T]) {
         debug_assert_eq!(row.len(), self.width);
+        let mut scaled: SmallVec<[T; 128]> = SmallVec::new();
+        let row = match &self.scaling {
+            None => row,
+            Some(scaling) => {
+                scaled.extend_from_slice(row);
+                multiply(&mut scaled, &scaling.narrowing);
+                &scaled
+            }
+        };
         let (tile, lane) = (self.tile(index), index % TILE);
         let cells = match &mut self.coded {
             Coded::Cells(cells) => cells,
@@ -138,6 +182,14 @@ impl<T: Real, const TILE: usize> Store<T, TILE> {
 
     /// Row `index`, appended to `out`.
     pub fn append_row(&self, index: usize, out: &mut Vec<T>) {
+        let start = out.len();
+        self.append_coded_row(index, out);
+        if let Some(scaling) = &self.scaling {
+            scaling.widen(&mut out[start..]);
+        }
+    }
+
+    fn append_coded_row(&self, index: usize, out: &mut Vec<T>) {
         let cells = match &self.coded {
             Coded::Cells(cells) => cells,
             Coded::FourBit(codes) => return codes.append_row(index, out),

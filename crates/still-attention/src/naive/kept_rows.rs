@@ -7,14 +7,24 @@
 //!         of keys, H of that of H x              of each whole 32 values: H_ij = (−1)^popcount(i & j) / √32
 //! ```
 //!
-//! The other formats round each value.
+//! The other formats round each value. With exponents `e` a key is coded as `x_c · 2^−e_c`, and what comes back is times `2^e_c`.
 
 use half::{bf16, f16};
 
 use crate::config::RowDtype;
+use crate::key_exponents::KeyExponents;
 
-/// A key `[D]` as the format gives it back.
-pub fn kept_key(row: &[f64], rows: RowDtype) -> Vec<f64> {
+/// A key `[D]` as the format gives it back, its channels scaled by `exponents` if the format codes them.
+pub fn kept_key(row: &[f64], rows: RowDtype, exponents: Option<&KeyExponents>) -> Vec<f64> {
+    let exponents = exponents.filter(|_| rows.is_coded());
+    let scaled = |row: &[f64], sign: i32| -> Vec<f64> {
+        let power = |c: usize| exponents.map_or(0, |e| sign * i32::from(e.values()[c]));
+        row.iter().enumerate().map(|(c, &x)| x * 2.0_f64.powi(power(c))).collect()
+    };
+    scaled(&unscaled_key(&scaled(row, -1), rows), 1)
+}
+
+fn unscaled_key(row: &[f64], rows: RowDtype) -> Vec<f64> {
     match rows {
         RowDtype::Int4 => row.chunks(32).flat_map(|x| rotated(&four_bits(&rotated(x)))).collect(),
         _ => kept_value(row, rows),

@@ -150,10 +150,11 @@ pub fn hybrid_attention_of_rows(
     selection: Option<&Selection>,
     rows: RowDtype,
 ) -> Output {
-    let kept = |x: &[f64], row: fn(&[f64], RowDtype) -> Vec<f64>| -> Vec<f64> {
-        x.chunks(input.geometry.head_dim).flat_map(|x| row(x, rows)).collect()
-    };
-    let (k, v) = (kept(&input.k, kept_key), kept(&input.v, kept_value));
+    let d = input.geometry.head_dim;
+    let keys = input.k.chunks(input.tokens * d).enumerate();
+    let keys = keys.flat_map(|(head, k)| k.chunks(d).map(move |k| (head, k)));
+    let k = keys.flat_map(|(head, k)| kept_key(k, rows, config.key_exponents.get(head))).collect();
+    let v = input.v.chunks(d).flat_map(|v| kept_value(v, rows)).collect();
     let kept = Input { k, v, ..input.clone() };
     attention(input, &kept, config, selection)
 }

@@ -77,6 +77,7 @@ pub fn load(name: &str) -> Case {
         window_factor: false,
         logit_scale: None,
         branches: Branches::default(),
+        key_exponents: Vec::new(),
     };
 
     let visible = get("visible");

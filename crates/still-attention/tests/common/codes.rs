@@ -72,7 +72,7 @@ pub fn kept(
                         continue;
                     }
                     let expected = match is_rotated {
-                        true => rotated(&naive::kept_key(fed, rows)),
+                        true => rotated(&naive::kept_key(fed, rows, None)),
                         false => naive::kept_value(fed, rows),
                     };
                     for ((got, expected), step) in values[n].iter().zip(expected).zip(&steps[n]) {

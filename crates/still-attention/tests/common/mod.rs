@@ -13,7 +13,8 @@ use rand::Rng;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use still_attention::{
-    FeatureMap, HeadGeometry, HybridConfig, HybridWeights, LinearNorm, Selection, naive,
+    FeatureMap, HeadGeometry, HybridConfig, HybridWeights, KeyExponents, LinearNorm, Selection,
+    naive,
 };
 use still_testing::Errors;
 
@@ -43,7 +44,7 @@ pub fn normal(rng: &mut ChaCha8Rng, count: usize, scale: f64) -> Vec<f64> {
         .collect()
 }
 
-/// A random sequence for a configuration.
+/// A random sequence for a configuration. Channels of keys are as large as its exponents say.
 pub fn random_input(
     geometry: HeadGeometry,
     config: &HybridConfig,
@@ -58,7 +59,7 @@ pub fn random_input(
     let householder = matches!(config.feature_map, FeatureMap::NpMap { householder: true });
     // Rounded to f32, so that f32 kernels and the float64 twin see the same numbers.
     let round = |values: Vec<f64>| values.into_iter().map(|x| f64::from(x as f32)).collect();
-    naive::Input {
+    let mut input = naive::Input {
         geometry,
         tokens,
         q: round(normal(h * tokens * d, 1.3)),
@@ -78,7 +79,21 @@ pub fn random_input(
         window_factor: config
             .window_factor
             .then(|| round(normal(h, 0.5).into_iter().map(|x| x - 2.197).collect())),
+    };
+    for (keys, exponents) in input.k.chunks_mut(tokens * d).zip(&config.key_exponents) {
+        let exponents = exponents.values().iter().cycle();
+        keys.iter_mut().zip(exponents).for_each(|(x, &e)| *x *= 2.0_f64.powi(e.into()));
     }
+    input
+}
+
+/// Exponents for every KV head, no two of a head's neighbouring channels alike.
+pub fn some_exponents(geometry: HeadGeometry) -> Vec<KeyExponents> {
+    let of_head = |head: usize| {
+        let of_channel = |c: usize| [0, -1, -7, 1, -2][(c + head) % 5];
+        KeyExponents::new((0..geometry.head_dim).map(of_channel).collect()).unwrap()
+    };
+    (0..geometry.num_key_value_heads).map(of_head).collect()
 }
 
 /// The tensors of one sequence, `batch = 1`.

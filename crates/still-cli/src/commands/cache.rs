@@ -39,16 +39,14 @@ impl CacheArgs {
         }
         let computed = if place.dtype == DType::BF16 { RowDtype::Bf16 } else { RowDtype::F32 };
         match asked {
-            Some(rows) if rows != computed && !matches!(rows, RowDtype::Int8 | RowDtype::Int4) => {
-                Err(user(
-                    format!(
-                        "a cache on CUDA stores rows as it computes, in {}, or in int8 or int4, not in {}",
-                        place.dtype.as_str(),
-                        rows.name()
-                    ),
-                    "leave --cache-dtype out, or change --compute-dtype",
-                ))
-            }
+            Some(rows) if rows != computed && !rows.is_coded() => Err(user(
+                format!(
+                    "a cache on CUDA stores rows as it computes, in {}, or in int8 or int4, not in {}",
+                    place.dtype.as_str(),
+                    rows.name()
+                ),
+                "leave --cache-dtype out, or change --compute-dtype",
+            )),
             _ => Ok(CacheRows { asked, usual: computed }),
         }
     }

@@ -43,7 +43,7 @@ impl<'a> Compressor<'a> {
         if model.decoder.layers.iter().any(|layer| layer.sliding_window.is_some()) {
             return refused("the model has layers with a sliding window, whose rows go anyway");
         }
-        if matches!(dtype, RowDtype::Int8 | RowDtype::Int4) {
+        if dtype.is_coded() {
             return refused("rows are kept as they are: use --cache-dtype f32, bf16 or f16");
         }
         let head_scores = match compression.method {

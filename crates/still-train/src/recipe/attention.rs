@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 use still_attention::{
-    Branches, FeatureMap, HeadGeometry, LinearNorm, Mode, Router, RowDtype, SelectionHead,
-    StillConfig,
+    Branches, FeatureMap, HeadGeometry, KeyExponents, LinearNorm, Mode, Router, RowDtype,
+    SelectionHead, StillConfig,
 };
 use still_model::{FeatureInit, ModelConfig};
 
@@ -48,6 +48,9 @@ pub struct AttentionRecipe {
     /// command does if absent. Training computes with plain rows.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rows: Option<RowDtype>,
+    /// By how much coded keys are scaled, `[layer][KV head]`: a text of an exponent of two for each channel. Calibration finds them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub key_exponents: Vec<Vec<KeyExponents>>,
 }
 
 impl Default for AttentionRecipe {
@@ -68,11 +71,18 @@ impl Default for AttentionRecipe {
             window_factor: false,
             branches: Branches::default(),
             rows: None,
+            key_exponents: Vec::new(),
         }
     }
 }
 
 impl AttentionRecipe {
+    /// The same without what calibration finds.
+    #[must_use]
+    pub fn without_calibration(&self) -> Self {
+        Self { budgets: None, key_exponents: Vec::new(), ..self.clone() }
+    }
+
     /// The student's configuration for a model.
     ///
     /// # Errors
@@ -100,6 +110,7 @@ impl AttentionRecipe {
             logit_scale: model.logit_scale(),
             branches: self.branches,
             rows: self.rows,
+            key_exponents: self.key_exponents.clone(),
         };
         model.check_still(&config)?;
         Ok(config)
@@ -156,6 +167,7 @@ mod tests {
             linear_norm: LinearNorm::Sum,
             ..AttentionRecipe::default()
         };
+        let exponents = KeyExponents::new(vec![1; tiny_config().head_dim]).unwrap();
         let changed = AttentionRecipe {
             chunk: 32,
             budget: 3,
@@ -169,6 +181,7 @@ mod tests {
             window_factor: true,
             branches: Branches { window: false, ..Branches::default() },
             rows: Some(RowDtype::Int8),
+            key_exponents: vec![vec![exponents; 2]; 2],
             ..linear.clone()
         };
         let changed = AttentionRecipe { mode: Mode::Hybrid, ..changed };
@@ -189,8 +202,13 @@ mod tests {
                     &["budgets", "feature_dim", "logit_scale"],
                 ],
             );
-            let layer = fields(&still.layer(1).unwrap());
-            let shared = agree(&own, &layer, [&["budgets", "rows"], &["layer", "budgets"]]);
+            let layer = still.layer(1).unwrap();
+            let of_layer = still.key_exponents.get(1).cloned().unwrap_or_default();
+            assert_eq!(layer.key_exponents, of_layer);
+            let layer = fields(&layer);
+            let but: [&[&str]; 2] =
+                [&["budgets", "key_exponents", "rows"], &["layer", "budgets", "key_exponents"]];
+            let shared = agree(&own, &layer, but);
             assert_eq!(shared.len(), layer.len() - 1, "all but the layer's number");
             own.into_iter().for_each(|(name, value)| {
                 seen.entry(name).or_default().insert(value);

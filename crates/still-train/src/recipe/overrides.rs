@@ -6,10 +6,11 @@ use super::{Recipe, invalid};
 use crate::error::{Result, TrainError};
 
 /// Keys that the default recipe leaves out.
-const OPTIONAL: [&str; 5] = [
+const OPTIONAL: [&str; 6] = [
     "attention.budgets",
     "attention.cap",
     "attention.feature_dim",
+    "attention.key_exponents",
     "attention.rows",
     "calibration.cache_fraction",
 ];

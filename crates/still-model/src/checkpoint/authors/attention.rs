@@ -118,6 +118,7 @@ pub(super) fn read(json: &Value, path: &Path, base: &Checkpoint) -> Result<Still
         window_factor: false,
         branches: Branches::default(),
         rows: None,
+        key_exponents: Vec::new(),
     };
     base.config.check_still(&still).map_err(|error| contradiction(path, error.to_string()))?;
     Ok(still)
