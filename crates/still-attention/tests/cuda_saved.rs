@@ -7,7 +7,7 @@ mod common;
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor};
-use common::{flat, random_input, relative_rms, tensors};
+use common::{flat, random_input, relative_rms, some_exponents, tensors};
 use half::bf16;
 use still_attention::{
     AttentionRows, AttentionState, Branches, CudaHybridState, CudaKvCache, CudaLinearState,
@@ -113,6 +113,10 @@ fn cases() -> Vec<Case> {
         cases.push(hybrid("hybrid", format, config(|_| {})));
         cases.push(hybrid("under a cap", format, config(|config| config.cap = Some(9))));
         cases.push(hybrid("a cap not reached", format, config(|config| config.cap = Some(900))));
+    }
+    for format in [FORMATS[2], FORMATS[3]] {
+        let scale = |config: &mut HybridConfig| config.key_exponents = some_exponents(GEOMETRY);
+        cases.push(hybrid("scaled keys", format, config(scale)));
     }
     let format = FORMATS[0];
     let exact = Branches { linear: false, ..Branches::default() };

@@ -6,7 +6,7 @@
 mod common;
 
 use candle_core::{DType, Device, Tensor};
-use common::{flat, random_input, relative_rms, tensors};
+use common::{flat, random_input, relative_rms, some_exponents, tensors};
 use half::bf16;
 use still_attention::{
     AttentionRows, AttentionState, Branches, CudaHybridState, CudaKvCache, CudaWeights, FeatureMap,
@@ -57,6 +57,11 @@ const CAPPED: [(Shape, usize); 7] = [
 fn capped((shape, cap): (Shape, usize)) -> Layer {
     let Layer { geometry, config } = layer(shape);
     Layer { geometry, config: HybridConfig { cap: Some(cap), ..config } }
+}
+
+/// The same with keys whose channels differ a hundredfold, and exponents that make them alike.
+fn scaled(Layer { geometry, config }: Layer) -> Layer {
+    Layer { geometry, config: HybridConfig { key_exponents: some_exponents(geometry), ..config } }
 }
 
 #[derive(Clone)]
@@ -447,10 +452,16 @@ fn all_layers() -> impl Iterator<Item = Layer> {
     SHAPES.map(layer).into_iter().chain(CAPPED.map(capped))
 }
 
+/// Those and some whose keys are scaled.
+fn coded_layers() -> impl Iterator<Item = Layer> {
+    let plain = [SHAPES[2], SHAPES[4], SHAPES[6]].map(layer).into_iter();
+    all_layers().chain(plain.chain([CAPPED[0], CAPPED[2]].map(capped)).map(scaled))
+}
+
 #[test]
 fn rows_in_few_bits_are_decoded() {
     for coded in CODED {
-        for layer in all_layers() {
+        for layer in coded_layers() {
             let mut states = States::of_rows(&layer, 1, 400, coded);
             states.feed(&singles(1, 400), &format!("{:?} decoded", coded.1));
         }
@@ -463,7 +474,7 @@ fn rows_in_few_bits_are_read_alike_at_any_split() {
         for split in SPLITS {
             let calls: Vec<_> = split.iter().map(|&tokens| vec![tokens]).collect();
             let tokens = split.iter().sum::<usize>() + 140;
-            for layer in all_layers() {
+            for layer in coded_layers() {
                 let mut states = States::of_rows(&layer, 1, tokens, coded);
                 states.feed(&calls, &format!("{:?} {split:?}", coded.1));
                 states.feed(&singles(1, 140), &format!("{:?} after {split:?}", coded.1));
@@ -481,7 +492,7 @@ fn rows_in_few_bits_of_sequences_of_different_lengths() {
         vec![2, 64, 3, 0, 65],
     ];
     for coded in CODED {
-        for layer in all_layers() {
+        for layer in coded_layers() {
             let mut states = States::of_rows(&layer, 5, 560, coded);
             states.feed(&calls, &format!("{:?} read unevenly", coded.1));
             states.feed(&singles(5, 70), &format!("{:?} decoded after", coded.1));
@@ -722,8 +733,9 @@ fn steps_that_rotate() {
         formats[1..].iter().map(|&f| (f, ((4, 2, 256, [4, 64].as_slice(), LinearNorm::Mean), 256)));
     let all = formats.into_iter().flat_map(|f| cases.map(|case| (f, case)));
     for (format, (shape, rotary)) in all.chain(wide) {
-        let (own, device, batch) = (layer(shape), gpu(), 2);
         let (dtype, rows) = format;
+        let own = if rows.is_coded() { scaled(layer(shape)) } else { layer(shape) };
+        let (device, batch) = (gpu(), 2);
         let x = Sequences::rounded(&own, batch, 300, dtype, DType::BF16);
         let weights =
             CudaWeights::new(own.geometry, &own.config, &x.weights, &device, dtype).unwrap();

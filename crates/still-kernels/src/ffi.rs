@@ -240,6 +240,7 @@ pub struct Decode {
     pub ring_score: *mut f32,
     pub store: *const Store,
     pub coding: i32,
+    pub key_scale: *const f32,
     pub admitted: *mut u64,
     pub s: *mut f32,
     pub z: *mut f32,

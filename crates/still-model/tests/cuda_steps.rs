@@ -5,7 +5,7 @@
 use std::thread;
 
 use candle_core::{DType, Device};
-use still_attention::{Router, RowDtype, StillConfig};
+use still_attention::{HeadGeometry, KeyExponents, Router, RowDtype, StillConfig};
 use still_model::random::{random_model, tiny_kernel_config, tiny_student};
 use still_model::{Cache, Model, Workspace, device};
 use still_testing::assert_relative_rms;
@@ -39,6 +39,14 @@ fn capped(still: &mut StillConfig) {
     still.cap = Some(13);
 }
 
+/// Exponents of coded keys, in every layer and head.
+fn scaled(still: &mut StillConfig) {
+    let HeadGeometry { num_key_value_heads, head_dim, .. } = teacher().config().geometry();
+    let exponents = (0..head_dim).map(|c| [0, 1, -1][c % 3]).collect();
+    let exponents = KeyExponents::new(exponents).unwrap();
+    still.key_exponents = vec![vec![exponents; num_key_value_heads]; still.budgets.len()];
+}
+
 /// Every kind of state, and how its rows are stored.
 fn models() -> Vec<(&'static str, Model, RowDtype)> {
     vec![
@@ -48,6 +56,8 @@ fn models() -> Vec<(&'static str, Model, RowDtype)> {
         ("student", student(|_| {}), RowDtype::F32),
         ("int8", student(|_| {}), RowDtype::Int8),
         ("int4", student(|_| {}), RowDtype::Int4),
+        ("scaled int8", student(scaled), RowDtype::Int8),
+        ("scaled int4", student(scaled), RowDtype::Int4),
         ("capped", student(capped), RowDtype::F32),
         ("capped int8", student(capped), RowDtype::Int8),
         ("gate", student(|still| still.gate = true), RowDtype::F32),
@@ -123,7 +133,7 @@ fn sequences_with_a_cache_each_decode_as_alone() {
                 expected.extend_from_slice(model.decode(&[*id], &mut alone[*n]).unwrap());
             }
         }
-        let coded = matches!(rows, RowDtype::Int8 | RowDtype::Int4);
+        let coded = rows.is_coded();
         assert_relative_rms(name, &got, &expected, if coded { 1e-2 } else { 1e-3 });
         for (a, b) in alone.iter().zip(&together) {
             assert_eq!(a.position(0), b.position(0));

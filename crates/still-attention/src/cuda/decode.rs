@@ -65,6 +65,8 @@ pub struct CudaWeights {
     map_k: Tensor,
     /// `ln(n λ)`, `[H]` f32, with `LinearNorm::Mean`.
     log_scale: Option<Tensor>,
+    /// `[S, D]`: what the channels of coded keys are multiplied by when they are read, where some are scaled.
+    key_scale: Option<CudaSlice<f32>>,
     /// `[S]`
     budgets: CudaSlice<i32>,
     host_budgets: Vec<i32>,
@@ -107,6 +109,9 @@ impl CudaWeights {
             map_q: there(&map_q, dtype)?,
             map_k: there(&map_k, dtype)?,
             log_scale: log_scale.as_ref().map(|scale| there(scale, DType::F32)).transpose()?,
+            key_scale: key_scale(config, geometry)
+                .map(|scale| on.clone_htod(&scale))
+                .transpose()?,
             budgets: on.clone_htod(&host_budgets)?,
             host_budgets,
         }))
@@ -125,6 +130,11 @@ impl CudaWeights {
         &self.device
     }
 
+    /// As the kernels take it.
+    pub(super) fn key_scale<'a>(&'a self, launch: &mut Launch<'a>) -> *const f32 {
+        self.key_scale.as_ref().map_or(null(), |scale| launch.at(scale))
+    }
+
     /// Whether a kernel that is told of these is told the same of others.
     pub(super) fn is_like(&self, other: &Self) -> bool {
         let same = |weights: &Self| (weights.geometry, weights.dtype, weights.log_scale.is_some());
@@ -132,6 +142,16 @@ impl CudaWeights {
             && same(self) == same(other)
             && self.map_q.device().same_device(other.map_q.device())
     }
+}
+
+/// `[S, D]`: powers of two by selection head, if some channel is scaled.
+fn key_scale(config: &HybridConfig, geometry: HeadGeometry) -> Option<Vec<f32>> {
+    let heads = geometry.selection_heads(config.selection_head);
+    let exponents = |head: usize| config.key_exponents_of(geometry, head);
+    (0..heads).any(|head| exponents(head).is_some()).then(|| {
+        let ones = || vec![1.0; geometry.head_dim];
+        (0..heads).flat_map(|h| exponents(h).map_or_else(ones, |e| e.powers(1))).collect()
+    })
 }
 
 /// Everything a layer remembers of a batch of sequences, on a CUDA device: per sequence and selection head the window's ring,
@@ -188,7 +208,6 @@ impl CudaHybridState {
         let (device, d) = (&weights.device, weights.geometry.head_dim);
         let row_bytes = d * weights.dtype.size_in_bytes();
         let heads = batch * weights.heads();
-        let coded = matches!(rows, RowDtype::Int8 | RowDtype::Int4);
         Ok(Self {
             positions: vec![0; batch],
             held: Sections::zeros(
@@ -211,7 +230,7 @@ impl CudaHybridState {
                 weights.config.cap,
                 0,
             )?,
-            splits: splits(heads, coded),
+            splits: splits(heads, rows.is_coded()),
             memory: Arc::default(),
             weights,
         })
@@ -454,6 +473,7 @@ impl StepState for CudaHybridState {
             ring_score: self.held.at(launch, RING_SCORE),
             store: self.store.there(launch),
             coding: self.store.kind(),
+            key_scale: weights.key_scale(launch),
             admitted: self.held.at(launch, ADMITTED),
             s: self.held.at(launch, S),
             z: self.held.at(launch, Z),

@@ -263,6 +263,7 @@ impl StepState for Hybrid<'_> {
             ring_score: null_mut(),
             store: null(),
             coding: *coding,
+            key_scale: weights.key_scale(launch),
             admitted: launch.at(admitted),
             s: null_mut(),
             z: null_mut(),

@@ -118,14 +118,14 @@ pub(super) fn check_row_dtype(rows: RowDtype, dtype: DType) -> Result<()> {
     let plain =
         matches!((rows, dtype), (RowDtype::F32, DType::F32) | (RowDtype::Bf16, DType::BF16));
     let expected = "as the activations, int8 or int4 on CUDA";
-    require(plain || is_coded(rows), "rows", expected, || {
+    require(plain || rows.is_coded(), "rows", expected, || {
         format!("{rows}, the activations are {}", dtype.as_str())
     })
 }
 
 /// Checks that a router can rank rows that are kept as `rows`.
 pub(super) fn check_router(rows: RowDtype, router: Router) -> Result<()> {
-    let recalled = is_coded(rows) && router == Router::SelfRecall;
+    let recalled = rows.is_coded() && router == Router::SelfRecall;
     require(!recalled, "router", "another than self_recall with int8 or int4 rows on CUDA", || {
         format!("{router:?}")
     })
@@ -137,12 +137,8 @@ pub(super) fn check_dense_rows(rows: RowDtype, dtype: DType, head_dim: usize) ->
     let exact = rows != RowDtype::Int4 || dtype == DType::F32;
     require(exact, "rows", expected, || format!("{rows} in {}", dtype.as_str()))?;
     let expected = "64, 80, 96, 128 or 256 with int8 or int4 rows on CUDA";
-    let fits = !is_coded(rows) || DENSE_DECODE_HEAD_DIMS.contains(&head_dim);
+    let fits = !rows.is_coded() || DENSE_DECODE_HEAD_DIMS.contains(&head_dim);
     require(fits, "head_dim", expected, || head_dim.to_string())
-}
-
-fn is_coded(rows: RowDtype) -> bool {
-    matches!(rows, RowDtype::Int8 | RowDtype::Int4)
 }
 
 fn check_device(name: &'static str, tensor: &Tensor, q: &Tensor) -> Result<()> {

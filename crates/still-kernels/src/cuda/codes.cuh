@@ -2,7 +2,8 @@
 // channels, whose bytes hold channel i low and channel i + 16 high. In each four bytes the middle ones have changed places (byte_of),
 // so that a mask leaves two neighbours. A store of rows has all their codes first, then the words that
 // scale them. Before a key is coded in 4 bits each 32 channels of it are rotated, so that none of them stands out: by a Walsh-Hadamard
-// matrix, which is its own inverse. Queries that meet such keys are rotated too.
+// matrix, which is its own inverse. Queries that meet such keys are rotated too. Channels of keys may be scaled by powers of two (key_scale)
+// before that; then queries are multiplied by them.
 //
 // Everything that encodes does so by a warp, a lane to every 32nd channel: a group's extremes are those of the lanes.
 #pragma once
@@ -31,6 +32,7 @@ struct CodedRows {
   uint32_t* words;
   int coding, d, bytes, count;
   bool rotated;
+  const float* key_scale = nullptr;  // by channel, powers of two: codes are those of a key divided by it
 
   __device__ __forceinline__ CodedRows(uint8_t* codes, uint32_t* words, int coding, int d, bool keys)
       : codes(codes), words(words), coding(coding), d(d), bytes(code_bytes(coding, d)), count(code_words(coding, d)),
@@ -57,6 +59,13 @@ struct WarpRow {
       const int channel = j * CODE_GROUP + threadIdx.x % 32;
       x[j] = channel < d ? float(from[channel]) : 0.f;
     }
+  }
+  // Times powers of two, or divided by them.
+  __device__ __forceinline__ void multiply(const float* by, int d) {
+    each(d, [&](float& x, int channel) { x *= by[channel]; });
+  }
+  __device__ __forceinline__ void divide(const float* by, int d) {
+    each(d, [&](float& x, int channel) { x /= by[channel]; });
   }
   template <class T>
   __device__ __forceinline__ void store(T* to, int d) const {
@@ -99,16 +108,28 @@ struct WarpRow {
       }
     }
     if (from.rotated) rotate(d);
+    if (from.key_scale) multiply(from.key_scale, d);
   }
 
   // Becomes what its codes stand for. They go to row `i` of `to`, or nowhere if it is negative. All lanes call.
   __device__ __forceinline__ void encode(const CodedRows& to, int64_t i) {
+    if (to.key_scale) divide(to.key_scale, to.d);
     if (to.rotated) rotate(to.d);
     if (to.coding == STILL_INT8) encode_8(to, i, to.d); else encode_4(to, i, to.d);
     if (to.rotated) rotate(to.d);
+    if (to.key_scale) multiply(to.key_scale, to.d);
   }
 
  private:
+  template <class F>
+  __device__ __forceinline__ void each(int d, F&& f) {
+#pragma unroll
+    for (int j = 0; j < GROUPS; j++) {
+      const int channel = j * CODE_GROUP + threadIdx.x % 32;
+      if (channel < d) f(x[j], channel);
+    }
+  }
+
   // NaN stays: a row that holds one is not a number.
   static __device__ __forceinline__ float larger(float a, float b) { return b > a || b != b ? b : a; }
   static __device__ __forceinline__ float largest(float x) {

@@ -24,6 +24,7 @@ struct Decode {
   T *ring_k, *ring_v;
   const StillStore* there;
   int coding, batch;
+  const float* key_scale;
   float *ring_score, *s, *z, *partial;
   uint64_t* admitted;
   uint32_t* arrived;
@@ -36,7 +37,7 @@ struct Decode {
   Decode(const StillShape& shape, const StillDecode& a)
       : q(a.q), k(a.k), v(a.v), gate(a.gate), out(a.out), w_q(static_cast<const T*>(a.w_q)), w_k(static_cast<const T*>(a.w_k)),
         log_scale(a.log_scale), budgets(a.budgets), positions(a.positions), cap(a.cap), ring_k(static_cast<T*>(a.ring_k)),
-        ring_v(static_cast<T*>(a.ring_v)), there(a.store), coding(a.coding), batch(shape.batch), ring_score(a.ring_score), s(a.s), z(a.z),
+        ring_v(static_cast<T*>(a.ring_v)), there(a.store), coding(a.coding), batch(shape.batch), key_scale(a.key_scale), ring_score(a.ring_score), s(a.s), z(a.z),
         partial(a.partial), admitted(a.admitted), arrived(a.arrived), splits(a.splits), heads(shape.heads), kv_heads(shape.kv_heads),
         group(shape.heads / shape.kv_heads), flags(shape.flags), router(a.router), cos(a.cos), sin(a.sin),
         half(a.rotary / 2), states(a.states) {}
@@ -101,7 +102,11 @@ struct Stored : Decode<T> {
   // First entry of a head's store, in rows of D.
   __device__ __forceinline__ int64_t store(int b, int kv) const { return b * store_entries + store_offset[kv]; }
   // The rows of the stores, where they are codes.
-  __device__ __forceinline__ CodedRows keys(int d) const { return CodedRows(store_k, all_entries, this->coding, d, true); }
+  __device__ __forceinline__ CodedRows keys(int d, int kv) const {
+    CodedRows rows(store_k, all_entries, this->coding, d, true);
+    if (this->key_scale) rows.key_scale = this->key_scale + kv * d;
+    return rows;
+  }
   __device__ __forceinline__ CodedRows values(int d) const { return CodedRows(store_v, all_entries, this->coding, d, false); }
 };
 

@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(ADMIT_THREADS) decode_admit(const Decode<T> st
   for (int i = gone; i < entering; i++) free_rows |= uint64_t(1) << (arrivals[i].token % CHUNK);
   if (t == 0) in.admitted[bk] = free_rows;
   if (in.coding != STILL_PLAIN) {
-    const CodedRows stores[2] = {in.keys(d), in.values(d)};
+    const CodedRows stores[2] = {in.keys(d, kv), in.values(d)};
     for (int i = t / 32; i < 2 * entering; i += ADMIT_THREADS / 32) {
       const int entry = i / 2;
       const bool trade = entry < gone;

@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(128) decode_retire(const Decode<typename K::T>
   const uint64_t kept = capped ? in.admitted[bk] : uint64_t(words[1]) << 32 | words[0];
 
   if (in.coding != STILL_PLAIN && !capped) {  // the blocks take turns
-    const CodedRows stores[2] = {in.keys(D), in.values(D)};
+    const CodedRows stores[2] = {in.keys(D, kv), in.values(D)};
     const int64_t to = in.store(b, kv) + int64_t(chunk) * budget;
     for (int i = blockIdx.x * 4 + warp; i < 2 * CHUNK; i += gridDim.x * 4) {
       const int row = i / 2;

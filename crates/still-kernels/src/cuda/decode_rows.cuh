@@ -76,7 +76,8 @@ __device__ __forceinline__ void attend_rows(const Stored<typename K::T>& in, con
   if (settled) share.load(share.begin, memory.stage(share.begin));
   wait_for_previous();
   if (share.ring) enter_ring<K>(in, at, window);
-  if (CODING == STILL_INT4 && !share.ring) {
+  const float* const key_scale = CODING != STILL_PLAIN && !share.ring && in.key_scale ? in.key_scale + at.kv * D : nullptr;
+  if ((CODING == STILL_INT4 && !share.ring) || key_scale) {
     for (int g = warp; g < GROUP; g += 4) {
       WarpRow<code_groups(D)> x = {};
       const typename K::T* const q = in.q.row(at.b, at.kv * in.group + g, 0);
@@ -85,7 +86,8 @@ __device__ __forceinline__ void attend_rows(const Stored<typename K::T>& in, con
         const int channel = j * CODE_GROUP + lane;
         if (g < in.group && channel < D) x.x[j] = rotated_value(q, channel, in.cosines(at.b), in.sines(at.b), in.half);
       }
-      x.rotate(D);
+      if (key_scale) x.multiply(key_scale, D);
+      if (CODING == STILL_INT4) x.rotate(D);
 #pragma unroll
       for (int j = 0; j < code_groups(D); j++)
         if (D % CODE_GROUP == 0 || j * CODE_GROUP + lane < D) store_one(memory.queries(), g, j * CODE_GROUP + lane, x.x[j]);

@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(PAST_THREADS) past_rounded(const Decode<T> giv
   const int64_t bk = int64_t(b) * state.kv_heads + kv;
   const int stored = kept_tokens(state.cap, state.budgets[kv], past.retired[b]);
   const Rows<T> out = is_value ? to.v : to.k;
-  const CodedRows store = is_value ? state.values(d) : state.keys(d);
+  const CodedRows store = is_value ? state.values(d) : state.keys(d, kv);
   for (int t = int(blockIdx.x) * warps + threadIdx.x / 32 - stored; t < tokens; t += gridDim.x * warps) {
     WarpRow<> x;
     if (t < 0) {
@@ -150,7 +150,7 @@ __global__ void __launch_bounds__(PAST_THREADS) past_fill(const Decode<T> given,
     const int64_t to = store ? state.store(b, kv) + i : row * RING + (t + first * CHUNK) % RING;
     if (store && state.coding != STILL_PLAIN) {
       const bool is_value = threadIdx.x / 32 % 2;
-      const CodedRows rows = is_value ? state.values(d) : state.keys(d);
+      const CodedRows rows = is_value ? state.values(d) : state.keys(d, kv);
       if (threadIdx.x >= 64) {  // a warp for the key, one for the value
       } else if (t >= 0) {
         WarpRow<> x;

@@ -201,6 +201,7 @@ typedef struct {
   float* ring_score;            // [B, K, 128]
   const StillStore* store;      // in the device's memory: a step that was captured finds a store that has moved
   int32_t coding;               // how its rows are kept
+  const float* key_scale;       // [K, D]: powers of two that a coded key's channels are multiplied by when it is read; null: ones
   uint64_t* admitted;           // [B, K]: scratch; null without a cap
   float *s, *z;                 // f32 [B, K, 2D, D], [B, K, 2D]; zeros at first
   float* partial;               // scratch, still_decode_floats

@@ -62,7 +62,7 @@ impl Executor for Cuda {
         let (device, dtype) = (model.device(), model.decoder.dtype());
         let plain =
             matches!((rows, dtype), (RowDtype::F32, DType::F32) | (RowDtype::Bf16, DType::BF16));
-        if !plain && !matches!(rows, RowDtype::Int8 | RowDtype::Int4) {
+        if !plain && !rows.is_coded() {
             return Err(ModelError::Unsupported {
                 what: format!(
                     "{rows:?} rows in the cache of a model in {} on CUDA",
