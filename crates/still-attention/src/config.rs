@@ -471,6 +471,17 @@ pub struct HybridConfig {
 }
 
 impl HybridConfig {
+    /// How this layer's rows are stored where `rows` are asked for: in int8 in place of int4 if keys of a head have wide channels
+    /// ([`KeyExponents::are_wide`]).
+    pub fn stored_rows(&self, rows: RowDtype) -> RowDtype {
+        match rows {
+            RowDtype::Int4 if self.key_exponents.iter().any(KeyExponents::are_wide) => {
+                RowDtype::Int8
+            }
+            _ => rows,
+        }
+    }
+
     /// Checks the layer against the head geometry.
     ///
     /// # Errors

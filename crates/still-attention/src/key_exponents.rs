@@ -16,6 +16,10 @@ use crate::error::{AttentionError, Result};
 /// The largest exponent, either way: products of 2^±30 and a key or query stay within f32 and bf16.
 pub const MAX_KEY_EXPONENT: i8 = 30;
 
+/// From this exponent on a channel's range is that of 16 median ones, as many as 4 bits have codes: what such a channel is rounded by
+/// is as large as the others.
+const WIDE: i8 = 4;
+
 /// `e` of each channel of one KV head. In files they are a text, such as `"0 0 3 -1"`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KeyExponents(Vec<i8>);
@@ -55,6 +59,12 @@ impl KeyExponents {
     /// Whether no channel is scaled.
     pub fn are_zero(&self) -> bool {
         self.0.iter().all(|&e| e == 0)
+    }
+
+    /// Whether a channel's range is 16 times the median or more, so that 4 bits cannot hold it: an error of its code is as large as the
+    /// other channels.
+    pub fn are_wide(&self) -> bool {
+        self.0.iter().any(|&e| e >= WIDE)
     }
 
     /// `2^(sign · e)` of each channel.
@@ -113,6 +123,9 @@ mod tests {
             assert!((0.7..1.5).contains(&scaled), "{range} becomes {scaled}");
         }
         assert!(KeyExponents::of_ranges(&[0.0; 4]).are_zero() && !exponents.are_zero());
+        assert!(exponents.are_wide());
+        assert!(!KeyExponents::of_ranges(&[0.001, 1.0, 1.0, 11.0]).are_wide());
+        assert!(KeyExponents::of_ranges(&[0.001, 1.0, 1.0, 12.0]).are_wide());
     }
 
     #[test]

@@ -110,7 +110,9 @@ fn answers_are_those_of_the_cpu() {
             task(windows(), Metric::Perplexity),
             task(written(), Metric::Score),
         ] {
-            same_answers("whole", &task, &asked(&gpu, &task, None), &asked(&cpu, &task, None));
+            let [got, expected] = [&gpu, &cpu].map(|model| asked(model, &task, None));
+            assert_eq!(got.len(), task.items.len());
+            same_answers("whole", &got, &expected);
         }
     }
 }
@@ -126,16 +128,21 @@ fn compressed_caches_answer_as_on_the_cpu() {
             task(written(), Metric::Score),
         ] {
             let [got, expected] = [&gpu, &cpu].map(|model| asked(model, &task, compression));
-            same_answers(method.name(), &task, &got, &expected);
             for (got, expected) in got.iter().zip(&expected) {
                 assert_eq!(got.cache_bytes, expected.cache_bytes, "{method:?}");
             }
+            // Rows whose scores are as good as equal change places between devices, and written texts with them:
+            // `a_gpu_writes_as_the_cpu` lists such rows and compares texts of one selection.
+            let comparable = |sample: &&Sample| !matches!(sample.answer, Answer::Generation { .. });
+            let [got, expected]: [Vec<Sample>; 2] =
+                [&got, &expected].map(|all| all.iter().filter(comparable).cloned().collect());
+            same_answers(method.name(), &got, &expected);
         }
     }
 }
 
-fn same_answers(cache: &str, task: &Task, got: &[Sample], expected: &[Sample]) {
-    assert_eq!(got.len(), task.items.len());
+fn same_answers(cache: &str, got: &[Sample], expected: &[Sample]) {
+    assert_eq!(got.len(), expected.len());
     for (got, expected) in got.iter().zip(expected) {
         let item = format!("{cache} caches, item {}", got.id);
         assert_eq!((&got.id, got.tokens), (&expected.id, expected.tokens));

@@ -190,7 +190,7 @@ impl Softmax {
         let k = Tensor::cat(&[&k.to_dtype(DType::F32)?, &ones, &zeros(rows)?], D::Minus1)?;
         // What is joined in the last dimension lies the other way round.
         let (q, k) = (q.contiguous()?, k.contiguous()?);
-        Ok(k.matmul(&q.transpose(2, 3)?)?.max(D::Minus1)?.exp()?)
+        Ok(largest_of_last(&k.matmul(&q.transpose(2, 3)?)?)?.exp()?)
     }
 
     /// What of the whole softmax a part is, `[B, K, G·T, 1]`.
@@ -208,15 +208,20 @@ impl Part {
             logits = logits.broadcast_add(&absent.unsqueeze(2)?)?;
         }
         if let Some(later) = later {
-            // Two dimensions: each costs a GPU a division for every value.
+            // In two dimensions, as largest_of_last.
             let flat = logits.reshape(((), later.elem_count()))?;
             logits = flat.broadcast_add(later)?.reshape(logits.shape())?;
         }
         let weights = softmax(&logits)?;
-        let largest = weights.max_keepdim(D::Minus1)?;
-        let log_sum = (logits.max_keepdim(D::Minus1)? - largest.log()?)?;
-        Ok(Self { weights, log_sum })
+        let log_sum = (largest_of_last(&logits)? - largest_of_last(&weights)?.log()?)?;
+        Ok(Self { weights, log_sum: log_sum.unsqueeze(D::Minus1)? })
     }
+}
+
+/// The largest values of the last dimension, which is dropped. In two dimensions: each costs a GPU a division for every value.
+fn largest_of_last(x: &Tensor) -> Result<Tensor> {
+    let (rest, last) = x.dims().split_at(x.rank() - 1);
+    Ok(x.reshape(((), last[0]))?.max(1)?.reshape(rest)?)
 }
 
 /// The softmax of every row, of the last dimension.

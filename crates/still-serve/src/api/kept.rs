@@ -127,6 +127,7 @@ fn kept_layers(
     decoder.visit_layers(decoder.embed(ids)?, &rotation, Some(student), |n, layer, inputs| {
         let Some(weights) = student.layer(n) else { return layer.softmax_attention(inputs) };
         let prepared = PreparedWeights::new(geometry, &weights.config, &weights.attention)?;
+        let rows = weights.config.stored_rows(rows);
         let mut state = HybridState::new(prepared, 1, rows).keeping_positions();
         let attention =
             state.advance(&inputs.q, &inputs.k, &inputs.v, inputs.gate.as_ref(), None)?;

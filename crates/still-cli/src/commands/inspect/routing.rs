@@ -116,7 +116,8 @@ pub fn route(
             hybrid_attention(q, k, v, &weights.attention, gate.as_ref(), &weights.config, None)?;
         let prepared =
             PreparedWeights::new(config.geometry(), &weights.config, &weights.attention)?;
-        let mut state = HybridState::new(prepared, 1, model.cache_rows(RowDtype::Bf16));
+        let rows = weights.config.stored_rows(model.cache_rows(RowDtype::Bf16));
+        let mut state = HybridState::new(prepared, 1, rows);
         state.advance(q, k, v, gate.as_ref(), None)?;
         let (selection, scores) = (hybrid.routing.selection()?, hybrid.routing.scores()?);
         let attention = match hypothetical {

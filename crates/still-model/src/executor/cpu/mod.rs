@@ -43,6 +43,7 @@ impl Executor for Cpu {
         let state = |n: usize| -> Result<Box<dyn AttentionState>> {
             if let Some(layer) = model.student.as_ref().and_then(|student| student.layer(n)) {
                 let weights = PreparedWeights::new(geometry, &layer.config, &layer.attention)?;
+                let rows = layer.config.stored_rows(rows);
                 return Ok(Box::new(HybridState::new(weights, batch, rows)));
             }
             let layer = &model.decoder.layers[n];

@@ -85,6 +85,7 @@ impl Executor for Cuda {
         };
         let state = |layer: &StudentLayer| {
             let StudentLayer { config, attention, .. } = layer;
+            let rows = config.stored_rows(rows);
             if config.mode == Mode::LinearOnly {
                 let state =
                     CudaLinearState::new(geometry, config, attention, device, dtype, batch)?;
