@@ -177,7 +177,14 @@ fn a_file_of_budgets_comes_back_and_fits_only_its_recipe() {
     let others = AttentionRecipe { rows: Some(RowDtype::Int8), ..recipe() };
     assert!(read.apply(&others).unwrap_err().to_string().contains("rows in bf16"));
     let same = AttentionRecipe { rows: Some(RowDtype::Bf16), ..recipe() };
-    assert_eq!(read.apply(&same).unwrap().rows, same.rows);
+    let applied = read.apply(&same).unwrap();
+    assert_eq!(applied.rows, same.rows);
+    // An exponent a channel, of every KV head; a recipe's own are refused.
+    assert_eq!(applied.key_exponents, found.budgets.key_exponents);
+    let layers = applied.key_exponents.iter().map(|heads| heads[1].values().len());
+    assert!(layers.eq(vec![model.config().head_dim; model.config().num_hidden_layers]));
+    let own = AttentionRecipe { budgets: None, ..applied };
+    assert!(read.apply(&own).unwrap_err().to_string().contains("key_exponents of its own"));
     std::fs::write(&path, "{}").unwrap();
     assert!(Budgets::read(&path).unwrap_err().to_string().contains("budgets.json"));
 }

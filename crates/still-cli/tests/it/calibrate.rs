@@ -54,6 +54,9 @@ fn budgets_are_shown_written_and_trained_with() {
     assert_eq!(parts.values().map(|part| part.as_u64().unwrap()).sum::<u64>(), cache.unwrap());
     assert_eq!((&file["rows"], &told["rows"]), (&"bf16".into(), &"bf16".into()));
     assert!(shown.stdout.contains("with rows in bf16"), "{}", shown.stdout);
+    let exponents = file["key_exponents"][1][1].as_str().unwrap();
+    assert!(exponents.split(' ').all(|e| e.parse::<i8>().is_ok()), "{exponents}");
+    assert_eq!(file["key_exponents"], told["key_exponents"]);
     let narrow = calibrate(dir.path(), &["--cache-fraction", "0.3", "--rows", "int8"]);
     narrow.succeeded();
     assert!(narrow.stdout.contains("with rows in int8"), "{}", narrow.stdout);

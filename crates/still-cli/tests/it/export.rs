@@ -136,6 +136,32 @@ fn a_delta_in_bf16_is_half_as_large() {
     export(&wide, &[]).failed_with("exists already");
     export(&wide, &["--overwrite", "--dtype", "f32"]).succeeded();
     assert_eq!(size(&narrow), size(&wide));
+    let budgets = dir.path().join("budgets.json");
+    Outcome::of(
+        still()
+            .args(["calibrate", "--cache-fraction", "0.9", "--at-length", "4096", "--keys", "0"])
+            .args(["--window", "512", "--model"])
+            .arg(teacher_dir())
+            .arg("--data")
+            .arg(&data)
+            .arg("--out")
+            .arg(&budgets),
+    )
+    .succeeded();
+    let read = |path: &std::path::Path| -> serde_json::Value {
+        serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+    };
+    let config = || read(&narrow.join("config.json"))["still"].clone();
+    assert_eq!(config().get("key_exponents"), None);
+    let named = ["--overwrite", "--key-exponents", budgets.to_str().unwrap()];
+    export(&wide, &named).succeeded();
+    let found = read(&budgets)["key_exponents"].clone();
+    assert!(found[0][0].is_string());
+    assert_eq!(config()["key_exponents"], found);
+    let mut earlier = read(&budgets);
+    earlier.as_object_mut().unwrap().remove("key_exponents");
+    std::fs::write(&budgets, earlier.to_string()).unwrap();
+    export(&wide, &named).failed_with("has no key exponents");
     export(&narrow, &["--overwrite"]).failed_with("is the student itself");
     export(student_dir(), &["--overwrite"]).failed_with("no difference to write");
     export(&wide, &["--gguf", "q8_0"]).failed_with("cannot be used with");

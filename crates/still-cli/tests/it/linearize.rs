@@ -358,6 +358,8 @@ fn without_training_a_student_has_calibrated_budgets() {
     let (config, budgets) = (read("student/config.json"), read("student.run/budgets.json"));
     assert_eq!(config["still"]["budgets"], budgets["budgets"]);
     assert_eq!((&config["still"]["rows"], &budgets["rows"]), (&"int8".into(), &"int8".into()));
+    assert!(budgets["key_exponents"][0][0].is_string());
+    assert_eq!(config["still"]["key_exponents"], budgets["key_exponents"]);
     for stage in ["transfer", "finetune"] {
         assert_eq!(config["still_recipe"][stage]["steps"], 0, "{stage}");
     }

@@ -38,7 +38,7 @@ ATTENTION = {
 }
 """Keys of the section `still`, and what an absent key means."""
 
-UNUSED = ("rows",)
+UNUSED = ("rows", "key_exponents")
 """Keys of the section `still` that change how another program stores rows: here they keep the dtype of the model."""
 
 

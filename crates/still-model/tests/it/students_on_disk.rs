@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
-use still_attention::{RowDtype, StillConfig};
+use still_attention::{KeyExponents, RowDtype, StillConfig};
 use still_model::random::{random_model, save_base, tiny_config};
 use still_model::{
     ExportKind, FeatureInit, GgufFormat, LoraConfig, LoraTarget, Model, ModelConfig, ModelError,
@@ -131,6 +131,40 @@ fn a_student_says_how_its_rows_are_stored() {
         config["still"]["rows"] = json!("int3")
     });
     assert!(refused(&dir.path().join("full-None")).contains("int3"));
+}
+
+/// In every form; a head's exponents are of the channels that it has.
+#[test]
+fn a_student_says_how_its_keys_are_scaled() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = dir.path().join("base");
+    save_base(&base, &random_model(tiny_config(), 1).unwrap(), DType::F32).unwrap();
+    let mut model = student(&load(&base).unwrap());
+    let exponents: KeyExponents = "0 3 -2 0 1 3 -2 0".parse().unwrap();
+    let all = vec![vec![exponents.clone(); 2]; 2];
+    model.student.as_mut().unwrap().config.key_exponents = all.clone();
+    let (full, delta) = (dir.path().join("full"), dir.path().join("delta"));
+    save_student(&full, &model, ExportKind::Full(DType::F32)).unwrap();
+    save_student(&delta, &model, ExportKind::Delta).unwrap();
+    let gguf = dir.path().join("student.gguf");
+    export_gguf(&gguf, &model, GgufFormat::Q8_0).unwrap();
+    for path in [&full, &delta, &gguf] {
+        let read = load(path).unwrap().student.unwrap();
+        assert_eq!(read.config.key_exponents, all, "{}", path.display());
+        assert_eq!(read.layers[1].config.key_exponents, all[1], "{}", path.display());
+    }
+    let said = read_json(&full.join("config.json"))["still"]["key_exponents"].clone();
+    assert_eq!(said[0][1], json!(exponents.to_string()));
+    for (wrong, told) in [
+        (json!([[], ["0 1", "0 1"]]), "layer 1: 2 key exponents of a head"),
+        (json!([["0 0 0 0 0 0 0 0"], []]), "layer 0: key exponents of 1 heads"),
+        (json!([[], [], []]), "key exponents cover 3 layers"),
+        (json!([["0 31", "0"], []]), "31, expected -30 to 30"),
+    ] {
+        edit(&full.join("config.json"), |config| config["still"]["key_exponents"] = wrong);
+        let refused = refused(&full);
+        assert!(refused.contains(told), "{refused}");
+    }
 }
 
 /// Half the bytes, and the values that bf16 has.

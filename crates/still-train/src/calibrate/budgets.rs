@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use still_attention::{Router, RowDtype, SelectionHead};
+use still_attention::{KeyExponents, Router, RowDtype, SelectionHead};
 use still_model::files::{read_to_string, write_file};
 
 use super::fail;
@@ -30,6 +30,9 @@ pub struct Budgets {
     /// Dtype of the rows whose bytes were counted.
     #[serde(default)]
     pub rows: RowDtype,
+    /// By how much coded keys are scaled, `[layer][KV head]`; empty in files of earlier programs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub key_exponents: Vec<Vec<KeyExponents>>,
     /// In a run's directory: the digest of the inputs that they were found from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fingerprint: Option<String>,
@@ -60,10 +63,10 @@ impl Budgets {
         write_file(path, (text + "\n").as_bytes()).map_err(TrainError::write(path))
     }
 
-    /// The attention of `recipe` with these budgets and their dtype of rows.
+    /// The attention of `recipe` with these budgets, their dtype of rows and their key exponents.
     ///
     /// # Errors
-    /// A recipe with another chunk, selection head or dtype of rows, or with budgets of its own.
+    /// A recipe with another chunk, selection head or dtype of rows, or with budgets or key exponents of its own.
     pub fn apply(&self, recipe: &AttentionRecipe) -> Result<AttentionRecipe> {
         if recipe.chunk != self.chunk || recipe.selection_head != self.selection_head {
             return Err(fail(
@@ -80,6 +83,12 @@ impl Budgets {
                 "remove them, or do not name calibrated ones",
             ));
         }
+        if !recipe.key_exponents.is_empty() {
+            return Err(fail(
+                "the recipe has attention.key_exponents of its own".into(),
+                "remove them, or do not name calibrated budgets",
+            ));
+        }
         if let Some(rows) = recipe.rows.filter(|&rows| rows != self.rows) {
             return Err(fail(
                 format!("calibrated for rows in {}, the recipe has rows in {rows}", self.rows),
@@ -88,6 +97,7 @@ impl Budgets {
         }
         // Rows in bf16 are what a student without any has.
         let rows = recipe.rows.or((self.rows != RowDtype::default()).then_some(self.rows));
-        Ok(AttentionRecipe { budgets: Some(self.budgets.clone()), rows, ..recipe.clone() })
+        let (budgets, key_exponents) = (Some(self.budgets.clone()), self.key_exponents.clone());
+        Ok(AttentionRecipe { budgets, rows, key_exponents, ..recipe.clone() })
     }
 }

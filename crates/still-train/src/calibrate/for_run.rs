@@ -82,7 +82,7 @@ impl Inputs {
         options: &CalibrateOptions,
     ) -> Result<Self> {
         let mut hasher = Hasher::new();
-        let attention = AttentionRecipe { budgets: None, budget: 0, ..attention.clone() };
+        let attention = AttentionRecipe { budget: 0, ..attention.without_calibration() };
         let decoder = &model.decoder;
         let dtype = (!decoder.device().is_cpu()).then(|| decoder.dtype().as_str());
         // The options in their debug form: a new one makes old budgets others.
@@ -106,7 +106,8 @@ impl Inputs {
     fn fingerprint(&self, budgets: &Budgets) -> Result<String> {
         let mut hasher = self.0.clone();
         // Integers: a fraction may be read back by a digit less.
-        hasher.update(json(&(budgets.chunk, &budgets.budgets))?.as_bytes());
+        let found = (budgets.chunk, &budgets.budgets, &budgets.key_exponents);
+        hasher.update(json(&found)?.as_bytes());
         Ok(hasher.finalize().to_hex().to_string())
     }
 }

@@ -14,13 +14,14 @@ use still_compute::pull_back;
 use still_compute::tensor::borrow;
 use still_model::{DecoderLayer, Model, Rotation, Student, StudentLayer};
 
+use super::key_ranges::KeyRanges;
 use super::share;
 use crate::error::{Result, TrainError};
 use crate::loss::{Target, vocabulary_loss};
 
 /// Estimated loss in nats a token, `[layer with full attention][selection head][candidate]`; 0 for a whole head.
 ///
-/// `progress` is told the tokens passed: a layer of the backward pass has its share of its window's.
+/// `ranges` takes the keys in. `progress` is told the tokens passed: a layer of the backward pass has its share of its window's.
 ///
 /// # Errors
 /// An error of the model; a loss that is not a number.
@@ -29,6 +30,7 @@ pub(super) fn losses(
     student: &Student,
     candidates: &[usize],
     windows: &[&[u32]],
+    ranges: &mut KeyRanges,
     progress: &dyn Fn(usize),
 ) -> Result<Vec<Vec<Vec<f64>>>> {
     let lm_head = teacher.decoder.lm_head.dense()?;
@@ -47,7 +49,8 @@ pub(super) fn losses(
         };
         if window.len() > 1 {
             predictions += window.len() - 1;
-            add_losses(teacher, student, &lm_head, candidates, window, &mut losses, &told_of)?;
+            let found = (&mut losses[..], &mut *ranges);
+            add_losses(teacher, student, &lm_head, candidates, window, found, &told_of)?;
         }
         progress(window.len() - told.get());
     }
@@ -58,14 +61,14 @@ pub(super) fn losses(
     Ok(losses)
 }
 
-/// Adds a window's losses, of the sum over its predictions. `progress` is told the tokens passed, a layer's share at a time.
+/// Adds a window's losses, of the sum over its predictions, and its keys' ranges. `progress` is told the tokens passed, a layer's share at a time.
 fn add_losses(
     teacher: &Model,
     student: &Student,
     lm_head: &Tensor,
     candidates: &[usize],
     window: &[u32],
-    losses: &mut [Vec<Vec<f64>>],
+    (losses, ranges): (&mut [Vec<Vec<f64>>], &mut KeyRanges),
     progress: &dyn Fn(usize),
 ) -> Result<()> {
     let decoder = &teacher.decoder;
@@ -75,6 +78,9 @@ fn add_losses(
     for (n, layer) in decoder.layers.iter().enumerate() {
         let input = Var::from_tensor(&x)?;
         let pass = Pass::new(layer, &rotation, student.layer(n), &input)?;
+        if student.layer(n).is_some() {
+            ranges.add(n, &pass.k)?;
+        }
         x = pass.layer_output(layer, &input, &pass.attention)?.detach();
         inputs.push(input);
     }

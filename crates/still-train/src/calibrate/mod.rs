@@ -6,11 +6,14 @@
 //! 3. The remaining bytes go, step by step, to the head whose loss falls most per byte. One backward pass over text estimates these
 //!    losses ([`marginal`], [`allocate()`]).
 //!
+//! The pass over text also measures how large the channels of keys are, and gives coded keys their exponents ([`key_ranges`]).
+//!
 //! Bytes are those of rows in the dtype that the student stores ([`AttentionRecipe::rows`]).
 
 mod allocate;
 mod budgets;
 mod for_run;
+mod key_ranges;
 mod marginal;
 mod outlook;
 mod plan;
@@ -28,6 +31,7 @@ pub use plan::{CalibrationPlan, PhasePlan, plan_calibration, plan_training_free}
 use crate::error::{Result, TrainError};
 use crate::recipe::AttentionRecipe;
 use allocate::{Choice, Taken, allocate};
+use key_ranges::KeyRanges;
 use outlook::{Sizes, outlook};
 
 /// Options of [`calibrate`].
@@ -159,7 +163,7 @@ pub fn calibrate(
     progress: &dyn Fn(Phase, usize, usize),
 ) -> Result<Calibration> {
     let teacher = model.teacher();
-    let plain = AttentionRecipe { budgets: None, budget: 0, ..recipe.clone() };
+    let plain = AttentionRecipe { budget: 0, ..recipe.without_calibration() };
     let config = plain.resolve(model.config())?;
     refuse_unfit(&config, windows)?;
     let rows = config.rows.unwrap_or_default();
@@ -197,7 +201,7 @@ pub fn calibrate(
     let student =
         Student::init(config.clone(), model.config(), FeatureInit::Identity, options.seed)?
             .to_device(model.device())?;
-    let choices = measure(&teacher, &student, &candidates, windows, options, progress)?;
+    let (choices, ranges) = measure(&teacher, &student, &candidates, windows, options, progress)?;
     let allocation = allocate(&choices, &own.by_candidate, limit, options.retrieval_threshold)
         .ok_or_else(too_small)?;
     let outlook = outlook(&choices, &candidates, options.retrieval_threshold, sizes);
@@ -219,6 +223,7 @@ pub fn calibrate(
             selection_head: config.selection_head,
             router: config.router,
             rows,
+            key_exponents: ranges.exponents(),
             fingerprint: None,
         },
         candidates,
@@ -232,7 +237,7 @@ pub fn calibrate(
     })
 }
 
-/// The estimated loss of each head with each budget, and whether it retrieves.
+/// The estimated loss of each head with each budget, whether it retrieves, and the ranges of keys.
 fn measure(
     teacher: &Model,
     student: &Student,
@@ -240,7 +245,7 @@ fn measure(
     windows: &[&[u32]],
     options: &CalibrateOptions,
     progress: &dyn Fn(Phase, usize, usize),
-) -> Result<Vec<Choice>> {
+) -> Result<(Vec<Choice>, KeyRanges)> {
     let copied = 2 * options.copies * options.copy_length;
     progress(Phase::Retrieval, 0, copied);
     let retrieval = retrieval::scores(teacher, &student.config, options, &|tokens| {
@@ -248,14 +253,14 @@ fn measure(
     })?;
     let text = windows.iter().map(|window| window.len()).sum();
     progress(Phase::Text, 0, text);
-    let losses = marginal::losses(teacher, student, candidates, windows, &|tokens| {
-        progress(Phase::Text, tokens, text);
-    })?;
+    let mut ranges = KeyRanges::new(teacher.config());
+    let told = |tokens| progress(Phase::Text, tokens, text);
+    let losses = marginal::losses(teacher, student, candidates, windows, &mut ranges, &told)?;
     let heads = retrieval.iter().zip(&losses);
     let heads = heads.flat_map(|(retrieval, losses)| retrieval.iter().zip(losses));
     let choice =
         |(&retrieval, losses): (&f64, &Vec<f64>)| Choice { retrieval, losses: losses.clone() };
-    Ok(heads.map(choice).collect())
+    Ok((heads.map(choice).collect(), ranges))
 }
 
 /// Bytes of the layers that attend to a sliding window, after so many tokens.

@@ -80,7 +80,7 @@ pub fn measure(
                 found
             }
             _ => {
-                let plain = AttentionRecipe { budgets: None, ..recipe.clone() };
+                let plain = recipe.without_calibration();
                 let attention = found.budgets_at(outlook.rows, outcome).apply(&plain)?;
                 let config = attention.resolve(model.config())?;
                 let student = Student::init(config, model.config(), attention.init, seed)?;

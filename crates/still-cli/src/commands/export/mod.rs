@@ -9,8 +9,10 @@ use std::path::{Path, PathBuf};
 
 use candle_core::DType;
 use clap::Args;
+use still_attention::{KeyExponents, StillConfig};
 use still_model::files::parent;
 use still_model::{GgufFormat, Model, StudentTarget};
+use still_train::Budgets;
 
 use self::card::About;
 use super::model::{ModelArg, Place, load};
@@ -25,6 +27,7 @@ Examples:
   still export --model my-student --gguf q8_0 --out my-student.gguf --overwrite
   still export --model my-student --delta my-delta --dtype bf16
   still export --model my-student --transformers my-folder
+  still export --model old --delta new --key-exponents budgets.json
   still export --model s --transformers f --base org/name --license apache-2.0";
 
 /// Dtypes of a folder's weights.
@@ -55,6 +58,10 @@ pub struct ExportArgs {
     #[arg(long, value_name = "DTYPE", default_value = "bf16", value_parser = one_of(&DTYPES, |dtype| dtype.as_str()))]
     #[arg(conflicts_with = "gguf")]
     dtype: DType,
+    /// Scale the keys of rows in int8 or int4 by the exponents that `still calibrate --out` found for the student's base: a student
+    /// that has none need not be trained again
+    #[arg(long, value_name = "FILE")]
+    key_exponents: Option<PathBuf>,
     /// Replace what is there
     #[arg(long)]
     overwrite: bool,
@@ -70,6 +77,8 @@ pub struct ExportArgs {
 #[derive(Debug)]
 pub struct Settings {
     model: String,
+    /// The file that they are in.
+    key_exponents: Option<PathBuf>,
     target: Target,
     existing: Existing,
     json: bool,
@@ -101,7 +110,8 @@ impl ExportArgs {
             _ => anyhow::bail!("no form to export, which the parser lets nobody do"),
         };
         let existing = Existing::overwrite(self.overwrite);
-        Ok(Settings { model: self.model.model, target, existing, json: self.json })
+        let (model, key_exponents) = (self.model.model, self.key_exponents);
+        Ok(Settings { model, key_exponents, target, existing, json: self.json })
     }
 }
 
@@ -138,14 +148,31 @@ fn claim_folder(settings: &Settings, option: &str, dir: &Path) -> anyhow::Result
     Ok(StudentTarget::claim(dir)?)
 }
 
-/// The student, on the CPU.
+/// The student, on the CPU, with the key exponents that are to be its own.
 fn student(settings: &Settings, printer: &Printer) -> anyhow::Result<Model> {
-    let model = load(&settings.model, &Place::cpu(), printer)?;
-    match model.student {
-        Some(_) => Ok(model),
-        None => Err(user(
+    let found = settings.key_exponents.as_deref().map(key_exponents).transpose()?;
+    let mut model = load(&settings.model, &Place::cpu(), printer)?;
+    let Some(student) = &model.student else {
+        return Err(user(
             format!("{} is not a student", settings.model),
             "linearize it first (still linearize); base models are quantized by the tools of their own format",
+        ));
+    };
+    if let Some(key_exponents) = found {
+        let config = StillConfig { key_exponents, ..student.config.clone() };
+        model.student = Some(student.with_config(config, model.config())?);
+    }
+    Ok(model)
+}
+
+/// Those of a file of `still calibrate`.
+fn key_exponents(path: &Path) -> anyhow::Result<Vec<Vec<KeyExponents>>> {
+    let found = Budgets::read(path)?.key_exponents;
+    match found.is_empty() {
+        false => Ok(found),
+        true => Err(user(
+            format!("{} has no key exponents: an earlier program wrote it", path.display()),
+            "calibrate again: still calibrate --model BASE --data TEXT --out FILE",
         )),
     }
 }

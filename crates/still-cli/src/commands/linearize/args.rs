@@ -6,7 +6,7 @@ use anyhow::Context;
 use candle_core::DType;
 use clap::Args;
 use still_model::{ExportKind, Model};
-use still_train::{AttentionRecipe, Budgets};
+use still_train::Budgets;
 
 use crate::args::one_of;
 use crate::commands::training::{Inputs, TrainingArgs};
@@ -103,7 +103,7 @@ impl LinearizeArgs {
         let mut inputs = self.training.resolve(printer)?;
         if let Some(budgets) = &self.budgets {
             let recipe = &mut inputs.recipe;
-            let plain = AttentionRecipe { budgets: None, ..recipe.attention.clone() };
+            let plain = recipe.attention.without_calibration();
             recipe.attention = Budgets::read(budgets)?
                 .apply(&plain)
                 .with_context(|| format!("--budgets {}", budgets.display()))?;
