@@ -243,6 +243,12 @@ pub struct StillConfig {
 }
 
 impl StillConfig {
+    /// How a layer stores its rows where `rows` are asked for: in int8 in place of int4 if keys of a head have wide channels
+    /// ([`KeyExponents::are_wide`]).
+    pub fn stored_rows(&self, layer: usize, rows: RowDtype) -> RowDtype {
+        stored_rows(rows, self.key_exponents.get(layer).map_or(&[], Vec::as_slice))
+    }
+
     /// The defaults of this project, with the same budget in every head: `kv_head`, mean, NP-Map, no gate.
     pub fn uniform(num_layers: usize, geometry: HeadGeometry, chunk: usize, budget: usize) -> Self {
         let selection_head = SelectionHead::default();
@@ -471,15 +477,9 @@ pub struct HybridConfig {
 }
 
 impl HybridConfig {
-    /// How this layer's rows are stored where `rows` are asked for: in int8 in place of int4 if keys of a head have wide channels
-    /// ([`KeyExponents::are_wide`]).
+    /// As [`StillConfig::stored_rows`].
     pub fn stored_rows(&self, rows: RowDtype) -> RowDtype {
-        match rows {
-            RowDtype::Int4 if self.key_exponents.iter().any(KeyExponents::are_wide) => {
-                RowDtype::Int8
-            }
-            _ => rows,
-        }
+        stored_rows(rows, &self.key_exponents)
     }
 
     /// Checks the layer against the head geometry.
@@ -588,6 +588,13 @@ impl HybridConfig {
             Mode::Hybrid => self.chunk,
             Mode::LinearOnly => 0,
         }
+    }
+}
+
+fn stored_rows(rows: RowDtype, of_layer: &[KeyExponents]) -> RowDtype {
+    match rows {
+        RowDtype::Int4 if of_layer.iter().any(KeyExponents::are_wide) => RowDtype::Int8,
+        _ => rows,
     }
 }
 

@@ -35,26 +35,32 @@ impl CachePlan {
 
 /// Bytes of a student's cache after `tokens` tokens. Exact rows are bf16 unless the student says otherwise.
 fn bytes(still: &StillConfig, model: &ModelConfig, tokens: usize) -> usize {
-    let size = HeadSize {
+    let size = |rows| HeadSize {
         chunk: still.chunk,
         head_dim: model.head_dim,
         feature_dim: if still.branches.linear { still.feature_dim } else { 0 },
         cap: still.cap,
-        rows: still.rows.unwrap_or(RowDtype::Bf16),
+        rows,
     };
-    let head = |&budget: &usize| match still.mode {
-        Mode::Hybrid => size.bytes(budget, tokens),
-        // No row stays.
-        Mode::LinearOnly => size.bytes_by_part(0, tokens.max(4 * still.chunk)).linear_states,
+    let rows = still.rows.unwrap_or(RowDtype::Bf16);
+    let layer = |(layer, budgets): (usize, &Vec<usize>)| -> usize {
+        let size = size(still.stored_rows(layer, rows));
+        let head = |&budget: &usize| match still.mode {
+            Mode::Hybrid => size.bytes(budget, tokens),
+            // No row stays.
+            Mode::LinearOnly => size.bytes_by_part(0, tokens.max(4 * still.chunk)).linear_states,
+        };
+        budgets.iter().map(head).sum()
     };
-    let hybrid = still.budgets.iter().flatten().map(head).sum::<usize>();
+    let hybrid = still.budgets.iter().enumerate().map(layer).sum::<usize>();
     let windows = (0..model.num_hidden_layers).filter_map(|layer| model.sliding_window(layer));
-    let heads = model.num_key_value_heads;
-    hybrid + windows.map(|window| heads * size.sliding_bytes(window, tokens)).sum::<usize>()
+    let sliding = |window| model.num_key_value_heads * size(rows).sliding_bytes(window, tokens);
+    hybrid + windows.map(sliding).sum::<usize>()
 }
 
 #[cfg(test)]
 mod tests {
+    use still_attention::KeyExponents;
     use still_model::random::{random_model, tiny_config, tiny_sliding_config};
     use still_model::{FeatureInit, Student};
 
@@ -67,12 +73,19 @@ mod tests {
         let uniform = StillConfig::uniform(2, tiny.geometry(), 16, 3);
         let capped = StillConfig { cap: Some(20), ..uniform.clone() };
         let int8 = StillConfig { rows: Some(RowDtype::Int8), ..uniform.clone() };
+        // Layers with wide keys keep 8 bits in place of 4.
+        let wide = vec![KeyExponents::new(vec![0, 4, 0, 0, 0, 0, 0, 0]).unwrap(); 2];
+        let int4 = StillConfig {
+            rows: Some(RowDtype::Int4),
+            key_exponents: vec![wide, Vec::new()],
+            ..uniform.clone()
+        };
         let window = StillConfig::window_only(2, tiny.geometry(), 16);
         let linear = StillConfig::linear_only(2, tiny.geometry(), 16);
         let sliding = tiny_sliding_config();
         let layers = sliding.num_hidden_layers;
         let own = sliding.fit_still(StillConfig::uniform(layers, sliding.geometry(), 16, 3));
-        let all = [uniform, capped, int8, window, linear].map(|still| (&tiny, still));
+        let all = [uniform, capped, int8, int4, window, linear].map(|still| (&tiny, still));
         for (config, still) in all.into_iter().chain([(&sliding, own)]) {
             let student = Student::init(still.clone(), config, FeatureInit::Identity, 1).unwrap();
             let model = random_model(config.clone(), 1).unwrap().with_student(student);

@@ -18,8 +18,8 @@ pub(super) struct Taken {
     pub retrieves: bool,
 }
 
-/// One candidate for each head, of `bytes` each (the last is the whole head), at most `limit` in all; `None` if even the
-/// smallest do not fit.
+/// One candidate for each head, of `bytes` `[head][candidate]` (the last is the whole head), at most `limit` in all; `None` if even
+/// the smallest do not fit.
 ///
 /// First every head gets the smallest budget that keeps a token, if all can have it: an attention sink is one token, and a head
 /// without its sink is off whatever else it keeps. Then heads that retrieve are taken whole, the strongest first. Then the step with
@@ -27,24 +27,23 @@ pub(super) struct Taken {
 /// none hides a better one behind it.
 pub(super) fn allocate(
     heads: &[Choice],
-    bytes: &[usize],
+    bytes: &[Vec<usize>],
     limit: usize,
     retrieval_threshold: f64,
 ) -> Option<Vec<Taken>> {
-    let whole = bytes.len() - 1;
-    let mut left = limit.checked_sub(heads.len() * bytes[0])?;
+    let whole = heads.first().map_or(0, |head| head.losses.len() - 1);
+    let all = |candidate: usize| bytes.iter().map(|bytes| bytes[candidate]).sum::<usize>();
     let sink = usize::from(whole > 1);
-    let sinks = heads.len() * (bytes[sink] - bytes[0]);
-    let least = if sinks <= left { sink } else { 0 };
-    left -= heads.len() * (bytes[least] - bytes[0]);
+    let least = if all(sink) <= limit { sink } else { 0 };
+    let mut left = limit.checked_sub(all(least))?;
     let mut taken = vec![Taken { candidate: least, retrieves: false }; heads.len()];
 
     let mut by_retrieval: Vec<usize> = (0..heads.len()).collect();
     by_retrieval
         .sort_by(|&a, &b| heads[b].retrieval.total_cmp(&heads[a].retrieval).then(a.cmp(&b)));
-    // A whole head has no linear state and may take fewer bytes than one with little.
-    let step = bytes[whole].saturating_sub(bytes[least]);
     for index in by_retrieval {
+        // A whole head has no linear state and may take fewer bytes than one with little.
+        let step = bytes[index][whole].saturating_sub(bytes[index][least]);
         if heads[index].retrieval < retrieval_threshold || step > left {
             break;
         }
@@ -52,20 +51,21 @@ pub(super) fn allocate(
         taken[index] = Taken { candidate: whole, retrieves: true };
     }
 
-    let hulls: Vec<Vec<usize>> = heads.iter().map(|head| hull(bytes, &head.losses)).collect();
+    let hulls: Vec<Vec<usize>> =
+        heads.iter().zip(bytes).map(|(head, bytes)| hull(bytes, &head.losses)).collect();
     loop {
         let best = (0..heads.len())
             .filter_map(|index| {
                 let now = taken[index].candidate;
                 let next = *hulls[index].iter().find(|&&candidate| candidate > now)?;
-                let cost = bytes[next].saturating_sub(bytes[now]);
+                let cost = bytes[index][next].saturating_sub(bytes[index][now]);
                 let losses = &heads[index].losses;
                 let saving = losses[now] - losses[next];
                 (cost <= left && saving > 0.0).then_some((saving / cost.max(1) as f64, index, next))
             })
             .max_by(|a, b| a.0.total_cmp(&b.0).then(b.1.cmp(&a.1)));
         let Some((_, index, next)) = best else { return Some(taken) };
-        left -= bytes[next].saturating_sub(bytes[taken[index].candidate]);
+        left -= bytes[index][next].saturating_sub(bytes[index][taken[index].candidate]);
         taken[index].candidate = next;
     }
 }
@@ -101,7 +101,7 @@ mod tests {
     }
 
     fn candidates(heads: &[Choice], limit: usize) -> Option<Vec<usize>> {
-        let taken = allocate(heads, &BYTES, limit, 0.1)?;
+        let taken = allocate(heads, &vec![BYTES.to_vec(); heads.len()], limit, 0.1)?;
         let spent: usize = taken.iter().map(|taken| BYTES[taken.candidate]).sum();
         assert!(spent <= limit, "{spent} of {limit}");
         Some(taken.into_iter().map(|taken| taken.candidate).collect())

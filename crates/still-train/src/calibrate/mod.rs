@@ -13,6 +13,7 @@
 mod allocate;
 mod budgets;
 mod for_run;
+mod head_bytes;
 mod key_ranges;
 mod marginal;
 mod outlook;
@@ -20,7 +21,7 @@ mod plan;
 mod retrieval;
 
 use serde::Serialize;
-use still_attention::{HeadSize, Mode, Router, RowDtype, StateBytes, StillConfig};
+use still_attention::{Mode, Router, RowDtype, StateBytes, StillConfig};
 use still_model::{FeatureInit, Model, ModelConfig, Student};
 
 pub use budgets::Budgets;
@@ -31,8 +32,9 @@ pub use plan::{CalibrationPlan, PhasePlan, plan_calibration, plan_training_free}
 use crate::error::{Result, TrainError};
 use crate::recipe::AttentionRecipe;
 use allocate::{Choice, Taken, allocate};
+use head_bytes::HeadBytes;
 use key_ranges::KeyRanges;
-use outlook::{Sizes, outlook};
+use outlook::outlook;
 
 /// Options of [`calibrate`].
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -167,49 +169,27 @@ pub fn calibrate(
     let config = plain.resolve(model.config())?;
     refuse_unfit(&config, windows)?;
     let rows = config.rows.unwrap_or_default();
-    let size = |rows| HeadSize {
-        chunk: config.chunk,
-        head_dim: model.config().head_dim,
-        feature_dim: if config.branches.linear { config.feature_dim } else { 0 },
-        cap: config.cap,
-        rows,
-    };
     let candidates = candidates(config.chunk);
-    let heads = config.budgets.iter().map(Vec::len).sum::<usize>();
-    let at_length = options.at_length;
-    let windows_of = |rows| sliding_bytes(model.config(), &size(rows), at_length);
-    let dense_bytes =
-        heads * size(RowDtype::Bf16).dense_bytes(at_length) + windows_of(RowDtype::Bf16).total();
-    let sizes = |rows| Sizes {
-        rows,
-        by_candidate: candidates
-            .iter()
-            .map(|&budget| size(rows).bytes(budget, at_length))
-            .collect(),
-        // Layers that keep their attention to a window are in both caches.
-        kept: windows_of(rows).total(),
-        dense: dense_bytes,
-    };
-    let (own, size) = (sizes(rows), size(rows));
-    let limit = own.limit(options.cache_fraction);
-    let least = heads * own.by_candidate[0];
-    let too_small = || too_small((least + own.kept) as f64 / dense_bytes as f64, options);
-    // Before anything is computed.
-    if least > limit {
-        return Err(too_small());
-    }
+    let (of, at_length) = (model.config(), options.at_length);
+    // Before anything is computed. Keys that need more bits are known later.
+    HeadBytes::new(&config, of, &candidates, at_length).sizes(rows).check_least(options)?;
     let student =
         Student::init(config.clone(), model.config(), FeatureInit::Identity, options.seed)?
             .to_device(model.device())?;
     let (choices, ranges) = measure(&teacher, &student, &candidates, windows, options, progress)?;
-    let allocation = allocate(&choices, &own.by_candidate, limit, options.retrieval_threshold)
-        .ok_or_else(too_small)?;
-    let outlook = outlook(&choices, &candidates, options.retrieval_threshold, sizes);
+    let config = StillConfig { key_exponents: ranges.exponents(), ..config };
+    let bytes = HeadBytes::new(&config, of, &candidates, at_length);
+    let own = bytes.sizes(rows);
+    own.check_least(options)?;
+    let limit = own.limit(options.cache_fraction);
+    let allocation = allocate(&choices, &own.by_head, limit, options.retrieval_threshold)
+        .expect("the smallest budgets fit");
+    let of_rows = |rows| bytes.sizes(rows);
+    let outlook = outlook(&choices, &candidates, options.retrieval_threshold, of_rows);
     let reports = reports(choices, &allocation, &candidates, &student);
-    let of = |report: &HeadReport| size.bytes_by_part(report.budget, at_length);
-    let cache_parts = reports.iter().map(of).sum::<StateBytes>() + windows_of(rows);
-    let cache_bytes = cache_parts.total();
-    let uniform = |budget: &usize| heads * size.bytes(*budget, at_length) + own.kept <= cache_bytes;
+    let cache_parts = bytes.held(&reports, rows);
+    let (cache_bytes, dense_bytes) = (cache_parts.total(), bytes.dense());
+    let uniform_budget = bytes.uniform_budget(rows, cache_bytes);
     let mut budgets = vec![Vec::new(); model.config().num_hidden_layers];
     for report in &reports {
         budgets[report.layer].push(report.budget);
@@ -223,7 +203,7 @@ pub fn calibrate(
             selection_head: config.selection_head,
             router: config.router,
             rows,
-            key_exponents: ranges.exponents(),
+            key_exponents: config.key_exponents.clone(),
             fingerprint: None,
         },
         candidates,
@@ -231,7 +211,7 @@ pub fn calibrate(
         cache_bytes,
         cache_parts,
         dense_bytes,
-        uniform_budget: (0..=config.chunk).rev().find(uniform),
+        uniform_budget,
         tokens: windows.iter().map(|window| window.len()).sum(),
         outlook,
     })
@@ -263,13 +243,6 @@ fn measure(
     Ok((heads.map(choice).collect(), ranges))
 }
 
-/// Bytes of the layers that attend to a sliding window, after so many tokens.
-fn sliding_bytes(model: &ModelConfig, size: &HeadSize, tokens: usize) -> StateBytes {
-    let windows = (0..model.num_hidden_layers).filter_map(|layer| model.sliding_window(layer));
-    let heads = model.num_key_value_heads;
-    windows.map(|window| size.sliding_bytes_by_part(window, tokens) * heads).sum()
-}
-
 /// An attention without salient tokens has no budgets, and text within a window retires no chunk.
 fn refuse_unfit(config: &StillConfig, windows: &[&[u32]]) -> Result<()> {
     if config.mode != Mode::Hybrid || config.router == Router::None {
@@ -285,17 +258,6 @@ fn refuse_unfit(config: &StillConfig, windows: &[&[u32]]) -> Result<()> {
         ));
     }
     Ok(())
-}
-
-/// `least`: the share of the dense cache that is taken with the smallest budgets.
-fn too_small(least: f64, options: &CalibrateOptions) -> TrainError {
-    fail(
-        format!(
-            "a cache of {:.3} of the dense one at {} tokens is too small: windows and linear states alone take {least:.3}",
-            options.cache_fraction, options.at_length,
-        ),
-        "raise --cache-fraction (in a recipe: calibration.cache_fraction), or calibrate for a longer context with --at-length",
-    )
 }
 
 /// By layer, then head.

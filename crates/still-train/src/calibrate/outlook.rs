@@ -4,6 +4,8 @@ use serde::Serialize;
 use still_attention::RowDtype;
 
 use super::allocate::{Choice, allocate};
+use super::{CalibrateOptions, fail};
+use crate::error::Result;
 
 /// Shares of the dense cache that are looked at.
 const SHARES: [f64; 12] = [0.05, 0.06, 0.07, 0.08, 0.1, 0.12, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5];
@@ -47,27 +49,50 @@ pub struct Outcome {
 #[derive(Clone, Debug)]
 pub(super) struct Sizes {
     pub rows: RowDtype,
-    pub by_candidate: Vec<usize>,
+    /// `[head][candidate]`: layers whose keys have wide channels may take more.
+    pub by_head: Vec<Vec<usize>>,
     pub kept: usize,
     pub dense: usize,
 }
 
+/// Of a head's candidates, the one that holds an attention sink.
+fn sink(bytes: &[usize]) -> usize {
+    bytes[usize::from(bytes.len() > 2)]
+}
+
+/// Bytes that a head takes more if it is whole than with its sink alone.
+fn whole_step(bytes: &[usize]) -> usize {
+    bytes[bytes.len() - 1].saturating_sub(sink(bytes))
+}
+
 impl Sizes {
-    /// The candidate that holds an attention sink.
-    fn sink(&self) -> usize {
-        usize::from(self.by_candidate.len() > 2)
-    }
-
+    /// Of a head whose rows are in the format itself.
     fn whole_head_bytes(&self) -> usize {
-        let bytes = &self.by_candidate;
-        bytes[bytes.len() - 1].saturating_sub(bytes[self.sink()])
+        self.by_head.iter().map(|bytes| whole_step(bytes)).min().unwrap_or(0)
     }
 
-    /// The share at which so many of all heads are whole and the others hold their sink; `None` for no heads.
-    fn knee(&self, heads: usize, whole: usize) -> Option<f64> {
-        let bytes =
-            heads * self.by_candidate[self.sink()] + whole * self.whole_head_bytes() + self.kept;
-        (whole > 0).then_some(bytes as f64 / self.dense as f64)
+    /// The share at which these heads are whole and the others hold their sink; `None` for no heads.
+    fn knee(&self, whole: &[usize]) -> Option<f64> {
+        let sinks: usize = self.by_head.iter().map(|bytes| sink(bytes)).sum();
+        let steps: usize = whole.iter().map(|&head| whole_step(&self.by_head[head])).sum();
+        (!whole.is_empty()).then_some((sinks + steps + self.kept) as f64 / self.dense as f64)
+    }
+
+    /// # Errors
+    /// A share of the dense cache that the smallest budgets exceed.
+    pub fn check_least(&self, options: &CalibrateOptions) -> Result<()> {
+        let least: usize = self.by_head.iter().map(|bytes| bytes[0]).sum();
+        if least <= self.limit(options.cache_fraction) {
+            return Ok(());
+        }
+        let share = (least + self.kept) as f64 / self.dense as f64;
+        Err(fail(
+            format!(
+                "a cache of {:.3} of the dense one at {} tokens is too small: windows and linear states alone take {share:.3}",
+                options.cache_fraction, options.at_length,
+            ),
+            "raise --cache-fraction (in a recipe: calibration.cache_fraction), or calibrate for a longer context with --at-length",
+        ))
     }
 
     /// Most bytes of all budgets at a share of the dense cache.
@@ -83,9 +108,11 @@ pub(super) fn outlook(
     retrieval_threshold: f64,
     sizes: impl Fn(RowDtype) -> Sizes,
 ) -> Vec<Outlook> {
-    let retrieving = choices.iter().filter(|head| head.retrieval >= retrieval_threshold).count();
+    let heads = choices.iter().enumerate();
+    let retrieving = heads.filter(|(_, head)| head.retrieval >= retrieval_threshold);
+    let retrieving: Vec<usize> = retrieving.map(|(n, _)| n).collect();
     let sizes = ROWS.map(sizes);
-    let knees = sizes.each_ref().map(|sizes| sizes.knee(choices.len(), retrieving));
+    let knees = sizes.each_ref().map(|sizes| sizes.knee(&retrieving));
     let mut shares: Vec<f64> =
         SHARES.into_iter().chain(knees.into_iter().filter_map(recommended)).collect();
     shares.sort_by(f64::total_cmp);
@@ -115,13 +142,13 @@ fn outcome(
     sizes: &Sizes,
     share: f64,
 ) -> Option<Outcome> {
-    let bytes = &sizes.by_candidate;
-    let taken = allocate(choices, bytes, sizes.limit(share), retrieval_threshold)?;
+    let taken = allocate(choices, &sizes.by_head, sizes.limit(share), retrieval_threshold)?;
     let heads = || choices.iter().zip(&taken);
-    let whole = bytes.len() - 1;
+    let whole = candidates.len() - 1;
+    let bytes = sizes.by_head.iter().zip(&taken).map(|(bytes, taken)| bytes[taken.candidate]);
     Some(Outcome {
         cache_fraction: share,
-        cache_bytes: heads().map(|(_, taken)| bytes[taken.candidate]).sum::<usize>() + sizes.kept,
+        cache_bytes: bytes.sum::<usize>() + sizes.kept,
         whole: heads().filter(|(_, taken)| taken.candidate == whole).count(),
         retrieving: heads().filter(|(_, taken)| taken.retrieves).count(),
         loss: heads().map(|(head, taken)| head.losses[taken.candidate]).sum(),
@@ -139,7 +166,7 @@ mod tests {
         let sizes = |rows: RowDtype| {
             let row = rows.row_bytes(64);
             let by_candidate = [0, 1, 8, 64].map(|kept| 1000 + kept * row).to_vec();
-            Sizes { rows, by_candidate, kept: 500, dense: 80_000 }
+            Sizes { rows, by_head: vec![by_candidate; 4], kept: 500, dense: 80_000 }
         };
         let candidates = [0, 1, 8, 64];
         let found = outlook(&choices, &candidates, 0.1, sizes);
@@ -149,7 +176,7 @@ mod tests {
             let knee = knee.unwrap();
             let whole = |share| {
                 let limit = sizes(rows).limit(share);
-                let taken = allocate(&choices, &sizes(rows).by_candidate, limit, 0.1).unwrap();
+                let taken = allocate(&choices, &sizes(rows).by_head, limit, 0.1).unwrap();
                 taken.iter().filter(|taken| taken.retrieves).count()
             };
             assert_eq!((whole(knee + 1e-6), whole(knee - 1e-3)), (2, 1), "{rows}");
