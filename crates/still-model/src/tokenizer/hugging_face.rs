@@ -58,8 +58,11 @@ impl Tokenizer {
             .map_err(|reason| ModelError::corrupt(path, format!("not a tokenizer: {reason}")))?;
         json["truncation"] = Value::Null;
         json["padding"] = Value::Null;
+        // As text: the library has the reader of text compiled, and to read a `Value` would compile all of it again.
+        let text = json.to_string();
         let loaded = guard::catch(|| {
-            serde_json::from_value::<tokenizers::Tokenizer>(json).map_err(|e| e.to_string())
+            let parsed = text.parse::<tokenizers::Tokenizer>();
+            parsed.map_err(|error| without_place(&error.to_string()).to_owned())
         });
         let inner = loaded
             .and_then(|loaded| loaded)
@@ -68,6 +71,11 @@ impl Tokenizer {
         let chat_template = chat::template_in(&config, Some(origin))?;
         Ok(Self::assemble(inner, chat_template, config, Some(path)))
     }
+}
+
+/// What is wrong, without the place in a text that was made of the file's.
+fn without_place(error: &str) -> &str {
+    error.rsplit_once(" at line ").map_or(error, |(what, _)| what)
 }
 
 /// Encodes and decodes a little of everything: what makes the library panic on any text should not do so after hours of
