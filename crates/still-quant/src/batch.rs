@@ -10,7 +10,7 @@ use pulp::{Simd, WithSimd};
 use still_compute::vector;
 
 use crate::block::Block;
-use crate::tile::{LANES, Part, Words};
+use crate::tile::{LANES, Part, Words, turns};
 
 /// Sums that a group's columns make: a column's is its number, modulo this. A sum's additions wait for each other, and these do
 /// not.
@@ -136,22 +136,17 @@ impl<const V: usize> WithSimd for Rows<'_, V> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
-        // As many rows at a time as have their sums in registers, and about equally many.
         let many = S::REGISTER_COUNT >= 32;
-        let times = self.n.div_ceil(if many { 6 } else { 3 });
-        let mut row = 0;
-        for time in 1..=times {
-            let end = self.n * time / times;
-            match end - row {
-                1 => self.add::<S, 1>(simd, row),
-                2 => self.add::<S, 2>(simd, row),
-                3 => self.add::<S, 3>(simd, row),
-                4 if many => self.add::<S, 4>(simd, row),
-                5 if many => self.add::<S, 5>(simd, row),
-                6 if many => self.add::<S, 6>(simd, row),
+        for turn in turns(self.n, if many { 6 } else { 3 }) {
+            match turn.len() {
+                1 => self.add::<S, 1>(simd, turn.start),
+                2 => self.add::<S, 2>(simd, turn.start),
+                3 => self.add::<S, 3>(simd, turn.start),
+                4 if many => self.add::<S, 4>(simd, turn.start),
+                5 if many => self.add::<S, 5>(simd, turn.start),
+                6 if many => self.add::<S, 6>(simd, turn.start),
                 rows => unreachable!("{rows} rows at a time"),
             }
-            row = end;
         }
     }
 }

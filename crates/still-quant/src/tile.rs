@@ -3,6 +3,8 @@
 //! A file stores a row's blocks one after the other. Here a word of each of 16 rows makes one vector: every lane is a
 //! row of its own, an activation is the same for all of them, and no product needs a sum across lanes.
 
+use std::ops::Range;
+
 use pulp::Simd;
 use pulp::bytemuck::{Pod, Zeroable};
 
@@ -18,6 +20,17 @@ pub struct Words(pub [u32; LANES]);
 unsafe impl Zeroable for Words {}
 // SAFETY: as above: its alignment is its size.
 unsafe impl Pod for Words {}
+
+/// `n` rows in turns of at most `most`, whose sums are in registers, and about equally many each.
+#[inline(always)]
+pub fn turns(n: usize, most: usize) -> impl Iterator<Item = Range<usize>> {
+    let times = n.div_ceil(most);
+    let mut start = 0;
+    (1..=times).map(move |time| {
+        let end = n * time / times;
+        std::mem::replace(&mut start, end)..end
+    })
+}
 
 /// Puts a field into one row's word.
 pub fn put(tile: &mut [Words], word: usize, lane: usize, shift: usize, value: u32) {

@@ -10,9 +10,10 @@ use pulp::f32x8;
 use pulp::x86::V3;
 use still_compute::vector::prefetch;
 
+use super::digits::LEAST;
 use super::words::words_of;
 use super::{Digits, GROUP, Group, Integer, Order, Rows};
-use crate::tile::{LANES, Part, Words};
+use crate::tile::{LANES, Part, Words, turns};
 
 /// Rows whose sums are in registers.
 const MOST: usize = 3;
@@ -20,22 +21,10 @@ const MOST: usize = 3;
 /// Lanes of a vector.
 pub(super) const WIDTH: usize = 8;
 
-/// Values below are next to nothing.
-const LEAST: f32 = f32::from_bits(27 << 23);
-
 /// See [`super::Unit::digits_into`].
 #[target_feature(enable = "avx2,fma")]
 pub fn digits_into(x: &[f32], columns: usize, order: Order, rows: &mut Rows) {
-    let (width, n) = (columns / GROUP, x.len() / columns);
-    rows.width = width;
-    rows.digits.resize(n * width, Default::default());
-    rows.groups.resize(n * width, Group::default());
-    let x = x.as_chunks::<GROUP>().0.chunks_exact(width);
-    for (row, (x, digits)) in x.zip(rows.digits.chunks_exact_mut(width)).enumerate() {
-        for (at, (x, digits)) in x.iter().zip(digits).enumerate() {
-            rows.groups[at * n + row] = digits_of(x, order, digits);
-        }
-    }
+    rows.fill(x, columns, |x, digits| digits_of(x, order, digits));
     rows.words.clear();
     if order == Order::Bytes {
         rows.words.extend(rows.digits.iter().map(words_of));
@@ -135,22 +124,17 @@ pub fn multiply<B: Integer>(
 ) {
     assert_eq!(B::ORDER, Order::Nibbles, "codes of eight bits overflow sums of 16 bits");
     let n = rows.count();
-    // As many rows at a time as have their sums in registers, and about equally many.
-    let times = n.div_ceil(MOST);
     for (tile, y) in words.chunks_exact(row_words).zip(y.chunks_exact_mut(n * LANES)) {
-        let mut row = 0;
-        for time in 1..=times {
-            let end = n * time / times;
-            let y = &mut y[row * LANES..end * LANES];
+        for turn in turns(n, MOST) {
+            let y = &mut y[turn.start * LANES..turn.end * LANES];
             for part in 0..LANES / WIDTH {
-                match end - row {
-                    1 => products::<B, 1>(simd, (tile, part), rows, row, y),
-                    2 => products::<B, 2>(simd, (tile, part), rows, row, y),
-                    3 => products::<B, 3>(simd, (tile, part), rows, row, y),
+                match turn.len() {
+                    1 => products::<B, 1>(simd, (tile, part), rows, turn.start, y),
+                    2 => products::<B, 2>(simd, (tile, part), rows, turn.start, y),
+                    3 => products::<B, 3>(simd, (tile, part), rows, turn.start, y),
                     rows => unreachable!("{rows} rows at a time"),
                 }
             }
-            row = end;
         }
     }
 }

@@ -1,5 +1,9 @@
 //! Rows of `x` in digits.
 
+/// Values below are next to nothing.
+#[cfg(target_arch = "x86_64")]
+pub(super) const LEAST: f32 = f32::from_bits(27 << 23);
+
 /// Columns of a group.
 pub(crate) const GROUP: usize = 32;
 
@@ -36,6 +40,26 @@ pub(crate) struct Rows {
 }
 
 impl Rows {
+    /// Takes rows `x` `[n, columns]` in place of its own: `digits_of` writes a group's digits, and says what else is to know of it.
+    #[inline(always)]
+    pub fn fill(
+        &mut self,
+        x: &[f32],
+        columns: usize,
+        digits_of: impl Fn(&[f32; GROUP], &mut [Digits; 3]) -> Group,
+    ) {
+        let (width, n) = (columns / GROUP, x.len() / columns);
+        self.width = width;
+        self.digits.resize(n * width, Default::default());
+        self.groups.resize(n * width, Group::default());
+        let x = x.as_chunks::<GROUP>().0.chunks_exact(width);
+        for (row, (x, digits)) in x.zip(self.digits.chunks_exact_mut(width)).enumerate() {
+            for (at, (x, digits)) in x.iter().zip(digits).enumerate() {
+                self.groups[at * n + row] = digits_of(x, digits);
+            }
+        }
+    }
+
     /// Rows.
     pub fn count(&self) -> usize {
         self.groups.len() / self.width

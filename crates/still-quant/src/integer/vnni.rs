@@ -6,28 +6,17 @@ use pulp::f32x16;
 use pulp::x86::V4;
 use still_compute::vector::prefetch;
 
+use super::digits::LEAST;
 use super::{Digits, GROUP, Group, Integer, Order, Rows};
-use crate::tile::{LANES, Part, Words};
+use crate::tile::{LANES, Part, Words, turns};
 
 /// Rows whose sums are in registers.
 const MOST: usize = 6;
 
-/// Values below are next to nothing.
-const LEAST: f32 = f32::from_bits(27 << 23);
-
 /// See [`super::Unit::digits_into`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
 pub fn digits_into(x: &[f32], columns: usize, order: Order, rows: &mut Rows) {
-    let (width, n) = (columns / GROUP, x.len() / columns);
-    rows.width = width;
-    rows.digits.resize(n * width, Default::default());
-    rows.groups.resize(n * width, Group::default());
-    let x = x.as_chunks::<GROUP>().0.chunks_exact(width);
-    for (row, (x, digits)) in x.zip(rows.digits.chunks_exact_mut(width)).enumerate() {
-        for (at, (x, digits)) in x.iter().zip(digits).enumerate() {
-            rows.groups[at * n + row] = digits_of(x, order, digits);
-        }
-    }
+    rows.fill(x, columns, |x, digits| digits_of(x, order, digits));
 }
 
 /// The digits of a group, and what else is to know of it.
@@ -95,23 +84,18 @@ pub fn multiply<B: Integer>(
     y: &mut [f32],
 ) {
     let n = rows.count();
-    // As many rows at a time as have their sums in registers, and about equally many.
-    let times = n.div_ceil(MOST);
     for (tile, y) in words.chunks_exact(row_words).zip(y.chunks_exact_mut(n * LANES)) {
-        let mut row = 0;
-        for time in 1..=times {
-            let end = n * time / times;
-            let y = &mut y[row * LANES..end * LANES];
-            match end - row {
-                1 => products::<B, 1>(simd, tile, rows, row, y),
-                2 => products::<B, 2>(simd, tile, rows, row, y),
-                3 => products::<B, 3>(simd, tile, rows, row, y),
-                4 => products::<B, 4>(simd, tile, rows, row, y),
-                5 => products::<B, 5>(simd, tile, rows, row, y),
-                6 => products::<B, 6>(simd, tile, rows, row, y),
+        for turn in turns(n, MOST) {
+            let y = &mut y[turn.start * LANES..turn.end * LANES];
+            match turn.len() {
+                1 => products::<B, 1>(simd, tile, rows, turn.start, y),
+                2 => products::<B, 2>(simd, tile, rows, turn.start, y),
+                3 => products::<B, 3>(simd, tile, rows, turn.start, y),
+                4 => products::<B, 4>(simd, tile, rows, turn.start, y),
+                5 => products::<B, 5>(simd, tile, rows, turn.start, y),
+                6 => products::<B, 6>(simd, tile, rows, turn.start, y),
                 rows => unreachable!("{rows} rows at a time"),
             }
-            row = end;
         }
     }
 }

@@ -9,7 +9,7 @@ use still_compute::vector::prefetch;
 
 use super::avx2::{WIDTH, affine, total_of};
 use super::{Digits, GROUP, Integer, Order, RowWords, Rows};
-use crate::tile::{LANES, Words};
+use crate::tile::{LANES, Words, turns};
 
 /// Rows whose sums are in registers.
 const MOST: usize = 4;
@@ -35,23 +35,18 @@ pub fn multiply<B: Integer>(
 ) {
     assert_eq!(B::ORDER, Order::Bytes, "codes of four bits have faster products");
     let n = rows.count();
-    // As many rows at a time as have their sums in registers, and about equally many.
-    let times = n.div_ceil(MOST);
     for (tile, y) in words.chunks_exact(row_words).zip(y.chunks_exact_mut(n * LANES)) {
-        let mut row = 0;
-        for time in 1..=times {
-            let end = n * time / times;
-            let y = &mut y[row * LANES..end * LANES];
+        for turn in turns(n, MOST) {
+            let y = &mut y[turn.start * LANES..turn.end * LANES];
             for part in 0..LANES / WIDTH {
-                match end - row {
-                    1 => products::<B, 1>(simd, (tile, part), rows, row, y),
-                    2 => products::<B, 2>(simd, (tile, part), rows, row, y),
-                    3 => products::<B, 3>(simd, (tile, part), rows, row, y),
-                    4 => products::<B, 4>(simd, (tile, part), rows, row, y),
+                match turn.len() {
+                    1 => products::<B, 1>(simd, (tile, part), rows, turn.start, y),
+                    2 => products::<B, 2>(simd, (tile, part), rows, turn.start, y),
+                    3 => products::<B, 3>(simd, (tile, part), rows, turn.start, y),
+                    4 => products::<B, 4>(simd, (tile, part), rows, turn.start, y),
                     rows => unreachable!("{rows} rows at a time"),
                 }
             }
-            row = end;
         }
     }
 }
