@@ -357,8 +357,8 @@ pub(crate) fn query_block(
             if row.is_empty() {
                 continue;
             }
-            let tile_max = vector::max(row);
-            if tile_max > max[i] || tile_max.is_nan() {
+            let tile_max = vector::softmax_shift(row);
+            if tile_max > max[i] {
                 let shrink = (max[i] - tile_max).exp();
                 sum[i] *= shrink;
                 out[i * d..(i + 1) * d].iter_mut().for_each(|x| *x *= shrink);

@@ -98,10 +98,9 @@ fn padded<T: Real>(rest: &[T], padding: T) -> [T; LANES] {
     block
 }
 
-/// The largest value; `−∞` of an empty slice. NaN if any value is NaN.
+/// What is left of all values after `pick` took one of two again and again; −∞ of an empty slice.
 #[inline(always)]
-pub fn max<T: Real>(row: &[T]) -> T {
-    let pick = |a: T, b: T| if a > b || a.is_nan() { a } else { b };
+fn pick_one<T: Real>(row: &[T], pick: impl Fn(T, T) -> T + Copy) -> T {
     // Several chains of comparisons, which need not wait for each other.
     const CHAINS: usize = 4;
     let mut lanes = [[T::neg_infinity(); LANES]; CHAINS];
@@ -121,6 +120,20 @@ pub fn max<T: Real>(row: &[T]) -> T {
         }
     }
     fold(first, pick)
+}
+
+/// The largest value; `−∞` of an empty slice. NaN if any value is NaN.
+#[inline(always)]
+pub fn max<T: Real>(row: &[T]) -> T {
+    pick_one(row, |a, b| if a > b || a.is_nan() { a } else { b })
+}
+
+/// What a softmax subtracts from its logits: the largest number among them, `−∞` if there is none.
+///
+/// NaN is left out, at half the cost of [`max`], since what follows brings it back: [`exp_sub_sum`] of a row with a NaN is NaN.
+#[inline(always)]
+pub fn softmax_shift<T: Real>(row: &[T]) -> T {
+    pick_one(row, |a, b| if b > a { b } else { a })
 }
 
 /// The sum, in lanes (its rounding differs from left-to-right).
@@ -198,8 +211,8 @@ pub fn exp_sub_sum<T: Real>(row: &mut [T], shift: T) -> T {
 /// Softmax in place.
 #[inline(always)]
 pub fn softmax<T: Real>(row: &mut [T]) {
-    let max = max(row);
-    let scale = T::one() / exp_sub_sum(row, max);
+    let shift = softmax_shift(row);
+    let scale = T::one() / exp_sub_sum(row, shift);
     for x in row.iter_mut() {
         *x *= scale;
     }
@@ -215,7 +228,8 @@ mod tests {
             let row: Vec<f64> = (0..n).map(|i| f64::from(i * 7 % 11) - 3.0).collect();
             assert_eq!(sum(&row), row.iter().sum::<f64>());
             assert_eq!(dot(&row, &row), row.iter().map(|x| x * x).sum::<f64>());
-            assert_eq!(max(&row), row.iter().copied().fold(f64::NEG_INFINITY, f64::max));
+            let largest = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            assert_eq!((max(&row), softmax_shift(&row)), (largest, largest));
         }
     }
 
@@ -225,6 +239,19 @@ mod tests {
             let mut row = vec![1.0_f32; 18];
             row[at] = f32::NAN;
             assert!(max(&row).is_nan(), "NaN at {at} was dropped");
+        }
+    }
+
+    #[test]
+    fn softmax_lets_nan_through() {
+        for n in [1, 18, 64, 130] {
+            for at in [0, n / 2, n - 1] {
+                let mut row = vec![1.0_f32; n];
+                row[at] = f32::NAN;
+                assert_eq!(softmax_shift(&row), if n == 1 { f32::NEG_INFINITY } else { 1.0 });
+                softmax(&mut row);
+                assert!(row.iter().all(|x| x.is_nan()), "NaN at {at} of {n} was dropped");
+            }
         }
     }
 }

@@ -9,15 +9,14 @@ use std::ops::Range;
 
 use pulp::{Arch, Simd, WithSimd, bytemuck};
 use rayon::prelude::*;
+use still_compute::matmul::Mat;
+use still_compute::matmul::registers::{self, ROWS};
 
 use crate::block::Block;
 use crate::format::with_block;
 use crate::matrix::PackedMatrix;
 use crate::product::{Output, Widen, tiles_of};
-use crate::tile::{LANES, Words};
-
-/// Rows of `x` whose sums are in registers.
-const ROWS: usize = 6;
+use crate::tile::{LANES, Words, turns};
 
 /// Values that a thread widens at a time: a quarter of a megabyte.
 const STRETCH: usize = 1 << 16;
@@ -121,26 +120,20 @@ impl<B: Block> Stretch<'_, B> {
                 .with_simd(simd);
             }
         }
-        let n = self.x.len() / columns;
-        let times = n.div_ceil(ROWS);
-        let mut row = 0;
-        for time in 1..=times {
-            // About equally many rows at a time.
-            let end = n * time / times;
+        for turn in turns(self.x.len() / columns, ROWS) {
             for (panel, widened) in self.widened.chunks_exact(columns * width).enumerate() {
                 let first = self.first + panel * width;
                 let asked = self.rows.start.max(first)..self.rows.end.min(first + width);
                 simd.vectorize(Products::<V> {
                     columns,
-                    x: &self.x[row * columns..end * columns],
+                    x: &self.x[turn.start * columns..turn.end * columns],
                     widened,
                     lanes: asked.start - first..asked.end - first,
                     y: self.y,
-                    to: row * self.rows.len() + asked.start - self.rows.start,
+                    to: turn.start * self.rows.len() + asked.start - self.rows.start,
                     y_stride: self.rows.len(),
                 });
             }
-            row = end;
         }
     }
 }
@@ -180,19 +173,9 @@ impl<const V: usize> WithSimd for Products<'_, V> {
 impl<const V: usize> Products<'_, V> {
     #[inline(always)]
     fn multiply<S: Simd, const R: usize>(self, simd: S) {
-        let (columns, x) = (self.columns, self.x);
-        let values = &S::as_simd_f32s(self.widened).0.as_chunks::<V>().0[..columns];
-        assert!(x.len() >= R * columns, "x has no {R} rows");
-        let mut sums = [[simd.splat_f32s(0.0); V]; R];
-        for (column, values) in values.iter().enumerate() {
-            for r in 0..R {
-                // SAFETY: `x` has `R` rows of so many columns, as asserted.
-                let x = simd.splat_f32s(unsafe { *x.as_ptr().add(r * columns + column) });
-                for v in 0..V {
-                    sums[r][v] = simd.mul_add_f32s(x, values[v], sums[r][v]);
-                }
-            }
-        }
+        let (x, widened) =
+            (Mat::rows(self.x, self.columns), Mat::rows(self.widened, V * S::F32_LANES));
+        let sums = registers::sums::<S, R, V>(simd, self.columns, x, widened);
         for (r, sums) in sums.iter().enumerate() {
             let start = self.to + r * self.y_stride;
             let sums: &[f32] = bytemuck::cast_slice(sums);

@@ -144,7 +144,10 @@ mod tests {
         check("singles", &|q, softmax| keys.attend(q, softmax, &mut vec![9; 5]));
         #[cfg(target_arch = "x86_64")]
         if let Some(simd) = pulp::x86::V3::try_new() {
-            check("AVX2", &|q, softmax| avx2::attend(simd, singles, &keys, q, softmax));
+            check("AVX2", &|q, softmax| {
+                // SAFETY: `simd` proves that the CPU has the features.
+                unsafe { avx2::attend(simd, singles, &keys, q, softmax) }
+            });
         }
         if store.is_bf16() && pairs_multiply() {
             let k = Panels::Pairs(store.paired(rows, &mut pairs).unwrap());

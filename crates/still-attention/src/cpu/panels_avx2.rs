@@ -1,21 +1,26 @@
 //! [`PanelKeys::attend`] of f32 panels in AVX2.
 
+use std::arch::x86_64::*;
+
 use pulp::x86::V3;
-use pulp::{Simd, WithSimd};
+use still_compute::matmul::Mat;
+use still_compute::matmul::registers::{self, ROWS};
+use still_compute::{Real, vector};
 
 use super::{PanelKeys, Softmax};
 use crate::cpu::key_store::TILE;
-use still_compute::{Real, vector};
 
-/// Queries whose sums with a panel fill the registers.
-const ROWS: usize = 6;
-/// Vectors of a panel's keys.
-const VECTORS: usize = 2;
+/// Values of a vector, and vectors of a panel's keys.
+const LANES: usize = 8;
+const VECTORS: usize = TILE / LANES;
 
 /// Queries, and keys, that are worked on together, and keys that all queries meet before the next ones.
 const STRIP: usize = 4 * ROWS;
 const BLOCK: usize = 4 * TILE;
 const SPAN: usize = 16 * BLOCK;
+
+/// Logits, later weights, of a query and a block of keys.
+type Row = [f32; BLOCK];
 
 /// Runs the body for so many rows, as a constant.
 macro_rules! rows {
@@ -34,6 +39,7 @@ macro_rules! rows {
 }
 
 /// See [`PanelKeys::attend`].
+#[target_feature(enable = "avx2,fma,bmi1,bmi2,lzcnt,popcnt")]
 pub fn attend(
     simd: V3,
     panels: &[[f32; TILE]],
@@ -41,131 +47,135 @@ pub fn attend(
     q: &[f32],
     softmax: Softmax<'_, f32>,
 ) {
-    Simd::vectorize(simd, Attend { panels, v: keys.v, d: keys.head_dim, q, softmax });
-}
-
-struct Attend<'a> {
-    panels: &'a [[f32; TILE]],
-    v: &'a [f32],
-    d: usize,
-    q: &'a [f32],
-    softmax: Softmax<'a, f32>,
-}
-
-impl WithSimd for Attend<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        const { assert!(S::F32_LANES * VECTORS == TILE) };
-        let Self { panels, v, d, q, softmax } = self;
-        let count = v.len() / d;
-        let mut logits = [[0.0_f32; BLOCK]; STRIP];
-        for span in (0..count).step_by(SPAN) {
-            let strips = q.chunks(STRIP * d).zip(softmax.attended.chunks_mut(STRIP * d));
-            let running =
-                softmax.denominator.chunks_mut(STRIP).zip(softmax.maximum.chunks_mut(STRIP));
-            for ((q, attended), (denominator, maximum)) in strips.zip(running) {
-                let logits = &mut logits[..denominator.len()];
-                for start in (span..count.min(span + SPAN)).step_by(BLOCK) {
-                    let length = BLOCK.min(count - start);
-                    let of_block = &panels[start / TILE * d..][..length.div_ceil(TILE) * d];
-                    for (q, logits) in q.chunks(ROWS * d).zip(logits.chunks_mut(ROWS)) {
-                        for (panel, column) in of_block.chunks_exact(d).zip((0..).step_by(TILE)) {
-                            rows!(logits.len(), R => dots::<S, R>(simd, q, panel, logits, column));
-                        }
-                    }
-                    for (row, logits) in logits.iter_mut().enumerate() {
-                        let attended = &mut attended[row * d..(row + 1) * d];
-                        let (sum, maximum) = (&mut denominator[row], &mut maximum[row]);
-                        weigh(&mut logits[..length], attended, sum, maximum);
-                    }
-                    let v = &v[start * d..(start + length) * d];
-                    for (weights, attended) in
-                        logits.chunks(ROWS).zip(attended.chunks_mut(ROWS * d))
-                    {
-                        rows!(weights.len(), R => add_values::<S, R>(simd, weights, v, d, attended));
+    let (d, count) = (keys.head_dim, keys.len());
+    let mut logits = [[0.0; BLOCK]; STRIP];
+    for span in (0..count).step_by(SPAN) {
+        let strips = q.chunks(STRIP * d).zip(softmax.attended.chunks_mut(STRIP * d));
+        let running = softmax.denominator.chunks_mut(STRIP).zip(softmax.maximum.chunks_mut(STRIP));
+        for ((q, attended), (denominator, maximum)) in strips.zip(running) {
+            let logits = &mut logits[..denominator.len()];
+            let mut sums = [_mm256_setzero_ps(); STRIP];
+            for (sum, &denominator) in sums.iter_mut().zip(&*denominator) {
+                *sum = _mm256_zextps128_ps256(_mm_set_ss(denominator));
+            }
+            for start in (span..count.min(span + SPAN)).step_by(BLOCK) {
+                let length = BLOCK.min(count - start);
+                let panels = &panels[start / TILE * d..][..length.div_ceil(TILE) * d];
+                for (q, logits) in q.chunks(ROWS * d).zip(logits.chunks_mut(ROWS)) {
+                    for (panel, column) in panels.chunks_exact(d).zip((0..).step_by(TILE)) {
+                        rows!(logits.len(), R => dots::<R>(simd, q, panel, logits, column));
                     }
                 }
+                for (row, logits) in logits.iter_mut().enumerate() {
+                    logits[length..].fill(f32::NEG_INFINITY);
+                    let attended = &mut attended[row * d..(row + 1) * d];
+                    weigh(logits, attended, &mut sums[row], &mut maximum[row]);
+                }
+                let v = &keys.v[start * d..(start + length) * d];
+                for (weights, attended) in logits.chunks(ROWS).zip(attended.chunks_mut(ROWS * d)) {
+                    rows!(weights.len(), R => add_values::<R>(simd, weights, v, d, attended));
+                }
+            }
+            for (denominator, sum) in denominator.iter_mut().zip(sums) {
+                *denominator = lanes(sum).into_iter().sum();
             }
         }
     }
+}
+
+/// The lanes of a vector.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn lanes(vector: __m256) -> [f32; LANES] {
+    let mut lanes = [0.0; LANES];
+    // SAFETY: 8 values are written.
+    unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), vector) };
+    lanes
 }
 
 /// Products of `R` queries with a panel's keys, into 16 columns.
-#[inline(always)]
-fn dots<S: Simd, const R: usize>(
-    simd: S,
-    q: &[f32],
-    panel: &[[f32; TILE]],
-    to: &mut [[f32; BLOCK]],
-    column: usize,
-) {
+#[inline]
+#[target_feature(enable = "avx2,fma,bmi1,bmi2,lzcnt,popcnt")]
+fn dots<const R: usize>(simd: V3, q: &[f32], panel: &[[f32; TILE]], to: &mut [Row], column: usize) {
     let d = panel.len();
-    let q: [&[f32]; R] = std::array::from_fn(|r| &q[r * d..(r + 1) * d]);
-    let mut sums = [[simd.splat_f32s(0.0); VECTORS]; R];
-    for (channel, keys) in panel.iter().enumerate() {
-        let keys = S::as_simd_f32s(keys).0;
-        for r in 0..R {
-            let x = simd.splat_f32s(q[r][channel]);
-            for i in 0..VECTORS {
-                sums[r][i] = simd.mul_add_f32s(x, keys[i], sums[r][i]);
-            }
-        }
-    }
+    let (q, panel) = (Mat::rows(q, d), Mat::rows(panel.as_flattened(), TILE));
+    let sums = registers::sums::<V3, R, VECTORS>(simd, d, q, panel);
     for (to, sums) in to.iter_mut().zip(&sums) {
-        S::as_mut_simd_f32s(&mut to[column..column + TILE]).0.copy_from_slice(sums);
+        let to: &mut [[f32; LANES]] = to[column..column + TILE].as_chunks_mut().0;
+        to.iter_mut().zip(sums).for_each(|(to, &sum)| *to = pulp::cast(sum));
     }
 }
 
-/// Turns a row's logits into `e^{s − m}`; a larger maximum shrinks what was added before.
-#[inline(always)]
-fn weigh(logits: &mut [f32], attended: &mut [f32], sum: &mut f32, maximum: &mut f32) {
-    let top = vector::max(logits);
-    if top > *maximum {
+/// Turns a row's logits into `e^{s − m}`; a larger maximum shrinks what was added before. `sum` is the denominator, lane by lane.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn weigh(logits: &mut Row, attended: &mut [f32], sum: &mut __m256, maximum: &mut f32) {
+    let mut x = [_mm256_setzero_ps(); BLOCK / LANES];
+    for (x, logits) in x.iter_mut().zip(logits.as_chunks::<LANES>().0) {
+        // SAFETY: there are 8 values.
+        *x = unsafe { _mm256_loadu_ps(logits.as_ptr()) };
+    }
+    // A NaN may get lost here, but not in the exponential below.
+    let top = x.into_iter().fold(_mm256_set1_ps(*maximum), |top, x| _mm256_max_ps(x, top));
+    let larger = _mm256_cmp_ps::<_CMP_GT_OQ>(top, _mm256_set1_ps(*maximum));
+    if _mm256_movemask_ps(larger) != 0 {
+        let top = lanes(top).into_iter().fold(*maximum, |a, b| if b > a { b } else { a });
         let shrink = (*maximum - top).fast_exp();
-        *sum *= shrink;
+        *sum = _mm256_mul_ps(*sum, _mm256_set1_ps(shrink));
         attended.iter_mut().for_each(|sum| *sum *= shrink);
         *maximum = top;
     }
-    *sum += vector::exp_sub_sum(logits, *maximum);
+    let shift = _mm256_set1_ps(*maximum);
+    for (x, logits) in x.into_iter().zip(logits.as_chunks_mut::<LANES>().0) {
+        let weight = exp(_mm256_sub_ps(x, shift));
+        *sum = _mm256_add_ps(*sum, weight);
+        // SAFETY: there are 8 values.
+        unsafe { _mm256_storeu_ps(logits.as_mut_ptr(), weight) };
+    }
+}
+
+/// `e^x` of `x ≤ 0`, within 2 ulp; of less than −80 what it is of −80, which is next to nothing; NaN of NaN.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn exp(x: __m256) -> __m256 {
+    // As `Real::fast_exp`, with n + 127 in the lowest bits, where the exponent of 2^n has them.
+    const ROUND: f32 = 12_582_912.0 + 127.0;
+    // Of a NaN and a number this instruction gives the second.
+    let x = _mm256_max_ps(_mm256_set1_ps(-80.0), x);
+    let log2_e = _mm256_set1_ps(std::f32::consts::LOG2_E);
+    let shifted = _mm256_fmadd_ps(x, log2_e, _mm256_set1_ps(ROUND));
+    let n = _mm256_sub_ps(shifted, _mm256_set1_ps(ROUND));
+    let r = _mm256_fmadd_ps(n, _mm256_set1_ps(-0.693_359_4), x);
+    let r = _mm256_fmadd_ps(n, _mm256_set1_ps(2.121_944_4e-4), r);
+    let mut p = _mm256_set1_ps(1.987_569_1e-4);
+    for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5, 1.0, 1.0] {
+        p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(c));
+    }
+    let scale = _mm256_slli_epi32::<23>(_mm256_castps_si256(shifted));
+    _mm256_mul_ps(p, _mm256_castsi256_ps(scale))
 }
 
 /// Adds the rows of `v`, `d` values each, times the weights of `R` queries.
-#[inline(always)]
-fn add_values<S: Simd, const R: usize>(
-    simd: S,
-    weights: &[[f32; BLOCK]],
-    v: &[f32],
-    d: usize,
-    out: &mut [f32],
-) {
-    let keys = v.len() / d;
-    let weights: [&[f32]; R] = std::array::from_fn(|r| &weights[r][..keys]);
-    let whole = d / TILE * TILE;
+#[inline]
+#[target_feature(enable = "avx2,fma,bmi1,bmi2,lzcnt,popcnt")]
+fn add_values<const R: usize>(simd: V3, weights: &[Row], v: &[f32], d: usize, out: &mut [f32]) {
+    let (keys, whole) = (v.len() / d, d / TILE * TILE);
+    let all = Mat::rows(weights.as_flattened(), BLOCK);
     for column in (0..whole).step_by(TILE) {
-        let mut sums = [[simd.splat_f32s(0.0); VECTORS]; R];
-        for (key, v) in v.chunks_exact(d).enumerate() {
-            let values = S::as_simd_f32s(&v[column..column + TILE]).0;
-            for r in 0..R {
-                let weight = simd.splat_f32s(weights[r][key]);
-                for i in 0..VECTORS {
-                    sums[r][i] = simd.mul_add_f32s(weight, values[i], sums[r][i]);
-                }
-            }
-        }
-        for r in 0..R {
-            let out = &mut out[r * d + column..r * d + column + TILE];
-            for (out, sum) in S::as_mut_simd_f32s(out).0.iter_mut().zip(sums[r]) {
-                *out = simd.add_f32s(*out, sum);
+        let v = Mat::rows(&v[column..], d);
+        let sums = registers::sums::<V3, R, VECTORS>(simd, keys, all, v);
+        for (out, sums) in out.chunks_exact_mut(d).zip(sums) {
+            let out: &mut [[f32; LANES]] = out[column..column + TILE].as_chunks_mut().0;
+            for (out, sum) in out.iter_mut().zip(sums) {
+                let sum: [f32; LANES] = pulp::cast(sum);
+                out.iter_mut().zip(sum).for_each(|(out, sum)| *out += sum);
             }
         }
     }
     // What is left of a head dimension that is no multiple of 16.
-    for r in 0..R {
-        let out = &mut out[r * d + whole..(r + 1) * d];
-        for (v, &weight) in v.chunks_exact(d).zip(weights[r]) {
-            vector::axpy(out, weight, &v[whole..]);
+    for (weights, out) in weights.iter().zip(out.chunks_exact_mut(d)) {
+        for (v, &weight) in v.chunks_exact(d).zip(weights) {
+            vector::axpy(&mut out[whole..], weight, &v[whole..]);
         }
     }
 }

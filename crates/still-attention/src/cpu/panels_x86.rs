@@ -52,7 +52,8 @@ pub(super) fn attend(
         }
         Panels::Singles(panels) if !is_x86_feature_detected!("avx512f") => {
             let simd = V3::try_new().expect("keys are in panels only where there is AVX2");
-            avx2::attend(simd, panels, keys, q, softmax);
+            // SAFETY: `simd` proves that the CPU has the features.
+            unsafe { avx2::attend(simd, panels, keys, q, softmax) };
         }
         Panels::Singles(panels) => {
             lines.extend(q.iter().map(|x| x.to_bits()));

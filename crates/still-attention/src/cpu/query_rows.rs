@@ -197,7 +197,7 @@ pub(super) fn attend_salient<T: Real>(
         let width = block.len();
         keys.logits(block.clone(), q, d, exact, width);
         for (row, exact) in exact.chunks_exact_mut(width).take(rows).enumerate() {
-            let top = vector::max(exact);
+            let top = vector::softmax_shift(exact);
             if top > maximum[row] {
                 let shrink = (maximum[row] - top).fast_exp();
                 denominator[row] *= shrink;

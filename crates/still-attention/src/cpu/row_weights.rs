@@ -16,10 +16,10 @@ pub(crate) struct RowWeights<T> {
     pub maximum: T,
 }
 
-/// The larger one; NaN if the second is.
+/// The larger one; the first if the second is NaN, as [`vector::softmax_shift`] would say of both.
 #[inline(always)]
 fn larger<T: Real>(a: T, b: T) -> T {
-    if a > b { a } else { b }
+    if b > a { b } else { a }
 }
 
 /// Adds the softmax over two runs of logits and the token's `own` to what their keys received; `max` is the largest logit.
@@ -52,11 +52,14 @@ impl<T: Real> RowWeights<T> {
         let (others, own) = window.split_at_mut(last - window_start);
         let own = &mut own[0];
 
-        let others_max = vector::max(others);
+        let others_max = vector::softmax_shift(others);
         let window_max = larger(others_max, *own);
-        let attended =
-            if input.branches.window { larger(vector::max(before), window_max) } else { *own };
-        let m = larger(vector::max(salient), attended);
+        let attended = if input.branches.window {
+            larger(vector::softmax_shift(before), window_max)
+        } else {
+            *own
+        };
+        let m = larger(vector::softmax_shift(salient), attended);
 
         let wants_score = input.router == Router::SelfSaliency;
         let receives = input.router == Router::ReceivedAttention;
@@ -64,7 +67,7 @@ impl<T: Real> RowWeights<T> {
         let scored_max = match (receives, input.branches.window) {
             (false, _) => window_max,
             (true, true) => attended,
-            (true, false) => larger(vector::max(before), window_max),
+            (true, false) => larger(vector::softmax_shift(before), window_max),
         };
         let reuse = input.branches.window && scored_max > m - T::of(60.0);
         let mut score = T::zero();

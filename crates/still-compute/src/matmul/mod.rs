@@ -5,6 +5,7 @@ use rayon::prelude::*;
 use crate::real::Real;
 use crate::vector;
 
+pub mod registers;
 mod tiles;
 #[cfg(target_arch = "x86_64")]
 mod unpacked;

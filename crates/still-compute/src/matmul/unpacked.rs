@@ -4,9 +4,7 @@
 use pulp::{Arch, Simd, WithSimd};
 
 use super::Mat;
-
-/// Rows whose sums fill the registers, with two or four vectors of columns.
-const ROWS: usize = 6;
+use super::registers::{self, ROWS};
 
 /// Most rows of the right factor, and most values from one to the next: its columns are read row by row, and rows that lie a page
 /// apart would evict each other.
@@ -88,10 +86,8 @@ impl Product<'_> {
         let width = V * S::F32_LANES;
         let tile = |row: usize, column: usize| Tile {
             depth: k,
-            a: a.data[row * a.row_stride..].as_ptr(),
-            a_strides: (a.row_stride, a.col_stride),
-            b: b.data[column..].as_ptr(),
-            b_stride: b.row_stride,
+            a: Mat { data: &a.data[row * a.row_stride..], ..a },
+            b: Mat { data: &b.data[column..], ..b },
             c_stride: c.stride,
             accumulate: c.accumulate,
             last: S::F32_LANES.min(n - column),
@@ -118,20 +114,17 @@ impl Product<'_> {
 
 /// Where the factors of some rows and columns of the result begin.
 #[derive(Clone, Copy)]
-struct Tile {
+struct Tile<'a> {
     depth: usize,
-    a: *const f32,
-    /// From row to row, and from column to column.
-    a_strides: (usize, usize),
-    b: *const f32,
-    b_stride: usize,
+    a: Mat<'a, f32>,
+    b: Mat<'a, f32>,
     c_stride: usize,
     accumulate: bool,
     /// Columns of a tile of one vector.
     last: usize,
 }
 
-impl Tile {
+impl Tile<'_> {
     /// Up to `ROWS` of the `rows` that are left.
     ///
     /// # Safety
@@ -156,25 +149,12 @@ impl Tile {
     #[inline(always)]
     unsafe fn multiply<S: Simd, const R: usize, const V: usize>(self, simd: S, to: *mut f32) {
         let whole = V > 1 || self.last == S::F32_LANES;
-        let mut sums = [[simd.splat_f32s(0.0); V]; R];
-        for i in 0..self.depth {
-            let mut b = [simd.splat_f32s(0.0); V];
-            for v in 0..V {
-                // SAFETY: row `i` of `b` has these columns.
-                b[v] = unsafe {
-                    let from = self.b.add(i * self.b_stride + v * S::F32_LANES);
-                    load::<S>(simd, from, whole, self.last)
-                };
-            }
-            for r in 0..R {
-                // SAFETY: row `r` of `a` has a column `i`.
-                let x = unsafe { *self.a.add(r * self.a_strides.0 + i * self.a_strides.1) };
-                let x = simd.splat_f32s(x);
-                for v in 0..V {
-                    sums[r][v] = simd.mul_add_f32s(x, b[v], sums[r][v]);
-                }
-            }
-        }
+        let sums = if whole && self.a.col_stride == 1 {
+            registers::sums::<S, R, V>(simd, self.depth, self.a, self.b)
+        } else {
+            // SAFETY: by this function's own contract.
+            unsafe { self.sums(simd, whole) }
+        };
         for r in 0..R {
             for v in 0..V {
                 // SAFETY: row `r` of the result has these columns, and nobody else uses them.
@@ -193,6 +173,39 @@ impl Tile {
                 }
             }
         }
+    }
+
+    /// [`registers::sums`] of less than a vector, or of columns of `a` that are apart.
+    ///
+    /// # Safety
+    /// As [`Tile::rows`], of `R` rows.
+    #[inline(always)]
+    unsafe fn sums<S: Simd, const R: usize, const V: usize>(
+        self,
+        simd: S,
+        whole: bool,
+    ) -> [[S::f32s; V]; R] {
+        let Self { depth, a, b, last, .. } = self;
+        let mut sums = [[simd.splat_f32s(0.0); V]; R];
+        for i in 0..depth {
+            let mut columns = [simd.splat_f32s(0.0); V];
+            for v in 0..V {
+                // SAFETY: row `i` of `b` has these columns.
+                columns[v] = unsafe {
+                    let from = b.data.as_ptr().add(i * b.row_stride + v * S::F32_LANES);
+                    load::<S>(simd, from, whole, last)
+                };
+            }
+            for r in 0..R {
+                // SAFETY: row `r` of `a` has a column `i`.
+                let x = unsafe { *a.data.as_ptr().add(r * a.row_stride + i * a.col_stride) };
+                let x = simd.splat_f32s(x);
+                for v in 0..V {
+                    sums[r][v] = simd.mul_add_f32s(x, columns[v], sums[r][v]);
+                }
+            }
+        }
+        sums
     }
 }
 
