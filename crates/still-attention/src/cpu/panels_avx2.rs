@@ -179,3 +179,29 @@ fn add_values<const R: usize>(simd: V3, weights: &[Row], v: &[f32], d: usize, ou
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_within_two_ulp() {
+        if V3::try_new().is_none() {
+            println!("this CPU has no AVX2: nothing to compare");
+            return;
+        }
+        // SAFETY: the CPU has the features.
+        let exp = |x: f32| unsafe { lanes(exp(_mm256_set1_ps(x))) };
+        for x in (0..=800_000).map(|i| -1e-4 * i as f32) {
+            let exact = f64::from(x).exp();
+            for got in exp(x) {
+                let error = (f64::from(got) - exact).abs() / exact;
+                assert!(error < 2.0 * f64::from(f32::EPSILON), "{got} of {x}: {error:e}");
+            }
+        }
+        for least in [-80.5, -1e6, f32::NEG_INFINITY] {
+            assert_eq!(exp(least), exp(-80.0));
+        }
+        assert!(exp(f32::NAN).into_iter().all(f32::is_nan));
+    }
+}
