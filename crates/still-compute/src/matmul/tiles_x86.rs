@@ -180,10 +180,7 @@ unsafe fn multiply_block(
     // SAFETY: what is read and written is there, by this function's own contract; no other code uses tiles.
     unsafe {
         asm!(
-            "tilezero tmm0",
-            "tilezero tmm1",
-            "tilezero tmm2",
-            "tilezero tmm3",
+            "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
             "2:",
             "tileloadd tmm4, [{x} + {line}*1]",
             "tileloadd tmm6, [{w} + {line}*1 + 2048]",
@@ -229,12 +226,8 @@ unsafe fn multiply_block(
             "tdpbf16ps tmm1, tmm4, tmm7",
             "tdpbf16ps tmm2, tmm5, tmm6",
             "tdpbf16ps tmm3, tmm5, tmm7",
-            "add {x}, 3072",
-            "add {x2}, 3072",
-            "add {w}, 3072",
-            "add {w2}, 3072",
-            "dec {steps}",
-            "jnz 2b",
+            "add {x}, 3072", "add {x2}, 3072", "add {w}, 3072", "add {w2}, 3072",
+            "dec {steps}", "jnz 2b",
             "tilestored [{y} + {stride}*1], tmm0",
             "tilestored [{y} + {stride}*1 + 64], tmm1",
             "tilestored [{y2} + {stride}*1], tmm2",

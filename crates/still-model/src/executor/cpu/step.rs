@@ -244,12 +244,7 @@ fn run(
         let mut buffers = workers[worker.index].lock().unwrap_or_else(PoisonError::into_inner);
         let mut ops =
             SliceOps { step: &step, worker, buffers: &mut buffers, head_dim: config.head_dim };
-        for (n, layer) in decoder.layers.iter().enumerate() {
-            let student = student.and_then(|student| student.layer(n));
-            let inputs = layer.before_attention(&mut ops, &Slot::X, student)?;
-            ops.attend(&inputs, n)?;
-            layer.after_attention(&mut ops, Slot::X, &Slot::Attention, student)?;
-        }
+        ops.all_layers(model)?;
         if wants_logits {
             let head = Tiled::of(&decoder.lm_head, &step.logits);
             let norm = Norm { weight: &decoder.norm.scale, eps: config.rms_norm_eps };
@@ -498,6 +493,18 @@ impl<'w> LayerOps<'w> for SliceOps<'_> {
 }
 
 impl SliceOps<'_> {
+    /// Sends `x` through all layers.
+    fn all_layers(&mut self, model: &Model) -> Result<()> {
+        let student = model.student.as_ref();
+        for (n, layer) in model.decoder.layers.iter().enumerate() {
+            let student = student.and_then(|student| student.layer(n));
+            let inputs = layer.before_attention(self, &Slot::X, student)?;
+            self.attend(&inputs, n)?;
+            layer.after_attention(self, Slot::X, &Slot::Attention, student)?;
+        }
+        Ok(())
+    }
+
     /// One phase: products of the same `x` `[B, in]`.
     fn products(&mut self, x: Input<'_>, products: &[Tiled<'_>]) -> Result<()> {
         let Self { step, worker, buffers, .. } = self;
