@@ -1,7 +1,7 @@
 //! Prefill of one sequence.
 
 use std::fmt;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{IndexOp, Tensor};
@@ -9,7 +9,7 @@ use candle_core::{IndexOp, Tensor};
 use crate::cache::Cache;
 use crate::cancel::Cancel;
 use crate::error::{ModelError, Result};
-use crate::executor::executor;
+use crate::executor::{Wanted, executor};
 use crate::model::Model;
 
 /// A callback for the progress of prefill: `(more, of)` tokens, first with `more = 0`. Several threads call it. Clones share it.
@@ -76,16 +76,30 @@ impl Model {
         cancel: &Cancel,
         each: impl Fn(usize, Tensor) -> std::result::Result<(), E> + Sync,
     ) -> std::result::Result<(), E> {
+        self.read_blocks(ids, cache, (Wanted::All, cancel), |block, hidden| match hidden {
+            Some(hidden) => each(block.start, hidden),
+            None => unreachable!("all hidden states are wanted"),
+        })
+    }
+
+    /// [`Model::read_until`] for the hidden states that are wanted.
+    pub(crate) fn read_blocks<E: From<ModelError> + Send>(
+        &self,
+        ids: &[u32],
+        cache: &mut Cache,
+        how: (Wanted, &Cancel),
+        each: impl Fn(Range<usize>, Option<Tensor>) -> std::result::Result<(), E> + Sync,
+    ) -> std::result::Result<(), E> {
         self.check_cache(cache, 1)?;
         let failed = Mutex::new(None);
-        let each = |start, hidden| match each(start, hidden) {
+        let each = |block, hidden| match each(block, hidden) {
             Ok(()) => ControlFlow::Continue(()),
             Err(error) => {
                 failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
                 ControlFlow::Break(())
             }
         };
-        let read = executor(self.device()).and_then(|on| on.read(self, ids, cache, cancel, &each));
+        let read = executor(self.device()).and_then(|on| on.read(self, ids, cache, how, &each));
         match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
             Some(error) => Err(error),
             None => Ok(read?),
@@ -113,10 +127,10 @@ impl Model {
     ) -> Result<Tensor> {
         let last = Mutex::new(None);
         on_read.tell(0, ids.len());
-        self.read_until(ids, cache, cancel, |start, hidden| {
-            let rows = hidden.dim(0)?;
+        self.read_blocks(ids, cache, (Wanted::Last, cancel), |block, hidden| {
+            let rows = block.len();
             on_read.tell(rows, ids.len());
-            if start + rows == ids.len() {
+            if let Some(hidden) = hidden.filter(|_| block.end == ids.len()) {
                 *last.lock().unwrap_or_else(PoisonError::into_inner) =
                     Some(hidden.i(rows - 1..rows)?);
             }

@@ -1,14 +1,15 @@
 //! The whole model: prefill = chunked prefill = token by token, and a batch = each alone.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use candle_core::{Device, Tensor};
 use still_attention::{RowDtype, StillConfig};
 use still_model::random::{random_model, tiny_config};
 use still_model::{
-    Architecture, Cache, ChatSession, FeatureInit, Finish, GenerateOptions, LoraConfig, LoraTarget,
-    Model, ModelConfig, ModelError, Student, generate,
+    Architecture, Cache, Cancel, ChatSession, FeatureInit, Finish, GenerateOptions, LoraConfig,
+    LoraTarget, Model, ModelConfig, ModelError, OnRead, Student, generate,
 };
 use still_testing::assert_relative_rms;
 
@@ -105,6 +106,37 @@ fn reading_in_lanes_equals_one_pass_whatever_the_threads() {
         assert_close(&one, &whole);
         for threads in [2, 3, 7] {
             assert_eq!(read(&model, &ids, threads), (one.clone(), bytes), "{threads} threads");
+        }
+    }
+}
+
+/// Prefill leaves out what only other tokens' hidden states need.
+#[test]
+fn prefill_leaves_what_reading_every_hidden_state_leaves() {
+    for model in models().into_iter().chain(updated_students()) {
+        for tokens in [200, 512, 1100] {
+            let ids = ids(tokens, 1);
+            let mut read = model.new_cache(1, RowDtype::F32).unwrap();
+            let last = Mutex::new(None);
+            let keep_last = |start: usize, hidden: Tensor| {
+                if start + hidden.dim(0)? == tokens {
+                    *last.lock().unwrap() = Some(hidden.to_vec2::<f32>()?.pop().unwrap());
+                }
+                Ok::<_, ModelError>(())
+            };
+            model.read(&ids, &mut read, keep_last).unwrap();
+            let told = Arc::new(AtomicUsize::new(0));
+            let counts = told.clone();
+            let on_read = OnRead::new(move |more, of| {
+                assert_eq!(of, tokens);
+                counts.fetch_add(more, Ordering::Relaxed);
+            });
+            let mut cache = model.new_cache(1, RowDtype::F32).unwrap();
+            let cancel = Cancel::default();
+            let hidden = model.prefill_until(&ids, &mut cache, &cancel, &on_read).unwrap();
+            assert_eq!(told.load(Ordering::Relaxed), tokens);
+            assert_eq!(hidden.to_vec2::<f32>().unwrap().pop(), last.into_inner().unwrap());
+            assert_eq!(feed(&model, &mut cache, &[7, 8]), feed(&model, &mut read, &[7, 8]));
         }
     }
 }

@@ -14,7 +14,7 @@ mod cpu;
 mod cuda;
 mod packs;
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 
 use candle_core::{DType, Device, Tensor};
 use still_attention::{AttentionState, RowDtype};
@@ -27,8 +27,17 @@ use crate::model::Model;
 pub use cpu::lanes;
 pub(crate) use packs::Piece;
 
-/// Receives a position and the final-normed hidden states `[n, E]` from there on. `Break` ends the prefill.
-pub(crate) type EachBlock<'a> = dyn Fn(usize, Tensor) -> ControlFlow<()> + Sync + 'a;
+/// Whose hidden states a prefill is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    All,
+    /// The last token's. Of the others the last layer's output may be left out: nothing reads it.
+    Last,
+}
+
+/// Receives which tokens have been read, and their final-normed hidden states `[n, E]` unless they were left out. `Break` ends the
+/// prefill.
+pub(crate) type EachBlock<'a> = dyn Fn(Range<usize>, Option<Tensor>) -> ControlFlow<()> + Sync + 'a;
 
 /// How to batch sequences on a device.
 #[derive(Clone, Copy, Debug)]
@@ -86,7 +95,7 @@ pub(crate) trait Executor: Sync {
         model: &Model,
         ids: &[u32],
         cache: &mut Cache,
-        cancel: &Cancel,
+        how: (Wanted, &Cancel),
         each: &EachBlock<'_>,
     ) -> Result<()>;
 

@@ -21,6 +21,7 @@ use crate::cache::Cache;
 use crate::cancel::Cancel;
 use crate::chat::Message;
 use crate::error::{ModelError, Result};
+use crate::executor::Wanted;
 use crate::model::Model;
 
 pub use self::document::message_about;
@@ -216,8 +217,8 @@ impl ChatSession {
         let (mut cache, start, reread) = self.state_for(&tokens)?;
         let new = &tokens[start..];
         each(0, new.len());
-        self.model.read_until(new, &mut cache, cancel, |_, hidden| {
-            each(hidden.dim(0)?, new.len());
+        self.model.read_blocks(new, &mut cache, (Wanted::Last, cancel), |block, _| {
+            each(block.len(), new.len());
             Ok::<_, ModelError>(())
         })?;
         (self.cache, self.tokens) = (cache, tokens);

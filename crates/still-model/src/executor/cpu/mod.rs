@@ -11,7 +11,7 @@ use still_attention::{
 use still_quant::SMALL_BATCH;
 
 use super::packs::{Piece, ROWS, packs};
-use super::{Batching, EachBlock, Executor};
+use super::{Batching, EachBlock, Executor, Wanted};
 use crate::cache::{Cache, Workspace};
 use crate::cancel::Cancel;
 use crate::error::Result;
@@ -80,10 +80,10 @@ impl Executor for Cpu {
         model: &Model,
         ids: &[u32],
         cache: &mut Cache,
-        cancel: &Cancel,
+        how: (Wanted, &Cancel),
         each: &EachBlock<'_>,
     ) -> Result<()> {
-        read::read(model, ids, cache, cancel, each)
+        read::read(model, ids, cache, how, each)
     }
 
     fn packs(&self, lengths: &[usize]) -> Vec<Vec<Piece>> {

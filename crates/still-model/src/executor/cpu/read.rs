@@ -13,7 +13,7 @@ use still_attention::AttentionState;
 use crate::cache::Cache;
 use crate::cancel::Cancel;
 use crate::error::{ModelError, Result};
-use crate::executor::EachBlock;
+use crate::executor::{EachBlock, Wanted};
 use crate::model::Model;
 
 /// Tokens of a block: a multiple of every usual chunk, small enough to keep activations small.
@@ -24,7 +24,7 @@ pub(super) fn read(
     model: &Model,
     ids: &[u32],
     cache: &mut Cache,
-    cancel: &Cancel,
+    (wanted, cancel): (Wanted, &Cancel),
     each: &EachBlock<'_>,
 ) -> Result<()> {
     let start = cache.position(0);
@@ -38,12 +38,14 @@ pub(super) fn read(
     let run_lane = |first: usize| {
         let unfinished = FailOnDrop(&order);
         for (n, &(at, ids)) in blocks.iter().enumerate().skip(first).step_by(pools.len()) {
-            let hidden = match reading.block(n, ids, start + at) {
-                Ok(hidden) => hidden,
+            let is_wanted = wanted == Wanted::All || n + 1 == blocks.len();
+            let hidden = match reading.block(n, ids, start + at, is_wanted) {
+                Ok(hidden) => Some(hidden),
+                Err(Stopped::NotWanted) => None,
                 Err(Stopped::OtherLane) => return Ok(()),
                 Err(Stopped::Failed(error)) => return Err(error),
             };
-            if each(at, hidden).is_break() {
+            if each(at..at + ids.len(), hidden).is_break() {
                 return Ok(());
             }
         }
@@ -67,6 +69,8 @@ pub(super) fn read(
 enum Stopped {
     /// An earlier one never will.
     OtherLane,
+    /// All states have read it, and nobody wants what it comes to.
+    NotWanted,
     Failed(ModelError),
 }
 
@@ -85,8 +89,14 @@ struct Reading<'a> {
 }
 
 impl Reading<'_> {
-    /// Hidden states `[n, E]` of block `n`, whose first token is at position `start`.
-    fn block(&self, n: usize, ids: &[u32], start: usize) -> std::result::Result<Tensor, Stopped> {
+    /// Hidden states `[n, E]` of block `n`, whose first token is at position `start`; only the states read a block that is not wanted.
+    fn block(
+        &self,
+        n: usize,
+        ids: &[u32],
+        start: usize,
+        is_wanted: bool,
+    ) -> std::result::Result<Tensor, Stopped> {
         let decoder = &self.model.decoder;
         let (x, rotation) = (decoder.embed(ids)?, decoder.rotation(start, ids.len())?);
         let hidden = self.model.through_layers(x, &rotation, |layer, inputs| {
@@ -95,7 +105,11 @@ impl Reading<'_> {
                 return Err(Stopped::Failed(ModelError::Cancelled));
             }
             let attention = lock(&self.layers[layer]).advance(inputs.rows(), None);
-            Ok(attention.map_err(ModelError::from)?)
+            let attention = attention.map_err(ModelError::from)?;
+            match is_wanted || layer + 1 < self.layers.len() {
+                true => Ok(attention),
+                false => Err(Stopped::NotWanted),
+            }
         })?;
         Ok(hidden.squeeze(0).map_err(ModelError::from)?)
     }

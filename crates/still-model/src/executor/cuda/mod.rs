@@ -13,7 +13,7 @@ use still_attention::{
 use still_compute::cuda::can_capture;
 
 use super::packs::{DEVICE_ROWS, Piece, packs};
-use super::{Batching, EachBlock, Executor, one_by_one};
+use super::{Batching, EachBlock, Executor, Wanted, one_by_one};
 use crate::cache::{Cache, Workspace};
 use crate::cancel::Cancel;
 use crate::decoder::StudentLayer;
@@ -103,7 +103,7 @@ impl Executor for Cuda {
         model: &Model,
         ids: &[u32],
         cache: &mut Cache,
-        cancel: &Cancel,
+        (_, cancel): (Wanted, &Cancel),
         each: &EachBlock<'_>,
     ) -> Result<()> {
         for (n, ids) in ids.chunks(PIECE).enumerate() {
@@ -111,7 +111,8 @@ impl Executor for Cuda {
             let hidden = model.forward_embedded(x, cache, None, cancel)?.squeeze(0)?;
             for start in (0..ids.len()).step_by(BLOCK) {
                 let length = BLOCK.min(ids.len() - start);
-                if each(n * PIECE + start, hidden.narrow(0, start, length)?).is_break() {
+                let (at, hidden) = (n * PIECE + start, hidden.narrow(0, start, length)?);
+                if each(at..at + length, Some(hidden)).is_break() {
                     return Ok(());
                 }
             }
