@@ -322,6 +322,16 @@ fn what_is_missing_or_malformed_is_told() {
     ] {
         assert!(fixture.error(task, &none, OPTIONS).starts_with(word));
     }
+    // It is known before the items are made.
+    let mut lacking = 0;
+    for task in LongTask::ALL {
+        task.check_files(&fixture.files()).unwrap();
+        if let Err(error) = task.check_files(&none) {
+            assert_eq!(error.to_string(), fixture.error(task, &none, OPTIONS), "{}", task.name());
+            lacking += 1;
+        }
+    }
+    assert_eq!(lacking, 13, "six tasks in a text, two of questions, five of bAbI");
     let broken = |name: &str, bytes: &[u8]| {
         let path = fixture.path(name);
         std::fs::write(&path, bytes).unwrap();

@@ -65,6 +65,10 @@ fn long_tasks_are_asked_at_every_length() {
 #[test]
 fn what_a_long_task_lacks_is_said() {
     let dir = tempfile::tempdir().unwrap();
+    // Before a model is loaded, let alone asked the first task.
+    let nowhere = dir.path().join("nowhere");
+    eval(&nowhere, dir.path(), &["--tasks", "vt,ruler_qa_hotpot"])
+        .failed_with("qa_2 needs HotpotQA's");
     let eval = |arguments: &[&str]| eval(teacher_dir(), dir.path(), arguments);
     eval(&["--tasks", "niah_single_2"]).failed_with("niah_single_2 needs a plain text");
     eval(&["--tasks", "ruler_qa_hotpot"]).failed_with("qa_2 needs HotpotQA's");

@@ -184,6 +184,26 @@ impl LongTask {
         }
     }
 
+    /// Whether a file is given for everything that the task is made of: known before a model is loaded or asked.
+    ///
+    /// # Errors
+    /// Names what is not given.
+    pub fn check_files(self, files: &LongFiles) -> Result<()> {
+        let needed: &[_] = match self {
+            Self::NiahSingle2
+            | Self::NiahSingle3
+            | Self::NiahMultikey1
+            | Self::NiahMultivalue
+            | Self::NiahMultiquery
+            | Self::PlantedFacts => &[(TEXT, &files.text)],
+            Self::Qa1 => &[(SQUAD, &files.squad)],
+            Self::Qa2 => &[(HOTPOTQA, &files.hotpotqa)],
+            Self::BabiLong(_) => &[(BABI, &files.babi), (TEXT, &files.text)],
+            _ => &[],
+        };
+        needed.iter().try_for_each(|&(what, path)| given(self.name(), what, path).map(|_| ()))
+    }
+
     /// Makes the task's items.
     ///
     /// `vocab_size` is the model's (random sequences are drawn from it), `tokenizer` its own.
@@ -206,7 +226,7 @@ impl LongTask {
             _ => options,
         };
         let builder = ItemBuilder::new(name, self.new_tokens(), tokenizer, options)?;
-        let text = || Text::read(given(name, "a plain text to hide things in", &files.text)?);
+        let text = || Text::read(given(name, TEXT, &files.text)?);
         let essay = |make: fn(Text) -> Niah| Ok::<_, EvalError>(make(text()?));
         let items = match self {
             Self::NiahSingle1 => builder.items(&Niah::single_1()),
@@ -220,17 +240,12 @@ impl LongTask {
             Self::Vt => builder.items(&vt::VariableTracking::new(tokenizer)?),
             Self::Cwe => builder.items(&cwe::CommonWords::new(options.length)),
             Self::Fwe => builder.items(&fwe::FrequentWords::new(options.length)),
-            Self::Qa1 => {
-                let path = given(name, "questions in SQuAD's JSON format", &files.squad)?;
-                builder.items(&qa::Questions::squad(path)?)
-            }
+            Self::Qa1 => builder.items(&qa::Questions::squad(given(name, SQUAD, &files.squad)?)?),
             Self::Qa2 => {
-                let what = "HotpotQA's hotpot_dev_distractor_v1.json";
-                builder.items(&qa::Questions::hotpotqa(given(name, what, &files.hotpotqa)?)?)
+                builder.items(&qa::Questions::hotpotqa(given(name, HOTPOTQA, &files.hotpotqa)?)?)
             }
             Self::BabiLong(number) => {
-                let what = "the directory of bAbI's test files (qa1_test.txt, …)";
-                let facts = given(name, what, &files.babi)?.join(format!("qa{number}_test.txt"));
+                let facts = given(name, BABI, &files.babi)?.join(format!("qa{number}_test.txt"));
                 builder.items(&babilong::BabiLong::new(number, &facts, text()?, tokenizer)?)
             }
             Self::Passkey => pass_keys::items(tokenizer, options),
@@ -241,6 +256,11 @@ impl LongTask {
         Ok(Task { name: name.into(), items, metrics: vec![metric], length: Some(options.length) })
     }
 }
+
+const TEXT: &str = "a plain text to hide things in";
+const SQUAD: &str = "questions in SQuAD's JSON format";
+const HOTPOTQA: &str = "HotpotQA's hotpot_dev_distractor_v1.json";
+const BABI: &str = "the directory of bAbI's test files (qa1_test.txt, …)";
 
 fn given<'a>(
     task: &'static str,

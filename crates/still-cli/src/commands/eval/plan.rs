@@ -106,7 +106,10 @@ impl Plan {
                     plans.push(Self::Ready(standard(name, &questions.data_dir, &options)?));
                 }
                 Asked::Perplexity => plans.extend(perplexity(questions)?),
-                Asked::Long(task) => plans.extend(long(task, questions)),
+                Asked::Long(task) => {
+                    task.check_files(&questions.files)?;
+                    plans.extend(long(task, questions));
+                }
             }
         }
         Ok(plans)
