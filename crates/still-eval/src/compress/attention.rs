@@ -4,8 +4,7 @@
 //! they are while others come after them, and a mask is added to the logits of a block's own rows alone.
 
 use candle_core::{D, DType, Device, Tensor};
-use rayon::prelude::*;
-use still_compute::losses;
+use candle_nn::ops::softmax_last_dim;
 
 use crate::error::Result;
 
@@ -212,7 +211,7 @@ impl Part {
             let flat = logits.reshape(((), later.elem_count()))?;
             logits = flat.broadcast_add(later)?.reshape(logits.shape())?;
         }
-        let weights = softmax(&logits)?;
+        let weights = softmax_last_dim(&logits)?;
         let log_sum = (largest_of_last(&logits)? - largest_of_last(&weights)?.log()?)?;
         Ok(Self { weights, log_sum: log_sum.unsqueeze(D::Minus1)? })
     }
@@ -222,17 +221,6 @@ impl Part {
 fn largest_of_last(x: &Tensor) -> Result<Tensor> {
     let (rest, last) = x.dims().split_at(x.rank() - 1);
     Ok(x.reshape(((), last[0]))?.max(1)?.reshape(rest)?)
-}
-
-/// The softmax of every row, of the last dimension.
-fn softmax(logits: &Tensor) -> Result<Tensor> {
-    #[cfg(feature = "cuda")]
-    if logits.device().is_cuda() {
-        return Ok(candle_nn::ops::softmax_last_dim(logits)?);
-    }
-    let mut weights = logits.flatten_all()?.to_vec1::<f32>()?;
-    weights.par_chunks_exact_mut(logits.dim(D::Minus1)?.max(1)).for_each(losses::softmax);
-    Ok(Tensor::from_vec(weights, logits.shape(), logits.device())?)
 }
 
 /// Queries `[B, H, T, D]` by KV head, scaled: `[B, K, G·T, D]`.

@@ -50,9 +50,11 @@ pub(in crate::decoder) fn backward(
 
 /// `σ(z(x))`, see [`super::super::activation`].
 fn sigmoid(activation: Activation, x: &Tensor) -> Result<Tensor> {
-    let z = match activation {
-        Activation::Silu => x.clone(),
-        Activation::GeluTanh => (x.sqr()?.affine(GELU_CUBE, 1.0)?.mul(x)? * GELU_SLOPE)?,
-    };
-    (z.neg()?.exp()? + 1.0)?.recip()
+    match activation {
+        Activation::Silu => candle_nn::ops::sigmoid(x),
+        Activation::GeluTanh => {
+            let cube = x.sqr()?.affine(GELU_CUBE, 1.0)?.mul(x)?;
+            candle_nn::ops::sigmoid(&(cube * GELU_SLOPE)?)
+        }
+    }
 }

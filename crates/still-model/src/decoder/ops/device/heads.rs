@@ -44,14 +44,6 @@ pub(in crate::decoder) fn rotate(
     }
     let (cos, sin) = rotation.tensors(heads.device(), heads.dtype())?;
     let sin = if back { sin.neg()? } else { sin };
-    // `[N, D / 2]`, or `[B, N, D / 2]` of sequences at positions of their own; the same for all heads.
-    let heads_at = cos.rank() - 2;
-    let [cos, sin] = [cos, sin].map(|angles| angles.unsqueeze(heads_at));
-    let (cos, sin) = (cos?, sin?);
-    let half = head_dim / 2;
-    let (x, y) = (heads.narrow(3, 0, half)?, heads.narrow(3, half, half)?);
-    let rotated_x = (x.broadcast_mul(&cos)? - y.broadcast_mul(&sin)?)?;
-    let rotated_y = (x.broadcast_mul(&sin)? + y.broadcast_mul(&cos)?)?;
-    let rows = Tensor::cat(&[rotated_x, rotated_y], 3)?.transpose(1, 2)?.contiguous()?;
-    rows.transpose(1, 2)
+    let rows = heads.transpose(1, 2)?.contiguous()?;
+    candle_nn::rotary_emb::rope_thd(&rows, &cos, &sin)?.transpose(1, 2)
 }

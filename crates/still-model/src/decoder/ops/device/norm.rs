@@ -11,23 +11,10 @@ pub(in super::super) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Resul
     let own = None;
     let value = match own {
         Some(value) => value,
-        None => forward(&detached, weight, eps)?,
+        None => candle_nn::ops::rms_norm(&detached, weight, eps as f32)?,
     };
     let weight = weight.detach();
     composed::of_one(x, value, move |x, dy| backward(x, &weight, eps, dy, None))
-}
-
-/// `x / √(mean(x²) + ε) ⊙ weight`, computed in f32, given in `x`'s dtype.
-fn forward(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
-    let x32 = x.to_dtype(DType::F32)?;
-    let scale = inverse_rms(&x32, eps)?;
-    let normed = x32.broadcast_mul(&scale)?;
-    normed.broadcast_mul(&weight.detach().to_dtype(DType::F32)?)?.to_dtype(x.dtype())
-}
-
-/// `1 / √(mean(x²) + ε)` of every row.
-fn inverse_rms(x: &Tensor, eps: f64) -> Result<Tensor> {
-    (x.sqr()?.mean_keepdim(D::Minus1)? + eps)?.sqrt()?.recip()
 }
 
 /// The gradient of `x`, summed in f32, given in `x`'s dtype; on top of `add`, if that is given.
@@ -44,7 +31,7 @@ pub(in crate::decoder) fn backward(
     }
     let [x32, dy32, weight] = [x, dy, weight].map(|tensor| tensor.to_dtype(DType::F32));
     let x32 = x32?;
-    let scale = inverse_rms(&x32, eps)?;
+    let scale = (x32.sqr()?.mean_keepdim(D::Minus1)? + eps)?.sqrt()?.recip()?;
     let normed = x32.broadcast_mul(&scale)?;
     let weighted = dy32?.broadcast_mul(&weight?)?;
     let along = (&weighted * &normed)?.mean_keepdim(D::Minus1)?;
