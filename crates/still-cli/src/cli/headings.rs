@@ -28,7 +28,7 @@ const HEADINGS: [(&str, &[&str]); 8] = [
     ("Document and session", &["file", "session", "system", "no_history"]),
     ("Text", &["prompt", "prompt_file", "text", "max_tokens"]),
     ("Data and recipe", &["data", "recipe", "set", "budgets", "budget"]),
-    ("Calibration", &["cache_fraction", "rows", "at_length", "tokens", "window"]),
+    ("Calibration", &["cache_fraction", "rows", "at_length", "tokens", "window", "key_exponents"]),
     (
         "Run",
         &[
