@@ -31,9 +31,12 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Of rayon: two short vectors where a step is handed to the pool's threads, and a block of its queues now and then.
+/// Of rayon: two short vectors each time that a step is handed to the pool's threads.
 const POOL_CALLS: usize = 4;
 const POOL_BYTES: usize = 4096;
+/// Blocks of rayon's queue in 200 steps: it takes a new one after 63 jobs, and none while the last one freed is at hand. On a busy machine
+/// two were seen.
+const POOL_BLOCKS: usize = 200 * 2 / 63;
 
 fn student(cap: Option<usize>) -> Model {
     let model = random_model(tiny_config(), 5).unwrap();
@@ -67,7 +70,7 @@ fn taken(model: &Model, steps: usize) -> (usize, usize) {
 fn steps_take_no_memory() {
     let (calls, bytes) = taken(&student(Some(24)), 200);
     println!("{calls} calls, {bytes} bytes over 200 steps");
-    assert!(calls <= 200 * POOL_CALLS, "{calls} calls over 200 steps");
+    assert!(calls <= 200 * POOL_CALLS + POOL_BLOCKS, "{calls} calls over 200 steps");
     assert!(bytes <= 200 * POOL_BYTES, "{bytes} bytes over 200 steps");
     // Without a cap the store of salient rows grows, by an eighth at a time.
     let (uncapped, _) = taken(&student(None), 200);
