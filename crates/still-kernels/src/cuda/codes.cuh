@@ -54,10 +54,15 @@ struct WarpRow {
 
   template <class T>
   __device__ __forceinline__ void load(const T* from, int d) {
+    load_by(d, [&](int channel) { return float(from[channel]); });
+  }
+  // Channel by channel, from what gives them.
+  template <class F>
+  __device__ __forceinline__ void load_by(int d, F&& value_of) {
 #pragma unroll
     for (int j = 0; j < GROUPS; j++) {
       const int channel = j * CODE_GROUP + threadIdx.x % 32;
-      x[j] = channel < d ? float(from[channel]) : 0.f;
+      x[j] = channel < d ? value_of(channel) : 0.f;
     }
   }
   // Times powers of two, or divided by them.
@@ -69,10 +74,14 @@ struct WarpRow {
   }
   template <class T>
   __device__ __forceinline__ void store(T* to, int d) const {
+    store_by(d, [&](int channel, float value) { to[channel] = T(value); });
+  }
+  template <class F>
+  __device__ __forceinline__ void store_by(int d, F&& store_value) const {
 #pragma unroll
     for (int j = 0; j < GROUPS; j++) {
       const int channel = j * CODE_GROUP + threadIdx.x % 32;
-      if (channel < d) to[channel] = T(x[j]);
+      if (channel < d) store_value(channel, x[j]);
     }
   }
 

@@ -101,15 +101,15 @@ __global__ void __launch_bounds__(128, K::P == 1 && K::D <= 128 ? 3 : 1) decode_
   if (at.idle()) {
     // Only counted.
   } else if (at.part <= at.ring_part) {
-    RowSums<D / 8> sums;
+    OnlineSoftmax<D / 8> sums;
     attend_rows<K, CODING>(in, at, memory, sums);
-    merge_warps<K>(sums, in.group, memory.floats, scratch, mine);  // the stages are done with
+    merge_warps<K>(sums, in.group, memory.floats, scratch.warps, mine);  // the stages are done with
   } else {
     attend_state<K>(in, at, memory, scratch, mine);
   }
   if (is_last_block(in.arrived + at.bk, gridDim.x)) {
     wait_for_previous();  // an idle part has not yet
-    merge_parts<K>(in, at, memory.floats, scratch.sums[0]);
+    merge_parts<K>(in, at, memory.floats, scratch.warps.sums[0]);
   }
   if (at.part == at.ring_part) score_token(in, at, memory.window(), scratch.four);
 }

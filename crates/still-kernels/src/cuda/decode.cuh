@@ -67,9 +67,8 @@ struct Decode {
     }
   }
 
-  // A sequence's cosines and sines.
-  __device__ __forceinline__ const float* cosines(int b) const { return cos ? cos + b * half : nullptr; }
-  __device__ __forceinline__ const float* sines(int b) const { return cos ? sin + b * half : nullptr; }
+  // Of a sequence.
+  __device__ __forceinline__ StepRope rope(int b) const { return {cos ? cos + b * half : nullptr, cos ? sin + b * half : nullptr, half}; }
 
   // What the ring's token at `place` of a retiring chunk is ranked by.
   __device__ __forceinline__ float retiring_score(float in_ring, int place) const {

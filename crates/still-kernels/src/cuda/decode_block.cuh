@@ -1,10 +1,10 @@
 // What the stages of `decode_attend` share: a block's place in the work, its shared memory, and where it leaves its result.
 #pragma once
 #include "decode.cuh"
+#include "decode_group.cuh"
 
 namespace still {
 
-constexpr int GROUP = 16;       // at most so many query heads a KV head: the rows of a product
 constexpr int MOST_PARTS = 65;  // of a store, and the ring
 
 // Which part of a (sequence, KV head) a block has, and how much there is to attend to. The parts below `ring_part` share the
@@ -66,9 +66,9 @@ struct DecodeMemory {
 // Static shared memory.
 template <int D>
 struct DecodeScratch {
-  float four[4], others[4];                // of the four warps
-  float x[D], phi[D];                      // the linear branch: a query, phi(x)
-  float maxima[4][GROUP], sums[4][GROUP];  // of the four warps, by row
+  float four[4], others[4];  // of the four warps
+  float x[D], phi[D];        // the linear branch: a query, phi(x)
+  WarpStats<true> warps;
 };
 
 }  // namespace still

@@ -117,7 +117,7 @@ __device__ __forceinline__ void attend_state(const Decode<typename K::T>& in, co
   float own[EACH], z[EACH];
 #pragma unroll
   for (int j = 0; j < EACH; j++) {
-    own[j] = on(j) ? rotated_value(in.q.row(at.b, head, 0), channel(j), in.cosines(at.b), in.sines(at.b), in.half) : 0.f;
+    own[j] = on(j) ? rotated_value(in.q.row(at.b, head, 0), channel(j), in.rope(at.b)) : 0.f;
     z[j] = on(j) ? in.z[(at.bk * 2 + !plus) * D + channel(j)] : 0.f;
     if (on(j)) scratch.x[channel(j)] = own[j];
   }

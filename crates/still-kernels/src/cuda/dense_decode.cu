@@ -2,7 +2,7 @@
 #include "dense_decode.cuh"
 
 extern "C" int64_t still_dense_decode_floats(const StillShape* shape, int32_t splits) {
-  const int group = shape->heads / shape->kv_heads, slices = (group + still::DENSE_GROUP - 1) / still::DENSE_GROUP;
+  const int group = shape->heads / shape->kv_heads, slices = (group + still::GROUP - 1) / still::GROUP;
   return int64_t(shape->batch) * shape->kv_heads * slices * splits * still::partial_floats(group, shape->head_dim);
 }
 

@@ -8,29 +8,43 @@ namespace still {
 
 enum Keys { OF_WINDOW, SALIENT, CAPPED };
 
-template <class K, Keys KEYS>
-__global__ void __launch_bounds__(128, K::P == 1 ? 2 : 1) exact_backward_keys(const Backward<typename K::T> in) {
-  using T = typename K::T;
-  constexpr int D = K::D, P = K::P, KS = D / 16, NT = D / 8;
-  constexpr bool WINDOW = KEYS == OF_WINDOW;
-  using RowsTile = Tile<P, CHUNK, D>;
-  using Stage = Tile<P, 128, D>;  // 64 queries, their d_out
-  extern __shared__ unsigned char memory[];
-  __shared__ float columns[2][3][CHUNK];  // level, delta, inner
-  __shared__ int maxima[2][CHUNK];
-  __shared__ uint32_t until;  // the chunk that sees none of the tile any more
-  const RowsTile keys{aligned(memory)}, values{keys.base + RowsTile::BYTES};
-  auto stage = [&](int i) { return Stage{values.base + RowsTile::BYTES + i % 2 * Stage::BYTES}; };
-  const int b = blockIdx.z, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+// A block's 64 keys, a tile of a chunk or of a KV head's salient list, and the chunks `first..last` of queries that it takes.
+template <class T, Keys KEYS>
+struct KeyBlock {
+  static constexpr bool WINDOW = KEYS == OF_WINDOW;
+  const Backward<T>& in;
+  int b, kv, tile, first, last;
+  int budget = 0, entries = 0;  // of the list
+  int64_t bk;
 
-  int kv, tile, first, last;  // query chunks first..last
-  int budget = 0, entries = 0;
-  if (WINDOW) {
-    kv = blockIdx.y;
-    tile = blockIdx.x;
-    first = tile;
-    last = min(tile + (in.flags & STILL_NO_WINDOW ? 1 : 2), in.chunks);
-  } else {
+  __device__ __forceinline__ explicit KeyBlock(const Backward<T>& in) : in(in), b(blockIdx.z) {
+    if (WINDOW) {
+      kv = blockIdx.y;
+      tile = blockIdx.x;
+      first = tile;
+      last = min(tile + (in.flags & STILL_NO_WINDOW ? 1 : 2), in.chunks);
+    } else {
+      take_unit();
+    }
+    bk = int64_t(b) * in.kv_heads + kv;
+  }
+  // Token of the tile's row r; -1: none.
+  __device__ __forceinline__ int token_of(int r) const {
+    if (WINDOW) return tile * CHUNK + r < in.tokens ? tile * CHUNK + r : -1;
+    return tile * CHUNK + r < entries ? in.routing.salient[bk * in.tokens + tile * CHUNK + r] : -1;
+  }
+  // The chunk that absorbs a token, the first that does not see it any more.
+  __device__ __forceinline__ int absorbed_at(int token) const {
+    return min(in.routing.absorbed_at[bk * in.tokens + token], uint32_t(in.chunks));
+  }
+  __device__ __forceinline__ int steps() const { return (last - first) * in.group; }
+  // Of a step: one query head's chunk.
+  __device__ __forceinline__ int chunk_of(int step) const { return first + step / in.group; }
+  __device__ __forceinline__ int head_of(int step) const { return kv * in.group + step % in.group; }
+
+ private:
+  // The block's share of the work on salient keys: which of the heads' units (SalientWork) it is.
+  __device__ __forceinline__ void take_unit() {
     int unit = blockIdx.x;
     SalientWork work(0, 0);
     for (kv = 0;; kv++) {
@@ -42,53 +56,137 @@ __global__ void __launch_bounds__(128, K::P == 1 ? 2 : 1) exact_backward_keys(co
     entries = budget * (in.chunks - 2);
     tile = unit / work.parts;
     const int from = tile * CHUNK / budget + 2, part = unit % work.parts;
-    int count = in.chunks - from;
-    if constexpr (KEYS == CAPPED) {
-      if (threadIdx.x == 0) until = 0;
-      __syncthreads();
-      const int i = tile * CHUNK + threadIdx.x;
-      const int64_t row = (int64_t(b) * in.kv_heads + kv) * in.tokens;
-      if (threadIdx.x < CHUNK && i < entries) atomicMax(&until, min(in.routing.absorbed_at[row + in.routing.salient[row + i]], uint32_t(in.chunks)));
-      __syncthreads();
-      count = max(int(until) - from, 0);
-    }
+    const int count = KEYS == CAPPED ? max(until() - from, 0) : in.chunks - from;
     first = from + count * part / work.parts;
     last = from + count * (part + 1) / work.parts;
   }
-  const int64_t bk = int64_t(b) * in.kv_heads + kv;
-  const int32_t* list = in.routing.salient + bk * in.tokens;
-  auto token_of = [&](int r) {
-    if (WINDOW) return tile * CHUNK + r < in.tokens ? tile * CHUNK + r : -1;
-    return tile * CHUNK + r < entries ? list[tile * CHUNK + r] : -1;
-  };
-  const int steps = (last - first) * in.group;
+  // The chunk that sees none of the tile any more.
+  __device__ __forceinline__ int until() const {
+    __shared__ uint32_t until;
+    if (threadIdx.x == 0) until = 0;
+    __syncthreads();
+    const int i = tile * CHUNK + threadIdx.x;
+    const int64_t row = (int64_t(b) * in.kv_heads + kv) * in.tokens;
+    if (threadIdx.x < CHUNK && i < entries) atomicMax(&until, min(in.routing.absorbed_at[row + in.routing.salient[row + i]], uint32_t(in.chunks)));
+    __syncthreads();
+    return int(until);
+  }
+};
+
+// What the forward pass and the linear branch have left for 64 queries, in shared memory: p = 2^(logit - level).
+struct __align__(16) QueryColumns {
+  float level[CHUNK], delta[CHUNK], inner[CHUNK];
+  int arg_max[CHUNK];
+
+  // A thread has a query, from token `start` on.
+  template <class T>
+  __device__ __forceinline__ void load(const Backward<T>& in, int b, int head, int start) {
+    if (threadIdx.x >= CHUNK) return;
+    const int t = start + threadIdx.x;
+    const int64_t at = (int64_t(b) * in.heads + head) * in.tokens + t;
+    const bool on = t < in.tokens;
+    level[threadIdx.x] = on ? in.maximum[at] * LOG2E + log2f(in.denominator[at]) : INFINITY;
+    delta[threadIdx.x] = on ? -in.minus_delta[at] : 0.f;
+    inner[threadIdx.x] = on ? in.inner[at] : 0.f;
+    arg_max[threadIdx.x] = on ? in.arg_max[at] : -2;
+  }
+};
+
+// Two of such a column's values.
+__device__ __forceinline__ float2 two(const float* column) { return *reinterpret_cast<const float2*>(column); }
+__device__ __forceinline__ int2 two(const int* column) { return *reinterpret_cast<const int2*>(column); }
+
+// The two keys of a lane.
+template <class T, Keys KEYS>
+struct LaneKeys {
+  int row, token[2];               // the first's row of the tile; -1: none
+  int absorbed_at[2] = {0, 0};     // CAPPED: the chunks that do not see them any more
+
+  __device__ __forceinline__ explicit LaneKeys(const KeyBlock<T, KEYS>& at) : row(threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4) {
+    token[0] = at.token_of(row);
+    token[1] = at.token_of(row + 8);
+    if constexpr (KEYS == CAPPED)
+#pragma unroll
+      for (int half = 0; half < 2; half++)
+        if (token[half] >= 0) absorbed_at[half] = at.absorbed_at(token[half]);
+  }
+};
+
+// Products of keys with a chunk's queries become weights: 0 where a query does not see the key.
+template <class T, Keys KEYS>
+__device__ __forceinline__ void recompute_weights(float (&s)[8][4], const KeyBlock<T, KEYS>& at, const LaneKeys<T, KEYS>& keys,
+                                                  const QueryColumns& columns, float scale, int chunk) {
+  constexpr bool WINDOW = KEYS == OF_WINDOW;
+  const int lane = threadIdx.x % 32;
+  // Which of this lane's two keys each column sees; nearly always both.
+  const bool causal = WINDOW && chunk == at.tile;
+  const int visible = WINDOW ? at.in.tokens - at.tile * CHUNK : (chunk - 1) * at.budget - at.tile * CHUNK;
+  const bool masked = KEYS == CAPPED || causal || visible < CHUNK;
+#pragma unroll
+  for (int n = 0; n < 8; n++) {
+    const float2 level = two(&columns.level[n * 8 + lane % 4 * 2]);
+#pragma unroll
+    for (int e = 0; e < 4; e++) s[n][e] = exp2_fast(s[n][e] * scale - (e % 2 ? level.y : level.x));
+  }
+  if (!masked) return;
+  each_sum(s, [&](float& x, int half, int column) {
+    const int row = keys.row + half * 8;
+    bool sees = row < visible && (!causal || sees_in_chunk(at.in.flags, column, row));
+    if (KEYS == CAPPED && chunk >= keys.absorbed_at[half]) sees = false;
+    if (!sees) x = 0.f;
+  });
+}
+
+// Weights and products of values with d_out become gradients of logits. `alone`: queries see none but their own key, whose weight
+// does not depend on its logit.
+template <class T, Keys KEYS>
+__device__ __forceinline__ void logit_gradients(float (&d)[8][4], const float (&weights)[8][4], const LaneKeys<T, KEYS>& keys,
+                                                const QueryColumns& columns, bool alone) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int n = 0; n < 8; n++) {
+    const int column = n * 8 + lane % 4 * 2;
+    const float2 delta = two(&columns.delta[column]), inner = two(&columns.inner[column]);
+    const int2 arg_max = two(&columns.arg_max[column]);
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+      d[n][e] = weights[n][e] * (d[n][e] - (e % 2 ? delta.y : delta.x));
+      if (keys.token[e / 2] == (e % 2 ? arg_max.y : arg_max.x) && weights[n][e] > 0.f) d[n][e] += e % 2 ? inner.y : inner.x;
+      if (alone) d[n][e] = 0.f;
+    }
+  }
+}
+
+template <class K, Keys KEYS>
+__global__ void __launch_bounds__(128, K::P == 1 ? 2 : 1) exact_backward_keys(const Backward<typename K::T> in) {
+  using T = typename K::T;
+  constexpr int D = K::D, P = K::P, KS = D / 16, NT = D / 8;
+  constexpr bool WINDOW = KEYS == OF_WINDOW;
+  using RowsTile = Tile<P, CHUNK, D>;
+  using Stage = Tile<P, 128, D>;  // 64 queries, their d_out
+  extern __shared__ unsigned char memory[];
+  __shared__ QueryColumns columns[2];
+  const RowsTile keys{aligned(memory)}, values{keys.base + RowsTile::BYTES};
+  auto stage = [&](int i) { return Stage{values.base + RowsTile::BYTES + i % 2 * Stage::BYTES}; };
+
+  const KeyBlock<T, KEYS> at(in);
+  const int steps = at.steps();
   auto load = [&](int i) {
     if (i < steps) {
-      const int head = kv * in.group + i % in.group, start = (first + i / in.group) * CHUNK;
-      load_matrix<128, CHUNK>(stage(i), 0, in.q.row(b, head, start), in.q.token, in.tokens - start);
-      load_matrix<128, CHUNK>(stage(i), CHUNK, in.d_out.row(b, head, start), in.d_out.token, in.tokens - start);
-      if (threadIdx.x < CHUNK) {
-        const int t = start + threadIdx.x;
-        const int64_t at = (int64_t(b) * in.heads + head) * in.tokens + t;
-        const bool on = t < in.tokens;
-        columns[i % 2][0][threadIdx.x] = on ? in.maximum[at] * LOG2E + log2f(in.denominator[at]) : INFINITY;
-        columns[i % 2][1][threadIdx.x] = on ? -in.minus_delta[at] : 0.f;
-        columns[i % 2][2][threadIdx.x] = on ? in.inner[at] : 0.f;
-        maxima[i % 2][threadIdx.x] = on ? in.arg_max[at] : -2;
-      }
+      const int head = at.head_of(i), start = at.chunk_of(i) * CHUNK;
+      load_matrix<128, CHUNK>(stage(i), 0, in.q.row(at.b, head, start), in.q.token, in.tokens - start);
+      load_matrix<128, CHUNK>(stage(i), CHUNK, in.d_out.row(at.b, head, start), in.d_out.token, in.tokens - start);
+      columns[i % 2].load(in, at.b, head, start);
     }
     copy_commit();
   };
-  load_rows<128>(keys, 0, CHUNK, in.k.data, [&](int r) { int t = token_of(r); return t < 0 ? nullptr : in.k.row(b, kv, t); });
-  load_rows<128>(values, 0, CHUNK, in.v.data, [&](int r) { int t = token_of(r); return t < 0 ? nullptr : in.v.row(b, kv, t); });
+  auto load_keys = [&](RowsTile to, const Rows<const T>& rows) {
+    load_rows<128>(to, 0, CHUNK, rows.data, [&](int r) { int t = at.token_of(r); return t < 0 ? nullptr : rows.row(at.b, at.kv, t); });
+  };
+  load_keys(keys, in.k);
+  load_keys(values, in.v);
   load(0);
-  const int my_row = warp * 16 + lane / 4;
-  const int my_token[2] = {token_of(my_row), token_of(my_row + 8)};  // -1: none
-  int absorbed_at[2] = {0, 0};
-  if constexpr (KEYS == CAPPED)
-#pragma unroll
-    for (int half = 0; half < 2; half++)
-      if (my_token[half] >= 0) absorbed_at[half] = min(in.routing.absorbed_at[bk * in.tokens + my_token[half]], uint32_t(in.chunks));
+  const LaneKeys<T, KEYS> mine(at);
 
   float d_k[NT][4], d_v[NT][4];
   clear(d_k);
@@ -100,53 +198,21 @@ __global__ void __launch_bounds__(128, K::P == 1 ? 2 : 1) exact_backward_keys(co
     __syncthreads();
     load(i + 1);
     const Stage queries = stage(i);
-    const int chunk = first + i / in.group;
+    const int chunk = at.chunk_of(i);
     float s[8][4], d[8][4];
     start_tile_product<KS>(s, keys, 0, queries, 0);
     start_tile_product<KS>(d, values, 0, queries, CHUNK);
-    // Which of this lane's two keys each column sees; nearly always both.
-    const bool causal = WINDOW && chunk == tile;
-    const int visible = WINDOW ? in.tokens - tile * CHUNK : (chunk - 1) * budget - tile * CHUNK;
-    const bool masked = KEYS == CAPPED || causal || visible < CHUNK;
-    const bool alone = WINDOW && sees_itself_alone(in.flags, kept_tokens(in.routing.cap, in.routing.budgets[kv], max(chunk - 1, 0)));
-    auto sees = [&](int n, int e) {
-      const int row = my_row + e / 2 * 8;
-      if (KEYS == CAPPED && chunk >= absorbed_at[e / 2]) return false;
-      return row < visible && (!causal || sees_in_chunk(in.flags, n * 8 + lane % 4 * 2 + e % 2, row));
-    };
     finish<P, D, 1>();
     hold_sums(s);
-#pragma unroll
-    for (int n = 0; n < 8; n++) {
-      const float2 level = *reinterpret_cast<const float2*>(&columns[i % 2][0][n * 8 + lane % 4 * 2]);
-#pragma unroll
-      for (int e = 0; e < 4; e++) s[n][e] = exp2_fast(s[n][e] * scale - (e % 2 ? level.y : level.x));
-    }
-    if (masked)
-#pragma unroll
-      for (int n = 0; n < 8; n++)
-#pragma unroll
-        for (int e = 0; e < 4; e++)
-          if (!sees(n, e)) s[n][e] = 0.f;
+    recompute_weights(s, at, mine, columns[i % 2], scale, chunk);
     Left<P> p[4], ds[4];
 #pragma unroll
     for (int k = 0; k < 4; k++) to_left(p[k], s[2 * k], s[2 * k + 1]);
     start_add_product<4>(d_v, p, queries, CHUNK);
     finish<P, D, 1>();
     hold_sums(d);
-#pragma unroll
-    for (int n = 0; n < 8; n++) {
-      const int column = n * 8 + lane % 4 * 2;
-      const float2 delta = *reinterpret_cast<const float2*>(&columns[i % 2][1][column]);
-      const float2 inner = *reinterpret_cast<const float2*>(&columns[i % 2][2][column]);
-      const int2 arg_max = *reinterpret_cast<const int2*>(&maxima[i % 2][column]);
-#pragma unroll
-      for (int e = 0; e < 4; e++) {
-        d[n][e] = s[n][e] * (d[n][e] - (e % 2 ? delta.y : delta.x));
-        if (my_token[e / 2] == (e % 2 ? arg_max.y : arg_max.x) && s[n][e] > 0.f) d[n][e] += e % 2 ? inner.y : inner.x;
-        if (alone) d[n][e] = 0.f;
-      }
-    }
+    const bool alone = WINDOW && sees_itself_alone(in.flags, kept_tokens(in.routing.cap, in.routing.budgets[at.kv], max(chunk - 1, 0)));
+    logit_gradients(d, s, mine, columns[i % 2], alone);
 #pragma unroll
     for (int k = 0; k < 4; k++) to_left(ds[k], d[2 * k], d[2 * k + 1]);
     start_add_product<4>(d_k, ds, queries, 0);
@@ -157,11 +223,11 @@ __global__ void __launch_bounds__(128, K::P == 1 ? 2 : 1) exact_backward_keys(co
 #pragma unroll
   for (int half = 0; half < 2; half++) {
     if constexpr (WINDOW) {
-      const bool on = my_token[half] >= 0;
-      store_row(on, in.d_k.row(b, kv, my_token[half]), d_k, half, natural);
-      store_row(on, in.d_v.row(b, kv, my_token[half]), d_v, half, 1.f);
+      const bool on = mine.token[half] >= 0;
+      store_row(on, in.d_k.row(at.b, at.kv, mine.token[half]), d_k, half, natural);
+      store_row(on, in.d_v.row(at.b, at.kv, mine.token[half]), d_v, half, 1.f);
     } else {
-      float* to = in.partial + ((int64_t(b) * gridDim.x + blockIdx.x) * 2 * CHUNK + my_row + half * 8) * D;
+      float* to = in.partial + ((int64_t(at.b) * gridDim.x + blockIdx.x) * 2 * CHUNK + mine.row + half * 8) * D;
       store_row(true, to, d_k, half, natural);
       store_row(true, to + CHUNK * D, d_v, half, 1.f);
     }

@@ -5,6 +5,13 @@
 
 namespace still {
 
+// What a lane has of its two rows.
+template <int NT>
+struct OnlineSoftmax {
+  float out[NT][4];  // numerators; to be cleared
+  float m[2] = {-INFINITY, -INFINITY}, sum[2] = {0.f, 0.f};
+};
+
 // The largest of a row's logits in a tile.
 template <int N>
 __device__ __forceinline__ float row_top(const float (&logits)[N][4], int half) {
@@ -36,6 +43,20 @@ __device__ __forceinline__ void add_weights(float (&logits)[N][4], float& sum, i
       x = weight(x);
       sum += x;
     }
+}
+
+// Logits of a tile, in base 2 once they are multiplied by `scale`, become weights. Every row has a finite one by then. `see(half, top,
+// rises)` is told of a row's largest logit in the tile and whether none before was as large.
+template <int NT, int N, class See>
+__device__ __forceinline__ void weigh(OnlineSoftmax<NT>& rows, float (&logits)[N][4], float scale, See see) {
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    const float top = row_top(logits, half), raised = fmaxf(rows.m[half], top * scale);
+    see(half, top, raised > rows.m[half]);
+    rescale(rows.out, rows.sum[half], half, exp2_fast(rows.m[half] - raised));
+    rows.m[half] = raised;
+    add_weights(logits, rows.sum[half], half, [&](float x) { return exp2_fast(x * scale - raised); });
+  }
 }
 
 }  // namespace still

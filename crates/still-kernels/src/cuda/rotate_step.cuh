@@ -27,30 +27,37 @@ __device__ __forceinline__ void store_values(T* to, const float (&from)[EIGHT]) 
   }
 }
 
-// Channels `col..` of a row after RoPE of its first 2 `half`, by the cosines and sines of its sequence.
+// The angles of a sequence's token, for rows of which the first 2 `half` channels are rotated.
+struct StepRope {
+  const float *cos, *sin;  // null: rows have been rotated
+  int half;
+};
+
+// Channels `col..` of a row after RoPE.
 template <class T>
-__device__ __forceinline__ void rotate_piece(float (&y)[EIGHT], const T* row, int col, const float* all_cos, const float* all_sin, int half) {
+__device__ __forceinline__ void rotate_piece(float (&y)[EIGHT], const T* row, int col, const StepRope& rope) {
+  const int half = rope.half;
   load_values(y, row + col);
   if (col >= 2 * half) return;
   const bool is_upper = col >= half;
   const int angle = is_upper ? col - half : col;
   float other[EIGHT], cos[EIGHT], sin[EIGHT];
   load_values(other, row + (is_upper ? angle : angle + half));
-  load_values(cos, all_cos + angle);
-  load_values(sin, all_sin + angle);
+  load_values(cos, rope.cos + angle);
+  load_values(sin, rope.sin + angle);
 #pragma unroll
   for (int i = 0; i < EIGHT; i++) y[i] = y[i] * cos[i] + (is_upper ? other[i] : -other[i]) * sin[i];
 }
 
-// One channel of such a row, as it would lie in memory. Null `all_cos`: the row is rotated.
+// One channel of a row after RoPE, as it would lie in memory.
 template <class T>
-__device__ __forceinline__ float rotated_value(const T* row, int i, const float* all_cos, const float* all_sin, int half) {
+__device__ __forceinline__ float rotated_value(const T* row, int i, const StepRope& rope) {
   const float x = float(row[i]);
-  if (!all_cos || i >= 2 * half) return x;
-  const bool is_upper = i >= half;
-  const int angle = is_upper ? i - half : i;
-  const float other = float(row[is_upper ? angle : angle + half]);
-  return float(T(x * all_cos[angle] + (is_upper ? other : -other) * all_sin[angle]));
+  if (!rope.cos || i >= 2 * rope.half) return x;
+  const bool is_upper = i >= rope.half;
+  const int angle = is_upper ? i - rope.half : i;
+  const float other = float(row[is_upper ? angle : angle + rope.half]);
+  return float(T(x * rope.cos[angle] + (is_upper ? other : -other) * rope.sin[angle]));
 }
 
 }  // namespace still

@@ -189,6 +189,27 @@ __device__ __forceinline__ void clear(float (&x)[NT][4]) {
     for (int i = 0; i < 4; i++) x[n][i] = 0.f;
 }
 
+// Calls `f(x, half, column)` with each of a lane's sums: row `half` of its two, and the column among 8 NT.
+template <int NT, class F>
+__device__ __forceinline__ void each_sum(float (&x)[NT][4], F f) {
+  const int first = threadIdx.x % 4 * 2;
+#pragma unroll
+  for (int n = 0; n < NT; n++)
+#pragma unroll
+    for (int e = 0; e < 4; e++) f(x[n][e], e / 2, n * 8 + first + e % 2);
+}
+
+// Adds `add(y)` to the sums of one of a lane's two rows, y the values of row `from` in their columns.
+template <int NT, class T, class Add>
+__device__ __forceinline__ void add_row(float (&sums)[NT][4], int half, const T* from, Add add) {
+#pragma unroll
+  for (int n = 0; n < NT; n++) {
+    const float2 y = read_pair(from + n * 8 + threadIdx.x % 4 * 2);
+    sums[n][half * 2] += add(y.x);
+    sums[n][half * 2 + 1] += add(y.y);
+  }
+}
+
 // sums += a B, B = tile[row.., col..], 16 KS rows and 8 NT columns. f32 data have 16 bits or more to keep, and tensor cores round
 // what they add up toward zero: their product is made apart, a few columns at a time, and added to the nearest.
 template <int KS, int NT, class TILE>
