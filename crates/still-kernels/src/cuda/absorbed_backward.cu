@@ -26,6 +26,53 @@ __device__ __forceinline__ void add_partial(float (&sums)[NT][4], int half, cons
   }
 }
 
+// A block's 64 tokens, and what a thread has of them: two rows, 8 apart, and half of their columns.
+template <class T, bool CAPPED>
+struct AbsorbedBlock {
+  int b, kv, chunk, start, budget;
+  int row, col;              // the thread's first row; the warpgroup's first column
+  int64_t bk, entry;         // `entry`: of the states
+  const uint64_t* selected;  // of the head's chunks
+  const int32_t* order;
+  uint64_t kept;             // of the chunk, without a cap
+
+  __device__ __forceinline__ AbsorbedBlock(const Backward<T>& in, int col)
+      : b(blockIdx.z), kv(blockIdx.y), chunk(blockIdx.x), start(chunk * CHUNK), budget(in.routing.budgets[kv]),
+        row(threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4), col(col), bk(int64_t(b) * in.kv_heads + kv),
+        entry(bk * (in.chunks - 2) + chunk), selected(in.routing.selected + bk * in.chunks), order(in.routing.order + entry * CHUNK),
+        kept(CAPPED ? 0 : selected[chunk]) {
+  }
+  // Whether a row's token is never absorbed.
+  __device__ __forceinline__ bool is_exact(int r) const { return CAPPED ? order[r] < 0 : (kept >> r & 1) != 0; }
+  __device__ __forceinline__ int token_of(int r) const { return !CAPPED ? start + r : order[r] < 0 ? ~order[r] : order[r]; }
+  // The block's rows of something that lies in the order in which tokens are absorbed.
+  __device__ __forceinline__ int64_t first(const Backward<T>& in) const { return bk * in.tokens + start; }
+
+  template <class TILE>
+  __device__ __forceinline__ void load(TILE to, const Rows<const T>& from) const {
+    if constexpr (CAPPED) load_rows<256>(to, 0, CHUNK, from.data, [&](int r) { return from.row(b, kv, token_of(r)); });
+    else load_matrix<256, CHUNK>(to, 0, from.row(b, kv, start), from.token);
+  }
+
+  // Adds what salient tokens get of later queries (kind 0: k, 1: v) and what the window's share has left in `to_rows`, and leaves all.
+  template <int NT>
+  __device__ __forceinline__ void leave(const Backward<T>& in, float (&sums)[NT][4], const Rows<T>& to_rows, int kind) const {
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      const int t = token_of(row + half * 8), of = CAPPED ? t / CHUNK : chunk, bit = CAPPED ? t % CHUNK : row + half * 8;
+      const uint64_t chosen = CAPPED ? selected[of] : kept;
+      if (!(in.flags & STILL_NO_SALIENT) && (CAPPED ? (chosen >> bit & 1) != 0 : is_exact(row + half * 8))) {
+        const int place = of * budget + __popcll(chosen & ((uint64_t(1) << bit) - 1));
+        add_partial<NT * 16>(sums, half, in, b, kv, place, kind, col + threadIdx.x % 4 * 2);
+      }
+      T* to = to_rows.row(b, kv, t) + col;
+      add_row(sums, half, to, [](float window) { return window; });
+      __syncwarp();
+      store_row(true, to, sums, half, 1.f);
+    }
+  }
+};
+
 template <class K, bool CAPPED>
 __global__ void __launch_bounds__(256, K::P == 1 ? 2 : 1) absorbed_backward(const Backward<typename K::T> in) {
   using T = typename K::T;
@@ -36,82 +83,51 @@ __global__ void __launch_bounds__(256, K::P == 1 ? 2 : 1) absorbed_backward(cons
   __shared__ RowHalves::Buffer exchange;
   const RowsTile values{aligned(memory)}, phis{values.base + RowsTile::BYTES};  // then df; then keys
   const Square weights{phis.base + RowsTile::BYTES}, d_s{weights.base + Square::BYTES};
-  const int chunk = blockIdx.x, start = chunk * CHUNK, kv = blockIdx.y, b = blockIdx.z;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int row = warp % 4 * 16 + lane / 4, col = warp / 4 * (D / 2), my_col = col + lane % 4 * 2;
-  const int64_t bk = int64_t(b) * in.kv_heads + kv;
-  const int budget = in.routing.budgets[kv];
-  const uint64_t* selected = in.routing.selected + bk * in.chunks;
-  const uint64_t kept = CAPPED ? 0 : selected[chunk];
-  const int32_t* order = in.routing.order + (bk * (in.chunks - 2) + chunk) * CHUNK;
-  auto is_exact = [&](int r) { return CAPPED ? order[r] < 0 : (kept >> r & 1) != 0; };  // for good
-  auto token_of = [&](int r) { return !CAPPED ? start + r : order[r] < 0 ? ~order[r] : order[r]; };
-  const bool exact[2] = {is_exact(row), is_exact(row + 8)};
-  auto load_tokens = [&](RowsTile to, const Rows<const T>& from) {
-    if constexpr (CAPPED) load_rows<256>(to, 0, CHUNK, from.data, [&](int r) { return from.row(b, kv, token_of(r)); });
-    else load_matrix<256, CHUNK>(to, 0, from.row(b, kv, start), from.token);
-  };
-  const T *w = in.w_k + int64_t(kv) * D * D, *states = in.d_s + (bk * (in.chunks - 2) + chunk) * 2 * D * D;
-  const bool linear = CAPPED || budget < CHUNK;
+  const AbsorbedBlock<T, CAPPED> at(in, threadIdx.x / 128 * (D / 2));
+  const bool exact[2] = {at.is_exact(at.row), at.is_exact(at.row + 8)};
+  const T* states = in.d_s + at.entry * 2 * D * D;
+  const bool linear = CAPPED || at.budget < CHUNK;
   auto load_half = [&](int part, bool phi) {  // part 0: minus, in the second halves
     __syncthreads();
     const int offset = part ? 0 : D;
     load_matrix<256, D>(d_s, 0, states + offset * D, D);
-    if (phi) load_matrix<256, CHUNK>(phis, 0, in.phi_k + (bk * in.tokens + start) * 2 * D + offset, 2 * D);
+    if (phi) load_matrix<256, CHUNK>(phis, 0, in.phi_k + at.first(in) * 2 * D + offset, 2 * D);
     copy_commit();
     copy_wait<0>();
     publish();
     __syncthreads();
   };
-  auto finish_rows = [&](float (&sums)[NT][4], const Rows<T>& to_rows, int kind) {
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-      const int t = token_of(row + half * 8), of = CAPPED ? t / CHUNK : chunk, bit = CAPPED ? t % CHUNK : row + half * 8;
-      const uint64_t chosen = CAPPED ? selected[of] : kept;
-      if (!(in.flags & STILL_NO_SALIENT) && (CAPPED ? (chosen >> bit & 1) != 0 : exact[half]))
-        add_partial<D>(sums, half, in, b, kv, of * budget + __popcll(chosen & ((uint64_t(1) << bit) - 1)), kind, my_col);
-      T* to = to_rows.row(b, kv, t);
-#pragma unroll
-      for (int n = 0; n < NT; n++) {
-        float2 window = read_pair(to + my_col + n * 8);
-        sums[n][half * 2] += window.x;
-        sums[n][half * 2 + 1] += window.y;
-      }
-      __syncwarp();
-      store_row(true, to + col, sums, half, 1.f);
-    }
-  };
 
   float sums[NT][4];
   clear(sums);
   if (linear) {
-    load_tokens(values, in.v);
-    load_matrix<256, D>(weights, 0, w, D);
+    at.load(values, in.v);
+    load_matrix<256, D>(weights, 0, in.w_k + int64_t(at.kv) * D * D, D);
     copy_commit();
 #pragma unroll 1
     for (int part = 0; part < 2; part++) {
       load_half(part, true);
-      add_tile_product_nn<KS>(sums, phis, d_s, col);
+      add_tile_product_nn<KS>(sums, phis, d_s, at.col);
     }
   }
-  finish_rows(sums, in.d_v, 1);
+  at.leave(in, sums, in.d_v, 1);
 
   clear(sums);
   if (linear) {
     __syncthreads();
-    load_tokens(phis, in.k);
+    at.load(phis, in.k);
     load_half(0, false);
     float f[NT][4], squared[2], inner[2], radial[2];
     squared_norms(phis, squared);
     clear(f);
-    add_tile_product_nn<KS>(f, phis, weights, col);
-    const float* z = in.d_z + (bk * (in.chunks - 2) + chunk) * 2 * D + my_col;
+    add_tile_product_nn<KS>(f, phis, weights, at.col);
+    const float* z = in.d_z + at.entry * 2 * D + at.col + threadIdx.x % 4 * 2;
     RowHalves rows{exchange};
     np_map_backward(
         rows, f, squared, in.flags, [](const float (&)[NT][4], int) {},
         [&](float (&d)[NT][4], int part) {
           if (part) load_half(1, false);
-          tile_product<KS>(d, values, 0, d_s, col);
+          tile_product<KS>(d, values, 0, d_s, at.col);
           const float* zs = z + (part ? 0 : D);
 #pragma unroll
           for (int n = 0; n < NT; n++) {
@@ -121,23 +137,17 @@ __global__ void __launch_bounds__(256, K::P == 1 ? 2 : 1) absorbed_backward(cons
           }
         },
         inner, radial);
-    store_tile(values, row, col, f);
+    store_tile(values, at.row, at.col, f);
     publish();
     __syncthreads();
-    tile_product<KS>(sums, values, 0, weights, col);
+    tile_product<KS>(sums, values, 0, weights, at.col);
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      store_row(true, in.df_k + (bk * in.tokens + start + row + half * 8) * D + col, f, half, 1.f);
-      const T* x = in.k.row(b, kv, token_of(row + half * 8)) + my_col;
-#pragma unroll
-      for (int n = 0; n < NT; n++) {
-        float2 k = read_pair(x + n * 8);
-        sums[n][half * 2] += radial[half] * k.x;
-        sums[n][half * 2 + 1] += radial[half] * k.y;
-      }
+      store_row(true, in.df_k + (at.first(in) + at.row + half * 8) * D + at.col, f, half, 1.f);
+      add_row(sums, half, in.k.row(at.b, at.kv, at.token_of(at.row + half * 8)) + at.col, [&](float k) { return radial[half] * k; });
     }
   }
-  finish_rows(sums, in.d_k, 0);
+  at.leave(in, sums, in.d_k, 0);
 }
 
 int step_absorbed(const StillShape& shape, const StillBackward& args, StillStream stream) {
