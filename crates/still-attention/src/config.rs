@@ -582,6 +582,23 @@ impl HybridConfig {
         self.key_exponents.get(kv_head).filter(|exponents| !exponents.are_zero())
     }
 
+    /// Whether a selection head's salient keys have a scale for 32 tokens of a channel ([`RowDtype::Int4`]): it keeps every token,
+    /// and they come by whole groups.
+    pub(crate) fn codes_keys_by_channel(
+        &self,
+        head_dim: usize,
+        head: usize,
+        rows: RowDtype,
+    ) -> bool {
+        let whole = self.cap.is_none() && self.budgets[head] == self.chunk;
+        let in_groups = [self.chunk, head_dim].iter().all(|x| x.is_multiple_of(FOUR_BIT_GROUP));
+        rows == RowDtype::Int4
+            && self.mode == Mode::Hybrid
+            && self.selection_head == SelectionHead::KvHead
+            && whole
+            && in_groups
+    }
+
     /// Chunk length of the window that a state keeps: 0 if nothing is exact.
     pub(crate) fn ring_chunk(&self) -> usize {
         match self.mode {
@@ -598,7 +615,7 @@ fn stored_rows(rows: RowDtype, of_layer: &[KeyExponents]) -> RowDtype {
     }
 }
 
-/// Values of a row that share a scale and an offset in [`RowDtype::Int4`].
+/// Values of a row, or of a channel, that share a scale and an offset in [`RowDtype::Int4`].
 pub(crate) const FOUR_BIT_GROUP: usize = 32;
 
 /// How the exact rows of K and V are stored in a state.
@@ -615,7 +632,7 @@ pub enum RowDtype {
     /// 1 byte a value and 4 a row for its scale. A hybrid state's window stays bf16: only what is kept is 8-bit.
     Int8,
     /// Half a byte a value, and 4 bytes for each 32 values of a row: a scale and an offset in f16. A hybrid state's window stays
-    /// bf16.
+    /// bf16. Where a KV head keeps every token, without a cap, the keys' 32 values are those of a channel: of 32 tokens.
     Int4,
 }
 

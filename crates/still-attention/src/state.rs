@@ -203,7 +203,9 @@ impl HybridState {
         let (config, d) = (&weights.config, weights.geometry.head_dim);
         let head = |head: usize| {
             let exponents = config.key_exponents_of(weights.geometry, head);
-            HeadState::new(config.ring_chunk(), d, rows, config.cap.is_some(), exponents)
+            let by_channel = config.codes_keys_by_channel(d, head, rows);
+            HeadState::new(config.ring_chunk(), d, rows, config.cap.is_some())
+                .coding_keys(by_channel, exponents)
         };
         let heads = (0..batch * heads).map(|part| RwLock::new(head(part % heads))).collect();
         Self { weights, heads, batch }

@@ -13,8 +13,8 @@ use still_attention::{
 const TOKENS: usize = 75;
 
 /// A state's window is bf16: what comes in is exact there.
-fn input(geometry: HeadGeometry, config: &HybridConfig) -> naive::Input {
-    let mut input = random_input(geometry, config, TOKENS, 17);
+fn input(geometry: HeadGeometry, config: &HybridConfig, tokens: usize) -> naive::Input {
+    let mut input = random_input(geometry, config, tokens, 17);
     let round = |x: &mut f64| *x = bf16::from_f64(*x).to_f64();
     input.k.iter_mut().chain(&mut input.v).for_each(round);
     input
@@ -46,42 +46,67 @@ fn rows_in_few_bits_equal_the_definition() {
     for head_dim in [8, 64, 80] {
         let geometry = HeadGeometry { num_heads: 4, num_key_value_heads: 2, head_dim };
         for config in configs(geometry) {
-            let input = input(geometry, &config);
-            let x = tensors(&input, &config, |x| x as f32);
             for rows in [RowDtype::Int8, RowDtype::Int4] {
-                let twin = naive::hybrid_attention_of_rows(&input, &config, None, rows);
-                let exact = naive::hybrid_attention(&input, &config, None).out;
-                for piece in [1, 5, TOKENS] {
-                    let case = format!("{rows} {head_dim} in pieces of {piece}, {config:?}");
-                    let weights = PreparedWeights::new(geometry, &config, &x.weights).unwrap();
-                    let mut state = HybridState::new(weights, 1, rows);
-                    let parts = (0..TOKENS).step_by(piece).map(|start| {
-                        let length = piece.min(TOKENS - start);
-                        let [q, k, v] =
-                            [&x.q, &x.k, &x.v].map(|x| x.narrow(2, start, length).unwrap());
-                        state.advance(&q, &k, &v, None, None).unwrap()
-                    });
-                    let got = Tensor::cat(&parts.collect::<Vec<_>>(), 2).unwrap();
-                    let error = relative_rms(&flat(&got), &twin.out);
-                    assert!(error <= 1e-5, "{case}: relative RMS {error:e}");
-                    let heads = geometry.selection_heads(config.selection_head);
-                    for head in 0..heads {
-                        let linear = state.linear(0, head);
-                        assert_eq!(linear.count, twin.state_count[head], "{case}");
-                        let size = twin.state_s.len() / heads;
-                        let wide: Vec<f64> = linear.s.iter().map(|&x| x.into()).collect();
-                        let expected = &twin.state_s[head * size..(head + 1) * size];
-                        if linear.count > 0 {
-                            let error = relative_rms(&wide, expected);
-                            assert!(error <= 1e-5, "{case}: S is off by {error:e}");
-                        }
-                    }
-                }
-                // The definition is another one than that of exact rows.
-                assert!(relative_rms(&twin.out, &exact) > 1e-4);
+                check(geometry, &config, TOKENS, rows, &[1, 5, TOKENS]);
             }
         }
     }
+}
+
+/// Chunks of whole groups of 32: 4-bit keys of the head that keeps all are coded by channel, with exponents and without.
+#[test]
+fn keys_of_a_head_that_keeps_all_equal_the_definition() {
+    const TOKENS: usize = 301;
+    for (head_dim, chunk) in [(32, 32), (64, 64), (128, 32)] {
+        let geometry = HeadGeometry { num_heads: 4, num_key_value_heads: 2, head_dim };
+        let plain = StillConfig::uniform(1, geometry, chunk, 0).layer(0).unwrap();
+        let plain = HybridConfig { budgets: vec![3, chunk], ..plain };
+        let scaled = HybridConfig { key_exponents: some_exponents(geometry), ..plain.clone() };
+        for config in [plain, scaled] {
+            check(geometry, &config, TOKENS, RowDtype::Int4, &[1, 37, TOKENS]);
+        }
+    }
+}
+
+/// Any split into pieces gives what the definition does.
+fn check(
+    geometry: HeadGeometry,
+    config: &HybridConfig,
+    tokens: usize,
+    rows: RowDtype,
+    pieces: &[usize],
+) {
+    let input = input(geometry, config, tokens);
+    let x = tensors(&input, config, |x| x as f32);
+    let twin = naive::hybrid_attention_of_rows(&input, config, None, rows);
+    let exact = naive::hybrid_attention(&input, config, None).out;
+    for &piece in pieces {
+        let case = format!("{rows} {} in pieces of {piece}, {config:?}", geometry.head_dim);
+        let weights = PreparedWeights::new(geometry, config, &x.weights).unwrap();
+        let mut state = HybridState::new(weights, 1, rows);
+        let parts = (0..tokens).step_by(piece).map(|start| {
+            let length = piece.min(tokens - start);
+            let [q, k, v] = [&x.q, &x.k, &x.v].map(|x| x.narrow(2, start, length).unwrap());
+            state.advance(&q, &k, &v, None, None).unwrap()
+        });
+        let got = Tensor::cat(&parts.collect::<Vec<_>>(), 2).unwrap();
+        let error = relative_rms(&flat(&got), &twin.out);
+        assert!(error <= 1e-5, "{case}: relative RMS {error:e}");
+        let heads = geometry.selection_heads(config.selection_head);
+        for head in 0..heads {
+            let linear = state.linear(0, head);
+            assert_eq!(linear.count, twin.state_count[head], "{case}");
+            let size = twin.state_s.len() / heads;
+            let wide: Vec<f64> = linear.s.iter().map(|&x| x.into()).collect();
+            let expected = &twin.state_s[head * size..(head + 1) * size];
+            if linear.count > 0 {
+                let error = relative_rms(&wide, expected);
+                assert!(error <= 1e-5, "{case}: S is off by {error:e}");
+            }
+        }
+    }
+    // The definition is another one than that of exact rows.
+    assert!(relative_rms(&twin.out, &exact) > 1e-4);
 }
 
 /// Keys with a channel a hundred times larger than the others, as Qwen2's biases make them, and queries that see little of it: codes
@@ -94,7 +119,7 @@ fn a_large_channel_needs_an_exponent() {
     // Logits alone are to differ: no linear branch, whose feature maps see keys as they are.
     let branches = Branches { linear: false, ..Branches::default() };
     let plain = HybridConfig { budgets: vec![3, 8], branches, ..plain };
-    let mut input = input(geometry, &plain);
+    let mut input = input(geometry, &plain, TOKENS);
     let channel = |x: &mut Vec<f64>, by: f64| {
         x.iter_mut().skip(LARGE).step_by(64).for_each(|x| *x *= by);
     };

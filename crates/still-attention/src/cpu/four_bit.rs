@@ -27,11 +27,11 @@ const ROWS: usize = 64;
 
 /// 16 codes, two a byte: code `i` is the low half of byte `i`, code `i + 8` the high half.
 #[derive(Clone, Copy, Debug, Default)]
-struct Line([u8; LINE / 2]);
+pub(super) struct Line([u8; LINE / 2]);
 
 impl Line {
     #[inline(always)]
-    fn wide<T: Real>(self) -> [T; LINE] {
+    pub fn wide<T: Real>(self) -> [T; LINE] {
         let mut wide = [T::zero(); LINE];
         for (i, &byte) in self.0.iter().enumerate() {
             wide[i] = T::of_f32(f32::from(byte & 15));
@@ -40,26 +40,26 @@ impl Line {
         wide
     }
 
-    fn get(self, index: usize) -> u8 {
+    pub fn get(self, index: usize) -> u8 {
         self.0[index % (LINE / 2)] >> (index / (LINE / 2) * 4) & 15
     }
 
-    fn set(&mut self, index: usize, code: u8) {
+    pub fn set(&mut self, index: usize, code: u8) {
         let (byte, shift) = (&mut self.0[index % (LINE / 2)], index / (LINE / 2) * 4);
         *byte = *byte & !(15 << shift) | code << shift;
     }
 }
 
 /// How the values of one group are coded.
-struct Coding {
-    scale: f16,
-    offset: f16,
+pub(super) struct Coding {
+    pub scale: f16,
+    pub offset: f16,
     inverse: f32,
 }
 
 impl Coding {
     /// The group's smallest value has code 0, its largest 15. NaN stays: a group that holds one is not a number.
-    fn of<T: Real>(group: &[T]) -> Self {
+    pub fn of<T: Real>(group: &[T]) -> Self {
         let pick = |a: f32, b: f32, better: bool| if better || b.is_nan() { b } else { a };
         let (low, high) =
             group.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(low, high), x| {
@@ -71,7 +71,7 @@ impl Coding {
         Self { scale, offset, inverse }
     }
 
-    fn code<T: Real>(&self, x: T) -> u8 {
+    pub fn code<T: Real>(&self, x: T) -> u8 {
         ((x.wide() as f32 - self.offset.to_f32()) * self.inverse).round().clamp(0.0, 15.0) as u8
     }
 }
@@ -255,7 +255,8 @@ impl<const TILED: usize> FourBit<TILED> {
     }
 }
 
-fn resize<V: Clone + Default>(values: &mut Vec<V>, length: usize) {
+/// Growth by a fraction keeps the slack small.
+pub(super) fn resize<V: Clone + Default>(values: &mut Vec<V>, length: usize) {
     if values.capacity() < length {
         values.reserve_exact((length - values.len()).max(values.len() / 8));
     }

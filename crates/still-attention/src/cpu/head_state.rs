@@ -23,7 +23,7 @@ pub(crate) const POSITION: &str = "salient_position";
 /// |---|---|
 /// | window ring of K and V rows, slot `position mod 2C`: `r` of `2C`, as many as tokens have needed, in tiles of 16 | `2 · r · D` row values |
 /// | router scores of the ring's tokens, or what they are made of so far ([`HeadState::score`]) | `r` floats |
-/// | salient K and V rows, in no particular order | `2 · m · D` row values |
+/// | salient K and V rows, in no particular order; those of a head that keeps all, in theirs | `2 · m · D` row values |
 /// | score and position of each salient row, under a cap | `m` floats and u32 |
 /// | linear state `S` `[2F, D]`, `z` `[2F]` (absent until something is absorbed), `n` | floats |
 #[derive(Clone, Debug)]
@@ -44,28 +44,32 @@ pub(crate) struct HeadState<T> {
 }
 
 impl<T: Real> HeadState<T> {
-    /// `ranked`: whether scores and positions of salient rows are kept. `exponents`: by how much the channels of coded keys are
-    /// scaled.
-    pub fn new(
-        chunk: usize,
-        head_dim: usize,
-        rows: RowDtype,
-        ranked: bool,
-        exponents: Option<&KeyExponents>,
-    ) -> Self {
+    /// `ranked`: whether scores and positions of salient rows are kept.
+    pub fn new(chunk: usize, head_dim: usize, rows: RowDtype, ranked: bool) -> Self {
         Self {
             position: 0,
             slots: 2 * chunk,
             ring_k: KeyStore::new(head_dim, rows.window()),
             ring_v: RowStore::new(head_dim, rows.window()),
             ring_score: Vec::new(),
-            salient_k: KeyStore::new(head_dim, rows).scaled(rows, exponents),
+            salient_k: KeyStore::new(head_dim, rows),
             salient_v: RowStore::new(head_dim, rows),
             ranks: ranked.then(Vec::new),
             s: Vec::new(),
             z: Vec::new(),
             count: 0,
         }
+    }
+
+    /// The same, empty, with salient keys coded by channel ([`HybridConfig::codes_keys_by_channel`](crate::HybridConfig)), and
+    /// channels of coded keys scaled by `exponents`.
+    #[must_use]
+    pub fn coding_keys(self, by_channel: bool, exponents: Option<&KeyExponents>) -> Self {
+        let keys = match by_channel {
+            true => KeyStore::by_channel(self.salient_k.width()),
+            false => self.salient_k,
+        };
+        Self { salient_k: keys.scaled(exponents), ..self }
     }
 
     /// Makes the ring large enough for `tokens` more tokens, up to the end of their chunk.

@@ -5,7 +5,9 @@
 use std::ops::Range;
 
 use super::cells::{Bf16, Cell, Cells, Values, each};
+use super::channel_codes::ChannelCodes;
 use super::store::{Coded, Store};
+use crate::config::RowDtype;
 use smallvec::SmallVec;
 use still_compute::Real;
 use still_compute::vector::prefetch;
@@ -17,6 +19,11 @@ pub(crate) const TILE: usize = 16;
 pub(crate) type KeyStore<T> = Store<T, TILE>;
 
 impl<T: Real> KeyStore<T> {
+    /// An empty store of 4-bit keys of a head that keeps every token: they come 32 at a time.
+    pub fn by_channel(width: usize) -> Self {
+        Self::of(width, Coded::ByChannel(ChannelCodes::new(width)))
+    }
+
     /// The transpose of rows `range`, `[width, rows]`, in `scratch`.
     pub fn transposed<'a>(&self, range: Range<usize>, scratch: &'a mut Vec<T>) -> &'a [T] {
         scratch.resize(self.width * range.len(), T::nan());
@@ -29,6 +36,10 @@ impl<T: Real> KeyStore<T> {
                 || self.transpose(v, cells.scales(), range.clone(), scratch),
             )),
             Coded::FourBit(codes) => T::vectorize(
+                #[inline(always)]
+                || codes.transpose(range.clone(), scratch),
+            ),
+            Coded::ByChannel(codes) => T::vectorize(
                 #[inline(always)]
                 || codes.transpose(range.clone(), scratch),
             ),
@@ -169,6 +180,7 @@ impl<T: Real> KeyStore<T> {
                 in_fours(&keys, width, range, q, out, stride);
             }),
             Coded::FourBit(codes) => in_fours(codes, width, range, q, out, stride),
+            Coded::ByChannel(codes) => in_fours(codes, width, range, q, out, stride),
         }
     }
 }
@@ -388,7 +400,7 @@ mod tests {
         for (dtype, exponents) in
             RowDtype::ALL.into_iter().flat_map(|dtype| [(dtype, None), (dtype, Some(&exponents))])
         {
-            let mut store = KeyStore::new(64, dtype).scaled(dtype, exponents);
+            let mut store = KeyStore::new(64, dtype).scaled(exponents);
             // Channels as large as the exponents say, and queries that see as much of each.
             let (mut k, mut q) = (rows(37, 64, 3), rows(3, 64, 4));
             for (x, sign) in [(&mut k, 1), (&mut q, -1)] {
@@ -438,7 +450,7 @@ mod tests {
     }
 
     fn back(row: &[f32], dtype: RowDtype, exponents: Option<&KeyExponents>) -> Vec<f32> {
-        let mut store = KeyStore::new(row.len(), dtype).scaled(dtype, exponents);
+        let mut store = KeyStore::new(row.len(), dtype).scaled(exponents);
         store.push(row);
         let mut back = Vec::new();
         store.append_row(0, &mut back);
@@ -452,27 +464,58 @@ mod tests {
             store.extend(&rows(53, width, 5));
             store.swap_remove(7);
             store.swap_remove(0);
-            for range in [0..51, 0..0, 7..9, 5..40, 16..32, 50..51] {
-                let count = range.len();
-                let mut scratch = Vec::new();
-                let transposed = store.transposed(range.clone(), &mut scratch).to_vec();
-                for queries in 1..=9 {
-                    let (q, stride) = (rows(queries, width, 6), count + 3);
-                    let mut out = vec![f32::NAN; queries * stride];
-                    store.dots(range.clone(), &q, &mut out, stride);
-                    for (n, q) in q.chunks_exact(width).enumerate() {
-                        for (i, row) in range.clone().enumerate() {
-                            let mut values: Vec<f32> = Vec::new();
-                            store.append_row(row, &mut values);
-                            let dot: f32 = q.iter().zip(&values).map(|(a, b)| a * b).sum();
-                            assert!((out[n * stride + i] - dot).abs() < 5e-5, "{width}");
-                            for (c, &value) in values.iter().enumerate() {
-                                assert_eq!(transposed[c * count + i], value);
-                            }
+            check_ranges(&store, [0..51, 0..0, 7..9, 5..40, 16..32, 50..51]);
+        }
+    }
+
+    #[test]
+    fn keys_by_channel_multiply_what_they_give_back() {
+        let exponents = KeyExponents::new((0..64).map(|c| [0, 3, -2][c % 3]).collect()).unwrap();
+        for (width, exponents) in [(32, None), (64, Some(&exponents)), (128, None)] {
+            let mut store = KeyStore::by_channel(width).scaled(exponents);
+            let keys = rows(160, width, 5);
+            store.extend(&keys[..64 * width]);
+            store.extend(&keys[64 * width..]);
+            check_ranges(&store, [0..160, 0..0, 7..9, 5..90, 32..64, 150..151]);
+            store.truncate(96);
+            assert_eq!(store.len(), 96);
+            // As many bytes as rows in 4 bits take, and as close as 15 steps of each channel are.
+            let mut by_row = KeyStore::new(width, RowDtype::Int4);
+            by_row.extend(&keys[..96 * width]);
+            assert_eq!(store.size_bytes(), by_row.size_bytes());
+            for (row, key) in keys[..96 * width].chunks(width).enumerate() {
+                let mut back = Vec::new();
+                store.append_row(row, &mut back);
+                for (got, x) in back.iter().zip(key) {
+                    assert!((got - x).abs() < 0.501 * 2.0 / 15.0 + 1e-3, "{got} of {x}");
+                }
+            }
+        }
+    }
+
+    /// Products and transposes of ranges of a store are those of the rows that it gives back.
+    fn check_ranges<const N: usize>(store: &KeyStore<f32>, ranges: [Range<usize>; N]) {
+        let width = store.width();
+        for range in ranges {
+            let count = range.len();
+            let mut scratch = Vec::new();
+            let transposed = store.transposed(range.clone(), &mut scratch).to_vec();
+            for queries in 1..=9 {
+                let (q, stride) = (rows(queries, width, 6), count + 3);
+                let mut out = vec![f32::NAN; queries * stride];
+                store.dots(range.clone(), &q, &mut out, stride);
+                for (n, q) in q.chunks_exact(width).enumerate() {
+                    for (i, row) in range.clone().enumerate() {
+                        let mut values: Vec<f32> = Vec::new();
+                        store.append_row(row, &mut values);
+                        let dot: f32 = q.iter().zip(&values).map(|(a, b)| a * b).sum();
+                        assert!((out[n * stride + i] - dot).abs() < 5e-5, "{width}");
+                        for (c, &value) in values.iter().enumerate() {
+                            assert_eq!(transposed[c * count + i], value);
                         }
-                        let padding = &out[n * stride + count..(n + 1) * stride];
-                        assert!(padding.iter().all(|x| x.is_nan()));
                     }
+                    let padding = &out[n * stride + count..(n + 1) * stride];
+                    assert!(padding.iter().all(|x| x.is_nan()));
                 }
             }
         }

@@ -30,6 +30,7 @@
 pub(crate) mod backward;
 pub(crate) mod call;
 pub(crate) mod cells;
+pub(crate) mod channel_codes;
 pub(crate) mod feature_map;
 pub(crate) mod forward;
 mod four_bit;

@@ -176,7 +176,7 @@ impl Operator<'_> {
                 // A given selection says by position what is demoted.
                 let ranked = self.config.cap.is_some() || given.is_some();
                 let chunk = self.config.ring_chunk();
-                let mut state = HeadState::new(chunk, d, RowDtype::F32, ranked, None);
+                let mut state = HeadState::new(chunk, d, RowDtype::F32, ranked);
                 let record = Record { absorbed_at: Some(absorbed_at), scores: Some(scores) };
                 let mut scratch = Scratch::default();
                 advance(&mut state, &input, tokens, out, tokens, record, &mut scratch);

@@ -84,17 +84,22 @@ impl<T: Real> HeadState<T> {
         }
         self.salient_k.reserve(*kept);
         self.salient_v.reserve(*kept);
-        for &(score, position) in &arrivals[..*kept] {
+        let kept = &mut arrivals[..*kept];
+        if kept.len() == input.chunk {
+            // Keys of neighbouring tokens may share scales.
+            kept.sort_unstable_by_key(|&(_, position)| position);
+        }
+        k.clear();
+        v.clear();
+        for &(_, position) in &*kept {
             let slot = self.slot(position, input.chunk);
-            k.clear();
-            v.clear();
             self.ring_k.append_row(slot, k);
             self.ring_v.append_row(slot, v);
-            self.salient_k.push(k);
-            self.salient_v.push(v);
-            if let Some(ranks) = &mut self.ranks {
-                ranks.push((score, position));
-            }
+        }
+        self.salient_k.extend(k);
+        self.salient_v.extend(v);
+        if let Some(ranks) = &mut self.ranks {
+            ranks.extend_from_slice(kept);
         }
     }
 

@@ -58,6 +58,7 @@ impl<T: Real> RowStore<T> {
                 );
                 return scratch;
             }
+            Coded::ByChannel(_) => unreachable!("values are coded by row"),
         };
         each!(&cells.values, v => T::vectorize(
             #[inline(always)]
@@ -86,6 +87,7 @@ impl<T: Real> RowStore<T> {
                 add_weighted(summed, weights, stride, out, width);
             }),
             Coded::FourBit(codes) => codes.add_weighted(range, weights, stride, out),
+            Coded::ByChannel(_) => unreachable!("values are coded by row"),
         }
     }
 }

@@ -8,6 +8,7 @@ use smallvec::SmallVec;
 use still_compute::Real;
 
 use super::cells::{Cell, Cells, each};
+use super::channel_codes::ChannelCodes;
 use super::four_bit::FourBit;
 use crate::Result;
 use crate::config::RowDtype;
@@ -46,11 +47,12 @@ fn multiply<T: Real>(row: &mut [T], by: &[T]) {
     row.iter_mut().zip(by).for_each(|(x, &by)| *x *= by);
 }
 
-/// How a store's values are coded: each by itself, or in groups.
+/// How a store's values are coded: each by itself, in groups of a row, or in groups of a channel.
 #[derive(Clone, Debug)]
 pub(super) enum Coded<T, const TILE: usize> {
     Cells(Cells<T>),
     FourBit(FourBit<TILE>),
+    ByChannel(ChannelCodes),
 }
 
 impl<T: Real, const TILE: usize> Store<T, TILE> {
@@ -60,16 +62,27 @@ impl<T: Real, const TILE: usize> Store<T, TILE> {
             RowDtype::Int4 => Coded::FourBit(FourBit::new(width)),
             _ => Coded::Cells(Cells::new(dtype)),
         };
+        Self::of(width, coded)
+    }
+
+    pub(super) fn of(width: usize, coded: Coded<T, TILE>) -> Self {
         Self { width, rows: 0, coded, scaling: None }
     }
 
     /// The same with channels scaled by these exponents, if rows are coded. For an empty store.
     #[must_use]
-    pub fn scaled(self, dtype: RowDtype, exponents: Option<&KeyExponents>) -> Self {
-        let scaling = exponents.filter(|_| dtype.is_coded()).map(|exponents| {
+    pub fn scaled(self, exponents: Option<&KeyExponents>) -> Self {
+        let scaling = exponents.filter(|_| self.is_coded()).map(|exponents| {
             Arc::new(Scaling { narrowing: exponents.powers(-1), widening: exponents.powers(1) })
         });
         Self { scaling, ..self }
+    }
+
+    fn is_coded(&self) -> bool {
+        match &self.coded {
+            Coded::Cells(cells) => cells.scales().is_some(),
+            Coded::FourBit(_) | Coded::ByChannel(_) => true,
+        }
     }
 
     /// Sets the number of rows; new ones are zero.
@@ -83,6 +96,7 @@ impl<T: Real, const TILE: usize> Store<T, TILE> {
         match &mut self.coded {
             Coded::Cells(cells) => cells.resize(whole * self.width, whole),
             Coded::FourBit(codes) => codes.resize(whole),
+            Coded::ByChannel(codes) => codes.resize(whole),
         }
     }
 
@@ -99,6 +113,7 @@ impl<T: Real, const TILE: usize> Store<T, TILE> {
         match &self.coded {
             Coded::Cells(cells) => cells.size_bytes(),
             Coded::FourBit(codes) => codes.size_bytes(),
+            Coded::ByChannel(codes) => codes.size_bytes(),
         }
     }
 
@@ -114,6 +129,9 @@ impl<T: Real, const TILE: usize> Store<T, TILE> {
     }
 
     /// Overwrites row `index`.
+    ///
+    /// # Panics
+    /// If keys are coded by channel: they come in groups ([`extend`](Self::extend)).
     pub fn set(&mut self, index: usize, row: &[T]) {
         debug_assert_eq!(row.len(), self.width);
         let mut scaled: SmallVec<[T; 128]> = SmallVec::new();
@@ -129,6 +147,7 @@ impl<T: Real, const TILE: usize> Store<T, TILE> {
         let cells = match &mut self.coded {
             Coded::Cells(cells) => cells,
             Coded::FourBit(codes) => return codes.set(index, row),
+            Coded::ByChannel(_) => panic!("{IN_GROUPS}"),
         };
         let scale = cells.prepare(index, row);
         each!(&mut cells.values, v => {
@@ -150,12 +169,25 @@ impl<T: Real, const TILE: usize> Store<T, TILE> {
         self.set(self.rows - 1, row);
     }
 
-    /// Appends whole rows.
+    /// Appends whole rows: keys that are coded by channel in groups of 32.
     pub fn extend(&mut self, rows: &[T]) {
-        rows.chunks_exact(self.width).for_each(|row| self.push(row));
+        let held = self.rows;
+        if let Coded::ByChannel(_) = self.coded {
+            self.resize(held + rows.len() / self.width);
+        }
+        match &mut self.coded {
+            Coded::ByChannel(codes) => {
+                let narrowing = self.scaling.as_ref().map(|scaling| scaling.narrowing.as_slice());
+                codes.write(held, rows, narrowing);
+            }
+            _ => rows.chunks_exact(self.width).for_each(|row| self.push(row)),
+        }
     }
 
     /// Drops row `index`; the last row takes its place.
+    ///
+    /// # Panics
+    /// If keys are coded by channel.
     pub fn swap_remove(&mut self, index: usize) {
         let last = self.rows - 1;
         let (from, to) = (self.start(last), self.start(index));
@@ -169,6 +201,7 @@ impl<T: Real, const TILE: usize> Store<T, TILE> {
                 cells.move_scale(last, index);
             }
             Coded::FourBit(codes) => codes.copy_row(last, index),
+            Coded::ByChannel(_) => panic!("{IN_GROUPS}"),
         }
         self.resize(last);
     }
@@ -193,6 +226,7 @@ impl<T: Real, const TILE: usize> Store<T, TILE> {
         let cells = match &self.coded {
             Coded::Cells(cells) => cells,
             Coded::FourBit(codes) => return codes.append_row(index, out),
+            Coded::ByChannel(codes) => return codes.append_row(index, out),
         };
         let scale = cells.scale(index);
         let (tile, lane) = (self.tile(index), index % TILE);
@@ -213,6 +247,7 @@ impl<T: Real, const TILE: usize> Store<T, TILE> {
         let cells = match &self.coded {
             Coded::Cells(cells) => cells,
             Coded::FourBit(codes) => return codes.save(state, part, name, self.rows),
+            Coded::ByChannel(codes) => return codes.save(state, part, name, self.rows),
         };
         state.put(part, name, cells.saved(self.places(), (self.rows, self.width))?);
         if let Some(scales) = cells.scales() {
@@ -236,6 +271,10 @@ impl<T: Real, const TILE: usize> Store<T, TILE> {
                 self.rows = codes.restore(state, part, name, rows)?;
                 return Ok(());
             }
+            Coded::ByChannel(codes) => {
+                self.rows = codes.restore(state, part, name, rows)?;
+                return Ok(());
+            }
         };
         let saved = state.take(part, name, dtype, &[rows, Some(self.width)])?;
         self.resize(saved.dim(0)?);
@@ -250,6 +289,8 @@ impl<T: Real, const TILE: usize> Store<T, TILE> {
         Ok(())
     }
 }
+
+const IN_GROUPS: &str = "keys by channel come and stay in groups";
 
 fn scale(name: &str) -> String {
     format!("{name}_scale")

@@ -84,13 +84,7 @@ impl CudaLinearState {
     /// What the CPU has of a head, empty.
     fn empty_head(&self) -> HeadState<f32> {
         let HybridConfig { cap, .. } = &self.config;
-        HeadState::new(
-            self.config.ring_chunk(),
-            self.geometry.head_dim,
-            self.rows,
-            cap.is_some(),
-            None,
-        )
+        HeadState::new(self.config.ring_chunk(), self.geometry.head_dim, self.rows, cap.is_some())
     }
 
     /// Reads `q`, `k` and `v` of one piece; `counts` `[B, 1, T, 1]` u8 says which tokens are there, if not all are.

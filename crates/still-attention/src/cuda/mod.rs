@@ -33,6 +33,7 @@ mod linear_features;
 mod linear_only;
 mod routing;
 mod saved_attention;
+mod saved_channels;
 mod saved_rows;
 mod sections;
 mod step_table;

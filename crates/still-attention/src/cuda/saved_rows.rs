@@ -13,7 +13,7 @@ use crate::config::FOUR_BIT_GROUP as GROUP;
 use crate::{Result, SavedState};
 
 /// Bytes that scale and offset a group of 4-bit codes.
-const GROUP_WORD: usize = size_of::<u32>();
+pub(super) const GROUP_WORD: usize = size_of::<u32>();
 
 /// Rows in the host's memory, as the device keeps them: their values or codes, and behind those of all rows their scales.
 pub(super) struct DeviceRows<B> {
@@ -128,7 +128,7 @@ impl Coding {
 }
 
 /// What a group of 4-bit codes is scaled by and added to, and where in its word.
-const FACTORS: [(&str, usize); 2] = [("scale", 0), ("offset", 2)];
+pub(super) const FACTORS: [(&str, usize); 2] = [("scale", 0), ("offset", 2)];
 
 fn put(
     state: &mut SavedState,

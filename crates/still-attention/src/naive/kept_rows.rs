@@ -5,6 +5,7 @@
 //! int4    s · clamp(round((x − o) / s)) + o      of each 32 values: o = min x, s = (max x − min x) / 15, both rounded to f16;
 //!                                                codes are clamped to 0 … 15
 //!         of keys, H of that of H x              of each whole 32 values: H_ij = (−1)^popcount(i & j) / √32
+//!         of keys of a head that keeps all       of each 32 tokens of a channel in place of 32 channels of a token, without H
 //! ```
 //!
 //! The other formats round each value. With exponents `e` a key is coded as `x_c · 2^−e_c`, and what comes back is times `2^e_c`.
@@ -29,6 +30,21 @@ fn unscaled_key(row: &[f64], rows: RowDtype) -> Vec<f64> {
         RowDtype::Int4 => row.chunks(32).flat_map(|x| rotated(&four_bits(&rotated(x)))).collect(),
         _ => kept_value(row, rows),
     }
+}
+
+/// The keys `[N, D]` of a head that keeps every token, as `int4` gives them back. The last tokens, fewer than 32, are never kept.
+pub fn kept_keys_by_channel(keys: &[f64], d: usize, exponents: Option<&KeyExponents>) -> Vec<f64> {
+    let mut kept = keys.to_vec();
+    for group in kept.chunks_exact_mut(32 * d) {
+        for channel in 0..d {
+            let power = 2.0_f64.powi(exponents.map_or(0, |e| e.values()[channel].into()));
+            let values: Vec<f64> = (0..32).map(|t| group[t * d + channel] / power).collect();
+            for (t, value) in four_bits(&values).into_iter().enumerate() {
+                group[t * d + channel] = value * power;
+            }
+        }
+    }
+    kept
 }
 
 /// A value `[D]` as the format gives it back.

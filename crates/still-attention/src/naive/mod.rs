@@ -41,7 +41,7 @@ mod sums;
 pub use delta_rule::DeltaState;
 pub use dense::dense_attention;
 pub use feature_map::feature_row;
-pub use kept_rows::{kept_key, kept_value};
+pub use kept_rows::{kept_key, kept_keys_by_channel, kept_value};
 pub use received_attention::received_attention;
 pub use self_recall::recall_error;
 pub use self_saliency::self_saliency;
@@ -151,9 +151,14 @@ pub fn hybrid_attention_of_rows(
     rows: RowDtype,
 ) -> Output {
     let d = input.geometry.head_dim;
-    let keys = input.k.chunks(input.tokens * d).enumerate();
-    let keys = keys.flat_map(|(head, k)| k.chunks(d).map(move |k| (head, k)));
-    let k = keys.flat_map(|(head, k)| kept_key(k, rows, config.key_exponents.get(head))).collect();
+    let kept_keys = |(head, k): (usize, &[f64])| -> Vec<f64> {
+        let exponents = config.key_exponents.get(head);
+        match config.codes_keys_by_channel(d, head, rows) {
+            true => kept_keys_by_channel(k, d, exponents),
+            false => k.chunks(d).flat_map(|k| kept_key(k, rows, exponents)).collect(),
+        }
+    };
+    let k = input.k.chunks(input.tokens * d).enumerate().flat_map(kept_keys).collect();
     let v = input.v.chunks(d).flat_map(|v| kept_value(v, rows)).collect();
     let kept = Input { k, v, ..input.clone() };
     attention(input, &kept, config, selection)

@@ -1,6 +1,6 @@
 // Codes on their way from memory to a tile of 64 keys and 64 values.
 #pragma once
-#include "codes.cuh"
+#include "channel_codes.cuh"
 
 namespace still {
 
@@ -28,14 +28,17 @@ struct CodesAhead {
       words[j] = row < valid ? scales[(from + row) * WORDS + i % EACH] : 0;
     }
   }
+  // `channels`: keys are coded by channel.
   template <class STAGE>
-  __device__ __forceinline__ void place(STAGE to, float* scales) const {
+  __device__ __forceinline__ void place(STAGE to, float* scales, bool channels = false) const {
     if constexpr (CODING == STILL_INT8) scales[threadIdx.x] = __uint_as_float(words[0]);
 #pragma unroll
     for (int j = 0; j < PIECES; j++) {
       const int i = threadIdx.x + j * 128;
       if constexpr (CODING == STILL_INT8) {
         store_codes_8(to, i / PIECES, i % PIECES, codes[j]);
+      } else if (channels && i < PIECES * CHUNK) {
+        store_key_channel(to, i / K::D * CODE_GROUP, i % K::D, codes[j], words[j]);
       } else {
         store_codes_4(to, i / PIECES, i % PIECES, codes[j], words[j]);
       }
@@ -48,7 +51,7 @@ template <class K>
 struct CodesAhead<K, STILL_PLAIN> {
   __device__ __forceinline__ void fetch(const CodedRows&, const CodedRows&, int64_t, int) {}
   template <class STAGE>
-  __device__ __forceinline__ void place(STAGE, float*) const {}
+  __device__ __forceinline__ void place(STAGE, float*, bool = false) const {}
 };
 
 }  // namespace still

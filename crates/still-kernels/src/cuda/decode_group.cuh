@@ -24,15 +24,15 @@ __device__ __forceinline__ void rotate_queries(TILE to, const T* q, int64_t stri
 
 // The same as keys are before they are coded, so that they meet codes of keys: times `key_scale` (null: ones), and in 4 bits rotated
 // by groups of channels. A warp has a row.
-template <int CODING, class T, class TILE>
+template <class T, class TILE>
 __device__ __forceinline__ void transform_queries(TILE to, const T* q, int64_t stride, int heads, const StepRope& rope,
-                                                  const float* key_scale) {
+                                                  const float* key_scale, bool rotated) {
   constexpr int D = TILE::COLS;
   for (int row = threadIdx.x / 32; row < GROUP; row += DECODE_WARPS) {
     WarpRow<code_groups(D)> x = {};
     if (row < heads) x.load_by(D, [&](int channel) { return rotated_value(q + row * stride, channel, rope); });
     if (key_scale) x.multiply(key_scale, D);
-    if (CODING == STILL_INT4) x.rotate(D);
+    if (rotated) x.rotate(D);
     x.store_by(D, [&](int channel, float value) { store_one(to, row, channel, value); });
   }
 }

@@ -1,5 +1,6 @@
 // Before the first token of a chunk is answered, the chunk two before leaves the ring: its salient rows go to the store, the
 // others into the state. Under a cap `decode_admit` has been there: the store has what it keeps, the ring the rest. At every other step the blocks return at once. A block owns 64 features of one (sequence, KV head).
+#include "channel_codes.cuh"
 #include "decode.cuh"
 #include "np_map.cuh"
 #include "ranked.cuh"
@@ -50,9 +51,12 @@ __global__ void __launch_bounds__(128) decode_retire(const Decode<typename K::T>
   if (in.coding != STILL_PLAIN && !capped) {  // the blocks take turns
     const CodedRows stores[2] = {in.keys(D, kv), in.values(D)};
     const int64_t to = in.store(b, kv) + int64_t(chunk) * budget;
+    const bool channels = by_channel(in.coding, D, in.cap, budget);
+    if (channels)
+      encode_keys(stores[0], to, CHUNK, blockIdx.x * 128 + threadIdx.x, gridDim.x * 128, [&](int t) { return in.ring_k + (from + t) * D; });
     for (int i = blockIdx.x * 4 + warp; i < 2 * CHUNK; i += gridDim.x * 4) {
       const int row = i / 2;
-      if (!(kept >> row & 1)) continue;
+      if (!(kept >> row & 1) || (channels && i % 2 == 0)) continue;
       WarpRow<code_groups(D)> x;
       x.load((i % 2 ? in.ring_v : in.ring_k) + (from + row) * D, D);
       x.encode(stores[i % 2], to + __popcll(kept & ((uint64_t(1) << row) - 1)));

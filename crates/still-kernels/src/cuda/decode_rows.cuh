@@ -11,10 +11,12 @@ struct RowShare {
   const Stored<T>& in;
   const Place& at;
   bool ring;
+  bool channels;  // whether keys of the store are coded by channel
   int begin, end;
   CodesAhead<K, CODING> ahead;
 
   __device__ __forceinline__ RowShare(const Stored<T>& in, const Place& at) : in(in), at(at), ring(at.part == at.ring_part) {
+    channels = by_channel(CODING, K::D, in.cap, in.budgets[at.kv]);
     begin = ring ? (at.chunk == 0) : at.part * at.share;
     end = ring ? 2 : min(begin + at.share, at.tiles);
   }
@@ -39,7 +41,7 @@ struct RowShare {
   // Where nobody reads the tile's memory any more, nor its 128 `scales`.
   template <class STAGE>
   __device__ __forceinline__ void place(int i, STAGE to, float* scales) const {
-    if (CODING != STILL_PLAIN && !ring && i < end) ahead.place(to, scales);
+    if (CODING != STILL_PLAIN && !ring && i < end) ahead.place(to, scales, channels);
   }
 };
 
@@ -55,14 +57,14 @@ __device__ __forceinline__ void enter_ring(const Decode<typename K::T>& in, cons
   for (int i = threadIdx.x; i < in.group * RING; i += DECODE_THREADS) window[i] = -INFINITY;
 }
 
-// The group's queries to their tile, as the keys are that they meet: of the ring, or (`coded`) codes of the store.
-template <class K, int CODING>
+// The group's queries to their tile, as the keys are that they meet: of the ring, or (`coded`) codes of the store, that may be `rotated`.
+template <class K>
 __device__ __forceinline__ void load_queries(const Decode<typename K::T>& in, const Place& at, typename DecodeMemory<K>::Queries to,
-                                             bool coded) {
+                                             bool coded, bool rotated) {
   const typename K::T* const q = in.q.row(at.b, at.kv * in.group, 0);
   const float* const key_scale = coded && in.key_scale ? in.key_scale + at.kv * K::D : nullptr;
-  if ((CODING == STILL_INT4 && coded) || key_scale) {
-    transform_queries<CODING>(to, q, in.q.head, in.group, in.rope(at.b), key_scale);
+  if (rotated || key_scale) {
+    transform_queries(to, q, in.q.head, in.group, in.rope(at.b), key_scale, rotated);
   } else if (in.cos) {
     rotate_queries(to, q, in.q.head, in.group, in.rope(at.b));
   } else {
@@ -81,7 +83,7 @@ __device__ __forceinline__ void attend_rows(const Stored<typename K::T>& in, con
   if (settled) share.load(share.begin, memory.stage(share.begin));
   wait_for_previous();
   if (share.ring) enter_ring<K>(in, at, memory.window());
-  load_queries<K, CODING>(in, at, memory.queries(), CODING != STILL_PLAIN && !share.ring);
+  load_queries<K>(in, at, memory.queries(), CODING != STILL_PLAIN && !share.ring, CODING == STILL_INT4 && !share.ring && !share.channels);
   if (settled) {
     copy_commit();
   } else {

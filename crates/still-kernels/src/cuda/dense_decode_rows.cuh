@@ -139,7 +139,7 @@ __device__ __forceinline__ void attend_codes(const DenseDecode<typename K::T>& i
   if (settled) fetch(at.begin);
   wait_for_previous();
   if (has_token) code_token<K>(in, at, keys, values);
-  transform_queries<CODING>(memory.queries(), in.q.row(at.b, at.head, 0), in.q.head, at.heads, in.rope(at.b), nullptr);
+  transform_queries(memory.queries(), in.q.row(at.b, at.head, 0), in.q.head, at.heads, in.rope(at.b), nullptr, CODING == STILL_INT4);
   if (!settled) {
     __syncthreads();
     fetch(at.begin);

@@ -1,5 +1,6 @@
 // Reading onto a state: the tokens of its ring and the new ones become one sequence, which begins with a chunk; what was stored
 // lies before it, and the state's sums are the first of the prefix states. The kernels of whole sequences do the rest.
+#include "channel_codes.cuh"
 #include "decode.cuh"
 #include "ranked.cuh"
 
@@ -77,6 +78,25 @@ __global__ void __launch_bounds__(PAST_THREADS) past_rows(const Decode<T> given,
   }
 }
 
+// `past_rounded` of keys that are coded by channel: a thread has a channel of 32. The last tokens, fewer than 32, are not in chunks that
+// are retired.
+template <class T>
+__device__ __forceinline__ void round_channels(const CodedRows& store, int64_t first, int stored, const Rows<T>& out, int rounded, int tokens) {
+  const int b = blockIdx.z, kv = blockIdx.y / 2, d = store.d;
+  for (int i = blockIdx.x * PAST_THREADS + threadIdx.x; i < (stored + tokens) / CODE_GROUP * d; i += gridDim.x * PAST_THREADS) {
+    const int place = i / d * CODE_GROUP, channel = i % d, t = place - stored;
+    KeyChannel keys;
+    if (t < 0) {
+      keys.decode(store, first + place, channel);
+    } else {
+      keys.load([&](int j) { return out.row(b, kv, t + j)[channel]; });
+      keys.encode(store, -1, channel);
+    }
+#pragma unroll
+    for (int j = 0; j < CODE_GROUP; j++) out.row(b, kv, t + rounded + j)[channel] = T(keys.x[j]);
+  }
+}
+
 // Behind the rows of one head of keys or values: what was stored and what storing will leave of the others. A warp has a row.
 template <class T>
 __global__ void __launch_bounds__(PAST_THREADS) past_rounded(const Decode<T> given, const StillPast past, const PastRows<T> to, int rounded,
@@ -88,6 +108,8 @@ __global__ void __launch_bounds__(PAST_THREADS) past_rounded(const Decode<T> giv
   const int stored = kept_tokens(state.cap, state.budgets[kv], past.retired[b]);
   const Rows<T> out = is_value ? to.v : to.k;
   const CodedRows store = is_value ? state.values(d) : state.keys(d, kv);
+  if (!is_value && by_channel(state.coding, d, state.cap, state.budgets[kv]))
+    return round_channels(store, state.store(b, kv), stored, out, rounded, tokens);
   for (int t = int(blockIdx.x) * warps + threadIdx.x / 32 - stored; t < tokens; t += gridDim.x * warps) {
     WarpRow<> x;
     if (t < 0) {
@@ -144,6 +166,10 @@ __global__ void __launch_bounds__(PAST_THREADS) past_fill(const Decode<T> given,
   const int stored = kept_tokens(state.cap, budget, first), kept = kept_tokens(state.cap, budget, first + leaving);
   const int32_t* list = visible_list(routing, row, last, chunks, tokens);
   const int begin = routing.cap == STILL_NO_CAP ? stored : 0, window = leaving * CHUNK, pieces = d * int(sizeof(T)) / 16;
+  const bool channels = by_channel(state.coding, d, state.cap, budget);
+  if (channels)  // of tokens in order, from the first that was not stored
+    encode_keys(state.keys(d, kv), state.store(b, kv) + stored, kept - stored, blockIdx.x * PAST_THREADS + threadIdx.x,
+                gridDim.x * PAST_THREADS, [&](int t) { return k.row(b, kv, t); });
   for (int i = begin + blockIdx.x; i < kept + all - window; i += gridDim.x) {
     const bool store = i < kept;
     const int t = store ? list[i] : window + i - kept;
@@ -151,7 +177,7 @@ __global__ void __launch_bounds__(PAST_THREADS) past_fill(const Decode<T> given,
     if (store && state.coding != STILL_PLAIN) {
       const bool is_value = threadIdx.x / 32 % 2;
       const CodedRows rows = is_value ? state.values(d) : state.keys(d, kv);
-      if (threadIdx.x >= 64) {  // a warp for the key, one for the value
+      if (threadIdx.x >= 64 || (channels && !is_value)) {  // a warp for the key, one for the value
       } else if (t >= 0) {
         WarpRow<> x;
         x.load((is_value ? v : k).row(b, kv, t), d);

@@ -2,6 +2,7 @@
 
 use candle_core::{DType, Device, Tensor};
 
+use super::super::saved_channels;
 use super::super::saved_rows::DeviceRows;
 use super::super::store::{self, Coding};
 use super::{CudaHybridState, GraphState, RING, RING_K, RING_SCORE, RING_V, S, Z, kept, retired};
@@ -9,7 +10,7 @@ use crate::attention_state::check_truncate;
 use crate::cpu::head_state::{POSITION, SCORE};
 use crate::size::ring_rows;
 use crate::{AttentionError, Result, RowDtype, SavedState};
-use still_kernels::CHUNK;
+use still_kernels::{CHUNK, STILL_INT4};
 
 /// A layer's buffers in the host's memory, one after the other as on the device.
 struct Buffers {
@@ -23,6 +24,8 @@ struct Buffers {
     z: Vec<f32>,
 }
 
+const SALIENT_K: &str = "salient_k";
+
 /// Where a head's part of the buffers is.
 struct Part {
     /// Among the heads of all sequences.
@@ -33,6 +36,8 @@ struct Part {
     kept: usize,
     /// Tokens in the linear state.
     count: usize,
+    /// Whether salient keys are coded by channel.
+    by_channel: bool,
 }
 
 impl CudaHybridState {
@@ -46,6 +51,8 @@ impl CudaHybridState {
     fn saved_parts(&self, positions: &[usize]) -> Vec<Part> {
         let heads = self.weights.heads();
         let starts = self.store.starts(&self.weights.host_budgets);
+        let (config, d) = (&self.weights.config, self.weights.geometry.head_dim);
+        let in_four_bits = self.store.kind() == STILL_INT4;
         let part = |index: usize| {
             let (sequence, head) = (index / heads, index % heads);
             let position = positions[sequence];
@@ -56,6 +63,7 @@ impl CudaHybridState {
                 first: sequence * self.store.rows + starts[head],
                 kept: kept(self.weights.config.cap, budget, retired(position)),
                 count: self.absorbed(position, head),
+                by_channel: in_four_bits && config.codes_keys_by_channel(d, head, RowDtype::Int4),
             }
         };
         (0..positions.len() * heads).map(part).collect()
@@ -97,7 +105,7 @@ impl CudaHybridState {
         d: usize,
         saved: &mut SavedState,
     ) -> Result<()> {
-        let &Part { index, position, first, kept, count } = part;
+        let &Part { index, position, first, kept, count, by_channel } = part;
         saved.put_count(index, "position", position)?;
         saved.put_count(index, "count", count)?;
         // Rows that no token has are zeros.
@@ -114,10 +122,14 @@ impl CudaHybridState {
         let scores = from.ring_score[index * RING..index * RING + slots].iter().zip(there);
         let scores = scores.map(|(&score, there)| if there { score } else { 0.0 });
         saved.put(index, "ring_score", vector(scores.collect())?);
-        for (name, rows) in [("salient_k", &from.store_k), ("salient_v", &from.store_v)] {
+        for (name, rows) in [(SALIENT_K, &from.store_k), ("salient_v", &from.store_v)] {
             let [values, scales] = self.store.places(self.positions.len(), first, kept);
             let rows = DeviceRows { values: &rows[values], scales: &rows[scales] };
-            self.store.coding().save(&rows, saved, index, name)?;
+            let coding = self.store.coding();
+            match by_channel && name == SALIENT_K {
+                true => saved_channels::save(&coding, &rows, saved, index, name)?,
+                false => coding.save(&rows, saved, index, name)?,
+            }
         }
         if let Some((scores, tokens)) = &from.ranks {
             saved.put(index, SCORE, vector(scores[first..first + kept].to_vec())?);
@@ -153,7 +165,7 @@ impl CudaHybridState {
         {
             let budget = self.weights.host_budgets[index % heads];
             let expected = kept(self.weights.config.cap, budget, retired(position));
-            let has = saved.rows(index, "salient_k");
+            let has = saved.rows(index, SALIENT_K);
             if has != Some(expected) {
                 return Err(AttentionError::Config(format!(
                     "a saved state's part {index} keeps {} salient tokens, and this state's would keep {expected}",
@@ -206,7 +218,7 @@ impl CudaHybridState {
         d: usize,
         to: &mut Buffers,
     ) -> Result<()> {
-        let &Part { index, position, first, kept, count } = part;
+        let &Part { index, position, first, kept, count, by_channel } = part;
         let has = saved.take_count(index, "count")?;
         if has != count {
             return Err(AttentionError::Config(format!(
@@ -226,14 +238,18 @@ impl CudaHybridState {
         let scores: Vec<f32> =
             saved.take(index, "ring_score", DType::F32, &[Some(slots)])?.to_vec1()?;
         to.ring_score[index * RING..index * RING + slots].copy_from_slice(&scores);
-        for (name, to) in [("salient_k", &mut to.store_k), ("salient_v", &mut to.store_v)] {
+        for (name, to) in [(SALIENT_K, &mut to.store_k), ("salient_v", &mut to.store_v)] {
             let [values, scales] = self.store.places(self.positions.len(), first, kept);
             // Scales lie behind all values.
             let (before, behind) = to.split_at_mut(values.end);
             let scales = scales.start - values.end..scales.end - values.end;
             let mut to =
                 DeviceRows { values: &mut before[values.start..], scales: &mut behind[scales] };
-            self.store.coding().restore(saved, (index, name), kept, &mut to)?;
+            let coding = self.store.coding();
+            match by_channel && name == SALIENT_K {
+                true => saved_channels::restore(&coding, saved, (index, name), kept, &mut to)?,
+                false => coding.restore(saved, (index, name), kept, &mut to)?,
+            }
         }
         // Earlier programs saved ranks of every state.
         if to.ranks.is_some() || saved.rows(index, SCORE).is_some() {
