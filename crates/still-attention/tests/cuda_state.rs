@@ -27,7 +27,7 @@ fn gpu() -> Device {
 
 /// Query heads, KV heads, head dimension, budgets and scale: groups of 1, 2, 3, 4 and 8.
 type Shape = (usize, usize, usize, &'static [usize], LinearNorm);
-const SHAPES: [Shape; 7] = [
+const SHAPES: [Shape; 8] = [
     (2, 2, 64, &[4, 0], LinearNorm::Mean),
     (3, 1, 128, &[5], LinearNorm::Sum),
     (8, 2, 128, &[64, 4], LinearNorm::Mean),
@@ -35,6 +35,7 @@ const SHAPES: [Shape; 7] = [
     (6, 3, 96, &[4, 64, 1], LinearNorm::Mean),
     (8, 1, 64, &[11], LinearNorm::Mean),
     (4, 2, 80, &[4, 9], LinearNorm::Mean),
+    (4, 2, 64, &[64, 2], LinearNorm::Mean),
 ];
 
 fn layer((num_heads, num_key_value_heads, head_dim, budgets, linear_norm): Shape) -> Layer {
@@ -454,7 +455,7 @@ fn all_layers() -> impl Iterator<Item = Layer> {
 
 /// Those and some whose keys are scaled.
 fn coded_layers() -> impl Iterator<Item = Layer> {
-    let plain = [SHAPES[2], SHAPES[4], SHAPES[6]].map(layer).into_iter();
+    let plain = [SHAPES[2], SHAPES[4], SHAPES[6], SHAPES[7]].map(layer).into_iter();
     all_layers().chain(plain.chain([CAPPED[0], CAPPED[2]].map(capped)).map(scaled))
 }
 
