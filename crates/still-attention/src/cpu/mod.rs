@@ -24,6 +24,7 @@
 //! | `backward`, `query_rows_backward`, `linear_only_backward` | gradients of the files of these names |
 //! | `store`, `cells` | stored rows: layout, saving, and how each type is coded |
 //! | `four_bit` | stored rows in 4 bits a value, with their kernels |
+//! | `channel_codes` | keys of heads that keep every token in 4 bits a value, by channel |
 //! | `key_store`, `rows` | what is computed with stored keys, and with stored values |
 //! | `weighted_sum` | products of a small batch with stored rows |
 
