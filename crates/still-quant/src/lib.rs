@@ -13,12 +13,14 @@
 //! | `integer` | products on the codes in whole numbers, where the CPU multiplies bytes |
 //! | `batch` | products on the codes in f32, of a batch of rows |
 //! | `many` | f32 products of widened values, of many rows |
+//! | `fused` | what is computed along with those |
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
 
 mod batch;
 mod block;
 mod format;
 mod fragments;
+mod fused;
 mod integer;
 mod many;
 mod matrix;
@@ -27,6 +29,7 @@ mod tile;
 
 pub use format::Format;
 pub use fragments::{FragmentFormat, Fragments};
+pub use fused::{Fused, Gated, LowRank};
 pub use matrix::{PackError, PackedMatrix, PreparedRows};
 pub use product::SMALL_BATCH;
 pub use tile::LANES;

@@ -2,8 +2,9 @@
 //! cache.
 //!
 //! Widened, a tile's columns lie one after the other, as the kernel reads them: no factor is packed. A sum has its terms in the order
-//! of columns, so that a row's products do not depend on the others.
+//! of columns, so that a row's products do not depend on the others. [`Fused`] is computed on the way.
 
+use std::cell::Cell;
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -14,12 +15,19 @@ use still_compute::matmul::registers::{self, ROWS};
 
 use crate::block::Block;
 use crate::format::with_block;
+use crate::fused::{AddUpdate, Fused, Gated};
 use crate::matrix::PackedMatrix;
 use crate::product::{Output, Widen, tiles_of};
 use crate::tile::{LANES, Words, turns};
 
 /// Values that a thread widens at a time: a quarter of a megabyte.
 const STRETCH: usize = 1 << 16;
+
+thread_local! {
+    /// A thread's memory for the values of a matrix, and of that whose products it gates. Fresh memory would be zeroed, and brought in
+    /// page by page, for every product.
+    static WIDENED: Cell<[Vec<f32>; 2]> = const { Cell::new([Vec::new(), Vec::new()]) };
+}
 
 /// The most rows of the matrix in a panel.
 const WIDEST: usize = 4 * LANES;
@@ -41,31 +49,44 @@ fn wide<S: Simd>() -> bool {
     S::F32_LANES == LANES && S::REGISTER_COUNT >= 32
 }
 
-/// `y = x Wᵀ` for rows `rows` of the matrix, on all threads.
-pub fn multiply(matrix: &PackedMatrix, rows: Range<usize>, x: &[f32], y: Output<'_>) {
+/// `y = x Wᵀ` for rows `rows` of the matrix, on all threads. The sizes of what is `fused` are checked, and its other matrix has this
+/// one's format.
+pub fn multiply(
+    matrix: &PackedMatrix,
+    rows: Range<usize>,
+    x: &[f32],
+    y: Output<'_>,
+    fused: Fused<'_>,
+) {
     let (columns, panel) = (matrix.columns(), panel_tiles());
-    let panels = (STRETCH / (columns * panel * LANES)).max(1);
+    let matrices = 1 + usize::from(fused.gated.is_some());
+    let panels = (STRETCH / (matrices * columns * panel * LANES)).max(1);
     let tiles = tiles_of(&rows);
     let stretches = tiles.clone().into_par_iter().step_by(panels * panel);
-    stretches.for_each_init(Vec::new, |widened, first| {
+    stretches.for_each(|first| {
+        let mut widened = WIDENED.take();
         let tiles = first..(first + panels * panel).min(tiles.end);
-        let words = matrix.tiles(tiles.clone());
+        let words = [Some(matrix), fused.gated.map(|gated| gated.up)]
+            .map(|matrix| matrix.map_or(&[][..], |matrix| matrix.tiles(tiles.clone())));
         with_block!(matrix.format(), B => Arch::new().dispatch(Stretch::<B> {
             words,
             columns,
             first: tiles.start * LANES,
             rows: rows.clone(),
             x,
-            widened,
+            widened: &mut widened,
             y,
+            fused,
             block: PhantomData,
         }));
+        WIDENED.set(widened);
     });
 }
 
 /// Some tiles, and what a thread does with them.
 struct Stretch<'a, B> {
-    words: &'a [Words],
+    /// Of the matrix, and of that whose products it gates.
+    words: [&'a [Words]; 2],
     columns: usize,
     /// The first tile's first row of the matrix.
     first: usize,
@@ -73,9 +94,10 @@ struct Stretch<'a, B> {
     rows: Range<usize>,
     x: &'a [f32],
     /// Memory for the values.
-    widened: &'a mut Vec<f32>,
+    widened: &'a mut [Vec<f32>; 2],
     /// `[n, rows]`; those of these tiles are this thread's.
     y: Output<'a>,
+    fused: Fused<'a>,
     block: PhantomData<B>,
 }
 
@@ -100,40 +122,63 @@ impl<B: Block> Stretch<'_, B> {
     #[inline(always)]
     fn multiply<S: Simd, const V: usize>(self, simd: S) {
         let (columns, width) = (self.columns, V * S::F32_LANES);
-        let row_words = columns / B::VALUES * B::WORDS;
-        let panel_words = row_words * (width / LANES);
-        let panels = self.words.len().div_ceil(panel_words);
-        // Rows that the last panel may lack have no values, and their products go nowhere.
-        self.widened.resize(panels * columns * width, 0.0);
-        let of_panels = self.widened.chunks_exact_mut(columns * width);
-        for (words, widened) in self.words.chunks(panel_words).zip(of_panels) {
-            for (block, out) in widened.chunks_exact_mut(B::VALUES * width).enumerate() {
-                Widen::<B> {
-                    tiles: &words[block * B::WORDS..],
-                    count: words.len() / row_words,
-                    step: row_words,
-                    out,
-                    out_step: LANES,
-                    stride: width,
-                    block: PhantomData,
-                }
-                .with_simd(simd);
+        let [widened, up] = self.widened;
+        for (words, widened) in self.words.into_iter().zip([&mut *widened, &mut *up]) {
+            widen_panels::<B, S>(simd, words, (columns, width), widened);
+        }
+        if let Some(update) = self.fused.update {
+            for (panel, widened) in widened.chunks_exact_mut(columns * width).enumerate() {
+                let first = self.first + panel * width;
+                simd.vectorize(AddUpdate::<V> { update, first, widened });
             }
         }
         for turn in turns(self.x.len() / columns, ROWS) {
-            for (panel, widened) in self.widened.chunks_exact(columns * width).enumerate() {
+            for (panel, widened) in widened.chunks_exact(columns * width).enumerate() {
                 let first = self.first + panel * width;
                 let asked = self.rows.start.max(first)..self.rows.end.min(first + width);
+                let up = up.chunks_exact(columns * width).nth(panel);
                 simd.vectorize(Products::<V> {
                     columns,
                     x: &self.x[turn.start * columns..turn.end * columns],
                     widened,
+                    gated: self.fused.gated.zip(up),
                     lanes: asked.start - first..asked.end - first,
+                    onto: self.fused.onto,
                     y: self.y,
                     to: turn.start * self.rows.len() + asked.start - self.rows.start,
                     y_stride: self.rows.len(),
                 });
             }
+        }
+    }
+}
+
+/// Writes the values of some tiles in panels of `width` rows, `[columns, width]` each.
+#[inline(always)]
+fn widen_panels<B: Block, S: Simd>(
+    simd: S,
+    words: &[Words],
+    (columns, width): (usize, usize),
+    widened: &mut Vec<f32>,
+) {
+    let row_words = columns / B::VALUES * B::WORDS;
+    let panel_words = row_words * (width / LANES);
+    let panels = words.len().div_ceil(panel_words);
+    // Rows that the last panel may lack have no values, and their products go nowhere.
+    widened.resize(panels * columns * width, 0.0);
+    let of_panels = widened.chunks_exact_mut(columns * width);
+    for (words, widened) in words.chunks(panel_words).zip(of_panels) {
+        for (block, out) in widened.chunks_exact_mut(B::VALUES * width).enumerate() {
+            Widen::<B> {
+                tiles: &words[block * B::WORDS..],
+                count: words.len() / row_words,
+                step: row_words,
+                out,
+                out_step: LANES,
+                stride: width,
+                block: PhantomData,
+            }
+            .with_simd(simd);
         }
     }
 }
@@ -144,8 +189,12 @@ struct Products<'a, const V: usize> {
     x: &'a [f32],
     /// The panel's values, `[columns, V]`.
     widened: &'a [f32],
+    /// What becomes of its products and those of a panel of another matrix.
+    gated: Option<(Gated<'a>, &'a [f32])>,
     /// The panel's rows that are asked for.
     lanes: Range<usize>,
+    /// What products are added to, where they go.
+    onto: Option<&'a [f32]>,
     /// Those of the panel's rows are this thread's.
     y: Output<'a>,
     /// Where the first row's products go, and how far from there the next one's.
@@ -173,18 +222,28 @@ impl<const V: usize> WithSimd for Products<'_, V> {
 impl<const V: usize> Products<'_, V> {
     #[inline(always)]
     fn multiply<S: Simd, const R: usize>(self, simd: S) {
-        let (x, widened) =
-            (Mat::rows(self.x, self.columns), Mat::rows(self.widened, V * S::F32_LANES));
-        let sums = registers::sums::<S, R, V>(simd, self.columns, x, widened);
-        for (r, sums) in sums.iter().enumerate() {
+        let width = V * S::F32_LANES;
+        let x = Mat::rows(self.x, self.columns);
+        let sums_of =
+            |panel| registers::sums::<S, R, V>(simd, self.columns, x, Mat::rows(panel, width));
+        let mut sums = sums_of(self.widened);
+        let values: &mut [f32] = bytemuck::cast_slice_mut(sums.as_flattened_mut());
+        if let Some((gated, up)) = self.gated {
+            (gated.activate)(values, bytemuck::cast_slice(sums_of(up).as_flattened()));
+        }
+        for (r, values) in values.chunks_exact_mut(width).enumerate() {
             let start = self.to + r * self.y_stride;
-            let sums: &[f32] = bytemuck::cast_slice(sums);
+            if let Some(onto) = self.onto {
+                let values = &mut values[self.lanes.clone()];
+                let onto = &onto[start..start + values.len()];
+                values.iter_mut().zip(onto).for_each(|(value, onto)| *value += onto);
+            }
             // SAFETY: every row has columns of its own, and those of this panel are this thread's.
             unsafe {
-                if self.lanes.len() == sums.len() {
-                    self.y.write(start, sums);
+                if self.lanes.len() == width {
+                    self.y.write(start, values);
                 } else {
-                    self.y.write(start, &sums[self.lanes.clone()]);
+                    self.y.write(start, &values[self.lanes.clone()]);
                 }
             }
         }
@@ -233,17 +292,18 @@ mod tests {
         }
         let run = |rows: Range<usize>, n: usize, on: &dyn Fn(Stretch<'_, B>)| {
             let mut y = vec![f32::NAN; n * rows.len()];
-            let mut widened = vec![f32::NAN; 7];
+            let mut widened = [vec![f32::NAN; 7], vec![f32::NAN; 7]];
             let of_rows = tiles_of(&rows);
             let row_words = blocks * B::WORDS;
             on(Stretch {
-                words: &words[of_rows.start * row_words..of_rows.end * row_words],
+                words: [&words[of_rows.start * row_words..of_rows.end * row_words], &[]],
                 columns,
                 first: of_rows.start * LANES,
                 rows,
                 x: &x[..n * columns],
                 widened: &mut widened,
                 y: Output::new(&mut y),
+                fused: Fused::default(),
                 block: PhantomData,
             });
             y

@@ -7,7 +7,9 @@ use still_compute::pages::Pages;
 
 use crate::block::Block;
 use crate::format::{Format, with_block, with_integer};
+use crate::fused::{Fused, Gated};
 use crate::integer::{Integer, Order, Rows, Unit};
+use crate::many;
 use crate::product::{self, Output};
 use crate::tile::{LANES, Words};
 
@@ -210,6 +212,35 @@ impl PackedMatrix {
         // SAFETY: the product has written all of them.
         unsafe { y.set_len(length) };
         y
+    }
+
+    /// `x Wᵀ` for `x` `[n, columns]` and all rows of the matrix with what is `fused` with it, `[n, rows]`, where products of so many rows
+    /// are those of widened values ([`PackedMatrix::multiply`]) and the other matrix, if there is one, is stored alike. Elsewhere `None`.
+    ///
+    /// # Panics
+    /// If `x` or what is fused is not of this size.
+    pub fn multiply_fused(&self, x: &[f32], fused: Fused<'_>) -> Option<Vec<f32>> {
+        let (rows, columns) = (self.rows, self.columns);
+        let length = self.products(&(0..rows), x);
+        if let Some(update) = fused.update {
+            update.rank(rows, columns);
+        }
+        if let Some(onto) = fused.onto {
+            assert_eq!(onto.len(), length, "onto is not [n, {rows}]");
+        }
+        if let Some(Gated { up, .. }) = fused.gated {
+            assert_eq!((up.rows, up.columns), (rows, columns), "up is not [{rows}, {columns}]");
+        }
+        let alike = fused.gated.is_none_or(|gated| gated.up.format == self.format);
+        if !alike || !product::widens(self, x.len() / columns) {
+            return None;
+        }
+        let mut y = Vec::with_capacity(length);
+        let to = Output::uninit(&mut y.spare_capacity_mut()[..length]);
+        many::multiply(self, 0..rows, x, to, fused);
+        // SAFETY: the product has written all of them.
+        unsafe { y.set_len(length) };
+        Some(y)
     }
 
     /// How many products there are of `x` and these rows.

@@ -11,6 +11,7 @@ use still_compute::vector;
 use crate::batch::{Batch, CHAINS};
 use crate::block::Block;
 use crate::format::{with_block, with_integer};
+use crate::fused::Fused;
 use crate::integer::Unit;
 use crate::many;
 use crate::matrix::{PackedMatrix, PreparedRows};
@@ -168,12 +169,17 @@ pub fn multiply(matrix: &PackedMatrix, rows: Range<usize>, x: &[f32], y: Output<
     if n == 0 || rows.is_empty() {
         return;
     }
-    // Tiles multiply faster than f32 products do, however many rows there are.
-    if n > ON_CODES && !matrix.integer().is_some_and(Unit::has_tiles) {
-        many::multiply(matrix, rows, x, y);
+    if widens(matrix, n) {
+        many::multiply(matrix, rows, x, y, Fused::default());
     } else {
         on_codes(matrix, n, rows, x, y);
     }
+}
+
+/// Whether products of `n` rows are those of widened values.
+pub fn widens(matrix: &PackedMatrix, n: usize) -> bool {
+    // Tiles multiply faster than f32 products do, however many rows there are.
+    n > ON_CODES && !matrix.integer().is_some_and(Unit::has_tiles)
 }
 
 /// Rows of `x` with codes: threads take tiles.

@@ -2,7 +2,7 @@
 
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
-use still_quant::{Format, PackError, PackedMatrix};
+use still_quant::{Format, Fused, Gated, LowRank, PackError, PackedMatrix};
 
 const FORMATS: [(Format, GgmlDType); 7] = [
     (Format::Bf16, GgmlDType::BF16),
@@ -101,5 +101,62 @@ fn whole_chunks_have_the_same_products_alone_and_together() {
         let together = products(&x);
         let parts = x.chunks(128 * 768).flat_map(products).collect::<Vec<_>>();
         assert_eq!(together, parts, "{format:?}");
+    }
+}
+
+/// What is computed along with products is what the steps one after the other come to.
+#[test]
+fn what_is_fused_with_products_is_what_follows_them() {
+    let (n, rows, columns, rank, scale) = (67, 70, 512, 9, 0.7);
+    let activate = |gate: &mut [f32], up: &[f32]| {
+        gate.iter_mut().zip(up).for_each(|(gate, up)| *gate = gate.abs() - 3.0 * up);
+    };
+    let (a, b) = (values(rank * columns, 6), values(rows * rank, 7));
+    let (x, onto) = (values(n * columns, 4), values(n * rows, 5));
+    for (format, dtype) in FORMATS {
+        let (matrix, wide) = matrix(format, dtype, rows, columns);
+        let up: Vec<u8> = values(format.row_bytes(columns) * rows, 8)
+            .iter()
+            .map(|x| (40.0 + 8.0 * x) as u8)
+            .collect();
+        let up = PackedMatrix::new(format, rows, columns, &up).unwrap();
+        let products = matrix.multiply_new(0..rows, &x);
+
+        let fused = Fused { onto: Some(&onto), ..Fused::default() };
+        let Some(sums) = matrix.multiply_fused(&x, fused) else {
+            println!("{format:?}: this CPU multiplies codes, however many rows there are");
+            assert!(matrix.multiply_fused(&x, Fused::default()).is_none());
+            continue;
+        };
+        let expected: Vec<f32> = products.iter().zip(&onto).map(|(y, onto)| y + onto).collect();
+        assert_eq!(sums, expected, "{format:?}");
+
+        let gated = Some(Gated { up: &up, activate: &activate });
+        let fused = Fused { gated, onto: Some(&onto), ..Fused::default() };
+        let mut expected = products;
+        activate(&mut expected, &up.multiply_new(0..rows, &x));
+        expected.iter_mut().zip(&onto).for_each(|(y, onto)| *y += onto);
+        assert_eq!(matrix.multiply_fused(&x, fused).unwrap(), expected, "{format:?}");
+
+        let update = Some(LowRank { a: &a, b: &b, scale });
+        let got = matrix.multiply_fused(&x, Fused { update, ..Fused::default() }).unwrap();
+        for (i, x) in x.chunks_exact(columns).enumerate() {
+            for row in 0..rows {
+                let value = |column: usize| {
+                    let update = |r: usize| {
+                        f64::from(b[row * rank + r]) * f64::from(a[r * columns + column])
+                    };
+                    let update: f64 = (0..rank).map(update).sum();
+                    f64::from(wide[row * columns + column]) + f64::from(scale) * update
+                };
+                let terms = x.iter().enumerate().map(|(c, &x)| value(c) * f64::from(x));
+                let (sum, size) =
+                    terms.fold((0.0, 0.0_f64), |(sum, size), t| (sum + t, size + t.abs()));
+                let got = f64::from(got[i * rows + row]);
+                let close = (got - sum).abs() <= 1e-6 * size.max(1.0);
+                assert!(close, "{format:?}, {i} × {row}: {got} instead of {sum}");
+            }
+        }
+        assert!(matrix.multiply_fused(&x[..63 * columns], Fused::default()).is_none());
     }
 }
