@@ -3,6 +3,7 @@
 use candle_core::Tensor;
 
 use super::layer_ops::{LayerOps, Norm, Projected, Projection, RopeBase};
+use super::ops::linear::linear_onto;
 use super::ops::{
     Rotation, frozen_linear, gated, low_rank_linear, residual, rms_norm, rms_norm_heads,
     split_heads,
@@ -72,6 +73,12 @@ impl<'w> LayerOps<'w> for TensorOps<'_> {
         projection: Projection<'w>,
         norm: Option<Norm<'w>>,
     ) -> Result<Tensor> {
+        let Projection { linear, lora, learned, .. } = &projection;
+        if let (None, None, None) = (norm, learned, &linear.bias)
+            && let Some(sum) = linear_onto(&onto, x, &linear.weight, *lora)?
+        {
+            return Ok(sum);
+        }
         let mut y = project(x, &projection)?;
         if let Some(norm) = norm {
             y = self.norm(&y, norm)?;

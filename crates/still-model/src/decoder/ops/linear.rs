@@ -44,8 +44,13 @@ pub fn low_rank_linear(x: &Tensor, weight: &Weight, lora: &Lora) -> Result<Tenso
         )
     }
     super::check_dtype("low_rank_linear", x)?;
-    let frozen = Linear { weight: weight.clone(), bias: None };
     let x_rows = rows(&x.detach())?;
+    if ![x, &lora.a, &lora.b].into_iter().any(Tensor::track_op)
+        && let Some(y) = plain::fused_linear(&x_rows, weight, Some(lora), None)?
+    {
+        return y.reshape(of_width(x, out));
+    }
+    let frozen = Linear { weight: weight.clone(), bias: None };
     let (y, update) = plain::low_rank(&x_rows, lora, plain::linear(&x_rows, &frozen)?)?;
     let (scale, dropout) = (lora.scale, lora.dropout);
     let y = y.reshape(of_width(x, out))?;
@@ -58,6 +63,24 @@ pub fn low_rank_linear(x: &Tensor, weight: &Weight, lora: &Lora) -> Result<Tenso
         let db = product(&dy.t()?, &update.low, scale, None)?;
         Ok([dx.reshape(x.shape())?, da.to_dtype(a.dtype())?, db.to_dtype(b.dtype())?])
     })
+}
+
+/// `onto` plus a projection of `x` with its update, if nothing here has a gradient and one kernel computes it all: `[…, out]`.
+///
+/// # Errors
+/// Shapes or dtypes that do not fit.
+pub(in crate::decoder) fn linear_onto(
+    onto: &Tensor,
+    x: &Tensor,
+    weight: &Weight,
+    lora: Option<&Lora>,
+) -> Result<Option<Tensor>> {
+    let learned = lora.into_iter().flat_map(|lora| [&lora.a, &lora.b]);
+    if [onto, x].into_iter().chain(learned).any(Tensor::track_op) {
+        return Ok(None);
+    }
+    let y = plain::fused_linear(&rows(x)?, weight, lora, Some(onto))?;
+    y.map(|y| y.reshape(onto.shape())).transpose()
 }
 
 /// `x` `[rows, in]` times `weight` `[out, in]` transposed, in f32 whatever they are: logits, which rounding to bf16 would make

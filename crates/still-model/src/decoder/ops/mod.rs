@@ -68,6 +68,7 @@ const ROWS_PER_TASK: usize = 16;
 #[cfg(test)]
 mod tests {
     use candle_core::{Device, Var};
+    use still_quant::{Format, PackedMatrix};
     use still_testing::{assert_max_error, random};
 
     use super::*;
@@ -253,6 +254,55 @@ mod tests {
         let mut other = mlp_weights(true);
         other.up.bias = Some(random(&[6], 5));
         assert!(gated(&x, &other.gate, &other.up, Activation::Silu).is_err());
+    }
+
+    /// With a gradient each step is an op of its own; without one, a kernel does them all.
+    #[test]
+    fn fused_products_are_their_steps() {
+        let (rows, width, out) = (70, 64, 48);
+        let narrow = |shape: &[usize], seed| random(shape, seed).to_dtype(DType::F32).unwrap();
+        // 16-bit values are widened on every CPU.
+        let packed = |seed| {
+            let values = flat(&random(&[out, width], seed));
+            let bytes: Vec<u8> = values
+                .iter()
+                .flat_map(|&x| ((x as f32).to_bits() >> 16).to_le_bytes()[..2].to_vec())
+                .collect();
+            Weight::Packed(PackedMatrix::new(Format::Bf16, out, width, &bytes).unwrap())
+        };
+        let (x, onto) = (narrow(&[1, rows, width], 1), narrow(&[1, rows, out], 2));
+        let tracked = Var::from_tensor(&x).unwrap();
+        let (w, up) = (packed(3), packed(4));
+        let (a, b) = (narrow(&[3, width], 5), narrow(&[out, 3], 6));
+        let lora = Lora { a, b, scale: 2.0, dropout: None };
+        let close = |got: &Tensor, expected: &Tensor| {
+            assert_max_error("fused", got, &expected.detach(), 2e-5);
+        };
+
+        let updated = low_rank_linear(&tracked, &w, &lora).unwrap();
+        close(&low_rank_linear(&x, &w, &lora).unwrap(), &updated);
+        assert!(
+            plain::fused_linear(&linear::rows(&x).unwrap(), &w, Some(&lora), None)
+                .unwrap()
+                .is_some()
+        );
+        for (lora, product) in
+            [(Some(&lora), &updated), (None, &frozen_linear(&tracked, &w, None).unwrap())]
+        {
+            let sum = linear::linear_onto(&onto, &x, &w, lora).unwrap();
+            close(&sum.expect("values are widened"), &residual(&onto, product).unwrap());
+            assert!(linear::linear_onto(&onto, &tracked, &w, lora).unwrap().is_none());
+        }
+        let few = x.narrow(1, 0, 63).unwrap();
+        let few_onto = onto.narrow(1, 0, 63).unwrap();
+        assert!(linear::linear_onto(&few_onto, &few, &w, None).unwrap().is_none());
+
+        let linear = |weight: Weight| Linear { weight, bias: None };
+        let (gate, up) = (linear(w), linear(up));
+        for activation in ACTIVATIONS {
+            let steps = gated(&tracked, &gate, &up, activation).unwrap();
+            close(&gated(&x, &gate, &up, activation).unwrap(), &steps);
+        }
     }
 
     fn assert_close(got: &Tensor, expected: &Tensor) {

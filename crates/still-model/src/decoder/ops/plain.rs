@@ -6,7 +6,8 @@
 
 use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Result, Tensor};
 use still_compute::matmul::{Mat, par_matmul, par_matmul_new, par_matmul_scaled};
-use still_compute::tensor::with_matrix;
+use still_compute::tensor::{borrow_all, with_matrix};
+use still_quant::{Fused, Gated, LowRank};
 
 use super::heads::merge_rotated_back;
 use super::{Dropout, Rotation, activation as cpu, device, merge_heads, rms_norm, with_values};
@@ -36,6 +37,32 @@ pub(in crate::decoder) fn linear(x: &Tensor, linear: &Linear) -> Result<Tensor> 
         Some(bias) => y.broadcast_add(bias),
         None => Ok(y),
     }
+}
+
+/// `onto + x Wᵀ` of the rows `x`, `W` with its update, where a kernel adds both to values that it has at hand; elsewhere `None`.
+pub(in crate::decoder) fn fused_linear(
+    x: &Tensor,
+    weight: &Weight,
+    lora: Option<&Lora>,
+    onto: Option<&Tensor>,
+) -> Result<Option<Tensor>> {
+    let Weight::Packed(packed) = weight else { return Ok(None) };
+    if !has_kernels(x) || lora.is_some_and(|lora| lora.dropout.is_some()) {
+        return Ok(None);
+    }
+    let parts = lora.map_or(Vec::new(), |lora| vec![&lora.a, &lora.b]);
+    let parts: Vec<_> =
+        parts.into_iter().map(|part| part.detach().to_dtype(DType::F32)).collect::<Result<_>>()?;
+    let tensors: Vec<_> = [x].into_iter().chain(onto).chain(&parts).collect();
+    let product = borrow_all(&tensors, |values| {
+        let (onto, parts) = values[1..].split_at(values.len() - 1 - parts.len());
+        let update = match (lora, parts) {
+            (Some(lora), &[a, b]) => Some(LowRank { a, b, scale: lora.scale as f32 }),
+            _ => None,
+        };
+        packed.multiply_fused(values[0], Fused { update, gated: None, onto: onto.first().copied() })
+    })?;
+    product.map(|product| matrix(product, packed.rows(), x)).transpose()
 }
 
 /// `x Wᵀ` in `dtype` by the codes of a quantized matrix; `None` of other matrices and of many rows, whose products are those of values.
@@ -240,9 +267,25 @@ pub(in crate::decoder) fn gated(
         return activated(activation, &linear(x, gate)?, &linear(x, up)?);
     }
     let hidden = with_values(x, |x: &[f32]| -> Result<_> {
+        if let Some(hidden) = fused_gated(x, gate, up, activation) {
+            return Ok(hidden);
+        }
         Ok(cpu::forward_in_place(activation, gate.multiply(x)?, &up.multiply(x)?))
     })??;
     matrix(hidden, gate.weight.dims2()?.0, x)
+}
+
+/// [`gated`] where a kernel has the products of both matrices at hand.
+fn fused_gated(x: &[f32], gate: &Linear, up: &Linear, activation: Activation) -> Option<Vec<f32>> {
+    let (Weight::Packed(packed), Weight::Packed(up_packed)) = (&gate.weight, &up.weight) else {
+        return None;
+    };
+    if gate.bias.is_some() || up.bias.is_some() {
+        return None;
+    }
+    let activate = |gate: &mut [f32], up: &[f32]| activation.apply(gate, up);
+    let gated = Some(Gated { up: up_packed, activate: &activate });
+    packed.multiply_fused(x, Fused { gated, ..Fused::default() })
 }
 
 /// `activation(gate) ⊙ up`.
