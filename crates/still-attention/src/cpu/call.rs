@@ -4,7 +4,6 @@ use std::ops::Range;
 
 use super::head_input::HeadInput;
 use super::head_state::HeadState;
-use super::key_store::TILE;
 use super::query_rows::Buffers;
 use super::retirement::Retirement;
 use still_compute::Real;
@@ -44,8 +43,6 @@ pub(crate) struct Scratch<T> {
     pub(super) buffers: Vec<Buffers<T>>,
     /// Widened rows: K and V of the previous chunk, the current one and the salient tokens.
     pub(super) rows: [Vec<T>; 6],
-    /// Salient keys with channels in pairs, where they are not widened.
-    pub(super) paired: Vec<[u32; TILE]>,
     /// What the query heads add to scores, by head: see [`super::query_rows::query_rows`].
     pub(super) scores: Vec<T>,
     pub(super) retirement: Retirement<T>,
@@ -56,7 +53,6 @@ impl<T> Default for Scratch<T> {
         Self {
             buffers: Vec::new(),
             rows: Default::default(),
-            paired: Vec::new(),
             scores: Vec::new(),
             retirement: Retirement::default(),
         }

@@ -93,7 +93,7 @@ fn feed<T: Real>(
     let keys = Keys {
         previous: Part::new(ring, previous.clone(), queries, (a, b)),
         current: Part::new(ring, current_half..slot + length, queries, (c, d)),
-        salient: Salient::new(salient, salient_rows, queries, (&mut scratch.paired, e, f)),
+        salient: Salient::new(salient, salient_rows, queries, (e, f)),
         state: (state.count > 0).then_some((state.s.as_slice(), state.z.as_slice())),
         count: state.count,
         offset,

@@ -99,19 +99,30 @@ impl<T: Real> KeyStore<T> {
         matches!(self.coded, Coded::Cells(_)) && T::as_f32s(&[]).is_some()
     }
 
-    /// The tiles of the first `rows` rows in f32, in `scratch` unless keys are stored so: line `i` of each has channel `i` of its rows.
+    /// Where the values of the tiles of some rows lie, and how many tiles that is.
+    fn tiles_of(&self, rows: &Range<usize>) -> (Range<usize>, usize) {
+        debug_assert!(rows.start.is_multiple_of(TILE), "rows {rows:?} begin within a tile");
+        let tiles = rows.start / TILE..rows.end.div_ceil(TILE);
+        let tile = TILE * self.width;
+        (tiles.start * tile..tiles.end * tile, tiles.len())
+    }
+
+    /// The tiles of rows `rows`, the first of which begins a tile, in f32, in `scratch` unless keys are stored so: line `i` of each has
+    /// channel `i` of its rows.
     ///
     /// # Panics
     /// If there are none.
-    pub fn panels<'a>(&'a self, rows: usize, scratch: &'a mut Vec<T>) -> &'a [[f32; TILE]] {
+    pub fn panels<'a>(&'a self, rows: Range<usize>, scratch: &'a mut Vec<T>) -> &'a [[f32; TILE]] {
         let Coded::Cells(cells) = &self.coded else { panic!("keys of four bits have no panels") };
+        let (places, _) = self.tiles_of(&rows);
         let values = match &cells.values {
-            Values::Native(values) => values,
+            Values::Native(values) => &values[places],
             values => {
-                scratch.resize(rows.div_ceil(TILE) * TILE * self.width, T::nan());
+                scratch.resize(places.len(), T::nan());
+                let scales = cells.scales().map(|scales| &scales[rows.start..]);
                 each!(values, v => T::vectorize(
                     #[inline(always)]
-                    || widen_tiles(v, cells.scales(), self.width, scratch),
+                    || widen_tiles(&v[places], scales, self.width, scratch),
                 ));
                 if let Some(scaling) = &self.scaling {
                     let lines = scratch.as_chunks_mut::<TILE>().0.iter_mut();
@@ -125,22 +136,23 @@ impl<T: Real> KeyStore<T> {
         T::as_f32s(values).expect("panels are f32").as_chunks().0
     }
 
-    /// The tiles of the first `rows` rows with channels in pairs, in `scratch`: line `i` of a tile has channels `2i` (low
-    /// half) and `2i + 1` of its rows. Absent unless keys are bf16.
+    /// The tiles of rows `rows`, the first of which begins a tile, with channels in pairs, in `scratch`: line `i` of a tile has channels
+    /// `2i` (low half) and `2i + 1` of its rows. Absent unless keys are bf16.
     pub fn paired<'a>(
         &self,
-        rows: usize,
+        rows: Range<usize>,
         scratch: &'a mut Vec<[u32; TILE]>,
     ) -> Option<&'a [[u32; TILE]]> {
         let Coded::Cells(Cells { values: Values::Bf16(values), .. }) = &self.coded else {
             return None;
         };
+        let (places, tiles) = self.tiles_of(&rows);
         let lines = self.width.div_ceil(2);
-        scratch.resize(rows.div_ceil(TILE) * lines, [0; TILE]);
+        scratch.resize(tiles * lines, [0; TILE]);
         T::vectorize(
             #[inline(always)]
             || {
-                let tiles = values.chunks_exact(TILE * self.width);
+                let tiles = values[places].chunks_exact(TILE * self.width);
                 let none = [Bf16::default(); TILE];
                 for (to, tile) in scratch.chunks_exact_mut(lines).zip(tiles) {
                     let channels = tile.as_chunks::<TILE>().0;
@@ -185,7 +197,7 @@ impl<T: Real> KeyStore<T> {
     }
 }
 
-/// Widens the first tiles of `values`, as many as `to` has.
+/// Widens tiles, as many as `to` has; `scales` begins with that of their first row.
 #[inline(always)]
 fn widen_tiles<T: Real, C: Cell<T>>(
     values: &[C],
@@ -377,9 +389,13 @@ mod tests {
             let mut store = KeyStore::new(width, RowDtype::Bf16);
             store.extend(&rows(count, width, 9));
             let mut scratch = vec![[7; TILE]; 3];
-            let paired = store.paired(count, &mut scratch).unwrap();
+            let paired = store.paired(0..count, &mut scratch).unwrap().to_vec();
             let lines = width.div_ceil(2);
             assert_eq!(paired.len(), count.div_ceil(TILE) * lines);
+            if count > TILE {
+                let later = store.paired(TILE..count, &mut scratch).unwrap();
+                assert_eq!(later, &paired[lines..]);
+            }
             for row in 0..count {
                 let mut values: Vec<f32> = Vec::new();
                 store.append_row(row, &mut values);
@@ -391,7 +407,7 @@ mod tests {
                 }
             }
         }
-        assert!(KeyStore::<f32>::new(4, RowDtype::F16).paired(0, &mut Vec::new()).is_none());
+        assert!(KeyStore::<f32>::new(4, RowDtype::F16).paired(0..0, &mut Vec::new()).is_none());
     }
 
     #[test]
@@ -414,7 +430,11 @@ mod tests {
             let mut scratch = Vec::new();
             let transposed = store.transposed(0..37, &mut scratch);
             let mut wide = Vec::new();
-            let panels = store.has_panels().then(|| store.panels(37, &mut wide));
+            let panels = store.has_panels().then(|| store.panels(0..37, &mut wide).to_vec());
+            if let Some(panels) = &panels {
+                let later = store.panels(TILE..37, &mut wide);
+                assert_eq!(later, &panels[64..], "{dtype:?}");
+            }
             for row in 0..37 {
                 let mut values = Vec::new();
                 store.append_row(row, &mut values);

@@ -16,6 +16,9 @@ pub(crate) enum Panels<'a> {
     Singles(&'a [[f32; TILE]]),
 }
 
+/// Keys whose panels and values the second cache holds: as many are widened, and met by all queries, at a time.
+pub(crate) const SPAN: usize = 1024;
+
 /// Keys in panels, and their values.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PanelKeys<'a> {
@@ -139,7 +142,7 @@ mod tests {
         if !singles_multiply() {
             return;
         }
-        let singles = store.panels(rows, &mut scratch);
+        let singles = store.panels(0..rows, &mut scratch);
         let keys = PanelKeys { k: Panels::Singles(singles), v, head_dim };
         check("singles", &|q, softmax| keys.attend(q, softmax, &mut vec![9; 5]));
         #[cfg(target_arch = "x86_64")]
@@ -150,7 +153,7 @@ mod tests {
             });
         }
         if store.is_bf16() && pairs_multiply() {
-            let k = Panels::Pairs(store.paired(rows, &mut pairs).unwrap());
+            let k = Panels::Pairs(store.paired(0..rows, &mut pairs).unwrap());
             let keys = PanelKeys { k, v, head_dim };
             check("pairs", &|q, softmax| keys.attend(q, softmax, &mut vec![9; 5]));
         }

@@ -14,10 +14,9 @@ use crate::cpu::key_store::TILE;
 const LANES: usize = 8;
 const VECTORS: usize = TILE / LANES;
 
-/// Queries, and keys, that are worked on together, and keys that all queries meet before the next ones.
+/// Queries, and keys, that are worked on together.
 const STRIP: usize = 4 * ROWS;
 const BLOCK: usize = 4 * TILE;
-const SPAN: usize = 16 * BLOCK;
 
 /// Logits, later weights, of a query and a block of keys.
 type Row = [f32; BLOCK];
@@ -49,36 +48,34 @@ pub fn attend(
 ) {
     let (d, count) = (keys.head_dim, keys.len());
     let mut logits = [[0.0; BLOCK]; STRIP];
-    for span in (0..count).step_by(SPAN) {
-        let strips = q.chunks(STRIP * d).zip(softmax.attended.chunks_mut(STRIP * d));
-        let running = softmax.denominator.chunks_mut(STRIP).zip(softmax.maximum.chunks_mut(STRIP));
-        for ((q, attended), (denominator, maximum)) in strips.zip(running) {
-            let logits = &mut logits[..denominator.len()];
-            let mut sums = [_mm256_setzero_ps(); STRIP];
-            for (sum, &denominator) in sums.iter_mut().zip(&*denominator) {
-                *sum = _mm256_zextps128_ps256(_mm_set_ss(denominator));
-            }
-            for start in (span..count.min(span + SPAN)).step_by(BLOCK) {
-                let length = BLOCK.min(count - start);
-                let panels = &panels[start / TILE * d..][..length.div_ceil(TILE) * d];
-                for (q, logits) in q.chunks(ROWS * d).zip(logits.chunks_mut(ROWS)) {
-                    for (panel, column) in panels.chunks_exact(d).zip((0..).step_by(TILE)) {
-                        rows!(logits.len(), R => dots::<R>(simd, q, panel, logits, column));
-                    }
-                }
-                for (row, logits) in logits.iter_mut().enumerate() {
-                    logits[length..].fill(f32::NEG_INFINITY);
-                    let attended = &mut attended[row * d..(row + 1) * d];
-                    weigh(logits, attended, &mut sums[row], &mut maximum[row]);
-                }
-                let v = &keys.v[start * d..(start + length) * d];
-                for (weights, attended) in logits.chunks(ROWS).zip(attended.chunks_mut(ROWS * d)) {
-                    rows!(weights.len(), R => add_values::<R>(simd, weights, v, d, attended));
+    let strips = q.chunks(STRIP * d).zip(softmax.attended.chunks_mut(STRIP * d));
+    let running = softmax.denominator.chunks_mut(STRIP).zip(softmax.maximum.chunks_mut(STRIP));
+    for ((q, attended), (denominator, maximum)) in strips.zip(running) {
+        let logits = &mut logits[..denominator.len()];
+        let mut sums = [_mm256_setzero_ps(); STRIP];
+        for (sum, &denominator) in sums.iter_mut().zip(&*denominator) {
+            *sum = _mm256_zextps128_ps256(_mm_set_ss(denominator));
+        }
+        for start in (0..count).step_by(BLOCK) {
+            let length = BLOCK.min(count - start);
+            let panels = &panels[start / TILE * d..][..length.div_ceil(TILE) * d];
+            for (q, logits) in q.chunks(ROWS * d).zip(logits.chunks_mut(ROWS)) {
+                for (panel, column) in panels.chunks_exact(d).zip((0..).step_by(TILE)) {
+                    rows!(logits.len(), R => dots::<R>(simd, q, panel, logits, column));
                 }
             }
-            for (denominator, sum) in denominator.iter_mut().zip(sums) {
-                *denominator = lanes(sum).into_iter().sum();
+            for (row, logits) in logits.iter_mut().enumerate() {
+                logits[length..].fill(f32::NEG_INFINITY);
+                let attended = &mut attended[row * d..(row + 1) * d];
+                weigh(logits, attended, &mut sums[row], &mut maximum[row]);
             }
+            let v = &keys.v[start * d..(start + length) * d];
+            for (weights, attended) in logits.chunks(ROWS).zip(attended.chunks_mut(ROWS * d)) {
+                rows!(weights.len(), R => add_values::<R>(simd, weights, v, d, attended));
+            }
+        }
+        for (denominator, sum) in denominator.iter_mut().zip(sums) {
+            *denominator = lanes(sum).into_iter().sum();
         }
     }
 }

@@ -17,9 +17,6 @@ const COLUMNS: usize = 4;
 const STRIP: usize = 4 * ROWS;
 const BLOCK: usize = 4 * TILE;
 
-/// Keys that all queries meet before the next ones: the second cache holds them and their values.
-const SPAN: usize = 16 * BLOCK;
-
 /// Whether this CPU has AVX512_BF16.
 pub fn pairs_multiply() -> bool {
     is_x86_feature_detected!("avx512f")
@@ -184,36 +181,34 @@ unsafe fn attend_lines<L: Lines>(
     let (lines, rows) = (L::of(d), softmax.denominator.len());
     let width = q.len() / rows.max(1);
     let mut logits = [[0.0_f32; BLOCK]; STRIP];
-    for span in (0..count).step_by(SPAN) {
-        let strips = q.chunks(STRIP * width).zip(softmax.attended.chunks_mut(STRIP * d));
-        let running = softmax.denominator.chunks_mut(STRIP).zip(softmax.maximum.chunks_mut(STRIP));
-        for ((q, attended), (denominator, maximum)) in strips.zip(running) {
-            let rows = denominator.len();
-            let mut sums = [_mm512_setzero_ps(); STRIP];
-            for (sum, &mut denominator) in sums.iter_mut().zip(&mut *denominator) {
-                *sum = _mm512_maskz_mov_ps(1, _mm512_set1_ps(denominator));
+    let strips = q.chunks(STRIP * width).zip(softmax.attended.chunks_mut(STRIP * d));
+    let running = softmax.denominator.chunks_mut(STRIP).zip(softmax.maximum.chunks_mut(STRIP));
+    for ((q, attended), (denominator, maximum)) in strips.zip(running) {
+        let rows = denominator.len();
+        let mut sums = [_mm512_setzero_ps(); STRIP];
+        for (sum, &mut denominator) in sums.iter_mut().zip(&mut *denominator) {
+            *sum = _mm512_maskz_mov_ps(1, _mm512_set1_ps(denominator));
+        }
+        for start in (0..count).step_by(BLOCK) {
+            let length = BLOCK.min(count - start);
+            let panels = &panels[start / TILE * lines..][..length.div_ceil(TILE) * lines];
+            for (q, logits) in q.chunks(ROWS * width).zip(logits.chunks_mut(ROWS)) {
+                // SAFETY: by this function's own contract.
+                unsafe { dots::<L>((q, width), (panels, lines), logits) };
             }
-            for start in (span..count.min(span + SPAN)).step_by(BLOCK) {
-                let length = BLOCK.min(count - start);
-                let panels = &panels[start / TILE * lines..][..length.div_ceil(TILE) * lines];
-                for (q, logits) in q.chunks(ROWS * width).zip(logits.chunks_mut(ROWS)) {
-                    // SAFETY: by this function's own contract.
-                    unsafe { dots::<L>((q, width), (panels, lines), logits) };
-                }
-                for (row, logits) in logits[..rows].iter_mut().enumerate() {
-                    let attended = &mut attended[row * d..(row + 1) * d];
-                    weigh(logits, length, attended, &mut sums[row], &mut maximum[row]);
-                }
-                let v = &keys.v[start * d..(start + length) * d];
-                for (weights, attended) in
-                    logits[..rows].chunks(ROWS).zip(attended.chunks_mut(ROWS * d))
-                {
-                    add_values(weights, v, d, attended);
-                }
+            for (row, logits) in logits[..rows].iter_mut().enumerate() {
+                let attended = &mut attended[row * d..(row + 1) * d];
+                weigh(logits, length, attended, &mut sums[row], &mut maximum[row]);
             }
-            for (denominator, sum) in denominator.iter_mut().zip(sums) {
-                *denominator = _mm512_reduce_add_ps(sum);
+            let v = &keys.v[start * d..(start + length) * d];
+            for (weights, attended) in
+                logits[..rows].chunks(ROWS).zip(attended.chunks_mut(ROWS * d))
+            {
+                add_values(weights, v, d, attended);
             }
+        }
+        for (denominator, sum) in denominator.iter_mut().zip(sums) {
+            *denominator = _mm512_reduce_add_ps(sum);
         }
     }
 }

@@ -5,10 +5,10 @@ use std::ops::Range;
 use super::cells::round_to_bf16;
 use super::feature_map::map_into;
 use super::head_input::HeadInput;
-use super::panels::{PanelKeys, Softmax};
+use super::panels::Softmax;
 use super::pieces::add_pieces;
 use super::row_weights::RowWeights;
-use super::visible_keys::{Keys, Part, Salient};
+use super::visible_keys::{Keys, PanelScratch, Part, Salient, StoredPanels};
 use super::weighted_sum::{SMALL_BATCH, matmul_small_batch};
 use crate::config::Router;
 use still_compute::Real;
@@ -37,6 +37,7 @@ const BLOCK: usize = 256;
 pub(crate) struct Buffers<T> {
     pub(super) q: Vec<T>,
     lines: Vec<u32>,
+    panels: PanelScratch<T>,
     pub(super) local: Vec<T>,
     pub(super) exact: Vec<T>,
     pub(super) attended: Vec<T>,
@@ -52,6 +53,7 @@ impl<T> Default for Buffers<T> {
         Self {
             q: new(),
             lines: Vec::new(),
+            panels: PanelScratch::default(),
             local: new(),
             exact: new(),
             attended: new(),
@@ -105,7 +107,7 @@ pub(crate) fn query_rows<T: Real>(
             if *rounded {
                 q.iter_mut().for_each(|x| *x = round_to_bf16(*x));
             }
-            attend_panels(keys, q, &mut sums, &mut buffers.lines);
+            attend_panels(*keys, q, &mut sums, &mut buffers.panels, &mut buffers.lines);
         }
     }
     add_pieces(input.beforehand, d, &mut sums);
@@ -212,9 +214,10 @@ pub(super) fn attend_salient<T: Real>(
 
 /// The same for keys in panels, of f32 queries.
 fn attend_panels<T: Real>(
-    keys: &PanelKeys<'_>,
+    keys: StoredPanels<'_, T>,
     q: &[T],
     sums: &mut Softmax<'_, T>,
+    scratch: &mut PanelScratch<T>,
     lines: &mut Vec<u32>,
 ) {
     let rows = (T::as_f32s(q), T::as_f32s_mut(sums.attended));
@@ -222,7 +225,14 @@ fn attend_panels<T: Real>(
     let ((Some(q), Some(attended)), (Some(denominator), Some(maximum))) = (rows, of_rows) else {
         unreachable!("keys are in panels for f32 only");
     };
-    keys.attend(q, Softmax { attended, denominator, maximum }, lines);
+    for span in keys.spans() {
+        let softmax = Softmax {
+            attended: &mut *attended,
+            denominator: &mut *denominator,
+            maximum: &mut *maximum,
+        };
+        keys.read(span, scratch).attend(q, softmax, lines);
+    }
 }
 
 /// Adds the linear terms, of a state `(S, z)` that has absorbed `count` tokens.

@@ -63,13 +63,15 @@ impl<T: Real> RowStore<T> {
         each!(&cells.values, v => T::vectorize(
             #[inline(always)]
             || {
-                for (to, from) in scratch.iter_mut().zip(&v[span]) {
-                    *to = from.widen();
-                }
-                if let Some(scales) = cells.scales() {
-                    let rows = scratch.chunks_exact_mut(self.width);
-                    for (row, &scale) in rows.zip(&scales[range]) {
-                        row.iter_mut().for_each(|x| *x *= scale);
+                let values = &v[span];
+                let Some(scales) = cells.scales() else {
+                    scratch.iter_mut().zip(values).for_each(|(to, from)| *to = from.widen());
+                    return;
+                };
+                let values = values.chunks_exact(self.width).zip(&scales[range]);
+                for (row, (from, &scale)) in scratch.chunks_exact_mut(self.width).zip(values) {
+                    for (to, from) in row.iter_mut().zip(from) {
+                        *to = Cell::<T>::widen(*from) * scale;
                     }
                 }
             },

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::key_store::{KeyStore, TILE};
-use super::panels::{PanelKeys, Panels, pairs_multiply, singles_multiply};
+use super::panels::{PanelKeys, Panels, SPAN, pairs_multiply, singles_multiply};
 use super::rows::RowStore;
 use super::weighted_sum::SMALL_BATCH;
 use still_compute::Real;
@@ -102,7 +102,50 @@ pub(crate) enum Salient<'a, T> {
         rounded: bool,
     },
     /// Keys of many f32 queries, where the CPU multiplies them in panels.
-    Panels { keys: PanelKeys<'a>, rounded: bool },
+    Panels { keys: StoredPanels<'a, T>, rounded: bool },
+}
+
+/// Keys that become panels, some at a time.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StoredPanels<'a, T> {
+    k: &'a KeyStore<T>,
+    v: &'a RowStore<T>,
+    rows: usize,
+    /// Of channels in pairs: more products an instruction than those of widened keys.
+    paired: bool,
+}
+
+/// Memory that some keys become panels in, and their values f32.
+#[derive(Clone, Debug)]
+pub(crate) struct PanelScratch<T> {
+    k: Vec<T>,
+    paired: Vec<[u32; TILE]>,
+    v: Vec<T>,
+}
+
+impl<T> Default for PanelScratch<T> {
+    fn default() -> Self {
+        Self { k: Vec::new(), paired: Vec::new(), v: Vec::new() }
+    }
+}
+
+impl<'a, T: Real> StoredPanels<'a, T> {
+    /// As many keys at a time as the second cache holds.
+    pub fn spans(self) -> impl Iterator<Item = Range<usize>> {
+        (0..self.rows).step_by(SPAN).map(move |start| start..self.rows.min(start + SPAN))
+    }
+
+    /// The keys of one of the spans.
+    pub fn read(self, span: Range<usize>, scratch: &'a mut PanelScratch<T>) -> PanelKeys<'a> {
+        let Self { k, v, paired, .. } = self;
+        let PanelScratch { k: wide_k, paired: paired_k, v: wide_v } = scratch;
+        let panels = match paired {
+            true => Panels::Pairs(k.paired(span.clone(), paired_k).expect("rounded keys are bf16")),
+            false => Panels::Singles(k.panels(span.clone(), wide_k)),
+        };
+        let v = T::as_f32s(v.read(span, wide_v)).expect("values are f32, as was asked");
+        PanelKeys { k: panels, v, head_dim: k.width() }
+    }
 }
 
 impl<'a, T: Real> Salient<'a, T> {
@@ -111,21 +154,16 @@ impl<'a, T: Real> Salient<'a, T> {
         (k, v): (&'a KeyStore<T>, &'a RowStore<T>),
         rows: usize,
         queries: usize,
-        (paired_k, wide_k, wide_v): (&'a mut Vec<[u32; TILE]>, &'a mut Vec<T>, &'a mut Vec<T>),
+        scratch: (&'a mut Vec<T>, &'a mut Vec<T>),
     ) -> Self {
-        let (head_dim, rounded) = (k.width(), k.is_bf16());
+        let rounded = k.is_bf16();
         let many = queries > SMALL_BATCH && k.has_panels();
-        let k = if many && rounded && pairs_multiply() {
-            // More products an instruction than those of widened keys.
-            Panels::Pairs(k.paired(rows, paired_k).expect("rounded keys are bf16"))
-        } else if many && singles_multiply() {
-            Panels::Singles(k.panels(rows, wide_k))
+        let paired = rounded && pairs_multiply();
+        if many && (paired || singles_multiply()) {
+            Self::Panels { keys: StoredPanels { k, v, rows, paired }, rounded }
         } else {
-            let part = Part::new((k, v), 0..rows, queries, (wide_k, wide_v));
-            return Self::Part { part, rounded };
-        };
-        let v = T::as_f32s(v.read(0..rows, wide_v)).expect("values are f32, as was asked");
-        Self::Panels { keys: PanelKeys { k, v, head_dim }, rounded }
+            Self::Part { part: Part::new((k, v), 0..rows, queries, scratch), rounded }
+        }
     }
 }
 

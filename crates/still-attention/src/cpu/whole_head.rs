@@ -63,12 +63,12 @@ fn attend<T: Real>(
     let (group, length, d) = (outs.len(), tokens.len(), input.head_dim);
     let before = tokens.start.saturating_sub(input.chunk);
     let queries = group * length;
-    let Scratch { buffers, rows: [a, b, c, e, f, g], paired, scores: by_head, .. } = scratch;
+    let Scratch { buffers, rows: [a, b, c, e, f, g], scores: by_head, .. } = scratch;
     let salient = if input.branches.salient { before } else { 0 };
     let keys = Keys {
         previous: Part::new(rows, before..tokens.start, queries, (a, b)),
         current: Part::new(rows, tokens.clone(), queries, (c, e)),
-        salient: Salient::new(rows, salient, queries, (paired, f, g)),
+        salient: Salient::new(rows, salient, queries, (f, g)),
         state: None,
         count: 0,
         offset: 0,
