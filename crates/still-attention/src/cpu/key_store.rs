@@ -7,7 +7,6 @@ use std::ops::Range;
 use super::cells::{Bf16, Cell, Cells, Values, each};
 use super::channel_codes::ChannelCodes;
 use super::store::{Coded, Store};
-use crate::config::RowDtype;
 use smallvec::SmallVec;
 use still_compute::Real;
 use still_compute::vector::prefetch;
