@@ -14,7 +14,6 @@ use serde_json::{Value, json};
 use still_model::Finish;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use utoipa::ToSchema;
 
 use super::app::App;
 use super::error::{ApiError, Result};
@@ -182,7 +181,8 @@ pub fn finish_reason(finish: Finish) -> &'static str {
 }
 
 /// Tokens that a request took.
-#[derive(Clone, Debug, Default, Serialize, ToSchema)]
+#[derive(Clone, Debug, Default, Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct UsageBody {
     prompt_tokens: usize,
     completion_tokens: usize,
@@ -191,7 +191,8 @@ pub struct UsageBody {
 }
 
 /// Tokens of the prompt by how they were read.
-#[derive(Clone, Debug, Default, Serialize, ToSchema)]
+#[derive(Clone, Debug, Default, Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct PromptTokensDetails {
     /// Tokens that a kept state had read.
     cached_tokens: usize,
@@ -214,7 +215,8 @@ impl UsageBody {
 }
 
 /// Fields that OpenAI's interface does not have.
-#[derive(Clone, Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct Timings {
     /// From the request's arrival to its first token.
     first_token_seconds: f64,

@@ -6,13 +6,14 @@ use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use still_model::Finish;
-use utoipa::ToSchema;
 
 use super::answer::{self, Pieces, Timings, UsageBody, finish_reason};
 use super::app::{App, unix_seconds};
 use super::body::{FromJson, JsonBody, fields};
 use super::conversation::Conversation;
-use super::error::{ApiError, ErrorBody, Result};
+#[cfg(test)]
+use super::error::ErrorBody;
+use super::error::{ApiError, Result};
 use super::log_probs::{ChatLogprobs, ChatToken};
 use super::sampling::{Common, any_seed, refuse_unsupported};
 use super::tool_calls::{CallReader, Part, ToolCall};
@@ -22,7 +23,8 @@ use crate::{Request, TokenLogprobs};
 const MOST_LOGPROBS: usize = 20;
 
 /// A conversation to continue.
-#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct ChatRequest {
     #[serde(flatten)]
     common: Common,
@@ -33,7 +35,8 @@ pub struct ChatRequest {
 }
 
 /// Fields of chats only.
-#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 struct ChatFields {
     /// Most tokens of the answer. Default: the rest of the context.
     max_completion_tokens: Option<usize>,
@@ -53,7 +56,8 @@ impl FromJson for ChatRequest {
 }
 
 /// A conversation's answers.
-#[derive(Clone, Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct ChatCompletion {
     id: String,
     object: &'static str,
@@ -67,7 +71,8 @@ pub struct ChatCompletion {
 }
 
 /// One answer.
-#[derive(Clone, Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct ChatChoice {
     index: usize,
     message: Answered,
@@ -77,7 +82,8 @@ pub struct ChatChoice {
 }
 
 /// The message of the model.
-#[derive(Clone, Debug, Default, Serialize, ToSchema)]
+#[derive(Clone, Debug, Default, Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct Answered {
     role: &'static str,
     /// The text without tool calls; null if there is none.
@@ -88,11 +94,11 @@ pub struct Answered {
 }
 
 /// Answers a conversation.
-#[utoipa::path(post, path = "/v1/chat/completions", tag = "OpenAI", request_body = ChatRequest, responses(
+#[cfg_attr(test, utoipa::path(post, path = "/v1/chat/completions", tag = "OpenAI", request_body = ChatRequest, responses(
     (status = 200, description = "The answers, or a stream of their chunks", body = ChatCompletion),
     (status = "4XX", description = "The request is invalid or refused", body = ErrorBody),
     (status = "5XX", description = "The server failed or is shutting down", body = ErrorBody),
-))]
+)))]
 pub async fn chat_completions(
     State(app): State<App>,
     JsonBody(request): JsonBody<ChatRequest>,

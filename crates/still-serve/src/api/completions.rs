@@ -6,12 +6,13 @@ use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use still_model::Finish;
-use utoipa::ToSchema;
 
 use super::answer::{self, Answer, Pieces, Timings, UsageBody, finish_reason};
 use super::app::{App, unix_seconds};
 use super::body::{FromJson, JsonBody, fields};
-use super::error::{ApiError, ErrorBody, Result};
+#[cfg(test)]
+use super::error::ErrorBody;
+use super::error::{ApiError, Result};
 use super::log_probs::clamped;
 use super::sampling::{Common, MOST_CHOICES, any_seed, refuse_unsupported};
 use crate::{Request, TokenLogprobs};
@@ -22,7 +23,8 @@ const USUAL_MAX_TOKENS: usize = 16;
 const MOST_LOGPROBS: usize = 20;
 
 /// A text to continue.
-#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct CompletionRequest {
     #[serde(flatten)]
     common: Common,
@@ -31,7 +33,8 @@ pub struct CompletionRequest {
 }
 
 /// Fields of completions only.
-#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 struct CompletionFields {
     /// A text, a list of texts, token ids, or a list of lists of token ids.
     prompt: Option<Prompt>,
@@ -46,7 +49,8 @@ struct CompletionFields {
 }
 
 /// The text to continue.
-#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 #[serde(untagged)]
 enum Prompt {
     Text(String),
@@ -63,7 +67,8 @@ impl FromJson for CompletionRequest {
 }
 
 /// Texts with their continuations.
-#[derive(Clone, Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct Completion {
     id: String,
     object: &'static str,
@@ -77,7 +82,8 @@ pub struct Completion {
 }
 
 /// One continuation.
-#[derive(Clone, Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct CompletionChoice {
     index: usize,
     text: String,
@@ -87,22 +93,23 @@ pub struct CompletionChoice {
 }
 
 /// Log-probabilities of a text's tokens: lists with an entry for each token.
-#[derive(Clone, Debug, Default, Serialize, ToSchema)]
+#[derive(Clone, Debug, Default, Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct CompletionLogprobs {
     tokens: Vec<String>,
     token_logprobs: Vec<Option<f64>>,
-    #[schema(value_type = Vec<Option<Object>>)]
+    #[cfg_attr(test, schema(value_type = Vec<Option<Object>>))]
     top_logprobs: Vec<Option<Map<String, Value>>>,
     /// Where each token begins, in characters of the text.
     text_offset: Vec<usize>,
 }
 
 /// Continues texts.
-#[utoipa::path(post, path = "/v1/completions", tag = "OpenAI", request_body = CompletionRequest, responses(
+#[cfg_attr(test, utoipa::path(post, path = "/v1/completions", tag = "OpenAI", request_body = CompletionRequest, responses(
     (status = 200, description = "The continuations, or a stream of their chunks", body = Completion),
     (status = "4XX", description = "The request is invalid or refused", body = ErrorBody),
     (status = "5XX", description = "The server failed or is shutting down", body = ErrorBody),
-))]
+)))]
 pub async fn completions(
     State(app): State<App>,
     JsonBody(request): JsonBody<CompletionRequest>,

@@ -3,7 +3,6 @@
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use still_model::{ChatTemplate, Context, Message};
-use utoipa::ToSchema;
 
 use super::app::App;
 use super::body::fields;
@@ -12,22 +11,23 @@ use super::tool_calls::{CallReader, Form};
 use super::tool_choice::{ToolChoice, grammar};
 
 /// Messages, tools and other variables of the template.
-#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct Conversation {
     /// Messages, each with `role` and `content`, perhaps `tool_calls` or `tool_call_id`.
-    #[schema(value_type = Vec<Object>)]
+    #[cfg_attr(test, schema(value_type = Vec<Object>))]
     messages: Vec<Value>,
     /// JSON schemas of functions that the model may call. The template renders them.
-    #[schema(value_type = Option<Vec<Object>>)]
+    #[cfg_attr(test, schema(value_type = Option<Vec<Object>>))]
     tools: Option<Vec<Value>>,
     /// `auto`; `none`: the template does not see the tools; `required`: the answer is one call or several;
     /// `{"type": "function", "function": {"name": …}}`: the answer is one call of that function.
-    #[schema(value_type = Option<Object>)]
+    #[cfg_attr(test, schema(value_type = Option<Object>))]
     tool_choice: Option<Value>,
     /// Whether an answer that must call a tool may have several calls. Default: true.
     parallel_tool_calls: Option<bool>,
     /// Variables of the template, such as `enable_thinking`.
-    #[schema(value_type = Option<Object>)]
+    #[cfg_attr(test, schema(value_type = Option<Object>))]
     chat_template_kwargs: Option<Map<String, Value>>,
     /// A variable of the template.
     reasoning_effort: Option<String>,

@@ -7,7 +7,6 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use still_model::ModelError;
-use utoipa::ToSchema;
 
 use super::grammar;
 use crate::{Failure, Refused, StateError};
@@ -21,13 +20,15 @@ pub struct ApiError {
 }
 
 /// `{"error": …}`
-#[derive(Clone, Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct ErrorBody {
     error: ErrorDetail,
 }
 
 /// The error.
-#[derive(Clone, Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct ErrorDetail {
     /// The message for people.
     message: String,

@@ -6,18 +6,20 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use still_attention::{HybridState, PreparedWeights, RowDtype};
 use still_model::{Model, ModelError, Student};
-use utoipa::ToSchema;
 
 use super::app::App;
 use super::body::{FromJson, JsonBody, fields};
 use super::conversation::{Conversation, ids_of};
-use super::error::{ApiError, ErrorBody, Result};
+#[cfg(test)]
+use super::error::ErrorBody;
+use super::error::{ApiError, Result};
 
 /// Most tokens of a request, which the server reads once more.
 const MOST_TOKENS: usize = 4096;
 
 /// The text or conversation.
-#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct KeptRequest {
     /// A text.
     prompt: Option<String>,
@@ -25,7 +27,7 @@ pub struct KeptRequest {
     tokens: Option<Vec<u32>>,
     /// Messages of a conversation, instead of `prompt`.
     #[serde(skip)]
-    #[schema(value_type = Option<Vec<Object>>)]
+    #[cfg_attr(test, schema(value_type = Option<Vec<Object>>))]
     conversation: Option<Box<Conversation>>,
 }
 
@@ -36,7 +38,8 @@ impl FromJson for KeptRequest {
 }
 
 /// The kept tokens of a text.
-#[derive(Clone, Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct KeptTokens {
     object: &'static str,
     /// The text, token by token.
@@ -48,7 +51,8 @@ pub struct KeptTokens {
 }
 
 /// The kept tokens of a layer.
-#[derive(Clone, Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct KeptLayer {
     /// Its number, from 0.
     layer: usize,
@@ -58,8 +62,8 @@ pub struct KeptLayer {
 }
 
 /// Returns which tokens of a conversation each head keeps. The server reads the conversation once more, while other requests run.
-#[utoipa::path(post, path = "/v1/kept", tag = "States", request_body = KeptRequest,
-    responses((status = 200, body = KeptTokens), (status = "4XX", body = ErrorBody)))]
+#[cfg_attr(test, utoipa::path(post, path = "/v1/kept", tag = "States", request_body = KeptRequest,
+    responses((status = 200, body = KeptTokens), (status = "4XX", body = ErrorBody))))]
 pub async fn kept(
     State(app): State<App>,
     JsonBody(request): JsonBody<KeptRequest>,

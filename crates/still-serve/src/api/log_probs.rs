@@ -1,7 +1,6 @@
 //! Log-probabilities as chats tell them.
 
 use serde::Serialize;
-use utoipa::ToSchema;
 
 use super::app::App;
 use crate::TokenLogprobs;
@@ -15,14 +14,16 @@ pub fn clamped(log_prob: f32) -> f64 {
 }
 
 /// Log-probabilities of an answer.
-#[derive(Clone, Debug, Default, Serialize, ToSchema)]
+#[derive(Clone, Debug, Default, Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct ChatLogprobs {
     /// One for each token.
     pub content: Vec<ChatToken>,
 }
 
 /// A token of an answer.
-#[derive(Clone, Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct ChatToken {
     #[serde(flatten)]
     token: TopToken,
@@ -31,7 +32,8 @@ pub struct ChatToken {
 }
 
 /// A token and its log-probability.
-#[derive(Clone, Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct TopToken {
     token: String,
     logprob: f64,

@@ -3,21 +3,24 @@
 use axum::Json;
 use axum::extract::State;
 use serde::Serialize;
-use utoipa::ToSchema;
 
 use super::Name;
 use super::app::App;
-use super::error::{ErrorBody, Result};
+#[cfg(test)]
+use super::error::ErrorBody;
+use super::error::Result;
 
 /// The served models.
-#[derive(Clone, Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct Models {
     object: &'static str,
     data: Vec<ServedModel>,
 }
 
 /// A served model.
-#[derive(Clone, Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct ServedModel {
     id: String,
     object: &'static str,
@@ -40,15 +43,15 @@ impl ServedModel {
 }
 
 /// Lists the models.
-#[utoipa::path(get, path = "/v1/models", tag = "OpenAI", responses((status = 200, body = Models)))]
+#[cfg_attr(test, utoipa::path(get, path = "/v1/models", tag = "OpenAI", responses((status = 200, body = Models))))]
 pub async fn list(State(app): State<App>) -> Json<Models> {
     Json(Models { object: "list", data: vec![ServedModel::of(&app)] })
 }
 
 /// Describes a model.
-#[utoipa::path(get, path = "/v1/models/{model}", tag = "OpenAI",
+#[cfg_attr(test, utoipa::path(get, path = "/v1/models/{model}", tag = "OpenAI",
     params(("model" = String, Path, description = "Its name")),
-    responses((status = 200, body = ServedModel), (status = 404, body = ErrorBody)))]
+    responses((status = 200, body = ServedModel), (status = 404, body = ErrorBody))))]
 pub async fn get(State(app): State<App>, Name(name): Name) -> Result<Json<ServedModel>> {
     app.check_model(Some(&name))?;
     Ok(Json(ServedModel::of(&app)))

@@ -6,12 +6,12 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use serde::Deserialize;
 use serde_json::Value;
 use still_model::{GenerateOptions, Model, SuggestedSampling};
-use utoipa::ToSchema;
 
 use super::error::{ApiError, Result};
 
 /// Fields of both kinds of completion.
-#[derive(Clone, Debug, Default, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct Common {
     /// The model's name. Default: the served model.
     pub model: Option<String>,
@@ -45,7 +45,7 @@ pub struct Common {
     /// Continue after end-of-sequence tokens, up to the limit of new tokens.
     pub ignore_eos: Option<bool>,
     /// `text`, `json_object`, or `json_schema` with a schema.
-    #[schema(value_type = Option<Object>)]
+    #[cfg_attr(test, schema(value_type = Option<Object>))]
     pub response_format: Option<Value>,
     /// A grammar in llguidance's variant of Lark that the answer must follow.
     pub grammar: Option<String>,
@@ -54,7 +54,8 @@ pub struct Common {
 }
 
 /// Texts that end an answer.
-#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 #[serde(untagged)]
 pub enum Stop {
     /// A text.
@@ -64,7 +65,8 @@ pub enum Stop {
 }
 
 /// Options of a stream.
-#[derive(Clone, Copy, Debug, Default, Deserialize, ToSchema)]
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct StreamOptions {
     /// Send the usage in the last chunk.
     pub include_usage: Option<bool>,

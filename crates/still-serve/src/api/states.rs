@@ -6,18 +6,20 @@ use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use still_model::GenerateOptions;
-use utoipa::ToSchema;
 
 use super::Name;
 use super::answer;
 use super::app::App;
 use super::body::{FromJson, JsonBody, fields};
 use super::conversation::{Conversation, ids_of};
-use super::error::{ErrorBody, Result};
+#[cfg(test)]
+use super::error::ErrorBody;
+use super::error::Result;
 use crate::{Request, StateInfo, StateList};
 
 /// An action on a state.
-#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 #[serde(tag = "action", rename_all = "lowercase")]
 pub enum StateRequest {
     /// Read a text, or a conversation up to its last message, and keep the state.
@@ -28,7 +30,7 @@ pub enum StateRequest {
         tokens: Option<Vec<u32>>,
         /// Messages of a conversation, instead of `prompt`.
         #[serde(skip)]
-        #[schema(value_type = Option<Vec<Object>>)]
+        #[cfg_attr(test, schema(value_type = Option<Vec<Object>>))]
         conversation: Option<Box<Conversation>>,
     },
     /// Bring a state from the store into memory.
@@ -51,7 +53,8 @@ impl FromJson for StateRequest {
 }
 
 /// A kept state.
-#[derive(Clone, Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct KeptState {
     name: String,
     object: &'static str,
@@ -63,7 +66,8 @@ pub struct KeptState {
 }
 
 /// All kept states under names.
-#[derive(Clone, Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct KeptStates {
     object: &'static str,
     data: Vec<KeptState>,
@@ -84,7 +88,7 @@ impl From<StateInfo> for KeptState {
 }
 
 /// Lists the states under names.
-#[utoipa::path(get, path = "/v1/states", tag = "States", responses((status = 200, body = KeptStates)))]
+#[cfg_attr(test, utoipa::path(get, path = "/v1/states", tag = "States", responses((status = 200, body = KeptStates))))]
 pub async fn list(State(app): State<App>) -> Result<Json<KeptStates>> {
     let StateList { states, damaged } = app.engine().states().list().await?;
     let data = states.into_iter().map(Into::into).collect();
@@ -92,17 +96,17 @@ pub async fn list(State(app): State<App>) -> Result<Json<KeptStates>> {
 }
 
 /// Describes a state.
-#[utoipa::path(get, path = "/v1/states/{name}", tag = "States",
+#[cfg_attr(test, utoipa::path(get, path = "/v1/states/{name}", tag = "States",
     params(("name" = String, Path, description = "1 to 128 letters, digits, `.`, `_` and `-`")),
-    responses((status = 200, body = KeptState), (status = "4XX", body = ErrorBody)))]
+    responses((status = 200, body = KeptState), (status = "4XX", body = ErrorBody))))]
 pub async fn get(State(app): State<App>, Name(name): Name) -> Result<Json<KeptState>> {
     Ok(Json(app.engine().states().get(&name).await?.into()))
 }
 
 /// Saves, restores or forks a state.
-#[utoipa::path(post, path = "/v1/states/{name}", tag = "States", request_body = StateRequest,
+#[cfg_attr(test, utoipa::path(post, path = "/v1/states/{name}", tag = "States", request_body = StateRequest,
     params(("name" = String, Path, description = "1 to 128 letters, digits, `.`, `_` and `-`")),
-    responses((status = 200, body = KeptState), (status = "4XX", body = ErrorBody)))]
+    responses((status = 200, body = KeptState), (status = "4XX", body = ErrorBody))))]
 pub async fn post(
     State(app): State<App>,
     Name(name): Name,
@@ -125,9 +129,9 @@ pub async fn post(
 }
 
 /// Deletes a state.
-#[utoipa::path(delete, path = "/v1/states/{name}", tag = "States",
+#[cfg_attr(test, utoipa::path(delete, path = "/v1/states/{name}", tag = "States",
     params(("name" = String, Path, description = "1 to 128 letters, digits, `.`, `_` and `-`")),
-    responses((status = 204), (status = "4XX", body = ErrorBody)))]
+    responses((status = 204), (status = "4XX", body = ErrorBody))))]
 pub async fn delete(State(app): State<App>, Name(name): Name) -> Result<StatusCode> {
     app.engine().states().delete(&name).await?;
     Ok(StatusCode::NO_CONTENT)

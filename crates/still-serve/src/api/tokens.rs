@@ -4,15 +4,17 @@ use axum::Json;
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use utoipa::ToSchema;
 
 use super::app::App;
 use super::body::{FromJson, JsonBody, fields};
 use super::conversation::Conversation;
-use super::error::{ApiError, ErrorBody, Result};
+#[cfg(test)]
+use super::error::ErrorBody;
+use super::error::{ApiError, Result};
 
 /// A text, or a conversation.
-#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct TokenizeRequest {
     /// A text. vLLM's clients call it `prompt`.
     content: Option<String>,
@@ -27,7 +29,7 @@ pub struct TokenizeRequest {
     with_pieces: Option<bool>,
     /// Messages of a conversation, instead of a text.
     #[serde(skip)]
-    #[schema(value_type = Option<Vec<Object>>)]
+    #[cfg_attr(test, schema(value_type = Option<Vec<Object>>))]
     conversation: Option<Conversation>,
 }
 
@@ -42,7 +44,8 @@ impl FromJson for TokenizeRequest {
 }
 
 /// A text's tokens.
-#[derive(Clone, Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct Tokenized {
     count: usize,
     max_model_len: usize,
@@ -52,7 +55,8 @@ pub struct Tokenized {
 }
 
 /// Tokens.
-#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Deserialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct DetokenizeRequest {
     tokens: Vec<u32>,
 }
@@ -64,15 +68,16 @@ impl FromJson for DetokenizeRequest {
 }
 
 /// The text of tokens, under the names that llama.cpp's and vLLM's clients use.
-#[derive(Clone, Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct Detokenized {
     content: String,
     prompt: String,
 }
 
 /// Returns the tokens of a text or a conversation.
-#[utoipa::path(post, path = "/tokenize", tag = "Tokens", request_body = TokenizeRequest,
-    responses((status = 200, body = Tokenized), (status = "4XX", body = ErrorBody)))]
+#[cfg_attr(test, utoipa::path(post, path = "/tokenize", tag = "Tokens", request_body = TokenizeRequest,
+    responses((status = 200, body = Tokenized), (status = "4XX", body = ErrorBody))))]
 pub async fn tokenize(
     State(app): State<App>,
     JsonBody(request): JsonBody<TokenizeRequest>,
@@ -96,8 +101,8 @@ pub async fn tokenize(
 }
 
 /// Returns the text of tokens, special ones included.
-#[utoipa::path(post, path = "/detokenize", tag = "Tokens", request_body = DetokenizeRequest,
-    responses((status = 200, body = Detokenized), (status = "4XX", body = ErrorBody)))]
+#[cfg_attr(test, utoipa::path(post, path = "/detokenize", tag = "Tokens", request_body = DetokenizeRequest,
+    responses((status = 200, body = Detokenized), (status = "4XX", body = ErrorBody))))]
 pub async fn detokenize(
     State(app): State<App>,
     JsonBody(request): JsonBody<DetokenizeRequest>,
@@ -114,7 +119,8 @@ pub async fn detokenize(
 }
 
 /// What a client needs to render prompts by itself, under vLLM's names.
-#[derive(Clone, Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct TokenizerInfo {
     /// The token that begins a document.
     bos_token: Option<String>,
@@ -125,7 +131,7 @@ pub struct TokenizerInfo {
 }
 
 /// Describes the tokenizer.
-#[utoipa::path(get, path = "/tokenizer_info", tag = "Tokens", responses((status = 200, body = TokenizerInfo)))]
+#[cfg_attr(test, utoipa::path(get, path = "/tokenizer_info", tag = "Tokens", responses((status = 200, body = TokenizerInfo))))]
 pub async fn info(State(app): State<App>) -> Json<TokenizerInfo> {
     let config = app.engine().model().config();
     Json(TokenizerInfo {

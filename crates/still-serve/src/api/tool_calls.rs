@@ -6,7 +6,6 @@ use std::sync::Arc;
 use serde::Serialize;
 use serde_json::Value;
 use still_model::{ChatTemplate, Tokenizer};
-use utoipa::ToSchema;
 
 use super::sampling::any_seed;
 
@@ -76,7 +75,8 @@ pub fn function_name(tool: &Value) -> Option<&str> {
 }
 
 /// A call of a function.
-#[derive(Clone, Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct ToolCall {
     id: String,
     r#type: &'static str,
@@ -84,7 +84,8 @@ pub struct ToolCall {
 }
 
 /// A function, and what it is called with.
-#[derive(Clone, Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(utoipa::ToSchema))]
 pub struct CalledFunction {
     name: String,
     /// A JSON object, as text.

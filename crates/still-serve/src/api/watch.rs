@@ -7,7 +7,9 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use super::app::App;
-use super::error::{ApiError, ErrorBody, Result};
+#[cfg(test)]
+use super::error::ErrorBody;
+use super::error::{ApiError, Result};
 use crate::METRICS_CONTENT_TYPE;
 
 /// The page at `/`.
@@ -17,7 +19,7 @@ const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 
                       img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// Tells whether the server takes requests.
-#[utoipa::path(get, path = "/health", tag = "Watch", responses((status = 200), (status = 503, body = ErrorBody)))]
+#[cfg_attr(test, utoipa::path(get, path = "/health", tag = "Watch", responses((status = 200), (status = 503, body = ErrorBody))))]
 pub async fn health(State(app): State<App>) -> Result<Json<Value>> {
     match app.is_stopping() {
         false => Ok(Json(json!({ "status": "ok" }))),
@@ -26,7 +28,7 @@ pub async fn health(State(app): State<App>) -> Result<Json<Value>> {
 }
 
 /// Tells what Prometheus gathers.
-#[utoipa::path(get, path = "/metrics", tag = "Watch", responses((status = 200, body = String)))]
+#[cfg_attr(test, utoipa::path(get, path = "/metrics", tag = "Watch", responses((status = 200, body = String))))]
 pub async fn metrics(State(app): State<App>) -> Response {
     ([(header::CONTENT_TYPE, METRICS_CONTENT_TYPE)], app.engine().metrics()).into_response()
 }
