@@ -6,6 +6,7 @@
 //! |---|---|
 //! | `real` | the float types of CPU kernels |
 //! | `vector` | elementwise loops, compiled for several instruction sets and chosen at run time |
+//! | `rows` | loops of a decoder layer and of sampling |
 //! | `losses` | losses of rows, their gradients, the softmax of a row |
 //! | `matmul` | matrix products over strided views; `Tiles`, of many f32 rows on a CPU with AMX |
 //! | `amx` | whether a CPU's matrix unit is there |
@@ -28,6 +29,7 @@ pub mod pages;
 mod pull_back;
 pub mod random;
 mod real;
+pub mod rows;
 pub mod tensor;
 pub mod threads;
 pub mod vector;

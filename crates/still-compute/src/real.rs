@@ -3,10 +3,11 @@
 use candle_core::WithDType;
 use num_traits::Float;
 
+use crate::rows::Rows;
 use crate::vector;
 
 /// A float that the CPU kernels are generic over: f32 to run, f64 to check gradients against.
-pub trait Real: Float + WithDType + Default + std::iter::Sum + std::fmt::Debug {
+pub trait Real: Rows + Float + WithDType + Default + std::iter::Sum + std::fmt::Debug {
     /// Nearest value to `x`.
     fn of(x: f64) -> Self;
     /// The same value.

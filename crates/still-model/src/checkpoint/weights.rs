@@ -1,5 +1,6 @@
 //! Tensors by name, whatever file they come from.
 
+use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::io::BufReader;
@@ -586,11 +587,11 @@ impl GgufSource {
         }
         let bytes = match self.layout.permuted_heads(name) {
             Some(heads) => {
-                let size = stored.len() / rows;
-                self.row_order(name, rows, heads)?
-                    .flat_map(|row| &stored[row * size..(row + 1) * size])
-                    .copied()
-                    .collect()
+                let (size, mut ordered) = (stored.len() / rows, Vec::with_capacity(stored.len()));
+                for row in self.row_order(name, rows, heads)? {
+                    ordered.extend_from_slice(&stored[row * size..(row + 1) * size]);
+                }
+                Cow::Owned(ordered)
             }
             None => stored,
         };

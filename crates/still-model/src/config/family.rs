@@ -1,6 +1,8 @@
 //! What sets the decoder families apart, as data. A new family is an entry here; its tensors' names are in
 //! `checkpoint/names.rs`, an operation that no other family has in `decoder/layer.rs`.
 
+pub use still_compute::rows::Activation;
+
 use crate::error::{ModelError, Result};
 
 /// A supported decoder family.
@@ -19,15 +21,6 @@ pub enum Architecture {
     Phi3,
     /// Gemma 3, its text models: layers with a sliding window among those with full attention, which alone are linearized.
     Gemma3,
-}
-
-/// The activation of an MLP's gate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activation {
-    /// `x σ(x)`.
-    Silu,
-    /// `x Φ(x)`, with `Φ` approximated by tanh.
-    GeluTanh,
 }
 
 /// Which projections have biases.
@@ -196,25 +189,23 @@ const GEMMA3: Family = Family {
     ..LLAMA
 };
 
-impl Activation {
-    /// The names of Hugging Face's configurations, the usual one first.
-    pub(crate) fn names(self) -> &'static [&'static str] {
-        match self {
-            Self::Silu => &["silu", "swish"],
-            Self::GeluTanh => &["gelu_pytorch_tanh"],
-        }
-    }
-
-    /// The key that Hugging Face's configurations have it under.
-    pub(crate) fn key(self) -> &'static str {
-        match self {
-            Self::Silu => "hidden_act",
-            Self::GeluTanh => "hidden_activation",
-        }
-    }
-}
-
 impl Family {
+    /// The activation's names in Hugging Face's configurations, the usual one first.
+    pub fn activation_names(&self) -> &'static [&'static str] {
+        match self.activation {
+            Activation::Silu => &["silu", "swish"],
+            Activation::GeluTanh => &["gelu_pytorch_tanh"],
+        }
+    }
+
+    /// The key that Hugging Face's configurations have the activation under.
+    pub fn activation_key(&self) -> &'static str {
+        match self.activation {
+            Activation::Silu => "hidden_act",
+            Activation::GeluTanh => "hidden_activation",
+        }
+    }
+
     /// The norm before the MLP, where the other name is that of a norm after the attention.
     pub fn mlp_norm(&self) -> &'static str {
         match self.post_norms {

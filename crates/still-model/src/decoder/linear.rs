@@ -98,7 +98,7 @@ impl Linear {
         if let Some(bias) = &self.bias {
             with_values(bias, |bias: &[T]| {
                 for row in y.chunks_exact_mut(bias.len()) {
-                    row.iter_mut().zip(bias).for_each(|(y, &bias)| *y += bias);
+                    T::add_row(row, bias);
                 }
             })?;
         }

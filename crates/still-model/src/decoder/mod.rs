@@ -186,7 +186,7 @@ impl Decoder {
     pub(crate) fn embed_row(&self, id: u32, tile: &mut Vec<f32>, row: &mut [f32]) -> Result<()> {
         self.embed_tokens.row_into(id as usize, tile, row)?;
         if let Some(scale) = self.config.embedding_scale() {
-            row.iter_mut().for_each(|x| *x *= scale as f32);
+            still_compute::rows::scale(row, scale as f32);
         }
         Ok(())
     }

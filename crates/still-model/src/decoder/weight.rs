@@ -5,7 +5,7 @@ use std::ops::Range;
 use candle_core::{DType, Device, Result, Tensor};
 use still_compute::Real;
 use still_compute::matmul::{Mat, par_matmul, par_matmul_new, par_small_batch};
-use still_compute::vector::{dot, vectorize};
+use still_compute::rows::dot_tiles;
 use still_quant::{Format, FragmentFormat, LANES, PackedMatrix, PreparedRows, SMALL_BATCH};
 
 use super::ops::with_values;
@@ -279,20 +279,8 @@ impl Weight {
         };
         let (out, inner) = tensor.dims2()?;
         with_values(tensor, |w: &[f32]| {
-            let n = x.len() / inner;
             let rows = tiles.start * LANES..out.min(tiles.end * LANES);
-            y.fill(0.0);
-            vectorize(
-                #[inline(always)]
-                || {
-                    let w = &w[rows.start * inner..rows.end * inner];
-                    for (row, w) in w.chunks_exact(inner).enumerate() {
-                        for (i, x) in x.chunks_exact(inner).enumerate() {
-                            y[(row / LANES * n + i) * LANES + row % LANES] = dot(w, x);
-                        }
-                    }
-                },
-            );
+            dot_tiles(&w[rows.start * inner..rows.end * inner], x, inner, y);
         })
     }
 

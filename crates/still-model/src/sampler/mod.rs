@@ -2,11 +2,9 @@
 //!
 //! | file | content |
 //! |---|---|
-//! | `choice` | candidate tokens, found without sorting the vocabulary |
 //! | `constraint` | constraints, such as a grammar |
 //! | `naive` | the slow twin, for tests |
 
-mod choice;
 mod constraint;
 #[cfg(test)]
 mod naive;
@@ -15,9 +13,9 @@ use std::collections::HashMap;
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use still_compute::vector::{max, vectorize};
+use still_compute::rows::Choice;
+pub use still_compute::rows::{any_nan, likeliest};
 
-use self::choice::Choice;
 pub use self::constraint::{Constraint, Constraints};
 use crate::error::{ModelError, Result};
 use crate::generate::GenerateOptions;
@@ -95,18 +93,7 @@ impl Sampler {
         if self.temperature <= 0.0 || logits.is_empty() {
             return likeliest(logits);
         }
-        let kept = self.choice.of(logits, self.temperature);
-        let share: f64 = kept.clone().map(|(_, weight)| weight).sum();
-        let mut point = self.rng.random::<f64>() * share;
-        let mut last = 0;
-        for (id, weight) in kept.filter(|(_, weight)| *weight > 0.0) {
-            point -= weight;
-            last = id;
-            if point < 0.0 {
-                break;
-            }
-        }
-        last
+        self.choice.draw(logits, self.temperature, self.rng.random())
     }
 
     /// The logits, or `buffer` with what penalties, biases and the constraint make of them.
@@ -147,36 +134,6 @@ impl Penalties {
         let logit = if logit > 0.0 { logit / self.repetition } else { logit * self.repetition };
         logit - self.presence - self.frequency * count as f32
     }
-}
-
-/// The id with the largest logit, the lowest of equals.
-pub fn likeliest(logits: &[f32]) -> u32 {
-    // Only the block that has it is looked at one by one.
-    const BLOCK: usize = 1024;
-    let (first, largest) = vectorize(
-        #[inline(always)]
-        || {
-            let (mut first, mut largest) = (0, f32::NEG_INFINITY);
-            for (n, block) in logits.chunks(BLOCK).enumerate() {
-                let of_block = max(block);
-                if of_block > largest || (of_block.is_nan() && !largest.is_nan()) {
-                    (first, largest) = (n * BLOCK, of_block);
-                }
-            }
-            (first, largest)
-        },
-    );
-    let within = logits[first..].iter().position(|&x| x == largest || x.is_nan());
-    (first + within.unwrap_or(0)) as u32
-}
-
-/// Whether a logit is no number, as those of damaged weights are.
-pub fn any_nan(logits: &[f32]) -> bool {
-    let largest = vectorize(
-        #[inline(always)]
-        || max(logits),
-    );
-    largest.is_nan()
 }
 
 #[cfg(test)]

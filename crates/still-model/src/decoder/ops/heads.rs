@@ -1,11 +1,10 @@
 //! From rows of tokens to heads, rotated on the way, and back.
 
 use candle_core::{DType, Result, Shape, Tensor};
-use rayon::prelude::*;
 use still_compute::Real;
-use still_compute::vector::vectorize;
+use still_compute::rows::HeadSizes;
 
-use super::{ROWS_PER_TASK, Rotation, composed, device, with_values};
+use super::{Rotation, composed, device, with_values};
 
 /// `x` `[B, N, H·D]` → `[B, H, N, D]`, each head rotated if a rotation is given. Differentiable.
 ///
@@ -20,8 +19,8 @@ pub fn split_heads(x: &Tensor, head_dim: usize, rotation: Option<&Rotation>) -> 
     if !x.device().is_cpu() {
         return device::split_heads(x, head_dim, rotation);
     }
-    let sizes = Sizes { batch, tokens, heads: width / head_dim, head_dim };
-    apply(x, Step { sizes, split: true, rotation: rotation.cloned() })
+    let sizes = HeadSizes { tokens, heads: width / head_dim, head_dim };
+    apply(x, Step { batch, sizes, split: true, rotation: rotation.cloned() })
 }
 
 /// `x` `[B, H, N, D]` → `[B, N, H·D]`. Differentiable.
@@ -33,15 +32,15 @@ pub fn merge_heads(x: &Tensor) -> Result<Tensor> {
     if !x.device().is_cpu() {
         return x.transpose(1, 2)?.reshape((batch, tokens, heads * head_dim));
     }
-    let sizes = Sizes { batch, tokens, heads, head_dim };
-    apply(x, Step { sizes, split: false, rotation: None })
+    let sizes = HeadSizes { tokens, heads, head_dim };
+    apply(x, Step { batch, sizes, split: false, rotation: None })
 }
 
 /// The way back of [`split_heads`] with a rotation, which is orthogonal: `x` `[B, H, N, D]` on the CPU → `[B, N, H·D]`.
 pub(super) fn merge_rotated_back(x: &Tensor, rotation: &Rotation) -> Result<Tensor> {
     let (batch, heads, tokens, head_dim) = x.dims4()?;
-    let sizes = Sizes { batch, tokens, heads, head_dim };
-    apply(x, Step { sizes, split: false, rotation: Some(rotation.clone()) })
+    let sizes = HeadSizes { tokens, heads, head_dim };
+    apply(x, Step { batch, sizes, split: false, rotation: Some(rotation.clone()) })
 }
 
 /// A rotation is orthogonal: the gradient takes the way back.
@@ -62,78 +61,31 @@ fn run<T: Real>(x: &Tensor, step: &Step) -> Result<Tensor> {
     Tensor::from_vec(with_values(x, |x: &[T]| step.run(x))?, step.shape(), x.device())
 }
 
-#[derive(Clone, Copy)]
-struct Sizes {
-    batch: usize,
-    tokens: usize,
-    heads: usize,
-    head_dim: usize,
-}
-
 /// One of the two directions. A rotation comes after a split, and is undone before a merge.
 #[derive(Clone)]
 struct Step {
-    sizes: Sizes,
+    batch: usize,
+    sizes: HeadSizes,
     split: bool,
     rotation: Option<Rotation>,
 }
 
 impl Step {
     fn shape(&self) -> Shape {
-        let Sizes { batch, tokens, heads, head_dim } = self.sizes;
+        let HeadSizes { tokens, heads, head_dim } = self.sizes;
         if self.split {
-            (batch, heads, tokens, head_dim).into()
+            (self.batch, heads, tokens, head_dim).into()
         } else {
-            (batch, tokens, heads * head_dim).into()
+            (self.batch, tokens, heads * head_dim).into()
         }
     }
 
     fn run<T: Real>(&self, x: &[T]) -> Vec<T> {
-        let Sizes { tokens, heads, head_dim: d, .. } = self.sizes;
-        let width = heads * d;
-        let mut y = vec![T::zero(); x.len()];
-        if x.is_empty() {
-            return y;
-        }
+        let angles = self.rotation.as_ref().map(Rotation::angles);
         if self.split {
-            y.par_chunks_mut(tokens * d).enumerate().for_each(|(task, y)| {
-                let (sequence, head) = (task / heads, task % heads);
-                vectorize(
-                    #[inline(always)]
-                    || {
-                        for (token, y) in y.chunks_exact_mut(d).enumerate() {
-                            let from = (sequence * tokens + token) * width + head * d;
-                            self.one((sequence, token), &x[from..from + d], y);
-                        }
-                    },
-                );
-            });
+            T::par_split_heads(x, self.sizes, angles)
         } else {
-            y.par_chunks_mut(ROWS_PER_TASK * width).enumerate().for_each(|(task, y)| {
-                vectorize(
-                    #[inline(always)]
-                    || {
-                        for (row, y) in y.chunks_exact_mut(width).enumerate() {
-                            let row = task * ROWS_PER_TASK + row;
-                            let (sequence, token) = (row / tokens, row % tokens);
-                            for (head, y) in y.chunks_exact_mut(d).enumerate() {
-                                let from = ((sequence * heads + head) * tokens + token) * d;
-                                self.one((sequence, token), &x[from..from + d], y);
-                            }
-                        }
-                    },
-                );
-            });
-        }
-        y
-    }
-
-    /// One head of one token.
-    #[inline(always)]
-    fn one<T: Real>(&self, at: (usize, usize), x: &[T], y: &mut [T]) {
-        match &self.rotation {
-            Some(rotation) => rotation.apply(at, x, y, !self.split),
-            None => y.copy_from_slice(x),
+            T::par_merge_heads(x, self.sizes, angles)
         }
     }
 }

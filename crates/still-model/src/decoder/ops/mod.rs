@@ -2,12 +2,12 @@
 //!
 //! candle's own fused RMSNorm and RoPE have no gradient, and its matrix product computes the gradients of
 //! both operands even where one is frozen. These have exactly the gradients that linearization needs. On the CPU they
-//! are kernels of their own; `device` has them for other devices.
+//! are loops of `still-compute`; `device` has them for other devices.
 //!
 //! | file | content |
 //! |---|---|
 //! | `linear` | products with frozen matrices, and with low-rank updates |
-//! | `gated`, `activation` | the gated half of an MLP, and its activation |
+//! | `gated` | the gated half of an MLP |
 //! | `rms_norm`, `residual` | norms and sums |
 //! | `heads`, `rope` | rows to heads and back; rotation |
 //! | `dropout` | masks that can be drawn again |
@@ -15,7 +15,6 @@
 //! | `composed` | a value that `plain` gave, in the graph, with a gradient of its own |
 //! | `device` | norms, activations and heads on other devices than the CPU |
 
-mod activation;
 mod composed;
 pub(super) mod device;
 mod dropout;
@@ -27,14 +26,12 @@ mod residual;
 mod rms_norm;
 mod rope;
 
-pub(crate) use activation::sigmoid;
 pub use dropout::Dropout;
 pub use gated::{MlpWeights, gated};
 pub use heads::{merge_heads, split_heads};
 pub(super) use linear::wide_product;
 pub use linear::{frozen_linear, low_rank_linear, wide_linear};
 pub use residual::residual;
-pub(crate) use rms_norm::forward_rows as rms_norm_rows;
 pub use rms_norm::{rms_norm, rms_norm_heads};
 pub use rope::Rotation;
 #[cfg(feature = "cuda")]
@@ -61,9 +58,6 @@ fn of_width(x: &Tensor, width: usize) -> Vec<usize> {
     }
     shape
 }
-
-/// Rows of an op that one thread takes at a time.
-const ROWS_PER_TASK: usize = 16;
 
 #[cfg(test)]
 mod tests {

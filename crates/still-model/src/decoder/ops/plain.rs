@@ -6,11 +6,12 @@
 
 use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Result, Tensor};
 use still_compute::matmul::{Mat, par_matmul, par_matmul_new, par_matmul_scaled};
+use still_compute::rows::{self, Rows};
 use still_compute::tensor::{borrow_all, with_matrix};
 use still_quant::{Fused, Gated, LowRank};
 
 use super::heads::merge_rotated_back;
-use super::{Dropout, Rotation, activation as cpu, device, merge_heads, rms_norm, with_values};
+use super::{Dropout, Rotation, device, merge_heads, with_values};
 use crate::config::Activation;
 use crate::decoder::{Linear, Lora, Weight};
 
@@ -188,7 +189,7 @@ pub(in crate::decoder) fn product(
     }
     let mut product = with_matrix(x, |x| with_matrix(y, |y| new_product((m, n, k), x, y)))??;
     if scale != 1.0 {
-        product.iter_mut().for_each(|value| *value *= scale as f32);
+        rows::scale(&mut product, scale as f32);
     }
     matrix(product, n, x)
 }
@@ -250,7 +251,7 @@ pub(in crate::decoder) fn norm_backward(
     };
     with_values(x, |x: &[f32]| {
         with_values(weight, |weight| {
-            with_values(dy, |dy| rms_norm::add_backward(x, weight, eps, dy, &mut dx))
+            with_values(dy, |dy| Rows::par_rms_norm_backward(x, weight, eps, dy, &mut dx))
         })
     })???;
     Tensor::from_vec(dx, x.shape(), x.device())
@@ -270,7 +271,9 @@ pub(in crate::decoder) fn gated(
         if let Some(hidden) = fused_gated(x, gate, up, activation) {
             return Ok(hidden);
         }
-        Ok(cpu::forward_in_place(activation, gate.multiply(x)?, &up.multiply(x)?))
+        let mut hidden = gate.multiply(x)?;
+        rows::par_activate(activation, &mut hidden, &up.multiply(x)?);
+        Ok(hidden)
     })??;
     matrix(hidden, gate.weight.dims2()?.0, x)
 }
@@ -283,7 +286,7 @@ fn fused_gated(x: &[f32], gate: &Linear, up: &Linear, activation: Activation) ->
     if gate.bias.is_some() || up.bias.is_some() {
         return None;
     }
-    let activate = |gate: &mut [f32], up: &[f32]| activation.apply(gate, up);
+    let activate = |gate: &mut [f32], up: &[f32]| rows::activate(activation, gate, up);
     let gated = Some(Gated { up: up_packed, activate: &activate });
     packed.multiply_fused(x, Fused { gated, ..Fused::default() })
 }
@@ -297,9 +300,8 @@ pub(in crate::decoder) fn activated(
     if !has_kernels(gate) {
         return device::activation::forward(activation, gate, up);
     }
-    let hidden = with_values(gate, |gate: &[f32]| {
-        with_values(up, |up: &[f32]| cpu::forward(activation, gate, up))
-    })??;
+    let mut hidden = with_values(gate, <[f32]>::to_vec)?;
+    with_values(up, |up| rows::par_activate(activation, &mut hidden, up))?;
     Tensor::from_vec(hidden, gate.shape(), gate.device())
 }
 
@@ -315,7 +317,7 @@ pub(in crate::decoder) fn activated_backward(
     }
     let mut d_up = with_values(d_hidden, <[f32]>::to_vec)?;
     let d_gate = with_values(gate, |gate: &[f32]| {
-        with_values(up, |up| cpu::backward(activation, gate, up, &mut d_up))
+        with_values(up, |up| rows::par_activate_backward(activation, gate, up, &mut d_up))
     })??;
     let tensor = |values| Tensor::from_vec(values, gate.shape(), gate.device());
     Ok([tensor(d_gate)?, tensor(d_up)?])

@@ -5,14 +5,9 @@
 use std::marker::PhantomData;
 
 use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor};
-use rayon::prelude::*;
 use still_compute::Real;
-use still_compute::vector::{axpy, vectorize};
 
 use super::slice;
-
-/// Values that one thread adds at a time.
-const BLOCK: usize = 16_384;
 
 /// `x + y`, of equal shapes; differentiable in both.
 ///
@@ -34,16 +29,6 @@ pub fn residual(x: &Tensor, y: &Tensor) -> Result<Tensor> {
     }
 }
 
-/// `y += x`.
-pub(super) fn add_into<T: Real>(y: &mut [T], x: &[T]) {
-    y.par_chunks_mut(BLOCK).zip(x.par_chunks(BLOCK)).for_each(|(y, x)| {
-        vectorize(
-            #[inline(always)]
-            || axpy(y, T::one(), x),
-        );
-    });
-}
-
 struct Residual<T>(PhantomData<fn() -> T>);
 
 impl<T: Real> CustomOp2 for Residual<T> {
@@ -62,7 +47,7 @@ impl<T: Real> CustomOp2 for Residual<T> {
             candle_core::bail!("residual: {:?} and {:?}", x_layout.dims(), y_layout.dims())
         }
         let mut sum = slice::<T>(y, y_layout)?.to_vec();
-        add_into(&mut sum, slice(x, x_layout)?);
+        T::par_add(&mut sum, slice(x, x_layout)?);
         Ok((T::to_cpu_storage_owned(sum), x_layout.shape().clone()))
     }
 

@@ -1,10 +1,9 @@
 //! Root-mean-square normalisation with a weight that never trains.
 
 use candle_core::{DType, Result, Tensor};
-use rayon::prelude::*;
-use still_compute::{Real, vector};
+use still_compute::Real;
 
-use super::{ROWS_PER_TASK, composed, device, with_values};
+use super::{composed, device, with_values};
 
 /// `x / √(mean(x²) + ε) ⊙ weight` over the last axis; the gradient flows to `x` alone.
 ///
@@ -27,13 +26,14 @@ fn on_cpu<T: Real>(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
         candle_core::bail!("rms_norm: weight of {width} values for x {:?}", x.dims())
     }
     let (x, weight) = (x.contiguous()?, weight.detach());
-    let y = with_values(&x, |x: &[T]| with_values(&weight, |weight| forward(x, weight, eps)))??;
+    let y =
+        with_values(&x, |x: &[T]| with_values(&weight, |weight| T::par_rms_norm(x, weight, eps)))??;
     let y = Tensor::from_vec(y, x.shape(), x.device())?;
     composed::of_one(&x, y, move |x, dy| {
         let mut dx = vec![T::zero(); x.elem_count()];
         with_values(x, |x| {
             with_values(&weight, |weight| {
-                with_values(dy, |dy| add_backward(x, weight, eps, dy, &mut dx))
+                with_values(dy, |dy| T::par_rms_norm_backward(x, weight, eps, dy, &mut dx))
             })
         })???;
         Tensor::from_vec(dx, x.shape(), x.device())
@@ -52,63 +52,4 @@ pub fn rms_norm_heads(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     }
     let heads = x.reshape((batch, tokens, width / head_dim, head_dim))?;
     rms_norm(&heads, weight, eps)?.reshape((batch, tokens, width))
-}
-
-#[inline(always)]
-fn inverse_rms<T: Real>(x: &[T], eps: f64) -> T {
-    let mean = vector::dot(x, x) / T::of(x.len() as f64);
-    T::one() / (mean + T::of(eps)).sqrt()
-}
-
-/// The norm of every row of `x`.
-pub(super) fn forward<T: Real>(x: &[T], weight: &[T], eps: f64) -> Vec<T> {
-    let mut y = vec![T::zero(); x.len()];
-    let block = weight.len() * ROWS_PER_TASK;
-    y.par_chunks_mut(block)
-        .zip(x.par_chunks(block))
-        .for_each(|(y, x)| forward_rows(x, weight, eps, y));
-    y
-}
-
-/// [`forward`] on this thread, into `y`.
-pub(crate) fn forward_rows<T: Real>(x: &[T], weight: &[T], eps: f64, y: &mut [T]) {
-    let width = weight.len();
-    vector::vectorize(
-        #[inline(always)]
-        || {
-            for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
-                let scale = inverse_rms(x, eps);
-                for i in 0..width {
-                    y[i] = x[i] * scale * weight[i];
-                }
-            }
-        },
-    );
-}
-
-/// Adds the gradient of [`forward`] to `dx`.
-pub(super) fn add_backward<T: Real>(x: &[T], weight: &[T], eps: f64, dy: &[T], dx: &mut [T]) {
-    let width = weight.len();
-    let rows = width * ROWS_PER_TASK;
-    dx.par_chunks_mut(rows).zip(x.par_chunks(rows)).zip(dy.par_chunks(rows)).for_each(
-        |((dx, x), dy)| {
-            vector::vectorize(
-                #[inline(always)]
-                || {
-                    let mut weighted = vec![T::zero(); width];
-                    let rows = dx.chunks_exact_mut(width).zip(x.chunks_exact(width));
-                    for ((dx, x), dy) in rows.zip(dy.chunks_exact(width)) {
-                        let scale = inverse_rms(x, eps);
-                        for i in 0..width {
-                            weighted[i] = dy[i] * weight[i];
-                        }
-                        let along = vector::dot(&weighted, x) * scale * scale / T::of(width as f64);
-                        for i in 0..width {
-                            dx[i] += scale * (weighted[i] - x[i] * along);
-                        }
-                    }
-                },
-            );
-        },
-    );
 }

@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use candle_core::{DType, Device, Result, Tensor};
 use rayon::prelude::*;
-use still_compute::Real;
+use still_compute::rows::Angles;
 
 use crate::decoder::RopeBase;
 
@@ -167,12 +167,10 @@ impl Rotation {
         Ok(both)
     }
 
-    /// Angles of sequence `sequence`'s token `token`: its cosines and sines.
-    #[inline(always)]
-    fn row(&self, sequence: usize, token: usize) -> (&[f32], &[f32]) {
-        let run = if self.runs == 1 { 0 } else { sequence };
-        let start = (run * self.tokens + token) * self.half;
-        (&self.cos[start..start + self.half], &self.sin[start..start + self.half])
+    /// As the CPU's loops read them.
+    pub(crate) fn angles(&self) -> Angles<'_> {
+        let Self { cos, sin, runs, tokens, half, .. } = self;
+        Angles { cos, sin, runs: *runs, tokens: *tokens, half: *half }
     }
 
     /// Whether it is for `batch` sequences of `tokens` tokens with heads of `head_dim` channels.
@@ -184,29 +182,5 @@ impl Rotation {
     /// Channels of a head that are rotated, from the first on.
     pub(crate) fn rotary_dim(&self) -> usize {
         2 * self.half
-    }
-
-    /// Rotates one head of one token, channel `i` with channel `i + rotary_dim / 2`; `back` undoes it.
-    #[inline(always)]
-    pub(crate) fn apply<T: Real>(
-        &self,
-        (sequence, token): (usize, usize),
-        x: &[T],
-        y: &mut [T],
-        back: bool,
-    ) {
-        let half = self.half;
-        let (cos, sin) = self.row(sequence, token);
-        let (x, x_rest) = x.split_at(2 * half);
-        let (y, y_rest) = y.split_at_mut(2 * half);
-        y_rest.copy_from_slice(x_rest);
-        let (x_low, x_high) = x.split_at(half);
-        let (y_low, y_high) = y.split_at_mut(half);
-        for i in 0..half {
-            let cos = T::of(f64::from(cos[i]));
-            let sin = T::of(f64::from(if back { -sin[i] } else { sin[i] }));
-            y_low[i] = x_low[i] * cos - x_high[i] * sin;
-            y_high[i] = x_high[i] * cos + x_low[i] * sin;
-        }
     }
 }

@@ -10,13 +10,14 @@ use std::sync::{Mutex, PoisonError};
 use candle_core::Tensor;
 use smallvec::SmallVec;
 use still_attention::{AttentionState, HeadRows, HeadScratch, HostState};
+use still_compute::rows::{self, Rows};
 use still_compute::threads::{Shared, Worker, on_all_threads};
 use still_quant::{LANES, PreparedRows};
 
 use super::updates::{Update, Updates};
 use crate::cache::{Cache, Workspace};
 use crate::config::Activation;
-use crate::decoder::ops::{rms_norm_rows, sigmoid, with_values};
+use crate::decoder::ops::with_values;
 use crate::decoder::{
     AttentionInputs, LayerOps, Linear, Norm, Projected, Projection, Role, RopeBase, Rotation,
     Weight,
@@ -254,7 +255,7 @@ fn run(
     })?;
     let normed = take(normed, x.len());
     with_values(&decoder.norm.scale, |weight| {
-        rms_norm_rows(x, weight, config.rms_norm_eps, normed)
+        Rows::rms_norm(x, weight, config.rms_norm_eps, normed)
     })?;
     Ok(())
 }
@@ -319,24 +320,14 @@ impl<'a> Tiled<'a> {
     /// # Safety
     /// Nobody else has these rows of `to` in this phase.
     unsafe fn enter(&self, tiles: Range<usize>, values: &[f32]) -> Result<()> {
-        let (rows, _) = self.weight.dims2()?;
-        let batch = values.len() / tiles.len() / LANES;
-        for (n, values) in values.chunks_exact(LANES).enumerate() {
-            let (first, sequence) = ((tiles.start + n / batch) * LANES, n % batch);
-            let tile = first..rows.min(first + LANES);
+        let to = (self.to, self.weight.dims2()?.0);
+        let enter = |bias: Option<&[f32]>| {
             // SAFETY: by this function's own contract.
-            let to =
-                unsafe { self.to.write(sequence * rows + tile.start..sequence * rows + tile.end) };
-            if self.add {
-                to.iter_mut().zip(values).for_each(|(to, &value)| *to += value);
-            } else {
-                to.copy_from_slice(&values[..tile.len()]);
-            }
-            if let Some(bias) = self.bias {
-                with_values(bias, |bias: &[f32]| {
-                    to.iter_mut().zip(&bias[tile.clone()]).for_each(|(to, &bias)| *to += bias);
-                })?;
-            }
+            unsafe { rows::enter_tiles(tiles, values, bias, self.add, to) }
+        };
+        match self.bias {
+            Some(bias) => with_values(bias, |bias| enter(Some(bias)))?,
+            None => enter(None),
         }
         Ok(())
     }
@@ -374,7 +365,7 @@ impl Step<'_> {
         let x = unsafe { self.slot(slot).read() };
         let Some(Norm { weight, eps }) = norm else { return Ok(x) };
         let normed = take(normed, x.len());
-        with_values(weight, |weight| rms_norm_rows(x, weight, eps, normed))?;
+        with_values(weight, |weight| Rows::rms_norm(x, weight, eps, normed))?;
         Ok(normed)
     }
 }
@@ -470,7 +461,7 @@ impl<'w> LayerOps<'w> for SliceOps<'_> {
                 up_weight.multiply_tiles(part.clone(), x, other_rows, wide_up)?;
                 add_bias(&gate.linear, part.start, step.batch, wide_gate)?;
                 add_bias(&up.linear, part.start, step.batch, wide_up)?;
-                activation.apply(wide_gate, wide_up);
+                rows::activate(activation, wide_gate, wide_up);
                 // SAFETY: shares are disjoint.
                 unsafe { hidden.enter(part, wide_gate) }?;
             }
@@ -563,10 +554,10 @@ impl SliceOps<'_> {
             let width = branch.len() / batch;
             let rows = sequence * width..(sequence + 1) * width;
             let normed = take(&mut buffers.normed, width);
-            with_values(weight, |w| rms_norm_rows(&branch[rows.clone()], w, eps, normed))?;
+            with_values(weight, |w| Rows::rms_norm(&branch[rows.clone()], w, eps, normed))?;
             // SAFETY: every sequence has its own rows.
             let onto = unsafe { step.slot(onto).write(rows) };
-            onto.iter_mut().zip(normed).for_each(|(onto, &mut x)| *onto += x);
+            Rows::add_row(onto, normed);
         }
         Ok(())
     }
@@ -609,7 +600,7 @@ impl SliceOps<'_> {
         let (q_rows, k_rows) = (read(q), read(k));
         let queries = unit * (q_rows.len() / units)..(unit + 1) * (q_rows.len() / units);
         let kv = kv_row(unit, units, k_rows.len() / d) * d;
-        let sequence = (unit * step.batch / units, 0);
+        let sequence = unit * step.batch / units;
         let rotated = take(&mut buffers.rotated, queries.len() + d);
         let (to_q, to_k) = rotated.split_at_mut(queries.len());
         for (rows, heads, to) in
@@ -618,17 +609,15 @@ impl SliceOps<'_> {
             let rows = match heads.norm {
                 Some(Norm { weight, eps }) => {
                     let normed = take(&mut buffers.head_normed, rows.len());
-                    with_values(weight, |w| rms_norm_rows(rows, w, eps, normed))?;
+                    with_values(weight, |w| Rows::rms_norm(rows, w, eps, normed))?;
                     &*normed
                 }
                 None => rows,
             };
             let rotation = heads.rope.map(|base| step.rotation.of(base)).transpose()?;
-            for (from, to) in rows.chunks_exact(d).zip(to.chunks_exact_mut(d)) {
-                match rotation {
-                    Some(rotation) => rotation.apply(sequence, from, to, false),
-                    None => to.copy_from_slice(from),
-                }
+            match rotation {
+                Some(rotation) => Rows::rotate(rows, d, rotation.angles().of(sequence, 0), to),
+                None => to.copy_from_slice(rows),
             }
         }
         Ok(queries)
@@ -660,9 +649,9 @@ impl SliceOps<'_> {
         // SAFETY: the phase that wrote them is over.
         let beforehand = unsafe { &step.beforehand.read()[first * size..end * size] };
         let gate = gate.as_ref().map(|gate| {
-            buffers.gate.clear();
-            buffers.gate.extend(read(gate)[queries.clone()].iter().map(|&x| sigmoid(x)));
-            buffers.gate.as_slice()
+            let to = take(&mut buffers.gate, queries.len());
+            rows::sigmoid(&read(gate)[queries.clone()], to);
+            &*to
         });
         // SAFETY: every head has its own part.
         let out = unsafe { step.attention.write(queries) };
@@ -713,12 +702,6 @@ fn elsewhere() -> ModelError {
 /// Adds a projection's bias, if it has one, to its products in tiles from tile `first` on, `[tiles, B, 16]`.
 fn add_bias(linear: &Linear, first: usize, batch: usize, tiles: &mut [f32]) -> Result<()> {
     let Some(bias) = &linear.bias else { return Ok(()) };
-    with_values(bias, |bias: &[f32]| {
-        for (n, values) in tiles.chunks_exact_mut(LANES).enumerate() {
-            let row = (first + n / batch) * LANES;
-            // The last tile may have fewer rows.
-            values.iter_mut().zip(&bias[row..]).for_each(|(value, &bias)| *value += bias);
-        }
-    })?;
+    with_values(bias, |bias| rows::add_bias(bias, first, batch, tiles))?;
     Ok(())
 }

@@ -8,19 +8,13 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use candle_core::TensorId;
-use still_compute::vector::{prefetch, sum, vectorize};
+use still_compute::rows::low_rank::{self, BLOCK, ROWS};
 use still_quant::LANES;
 
 use crate::decoder::Lora;
 use crate::decoder::ops::with_values;
 use crate::error::Result;
 use crate::student::Student;
-
-/// Rows of `A` that are multiplied at a time.
-const ROWS: usize = 4;
-
-/// Values of `A` that lie together: 16 columns of [`ROWS`] rows.
-const BLOCK: usize = ROWS * LANES;
 
 /// The updates of a student, laid out on the first step that meets them.
 #[derive(Debug, Default)]
@@ -39,13 +33,22 @@ fn key(lora: &Lora) -> Key {
 #[derive(Debug)]
 enum Values {
     /// bf16, where that loses nothing: half as much to read.
-    Narrow(Vec<Bf16>),
+    Narrow(Vec<u16>),
     Wide(Vec<f32>),
 }
 
 impl Default for Values {
     fn default() -> Self {
         Self::Wide(Vec::new())
+    }
+}
+
+impl Values {
+    fn of(&self, range: Range<usize>) -> low_rank::Values<'_> {
+        match self {
+            Self::Narrow(values) => low_rank::Values::Bf16(&values[range]),
+            Self::Wide(values) => low_rank::Values::F32(&values[range]),
+        }
     }
 }
 
@@ -65,28 +68,6 @@ struct Place {
 pub(super) struct Update<'a> {
     place: &'a Place,
     values: &'a Values,
-}
-
-/// A stored value.
-trait Value: Copy {
-    fn widen(self) -> f32;
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Bf16(u16);
-
-impl Value for Bf16 {
-    #[inline(always)]
-    fn widen(self) -> f32 {
-        f32::from_bits(u32::from(self.0) << 16)
-    }
-}
-
-impl Value for f32 {
-    #[inline(always)]
-    fn widen(self) -> f32 {
-        self
-    }
 }
 
 impl Updates {
@@ -122,7 +103,7 @@ impl Updates {
             }
         }
         self.values = if values.iter().all(|value| value.to_bits() << 16 == 0) {
-            let narrow = |value: f32| Bf16((value.to_bits() >> 16) as u16);
+            let narrow = |value: f32| (value.to_bits() >> 16) as u16;
             Values::Narrow(values.into_iter().map(narrow).collect())
         } else {
             Values::Wide(values)
@@ -175,10 +156,7 @@ impl Update<'_> {
     pub fn low_into(self, x: &[f32], batch: usize, low: &mut Vec<f32>) {
         let Place { rank, scale, a, .. } = self.place;
         low.resize(batch * rank.next_multiple_of(ROWS), f32::NAN);
-        match self.values {
-            Values::Narrow(values) => low_into(&values[a.clone()], *scale, x, batch, low),
-            Values::Wide(values) => low_into(&values[a.clone()], *scale, x, batch, low),
-        }
+        low_rank::low_into(self.values.of(a.clone()), *scale, x, batch, low);
     }
 
     /// Adds the update to some tiles of the projection's products, `[tiles, batch, 16]`; `low` is that of
@@ -187,83 +165,8 @@ impl Update<'_> {
         let Place { rank, b, .. } = self.place;
         let tile = rank * LANES;
         let b = b.start + tiles.start * tile..b.start + tiles.end * tile;
-        match self.values {
-            Values::Narrow(all) => add(&all[b], *rank, low, batch, values),
-            Values::Wide(all) => add(&all[b], *rank, low, batch, values),
-        }
+        low_rank::add(self.values.of(b), *rank, low, batch, values);
     }
-}
-
-fn low_into<V: Value>(a: &[V], scale: f32, x: &[f32], batch: usize, low: &mut [f32]) {
-    let (width, rows) = (low.len() / batch, x.len() / batch);
-    vectorize(
-        #[inline(always)]
-        || {
-            for (x, low) in x.chunks_exact(rows).zip(low.chunks_exact_mut(width)) {
-                let (x, rest) = x.as_chunks::<LANES>();
-                let blocks = x.len() + usize::from(!rest.is_empty());
-                for (a, low) in a.chunks_exact(blocks * BLOCK).zip(low.as_chunks_mut::<ROWS>().0) {
-                    let (a, mut lanes) = (a.as_chunks::<BLOCK>().0, [[0.0; LANES]; ROWS]);
-                    for (a, x) in a.iter().zip(x) {
-                        prefetch(a);
-                        add_block(a, x, &mut lanes);
-                    }
-                    if !rest.is_empty() {
-                        let mut last = [0.0; LANES];
-                        last[..rest.len()].copy_from_slice(rest);
-                        add_block(&a[x.len()], &last, &mut lanes);
-                    }
-                    *low = lanes.map(
-                        #[inline(always)]
-                        |lanes| scale * sum(&lanes),
-                    );
-                }
-            }
-        },
-    );
-}
-
-/// Adds the products of a block of `A` to the rows' lanes. Each row by itself, and widened first: all 64 sums at once are no vectors
-/// to the compiler.
-#[inline(always)]
-fn add_block<V: Value>(
-    a: &[V; BLOCK],
-    x: &[f32; LANES],
-    [l0, l1, l2, l3]: &mut [[f32; LANES]; ROWS],
-) {
-    let (a, _) = a.as_chunks::<LANES>();
-    for (lanes, a) in [(l0, &a[0]), (l1, &a[1]), (l2, &a[2]), (l3, &a[3])] {
-        let mut wide = [0.0; LANES];
-        for lane in 0..LANES {
-            wide[lane] = a[lane].widen();
-        }
-        for lane in 0..LANES {
-            lanes[lane] = wide[lane].mul_add(x[lane], lanes[lane]);
-        }
-    }
-}
-
-fn add<V: Value>(b: &[V], rank: usize, low: &[f32], batch: usize, values: &mut [f32]) {
-    let width = low.len() / batch;
-    vectorize(
-        #[inline(always)]
-        || {
-            let tiles = values.chunks_exact_mut(batch * LANES);
-            for (b, values) in b.chunks_exact(rank * LANES).zip(tiles) {
-                prefetch(b);
-                let lines = b.as_chunks::<LANES>().0;
-                for (low, value) in low.chunks_exact(width).zip(values.as_chunks_mut().0) {
-                    let mut total: [f32; LANES] = *value;
-                    for (&low, line) in low.iter().zip(lines) {
-                        for lane in 0..LANES {
-                            total[lane] = low.mul_add(line[lane].widen(), total[lane]);
-                        }
-                    }
-                    *value = total;
-                }
-            }
-        },
-    );
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 use candle_core::{Result, Tensor};
 
 use crate::config::Activation;
-use crate::decoder::ops::activation::{GELU_CUBE, GELU_SLOPE};
+use still_compute::rows::{GELU_CUBE, GELU_SLOPE};
 
 /// `activation(gate) ⊙ up`.
 pub(in crate::decoder) fn forward(

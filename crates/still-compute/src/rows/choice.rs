@@ -1,15 +1,15 @@
-//! The candidate tokens of a draw, found without sorting the vocabulary.
+//! The candidate tokens of a draw, found without sorting the vocabulary, and the likeliest.
 
 use std::cmp::Ordering;
 
-use still_compute::vector::{exp_sub_sum, max, vectorize};
+use crate::vector::{exp_sub_sum, max, vectorize};
 
 /// Logits whose largest is looked at for all of them.
 const BLOCK: usize = 64;
 
 /// How many of the likeliest tokens may be drawn.
 #[derive(Clone, Debug)]
-pub(super) struct Choice {
+pub struct Choice {
     top_k: usize,
     top_p: f64,
     min_p: f64,
@@ -22,6 +22,7 @@ pub(super) struct Choice {
 }
 
 impl Choice {
+    /// By the limits of sampling: 0 and 1 stand for none.
     pub fn new(top_k: usize, top_p: f64, min_p: f64) -> Self {
         Self { top_k, top_p, min_p, weights: Vec::new(), ids: Vec::new(), largest: Vec::new() }
     }
@@ -41,6 +42,22 @@ impl Choice {
         all.filter(move |(id, weight)| {
             *weight >= least && last.is_none_or(|last| order(id, &last).is_le())
         })
+    }
+
+    /// The token at `point`, 0 … 1, of the weights of all that may be drawn; 0 if none may.
+    pub fn draw(&mut self, logits: &[f32], temperature: f64, point: f64) -> u32 {
+        let kept = self.of(logits, temperature);
+        let share: f64 = kept.clone().map(|(_, weight)| weight).sum();
+        let mut point = point * share;
+        let mut last = 0;
+        for (id, weight) in kept.filter(|(_, weight)| *weight > 0.0) {
+            point -= weight;
+            last = id;
+            if point < 0.0 {
+                break;
+            }
+        }
+        last
     }
 
     /// Weighs all tokens. The sum of the weights, and the largest.
@@ -130,4 +147,34 @@ impl Choice {
 /// Likelier first, of equals the lower id.
 fn by_logit(logits: &[f32]) -> impl Fn(&u32, &u32) -> Ordering + Copy {
     |a, b| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b))
+}
+
+/// The id with the largest logit, the lowest of equals.
+pub fn likeliest(logits: &[f32]) -> u32 {
+    // Only the block that has it is looked at one by one.
+    const BLOCK: usize = 1024;
+    let (first, largest) = vectorize(
+        #[inline(always)]
+        || {
+            let (mut first, mut largest) = (0, f32::NEG_INFINITY);
+            for (n, block) in logits.chunks(BLOCK).enumerate() {
+                let of_block = max(block);
+                if of_block > largest || (of_block.is_nan() && !largest.is_nan()) {
+                    (first, largest) = (n * BLOCK, of_block);
+                }
+            }
+            (first, largest)
+        },
+    );
+    let within = logits[first..].iter().position(|&x| x == largest || x.is_nan());
+    (first + within.unwrap_or(0)) as u32
+}
+
+/// Whether a logit is no number, as those of damaged weights are.
+pub fn any_nan(logits: &[f32]) -> bool {
+    let largest = vectorize(
+        #[inline(always)]
+        || max(logits),
+    );
+    largest.is_nan()
 }
