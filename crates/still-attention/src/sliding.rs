@@ -29,6 +29,7 @@ pub fn sliding_attention(
     let sizes = checked(q, k, v, window, logit_scale)?;
     let (q, k, v) = (q.contiguous()?, k.contiguous()?, v.contiguous()?);
     Ok(match q.dtype() {
+        #[cfg(feature = "float64")]
         DType::F64 => q.apply_op3(&k, &v, Sliding::<f64> { sizes, dtype: PhantomData })?,
         _ => q.apply_op3(&k, &v, Sliding::<f32> { sizes, dtype: PhantomData })?,
     })
@@ -48,6 +49,7 @@ pub fn sliding_attention_backward(
     expect_shape(OP, "d_out", d_out, q.dims())?;
     expect_cpu(OP, "d_out", d_out, q.dtype())?;
     Ok(match q.dtype() {
+        #[cfg(feature = "float64")]
         DType::F64 => gradients::<f64>([q, k, v, d_out], sizes)?,
         _ => gradients::<f32>([q, k, v, d_out], sizes)?,
     })
@@ -62,7 +64,8 @@ fn checked(q: &Tensor, k: &Tensor, v: &Tensor, window: usize, given: Option<f64>
             "attention to a window of {window} tokens, {num_heads} query heads for {heads} key/value heads"
         )));
     }
-    let dtype = if q.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+    let wide = cfg!(feature = "float64") && q.dtype() == DType::F64;
+    let dtype = if wide { DType::F64 } else { DType::F32 };
     for (name, tensor) in [("q", q), ("k", k), ("v", v)] {
         expect_cpu(OP, name, tensor, dtype)?;
     }

@@ -42,11 +42,15 @@ impl SavedAttention {
     ) -> Result<(Tensor, Routing, Self)> {
         match call.rows[0].dtype() {
             DType::F32 => Self::forward_as::<f32>(call, geometry, wants_rows),
+            #[cfg(feature = "float64")]
             DType::F64 => Self::forward_as::<f64>(call, geometry, wants_rows),
             other => Err(AttentionError::Unsupported {
                 op: OP,
                 tensor: "q",
-                expected: "f32 or f64 on the CPU",
+                expected: match cfg!(feature = "float64") {
+                    true => "f32 or f64 on the CPU",
+                    false => "f32 on the CPU (f64 needs the feature float64 of still-attention)",
+                },
                 got: other.as_str().into(),
             }),
         }
@@ -91,6 +95,7 @@ impl SavedAttention {
         expect_cpu(OP, "out", out, q.dtype())?;
         expect_shape(OP, "out", out, q.dims())?;
         let operands = match q.dtype() {
+            #[cfg(feature = "float64")]
             DType::F64 => Tensors::of::<f64>(call)?,
             _ => Tensors::of::<f32>(call)?,
         };
@@ -100,6 +105,7 @@ impl SavedAttention {
 
     pub fn backward(&self, d_out: &Tensor) -> Result<FoldedGradients> {
         match self.out.dtype() {
+            #[cfg(feature = "float64")]
             DType::F64 => self.backward_as::<f64>(d_out),
             _ => self.backward_as::<f32>(d_out),
         }
