@@ -28,11 +28,11 @@ pub fn sliding_attention(
 ) -> Result<Tensor> {
     let sizes = checked(q, k, v, window, logit_scale)?;
     let (q, k, v) = (q.contiguous()?, k.contiguous()?, v.contiguous()?);
-    Ok(match q.dtype() {
-        #[cfg(feature = "float64")]
-        DType::F64 => q.apply_op3(&k, &v, Sliding::<f64> { sizes, dtype: PhantomData })?,
-        _ => q.apply_op3(&k, &v, Sliding::<f32> { sizes, dtype: PhantomData })?,
-    })
+    #[cfg(feature = "float64")]
+    if q.dtype() == DType::F64 {
+        return Ok(q.apply_op3(&k, &v, Sliding::<f64> { sizes, dtype: PhantomData })?);
+    }
+    Ok(q.apply_op3(&k, &v, Sliding::<f32> { sizes, dtype: PhantomData })?)
 }
 
 /// Gradients of `q`, `k` and `v` in [`sliding_attention`], for `d_out` `[B, H, N, D]`: without a graph.
@@ -48,11 +48,11 @@ pub fn sliding_attention_backward(
     let sizes = checked(q, k, v, window, logit_scale)?;
     expect_shape(OP, "d_out", d_out, q.dims())?;
     expect_cpu(OP, "d_out", d_out, q.dtype())?;
-    Ok(match q.dtype() {
-        #[cfg(feature = "float64")]
-        DType::F64 => gradients::<f64>([q, k, v, d_out], sizes)?,
-        _ => gradients::<f32>([q, k, v, d_out], sizes)?,
-    })
+    #[cfg(feature = "float64")]
+    if q.dtype() == DType::F64 {
+        return Ok(gradients::<f64>([q, k, v, d_out], sizes)?);
+    }
+    Ok(gradients::<f32>([q, k, v, d_out], sizes)?)
 }
 
 fn checked(q: &Tensor, k: &Tensor, v: &Tensor, window: usize, given: Option<f64>) -> Result<Sizes> {

@@ -94,21 +94,17 @@ impl SavedAttention {
             .check((batch, geometry.selection_heads(config.selection_head), tokens), config)?;
         expect_cpu(OP, "out", out, q.dtype())?;
         expect_shape(OP, "out", out, q.dims())?;
-        let operands = match q.dtype() {
-            #[cfg(feature = "float64")]
-            DType::F64 => Tensors::of::<f64>(call)?,
-            _ => Tensors::of::<f32>(call)?,
-        };
+        let operands = Tensors::as_rows(call)?;
         let out = out.detach().contiguous()?;
         Ok(Self { operands, geometry, config: config.clone(), wants_rows, selection, out })
     }
 
     pub fn backward(&self, d_out: &Tensor) -> Result<FoldedGradients> {
-        match self.out.dtype() {
-            #[cfg(feature = "float64")]
-            DType::F64 => self.backward_as::<f64>(d_out),
-            _ => self.backward_as::<f32>(d_out),
+        #[cfg(feature = "float64")]
+        if self.out.dtype() == DType::F64 {
+            return self.backward_as::<f64>(d_out);
         }
+        self.backward_as::<f32>(d_out)
     }
 
     fn backward_as<T: Real>(&self, d_out: &Tensor) -> Result<FoldedGradients> {
@@ -141,6 +137,15 @@ impl SavedAttention {
 }
 
 impl Tensors {
+    /// The operands of a call, in the dtype of its rows.
+    fn as_rows(call: &Call<'_>) -> Result<Self> {
+        #[cfg(feature = "float64")]
+        if call.rows[0].dtype() == DType::F64 {
+            return Self::of::<f64>(call);
+        }
+        Self::of::<f32>(call)
+    }
+
     /// The operands of a call.
     fn of<T: Real>(call: &Call<'_>) -> Result<Self> {
         let Call { rows: [q, k, v], gate, weights, .. } = *call;
