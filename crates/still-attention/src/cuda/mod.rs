@@ -9,6 +9,7 @@
 //! | `dense_rows` | the rows of its cache, as they come or as codes |
 //! | `decode`, `decode/step.rs`, `decode/past.rs` | the recurrent state; a token, several tokens read onto it |
 //! | `decode/saved.rs`, `saved_rows` | the same state as tensors on the host, and its rows |
+//! | `saved_channels` | keys coded by channel, on the device and saved |
 //! | `store` | the salient rows of a state |
 //! | `sections` | several arrays in one buffer |
 //! | `kv_cache` | the teacher's cache |
