@@ -68,6 +68,25 @@ fn keys_of_a_head_that_keeps_all_equal_the_definition() {
     }
 }
 
+/// The output of a state that is fed so many tokens at a time, and the state.
+fn in_pieces(
+    input: &naive::Input,
+    config: &HybridConfig,
+    rows: RowDtype,
+    piece: usize,
+) -> (Vec<f64>, HybridState) {
+    let x = tensors(input, config, |x| x as f32);
+    let weights = PreparedWeights::new(input.geometry, config, &x.weights).unwrap();
+    let mut state = HybridState::new(weights, 1, rows);
+    let parts = (0..input.tokens).step_by(piece).map(|start| {
+        let length = piece.min(input.tokens - start);
+        let [q, k, v] = [&x.q, &x.k, &x.v].map(|x| x.narrow(2, start, length).unwrap());
+        state.advance(&q, &k, &v, None, None).unwrap()
+    });
+    let out = Tensor::cat(&parts.collect::<Vec<_>>(), 2).unwrap();
+    (flat(&out), state)
+}
+
 /// Any split into pieces gives what the definition does.
 fn check(
     geometry: HeadGeometry,
@@ -77,20 +96,12 @@ fn check(
     pieces: &[usize],
 ) {
     let input = input(geometry, config, tokens);
-    let x = tensors(&input, config, |x| x as f32);
     let twin = naive::hybrid_attention_of_rows(&input, config, None, rows);
     let exact = naive::hybrid_attention(&input, config, None).out;
     for &piece in pieces {
         let case = format!("{rows} {} in pieces of {piece}, {config:?}", geometry.head_dim);
-        let weights = PreparedWeights::new(geometry, config, &x.weights).unwrap();
-        let mut state = HybridState::new(weights, 1, rows);
-        let parts = (0..tokens).step_by(piece).map(|start| {
-            let length = piece.min(tokens - start);
-            let [q, k, v] = [&x.q, &x.k, &x.v].map(|x| x.narrow(2, start, length).unwrap());
-            state.advance(&q, &k, &v, None, None).unwrap()
-        });
-        let got = Tensor::cat(&parts.collect::<Vec<_>>(), 2).unwrap();
-        let error = relative_rms(&flat(&got), &twin.out);
+        let (got, state) = in_pieces(&input, config, rows, piece);
+        let error = relative_rms(&got, &twin.out);
         assert!(error <= 1e-5, "{case}: relative RMS {error:e}");
         let heads = geometry.selection_heads(config.selection_head);
         for head in 0..heads {
@@ -130,15 +141,7 @@ fn a_large_channel_needs_an_exponent() {
     assert_eq!(exponents[0].values()[LARGE], 7);
     let exact = naive::hybrid_attention(&input, &plain, None).out;
     let error = |config: &HybridConfig, rows, piece: usize| {
-        let x = tensors(&input, config, |x| x as f32);
-        let weights = PreparedWeights::new(geometry, config, &x.weights).unwrap();
-        let mut state = HybridState::new(weights, 1, rows);
-        let parts = (0..TOKENS).step_by(piece).map(|start| {
-            let length = piece.min(TOKENS - start);
-            let [q, k, v] = [&x.q, &x.k, &x.v].map(|x| x.narrow(2, start, length).unwrap());
-            state.advance(&q, &k, &v, None, None).unwrap()
-        });
-        relative_rms(&flat(&Tensor::cat(&parts.collect::<Vec<_>>(), 2).unwrap()), &exact)
+        relative_rms(&in_pieces(&input, config, rows, piece).0, &exact)
     };
     let scaled = HybridConfig { key_exponents: exponents, ..plain.clone() };
     for (rows, bound) in [(RowDtype::Int8, 1e-2), (RowDtype::Int4, 1.5e-1)] {
