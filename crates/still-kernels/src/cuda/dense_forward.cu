@@ -55,91 +55,115 @@ __device__ __forceinline__ void hold_left(Left<P> (&x)[N]) {
 #endif
 }
 
+// A block's two times 64 queries, and those of the thread's warpgroup.
+template <class T>
+struct ForwardBlock {
+  int b, kv, first_head, first_chunk;
+  int start, length;  // tokens that the sequence had before; new ones, with padding behind them
+  int group;          // which warpgroup: 0 or 1
+  int head, from;     // its head; its first query
+  int row;            // the thread's first of two, 8 apart
+
+  __device__ __forceinline__ explicit ForwardBlock(const DenseForward<T>& in)
+      : b(blockIdx.z), first_head(in.two_heads ? blockIdx.x * 2 : blockIdx.x), start(in.starts ? in.starts[b] : 0),
+        length(in.lengths ? in.lengths[b] : in.tokens), group(threadIdx.x / 128), row(threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4) {
+    const int last_block = gridDim.y - 1 - blockIdx.y;  // the longest first
+    kv = first_head / in.group;
+    first_chunk = in.two_heads ? last_block : last_block * 2;
+    head = first_head + (in.two_heads ? group : 0);
+    from = (first_chunk + (in.two_heads ? 0 : group)) * CHUNK;
+  }
+  // The query of the thread's row `half`.
+  __device__ __forceinline__ int token(int half) const { return from + row + half * 8; }
+  // Tokens that the block's last query sees.
+  __device__ __forceinline__ int end(bool two_heads) const { return start + min(length, (first_chunk + (two_heads ? 1 : 2)) * CHUNK); }
+
+  template <class TILE>
+  __device__ __forceinline__ void load_queries(TILE to, const DenseForward<T>& in) const {
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      const int t = (first_chunk + (in.two_heads ? 0 : i)) * CHUNK;
+      load_matrix<FORWARD_THREADS, CHUNK>(to, i * CHUNK, in.q.row(b, first_head + (in.two_heads ? i : 0), t), in.q.token, length - t);
+    }
+  }
+  // Outputs, `factor(half)` times the sums.
+  template <int NT, class Factor>
+  __device__ __forceinline__ void leave(const DenseForward<T>& in, const float (&sums)[NT][4], Factor factor) const {
+#pragma unroll
+    for (int half = 0; half < 2; half++) store_row(token(half) < in.tokens, in.out.row(b, head, token(half)), sums, half, factor(half));
+  }
+};
+
+// Keys and values of a KV head on their way through the stages of shared memory, in tiles of KEYS.
+template <class K, int KEYS>
+struct KeyStages {
+  using T = typename K::T;
+  using Keys = typename DenseTiles<K, KEYS>::Keys;
+  static constexpr int STAGES = DenseTiles<K, KEYS>::STAGES;
+  const DenseForward<T>& in;
+  int b, kv, end, tiles;
+  uint32_t base;
+
+  __device__ __forceinline__ Keys stage(int i) const { return Keys{base + i * Keys::BYTES}; }
+  __device__ __forceinline__ Keys keys(int i) const { return stage(i % STAGES); }
+  __device__ __forceinline__ Keys values(int i) const { return stage(STAGES + i % STAGES); }
+  __device__ __forceinline__ void load(Keys to, const Rows<const T>& rows, int i) const {
+    if (i < tiles) load_matrix<FORWARD_THREADS, KEYS>(to, 0, rows.row(b, kv, int64_t(i) * KEYS), rows.token, end - i * KEYS);
+  }
+  // A tile's keys, and the values of the tile before, which are needed when they are.
+  __device__ __forceinline__ void fetch(int i) const {
+    load(keys(i), in.keys, i);
+    load(values(i - 1), in.values, i - 1);
+    copy_commit();
+  }
+};
+
+// Logits of tile i become weights, the left operands of the product with its values.
+template <int KEYS, class T, int P, int NT>
+__device__ __forceinline__ void weigh_tile(const ForwardBlock<T>& at, int i, float scale, float (&s)[KEYS / 8][4], OnlineSoftmax<NT>& mine,
+                                           Left<P> (&p)[KEYS / 16]) {
+  if (i * KEYS + KEYS - 1 > at.start + at.from) {
+    const int seen = at.start + at.from + at.row - i * KEYS;  // the last column that the first row sees; the second sees 8 more
+    each_sum(s, [&](float& x, int half, int column) {
+      if (column - half * 8 > seen) x = -INFINITY;
+    });
+  }
+  weigh(mine, s, scale, [](int, float, bool) {});
+#pragma unroll
+  for (int k = 0; k < KEYS / 16; k++) to_left(p[k], s[2 * k], s[2 * k + 1]);
+}
+
 template <class K, int KEYS>
 __global__ void __launch_bounds__(FORWARD_THREADS, DenseTiles<K, KEYS>::BLOCKS) dense_forward(const DenseForward<typename K::T> in) {
   using Tiles = DenseTiles<K, KEYS>;
   constexpr int D = K::D, P = K::P, KS = D / 16, NT = D / 8, STAGES = Tiles::STAGES;
   extern __shared__ unsigned char memory[];
   const typename Tiles::Queries queries{aligned(memory)};
-  auto stage = [&](int i) { return typename Tiles::Keys{queries.base + Tiles::Queries::BYTES + i * Tiles::Keys::BYTES}; };
-  auto key_tile = [&](int i) { return stage(i % STAGES); };
-  auto value_tile = [&](int i) { return stage(STAGES + i % STAGES); };
+  const ForwardBlock<typename K::T> at(in);
 
-  const int b = blockIdx.z, warp = threadIdx.x / 32, lane = threadIdx.x % 32, half_of_block = warp / 4;
-  const int first_head = in.two_heads ? blockIdx.x * 2 : blockIdx.x, kv = first_head / in.group;
-  const int last_block = gridDim.y - 1 - blockIdx.y;  // the longest first
-  const int first_chunk = in.two_heads ? last_block : last_block * 2;
-  const int start = in.starts ? in.starts[b] : 0, length = in.lengths ? in.lengths[b] : in.tokens;
-  const int head = first_head + (in.two_heads ? half_of_block : 0);
-  const int from = (first_chunk + (in.two_heads ? 0 : half_of_block)) * CHUNK;  // this warpgroup's first query
-  const int row = warp % 4 * 16 + lane / 4;                                    // this lane's first of two, 8 apart
-
-  float out[NT][4], m[2] = {-INFINITY, -INFINITY}, sum[2] = {0.f, 0.f};  // m in base 2
-  clear(out);
-  if (first_chunk * CHUNK >= length) {  // padding alone
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-      const int t = from + row + half * 8;
-      store_row(t < in.tokens, in.out.row(b, head, t), out, half, 0.f);
-    }
-    return;
-  }
-  const int last_chunk = first_chunk + (in.two_heads ? 1 : 2), end = start + min(length, last_chunk * CHUNK);
-  const int tiles = (end + KEYS - 1) / KEYS;
-  auto load = [&](typename Tiles::Keys to, const Rows<const typename K::T>& rows, int i) {
-    if (i < tiles) load_matrix<FORWARD_THREADS, KEYS>(to, 0, rows.row(b, kv, int64_t(i) * KEYS), rows.token, end - i * KEYS);
-  };
-#pragma unroll
-  for (int i = 0; i < 2; i++) {
-    const int t = (first_chunk + (in.two_heads ? 0 : i)) * CHUNK;
-    load_matrix<FORWARD_THREADS, CHUNK>(queries, i * CHUNK, in.q.row(b, first_head + (in.two_heads ? i : 0), t), in.q.token, length - t);
-  }
-  load(key_tile(0), in.keys, 0);
+  OnlineSoftmax<NT> mine;
+  clear(mine.out);
+  if (at.first_chunk * CHUNK >= at.length) return at.leave(in, mine.out, [](int) { return 0.f; });  // padding alone
+  const int end = at.end(in.two_heads), tiles = (end + KEYS - 1) / KEYS;
+  const KeyStages<K, KEYS> stages{in, at.b, at.kv, end, tiles, queries.base + Tiles::Queries::BYTES};
+  at.load_queries(queries, in);
+  stages.load(stages.keys(0), in.keys, 0);
   copy_commit();
 #pragma unroll
-  for (int i = 1; i < STAGES; i++) {
-    load(key_tile(i), in.keys, i);
-    load(value_tile(i - 1), in.values, i - 1);
-    copy_commit();
-  }
+  for (int i = 1; i < STAGES; i++) stages.fetch(i);
 
   const float scale = rsqrtf(float(D)) * LOG2E;
   float s[KEYS / 8][4];
   Left<P> p[KEYS / 16];
-  // Logits of tile i to weights, the left operands of the product with its values.
-  auto weigh = [&](int i) {
-    const int position = start + from + row;
-    if (i * KEYS + KEYS - 1 > start + from) {
-#pragma unroll
-      for (int n = 0; n < KEYS / 8; n++)
-#pragma unroll
-        for (int e = 0; e < 4; e++)
-          if (i * KEYS + n * 8 + lane % 4 * 2 + e % 2 > position + e / 2 * 8) s[n][e] = -INFINITY;
-    }
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-      const float raised = fmaxf(m[half], row_top(s, half) * scale);
-      rescale(out, sum[half], half, exp2_fast(m[half] - raised));
-      m[half] = raised;
-      add_weights(s, sum[half], half, [&](float x) { return exp2_fast(x * scale - raised); });
-    }
-#pragma unroll
-    for (int k = 0; k < KEYS / 16; k++) to_left(p[k], s[2 * k], s[2 * k + 1]);
-  };
-  // Fills the stages that the tile before `i` has left.
-  auto fetch = [&](int i) {
-    load(key_tile(i + STAGES - 1), in.keys, i + STAGES - 1);
-    load(value_tile(i + STAGES - 2), in.values, i + STAGES - 2);
-    copy_commit();
-  };
+  auto weigh_logits = [&](int i) { weigh_tile<KEYS>(at, i, scale, s, mine, p); };
   auto add_values = [&](int i) {
-    if constexpr (P == 1) start_add_product<KEYS / 16>(out, p, value_tile(i), 0);
-    else product_nn<KEYS / 16, NT>(out, p, value_tile(i), 0);
+    if constexpr (P == 1) start_add_product<KEYS / 16>(mine.out, p, stages.values(i), 0);
+    else product_nn<KEYS / 16, NT>(mine.out, p, stages.values(i), 0);
   };
   auto finish_all = [&] {
     finish<P, D>();
     hold_sums(s);
-    hold_sums(out);
+    hold_sums(mine.out);
     hold_left(p);
   };
 
@@ -147,35 +171,33 @@ __global__ void __launch_bounds__(FORWARD_THREADS, DenseTiles<K, KEYS>::BLOCKS) 
   copy_wait<STAGES - 1>();
   publish();
   __syncthreads();
-  tile_product<KS>(s, queries, half_of_block * CHUNK, key_tile(0), 0);
-  if (half_of_block == 0) weigh(0);
+  tile_product<KS>(s, queries, at.group * CHUNK, stages.keys(0), 0);
+  if (at.group == 0) weigh_logits(0);
   for (int i = 1; i < tiles; i++) {
     copy_wait<STAGES - 2>();
     publish();
     __syncthreads();
-    if (half_of_block == 1) {
-      fetch(i);
-      weigh(i - 1);
+    if (at.group == 1) {
+      stages.fetch(i + STAGES - 1);
+      weigh_logits(i - 1);
     }
-    start_tile_product<KS>(s, queries, half_of_block * CHUNK, key_tile(i), 0);
+    start_tile_product<KS>(s, queries, at.group * CHUNK, stages.keys(i), 0);
     add_values(i - 1);
-    if (half_of_block == 0) fetch(i);
+    if (at.group == 0) stages.fetch(i + STAGES - 1);
     finish_all();
-    if (half_of_block == 0) weigh(i);
+    if (at.group == 0) weigh_logits(i);
   }
   copy_wait<0>();
   publish();
   __syncthreads();
-  if (half_of_block == 1) weigh(tiles - 1);
+  if (at.group == 1) weigh_logits(tiles - 1);
   add_values(tiles - 1);
   finish_all();
 
+  float all[2];
 #pragma unroll
-  for (int half = 0; half < 2; half++) {
-    const int t = from + row + half * 8;
-    const float all = row_sum(sum[half]);
-    store_row(t < in.tokens, in.out.row(b, head, t), out, half, t < length ? 1.f / all : 0.f);
-  }
+  for (int half = 0; half < 2; half++) all[half] = row_sum(mine.sum[half]);
+  at.leave(in, mine.out, [&](int half) { return at.token(half) < at.length ? 1.f / all[half] : 0.f; });
 }
 
 }  // namespace still

@@ -16,48 +16,65 @@ struct Recall {
   int tokens, chunks, retired, kv_heads, flags;
 };
 
+// One (sequence, KV head) that a block walks through.
 template <class K>
-__global__ void __launch_bounds__(4 * K::D) recall(const Recall<typename K::T> in) {
+struct RecallWalk {
   using T = typename K::T;
-  constexpr int D = K::D, THREADS = 4 * D, WARPS = THREADS / 32, FEATURES = 16;
-  extern __shared__ __align__(16) unsigned char memory[];
-  __shared__ Ranked unranked[CHUNK], arrivals[CHUNK];
-  __shared__ int entering[CHUNK];
-  __shared__ uint32_t chosen[2];
-  const bool capped = in.routing.cap != STILL_NO_CAP;
-  const int slots = capped ? in.routing.cap : 0;
-  float* const phi = reinterpret_cast<float*>(memory);  // [CHUNK, 2D]
-  Ranked *old = reinterpret_cast<Ranked*>(phi + CHUNK * 2 * D), *next = old + slots;
-  const int kv = blockIdx.x, b = blockIdx.y, t = threadIdx.x, warp = t / 32, lane = t % 32;
-  const int64_t row = int64_t(b) * in.kv_heads + kv;
-  const int budget = in.routing.budgets[kv], retired_before = in.past.retired ? in.past.retired[b] : 0;
-  const int stored = kept_tokens(in.routing.cap, budget, retired_before);
-  const T* w = in.w + int64_t(kv) * D * D;
-  float *s = in.s + row * 2 * D * D, *z = in.z + row * 2 * D, *score = in.score + row * in.tokens;
-  uint64_t* selected = const_cast<uint64_t*>(in.routing.selected) + row * in.chunks;
-  int32_t* list = const_cast<int32_t*>(in.routing.salient) + row * (in.tokens + in.routing.stored);
-  uint32_t* absorbed_at = in.routing.absorbed_at ? const_cast<uint32_t*>(in.routing.absorbed_at) + row * in.tokens : nullptr;
-  int32_t* visible = const_cast<int32_t*>(in.routing.visible) + row * in.chunks * slots;
-  int32_t* order = const_cast<int32_t*>(in.routing.order) + row * in.retired * CHUNK;
+  static constexpr int D = K::D, THREADS = 4 * D, WARPS = THREADS / 32;
+  const Recall<T>& in;
+  int b, kv, budget, slots;        // `slots`: the cap, 0 without one
+  int retired_before, stored;      // chunks that had retired, and what they had stored
+  bool capped;
+  const T* w;
+  float *s, *z, *score;
+  uint64_t* selected;
+  uint32_t* absorbed_at;           // null: not wanted
+  int32_t *list, *visible, *order;
+  float* phi;                      // shared: [CHUNK, 2D] of what leaves
+  Ranked *old, *next;              // shared: what is kept by rank, before and after
 
-  for (int i = t; i < in.tokens; i += THREADS) score[i] = 0.f;
-  for (int i = in.retired + t; i < in.chunks; i += THREADS) selected[i] = 0;
-  for (int i = t; i < stored; i += THREADS) {
-    list[i] = i - stored;
-    if (!capped) continue;
-    old[i] = {0.f, i - stored};
-    for (int chunk = 0; chunk < min(in.chunks, 2); chunk++) visible[int64_t(chunk) * slots + i] = i - stored;
+  __device__ __forceinline__ RecallWalk(const Recall<T>& in, unsigned char* memory)
+      : in(in), b(blockIdx.y), kv(blockIdx.x), budget(in.routing.budgets[kv]), slots(in.routing.cap != STILL_NO_CAP ? in.routing.cap : 0),
+        retired_before(in.past.retired ? in.past.retired[b] : 0), stored(kept_tokens(in.routing.cap, budget, retired_before)),
+        capped(in.routing.cap != STILL_NO_CAP), w(in.w + int64_t(kv) * D * D), phi(reinterpret_cast<float*>(memory)),
+        old(reinterpret_cast<Ranked*>(phi + CHUNK * 2 * D)), next(old + slots) {
+    const int64_t row = int64_t(b) * in.kv_heads + kv;
+    s = in.s + row * 2 * D * D;
+    z = in.z + row * 2 * D;
+    score = in.score + row * in.tokens;
+    selected = const_cast<uint64_t*>(in.routing.selected) + row * in.chunks;
+    list = const_cast<int32_t*>(in.routing.salient) + row * (in.tokens + in.routing.stored);
+    absorbed_at = in.routing.absorbed_at ? const_cast<uint32_t*>(in.routing.absorbed_at) + row * in.tokens : nullptr;
+    visible = const_cast<int32_t*>(in.routing.visible) + row * in.chunks * slots;
+    order = const_cast<int32_t*>(in.routing.order) + row * in.retired * CHUNK;
   }
-  auto key = [&](int token) { return in.k.row(b, kv, token); };
-  auto value = [&](int token) { return in.v.row(b, kv, token); };
-  for (int chunk = 0; chunk < in.retired; chunk++) {
-    const int before = capped ? kept_tokens(in.routing.cap, budget, retired_before + chunk) : 0;
-    const int after = capped ? kept_tokens(in.routing.cap, budget, retired_before + chunk + 1) : budget;
-    const int count = before + CHUNK, leaving = before + CHUNK - after;
+  __device__ __forceinline__ const T* key(int token) const { return in.k.row(b, kv, token); }
+  __device__ __forceinline__ const T* value(int token) const { return in.v.row(b, kv, token); }
+  __device__ __forceinline__ int kept_after(int chunks) const { return kept_tokens(in.routing.cap, budget, retired_before + chunks); }
+  __device__ __forceinline__ void swap_kept() {
+    Ranked* other = old;
+    old = next;
+    next = other;
+  }
+
+  // What nothing is known of, and what the state had stored.
+  __device__ __forceinline__ void begin() const {
+    for (int i = threadIdx.x; i < in.tokens; i += THREADS) score[i] = 0.f;
+    for (int i = in.retired + threadIdx.x; i < in.chunks; i += THREADS) selected[i] = 0;
+    for (int i = threadIdx.x; i < stored; i += THREADS) {
+      list[i] = i - stored;
+      if (!capped) continue;
+      old[i] = {0.f, i - stored};
+      for (int chunk = 0; chunk < min(in.chunks, 2); chunk++) visible[int64_t(chunk) * slots + i] = i - stored;
+    }
+  }
+
+  // How badly the state recalls what is kept (`before` of it; only under a cap is it scored again) and the chunk's tokens, which come
+  // to `unranked`. A warp has some rows.
+  __device__ __forceinline__ void score_chunk(int chunk, int before, Ranked* unranked) const {
+    const int count = before + CHUNK;
     auto candidate = [&](int i) { return i < before ? old[i].token : chunk * CHUNK + i - before; };
-    if (t < 2) chosen[t] = 0;
-    __syncthreads();
-    for (int first = warp * RECALLED; first < count; first += WARPS * RECALLED) {
+    for (int first = threadIdx.x / 32 * RECALLED; first < count; first += WARPS * RECALLED) {
       const T *k[RECALLED], *v[RECALLED];
       float error[RECALLED];
 #pragma unroll
@@ -69,7 +86,7 @@ __global__ void __launch_bounds__(4 * K::D) recall(const Recall<typename K::T> i
 #pragma unroll
       for (int c = 0; c < RECALLED; c++) {
         const int i = first + c;
-        if (lane > 0 || i >= count) continue;
+        if (threadIdx.x % 32 > 0 || i >= count) continue;
         if (i < before) {
           old[i].score = sound(error[c]);
         } else {
@@ -78,7 +95,11 @@ __global__ void __launch_bounds__(4 * K::D) recall(const Recall<typename K::T> i
         }
       }
     }
-    __syncthreads();
+  }
+
+  // Ranks the chunk's tokens, whose first `budget` are `chosen`, and what is kept, by their new scores.
+  __device__ __forceinline__ void rank(const Ranked* unranked, Ranked* arrivals, uint32_t* chosen, int before) const {
+    const int t = threadIdx.x;
     if (t < CHUNK) {
       int rank = 0;
       for (int i = 0; i < CHUNK; i++) rank += is_before(unranked[i], unranked[t]);
@@ -90,15 +111,18 @@ __global__ void __launch_bounds__(4 * K::D) recall(const Recall<typename K::T> i
       for (int j = 0; j < before; j++) rank += is_before(old[j], old[i]);
       next[rank] = old[i];
     }
-    __syncthreads();
-    Ranked* other = old;
-    old = next;
-    next = other;
-    const uint64_t mask = uint64_t(chosen[1]) << 32 | chosen[0];
+  }
+
+  __device__ __forceinline__ void leave_selected(int chunk, uint64_t mask) const {
+    const int t = threadIdx.x;
     if (t == 0) selected[chunk] = mask;
     if (!capped && absorbed_at && t < CHUNK) absorbed_at[chunk * CHUNK + t] = mask >> t & 1 ? UINT32_MAX : chunk + 2;
     if (t < CHUNK && mask >> t & 1) list[stored + chunk * budget + __popcll(mask & ((uint64_t(1) << t) - 1))] = chunk * CHUNK + t;
-    // By rank among what was and what is to be kept; the rest enters the state.
+  }
+
+  // By rank among what was kept and what is to be: `after` stay, the rest is what enters the state.
+  __device__ __forceinline__ void merge(int chunk, const Ranked* arrivals, int before, int after, int* entering) const {
+    const int t = threadIdx.x;
     auto place = [&](Ranked x, int rank) {
       if (!capped || rank < after) {
         if (!capped) return;
@@ -111,22 +135,24 @@ __global__ void __launch_bounds__(4 * K::D) recall(const Recall<typename K::T> i
     for (int i = t; i < before; i += THREADS) place(old[i], i + count_before(arrivals, budget, old[i]));
     if (t < budget) place(arrivals[t], t + count_before(old, before, arrivals[t]));
     if (t >= budget && t < CHUNK) entering[t - budget] = arrivals[t].token;
-    __syncthreads();
-    if (capped && t < CHUNK) {
-      if (t < leaving) {
-        order[chunk * CHUNK + t] = entering[t];
-        if (absorbed_at) absorbed_at[entering[t]] = chunk + 2;
-      } else if (in.past.retired) {
-        order[chunk * CHUNK + t] = NO_TOKEN;
-      }
+  }
+
+  // Under a cap, the order in which tokens are absorbed.
+  __device__ __forceinline__ void leave_order(int chunk, const int* entering, int leaving) const {
+    const int t = threadIdx.x;
+    if (t >= CHUNK) return;
+    if (t < leaving) {
+      order[chunk * CHUNK + t] = entering[t];
+      if (absorbed_at) absorbed_at[entering[t]] = chunk + 2;
+    } else if (in.past.retired) {
+      order[chunk * CHUNK + t] = NO_TOKEN;
     }
-    if (capped) {
-      other = old;
-      old = next;
-      next = other;
-    }
-    // What leaves enters the state, to score the next chunk.
-    for (int first = warp * RECALLED; first < leaving; first += WARPS * RECALLED) {
+  }
+
+  // phi of the keys that leave. A warp has some rows.
+  __device__ __forceinline__ void map_leaving(const int* entering, int leaving) const {
+    const int lane = threadIdx.x % 32;
+    for (int first = threadIdx.x / 32 * RECALLED; first < leaving; first += WARPS * RECALLED) {
       const T* k[RECALLED];
       float plus[RECALLED][PLACES<D>], minus[RECALLED][PLACES<D>];
 #pragma unroll
@@ -141,8 +167,12 @@ __global__ void __launch_bounds__(4 * K::D) recall(const Recall<typename K::T> i
             phi[(first + c) * 2 * D + D + lane + l * 32] = minus[c][l];
           }
     }
-    __syncthreads();
-    const int channel = t % D;
+  }
+
+  // S += phi' v and z += phi. A thread has one channel of every fourth feature, FEATURES at a time.
+  __device__ __forceinline__ void absorb(const int* entering, int leaving) const {
+    constexpr int FEATURES = 16;
+    const int t = threadIdx.x, channel = t % D;
     for (int f = t / D; f < 2 * D; f += 4 * FEATURES) {
       float sum[FEATURES];
 #pragma unroll
@@ -162,17 +192,53 @@ __global__ void __launch_bounds__(4 * K::D) recall(const Recall<typename K::T> i
       for (int e = 0; e < leaving; e++) sum += phi[e * 2 * D + t];
       z[t] += sum;
     }
+  }
+
+  // Those that are left take the places of what did not leave when they, or as many others, came.
+  __device__ __forceinline__ void end() const {
+    const int t = threadIdx.x;
+    for (int i = t; capped && i < kept_tokens(in.routing.cap, budget, in.retired); i += THREADS) {
+      const int chunk = i / budget, before = kept_tokens(in.routing.cap, budget, chunk), after = kept_tokens(in.routing.cap, budget, chunk + 1);
+      order[chunk * CHUNK + CHUNK - (after - before) + i - before] = ~old[i].token;
+      absorbed_at[old[i].token] = UINT32_MAX;
+    }
+    if (absorbed_at)
+      for (int i = in.retired * CHUNK + t; i < in.tokens; i += THREADS) absorbed_at[i] = UINT32_MAX;
+  }
+};
+
+template <class K>
+__global__ void __launch_bounds__(4 * K::D, 512 / (4 * K::D)) recall(const Recall<typename K::T> in) {
+  extern __shared__ __align__(16) unsigned char memory[];
+  __shared__ Ranked unranked[CHUNK], arrivals[CHUNK];
+  __shared__ int entering[CHUNK];
+  __shared__ uint32_t chosen[2];
+  RecallWalk<K> walk(in, memory);
+  walk.begin();
+  for (int chunk = 0; chunk < in.retired; chunk++) {
+    const int before = walk.capped ? walk.kept_after(chunk) : 0, after = walk.capped ? walk.kept_after(chunk + 1) : walk.budget;
+    const int leaving = before + CHUNK - after;
+    if (threadIdx.x < 2) chosen[threadIdx.x] = 0;
+    __syncthreads();
+    walk.score_chunk(chunk, before, unranked);
+    __syncthreads();
+    walk.rank(unranked, arrivals, chosen, before);
+    __syncthreads();
+    walk.swap_kept();
+    walk.leave_selected(chunk, uint64_t(chosen[1]) << 32 | chosen[0]);
+    walk.merge(chunk, arrivals, before, after, entering);
+    __syncthreads();
+    if (walk.capped) {
+      walk.leave_order(chunk, entering, leaving);
+      walk.swap_kept();
+    }
+    // What leaves enters the state, to score the next chunk.
+    walk.map_leaving(entering, leaving);
+    __syncthreads();
+    walk.absorb(entering, leaving);
     __syncthreads();
   }
-  if (in.past.retired) return;
-  // Those that are left take the places of what did not leave when they, or as many others, came.
-  for (int i = t; capped && i < kept_tokens(in.routing.cap, budget, in.retired); i += THREADS) {
-    const int chunk = i / budget, before = kept_tokens(in.routing.cap, budget, chunk), after = kept_tokens(in.routing.cap, budget, chunk + 1);
-    order[chunk * CHUNK + CHUNK - (after - before) + i - before] = ~old[i].token;
-    absorbed_at[old[i].token] = UINT32_MAX;
-  }
-  if (absorbed_at)
-    for (int i = in.retired * CHUNK + t; i < in.tokens; i += THREADS) absorbed_at[i] = UINT32_MAX;
+  if (!in.past.retired) walk.end();
 }
 
 // The scores of a chunk that retires in a step, and, under a cap, of what is stored.
