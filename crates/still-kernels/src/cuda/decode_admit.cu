@@ -20,6 +20,124 @@ __device__ __forceinline__ Candidate lower(Candidate a, Candidate b) {
   return b.at < 0 || is_before(b.token, a.token) ? a : b;
 }
 
+// The chunk that retires and the store that it meets. `before`, `after`: tokens that the store keeps then.
+struct Admission {
+  int chunk, budget, before, after;
+  int64_t ring, store;  // where the chunk and the store begin, in rows
+
+  template <class T>
+  __device__ __forceinline__ Admission(const Stored<T>& in, int b, int kv, int position)
+      : chunk(position / CHUNK - 2), budget(in.budgets[kv]), before(kept_tokens(in.cap, budget, chunk)),
+        after(kept_tokens(in.cap, budget, chunk + 1)), ring((int64_t(b) * in.kv_heads + kv) * RING + chunk % 2 * CHUNK), store(in.store(b, kv)) {}
+};
+
+// The chunk's tokens by rank. `unranked` is scratch; a barrier is at the end.
+template <class T>
+__device__ __forceinline__ void rank_arrivals(const Stored<T>& in, const Admission& at, Ranked* unranked, Ranked* arrivals) {
+  const int t = threadIdx.x;
+  if (t < CHUNK) unranked[t] = {sound(in.retiring_score(in.ring_score[at.ring + t], t)), at.chunk * CHUNK + t};
+  __syncthreads();
+  if (t < CHUNK) {
+    int rank = 0;
+    for (int i = 0; i < CHUNK; i++) rank += is_before(unranked[i], unranked[t]);
+    arrivals[rank] = unranked[t];
+  }
+  __syncthreads();
+}
+
+// The lowest of the stored tokens that are ranked above `last`, for all threads. `lowest` is scratch, one for each warp.
+template <class T>
+__device__ __forceinline__ Candidate lowest_stored(const Stored<T>& in, const Admission& at, Ranked last, Candidate* lowest) {
+  Candidate candidate{{0.f, 0}, -1};
+  for (int i = threadIdx.x; i < at.before; i += ADMIT_THREADS) {
+    const Candidate x{{sound(in.store_score[at.store + i]), in.store_token[at.store + i]}, i};
+    if (is_before(x.token, last)) candidate = lower(candidate, x);
+  }
+  for (int i = 16; i > 0; i /= 2)
+    candidate = lower(candidate, {{__shfl_xor_sync(0xffffffffu, candidate.token.score, i), __shfl_xor_sync(0xffffffffu, candidate.token.token, i)},
+                                  __shfl_xor_sync(0xffffffffu, candidate.at, i)});
+  if (threadIdx.x % 32 == 0) lowest[threadIdx.x / 32] = candidate;
+  __syncthreads();
+  candidate = lowest[0];
+  for (int i = 1; i < ADMIT_THREADS / 32; i++) candidate = lower(candidate, lowest[i]);
+  __syncthreads();  // before they are written again
+  return candidate;
+}
+
+// How many of the arrivals enter, and how many of the stored go, whose places come to `leaving`: the lowest of both go, one by one,
+// until the others fit. A barrier is at the end.
+template <class T>
+__device__ __forceinline__ int2 choose(const Stored<T>& in, const Admission& at, const Ranked* arrivals, Candidate* lowest, int* leaving) {
+  int entering = at.budget, gone = 0;
+  Ranked last{-INFINITY, INT32_MAX};  // the lowest of the stored that has gone
+  Candidate candidate{{0.f, 0}, -1};
+  bool known = false;
+  while (at.before - gone + entering > at.after) {
+    if (!known) {
+      candidate = lowest_stored(in, at, last, lowest);
+      known = true;
+    }
+    if (entering > 0 && (candidate.at < 0 || is_before(candidate.token, arrivals[entering - 1]))) {
+      entering--;
+    } else {
+      if (threadIdx.x == 0) leaving[gone] = candidate.at;
+      last = candidate.token;
+      gone++;
+      known = false;
+    }
+  }
+  __syncthreads();
+  return make_int2(entering, gone);
+}
+
+// What an arrival takes: the place of one that leaves (`trade`), or the next free one.
+struct Places {
+  const Admission& at;
+  const int* leaving;
+  int gone;
+  __device__ __forceinline__ bool trade(int entry) const { return entry < gone; }
+  __device__ __forceinline__ int64_t of(int entry) const { return at.store + (trade(entry) ? leaving[entry] : at.before + entry - gone); }
+};
+
+// Rows of codes change places with rows of the ring, a warp each.
+template <class T>
+__device__ __forceinline__ void trade_codes(const Stored<T>& in, const Admission& at, const Ranked* arrivals, int entering, const Places& places,
+                                            int kv, int d) {
+  const CodedRows stores[2] = {in.keys(d, kv), in.values(d)};
+  for (int i = threadIdx.x / 32; i < 2 * entering; i += ADMIT_THREADS / 32) {
+    const int entry = i / 2;
+    const bool trade = places.trade(entry);
+    const int64_t to = places.of(entry);
+    T* const row = (i % 2 ? in.ring_v : in.ring_k) + (at.ring + arrivals[entry].token % CHUNK) * d;
+    WarpRow<> enters, leaves;
+    enters.load(row, d);
+    if (trade) leaves.decode(stores[i % 2], to);
+    __syncwarp();
+    enters.encode(stores[i % 2], to);
+    if (trade) leaves.store(row, d);
+  }
+}
+
+// Rows as they are change places, sixteen bytes a thread at a time.
+template <class T>
+__device__ __forceinline__ void trade_rows(const Stored<T>& in, const Admission& at, const Ranked* arrivals, int entering, const Places& places,
+                                           int d) {
+  const int pieces = d * int(sizeof(T)) / 16;
+#pragma unroll 1
+  for (int i = threadIdx.x; i < entering * pieces; i += ADMIT_THREADS) {
+    const int entry = i / pieces, piece = i % pieces;
+    const bool trade = places.trade(entry);
+    const int64_t from = (at.ring + arrivals[entry].token % CHUNK) * pieces + piece, to = places.of(entry) * pieces + piece;
+    auto move = [&](T* ring_rows, T* store_rows) {
+      uint4 *a = reinterpret_cast<uint4*>(ring_rows) + from, *c = reinterpret_cast<uint4*>(store_rows) + to, enters = *a;
+      if (trade) *a = *c;
+      *c = enters;
+    };
+    move(in.ring_k, in.store_k);
+    move(in.ring_v, in.store_v);
+  }
+}
+
 template <class T, bool EACH>
 __global__ void __launch_bounds__(ADMIT_THREADS) decode_admit(const Decode<T> state, int d) {
   let_next_begin();
@@ -30,88 +148,20 @@ __global__ void __launch_bounds__(ADMIT_THREADS) decode_admit(const Decode<T> st
   __shared__ Ranked unranked[CHUNK], arrivals[CHUNK];
   __shared__ Candidate lowest[ADMIT_THREADS / 32];
   __shared__ int leaving[CHUNK];  // places in the store
-  const int chunk = position / CHUNK - 2, budget = in.budgets[kv];
-  const int before = kept_tokens(in.cap, budget, chunk), after = kept_tokens(in.cap, budget, chunk + 1);
-  const int64_t bk = int64_t(b) * in.kv_heads + kv, ring = bk * RING + chunk % 2 * CHUNK, store = in.store(b, kv);
-
-  if (t < CHUNK) unranked[t] = {sound(in.retiring_score(in.ring_score[ring + t], t)), chunk * CHUNK + t};
-  __syncthreads();
-  if (t < CHUNK) {
-    int rank = 0;
-    for (int i = 0; i < CHUNK; i++) rank += is_before(unranked[i], unranked[t]);
-    arrivals[rank] = unranked[t];
-  }
-  __syncthreads();
-
-  // The lowest of stored and arriving tokens go, one by one. `last`: the lowest of the stored that has gone.
-  int entering = budget, gone = 0;
-  Ranked last{-INFINITY, INT32_MAX};
-  Candidate candidate{{0.f, 0}, -1};
-  bool known = false;
-  while (before - gone + entering > after) {
-    if (!known) {
-      candidate.at = -1;
-      for (int i = t; i < before; i += ADMIT_THREADS) {
-        const Candidate x{{sound(in.store_score[store + i]), in.store_token[store + i]}, i};
-        if (is_before(x.token, last)) candidate = lower(candidate, x);
-      }
-      for (int i = 16; i > 0; i /= 2)
-        candidate = lower(candidate, {{__shfl_xor_sync(0xffffffffu, candidate.token.score, i), __shfl_xor_sync(0xffffffffu, candidate.token.token, i)},
-                                      __shfl_xor_sync(0xffffffffu, candidate.at, i)});
-      if (t % 32 == 0) lowest[t / 32] = candidate;
-      __syncthreads();
-      candidate = lowest[0];
-      for (int i = 1; i < ADMIT_THREADS / 32; i++) candidate = lower(candidate, lowest[i]);
-      __syncthreads();  // before they are written again
-      known = true;
-    }
-    if (entering > 0 && (candidate.at < 0 || is_before(candidate.token, arrivals[entering - 1]))) {
-      entering--;
-    } else {
-      if (t == 0) leaving[gone] = candidate.at;
-      last = candidate.token;
-      gone++;
-      known = false;
-    }
-  }
-  __syncthreads();
+  const Admission at(in, b, kv, position);
+  rank_arrivals(in, at, unranked, arrivals);
+  const int2 chosen = choose(in, at, arrivals, lowest, leaving);
+  const int entering = chosen.x, gone = chosen.y;
 
   uint64_t free_rows = 0;
   for (int i = gone; i < entering; i++) free_rows |= uint64_t(1) << (arrivals[i].token % CHUNK);
-  if (t == 0) in.admitted[bk] = free_rows;
-  if (in.coding != STILL_PLAIN) {
-    const CodedRows stores[2] = {in.keys(d, kv), in.values(d)};
-    for (int i = t / 32; i < 2 * entering; i += ADMIT_THREADS / 32) {
-      const int entry = i / 2;
-      const bool trade = entry < gone;
-      const int64_t to = store + (trade ? leaving[entry] : before + entry - gone);
-      T* const row = (i % 2 ? in.ring_v : in.ring_k) + (ring + arrivals[entry].token % CHUNK) * d;
-      WarpRow<> enters, leaves;
-      enters.load(row, d);
-      if (trade) leaves.decode(stores[i % 2], to);
-      __syncwarp();
-      enters.encode(stores[i % 2], to);
-      if (trade) leaves.store(row, d);
-    }
-  }
-  const int pieces = d * int(sizeof(T)) / 16;
-  for (int i = t; in.coding == STILL_PLAIN && i < entering * pieces; i += ADMIT_THREADS) {
-    const int entry = i / pieces, piece = i % pieces;
-    const bool trade = entry < gone;
-    const int64_t from = (ring + arrivals[entry].token % CHUNK) * pieces + piece;
-    const int64_t to = (store + (trade ? leaving[entry] : before + entry - gone)) * pieces + piece;
-    auto move = [&](T* ring_rows, T* store_rows) {
-      uint4 *a = reinterpret_cast<uint4*>(ring_rows) + from, *c = reinterpret_cast<uint4*>(store_rows) + to, enters = *a;
-      if (trade) *a = *c;
-      *c = enters;
-    };
-    move(in.ring_k, in.store_k);
-    move(in.ring_v, in.store_v);
-  }
+  if (t == 0) in.admitted[int64_t(b) * in.kv_heads + kv] = free_rows;
+  const Places places{at, leaving, gone};
+  if (in.coding != STILL_PLAIN) trade_codes(in, at, arrivals, entering, places, kv, d);
+  else trade_rows(in, at, arrivals, entering, places, d);
   if (t < entering) {
-    const int64_t to = store + (t < gone ? leaving[t] : before + t - gone);
-    in.store_score[to] = arrivals[t].score;
-    in.store_token[to] = arrivals[t].token;
+    in.store_score[places.of(t)] = arrivals[t].score;
+    in.store_token[places.of(t)] = arrivals[t].token;
   }
 }
 

@@ -79,47 +79,103 @@ struct MatrixPieces {
   }
 };
 
-// Leaves the block's share of numerator and denominator in `to`: the features of softmax(u), or those of softmax(-u).
+// A thread's channels of a row.
+__device__ __forceinline__ int channel(int j) { return int(threadIdx.x) + j * 128; }
+template <int D>
+__device__ __forceinline__ bool has_channel(int j) { return channel(j) < D; }
+
+// A head that has absorbed nothing has no share.
+template <int D>
+__device__ __forceinline__ void leave_nothing(float* to) {
+#pragma unroll
+  for (int j = 0; j < OWN<D>; j++)
+    if (has_channel<D>(j)) to[channel(j)] = 0.f;
+  if (threadIdx.x == 0) to[GROUP * D] = 0.f;
+}
+
+// A block's work: which query head, and which half of its features, those of softmax(u) (`plus`) or those of softmax(-u).
+template <class K>
+struct HeadHalf {
+  static constexpr int D = K::D;
+  // A wider map and state are read when they are multiplied.
+  static constexpr bool AHEAD = DecodeMemory<K>::HAS_STATE;
+  const Decode<typename K::T>& in;
+  int head;
+  bool plus;
+  int64_t half;  // of the states
+
+  __device__ __forceinline__ HeadHalf(const Decode<typename K::T>& in, const Place& at)
+      : in(in), head(at.kv * in.group + (at.part - at.ring_part - 1) / 2), plus(at.part % 2 == (at.ring_part + 1) % 2), half(at.bk * 2 + !plus) {}
+  __device__ __forceinline__ const float* s() const { return in.s + half * D * D; }
+  __device__ __forceinline__ const float* z() const { return in.z + half * D; }
+  __device__ __forceinline__ const typename K::T* map() const { return in.w_q + int64_t(head) * D * D; }
+  // Commits.
+  __device__ __forceinline__ void load_state(uint32_t to) const {
+    const float* const from = s();
+    for (int i = threadIdx.x; AHEAD && i < D * D / 4; i += 128) copy_async(to + i * 16, from + i * 4, true);
+    copy_commit();
+  }
+};
+
+// From the thread's channels of x W (`value`), x (`own`) and z: numerators of softmax(u) or softmax(-u) to `scratch.phi`. Returns
+// their sum, and that of their products with z.
+template <int D>
+__device__ __forceinline__ float2 make_features(float (&value)[OWN<D>], const float (&own)[OWN<D>], const float (&z)[OWN<D>], bool plus, int flags,
+                                                DecodeScratch<D>& scratch) {
+  float squared = 0.f, norm = 0.f;
+#pragma unroll
+  for (int j = 0; j < OWN<D>; j++) {
+    squared += own[j] * own[j];
+    norm += value[j] * value[j];
+  }
+  sums_over_block(squared, norm, scratch.four, scratch.others);
+  const float stretch = flags & STILL_SOFTMAX_MAP ? 1.f : sqrtf(squared) / fmaxf(sqrtf(norm), 1e-12f);
+  float top = -INFINITY, sum = 0.f, den = 0.f;
+#pragma unroll
+  for (int j = 0; j < OWN<D>; j++) {
+    value[j] *= stretch * (plus ? LOG2E : -LOG2E);
+    top = fmaxf(top, has_channel<D>(j) ? value[j] : -INFINITY);
+  }
+  top = over_block<true>(top, scratch.four);
+#pragma unroll
+  for (int j = 0; j < OWN<D>; j++) {
+    const float e = has_channel<D>(j) ? exp2f(value[j] - top) : 0.f;
+    if (has_channel<D>(j)) scratch.phi[channel(j)] = e;
+    sum += e;
+    den += e * z[j];
+  }
+  copy_wait<0>();  // of the state, before the sums' barrier
+  sums_over_block(sum, den, scratch.four, scratch.others);
+  return make_float2(sum, den);
+}
+
+// Leaves the block's share of numerator and denominator in `to`.
 template <class K>
 __device__ __forceinline__ void attend_state(const Decode<typename K::T>& in, const Place& at, const DecodeMemory<K>& memory,
                                              DecodeScratch<K::D>& scratch, float* to) {
   constexpr int D = K::D, EACH = OWN<D>;
-  constexpr bool AHEAD = DecodeMemory<K>::HAS_STATE;  // a wider map and state are read when they are multiplied
-  const int g = (at.part - at.ring_part - 1) / 2, head = at.kv * in.group + g;
-  const bool plus = at.part % 2 == (at.ring_part + 1) % 2;
-  auto channel = [](int j) { return int(threadIdx.x) + j * 128; };
-  auto on = [&](int j) { return channel(j) < D; };
+  const HeadHalf<K> mine(in, at);
+  constexpr bool AHEAD = mine.AHEAD;
   if (at.absorbed == 0) {
     wait_for_previous();
-#pragma unroll
-    for (int j = 0; j < EACH; j++)
-      if (on(j)) to[channel(j)] = 0.f;
-    if (threadIdx.x == 0) to[GROUP * D] = 0.f;
-    return;
+    return leave_nothing<D>(to);
   }
   // The state's half comes while phi is made.
-  auto half_of_state = [&] { return in.s + (at.bk * 2 + !plus) * D * D; };
-  auto load_state = [&] {
-    const float* const s = half_of_state();
-    for (int i = threadIdx.x; AHEAD && i < D * D / 4; i += 128) copy_async(memory.base + i * 16, s + i * 4, true);
-    copy_commit();
-  };
   const bool settled = !retires(at.position);
-  if (settled) load_state();
-  auto map_of_head = [&] { return in.w_q + int64_t(head) * D * D; };
+  if (settled) mine.load_state(memory.base);
   const MatrixPieces<D, D, typename K::T> map;
   uint4 weights[AHEAD ? map.EACH : 1];
 #pragma unroll
-  for (int i = 0; AHEAD && i < map.EACH; i++) weights[i] = map.load(map_of_head(), i);
-  const float lambda = linear_scale(in.log_scale, in.flags, head, at.absorbed);
+  for (int i = 0; AHEAD && i < map.EACH; i++) weights[i] = map.load(mine.map(), i);
+  const float lambda = linear_scale(in.log_scale, in.flags, mine.head, at.absorbed);
   wait_for_previous();
-  if (!settled) load_state();
+  if (!settled) mine.load_state(memory.base);
   float own[EACH], z[EACH];
 #pragma unroll
   for (int j = 0; j < EACH; j++) {
-    own[j] = on(j) ? rotated_value(in.q.row(at.b, head, 0), channel(j), in.rope(at.b)) : 0.f;
-    z[j] = on(j) ? in.z[(at.bk * 2 + !plus) * D + channel(j)] : 0.f;
-    if (on(j)) scratch.x[channel(j)] = own[j];
+    own[j] = has_channel<D>(j) ? rotated_value(in.q.row(at.b, mine.head, 0), channel(j), in.rope(at.b)) : 0.f;
+    z[j] = has_channel<D>(j) ? mine.z()[channel(j)] : 0.f;
+    if (has_channel<D>(j)) scratch.x[channel(j)] = own[j];
   }
   __syncthreads();
   float mapped[map.WIDE] = {}, value[EACH];
@@ -128,43 +184,20 @@ __device__ __forceinline__ void attend_state(const Decode<typename K::T>& in, co
     for (int i = 0; i < map.EACH; i++) map.add(mapped, scratch.x, weights[i], i);
   } else {
 #pragma unroll 8
-    for (int i = 0; i < map.EACH; i++) map.add(mapped, scratch.x, map.load(map_of_head(), i), i);
+    for (int i = 0; i < map.EACH; i++) map.add(mapped, scratch.x, map.load(mine.map(), i), i);
   }
   map.columns(value, mapped, memory.lane_sums());
-  float squared = 0.f, norm = 0.f;
-#pragma unroll
-  for (int j = 0; j < EACH; j++) {
-    squared += own[j] * own[j];
-    norm += value[j] * value[j];
-  }
-  sums_over_block(squared, norm, scratch.four, scratch.others);
-  const float stretch = in.flags & STILL_SOFTMAX_MAP ? 1.f : sqrtf(squared) / fmaxf(sqrtf(norm), 1e-12f);
-  float top = -INFINITY, sum = 0.f, den = 0.f;
-#pragma unroll
-  for (int j = 0; j < EACH; j++) {
-    value[j] *= stretch * (plus ? LOG2E : -LOG2E);
-    top = fmaxf(top, on(j) ? value[j] : -INFINITY);
-  }
-  top = over_block<true>(top, scratch.four);
-#pragma unroll
-  for (int j = 0; j < EACH; j++) {
-    const float e = on(j) ? exp2f(value[j] - top) : 0.f;
-    if (on(j)) scratch.phi[channel(j)] = e;
-    sum += e;
-    den += e * z[j];
-  }
-  copy_wait<0>();
-  sums_over_block(sum, den, scratch.four, scratch.others);
+  const float2 sums = make_features<D>(value, own, z, mine.plus, in.flags, scratch);
   const MatrixPieces<D, D, float> state;
   float numerators[state.WIDE] = {};
 #pragma unroll 8
-  for (int i = 0; i < state.EACH; i++) state.add(numerators, scratch.phi, state.load(AHEAD ? memory.floats : half_of_state(), i), i);
+  for (int i = 0; i < state.EACH; i++) state.add(numerators, scratch.phi, state.load(AHEAD ? memory.floats : mine.s(), i), i);
   state.columns(value, numerators, memory.lane_sums());
-  const float share = lambda / sum;
+  const float share = lambda / sums.x;
 #pragma unroll
   for (int j = 0; j < EACH; j++)
-    if (on(j)) to[channel(j)] = value[j] * share;
-  if (threadIdx.x == 0) to[GROUP * D] = den * share;
+    if (has_channel<D>(j)) to[channel(j)] = value[j] * share;
+  if (threadIdx.x == 0) to[GROUP * D] = sums.y * share;
 }
 
 }  // namespace still

@@ -7,6 +7,26 @@ namespace still {
 
 constexpr int DEMOTE_THREADS = 256, MOST_SHARED = 8192;
 
+// Those that are left take the places of what did not leave when they, or as many others, came. `kept(rank)`: a token that is left.
+template <class Kept>
+__device__ __forceinline__ void place_kept(Kept kept, int cap, int budget, int retired, int tokens, uint32_t* absorbed_at, int32_t* order) {
+  for (int i = threadIdx.x; i < kept_tokens(cap, budget, retired); i += DEMOTE_THREADS) {
+    const int chunk = i / budget, before = kept_tokens(cap, budget, chunk), after = kept_tokens(cap, budget, chunk + 1);
+    const int token = kept(i);
+    order[chunk * CHUNK + CHUNK - (after - before) + i - before] = ~token;
+    absorbed_at[token] = UINT32_MAX;
+  }
+  for (int i = retired * CHUNK + threadIdx.x; i < tokens; i += DEMOTE_THREADS) absorbed_at[i] = UINT32_MAX;
+}
+
+// Tokens of a retiring chunk that were not selected come first among those that are absorbed.
+__device__ __forceinline__ void absorb_unselected(uint64_t chosen, int chunk, int32_t* entered, uint32_t* absorbed_at) {
+  const int t = threadIdx.x;
+  if (t >= CHUNK || (chosen >> t & 1)) return;
+  entered[__popcll(~chosen & ((uint64_t(1) << t) - 1))] = chunk * CHUNK + t;
+  if (absorbed_at) absorbed_at[chunk * CHUNK + t] = chunk + 2;
+}
+
 template <bool SHARED>
 __global__ void __launch_bounds__(DEMOTE_THREADS) demote(const float* score, const int32_t* budgets, const uint64_t* selected,
                                                          const int32_t* salient, int cap, uint32_t* absorbed_at, int32_t* visible,
@@ -69,13 +89,7 @@ __global__ void __launch_bounds__(DEMOTE_THREADS) demote(const float* score, con
       place(own, i + count_before(arrivals, budget, own));
     }
     if (t < budget) place(arrivals[t], t + count_before_of([&](int rank) { return kept(chunk, rank); }, before, arrivals[t]));
-    if (t < CHUNK) {
-      const uint64_t chosen = selected[chunk];
-      if (!(chosen >> t & 1)) {
-        entered[__popcll(~chosen & ((uint64_t(1) << t) - 1))] = chunk * CHUNK + t;
-        if (absorbed_at) absorbed_at[chunk * CHUNK + t] = chunk + 2;
-      }
-    }
+    absorb_unselected(selected[chunk], chunk, entered, absorbed_at);
     if (past.retired && t < after - before) entered[CHUNK - (after - before) + t] = NO_TOKEN;
     Ranked* other = old;
     old = next;
@@ -83,14 +97,7 @@ __global__ void __launch_bounds__(DEMOTE_THREADS) demote(const float* score, con
     __syncthreads();
   }
   if (past.retired) return;
-  // Those that are left take the places of what did not leave when they, or as many others, came.
-  for (int i = t; i < kept_tokens(cap, budget, retired); i += DEMOTE_THREADS) {
-    const int chunk = i / budget, before = kept_tokens(cap, budget, chunk), after = kept_tokens(cap, budget, chunk + 1);
-    const int token = kept(retired, i).token;
-    order[chunk * CHUNK + CHUNK - (after - before) + i - before] = ~token;
-    absorbed_at[token] = UINT32_MAX;
-  }
-  for (int i = retired * CHUNK + t; i < tokens; i += DEMOTE_THREADS) absorbed_at[i] = UINT32_MAX;
+  place_kept([&](int rank) { return kept(retired, rank).token; }, cap, budget, retired, tokens, absorbed_at, order);
 }
 
 }  // namespace still

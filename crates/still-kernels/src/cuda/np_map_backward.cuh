@@ -32,66 +32,74 @@ struct RowHalves {
   }
 };
 
-// f = x W comes in and df goes out. `take(phi, part)` sees phi's part 0 (minus) or 1 (plus) before `share(d, part)` makes the
-// gradient of that part. `inner`: phi . dphi; `radial`: what of x goes into dx beside df Wt.
+// u of a lane's part of two rows, and what makes phi of it: numerators are exp2(u - top) and exp2(-u - bottom), u in base 2.
+struct MapRows {
+  float scale[2], ends[2][2], inverse[2][2];  // u / f; top, bottom; one over the sums of plus' and minus' numerators
+  bool clamped[2];                            // |f| is below its least value
+
+  // f = x W becomes u.
+  template <int NT>
+  __device__ __forceinline__ MapRows(RowHalves& rows, float (&f)[NT][4], const float (&x_squared)[2], bool keeps_norm) {
+    float squares[1][2] = {{0.f, 0.f}};
+    ends[0][0] = ends[0][1] = ends[1][0] = ends[1][1] = -INFINITY;
+#pragma unroll
+    for (int n = 0; n < NT; n++)
+#pragma unroll
+      for (int e = 0; e < 4; e++) {
+        squares[0][e / 2] += f[n][e] * f[n][e];
+        ends[0][e / 2] = fmaxf(ends[0][e / 2], f[n][e]);
+        ends[1][e / 2] = fmaxf(ends[1][e / 2], -f[n][e]);
+      }
+    rows.combine<false>(squares);
+    rows.combine<true>(ends);
+    float sums[2][2] = {{0.f, 0.f}, {0.f, 0.f}};
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      const float norm = sqrtf(squares[0][half]);
+      clamped[half] = norm <= MIN_NORM;
+      scale[half] = (keeps_norm ? sqrtf(x_squared[half]) / fmaxf(norm, MIN_NORM) : 1.f) * LOG2E;
+      ends[0][half] *= scale[half];
+      ends[1][half] *= scale[half];
+    }
+#pragma unroll
+    for (int n = 0; n < NT; n++)
+#pragma unroll
+      for (int e = 0; e < 4; e++) {
+        f[n][e] *= scale[e / 2];
+        sums[0][e / 2] += exp2_fast(f[n][e] - ends[0][e / 2]);
+        sums[1][e / 2] += exp2_fast(-f[n][e] - ends[1][e / 2]);
+      }
+    rows.combine<false>(sums);
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      inverse[0][half] = 1.f / sums[0][half];
+      inverse[1][half] = 1.f / sums[1][half];
+    }
+  }
+  // Part 0 (minus) or 1 (plus) of phi.
+  __device__ __forceinline__ float phi(float u, int half, int part) const {
+    return part ? exp2_fast(u - ends[0][half]) * inverse[0][half] : exp2_fast(-u - ends[1][half]) * inverse[1][half];
+  }
+};
+
+// The gradient of u, from those of phi's parts: du = p+ (d+ - p+ . d+) - p- (d- - p- . d-). `inner`: phi . dphi.
 template <int NT, class Take, class Share>
-__device__ __forceinline__ void np_map_backward(RowHalves& rows, float (&f)[NT][4], const float (&x_squared)[2], int flags, Take take,
-                                                Share share, float (&inner)[2], float (&radial)[2]) {
-  const bool keeps_norm = !(flags & STILL_SOFTMAX_MAP);
-  float squares[1][2] = {{0.f, 0.f}}, ends[2][2] = {{-INFINITY, -INFINITY}, {-INFINITY, -INFINITY}};  // top, -bottom
-#pragma unroll
-  for (int n = 0; n < NT; n++)
-#pragma unroll
-    for (int e = 0; e < 4; e++) {
-      squares[0][e / 2] += f[n][e] * f[n][e];
-      ends[0][e / 2] = fmaxf(ends[0][e / 2], f[n][e]);
-      ends[1][e / 2] = fmaxf(ends[1][e / 2], -f[n][e]);
-    }
-  rows.combine<false>(squares);
-  rows.combine<true>(ends);
-  float scale[2], sums[2][2] = {{0.f, 0.f}, {0.f, 0.f}};  // of plus, of minus
-  bool clamped[2];
-#pragma unroll
-  for (int half = 0; half < 2; half++) {
-    const float norm = sqrtf(squares[0][half]);
-    clamped[half] = norm <= MIN_NORM;
-    scale[half] = (keeps_norm ? sqrtf(x_squared[half]) / fmaxf(norm, MIN_NORM) : 1.f) * LOG2E;
-    ends[0][half] *= scale[half];
-    ends[1][half] *= scale[half];
-  }
-#pragma unroll
-  for (int n = 0; n < NT; n++)
-#pragma unroll
-    for (int e = 0; e < 4; e++) {
-      f[n][e] *= scale[e / 2];
-      sums[0][e / 2] += exp2_fast(f[n][e] - ends[0][e / 2]);
-      sums[1][e / 2] += exp2_fast(-f[n][e] - ends[1][e / 2]);
-    }
-  rows.combine<false>(sums);
-#pragma unroll
-  for (int half = 0; half < 2; half++) {
-    sums[0][half] = 1.f / sums[0][half];
-    sums[1][half] = 1.f / sums[1][half];
-    inner[half] = 0.f;
-  }
-  auto phi = [&](int n, int e, int part) {
-    return part ? exp2_fast(f[n][e] - ends[0][e / 2]) * sums[0][e / 2] : exp2_fast(-f[n][e] - ends[1][e / 2]) * sums[1][e / 2];
-  };
-  // du = p+ (d+ - p+ . d+) - p- (d- - p- . d-)
-  float du[NT][4];
+__device__ __forceinline__ void softmaxes_backward(RowHalves& rows, const MapRows& map, const float (&u)[NT][4], Take take, Share share,
+                                                   float (&inner)[2], float (&du)[NT][4]) {
+  inner[0] = inner[1] = 0.f;
 #pragma unroll
   for (int part = 0; part < 2; part++) {
     float d[NT][4], mean[1][2] = {{0.f, 0.f}};
 #pragma unroll
     for (int n = 0; n < NT; n++)
 #pragma unroll
-      for (int e = 0; e < 4; e++) d[n][e] = phi(n, e, part);
+      for (int e = 0; e < 4; e++) d[n][e] = map.phi(u[n][e], e / 2, part);
     take(d, part);
     share(d, part);
 #pragma unroll
     for (int n = 0; n < NT; n++)
 #pragma unroll
-      for (int e = 0; e < 4; e++) mean[0][e / 2] += phi(n, e, part) * d[n][e];
+      for (int e = 0; e < 4; e++) mean[0][e / 2] += map.phi(u[n][e], e / 2, part) * d[n][e];
     rows.combine<false>(mean);
     inner[0] += mean[0][0];
     inner[1] += mean[0][1];
@@ -99,10 +107,21 @@ __device__ __forceinline__ void np_map_backward(RowHalves& rows, float (&f)[NT][
     for (int n = 0; n < NT; n++)
 #pragma unroll
       for (int e = 0; e < 4; e++) {
-        float x = phi(n, e, part) * (d[n][e] - mean[0][e / 2]);
+        const float x = map.phi(u[n][e], e / 2, part) * (d[n][e] - mean[0][e / 2]);
         du[n][e] = part ? du[n][e] + x : -x;
       }
   }
+}
+
+// f = x W comes in and df goes out. `take(phi, part)` sees phi's part 0 (minus) or 1 (plus) before `share(d, part)` makes the
+// gradient of that part. `inner`: phi . dphi; `radial`: what of x goes into dx beside df Wt.
+template <int NT, class Take, class Share>
+__device__ __forceinline__ void np_map_backward(RowHalves& rows, float (&f)[NT][4], const float (&x_squared)[2], int flags, Take take,
+                                                Share share, float (&inner)[2], float (&radial)[2]) {
+  const bool keeps_norm = !(flags & STILL_SOFTMAX_MAP);
+  const MapRows map(rows, f, x_squared, keeps_norm);
+  float du[NT][4];
+  softmaxes_backward(rows, map, f, take, share, inner, du);
   // u = |x| g, g = f / |f|: df = (|x| / |f|) (du - g (g . du)), the last term only above the clamp; d|x| = g . du. Or u = f.
   float dot[1][2] = {{0.f, 0.f}};
 #pragma unroll
@@ -114,13 +133,13 @@ __device__ __forceinline__ void np_map_backward(RowHalves& rows, float (&f)[NT][
   for (int half = 0; half < 2; half++) {
     const float inverse = keeps_norm && x_squared[half] > 0.f ? 1.f / x_squared[half] : 0.f;
     radial[half] = dot[0][half] * inverse / LOG2E;
-    const float along = clamped[half] ? 0.f : radial[half] / LOG2E;
+    const float along = map.clamped[half] ? 0.f : radial[half] / LOG2E;
 #pragma unroll
     for (int n = 0; n < NT; n++)
 #pragma unroll
       for (int e = 0; e < 2; e++) {
         float& x = f[n][half * 2 + e];
-        x = scale[half] / LOG2E * (du[n][half * 2 + e] - x * along);
+        x = map.scale[half] / LOG2E * (du[n][half * 2 + e] - x * along);
       }
   }
 }

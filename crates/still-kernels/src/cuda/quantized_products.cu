@@ -100,11 +100,194 @@ __device__ __forceinline__ float stage_row(const X* x, const X* norm, int inner,
   return square;
 }
 
+// What a warp has of a row of tiles or of TILES of them: codes and scales of DEPTH column tiles are on their way at once.
+template <class F, int TILES>
+struct TileStream {
+  static constexpr int DEPTH = F::DEPTH / TILES;
+  TileRow<F> rows[TILES];
+  typename F::Codes codes[TILES][DEPTH];
+  typename F::Scales scales[TILES][DEPTH];
+
+  // Begins at column tile `from`. Where the activation is gated, the second row of tiles is of the second matrix. Rows past the last
+  // are read, not written.
+  __device__ __forceinline__ TileStream(const Products& products, const StillFactor& factor, int first, int from) {
+    const StillSmallBatchProducts& a = products.all;
+    const int last = row_tiles(factor.out) - 1;
+#pragma unroll
+    for (int tile = 0; tile < TILES; tile++) {
+      const int at = first + (a.gated ? 0 : tile);
+      rows[tile] = TileRow<F>(a.gated && tile ? products.factor[1].weight : factor.weight, factor.out, a.inner, at < last ? at : last);
+    }
+    skip(from);
+  }
+  // Addresses go on by whole rounds; within one they differ by constants.
+  __device__ __forceinline__ void skip(int64_t steps) {
+#pragma unroll
+    for (int tile = 0; tile < TILES; tile++) {
+      rows[tile].codes += steps * F::CODES;
+      rows[tile].scales += steps * F::SCALES;
+    }
+  }
+  // Column tile `step`, `ahead` of where the stream is, to place `at`.
+  __device__ __forceinline__ void load(int at, int ahead, int step) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int tile = 0; tile < TILES; tile++) {
+      F::load(codes[tile][at], rows[tile].codes + ahead * F::CODES, lane);
+      F::load(scales[tile][at], rows[tile], ahead, step, lane);
+    }
+  }
+  // Brings `count` column tiles behind those in registers to the second-level cache.
+  __device__ __forceinline__ void prefetch(int count) const {
+#pragma unroll
+    for (int tile = 0; tile < TILES; tile++) {
+      prefetch_lines(rows[tile].codes + DEPTH * F::CODES, count * F::CODES * 4);
+      prefetch_lines(rows[tile].scales + DEPTH * F::SCALES, count * F::SCALES * 4);
+    }
+  }
+};
+
+// sum += a block of 32 columns of a tile times x: `i` is the tile's place in the stream, `of_x` x's sums over the block where codes
+// stand for values with an offset.
+template <class F, int TILES>
+__device__ __forceinline__ void add_block(float (&sum)[4], const TileStream<F, TILES>& tiles, int tile, int i, int block, uint32_t base, uint4 x,
+                                          const float (&of_x)[4]) {
+  Fragments weights;
+  F::fragments(tiles.codes[tile][i], block, base, weights);
+  float product[4] = {};
+  auto scaled = [&](int half) {
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+      sum[k] += F::scale(tiles.scales[tile][i], k / 2, block, half) * product[k];
+      product[k] = 0.f;
+    }
+  };
+  if constexpr (F::GROUP == 0) {
+    mma(sum, weights[0], x.x, x.y);
+    mma(sum, weights[1], x.z, x.w);
+  } else {
+    mma(product, weights[0], x.x, x.y);
+    if constexpr (F::GROUP == 16) scaled(0);
+    mma(product, weights[1], x.z, x.w);
+    scaled(1);
+  }
+  if constexpr (F::OFFSET)
+#pragma unroll
+    for (int k = 0; k < 4; k++) sum[k] += F::offset(tiles.scales[tile][i], k / 2, block) * of_x[k];
+}
+
+// A round of the stream: DEPTH column tiles from `step` on, of those before `to`, times x as it is staged, from the lane's place on;
+// what comes DEPTH later is loaded in their place.
+template <class F, int TILES>
+__device__ __forceinline__ void multiply(float (&sum)[TILES][4], TileStream<F, TILES>& tiles, int step, int to, uint32_t base, const uint4* of_lane,
+                                         int stride) {
+  constexpr int DEPTH = TileStream<F, TILES>::DEPTH;
+#pragma unroll
+  for (int i = 0; i < DEPTH; i++) {
+    if (step + i >= to) break;
+#pragma unroll
+    for (int block = 0; block < 2; block++) {
+      const uint4 x = of_lane[(i * 2 + block) * stride];
+      float of_x[4] = {};
+      if constexpr (F::OFFSET) {  // the sum of x over the block, in the registers where the products are
+        const uint32_t ones[4] = {0x3f803f80u, 0x3f803f80u, 0x3f803f80u, 0x3f803f80u};
+        mma(of_x, ones, x.x, x.y);
+        mma(of_x, ones, x.z, x.w);
+      }
+#pragma unroll
+      for (int tile = 0; tile < TILES; tile++) add_block(sum[tile], tiles, tile, i, block, base, x, of_x);
+    }
+    if (step + i + DEPTH < to) tiles.load(i, i + DEPTH, step + i + DEPTH);
+  }
+  tiles.skip(DEPTH);
+}
+
+// Columns of x in column tiles step..end, of all rows, to the warp's part of shared memory. `squares`: the warp's sums of x^2 by row,
+// which begin with the `first` part; used if there is a norm.
+__device__ __forceinline__ void stage(const StillSmallBatchProducts& a, int step, int end, bool first, int planes, float* squares, uint2* own) {
+  __syncwarp();
+  for (int row = 0; row < a.rows; row++) {
+    auto of = [&](auto type, auto normed) {
+      using X = decltype(type);
+      return stage_row<X, decltype(normed)::value>(static_cast<const X*>(a.x) + int64_t(row) * a.inner, static_cast<const X*>(a.norm), a.inner,
+                                                   step * TILE_COLUMNS, end * TILE_COLUMNS, planes, row, a.rows * planes, own);
+    };
+    if (a.norm) {
+      const std::true_type normed;
+      const float square = warp_sum(a.dtype == STILL_F32 ? of(float{}, normed) : of(__nv_bfloat16{}, normed));
+      if (threadIdx.x % 32 == 0) squares[row] = first ? square : squares[row] + square;
+    } else {
+      const std::false_type plain;
+      a.dtype == STILL_F32 ? of(float{}, plain) : of(__nv_bfloat16{}, plain);
+    }
+  }
+  __syncwarp();
+}
+
+// The value that a thread writes: of row `n` of x and row `r` of a tile.
+template <int TILES>
+struct Written {
+  int n, r, tile, row;  // `row`: of the matrix
+  bool writes;
+  int64_t place;
+
+  __device__ __forceinline__ Written(const StillSmallBatchProducts& a, int first, int out) : r(threadIdx.x % TILE_ROWS) {
+    const int written = a.gated ? 1 : TILES;
+    tile = threadIdx.x / TILE_ROWS % written;
+    n = threadIdx.x / (TILE_ROWS * written);
+    row = (first + tile) * TILE_ROWS + r;
+    writes = n < a.rows && row < out;
+    place = int64_t(n) * out + row;
+  }
+  // The bits of a value that is added to it; zero if there is none.
+  __device__ __forceinline__ uint32_t bits(const StillSmallBatchProducts& a, const void* from, int64_t at) const {
+    if (!writes || !from) return 0;
+    return a.dtype == STILL_F32 ? static_cast<const uint32_t*>(from)[at] : static_cast<const uint16_t*>(from)[at];
+  }
+};
+
+template <int TILES>
+using WarpSums = float[MOST_WARPS][TILES][TILE_ROWS][COLUMNS];
+
+// Leaves a value: the warps' sums in order, scaled by the norm, with the low-rank update, through the activation, and what is `added`.
+template <class F, int TILES>
+__device__ __forceinline__ void leave_product(const StillSmallBatchProducts& a, const StillFactor& factor, const TileStream<F, TILES>& tiles,
+                                              const Written<TILES>& at, const WarpSums<TILES>& sums, const float (&squares)[MOST_WARPS][COLUMNS],
+                                              int planes, const uint32_t (&added)[2]) {
+  const int warps = blockDim.x / 32;
+  float scale = 1.f;
+  if (a.norm) {
+    float square = 0.f;
+    for (int w = 0; w < warps; w++) square += squares[w][at.n];
+    scale = rsqrtf(square / a.inner + a.eps);
+  }
+  auto total = [&](int tile) {
+    float y = 0.f;
+    for (int w = 0; w < warps; w++)
+      for (int plane = 0; plane < planes; plane++) y += sums[w][tile][at.r][at.n * planes + plane];
+    if constexpr (F::GROUP == 0)
+      y *= reinterpret_cast<const float*>(tile ? tiles.rows[TILES - 1].shared : tiles.rows[0].shared)[at.r % 8 * 2 + at.r / 8];
+    return y * scale;
+  };
+  float y = total(at.tile);
+  if (factor.update)
+    for (int k = 0; k < factor.rank; k++)
+      y += factor.update_scale * factor.update[int64_t(at.row) * factor.rank + k] * factor.low[at.n * factor.rank + k];
+  if constexpr (TILES > 1)
+    if (a.gated) y = y / (1.f + __expf(-y)) * total(1);
+  for (const uint32_t x : added) y += __uint_as_float(a.dtype == STILL_F32 ? x : x << 16);
+  if (a.to_dtype == STILL_F32)
+    static_cast<float*>(factor.to)[at.place] = y;
+  else  // of dtype, which is bf16
+    from_f32(static_cast<__nv_bfloat16*>(factor.to) + at.place, y);
+}
+
 template <class F, int TILES>
 __global__ __launch_bounds__(MOST_WARPS * 32, RESIDENT_WARPS / MOST_WARPS) void quantized_products_kernel(
     const __grid_constant__ Products products, Plan plan) {
   extern __shared__ uint4 shared[];
-  __shared__ float sums[MOST_WARPS][TILES][TILE_ROWS][COLUMNS], squares[MOST_WARPS][COLUMNS];
+  __shared__ WarpSums<TILES> sums;
+  __shared__ float squares[MOST_WARPS][COLUMNS];
   constexpr int DEPTH = F::DEPTH / TILES;
   let_next_begin();
   const StillSmallBatchProducts& a = products.all;
@@ -117,131 +300,30 @@ __global__ __launch_bounds__(MOST_WARPS * 32, RESIDENT_WARPS / MOST_WARPS) void 
     group -= groups;
   }
   const StillFactor& factor = products.factor[which];
-  const int out = factor.out, last = row_tiles(out) - 1;
-  TileRow<F> rows[TILES];
-#pragma unroll
-  for (int tile = 0; tile < TILES; tile++) {
-    const int at = group * each + (a.gated ? 0 : tile);  // past the last: read, not written
-    rows[tile] = TileRow<F>(a.gated && tile ? products.factor[1].weight : factor.weight, out, a.inner, at < last ? at : last);
-  }
 
   const int steps = column_tiles(a.inner), from = steps * warp / warps, to = steps * (warp + 1) / warps;
-  typename F::Codes codes[TILES][DEPTH];
-  typename F::Scales scales[TILES][DEPTH];
-  // Addresses go on by whole rounds; within one they differ by constants.
-#pragma unroll
-  for (int tile = 0; tile < TILES; tile++) {
-    rows[tile].codes += int64_t(from) * F::CODES;
-    rows[tile].scales += int64_t(from) * F::SCALES;
-  }
-  auto load = [&](int at, int ahead, int step) {
-#pragma unroll
-    for (int tile = 0; tile < TILES; tile++) {
-      F::load(codes[tile][at], rows[tile].codes + ahead * F::CODES, lane);
-      F::load(scales[tile][at], rows[tile], ahead, step, lane);
-    }
-  };
+  TileStream<F, TILES> tiles(products, factor, group * each, from);
 #pragma unroll
   for (int i = 0; i < DEPTH; i++)
-    if (from + i < to) load(i, i, from + i);
-  const int prefetched = min(PREFETCHED, to - from - DEPTH);
-#pragma unroll
-  for (int tile = 0; tile < TILES; tile++) {
-    prefetch_lines(rows[tile].codes + DEPTH * F::CODES, prefetched * F::CODES * 4);
-    prefetch_lines(rows[tile].scales + DEPTH * F::SCALES, prefetched * F::SCALES * 4);
-  }
+    if (from + i < to) tiles.load(i, i, from + i);
+  tiles.prefetch(min(PREFETCHED, to - from - DEPTH));
   wait_for_previous();
 
-  // What this thread will write.
-  const int written = a.gated ? 1 : TILES, r = threadIdx.x % TILE_ROWS, tile_of_y = threadIdx.x / TILE_ROWS % written;
-  const int n = threadIdx.x / (TILE_ROWS * written), row_of_y = (group * each + tile_of_y) * TILE_ROWS + r;
-  const bool writes = n < a.rows && row_of_y < out;
-  const int64_t place = int64_t(n) * out + row_of_y;
-  auto bits = [&](const void* from, int64_t at) -> uint32_t {
-    if (!writes || !from) return 0;
-    return a.dtype == STILL_F32 ? static_cast<const uint32_t*>(from)[at] : static_cast<const uint16_t*>(from)[at];
-  };
-
-  const int columns = a.rows * plan.planes;
-  uint4* own = shared + warp * plan.capacity * 2 * columns * 4;
+  const Written<TILES> written(a, group * each, factor.out);
+  const int columns = a.rows * plan.planes, stride = columns * 4;
+  uint4* const own = shared + warp * plan.capacity * 2 * stride;
   // Lanes of a column that no row of x has take another's: what it gives is not looked at.
-  const int stride = columns * 4, lane_place = (column < columns ? column : columns - 1) * 4 + lane % 4;
-  auto stage = [&](int step, int end, bool first) {
-    __syncwarp();
-    for (int row = 0; row < a.rows; row++) {
-      auto of = [&](auto type, auto normed) {
-        using X = decltype(type);
-        return stage_row<X, decltype(normed)::value>(static_cast<const X*>(a.x) + int64_t(row) * a.inner, static_cast<const X*>(a.norm),
-                                                     a.inner, step * TILE_COLUMNS, end * TILE_COLUMNS, plan.planes, row, columns,
-                                                     reinterpret_cast<uint2*>(own));
-      };
-      if (a.norm) {
-        const std::true_type normed;
-        const float square = warp_sum(a.dtype == STILL_F32 ? of(float{}, normed) : of(__nv_bfloat16{}, normed));
-        if (lane == 0) squares[warp][row] = first ? square : squares[warp][row] + square;
-      } else {
-        const std::false_type plain;
-        a.dtype == STILL_F32 ? of(float{}, plain) : of(__nv_bfloat16{}, plain);
-      }
-    }
-    __syncwarp();
-  };
+  const uint4* const lane_place = own + (column < columns ? column : columns - 1) * 4 + lane % 4;
   float sum[TILES][4] = {};
-  auto multiply = [&](int step, const uint4* of_lane) {
-#pragma unroll
-    for (int i = 0; i < DEPTH; i++) {
-      if (step + i >= to) break;
-#pragma unroll
-      for (int block = 0; block < 2; block++) {
-        const uint4 x = of_lane[(i * 2 + block) * stride];
-        float of_x[4] = {};
-        if constexpr (F::OFFSET) {  // the sum of x over the block, in the registers where the products are
-          const uint32_t ones[4] = {0x3f803f80u, 0x3f803f80u, 0x3f803f80u, 0x3f803f80u};
-          mma(of_x, ones, x.x, x.y);
-          mma(of_x, ones, x.z, x.w);
-        }
-#pragma unroll
-        for (int tile = 0; tile < TILES; tile++) {
-          Fragments weights;
-          F::fragments(codes[tile][i], block, plan.base, weights);
-          float product[4] = {};
-          auto scaled = [&](int half) {
-#pragma unroll
-            for (int k = 0; k < 4; k++) {
-              sum[tile][k] += F::scale(scales[tile][i], k / 2, block, half) * product[k];
-              product[k] = 0.f;
-            }
-          };
-          if constexpr (F::GROUP == 0) {
-            mma(sum[tile], weights[0], x.x, x.y);
-            mma(sum[tile], weights[1], x.z, x.w);
-          } else {
-            mma(product, weights[0], x.x, x.y);
-            if constexpr (F::GROUP == 16) scaled(0);
-            mma(product, weights[1], x.z, x.w);
-            scaled(1);
-          }
-          if constexpr (F::OFFSET)
-#pragma unroll
-            for (int k = 0; k < 4; k++) sum[tile][k] += F::offset(scales[tile][i], k / 2, block) * of_x[k];
-        }
-      }
-      if (step + i + DEPTH < to) load(i, i + DEPTH, step + i + DEPTH);
-    }
-#pragma unroll
-    for (int tile = 0; tile < TILES; tile++) {
-      rows[tile].codes += DEPTH * F::CODES;
-      rows[tile].scales += DEPTH * F::SCALES;
-    }
-  };
   // What is added is loaded before the last part is multiplied, and looked at when it is long there.
   uint32_t added[2];
   for (int step = from;;) {
     const int end = min(step + plan.capacity, to);
-    stage(step, end, step == from);
+    stage(a, step, end, step == from, plan.planes, squares[warp], reinterpret_cast<uint2*>(own));
     const bool last = end == to;
-    if (last) added[0] = bits(factor.bias, row_of_y), added[1] = bits(factor.add, place);
-    for (const uint4* of_lane = own + lane_place; step < end; step += DEPTH, of_lane += 2 * DEPTH * stride) multiply(step, of_lane);
+    if (last) added[0] = written.bits(a, factor.bias, written.row), added[1] = written.bits(a, factor.add, written.place);
+    for (const uint4* of_lane = lane_place; step < end; step += DEPTH, of_lane += 2 * DEPTH * stride)
+      multiply(sum, tiles, step, to, plan.base, of_lane, stride);
     if (last) break;
   }
 
@@ -252,32 +334,7 @@ __global__ __launch_bounds__(MOST_WARPS * 32, RESIDENT_WARPS / MOST_WARPS) void 
       *reinterpret_cast<float2*>(&sums[warp][tile][lane / 4 + 8 * half][lane % 4 * 2]) =
           make_float2(sum[tile][2 * half], sum[tile][2 * half + 1]);
   __syncthreads();
-
-  if (!writes) return;
-  float scale = 1.f;
-  if (a.norm) {
-    float square = 0.f;
-    for (int w = 0; w < warps; w++) square += squares[w][n];
-    scale = rsqrtf(square / a.inner + a.eps);
-  }
-  auto total = [&](int tile) {
-    float y = 0.f;
-    for (int w = 0; w < warps; w++)
-      for (int plane = 0; plane < plan.planes; plane++) y += sums[w][tile][r][n * plan.planes + plane];
-    if constexpr (F::GROUP == 0) y *= reinterpret_cast<const float*>(tile ? rows[TILES - 1].shared : rows[0].shared)[r % 8 * 2 + r / 8];
-    return y * scale;
-  };
-  float y = total(tile_of_y);
-  if (factor.update)
-    for (int k = 0; k < factor.rank; k++)
-      y += factor.update_scale * factor.update[int64_t(row_of_y) * factor.rank + k] * factor.low[n * factor.rank + k];
-  if constexpr (TILES > 1)
-    if (a.gated) y = y / (1.f + __expf(-y)) * total(1);
-  for (const uint32_t x : added) y += __uint_as_float(a.dtype == STILL_F32 ? x : x << 16);
-  if (a.to_dtype == STILL_F32)
-    static_cast<float*>(factor.to)[place] = y;
-  else  // of dtype, which is bf16
-    from_f32(static_cast<__nv_bfloat16*>(factor.to) + place, y);
+  if (written.writes) leave_product(a, factor, tiles, written, sums, squares, plan.planes, added);
 }
 
 // Warps of a block, of `groups` blocks that write `written` values each.

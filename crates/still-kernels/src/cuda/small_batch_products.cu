@@ -53,6 +53,18 @@ __host__ __device__ inline int rows_of_each(const StillSmallBatchProducts& all) 
   return all.gated ? R / 2 : R;
 }
 
+// Where a warp's `R` rows of weights lie: of one matrix, or of two that take turns. Rows past the last are read, not written.
+template <class W, int R>
+__device__ __forceinline__ void find_rows(const Products& products, const StillFactor& factor, int first, const W* (&weight)[R]) {
+  const StillSmallBatchProducts& a = products.all;
+#pragma unroll
+  for (int r = 0; r < R; r++) {
+    const int row = first + (a.gated ? r / 2 : r), out = factor.out;
+    const void* from = a.gated && r % 2 ? products.factor[1].weight : factor.weight;
+    weight[r] = static_cast<const W*>(from) + int64_t(row < out ? row : out - 1) * a.inner;
+  }
+}
+
 template <class X, class W, int N, int R>
 __global__ __launch_bounds__(WARPS * 32) void small_batch_products(const __grid_constant__ Products products) {
   let_next_begin();
@@ -70,12 +82,7 @@ __global__ __launch_bounds__(WARPS * 32) void small_batch_products(const __grid_
   const int first = group * each, out = factor.out;
 
   const W* weight[R];
-#pragma unroll
-  for (int r = 0; r < R; r++) {
-    const int row = first + (a.gated ? r / 2 : r);  // past the last: read, not written
-    const void* from = a.gated && r % 2 ? products.factor[1].weight : factor.weight;
-    weight[r] = static_cast<const W*>(from) + int64_t(row < out ? row : out - 1) * a.inner;
-  }
+  find_rows(products, factor, first, weight);
   const int bytes = min(PREFETCHED, a.inner * int(sizeof(W)));
 #pragma unroll
   for (int r = 0; r < R; r++) prefetch_lines(weight[r], bytes);
