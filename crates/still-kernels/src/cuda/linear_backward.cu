@@ -10,21 +10,11 @@ namespace still {
 // What a thread has of its block's 64 queries: two rows, 8 apart, and half of their columns.
 template <class T>
 struct LinearRows {
-  int b, head, kv, start;  // `start`: the chunk's first token
-  int row, col;            // the first row; the first column of the warpgroup
-  int retired, absorbed;   // chunks before theirs that have retired; tokens in the state that they see
-  int64_t bh, entry;       // `entry`: of the states
+  int b, head, start;  // `start`: the chunk's first token
+  int row, col;        // the first row; the first column of the warpgroup
+  int absorbed;        // tokens in the state that the queries see
+  int64_t bh;
 
-  // `half`: of a row's columns.
-  __device__ __forceinline__ LinearRows(const Backward<T>& in, int half)
-      : b(blockIdx.z), head(blockIdx.x), kv(head / in.group), row(threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4),
-        col(threadIdx.x / 128 * half), bh(int64_t(b) * in.heads + head) {
-    const int chunk = in.chunks - 1 - blockIdx.y;
-    start = chunk * CHUNK;
-    retired = max(chunk - 1, 0);
-    absorbed = retired * CHUNK - kept_tokens(in.routing.cap, in.routing.budgets[kv], retired);
-    entry = (int64_t(b) * in.kv_heads + kv) * (in.chunks - 2) + chunk - 2;
-  }
   __device__ __forceinline__ int token(int half) const { return start + row + half * 8; }
   __device__ __forceinline__ int64_t at(const Backward<T>& in, int half) const { return bh * in.tokens + token(half); }
   // Of the rows' eight lanes one writes.
@@ -80,6 +70,27 @@ __device__ __forceinline__ void clear_features(const Backward<T>& in, const Line
   for (int64_t i = threadIdx.x; i < count * D; i += 256) in.df_q[first * D + i] = T(0.f);
 }
 
+// A part of phi, times lambda / den, for the gradients of the states. Part 1, plus, is the first half of the features.
+template <int NT, class T>
+__device__ __forceinline__ void leave_features(const Backward<T>& in, const LinearRows<T>& at, int part, const float (&factor)[2],
+                                               const float (&phi)[NT][4]) {
+  constexpr int D = NT * 16;
+#pragma unroll
+  for (int half = 0; half < 2; half++)
+    store_row(at.token(half) < in.tokens, in.phi_q + at.at(in, half) * 2 * D + (part ? 0 : D) + at.col, phi, half, factor[half]);
+}
+
+// S d_out becomes the gradient of a part of phi: lambda / den (S d_out - delta z).
+template <int NT>
+__device__ __forceinline__ void take_deltas(float (&d)[NT][4], const float (&delta)[2], const float* z, const float (&factor)[2]) {
+#pragma unroll
+  for (int n = 0; n < NT; n++) {
+    float2 x = read_pair(z + n * 8);
+#pragma unroll
+    for (int e = 0; e < 4; e++) d[n][e] = factor[e / 2] * (d[n][e] - delta[e / 2] * (e % 2 ? x.y : x.x));
+  }
+}
+
 // Leaves df and d_q, to which the gradient of |x| adds what is along q.
 template <int NT, class T>
 __device__ __forceinline__ void leave_gradients(const Backward<T>& in, const LinearRows<T>& at, const float (&inner)[2], const float (&radial)[2],
@@ -113,15 +124,19 @@ __global__ void __launch_bounds__(256, K::P == 1 ? 2 : 1) linear_backward(const 
   const RowsTile d_outs{base};  // then df
   const Square weights{base + RowsTile::BYTES}, halves[2] = {{weights.base + Square::BYTES}, {weights.base + 2 * Square::BYTES}};
   const RowsTile queries{halves[1].base};
-  const LinearRows<T> at(in, D / 2);
-  const T* s = in.s + at.entry * 2 * D * D;
-  if (at.absorbed > 0) {
-    load_matrix<256, CHUNK>(queries, 0, in.q.row(at.b, at.head, at.start), in.q.token, in.tokens - at.start);
-    load_matrix<256, D>(weights, 0, in.w_q + int64_t(at.head) * D * D, D);
+  const int head = blockIdx.x, chunk = in.chunks - 1 - blockIdx.y, start = chunk * CHUNK, b = blockIdx.z;
+  const int kv = head / in.group, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int retired = max(chunk - 1, 0), absorbed = retired * CHUNK - kept_tokens(in.routing.cap, in.routing.budgets[kv], retired);
+  const LinearRows<T> at{b, head, start, warp % 4 * 16 + lane / 4, warp / 4 * (D / 2), absorbed, int64_t(b) * in.heads + head};
+  const int64_t entry = (int64_t(b) * in.kv_heads + kv) * (in.chunks - 2) + chunk - 2;
+  const T *w = in.w_q + int64_t(head) * D * D, *s = in.s + entry * 2 * D * D;
+  if (absorbed > 0) {
+    load_matrix<256, CHUNK>(queries, 0, in.q.row(b, head, start), in.q.token, in.tokens - start);
+    load_matrix<256, D>(weights, 0, w, D);
   }
-  load_matrix<256, CHUNK>(d_outs, 0, in.d_linear.row(at.b, at.head, at.start), in.d_linear.token, in.tokens - at.start);
+  load_matrix<256, CHUNK>(d_outs, 0, in.d_linear.row(b, head, start), in.d_linear.token, in.tokens - start);
   copy_commit();
-  if (at.absorbed > 0) load_matrix<256, D>(halves[0], 0, s + D * D, D);
+  if (absorbed > 0) load_matrix<256, D>(halves[0], 0, s + D * D, D);
   copy_commit();
 
   copy_wait<1>();
@@ -132,9 +147,9 @@ __global__ void __launch_bounds__(256, K::P == 1 ? 2 : 1) linear_backward(const 
   output_deltas<NT>(in, at, d_outs, delta[0]);
   rows.combine<false>(delta);
   leave_deltas(in, at, delta[0]);
-  if (at.absorbed == 0) {
+  if (absorbed == 0) {
     // Where a cap has let nothing go yet.
-    if (at.retired > 0 && !keeps_all(in.routing.cap, in.routing.budgets[at.kv])) clear_features<D>(in, at);
+    if (retired > 0 && !keeps_all(in.routing.cap, in.routing.budgets[kv])) clear_features<D>(in, at);
     return;
   }
 
@@ -145,31 +160,21 @@ __global__ void __launch_bounds__(256, K::P == 1 ? 2 : 1) linear_backward(const 
   __syncthreads();  // the queries' memory is the state's from here
   load_matrix<256, D>(halves[1], 0, s, D);
   copy_commit();
-  const float lambda = linear_scale(in.log_scale, in.flags, at.head, at.absorbed);
+  const float lambda = linear_scale(in.log_scale, in.flags, head, absorbed);
 #pragma unroll
   for (int half = 0; half < 2; half++) factor[half] = at.token(half) < in.tokens ? lambda / in.denominator[at.at(in, half)] : 0.f;
 
-  const float* z = in.z + at.entry * 2 * D + at.col + threadIdx.x % 4 * 2;
+  const float* z = in.z + entry * 2 * D + at.col + lane % 4 * 2;
   float inner[2], radial[2];
   np_map_backward(
       rows, f, squared, in.flags,
-      [&](const float (&phi)[NT][4], int part) {  // lambda / den phi, for the gradients of the states
-#pragma unroll
-        for (int half = 0; half < 2; half++)
-          store_row(at.token(half) < in.tokens, in.phi_q + at.at(in, half) * 2 * D + (part ? 0 : D) + at.col, phi, half, factor[half]);
-      },
-      [&](float (&d)[NT][4], int part) {  // lambda / den (S d_out - delta z)
+      [&](const float (&phi)[NT][4], int part) { leave_features(in, at, part, factor, phi); },
+      [&](float (&d)[NT][4], int part) {
         if (part == 0) copy_wait<1>(); else copy_wait<0>();
         publish();
         __syncthreads();
         tile_product<KS>(d, d_outs, 0, halves[part], at.col);
-        const float* zs = z + (part ? 0 : D);
-#pragma unroll
-        for (int n = 0; n < NT; n++) {
-          float2 x = read_pair(zs + n * 8);
-#pragma unroll
-          for (int e = 0; e < 4; e++) d[n][e] = factor[e / 2] * (d[n][e] - delta[0][e / 2] * (e % 2 ? x.y : x.x));
-        }
+        take_deltas(d, delta[0], z + (part ? 0 : D), factor);
       },
       inner, radial);
 
