@@ -1,7 +1,7 @@
 // The feature maps on rows held in registers: phi = [softmax(u); softmax(-u)]; u = |x| f / |f| (NP-Map), or f (STILL_SOFTMAX_MAP).
 #pragma once
 #include "still.h"
-#include "tile.cuh"
+#include "fragments.cuh"
 
 namespace still {
 

@@ -1,7 +1,7 @@
 // A softmax over logits that come a tile at a time. Of each of the two rows that a lane holds, a block keeps the largest logit
 // so far (in base 2), the sum of the weights exp2(logit - largest), and the numerators, the sum of weights times values.
 #pragma once
-#include "tile.cuh"
+#include "fragments.cuh"
 
 namespace still {
 

@@ -1,5 +1,6 @@
 // Self-Saliency Scores: one block a (sequence, KV head, chunk), a warp 16 queries, one query head after the other.
 // A score takes two sums over the window and the diagonal logit.
+#include "fragments.cuh"
 #include "launch.cuh"
 #include "self_saliency.cuh"
 

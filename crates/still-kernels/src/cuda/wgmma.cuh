@@ -2,7 +2,7 @@
 //
 // Four warps whose lanes hold rows as in mma.sync, so that sums and left operands are the same arrays.
 #pragma once
-#include "tile.cuh"
+#include "fragments.cuh"
 #include "wgmma_instructions.cuh"
 
 namespace still {
