@@ -59,8 +59,12 @@ __device__ __forceinline__ void leave_gradients(const Backward<T>& in, const Que
   }
 }
 
+// Blocks of a multiprocessor, where the compiler would spend registers that one of them needs.
 template <class K, int HEADS>
-__global__ void __launch_bounds__(HEADS * 128, K::P == 1 && K::D == 64 && HEADS == 1 ? 3 : 1) exact_backward_queries(const Backward<typename K::T> in) {
+constexpr int QUERY_BLOCKS = WARPGROUP<K::P, K::D> && K::D == 64 && HEADS == 1 ? 3 : 1;
+
+template <class K, int HEADS>
+__global__ void __launch_bounds__(HEADS * 128, QUERY_BLOCKS<K, HEADS>) exact_backward_queries(const Backward<typename K::T> in) {
   using T = typename K::T;
   constexpr int D = K::D, P = K::P, KS = D / 16, NT = D / 8;
   using Queries = Tile<P, HEADS * CHUNK, D>;
