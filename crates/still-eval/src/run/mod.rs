@@ -24,6 +24,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use rayon::prelude::*;
 use still_attention::RowDtype;
 use still_model::{Batching, Cache, Model, lanes};
 
@@ -252,8 +253,9 @@ impl Asking<'_> {
     }
 
     fn likelihoods_of(&self, batch: &Batch<'_>, reader: &mut Reader<'_>) -> Result<Vec<Sample>> {
+        // Where one lane asks everything, the other threads have nothing else to do.
         let sequences: Vec<Vec<Sequence>> =
-            batch.items.iter().map(|item| encode(self.model, item)).collect::<Result<_>>()?;
+            batch.items.par_iter().map(|item| encode(self.model, item)).collect::<Result<_>>()?;
         let shared = batch.shared.as_ref().map(|shared| shared.as_slice());
         let read = reader.read(&sequences, shared)?;
         let samples =

@@ -97,7 +97,7 @@ impl<'a> Reader<'a> {
         let root = self.begin(items, shared)?;
         let beginning = self.beginning.take().filter(|_| root > 0);
         let base = beginning.as_ref().map_or(self.empty, |(_, cache)| cache);
-        // Where nothing is shared beyond the root, every sequence is read by itself.
+        // Where nothing is shared beyond the root, sequences are read by themselves, equal ones once.
         let commons = items.iter().map(|item| {
             let common = common(item);
             let saved = (item.len() - 1) * common.saturating_sub(root);
@@ -108,7 +108,7 @@ impl<'a> Reader<'a> {
         let Batching { side_by_side, tokens, .. } = self.batching;
         let new_tokens = |item: usize| match side_by_side || commons[item] > root {
             true => commons[item] - root,
-            false => items[item].iter().map(|sequence| sequence.ids.len() - root).sum(),
+            false => alike(&items[item]).map(|run| run[0].ids.len() - root).sum(),
         };
         for group in by_tokens(items.len(), tokens, new_tokens) {
             self.read_items(&items[group.clone()], &commons[group], root, base, &mut read)?;
@@ -179,20 +179,20 @@ impl<'a> Reader<'a> {
         let parents: Vec<&Cache> =
             caches.iter().map(|cache| cache.as_ref().unwrap_or(base)).collect();
         let mut sizes: Vec<usize> = parents.iter().map(|cache| cache.size_bytes()).collect();
-        // What is left of each sequence, and whose it is.
+        // What is left of the sequences, and whose it is.
         let mut first = 0;
         let (mut parts, mut owners) = (Vec::new(), Vec::new());
         for (n, ((item, &common), parent)) in items.iter().zip(commons).zip(parents).enumerate() {
-            for sequence in first..first + item.len() {
-                let ids = &all[sequence].ids[common..];
+            for run in alike(item) {
+                let sequences = first..first + run.len();
+                first = sequences.end;
+                let (ids, end) = (&run[0].ids[common..], run[0].ids.len());
                 if !ids.is_empty() {
-                    let end = common + ids.len();
-                    let wanted = wanted(&all, sequence..sequence + 1, common, end);
+                    let wanted = wanted(&all, sequences, common, end);
                     parts.push(Part { ids, parent, wanted });
                     owners.push(n);
                 }
             }
-            first += item.len();
         }
         for group in by_tokens(parts.len(), self.batching.tokens, |part| parts[part].ids.len()) {
             let bytes = self.read_leaves(&parts[group.clone()], &mut found)?;
@@ -335,6 +335,11 @@ fn wanted(
     (from..to).map(row).filter(|(_, wanted)| !wanted.is_empty()).collect()
 }
 
+/// Runs of equal sequences. The choices of a multiple-choice item often differ in the last token alone, which is not fed.
+fn alike(item: &[Sequence]) -> impl Iterator<Item = &[Sequence]> {
+    item.chunk_by(|a, b| a.ids == b.ids)
+}
+
 /// Tokens that all sequences begin with.
 fn common(sequences: &[Sequence]) -> usize {
     let first = &sequences[0].ids;
@@ -369,7 +374,41 @@ fn by_tokens(
 
 #[cfg(test)]
 mod tests {
+    use still_model::random::{random_model, tiny_config};
+
     use super::*;
+
+    /// Items of a group: the same 40 tokens, 9 of the item's own, and four choices of a token each.
+    fn items() -> Vec<Vec<Sequence>> {
+        let ids = |item: u32| (0..40).chain((0..9).map(move |i| 50 + item * 5 + i)).collect();
+        let choice =
+            |item, target| Sequence { ids: ids(item), targets: vec![target], truncated: false };
+        (0..3).map(|item| (60..64).map(|target| choice(item, target)).collect()).collect()
+    }
+
+    #[test]
+    fn choices_of_one_token_are_read_once() {
+        let model = random_model(tiny_config(), 3).unwrap();
+        let empty = model.new_cache(1, RowDtype::F32).unwrap();
+        let cpu = Batching { side_by_side: true, tokens: 512, least_shared: 0, padded: false };
+        // What a GPU asks for: 3 × 9 tokens are not worth a call of their own.
+        let gpu = Batching { side_by_side: false, tokens: 512, least_shared: 200, padded: true };
+        let shared: Vec<u32> = (0..40).collect();
+        for (shared, tokens) in [(Some(shared.as_slice()), 40 + 3 * 9), (None, 3 * 49)] {
+            let [expected, got] = [cpu, gpu].map(|batching| {
+                let mut reader = Reader::new(&model, RowDtype::F32, &empty, batching);
+                let read = reader.read(&items(), shared).unwrap();
+                assert_eq!(reader.tokens, tokens, "{batching:?}");
+                read
+            });
+            for (expected, got) in expected.iter().zip(&got) {
+                assert_eq!(got.guesses.len(), 4);
+                for (expected, got) in expected.guesses.iter().zip(&got.guesses) {
+                    assert!((expected[0].nll - got[0].nll).abs() < 1e-4, "{expected:?} {got:?}");
+                }
+            }
+        }
+    }
 
     #[test]
     fn runs_hold_few_tokens_and_everything() {
