@@ -2,11 +2,9 @@
 
 use std::cmp::Ordering;
 
-use super::{
-    CallArgs, Meter, Result, Value, is_true, item, iterate, order, pairs, required, type_error,
-};
+use super::{CallArgs, Meter, Result, Value, is_true, item, iterate, pairs, required, type_error};
 use crate::error::Error;
-use crate::python::operators::position;
+use crate::python::operators::{order, position};
 
 /// `"a.b.0"`: where a filter looks in each item.
 pub(super) struct Path(Vec<Value>);

@@ -1,11 +1,78 @@
 //! Filters of text.
 
 use super::{
-    CallArgs, Meter, Result, Value, integer_or, is_true, iterate, length, pairs, to_str, type_error,
+    CallArgs, Meter, Result, Value, integer_or, is_true, iterate, length, numbers, pairs, required,
+    to_str, type_error,
 };
+use crate::ast::MathOp;
 use crate::python::args::text;
 use crate::python::is_space;
-use crate::python::strings::split_lines;
+use crate::python::methods;
+use crate::python::operators::math;
+use crate::python::strings::{escape, pad, replace, split_lines, upper_first};
+
+pub(super) fn filter(name: &str, value: &Value, args: CallArgs, meter: &Meter) -> Result<Value> {
+    let string = || to_str(value, meter);
+    Ok(match name {
+        "string" => Value::str(string()?),
+        "safe" => Value::Markup(string()?.into()),
+        "e" | "escape" if matches!(value, Value::Markup(_)) => value.clone(),
+        "e" | "escape" | "forceescape" => Value::Markup(escape(&string()?, meter)?.into()),
+        "upper" => Value::str(string()?.to_uppercase()),
+        "lower" => Value::str(string()?.to_lowercase()),
+        "capitalize" => Value::str(upper_first(&string()?)),
+        "title" => Value::str(title(&string()?)),
+        "trim" => {
+            let [chars] = args.bind(name, ["chars"])?;
+            let chars = chars.filter(|chars| !matches!(chars, Value::None));
+            let args = CallArgs { positional: chars.into_iter().collect(), keywords: Vec::new() };
+            methods::call(&Value::str(string()?), "strip", args, meter)?
+        }
+        "center" => {
+            let [width] = args.bind(name, ["width"])?;
+            let width = integer_or(width.as_ref(), 80)?;
+            Value::str(pad(&string()?, width, ' ', "center", meter)?)
+        }
+        "replace" => {
+            let [old, new, count] = args.bind(name, ["old", "new", "count"])?;
+            let old = to_str(&required(old, name, "old")?, meter)?;
+            let new = to_str(&required(new, name, "new")?, meter)?;
+            let count = integer_or(count.as_ref(), -1)?;
+            Value::str(replace(&string()?, &old, &new, count, meter)?)
+        }
+        "format" => format(value, args, meter)?,
+        "indent" => indent(value.used()?, args, meter)?,
+        "truncate" => truncate(value, args, meter)?,
+        "wordcount" => {
+            let text = string()?;
+            let word = |c: char| c == '_' || c.is_alphanumeric();
+            Value::Int(text.split(|c| !word(c)).filter(|part| !part.is_empty()).count() as i128)
+        }
+        "striptags" => Value::str(strip_tags(&string()?)),
+        "urlencode" => Value::str(urlencode(value, meter)?),
+        _ => return numbers::filter(name, value, args, meter),
+    })
+}
+
+/// `value % arguments`.
+fn format(value: &Value, args: CallArgs, meter: &Meter) -> Result<Value> {
+    let values = match (args.positional.is_empty(), args.keywords.is_empty()) {
+        (false, false) => {
+            let what = "can't handle positional and keyword arguments at the same time";
+            return Err(type_error(what));
+        }
+        (true, false) => {
+            let pair = |(key, value)| (Value::str(String::as_str(&key)), value);
+            Value::dict(args.keywords.into_iter().map(pair).collect(), meter)?
+        }
+        _ => Value::tuple(args.positional, meter)?,
+    };
+    let format = match value {
+        Value::Markup(_) => value.clone(),
+        value => Value::str(to_str(value, meter)?),
+    };
+    math(MathOp::Mod, &format, &values, meter)
+}
 
 /// The `title` filter, which is not `str.title`: words begin after these characters only.
 pub(super) fn title(text: &str) -> String {
