@@ -27,6 +27,7 @@ mod cli;
 mod commands;
 mod disk;
 mod errors;
+mod event_file;
 mod interrupt;
 mod log;
 mod memory;

@@ -4,7 +4,7 @@ use std::fmt::{self, Write};
 
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -12,16 +12,18 @@ use crate::printer::Printer;
 
 /// From now on events are printed: warnings always, more of them by `verbose`.
 pub fn install(printer: &Printer, quiet: bool, verbose: u8) {
-    let level = match (quiet, verbose) {
-        (true, _) => "error",
-        (_, 0) => "warn",
-        (_, 1) => "still_model=info,still_train=info,still_eval=info,warn",
-        _ => "debug",
+    let all = |level| Targets::new().with_default(level);
+    let filter = match (quiet, verbose) {
+        (true, _) => all(LevelFilter::ERROR),
+        (_, 0) => all(LevelFilter::WARN),
+        (_, 1) => all(LevelFilter::WARN).with_targets(
+            ["still_model", "still_train", "still_eval"].map(|own| (own, LevelFilter::INFO)),
+        ),
+        _ => all(LevelFilter::DEBUG),
     };
     let lines = Lines { printer: printer.clone(), with_target: verbose > 1 };
     // A second printer in one process (tests) keeps the first one's log.
-    let _ =
-        tracing_subscriber::registry().with(lines.with_filter(EnvFilter::new(level))).try_init();
+    let _ = tracing_subscriber::registry().with(lines.with_filter(filter)).try_init();
 }
 
 struct Lines {

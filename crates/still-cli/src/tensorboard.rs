@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use still_train::StepReport;
-use syntaxdot_summary::SummaryWriter;
 
+use crate::event_file::EventFile;
 use crate::run_log::Evaluation;
 
 /// Writes the events of one run.
@@ -18,7 +18,7 @@ pub struct EventLog {
     root: PathBuf,
     /// The stage's directory; none before the first stage.
     stage: Option<PathBuf>,
-    file: Option<SummaryWriter<BufWriter<File>>>,
+    file: Option<EventFile<BufWriter<File>>>,
     /// The last step told.
     step: usize,
     /// The step that the last checkpoint holds: the first one beyond it opens a new file.
@@ -94,10 +94,10 @@ impl EventLog {
                 let name =
                     format!("events.out.tfevents.{:020}.{:08}", now.as_micros(), self.step.max(1));
                 let file = File::create(dir.join(name))?;
-                self.file.insert(SummaryWriter::new(BufWriter::new(file))?)
+                self.file.insert(EventFile::new(BufWriter::new(file))?)
             }
         };
-        file.write_scalar(tag, step as i64, value as f32)
+        file.scalar(tag, step, value as f32)
     }
 }
 
