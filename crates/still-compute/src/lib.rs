@@ -10,6 +10,7 @@
 //! | `losses` | losses of rows, their gradients, the softmax of a row |
 //! | `matmul` | matrix products over strided views; `Tiles`, of many f32 rows on a CPU with AMX |
 //! | `amx` | whether a CPU's matrix unit is there |
+//! | `uninit` | vectors whose memory is not zeroed before it is written |
 //! | `pages` | values that are read again and again, in large pages |
 //! | `threads` | phases of work that all threads go through together |
 //! | `random` | seeded random numbers |
@@ -32,8 +33,10 @@ mod real;
 pub mod rows;
 pub mod tensor;
 pub mod threads;
+mod uninit;
 pub mod vector;
 
 pub use gradients::{Gradients, Run, Spans};
 pub use pull_back::pull_back;
 pub use real::Real;
+pub use uninit::new_vec;

@@ -122,10 +122,10 @@ impl<B: Block> Stretch<'_, B> {
     #[inline(always)]
     fn multiply<S: Simd, const V: usize>(self, simd: S) {
         let (columns, width) = (self.columns, V * S::F32_LANES);
+        let [words, up_words] = self.words;
         let [widened, up] = self.widened;
-        for (words, widened) in self.words.into_iter().zip([&mut *widened, &mut *up]) {
-            widen_panels::<B, S>(simd, words, (columns, width), widened);
-        }
+        let widened = widen_panels::<B, S>(simd, words, (columns, width), widened);
+        let up = widen_panels::<B, S>(simd, up_words, (columns, width), up);
         if let Some(update) = self.fused.update {
             for (panel, widened) in widened.chunks_exact_mut(columns * width).enumerate() {
                 let first = self.first + panel * width;
@@ -153,19 +153,23 @@ impl<B: Block> Stretch<'_, B> {
     }
 }
 
-/// Writes the values of some tiles in panels of `width` rows, `[columns, width]` each.
+/// The values of some tiles in panels of `width` rows, `[columns, width]` each, in `memory`.
 #[inline(always)]
-fn widen_panels<B: Block, S: Simd>(
+fn widen_panels<'a, B: Block, S: Simd>(
     simd: S,
     words: &[Words],
     (columns, width): (usize, usize),
-    widened: &mut Vec<f32>,
-) {
+    memory: &'a mut Vec<f32>,
+) -> &'a mut [f32] {
     let row_words = columns / B::VALUES * B::WORDS;
     let panel_words = row_words * (width / LANES);
     let panels = words.len().div_ceil(panel_words);
     // Rows that the last panel may lack have no values, and their products go nowhere.
-    widened.resize(panels * columns * width, 0.0);
+    let values = panels * columns * width;
+    if memory.len() < values {
+        memory.resize(values, 0.0);
+    }
+    let widened = &mut memory[..values];
     let of_panels = widened.chunks_exact_mut(columns * width);
     for (words, widened) in words.chunks(panel_words).zip(of_panels) {
         for (block, out) in widened.chunks_exact_mut(B::VALUES * width).enumerate() {
@@ -181,6 +185,7 @@ fn widen_panels<B: Block, S: Simd>(
             .with_simd(simd);
         }
     }
+    widened
 }
 
 /// Products of up to [`ROWS`] rows of `x` with a panel.
@@ -227,25 +232,39 @@ impl<const V: usize> Products<'_, V> {
         let sums_of =
             |panel| registers::sums::<S, R, V>(simd, self.columns, x, Mat::rows(panel, width));
         let mut sums = sums_of(self.widened);
-        let values: &mut [f32] = bytemuck::cast_slice_mut(sums.as_flattened_mut());
         if let Some((gated, up)) = self.gated {
-            (gated.activate)(values, bytemuck::cast_slice(sums_of(up).as_flattened()));
+            // In memory for this call: sums that are gated by nothing never leave their registers.
+            let (mut values, up) = (sums, sums_of(up));
+            let of_values = bytemuck::cast_slice_mut(values.as_flattened_mut());
+            (gated.activate)(of_values, bytemuck::cast_slice(up.as_flattened()));
+            sums = values;
         }
-        for (r, values) in values.chunks_exact_mut(width).enumerate() {
-            let start = self.to + r * self.y_stride;
-            if let Some(onto) = self.onto {
-                let values = &mut values[self.lanes.clone()];
-                let onto = &onto[start..start + values.len()];
-                values.iter_mut().zip(onto).for_each(|(value, onto)| *value += onto);
-            }
-            // SAFETY: every row has columns of its own, and those of this panel are this thread's.
-            unsafe {
-                if self.lanes.len() == width {
-                    self.y.write(start, values);
-                } else {
-                    self.y.write(start, &values[self.lanes.clone()]);
+        for (r, sums) in sums.into_iter().enumerate() {
+            self.write(simd, self.to + r * self.y_stride, sums);
+        }
+    }
+
+    /// Writes a row's products from `start` on.
+    #[inline(always)]
+    fn write<S: Simd>(&self, simd: S, start: usize, mut sums: [S::f32s; V]) {
+        let onto = self.onto.map(|onto| &onto[start..start + self.lanes.len()]);
+        if self.lanes.len() == V * S::F32_LANES {
+            if let Some(onto) = onto {
+                let (onto, _) = S::as_simd_f32s(onto);
+                for v in 0..V {
+                    sums[v] = simd.add_f32s(sums[v], onto[v]);
                 }
             }
+            // SAFETY: every row has columns of its own, and those of this panel are this thread's.
+            unsafe { self.y.write(start, bytemuck::cast_slice(&sums)) };
+        } else {
+            let values: &mut [f32] = bytemuck::cast_slice_mut(&mut sums);
+            let values = &mut values[self.lanes.clone()];
+            if let Some(onto) = onto {
+                values.iter_mut().zip(onto).for_each(|(value, onto)| *value += onto);
+            }
+            // SAFETY: as above.
+            unsafe { self.y.write(start, values) };
         }
     }
 }

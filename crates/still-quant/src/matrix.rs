@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use rayon::prelude::*;
+use still_compute::new_vec;
 use still_compute::pages::Pages;
 
 use crate::block::Block;
@@ -207,11 +208,8 @@ impl PackedMatrix {
     /// If there are no such rows, or `x` is not of this size.
     pub fn multiply_new(&self, rows: Range<usize>, x: &[f32]) -> Vec<f32> {
         let length = self.products(&rows, x);
-        let mut y = Vec::with_capacity(length);
-        product::multiply(self, rows, x, Output::uninit(&mut y.spare_capacity_mut()[..length]));
-        // SAFETY: the product has written all of them.
-        unsafe { y.set_len(length) };
-        y
+        // SAFETY: the product writes all of them.
+        unsafe { new_vec(length, |y| product::multiply(self, rows, x, Output::uninit(y))) }
     }
 
     /// `x Wᵀ` for `x` `[n, columns]` and all rows of the matrix with what is `fused` with it, `[n, rows]`, where products of so many rows
@@ -235,12 +233,9 @@ impl PackedMatrix {
         if !alike || !product::widens(self, x.len() / columns) {
             return None;
         }
-        let mut y = Vec::with_capacity(length);
-        let to = Output::uninit(&mut y.spare_capacity_mut()[..length]);
-        many::multiply(self, 0..rows, x, to, fused);
-        // SAFETY: the product has written all of them.
-        unsafe { y.set_len(length) };
-        Some(y)
+        let write = |y: &mut [_]| many::multiply(self, 0..rows, x, Output::uninit(y), fused);
+        // SAFETY: the product writes all of them.
+        Some(unsafe { new_vec(length, write) })
     }
 
     /// How many products there are of `x` and these rows.

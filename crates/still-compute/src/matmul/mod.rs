@@ -1,8 +1,11 @@
 //! Matrix products over strided views.
 
+use std::mem::MaybeUninit;
+
 use rayon::prelude::*;
 
 use crate::real::Real;
+use crate::uninit::new_vec;
 use crate::vector;
 
 pub mod registers;
@@ -120,17 +123,17 @@ pub fn par_matmul_new<T: Real>(
     if k == 0 {
         return vec![T::zero(); m * n];
     }
-    let mut c: Vec<T> = Vec::with_capacity(m * n);
     let threads = gemm::Parallelism::Rayon(rayon::current_num_threads());
     assert!(a.covers(m, k), "left matrix is smaller than {m}x{k}");
     assert!(b.covers(k, n), "right matrix is smaller than {k}x{n}");
-    // SAFETY: the operands cover their sizes; `c` has room for m·n values, of which the product reads none
-    // (`read_dst` is false) and writes all, as k is positive.
-    unsafe {
-        multiply((m, n, k), c.as_mut_ptr(), n, false, T::one(), a, b, threads);
-        c.set_len(m * n);
-    }
-    c
+    let write = |c: &mut [MaybeUninit<T>]| {
+        // SAFETY: the operands cover their sizes; `c` has room for m·n values, of which the product reads none (`read_dst` is false).
+        unsafe {
+            multiply((m, n, k), c.as_mut_ptr().cast(), n, false, T::one(), a, b, threads);
+        }
+    };
+    // SAFETY: the product writes all of them, as k is positive.
+    unsafe { new_vec(m * n, write) }
 }
 
 /// `y = x Wᵀ` for a small batch: `x` `[m, k]`, `w` `[n, k]`, `y` `[m, n]`. Each row of `w` is read once, so that its memory's

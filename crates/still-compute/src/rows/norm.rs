@@ -1,9 +1,12 @@
 //! Root-mean-square normalisation with a weight that never trains.
 
+use std::mem::MaybeUninit;
+
 use rayon::prelude::*;
 
 use super::ROWS_PER_TASK;
 use crate::real::Real;
+use crate::uninit::{as_uninit, new_vec};
 use crate::vector::dot;
 
 #[inline(always)]
@@ -13,6 +16,12 @@ fn inverse_rms<T: Real>(x: &[T], eps: f64) -> T {
 }
 
 pub(super) fn rms_norm<T: Real>(x: &[T], weight: &[T], eps: f64, y: &mut [T]) {
+    // SAFETY: numbers are written.
+    write(x, weight, eps, unsafe { as_uninit(y) });
+}
+
+/// Writes the rows of `y` that `x` has too.
+fn write<T: Real>(x: &[T], weight: &[T], eps: f64, y: &mut [MaybeUninit<T>]) {
     let width = weight.len();
     T::vectorize(
         #[inline(always)]
@@ -20,7 +29,7 @@ pub(super) fn rms_norm<T: Real>(x: &[T], weight: &[T], eps: f64, y: &mut [T]) {
             for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
                 let scale = inverse_rms(x, eps);
                 for i in 0..width {
-                    y[i] = x[i] * scale * weight[i];
+                    y[i].write(x[i] * scale * weight[i]);
                 }
             }
         },
@@ -28,10 +37,14 @@ pub(super) fn rms_norm<T: Real>(x: &[T], weight: &[T], eps: f64, y: &mut [T]) {
 }
 
 pub(super) fn par_rms_norm<T: Real>(x: &[T], weight: &[T], eps: f64) -> Vec<T> {
-    let mut y = vec![T::zero(); x.len()];
+    assert!(x.len().is_multiple_of(weight.len()), "x is not [n, {}]", weight.len());
     let block = weight.len() * ROWS_PER_TASK;
-    y.par_chunks_mut(block).zip(x.par_chunks(block)).for_each(|(y, x)| rms_norm(x, weight, eps, y));
-    y
+    let rows = |y: &mut [MaybeUninit<T>]| {
+        let blocks = y.par_chunks_mut(block).zip(x.par_chunks(block));
+        blocks.for_each(|(y, x)| write(x, weight, eps, y));
+    };
+    // SAFETY: there are whole rows, and every block's are written.
+    unsafe { new_vec(x.len(), rows) }
 }
 
 pub(super) fn par_backward<T: Real>(x: &[T], weight: &[T], eps: f64, dy: &[T], dx: &mut [T]) {
