@@ -2,7 +2,6 @@
 
 /// Sets what libraries and system calls do by themselves.
 pub fn prepare() {
-    crate::memory::keep_freed_blocks();
     // The tensor library puts a backtrace into every error's text when RUST_BACKTRACE is set, and an error is one line.
     // SAFETY: no other thread runs yet.
     unsafe { std::env::set_var("RUST_LIB_BACKTRACE", "0") };
