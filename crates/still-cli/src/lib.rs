@@ -14,7 +14,7 @@
 //! | `verdict` | a student compared with its teacher, in a table and a sentence |
 //! | `books` | the texts that ship with the command |
 //! | `table`, `wrap`, `plot`, `page` | plain-text tables, text in lines of a width, charts, HTML pages |
-//! | `tensorboard` | event files |
+//! | `tensorboard`, `event_file` | scalars of a run for TensorBoard; the file format |
 //! | `shown` | text of others without control characters |
 //! | `process`, `threads`, `memory` | the process before it does anything; threads; memory |
 
