@@ -53,7 +53,7 @@ esac
 python3 -m venv "$wheel/env"
 "$wheel/env/bin/pip" install --quiet --disable-pip-version-check pytest==9.2.0 mypy==2.4.1 typing_extensions==4.16.0 "$wheel"/dist/*.whl
 # Where other modules have taken what room there is for static variables of threads, a module that has such ones cannot be loaded.
-if [ "$(uname -s)" = Linux ] && readelf -d "$wheel"/env/lib/python*/site-packages/still/_still*.so | grep -q STATIC_TLS; then
+if [ "$(uname -s)" = Linux ] && readelf -d "$wheel"/env/lib/python*/site-packages/still/_still*.so | grep STATIC_TLS > /dev/null; then
   echo "wheel.sh: the module has static variables of threads (STATIC_TLS)" >&2
   exit 1
 fi
