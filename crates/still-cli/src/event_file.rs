@@ -107,7 +107,7 @@ fn masked_crc32c(bytes: &[u8]) -> u32 {
 mod tests {
     use super::*;
 
-    /// What TensorFlow writes: `hello` is 42 at step 10, half a second after 1,608,105,178 seconds.
+    /// What TensorFlow writes: `hello` is 42 at step 10, 0.57 s after 1,608,105,178 seconds.
     const TENSORFLOW: [u8; 43] = [
         27, 0, 0, 0, 0, 0, 0, 0, 26, 13, 158, 19, 9, 188, 119, 164, 54, 111, 246, 215, 65, 16, 10,
         42, 14, 10, 12, 10, 5, 104, 101, 108, 108, 111, 21, 0, 0, 40, 66, 93, 240, 111, 128,
