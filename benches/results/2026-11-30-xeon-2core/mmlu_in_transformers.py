@@ -65,7 +65,7 @@ for line in gzip.open(ANSWERS, "rt"):
     sample = json.loads(line)
     if "id" in sample:
         known[sample["id"]] = sample["scores"]["acc"]
-examples, count, alike, right = subjects("mmlu_dev"), 0, 0, 0
+examples, count, alike, right, ties = subjects("mmlu_dev"), 0, 0, 0, 0
 for subject, records in subjects("mmlu_test").items():
     beginning = f"The following are multiple choice questions (with answers) about {' '.join(subject.split('_'))}.\n\n"
     beginning += "".join(f"{asked(example)} {LETTERS[example['gold']]}\n\n" for example in examples[subject])
@@ -75,9 +75,9 @@ for subject, records in subjects("mmlu_test").items():
             values = model(prompt, logits_to_keep=1).logits[0, -1].float()[ids].tolist()
         correct = values.index(max(values)) == record["gold"]
         first, second = sorted(values)[:1:-1]
-        count, right = count + 1, right + correct
+        count, right, ties = count + 1, right + correct, ties + (first == second)
         same = correct == bool(known[f"{subject}/{n}"])
         alike += same
         if not same:
             print(f"{subject}/{n}: the likeliest letter leads by {first - second:.3f}")
-print(f"{count} questions, {right} right, {alike} alike")
+print(f"{count} questions, {right} right, {alike} alike; in {ties} two letters tie")
