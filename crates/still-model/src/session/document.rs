@@ -51,12 +51,8 @@ impl ChatSession {
     /// The tokens with which the prompt of every question about a document begins.
     fn shared_beginning(&self, document: &str, cancel: &Cancel) -> Result<Vec<u32>> {
         // Two that begin alike in nothing.
-        let (_, mut one) = self.prompt(&asked(document, "What?"))?;
-        // A long document takes a second or two, twice.
-        if cancel.is_raised() {
-            return Err(ModelError::Cancelled);
-        }
-        let (_, other) = self.prompt(&asked(document, "1"))?;
+        let (_, mut one) = self.prompt(&asked(document, "What?"), cancel)?;
+        let (_, other) = self.prompt(&asked(document, "1"), cancel)?;
         let shared = one.iter().zip(&other).take_while(|(a, b)| a == b).count();
         one.truncate(shared);
         match one.is_empty() {

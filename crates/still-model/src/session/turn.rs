@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 
 use super::{ChatSession, Generated, document};
 use crate::cache::Cache;
+use crate::cancel::Cancel;
 use crate::chat::Message;
 use crate::error::{ModelError, Result};
 use crate::generate::{GenerateOptions, Generation, generate};
@@ -78,7 +79,7 @@ impl ChatSession {
             Some(document) => document::asked(document, text),
             None => text.to_owned(),
         };
-        let (rendered, ids) = self.prompt(&content)?;
+        let (rendered, ids) = self.prompt(&content, &options.cancel)?;
         let (mut cache, start, reread) = self.state_for(&ids)?;
         let generation = generate(&self.model, &ids[start..], &mut cache, options, on_text)?;
         let mut tokens = ids;
@@ -91,7 +92,7 @@ impl ChatSession {
     }
 
     /// The conversation with one more message of the user, rendered and in tokens.
-    pub(super) fn prompt(&self, content: &str) -> Result<(String, Vec<u32>)> {
+    pub(super) fn prompt(&self, content: &str, cancel: &Cancel) -> Result<(String, Vec<u32>)> {
         let Some(template) = self.model.tokenizer.chat_template() else {
             return Err(ModelError::ChatTemplate("the model has none".into()));
         };
@@ -103,20 +104,20 @@ impl ChatSession {
             return Err(ModelError::ChatTemplate(what.into()));
         }
         let rendered = template.render(&messages, true)?;
-        let ids = self.encode(&rendered)?;
+        let ids = self.encode(&rendered, cancel)?;
         Ok((rendered, ids))
     }
 
     /// Tokens of a rendered conversation. Generated text keeps its generated tokens.
-    fn encode(&self, rendered: &str) -> Result<Vec<u32>> {
+    fn encode(&self, rendered: &str, cancel: &Cancel) -> Result<Vec<u32>> {
         let tokenizer = &self.model.tokenizer;
-        let ids = tokenizer.encode(rendered, false)?;
+        let ids = tokenizer.encode_long(rendered, cancel)?;
         if ids.starts_with(&self.tokens) {
             return Ok(ids);
         }
         let Some(generated) = &self.generated else { return Ok(ids) };
         let Some(rest) = rendered.strip_prefix(&generated.text) else { return Ok(ids) };
-        let rest = tokenizer.encode(rest, false)?;
+        let rest = tokenizer.encode_long(rest, cancel)?;
         // Only where a special token follows is it certain that the two have no token in common.
         match rest.first().is_some_and(|&id| tokenizer.is_special(id)) {
             true => Ok([&generated.tokens[..], &rest].concat()),
@@ -163,14 +164,17 @@ mod tests {
 
         let rest = "<|im_end|>\n<|im_start|>user\nGo on";
         let rendered = format!("{prompt}Ho{rest}");
-        assert_eq!(session.encode(&rendered).unwrap(), [tokens, encode(rest)].concat());
+        assert_eq!(
+            session.encode(&rendered, &Cancel::default()).unwrap(),
+            [tokens, encode(rest)].concat()
+        );
         // Tokens might have merged over the border, or the reply is another.
         for other in [format!("{prompt}Ho, go on"), format!("{prompt}Hm{rest}")] {
-            assert_eq!(session.encode(&other).unwrap(), encode(&other));
+            assert_eq!(session.encode(&other, &Cancel::default()).unwrap(), encode(&other));
         }
         // Tokens that the tokenizer gives too are the tokenizer's.
         session.tokens = encode(prompt);
-        assert_eq!(session.encode(&rendered).unwrap(), encode(&rendered));
+        assert_eq!(session.encode(&rendered, &Cancel::default()).unwrap(), encode(&rendered));
     }
 
     #[test]

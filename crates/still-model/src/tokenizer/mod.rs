@@ -6,6 +6,7 @@
 //! | `gguf` | tokenizers that a GGUF file describes |
 //! | `check` | what is looked at before the library gets a file |
 //! | `guard` | panics of the library, caught |
+//! | `long` | long texts, by all threads, which a flag can stop |
 //! | `stream` | ids decoded one by one |
 //! | `token_bytes` | the bytes that each token stands for |
 
@@ -13,6 +14,7 @@ mod check;
 mod gguf;
 mod guard;
 mod hugging_face;
+mod long;
 mod stream;
 mod token_bytes;
 

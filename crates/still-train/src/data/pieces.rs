@@ -4,7 +4,6 @@
 //! of it is held than the pieces at work.
 
 use std::io::Read;
-use std::ops::Range;
 
 use still_model::Tokenizer;
 
@@ -12,10 +11,8 @@ use crate::error::{Result, TrainError};
 
 /// Long texts are tokenized in pieces of about so many bytes.
 pub(super) const PIECE: usize = 1 << 20;
-/// Bytes on each side of a cut on which it is tried out.
-const AROUND: usize = 256;
-/// Places at which a cut is tried before the piece grows.
-const TRIES: usize = 16;
+/// Bytes beyond the last place of a cut, on which it is tried out.
+const LOOKAHEAD: usize = 512;
 /// Bytes that are read at a time.
 const READ: usize = 1 << 18;
 
@@ -80,12 +77,12 @@ impl<'a> Pieces<'a> {
     ) -> Result<()> {
         let mut first = true;
         loop {
-            let wanted =
-                self.tried + at_a_time.max(1) * self.size + PIECE.min(self.size) + 2 * AROUND;
+            let wanted = self.tried + at_a_time.max(1) * self.size + self.size + LOOKAHEAD;
             while self.text.len() < wanted && !self.at_end {
                 self.fill().map_err(wrong)?;
             }
-            let mut ranges = self.cut()?;
+            let mut ranges =
+                self.tokenizer.cut(&self.text, self.size, &mut self.tried, self.at_end)?;
             let rest = ranges.pop().unwrap_or(0..0);
             let most = self.most.max(self.size);
             if self.tried.saturating_sub(rest.start) > most || (self.at_end && rest.len() > most) {
@@ -127,67 +124,6 @@ impl<'a> Pieces<'a> {
         self.text += &String::from_utf8(valid).map_err(|_| Wrong::NotUtf8(at))?;
         Ok(())
     }
-
-    /// Pieces of what has been read; the last is what no cut was found for yet.
-    fn cut(&mut self) -> Result<Vec<Range<usize>>> {
-        let mut pieces = Vec::new();
-        let mut start = 0;
-        loop {
-            let from = self.tried + self.size;
-            // All that a cut is looked for in, and what it is tried out on.
-            let region = from + PIECE.min(self.size);
-            if from >= self.text.len() || (!self.at_end && region + AROUND > self.text.len()) {
-                break;
-            }
-            self.tried = from;
-            if let Some(cut) = find_cut(&self.text, from..region, self.tokenizer)? {
-                pieces.push(start..cut.start);
-                (start, self.tried) = (cut.end, cut.end);
-            }
-        }
-        pieces.push(start..self.text.len());
-        Ok(pieces)
-    }
-}
-
-/// A place between two words or lines where the ids of the text around are the same with and without a cut. It is empty, or
-/// the space itself: tokenizers that begin every text with a space of their own put one there again.
-///
-/// Tokenizers look no further than a word or two.
-fn find_cut(
-    text: &str,
-    region: Range<usize>,
-    tokenizer: &Tokenizer,
-) -> Result<Option<Range<usize>>> {
-    let bytes = text.as_bytes();
-    let word = |byte: u8| byte.is_ascii_alphabetic() || !byte.is_ascii();
-    let end = region.end.min(bytes.len().saturating_sub(1));
-    let places = (region.start.max(1)..end).filter(|&at| {
-        let (before, after) = (bytes[at - 1], bytes[at + 1]);
-        match bytes[at] {
-            b' ' => word(before) && word(after),
-            b'\n' => word(after),
-            _ => false,
-        }
-    });
-    for at in places.take(TRIES) {
-        let cuts = match bytes[at] {
-            b' ' => [at..at, at..at + 1],
-            _ => [at + 1..at + 1, at..at + 1],
-        };
-        let boundary = |at: &usize| text.is_char_boundary(*at);
-        let first = (at.saturating_sub(AROUND)..=at).find(boundary).unwrap_or(at);
-        let last = (at..=(at + 1 + AROUND).min(text.len())).rev().find(boundary).unwrap_or(at);
-        let together = tokenizer.encode(&text[first..last], false)?;
-        for cut in cuts {
-            let mut apart = tokenizer.encode(&text[first..cut.start], false)?;
-            apart.extend(tokenizer.encode(&text[cut.end..last], false)?);
-            if together == apart {
-                return Ok(Some(cut));
-            }
-        }
-    }
-    Ok(None)
 }
 
 #[cfg(test)]
