@@ -148,7 +148,7 @@ fn a_lane_that_fails_ends_them_all() {
         let mut cache = model.new_cache(1, RowDtype::F32).unwrap();
         let mut ids = ids(1500, 1);
         let refuse = |start: usize, _| match start {
-            512 => Err(ModelError::Invalid("enough".into())),
+            512.. => Err(ModelError::Invalid("enough".into())),
             _ => Ok(()),
         };
         let error = model.read(&ids, &mut cache, refuse).unwrap_err();

@@ -28,8 +28,7 @@ pub(super) fn read(
     each: &EachBlock<'_>,
 ) -> Result<()> {
     let start = cache.position(0);
-    let blocks: Vec<(usize, &[u32])> =
-        ids.chunks(BLOCK).enumerate().map(|(n, ids)| (n * BLOCK, ids)).collect();
+    let blocks = blocks(ids);
     let pools = lanes(blocks.len())?;
     let order = Order::new(cache.layers.len());
     let layers: Vec<_> = cache.layers.iter_mut().map(Mutex::new).collect();
@@ -63,6 +62,24 @@ pub(super) fn read(
             lane.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
     })
+}
+
+/// Where each block begins, and its tokens. Of several the first has half as many: then of two lanes one is half a block behind the
+/// other, and both are done at once. Otherwise the one with the last block would end a layer later, and would have met more keys with
+/// each of its blocks. Blocks do not depend on the number of lanes, so that results do not.
+fn blocks(ids: &[u32]) -> Vec<(usize, &[u32])> {
+    let first = if ids.len() > BLOCK { BLOCK / 2 } else { 0 };
+    let (first, rest) = ids.split_at(first);
+    let rest = rest.chunks(BLOCK);
+    let mut at = 0;
+    let blocks = std::iter::once(first).filter(|first| !first.is_empty()).chain(rest);
+    blocks
+        .map(|ids| {
+            let start = at;
+            at += ids.len();
+            (start, ids)
+        })
+        .collect()
 }
 
 /// Why a block did not come through.
@@ -188,5 +205,38 @@ struct FailOnDrop<'a>(&'a Order);
 impl Drop for FailOnDrop<'_> {
     fn drop(&mut self) {
         self.0.change(|next| next.failed = true);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_are_all_tokens_in_order() {
+        let ids: Vec<u32> = (0..1000).collect();
+        for n in [0, 1, BLOCK, BLOCK + 1, 2 * BLOCK, 1000] {
+            let mut next = 0;
+            for (at, tokens) in blocks(&ids[..n]) {
+                assert!(at == next && (1..=BLOCK).contains(&tokens.len()), "{n}");
+                assert_eq!(tokens, &ids[at..at + tokens.len()]);
+                next += tokens.len();
+            }
+            assert_eq!(next, n);
+        }
+    }
+
+    #[test]
+    fn two_lanes_have_as_many_tokens_and_as_many_before_them() {
+        let ids = vec![0; 30 * BLOCK];
+        let blocks = blocks(&ids);
+        let work = |lane: usize| {
+            blocks.iter().skip(lane).step_by(2).fold((0, 0), |(tokens, pairs), (at, ids)| {
+                (tokens + ids.len(), pairs + ids.len() * (2 * at + ids.len()) / 2)
+            })
+        };
+        assert_eq!(work(0).0, work(1).0);
+        // Half a block's square apart; of whole blocks it would be 15 squares.
+        assert!(work(0).1.abs_diff(work(1).1) <= BLOCK * BLOCK / 2, "{:?}, {:?}", work(0), work(1));
     }
 }
