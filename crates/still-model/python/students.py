@@ -50,6 +50,7 @@ STUDENTS = {
             "phi3_plain",
             "gemma3_text",
             "gemma3_text_scaled",
+            "gemma",
         )
     },
     "uniform": ("qwen3", 600, [2], {"chunk": 16}),

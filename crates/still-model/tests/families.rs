@@ -18,7 +18,7 @@ use still_model::{
 };
 use still_testing::{relative_rms, uniform};
 
-const FAMILIES: [&str; 11] = [
+const FAMILIES: [&str; 12] = [
     "llama",
     "mistral",
     "qwen2",
@@ -30,6 +30,7 @@ const FAMILIES: [&str; 11] = [
     "phi3_plain",
     "gemma3_text",
     "gemma3_text_scaled",
+    "gemma",
 ];
 
 /// What the frequencies of the family "llama" are divided by, in a GGUF file as llama.cpp's converter writes it.
@@ -205,7 +206,7 @@ fn write_tensors(
                 _ => None,
             };
             let tensor = heads.map_or(tensor.clone(), |heads| interleaved(&tensor, heads));
-            let tensor = match architecture == "gemma3" && name.ends_with("norm.weight") {
+            let tensor = match architecture.starts_with("gemma") && name.ends_with("norm.weight") {
                 true => (tensor + 1.0).unwrap(),
                 false => tensor,
             };
@@ -587,12 +588,12 @@ fn what_is_not_supported_is_named_with_what_is() {
     assert!(error.to_string().contains("\"mamba\""), "{error}");
     assert_eq!(
         error.hint().unwrap(),
-        "supported architectures: llama, mistral, qwen2, qwen3, phi3, gemma3_text"
+        "supported architectures: llama, mistral, qwen2, qwen3, phi3, gemma3_text, gemma"
     );
     // llama.cpp calls a Mistral "llama", so nobody knows how a "mistral" orders its rows.
     let error = Architecture::from_gguf("mistral").unwrap_err();
     assert!(
-        error.hint().unwrap().contains("llama (Mistral too), qwen2, qwen3, phi3, gemma3"),
+        error.hint().unwrap().contains("llama (Mistral too), qwen2, qwen3, phi3, gemma3, gemma"),
         "{error}"
     );
     for (family, key) in [
@@ -753,10 +754,33 @@ fn gemmas_configuration() {
     assert!(error.to_string().contains("layer 5: 0 budgets"), "{error}");
 }
 
+/// The first releases' files say "gelu" of the tanh form, which they were trained with; transformers reads it so.
+#[test]
+fn the_first_gemmas_gelu_is_the_tanh_form() {
+    let text = std::fs::read_to_string(data("gemma").join("config.json")).unwrap();
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let read = |key: &str, name: serde_json::Value| {
+        let mut json = json.clone();
+        json[key] = name;
+        ModelConfig::from_hf_json(&json)
+    };
+    let config = ModelConfig::from_hf_json(&json).unwrap();
+    for (key, name) in [
+        ("hidden_act", json!("gelu")),
+        ("hidden_activation", json!(null)),
+        ("hidden_activation", json!("gelu_pytorch_tanh")),
+    ] {
+        assert_eq!(read(key, name).unwrap(), config);
+    }
+    assert_eq!(config.to_hf_json()["hidden_act"], "gelu_pytorch_tanh");
+    let error = read("hidden_act", json!("silu")).unwrap_err();
+    assert!(error.to_string().contains("\"silu\""), "{error}");
+}
+
 /// Sequences of different lengths in one batch, padded, then token by token: each as if it were alone.
 #[test]
 fn a_batch_of_different_lengths_is_its_sequences() {
-    for family in ["gemma3_text", "gemma3_text_scaled", "phi3", "qwen3"] {
+    for family in ["gemma3_text", "gemma3_text_scaled", "gemma", "phi3", "qwen3"] {
         let teacher = model(family);
         let (ids, _) = expected(family);
         let config = teacher.config();

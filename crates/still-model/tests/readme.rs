@@ -88,6 +88,8 @@ fn family(name: &str) -> Result<()> {
         _ => tiny_config().to_hf_json(),
     };
     json["model_type"] = json!(name);
+    // Each has an activation of its own.
+    json.as_object_mut().unwrap().remove("hidden_act");
     if name != "gemma3_text" {
         json["sliding_window"] = Value::Null;
     }

@@ -115,7 +115,7 @@ def test_losses_are_those_of_still_linearize(trained, operator, base, base_path,
 MODELS = Path(__file__).parents[2] / "still-model"
 
 
-@pytest.mark.parametrize("family", ["llama_biased", "mistral", "qwen2", "qwen3", "phi3", "phi3_plain", "gemma3_text_scaled"])
+@pytest.mark.parametrize("family", ["llama_biased", "mistral", "qwen2", "qwen3", "phi3", "phi3_plain", "gemma3_text_scaled", "gemma"])
 def test_families_are_those_of_still(family, base_path, tmp_path, monkeypatch):
     if family == "phi3" and int(transformers.__version__.split(".")[0]) < 5:
         pytest.skip("transformers 4 reads its long rotation in other words")

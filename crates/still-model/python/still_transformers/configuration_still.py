@@ -18,7 +18,7 @@ except ImportError:  # transformers 4
 FORMAT = 1
 """The newest form of a student that this file knows (`still_format`)."""
 
-BASES = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma3_text")
+BASES = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma3_text", "gemma")
 """`model_type` of the base models that can have students."""
 
 ATTENTION = {

@@ -50,7 +50,7 @@ const POST_NORMS: [(&str, &str); 3] = [
 fn family_rows(architecture: Architecture) -> &'static [(&'static str, &'static str)] {
     match architecture {
         Architecture::Llama | Architecture::Mistral => &[],
-        Architecture::Qwen2 | Architecture::Qwen3 => &[],
+        Architecture::Qwen2 | Architecture::Qwen3 | Architecture::Gemma => &[],
         Architecture::Phi3 => &FUSED,
         Architecture::Gemma3 => &POST_NORMS,
     }

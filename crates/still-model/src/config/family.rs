@@ -21,6 +21,8 @@ pub enum Architecture {
     Phi3,
     /// Gemma 3, its text models: layers with a sliding window among those with full attention, which alone are linearized.
     Gemma3,
+    /// Gemma, the first: Llama with GELU, scaled embeddings and norms stored less one.
+    Gemma,
 }
 
 /// Which projections have biases.
@@ -85,14 +87,18 @@ pub(crate) struct Family {
     /// Whether `partial_rotary_factor` decides how much of each head is rotated; other families rotate all of it.
     pub partial_rotation: bool,
     pub activation: Activation,
+    /// The key that Hugging Face's configurations have the activation under.
+    pub activation_key: &'static str,
+    /// The activation's names there, the usual one first.
+    pub activation_names: &'static [&'static str],
     /// What is added to the weights of norms in Hugging Face's files; llama.cpp's have the sum.
     pub norm_offset: f64,
     /// Whether attention and MLP have a norm on what they give, too.
     pub post_norms: bool,
     /// Whether embeddings are multiplied by the root of the hidden size.
     pub scaled_embeddings: bool,
-    /// Whether there are kernels for it on CUDA.
-    pub on_cuda: bool,
+    /// What it has that no kernel on CUDA computes.
+    pub missing_on_cuda: Option<&'static str>,
 }
 
 const LLAMA: Family = Family {
@@ -113,10 +119,12 @@ const LLAMA: Family = Family {
     qk_norm: false,
     partial_rotation: false,
     activation: Activation::Silu,
+    activation_key: "hidden_act",
+    activation_names: &["silu", "swish"],
     norm_offset: 0.0,
     post_norms: false,
     scaled_embeddings: false,
-    on_cuda: true,
+    missing_on_cuda: None,
 };
 
 const MISTRAL: Family = Family {
@@ -182,30 +190,35 @@ const GEMMA3: Family = Family {
     window: WindowKey::Pattern { window: 4096, period: 6 },
     qk_norm: true,
     activation: Activation::GeluTanh,
+    activation_key: "hidden_activation",
+    activation_names: &["gelu_pytorch_tanh"],
     norm_offset: 1.0,
     post_norms: true,
     scaled_embeddings: true,
-    on_cuda: false,
+    missing_on_cuda: Some("sliding windows"),
+    ..LLAMA
+};
+
+const GEMMA: Family = Family {
+    model_type: "gemma",
+    class_name: "GemmaForCausalLM",
+    gguf_name: Some("gemma"),
+    interleaved_in_gguf: false,
+    max_position_embeddings: 8192,
+    num_key_value_heads: Some(16),
+    head_dim: Some(256),
+    tie_word_embeddings: true,
+    biased: Biased::Attention,
+    activation: Activation::GeluTanh,
+    // The first releases' files say "gelu", and mean the tanh form.
+    activation_names: &["gelu_pytorch_tanh", "gelu"],
+    norm_offset: 1.0,
+    scaled_embeddings: true,
+    missing_on_cuda: Some("GELU"),
     ..LLAMA
 };
 
 impl Family {
-    /// The activation's names in Hugging Face's configurations, the usual one first.
-    pub fn activation_names(&self) -> &'static [&'static str] {
-        match self.activation {
-            Activation::Silu => &["silu", "swish"],
-            Activation::GeluTanh => &["gelu_pytorch_tanh"],
-        }
-    }
-
-    /// The key that Hugging Face's configurations have the activation under.
-    pub fn activation_key(&self) -> &'static str {
-        match self.activation {
-            Activation::Silu => "hidden_act",
-            Activation::GeluTanh => "hidden_activation",
-        }
-    }
-
     /// The norm before the MLP, where the other name is that of a norm after the attention.
     pub fn mlp_norm(&self) -> &'static str {
         match self.post_norms {
@@ -217,8 +230,15 @@ impl Family {
 
 impl Architecture {
     /// Every family.
-    pub const ALL: [Self; 6] =
-        [Self::Llama, Self::Mistral, Self::Qwen2, Self::Qwen3, Self::Phi3, Self::Gemma3];
+    pub const ALL: [Self; 7] = [
+        Self::Llama,
+        Self::Mistral,
+        Self::Qwen2,
+        Self::Qwen3,
+        Self::Phi3,
+        Self::Gemma3,
+        Self::Gemma,
+    ];
 
     pub(crate) fn family(self) -> &'static Family {
         match self {
@@ -228,6 +248,7 @@ impl Architecture {
             Self::Qwen3 => &QWEN3,
             Self::Phi3 => &PHI3,
             Self::Gemma3 => &GEMMA3,
+            Self::Gemma => &GEMMA,
         }
     }
 

@@ -108,7 +108,7 @@ impl ModelConfig {
         let mut json = json!({
             "architectures": [family.class_name],
             "model_type": family.model_type,
-            family.activation_key(): family.activation_names()[0],
+            family.activation_key: family.activation_names[0],
             "hidden_size": self.hidden_size,
             "intermediate_size": self.intermediate_size,
             "num_hidden_layers": self.num_hidden_layers,
@@ -182,7 +182,7 @@ fn query_scalar(
 
 /// An error for another activation than the family's, under either of its keys.
 fn refuse_activation(table: &Table<'_>, architecture: Architecture) -> Result<()> {
-    let known = architecture.family().activation_names();
+    let known = architecture.family().activation_names;
     for key in ["hidden_act", "hidden_activation"] {
         if let Some(name) = table.text(key)?
             && !known.contains(&name)

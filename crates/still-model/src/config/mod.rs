@@ -111,11 +111,12 @@ impl ModelConfig {
 
     /// Checks that the device has kernels for the family and for the scale of its logits.
     pub(crate) fn check_device(&self, place: DeviceLocation) -> Result<()> {
-        let missing = match (self.architecture.family().on_cuda, self.query_pre_attn_scalar) {
+        let family = self.architecture.family();
+        let missing = match (family.missing_on_cuda, self.query_pre_attn_scalar) {
             _ if place == DeviceLocation::Cpu => return Ok(()),
-            (true, None) => return Ok(()),
-            (true, Some(scalar)) => format!("queries scaled by the root of {scalar}"),
-            (false, _) => "sliding windows".to_owned(),
+            (None, None) => return Ok(()),
+            (None, Some(scalar)) => format!("queries scaled by the root of {scalar}"),
+            (Some(missing), _) => missing.to_owned(),
         };
         Err(ModelError::Unsupported {
             what: format!(
@@ -268,6 +269,9 @@ mod tests {
             "{told}"
         );
         assert_eq!(refused.hint(), Some("run it on the CPU: --device cpu".into()));
+        let gemma = ModelConfig { architecture: Architecture::Gemma, ..tiny_config() };
+        let told = gemma.check_device(cuda).unwrap_err().to_string();
+        assert!(told.contains("a gemma model on CUDA (no kernels for GELU)"), "{told}");
         let scaled = ModelConfig { query_pre_attn_scalar: Some(168.0), ..tiny_config() };
         scaled.check_device(DeviceLocation::Cpu).unwrap();
         let told = scaled.check_device(cuda).unwrap_err().to_string();

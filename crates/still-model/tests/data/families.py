@@ -163,6 +163,16 @@ FAMILIES = {
             sliding_attention=dict(rope_type="default", rope_theta=10000.0),
         ),
     ),
+    # GELU, scaled embeddings, norms stored less one, heads twice as wide together as the hidden size.
+    "gemma": dict(
+        hidden_size=16,
+        intermediate_size=24,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        head_dim=8,
+        tie_word_embeddings=True,
+        rope_parameters=dict(rope_type="default", rope_theta=10000.0),
+    ),
 }
 
 # What is read, where it is not random ids: a vocabulary and a text of tokenizers/, whose ids the model's own tokenizer gave.

@@ -133,7 +133,7 @@ fn metadata_of_the_wrong_type_or_range_names_its_key() {
     }
     refused(&Gguf::tiny().with("llama.attention.head_count_kv", u32(4)), "num_key_value_heads 4");
     refused(&Gguf::tiny().with("llama.attention.causal", flag(2)), "llama.attention.causal");
-    for name in ["gemma", "mistral", ""] {
+    for name in ["gemma2", "mistral", ""] {
         refused(&Gguf::tiny().with("general.architecture", text(name)), "architecture \"");
     }
 }

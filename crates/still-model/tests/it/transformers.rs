@@ -100,7 +100,7 @@ fn recorded() -> Vec<Recorded> {
     let files = data().join("students").read_dir().unwrap();
     let mut files: Vec<PathBuf> = files.map(|file| file.unwrap().path()).collect();
     files.sort();
-    assert!(files.len() >= 26, "{} students", files.len());
+    assert!(files.len() >= 27, "{} students", files.len());
     files.iter().map(|path| Recorded::open(path)).collect()
 }
 
