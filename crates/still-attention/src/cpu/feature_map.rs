@@ -100,31 +100,38 @@ pub(crate) fn map_rows_backward<T: Real>(
             }
         },
     );
-    if let FeatureMap::NpMap { .. } = map {
-        // u = ‖x‖ g, g = f/‖f‖: du/d‖x‖ = g; df = (‖x‖/‖f‖)(du − g (g·du)), the last term only above the clamp.
-        let mut f = vec![T::nan(); rows * feature_dim];
-        matmul((rows, feature_dim, head_dim), &mut f, feature_dim, false, x, w);
-        T::vectorize(
-            #[inline(always)]
-            || {
-                for i in 0..rows {
-                    let f = &mut f[i * feature_dim..(i + 1) * feature_dim];
-                    let du = &mut df[i * feature_dim..(i + 1) * feature_dim];
-                    let x = &x.data[i * x.row_stride..i * x.row_stride + head_dim];
-                    let (x_norm, f_norm) = (vector::dot(x, x).sqrt(), norm(f));
-                    let clamped = f_norm <= T::of(MIN_NORM);
-                    f.iter_mut().for_each(|f| *f /= f_norm);
-                    let along = vector::dot(f, du);
-                    let radial = if clamped { T::zero() } else { along };
-                    for (du, &g) in du.iter_mut().zip(f.iter()) {
-                        *du = x_norm / f_norm * (*du - g * radial);
+    match map {
+        FeatureMap::Softmax => {}
+        FeatureMap::NpMap { .. } => {
+            // u = ‖x‖ g, g = f/‖f‖: du/d‖x‖ = g; df = (‖x‖/‖f‖)(du − g (g·du)), the last term only above the clamp.
+            let mut f = vec![T::nan(); rows * feature_dim];
+            matmul((rows, feature_dim, head_dim), &mut f, feature_dim, false, x, w);
+            T::vectorize(
+                #[inline(always)]
+                || {
+                    for i in 0..rows {
+                        let f = &mut f[i * feature_dim..(i + 1) * feature_dim];
+                        let du = &mut df[i * feature_dim..(i + 1) * feature_dim];
+                        let x = &x.data[i * x.row_stride..i * x.row_stride + head_dim];
+                        let (x_norm, f_norm) = (vector::dot(x, x).sqrt(), norm(f));
+                        let clamped = f_norm <= T::of(MIN_NORM);
+                        f.iter_mut().for_each(|f| *f /= f_norm);
+                        let along = vector::dot(f, du);
+                        let radial = if clamped { T::zero() } else { along };
+                        for (du, &g) in du.iter_mut().zip(f.iter()) {
+                            *du = x_norm / f_norm * (*du - g * radial);
+                        }
+                        if let (Some(dx), true) = (&mut dx, x_norm > T::zero()) {
+                            vector::axpy(
+                                &mut dx[i * head_dim..(i + 1) * head_dim],
+                                along / x_norm,
+                                x,
+                            );
+                        }
                     }
-                    if let (Some(dx), true) = (&mut dx, x_norm > T::zero()) {
-                        vector::axpy(&mut dx[i * head_dim..(i + 1) * head_dim], along / x_norm, x);
-                    }
-                }
-            },
-        );
+                },
+            );
+        }
     }
     let df = Mat::rows(&df, feature_dim);
     if let Some(dx) = dx {

@@ -146,7 +146,10 @@ pub(super) fn score_of<'a, T: Real>(
             by_head.copied().sum::<T>() / T::of(input.q.len() as f64)
         }
         // Sums that later queries add to, and scores of the time of retirement.
-        None => T::zero(),
+        None if matches!(input.router, Router::ReceivedAttention | Router::SelfRecall) => T::zero(),
+        None => {
+            unreachable!("score_of in cpu/forward.rs gives no score of {}", input.router.name())
+        }
     }
 }
 

@@ -38,8 +38,11 @@ impl Cursor {
 /// What the kernels are told of a configuration besides shapes.
 pub(super) fn flags(config: &HybridConfig) -> i32 {
     let Branches { window, salient, linear } = config.branches;
-    [
-        (config.feature_map == FeatureMap::Softmax, STILL_SOFTMAX_MAP),
+    let map = match config.feature_map {
+        FeatureMap::NpMap { .. } => 0,
+        FeatureMap::Softmax => STILL_SOFTMAX_MAP,
+    };
+    let switches: i32 = [
         (config.linear_norm == LinearNorm::Sum, STILL_SUM),
         (!window, STILL_NO_WINDOW),
         (!salient, STILL_NO_SALIENT),
@@ -47,7 +50,8 @@ pub(super) fn flags(config: &HybridConfig) -> i32 {
     ]
     .into_iter()
     .map(|(holds, flag)| if holds { flag } else { 0 })
-    .sum()
+    .sum();
+    map + switches
 }
 
 /// A router as the kernels know it.

@@ -44,7 +44,10 @@ impl Mapped {
 
 /// The rows whose length `u` has, if it has.
 fn lengths_of(map: FeatureMap, x: &Tensor) -> Option<&Tensor> {
-    matches!(map, FeatureMap::NpMap { .. }).then_some(x)
+    match map {
+        FeatureMap::NpMap { .. } => Some(x),
+        FeatureMap::Softmax => None,
+    }
 }
 
 /// The kernels where there are some, else tensor ops.
