@@ -161,6 +161,8 @@ class FeatureMap(nn.Module):
 
     def __init__(self, kind, heads, head_dim, features, householder):
         super().__init__()
+        if kind not in ("np_map", "softmax"):
+            raise ValueError(f"this code has no feature map {kind!r}: it has np_map and softmax")
         self.norm_preserving = kind == "np_map"
         self.mlp = nn.Module()
         self.mlp.linears = nn.ModuleList(nn.Linear(head_dim, features, bias=False) for _ in range(heads))
@@ -624,7 +626,9 @@ class HybridOperator(Operator):
         if self.router == "random":
             head = torch.tensor(heads, device=position.device)[:, None]
             return random_score(self.router_options["seed"], self.layer, head, position).to(score.dtype)
-        return score
+        if self.router in ("self_saliency", "none"):
+            return score
+        raise ValueError(f"this code has no router {self.router!r}")
 
     def absorb(self, state, heads, rows, absorbed):
         """Adds the tokens of `absorbed` [B, heads, M] to the linear state."""
